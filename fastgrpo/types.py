@@ -1,0 +1,124 @@
+"""The nouns of the engine, each once. Shapes are written in names: T tokens of a packed batch, S sequences, N loss tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import torch
+from fastgrpo_sandbox import Tests
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """One coding query.
+
+    `prompt` is all that the policy and the workers see. `solution` (a complete canonical program) and `hidden_tests`
+    are secrets of the host: they never enter a jail that runs policy code, nor a worker's messages.
+    `difficulty` in [0, 1] is the problem's rank in its dataset (see `data.measure_difficulty`), 1 the hardest.
+    """
+
+    id: str
+    prompt: str
+    entry_point: str
+    solution: str
+    public_tests: Tests
+    hidden_tests: Tests
+    difficulty: float = 0.5
+
+
+class WorkerCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One operator's question to a worker, as accounted: tokens, US dollars and seconds."""
+
+    operator: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    seconds: float
+
+
+ExecutionStatus = Literal["ok", "invalid", "failed", "timeout", "memory", "output_limit", "killed", "infrastructure"]
+
+
+class Execution(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one completion: parsed, run in a jail, its solution scored on the hidden tests.
+
+    `status` "invalid" is a completion without a well-formed workflow; "infrastructure" a failure of ours (jail,
+    worker), which is left out of the group's baseline and never scored 0. `pass_rate` in [0, 1] is the share of the
+    hidden tests passed; `feedback` holds public-test results only and may be shown to the policy.
+    """
+
+    status: ExecutionStatus
+    workflow: str = ""
+    solution: str = ""
+    pass_rate: float = 0.0
+    public_pass_rate: float = 0.0
+    complexity: float = 0.0
+    feedback: str = ""
+    error: str = ""
+    calls: tuple[WorkerCall, ...] = ()
+    seconds: float = 0.0
+
+
+class RewardTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """The reward and its weighted terms: `total = performance - complexity + diversity - format`."""
+
+    total: float
+    performance: float
+    complexity: float
+    diversity: float
+    format: float
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One sampled trajectory: prompt, completion and, with several rounds, feedback and further completions.
+
+    `token_ids`, `loss_mask` and `logprobs` have one entry for each token; `loss_mask` is 1 where the policy wrote the
+    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `executions` has one entry for each round.
+    """
+
+    token_ids: list[int]
+    loss_mask: list[int]
+    logprobs: list[float]
+    completions: list[str]
+    executions: list[Any]
+    truncated: bool = False
+    reward: RewardTerms | None = None
+
+    @property
+    def infrastructure(self) -> bool:
+        """True where our own failure, not the policy's, ended the rollout: it carries no reward."""
+        return self.reward is None
+
+
+@dataclass(slots=True)
+class Group:
+    """The rollouts of one problem: the baseline of GRPO's advantage (DeepSeekMath, arXiv 2402.03300, eq. 3)."""
+
+    problem: Any
+    rollouts: list[Rollout]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Sequences packed without padding into one row of T tokens, of which N are loss tokens.
+
+    input_ids_T, position_ids_T: int64; cu_seqlens_S: int32, S+1 boundaries; max_seqlen: tokens of the longest.
+    loss_index_N: positions whose hidden state predicts a loss token; targets_N: that token;
+    sequence_N: index of the token's sequence in the whole step; the rest are fp32 [N]: advantage, normaliser weight,
+    and logprobs under the sampling policy (vLLM), the old policy (trainer) and the reference.
+    """
+
+    input_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    cu_seqlens_S: torch.Tensor
+    max_seqlen: int
+    loss_index_N: torch.Tensor
+    targets_N: torch.Tensor
+    sequence_N: torch.Tensor
+    advantages_N: torch.Tensor
+    weights_N: torch.Tensor
+    sampled_logprobs_N: torch.Tensor
+    old_logprobs_N: torch.Tensor | None = None
+    ref_logprobs_N: torch.Tensor | None = None
