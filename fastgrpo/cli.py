@@ -1,0 +1,89 @@
+"""The command line all programs share: `--config FILE`, `--section.key VALUE`, `--resume`, `--dry-run`, `--help`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fastgrpo.config import KEYS, SECTIONS, Config, checked, choices_of, layered, read_toml, resolve
+from fastgrpo.errors import UserError
+
+FLAGS = {
+    "--config FILE": "read this TOML file first",
+    "--model PATH": "short for --model.path",
+    "--resume": "continue the run from its last checkpoint, with its own configuration",
+    "--dry-run": "print the resolved plan and exit",
+    "--help": "this text",
+}
+
+
+class CommandLine(NamedTuple):
+    """A parsed command line: the resolved configuration, flags, and the program's own positional arguments."""
+
+    config: Config
+    resume: bool
+    dry_run: bool
+    arguments: tuple[str, ...]
+
+
+def parse(arguments: Sequence[str], *, program: str, positional: str = "") -> CommandLine:
+    """Read a command line: `--config FILE`, `--section.key VALUE`, flags; with `--resume` the run's own configuration.
+
+    `positional` names what the program takes besides (shown by `--help`); empty = nothing. Exits 0 after `--help`.
+    Raises `UserError` for anything it does not know.
+    """
+    options, flags, rest = _split(arguments)
+    if "--help" in flags:
+        print(usage(program, positional))
+        raise SystemExit(0)
+    if rest and not positional:
+        raise UserError(f"unexpected argument {rest[0]!r}: keys are set as --section.key VALUE; --help lists them")
+    file = options.pop("config", None)
+    overrides = checked(options, source="command line", strict=False)
+    values = read_toml(Path(file)) if file is not None else {}
+    config = resolve(layered(values, overrides))
+    if "--resume" in flags and file is None:
+        saved = config.folder / "config.toml"
+        if not saved.exists():
+            raise UserError(f"nothing to resume: {saved} does not exist; check --name, or leave --resume out")
+        config = resolve(layered(read_toml(saved), overrides))
+    return CommandLine(config, "--resume" in flags, "--dry-run" in flags, tuple(rest))
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], set[str], list[str]]:
+    """`--key VALUE` and `--key=VALUE`, flags without a value, and the rest."""
+    options, flags, rest = {}, set(), []
+    remaining = list(arguments)
+    while remaining:
+        word = remaining.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word in ("--resume", "--dry-run", "--help", "-h"):
+            flags.add("--help" if word == "-h" else word)
+        elif not word.startswith("--"):
+            rest.append(word)
+        elif equals or remaining:
+            key = {"model": "model.path"}.get(name, name).replace("-", "_")
+            options[key] = value if equals else remaining.pop(0)
+        else:
+            raise UserError(f"command line: {word} needs a value")
+    return options, flags, rest
+
+
+def usage(program: str, positional: str = "") -> str:
+    """The `--help` text: flags, then every key with its choices, default and meaning."""
+    lines = [
+        f"usage: python -m {program} {positional} [--config FILE] [--section.key VALUE ...]".replace("  ", " "),
+        "",
+    ]
+    lines += [f"  {flag:<15} {text}" for flag, text in FLAGS.items()]
+    sections = {"": "Run"} | {name: (type(getattr(Config(), name)).__doc__ or "").rstrip(".") for name in SECTIONS}
+    for section, title in sections.items():
+        lines += ["", f"{title}:"]
+        for key in KEYS.values():
+            if key.name.rpartition(".")[0] == section:
+                default = json.dumps(key.default)
+                choices = f" ({choices})" if (choices := choices_of(key)) else ""
+                lines.append(f"  --{key.name:<31} {default:<15} {key.help}{choices}")
+    return "\n".join(lines)

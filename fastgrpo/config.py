@@ -1,0 +1,333 @@
+"""The one configuration: nested frozen structs, TOML file, command line. Unknown key or wrong type = one sentence.
+
+Every key is declared once: type, default, bounds and help line together. Defaults are those of the CPU demo.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fastgrpo.errors import UserError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
+Ratio = Literal["token", "sequence", "cispo"]
+Normaliser = Literal["token", "sequence", "constant"]
+Advantage = Literal["grpo", "dr_grpo", "rloo"]
+
+# What each name in the literature means in our two orthogonal choices (ratio x normaliser), its advantage and clips.
+LOSS_PRESETS: dict[str, dict[str, Any]] = {
+    # DeepSeekMath, arXiv 2402.03300, eq. 3: mean over each answer's tokens, then over answers.
+    "grpo": {"ratio": "token", "normaliser": "sequence", "advantage": "grpo", "clip_low": 0.2, "clip_high": 0.2},
+    # Dr. GRPO, arXiv 2503.20783: no division by the group's deviation, nor by the answer's length.
+    "dr_grpo": {"ratio": "token", "normaliser": "constant", "advantage": "dr_grpo", "clip_low": 0.2, "clip_high": 0.2},
+    # DAPO, arXiv 2503.14476: mean over all tokens, clip-higher.
+    "dapo": {"ratio": "token", "normaliser": "token", "advantage": "grpo", "clip_low": 0.2, "clip_high": 0.28},
+    # GSPO, arXiv 2507.18071: length-normalised sequence ratio, so clips are far tighter.
+    "gspo": {"ratio": "sequence", "normaliser": "sequence", "advantage": "grpo", "clip_low": 3e-4, "clip_high": 4e-4},
+    # CISPO, arXiv 2506.13585: the ratio is clipped as a constant weight; clip_low 1.0 = no lower bound.
+    "cispo": {"ratio": "cispo", "normaliser": "token", "advantage": "grpo", "clip_low": 1.0, "clip_high": 4.0},
+}
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration file."""
+
+
+class Data(Section, frozen=True):
+    """Problems."""
+
+    dataset: Annotated[str, Meta(description="humaneval, or the path of a JSONL file of your own problems")] = (
+        "humaneval"
+    )
+    held_out: Annotated[int, Meta(ge=0, description="problems kept for evaluation, never trained on")] = 44
+
+
+class Model(Section, frozen=True):
+    """The policy."""
+
+    path: Annotated[str, Meta(description="Hugging Face causal LM folder; empty = the embedded tiny model")] = ""
+    gradient_checkpointing: Annotated[bool, Meta(description="recompute layers in backward: less memory")] = False
+
+
+class Engine(Section, frozen=True):
+    """vLLM, colocated in the training process."""
+
+    dtype: Annotated[Dtype, Meta(description="weights in vLLM and in the trainer; auto = bfloat16 on a GPU")] = "auto"
+    max_model_len: Annotated[int, Meta(ge=16, description="tokens of prompt + completions")] = 2048
+    max_num_seqs: Annotated[int, Meta(ge=1, description="sequences decoded together")] = 64
+    gpu_memory_utilization: Annotated[
+        float, Meta(gt=0, le=1, description="share of the GPU's memory for vLLM (weights + KV cache)")
+    ] = 0.5
+    kv_cache_gb: Annotated[float, Meta(gt=0, description="KV cache without a GPU, GiB")] = 1.0
+    enforce_eager: Annotated[bool, Meta(description="no CUDA graphs, no compilation")] = True
+    parity_threshold: Annotated[
+        float, Meta(gt=0, description="stop above this mean |logprob difference| vLLM - trainer, nats")
+    ] = 0.15
+
+
+class Workers(Section, frozen=True):
+    """Who answers the operators."""
+
+    kind: Annotated[Literal["simulated", "openai"], Meta(description="simulated needs no network")] = "simulated"
+    base_url: Annotated[str, Meta(description="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")] = ""
+    model: Annotated[str, Meta(description="model name at the endpoint")] = ""
+    api_key_env: Annotated[str, Meta(description="environment variable that holds the endpoint's key")] = (
+        "OPENAI_API_KEY"
+    )
+    concurrency: Annotated[int, Meta(ge=1, description="requests in flight at once")] = 64
+    timeout_s: Annotated[float, Meta(gt=0, description="deadline of one request, seconds")] = 60.0
+    retries: Annotated[int, Meta(ge=0, description="further attempts after a failed request")] = 4
+    temperature: Annotated[float, Meta(ge=0, description="sampling temperature of the workers")] = 0.7
+    max_tokens: Annotated[int, Meta(ge=1, description="longest answer of a worker, tokens")] = 2048
+    prompt_price: Annotated[float, Meta(ge=0, description="US dollars for a million prompt tokens")] = 0.0
+    completion_price: Annotated[float, Meta(ge=0, description="US dollars for a million completion tokens")] = 0.0
+    cache_dir: Annotated[str, Meta(description="folder of cached answers; empty = no cache")] = ""
+    latency_scale: Annotated[float, Meta(ge=0, description="simulated seconds of waiting, times this")] = 0.0
+
+
+class Sandbox(Section, frozen=True):
+    """Jails that run untrusted code."""
+
+    cells: Annotated[int, Meta(ge=0, description="jails at once; 0 = chosen from the CPU count")] = 0
+    wall_s: Annotated[float, Meta(gt=0, description="deadline of one execution, seconds")] = 10.0
+    cpu_s: Annotated[float, Meta(gt=0, description="CPU seconds of one execution")] = 10.0
+    memory_mb: Annotated[int, Meta(ge=32, description="memory of one jail, MiB")] = 512
+    processes: Annotated[int, Meta(ge=1, description="processes and threads of one jail")] = 32
+    output_bytes: Annotated[int, Meta(ge=1024, description="stdout + stderr kept before the jail is stopped")] = 65536
+
+
+class Reward(Section, frozen=True):
+    """Weights of the reward's terms: performance - complexity + diversity - format."""
+
+    performance: Annotated[float, Meta(ge=0, description="share of hidden tests passed")] = 1.0
+    complexity: Annotated[float, Meta(ge=0, description="normalised AST complexity of the workflow")] = 0.3
+    diversity: Annotated[float, Meta(ge=0, description="distinctness within the group")] = 0.05
+    format: Annotated[float, Meta(ge=0, description="penalty of a completion without a valid workflow")] = 0.5
+
+
+class Sft(Section, frozen=True):
+    """Stage 1: distillation of a teacher, then supervised fine-tuning."""
+
+    teacher: Annotated[Literal["scripted", "openai"], Meta(description="openai = the workers' endpoint")] = "scripted"
+    teacher_samples: Annotated[int, Meta(ge=1, description="trajectories for each problem")] = 8
+    rounds: Annotated[int, Meta(ge=1, description="workflows a trajectory: each sees the last one's feedback")] = 1
+    epochs: Annotated[int, Meta(ge=0, description="passes over the trajectories; 0 = no warm start")] = 3
+    lr: Annotated[float, Meta(gt=0, description="peak learning rate")] = 1e-3
+    batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one optimizer step")] = 8192
+
+
+class Grpo(Section, frozen=True):
+    """Stage 2: reinforcement learning."""
+
+    steps: Annotated[int, Meta(ge=0, description="optimizer steps on fresh rollouts")] = 40
+    prompts_per_step: Annotated[int, Meta(ge=1, description="problems (groups) a step")] = 16
+    group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
+    rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
+    max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 512
+    temperature: Annotated[float, Meta(gt=0, description="sampling temperature")] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1, description="nucleus sampling; 1 = off")] = 1.0
+    lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 3e-4
+    beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the mean")] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the variance")] = 0.95
+    weight_decay: Annotated[float, Meta(ge=0, description="decoupled weight decay")] = 0.0
+    max_grad_norm: Annotated[float, Meta(gt=0, description="clip the gradient's global norm")] = 1.0
+    loss: Annotated[LossName, Meta(description="sets the next five where they are not set themselves")] = "dapo"
+    ratio: Annotated[Ratio, Meta(description="importance ratio: of a token, a sequence, or CISPO's weight")] = "token"
+    normaliser: Annotated[Normaliser, Meta(description="mean over tokens, over sequences, or a constant")] = "token"
+    advantage: Annotated[Advantage, Meta(description="baseline: group mean and deviation, mean, leave-one-out")] = (
+        "grpo"
+    )
+    clip_low: Annotated[float, Meta(ge=0, description="ratio is clipped below 1 - this")] = 0.2
+    clip_high: Annotated[float, Meta(ge=0, description="ratio is clipped above 1 + this")] = 0.28
+    kl_weight: Annotated[float, Meta(ge=0, description="weight of the k3 KL to the SFT policy; 0 = no reference")] = 0.0
+    tis_cap: Annotated[
+        float, Meta(ge=0, description="cap of the importance weight trainer / vLLM; 0 = no correction")
+    ] = 2.0
+    micro_batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one forward and backward")] = 8192
+    epochs_per_batch: Annotated[int, Meta(ge=1, description="optimizer steps on the same rollouts")] = 1
+
+
+class Eval(Section, frozen=True):
+    """Evaluation on the held-out problems."""
+
+    samples: Annotated[int, Meta(ge=1, description="workflows sampled for each problem")] = 4
+    temperature: Annotated[float, Meta(ge=0, description="sampling temperature; 0 = greedy")] = 1.0
+
+
+class Checkpoint(Section, frozen=True):
+    """Resumable checkpoints in Hugging Face format."""
+
+    every: Annotated[int, Meta(ge=1, description="steps between checkpoints")] = 10
+    keep: Annotated[int, Meta(ge=1, description="latest checkpoints kept, besides the best")] = 2
+
+
+class Config(Section, frozen=True):
+    """Everything a run depends on."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*$", description="the run's folder under `runs`")] = "demo"
+    runs: Annotated[str, Meta(description="folder of all runs")] = "runs"
+    seed: Annotated[int, Meta(ge=0, lt=2**32, description="seed of everything random")] = 0
+    data: Data = Data()
+    model: Model = Model()
+    engine: Engine = Engine()
+    workers: Workers = Workers()
+    sandbox: Sandbox = Sandbox()
+    reward: Reward = Reward()
+    sft: Sft = Sft()
+    grpo: Grpo = Grpo()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.runs) / self.name
+
+
+class Key(NamedTuple):
+    """One key of the configuration: dotted name, value type, default and help line."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def _keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
+    hints = typing.get_type_hints(section, include_extras=True)
+    for field in msgspec.structs.fields(section):
+        if isinstance(field.default, Section):
+            yield from _keys(type(field.default), f"{prefix}{field.name}.")
+        else:
+            hint = hints[field.name]
+            help_line = next(meta.description or "" for meta in hint.__metadata__ if isinstance(meta, Meta))
+            yield Key(prefix + field.name, hint, field.default, help_line)
+
+
+KEYS: dict[str, Key] = {key.name: key for key in _keys()}
+SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
+
+
+def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict[str, Any]:
+    """Dotted `values` with types and bounds checked; `strict=False` also converts a command line's text.
+
+    Raises `UserError` naming `source`, the key, what was expected and what was there.
+    """
+    result = {}
+    for name, value in values.items():
+        if name not in KEYS:
+            raise UserError(f"{source}: {_unknown(name)}")
+        try:
+            result[name] = msgspec.convert(value, KEYS[name].type, strict=strict)
+        except msgspec.ValidationError as error:
+            wanted = choices_of(KEYS[name]) or str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
+            raise UserError(f"{source}: {name} must be {wanted}, got {value!r} ({type(value).__name__})") from None
+        if isinstance(result[name], float) and not math.isfinite(result[name]):
+            raise UserError(f"{source}: {name} must be a finite number, got {value!r}")
+    return result
+
+
+def choices_of(key: Key) -> str:
+    """`a | b | c` for a key that takes one of a few words, else empty."""
+    choices = key.type.__origin__
+    return " | ".join(typing.get_args(choices)) if typing.get_origin(choices) is Literal else ""
+
+
+def _unknown(name: str) -> str:
+    if name in SECTIONS:
+        return f"{name!r} is a section, not a key: set keys such as {next(k for k in KEYS if k.startswith(name))!r}"
+    spellings = {known: known for known in KEYS} | {known.split(".")[-1]: known for known in KEYS}
+    for spelling in (name, name.split(".")[-1]):
+        if match := difflib.get_close_matches(spelling, spellings, n=1, cutoff=0.6):
+            return f"unknown key {name!r}; did you mean {spellings[match[0]]!r}?"
+    return f"unknown key {name!r}; --help lists all keys"
+
+
+def resolve(values: dict[str, Any]) -> Config:
+    """The configuration with checked dotted `values` over `grpo.loss`'s preset over the defaults."""
+    preset = LOSS_PRESETS[values.get("grpo.loss", KEYS["grpo.loss"].default)]
+    nested: dict[str, Any] = {}
+    for name, value in ({f"grpo.{key}": value for key, value in preset.items()} | values).items():
+        *section, key = name.split(".")
+        table = nested.setdefault(section[0], {}) if section else nested
+        table[key] = value
+    config = msgspec.convert(nested, Config)
+    if config.workers.kind == "openai" and not (config.workers.base_url and config.workers.model):
+        raise UserError("workers.kind is openai: set workers.base_url and workers.model too")
+    if config.sft.teacher == "openai" and config.workers.kind != "openai":
+        raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Dotted, checked values of a TOML file. Raises `UserError` for a missing, broken or wrong file."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    return checked(dict(_flatten(tables)), source=str(path))
+
+
+def _flatten(tables: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The configuration as dotted name to value, in the order of `KEYS`."""
+    return dict(_flatten(msgspec.to_builtins(config)))
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML that `read_toml` reads back to the same configuration."""
+    lines, section = [], ""
+    for name, value in sorted(flat(config).items(), key=lambda item: "." in item[0]):
+        *table, key = name.split(".")
+        if table and table[0] != section:
+            section = table[0]
+            lines.append(f"\n[{section}]")
+        text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines.append(f"{key} = {text}")
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def open_folder(config: Config, *, resume: bool) -> Path:
+    """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
+
+    Raises `UserError` where the folder cannot be written.
+    """
+    folder = config.folder
+    try:
+        if not resume and (folder / "config.toml").exists():
+            taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+            folder.rename(next(path for path in taken if not path.exists()))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the run's folder {folder}: {error.strerror}; free space or set --runs") from None
+    return folder
+
+
+def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`overrides` over `base`; a new `grpo.loss` also replaces what the base's one had set."""
+    if "grpo.loss" in overrides:
+        preset = {f"grpo.{key}" for key in LOSS_PRESETS[overrides["grpo.loss"]]}
+        base = {name: value for name, value in base.items() if name not in preset}
+    return base | overrides

@@ -1,0 +1,162 @@
+"""The strict configuration: every mistake is one sentence, and what is written is what is read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastgrpo.cli import parse, usage
+from fastgrpo.config import KEYS, LOSS_PRESETS, Config, flat, open_folder, read_toml, resolve, to_toml
+from fastgrpo.errors import UserError, run_program
+
+
+def config(*arguments: str) -> Config:
+    return parse(arguments, program="fastgrpo.train").config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--grop.steps 4", "unknown key 'grop.steps'; did you mean 'grpo.steps'?"),
+        ("--grpo.max_tokens 4", "did you mean"),
+        ("--grpo 3", "'grpo' is a section"),
+        ("--zzz 1", "unknown key 'zzz'; --help lists all keys"),
+        ("--grpo.lr x", "grpo.lr must be float, got 'x' (str)"),
+        ("--grpo.lr -1", "grpo.lr must be float > 0.0, got '-1'"),
+        ("--sft.lr inf", "sft.lr must be a finite number"),
+        ("--seed 1.5", "seed must be int, got '1.5'"),
+        ("--grpo.ratio foo", "grpo.ratio must be token | sequence | cispo, got 'foo'"),
+        ("--name ../b", "name must be str"),
+        ("--seed", "--seed needs a value"),
+        ("--config /nope.toml", "cannot read the configuration file /nope.toml: No such file"),
+        ("stray", "unexpected argument 'stray'"),
+        ("--workers.kind openai", "set workers.base_url and workers.model too"),
+    ],
+)
+def test_mistake_on_the_command_line_is_one_sentence(arguments: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config(*arguments.split())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[grpo]\nstep = 3", "unknown key 'grpo.step'; did you mean 'grpo.steps'?"),
+        ("[grpo]\nsteps = '3'", "grpo.steps must be int, got '3' (str)"),
+        ("[grpo]\nsteps = true", "grpo.steps must be int, got True (bool)"),
+        ("[model]\ngradient_checkpointing = 1", "must be bool, got 1 (int)"),
+        ("grpo = 3", "'grpo' is a section"),
+        ("seed = {a = 1}", "unknown key 'seed.a'"),
+        ("steps = = 3", "is not TOML"),
+    ],
+)
+def test_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_toml(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_command_line_wins_over_file_wins_over_default(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text("seed = 1\n[grpo]\nsteps = 7\nlr = 1")
+    result = config("--config", str(path), "--grpo.steps=9", "--model", "/m")
+    assert (result.seed, result.grpo.steps, result.grpo.lr, result.model.path) == (1, 9, 1.0, "/m")
+    assert result.grpo.group_size == Config().grpo.group_size
+
+
+@pytest.mark.parametrize("loss", LOSS_PRESETS)
+def test_loss_preset_fills_what_is_not_set(loss: str) -> None:
+    result = config("--grpo.loss", loss, "--grpo.clip_high", "0.5").grpo
+    values = {"ratio": result.ratio, "normaliser": result.normaliser, "advantage": result.advantage}
+    assert values == {key: LOSS_PRESETS[loss][key] for key in values}
+    assert (result.clip_low, result.clip_high) == (LOSS_PRESETS[loss]["clip_low"], 0.5)
+
+
+def test_defaults_are_the_default_preset() -> None:
+    assert resolve({}) == Config()
+
+
+def test_new_loss_over_a_resolved_file_replaces_its_parts(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(Config()))
+    assert config("--config", str(path), "--grpo.loss", "gspo").grpo == config("--grpo.loss", "gspo").grpo
+
+
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"])),
+    lr=st.floats(min_value=1e-300, max_value=1e300),
+    steps=st.integers(0, 2**62),
+    checkpointing=st.booleans(),
+)
+def test_toml_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, text: str, lr: float, steps: int, checkpointing: bool
+) -> None:
+    values = {"model.path": text, "grpo.lr": lr, "grpo.steps": steps, "model.gradient_checkpointing": checkpointing}
+    before = resolve(values)
+    path = tmp_path_factory.getbasetemp() / "round_trip.toml"
+    path.write_text(to_toml(before), encoding="utf-8", newline="")
+    assert resolve(read_toml(path)) == before
+
+
+def test_resume_reads_the_runs_own_configuration(tmp_path: Path) -> None:
+    first = config("--runs", str(tmp_path), "--grpo.lr", "0.5")
+    open_folder(first, resume=False)
+    line = parse(["--runs", str(tmp_path), "--resume", "--grpo.steps", "99"], program="p")
+    assert line.resume
+    assert line.config.grpo.lr == 0.5
+    assert line.config.grpo.steps == 99
+    with pytest.raises(UserError, match="nothing to resume"):
+        config("--runs", str(tmp_path), "--name", "other", "--resume")
+
+
+def test_new_run_sets_an_earlier_one_of_its_name_aside(tmp_path: Path) -> None:
+    for seed in range(3):
+        folder = open_folder(config("--runs", str(tmp_path), "--seed", str(seed)), resume=False)
+        (folder / "metrics.jsonl").write_text(str(seed))
+    seeds = {path.name: (path / "metrics.jsonl").read_text() for path in tmp_path.iterdir()}
+    assert seeds == {"demo": "2", "demo.1": "0", "demo.2": "1"}
+
+
+def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run's folder"):
+        open_folder(config("--runs", str(tmp_path / "file")), resume=False)
+
+
+def test_help_lists_every_key_with_its_default() -> None:
+    text = usage("fastgrpo.train")
+    assert all(f"--{name} " in text for name in KEYS)
+    assert list(flat(Config())) == list(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "message"),
+    [
+        (UserError("disk full"), 2, "error: disk full\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (None, 0, ""),
+        (3, 3, ""),
+    ],
+)
+def test_run_program_exit_codes(
+    outcome: BaseException | int | None, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> int | None:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    assert caught.value.code == code
+    assert capsys.readouterr().err == message
+    assert sys.exc_info()[0] is None
