@@ -1,0 +1,27 @@
+"""fastgrpo_sandbox: untrusted Python in bubblewrap-grade jails at fork speed; knows nothing of torch or RL."""
+
+from fastgrpo_sandbox.counting import count_tests
+from fastgrpo_sandbox.types import (
+    AssertTests,
+    CallError,
+    CheckTests,
+    Limits,
+    Outcome,
+    SandboxUnavailable,
+    StdioTests,
+    Tests,
+    UnittestTests,
+)
+
+__all__ = [
+    "AssertTests",
+    "CallError",
+    "CheckTests",
+    "Limits",
+    "Outcome",
+    "SandboxUnavailable",
+    "StdioTests",
+    "Tests",
+    "UnittestTests",
+    "count_tests",
+]

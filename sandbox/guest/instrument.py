@@ -1,0 +1,65 @@
+"""Assertions found and rewritten by AST, so that each counts on its own; used by the judge and, to count, by the host."""
+
+from __future__ import annotations
+
+import ast
+
+TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
+
+
+def count_asserts(source: str) -> int:
+    """Number of assert statements in `source`, in any function or block. Raises SyntaxError."""
+    return sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(source)))
+
+
+def unittest_names(source: str) -> tuple[str, ...]:
+    """`Class.method` of every unittest test in `source`, in the order of the text. Raises SyntaxError."""
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and _is_test_class(node)]
+    return tuple(
+        f"{cls.name}.{item.name}"
+        for cls in classes
+        for item in cls.body
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.name.startswith("test")
+    )
+
+
+def _is_test_class(node: ast.ClassDef) -> bool:
+    names = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
+    return any(name in TEST_BASES for name in names)
+
+
+class _Split(ast.NodeTransformer):
+    """`assert test, message` becomes a try that records its own verdict under its index and goes on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        index = self.count
+        self.count += 1
+        body = _call("__passed__", index, node.test)
+        handler = ast.ExceptHandler(type=_name("__Exception__"), name=None, body=[_call("__failed__", index)])
+        split = ast.Try(body=[body], handlers=[handler], orelse=[], finalbody=[])
+        return ast.fix_missing_locations(ast.copy_location(split, node))
+
+
+def _name(name: str) -> ast.Name:
+    return ast.Name(id=name, ctx=ast.Load())
+
+
+def _call(function: str, index: int, *arguments: ast.expr) -> ast.Expr:
+    return ast.Expr(ast.Call(func=_name(function), args=[ast.Constant(index), *arguments], keywords=[]))
+
+
+def split_asserts(source: str) -> tuple[ast.Module, int]:
+    """`source` with every assert replaced by a call of `__passed__(index, test)` guarded by `__failed__(index)`, and the
+    number of asserts. Indices follow the order of the text. Raises SyntaxError."""
+    splitter = _Split()
+    tree = splitter.visit(ast.parse(source))
+    return tree, splitter.count
+
+
+def free_names(source: str) -> set[str]:
+    """Names that `source` reads but nowhere binds at its top level."""
+    tree = ast.parse(source)
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}

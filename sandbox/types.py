@@ -1,0 +1,104 @@
+"""The nouns of the jail pool: what a job may use, how it is tested, and what became of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Status = Literal["ok", "failed", "timeout", "memory", "output_limit", "killed", "rejected", "infrastructure"]
+VerdictBy = Literal["", "judge", "host", "same-process"]
+
+
+class CallError(Exception):
+    """Raised by a session's handler to raise the same text inside the jail (an expected failure of the call)."""
+
+
+class SandboxUnavailable(RuntimeError):
+    """This machine cannot run jails; the message is one sentence that says what is missing and how to fix it."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one job may use; every limit is enforced by the kernel or by the cell's fork server, never by the job.
+
+    wall_s and cpu_s are seconds; memory_mb bounds each process' address space growth and the job's total resident
+    size; processes counts threads too; output_bytes bounds stdout and stderr each; tmp_mb sizes the private /tmp;
+    files is the number of open descriptors.
+    """
+
+    wall_s: float = 10.0
+    cpu_s: float = 10.0
+    memory_mb: int = 512
+    processes: int = 32
+    output_bytes: int = 65536
+    tmp_mb: int = 16
+    files: int = 64
+
+
+class CheckTests(msgspec.Struct, frozen=True, tag="check"):
+    """HumanEval's form: `source` defines `check(candidate)`; `setup` is trusted code the tests may use.
+
+    The assertions run in a judge process that calls the solution over RPC with plain data, so the solution can neither
+    see the expected values nor report its own success. `select` names the assertions that count, by their order.
+    """
+
+    source: str
+    entry_point: str
+    setup: str = ""
+    select: tuple[int, ...] | None = None
+
+
+class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
+    """MBPP's form: one assertion a line, over names that the solution defines. Judged like CheckTests."""
+
+    asserts: tuple[str, ...]
+    setup: str = ""
+
+
+class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
+    """BigCodeBench's form: `source` defines unittest.TestCase classes that share a process with the solution.
+
+    Guaranteed: exit codes, prints, output floods, missing, doubled or malformed verdicts and a changed `unittest`,
+    builtins or assertion methods never count as a pass. Not guaranteed: code that walks the interpreter's memory in the
+    same process may still forge a verdict, so the outcome is labelled `verdict_by == "same-process"`. Use the other
+    forms where forging matters.
+    """
+
+    source: str
+    setup: str = ""
+
+
+class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
+    """(stdin, expected stdout) pairs, one fresh jail each; the expected text never leaves the host, which compares it
+    line by line with trailing white space ignored."""
+
+    cases: tuple[tuple[str, str], ...]
+
+
+Tests = CheckTests | AssertTests | UnittestTests | StdioTests
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one job.
+
+    With tests, `status` is "ok" only when every counted test passed; `tests` holds one bool for each, in order, and an
+    unanswered one is False. Without tests "ok" says only that the code ended without an error: that word is the job's own.
+    `infrastructure` means the jail failed, not the code: never a score.
+    """
+
+    status: Status
+    value: Any = None
+    stdout: str = ""
+    stderr: str = ""
+    error: str = ""
+    tests: tuple[bool, ...] = ()
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    memory_mb: float = 0.0
+    memory_by: str = ""
+    verdict_by: VerdictBy = ""
+
+    @property
+    def pass_rate(self) -> float:
+        """Fraction of tests passed, in [0, 1]; 0.0 without tests."""
+        return sum(self.tests) / len(self.tests) if self.tests else 0.0
