@@ -72,7 +72,7 @@ class Checkpoints:
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError) or DISK_FULL.search(str(error)):
-                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+                reason = getattr(error, "strerror", None) or "no space left on the disk"
                 message = f"cannot write the checkpoint {final}: {reason}; free space, then continue with --resume"
                 raise UserError(message) from None
             raise

