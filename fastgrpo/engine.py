@@ -1,0 +1,369 @@
+"""Generation: vLLM inside the training process, sampling from the trainer's own weight memory.
+
+The only file that touches vLLM, imported on first use (it costs seconds); everything private of vLLM is reached in
+`_vllm_adjusted` and `_vllm_model`. Token ids go in, token ids and logprobs come out; text never passes through here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgrpo.model import Policy
+from fastgrpo.weights import adopt_weights
+
+CANARY_SEQUENCES, CANARY_TOKENS = 4, 48
+
+
+class ParityError(RuntimeError):
+    """vLLM and the trainer disagree on the canary's logprobs: vLLM does not sample from the policy's weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished request. `logprobs[i]` is that of `token_ids[i]` under the distribution it was sampled from."""
+
+    key: int
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What a weight sync cost, and the canary's |logprob difference| between vLLM and the trainer, in nats."""
+
+    seconds: float
+    bytes_copied: int
+    check_seconds: float
+    parity_mean: float
+    parity_max: float
+
+
+class Engine:
+    """A vLLM engine for one policy on this process's device.
+
+    `submit` requests, call `step` while `busy`, take finished completions as they leave. `sync(policy)` must be called
+    once before the first generation and after each optimizer step. Not thread-safe; SIGINT during `step` is delivered
+    after it, so the engine is never torn in the middle and `abort_all` leaves it clean.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        max_model_len: int,
+        max_num_seqs: int = 64,
+        dtype: str = "auto",
+        seed: int = 0,
+        kv_cache_gb: float | None = None,
+        gpu_memory_utilization: float = 0.5,
+        enforce_eager: bool = False,
+        tensor_parallel_size: int = 1,
+        cpu_threads: int | None = None,
+        parity_limit: float = 0.1,
+    ) -> None:
+        """`kv_cache_gb` (GiB) fixes the KV cache; without it a GPU takes `gpu_memory_utilization`, a CPU 1 GiB.
+
+        `dtype` "auto" is float32 on CPU (as fast as bf16 there, and exact) and the checkpoint's on GPU. On CPU there
+        are no graphs to capture, so `enforce_eager` is ignored, and generation runs on `cpu_threads` (half the cores):
+        the jails need the others, and a team of OpenMP threads that must share its cores waits for itself, tens of
+        times slower. `parity_limit` is the canary's largest permitted mean
+        |logprob difference| in nats. vLLM seeds Python's, numpy's and torch's global generators with `seed`.
+        """
+        on_gpu = torch.cuda.is_available()
+        self.max_model_len, self.parity_limit = max_model_len, parity_limit
+        self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
+        self._keys: dict[str, int] = {}
+        self._adopted: Policy | None = None
+        kv_gb = kv_cache_gb if kv_cache_gb is not None or on_gpu else 1.0
+        options: dict[str, Any] = {
+            "model": str(model_path),
+            "dtype": dtype if on_gpu or dtype != "auto" else "float32",
+            "seed": seed,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "enforce_eager": enforce_eager or not on_gpu,
+            "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "kv_cache_memory_bytes": None if kv_gb is None else int(kv_gb * 2**30),
+            "enable_prefix_caching": True,
+            "enable_sleep_mode": on_gpu,
+            "skip_tokenizer_init": True,
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            options["distributed_executor_backend"] = "external_launcher"
+        if not on_gpu:
+            # A partial (chunked) prefill rewinds the request's seeded generator, which CPU generators cannot do.
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
+        with _vllm_adjusted():
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            self._llm: Any = LLMEngine.from_engine_args(EngineArgs(**options))
+        generator = torch.Generator().manual_seed(seed)
+        vocab = self._llm.model_config.get_vocab_size()
+        shape = (CANARY_SEQUENCES, min(CANARY_TOKENS, max_model_len - 1))
+        self._canary: list[list[int]] = torch.randint(vocab, shape, generator=generator).tolist()
+
+    @property
+    def busy(self) -> bool:
+        """True while a submitted request is unfinished."""
+        return bool(self._keys)
+
+    def submit(
+        self,
+        key: int,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = True,
+    ) -> None:
+        """Queue one completion; `key` comes back in its `Completion`.
+
+        Generation stops after `max_tokens` or at one of `stop_token_ids` (the stop token is kept). With `seed` the
+        request samples from its own generator: its tokens do not depend on what else is in flight.
+        """
+        params = _sampling_params(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop_token_ids=list(stop_token_ids),
+            ignore_eos=ignore_eos,
+            logprobs=0,
+        )
+        self._add(key, prompt_ids, params)
+
+    def step(self) -> list[Completion]:
+        """Advance every running request by one token and return those that finished."""
+        with _interrupt_deferred():
+            outputs = self._advance()
+        return [self._completion(output) for output in outputs if output.finished]
+
+    def abort_all(self) -> None:
+        """Drop every unfinished request; the engine stays usable."""
+        with _interrupt_deferred():
+            self._llm.abort_request(list(self._keys))
+            self._keys.clear()
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Logprobs at temperature 1 of tokens 1.. of each sequence (the first token has none). Must not be busy."""
+        if self.busy:
+            raise RuntimeError("Engine.score needs an idle engine: finish or abort the requests in flight first")
+        params = _sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        for key, token_ids in enumerate(sequences):
+            self._add(key, token_ids, params)
+        scores: dict[int, list[float]] = {}
+        while self._keys:
+            for output in self._advance():
+                scores[self._keys.pop(output.request_id)] = list(output.prompt_logprobs.logprobs)
+        return [scores[key][-(len(ids) - 1) :] for key, ids in enumerate(sequences)]
+
+    def sync(self, policy: Policy) -> SyncReport:
+        """Make vLLM sample from `policy`'s present weights, forget cached prefixes, and check parity on the canary.
+
+        The first call turns the policy's parameters into views of vLLM's weight tensors (one copy, then none ever
+        again: an optimizer step in place is already in vLLM). An architecture outside `weights.SHARED_ARCHITECTURES`
+        is copied in place each time instead. Must not be busy.
+
+        Raises ParityError above `parity_limit`.
+        """
+        if self.busy:
+            raise RuntimeError("Engine.sync needs an idle engine: finish or abort the requests in flight first")
+        start = time.perf_counter()
+        bytes_copied = 0
+        if self._adopted is not policy or not policy.shares_weights:
+            bytes_copied = adopt_weights(policy, _vllm_model(self._llm))
+            self._adopted = policy
+        self._llm.reset_prefix_cache()
+        synced = time.perf_counter()
+        difference = self._canary_difference(policy)
+        report = SyncReport(
+            seconds=synced - start,
+            bytes_copied=bytes_copied,
+            check_seconds=time.perf_counter() - synced,
+            parity_mean=float(difference.mean()),
+            parity_max=float(difference.max()),
+        )
+        if not report.parity_mean <= self.parity_limit:
+            raise ParityError(
+                f"after a weight sync vLLM and the trainer differ by {report.parity_mean:.3g} nats a token on the "
+                f"canary (limit {self.parity_limit:g}): vLLM is not sampling from the policy's weights"
+            )
+        return report
+
+    def sleep(self) -> None:
+        """Free the KV cache's memory for training (GPU; on CPU nothing). Weights stay: the trainer lives in them."""
+        if torch.cuda.is_available():
+            self._llm.sleep(level=1)
+
+    def wake(self) -> None:
+        """Undo `sleep`; a no-op when awake."""
+        if torch.cuda.is_available():
+            self._llm.wake_up()
+
+    def close(self) -> None:
+        """Release vLLM's memory and process groups. Idempotent; a policy that shared the weights keeps them."""
+        if self._llm is None:
+            return
+        llm, self._llm = self._llm, None
+        self._keys.clear()
+        llm.engine_core.shutdown()
+
+    def _add(self, key: int, token_ids: Sequence[int], params: Any) -> None:
+        name = str(key)
+        if name in self._keys:
+            raise ValueError(f"request {key} is already in flight")
+        self._llm.add_request(name, {"prompt_token_ids": list(token_ids)}, params)
+        self._keys[name] = key
+
+    def _advance(self) -> list[Any]:
+        if self._cpu_threads is None:
+            return self._llm.step()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._cpu_threads)
+        try:
+            return self._llm.step()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _completion(self, output: Any) -> Completion:
+        sample = output.outputs[0]
+        return Completion(
+            key=self._keys.pop(output.request_id),
+            token_ids=list(sample.token_ids),
+            logprobs=list(sample.logprobs.logprobs),
+            finish_reason=str(sample.finish_reason),
+        )
+
+    def _canary_difference(self, policy: Policy) -> Tensor:
+        ours = torch.cat(policy.logprobs(self._canary)).cpu()
+        theirs = torch.tensor([logprob for scores in self.score(self._canary) for logprob in scores])
+        return (ours - theirs).abs()
+
+
+def _sampling_params(**options: Any) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **options)
+
+
+@contextmanager
+def _interrupt_deferred() -> Iterator[None]:
+    """Hold SIGINT back until the block ends (main thread only; elsewhere Python never raises it)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[tuple[int, Any]] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if received and callable(previous):
+            previous(*received[0])
+
+
+@contextmanager
+def _vllm_adjusted() -> Iterator[None]:
+    """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
+
+    - One process, quiet.
+    - CPU: linear weights stay plain. vLLM would prepack them for oneDNN and empty the parameters; in float32 the plain
+      path decodes as fast, and leaves tensors that the trainer can share.
+    - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only.
+    - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("GLOO_LOG_LEVEL", "ERROR")
+    preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_output_kept_back())
+            if torch.cuda.is_available():
+                from vllm.v1.worker.gpu_worker import Worker
+
+                pool = Worker._maybe_get_memory_pool_context
+                stack.enter_context(
+                    _replaced(
+                        Worker,
+                        "_maybe_get_memory_pool_context",
+                        lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag),
+                    )
+                )
+            else:
+                from vllm.model_executor.layers import utils
+
+                stack.enter_context(_replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        if preload is None:
+            os.environ.pop("LD_PRELOAD", None)
+        else:
+            os.environ["LD_PRELOAD"] = preload
+
+
+@contextmanager
+def _output_kept_back() -> Iterator[None]:
+    """Keep what native code and loggers print at start off the terminal, unless the block fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as kept, ExitStack() as stack:
+        terminal = {}
+        for descriptor in (1, 2):
+            terminal[descriptor] = os.dup(descriptor)
+            stack.callback(os.close, terminal[descriptor])
+            os.dup2(kept.fileno(), descriptor)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, original in terminal.items():
+                os.dup2(original, descriptor)
+            if failed:
+                kept.seek(0)
+                os.write(2, kept.read())
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
+    layer.cpu_linear = nn.functional.linear
+
+
+def _vllm_model(llm: Any) -> nn.Module:
+    """vLLM's own module of the model, in this process."""
+    return llm.apply_model(lambda model: model)[0]

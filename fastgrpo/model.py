@@ -1,0 +1,127 @@
+"""The policy: any Hugging Face causal LM, run over packed sequences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from fastgrpo.attention import PACKED
+from fastgrpo.errors import UserError
+from fastgrpo.types import Batch
+
+
+@dataclass(slots=True)
+class Policy:
+    """A causal LM in training and its tokenizer.
+
+    `shares_weights`: its parameters are views of vLLM's tensors, so what the optimizer writes is what vLLM samples
+    from. `copies_weights`: vLLM holds a copy, renewed at each sync.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    shares_weights: bool = False
+    copies_weights: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_weight.device
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The output projection, [V, H]; with tied embeddings the embedding itself."""
+        return self.model.get_output_embeddings().weight
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states hidden_TH of a packed batch, after the last norm and before the head. No logits."""
+        return self.forward(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens_S, batch.max_seqlen)
+
+    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens_S: Tensor, max_seqlen: int) -> Tensor:
+        """`hidden` from the four tensors that describe the packing."""
+        output = self.model.base_model(
+            input_ids=input_ids_T[None],
+            position_ids=position_ids_T[None],
+            use_cache=False,
+            cu_seq_lens_q=cu_seqlens_S,
+            max_length_q=max_seqlen,
+        )
+        return output.last_hidden_state.squeeze(0)
+
+    @torch.no_grad()
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Logprobs (fp32) at temperature 1 of tokens 1.. of each sequence; meant for a few short ones."""
+        lengths = [len(sequence) for sequence in sequences]
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
+        input_ids_T = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
+        cu_seqlens_S = torch.tensor([0, *lengths], device=self.device).cumsum(0).int()
+        hidden_TH = self.forward(input_ids_T, positions, cu_seqlens_S, max(lengths))
+        logprobs_TV = (hidden_TH @ self.head_weight.T).float().log_softmax(-1)
+        # What a sequence's last token would predict is the next sequence's first: rolled in, then left out.
+        logprobs_T = logprobs_TV.gather(1, input_ids_T.roll(-1)[:, None]).squeeze(1)
+        return [part[:-1] for part in logprobs_T.split(lengths)]
+
+    def save_hf(self, folder: str | os.PathLike[str]) -> None:
+        """Write model and tokenizer in Hugging Face format; `load_policy(folder)` reads them back."""
+        # A view of vLLM's stacked tensors would be saved with its whole storage.
+        state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.model.save_pretrained(folder, state_dict=state)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_policy(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    activation_checkpointing: bool = False,
+    compile_layers: bool = False,
+) -> Policy:
+    """Load a Hugging Face causal LM folder for training.
+
+    `activation_checkpointing` keeps one hidden state a layer and recomputes the rest in backward (memory for a third
+    more arithmetic). `compile_layers` fuses each decoder layer with torch.compile (a minute at the first step, paid
+    back on GPU; needs a C++ compiler on CPU).
+
+    Raises UserError if the folder is not a causal LM with its tokenizer.
+    """
+    _check_folder(Path(path))
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
+    model.to(device)
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    if compile_layers:
+        for layer in decoder_layers(model):
+            layer.compile(dynamic=True)
+    return Policy(model, tokenizer)
+
+
+def decoder_layers(model: PreTrainedModel) -> Sequence[Any]:
+    """The model's decoder blocks, in order."""
+    return model.base_model.layers
+
+
+def _check_folder(path: Path) -> None:
+    needed = {
+        "config.json": "a Hugging Face model has one; point --model at the folder that holds it",
+        "tokenizer_config.json": "save the tokenizer into the same folder with tokenizer.save_pretrained",
+    }
+    if not path.is_dir():
+        raise UserError(f"model folder {path} does not exist; --model takes a local Hugging Face folder")
+    for name, fix in needed.items():
+        if not (path / name).is_file():
+            raise UserError(f"model folder {path} has no {name}: {fix}")

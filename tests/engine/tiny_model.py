@@ -1,0 +1,41 @@
+"""A random Qwen2-architecture model with a byte-level tokenizer, in Hugging Face format, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
+    """Write a model of 0.3 M parameters (Qwen2: GQA, biases, tied embeddings) and its tokenizer to `folder`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+    shape = {
+        "vocab_size": 1024,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+        "eos_token_id": fast.eos_token_id,
+        "pad_token_id": fast.pad_token_id,
+    }
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**(shape | changes)))
+    for parameter in model.parameters():
+        # Initial biases are 0 and norms 1: random ones show a mistake in either.
+        if parameter.ndim == 1:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        else:
+            parameter.data.mul_(2.0)
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
