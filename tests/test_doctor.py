@@ -1,0 +1,117 @@
+"""Each thing that can be missing on a machine has its own sentence, and training does not start without it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastgrpo import doctor
+from fastgrpo.doctor import Finding
+from fastgrpo.errors import UserError
+
+OFF = {
+    "/proc/sys/user/max_user_namespaces": ("0", "sysctl -w user.max_user_namespaces"),
+    "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", "AppArmor forbids user namespaces"),
+    "/nothing/is/switched/off": ("", "docker run --security-opt"),
+}
+
+
+def fake_bwrap(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    path = folder / "bwrap"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(doctor, "_bwrap", lambda: str(path))
+
+
+def only(findings: list[Finding]) -> Finding:
+    assert len(findings) == 1
+    return findings[0]
+
+
+@pytest.mark.parametrize("switch", OFF)
+def test_forbidden_namespaces_name_the_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, switch: str) -> None:
+    fake_bwrap(monkeypatch, tmp_path, "echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1")
+    files = {"/proc/self/status": "Seccomp:\t0", switch: OFF[switch][0] + "\n"}
+    monkeypatch.setattr(doctor, "_read", lambda path: files.get(path, ""))
+    finding = only(list(doctor.jail()))
+    assert not finding.ok
+    assert finding.required
+    assert OFF[switch][1] in finding.text
+
+
+def test_bwrap_that_hangs_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake_bwrap(monkeypatch, tmp_path, "exec sleep 60")
+    monkeypatch.setattr(doctor, "TIMEOUT_S", 0.2)
+    assert "does not start" in only(list(doctor.jail())).text
+
+
+def test_no_bwrap_and_no_seccomp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "_bwrap", lambda: None)
+    assert "no bwrap" in only(list(doctor.jail())).text
+    fake_bwrap(monkeypatch, tmp_path, "exit 0")
+    assert only(list(doctor.jail())).ok
+    monkeypatch.setattr(doctor, "_read", lambda path: "")
+    assert "no seccomp" in only(list(doctor.jail())).text
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "ok"),
+    [
+        ("vllm", "0.25.1", True),
+        ("vllm", "0.24.9", False),
+        ("vllm", "0.33.0", False),
+        ("torch", "2.13.0+cpu", True),
+        ("torch", "2.9.1", False),
+        ("triton", None, False),
+    ],
+)
+def test_supported_versions(monkeypatch: pytest.MonkeyPatch, name: str, version: str | None, ok: bool) -> None:
+    monkeypatch.setattr(doctor, "_version", {name: version}.get)
+    assert doctor.package(name).ok is ok
+
+
+def test_cuda_builds_beside_a_cpu_torch_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "2.13.0+cpu", "torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    finding = doctor.media_packages()
+    assert not finding.ok
+    assert finding.text.endswith("pip uninstall -y torchvision")
+    monkeypatch.setattr(doctor, "_version", {"torch": "2.11.0+cu130", "torchvision": "0.26.0"}.get)
+    assert doctor.media_packages().ok
+
+
+def test_no_compiler_and_no_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor, "_has_gpu", lambda: False)
+    monkeypatch.setattr(doctor, "_read", lambda path: "flags: sse4_2")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert "apt-get install gcc" in doctor.compiler().text
+    assert "no AVX2" in doctor.processor().text
+    monkeypatch.setattr(sys, "version_info", (3, 10, 1))
+    assert not doctor.python().ok
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_only_required_findings_stop_training(monkeypatch: pytest.MonkeyPatch, required: bool) -> None:
+    broken: Callable[..., list[Finding]] = lambda **_: [Finding("jail", False, "broken", required)]  # noqa: E731
+    monkeypatch.setattr(doctor, "check", broken)
+    monkeypatch.setattr(sys, "argv", ["doctor"])
+    assert doctor.main() == int(required)
+    if required:
+        with pytest.raises(UserError, match="jail: broken"):
+            doctor.require_ready()
+    else:
+        doctor.require_ready()
+
+
+def test_runs_on_the_standard_library_alone() -> None:
+    command = [sys.executable, "-S", "-m", "fastgrpo.doctor", "--before-install"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert {line.split()[1] for line in done.stdout.splitlines()} == {"python", "processor", "compiler", "disk"}

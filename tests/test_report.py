@@ -1,0 +1,139 @@
+"""The report: one page that loads nothing, from a whole run or from what is there so far; model output is escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from fastgrpo import figures
+from fastgrpo.errors import UserError
+from fastgrpo.report import choose, write_report
+
+HOSTILE = "# </pre><script>alert(1)</script>\n\"'&<img src=x onerror=alert(1)> {braces}"
+
+
+def evaluation(stages: tuple[str, ...] = ("sft", "grpo"), problems: int = 9) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": stage,
+            "problem_id": f"P/{number}",
+            "difficulty": number / problems,
+            "pass_rate": 0.9 if stage == "grpo" else 0.5,
+            "complexity": number / 10 if stage == "grpo" else 0.3,
+            "reward": 0.8 - number / 100,
+            "status": "ok",
+            "workflow": f"{HOSTILE} {stage} {number}",
+        }
+        for stage in stages
+        for number in range(problems)
+    ]
+
+
+def write_metrics(folder: Path, steps: int) -> None:
+    rows = [
+        {"stage": "grpo", "step": step, "reward/total": 0.1 * step, "loss": None, "seconds/step": 1, "seconds/train": 1}
+        for step in range(1, steps + 1)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(text + '{"stage": "gr')
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of the report."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_whole_run(tmp_path: Path) -> None:
+    write_metrics(tmp_path, 7)
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    (tmp_path / "config.toml").write_text("seed = 7 # <b>")
+    page = Page(write_report(tmp_path))
+    assert page.tags.count("svg") == 5
+    assert "+40 points" in page.text
+    assert f"{HOSTILE} grpo 0" in page.text
+    assert f"{HOSTILE} sft 0" not in page.text
+    assert "seed = 7 # <b>" in page.text
+    for title in ("Reward and its terms", "Pass rate before and after", "Workflow complexity", "Outcomes", "torch"):
+        assert title in page.text
+
+
+def test_page_runs_nothing_and_loads_nothing(tmp_path: Path) -> None:
+    write_metrics(tmp_path, 3)
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
+    path = write_report(tmp_path)
+    page = Page(path)
+    assert not {"script", "img", "link", "iframe"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    linked = [value for name, value in page.attributes if name in ("src", "href", "xlink:href")]
+    assert all(value is not None and value.startswith("#") for value in linked)
+    for element in re.findall(r"<svg.*?</svg>", path.read_text(), re.S):
+        ElementTree.fromstring(element)
+
+
+@pytest.mark.parametrize(("steps", "stages"), [(0, ()), (0, ("sft",)), (1, ()), (2, ("sft",)), (1, ("sft", "grpo"))])
+def test_partial_runs(tmp_path: Path, steps: int, stages: tuple[str, ...]) -> None:
+    write_metrics(tmp_path, steps)
+    if stages:
+        (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(stages, problems=2)))
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"stage": "grpo", "step": 1, "workflow": HOSTILE}) + "\n")
+    text = Page(write_report(tmp_path)).text
+    assert HOSTILE in text
+    assert ("Reward and its terms" in text) == (steps > 0)
+    assert ("Pass rate before and after" in text) == bool(stages)
+
+
+def test_half_written_evaluation_is_left_out(tmp_path: Path) -> None:
+    write_metrics(tmp_path, 1)
+    (tmp_path / "evaluation.json").write_text('[{"stage": "sft"')
+    assert "Pass rate" not in Page(write_report(tmp_path)).text
+
+
+def test_not_a_run_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run"):
+        write_report(tmp_path)
+
+
+def test_chosen_workflows_are_an_easy_a_hard_and_a_failed_one_of_the_last_stage() -> None:
+    chosen = choose(evaluation())
+    assert [row["problem_id"] for _, row in chosen] == ["P/0", "P/6", "P/8"]
+    assert {row["stage"] for _, row in chosen} == {"grpo"}
+
+
+def test_thirds_split_problems_by_difficulty() -> None:
+    parts = figures.thirds(evaluation(problems=7))
+    assert parts == [["P/0", "P/1", "P/2"], ["P/3", "P/4"], ["P/5", "P/6"]]
+
+
+def test_interval_holds_the_mean_and_shrinks_with_more_problems() -> None:
+    values = np.random.default_rng(0).normal(0.5, 0.2, 400).tolist()
+    mean, low, high = figures.interval(values)
+    assert low < mean < high
+    assert mean == pytest.approx(float(np.mean(values)))
+    _, low_few, high_few = figures.interval(values[:20])
+    assert high - low < high_few - low_few
+    # 1.96 standard errors each side.
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std(values) / 20, rel=0.1)
+
+
+def test_smooth_is_a_trailing_mean_without_nan() -> None:
+    assert figures.smooth(np.array([1.0, 3.0, np.nan, 5.0]), width=2).tolist() == [1.0, 2.0, 3.0, 5.0]
