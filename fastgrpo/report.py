@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import platform
 import sys
 from collections import Counter
@@ -149,10 +148,9 @@ def _evaluation(rows: Sequence[Row]) -> Iterator[str]:
 def _workflows(evaluation: Sequence[Row], folder: Path) -> Iterator[str]:
     chosen = choose(evaluation) if evaluation else list(_from_samples(folder / "samples.jsonl"))
     for why, row in chosen:
-        numbers = [
-            f"{name.replace('_', ' ')} {row[name]:.2f}" for name in ("pass_rate", "reward", "complexity") if name in row
-        ]
-        text = ", ".join([str(row.get("problem_id", "")), str(row.get("status", "")), *numbers])
+        shown = [(name, row[name]) for name in ("pass_rate", "reward", "complexity") if row.get(name) is not None]
+        words = [str(row[name]) for name in ("problem_id", "status") if name in row]
+        text = ", ".join([*words, *(f"{name.replace('_', ' ')} {value:.2f}" for name, value in shown)])
         yield _section(f"A workflow to read: {why}", text, f"<pre>{escape(str(row['workflow']))}</pre>")
 
 
@@ -173,7 +171,8 @@ def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:
 def _from_samples(path: Path) -> Iterator[tuple[str, Row]]:
     """Of a run that was not evaluated yet: its latest three samples with a workflow."""
     rows = [row for row in read_rows(path) if row.get("workflow")]
-    return zip(itertools.repeat("a late sample"), rows[-3:], strict=False)
+    for row in rows[-3:]:
+        yield f"a sample of step {row['step']}", {**row, "reward": (row.get("reward") or {}).get("total")}
 
 
 def _provenance(folder: Path) -> str:

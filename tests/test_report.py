@@ -95,9 +95,11 @@ def test_partial_runs(tmp_path: Path, steps: int, stages: tuple[str, ...]) -> No
     write_metrics(tmp_path, steps)
     if stages:
         (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(stages, problems=2)))
-    (tmp_path / "samples.jsonl").write_text(json.dumps({"stage": "grpo", "step": 1, "workflow": HOSTILE}) + "\n")
+    sample = {"stage": "grpo", "step": 1, "workflow": HOSTILE, "complexity": 0.5, "reward": {"total": 0.25}}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     text = Page(write_report(tmp_path)).text
     assert HOSTILE in text
+    assert ("reward 0.25, complexity 0.50" in text) == (not stages)
     assert ("Reward and its terms" in text) == (steps > 0)
     assert ("Pass rate before and after" in text) == bool(stages)
 
