@@ -1,6 +1,7 @@
 """fastgrpo_sandbox: untrusted Python in bubblewrap-grade jails at fork speed; knows nothing of torch or RL."""
 
 from fastgrpo_sandbox.counting import count_tests
+from fastgrpo_sandbox.pool import SandboxPool, Session
 from fastgrpo_sandbox.types import (
     AssertTests,
     CallError,
@@ -19,7 +20,9 @@ __all__ = [
     "CheckTests",
     "Limits",
     "Outcome",
+    "SandboxPool",
     "SandboxUnavailable",
+    "Session",
     "StdioTests",
     "Tests",
     "UnittestTests",

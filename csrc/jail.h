@@ -1,0 +1,148 @@
+/* The jail's fork server: one process per cell, which keeps namespaced children armed and hands each one job.
+ *
+ * arena.c    memory for job data that no child inherits (MADV_DONTFORK)
+ * seccomp.c  the system-call filter
+ * child.c    what a child does between clone and untrusted code
+ * spawn.c    clone into namespaces, armed children
+ * job.c      channels, captured output and the end of a job
+ * watch.c    wall clock, CPU time, resident memory and output of running jobs
+ * server.c   the loop between the host's socket and the jobs
+ * module.c   the two functions that the guest's Python sees
+ */
+#ifndef FASTGRPO_JAIL_H
+#define FASTGRPO_JAIL_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum { CHANNEL_FD = 3, PEER_FD = 4, MAX_JOBS = 1 << 16 };
+enum { MAX_ARMED = 64, MAX_FRAME = 16 << 20 };
+
+/* Frames between host and server: length of the body, job, kind. */
+typedef struct __attribute__((packed)) {
+    uint32_t length, job;
+    uint8_t kind;
+} host_header;
+enum { HOST_START = 1, HOST_DATA = 2, HOST_KILL = 3 };                  /* host to server */
+enum { SERVER_READY = 1, SERVER_DATA = 2, SERVER_DONE = 3, SERVER_GONE = 4 }; /* server to host */
+
+/* Frames between a child and the server. */
+typedef struct __attribute__((packed)) {
+    uint32_t length;
+    uint8_t kind;
+} child_header;
+enum { CHILD_CALL = 'C', CHILD_RESULT = 'R' };
+
+typedef struct __attribute__((packed)) {
+    uint32_t wall_ms, cpu_ms, memory_mb, processes, output_bytes, tmp_mb, files;
+} job_limits;
+
+/* Body of HOST_START: this, then stdin, the solution's payload and the judge's (0 bytes: no judge). */
+typedef struct __attribute__((packed)) {
+    job_limits limits;
+    uint32_t stdin_bytes, payload_bytes, judge_bytes;
+} start_header;
+
+/* First thing an armed child reads on its channel, followed by stdin and payload. */
+typedef struct __attribute__((packed)) {
+    job_limits limits;
+    uint32_t base_mb, stdin_bytes, payload_bytes;
+} child_start;
+
+enum reason { NONE, WALL, CPU, MEMORY, OUTPUT, CANCELLED, PROTOCOL, SPAWN };
+
+/* Body of SERVER_DONE: this, then stdout, stderr, the solution's result frame and the judge's. */
+typedef struct __attribute__((packed)) {
+    uint32_t reason, status, judge_status, spawn_errno;
+    uint32_t results, verdicts;
+    uint64_t cpu_us, wall_us;
+    uint32_t memory_kb, stdout_bytes, stderr_bytes, result_bytes, verdict_bytes;
+} done_header;
+
+/* A buffer in the arena: bytes [start, end) of data. */
+typedef struct {
+    char *data;
+    size_t start, end, capacity;
+} buffer;
+
+typedef struct {
+    pid_t pid; /* 0: not there, or reaped */
+    int channel, out, err;
+    int status;
+    uint32_t frames; /* result frames seen */
+    buffer in, queue, result;
+    bool wants_write;
+} process;
+
+typedef struct {
+    uint32_t id, generation;
+    job_limits limits;
+    process solution, judge;
+    bool judged, started, many;
+    enum reason reason;
+    uint64_t started_ns, deadline_ns, check_ns, interval_ns, cpu_ns, spent_us;
+    uint32_t memory_kb, spawn_errno;
+} job;
+
+typedef struct {
+    int host, proc, signals, job_epoll;
+    uint32_t uid, gid, armed_target, base_mb, base_anon_kb, generation;
+    buffer from_host, to_host;
+    job *jobs[MAX_JOBS];
+    uint32_t live[MAX_JOBS], live_count;
+    process armed[MAX_ARMED];
+    uint32_t armed_count;
+    uint64_t sweep_ns;
+} server;
+
+/* arena.c */
+void arena_open(void);
+void *arena_alloc(size_t bytes);
+void arena_free(void *block, size_t bytes);
+char *buffer_reserve(buffer *b, size_t count); /* room for count bytes at the end, or NULL */
+bool buffer_append(buffer *b, const void *bytes, size_t count);
+void buffer_consume(buffer *b, size_t count);
+void buffer_release(buffer *b);
+
+/* seccomp.c */
+int seccomp_install(void);
+
+/* child.c */
+typedef struct {
+    int proc, channel, out, err;
+    uint32_t uid, gid;
+} birth; /* what a child needs of the server, by value: the server's own memory stays behind */
+void child_enter(birth b);
+bool child_receive(child_start *start, char **payload, bool *has_peer);
+
+/* spawn.c */
+int spawn_child(server *s, process *p); /* 1 in the child, 0 in the server, -errno */
+void close_process(process *p);
+bool was_confined(const process *p);
+int set_output_cap(const process *p, uint32_t bytes);
+
+/* job.c */
+int job_start(server *s, uint32_t id, const char *body, size_t length); /* 1 in a child just cloned for it */
+void job_forward(server *s, uint32_t id, const char *body, size_t length);
+void job_event(server *s, uint64_t key, uint32_t events);
+void job_cancel(server *s, uint32_t id);
+void job_stop(job *j, enum reason reason);
+bool process_reaped(server *s, pid_t pid, int status, uint64_t cpu_us, uint32_t memory_kb); /* false: not a job's */
+void host_send(server *s, uint32_t id, uint8_t kind, const void *body, size_t length);
+uint64_t now_ns(void);
+
+/* watch.c */
+void jobs_sweep(server *s, uint64_t now);
+uint32_t anonymous_kb(const server *s, pid_t pid);
+
+/* server.c: returns 1 in a child, never in the server */
+int server_run(server *s);
+
+bool jail_without(const char *part); /* always false but in the build made for the escape tests */
+
+#endif

