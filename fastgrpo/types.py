@@ -1,4 +1,4 @@
-"""The nouns of the engine, each once. Shapes are written in names: T tokens of a packed batch, S sequences, N loss tokens."""
+"""The nouns of the engine, each once. Names carry shapes: T tokens of a packed batch, S sequences, N loss tokens."""
 
 from __future__ import annotations
 
@@ -98,6 +98,21 @@ class Group:
 
     problem: Any
     rollouts: list[Rollout]
+
+
+@dataclass(slots=True)
+class Sample:
+    """What the optimizer sees of one sequence: `Rollout`'s three lists and one advantage for all its loss tokens."""
+
+    token_ids: list[int]
+    loss_mask: list[int]
+    logprobs: list[float]
+    advantage: float = 1.0
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens that enter the loss: the first token of a sequence has no prediction and never counts."""
+        return sum(self.loss_mask[1:])
 
 
 @dataclass(slots=True)

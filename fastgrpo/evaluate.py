@@ -1,0 +1,112 @@
+"""Evaluation on problems that were never trained on: `python -m fastgrpo.evaluate --model PATH`."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fastgrpo.cli import parse
+from fastgrpo.config import Config
+from fastgrpo.engine import Engine
+from fastgrpo.errors import run_program
+from fastgrpo.rollout import Environment, collect
+from fastgrpo.runtime import load_problems, open_engine, open_environment, sampling_of
+from fastgrpo.types import Problem
+
+
+class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One sampled workflow of one held-out problem."""
+
+    stage: str
+    problem_id: str
+    difficulty: float
+    status: str
+    pass_rate: float
+    complexity: float
+    reward: float
+    workflow: str
+
+
+async def evaluate(
+    engine: Engine, environment: Environment, tokenizer: Any, problems: Sequence[Problem], config: Config, stage: str
+) -> list[EvalRow]:
+    """`config.eval.samples` rollouts of each problem; those that our own failures ended are left out."""
+    groups = await collect(
+        engine,
+        environment,
+        tokenizer,
+        problems,
+        group_size=config.eval.samples,
+        sampling=replace(sampling_of(config), temperature=config.eval.temperature),
+        seed=config.seed + 7_919,
+    )
+    return [
+        EvalRow(
+            stage=stage,
+            problem_id=group.problem.id,
+            difficulty=group.problem.difficulty,
+            status=rollout.executions[-1].status,
+            pass_rate=rollout.executions[-1].pass_rate,
+            complexity=rollout.executions[-1].complexity,
+            reward=rollout.reward.total,
+            workflow=rollout.executions[-1].workflow or rollout.completions[-1],
+        )
+        for group in groups
+        for rollout in group.rollouts
+        if rollout.reward is not None
+    ]
+
+
+def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
+    """Means over `rows`, and the mean complexity on the easiest and on the hardest third of the problems."""
+    if not rows:
+        return {}
+    ranked = sorted(rows, key=lambda row: (row.difficulty, row.problem_id))
+    third = max(len(ranked) // 3, 1)
+    return {
+        "pass_rate": statistics.fmean(row.pass_rate for row in rows),
+        "reward": statistics.fmean(row.reward for row in rows),
+        "invalid": statistics.fmean(row.status == "invalid" for row in rows),
+        "complexity": statistics.fmean(row.complexity for row in rows),
+        "complexity_easy": statistics.fmean(row.complexity for row in ranked[:third]),
+        "complexity_hard": statistics.fmean(row.complexity for row in ranked[-third:]),
+    }
+
+
+def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
+    """Replace the rows of the same stages in the JSON list at `path`, keeping those of others."""
+    stages = {row.stage for row in rows}
+    kept = [row for row in read_rows(path) if row.stage not in stages]
+    path.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
+
+
+def read_rows(path: Path) -> list[EvalRow]:
+    """The rows of an earlier evaluation; none where there was none."""
+    return msgspec.json.decode(path.read_bytes(), type=list[EvalRow]) if path.exists() else []
+
+
+async def _main(config: Config) -> None:
+    _, held_out = load_problems(config)
+    async with open_environment(config) as environment:
+        with open_engine(config, Path(config.model.path)) as (engine, tokenizer):
+            rows = await evaluate(engine, environment, tokenizer, held_out, config, "evaluate")
+    for name, value in summary(rows).items():
+        print(f"{name:16} {value:.4f}")
+
+
+def main() -> int | None:
+    """Evaluate `--model PATH` on the held-out problems and print the means."""
+    command = parse(sys.argv[1:], program="fastgrpo.evaluate")
+    asyncio.run(_main(command.config))
+    return None
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,159 @@
+"""Rewards into optimizer steps: advantages, packed micro-batches, loss, AdamW, weights into vLLM, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastgrpo.advantage import group_advantages
+from fastgrpo.checkpoint import Checkpoints, load
+from fastgrpo.config import Config, Grpo
+from fastgrpo.engine import Engine
+from fastgrpo.errors import UserError
+from fastgrpo.loss import policy_loss, sequence_weights, token_logprobs
+from fastgrpo.model import Policy, load_policy
+from fastgrpo.optimizer import AdamW
+from fastgrpo.packing import pack
+from fastgrpo.runtime import open_engine, policy_device, policy_dtype
+from fastgrpo.types import Batch, Group, Sample
+
+
+class Learner:
+    """The policy in training with all that steps it: optimizer, reference, vLLM, checkpoints. `step` counts updates."""
+
+    def __init__(self, config: Config, engine: Engine, policy: Policy, reference: Policy | None) -> None:
+        self.config, self.engine, self.policy, self.reference = config, engine, policy, reference
+        self.step = 0
+        self.optimizer = AdamW(
+            policy.model.parameters(),
+            lr=config.grpo.lr,
+            betas=(config.grpo.beta1, config.grpo.beta2),
+            weight_decay=config.grpo.weight_decay,
+            max_grad_norm=config.grpo.max_grad_norm,
+        )
+        self.checkpoints = Checkpoints(config.folder / "checkpoints", keep=config.checkpoint.keep)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        return self.policy.tokenizer
+
+    def update(self, groups: Sequence[Group]) -> dict[str, float]:
+        """One GRPO update on the step's rollouts; returns its metrics.
+
+        Raises UserError where every rollout failed for reasons of ours: nothing could be learned from another try.
+        """
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        if all(rollout.reward is None for rollout in rollouts):
+            raise UserError(f"every rollout of step {self.step + 1} failed: {rollouts[0].executions[-1].error}")
+        samples = to_samples(groups, self.config.grpo)
+        metrics = update(self.policy, self.optimizer, samples, self.config.grpo, self.reference)
+        self.step += 1
+        return metrics
+
+    def sync(self) -> dict[str, float]:
+        """The updated weights into vLLM, in place, with the parity check that stops the run where it fails."""
+        report = self.engine.sync(self.policy)
+        return {"parity": report.parity_mean, "parity_max": report.parity_max, "sync_seconds": report.seconds}
+
+    def save_when_due(self) -> None:
+        """A checkpoint every `checkpoint.every` steps."""
+        if self.step % self.config.checkpoint.every == 0:
+            self.save()
+
+    def save(self) -> None:
+        """A resumable checkpoint of the present step."""
+        state = {"optimizer": self.optimizer.state_dict()}
+        self.checkpoints.save(self.step, save_hf=self.policy.save_hf, state=state, config=self.config)
+
+    def restore(self, path: Path) -> None:
+        """Continue from the checkpoint at `path`, whose weights the policy has loaded already."""
+        self.step, state = load(path, self.config)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextmanager
+def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learner]:
+    """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
+    checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
+    settings = {"device": policy_device(), "dtype": policy_dtype(config)}
+    reference = load_policy(model, **settings) if config.grpo.kl_weight > 0 else None
+    policy = load_policy(checkpoint or model, activation_checkpointing=config.model.gradient_checkpointing, **settings)
+    with open_engine(config, checkpoint or model) as engine:
+        engine.sync(policy)
+        learner = Learner(config, engine, policy, reference)
+        if checkpoint is not None:
+            learner.restore(checkpoint)
+        yield learner
+
+
+def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
+    """The rollouts that can move the policy, with their advantages.
+
+    Infrastructure failures are left out of their group's baseline and of the batch; so are groups without variance,
+    whose advantages are all 0, unless the KL term still needs them.
+    """
+    rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
+    rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
+    group_ids_R = torch.tensor([number for number, _ in rollouts])
+    advantages_R = group_advantages(rewards_R, group_ids_R, mode=config.advantage).tolist()
+    return [
+        Sample(rollout.token_ids, rollout.loss_mask, rollout.logprobs, advantage)
+        for (_, rollout), advantage in zip(rollouts, advantages_R, strict=True)
+        if rollout.reward is not None and (advantage != 0.0 or config.kl_weight > 0.0)
+    ]
+
+
+def update(
+    policy: Policy, optimizer: AdamW, samples: Sequence[Sample], config: Grpo, reference: Policy | None = None
+) -> dict[str, float]:
+    """`config.epochs_per_batch` optimizer steps on `samples`; returns the step's metrics.
+
+    `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step.
+    An empty `samples` (no group with variance) leaves the policy as it is.
+    """
+    counts = [sample.loss_tokens for sample in samples]
+    weights = sequence_weights(
+        counts, config.normaliser, constant=config.max_new_tokens, totals=(sum(counts), len(samples))
+    )
+    batches = pack(samples, weights, config.micro_batch_tokens, policy.device)
+    for batch in batches:
+        if config.epochs_per_batch > 1:
+            batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
+        if reference is not None:
+            batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
+    metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(counts))}
+    for epoch in range(config.epochs_per_batch if batches else 0):
+        measured = _accumulate(policy, batches, config)
+        step = optimizer.step()
+        measured |= {"grad_norm": step.grad_norm, "skipped": float(step.skipped), "lr": optimizer.lr}
+        # Later epochs are off-policy by design: parity and entropy are those of the policy that sampled.
+        metrics = measured | metrics if epoch == 0 else metrics | {"clip_fraction": measured["clip_fraction"]}
+    return metrics
+
+
+def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[str, float]:
+    """Gradients of the whole step, summed over micro-batches, and its statistics (read from the device once)."""
+    loss, statistics, gaps = torch.zeros((), device=policy.device), None, []
+    for batch in batches:
+        output = policy_loss(policy, batch, config)
+        output.loss.backward()
+        loss += output.loss.detach()
+        statistics = output.statistics if statistics is None else statistics.merge(output.statistics)
+        gaps.append((output.logprobs_N - batch.sampled_logprobs_N).abs())
+    gap_N = torch.cat(gaps)
+    gap_N = gap_N[gap_N.isfinite()]
+    tokens = statistics.tokens.clamp(min=1)
+    return {
+        "loss": float(loss),
+        "entropy": float(statistics.entropy / tokens),
+        "kl": float(statistics.kl / tokens),
+        "clip_fraction": float((statistics.clipped_low + statistics.clipped_high) / tokens),
+        "importance_capped": float(statistics.importance_capped / tokens),
+        "sampler_parity": float(gap_N.mean()),
+        "sampler_parity_max": float(gap_N.max()),
+    }

@@ -1,0 +1,70 @@
+"""What a step's rollouts tell: numbers for the curves, records for samples.jsonl."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from fastgrpo.types import Group, RewardTerms, Rollout
+
+
+def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over the step's rollouts; those ended by our own failures count in `infrastructure` alone."""
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    scored = [rollout for rollout in rollouts if rollout.reward is not None]
+    final = [rollout.executions[-1] for rollout in scored]
+    metrics = {
+        "infrastructure": float(len(rollouts) - len(scored)),
+        "completion_tokens": _mean([sum(rollout.loss_mask) for rollout in rollouts]),
+        "truncated": _mean([rollout.truncated for rollout in rollouts]),
+        "groups_without_variance": _mean([_even(group) for group in groups]),
+    }
+    metrics |= {
+        f"reward/{term}": _mean([getattr(rollout.reward, term) for rollout in scored])
+        for term in RewardTerms.__struct_fields__
+    }
+    metrics |= {
+        "pass_rate": _mean([execution.pass_rate for execution in final]),
+        "complexity": _mean([execution.complexity for execution in final]),
+        "invalid": _mean([execution.status == "invalid" for execution in final]),
+        "worker_calls": _mean([len(execution.calls) for execution in final]),
+        "worker_cost_usd": sum(call.cost_usd for execution in final for call in execution.calls),
+    }
+    return metrics
+
+
+def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
+    """One plain record a rollout: what was asked, written, called, tested and rewarded. No hidden test is in it."""
+    for group in groups:
+        for rollout in group.rollouts:
+            yield _record(group.problem, rollout)
+
+
+def _record(problem: Any, rollout: Rollout) -> dict[str, Any]:
+    last = rollout.executions[-1]
+    return {
+        "problem_id": problem.id,
+        "difficulty": problem.difficulty,
+        "prompt": problem.prompt,
+        "completions": rollout.completions,
+        "workflow": last.workflow,
+        "status": last.status,
+        "error": last.error,
+        "worker_calls": msgspec.to_builtins(last.calls),
+        "solution": last.solution,
+        "tests": {"public": last.public_pass_rate, "hidden": last.pass_rate},
+        "complexity": last.complexity,
+        "reward": msgspec.to_builtins(rollout.reward),
+    }
+
+
+def _even(group: Group) -> bool:
+    """True where every rollout earned the same, so that no advantage is left."""
+    return len({rollout.reward.total for rollout in group.rollouts if rollout.reward is not None}) < 2
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

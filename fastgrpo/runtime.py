@@ -1,0 +1,117 @@
+"""What the programs stand on: problems, the jail pool with its workers, the engine; opened once, closed in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastgrpo_sandbox import Limits, SandboxPool
+from msgspec.structs import asdict
+
+from fastgrpo import data
+from fastgrpo.config import Config, Workers
+from fastgrpo.engine import Engine
+from fastgrpo.log import RunLog
+from fastgrpo.rollout import Sampling
+from fastgrpo.types import Problem
+from fastgrpo.workers.openai import OpenAIWorker
+from fastgrpo.workers.protocol import Worker
+from fastgrpo.workers.simulated import SimulatedWorker
+from fastgrpo.workflow.environment import WorkflowEnvironment
+from fastgrpo.workflow.reward import RewardWeights
+
+
+def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a program's coroutine under uvloop where it is installed."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        new_event_loop = None
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())
+
+
+def load_problems(config: Config) -> tuple[list[Problem], list[Problem]]:
+    """(training, held-out) problems; the split follows `config.seed`."""
+    return data.split(data.load(config.data.dataset), held_out=config.data.held_out, seed=config.seed)
+
+
+@asynccontextmanager
+async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[WorkflowEnvironment]:
+    """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight."""
+    sandbox = config.sandbox
+    limits = Limits(
+        wall_s=sandbox.wall_s,
+        cpu_s=sandbox.cpu_s,
+        memory_mb=sandbox.memory_mb,
+        processes=sandbox.processes,
+        output_bytes=sandbox.output_bytes,
+    )
+    async with SandboxPool(cells=sandbox.cells or None, limits=limits) as pool:
+        worker = open_worker(config.workers, pool, seed=config.seed)
+        watcher = asyncio.create_task(_watch(pool, log)) if log else None
+        try:
+            yield WorkflowEnvironment(pool, worker, weights=RewardWeights(**asdict(config.reward)))
+        finally:
+            if watcher:
+                watcher.cancel()
+            await worker.aclose()
+
+
+async def _watch(pool: SandboxPool, log: RunLog) -> None:
+    while True:
+        log.status(jails=pool.stats().running)
+        await asyncio.sleep(0.25)
+
+
+def open_worker(config: Workers, pool: SandboxPool, *, seed: int) -> Worker:
+    """Who answers the operators, as configured."""
+    if config.kind == "simulated":
+        return SimulatedWorker(pool, seed=seed, latency_scale=config.latency_scale)
+    return OpenAIWorker(config)
+
+
+def sampling_of(config: Config) -> Sampling:
+    """How the policy's completions are drawn in training."""
+    return Sampling(
+        max_new_tokens=config.grpo.max_new_tokens,
+        max_model_len=config.engine.max_model_len,
+        temperature=config.grpo.temperature,
+        rounds=config.grpo.rounds,
+    )
+
+
+def policy_device() -> torch.device:
+    """This process's GPU where there is one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def policy_dtype(config: Config) -> torch.dtype:
+    """The type of the weights, in vLLM and in the trainer alike."""
+    if config.engine.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, config.engine.dtype)
+
+
+@contextmanager
+def open_engine(config: Config, model: Path) -> Iterator[Engine]:
+    """vLLM in this process, with `model`'s weights."""
+    engine = Engine(
+        model,
+        dtype=str(policy_dtype(config)).removeprefix("torch."),
+        max_model_len=config.engine.max_model_len,
+        max_num_seqs=config.engine.max_num_seqs,
+        gpu_memory_utilization=config.engine.gpu_memory_utilization,
+        kv_cache_gb=config.engine.kv_cache_gb,
+        enforce_eager=config.engine.enforce_eager,
+        seed=config.seed,
+        parity_limit=config.engine.parity_threshold,
+    )
+    try:
+        yield engine
+    finally:
+        engine.close()

@@ -1,0 +1,143 @@
+"""Stage 1, warm start: `python -m fastgrpo.sft`. Distil a teacher's workflows, then fine-tune the policy on them."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fastgrpo.chat import completion_ids, prompt_ids
+from fastgrpo.cli import parse
+from fastgrpo.config import Config, Sft, open_folder
+from fastgrpo.distill import ModelTeacher, ScriptedTeacher, Trace, distill, read_traces, write_traces
+from fastgrpo.errors import UserError, run_program
+from fastgrpo.log import RunLog
+from fastgrpo.loss import sequence_weights, sft_loss
+from fastgrpo.model import Policy, load_policy
+from fastgrpo.optimizer import AdamW
+from fastgrpo.packing import pack
+from fastgrpo.runtime import load_problems, open_environment, policy_dtype, run_async
+from fastgrpo.tiny import create_policy
+from fastgrpo.types import Problem, Sample
+from fastgrpo.workflow.environment import WorkflowEnvironment
+
+
+async def warm_start(
+    config: Config, environment: WorkflowEnvironment, problems: Sequence[Problem], log: RunLog
+) -> Path:
+    """The folder of the fine-tuned policy, in Hugging Face format; a stage that is already done is not done again."""
+    finished = config.folder / "sft"
+    if finished.exists():
+        return finished
+    traces = await _traces(config, environment, problems, log)
+    model = Path(config.model.path or config.folder / "initial")
+    if not config.model.path:
+        create_policy([trace.prompt + trace.text for trace in traces], model, seed=config.seed)
+    policy = load_policy(
+        model, dtype=policy_dtype(config), activation_checkpointing=config.model.gradient_checkpointing
+    )
+    fit(policy, traces, config, log)
+    policy.save_hf(finished)
+    return finished
+
+
+async def _traces(
+    config: Config, environment: WorkflowEnvironment, problems: Sequence[Problem], log: RunLog
+) -> list[Trace]:
+    path = config.folder / "traces.jsonl"
+    if path.exists():
+        return read_traces(path)
+    teacher = ScriptedTeacher() if config.sft.teacher == "scripted" else ModelTeacher(environment)
+    with log.phase("distill"):
+        traces = await distill(
+            environment,
+            teacher,
+            problems,
+            rounds=config.sft.rounds,
+            samples=config.sft.teacher_samples,
+            seed=config.seed,
+        )
+    if not traces:
+        raise UserError(
+            "the teacher left no usable trace: check the workers' endpoint, or use sft.teacher = 'scripted'"
+        )
+    write_traces(path, traces)
+    log.say(f"distilled {len(traces)} traces of {len(problems)} problems to {path}")
+    return traces
+
+
+def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) -> None:
+    """Supervised fine-tuning on packed traces: the token mean of the completions' negative log-likelihood.
+
+    The learning rate rises over the first tenth of the steps and falls by a cosine to a tenth of its peak.
+    """
+    samples = [to_sample(policy, trace) for trace in traces]
+    steps = list(_schedule(samples, config.sft, config.seed))
+    optimizer = AdamW(policy.model.parameters(), lr=config.sft.lr, max_grad_norm=1.0)
+    log.stage("sft", len(steps))
+    for step, chosen in enumerate(steps, 1):
+        with log.phase("train"):
+            counts = [sample.loss_tokens for sample in chosen]
+            weights = sequence_weights(counts, "token", constant=1, totals=(sum(counts), len(chosen)))
+            loss = 0.0
+            for batch in pack(chosen, weights, config.sft.batch_tokens, policy.device):
+                share = sft_loss(policy, batch)
+                share.backward()
+                loss += float(share.detach())
+            optimizer.lr = config.sft.lr * _decay(step, len(steps))
+            norm = optimizer.step()
+        log.step(step, {"loss": loss, "grad_norm": norm, "lr": optimizer.lr})
+
+
+def to_sample(policy: Policy, trace: Trace) -> Sample:
+    """Prompt and completion as token ids, the loss on the completion alone."""
+    prompt = prompt_ids(policy.tokenizer, trace.prompt)
+    completion = completion_ids(policy.tokenizer, trace.text)
+    return Sample(
+        token_ids=[*prompt, *completion],
+        loss_mask=[0] * len(prompt) + [1] * len(completion),
+        logprobs=[0.0] * (len(prompt) + len(completion)),
+    )
+
+
+def _schedule(samples: Sequence[Sample], config: Sft, seed: int) -> Iterator[list[Sample]]:
+    """Shuffled samples of every epoch, cut into optimizer steps of about `batch_tokens` tokens."""
+    for epoch in range(config.epochs):
+        chosen: list[Sample] = []
+        tokens = 0
+        for sample in random.Random(f"{seed}/sft/{epoch}").sample(samples, len(samples)):
+            chosen.append(sample)
+            tokens += len(sample.token_ids)
+            if tokens >= config.batch_tokens:
+                yield chosen
+                chosen, tokens = [], 0
+        if chosen:
+            yield chosen
+
+
+def _decay(step: int, steps: int) -> float:
+    warmup = max(steps // 10, 1)
+    if step <= warmup:
+        return step / warmup
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+async def _main(config: Config) -> None:
+    open_folder(config, resume=False)
+    problems, _ = load_problems(config)
+    with RunLog(config.folder) as log:
+        async with open_environment(config) as environment:
+            folder = await warm_start(config, environment, problems, log)
+        log.say(f"the warm-started policy is in {folder}: continue with python -m fastgrpo.train --model {folder}")
+
+
+def main() -> None:
+    """Run stage 1 alone."""
+    command = parse(sys.argv[1:], program="fastgrpo.sft")
+    run_async(lambda: _main(command.config))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,61 @@
+"""One query answered by a trained policy: `python -m fastgrpo.solve --model PATH HumanEval/12`.
+
+The policy writes `eval.samples` workflows, each runs in its jail, and the one whose solution passes the most public
+tests is shown. Hidden tests take no part in the choice.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from fastgrpo import data
+from fastgrpo.cli import CommandLine, parse
+from fastgrpo.errors import UserError, run_program
+from fastgrpo.model import load_tokenizer
+from fastgrpo.rollout import collect
+from fastgrpo.runtime import open_engine, open_environment, run_async, sampling_of
+from fastgrpo.types import Execution, Problem
+
+
+def find(dataset: str, name: str) -> Problem:
+    """The problem called `name`; UserError where the data set has none of that name."""
+    problems = data.load(dataset)
+    for problem in problems:
+        if problem.id == name:
+            return problem
+    raise UserError(f"{dataset} has no problem {name!r}: its ids look like {problems[0].id!r}")
+
+
+async def solve(command: CommandLine) -> None:
+    """Print the chosen workflow, its solution and how it did on the public tests."""
+    config, names = command.config, command.arguments
+    if not config.model.path or len(names) != 1:
+        raise UserError("solve needs --model PATH and the id of one problem, such as HumanEval/12")
+    problem, model = find(config.data.dataset, names[0]), Path(config.model.path)
+    async with open_environment(config) as environment:
+        with open_engine(config, model) as engine:
+            groups = await collect(
+                engine,
+                environment,
+                load_tokenizer(model),
+                [problem],
+                group_size=config.eval.samples,
+                sampling=replace(sampling_of(config), temperature=config.eval.temperature),
+                seed=config.seed,
+            )
+    executions: list[Execution] = [rollout.executions[-1] for rollout in groups[0].rollouts]
+    best = max(executions, key=lambda execution: execution.public_pass_rate)
+    print(f"# workflow ({len(best.calls)} worker calls)\n{best.workflow}\n\n# solution\n{best.solution}\n")
+    print(f"# public tests passed: {best.public_pass_rate:.0%} (best of {len(executions)} workflows, {best.status})")
+
+
+def main() -> None:
+    """Answer one query."""
+    command = parse(sys.argv[1:], program="fastgrpo.solve", positional="PROBLEM_ID")
+    run_async(lambda: solve(command))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,63 @@
+"""The embedded policy for machines without GPU: a small Qwen2 model and its tokenizer, made from the warm-start corpus.
+
+Saved as an ordinary Hugging Face folder: nothing after this file knows whether the policy has 1.6 M or 7 B parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+END = "<|endoftext|>"
+
+
+def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `vocab_size` tokens; any text survives encode and decode unchanged."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+def create_policy(
+    corpus: Iterable[str],
+    folder: Path,
+    *,
+    seed: int,
+    vocab_size: int = 1536,
+    hidden_size: int = 160,
+    layers: int = 4,
+    max_length: int = 4096,
+) -> None:
+    """Write a randomly initialised Qwen2 policy (about 1.6 M parameters) and its tokenizer into `folder`."""
+    tokenizer = train_tokenizer(corpus, vocab_size)
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        # vLLM pads the vocabulary to a multiple of 64; the same size here keeps both heads alike.
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 3,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 32,
+        num_key_value_heads=hidden_size // 32,
+        max_position_embeddings=max_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).float().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,97 @@
+"""Stage 2, reinforcement learning: `python -m fastgrpo.train`.
+
+prompts -> generate (vLLM) -> workflows run in jails -> hidden tests -> group advantages -> packed GRPO loss -> AdamW ->
+weights in place into vLLM -> the next step. Without `--model` the embedded policy goes through stage 1 first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastgrpo.cli import parse
+from fastgrpo.config import Config, open_folder
+from fastgrpo.doctor import require_ready
+from fastgrpo.errors import run_program
+from fastgrpo.evaluate import evaluate, save_rows, summary
+from fastgrpo.learner import open_learner
+from fastgrpo.log import RunLog
+from fastgrpo.metrics import rollout_metrics, sample_records
+from fastgrpo.plan import print_plan
+from fastgrpo.report import write_report
+from fastgrpo.rollout import collect
+from fastgrpo.runtime import load_problems, open_environment, run_async, sampling_of
+from fastgrpo.sft import warm_start
+from fastgrpo.types import Problem
+
+
+async def train(config: Config, *, resume: bool) -> None:
+    """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report."""
+    folder = open_folder(config, resume=resume)
+    problems, held_out = load_problems(config)
+    with RunLog(folder) as log:
+        async with open_environment(config, log) as environment:
+            model = Path(config.model.path or await warm_start(config, environment, problems, log))
+            with open_learner(config, model, resume=resume) as learner:
+
+                async def measure(stage: str) -> None:
+                    rows = await evaluate(learner.engine, environment, learner.tokenizer, held_out, config, stage)
+                    save_rows(folder / "evaluation.json", rows)
+                    log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in summary(rows).items()))
+
+                log.stage("grpo", config.grpo.steps, done=learner.step)
+                if learner.step == 0:
+                    await measure("sft")
+                try:
+                    while learner.step < config.grpo.steps:
+                        with log.phase("rollout"):
+                            groups = await collect(
+                                learner.engine,
+                                environment,
+                                learner.tokenizer,
+                                draw_problems(problems, config, learner.step),
+                                group_size=config.grpo.group_size,
+                                sampling=sampling_of(config),
+                                seed=config.seed * 1_000_003 + learner.step,
+                            )
+                        with log.phase("train"):
+                            metrics = learner.update(groups)
+                        with log.phase("sync"):
+                            metrics |= learner.sync()
+                        log.samples(learner.step, sample_records(groups))
+                        log.step(learner.step, metrics | rollout_metrics(groups))
+                        with log.phase("checkpoint"):
+                            learner.save_when_due()
+                except asyncio.CancelledError:
+                    learner.save()
+                    raise
+                await measure("grpo")
+                learner.save()
+    log.say(f"report: {write_report(folder)}")
+
+
+def draw_problems(problems: Sequence[Problem], config: Config, step: int) -> list[Problem]:
+    """The problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone."""
+    first = step * config.grpo.prompts_per_step
+    chosen: list[Problem] = []
+    for position in range(first, first + config.grpo.prompts_per_step):
+        epoch, index = divmod(position, len(problems))
+        order = random.Random(f"{config.seed}/order/{epoch}").sample(range(len(problems)), len(problems))
+        chosen.append(problems[order[index]])
+    return chosen
+
+
+def main() -> None:
+    """Train as the command line says, or print the plan."""
+    command = parse(sys.argv[1:], program="fastgrpo.train")
+    if command.dry_run:
+        return print_plan(command.config)
+    require_ready()
+    return run_async(lambda: train(command.config, resume=command.resume))
+
+
+if __name__ == "__main__":
+    run_program(main)
