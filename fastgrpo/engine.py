@@ -183,7 +183,7 @@ class Engine:
 
         The first call turns the policy's parameters into views of vLLM's weight tensors (one copy, then none ever
         again: an optimizer step in place is already in vLLM). An architecture outside `weights.SHARED_ARCHITECTURES`
-        is copied in place each time instead. Must not be busy.
+        is copied in place each time instead. A policy synced before gets its own memory back. Must not be busy.
 
         Raises ParityError above `parity_limit`.
         """
@@ -192,6 +192,8 @@ class Engine:
         start = time.perf_counter()
         bytes_copied = 0
         if self._adopted is not policy or not policy.shares_weights:
+            if self._adopted is not None and self._adopted is not policy:
+                self._adopted.own_weights()
             bytes_copied = adopt_weights(policy, _vllm_model(self._llm))
             self._adopted = policy
         self._llm.reset_prefix_cache()
@@ -289,7 +291,8 @@ def _vllm_adjusted() -> Iterator[None]:
 
     - One process, quiet.
     - CPU: linear weights stay plain. vLLM would prepack them for oneDNN and empty the parameters; in float32 the plain
-      path decodes as fast, and leaves tensors that the trainer can share.
+      path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
+      reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine.
     - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only.
     - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
     """
@@ -314,7 +317,9 @@ def _vllm_adjusted() -> Iterator[None]:
                 )
             else:
                 from vllm.model_executor.layers import utils
+                from vllm.v1.sample import sampler
 
+                sampler.batched_count_greater_than = _no_ranks
                 stack.enter_context(_replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
             yield
     finally:
@@ -362,6 +367,10 @@ def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None
 
 def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
     layer.cpu_linear = nn.functional.linear
+
+
+def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
+    return torch.zeros(len(chosen_N1), dtype=torch.int64)
 
 
 def _vllm_model(llm: Any) -> nn.Module:

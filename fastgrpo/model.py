@@ -68,6 +68,14 @@ class Policy:
         logprobs_T = logprobs_TV.gather(1, input_ids_T.roll(-1)[:, None]).squeeze(1)
         return [part[:-1] for part in logprobs_T.split(lengths)]
 
+    @torch.no_grad()
+    def own_weights(self) -> None:
+        """Move parameters that are views of vLLM's tensors back into memory of their own."""
+        if self.shares_weights:
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.clone()
+        self.shares_weights = False
+
     def save_hf(self, folder: str | os.PathLike[str]) -> None:
         """Write model and tokenizer in Hugging Face format; `load_policy(folder)` reads them back."""
         # A view of vLLM's stacked tensors would be saved with its whole storage.

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgrpo.engine import Completion, Engine, ParityError
+from fastgrpo.model import Policy, load_policy
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [[(31 * i + 7 * j) % 1000 for j in range(20 + 11 * i)] for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_folder: Path) -> Policy:
+    return load_policy(tiny_folder)
+
+
+@pytest.fixture
+def synced(engine: Engine, policy: Policy) -> Iterator[Engine]:
+    engine.sync(policy)
+    yield engine
+    engine.abort_all()
+
+
+def generate(engine: Engine, **options: object) -> list[Completion]:
+    for key, prompt in enumerate(PROMPTS):
+        engine.submit(key, prompt, **({"max_tokens": 24, "seed": 100 + key} | options))
+    finished = []
+    while engine.busy:
+        finished += engine.step()
+    return sorted(finished, key=lambda completion: completion.key)
+
+
+def trainer_logprobs(policy: Policy, completion: Completion, temperature: float = 1.0) -> torch.Tensor:
+    token_ids = torch.tensor(PROMPTS[completion.key] + completion.token_ids)
+    length = len(token_ids)
+    with torch.no_grad():
+        hidden_TH = policy.forward(token_ids, torch.arange(length), torch.tensor([0, length]).int(), length)
+        logprobs_TV = (hidden_TH @ policy.head_weight.T / temperature).log_softmax(-1)
+    first = len(PROMPTS[completion.key])
+    return logprobs_TV[first - 1 : -1].gather(1, token_ids[first:, None]).squeeze(1)
+
+
+def optimizer_steps(policy: Policy, count: int, learning_rate: float = 3e-3) -> None:
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=learning_rate)
+    token_ids, boundaries = torch.arange(40) * 3, torch.tensor([0, 40]).int()
+    for _ in range(count):
+        hidden_TH = policy.forward(token_ids, torch.arange(40), boundaries, 40)
+        (hidden_TH @ policy.head_weight.T).log_softmax(-1)[:, 11].mean().neg().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def assert_parity(policy: Policy, completions: list[Completion], temperature: float = 1.0) -> None:
+    for completion in completions:
+        expected = trainer_logprobs(policy, completion, temperature)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampled_logprobs_are_the_trainers(synced: Engine, policy: Policy, temperature: float) -> None:
+    completions = generate(synced, temperature=temperature)
+    assert [completion.key for completion in completions] == list(range(len(PROMPTS)))
+    assert all(len(completion.token_ids) == 24 == len(completion.logprobs) for completion in completions)
+    assert_parity(policy, completions, temperature)
+
+
+def test_weights_are_shared_and_steps_reach_vllm(synced: Engine, policy: Policy) -> None:
+    before = generate(synced, temperature=0.0)
+    for _ in range(3):
+        optimizer_steps(policy, 2)
+        report = synced.sync(policy)
+        assert report.bytes_copied == 0
+        assert report.parity_max < 1e-4
+        assert_parity(policy, generate(synced))
+    after = generate(synced, temperature=0.0)
+    assert [c.token_ids for c in after] != [c.token_ids for c in before]
+
+
+def test_prefixes_cached_before_a_step_are_forgotten(synced: Engine, policy: Policy) -> None:
+    long_prompt = [(13 * j) % 1000 for j in range(200)]
+    synced.submit(0, long_prompt, max_tokens=2)
+    while synced.busy:
+        synced.step()
+    optimizer_steps(policy, 2)
+    synced.sync(policy)
+    synced.submit(0, long_prompt, max_tokens=2, seed=0)
+    finished: list[Completion] = []
+    while synced.busy:
+        finished += synced.step()
+    token_ids = torch.tensor(long_prompt + finished[0].token_ids)
+    expected = policy.logprobs([token_ids.tolist()])[0][-2:]
+    torch.testing.assert_close(torch.tensor(finished[0].logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_a_seeded_request_does_not_depend_on_its_company(synced: Engine) -> None:
+    together = generate(synced)
+    synced.submit(3, PROMPTS[3], max_tokens=24, seed=103)
+    alone: list[Completion] = []
+    while synced.busy:
+        alone += synced.step()
+    assert alone[0].token_ids == together[3].token_ids
+
+
+def test_finished_completions_leave_at_once(synced: Engine) -> None:
+    for key, budget in enumerate([2, 30, 9]):
+        synced.submit(key, PROMPTS[key], max_tokens=budget)
+    left_at = {}
+    steps = 0
+    while synced.busy:
+        steps += 1
+        left_at |= {completion.key: steps for completion in synced.step()}
+    assert left_at[0] < left_at[2] < left_at[1] == steps
+
+
+def test_stops_at_the_stop_token_and_keeps_it(synced: Engine) -> None:
+    free = generate(synced, temperature=0.0)[0]
+    stop = free.token_ids[5]
+    stopped = generate(synced, temperature=0.0, stop_token_ids=[stop])[0]
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: free.token_ids.index(stop) + 1]
+    assert free.finish_reason == "length"
+
+
+def test_score_is_the_trainers_logprob(synced: Engine, policy: Policy) -> None:
+    for ours, theirs in zip(policy.logprobs(PROMPTS), synced.score(PROMPTS), strict=True):
+        torch.testing.assert_close(torch.tensor(theirs), ours, atol=1e-4, rtol=0)
+
+
+def test_interrupt_during_a_step_leaves_the_engine_usable(synced: Engine) -> None:
+    expected = generate(synced)
+    inner = synced._llm.step
+
+    def interrupted_step() -> list[object]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return inner()
+
+    for key, prompt in enumerate(PROMPTS):
+        synced.submit(key, prompt, max_tokens=24)
+    synced.step()
+    synced._llm.step = interrupted_step
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            synced.step()
+    finally:
+        synced._llm.step = inner
+    synced.abort_all()
+    assert not synced.busy
+    assert [c.token_ids for c in generate(synced)] == [c.token_ids for c in expected]
+
+
+def test_a_busy_engine_refuses_sync_score_and_a_second_key(synced: Engine, policy: Policy) -> None:
+    synced.submit(1, PROMPTS[1], max_tokens=4)
+    with pytest.raises(RuntimeError, match="idle"):
+        synced.sync(policy)
+    with pytest.raises(RuntimeError, match="idle"):
+        synced.score(PROMPTS)
+    with pytest.raises(ValueError, match="already"):
+        synced.submit(1, PROMPTS[1], max_tokens=4)
+
+
+def test_unknown_architecture_is_copied_at_each_sync(
+    synced: Engine, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("fastgrpo.weights.SHARED_ARCHITECTURES", frozenset())
+    other = load_policy(tiny_folder)
+    for _ in range(2):
+        optimizer_steps(other, 1)
+        report = synced.sync(other)
+        assert report.bytes_copied == sum(p.nbytes for p in other.model.parameters())
+        assert report.parity_max < 1e-4
+        assert_parity(other, generate(synced))
+    assert [record.message for record in caplog.records if "copied into vLLM" in record.message] == [
+        "weights are copied into vLLM at each sync: Qwen2ForCausalLM is not in fastgrpo.weights.SHARED_ARCHITECTURES"
+    ]
+
+
+def test_a_second_policy_does_not_overwrite_the_first(synced: Engine, policy: Policy, tiny_folder: Path) -> None:
+    expected = [parameter.detach().clone() for parameter in policy.model.parameters()]
+    other = load_policy(tiny_folder)
+    optimizer_steps(other, 1)
+    synced.sync(other)
+    assert not policy.shares_weights
+    optimizer_steps(other, 1)
+    for parameter, value in zip(policy.model.parameters(), expected, strict=True):
+        assert torch.equal(parameter, value)
+    assert synced.sync(policy).parity_max < 1e-4
+    assert_parity(policy, generate(synced))
+
+
+def test_sync_raises_when_vllm_has_other_weights(
+    synced: Engine, policy: Policy, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = load_policy(tiny_folder)
+    optimizer_steps(other, 3, learning_rate=1e-2)
+    monkeypatch.setattr("fastgrpo.engine.adopt_weights", lambda *_: 0)
+    with pytest.raises(ParityError, match="differ by"):
+        synced.sync(other)
+    monkeypatch.undo()
+    synced.sync(policy)
+
+
+def test_the_process_is_as_before(engine: Engine) -> None:
+    assert "libgomp" not in os.environ.get("LD_PRELOAD", "")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)

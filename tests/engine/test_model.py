@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import save_tiny_model
+
+from fastgrpo.errors import UserError
+from fastgrpo.model import Policy, load_policy
+
+LENGTHS = [1, 17, 64, 2, 33]
+
+
+def sequences() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(1000, (length,), generator=generator) for length in LENGTHS]
+
+
+def packed_hidden(policy: Policy, parts: list[torch.Tensor]) -> torch.Tensor:
+    lengths = torch.tensor([0, *map(len, parts)])
+    positions = torch.cat([torch.arange(len(part)) for part in parts])
+    return policy.forward(torch.cat(parts), positions, lengths.cumsum(0).int(), int(lengths.max()))
+
+
+def gradients(policy: Policy, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Gradients of a loss that weighs every hidden state differently, through the head too."""
+    policy.model.zero_grad()
+    logprobs_TV = (torch.cat(hidden) @ policy.head_weight.T).log_softmax(-1)
+    weights_TV = torch.linspace(-1, 1, logprobs_TV.numel()).reshape(logprobs_TV.shape)
+    (logprobs_TV * weights_TV).mean().backward()
+    return [parameter.grad.clone() for parameter in policy.model.parameters()]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_is_one_sequence_at_a_time(tiny_folder: Path, checkpointing: bool) -> None:
+    policy = load_policy(tiny_folder, activation_checkpointing=checkpointing)
+    single = [packed_hidden(policy, [part]) for part in sequences()]
+    packed = packed_hidden(policy, sequences())
+    torch.testing.assert_close(packed, torch.cat(single), atol=2e-6, rtol=1e-5)
+    for ours, theirs in zip(gradients(policy, [packed]), gradients(policy, single), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_packed_is_transformers_own_forward(tiny_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    policy = load_policy(tiny_folder)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    logprobs = policy.logprobs([part.tolist() for part in sequences()])
+    for part, ours in zip(sequences(), logprobs, strict=True):
+        with torch.no_grad():
+            expected = plain(part[None]).logits[0, :-1].log_softmax(-1).gather(1, part[1:, None]).squeeze(1)
+        torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"num_key_value_heads": 4}, {"tie_word_embeddings": False}])
+def test_saved_model_loads_back(tmp_path: Path, changes: dict[str, object]) -> None:
+    policy = load_policy(save_tiny_model(tmp_path / "first", **changes))
+    with torch.no_grad():
+        policy.head_weight.add_(0.01)
+    policy.save_hf(tmp_path / "second")
+    again = load_policy(tmp_path / "second")
+    assert again.tokenizer("def f(x):").input_ids == policy.tokenizer("def f(x):").input_ids
+    for ours, theirs in zip(policy.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("missing", "fix"), [("config.json", "--model"), ("tokenizer_config.json", "save_pretrained")])
+def test_folder_without_a_part_names_it(tiny_folder: Path, tmp_path: Path, missing: str, fix: str) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder, folder)
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=rf"{folder} has no {missing}.*{fix}"):
+        load_policy(folder)
+
+
+def test_folder_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_policy(tmp_path / "nowhere")
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(UserError, match=f"{folder} does not load"):
+        load_policy(folder)
+
+
+def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(
+        tmp_path, use_sliding_window=True, sliding_window=16, max_window_layers=0, num_hidden_layers=1
+    )
+    policy = load_policy(folder)
+    packed_hidden(policy, [torch.arange(16)])
+    with pytest.raises(ValueError, match="sliding window of 16"):
+        packed_hidden(policy, [torch.arange(17)])
