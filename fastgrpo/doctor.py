@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -70,12 +71,15 @@ def processor() -> Finding:
 
 
 def compiler() -> Finding:
-    """A C compiler: builds the jail at set-up, and the small helpers of vLLM and Triton at run time."""
+    """A C compiler and Python's headers: they build the jail at set-up, and helpers of Triton at run time."""
     found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if found:
-        return Finding("compiler", True, found)
-    text = "no C compiler (cc, gcc or clang); install one, on Debian and Ubuntu: apt-get install gcc libc6-dev"
-    return Finding("compiler", False, text)
+    if found is None:
+        text = "no C compiler (cc, gcc or clang); install one, on Debian and Ubuntu: apt-get install gcc libc6-dev"
+        return Finding("compiler", False, text)
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        text = "this Python's headers are missing; on Debian and Ubuntu: apt-get install python3-dev"
+        return Finding("compiler", False, text)
+    return Finding("compiler", True, found)
 
 
 def disk() -> Finding:
