@@ -1,0 +1,183 @@
+"""The walk over token chunks: one logits product, one row pass, two gradient products each; never [N, V] at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgrpo.kernels import rows_torch
+from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
+from fastgrpo.kernels.tuning import FP32_SUM_BYTES, chunk_rows
+
+# Rows of a report [F, N], fp32; the last six are the fields of `reference.PolicyLoss`.
+REPORT = ("logprob", "entropy", "loss", "kl", "ratio", "clipped_low", "clipped_high", "importance_capped")
+
+
+class Gradients(NamedTuple):
+    """Gradients asked for, in the dtype of what they belong to; an empty tensor where none was."""
+
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    bias_V: Tensor
+
+
+class Head(NamedTuple):
+    """A linear head over V tokens and what happens to its logits before the softmax."""
+
+    weight_VH: Tensor
+    bias_V: Tensor | None
+    transform: LogitTransform
+
+
+def row_passes(device: torch.device) -> ModuleType:
+    """Triton on a GPU (and on a CPU under its interpreter, for tests), vectorised torch on a CPU."""
+    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        from fastgrpo.kernels import rows_triton
+
+        return rows_triton
+    return rows_torch
+
+
+def logprob_forward(
+    hidden_NH: Tensor, targets_N: Tensor, head: Head, *, entropy: bool, chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """Target logprob and (empty if not asked for) entropy in nats, fp32 [N]."""
+    passes = row_passes(hidden_NH.device)
+    logprob_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
+    entropy_N = hidden_NH.new_empty(len(targets_N) if entropy else 0, dtype=torch.float32)
+    for rows, _, logits_CV in _logit_chunks(hidden_NH, head, None, chunk):
+        entropy_C = entropy_N[rows] if entropy else None
+        passes.logprob_rows(logits_CV, targets_N[rows], head.transform, logprob_N[rows], entropy_C)
+    return logprob_N, entropy_N
+
+
+def logprob_backward(
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    head: Head,
+    saved: tuple[Tensor, Tensor],
+    grads: tuple[Tensor, Tensor | None],
+    *,
+    wanted: tuple[bool, bool, bool],
+    chunk: int | None,
+) -> Gradients:
+    """Recomputes each chunk's logits and carries (grad_logprob_N, grad_entropy_N) to hidden, weight and bias."""
+    passes, (logprob_N, entropy_N), (grad_logprob_N, grad_entropy_N) = row_passes(hidden_NH.device), saved, grads
+    total = _GradientSum(hidden_NH, head, wanted, None)
+    for rows, hidden_CH, logits_CV in _logit_chunks(hidden_NH, head, None, chunk):
+        entropy = (None, None) if grad_entropy_N is None else (entropy_N[rows], grad_entropy_N[rows])
+        passes.dlogits_rows(
+            logits_CV, targets_N[rows], head.transform, logprob_N[rows], entropy[0], grad_logprob_N[rows], entropy[1]
+        )
+        total.add(rows, hidden_CH, logits_CV)
+    return total.result()
+
+
+def loss_and_gradients(
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    head: Head,
+    tokens: TokenInputs,
+    options: LossOptions,
+    *,
+    kept_K: Tensor | None,
+    wanted: tuple[bool, bool, bool],
+    chunk: int | None,
+) -> tuple[Tensor, Gradients]:
+    """One pass: report [F, N] (F as in `REPORT`; dropped tokens NaN in logprob and entropy, else 0) and gradients.
+
+    `kept_K` holds the indices of the tokens to compute, None for all.
+    """
+    passes = row_passes(hidden_NH.device)
+    total = _GradientSum(hidden_NH, head, wanted, kept_K)
+    if kept_K is not None:
+        targets_N, tokens = targets_N[kept_K], tokens.take(kept_K)
+    report_FK = hidden_NH.new_empty(len(REPORT), len(targets_N), dtype=torch.float32)
+    for rows, hidden_CH, logits_CV in _logit_chunks(hidden_NH, head, kept_K, chunk):
+        passes.loss_rows(
+            logits_CV,
+            targets_N[rows],
+            head.transform,
+            tokens.take(rows),
+            options,
+            report_FK[:, rows],
+            gradient=any(wanted),
+        )
+        total.add(rows, hidden_CH, logits_CV)
+    if kept_K is None:
+        return report_FK, total.result()
+    report_FN = report_FK.new_zeros(len(REPORT), len(hidden_NH))
+    report_FN[:2] = torch.nan
+    return report_FN.index_copy_(1, kept_K, report_FK), total.result()
+
+
+def _logit_chunks(
+    hidden_NH: Tensor, head: Head, kept_K: Tensor | None, chunk: int | None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(rows, hidden_CH, logits_CV) of each chunk; the logits' buffer is the same memory every time."""
+    rows_total = len(hidden_NH) if kept_K is None else len(kept_K)
+    if rows_total == 0:
+        return
+    vocabulary = len(head.weight_VH)
+    chunk = chunk or chunk_rows(hidden_NH.device.type, rows_total, vocabulary, hidden_NH.element_size())
+    pitch = -(-vocabulary // 16) * 16  # aligned rows: wide loads and the matrix units' fast path for any vocabulary
+    buffer_CV = hidden_NH.new_empty(min(chunk, rows_total), pitch)[:, :vocabulary]
+    for start in range(0, rows_total, chunk):
+        rows = slice(start, min(start + chunk, rows_total))
+        hidden_CH = hidden_NH[rows] if kept_K is None else hidden_NH[kept_K[rows]]
+        logits_CV = buffer_CV[: len(hidden_CH)]
+        if head.bias_V is None:
+            torch.mm(hidden_CH, head.weight_VH.T, out=logits_CV)
+        else:
+            torch.addmm(head.bias_V, hidden_CH, head.weight_VH.T, out=logits_CV)
+        yield rows, hidden_CH, logits_CV
+
+
+class _GradientSum:
+    """Gradients of the chunks so far: hidden's rows are written once, weight's and bias's are summed over chunks."""
+
+    def __init__(self, hidden_NH: Tensor, head: Head, wanted: tuple[bool, bool, bool], kept_K: Tensor | None) -> None:
+        weight_VH, bias_V = head.weight_VH, head.bias_V
+        self.head, self.wanted, self.kept_K, self.first = head, wanted, kept_K, True
+        in_fp32 = not weight_VH.is_cuda or weight_VH.numel() * 4 <= FP32_SUM_BYTES
+        sum_dtype = torch.float32 if in_fp32 else weight_VH.dtype
+        hidden_like = torch.empty_like if kept_K is None else torch.zeros_like
+        self.hidden_NH = hidden_like(hidden_NH) if wanted[0] else hidden_NH.new_empty(0)
+        self.weight_VH = torch.empty_like(weight_VH, dtype=sum_dtype) if wanted[1] else hidden_NH.new_empty(0)
+        self.bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wanted[2] else hidden_NH.new_empty(0)
+
+    def add(self, rows: slice, hidden_CH: Tensor, dlogits_CV: Tensor) -> None:
+        if self.wanted[0] and self.kept_K is None:
+            torch.mm(dlogits_CV, self.head.weight_VH, out=self.hidden_NH[rows])
+        elif self.wanted[0]:
+            self.hidden_NH.index_copy_(0, self.kept_K[rows], dlogits_CV @ self.head.weight_VH)
+        if self.wanted[1]:
+            _add_product(self.weight_VH, dlogits_CV.T, hidden_CH, overwrite=self.first)
+        if self.wanted[2]:
+            self.bias_V += dlogits_CV.sum(dim=0, dtype=torch.float32)
+        self.first = False
+
+    def result(self) -> Gradients:
+        if self.wanted[1] and self.first:
+            self.weight_VH.zero_()
+        bias_V, weight_VH = self.head.bias_V, self.weight_VH.to(self.head.weight_VH.dtype)
+        return Gradients(self.hidden_NH, weight_VH, self.bias_V.to(bias_V.dtype) if self.wanted[2] else self.bias_V)
+
+
+def _add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor, *, overwrite: bool) -> None:
+    """sum += left @ right, each product and, where `sum_VH` is fp32, each sum in fp32."""
+    if sum_VH.dtype == right_CH.dtype and overwrite:
+        torch.mm(left_VC, right_CH, out=sum_VH)
+    elif sum_VH.dtype == right_CH.dtype:
+        sum_VH.addmm_(left_VC, right_CH)
+    else:
+        wide = sum_VH.is_cuda
+        product_VH = (
+            torch.mm(left_VC, right_CH, out_dtype=torch.float32) if wide else left_VC.float() @ right_CH.float()
+        )
+        torch.add(0.0 if overwrite else sum_VH, product_VH, out=sum_VH)

@@ -1,0 +1,119 @@
+"""The loss head: linear layer, softmax and policy loss in one, over any device, in memory independent of N x V."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgrpo.kernels import ops, validate
+from fastgrpo.kernels.reference import Ratio, TokenInputs
+
+
+class LossStatistics(NamedTuple):
+    """Sums over computed tokens, 0-d fp32 on the device, so that micro-batches add up; `ratio_max` is a maximum."""
+
+    tokens: Tensor
+    entropy: Tensor
+    kl: Tensor
+    clipped_low: Tensor
+    clipped_high: Tensor
+    importance_capped: Tensor
+    ratio_max: Tensor
+
+    def merge(self, other: LossStatistics) -> LossStatistics:
+        """Statistics of both micro-batches together."""
+        sums = [mine + theirs for mine, theirs in zip(self[:-1], other[:-1], strict=True)]
+        return LossStatistics(*sums, torch.maximum(self.ratio_max, other.ratio_max))
+
+
+@dataclass(slots=True)
+class LossOutput:
+    """loss: 0-d fp32, differentiable; logprobs_N, entropy_N: nats, fp32 [N], detached, NaN for a dropped token."""
+
+    loss: Tensor
+    logprobs_N: Tensor
+    entropy_N: Tensor
+    statistics: LossStatistics
+
+
+def linear_logprob(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    targets_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    entropy: bool = True,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each target and entropy of each row, in nats, without ever holding [N, V].
+
+    hidden_NH [N, H] and weight_VH [V, H]: float32 or bfloat16, one dtype and device; targets_N: int64 in [0, V).
+    The logits are `softcap * tanh((hidden @ weight.T + bias) / softcap) / temperature`. `chunk` overrides the rows
+    processed at a time. Returns fp32 [N] logprob and entropy (None with `entropy=False`), both differentiable with
+    respect to hidden, weight and bias; the backward pass recomputes the logits.
+
+    Raises ValueError naming the argument for wrong shapes, dtypes, devices or targets outside the vocabulary.
+    """
+    validate.head_arguments(hidden_NH, weight_VH, targets_N, bias, temperature, softcap, chunk)
+    arguments = (hidden_NH, weight_VH, bias, targets_N, float(temperature), softcap, entropy, chunk)
+    logprob_N, entropy_N = torch.ops.fastgrpo.linear_logprob(*arguments)
+    return logprob_N, entropy_N if entropy else None
+
+
+def linear_grpo_loss(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    targets_N: Tensor,
+    *,
+    advantages_N: Tensor,
+    token_weights_N: Tensor,
+    old_logprobs_N: Tensor | None = None,
+    ref_logprobs_N: Tensor | None = None,
+    sampled_logprobs_N: Tensor | None = None,
+    sequence_log_ratio_N: Tensor | None = None,
+    ratio: Ratio = "token",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_weight: float = 0.0,
+    tis_cap: float | None = None,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> LossOutput:
+    """Policy loss and its gradients in one pass over token chunks: three matrix products and no recomputation.
+
+    hidden_NH, weight_VH, targets_N, temperature, bias, softcap, chunk: as in `linear_logprob`. The others are fp32 [N].
+    loss = sum over tokens of token_weights_N times the token's loss (`reference.policy_loss`), so every normaliser
+    (token mean, sequence mean, constant) and every mask is a choice of `token_weights_N`.
+
+    ratio "token": PPO's clipped ratio to `old_logprobs_N` (grpo, dapo, dr_grpo; None means on-policy: ratio 1);
+    "sequence": the ratio's value is exp(sequence_log_ratio_N), its gradient each token's (gspo);
+    "cispo": clipped and detached ratio times logprob. `kl_weight` weighs the k3 estimate of KL(policy, reference);
+    `tis_cap` caps the detached weight exp(old - sampled) that multiplies the policy term.
+
+    Tokens of zero weight, or of zero advantage where `kl_weight` is 0, cost nothing: they are dropped before any
+    product, get no gradient and no statistics. Gradients are made here and scaled in backward, which can run once.
+
+    Raises ValueError naming the argument for wrong shapes, dtypes, devices, options or targets outside the vocabulary.
+    """
+    validate.head_arguments(hidden_NH, weight_VH, targets_N, bias, temperature, softcap, chunk)
+    tokens = TokenInputs(
+        advantages_N, token_weights_N, old_logprobs_N, ref_logprobs_N, sampled_logprobs_N, sequence_log_ratio_N
+    )
+    validate.loss_arguments(hidden_NH, tokens, ratio, (clip_low, clip_high), kl_weight, tis_cap)
+    constants = (ratio, float(clip_low), float(clip_high), float(kl_weight), tis_cap, float(temperature), softcap)
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_NH, weight_VH, bias)]
+    loss, report_FN, statistics, *_ = torch.ops.fastgrpo.linear_grpo_loss(
+        hidden_NH, weight_VH, bias, targets_N, *tokens, *constants, wanted, chunk
+    )
+    logprobs_N, entropy_N = report_FN[0].detach(), report_FN[1].detach()
+    return LossOutput(loss, logprobs_N, entropy_N, LossStatistics(*statistics.detach().unbind()))
+
+
+__all__ = ["LossOutput", "LossStatistics", "linear_grpo_loss", "linear_logprob", "ops"]

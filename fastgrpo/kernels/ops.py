@@ -1,0 +1,209 @@
+"""The loss head as `torch.library` operators, so that autograd, `torch.compile` and `opcheck` know it.
+
+Values that live on the device (targets in range, which tokens count) are checked here, with one transfer for each call.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from fastgrpo.kernels import chunked, validate
+from fastgrpo.kernels.chunked import Head
+from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
+
+OptionalTensor = Optional[Tensor]  # noqa: UP045 - the operator schema's parser knows this spelling in every version
+
+
+@torch.library.custom_op("fastgrpo::linear_logprob", mutates_args=())
+def linear_logprob(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: OptionalTensor,
+    targets_N: Tensor,
+    temperature: float,
+    softcap: Optional[float],  # noqa: UP045
+    entropy: bool,
+    chunk: Optional[int],  # noqa: UP045
+) -> tuple[Tensor, Tensor]:
+    if len(targets_N):
+        lowest, highest = torch.stack(torch.aminmax(targets_N)).tolist()
+        validate.target_range(lowest, highest, len(weight_VH))
+    head = Head(weight_VH, bias_V, LogitTransform(temperature, softcap))
+    return chunked.logprob_forward(hidden_NH, targets_N, head, entropy=entropy, chunk=chunk)
+
+
+@linear_logprob.register_fake
+def _(hidden_NH, weight_VH, bias_V, targets_N, temperature, softcap, entropy, chunk):
+    rows = hidden_NH.shape[0]
+    return (
+        hidden_NH.new_empty(rows, dtype=torch.float32),
+        hidden_NH.new_empty(rows if entropy else 0, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("fastgrpo::linear_logprob_backward", mutates_args=())
+def linear_logprob_backward(
+    grad_logprob_N: Tensor,
+    grad_entropy_N: OptionalTensor,
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: OptionalTensor,
+    targets_N: Tensor,
+    logprob_N: Tensor,
+    entropy_N: Tensor,
+    temperature: float,
+    softcap: Optional[float],  # noqa: UP045
+    wanted: list[bool],
+    chunk: Optional[int],  # noqa: UP045
+) -> tuple[Tensor, Tensor, Tensor]:
+    return chunked.logprob_backward(
+        hidden_NH,
+        targets_N,
+        Head(weight_VH, bias_V, LogitTransform(temperature, softcap)),
+        (logprob_N, entropy_N),
+        (grad_logprob_N, grad_entropy_N),
+        wanted=tuple(wanted),
+        chunk=chunk,
+    )
+
+
+@linear_logprob_backward.register_fake
+def _(grad_logprob_N, grad_entropy_N, hidden_NH, weight_VH, bias_V, *rest):
+    return _fake_gradients(hidden_NH, weight_VH, bias_V, rest[-2])
+
+
+def _fake_gradients(
+    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = (hidden_NH, weight_VH, bias_V)
+    return tuple(
+        torch.empty_like(x) if want else hidden_NH.new_empty(0) for x, want in zip(inputs, wanted, strict=True)
+    )
+
+
+def _save_logprob(ctx, inputs, output) -> None:
+    hidden_NH, weight_VH, bias_V, targets_N, ctx.temperature, ctx.softcap, ctx.entropy, ctx.chunk = inputs
+    ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, *output)
+
+
+def _differentiate_logprob(ctx, grad_logprob_N: Tensor, grad_entropy_N: Tensor):
+    hidden_NH, weight_VH, bias_V, targets_N, logprob_N, entropy_N = ctx.saved_tensors
+    wanted = list(ctx.needs_input_grad[:3])
+    grads = torch.ops.fastgrpo.linear_logprob_backward(
+        grad_logprob_N.contiguous(),
+        grad_entropy_N.contiguous() if ctx.entropy else None,
+        hidden_NH,
+        weight_VH,
+        bias_V,
+        targets_N,
+        logprob_N,
+        entropy_N,
+        ctx.temperature,
+        ctx.softcap,
+        wanted,
+        ctx.chunk,
+    )
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), *[None] * 5
+
+
+linear_logprob.register_autograd(_differentiate_logprob, setup_context=_save_logprob)
+
+
+@torch.library.custom_op("fastgrpo::linear_grpo_loss", mutates_args=())
+def linear_grpo_loss(
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: OptionalTensor,
+    targets_N: Tensor,
+    advantages_N: Tensor,
+    token_weights_N: Tensor,
+    old_logprobs_N: OptionalTensor,
+    ref_logprobs_N: OptionalTensor,
+    sampled_logprobs_N: OptionalTensor,
+    sequence_log_ratio_N: OptionalTensor,
+    ratio: str,
+    clip_low: float,
+    clip_high: float,
+    kl_weight: float,
+    tis_cap: Optional[float],  # noqa: UP045
+    temperature: float,
+    softcap: Optional[float],  # noqa: UP045
+    wanted: list[bool],
+    chunk: Optional[int],  # noqa: UP045
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, report [F, N], statistics, hidden's, weight's and bias's gradient for a loss gradient of 1)."""
+    tokens = TokenInputs(
+        advantages_N, token_weights_N, old_logprobs_N, ref_logprobs_N, sampled_logprobs_N, sequence_log_ratio_N
+    )
+    options = LossOptions(ratio, clip_low, clip_high, kl_weight, tis_cap)
+    report_FN, gradients = chunked.loss_and_gradients(
+        hidden_NH,
+        targets_N,
+        Head(weight_VH, bias_V, LogitTransform(temperature, softcap)),
+        tokens,
+        options,
+        kept_K=_kept_tokens(tokens, options, targets_N, len(weight_VH)),
+        wanted=tuple(wanted),
+        chunk=chunk,
+    )
+    sums_F = report_FN.nansum(dim=1)
+    computed = report_FN[0].isnan().logical_not_().sum().to(torch.float32)
+    largest = report_FN[4].amax() if report_FN.shape[1] else sums_F.new_zeros(())
+    statistics = torch.cat([computed[None], sums_F[[1, 3, 5, 6, 7]], largest[None]])
+    return sums_F[2].clone(), report_FN, statistics, *gradients
+
+
+def _kept_tokens(tokens: TokenInputs, options: LossOptions, targets_N: Tensor, vocabulary: int) -> Tensor | None:
+    """Indices of the tokens that can move the policy, None for all: neither weight nor advantage (or KL) is zero."""
+    if not len(targets_N):
+        return None
+    kept_N = tokens.token_weights_N != 0
+    if options.kl_weight == 0:
+        kept_N &= tokens.advantages_N != 0
+    lowest, highest, kept = torch.stack([*torch.aminmax(targets_N), kept_N.sum()]).tolist()
+    validate.target_range(lowest, highest, vocabulary)
+    return None if kept == len(targets_N) else torch.nonzero_static(kept_N, size=kept)[:, 0]
+
+
+@linear_grpo_loss.register_fake
+def _(hidden_NH, weight_VH, bias_V, *rest):
+    report_FN = hidden_NH.new_empty(len(chunked.REPORT), hidden_NH.shape[0], dtype=torch.float32)
+    gradients = _fake_gradients(hidden_NH, weight_VH, bias_V, rest[-2])
+    return report_FN.new_empty(()), report_FN, report_FN.new_empty(7), *gradients
+
+
+@torch.library.custom_op("fastgrpo::scale_", mutates_args=("gradient",))
+def scale_(gradient: Tensor, factor: Tensor) -> None:
+    """gradient *= factor, without touching its memory when the factor, which stays on the device, is 1."""
+    if gradient.is_cuda:
+        from fastgrpo.kernels import rows_triton
+
+        rows_triton.scale_(gradient, factor)
+    else:
+        gradient.mul_(factor)
+
+
+@scale_.register_fake
+def _(gradient, factor):
+    return None
+
+
+def _save_loss(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.wanted = inputs[-2]
+    ctx.save_for_backward(*output[3:])
+
+
+def _differentiate_loss(ctx, grad_loss: Tensor | None, *_):
+    gradients = ctx.saved_tensors
+    for gradient, want in zip(gradients, ctx.wanted, strict=True):
+        if want and grad_loss is not None:
+            torch.ops.fastgrpo.scale_(gradient, grad_loss)
+    usable = [want and grad_loss is not None for want in ctx.wanted]
+    return *(grad if use else None for grad, use in zip(gradients, usable, strict=True)), *[None] * 16
+
+
+linear_grpo_loss.register_autograd(_differentiate_loss, setup_context=_save_loss)

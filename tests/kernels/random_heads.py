@@ -1,0 +1,118 @@
+"""Random heads and losses, their exact (fp64) and eager results, and the bar: no further off than eager torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference
+from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
+
+SLACK = 1e-5
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@dataclass
+class Head:
+    """Leaf tensors of one head and constants of its logits."""
+
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    targets_N: Tensor
+    bias_V: Tensor | None = None
+    temperature: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [x for x in (self.hidden_NH, self.weight_VH, self.bias_V) if x is not None]
+
+    @property
+    def transform(self) -> LogitTransform:
+        return LogitTransform(self.temperature, self.softcap)
+
+    def to(self, dtype: torch.dtype) -> Head:
+        leaves = [
+            None if x is None else x.detach().to(dtype).requires_grad_() for x in (self.hidden_NH, self.weight_VH)
+        ]
+        bias_V = None if self.bias_V is None else self.bias_V.detach().to(dtype).requires_grad_()
+        return Head(leaves[0], leaves[1], self.targets_N, bias_V, self.temperature, self.softcap)
+
+    def keywords(self) -> dict[str, object]:
+        return {"temperature": self.temperature, "softcap": self.softcap, "bias": self.bias_V}
+
+
+def random_head(
+    n: int, h: int, v: int, *, device: torch.device, dtype: torch.dtype = torch.float32, scale: float = 2.0, **rest
+) -> Head:
+    """Logits of standard deviation `scale`; targets at both edges of the vocabulary and anywhere between."""
+    hidden_NH = (torch.randn(n, h, device=device) * scale).to(dtype).requires_grad_()
+    weight_VH = (torch.randn(v, h, device=device) * h**-0.5).to(dtype).requires_grad_()
+    targets_N = torch.randint(v, (n,), device=device)
+    targets_N[0], targets_N[-1] = v - 1, 0
+    if rest.pop("bias", False):
+        rest["bias_V"] = torch.randn(v, device=device).to(dtype).requires_grad_()
+    return Head(hidden_NH, weight_VH, targets_N, **rest)
+
+
+def random_tokens(
+    head: Head, *, normaliser: str = "token_mean", masked: float = 0.0, spread: float = 0.4
+) -> TokenInputs:
+    """Loss inputs around the head's own logprobs, so that some tokens clip low, some high and some not."""
+    n, device = len(head.targets_N), head.hidden_NH.device
+    with torch.no_grad():
+        logprobs_N, _ = reference.linear_logprob(*_tensors(head), head.transform, head.bias_V)
+    near = [logprobs_N + spread * torch.randn(n, device=device) for _ in range(3)]
+    sequence_N = torch.arange(n, device=device) // 5
+    weights = {
+        "token_mean": torch.full((n,), 1.0 / n, device=device),
+        "sequence_mean": 1.0 / (torch.bincount(sequence_N)[sequence_N] * (sequence_N[-1] + 1)),
+        "constant": torch.full((n,), 1.0 / 4096, device=device),
+    }
+    weights_N = weights[normaliser].float() * (torch.rand(n, device=device) >= masked)
+    sequence_ratio_N = (0.3 * torch.randn(n, device=device))[sequence_N]
+    return TokenInputs(torch.randn(n, device=device), weights_N, near[0], near[1], near[2], sequence_ratio_N)
+
+
+def _tensors(head: Head) -> tuple[Tensor, Tensor, Tensor]:
+    return head.hidden_NH, head.weight_VH, head.targets_N
+
+
+def fused_loss(head: Head, tokens: TokenInputs, options: LossOptions, **rest):
+    return linear_grpo_loss(*_tensors(head), **tokens._asdict(), **options._asdict(), **head.keywords(), **rest)
+
+
+def fused_logprob(head: Head, **rest):
+    return linear_logprob(*_tensors(head), **head.keywords(), **rest)
+
+
+def dense_loss(head: Head, tokens: TokenInputs, options: LossOptions, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """[loss, logprobs, entropy, *gradients] of the oracle, in another dtype if asked."""
+    head = head if dtype is None else head.to(dtype)
+    if dtype == torch.float64:
+        tokens = TokenInputs(*(None if x is None else x.double() for x in tokens))
+    loss, logprobs_N, entropy_N, _ = reference.linear_grpo_loss(
+        *_tensors(head), tokens, options, head.transform, head.bias_V
+    )
+    return [loss.detach(), logprobs_N, entropy_N, *torch.autograd.grad(loss, head.leaves)]
+
+
+def dense_logprob(head: Head, grads: tuple[Tensor, Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """[logprob, entropy, *gradients] of the oracle for incoming gradients `grads`."""
+    head = head if dtype is None else head.to(dtype)
+    outputs = reference.linear_logprob(*_tensors(head), head.transform, head.bias_V)
+    found = torch.autograd.grad(outputs, head.leaves, [g.to(outputs[0].dtype) for g in grads])
+    return [x.detach() for x in (*outputs, *found)]
+
+
+def assert_as_good_as_eager(ours: list[Tensor], eager: list[Tensor], exact: list[Tensor], keep=slice(None)) -> None:
+    """Largest error at most eager torch's own in the same dtype + 1e-5, for each of the results."""
+    assert len(ours) == len(eager) == len(exact)
+    for i, (mine, theirs, truth) in enumerate(zip(ours, eager, exact, strict=True)):
+        rows = keep if i in (1, 2) and truth.dim() == 1 else ...
+        error, allowed = ((x.double() - truth)[rows].abs() for x in (mine, theirs))
+        error, allowed = (x.max().item() if x.numel() else 0.0 for x in (error, allowed))
+        assert error <= allowed + SLACK, f"result {i}: error {error:.3g}, eager's {allowed:.3g}"
