@@ -1,0 +1,127 @@
+"""What each structure of workflow earns with the simulated worker, for each third of difficulty.
+
+    python bench/structures.py [--samples 8] [--dataset humaneval]
+
+Prints pass rate (share of hidden tests), reward without diversity, complexity, worker calls and simulated latency: the
+table by which `RewardWeights` and `Skill` were chosen. Structure must pay where problems are hard and cost where they
+are easy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from statistics import mean
+from typing import NamedTuple
+
+from fastgrpo_sandbox import SandboxPool
+from rich.console import Console
+from rich.table import Table
+
+from fastgrpo import data
+from fastgrpo.types import Execution, Problem
+from fastgrpo.workers.simulated import SimulatedWorker
+from fastgrpo.workflow.environment import WorkflowEnvironment
+from fastgrpo.workflow.reward import RewardWeights
+
+_BODIES = {
+    "generate": "return await generate(problem)",
+    "generate, review, revise": """code = await generate(problem)
+    notes = await review(problem, code)
+    if not notes.ok:
+        code = await revise(problem, code, notes.feedback)
+    return code""",
+    "generate, test": """code = await generate(problem)
+    result = await test(problem, code)
+    return result.code""",
+    "3 generate, ensemble": """codes = await asyncio.gather(*[generate(problem) for _ in range(3)])
+    return await ensemble(problem, codes)""",
+    "3 generate, ensemble, test": """codes = await asyncio.gather(*[generate(problem) for _ in range(3)])
+    code = await ensemble(problem, codes)
+    result = await test(problem, code)
+    return result.code""",
+    "generate, test, review, revise": """code = await generate(problem)
+    result = await test(problem, code)
+    notes = await review(problem, result.code)
+    if not notes.ok:
+        return await revise(problem, result.code, notes.feedback)
+    return result.code""",
+}
+WORKFLOWS = {name: f"async def workflow(problem):\n    {body}" for name, body in _BODIES.items()}
+
+
+class Row(NamedTuple):
+    """Means of one structure over one third of the problems."""
+
+    pass_rate: float
+    reward: float
+    calls: float
+    latency_s: float
+
+
+def completion(code: str) -> str:
+    """The code in the policy's format."""
+    return f"<think>Let me see.</think>\n```python\n{code}\n```"
+
+
+def thirds(problems: list[Problem]) -> list[list[Problem]]:
+    """Easiest, middle and hardest third."""
+    order = sorted(problems, key=lambda problem: problem.difficulty)
+    cut = len(order) // 3
+    return [order[:cut], order[cut:-cut], order[-cut:]]
+
+
+async def measure(
+    environment: WorkflowEnvironment, problems: list[Problem], code: str, samples: int, weights: RewardWeights
+) -> tuple[list[Row], float]:
+    """A row for each third, and the structure's complexity. Raises RuntimeError where the jails fail."""
+    rows, executions = [], []
+    for third in thirds(problems):
+        executions = await asyncio.gather(
+            *[environment.execute(each, completion(code), seed) for each in third for seed in range(samples)]
+        )
+        rows.append(_row(list(executions), weights))
+    return rows, executions[0].complexity
+
+
+def _row(executions: list[Execution], weights: RewardWeights) -> Row:
+    if failed := [execution.error for execution in executions if execution.status != "ok"]:
+        raise RuntimeError(f"{len(failed)} executions failed, the first with: {failed[0]}")
+    pass_rate = mean(execution.pass_rate for execution in executions)
+    return Row(
+        pass_rate,
+        weights.performance * pass_rate - weights.complexity * executions[0].complexity,
+        mean(len(execution.calls) for execution in executions),
+        mean(sum(call.seconds for call in execution.calls) for execution in executions),
+    )
+
+
+async def main(dataset: str, samples: int) -> None:
+    """Measure and print the table."""
+    problems, weights, console = data.load(dataset), RewardWeights(), Console(width=150)
+    async with SandboxPool() as pool:
+        worker = SimulatedWorker(pool)
+        environment = WorkflowEnvironment(pool, worker)
+        start = time.perf_counter()
+        await worker.prepare(problems)
+        console.print(f"{len(problems)} problems, mutants ready after {time.perf_counter() - start:.1f} s")
+        table = Table(title=f"simulated worker, {samples} samples a problem; easiest / middle / hardest third")
+        for column in ("structure", "complexity", "pass rate", "reward", "calls", "latency s"):
+            table.add_column(column, justify="left" if column == "structure" else "right")
+        start = time.perf_counter()
+        for name, code in WORKFLOWS.items():
+            rows, complexity = await measure(environment, problems, code, samples, weights)
+            cells = [" / ".join(f"{value:.3f}" for value in column) for column in zip(*rows, strict=True)]
+            table.add_row(name, f"{complexity:.3f}", *cells)
+        console.print(table)
+        count = len(problems) * samples * len(WORKFLOWS)
+        console.print(f"{count / (time.perf_counter() - start):.0f} workflows/s, tests included; weights: {weights}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--dataset", default="humaneval")
+    options = parser.parse_args()
+    asyncio.run(main(options.dataset, options.samples))
