@@ -1,0 +1,277 @@
+"""AdamW on fp32 master weights, its state sharded over the ranks of torch.distributed (ZeRO-2, arXiv 1910.02054).
+
+Every parameter is cut into one flat slice for each rank. A rank keeps fp32 master weights, moments and summed
+gradients of its own slices only. Gradients are reduce-scattered in buckets while backward still runs; updated slices
+are written into the parameters themselves and all-gathered there, so that where the parameters are vLLM's tensors
+(`fastgrpo.weights`) the all-gather is the weight sync. With one rank the same code runs without communication.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.optim.adamw import adamw
+
+BUCKET_ELEMENTS = 32 * 2**20
+BUCKETS_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """`grad_norm`: global 2-norm before clipping. `skipped`: the norm was not finite or too large; nothing changed."""
+
+    grad_norm: float
+    skipped: bool
+
+
+@dataclass(slots=True)
+class Shard:
+    """This rank's slice [start, start + len) of one flattened parameter. fp32 parameters are their own master."""
+
+    parameter: nn.Parameter
+    start: int
+    master: Tensor | None
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    steps: Tensor
+    gradient: Tensor | None = None
+
+    @property
+    def owned(self) -> Tensor:
+        """The slice of the parameter itself; looked up anew, since a weight sync may move the parameter."""
+        return self.parameter.detach().view(-1)[self.start : self.start + len(self.exp_avg)]
+
+    def add(self, gradient: Tensor) -> None:
+        """Add one micro-batch's gradient of the slice, in fp32. Takes ownership of an fp32 tensor."""
+        if self.gradient is None:
+            self.gradient = gradient.float()
+        else:
+            self.gradient.add_(gradient)
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A reduce-scatter in flight: row r of `sent` holds rank r's slices of `shards`, end to end."""
+
+    shards: list[Shard]
+    sent: Tensor
+    received: Tensor
+    work: Any
+
+
+class AdamW:
+    """AdamW with decoupled weight decay (arXiv 1711.05101) on matrices, none on biases and norms.
+
+    Hooks on the parameters take each gradient as backward finishes it, so `parameter.grad` stays None and gradients
+    add up over micro-batches in fp32 until `step`. Losses must be scaled so that gradients add up over micro-batches
+    and ranks. Every rank must run the same number of backward passes.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        skip_grad_norm: float = math.inf,
+    ) -> None:
+        """Gradients are clipped to a global norm of `max_grad_norm`; above `skip_grad_norm` the step is skipped."""
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.max_grad_norm, self.skip_grad_norm = max_grad_norm, skip_grad_norm
+        ready = distributed.is_available() and distributed.is_initialized()
+        self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if ready else (0, 1)
+        self._shards = [self._shard(parameter) for parameter in parameters if parameter.requires_grad]
+        self._waiting: list[Shard] = []
+        self._in_flight: deque[Bucket] = deque()
+        for index, shard in enumerate(self._shards):
+            shard.parameter.register_post_accumulate_grad_hook(_arrival(weakref.ref(self), index))
+
+    def step(self) -> StepReport:
+        """Apply the gradients gathered since the last step and forget them. Collective over the ranks."""
+        self._drain()
+        shards = [shard for shard in self._shards if shard.gradient is not None]
+        norm = self._grad_norm([shard.gradient for shard in shards])
+        skipped = not norm <= self.skip_grad_norm or math.isinf(norm)
+        if not skipped:
+            if norm > self.max_grad_norm:
+                torch._foreach_mul_([shard.gradient for shard in shards], self.max_grad_norm / norm)
+            self._update([shard for shard in shards if shard.parameter.ndim > 1], self.weight_decay)
+            self._update([shard for shard in shards if shard.parameter.ndim <= 1], 0.0)
+            self._gather(shards)
+        self.zero_grad()
+        return StepReport(norm, skipped)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients gathered since the last step."""
+        self._drain()
+        for shard in self._shards:
+            shard.gradient = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state in unsharded CPU tensors, on rank 0 ({} elsewhere). Collective over the ranks.
+
+        It loads on any number of ranks; parameters are told apart by their order.
+        """
+        entries = [self._whole_entry(shard) for shard in self._shards]
+        return {"parameters": entries} if self.rank == 0 else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, cut for this rank. Every rank needs the whole state."""
+        for shard, entry in zip(self._shards, state["parameters"], strict=True):
+            shard.steps.fill_(entry["steps"])
+            mine = slice(shard.start, shard.start + len(shard.exp_avg))
+            shard.exp_avg.copy_(entry["exp_avg"].view(-1)[mine])
+            shard.exp_avg_sq.copy_(entry["exp_avg_sq"].view(-1)[mine])
+            if shard.master is not None:
+                shard.master.copy_(entry["master"].view(-1)[mine])
+
+    def _shard(self, parameter: nn.Parameter) -> Shard:
+        size = math.ceil(parameter.numel() / self.world)
+        start = min(self.rank * size, parameter.numel())
+        mine = parameter.detach().view(-1)[start : start + size]
+        zeros = torch.zeros_like(mine, dtype=torch.float32)
+        return Shard(
+            parameter=parameter,
+            start=start,
+            master=None if parameter.dtype == torch.float32 else mine.float(),
+            exp_avg=zeros,
+            exp_avg_sq=zeros.clone(),
+            steps=torch.zeros((), device=parameter.device),
+        )
+
+    def _arrived(self, shard: Shard) -> None:
+        if self.world == 1:
+            shard.add(shard.parameter.grad.view(-1))
+            shard.parameter.grad = None
+            return
+        self._waiting.append(shard)
+        if sum(waiting.parameter.numel() for waiting in self._waiting) >= BUCKET_ELEMENTS:
+            self._send()
+
+    def _send(self) -> None:
+        """Start the reduce-scatter of the waiting gradients."""
+        shards, self._waiting = self._waiting, []
+        sizes = [math.ceil(shard.parameter.numel() / self.world) for shard in shards]
+        sent = torch.zeros(self.world, sum(sizes), device=shards[0].parameter.device)
+        for shard, part in zip(shards, sent.split(sizes, dim=1), strict=True):
+            _copy_rows(part, shard.parameter.grad.view(-1))
+            shard.parameter.grad = None
+        received = torch.empty_like(sent[0])
+        work = distributed.reduce_scatter_tensor(received, sent.view(-1), async_op=True)
+        self._in_flight.append(Bucket(shards, sent, received, work))
+        while len(self._in_flight) > BUCKETS_IN_FLIGHT:
+            self._receive(self._in_flight.popleft())
+
+    def _receive(self, bucket: Bucket) -> None:
+        bucket.work.wait()
+        sizes = [math.ceil(shard.parameter.numel() / self.world) for shard in bucket.shards]
+        for shard, part in zip(bucket.shards, bucket.received.split(sizes), strict=True):
+            shard.add(part[: len(shard.exp_avg)])
+
+    def _drain(self) -> None:
+        if self._waiting:
+            self._send()
+        while self._in_flight:
+            self._receive(self._in_flight.popleft())
+
+    def _grad_norm(self, gradients: list[Tensor]) -> float:
+        if not gradients:
+            return 0.0
+        square = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        if self.world > 1:
+            distributed.all_reduce(square)
+        return float(square.sqrt())
+
+    @torch.no_grad()
+    def _update(self, shards: list[Shard], weight_decay: float) -> None:
+        if not shards:
+            return
+        masters = [shard.owned if shard.master is None else shard.master for shard in shards]
+        adamw(
+            masters,
+            [shard.gradient for shard in shards],
+            [shard.exp_avg for shard in shards],
+            [shard.exp_avg_sq for shard in shards],
+            [],
+            [shard.steps for shard in shards],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.lr,
+            weight_decay=weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
+        rounded = [shard for shard in shards if shard.master is not None]
+        if rounded:
+            torch._foreach_copy_([shard.owned for shard in rounded], [shard.master for shard in rounded])
+
+    def _gather(self, shards: list[Shard]) -> None:
+        """All-gather the updated slices, straight into the parameters where they divide evenly."""
+        if self.world == 1:
+            return
+        works, padded = [], []
+        for shard in shards:
+            flat = shard.parameter.detach().view(-1)
+            if len(flat) % self.world == 0:
+                works.append(distributed.all_gather_into_tensor(flat, shard.owned, async_op=True))
+            else:
+                padded.append(shard)
+        for shard in padded:
+            flat = shard.parameter.detach().view(-1)
+            flat.copy_(self._whole(shard, shard.owned))
+        for work in works:
+            work.wait()
+
+    def _whole(self, shard: Shard, mine: Tensor) -> Tensor:
+        """The slices of all ranks, in order, as one flat tensor."""
+        if self.world == 1:
+            return mine
+        size = math.ceil(shard.parameter.numel() / self.world)
+        padded = nn.functional.pad(mine, (0, size - len(mine)))
+        whole = mine.new_empty(self.world * size)
+        distributed.all_gather_into_tensor(whole, padded)
+        return whole[: shard.parameter.numel()]
+
+    def _whole_entry(self, shard: Shard) -> dict[str, Any]:
+        parts = {"exp_avg": shard.exp_avg, "exp_avg_sq": shard.exp_avg_sq}
+        if shard.master is not None:
+            parts["master"] = shard.master
+        whole = {name: self._whole(shard, part) for name, part in parts.items()}
+        if self.rank != 0:
+            return {}
+        shape = shard.parameter.shape
+        # Copied, not viewed: a state kept in memory must not follow later steps.
+        entry = {name: part.detach().to("cpu", copy=True).view(shape) for name, part in whole.items()}
+        return {"steps": float(shard.steps), **entry}
+
+
+def _arrival(optimizer: weakref.ref[AdamW], index: int) -> Callable[[nn.Parameter], None]:
+    """A gradient hook that keeps neither optimizer nor shard alive: a policy may outlive several."""
+
+    def arrived(_: nn.Parameter) -> None:
+        owner = optimizer()
+        if owner is not None:
+            owner._arrived(owner._shards[index])
+
+    return arrived
+
+
+def _copy_rows(rows_WC: Tensor, flat: Tensor) -> None:
+    """Write `flat` into the rows of `rows_WC` end to end; the last rows may stay short."""
+    size = rows_WC.shape[1]
+    full = len(flat) // size
+    rows_WC[:full].copy_(flat[: full * size].view(full, size))
+    if len(flat) > full * size:
+        rows_WC[full, : len(flat) - full * size].copy_(flat[full * size :])
