@@ -4,11 +4,13 @@ PYTHON ?= python3
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 ARGS ?=
 PY := .venv/bin/python
+PACKAGES := .venv/packages-$(EXTRA)
 READY := .venv/ready-$(EXTRA)
 
 .PHONY: setup train test bench lint doctor
 
 setup: $(READY)
+	@:
 
 train: $(READY)
 	$(PY) -m fastgrpo.train $(ARGS)
@@ -29,10 +31,15 @@ lint: $(READY)
 doctor: $(READY)
 	$(PY) -m fastgrpo.doctor
 
-$(READY): pyproject.toml setup.py $(wildcard csrc/*)
+# The jail's native part alone, where only its source is newer.
+$(READY): $(PACKAGES) setup.py $(wildcard csrc/*)
+	$(if $(filter $(PACKAGES),$?),,$(PY) -m pip install -q --no-deps -e .)
+	touch $@
+
+$(PACKAGES): pyproject.toml
 	$(PYTHON) -m fastgrpo.doctor --before-install
 	test -x $(PY) || $(PYTHON) -m venv .venv
-	rm -f .venv/ready-*
+	rm -f .venv/packages-* .venv/ready-*
 	$(MAKE) --no-print-directory install-$(EXTRA)
 	touch $@
 
