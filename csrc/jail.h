@@ -110,6 +110,7 @@ void buffer_consume(buffer *b, size_t count);
 void buffer_release(buffer *b);
 
 /* seccomp.c */
+void seccomp_assemble(void); /* once, in the server */
 int seccomp_install(void);
 
 /* child.c */

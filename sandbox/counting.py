@@ -7,8 +7,8 @@ from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, U
 
 
 def count_tests(tests: Tests) -> int:
-    """Assertions, unittest methods or cases in `tests`, counted from the text alone. Raises SyntaxError for tests that do
-    not parse and IndexError for a `select` beyond the last assertion."""
+    """Assertions, unittest methods or cases in `tests`, counted from the text alone. Raises SyntaxError for tests that
+    do not parse and IndexError for a `select` beyond the last assertion."""
     match tests:
         case CheckTests():
             return _count_selected(tests)

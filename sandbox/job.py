@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os.path
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
-
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, Outcome, StdioTests, Tests, UnittestTests
-from fastgrpo_sandbox.verdict import Done, outcome_of, parse_done
+from fastgrpo_sandbox.verdict import Done, Expected, outcome_of, parse_done
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
+SECRET_BYTES = 32
 MAX_CALLS = 256  # of one session, unanswered
 
 
@@ -30,17 +30,24 @@ class Parcel(msgspec.Struct, frozen=True):
     payload: bytes
     stdin: bytes = b""
     judge: bytes = b""
+    secret: bytes = b""  # ends the result frame of a same-process verdict
     test_count: int | None = None
     select: tuple[int, ...] | None = None
 
     def outcome(self, done: Done) -> Outcome:
-        return outcome_of(done, self.limits, self.test_count, bool(self.judge), self.select)
+        return outcome_of(done, self.limits, self.expected())
+
+    def expected(self) -> Expected | None:
+        """What a verdict must look like; None for a job without tests."""
+        if self.test_count is None:
+            return None
+        return Expected(self.test_count, bool(self.judge), self.secret, self.select)
 
 
 def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tests | None, limits: Limits) -> Parcel:
     """A job of any form but StdioTests, which are several. Raises Rejected."""
     job = {"role": "script", "code": _source(code), "files": _files(files)}
-    judge, count, select = b"", None, None
+    judge, secret, count, select = b"", b"", None, None
     if tests is not None and not isinstance(tests, StdioTests):
         count = _count(tests)
     if isinstance(tests, CheckTests | AssertTests):
@@ -48,8 +55,9 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
         judge = msgspec.msgpack.encode(_judge_job(tests))
         select = tests.select if isinstance(tests, CheckTests) else None
     elif isinstance(tests, UnittestTests):
-        job |= {"role": "unittest", "source": tests.source, "setup": tests.setup}
-    parcel = Parcel(limits, msgspec.msgpack.encode(job), stdin.encode(), judge, count, select)
+        secret = os.urandom(SECRET_BYTES)
+        job |= {"role": "unittest", "source": tests.source, "setup": tests.setup, "secret": secret}
+    parcel = Parcel(limits, msgspec.msgpack.encode(job), stdin.encode(), judge, secret, count, select)
     return _checked(parcel)
 
 

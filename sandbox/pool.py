@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 
 import msgspec
-
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_job, pack_session
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests
@@ -40,12 +39,12 @@ class Session:
 class SandboxPool:
     """Runs untrusted Python in jails: `async with SandboxPool() as pool: outcome = await pool.run(code)`.
 
-    cells: bubblewrap jails, each with its own fork server (default: one per core). limits: what a job may use unless it
-    brings its own. preload: modules imported once per cell, such as "numpy"; with any, the installed packages are readable
-    (never writable) in the jail. armed: children each cell keeps ready. sessions: sessions open at once; runs beyond
-    8 per cell and sessions beyond this wait their turn, first come first served, runs and sessions apart, so that a
-    session's handler may run jobs. recycle_after: jobs after which a cell is replaced. Raises SandboxUnavailable on entry,
-    with the fix, on a machine that cannot run jails.
+    cells: bubblewrap jails, each with its own fork server (default: one per core). limits: what a job may use unless
+    it brings its own. preload: modules imported once per cell, such as "numpy"; with any, the installed packages are
+    readable (never writable) in the jail. armed: children that each cell keeps ready. sessions: how many may be open at
+    once. Runs beyond 8 per cell and sessions beyond `sessions` wait their turn, first come first served, and apart from
+    each other, so that a session's handler may run jobs. recycle_after: jobs after which a cell is replaced.
+    Raises SandboxUnavailable on entry, with the fix, on a machine that cannot run jails.
     """
 
     def __init__(
@@ -163,8 +162,8 @@ class SandboxPool:
     async def session(
         self, code: str, on_call: Handler, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None
     ) -> AsyncIterator[Session]:
-        """Starts `async def main(call, **inputs)` of `code`; `await call("method", **params)` in the jail is answered by
-        `await on_call(method, params)` here. Values are plain msgpack data. Leaving the block ends the session.
+        """Starts `async def main(call, **inputs)` of `code`; `await call("method", **params)` in the jail is answered
+        by `await on_call(method, params)` here. Values are plain msgpack data. Leaving the block ends the session.
 
         on_call may raise CallError(text), which the code sees; anything else it raises is an infrastructure outcome.
         """

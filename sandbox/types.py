@@ -82,7 +82,7 @@ class Outcome(msgspec.Struct, frozen=True):
     """What became of one job.
 
     With tests, `status` is "ok" only when every counted test passed; `tests` holds one bool for each, in order, and an
-    unanswered one is False. Without tests "ok" says only that the code ended without an error: that word is the job's own.
+    unanswered one is False. Without tests "ok" says only that the code ended without an error, on its own word.
     `infrastructure` means the jail failed, not the code: never a score.
     """
 

@@ -1,13 +1,13 @@
-"""From what the kernel and the fork server report to an Outcome. Runs on the host; trusts no word of a job about itself."""
+"""From what the kernel and the fork server report to an Outcome. Runs on the host; trusts no job about itself."""
 
 from __future__ import annotations
 
+import os
 import signal
 import struct
 from typing import Any
 
 import msgspec
-
 from fastgrpo_sandbox.types import Limits, Outcome, Status
 
 DONE = struct.Struct("<IIIIIIQQIIIII")
@@ -60,18 +60,26 @@ def parse_done(body: bytes) -> Done:
     return Done(*numbers, *parts)
 
 
-def outcome_of(
-    done: Done, limits: Limits, test_count: int | None, judged: bool, select: tuple[int, ...] | None
-) -> Outcome:
-    """The Outcome of one finished job. `test_count` None: a job without tests; `select` keeps these assertions."""
+class Expected(msgspec.Struct, frozen=True):
+    """What counts as a verdict: how many tests, from whom, ended by which secret, and which of the answers count."""
+
+    count: int
+    judged: bool
+    secret: bytes
+    select: tuple[int, ...] | None
+
+
+def outcome_of(done: Done, limits: Limits, expected: Expected | None) -> Outcome:
+    """The Outcome of one finished job; `expected` is None for a job without tests."""
     if done.reason == SPAWN:
         return Outcome("infrastructure", error=_spawn_error(done))
-    result = _decode(done.result) if done.results == 1 else None
+    secret = expected.secret if expected else b""
+    result = _decode(done.result, secret) if done.results == 1 else None
     status, error = _ending(done, result, limits)
     tests: tuple[bool, ...] = ()
-    if test_count is not None:
-        tests = _verdicts(done, result, test_count, judged, select)
-        status, error = _with_tests(done, status, error, tests, judged)
+    if expected is not None:
+        tests = _verdicts(done, result, expected)
+        status, error = _with_tests(done, status, error, tests, expected)
     return Outcome(
         status,
         value=result.value if result and status == "ok" else None,
@@ -83,22 +91,22 @@ def outcome_of(
         wall_s=done.wall_us / 1e6,
         memory_mb=done.memory_kb / 1024,
         memory_by=MEMORY_BY,
-        verdict_by="" if test_count is None else "judge" if judged else "same-process",
+        verdict_by="" if expected is None else "judge" if expected.judged else "same-process",
     )
 
 
 def _spawn_error(done: Done) -> str:
     if done.spawn_errno:
-        import os
-
         return f"the fork server could not start the job: {os.strerror(done.spawn_errno)}"
     said = (done.result or done.stderr).decode(errors="replace")
     return f"the job's process ended before it was confined (wait status {done.status}) {said}".strip()
 
 
-def _decode(frame: bytes) -> Result | None:
+def _decode(frame: bytes, secret: bytes = b"") -> Result | None:
+    if not frame.endswith(secret):
+        return None
     try:
-        return msgspec.msgpack.decode(frame, type=Result)
+        return msgspec.msgpack.decode(frame[: len(frame) - len(secret)], type=Result)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return None
 
@@ -129,25 +137,32 @@ def _signalled(number: int, done: Done, limits: Limits) -> tuple[Status, str]:
     return "failed", f"killed by {name}"
 
 
-def _verdicts(
-    done: Done, result: Result | None, count: int, judged: bool, select: tuple[int, ...] | None
-) -> tuple[bool, ...]:
+def _verdicts(done: Done, result: Result | None, expected: Expected) -> tuple[bool, ...]:
     """A pass needs exactly one well-formed frame that answers every test."""
-    frame = (_decode(done.verdict) if done.verdicts == 1 else None) if judged else result
+    frame = result
+    if expected.judged:
+        frame = _decode(done.verdict) if done.verdicts == 1 else None
+    none_passed = (False,) * expected.count
     if frame is None:
-        return (False,) * count
-    answers = frame.tests if select is None else [frame.tests[i] for i in select if i < len(frame.tests)]
-    return tuple(answers) if len(answers) == count else (False,) * count
+        return none_passed
+    if expected.select is None:
+        return tuple(frame.tests) if len(frame.tests) == expected.count else none_passed
+    if any(index >= len(frame.tests) for index in expected.select):
+        return none_passed
+    return tuple(frame.tests[index] for index in expected.select)
 
 
-def _with_tests(done: Done, status: Status, error: str, tests: tuple[bool, ...], judged: bool) -> tuple[Status, str]:
-    """A judged solution is stopped by its judge, so only the tests and the limits speak."""
+def _with_tests(
+    done: Done, status: Status, error: str, tests: tuple[bool, ...], expected: Expected
+) -> tuple[Status, str]:
+    """A judged solution ends when its judge does, so its own end says nothing unless it came with an error."""
     if done.reason != NONE:
         return status, error
     if tests and all(tests):
         return "ok", ""
-    if status == "ok" or (judged and done.results == 0 and not done.status):
-        return "failed", error or f"{tests.count(False)} of {len(tests)} tests failed"
+    ended_by_judge = expected.judged and done.results == 0 and done.status in (0, signal.SIGKILL)
+    if status == "ok" or ended_by_judge:
+        return "failed", (not ended_by_judge and error) or f"{tests.count(False)} of {len(tests)} tests failed"
     return status, error
 
 

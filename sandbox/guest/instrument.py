@@ -1,4 +1,4 @@
-"""Assertions found and rewritten by AST, so that each counts on its own; used by the judge and, to count, by the host."""
+"""Assertions found and rewritten by AST, so that each counts on its own; used by the judge and the host."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _call(function: str, index: int, *arguments: ast.expr) -> ast.Expr:
 
 
 def split_asserts(source: str) -> tuple[ast.Module, int]:
-    """`source` with every assert replaced by a call of `__passed__(index, test)` guarded by `__failed__(index)`, and the
-    number of asserts. Indices follow the order of the text. Raises SyntaxError."""
+    """`source` with every assert replaced by a call of `__passed__(index, test)` guarded by `__failed__(index)`, and
+    the number of asserts. Indices follow the order of the text. Raises SyntaxError."""
     splitter = _Split()
     tree = splitter.visit(ast.parse(source))
     return tree, splitter.count
