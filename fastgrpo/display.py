@@ -31,7 +31,7 @@ SHOWN = (
     ("kl", "KL", ".4f"),
     ("entropy", "entropy", ".3f"),
     ("grad_norm", "gradient norm", ".3f"),
-    ("parity_mean", "sync parity", ".4f"),
+    ("parity", "sync parity", ".4f"),
     ("tokens_per_s", "tokens/s", ",.0f"),
     ("jails", "jails in flight", ".0f"),
 )

@@ -25,7 +25,7 @@ HEALTH = (
     ("loss", "loss"),
     ("entropy", "entropy, nats"),
     ("grad_norm", "gradient norm"),
-    ("parity_mean", "parity, nats"),
+    ("parity", "parity, nats"),
 )
 STYLE: Any = {
     "svg.fonttype": "none",

@@ -1,7 +1,7 @@
 """What a run leaves to read: metrics.jsonl, samples.jsonl, TensorBoard events and a live display of the current step.
 
 Metric names, the same in every file: `reward/total`, `reward/performance`, `reward/complexity`, `reward/diversity`,
-`reward/format`, `pass_rate`, `complexity`, `loss`, `kl`, `entropy`, `grad_norm`, `tokens_per_s`, `parity_mean` (mean
+`reward/format`, `pass_rate`, `complexity`, `loss`, `kl`, `entropy`, `grad_norm`, `tokens_per_s`, `parity` (mean
 |logprob difference| of vLLM and trainer after the sync, nats), `jails` (in flight), `seconds/step` and
 `seconds/<phase>`.
 """

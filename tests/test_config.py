@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastgrpo import errors
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import KEYS, LOSS_PRESETS, Config, flat, open_folder, read_toml, resolve, to_toml
 from fastgrpo.errors import UserError, run_program
@@ -136,6 +138,15 @@ def test_help_lists_every_key_with_its_default() -> None:
     text = usage("fastgrpo.train")
     assert all(f"--{name} " in text for name in KEYS)
     assert list(flat(Config())) == list(KEYS)
+
+
+def test_every_key_is_read_somewhere() -> None:
+    package = Path(errors.__file__).parent
+    others = [path for path in package.rglob("*.py") if path.name not in ("config.py", "cli.py")]
+    source = "\n".join(path.read_text(encoding="utf-8") for path in others)
+    read_here = {"name", "runs"}
+    unread = [name for name in KEYS if not re.search(rf"\.{name.split('.')[-1]}\b", source) and name not in read_here]
+    assert unread == []
 
 
 @pytest.mark.parametrize(
