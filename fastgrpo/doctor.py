@@ -130,7 +130,8 @@ def jail() -> Finding:
     except ImportError as error:
         return Finding("jail", False, f"fastgrpo_sandbox is not installed ({error}); run make setup")
     except Exception as error:
-        return Finding("jail", False, forbidden() or f"{error or 'it does not answer'}; {CONTAINER_HINT}")
+        said = str(error) or f"it gave no answer within {TIMEOUT_S} s"
+        return Finding("jail", False, forbidden() or (f"{said}; {CONTAINER_HINT}" if "did not start" in said else said))
     return Finding("jail", True, "ran a job in namespaces of its own, behind a seccomp filter")
 
 
