@@ -1,5 +1,6 @@
 """fastgrpo_sandbox: untrusted Python in bubblewrap-grade jails at fork speed; knows nothing of torch or RL."""
 
+from fastgrpo_sandbox.blocking import BlockingSandboxPool
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.pool import SandboxPool, Session
 from fastgrpo_sandbox.types import (
@@ -16,6 +17,7 @@ from fastgrpo_sandbox.types import (
 
 __all__ = [
     "AssertTests",
+    "BlockingSandboxPool",
     "CallError",
     "CheckTests",
     "Limits",

@@ -107,7 +107,7 @@ def bwrap_spec(preload: tuple[str, ...], armed: int) -> dict[str, object]:
     devices = [part for name in DEVICES for part in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
     environment = {
         "HOME": "/tmp",
-        "PATH": "/usr/bin:/bin",
+        "PATH": "/python/bin:/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "LD_LIBRARY_PATH": "/python/lib",
         "MALLOC_ARENA_MAX": "1",  # address space is limited: one malloc arena, not one for each thread

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 from fastgrpo_sandbox.cell import Cell
+from fastgrpo_sandbox.doctor import explain
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_job, pack_session
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests
 from fastgrpo_sandbox.verdict import compare_stdout
@@ -79,6 +80,9 @@ class SandboxPool:
             probe = await self.run("print(6 * 7)")
             if probe.status != "ok" or probe.stdout != "42\n":
                 raise SandboxUnavailable(f"the jail does not work here: {probe.error or probe.status}")
+        except SandboxUnavailable as error:
+            await self.aclose()
+            raise SandboxUnavailable(f"{error}; {explain(str(error))}") from None
         except BaseException:
             await self.aclose()
             raise

@@ -1,0 +1,57 @@
+"""The pool for callers without an event loop: one thread runs the loop, calls block."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from fastgrpo_sandbox.pool import SandboxPool
+from fastgrpo_sandbox.types import Outcome
+
+
+class BlockingSandboxPool:
+    """`with BlockingSandboxPool() as pool: outcome = pool.run(code)`; the arguments are SandboxPool's. Thread-safe."""
+
+    def __init__(self, **options: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-pool", daemon=True)
+        self.pool = SandboxPool(**options)
+
+    def __enter__(self) -> BlockingSandboxPool:
+        self._thread.start()
+        try:
+            self.wait(self.pool.__aenter__())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wait(self.pool.aclose())
+        self._stop()
+
+    def wait(self, work: Any) -> Any:
+        """The result of a coroutine run on the pool's loop; raises what it raises."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def run(self, code: str, **options: Any) -> Outcome:
+        """SandboxPool.run."""
+        return self.wait(self.pool.run(code, **options))
+
+    def run_all(self, jobs: Sequence[dict[str, Any]]) -> list[Outcome]:
+        """Outcomes of many jobs, each the keyword arguments of run, in order."""
+
+        async def gather() -> list[Outcome]:
+            return await asyncio.gather(*(self.pool.run(**job) for job in jobs))
+
+        return self.wait(gather())
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
