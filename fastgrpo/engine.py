@@ -196,7 +196,8 @@ class Engine:
                 self._adopted.own_weights()
             bytes_copied = adopt_weights(policy, _vllm_model(self._llm))
             self._adopted = policy
-        self._llm.reset_prefix_cache()
+        if self._llm.reset_prefix_cache() is False:
+            raise RuntimeError("vLLM did not reset its prefix cache: a block is still in use though nothing is running")
         synced = time.perf_counter()
         difference = self._canary_difference(policy)
         report = SyncReport(

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +67,18 @@ class Policy:
         logprobs_T = logprobs_TV.gather(1, input_ids_T.roll(-1)[:, None]).squeeze(1)
         return [part[:-1] for part in logprobs_T.split(lengths)]
 
+    def activation_checkpointing(self, enabled: bool) -> None:
+        """Keep one hidden state a layer and recompute the rest in backward: memory for a third more arithmetic."""
+        if enabled:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+    def compile_layers(self) -> None:
+        """Fuse each decoder layer with torch.compile: a minute at the first step, repaid on GPU."""
+        for layer in self.model.base_model.layers:
+            layer.compile(dynamic=True)
+
     @torch.no_grad()
     def own_weights(self) -> None:
         """Move parameters that are views of vLLM's tensors back into memory of their own."""
@@ -92,11 +103,7 @@ def load_policy(
     activation_checkpointing: bool = False,
     compile_layers: bool = False,
 ) -> Policy:
-    """Load a Hugging Face causal LM folder for training.
-
-    `activation_checkpointing` keeps one hidden state a layer and recomputes the rest in backward (memory for a third
-    more arithmetic). `compile_layers` fuses each decoder layer with torch.compile (a minute at the first step, paid
-    back on GPU; needs a C++ compiler on CPU).
+    """Load a Hugging Face causal LM folder for training; the options are `Policy`'s methods of the same names.
 
     Raises UserError if the folder is not a causal LM with its tokenizer.
     """
@@ -108,19 +115,11 @@ def load_policy(
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
-    model.to(device)
-    if activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
+    policy = Policy(model.to(device).train(), tokenizer)
+    policy.activation_checkpointing(activation_checkpointing)
     if compile_layers:
-        for layer in decoder_layers(model):
-            layer.compile(dynamic=True)
-    return Policy(model, tokenizer)
-
-
-def decoder_layers(model: PreTrainedModel) -> Sequence[Any]:
-    """The model's decoder blocks, in order."""
-    return model.base_model.layers
+        policy.compile_layers()
+    return policy
 
 
 def _check_folder(path: Path) -> None:
