@@ -22,11 +22,6 @@ from fastgrpo.errors import UserError, run_program
 SUPPORTED = {"vllm": ((0, 25), (0, 33)), "torch": ((2, 11), (2, 14)), "triton": ((3, 6), (3, 10))}
 PYTHON = ((3, 11), (3, 14))
 DISK_GIB = 8
-TIMEOUT_S = 60
-CONTAINER_HINT = (
-    "in a container allow namespaces: docker run --security-opt seccomp=unconfined "
-    "--security-opt apparmor=unconfined --security-opt systempaths=unconfined"
-)
 
 
 class Finding(NamedTuple):
@@ -121,41 +116,14 @@ def media_packages() -> Finding:
 
 
 def jail() -> Finding:
-    """A job in a jail of one cell, by the pool that training uses: without it no untrusted code runs."""
-    if sys.platform != "linux":
-        text = f"needs Linux, this is {sys.platform}; use a Linux machine, a virtual machine or WSL 2"
-        return Finding("jail", False, text)
+    """A job in a real jail: without one no untrusted code runs. `python -m fastgrpo_sandbox.doctor` says more."""
     try:
-        asyncio.run(asyncio.wait_for(_run_a_job(), TIMEOUT_S))
+        from fastgrpo_sandbox.doctor import probe
     except ImportError as error:
         return Finding("jail", False, f"fastgrpo_sandbox is not installed ({error}); run make setup")
-    except Exception as error:
-        said = str(error) or f"it gave no answer within {TIMEOUT_S} s"
-        return Finding("jail", False, forbidden() or (f"{said}; {CONTAINER_HINT}" if "did not start" in said else said))
-    return Finding("jail", True, "ran a job in namespaces of its own, behind a seccomp filter")
-
-
-async def _run_a_job() -> None:
-    from fastgrpo_sandbox import SandboxPool
-
-    async with SandboxPool(cells=1):
-        pass  # it opens only after a job of its own has run
-
-
-def forbidden() -> str:
-    """The switch of the kernel that forbids jails here, and how to change it; empty where none does."""
-    if "Seccomp:" not in _read("/proc/self/status"):
-        return "the kernel has no seccomp; use one built with CONFIG_SECCOMP_FILTER"
-    if _read("/proc/sys/user/max_user_namespaces").strip() == "0":
-        return "user namespaces are switched off; as root run: sysctl -w user.max_user_namespaces=15000"
-    if _read("/proc/sys/kernel/unprivileged_userns_clone").strip() == "0":
-        return "user namespaces are for root alone; as root run: sysctl -w kernel.unprivileged_userns_clone=1"
-    if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").strip() == "1":
-        return (
-            "AppArmor forbids user namespaces (Ubuntu 24.04's default); "
-            "as root run: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-        )
-    return ""
+    check = asyncio.run(probe())
+    text = check.found if check.fine or check.fix in check.found else f"{check.found}; {check.fix}"
+    return Finding("jail", check.fine, text)
 
 
 def gpu() -> Finding:
