@@ -18,16 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastgrpo.config import Config, flat
+from fastgrpo.config import Config, flat, refuse_changes
 from fastgrpo.errors import UserError
 
 STATE, MANIFEST = "trainer.pt", "manifest.json"
-# What may differ between a checkpoint and the run that continues it: none of it changes what a step computes.
-FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.steps|(checkpoint|eval)\..*|sandbox\.cells"
-    r"|workers\.(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|latency_scale|\w+_price)"
-    r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold)"
-)
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 
 
@@ -122,13 +116,7 @@ def load(path: Path, config: Config) -> tuple[int, dict[str, Any]]:
         raise UserError(
             f"the checkpoint {path} is damaged ({reason}): delete it and resume from an older one"
         ) from None
-    now = flat(config)
-    for name in sorted(saved.keys() | now.keys()):
-        if saved.get(name) != now.get(name) and not FREE_TO_CHANGE.fullmatch(name):
-            raise UserError(
-                f"cannot resume {path}: {name} was {saved.get(name)!r} and is now {now.get(name)!r}; "
-                "set it back, or start a new run under another --name"
-            )
+    refuse_changes(saved, config, source=path)
     return step, state
 
 

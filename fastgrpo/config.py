@@ -9,6 +9,7 @@ import difflib
 import itertools
 import json
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Iterator
@@ -39,6 +40,13 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
     # CISPO, arXiv 2506.13585: the ratio is clipped as a constant weight; clip_low 1.0 = no lower bound.
     "cispo": {"ratio": "cispo", "normaliser": "token", "advantage": "grpo", "clip_low": 1.0, "clip_high": 4.0},
 }
+
+# What may differ between a run and its continuation: none of it changes what a step computes.
+FREE_TO_CHANGE = re.compile(
+    r"name|runs|grpo\.steps|(checkpoint|eval)\..*|sandbox\.cells"
+    r"|workers\.(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|latency_scale|\w+_price)"
+    r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold)"
+)
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,7 +120,7 @@ class Reward(Section, frozen=True):
     """Weights of the reward's terms: performance - complexity + diversity - format."""
 
     performance: Annotated[float, Meta(ge=0, description="share of hidden tests passed")] = 1.0
-    complexity: Annotated[float, Meta(ge=0, description="normalised AST complexity of the workflow")] = 0.3
+    complexity: Annotated[float, Meta(ge=0, description="normalised AST complexity of the workflow")] = 0.4
     diversity: Annotated[float, Meta(ge=0, description="distinctness within the group")] = 0.05
     format: Annotated[float, Meta(ge=0, description="penalty of a completion without a valid workflow")] = 0.5
 
@@ -308,12 +316,26 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines).lstrip() + "\n"
 
 
+def refuse_changes(saved: dict[str, Any], config: Config, *, source: Path) -> None:
+    """Raise `UserError` where `config` differs from the dotted values `saved` in something that changes the numbers."""
+    now = flat(config)
+    for name in sorted(saved.keys() | now.keys()):
+        if saved.get(name) != now.get(name) and not FREE_TO_CHANGE.fullmatch(name):
+            raise UserError(
+                f"cannot resume {source}: {name} was {saved.get(name)!r} and is now {now.get(name)!r}; "
+                "set it back, or start a new run under another --name"
+            )
+
+
 def open_folder(config: Config, *, resume: bool) -> Path:
     """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
 
-    Raises `UserError` where the folder cannot be written.
+    Raises `UserError` where the folder cannot be written, or with `resume` where `config` would change the numbers.
     """
     folder = config.folder
+    if resume:
+        saved = folder / "config.toml"
+        refuse_changes(flat(resolve(read_toml(saved))), config, source=saved)
     try:
         if not resume and (folder / "config.toml").exists():
             taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))

@@ -120,6 +120,16 @@ def test_resume_reads_the_runs_own_configuration(tmp_path: Path) -> None:
         config("--runs", str(tmp_path), "--name", "other", "--resume")
 
 
+def test_refused_resume_leaves_the_runs_configuration_as_it_was(tmp_path: Path) -> None:
+    folder = open_folder(config("--runs", str(tmp_path)), resume=False)
+    before = (folder / "config.toml").read_text()
+    with pytest.raises(UserError, match=r"cannot resume .*config.toml: grpo.lr was .* and is now 0.5"):
+        open_folder(config("--runs", str(tmp_path), "--resume", "--grpo.lr", "0.5"), resume=True)
+    assert (folder / "config.toml").read_text() == before
+    longer = config("--runs", str(tmp_path), "--resume", "--grpo.steps", "99")
+    assert "steps = 99" in (open_folder(longer, resume=True) / "config.toml").read_text()
+
+
 def test_new_run_sets_an_earlier_one_of_its_name_aside(tmp_path: Path) -> None:
     for seed in range(3):
         folder = open_folder(config("--runs", str(tmp_path), "--seed", str(seed)), resume=False)
