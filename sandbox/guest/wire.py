@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -39,7 +40,7 @@ def send_call(call_id: int, method: str, params: dict[str, Any]) -> None:
     write_all(CHANNEL, struct.pack("<I", len(body)) + CALL + body)
 
 
-def send_result(error: str = "", kind: str = "", value: Any = None, tests: list[bool] | tuple[bool, ...] = ()) -> None:
+def send_result(error: str = "", kind: str = "", value: Any = None, tests: Sequence[bool] = ()) -> None:
     """The one result frame of this process. Raises TypeError when `value` is not plain data."""
     body = msgspec.msgpack.encode((error[-ERROR_CHARACTERS:], kind, value, list(tests)))
     write_all(CHANNEL, struct.pack("<I", len(body)) + RESULT + body)

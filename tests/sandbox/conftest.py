@@ -1,0 +1,83 @@
+"""One pool of real jails for all tests of the folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fastgrpo_sandbox import BlockingSandboxPool, Limits, Outcome
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = REPOSITORY.parent / "shared" / "data"
+QUICK = Limits(wall_s=20, cpu_s=5)
+
+# In the jail: what a raw system call answers, and what a call raises.
+PRELUDE = """
+import ctypes, errno, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def sysno(number, *arguments):
+    ctypes.set_errno(0)
+    answer = libc.syscall(ctypes.c_long(number), *arguments)
+    return "allowed" if answer >= 0 else errno.errorcode[ctypes.get_errno()]
+def raised(function, *arguments):
+    try:
+        return f"allowed {function(*arguments)!r}"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    except BaseException as error:
+        return type(error).__name__
+"""
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[BlockingSandboxPool]:
+    with BlockingSandboxPool(cells=2, limits=QUICK) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="session")
+def lines(pool: BlockingSandboxPool) -> Callable[..., list[str]]:
+    """Runs code after the prelude and returns what it printed, line by line."""
+
+    def run(code: str, **options: object) -> list[str]:
+        outcome = pool.run(PRELUDE + code, **options)
+        assert outcome.status == "ok", outcome
+        return outcome.stdout.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def steady(pool: BlockingSandboxPool) -> Iterator[None]:
+    """The neighbours of whatever the test does still run afterwards, in the same cells."""
+    before = {cell.number for cell in pool.pool._cells}
+    yield
+    assert pool.run("print('alive')").stdout == "alive\n"
+    assert {cell.number for cell in pool.pool._cells} == before
+
+
+def status_of(outcome: Outcome) -> str:
+    return outcome.status
+
+
+def descendants(pid: int) -> set[int]:
+    """Every process below `pid`, by the host's numbers."""
+    found: set[int] = set()
+    for task in _listdir(f"/proc/{pid}/task"):
+        try:
+            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        except OSError:
+            continue
+        for child in map(int, children):
+            found |= {child} | descendants(child)
+    return found
+
+
+def _listdir(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

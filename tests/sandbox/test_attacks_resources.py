@@ -1,0 +1,247 @@
+"""Attacks 1 to 23: resources and lifetime. Each names what held it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from fastgrpo_sandbox import Limits
+from tests.sandbox.conftest import PRELUDE, descendants
+
+pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]
+
+
+def test_01_busy_loop_held_by_the_process_cpu_clock(pool):
+    outcome = pool.run("while True: pass", limits=Limits(cpu_s=0.5, wall_s=60))
+    assert outcome.status == "timeout"
+    assert 0.45 <= outcome.cpu_s <= 0.6
+
+
+def test_02_sleep_held_by_the_wall_clock(pool):
+    outcome = pool.run("import time; time.sleep(60)", limits=Limits(wall_s=0.5))
+    assert outcome.status == "timeout"
+    assert 0.45 <= outcome.wall_s <= 5
+
+
+@pytest.mark.parametrize("code", ["import re; re.match(r'(a+)+$', 'a' * 64 + 'b')", "x = 7 ** (10 ** 9)"])
+def test_03_c_level_loop_held_by_sigkill_from_the_server(pool, code):
+    assert pool.run(code, limits=Limits(cpu_s=0.3, wall_s=60)).status == "timeout"
+
+
+def test_04_blocked_signals_held_by_sigkill(pool):
+    code = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass"
+    assert pool.run(code, limits=Limits(cpu_s=0.3, wall_s=60)).status == "timeout"
+
+
+def test_05_fork_bomb_held_by_rlimit_nproc_in_its_own_user_namespace(pool):
+    code = """
+import os, time
+count = 0
+while True:
+    try:
+        if os.fork() == 0: time.sleep(5); os._exit(0)
+    except OSError as error:
+        print(error.errno, count); break
+    count += 1
+"""
+    bomb, neighbour = pool.run_all([{"code": code, "limits": Limits(processes=20)}, {"code": "import os; os.fork() or os._exit(0)"}])
+    assert bomb.stdout == "11 19\n"  # EAGAIN
+    assert neighbour.status == "ok"
+
+
+def test_06_thread_bomb_held_by_rlimit_nproc(pool):
+    code = """
+import threading, time
+count = 0
+try:
+    while True:
+        threading.Thread(target=time.sleep, args=(5,), daemon=True).start(); count += 1
+except RuntimeError:
+    print(count)
+"""
+    assert int(pool.run(code, limits=Limits(processes=10)).stdout) <= 10
+
+
+def test_07_ten_gigabytes_held_by_rlimit_as(pool):
+    outcome = pool.run("x = [0] * (10 * 2**30 // 8)")
+    assert outcome.status == "memory"
+    assert outcome.memory_by == "rlimit + resident polling"
+
+
+def test_08_forks_times_memory_held_by_resident_polling(pool):
+    code = """
+import os, time
+for _ in range(12):
+    if os.fork() == 0:
+        x = bytearray(40 << 20); time.sleep(20); os._exit(0)
+time.sleep(20)
+"""
+    outcome = pool.run(code, limits=Limits(memory_mb=150, wall_s=30))
+    assert outcome.status == "memory"
+    assert outcome.memory_mb < 600
+
+
+def test_08_shared_pages_of_forks_count_once(pool):
+    code = """
+import os, time
+x = bytearray(60 << 20)
+for _ in range(6):
+    if os.fork() == 0: time.sleep(0.5); os._exit(0)
+for _ in range(6): os.wait()
+"""
+    assert pool.run(code, limits=Limits(memory_mb=150)).status == "ok"
+
+
+def test_09_memfd_held_by_seccomp(lines):
+    assert lines("print(raised(os.memfd_create, 'x'))") == ["EPERM"]
+
+
+def test_10_full_tmpfs_held_by_its_size_and_inode_limits(lines):
+    code = """
+def fill():
+    with open("big", "wb") as file:
+        while True: file.write(bytes(1 << 20))
+print(raised(fill))
+os.unlink("big")
+def inodes():
+    for i in range(10000): open(f"f{i}", "w").close()
+print(raised(inodes))
+"""
+    assert lines(code, limits=Limits(tmp_mb=4)) in (["ENOSPC", "ENOSPC"], ["EFBIG", "ENOSPC"])
+
+
+def test_10_tmp_has_the_asked_size(lines):
+    code = "s = os.statvfs('/tmp'); print(s.f_frsize * s.f_blocks >> 20)"
+    assert lines(code, limits=Limits(tmp_mb=32)) == ["32"]
+
+
+def test_11_file_size_held_by_rlimit_fsize(lines):
+    code = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nf = open('x', 'wb')\nprint(raised(f.truncate, 1 << 30))"
+    assert lines(code, limits=Limits(tmp_mb=8)) == ["EFBIG"]
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_12_endless_output_held_by_a_sealed_memory_file(pool, stream):
+    code = f"import sys\nwhile True:\n    try: sys.{stream}.write('x' * 4096)\n    except OSError: pass"
+    outcome = pool.run(code, limits=Limits(output_bytes=10_000, wall_s=30))
+    assert outcome.status == "output_limit"
+    assert len(getattr(outcome, stream)) == 10_000
+
+
+def test_12_output_up_to_the_limit_is_kept_whole(pool):
+    outcome = pool.run("print('x' * 9999)", limits=Limits(output_bytes=10_000))
+    assert (outcome.status, len(outcome.stdout)) == ("ok", 10_000)
+
+
+def test_13_descriptors_held_by_rlimit_nofile(lines):
+    code = """
+def exhaust():
+    keep = []
+    while True: keep.append(os.open("/dev/null", os.O_RDONLY))
+print(raised(exhaust))
+"""
+    assert lines(code) == ["EMFILE"]
+
+
+@pytest.mark.parametrize("code", ["def f(): f()\nf()", "import ctypes; ctypes.string_at(0)", "import os; os.abort()"])
+def test_14_recursion_and_crashes_held_by_the_job_being_its_own_process(pool, code):
+    assert pool.run(code).status == "failed"
+
+
+def test_15_locked_and_shared_memory_held_by_seccomp(lines):
+    numbers = {"mlock": 149, "mlockall": 151, "shmget": 29, "msgget": 68, "semget": 64, "mq_open": 240}
+    assert set(lines(f"for n in {list(numbers.values())}: print(sysno(n, 0, 4096, 0o1600))")) == {"EPERM"}
+
+
+def test_16_scheduling_held_by_seccomp(lines):
+    code = """
+print(raised(os.sched_setaffinity, 0, {0}))
+print(raised(os.nice, -5))
+print(raised(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1)))
+print(raised(os.setpriority, os.PRIO_PROCESS, 0, -1))
+"""
+    assert lines(code) == ["EPERM"] * 4
+
+
+def test_17_double_forked_daemon_held_by_the_pid_namespace(pool):
+    before = _jailed(pool)
+    code = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0: time.sleep(60)
+    os._exit(0)
+os.wait()
+time.sleep(0.05)
+"""
+    assert pool.run(code).status == "ok"
+    assert len(_jailed(pool)) <= len(before) + 2  # children armed in the mean time
+
+
+def test_18_grandchild_with_stdout_held_by_the_pid_namespace(pool):
+    began = time.monotonic()
+    assert pool.run("import os, time\nif os.fork() == 0: time.sleep(30)\nprint('done')").stdout == "done\n"
+    assert time.monotonic() - began < 10
+
+
+def test_19_timeouts_leave_no_zombie_and_no_descriptor(pool):
+    _timeouts(pool, 10)
+    before = _server_descriptors(pool)
+    _timeouts(pool, 60)  # 10,000 in the soak of bench/
+    assert _server_descriptors(pool) == before
+    states = [_state(pid) for pid in _jailed(pool)]
+    assert "Z" not in states
+
+
+def test_20_stdin_is_always_closed_at_its_end(pool):
+    assert pool.run("import sys; print(repr(sys.stdin.read()))").stdout == "''\n"
+    assert pool.run("import sys; print(repr(sys.stdin.read()))", stdin="a\nb").stdout == "'a\\nb'\n"
+
+
+def test_21_sigstop_of_itself_held_by_the_wall_clock(pool):
+    code = "import os, signal, time\npid = os.fork()\nos.kill(pid or os.getpid(), signal.SIGSTOP)\nif pid: os.wait()"
+    assert pool.run(code, limits=Limits(wall_s=0.5)).status in ("timeout", "ok")  # pid 1 of a namespace cannot be stopped
+
+
+def _jailed(pool) -> set[int]:
+    return set().union(*(descendants(cell._process.pid) for cell in pool.pool._cells))
+
+
+def _state(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return "gone"
+
+
+def _server_descriptors(pool) -> int:
+    """Open descriptors of the fork servers, without those of armed children."""
+    import os
+
+    servers = [max(descendants(cell._process.pid) & _named("python3"), key=_children) for cell in pool.pool._cells]
+    time.sleep(0.3)
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in servers)
+
+
+def _children(pid: int) -> int:
+    return len(descendants(pid))
+
+
+def _named(prefix: str) -> set[int]:
+    import os
+
+    found = set()
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and open(f"/proc/{entry}/comm").read().startswith(prefix):
+                found.add(int(entry))
+        except OSError:
+            continue
+    return found
+
+
+def _timeouts(pool, count: int) -> None:
+    jobs = [{"code": PRELUDE + "import time; time.sleep(9)", "limits": Limits(wall_s=0.05)}] * count
+    assert {outcome.status for outcome in pool.run_all(jobs)} == {"timeout"}
