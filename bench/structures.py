@@ -3,7 +3,7 @@
     python bench/structures.py [--samples 8] [--dataset humaneval]
 
 Prints pass rate (share of hidden tests), reward without diversity, complexity, worker calls and simulated latency: the
-table by which `RewardWeights` and `Skill` were chosen. Structure must pay where problems are hard and cost where they
+table by which `Reward` and `Skill` were chosen. Structure must pay where problems are hard and cost where they
 are easy.
 """
 
@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fastgrpo import data
+from fastgrpo.config import Reward
 from fastgrpo.types import Execution, Problem
 from fastgrpo.workers.simulated import SimulatedWorker
 from fastgrpo.workflow.environment import WorkflowEnvironment
-from fastgrpo.workflow.reward import RewardWeights
 
 _BODIES = {
     "generate": "return await generate(problem)",
@@ -73,7 +73,7 @@ def thirds(problems: list[Problem]) -> list[list[Problem]]:
 
 
 async def measure(
-    environment: WorkflowEnvironment, problems: list[Problem], code: str, samples: int, weights: RewardWeights
+    environment: WorkflowEnvironment, problems: list[Problem], code: str, samples: int, weights: Reward
 ) -> tuple[list[Row], float]:
     """A row for each third, and the structure's complexity. Raises RuntimeError where the jails fail."""
     rows, executions = [], []
@@ -85,7 +85,7 @@ async def measure(
     return rows, executions[0].complexity
 
 
-def _row(executions: list[Execution], weights: RewardWeights) -> Row:
+def _row(executions: list[Execution], weights: Reward) -> Row:
     if failed := [execution.error for execution in executions if execution.status != "ok"]:
         raise RuntimeError(f"{len(failed)} executions failed, the first with: {failed[0]}")
     pass_rate = mean(execution.pass_rate for execution in executions)
@@ -99,7 +99,7 @@ def _row(executions: list[Execution], weights: RewardWeights) -> Row:
 
 async def main(dataset: str, samples: int) -> None:
     """Measure and print the table."""
-    problems, weights, console = data.load(dataset), RewardWeights(), Console(width=150)
+    problems, weights, console = data.load(dataset), Reward(), Console(width=150)
     async with SandboxPool() as pool:
         worker = SimulatedWorker(pool)
         environment = WorkflowEnvironment(pool, worker)

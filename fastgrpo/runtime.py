@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from fastgrpo_sandbox import Limits, SandboxPool
-from msgspec.structs import asdict
 
 from fastgrpo import data
 from fastgrpo.config import Config, Workers
@@ -22,7 +21,6 @@ from fastgrpo.workers.openai import OpenAIWorker
 from fastgrpo.workers.protocol import Worker
 from fastgrpo.workers.simulated import SimulatedWorker
 from fastgrpo.workflow.environment import WorkflowEnvironment
-from fastgrpo.workflow.reward import RewardWeights
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -55,7 +53,7 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
         worker = open_worker(config.workers, pool, seed=config.seed)
         watcher = asyncio.create_task(_watch(pool, log)) if log else None
         try:
-            yield WorkflowEnvironment(pool, worker, weights=RewardWeights(**asdict(config.reward)))
+            yield WorkflowEnvironment(pool, worker, weights=config.reward)
         finally:
             if watcher:
                 watcher.cancel()

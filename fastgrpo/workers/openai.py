@@ -14,6 +14,7 @@ import msgspec
 import openai
 from openai.types.chat import ChatCompletion
 
+from fastgrpo.config import Workers
 from fastgrpo.errors import UserError
 from fastgrpo.workers.protocol import Reply, Request, RequestRejected, WorkerError
 
@@ -23,32 +24,15 @@ _RETRIED = (openai.APIConnectionError, openai.APITimeoutError, openai.RateLimitE
 _LONGEST_WAIT_S = 20.0
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat endpoint. Prices are US dollars for a million tokens; `timeout_s` bounds one attempt in seconds.
+class OpenAIWorker:
+    """Asks `endpoint`; sends a request's messages and seed, nothing else of it. A local server needs no key.
 
-    `api_key_env` names the environment variable that holds the key (local servers need none). `cache_dir` empty = no
-    cache.
+    `backoff_s` is the longest wait before the first further attempt, in seconds. Raises `UserError` for a cache folder
+    that cannot be made.
     """
 
-    base_url: str
-    model: str
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = 64
-    timeout_s: float = 60.0
-    retries: int = 4
-    backoff_s: float = 0.5
-    temperature: float = 0.7
-    max_tokens: int = 2048
-    prompt_price: float = 0.0
-    completion_price: float = 0.0
-    cache_dir: str = ""
-
-
-class OpenAIWorker:
-    """Asks `endpoint`; sends a request's messages and seed, nothing else of it."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+    def __init__(self, endpoint: Workers, *, backoff_s: float = 0.5) -> None:
+        self._endpoint, self._backoff_s = endpoint, backoff_s
         self._cache = Path(endpoint.cache_dir) if endpoint.cache_dir else None
         if self._cache is not None:
             _writable(self._cache)
@@ -101,7 +85,7 @@ class OpenAIWorker:
             except _RETRIED as error:
                 if attempt == endpoint.retries:
                     raise WorkerError(self._failure(error, attempt + 1)) from None
-                pause = min(endpoint.backoff_s * 2**attempt, _LONGEST_WAIT_S)
+                pause = min(self._backoff_s * 2**attempt, _LONGEST_WAIT_S)
                 await asyncio.sleep(pause * self._jitter.uniform(0.5, 1.0))
             except openai.APIStatusError as error:
                 if _exceeds_context(error):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import hashlib
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -26,24 +27,27 @@ from fastgrpo.workers.protocol import Reply, Request, WorkerError
 from fastgrpo.workflow.messages import letter
 
 # A mutant that needs more than this is left out: mutants are to be wrong, not slow.
-_TRIAL = Limits(wall_s=3.0, cpu_s=1.0)
+_TRIAL = Limits(wall_s=3.0, cpu_s=0.5)
 _TRIALS = 12
-_MUTANTS = 6
-_VISIBLE = 4
+_MUTANTS = 5
 _SHOWN_CHARS = 200
 
 
 class Skill(msgspec.Struct, frozen=True, kw_only=True):
     """The odds, for a problem of difficulty d in [0, 1].
 
-    generate is right with easiest - (easiest - hardest) d^2; a plan from `custom` in its instruction removes the share
-    `plan` of the failures. `review` notices broken code with `notices`, rejects right code with `false_alarm`. `revise`
-    and `test`'s reflection correct broken code with the odds of the best feedback they got, times 1 - d/2, and spoil
-    right code with `spoils`. `ensemble` takes the majority; in a tie it sees the right one with `judges`.
+    `generate` is right with easiest - (easiest - hardest) / (1 + exp((midpoint - d) / width)): reliable up to some
+    difficulty, unreliable beyond it; a plan from `custom` in its instruction removes the share `plan` of the failures.
+    `review` notices broken code with `notices` and rejects right code with `false_alarm`. `revise` and the reflection
+    of `test` correct broken code with the odds of the best feedback they got, times 1 - d/2, and spoil right code with
+    `spoils`. `ensemble` takes the majority; in a tie it sees the right one with `judges`. Prices are US dollars for a
+    million tokens.
     """
 
-    easiest: float = 0.97
-    hardest: float = 0.07
+    easiest: float = 0.985
+    hardest: float = 0.2
+    midpoint: float = 0.45
+    width: float = 0.06
     plan: float = 0.15
     notices: float = 0.7
     false_alarm: float = 0.06
@@ -59,7 +63,8 @@ class Skill(msgspec.Struct, frozen=True, kw_only=True):
 
     def generates(self, difficulty: float) -> float:
         """Probability that one plain generate is right."""
-        return self.easiest - (self.easiest - self.hardest) * difficulty**2
+        fall = 1.0 / (1.0 + math.exp((self.midpoint - difficulty) / self.width))
+        return self.easiest - (self.easiest - self.hardest) * fall
 
 
 class Mutant(msgspec.Struct, frozen=True):
@@ -187,21 +192,22 @@ class SimulatedWorker:
         return self._verdicts[key]
 
     async def _make_bank(self, problem: Problem) -> Bank:
-        trials = mutations(problem.solution, _TRIALS, seed=f"{self._seed}/{problem.id}")
-        tried = await asyncio.gather(*[self._trial(problem, mutation) for mutation in trials])
-        broken = [each for each in tried if each is not None]
-        visible = [mutant for mutant in broken if mutant.visible]
-        hidden = [mutant for mutant in broken if not mutant.visible]
-        chosen = visible[:_VISIBLE] + hidden[: _MUTANTS - _VISIBLE]
+        candidates = mutations(problem.solution, _TRIALS, seed=f"{self._seed}/{problem.id}")
+        mutants: list[Mutant] = []
+        for batch in (candidates[: _TRIALS // 2], candidates[_TRIALS // 2 :]):
+            if len(mutants) < _MUTANTS:
+                tried = await asyncio.gather(*[self._trial(problem, mutation) for mutation in batch])
+                mutants += [mutant for mutant in tried if mutant is not None]
         gave_up = Mutant("raise NotImplementedError", "nothing is written", True)
-        return Bank(normalised(problem.solution), tuple(chosen) or (gave_up,))
+        return Bank(normalised(problem.solution), tuple(mutants[:_MUTANTS]) or (gave_up,))
 
     async def _trial(self, problem: Problem, mutation: Mutation) -> Mutant | None:
         """The mutation as a mutant; None where hidden tests pass or the run is too slow."""
-        outcome = await self._try(problem, mutation.source, hidden=True)
-        if outcome.status not in ("ok", "failed") or outcome.pass_rate == 1.0:
+        hidden, public = await asyncio.gather(
+            self._try(problem, mutation.source, hidden=True), self._try(problem, mutation.source, hidden=False)
+        )
+        if hidden.status not in ("ok", "failed") or hidden.pass_rate == 1.0:
             return None
-        public = await self._try(problem, mutation.source, hidden=False)
         return Mutant(mutation.source, mutation.hint, public.pass_rate < 1.0)
 
     async def _try(self, problem: Problem, code: str, *, hidden: bool) -> Outcome:

@@ -11,6 +11,7 @@ from typing import Any
 from fastgrpo_sandbox import Outcome, SandboxPool
 from msgspec.structs import replace
 
+from fastgrpo.config import Reward
 from fastgrpo.types import Execution, ExecutionStatus, Problem, RewardTerms
 from fastgrpo.workers.protocol import Worker
 from fastgrpo.workflow.complexity import complexity
@@ -18,7 +19,7 @@ from fastgrpo.workflow.limits import WorkflowLimits
 from fastgrpo.workflow.operators import OperatorHost, last_line, public_feedback, run_tests
 from fastgrpo.workflow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.workflow.prompt import Instruction, query_prompt, round_feedback
-from fastgrpo.workflow.reward import RewardWeights, group_rewards
+from fastgrpo.workflow.reward import group_rewards
 
 
 class WorkflowEnvironment:
@@ -29,7 +30,7 @@ class WorkflowEnvironment:
         pool: SandboxPool,
         worker: Worker,
         *,
-        weights: RewardWeights = RewardWeights(),  # noqa: B008 - frozen
+        weights: Reward = Reward(),  # noqa: B008 - frozen
         limits: WorkflowLimits = WorkflowLimits(),  # noqa: B008 - frozen
         instruction: Instruction = "short",
     ) -> None:

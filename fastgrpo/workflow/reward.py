@@ -5,26 +5,17 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-import msgspec
-
+from fastgrpo.config import Reward
 from fastgrpo.types import Execution, RewardTerms
 from fastgrpo.workflow.diversity import distinctness
 
 
-class RewardWeights(msgspec.Struct, frozen=True, kw_only=True):
-    """Weights of the terms. The paper publishes none; how these were chosen is in `bench/structures.py`'s table."""
-
-    performance: float = 1.0
-    complexity: float = 0.3
-    diversity: float = 0.05
-    format: float = 0.5
-
-
-def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> list[RewardTerms | None]:
+def group_rewards(executions: Sequence[Execution], weights: Reward) -> list[RewardTerms | None]:
     """One reward for each execution of a group; None for an infrastructure failure, which is nobody's merit or fault.
 
     `total = performance - complexity + diversity - format`, each term with its weight: w_p x pass rate, w_c x AST
-    complexity, w_d x distinctness, w_f for a completion without a workflow. Only workflows that returned a solution
+    complexity, w_d x distinctness, w_f for a completion without a workflow. The paper publishes no weights; ours were
+    chosen by `bench/structures.py`. Only workflows that returned a solution
     (status "ok") count as members of the group's diversity, so that failing in a new way earns nothing.
     """
     trees = [ast.parse(execution.workflow) if execution.status == "ok" else None for execution in executions]
@@ -34,7 +25,7 @@ def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> li
     ]
 
 
-def _terms(execution: Execution, distinct: float, weights: RewardWeights) -> RewardTerms:
+def _terms(execution: Execution, distinct: float, weights: Reward) -> RewardTerms:
     performance = weights.performance * execution.pass_rate
     complexity = weights.complexity * execution.complexity
     diversity = weights.diversity * distinct

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from fastgrpo.config import Workers
 from fastgrpo.errors import UserError
-from fastgrpo.workers.openai import Endpoint, OpenAIWorker
+from fastgrpo.workers.openai import OpenAIWorker
 from fastgrpo.workers.protocol import Reply, Request, RequestRejected, WorkerError
 from tests.workflow.conftest import ADD
 
@@ -85,8 +86,8 @@ def stub() -> Iterator[Stub]:
     thread.join(5)
 
 
-def endpoint(stub: Stub, **settings: Any) -> Endpoint:
-    return Endpoint(**{"base_url": stub.url, "model": "stub", "backoff_s": 0.01, "timeout_s": 5.0} | settings)
+def endpoint(stub: Stub, **settings: Any) -> Workers:
+    return Workers(**{"kind": "openai", "base_url": stub.url, "model": "stub", "timeout_s": 5.0} | settings)
 
 
 def request(text: str = "hello", seed: int = 1) -> Request:
@@ -94,9 +95,9 @@ def request(text: str = "hello", seed: int = 1) -> Request:
     return Request(operator="generate", problem=ADD, messages=messages, codes=("secret code",), seed=seed)
 
 
-def ask(endpoint: Endpoint, *requests: Request) -> list[Reply]:
+def ask(endpoint: Workers, *requests: Request) -> list[Reply]:
     async def main() -> list[Reply]:
-        worker = OpenAIWorker(endpoint)
+        worker = OpenAIWorker(endpoint, backoff_s=0.01)
         try:
             return list(await asyncio.gather(*[worker.ask(each) for each in requests]))
         finally:

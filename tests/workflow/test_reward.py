@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.structures import WORKFLOWS
+from fastgrpo.config import Reward
 from fastgrpo.types import Execution
 from fastgrpo.workflow.diversity import distinctness
-from fastgrpo.workflow.reward import RewardWeights, group_rewards
+from fastgrpo.workflow.reward import group_rewards
 
 ONE, TWO = WORKFLOWS["generate"], WORKFLOWS["3 generate, ensemble, test"]
 
@@ -60,7 +61,7 @@ def ok(code: str, pass_rate: float, complexity: float) -> Execution:
 
 
 def test_terms_add_up() -> None:
-    weights = RewardWeights(performance=2.0, complexity=0.5, diversity=0.1, format=0.7)
+    weights = Reward(performance=2.0, complexity=0.5, diversity=0.1, format=0.7)
     group = [
         ok(ONE, 0.5, 0.2),
         ok(TWO, 1.0, 0.6),
@@ -85,5 +86,5 @@ def test_terms_add_up() -> None:
 
 def test_failing_in_a_new_way_earns_nothing() -> None:
     failed = Execution(status="failed", workflow=TWO, complexity=0.6)
-    rewards = group_rewards([ok(ONE, 1.0, 0.2), failed], RewardWeights())
+    rewards = group_rewards([ok(ONE, 1.0, 0.2), failed], Reward())
     assert [terms and terms.diversity for terms in rewards] == [0.0, 0.0]
