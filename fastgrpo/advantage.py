@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.validate import require
 
 AdvantageMode = Literal["grpo", "dr_grpo", "rloo"]
@@ -35,7 +36,7 @@ def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: AdvantageMode
         group_ids_R.shape == rewards_R.shape, "group_ids_R", f"shape {list(rewards_R.shape)}", tuple(group_ids_R.shape)
     )
     require(group_ids_R.device == rewards_R.device, "group_ids_R", f"device {rewards_R.device}", group_ids_R.device)
-    if rewards_R.is_cuda:
+    if triton_runs(rewards_R.device):
         from fastgrpo.kernels import advantage_triton
 
         return advantage_triton.group_advantages(rewards_R, group_ids_R, mode, STD_EPSILON)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo.kernels import rows_torch
+from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
 from fastgrpo.kernels.tuning import FP32_SUM_BYTES, chunk_rows
 
@@ -35,8 +35,8 @@ class Head(NamedTuple):
 
 
 def row_passes(device: torch.device) -> ModuleType:
-    """Triton on a GPU (and on a CPU under its interpreter, for tests), vectorised torch on a CPU."""
-    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+    """The row passes for tensors on this device."""
+    if triton_runs(device):
         from fastgrpo.kernels import rows_triton
 
         return rows_triton

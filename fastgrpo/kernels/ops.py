@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo.kernels import chunked, validate
+from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.chunked import Head
 from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
 
@@ -178,7 +179,7 @@ def _(hidden_NH, weight_VH, bias_V, *rest):
 @torch.library.custom_op("fastgrpo::scale_", mutates_args=("gradient",))
 def scale_(gradient: Tensor, factor: Tensor) -> None:
     """gradient *= factor, without touching its memory when the factor, which stays on the device, is 1."""
-    if gradient.is_cuda:
+    if triton_runs(gradient.device):
         from fastgrpo.kernels import rows_triton
 
         rows_triton.scale_(gradient, factor)

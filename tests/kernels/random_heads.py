@@ -13,6 +13,9 @@ from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
 
 SLACK = 1e-5
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# The interpreter truncates to bf16 where a GPU rounds to nearest, and has no fused multiply-add: the bar itself is the
+# GPU's and the torch path's.
+FACTOR = 6.0 if INTERPRETED else 1.0
 
 
 @dataclass
@@ -115,4 +118,4 @@ def assert_as_good_as_eager(ours: list[Tensor], eager: list[Tensor], exact: list
         rows = keep if i in (1, 2) and truth.dim() == 1 else ...
         error, allowed = ((x.double() - truth)[rows].abs() for x in (mine, theirs))
         error, allowed = (x.max().item() if x.numel() else 0.0 for x in (error, allowed))
-        assert error <= allowed + SLACK, f"result {i}: error {error:.3g}, eager's {allowed:.3g}"
+        assert error <= FACTOR * allowed + SLACK, f"result {i}: error {error:.3g}, eager's {allowed:.3g}"

@@ -1,0 +1,360 @@
+"""The loss head beside its floor (three matrix products) and its peers, in one run.
+
+As one script: `python bench/bench_loss_head.py` prints a table (`--tune`: the measurements behind kernels/tuning.py).
+With pytest-benchmark: `pytest bench/bench_loss_head.py`. On a CPU the same, at a CPU's shapes and without the peers.
+Peers, where installed: TRL's ChunkedLogProbFunction, Liger's fused GRPO loss, Apple's cut cross entropy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastgrpo.advantage import group_advantages
+from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference, tuning
+from fastgrpo.kernels.reference import LossOptions, TokenInputs
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+DTYPE = torch.bfloat16 if GPU else torch.float32
+SHAPES = [(8192, 4096, 151_936), (16_384, 1536, 151_936)] if GPU else [(4096, 128, 1024), (4096, 256, 2048)]
+BLOCKS = [(8192, 1, 32), (8192, 2, 32), (4096, 2, 16), (4096, 4, 16), (4096, 1, 16), (2048, 4, 8), (2048, 2, 8)]
+TRL_CHUNK = 32_768  # what its trainer uses
+OPTIONS = LossOptions("token", 0.2, 0.28)
+Step = Callable[[], object]
+
+
+@dataclass
+class Case:
+    """One head with its loss inputs."""
+
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    targets_N: Tensor
+    tokens: TokenInputs
+
+    def clear(self) -> None:
+        self.hidden_NH.grad = self.weight_VH.grad = None
+
+
+def realistic_head(n: int, h: int, v: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """(hidden, weight, targets) whose logits are shaped like a trained model's.
+
+    A Gaussian background (standard deviation 2 over the vocabulary), above which stand a few candidates drawn by
+    Zipf's law: one for 70 % of the tokens, 18 to 26 above it (entropy below 0.1 nats); else four, 13 to 17 above it.
+    """
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    options = {"generator": generator, "device": DEVICE}
+    weight_VH = torch.randn(v, h, dtype=DTYPE, **options) * h**-0.5
+    zipf_N4 = ((v + 1.0) ** torch.rand(n, 4, **options)).long().clamp(max=v) - 1
+    sure_N1 = torch.rand(n, 1, **options) < 0.7
+    alone_N4 = torch.tensor([1.0, 0.0, 0.0, 0.0], device=DEVICE) * (18 + 8 * torch.rand(n, 1, **options))
+    gap_N4 = torch.where(sure_N1, alone_N4, 13 + 4 * torch.rand(n, 4, **options)).to(DTYPE)
+    hidden_NH = 2 * torch.randn(n, h, dtype=DTYPE, **options)
+    for k in range(4):
+        hidden_NH += gap_N4[:, k, None] * weight_VH[zipf_N4[:, k]]
+    pick_N1 = torch.multinomial(torch.softmax(gap_N4.float(), dim=1), 1, generator=generator)
+    return hidden_NH, weight_VH, zipf_N4.gather(1, pick_N1)[:, 0]
+
+
+def make_case(n: int, h: int, v: int) -> Case:
+    hidden_NH, weight_VH, targets_N = realistic_head(n, h, v)
+    logprobs_N, _ = linear_logprob(hidden_NH, weight_VH, targets_N, entropy=False)
+    old_N = logprobs_N + 0.1 * torch.randn(n, device=DEVICE)
+    tokens = TokenInputs(torch.randn(n, device=DEVICE), torch.full((n,), 1.0 / n, device=DEVICE), old_N)
+    return Case(hidden_NH.requires_grad_(), weight_VH.requires_grad_(), targets_N, tokens)
+
+
+def floor(case: Case) -> Step:
+    """The three products alone, whole: logits, dX, dW."""
+    hidden_NH, weight_VH = case.hidden_NH.detach(), case.weight_VH.detach()
+    logits_NV = torch.empty(len(hidden_NH), len(weight_VH), device=DEVICE, dtype=DTYPE)
+
+    def step() -> None:
+        torch.mm(hidden_NH, weight_VH.T, out=logits_NV)
+        torch.mm(logits_NV, weight_VH)
+        torch.mm(logits_NV.T, hidden_NH)
+
+    return step
+
+
+def ours(case: Case) -> Step:
+    def step() -> None:
+        case.clear()
+        keywords = {**case.tokens._asdict(), **OPTIONS._asdict()}
+        linear_grpo_loss(case.hidden_NH, case.weight_VH, case.targets_N, **keywords).loss.backward()
+
+    return step
+
+
+def two_pass(case: Case) -> Step:
+    """Our `linear_logprob` with the loss on top: four products."""
+
+    def step() -> None:
+        case.clear()
+        logprobs_N, _ = linear_logprob(case.hidden_NH, case.weight_VH, case.targets_N)
+        reference.policy_loss(logprobs_N, case.tokens, OPTIONS).loss_N.sum().backward()
+
+    return step
+
+
+def eager(case: Case) -> Step:
+    """Plain torch, holding [N, V]."""
+
+    def step() -> None:
+        case.clear()
+        arguments = (case.hidden_NH, case.weight_VH, case.targets_N, case.tokens, OPTIONS)
+        reference.linear_grpo_loss(*arguments)[0].backward()
+
+    return step
+
+
+def trl(case: Case) -> Step:
+    from trl.kernels import ChunkedLogProbFunction
+
+    def step() -> None:
+        case.clear()
+        arguments = (case.hidden_NH, case.weight_VH, None, case.targets_N, 1.0, TRL_CHUNK, None, 1.0, ("entropy",))
+        logprobs_N = ChunkedLogProbFunction.apply(*arguments)[0]
+        reference.policy_loss(logprobs_N, case.tokens, OPTIONS).loss_N.sum().backward()
+
+    return step
+
+
+def liger(case: Case) -> Step:
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    rows, length = len(case.targets_N) // 1024, 1024
+    loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, epsilon_low=0.2, epsilon_high=0.28)
+    mask_BT = torch.ones(rows, length, device=DEVICE)
+    advantages_B = case.tokens.advantages_N[:rows].contiguous()
+
+    def step() -> None:
+        case.clear()
+        hidden_BTH, old_BT = case.hidden_NH.view(rows, length, -1), case.tokens.old_logprobs_N.view(rows, length)
+        arguments = (hidden_BTH, case.weight_VH, case.targets_N.view(rows, length), mask_BT, advantages_B)
+        loss(*arguments, old_per_token_logps=old_BT)[0].backward()
+
+    return step
+
+
+def cut_cross_entropy(case: Case) -> Step:
+    from cut_cross_entropy import linear_cross_entropy
+
+    def step() -> None:
+        case.clear()
+        logprobs_N = -linear_cross_entropy(case.hidden_NH, case.weight_VH, case.targets_N, reduction="none").float()
+        reference.policy_loss(logprobs_N, case.tokens, OPTIONS).loss_N.sum().backward()
+
+    return step
+
+
+def forward_floor(case: Case) -> Step:
+    hidden_NH, weight_VH = case.hidden_NH.detach(), case.weight_VH.detach()
+    logits_NV = torch.empty(len(hidden_NH), len(weight_VH), device=DEVICE, dtype=DTYPE)
+    return lambda: torch.mm(hidden_NH, weight_VH.T, out=logits_NV)
+
+
+def forward_ours(case: Case) -> Step:
+    return torch.no_grad()(lambda: linear_logprob(case.hidden_NH, case.weight_VH, case.targets_N))
+
+
+def forward_trl(case: Case) -> Step:
+    from trl.kernels import ChunkedLogProbFunction
+
+    arguments = (case.hidden_NH, case.weight_VH, None, case.targets_N, 1.0, TRL_CHUNK, None, 1.0, ("entropy",))
+    return torch.no_grad()(lambda: ChunkedLogProbFunction.apply(*arguments))
+
+
+BOTH_WAYS = [floor, ours, two_pass, eager] + [trl, cut_cross_entropy, liger] * GPU
+FORWARD = [forward_floor, forward_ours] + [forward_trl] * GPU
+
+
+def milliseconds(step: Step, budget_s: float = 0.8) -> float:
+    """Median time of a call, after a warm-up; on a GPU between events, with calls queued ahead."""
+    step()
+    _synchronize()
+    start = time.perf_counter()
+    step()
+    _synchronize()
+    repeats = max(3, min(50, int(budget_s / (time.perf_counter() - start))))
+    if not GPU:
+        return statistics.median(_wall(step) for _ in range(repeats))
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for before, after in events:
+        before.record()
+        step()
+        after.record()
+    _synchronize()
+    return statistics.median(before.elapsed_time(after) for before, after in events)
+
+
+def _wall(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _synchronize() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def extra_gib(case: Case, step: Step) -> float:
+    """Peak memory over the inputs and the gradients themselves."""
+    case.clear()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    gradients = sum(x.grad.nbytes for x in (case.hidden_NH, case.weight_VH) if x.grad is not None)
+    case.clear()
+    return (torch.cuda.max_memory_allocated() - before - gradients) / 2**30
+
+
+def print_table(shape: tuple[int, int, int], candidates: list[Callable[[Case], Step]]) -> None:
+    case, base = make_case(*shape), None
+    for candidate in candidates:
+        try:
+            step = candidate(case)
+            took = milliseconds(step)
+            memory = extra_gib(case, step) if GPU else float("nan")
+        except (ImportError, torch.cuda.OutOfMemoryError, RuntimeError) as error:
+            print(f"{shape!s:24} {candidate.__name__:18} {type(error).__name__}: {str(error)[:90]}", flush=True)
+            continue
+        base = base or took
+        print(f"{shape!s:24} {candidate.__name__:18} {took:9.2f} ms {took / base:6.3f} x {memory:7.2f} GiB", flush=True)
+        del step
+
+
+def advantage_steps(rollouts: int = 65_536, group: int = 16) -> dict[str, Step]:
+    rewards_R = torch.rand(rollouts, device=DEVICE)
+    ids_R = torch.arange(rollouts, device=DEVICE) // group
+    return {mode: lambda mode=mode: group_advantages(rewards_R, ids_R, mode) for mode in ("grpo", "dr_grpo", "rloo")}
+
+
+def empty_launch() -> Step:
+    """A kernel that does nothing, launched as ours are."""
+    import triton
+
+    @triton.jit
+    def nothing(pointer):
+        pass
+
+    one = torch.zeros(1, device=DEVICE)
+    return lambda: nothing[(1,)](one)
+
+
+def graph_microseconds(step: Step, launches: int = 200) -> float:
+    """Device time of one launch, in a replayed graph of many."""
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(launches):
+            step()
+    return 1e3 * milliseconds(graph.replay, 0.1) / launches
+
+
+def queue_microseconds(step: Step, launches: int = 500) -> float:
+    """Wall time of one call from Python, many in a row."""
+    step()
+    _synchronize()
+    start = time.perf_counter()
+    for _ in range(launches):
+        step()
+    _synchronize()
+    return 1e6 * (time.perf_counter() - start) / launches
+
+
+def print_advantages() -> None:
+    steps = {"empty kernel": empty_launch()} if GPU else {}
+    for name, step in {**steps, **advantage_steps()}.items():
+        device = f"{graph_microseconds(step):7.2f} us on the device," if GPU else ""
+        print(f"65,536 advantages {name:14} {device} {queue_microseconds(step):8.2f} us from Python", flush=True)
+
+
+def tune(shape: tuple[int, int, int]) -> None:
+    """Prints what the tables in kernels/tuning.py were chosen from."""
+    case = make_case(*shape)
+    rows = tuning.chunk_rows("cuda", shape[0], shape[2], 2)
+    logits_CV = case.hidden_NH[:rows].detach() @ case.weight_VH.detach().T
+    for block in BLOCKS:
+        forward, both = time_block(case, logits_CV, block)
+        print(f"{rows} x {shape[2]} {block}: forward {forward:.3f} ms, with gradient {both:.3f} ms", flush=True)
+    del logits_CV
+    for mib in (320, 480, 640, 800, 1280):
+        tuning.CHUNK_BYTES["cuda"] = mib << 20
+        forward, both = milliseconds(forward_ours(case)), milliseconds(ours(case))
+        print(f"{shape} chunks of {mib} MiB: forward {forward:.2f} ms, both ways {both:.2f} ms", flush=True)
+
+
+def time_block(case: Case, logits_CV: Tensor, block: tuple[int, int, int]) -> tuple[float, float]:
+    """Milliseconds of the two row passes over one chunk."""
+    from fastgrpo.kernels import rows_triton
+
+    rows, chosen, changed_CV = len(logits_CV), rows_triton.row_block, logits_CV.clone()
+    tokens, report_FC = case.tokens.take(slice(rows)), torch.empty(8, rows, device=DEVICE)
+    common = (case.targets_N[:rows], reference.LogitTransform())
+    rows_triton.row_block = lambda _: tuning.RowBlock(*block)
+    forward = milliseconds(lambda: rows_triton.logprob_rows(logits_CV, *common, report_FC[0], report_FC[1]), 0.05)
+    both = milliseconds(
+        lambda: rows_triton.loss_rows(changed_CV, *common, tokens, OPTIONS, report_FC, gradient=True), 0.05
+    )
+    rows_triton.row_block = chosen
+    return forward, both
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("candidate", BOTH_WAYS + FORWARD, ids=lambda f: f.__name__)
+def test_loss_head(benchmark, candidate, shape):
+    step = candidate(make_case(*shape))
+
+    def timed() -> None:
+        step()
+        _synchronize()
+
+    benchmark.group = f"{shape} {'forward' if candidate in FORWARD else 'forward and backward'}"
+    benchmark.pedantic(timed, rounds=5, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("mode", ["grpo", "dr_grpo", "rloo"])
+def test_group_advantages(benchmark, mode):
+    step = advantage_steps()[mode]
+
+    def timed() -> None:
+        step()
+        _synchronize()
+
+    benchmark(timed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tune", action="store_true", help="measure block and chunk sizes")
+    parser.add_argument("--without", default="", help="comma-separated candidates to leave out")
+    arguments = parser.parse_args()
+    left_out = arguments.without.split(",")
+    name = torch.cuda.get_device_name() if GPU else "CPU"
+    print(f"{name}, torch {torch.__version__}, {DTYPE}; ratio to the first line of each block", flush=True)
+    if arguments.tune:
+        for shape in SHAPES:
+            tune(shape)
+        return
+    for shape in SHAPES:
+        print_table(shape, [c for c in BOTH_WAYS if c.__name__ not in left_out])
+        print_table(shape, [c for c in FORWARD if c.__name__ not in left_out])
+    if GPU:
+        case = make_case(65_536, 4096, 151_936)
+        print(f"N=65536 H=4096: ours needs {extra_gib(case, ours(case)):.2f} GiB over inputs and gradients", flush=True)
+    print_advantages()
+
+
+if __name__ == "__main__":
+    main()

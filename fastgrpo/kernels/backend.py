@@ -1,0 +1,12 @@
+"""Which of the two implementations runs where."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def triton_runs(device: torch.device) -> bool:
+    """Triton on a GPU, and on a CPU under its interpreter, for tests; otherwise vectorised torch."""
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"

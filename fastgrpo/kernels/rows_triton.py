@@ -1,0 +1,286 @@
+"""Row passes over one chunk of logits in Triton: one program for each row, each logit read from memory once.
+
+The gradient pass walks the row backwards: what the statistics pass read last is still in the caches.
+Exponentials are taken in base 2, the hardware's, as one multiply-add and one instruction for each logit.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgrpo.kernels.reference import LOG_RATIO_BOUND, LogitTransform, LossOptions, TokenInputs
+from fastgrpo.kernels.tuning import row_block
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+BOUND = tl.constexpr(LOG_RATIO_BOUND)
+PADDING = tl.constexpr(-1e30)  # finite, so that 0 * PADDING and PADDING - PADDING are 0
+SCALE_BLOCK, SCALE_PROGRAMS = 4096, 1024
+
+
+@triton.jit
+def _capped(raw, softcap, SOFTCAP: tl.constexpr):
+    x = raw.to(tl.float32)
+    if SOFTCAP:
+        x = softcap * (2.0 * tl.sigmoid(2.0 * x / softcap) - 1.0)
+    return x
+
+
+@triton.jit
+def _row_statistics(
+    row_ptr, vocabulary, softcap, scale,
+    SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """(largest, sum of 2^(x - largest), entropy in nats) of x = scale * logit, online in each lane."""
+    tile_UL = tl.arange(0, UNROLL)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    largest_L = tl.full([LANES], PADDING, tl.float32)
+    sum_L = tl.zeros([LANES], tl.float32)
+    weighted_L = tl.zeros([LANES], tl.float32)  # of x - largest: entropy without cancellation
+    for start in range(0, vocabulary, LANES * UNROLL):
+        inside_UL = start + tile_UL < vocabulary
+        raw_UL = tl.load(row_ptr + start + tile_UL, mask=inside_UL, other=PADDING)
+        x_UL = _capped(raw_UL, softcap, SOFTCAP) * scale
+        if SOFTCAP:
+            x_UL = tl.where(inside_UL, x_UL, PADDING)
+        new_largest_L = tl.maximum(largest_L, tl.max(x_UL, axis=0))
+        decay_L = tl.exp2(largest_L - new_largest_L)
+        distance_UL = x_UL - new_largest_L[None, :]
+        e_UL = tl.exp2(distance_UL)
+        if ENTROPY:
+            shifted_L = weighted_L + sum_L * (largest_L - new_largest_L)
+            weighted_L = shifted_L * decay_L + tl.sum(e_UL * distance_UL, axis=0)
+        sum_L = sum_L * decay_L + tl.sum(e_UL, axis=0)
+        largest_L = new_largest_L
+    largest = tl.max(largest_L, axis=0)
+    decay_L = tl.exp2(largest_L - largest)
+    total = tl.sum(sum_L * decay_L, axis=0)
+    weighted = tl.sum((weighted_L + sum_L * (largest_L - largest)) * decay_L, axis=0)
+    return largest, total, (tl.log2(total) - weighted / total) * LN_2
+
+
+@triton.jit
+def _write_dlogits(
+    row_ptr, vocabulary, target, target_raw, shift, total, logprob, entropy, grad_logprob, grad_entropy, softcap, scale,
+    SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Raw logits into g (1[v = target] - p) - g_entropy p (log p + entropy), times the transform's slope, in place.
+
+    p = 2^(scale * logit - shift) / total; with ENTROPY, total is 1.
+    """
+    tile_UL = tl.arange(0, UNROLL)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    slope = scale * LN_2
+    grad_softmax = grad_logprob * slope / total
+    TILE: tl.constexpr = LANES * UNROLL
+    tiles = tl.cdiv(vocabulary, TILE)
+    for i in range(0, tiles):
+        offset_UL = (tiles - 1 - i) * TILE + tile_UL
+        inside_UL = offset_UL < vocabulary
+        raw_UL = tl.load(row_ptr + offset_UL, mask=inside_UL, other=0.0)
+        capped_UL = _capped(raw_UL, softcap, SOFTCAP)
+        distance_UL = capped_UL * scale - shift
+        weight_UL = grad_softmax
+        if ENTROPY:
+            weight_UL = grad_softmax + grad_entropy * slope * (distance_UL * LN_2 + entropy)
+        grad_UL = tl.exp2(distance_UL) * -weight_UL
+        if SOFTCAP:
+            grad_UL = grad_UL * (1.0 - (capped_UL / softcap) * (capped_UL / softcap))
+        tl.store(row_ptr + offset_UL, grad_UL.to(row_ptr.dtype.element_ty), mask=inside_UL)
+    target_weight = grad_logprob
+    if ENTROPY:
+        target_weight = grad_logprob + grad_entropy * (logprob + entropy)
+    target_grad = (grad_logprob - tl.exp(logprob) * target_weight) * slope
+    if SOFTCAP:
+        target_capped = _capped(target_raw, softcap, SOFTCAP) / softcap
+        target_grad = target_grad * (1.0 - target_capped * target_capped)
+    tl.debug_barrier()  # the target's gradient is written last
+    tl.store(row_ptr + target, target_grad.to(row_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _policy_loss(
+    logprob, token, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
+    low, high, kl_weight, tis_cap, RATIO: tl.constexpr,
+):  # fmt: skip
+    """`reference.policy_loss` of one token, and its derivative by the token's logprob."""
+    advantage, weight = tl.load(advantages_ptr + token), tl.load(weights_ptr + token)
+    old = logprob
+    if old_ptr is not None:
+        old = tl.load(old_ptr + token)
+    log_ratio = logprob - old
+    if RATIO == "sequence":
+        log_ratio = logprob * 0.0
+        if sequence_ptr is not None:
+            log_ratio = tl.load(sequence_ptr + token)
+    ratio = tl.exp(tl.minimum(tl.maximum(log_ratio, -BOUND), BOUND))
+    clipped = tl.minimum(tl.maximum(ratio, low), high)
+    below, above = ratio < low, ratio > high
+    if RATIO == "cispo":
+        objective, d_objective = clipped * advantage * logprob, clipped * advantage
+    else:
+        objective = tl.minimum(ratio * advantage, clipped * advantage)
+        below, above = below & (advantage < 0), above & (advantage > 0)
+        constant = below | above | (tl.abs(log_ratio) > BOUND)
+        d_objective = tl.where(constant, 0.0, ratio * advantage)
+    importance, capped = weight * 0.0 + 1.0, weight != weight
+    if sampled_ptr is not None:
+        exact = tl.exp(tl.minimum(tl.maximum(old - tl.load(sampled_ptr + token), -BOUND), BOUND))
+        importance, capped = tl.minimum(exact, tis_cap), exact > tis_cap
+    loss, d_loss, kl = -importance * objective, -importance * d_objective, weight * 0.0
+    if ref_ptr is not None:
+        distance = tl.load(ref_ptr + token) - logprob
+        bounded = tl.minimum(tl.maximum(distance, -BOUND), BOUND)
+        kl = tl.exp(bounded) - bounded - 1.0
+        loss += kl_weight * kl
+        d_loss += tl.where(tl.abs(distance) > BOUND, 0.0, kl_weight * (1.0 - tl.exp(bounded)))
+    return loss * weight, d_loss * weight, kl, ratio, below, above, capped
+
+
+@triton.jit
+def _logprob_kernel(
+    logits_ptr, pitch, vocabulary, targets_ptr, logprob_ptr, entropy_ptr, softcap, scale,
+    SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    row_ptr = logits_ptr + row.to(tl.int64) * pitch
+    target_raw = tl.load(row_ptr + tl.load(targets_ptr + row))
+    largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, ENTROPY, LANES, UNROLL)
+    logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest - tl.log2(total)) * LN_2
+    tl.store(logprob_ptr + row, logprob)
+    if ENTROPY:
+        tl.store(entropy_ptr + row, entropy)
+
+
+@triton.jit
+def _dlogits_kernel(
+    logits_ptr, pitch, vocabulary, targets_ptr, logprob_ptr, entropy_ptr, grad_logprob_ptr, grad_entropy_ptr,
+    softcap, scale, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    row_ptr = logits_ptr + row.to(tl.int64) * pitch
+    target = tl.load(targets_ptr + row)
+    target_raw = tl.load(row_ptr + target)
+    logprob, grad_logprob = tl.load(logprob_ptr + row), tl.load(grad_logprob_ptr + row)
+    entropy, grad_entropy = logprob, logprob
+    if ENTROPY:
+        entropy, grad_entropy = tl.load(entropy_ptr + row), tl.load(grad_entropy_ptr + row)
+    shift = _capped(target_raw, softcap, SOFTCAP) * scale - logprob * LOG2_E
+    tl.debug_barrier()  # every thread has the target's logit before any overwrites it
+    _write_dlogits(
+        row_ptr, vocabulary, target, target_raw, shift, 1.0, logprob, entropy, grad_logprob, grad_entropy,
+        softcap, scale, SOFTCAP, ENTROPY, LANES, UNROLL,
+    )  # fmt: skip
+
+
+@triton.jit
+def _loss_kernel(
+    logits_ptr, pitch, vocabulary, targets_ptr, report_ptr, report_pitch,
+    advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
+    low, high, kl_weight, tis_cap, softcap, scale,
+    RATIO: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    row_ptr = logits_ptr + row.to(tl.int64) * pitch
+    target = tl.load(targets_ptr + row)
+    target_raw = tl.load(row_ptr + target)
+    largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, True, LANES, UNROLL)
+    logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest - tl.log2(total)) * LN_2
+    loss, d_loss, kl, ratio, below, above, capped = _policy_loss(
+        logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
+        low, high, kl_weight, tis_cap, RATIO,
+    )  # fmt: skip
+    cell_ptr = report_ptr + row
+    tl.store(cell_ptr, logprob)
+    tl.store(cell_ptr + report_pitch, entropy)
+    tl.store(cell_ptr + 2 * report_pitch, loss)
+    tl.store(cell_ptr + 3 * report_pitch, kl)
+    tl.store(cell_ptr + 4 * report_pitch, ratio)
+    tl.store(cell_ptr + 5 * report_pitch, below.to(tl.float32))
+    tl.store(cell_ptr + 6 * report_pitch, above.to(tl.float32))
+    tl.store(cell_ptr + 7 * report_pitch, capped.to(tl.float32))
+    if GRADIENT:
+        tl.debug_barrier()  # every thread has the target's logit before any overwrites it
+        _write_dlogits(
+            row_ptr, vocabulary, target, target_raw, largest, total, logprob, entropy, d_loss, d_loss,
+            softcap, scale, SOFTCAP, False, LANES, UNROLL,
+        )  # fmt: skip
+
+
+@triton.jit
+def _scale_kernel(values_ptr, factor_ptr, size, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr):
+    factor = tl.load(factor_ptr).to(tl.float32)
+    if factor != 1.0:
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        for start in range(first, size, PROGRAMS * BLOCK):
+            offset_B = start + tl.arange(0, BLOCK)
+            values_B = tl.load(values_ptr + offset_B, mask=offset_B < size).to(tl.float32) * factor
+            tl.store(values_ptr + offset_B, values_B.to(values_ptr.dtype.element_ty), mask=offset_B < size)
+
+
+def logprob_rows(
+    logits_CV: Tensor, targets_C: Tensor, transform: LogitTransform, logprob_C: Tensor, entropy_C: Tensor | None
+) -> None:
+    """Writes each row's target logprob and, where given, entropy."""
+    arguments = (targets_C, logprob_C, entropy_C, *_constants(transform))
+    _launch(_logprob_kernel, logits_CV, *arguments, SOFTCAP=bool(transform.softcap), ENTROPY=entropy_C is not None)
+
+
+def dlogits_rows(
+    logits_CV: Tensor,
+    targets_C: Tensor,
+    transform: LogitTransform,
+    logprob_C: Tensor,
+    entropy_C: Tensor | None,
+    grad_logprob_C: Tensor,
+    grad_entropy_C: Tensor | None,
+) -> None:
+    """Turns raw logits into their gradient in place."""
+    arguments = (targets_C, logprob_C, entropy_C, grad_logprob_C, grad_entropy_C, *_constants(transform))
+    _launch(_dlogits_kernel, logits_CV, *arguments, SOFTCAP=bool(transform.softcap), ENTROPY=entropy_C is not None)
+
+
+def loss_rows(
+    logits_CV: Tensor,
+    targets_C: Tensor,
+    transform: LogitTransform,
+    tokens: TokenInputs,
+    options: LossOptions,
+    report_FC: Tensor,
+    *,
+    gradient: bool,
+) -> None:
+    """Fills `report_FC` (`chunked.REPORT`) and, with `gradient`, turns raw logits into their gradient in place."""
+    if options.tis_cap is None:
+        tokens = tokens._replace(sampled_logprobs_N=None)
+    bounds = (1.0 - options.clip_low, 1.0 + options.clip_high, options.kl_weight, options.tis_cap or 0.0)
+    arguments = (targets_C, report_FC, report_FC.stride(0), *tokens, *bounds, *_constants(transform))
+    constants = {"RATIO": options.ratio, "GRADIENT": gradient, "SOFTCAP": bool(transform.softcap)}
+    _launch(_loss_kernel, logits_CV, *arguments, **constants)
+
+
+def scale_(values: Tensor, factor: Tensor) -> None:
+    """values *= factor; a factor of 1 is seen on the device and costs one launch."""
+    _scale_kernel[(SCALE_PROGRAMS,)](values, factor, values.numel(), PROGRAMS=SCALE_PROGRAMS, BLOCK=SCALE_BLOCK)
+
+
+def _constants(transform: LogitTransform) -> tuple[float, float]:
+    return transform.softcap or 0.0, LOG2_E.value / transform.temperature
+
+
+def _launch(kernel: triton.JITFunction, logits_CV: Tensor, *arguments: object, **constants: object) -> None:
+    rows, vocabulary = logits_CV.shape
+    block = row_block(vocabulary)
+    # Launch options are keywords of Triton's, not of the kernel; the interpreter accepts and ignores them.
+    with torch.cuda.device_of(logits_CV):
+        kernel[(rows,)](
+            logits_CV,
+            logits_CV.stride(0),
+            vocabulary,
+            *arguments,
+            **constants,
+            LANES=block.lanes,
+            UNROLL=block.unroll,
+            num_warps=block.warps,
+        )

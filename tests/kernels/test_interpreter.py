@@ -1,0 +1,26 @@
+"""The Triton kernels on a CPU: the same tests in a process of its own, as Triton must be told before its import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from random_heads import INTERPRETED
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreting process")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves are tested on the GPU")
+@pytest.mark.parametrize("file", ["test_head.py", "test_advantage.py"])
+def test_kernels_in_the_interpreter(file):
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / file)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    options = {"cwd": HERE.parents[1], "capture_output": True, "text": True, "timeout": 240}
+    done = subprocess.run(command, env=environment, check=False, **options)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
