@@ -26,7 +26,7 @@ def raised(function, *arguments):
     try:
         return f"allowed {function(*arguments)!r}"
     except OSError as error:
-        return errno.errorcode[error.errno]
+        return errno.errorcode.get(error.errno, type(error).__name__)
     except BaseException as error:
         return type(error).__name__
 """

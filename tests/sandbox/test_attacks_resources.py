@@ -45,7 +45,9 @@ while True:
         print(error.errno, count); break
     count += 1
 """
-    bomb, neighbour = pool.run_all([{"code": code, "limits": Limits(processes=20)}, {"code": "import os; os.fork() or os._exit(0)"}])
+    bomb, neighbour = pool.run_all(
+        [{"code": code, "limits": Limits(processes=20)}, {"code": "import os; os.fork() or os._exit(0)"}]
+    )
     assert bomb.stdout == "11 19\n"  # EAGAIN
     assert neighbour.status == "ok"
 
@@ -201,7 +203,10 @@ def test_20_stdin_is_always_closed_at_its_end(pool):
 
 def test_21_sigstop_of_itself_held_by_the_wall_clock(pool):
     code = "import os, signal, time\npid = os.fork()\nos.kill(pid or os.getpid(), signal.SIGSTOP)\nif pid: os.wait()"
-    assert pool.run(code, limits=Limits(wall_s=0.5)).status in ("timeout", "ok")  # pid 1 of a namespace cannot be stopped
+    assert pool.run(code, limits=Limits(wall_s=0.5)).status in (
+        "timeout",
+        "ok",
+    )  # pid 1 of a namespace cannot be stopped
 
 
 def _jailed(pool) -> set[int]:
