@@ -29,8 +29,10 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from fastgrpo.config import Grpo
 from fastgrpo.engine import Engine
 from fastgrpo.learner import update
+from fastgrpo.loss import policy_loss
 from fastgrpo.model import load_policy
 from fastgrpo.optimizer import AdamW
+from fastgrpo.packing import pack
 from fastgrpo.tiny import train_tokenizer
 from fastgrpo.types import Sample
 
@@ -76,26 +78,28 @@ def save_random_model(folder: Path, size: str, device: str) -> None:
 class Bench:
     """One engine and one policy, and the clock of their device."""
 
-    def __init__(self, size: str, device: str) -> None:
-        self.size, self.device, self.cuda = size, device, device == "cuda"
+    def __init__(self, size: str, device: str, *, with_engine: bool) -> None:
+        self.size, self.cuda = size, device == "cuda"
         self.prompts, self.group = (64, 8) if self.cuda else (4, 4)
         self.prompt_tokens, self.completion_tokens = (512, 1024) if self.cuda else (64, 32)
         with tempfile.TemporaryDirectory() as folder:
             save_random_model(Path(folder), size, device)
-            sequence = self.prompt_tokens + self.completion_tokens
-            self.engine, seconds = self.timed(
-                lambda: Engine(
-                    folder,
-                    max_model_len=sequence + 32,
-                    max_num_seqs=self.prompts * self.group,
-                    dtype="bfloat16" if self.cuda else "float32",
-                    kv_cache_gb=24 if self.cuda else 0.2,
-                    parity_limit=0.2,
-                )
-            )
-            report("engine start, s (CUDA graphs captured)", f"{seconds:.1f}")
+            if with_engine:
+                self.engine, seconds = self.timed(lambda: self.start(folder))
+                report("engine start, s", f"{seconds:.1f}")
             dtype = torch.bfloat16 if self.cuda else torch.float32
             self.policy = load_policy(folder, device=device, dtype=dtype)
+
+    def start(self, folder: str) -> Engine:
+        """vLLM with room for one step's sequences at once."""
+        return Engine(
+            folder,
+            max_model_len=self.prompt_tokens + self.completion_tokens + 32,
+            max_num_seqs=self.prompts * self.group,
+            dtype="bfloat16" if self.cuda else "float32",
+            kv_cache_gb=24 if self.cuda else 0.2,
+            parity_limit=0.2,
+        )
 
     def timed(self, function: Callable[[], object]) -> tuple[object, float]:
         """The function's result and its seconds, to the end of its work on the device."""
@@ -216,32 +220,38 @@ def fake_samples(bench: Bench, tokens: int) -> list[Sample]:
     ]
 
 
-def train(bench: Bench, budgets: tuple[int, ...] = (16384,)) -> None:
-    """Packed forward and backward with the loss head: tokens/s, MFU and memory, layers compiled and not."""
-    bench.engine.sleep()
+def train(bench: Bench) -> None:
+    """Packed forward, loss head and backward: tokens/s, MFU and memory; layers compiled or not."""
     for compiled in (False, True) if bench.cuda else (False,):
         if compiled:
             bench.policy.compile_layers()
         for checkpointing in (False, True):
             bench.policy.activation_checkpointing(checkpointing)
-            for budget in budgets:
-                _train_once(bench, budget, compiled, checkpointing)
-    bench.engine.wake()
+            _train_once(bench, 16384, f"compiled {_yes(compiled)}, checkpointing {_yes(checkpointing)}")
 
 
-def _train_once(bench: Bench, budget: int, compiled: bool, checkpointing: bool) -> None:
-    optimizer = bench.optimizer()
-    optimizer.lr = 0.0
-    samples = fake_samples(bench, 2 * budget)
-    config = Grpo(micro_batch_tokens=budget, tis_cap=0.0)
-    _, warm = bench.timed(lambda: update(bench.policy, optimizer, samples[: len(samples) // 2], config))
-    with bench.peak() as peak:
-        times = [bench.timed(lambda: update(bench.policy, optimizer, samples, config))[1] for _ in range(3)]
-    seconds = sorted(times)[1]
-    tokens = sum(len(sample.token_ids) for sample in samples)
-    name = f"train {budget} tokens, compiled {_yes(compiled)}, checkpointing {_yes(checkpointing)}"
+def _train_once(bench: Bench, budget: int, name: str) -> None:
+    samples = fake_samples(bench, budget)
+    (batch,) = pack(samples, [1e-6] * len(samples), budget, bench.policy.device)
+    config = Grpo(tis_cap=0.0)
+
+    def run() -> None:
+        for _ in range(4 if bench.cuda else 1):
+            policy_loss(bench.policy, batch, config).loss.backward()
+
+    _, warm = bench.timed(run)
+    if bench.cuda:
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
+    seconds = sorted(bench.timed(run)[1] for _ in range(3))[1] / (4 if bench.cuda else 1)
+    peak = (torch.cuda.max_memory_allocated() - start) / GIB if bench.cuda else float("nan")
+    bench.policy.model.zero_grad()
     mfu = bench.flops(samples) / seconds / PEAK_FLOPS
-    report(name, f"{tokens / seconds:,.0f} tokens/s, MFU {mfu:.1%}, peak {peak[0]:.1f} GiB (first {warm:.0f} s)")
+    tokens = len(batch.input_ids_T)
+    report(
+        f"forward + backward, {budget} tokens, {name}",
+        f"{tokens / seconds:,.0f} tokens/s, MFU {mfu:.1%}, activations {peak:.1f} GiB (first {warm:.0f} s)",
+    )
 
 
 def _yes(value: bool) -> str:
@@ -250,17 +260,19 @@ def _yes(value: bool) -> str:
 
 def step(bench: Bench, repeats: int = 2) -> None:
     """Whole GRPO steps as the loop runs them: sync, generate, sleep, train, wake."""
+    if bench.cuda:
+        bench.policy.compile_layers()
     optimizer = bench.optimizer()
     config = Grpo(micro_batch_tokens=16384)
     for number in range(repeats):
         with bench.peak() as peak:
-            sync = bench.engine.sync(bench.policy)
+            _, sync_s = bench.timed(lambda: bench.engine.sync(bench.policy))
             samples, generate_s = bench.timed(lambda: bench.generate(bench.completion_tokens))
             bench.engine.sleep()
             metrics, train_s = bench.timed(lambda s=samples: update(bench.policy, optimizer, s, config))
             bench.engine.wake()
         tokens = bench.prompts * bench.group * bench.completion_tokens
-        total = sync.seconds + sync.check_seconds + generate_s + train_s
+        total = sync_s + generate_s + train_s
         report(
             f"GRPO step {number + 1}: s (generate + train)",
             f"{total:.1f} ({generate_s:.1f} + {train_s:.1f}), peak {peak[0]:.1f} GiB",
@@ -299,9 +311,10 @@ def main() -> int:
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     parts: dict[str, Callable[[Bench], None]] = {"check": check, "memory": memory, "train": train, "step": step}
-    bench = Bench(options.size, "cuda" if torch.cuda.is_available() else "cpu")
+    names = options.parts.split(",")
+    bench = Bench(options.size, "cuda" if torch.cuda.is_available() else "cpu", with_engine=names != ["train"])
     failed = 0
-    for name in options.parts.split(","):
+    for name in names:
         try:
             parts[name](bench)
         except Exception:
@@ -310,7 +323,6 @@ def main() -> int:
             traceback.print_exc()
     if options.save:
         save(options.save, options.size, " ".join(sys.argv[1:]))
-    bench.engine.close()
     return failed
 
 

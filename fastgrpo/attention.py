@@ -7,13 +7,23 @@ token of padding is ever computed, and no attention mask exists.
 from __future__ import annotations
 
 import inspect
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:
+    flash_attn_varlen_func = None
+try:
+    from torch.nn.attention.varlen import varlen_attn
+
+    VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)
+except ImportError:
+    VARLEN_OPTIONS = frozenset()
 
 PACKED = "fastgrpo_packed"
 
@@ -41,7 +51,8 @@ def packed_attention(
     heads = query_BHTD, key_BGTD, value_BGTD
     if query_BHTD.is_cuda:
         query_THD, key_TGD, value_TGD = (x.squeeze(0).transpose(0, 1) for x in heads)
-        return _varlen(query_THD, key_TGD, value_TGD, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None
+        varlen = _torch_varlen if flash_attn_varlen_func is None else _flash_varlen
+        return varlen(query_THD, key_TGD, value_TGD, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None
     lengths = cu_seq_lens_q.diff().tolist()
     # `split` has one concatenation as its backward; slicing would have a zero tensor of T tokens for each sequence.
     parts = zip(*(x.split(lengths, dim=2) for x in heads), strict=True)
@@ -53,42 +64,25 @@ def packed_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def _varlen(
+def _flash_varlen(
     query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, cu_seqlens_S: Tensor, longest: int, scale: float | None
 ) -> Tensor:
     boundaries = (cu_seqlens_S, cu_seqlens_S, longest, longest)
-    flash = _flash_attn()
-    if flash is not None:
-        return flash(query_THD, key_TGD, value_TGD, *boundaries, softmax_scale=scale, causal=True)
-    varlen, options = _torch_varlen()
-    if "scale" in options:
-        options = options | {"scale": scale}
+    return flash_attn_varlen_func(query_THD, key_TGD, value_TGD, *boundaries, softmax_scale=scale, causal=True)
+
+
+def _torch_varlen(
+    query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, cu_seqlens_S: Tensor, longest: int, scale: float | None
+) -> Tensor:
+    """torch's own varlen attention, in the words of torch 2.10 (no scale, `is_causal`) to 2.13 (`enable_gqa`)."""
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in VARLEN_OPTIONS else {"is_causal": True}
+    if "enable_gqa" in VARLEN_OPTIONS:
+        options["enable_gqa"] = True
+    if "scale" in VARLEN_OPTIONS:
+        options["scale"] = scale
     elif scale is not None:
         query_THD = query_THD * (scale * query_THD.shape[-1] ** 0.5)
-    if "enable_gqa" not in options and query_THD.shape[1] != key_TGD.shape[1]:
-        groups = query_THD.shape[1] // key_TGD.shape[1]
-        key_TGD, value_TGD = (x.repeat_interleave(groups, dim=1) for x in (key_TGD, value_TGD))
-    return varlen(query_THD, key_TGD, value_TGD, *boundaries, **options)
-
-
-@cache
-def _flash_attn() -> Any | None:
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        return None
-    return flash_attn_varlen_func
-
-
-@cache
-def _torch_varlen() -> tuple[Any, dict[str, Any]]:
-    """torch's varlen attention and how this version (2.10 to 2.13) spells causal, grouped attention."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
-    causal = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    rest = {"enable_gqa": True, "scale": None}
-    return varlen_attn, causal | {name: value for name, value in rest.items() if name in known}
+    return varlen_attn(query_THD, key_TGD, value_TGD, cu_seqlens_S, cu_seqlens_S, longest, longest, **options)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

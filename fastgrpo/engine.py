@@ -107,7 +107,10 @@ class Engine:
         }
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             options["distributed_executor_backend"] = "external_launcher"
-        if not on_gpu:
+        if on_gpu:
+            # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.
+            options["block_size"] = 64
+        else:
             # A partial (chunked) prefill rewinds the request's seeded generator, which CPU generators cannot do.
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
         with _vllm_adjusted():
