@@ -144,6 +144,7 @@ class Cell(asyncio.Protocol):
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stderr = os.memfd_create("cell-stderr")
+        self._last_words = ""
 
     async def start(self) -> None:
         """Returns when the fork server is ready. Raises SandboxUnavailable with what the jail said otherwise."""
@@ -158,8 +159,8 @@ class Cell(asyncio.Protocol):
         try:
             await asyncio.wait_for(asyncio.shield(self._ready), START_DEADLINE_S)
         except (TimeoutError, ConnectionError) as error:
-            said = self._said() or str(error) or f"no answer within {START_DEADLINE_S:.0f} s"
             await self.stop()
+            said = str(error) or self._last_words or f"no answer within {START_DEADLINE_S:.0f} s"
             raise SandboxUnavailable(f"the jail did not start: {said}") from None
 
     async def stop(self) -> None:
@@ -195,10 +196,6 @@ class Cell(asyncio.Protocol):
     def _send(self, job: int, kind: int, body: bytes) -> None:
         self._transport.write(HEADER.pack(len(body), job, kind) + body)
 
-    def _said(self) -> str:
-        text = os.pread(self._stderr, 4000, 0).decode(errors="replace").strip()
-        return text.splitlines()[-1] if text else ""
-
     def data_received(self, data: bytes) -> None:
         received = self._received
         received += data
@@ -224,8 +221,10 @@ class Cell(asyncio.Protocol):
             self.occupants.pop(job).on_done(body)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._fail("the fork server ended" + (f": {self._said()}" if self._said() else ""))
+        said = os.pread(self._stderr, 4000, 0).decode(errors="replace").strip()
         os.close(self._stderr)
+        self._last_words = said.splitlines()[-1] if said else "the fork server ended"
+        self._fail(self._last_words)
         if not self._closed.done():
             self._closed.set_result(None)
 
