@@ -155,7 +155,7 @@ def _workflows(evaluation: Sequence[Row], folder: Path) -> Iterator[str]:
 
 
 def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:
-    """Three workflows of the last stage: the best on the easiest and hardest third, and the worst of all."""
+    """Three workflows of the last stage: the best on the easiest and hardest third, and the worst valid one."""
     last = evaluation[-1]["stage"]
     rows = [row for row in evaluation if row["stage"] == last]
     easiest, _, hardest = (set(part) for part in figures.thirds(rows))
@@ -164,7 +164,8 @@ def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:
         found = [row for row in rows if row["problem_id"] in problems]
         if found:
             chosen.append((why, max(found, key=lambda row: row["reward"])))
-    chosen.append(("where it fails", min(rows, key=lambda row: row["reward"])))
+    readable = [row for row in rows if row["status"] != "invalid"] or rows
+    chosen.append(("where it fails", min(readable, key=lambda row: row["reward"])))
     return chosen
 
 

@@ -116,7 +116,9 @@ def test_not_a_run_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_chosen_workflows_are_an_easy_a_hard_and_a_failed_one_of_the_last_stage() -> None:
-    chosen = choose(evaluation())
+    invalid = {"problem_id": "P/3", "reward": -0.5, "status": "invalid"}
+    rows = evaluation()
+    chosen = choose([*rows, rows[-6] | invalid])
     assert [row["problem_id"] for _, row in chosen] == ["P/0", "P/6", "P/8"]
     assert {row["stage"] for _, row in chosen} == {"grpo"}
 
