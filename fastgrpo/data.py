@@ -11,7 +11,7 @@ import ast
 import gzip
 import random
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,7 @@ def _problem(id: str, prompt: str, entry_point: str, solution: str, tests: Tests
     )
 
 
+@lru_cache(maxsize=4096)
 def preamble(prompt: str, entry_point: str) -> str:
     """Imports and helper functions that a prompt gives before its entry point; empty for a prompt that is prose."""
     try:
@@ -245,6 +246,7 @@ def _methods(tree: ast.Module) -> list[ast.stmt]:
     return [item for case in cases for item in case.body if isinstance(item, kinds) and item.name.startswith("test")]
 
 
+@lru_cache(maxsize=4096)
 def describe_tests(tests: Tests) -> tuple[str, ...]:
     """One text for each test, in the order of `Outcome.tests`: what feedback shows of a failed public test."""
     if isinstance(tests, AssertTests):

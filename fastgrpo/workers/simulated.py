@@ -15,6 +15,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -26,8 +27,9 @@ from fastgrpo.workers.mutants import Mutation, mutations
 from fastgrpo.workers.protocol import Reply, Request, WorkerError
 from fastgrpo.workflow.messages import letter
 
-# A mutant that needs more than this is left out: mutants are to be wrong, not slow.
-_TRIAL = Limits(wall_s=3.0, cpu_s=0.5)
+# A mutant that needs more CPU is left out: mutants are to be wrong, not slow. The wall limit is wide, because what a
+# busy machine delays must not change which mutants there are.
+_TRIAL = Limits(wall_s=30.0, cpu_s=0.5)
 _TRIALS = 12
 _MUTANTS = 5
 _SHOWN_CHARS = 200
@@ -218,6 +220,7 @@ class SimulatedWorker:
         return outcome
 
 
+@lru_cache(maxsize=4096)
 def normalised(code: str) -> str:
     """`code` without comments and layout, so that equal programs compare equal; as it is where it does not parse."""
     try:

@@ -60,7 +60,7 @@ class JailFailure(Exception):
 
 
 class OperatorHost:
-    """Answers the calls of one workflow; `calls` is its account so far.
+    """Answers the calls of one workflow; `calls` is its account so far, `tested` its public tests by code.
 
     Each request's seed depends on the execution's seed, the operator, its inputs and how often the same was asked
     before, so parallel calls draw the same whatever their order of arrival.
@@ -68,6 +68,7 @@ class OperatorHost:
 
     def __init__(self, problem: Problem, worker: Worker, pool: SandboxPool, limits: WorkflowLimits, seed: int) -> None:
         self.calls: list[WorkerCall] = []
+        self.tested: dict[str, Outcome] = {}
         self._problem, self._worker, self._pool, self._limits, self._seed = problem, worker, pool, limits, seed
         self._asked: Counter[str] = Counter()
         self._left = limits.calls
@@ -109,6 +110,7 @@ class OperatorHost:
             outcome = await run_tests(self._pool, self._problem, code, public=True, limits=self._limits)
             if outcome.status == "infrastructure":
                 raise JailFailure(outcome.error)
+            self.tested[code] = outcome
             feedback = public_feedback(self._problem, outcome)
             if outcome.pass_rate == 1.0 or attempt == retries:
                 return outcome.pass_rate == 1.0, code, feedback

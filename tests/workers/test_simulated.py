@@ -186,8 +186,8 @@ def test_executions_repeat_exactly() -> None:
 def test_structure_pays_where_problems_are_hard_and_costs_where_they_are_easy() -> None:
     problems = data.load("humaneval")
     order = sorted(problems, key=lambda problem: problem.difficulty)
-    easy, hard = order[:30:2], order[-30::2]
-    names = ("generate", "generate, test", "3 generate, ensemble, test")
+    easy, hard = order[:30:3], order[-30::3]
+    names = ("generate", "generate, test")
 
     async def use(pool: SandboxPool, worker: SimulatedWorker) -> dict[str, list[float]]:
         environment = WorkflowEnvironment(pool, worker)
@@ -203,7 +203,6 @@ def test_structure_pays_where_problems_are_hard_and_costs_where_they_are_easy() 
     rates = with_worker(use)
     weight = Reward().complexity
     cost = {name: weight * complexity(ast.parse(WORKFLOWS[name])) for name in names}
-    plain, tested, full = (rates[name] for name in names)
+    plain, tested = (rates[name] for name in names)
     assert plain[0] - cost[names[0]] > tested[0] - cost[names[1]]
     assert tested[1] - cost[names[1]] > plain[1] - cost[names[0]] + 0.1
-    assert full[1] > plain[1] + 0.15
