@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import ast
+import warnings
 
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 
 
+def _parse(source: str) -> ast.Module:
+    """ast.parse without its warnings: tests are someone else's text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
+
+
 def count_asserts(source: str) -> int:
     """Number of assert statements in `source`, in any function or block. Raises SyntaxError."""
-    return sum(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(source)))
+    return sum(isinstance(node, ast.Assert) for node in ast.walk(_parse(source)))
 
 
 def unittest_names(source: str) -> tuple[str, ...]:
     """`Class.method` of every unittest test in `source`, in the order of the text. Raises SyntaxError."""
-    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and _is_test_class(node)]
+    classes = [node for node in _parse(source).body if isinstance(node, ast.ClassDef) and _is_test_class(node)]
     return tuple(
         f"{cls.name}.{item.name}"
         for cls in classes
@@ -55,11 +63,11 @@ def split_asserts(source: str) -> tuple[ast.Module, int]:
     """`source` with every assert replaced by a call of `__passed__(index, test)` guarded by `__failed__(index)`, and
     the number of asserts. Indices follow the order of the text. Raises SyntaxError."""
     splitter = _Split()
-    tree = splitter.visit(ast.parse(source))
+    tree = splitter.visit(_parse(source))
     return tree, splitter.count
 
 
 def free_names(source: str) -> set[str]:
     """Names that `source` reads but nowhere binds at its top level."""
-    tree = ast.parse(source)
+    tree = _parse(source)
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
 """Attacks 24 to 43: ways out of the jail. Each names what held it."""
 
 from __future__ import annotations
@@ -5,8 +6,8 @@ from __future__ import annotations
 import socket
 
 import pytest
-
 from fastgrpo_sandbox import Limits
+
 from tests.sandbox.conftest import PRELUDE, REPOSITORY
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]

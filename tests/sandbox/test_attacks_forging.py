@@ -1,9 +1,9 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
 """Attacks 44 to 55: reporting one's own success. Every one must score as a failure, in each form of test."""
 
 from __future__ import annotations
 
 import pytest
-
 from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]

@@ -1,12 +1,15 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
 """Attacks 1 to 23: resources and lifetime. Each names what held it."""
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import pytest
-
 from fastgrpo_sandbox import Limits
+
 from tests.sandbox.conftest import PRELUDE, descendants
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]
@@ -223,8 +226,6 @@ def _state(pid: int) -> str:
 
 def _server_descriptors(pool) -> int:
     """Open descriptors of the fork servers, without those of armed children."""
-    import os
-
     servers = [max(descendants(cell._process.pid) & _named("python3"), key=_children) for cell in pool.pool._cells]
     time.sleep(0.3)
     return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in servers)
@@ -235,12 +236,10 @@ def _children(pid: int) -> int:
 
 
 def _named(prefix: str) -> set[int]:
-    import os
-
     found = set()
     for entry in os.listdir("/proc"):
         try:
-            if entry.isdigit() and open(f"/proc/{entry}/comm").read().startswith(prefix):
+            if entry.isdigit() and Path(f"/proc/{entry}/comm").read_text().startswith(prefix):
                 found.add(int(entry))
         except OSError:
             continue

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
 """Each part of the jail carries weight: with it switched off, the attack that it holds succeeds.
 
 The switches exist only in a module compiled here with -DJAIL_TEST_SWITCHES; the installed one has none.
@@ -12,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from fastgrpo_sandbox import BlockingSandboxPool, Limits, cell
+
 from tests.sandbox.conftest import PRELUDE, QUICK, REPOSITORY
 
 pytestmark = pytest.mark.jail
@@ -85,7 +86,9 @@ def test_tmpfs_hides_the_cells_processes(opened):
 
 def test_descriptors_must_be_closed(opened):
     pool = opened("descriptors")
-    assert out(pool, "print(len([fd for fd in range(256) if raised(os.fstat, fd).startswith('allowed')]) > 4)") == "True"
+    assert (
+        out(pool, "print(len([fd for fd in range(256) if raised(os.fstat, fd).startswith('allowed')]) > 4)") == "True"
+    )
 
 
 def test_pid_namespace_ends_daemons(opened):
@@ -119,7 +122,9 @@ def test_ipc_namespace_holds_shared_memory_behind_seccomp(opened):
 
 def test_network_namespace_holds_the_hosts_ports_behind_seccomp(opened):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        connect = f"import socket; print(raised(socket.create_connection, ('127.0.0.1', {server.getsockname()[1]}), 2)[:7])"
+        connect = (
+            f"import socket; print(raised(socket.create_connection, ('127.0.0.1', {server.getsockname()[1]}), 2)[:7])"
+        )
         assert out(opened("seccomp"), connect) in ("ECONNRE", "ENETUNR")
         assert out(opened("seccomp", extra=("--share-net",)), connect) == "allowed"
 

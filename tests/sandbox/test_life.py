@@ -1,0 +1,294 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
+"""Long life: killed cells and servers, cancellation, fairness, recycling, and the host's own death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from fastgrpo_sandbox import Limits, SandboxPool
+
+from tests.sandbox.conftest import REPOSITORY, descendants
+
+pytestmark = pytest.mark.jail
+SLEEP = "import time; time.sleep(30)"
+
+
+def in_pool(work, **options):
+    async def run():
+        async with SandboxPool(**{"cells": 1, **options}) as pool:
+            return await asyncio.wait_for(work(pool), 60)
+
+    return asyncio.run(run())
+
+
+def server_of(pool: SandboxPool) -> int:
+    """The fork server's process: the ancestor of every job."""
+    return max(
+        descendants(pool._cells[0]._process.pid), key=lambda pid: len(descendants(pid)) * (_comm(pid) != "bwrap")
+    )
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "bwrap"
+
+
+async def _running(pool: SandboxPool, count: int) -> None:
+    while pool.stats()["running"] < count:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("victim", ["cell", "server"])
+def test_23_a_killed_cell_or_server_is_an_infrastructure_outcome_and_a_restart(victim, caplog):
+    async def work(pool):
+        job = asyncio.ensure_future(pool.run(SLEEP))
+        await _running(pool, 1)
+        os.kill(pool._cells[0]._process.pid if victim == "cell" else server_of(pool), signal.SIGKILL)
+        lost, after = await job, await pool.run("print('back')")
+        return lost, after, pool.stats()
+
+    with caplog.at_level(logging.WARNING, "fastgrpo_sandbox"):
+        lost, after, stats = in_pool(work)
+    assert lost.status == "infrastructure"
+    assert after.stdout == "back\n"
+    assert (stats["infrastructure"], stats["cells_lost"], stats["cells"]) == (1, 1, 1)
+    assert [record for record in caplog.records if "cell lost: cell=1" in record.message]
+
+
+def test_a_killed_job_is_killed_not_infrastructure():
+    async def work(pool):
+        job = asyncio.ensure_future(
+            pool.run("import os, signal; os.kill(os.fork() or os.getppid(), signal.SIGKILL)\n" + SLEEP)
+        )
+        await _running(pool, 1)
+        for pid in descendants(server_of(pool)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # armed children, too: the cell counts as broken and is replaced
+        return await job, await pool.run("print('back')")
+
+    outcome, after = in_pool(work)
+    assert outcome.status in ("killed", "infrastructure")
+    assert after.stdout == "back\n"
+
+
+def test_cancelling_kills_the_job_at_once():
+    async def work(pool):
+        job = asyncio.ensure_future(pool.run(SLEEP))
+        await _running(pool, 1)
+        job.cancel()
+        began = time.monotonic()
+        while pool.stats()["running"]:
+            await asyncio.sleep(0.01)
+        assert job.cancelled()
+        assert (await pool.run("print(1)")).status == "ok"
+        return time.monotonic() - began
+
+    assert in_pool(work) < 5
+
+
+def test_runs_wait_their_turn_in_order_and_never_exceed_the_slots():
+    async def work(pool):
+        most, order = 0, []
+
+        async def one(i):
+            await pool.run("import time; time.sleep(0.02)")
+            order.append(i)
+
+        async def watch():
+            nonlocal most
+            while True:
+                most = max(most, pool.stats()["running"])
+                await asyncio.sleep(0.001)
+
+        watcher = asyncio.ensure_future(watch())
+        await asyncio.gather(*(one(i) for i in range(40)))
+        watcher.cancel()
+        return most, order
+
+    most, order = in_pool(work)
+    assert most <= 8
+    assert all(abs(place - i) < 16 for place, i in enumerate(order))
+
+
+def test_cells_are_replaced_after_their_share_of_jobs():
+    async def work(pool):
+        outcomes = [await pool.run("print(1)") for _ in range(30)]
+        while len(pool._cells) > 1:
+            await asyncio.sleep(0.05)
+        return outcomes, pool._started
+
+    outcomes, cells = in_pool(work, recycle_after=10)
+    assert {o.status for o in outcomes} == {"ok"}
+    assert cells >= 3
+
+
+def test_a_closed_pool_leaves_no_process_and_no_descriptor():
+    before = set(os.listdir("/proc/self/fd"))
+
+    async def work(pool):
+        jobs = [asyncio.ensure_future(pool.run(SLEEP)) for _ in range(4)]
+        await _running(pool, 4)
+        for job in jobs:
+            job.cancel()
+        return set().union(*(descendants(cell._process.pid) | {cell._process.pid} for cell in pool._cells))
+
+    processes = in_pool(work, cells=2)
+    deadline = time.monotonic() + 10
+    while (left := [pid for pid in processes if os.path.exists(f"/proc/{pid}")]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 0
+
+
+HOST = """
+import asyncio, os
+from fastgrpo_sandbox import Limits, SandboxPool
+async def main():
+    async with SandboxPool(cells=2, limits=Limits(wall_s=300)) as pool:
+        jobs = [asyncio.ensure_future(pool.run("import time; time.sleep(300)")) for _ in range(6)]
+        while pool.stats()["running"] < 6: await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        print("ready", flush=True)
+        await asyncio.gather(*jobs)
+asyncio.run(main())
+"""
+
+
+def test_22_the_hosts_death_leaves_no_process_mount_or_file():
+    mounts, files = Path("/proc/self/mountinfo").read_text(), set(os.listdir("/tmp"))
+    host = subprocess.Popen([sys.executable, "-c", HOST], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert host.stdout.readline() == "ready\n"
+    processes = descendants(host.pid)
+    assert len(processes) > 8
+    host.kill()
+    host.wait()
+    host.stdout.close()
+    deadline = time.monotonic() + 10
+    while (left := [pid for pid in processes if _comm(pid) != "bwrap" or _alive(pid)]) and time.monotonic() < deadline:
+        left = [pid for pid in processes if _alive(pid)]
+        if not left:
+            break
+        time.sleep(0.05)
+    assert left == []
+    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert {
+        name for name in set(os.listdir("/tmp")) - files if "jail" in name or "sandbox" in name or "cell" in name
+    } == set()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+
+
+# Root covers its private home, where the interpreter may live, with readable binds in a mount namespace of its own.
+AS_USER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def mount(source, target, kind, flags, data=b""):
+    if libc.mount(source.encode(), target.encode(), kind, ctypes.c_ulong(flags), data): raise OSError(ctypes.get_errno(), target)
+assert libc.unshare(0x20000) == 0
+mount("none", "/", b"", 0x44000)
+prefix = os.path.realpath(sys.base_prefix)
+if prefix.startswith("/root/"):
+    fd = os.open(prefix, os.O_PATH)
+    mount("tmpfs", "/root", b"tmpfs", 0, b"mode=0755")
+    os.makedirs(prefix)
+    mount(f"/proc/self/fd/{fd}", prefix, b"", 0x5000)
+os.setgroups([]); os.setresgid(4242, 4242, 4242); os.setresuid(4242, 4242, 4242)
+os.environ["HOME"] = "/nonexistent"
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+"""
+PROGRAM = """
+import os
+from fastgrpo_sandbox import BlockingSandboxPool, CheckTests
+with BlockingSandboxPool(cells=1) as pool:
+    code = "import os\\ntry: open('/etc/shadow')\\nexcept OSError as e: print(type(e).__name__, os.getuid(), os.getpid())\\ndef f(x): return x"
+    print(os.getuid(), pool.run(code).stdout.strip())
+    print(pool.run(code, tests=CheckTests("def check(c): assert c(3) == 3", "f")).status)
+"""
+
+
+def test_works_for_an_ordinary_user():
+    command = [sys.executable, "-c", AS_USER, PROGRAM] if os.getuid() == 0 else [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120, check=False)
+    uid = 4242 if os.getuid() == 0 else os.getuid()
+    assert done.stdout.splitlines() == [f"{uid} FileNotFoundError 1000 1", "ok"], done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root is dropped to another uid")
+def test_root_is_dropped_before_bubblewrap_starts():
+    async def work(pool):
+        await pool.run("print(1)")
+        return [os.stat(f"/proc/{pid}").st_uid for pid in descendants(pool._cells[0]._process.pid) if _alive(pid)]
+
+    uids = in_pool(work)
+    assert uids
+    assert 0 not in uids
+
+
+def test_uvloop_works_too():
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main():
+        async with SandboxPool(cells=1) as pool:
+            return await pool.run("print('uv')")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(main()).stdout == "uv\n"
+
+
+def test_bad_jobs_are_rejected_before_they_run():
+    async def work(pool):
+        return [
+            await pool.run("x", files={"../x": "y"}),
+            await pool.run("x", files={"/etc/x": "y"}),
+            await pool.run("x" * (9 << 20)),
+            await pool.run("x", limits=Limits(wall_s=0)),
+            await pool.run("x", limits=Limits(files=1)),
+            await pool.run("x = '\ud800'"),
+        ]
+
+    assert {outcome.status for outcome in in_pool(work)} == {"rejected"}
+
+
+def test_preload_is_warm_and_shared_read_only():
+    code = textwrap.dedent("""
+        import sys
+        print("numpy" in sys.modules)
+        import numpy
+        print(int(numpy.arange(4).sum()))
+        try: open("/jail/site/x", "w")
+        except OSError as error: print(error.errno in (13, 30))
+    """)
+
+    async def work(pool):
+        return await pool.run(code)
+
+    pytest.importorskip("numpy")
+    assert in_pool(work, preload=("numpy",)).stdout.split() == ["True", "6", "True"]
+
+
+def test_an_unknown_preload_fails_closed():
+    from fastgrpo_sandbox import SandboxUnavailable
+
+    async def work(pool):
+        return None
+
+    with pytest.raises(SandboxUnavailable, match="no_such_module"):
+        in_pool(work, preload=("no_such_module",))

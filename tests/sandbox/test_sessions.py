@@ -1,0 +1,166 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
+"""Sessions: code in the jail that talks to its host while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fastgrpo_sandbox import CallError, Limits, Outcome
+
+pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]
+
+
+def session(pool, code, handler=None, inputs=None, limits=None) -> Outcome:
+    async def echo(method, params):
+        return params
+
+    async def run() -> Outcome:
+        async with pool.pool.session(code, handler or echo, inputs, limits) as opened:
+            return await opened.outcome()
+
+    return pool.wait(run())
+
+
+def test_inputs_calls_and_value(pool):
+    code = "async def main(call, n):\n    answer = await call('twice', x=n)\n    print('said', answer)\n    return [answer, {'k': None}]"
+
+    async def handler(method, params):
+        assert method == "twice"
+        return params["x"] * 2
+
+    outcome = session(pool, code, handler, {"n": 21})
+    assert (outcome.status, outcome.value, outcome.stdout) == ("ok", [42, {"k": None}], "said 42\n")
+
+
+def test_calls_overlap(pool):
+    code = "import asyncio\nasync def main(call):\n    return sorted(await asyncio.gather(*(call('x', i=i) for i in range(20))))"
+    running, most = 0, 0
+
+    async def handler(method, params):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return params["i"]
+
+    assert session(pool, code, handler).value == list(range(20))
+    assert most == 20
+
+
+def test_call_error_is_raised_in_the_jail(pool):
+    async def handler(method, params):
+        raise CallError("no such operator")
+
+    code = "async def main(call):\n    try: await call('x')\n    except Exception as error: return type(error).__name__ + ': ' + str(error)"
+    assert session(pool, code, handler).value == "CallError: no such operator"
+    uncaught = session(pool, "async def main(call): await call('x')", handler)
+    assert uncaught.status == "failed"
+    assert "no such operator" in uncaught.error
+
+
+def test_a_broken_handler_is_infrastructure(pool):
+    async def handler(method, params):
+        raise RuntimeError("worker down")
+
+    outcome = session(pool, "async def main(call): await call('x')", handler)
+    assert outcome.status == "infrastructure"
+    assert "worker down" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("x = 1", "failed", "async def main"),
+        ("async def main(call): return object()", "failed", "TypeError"),
+        ("async def main(call): await call('x', y=object())", "failed", "TypeError"),
+        ("async def main(call): raise KeyError(1)", "failed", "KeyError"),
+        ("async def main(call):\n    while True: pass", "timeout", "CPU"),
+        ("import asyncio\nasync def main(call): await asyncio.sleep(60)", "timeout", "wall"),
+        ("async def main(call): return [0] * 10 ** 10", "memory", "MemoryError"),
+        ("def main(call:", "failed", "SyntaxError"),
+        (
+            "import os\nasync def main(call): os.write(3, b'\\x02\\0\\0\\0C\\xc1\\xc1'); await call('x')",
+            "failed",
+            "malformed call",
+        ),
+        ("import os\nasync def main(call): os.write(3, b'\\xff\\xff\\xff\\xffC')", "failed", "malformed frame"),
+        (
+            "import asyncio\nasync def main(call):\n    await asyncio.gather(*(call('wait') for _ in range(400)))",
+            "failed",
+            "calls unanswered",
+        ),
+    ],
+)
+def test_every_bad_session_has_its_outcome(pool, code, status, said):
+    async def handler(method, params):
+        if method == "wait":
+            await asyncio.sleep(20)
+        return 1
+
+    outcome = session(pool, code, handler, limits=Limits(wall_s=4, cpu_s=0.4))
+    assert outcome.status == status
+    assert said in outcome.error
+
+
+def test_inputs_that_are_not_plain_are_rejected(pool):
+    assert session(pool, "async def main(call, x): pass", inputs={"x": object()}).status == "rejected"
+
+
+def test_a_handler_may_run_jobs(pool):
+    async def handler(method, params):
+        return (await pool.pool.run(params["code"])).stdout
+
+    code = "async def main(call): return await call('run', code='print(6 * 7)')"
+    assert session(pool, code, handler).value == "42\n"
+
+
+def test_leaving_the_block_ends_the_session_and_its_handlers(pool):
+    cancelled = []
+
+    async def handler(method, params):
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(method)
+            raise
+
+    async def run() -> None:
+        async with pool.pool.session("async def main(call): await call('x')", handler):
+            await asyncio.sleep(0.5)
+
+    pool.wait(asyncio.wait_for(run(), 10))
+    assert cancelled == ["x"]
+    assert pool.pool.stats()["sessions"] == 0
+
+
+def test_large_values_cross_both_ways(pool):
+    async def handler(method, params):
+        return params["text"] * 2
+
+    code = "async def main(call): return len(await call('x', text='a' * 3_000_000))"
+    assert session(pool, code, handler).value == 6_000_000
+
+
+def test_many_sessions_at_once(pool):
+    async def handler(method, params):
+        await gate.wait()
+        return params["i"]
+
+    gate = asyncio.Event()
+
+    async def one(i):
+        async with pool.pool.session(
+            "async def main(call, i): return await call('x', i=i)", handler, {"i": i}
+        ) as opened:
+            return (await opened.outcome()).value
+
+    async def run():
+        tasks = [asyncio.ensure_future(one(i)) for i in range(150)]
+        while sum(pool.pool.stats()[name] for name in ("sessions",)) < 150:
+            await asyncio.sleep(0.02)
+        gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert pool.wait(asyncio.wait_for(run(), 60)) == list(range(150))
