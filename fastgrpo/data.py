@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import gzip
 import random
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -134,7 +135,7 @@ def _read(path: Path) -> Iterator[tuple[int, Problem]]:
     """(line number, problem) pairs of a file in any of the known formats."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot read problems from {path}: {reason}; set data.dataset to humaneval or a file"
@@ -169,9 +170,18 @@ def _decoded(path: Path, number: int, decode: Callable[[], Any]) -> Any:
         raise UserError(f"{path}:{number}: the problem {error}") from None
 
 
+def _defined(source: str) -> set[str]:
+    """Names of the functions and classes that a program defines. Raises SyntaxError."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in ast.parse(source).body if isinstance(node, kinds)}
+
+
 def _problem(id: str, prompt: str, entry_point: str, solution: str, tests: Tests) -> Problem:
     public, hidden = split_tests(tests)
-    ast.parse(solution)
+    if not isinstance(tests, StdioTests) and entry_point not in _defined(solution):
+        raise ValueError(f"has entry_point {entry_point!r}, which its solution does not define")
+    if isinstance(tests, CheckTests) and "check" not in _defined(tests.source):
+        raise ValueError("has tests that do not define check(candidate)")
     return Problem(
         id=id,
         prompt=prompt,
@@ -248,8 +258,12 @@ def _methods(tree: ast.Module) -> list[ast.stmt]:
 
 @lru_cache(maxsize=4096)
 def describe_tests(tests: Tests) -> tuple[str, ...]:
-    """One text for each test, in the order of `Outcome.tests`: what feedback shows of a failed public test."""
+    """One text for each test, in the order of `Outcome.tests`: what feedback shows of a failed public test.
+
+    Raises SyntaxError for tests that are not Python.
+    """
     if isinstance(tests, AssertTests):
+        ast.parse("\n".join(tests.asserts))
         return tests.asserts
     if isinstance(tests, StdioTests):
         return tuple(f"input {given!r} must print {wanted!r}" for given, wanted in tests.cases)

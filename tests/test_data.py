@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,9 @@ def test_own_problems_of_every_kind(tmp_path: Path) -> None:
         (json.dumps(OWN | {"asserts": []}), r"own.jsonl:1: the problem has no tests"),
         (json.dumps(OWN | {"check": "x"}), r"own.jsonl:1: the problem has no tests: give exactly one"),
         (json.dumps(OWN | {"solution": "def"}), r"own.jsonl:1: its code is not Python"),
+        (json.dumps(OWN | {"asserts": ["assert add("]}), r"own.jsonl:1: its code is not Python"),
+        (json.dumps(OWN | {"entry_point": "plus"}), r"own.jsonl:1: .*entry_point 'plus', which its solution does not"),
+        (json.dumps(OWN | {"asserts": [], "check": "assert add(1, 1)"}), r"own.jsonl:1: .*do not define check"),
         (json.dumps(OWN | {"colour": 1}), r"own.jsonl:1: .*unknown field `colour`"),
         (json.dumps(OWN | {"prompt": 3}), r"own.jsonl:1: .*Expected `str`.*prompt"),
     ],
@@ -198,3 +202,14 @@ def test_a_wrong_file_is_one_clear_sentence(tmp_path: Path, text: str, said: str
 def test_a_missing_file_is_one_clear_sentence() -> None:
     with pytest.raises(UserError, match=r"cannot read problems from /nowhere\.jsonl: No such file"):
         data.load("/nowhere.jsonl")
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode), st.sampled_from([".json", ".jsonl", ".jsonl.gz"]))
+def test_any_file_is_problems_or_a_users_error(content: bytes, suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"x{suffix}"
+        path.write_bytes(gzip.compress(content) if suffix.endswith("gz") and len(content) % 2 else content)
+        with pytest.raises(UserError) as caught:
+            data.load(str(path))
+    assert str(path) in str(caught.value)
