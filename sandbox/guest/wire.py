@@ -34,10 +34,10 @@ def read_exactly(fd: int, count: int) -> bytes:
     return b"".join(parts)
 
 
-def send_call(call_id: int, method: str, params: dict[str, Any]) -> None:
+def send_call(channel: int, call_id: int, method: str, params: dict[str, Any]) -> None:
     """One call to the host. Raises TypeError when `params` is not plain data."""
     body = msgspec.msgpack.encode((call_id, method, params))
-    write_all(CHANNEL, struct.pack("<I", len(body)) + CALL + body)
+    write_all(channel, struct.pack("<I", len(body)) + CALL + body)
 
 
 def send_result(error: str = "", kind: str = "", value: Any = None, tests: Sequence[bool] = ()) -> None:
