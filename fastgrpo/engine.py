@@ -105,7 +105,8 @@ class Engine:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
         }
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        self._joined = torch.distributed.is_initialized()
+        if self._joined:
             options["distributed_executor_backend"] = "external_launcher"
         if on_gpu:
             # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.
@@ -233,7 +234,11 @@ class Engine:
             return
         llm, self._llm = self._llm, None
         self._keys.clear()
-        llm.engine_core.shutdown()
+        destroy = torch.distributed.destroy_process_group
+        # vLLM would end the trainer's process group with its own.
+        keep_default = (lambda group=None: group and destroy(group)) if self._joined else destroy
+        with _replaced(torch.distributed, "destroy_process_group", keep_default):
+            llm.engine_core.shutdown()
 
     def _add(self, key: int, token_ids: Sequence[int], params: Any) -> None:
         name = str(key)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim.adamw import adamw
 
+from fastgrpo.distributed import all_gather, awaiting, reduce_scatter
+
 BUCKET_ELEMENTS = 32 * 2**20
 BUCKETS_IN_FLIGHT = 2
 
@@ -167,13 +169,14 @@ class AdamW:
             _copy_rows(part, shard.parameter.grad.view(-1))
             shard.parameter.grad = None
         received = torch.empty_like(sent[0])
-        work = distributed.reduce_scatter_tensor(received, sent.view(-1), async_op=True)
+        work = reduce_scatter(received, sent.view(-1), async_op=True)
         self._in_flight.append(Bucket(shards, sent, received, work))
         while len(self._in_flight) > BUCKETS_IN_FLIGHT:
             self._receive(self._in_flight.popleft())
 
     def _receive(self, bucket: Bucket) -> None:
-        bucket.work.wait()
+        with awaiting("the gradients of the other ranks"):
+            bucket.work.wait()
         sizes = [math.ceil(shard.parameter.numel() / self.world) for shard in bucket.shards]
         for shard, part in zip(bucket.shards, bucket.received.split(sizes), strict=True):
             shard.add(part[: len(shard.exp_avg)])
@@ -189,7 +192,8 @@ class AdamW:
             return 0.0
         square = torch.stack(torch._foreach_norm(gradients)).square().sum()
         if self.world > 1:
-            distributed.all_reduce(square)
+            with awaiting("the gradient norms of the other ranks"):
+                distributed.all_reduce(square)
         return float(square.sqrt())
 
     @torch.no_grad()
@@ -225,14 +229,15 @@ class AdamW:
         for shard in shards:
             flat = shard.parameter.detach().view(-1)
             if len(flat) % self.world == 0:
-                works.append(distributed.all_gather_into_tensor(flat, shard.owned, async_op=True))
+                works.append(all_gather(flat, shard.owned, async_op=True))
             else:
                 padded.append(shard)
         for shard in padded:
             flat = shard.parameter.detach().view(-1)
             flat.copy_(self._whole(shard, shard.owned))
-        for work in works:
-            work.wait()
+        with awaiting("the updated weights of the other ranks"):
+            for work in works:
+                work.wait()
 
     def _whole(self, shard: Shard, mine: Tensor) -> Tensor:
         """The slices of all ranks, in order, as one flat tensor."""
@@ -241,7 +246,7 @@ class AdamW:
         size = math.ceil(shard.parameter.numel() / self.world)
         padded = nn.functional.pad(mine, (0, size - len(mine)))
         whole = mine.new_empty(self.world * size)
-        distributed.all_gather_into_tensor(whole, padded)
+        all_gather(whole, padded)
         return whole[: shard.parameter.numel()]
 
     def _whole_entry(self, shard: Shard) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 
 from fastgrpo import optimizer as optimizer_module
+from fastgrpo.distributed import RankError
 from fastgrpo.optimizer import AdamW
 
 OPTIONS = {"lr": 3e-2, "betas": (0.8, 0.9), "weight_decay": 0.1, "max_grad_norm": 0.5}
@@ -137,13 +140,17 @@ def test_a_new_optimizer_takes_over_the_gradients() -> None:
         torch.testing.assert_close(parameter.detach(), value, atol=1e-6, rtol=1e-6)
 
 
-def rank_main(rank: int, folder: str, dtype: torch.dtype) -> None:
+def join(rank: int, folder: str, timeout_s: float) -> None:
     torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def rank_main(rank: int, folder: str, dtype: torch.dtype) -> None:
     # Many small buckets, so that several are in flight.
     optimizer_module.BUCKET_ELEMENTS = 40
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+    join(rank, folder, 60)
     model = make_model(dtype)
     optimizer = AdamW(model.parameters(), **OPTIONS)
     half = MICRO_BATCHES // 2
@@ -179,3 +186,22 @@ def test_two_ranks_are_one_and_resume_on_one() -> None:
     train(model, resumed, range(STEPS - 1, STEPS), range(MICRO_BATCHES))
     for parameter, value in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), value, atol=1e-6, rtol=1e-6)
+
+
+def stalled_rank_main(rank: int, folder: str) -> None:
+    join(rank, folder, 3)
+    model = make_model()
+    optimizer = AdamW(model.parameters(), **OPTIONS)
+    backward(model, 0, range(1))
+    if rank == 1:
+        time.sleep(8)
+        os._exit(0)
+    start = time.monotonic()
+    with pytest.raises(RankError, match="rank 0 waited for the gradients of the other ranks"):
+        optimizer.step()
+    assert time.monotonic() - start < 7
+    os._exit(0)
+
+
+def test_a_rank_that_stalls_is_named_within_the_deadline(tmp_path: Path) -> None:
+    multiprocessing.spawn(stalled_rank_main, args=(str(tmp_path),), nprocs=2)

@@ -1,0 +1,45 @@
+"""The ranks that torchrun started, and waits on other ranks that end with a name instead of hanging."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+# torch 2.13 renamed both and warns at the old names.
+reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
+all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+
+
+class RankError(RuntimeError):
+    """Another rank did not come to a collective operation in time, or the connection to it broke."""
+
+
+def join_ranks(timeout_s: float = 600.0) -> tuple[int, int]:
+    """(rank, world size); (0, 1) outside torchrun.
+
+    Under torchrun: takes this rank's GPU and joins the process group, NCCL with GPUs and gloo without. No wait for
+    another rank lasts longer than `timeout_s`.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not distributed.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+@contextmanager
+def awaiting(what: str) -> Iterator[None]:
+    """Name what the block waits for where a collective operation in it fails (RankError)."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RankError(f"rank {distributed.get_rank()} waited for {what}: {reason}") from error

@@ -1,0 +1,217 @@
+"""The memory plan of one device: computed from the model's configuration before the first step, printed and checked.
+
+Generation and training take turns. Weights and optimizer state are there in both; the KV cache only in generation (the
+engine sleeps while training), gradients and activations only in training. The plan must hold in each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from fastgrpo.errors import UserError
+from fastgrpo.kernels.tuning import CHUNK_BYTES
+
+GIB = 2**30
+# CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
+GPU_OVERHEAD = 4 * GIB
+CPU_OVERHEAD = 2 * GIB
+TOKEN_STEP = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One use of memory in bytes, the phases that need it and the setting that shrinks it."""
+
+    name: str
+    size: int
+    setting: str
+    generating: bool = True
+    training: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine."""
+
+    micro_batch_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    kv_cache_gb: float | None = None
+    dtype: torch.dtype = torch.bfloat16
+    activation_checkpointing: bool = False
+    compiled: bool = False
+    reference: bool = False
+    ranks: int = 1
+    on_gpu: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where `capacity` bytes go. `kv_cache_gb` and `micro_batch_tokens` are the engine's share and the token budget."""
+
+    items: tuple[Item, ...]
+    capacity: int
+    kv_cache_gb: float
+    micro_batch_tokens: int
+
+    @property
+    def generating(self) -> int:
+        """Bytes needed while vLLM generates."""
+        return sum(item.size for item in self.items if item.generating)
+
+    @property
+    def training(self) -> int:
+        """Bytes needed in forward and backward."""
+        return sum(item.size for item in self.items if item.training)
+
+    @property
+    def largest(self) -> Item:
+        """The largest item that a setting can shrink."""
+        return max((item for item in self.items if item.setting), key=lambda item: item.size)
+
+    def table(self) -> str:
+        """The plan as lines of text, GiB."""
+        lines = [f"{'memory of one device, GiB':<36}{'generating':>12}{'training':>12}"]
+        for item in self.items:
+            lines.append(f"{item.name:<36}{_gib(item.size, item.generating):>12}{_gib(item.size, item.training):>12}")
+        lines.append(f"{'sum':<36}{_gib(self.generating):>12}{_gib(self.training):>12}")
+        lines.append(f"{'available':<36}{_gib(self.capacity):>12}{_gib(self.capacity):>12}")
+        return "\n".join(lines)
+
+    def check(self) -> None:
+        """Raise UserError, naming the largest item and its setting, where a phase does not fit."""
+        for phase, need in (("generation", self.generating), ("training", self.training)):
+            if need > self.capacity:
+                raise UserError(
+                    f"{phase} needs {need / GIB:.1f} GiB and {self.capacity / GIB:.1f} GiB are free; {self.advice()}"
+                )
+
+    def advice(self) -> str:
+        """What to change where memory runs out; also the end of an out-of-memory error's message."""
+        return f"the largest item is {self.largest.name}, {_gib(self.largest.size)} GiB: {self.largest.setting}"
+
+
+def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> MemoryPlan:
+    """The plan of a Hugging Face model under `workload` in `capacity` bytes; `check` says whether it holds.
+
+    A `kv_cache_gb` of None becomes room for every sequence at full length, or what is left. Too many micro-batch
+    tokens are cut to what fits, in steps of 1,024; a single sequence of `max_model_len` always stays possible.
+    """
+    parameters = count_parameters(config)
+    fixed = _state_items(parameters, workload)
+    base = sum(item.size for item in fixed if item.generating)
+    kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_bytes_per_token(config, workload.dtype)
+    if workload.kv_cache_gb is None:
+        # One sequence must fit, or vLLM would not start: then `check` says what is too large.
+        least = workload.max_model_len * kv_bytes_per_token(config, workload.dtype)
+        kv_cache = max(min(kv_wanted, capacity - base), least)
+    else:
+        kv_cache = int(workload.kv_cache_gb * GIB)
+    room = capacity - sum(item.size for item in fixed if item.training)
+    tokens = workload.micro_batch_tokens
+    while tokens > workload.max_model_len and sum(_step_sizes(config, workload, tokens)) > room:
+        tokens -= TOKEN_STEP
+    tokens = max(tokens, min(workload.micro_batch_tokens, workload.max_model_len))
+    activations, transient = _step_sizes(config, workload, tokens)
+    shrink = "lower grpo.micro_batch_tokens"
+    if not workload.activation_checkpointing:
+        shrink = "set model.gradient_checkpointing or " + shrink
+    items = (
+        *fixed,
+        Item("KV cache", kv_cache, "lower engine.kv_cache_gb, or engine.max_num_seqs", training=not workload.on_gpu),
+        Item(f"activations, {tokens} tokens", activations, shrink, generating=False),
+        Item(_transient_name(workload), transient, "lower grpo.micro_batch_tokens", generating=False),
+    )
+    return MemoryPlan(items, capacity, kv_cache / GIB, tokens)
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Parameters of the model, tied ones once; nothing is allocated."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * config.num_hidden_layers * _kv_width(config) * dtype.itemsize
+
+
+def activation_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, *, compiled: bool) -> int:
+    """What one decoder layer keeps of a token for its backward, in bytes.
+
+    Eager: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
+    attention's output; gate, its activation, up and their product. Compiled, norms keep their input and output, and
+    silu is recomputed.
+    """
+    b, hidden, inner = dtype.itemsize, config.hidden_size, config.intermediate_size
+    attention = b * 2 * (_head_width(config) + _kv_width(config))
+    if compiled:
+        return 4 * b * hidden + attention + 3 * b * inner
+    return 2 * (4 + 2 * b) * hidden + attention + 4 * b * inner
+
+
+def device_capacity(device: torch.device) -> int:
+    """Bytes free on the device now, before anything of this program is there."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _state_items(parameters: int, workload: Workload) -> tuple[Item, ...]:
+    """Weights, optimizer state and gradients: what depends on the model's size only."""
+    b = workload.dtype.itemsize
+    share = math.ceil(parameters / workload.ranks)
+    master = 0 if workload.dtype == torch.float32 else 4
+    more_gpus = "train on more GPUs"
+    items = [
+        Item("weights (vLLM's and the trainer's)", parameters * b, "use a smaller model"),
+        Item("master weights, Adam moments", share * (8 + master), more_gpus),
+        Item("gradients", share * 4 + _largest_gradient(parameters, b, workload), more_gpus, generating=False),
+        Item("runtime and workspaces", GPU_OVERHEAD if workload.on_gpu else CPU_OVERHEAD, ""),
+    ]
+    if workload.reference:
+        items.append(Item("reference policy", parameters * b, "set grpo.kl_weight to 0"))
+    return tuple(items)
+
+
+def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int:
+    """Gradients that backward holds before their bucket leaves: with one rank only the newest, here a tenth."""
+    return parameters * itemsize // 10 if workload.ranks == 1 else min(parameters * 4, 3 * 4 * 32 * 2**20)
+
+
+def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tuple[int, int]:
+    """Bytes of a micro-batch of `tokens`: what forward keeps, and the largest working space after it."""
+    b, layers, hidden = workload.dtype.itemsize, config.num_hidden_layers, config.hidden_size
+    layer = activation_bytes_per_token(config, workload.dtype, compiled=workload.compiled)
+    chunk = CHUNK_BYTES["cuda" if workload.on_gpu else "cpu"]
+    head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
+    if not workload.activation_checkpointing:
+        return tokens * layers * layer, head
+    # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.
+    return tokens * layers * b * hidden, max(head, 2 * tokens * layer)
+
+
+def _transient_name(workload: Workload) -> str:
+    return "loss head, or one layer recomputed" if workload.activation_checkpointing else "loss head"
+
+
+def _head_width(config: PretrainedConfig) -> int:
+    return config.num_attention_heads * _head_dim(config)
+
+
+def _kv_width(config: PretrainedConfig) -> int:
+    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_dim(config)
+
+
+def _head_dim(config: PretrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _gib(size: int, present: bool = True) -> str:
+    return f"{size / GIB:.2f}" if present else "-"

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, Qwen2Config
+
+from fastgrpo.errors import UserError
+from fastgrpo.memory import (
+    GIB,
+    Workload,
+    activation_bytes_per_token,
+    count_parameters,
+    device_capacity,
+    kv_bytes_per_token,
+    plan_memory,
+)
+from fastgrpo.model import load_policy
+
+QWEN_7B = Qwen2Config(
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    tie_word_embeddings=False,
+)
+WORKLOAD = Workload(micro_batch_tokens=16384, max_num_seqs=512, max_model_len=1536, activation_checkpointing=True)
+
+
+def test_known_sizes() -> None:
+    assert count_parameters(QWEN_7B) == 7_615_616_512
+    assert kv_bytes_per_token(QWEN_7B, torch.bfloat16) == 2 * 28 * 4 * 128 * 2
+    llama = LlamaConfig(num_attention_heads=32, num_key_value_heads=8, head_dim=64, num_hidden_layers=16)
+    assert kv_bytes_per_token(llama, torch.bfloat16) == 2 * 16 * 8 * 64 * 2
+
+
+def test_seven_billion_fit_on_eight_gpus_and_not_on_one() -> None:
+    plan = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8), 80 * 10**9)
+    plan.check()
+    with pytest.raises(UserError, match=r"needs .* GiB and 74\.5 GiB are free; the largest item is master weights"):
+        plan_memory(QWEN_7B, WORKLOAD, 80 * 10**9).check()
+
+
+def test_kv_cache_is_all_that_is_wanted_or_all_that_is_left() -> None:
+    roomy = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8), 140 * GIB)
+    assert roomy.kv_cache_gb * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)
+    tight = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8), 50 * GIB)
+    assert tight.kv_cache_gb < roomy.kv_cache_gb
+    assert tight.generating == pytest.approx(50 * GIB, rel=1e-6)
+    tight.check()
+    assert plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gb=3.5), 50 * GIB).kv_cache_gb == 3.5
+
+
+def test_token_budget_shrinks_to_what_fits() -> None:
+    workload = replace(WORKLOAD, ranks=8, activation_checkpointing=False, kv_cache_gb=1.0)
+    wide = plan_memory(QWEN_7B, workload, 200 * GIB)
+    narrow = plan_memory(QWEN_7B, workload, 60 * GIB)
+    assert wide.micro_batch_tokens == 16384
+    assert 1536 <= narrow.micro_batch_tokens < 16384
+    narrow.check()
+    hopeless = plan_memory(QWEN_7B, replace(workload, ranks=512, max_model_len=16384), 40 * GIB)
+    with pytest.raises(UserError, match=r"training needs .* set model.gradient_checkpointing or lower grpo"):
+        hopeless.check()
+
+
+def test_table_names_every_item_and_the_sums() -> None:
+    plan = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8, reference=True), 140 * GIB)
+    lines = plan.table().splitlines()
+    assert [line.split("  ")[0] for line in lines[1:-2]] == [item.name for item in plan.items]
+    assert "reference policy" in plan.table()
+    assert f"{plan.training / GIB:.2f}" in lines[-2]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_what_autograd_keeps(tiny_folder: Path, checkpointing: bool) -> None:
+    """The bytes that forward saves for backward, parameters aside, against the plan's formula."""
+    policy = load_policy(tiny_folder, activation_checkpointing=checkpointing)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens, config = 512, policy.model.config
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        boundaries = torch.arange(0, tokens + 1, 64, dtype=torch.int32)
+        hidden_TH = policy.forward(torch.arange(tokens), torch.arange(tokens) % 64, boundaries, 64)
+    layer = activation_bytes_per_token(config, torch.float32, compiled=False)
+    expected = config.num_hidden_layers * (4 * config.hidden_size if checkpointing else layer)
+    last_norm = 2 * 4 * config.hidden_size
+    assert sum(kept.values()) / tokens == pytest.approx(expected + last_norm, rel=0.1)
+    assert hidden_TH.shape == (tokens, config.hidden_size)
+
+
+def test_capacity_of_this_machine() -> None:
+    assert device_capacity(torch.device("cpu")) > GIB
