@@ -55,7 +55,7 @@ class Skill(msgspec.Struct, frozen=True, kw_only=True):
     false_alarm: float = 0.06
     fixes_blind: float = 0.25
     fixes_reviewed: float = 0.55
-    fixes_tested: float = 0.8
+    fixes_tested: float = 0.9
     spoils: float = 0.05
     judges: float = 0.4
     tokens_per_s: float = 100.0

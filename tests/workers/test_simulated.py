@@ -118,7 +118,7 @@ def test_revise_is_as_good_as_its_feedback() -> None:
     tested = shares(problem, request(lambda _: f"1 of 3 public tests fail:\n{failing}"))
     assert blind == pytest.approx(0.25 * 0.9, abs=0.08)
     assert reviewed == pytest.approx(0.55 * 0.9, abs=0.08)
-    assert tested == pytest.approx(0.8 * 0.9, abs=0.08)
+    assert tested == pytest.approx(0.9 * 0.9, abs=0.08)
 
 
 def test_ensemble_takes_the_majority_whatever_its_layout() -> None:

@@ -13,7 +13,7 @@ from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 from bench.structures import WORKFLOWS, completion
 from fastgrpo import data
 from fastgrpo.types import Execution
-from fastgrpo.workers.protocol import RequestRejected, WorkerError
+from fastgrpo.workers.protocol import Reply, Request, RequestRejected, WorkerError
 from fastgrpo.workflow.environment import WorkflowEnvironment
 from fastgrpo.workflow.limits import WorkflowLimits
 from tests.workflow.conftest import ADD, RIGHT, WRONG, ScriptedWorker
@@ -232,3 +232,22 @@ def test_a_solution_may_lean_on_what_the_prompt_gives(jail: Jail) -> None:
 
     environment = WorkflowEnvironment(jail.pool, ScriptedWorker(RIGHT))
     assert jail.run(environment.score(poly, alone)).pass_rate == 1.0
+
+
+def test_at_most_so_many_workflows_run_at_once(jail: Jail) -> None:
+    running, most = 0, 0
+
+    class CountingWorker(ScriptedWorker):
+        async def ask(self, request: Request) -> Reply:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            try:
+                return await super().ask(request)
+            finally:
+                running -= 1
+
+    worker = CountingWorker(RIGHT, seconds=0.1)
+    executions = jail.execute(worker, *[WORKFLOWS["generate"]] * 5, limits=WorkflowLimits(at_once=2))
+    assert [execution.pass_rate for execution in executions] == [1.0] * 5
+    assert most == 2
