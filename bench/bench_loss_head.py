@@ -25,7 +25,7 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPE = torch.bfloat16 if GPU else torch.float32
 SHAPES = [(8192, 4096, 151_936), (16_384, 1536, 151_936)] if GPU else [(4096, 128, 1024), (4096, 256, 2048)]
-BLOCKS = [(8192, 1, 32), (8192, 2, 32), (4096, 2, 16), (4096, 4, 16), (4096, 1, 16), (2048, 4, 8), (2048, 2, 8)]
+BLOCKS = [(2048, 4, 8), (2048, 8, 8), (4096, 4, 16), (8192, 2, 32), (8192, 4, 32), (16_384, 2, 32)]
 TRL_CHUNK = 32_768  # what its trainer uses
 OPTIONS = LossOptions("token", 0.2, 0.28)
 Step = Callable[[], object]
@@ -299,15 +299,16 @@ def time_block(case: Case, logits_CV: Tensor, block: tuple[int, int, int]) -> tu
     """Milliseconds of the two row passes over one chunk."""
     from fastgrpo.kernels import rows_triton
 
-    rows, chosen, changed_CV = len(logits_CV), rows_triton.row_block, logits_CV.clone()
+    rows, changed_CV = len(logits_CV), logits_CV.clone()
+    chosen = rows_triton.row_block, rows_triton.loss_row_block
     tokens, report_FC = case.tokens.take(slice(rows)), torch.empty(8, rows, device=DEVICE)
     common = (case.targets_N[:rows], reference.LogitTransform())
-    rows_triton.row_block = lambda _: tuning.RowBlock(*block)
+    rows_triton.row_block = rows_triton.loss_row_block = lambda _: tuning.RowBlock(*block)
     forward = milliseconds(lambda: rows_triton.logprob_rows(logits_CV, *common, report_FC[0], report_FC[1]), 0.05)
     both = milliseconds(
         lambda: rows_triton.loss_rows(changed_CV, *common, tokens, OPTIONS, report_FC, gradient=True), 0.05
     )
-    rows_triton.row_block = chosen
+    rows_triton.row_block, rows_triton.loss_row_block = chosen
     return forward, both
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, TILE, WARPS = 32, 64, 2
+BLOCK, TILE, WARPS = 32, 64, 1
 
 
 @triton.jit
@@ -20,58 +20,60 @@ def _is_head(ids_ptr, position, rollouts):
 
 
 @triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def _smaller(a, b):
+    return tl.minimum(a, b)
+
+
+@triton.jit
 def _advantage_kernel(
     rewards_ptr, ids_ptr, advantages_ptr, rollouts, epsilon, MODE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr
 ):
-    row_B = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0) * BLOCK
+    row_B = first + tl.arange(0, BLOCK)
     tile_T = tl.arange(0, TILE)
-    first, past = tl.program_id(0) * BLOCK, (tl.program_id(0) + 1) * BLOCK
+    head_B = _is_head(ids_ptr, row_B, rollouts)
     # Start of the run that holds the block's first rollout, and end of the run that holds its last.
-    start, left = tl.max(tl.where(_is_head(ids_ptr, row_B, rollouts) & (row_B == first), row_B, -1), axis=0), first
+    start, left = tl.max(tl.where(head_B & (row_B == first), row_B, -1), axis=0), first
     while start < 0:
         left -= TILE
         start = tl.max(tl.where(_is_head(ids_ptr, left + tile_T, rollouts), left + tile_T, -1), axis=0)
-    end, right = rollouts + 1, past
+    end, right = rollouts + 1, first + BLOCK
     while end > rollouts:
-        after_T = right + tile_T
-        stops_T = _is_head(ids_ptr, after_T, rollouts) | (after_T == rollouts) | (right > rollouts)
-        end = tl.min(tl.where(stops_T, tl.minimum(after_T, rollouts), rollouts + 1), axis=0)
+        stops_T = _is_head(ids_ptr, right + tile_T, rollouts) | (right + tile_T >= rollouts)
+        end = tl.min(tl.where(stops_T, tl.minimum(right + tile_T, rollouts), rollouts + 1), axis=0)
         right += TILE
-    # Each rollout's own run within [start, end): the last head at or before it, the first head after it.
-    head_B = _is_head(ids_ptr, row_B, rollouts)
-    position_BB = tl.where(head_B, row_B, -1)[None, :]
-    start_B = tl.maximum(tl.max(tl.where(position_BB <= row_B[:, None], position_BB, -1), axis=1), start)
-    end_B = tl.min(tl.where(position_BB > row_B[:, None], position_BB, end), axis=1)
+    # Each rollout's own run within [start, end): from the last head at or before it to the first head after it.
+    start_B = tl.maximum(tl.associative_scan(tl.where(head_B, row_B, -1), 0, _larger), start)
+    next_head_B = _is_head(ids_ptr, row_B + 1, rollouts) & (row_B + 1 < first + BLOCK)
+    end_B = tl.minimum(tl.associative_scan(tl.where(next_head_B, row_B + 1, end), 0, _smaller, reverse=True), end)
 
+    # Sums relative to the rollout's own reward: equal rewards differ by exactly 0.
+    reward_B = tl.load(rewards_ptr + row_B, mask=row_B < rollouts, other=float("nan"))
     count_B = tl.zeros([BLOCK], tl.float32)
     total_B = tl.zeros([BLOCK], tl.float32)
-    least_B = tl.full([BLOCK], float("inf"), tl.float32)
-    most_B = tl.full([BLOCK], -float("inf"), tl.float32)
+    square_B = tl.zeros([BLOCK], tl.float32)
     for j in range(start, end, TILE):
-        reward_T = tl.load(rewards_ptr + j + tile_T, mask=j + tile_T < end, other=float("nan"))
-        near_BT = ((j + tile_T)[None, :] >= start_B[:, None]) & ((j + tile_T)[None, :] < end_B[:, None])
-        member_BT = near_BT & (reward_T == reward_T)[None, :]
-        count_B += tl.sum(member_BT.to(tl.float32), axis=1)
-        total_B += tl.sum(tl.where(member_BT, reward_T[None, :], 0.0), axis=1)
-        least_B = tl.minimum(least_B, tl.min(tl.where(member_BT, reward_T[None, :], float("inf")), axis=1))
-        most_B = tl.maximum(most_B, tl.max(tl.where(member_BT, reward_T[None, :], -float("inf")), axis=1))
-    mean_B = total_B / tl.maximum(count_B, 1.0)
+        other_T = j + tile_T
+        reward_T = tl.load(rewards_ptr + other_T, mask=other_T < end, other=float("nan"))
+        near_TB = (other_T[:, None] >= start_B[None, :]) & (other_T[:, None] < end_B[None, :])
+        member_TB = near_TB & (reward_T == reward_T)[:, None]
+        difference_TB = tl.where(member_TB, reward_T[:, None] - reward_B[None, :], 0.0)
+        count_B += tl.sum(member_TB.to(tl.float32), axis=0)
+        total_B += tl.sum(difference_TB, axis=0)
+        square_B += tl.sum(difference_TB * difference_TB, axis=0)
     others_B = tl.maximum(count_B - 1.0, 1.0)
-    reward_B = tl.load(rewards_ptr + row_B, mask=row_B < rollouts, other=float("nan"))
-    advantage_B = reward_B - mean_B
+    advantage_B = -total_B / tl.maximum(count_B, 1.0)
     if MODE == "rloo":
-        advantage_B = advantage_B * count_B / others_B
+        advantage_B = -total_B / others_B
     if MODE == "grpo":
-        square_B = tl.zeros([BLOCK], tl.float32)
-        for j in range(start, end, TILE):
-            reward_T = tl.load(rewards_ptr + j + tile_T, mask=j + tile_T < end, other=float("nan"))
-            near_BT = ((j + tile_T)[None, :] >= start_B[:, None]) & ((j + tile_T)[None, :] < end_B[:, None])
-            deviation_BT = reward_T[None, :] - mean_B[:, None]
-            member_BT = near_BT & (reward_T == reward_T)[None, :]
-            square_B += tl.sum(tl.where(member_BT, deviation_BT * deviation_BT, 0.0), axis=1)
-        advantage_B = advantage_B / (tl.sqrt(square_B / others_B) + epsilon)
-    counts_B = (most_B > least_B) & (reward_B == reward_B)
-    tl.store(advantages_ptr + row_B, tl.where(counts_B, advantage_B, 0.0), mask=row_B < rollouts)
+        variance_B = tl.maximum(square_B - total_B * total_B / tl.maximum(count_B, 1.0), 0.0) / others_B
+        advantage_B = advantage_B / (tl.sqrt(variance_B) + epsilon)
+    tl.store(advantages_ptr + row_B, tl.where(square_B > 0, advantage_B, 0.0), mask=row_B < rollouts)
 
 
 def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: str, epsilon: float) -> Tensor:

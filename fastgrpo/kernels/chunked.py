@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -68,7 +68,7 @@ def logprob_backward(
 ) -> Gradients:
     """Recomputes each chunk's logits and carries (grad_logprob_N, grad_entropy_N) to hidden, weight and bias."""
     passes, (logprob_N, entropy_N), (grad_logprob_N, grad_entropy_N) = row_passes(hidden_NH.device), saved, grads
-    total = _GradientSum(hidden_NH, head, wanted, None)
+    total = _GradientSum(hidden_NH, head, wanted)
     for rows, hidden_CH, logits_CV in _logit_chunks(hidden_NH, head, None, chunk):
         entropy = (None, None) if grad_entropy_N is None else (entropy_N[rows], grad_entropy_N[rows])
         passes.dlogits_rows(
@@ -85,17 +85,18 @@ def loss_and_gradients(
     tokens: TokenInputs,
     options: LossOptions,
     *,
-    kept_K: Tensor | None,
+    select: Callable[[], Tensor | None],
     wanted: tuple[bool, bool, bool],
     chunk: int | None,
 ) -> tuple[Tensor, Gradients]:
     """One pass: report [F, N] (F as in `REPORT`; dropped tokens NaN in logprob and entropy, else 0) and gradients.
 
-    `kept_K` holds the indices of the tokens to compute, None for all.
+    `select` gives the indices of the tokens to compute, None for all; it may wait for the device, so it comes last.
     """
-    passes = row_passes(hidden_NH.device)
-    total = _GradientSum(hidden_NH, head, wanted, kept_K)
+    passes, total = row_passes(hidden_NH.device), _GradientSum(hidden_NH, head, wanted)
+    kept_K = select()
     if kept_K is not None:
+        total.only(kept_K)
         targets_N, tokens = targets_N[kept_K], tokens.take(kept_K)
     report_FK = hidden_NH.new_empty(len(REPORT), len(targets_N), dtype=torch.float32)
     for rows, hidden_CH, logits_CV in _logit_chunks(hidden_NH, head, kept_K, chunk):
@@ -141,15 +142,20 @@ def _logit_chunks(
 class _GradientSum:
     """Gradients of the chunks so far: hidden's rows are written once, weight's and bias's are summed over chunks."""
 
-    def __init__(self, hidden_NH: Tensor, head: Head, wanted: tuple[bool, bool, bool], kept_K: Tensor | None) -> None:
+    def __init__(self, hidden_NH: Tensor, head: Head, wanted: tuple[bool, bool, bool]) -> None:
         weight_VH, bias_V = head.weight_VH, head.bias_V
-        self.head, self.wanted, self.kept_K, self.first = head, wanted, kept_K, True
+        self.head, self.wanted, self.first = head, wanted, True
+        self.kept_K: Tensor | None = None
         in_fp32 = not weight_VH.is_cuda or weight_VH.numel() * 4 <= FP32_SUM_BYTES
         sum_dtype = torch.float32 if in_fp32 else weight_VH.dtype
-        hidden_like = torch.empty_like if kept_K is None else torch.zeros_like
-        self.hidden_NH = hidden_like(hidden_NH) if wanted[0] else hidden_NH.new_empty(0)
+        self.hidden_NH = torch.empty_like(hidden_NH) if wanted[0] else hidden_NH.new_empty(0)
         self.weight_VH = torch.empty_like(weight_VH, dtype=sum_dtype) if wanted[1] else hidden_NH.new_empty(0)
         self.bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wanted[2] else hidden_NH.new_empty(0)
+
+    def only(self, kept_K: Tensor) -> None:
+        """Chunks will hold these tokens; the others' hidden gradient is 0."""
+        self.kept_K = kept_K
+        self.hidden_NH.zero_()
 
     def add(self, rows: slice, hidden_CH: Tensor, dlogits_CV: Tensor) -> None:
         if self.wanted[0] and self.kept_K is None:

@@ -5,6 +5,7 @@ Values that live on the device (targets in range, which tokens count) are checke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Optional
 
 import torch
@@ -29,11 +30,36 @@ def linear_logprob(
     entropy: bool,
     chunk: Optional[int],  # noqa: UP045
 ) -> tuple[Tensor, Tensor]:
-    if len(targets_N):
-        lowest, highest = torch.stack(torch.aminmax(targets_N)).tolist()
-        validate.target_range(lowest, highest, len(weight_VH))
+    finish_check = _begin_target_check(targets_N, len(weight_VH))
     head = Head(weight_VH, bias_V, LogitTransform(temperature, softcap))
-    return chunked.logprob_forward(hidden_NH, targets_N, head, entropy=entropy, chunk=chunk)
+    outputs = chunked.logprob_forward(hidden_NH, targets_N, head, entropy=entropy, chunk=chunk)
+    finish_check()
+    return outputs
+
+
+def _begin_target_check(targets_N: Tensor, vocabulary: int) -> Callable[[], None]:
+    """Starts the check that targets index the vocabulary; the returned function finishes it."""
+    if not len(targets_N):
+        return lambda: None
+    fetch = _begin_fetch(torch.stack(torch.aminmax(targets_N)))
+    if not targets_N.is_cuda:
+        validate.target_range(*fetch(), vocabulary)  # before torch's own gather would complain
+    return lambda: validate.target_range(*fetch(), vocabulary)
+
+
+def _begin_fetch(values: Tensor) -> Callable[[], list[int]]:
+    """Starts a copy to the host; the returned function waits for it, but not for work queued after this call."""
+    if not values.is_cuda:
+        return values.tolist
+    on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def finish() -> list[int]:
+        arrived.synchronize()
+        return on_host.tolist()
+
+    return finish
 
 
 @linear_logprob.register_fake
@@ -146,27 +172,38 @@ def linear_grpo_loss(
         Head(weight_VH, bias_V, LogitTransform(temperature, softcap)),
         tokens,
         options,
-        kept_K=_kept_tokens(tokens, options, targets_N, len(weight_VH)),
+        select=_begin_selection(tokens, options, targets_N, len(weight_VH)),
         wanted=tuple(wanted),
         chunk=chunk,
     )
     sums_F = report_FN.nansum(dim=1)
     computed = report_FN[0].isnan().logical_not_().sum().to(torch.float32)
     largest = report_FN[4].amax() if report_FN.shape[1] else sums_F.new_zeros(())
-    statistics = torch.cat([computed[None], sums_F[[1, 3, 5, 6, 7]], largest[None]])
+    # Slices, as a list of indices would be copied to the device and wait for it.
+    statistics = torch.cat([computed[None], sums_F[1:2], sums_F[3:4], sums_F[5:], largest[None]])
     return sums_F[2].clone(), report_FN, statistics, *gradients
 
 
-def _kept_tokens(tokens: TokenInputs, options: LossOptions, targets_N: Tensor, vocabulary: int) -> Tensor | None:
-    """Indices of the tokens that can move the policy, None for all: neither weight nor advantage (or KL) is zero."""
+def _begin_selection(
+    tokens: TokenInputs, options: LossOptions, targets_N: Tensor, vocabulary: int
+) -> Callable[[], Tensor | None]:
+    """Finds the tokens that can move the policy: neither weight nor advantage (or KL) is zero.
+
+    The returned function gives their indices, None for all, and checks that targets index the vocabulary.
+    """
     if not len(targets_N):
-        return None
+        return lambda: None
     kept_N = tokens.token_weights_N != 0
     if options.kl_weight == 0:
         kept_N &= tokens.advantages_N != 0
-    lowest, highest, kept = torch.stack([*torch.aminmax(targets_N), kept_N.sum()]).tolist()
-    validate.target_range(lowest, highest, vocabulary)
-    return None if kept == len(targets_N) else torch.nonzero_static(kept_N, size=kept)[:, 0]
+    fetch = _begin_fetch(torch.stack([*torch.aminmax(targets_N), kept_N.sum()]))
+
+    def finish() -> Tensor | None:
+        lowest, highest, kept = fetch()
+        validate.target_range(lowest, highest, vocabulary)
+        return None if kept == len(targets_N) else torch.nonzero_static(kept_N, size=kept)[:, 0]
+
+    return finish
 
 
 @linear_grpo_loss.register_fake

@@ -1,6 +1,7 @@
-"""Row passes over one chunk of logits in Triton: one program for each row, each logit read from memory once.
+"""Row passes over one chunk of logits in Triton.
 
-The gradient pass walks the row backwards: what the statistics pass read last is still in the caches.
+The loss kernel reads a row twice, for its statistics and for its gradient: the second time backwards, with few rows at
+work at once, so that most of it is still in the caches.
 Exponentials are taken in base 2, the hardware's, as one multiply-add and one instruction for each logit.
 """
 
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgrpo.kernels.reference import LOG_RATIO_BOUND, LogitTransform, LossOptions, TokenInputs
-from fastgrpo.kernels.tuning import row_block
+from fastgrpo.kernels.tuning import RowBlock, loss_row_block, resident_rows, row_block
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -30,35 +31,60 @@ def _capped(raw, softcap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def _fold(x_UL, largest_L, sum_L, weighted_L, ENTROPY: tl.constexpr):
+    """One tile of x into each lane's (largest, sum of 2^(x - largest), sum of 2^(x - largest) * (x - largest))."""
+    new_largest_L = tl.maximum(largest_L, tl.max(x_UL, axis=0))
+    decay_L = tl.exp2(largest_L - new_largest_L)
+    distance_UL = x_UL - new_largest_L[None, :]
+    e_UL = tl.exp2(distance_UL)
+    if ENTROPY:
+        weighted_L = (weighted_L + sum_L * (largest_L - new_largest_L)) * decay_L + tl.sum(e_UL * distance_UL, axis=0)
+    return new_largest_L, sum_L * decay_L + tl.sum(e_UL, axis=0), weighted_L
+
+
+@triton.jit
 def _row_statistics(
     row_ptr, vocabulary, softcap, scale,
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """(largest, sum of 2^(x - largest), entropy in nats) of x = scale * logit, online in each lane."""
+    TILE: tl.constexpr = LANES * UNROLL
     tile_UL = tl.arange(0, UNROLL)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     largest_L = tl.full([LANES], PADDING, tl.float32)
     sum_L = tl.zeros([LANES], tl.float32)
-    weighted_L = tl.zeros([LANES], tl.float32)  # of x - largest: entropy without cancellation
-    for start in range(0, vocabulary, LANES * UNROLL):
-        inside_UL = start + tile_UL < vocabulary
-        raw_UL = tl.load(row_ptr + start + tile_UL, mask=inside_UL, other=PADDING)
+    weighted_L = tl.zeros([LANES], tl.float32)
+    whole = vocabulary // TILE * TILE
+    for start in range(0, whole, TILE):
+        raw_UL = tl.load(row_ptr + start + tile_UL, eviction_policy="evict_last")
         x_UL = _capped(raw_UL, softcap, SOFTCAP) * scale
-        if SOFTCAP:
-            x_UL = tl.where(inside_UL, x_UL, PADDING)
-        new_largest_L = tl.maximum(largest_L, tl.max(x_UL, axis=0))
-        decay_L = tl.exp2(largest_L - new_largest_L)
-        distance_UL = x_UL - new_largest_L[None, :]
-        e_UL = tl.exp2(distance_UL)
-        if ENTROPY:
-            shifted_L = weighted_L + sum_L * (largest_L - new_largest_L)
-            weighted_L = shifted_L * decay_L + tl.sum(e_UL * distance_UL, axis=0)
-        sum_L = sum_L * decay_L + tl.sum(e_UL, axis=0)
-        largest_L = new_largest_L
+        largest_L, sum_L, weighted_L = _fold(x_UL, largest_L, sum_L, weighted_L, ENTROPY)
+    if whole < vocabulary:
+        inside_UL = whole + tile_UL < vocabulary
+        raw_UL = tl.load(row_ptr + whole + tile_UL, mask=inside_UL, other=0.0, eviction_policy="evict_last")
+        # After the scaling: a fused multiply-add would leave 2^70 of PADDING * scale - PADDING * scale.
+        x_UL = tl.where(inside_UL, _capped(raw_UL, softcap, SOFTCAP) * scale, PADDING)
+        largest_L, sum_L, weighted_L = _fold(x_UL, largest_L, sum_L, weighted_L, ENTROPY)
     largest = tl.max(largest_L, axis=0)
     decay_L = tl.exp2(largest_L - largest)
     total = tl.sum(sum_L * decay_L, axis=0)
     weighted = tl.sum((weighted_L + sum_L * (largest_L - largest)) * decay_L, axis=0)
     return largest, total, (tl.log2(total) - weighted / total) * LN_2
+
+
+@triton.jit
+def _dlogits(
+    raw_UL, shift, entropy, grad_softmax, grad_entropy, softcap, scale, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr
+):
+    """-p (grad_softmax + grad_entropy (log p + entropy)) times the softcap's slope, p = 2^(scale * logit - shift)."""
+    capped_UL = _capped(raw_UL, softcap, SOFTCAP)
+    distance_UL = capped_UL * scale - shift
+    weight_UL = grad_softmax
+    if ENTROPY:
+        weight_UL = grad_softmax + grad_entropy * (distance_UL * LN_2 + entropy)
+    grad_UL = tl.exp2(distance_UL) * -weight_UL
+    if SOFTCAP:
+        grad_UL = grad_UL * (1.0 - (capped_UL / softcap) * (capped_UL / softcap))
+    return grad_UL
 
 
 @triton.jit
@@ -70,28 +96,26 @@ def _write_dlogits(
 
     p = 2^(scale * logit - shift) / total; with ENTROPY, total is 1.
     """
+    TILE: tl.constexpr = LANES * UNROLL
     tile_UL = tl.arange(0, UNROLL)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     slope = scale * LN_2
-    grad_softmax = grad_logprob * slope / total
-    TILE: tl.constexpr = LANES * UNROLL
-    tiles = tl.cdiv(vocabulary, TILE)
+    grad_softmax, grad_entropy = grad_logprob * slope / total, grad_entropy * slope
+    tiles = vocabulary // TILE
+    if tiles * TILE < vocabulary:
+        inside_UL = tiles * TILE + tile_UL < vocabulary
+        tail_ptr = row_ptr + tiles * TILE + tile_UL
+        raw_UL = tl.load(tail_ptr, mask=inside_UL, other=0.0, eviction_policy="evict_first")
+        grad_UL = _dlogits(raw_UL, shift, entropy, grad_softmax, grad_entropy, softcap, scale, SOFTCAP, ENTROPY)
+        tl.store(tail_ptr, grad_UL.to(row_ptr.dtype.element_ty), mask=inside_UL, eviction_policy="evict_first")
     for i in range(0, tiles):
-        offset_UL = (tiles - 1 - i) * TILE + tile_UL
-        inside_UL = offset_UL < vocabulary
-        raw_UL = tl.load(row_ptr + offset_UL, mask=inside_UL, other=0.0)
-        capped_UL = _capped(raw_UL, softcap, SOFTCAP)
-        distance_UL = capped_UL * scale - shift
-        weight_UL = grad_softmax
-        if ENTROPY:
-            weight_UL = grad_softmax + grad_entropy * slope * (distance_UL * LN_2 + entropy)
-        grad_UL = tl.exp2(distance_UL) * -weight_UL
-        if SOFTCAP:
-            grad_UL = grad_UL * (1.0 - (capped_UL / softcap) * (capped_UL / softcap))
-        tl.store(row_ptr + offset_UL, grad_UL.to(row_ptr.dtype.element_ty), mask=inside_UL)
-    target_weight = grad_logprob
+        tile_ptr = row_ptr + (tiles - 1 - i) * TILE + tile_UL
+        raw_UL = tl.load(tile_ptr, eviction_policy="evict_first")
+        grad_UL = _dlogits(raw_UL, shift, entropy, grad_softmax, grad_entropy, softcap, scale, SOFTCAP, ENTROPY)
+        tl.store(tile_ptr, grad_UL.to(row_ptr.dtype.element_ty), eviction_policy="evict_first")
+    target_weight = grad_logprob * slope
     if ENTROPY:
-        target_weight = grad_logprob + grad_entropy * (logprob + entropy)
-    target_grad = (grad_logprob - tl.exp(logprob) * target_weight) * slope
+        target_weight = grad_logprob * slope + grad_entropy * (logprob + entropy)
+    target_grad = grad_logprob * slope - tl.exp(logprob) * target_weight
     if SOFTCAP:
         target_capped = _capped(target_raw, softcap, SOFTCAP) / softcap
         target_grad = target_grad * (1.0 - target_capped * target_capped)
@@ -144,8 +168,9 @@ def _logprob_kernel(
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    row_ptr = logits_ptr + row.to(tl.int64) * pitch
-    target_raw = tl.load(row_ptr + tl.load(targets_ptr + row))
+    row_ptr = logits_ptr + row * pitch.to(tl.int64)
+    target = tl.load(targets_ptr + row)
+    target_raw = tl.load(row_ptr + target, mask=(target >= 0) & (target < vocabulary), other=0.0)
     largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, ENTROPY, LANES, UNROLL)
     logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest - tl.log2(total)) * LN_2
     tl.store(logprob_ptr + row, logprob)
@@ -159,7 +184,7 @@ def _dlogits_kernel(
     softcap, scale, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
-    row_ptr = logits_ptr + row.to(tl.int64) * pitch
+    row_ptr = logits_ptr + row * pitch.to(tl.int64)
     target = tl.load(targets_ptr + row)
     target_raw = tl.load(row_ptr + target)
     logprob, grad_logprob = tl.load(logprob_ptr + row), tl.load(grad_logprob_ptr + row)
@@ -178,34 +203,34 @@ def _dlogits_kernel(
 def _loss_kernel(
     logits_ptr, pitch, vocabulary, targets_ptr, report_ptr, report_pitch,
     advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-    low, high, kl_weight, tis_cap, softcap, scale,
+    low, high, kl_weight, tis_cap, softcap, scale, rows,
     RATIO: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
-    row_ptr = logits_ptr + row.to(tl.int64) * pitch
-    target = tl.load(targets_ptr + row)
-    target_raw = tl.load(row_ptr + target)
-    largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, True, LANES, UNROLL)
-    logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest - tl.log2(total)) * LN_2
-    loss, d_loss, kl, ratio, below, above, capped = _policy_loss(
-        logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-        low, high, kl_weight, tis_cap, RATIO,
-    )  # fmt: skip
-    cell_ptr = report_ptr + row
-    tl.store(cell_ptr, logprob)
-    tl.store(cell_ptr + report_pitch, entropy)
-    tl.store(cell_ptr + 2 * report_pitch, loss)
-    tl.store(cell_ptr + 3 * report_pitch, kl)
-    tl.store(cell_ptr + 4 * report_pitch, ratio)
-    tl.store(cell_ptr + 5 * report_pitch, below.to(tl.float32))
-    tl.store(cell_ptr + 6 * report_pitch, above.to(tl.float32))
-    tl.store(cell_ptr + 7 * report_pitch, capped.to(tl.float32))
-    if GRADIENT:
-        tl.debug_barrier()  # every thread has the target's logit before any overwrites it
-        _write_dlogits(
-            row_ptr, vocabulary, target, target_raw, largest, total, logprob, entropy, d_loss, d_loss,
-            softcap, scale, SOFTCAP, False, LANES, UNROLL,
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        row_ptr = logits_ptr + row * pitch.to(tl.int64)
+        target = tl.load(targets_ptr + row)
+        target_raw = tl.load(row_ptr + target)
+        largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, True, LANES, UNROLL)
+        logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest - tl.log2(total)) * LN_2
+        loss, d_loss, kl, ratio, below, above, capped = _policy_loss(
+            logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
+            low, high, kl_weight, tis_cap, RATIO,
         )  # fmt: skip
+        cell_ptr = report_ptr + row
+        tl.store(cell_ptr, logprob)
+        tl.store(cell_ptr + report_pitch, entropy)
+        tl.store(cell_ptr + 2 * report_pitch, loss)
+        tl.store(cell_ptr + 3 * report_pitch, kl)
+        tl.store(cell_ptr + 4 * report_pitch, ratio)
+        tl.store(cell_ptr + 5 * report_pitch, below.to(tl.float32))
+        tl.store(cell_ptr + 6 * report_pitch, above.to(tl.float32))
+        tl.store(cell_ptr + 7 * report_pitch, capped.to(tl.float32))
+        if GRADIENT:
+            tl.debug_barrier()  # every thread has the target's logit before any overwrites it
+            _write_dlogits(
+                row_ptr, vocabulary, target, target_raw, largest, total, logprob, entropy, d_loss, d_loss,
+                softcap, scale, SOFTCAP, False, LANES, UNROLL,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -224,7 +249,8 @@ def logprob_rows(
 ) -> None:
     """Writes each row's target logprob and, where given, entropy."""
     arguments = (targets_C, logprob_C, entropy_C, *_constants(transform))
-    _launch(_logprob_kernel, logits_CV, *arguments, SOFTCAP=bool(transform.softcap), ENTROPY=entropy_C is not None)
+    flags = {"SOFTCAP": bool(transform.softcap), "ENTROPY": entropy_C is not None}
+    _launch(_logprob_kernel, len(logits_CV), row_block(logits_CV.shape[1]), logits_CV, *arguments, **flags)
 
 
 def dlogits_rows(
@@ -238,7 +264,8 @@ def dlogits_rows(
 ) -> None:
     """Turns raw logits into their gradient in place."""
     arguments = (targets_C, logprob_C, entropy_C, grad_logprob_C, grad_entropy_C, *_constants(transform))
-    _launch(_dlogits_kernel, logits_CV, *arguments, SOFTCAP=bool(transform.softcap), ENTROPY=entropy_C is not None)
+    flags = {"SOFTCAP": bool(transform.softcap), "ENTROPY": entropy_C is not None}
+    _launch(_dlogits_kernel, len(logits_CV), row_block(logits_CV.shape[1]), logits_CV, *arguments, **flags)
 
 
 def loss_rows(
@@ -254,10 +281,12 @@ def loss_rows(
     """Fills `report_FC` (`chunked.REPORT`) and, with `gradient`, turns raw logits into their gradient in place."""
     if options.tis_cap is None:
         tokens = tokens._replace(sampled_logprobs_N=None)
+    rows, vocabulary = logits_CV.shape
     bounds = (1.0 - options.clip_low, 1.0 + options.clip_high, options.kl_weight, options.tis_cap or 0.0)
-    arguments = (targets_C, report_FC, report_FC.stride(0), *tokens, *bounds, *_constants(transform))
+    arguments = (targets_C, report_FC, report_FC.stride(0), *tokens, *bounds, *_constants(transform), rows)
     constants = {"RATIO": options.ratio, "GRADIENT": gradient, "SOFTCAP": bool(transform.softcap)}
-    _launch(_loss_kernel, logits_CV, *arguments, **constants)
+    programs = min(rows, resident_rows(logits_CV.device, vocabulary))
+    _launch(_loss_kernel, programs, loss_row_block(vocabulary), logits_CV, *arguments, **constants)
 
 
 def scale_(values: Tensor, factor: Tensor) -> None:
@@ -269,18 +298,9 @@ def _constants(transform: LogitTransform) -> tuple[float, float]:
     return transform.softcap or 0.0, LOG2_E.value / transform.temperature
 
 
-def _launch(kernel: triton.JITFunction, logits_CV: Tensor, *arguments: object, **constants: object) -> None:
-    rows, vocabulary = logits_CV.shape
-    block = row_block(vocabulary)
-    # Launch options are keywords of Triton's, not of the kernel; the interpreter accepts and ignores them.
+def _launch(
+    kernel: triton.JITFunction, programs: int, block: RowBlock, logits_CV: Tensor, *arguments: object, **flags: object
+) -> None:
+    constants = {**flags, "LANES": block.lanes, "UNROLL": block.unroll, "num_warps": block.warps}
     with torch.cuda.device_of(logits_CV):
-        kernel[(rows,)](
-            logits_CV,
-            logits_CV.stride(0),
-            vocabulary,
-            *arguments,
-            **constants,
-            LANES=block.lanes,
-            UNROLL=block.unroll,
-            num_warps=block.warps,
-        )
+        kernel[(programs,)](logits_CV, logits_CV.stride(0), logits_CV.shape[1], *arguments, **constants)

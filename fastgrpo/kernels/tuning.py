@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
+
+import torch
 
 
 class RowBlock(NamedTuple):
@@ -31,7 +34,18 @@ def chunk_rows(device: str, rows: int, vocabulary: int, itemsize: int) -> int:
 
 
 def row_block(vocabulary: int) -> RowBlock:
-    """The Triton row kernels' block for a vocabulary of that many tokens."""
-    if vocabulary <= 4096:
-        return RowBlock(1024, 1, 4)
-    return RowBlock(8192, 2, 32)
+    """Block of the kernels that pass over a row once."""
+    return RowBlock(1024, 1, 4) if vocabulary <= 4096 else RowBlock(2048, 4, 8)
+
+
+def loss_row_block(vocabulary: int) -> RowBlock:
+    """Block of the kernel that passes over a row twice: wide, so that few rows at once keep the memory busy."""
+    return RowBlock(1024, 1, 4) if vocabulary <= 4096 else RowBlock(8192, 4, 32)
+
+
+@lru_cache
+def resident_rows(device: torch.device, vocabulary: int) -> int:
+    """Rows at work at once in the two-pass kernel: two for each multiprocessor where a row is long."""
+    if device.type != "cuda" or vocabulary <= 4096:
+        return 1 << 30
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
