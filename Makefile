@@ -59,4 +59,4 @@ install-cpu:
 	@if $(PY) -m pip install -q --dry-run --no-deps '$(CPU_TORCH)' 2>/dev/null; then index=; else index='$(CPU_INDEX)'; fi; \
 	set -x; $(PY) -m pip install --no-compile $$index -e '.[cpu,dev]'
 	$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec
-	$(PY) -c 'from vllm import LLM'
+	$(PY) -c 'import vllm.v1.engine.llm_engine'
