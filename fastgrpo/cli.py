@@ -11,12 +11,15 @@ from fastgrpo.config import KEYS, SECTIONS, Config, checked, choices_of, layered
 from fastgrpo.errors import UserError
 
 FLAGS = {
-    "--config FILE": "read this TOML file first",
+    "--config FILE": "read this TOML file first; without it and without --model, the demo's settings",
     "--model PATH": "short for --model.path",
     "--resume": "continue the run from its last checkpoint, with its own configuration",
     "--dry-run": "print the resolved plan and exit",
     "--help": "this text",
 }
+
+
+DEMO = Path(__file__).with_name("demo.toml")
 
 
 class CommandLine(NamedTuple):
@@ -42,7 +45,7 @@ def parse(arguments: Sequence[str], *, program: str, positional: str = "") -> Co
         raise UserError(f"unexpected argument {rest[0]!r}: keys are set as --section.key VALUE; --help lists them")
     file = options.pop("config", None)
     overrides = checked(options, source="command line", strict=False)
-    values = read_toml(Path(file)) if file is not None else {}
+    values = read_toml(Path(file)) if file is not None else {} if overrides.get("model.path") else read_toml(DEMO)
     config = resolve(layered(values, overrides))
     if "--resume" in flags and file is None:
         saved = config.folder / "config.toml"

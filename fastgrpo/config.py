@@ -1,6 +1,7 @@
 """The one configuration: nested frozen structs, TOML file, command line. Unknown key or wrong type = one sentence.
 
-Every key is declared once: type, default, bounds and help line together. Defaults are those of the CPU demo.
+Every key is declared once: type, default, bounds and help line together. Defaults suit a language model of billions of
+parameters on a GPU; `demo.toml` beside this file has those of the embedded policy, which runs where no model is named.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class Data(Section, frozen=True):
     dataset: Annotated[str, Meta(description="humaneval, or the path of a JSONL file of your own problems")] = (
         "humaneval"
     )
+    instruction: Annotated[
+        Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")
+    ] = "full"
     held_out: Annotated[int, Meta(ge=0, description="problems kept for evaluation, never trained on")] = 44
 
 
@@ -73,8 +77,8 @@ class Engine(Section, frozen=True):
     """vLLM, colocated in the training process."""
 
     dtype: Annotated[Dtype, Meta(description="weights in vLLM and in the trainer; auto = bfloat16 on a GPU")] = "auto"
-    max_model_len: Annotated[int, Meta(ge=16, description="tokens of prompt + completions")] = 2048
-    max_num_seqs: Annotated[int, Meta(ge=1, description="sequences decoded together")] = 64
+    max_model_len: Annotated[int, Meta(ge=16, description="tokens of prompt + completions")] = 4096
+    max_num_seqs: Annotated[int, Meta(ge=1, description="sequences decoded together")] = 256
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0, le=1, description="share of the GPU's memory for vLLM (weights + KV cache)")
     ] = 0.5
@@ -109,7 +113,11 @@ class Sandbox(Section, frozen=True):
     """Jails that run untrusted code."""
 
     cells: Annotated[int, Meta(ge=0, description="jails at once; 0 = chosen from the CPU count")] = 0
-    wall_s: Annotated[float, Meta(gt=0, description="deadline of one execution, seconds")] = 10.0
+    workflows: Annotated[int, Meta(ge=1, description="workflows running at once, each in a jail of its own")] = 1024
+    workflow_s: Annotated[float, Meta(gt=0, description="deadline of one workflow with its worker calls, seconds")] = (
+        60.0
+    )
+    wall_s: Annotated[float, Meta(gt=0, description="deadline of one execution of a solution, seconds")] = 10.0
     cpu_s: Annotated[float, Meta(gt=0, description="CPU seconds of one execution")] = 10.0
     memory_mb: Annotated[int, Meta(ge=32, description="memory of one jail, MiB")] = 512
     processes: Annotated[int, Meta(ge=1, description="processes and threads of one jail")] = 32
@@ -130,23 +138,23 @@ class Sft(Section, frozen=True):
 
     teacher: Annotated[Literal["scripted", "openai"], Meta(description="openai = the workers' endpoint")] = "scripted"
     teacher_samples: Annotated[int, Meta(ge=1, description="trajectories for each problem")] = 8
-    rounds: Annotated[int, Meta(ge=1, description="workflows a trajectory: each sees the last one's feedback")] = 1
+    rounds: Annotated[int, Meta(ge=1, description="workflows a trajectory: each sees the last one's feedback")] = 3
     epochs: Annotated[int, Meta(ge=0, description="passes over the trajectories; 0 = no warm start")] = 3
-    lr: Annotated[float, Meta(gt=0, description="peak learning rate")] = 1e-3
-    batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one optimizer step")] = 8192
+    lr: Annotated[float, Meta(gt=0, description="peak learning rate")] = 1e-5
+    batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one optimizer step")] = 65536
 
 
 class Grpo(Section, frozen=True):
     """Stage 2: reinforcement learning."""
 
-    steps: Annotated[int, Meta(ge=0, description="optimizer steps on fresh rollouts")] = 40
-    prompts_per_step: Annotated[int, Meta(ge=1, description="problems (groups) a step")] = 16
+    steps: Annotated[int, Meta(ge=0, description="optimizer steps on fresh rollouts")] = 200
+    prompts_per_step: Annotated[int, Meta(ge=1, description="problems (groups) a step")] = 64
     group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
-    max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 512
+    max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
     temperature: Annotated[float, Meta(gt=0, description="sampling temperature")] = 1.0
-    top_p: Annotated[float, Meta(gt=0, le=1, description="nucleus sampling; 1 = off")] = 1.0
-    lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 3e-4
+    lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
+    warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the learning rate rises to it")] = 4
     beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the mean")] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the variance")] = 0.95
     weight_decay: Annotated[float, Meta(ge=0, description="decoupled weight decay")] = 0.0
@@ -163,7 +171,7 @@ class Grpo(Section, frozen=True):
     tis_cap: Annotated[
         float, Meta(ge=0, description="cap of the importance weight trainer / vLLM; 0 = no correction")
     ] = 2.0
-    micro_batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one forward and backward")] = 8192
+    micro_batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one forward and backward")] = 16384
     epochs_per_batch: Annotated[int, Meta(ge=1, description="optimizer steps on the same rollouts")] = 1
 
 

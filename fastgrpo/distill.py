@@ -17,6 +17,7 @@ from fastgrpo.types import Execution, Problem
 from fastgrpo.workers.protocol import Request, Worker
 from fastgrpo.workflow.environment import WorkflowEnvironment
 from fastgrpo.workflow.parse import InvalidWorkflow, parse_completion
+from fastgrpo.workflow.prompt import query_prompt
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +52,7 @@ class ModelTeacher:
 
     async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:
         """One more assistant turn of the conversation."""
-        messages = [{"role": "user", "content": self._environment.prompt(problem)}]
+        messages = [{"role": "user", "content": query_prompt(problem, "full")}]
         for completion, execution in rounds:
             messages.append({"role": "assistant", "content": completion})
             messages.append({"role": "user", "content": self._environment.feedback_text(execution)})
@@ -62,15 +63,16 @@ class ModelTeacher:
 class ScriptedTeacher:
     """The demo's offline teacher: composes workflows at random, and adds an operator where public tests failed.
 
-    It knows neither the query's difficulty nor the reward's weights, so what it teaches is the language of workflows
-    and the habit of escalating; which structure a query deserves is left to GRPO.
+    Its reasoning opens with the query's length, but its first plan does not depend on it, nor on the reward's weights:
+    it teaches the language of workflows and the habit of escalating; what a query deserves is left to GRPO.
     """
 
     async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:
         """A random plan; after a failed round, a plan with at least one more stage than the last."""
         draw = random.Random(f"{seed}/{problem.id}/{len(rounds)}")
         if not rounds:
-            return _compose(draw, draw.choice(((), (), ("review",), ("ensemble",), ("test",))), opening="")
+            plan = draw.choice(((), (), ("review",), ("ensemble",), ("test",)))
+            return _compose(draw, plan, opening=_length(problem.prompt))
         last = rounds[-1][1]
         stages = {name for name in ("review", "ensemble", "test") if f"await {name}(" in last.workflow}
         missing = [name for name in ("review", "ensemble", "test") if name not in stages]
@@ -78,32 +80,35 @@ class ScriptedTeacher:
         return _compose(draw, stages, opening=draw.choice(("That is not enough.", "The tests fail, so do more.")))
 
 
+def _length(prompt: str) -> str:
+    words = len(prompt.split())
+    return f"A {'short' if words < 45 else 'long' if words > 75 else 'middling'} query."
+
+
 _HINTS = ("", "", "Handle edge cases.", "Follow the examples.", "Write simple code.")
 
 
 def _compose(draw: random.Random, stages: Iterable[str], opening: str) -> str:
-    name = draw.choice(("code", "answer", "solution"))
     hint = draw.choice(_HINTS)
     ask = f'generate(problem, "{hint}")' if hint else "generate(problem)"
-    plan, body = [opening] if opening else [], []
+    plan, body = [opening], []
     if "ensemble" in stages:
         count = draw.choice((2, 3, 3, 4, 5))
         plan.append(draw.choice((f"Draft {count} times and vote.", f"Take the best of {count} drafts.")))
         body.append(f"drafts = await asyncio.gather(*[{ask} for _ in range({count})])")
-        body.append(f"{name} = await ensemble(problem, drafts)")
+        body.append("code = await ensemble(problem, drafts)")
     else:
         plan.append(draw.choice(("Draft once.", "One draft will do.", "Write it directly.")))
-        body.append(f"{name} = await {ask}")
+        body.append(f"code = await {ask}")
     if "review" in stages:
         plan.append(draw.choice(("Review and revise it.", "Let a reviewer read it.")))
-        body.append(f"notes = await review(problem, {name})")
-        body.append(f"if not notes.ok:\n        {name} = await revise(problem, {name}, notes.feedback)")
+        body.append("notes = await review(problem, code)")
+        body.append("if not notes.ok:\n        code = await revise(problem, code, notes.feedback)")
     if "test" in stages:
         retries = draw.choice((1, 2, 3))
         plan.append(draw.choice(("Run the public tests.", f"Test it, {retries} retries.")))
-        body.append(f"result = await test(problem, {name}, retries={retries})")
-        name = "result.code"
-    lines = "\n    ".join([*body, f"return {name}"])
+        body.append(f"result = await test(problem, code, retries={retries})")
+    lines = "\n    ".join([*body, "return result.code" if "test" in stages else "return code"])
     return f"<think>{' '.join(plan)}</think>\n```python\nasync def workflow(problem):\n    {lines}\n```"
 
 

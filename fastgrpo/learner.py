@@ -51,6 +51,8 @@ class Learner:
         if all(rollout.reward is None for rollout in rollouts):
             raise UserError(f"every rollout of step {self.step + 1} failed: {rollouts[0].executions[-1].error}")
         samples = to_samples(groups, self.config.grpo)
+        # AdamW's first steps move every weight by the whole learning rate, whatever the gradient's size.
+        self.optimizer.lr = self.config.grpo.lr * min(1.0, (self.step + 1) / (self.config.grpo.warmup_steps + 1))
         metrics = update(self.policy, self.optimizer, samples, self.config.grpo, self.reference)
         self.step += 1
         return metrics

@@ -47,7 +47,6 @@ class Sampling:
     max_new_tokens: int
     max_model_len: int
     temperature: float = 1.0
-    top_p: float = 1.0
     rounds: int = 1
     deadline_s: float = 1800.0
 
@@ -159,8 +158,8 @@ async def _group(
     prompt = prompt_ids(tokenizer, environment.prompt(problem))
     if len(prompt) + sampling.max_new_tokens > sampling.max_model_len:
         raise UserError(
-            f"the prompt of {problem.id} has {len(prompt)} tokens: with grpo.max_new_tokens = "
-            f"{sampling.max_new_tokens} it does not fit engine.max_model_len = {sampling.max_model_len}; raise it or leave the problem out"
+            f"the prompt of {problem.id} has {len(prompt)} tokens: with grpo.max_new_tokens = {sampling.max_new_tokens}"
+            f" it does not fit engine.max_model_len = {sampling.max_model_len}; raise it or leave the problem out"
         )
     seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(size)]
     rollouts = await _all(_rollout(face, environment, tokenizer, problem, prompt, sampling, seed) for seed in seeds)
@@ -188,7 +187,6 @@ async def _rollout(
             deadline_s=sampling.deadline_s,
             max_tokens=room,
             temperature=sampling.temperature,
-            top_p=sampling.top_p,
             seed=seed + turn,
             stop_token_ids=[tokenizer.eos_token_id],
         )

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from fastgrpo_sandbox import Limits, SandboxPool
 
@@ -21,6 +22,7 @@ from fastgrpo.workers.openai import OpenAIWorker
 from fastgrpo.workers.protocol import Worker
 from fastgrpo.workers.simulated import SimulatedWorker
 from fastgrpo.workflow.environment import WorkflowEnvironment
+from fastgrpo.workflow.limits import WorkflowLimits
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -53,7 +55,18 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
         worker = open_worker(config.workers, pool, seed=config.seed)
         watcher = asyncio.create_task(_watch(pool, log)) if log else None
         try:
-            yield WorkflowEnvironment(pool, worker, weights=config.reward)
+            yield WorkflowEnvironment(
+                pool,
+                worker,
+                weights=config.reward,
+                limits=WorkflowLimits(
+                    at_once=sandbox.workflows,
+                    # Below the workflow's own deadline: a worker that hangs is our failure, not the workflow's.
+                    call_s=0.8 * sandbox.workflow_s,
+                    session=msgspec.structs.replace(WorkflowLimits().session, wall_s=sandbox.workflow_s),
+                ),
+                instruction=config.data.instruction,
+            )
         finally:
             if watcher:
                 watcher.cancel()

@@ -49,7 +49,7 @@ async def _traces(
     path = config.folder / "traces.jsonl"
     if path.exists():
         return read_traces(path)
-    teacher = ScriptedTeacher() if config.sft.teacher == "scripted" else ModelTeacher(environment)
+    teacher = ScriptedTeacher() if config.sft.teacher == "scripted" else ModelTeacher(environment.worker, environment)
     with log.phase("distill"):
         traces = await distill(
             environment,
@@ -87,7 +87,7 @@ def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) ->
                 share.backward()
                 loss += float(share.detach())
             optimizer.lr = config.sft.lr * _decay(step, len(steps))
-            norm = optimizer.step()
+            norm = optimizer.step().grad_norm
         log.step(step, {"loss": loss, "grad_norm": norm, "lr": optimizer.lr})
 
 

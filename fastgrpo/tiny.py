@@ -1,6 +1,6 @@
 """The embedded policy for machines without GPU: a small Qwen2 model and its tokenizer, made from the warm-start corpus.
 
-Saved as an ordinary Hugging Face folder: nothing after this file knows whether the policy has 1.6 M or 7 B parameters.
+Saved as an ordinary Hugging Face folder: nothing after this file knows whether the policy has 1.1 M or 7 B parameters.
 """
 
 from __future__ import annotations
@@ -32,32 +32,29 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     )
 
 
-def create_policy(
-    corpus: Iterable[str],
-    folder: Path,
-    *,
-    seed: int,
-    vocab_size: int = 1536,
-    hidden_size: int = 160,
-    layers: int = 4,
-    max_length: int = 4096,
-) -> None:
-    """Write a randomly initialised Qwen2 policy (about 1.6 M parameters) and its tokenizer into `folder`."""
-    tokenizer = train_tokenizer(corpus, vocab_size)
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        # vLLM pads the vocabulary to a multiple of 64; the same size here keeps both heads alike.
-        vocab_size=-(-len(tokenizer) // 64) * 64,
-        hidden_size=hidden_size,
-        intermediate_size=hidden_size * 3,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden_size // 32,
-        num_key_value_heads=hidden_size // 32,
+def policy_config(vocab_size: int = 1536, *, end_id: int | None = None, max_length: int = 4096) -> Qwen2Config:
+    """The embedded policy's architecture: 1.1 M parameters in four layers of width 128."""
+    return Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=max_length,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=end_id,
+        pad_token_id=end_id,
+        architectures=["Qwen2ForCausalLM"],
     )
+
+
+def create_policy(corpus: Iterable[str], folder: Path, *, seed: int, vocab_size: int = 1536) -> None:
+    """Write a randomly initialised policy and its tokenizer, trained on `corpus`, into `folder`."""
+    tokenizer = train_tokenizer(corpus, vocab_size)
+    torch.manual_seed(seed)
+    # vLLM pads the vocabulary to a multiple of 64; the same size here keeps both heads alike.
+    config = policy_config(-(-len(tokenizer) // 64) * 64, end_id=tokenizer.eos_token_id)
     Qwen2ForCausalLM(config).float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

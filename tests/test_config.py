@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,7 +91,8 @@ def test_defaults_are_the_default_preset() -> None:
 def test_new_loss_over_a_resolved_file_replaces_its_parts(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(to_toml(Config()))
-    assert config("--config", str(path), "--grpo.loss", "gspo").grpo == config("--grpo.loss", "gspo").grpo
+    plain = config("--model", "folder", "--grpo.loss", "gspo").grpo
+    assert config("--config", str(path), "--grpo.loss", "gspo").grpo == plain
 
 
 @given(
@@ -181,3 +183,10 @@ def test_run_program_exit_codes(
     assert caught.value.code == code
     assert capsys.readouterr().err == message
     assert sys.exc_info()[0] is None
+
+
+def test_without_a_model_the_demo_runs_and_with_one_its_settings_do_not_apply() -> None:
+    demo, own = config(), config("--model", "folder")
+    assert demo.data.instruction == "short"
+    assert demo.grpo.lr > 1e-4 > own.grpo.lr
+    assert own == msgspec.structs.replace(Config(), model=msgspec.structs.replace(Config().model, path="folder"))

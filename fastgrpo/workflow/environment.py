@@ -34,7 +34,7 @@ class WorkflowEnvironment:
         limits: WorkflowLimits = WorkflowLimits(),  # noqa: B008 - frozen
         instruction: Instruction = "short",
     ) -> None:
-        self._pool, self._worker = pool, worker
+        self._pool, self.worker = pool, worker
         self._weights, self._limits, self._instruction = weights, limits, instruction
         self._slots = asyncio.Semaphore(limits.at_once)
 
@@ -69,7 +69,7 @@ class WorkflowEnvironment:
 
     async def _attempt(self, problem: Problem, workflow: Workflow, seed: int) -> Execution:
         start = time.perf_counter()
-        host = OperatorHost(problem, self._worker, self._pool, self._limits, seed)
+        host = OperatorHost(problem, self.worker, self._pool, self._limits, seed)
         # The problem's id stays outside: a workflow is to depend on the query's text, not on its name.
         inputs = {
             "code": workflow.source,

@@ -1,0 +1,53 @@
+"""What a run will do and need, before it does anything: `--dry-run` prints it, training holds to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from fastgrpo.config import Config, to_toml
+from fastgrpo.memory import MemoryPlan, Workload, device_capacity, plan_memory
+from fastgrpo.runtime import load_problems, policy_device, policy_dtype
+from fastgrpo.tiny import policy_config
+
+
+def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:
+    """The memory of this device under `config`. Raises UserError naming the largest item where it does not fit."""
+    device = policy_device()
+    workload = Workload(
+        micro_batch_tokens=config.grpo.micro_batch_tokens,
+        max_num_seqs=config.engine.max_num_seqs,
+        max_model_len=config.engine.max_model_len,
+        kv_cache_gb=None if device.type == "cuda" else config.engine.kv_cache_gb,
+        dtype=policy_dtype(config),
+        activation_checkpointing=config.model.gradient_checkpointing,
+        reference=config.grpo.kl_weight > 0,
+        ranks=ranks,
+        on_gpu=device.type == "cuda",
+    )
+    capacity = device_capacity(device)
+    if device.type == "cuda":
+        capacity = int(min(capacity, config.engine.gpu_memory_utilization * torch.cuda.mem_get_info(device)[1]))
+    plan = plan_memory(model, workload, capacity)
+    plan.check()
+    return plan
+
+
+def print_plan(config: Config) -> None:
+    """The resolved configuration, the sizes of both stages and the memory plan."""
+    problems, held_out = load_problems(config)
+    grpo = config.grpo
+    rollouts = grpo.prompts_per_step * grpo.group_size
+    print(to_toml(config))
+    print(f"problems        {len(problems)} for training, {len(held_out)} held out")
+    if config.model.path:
+        print(f"policy          {config.model.path}")
+        model = AutoConfig.from_pretrained(Path(config.model.path))
+    else:
+        print(f"stage 1         {len(problems) * config.sft.teacher_samples} traces, {config.sft.epochs} epochs")
+        model = policy_config()
+    print(f"stage 2         {grpo.steps} steps of {rollouts} rollouts, {grpo.steps * rollouts} workflows in all")
+    print(f"evaluation      {len(held_out) * config.eval.samples} workflows before and after")
+    print(memory_plan(config, model).table())
