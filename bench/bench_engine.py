@@ -12,15 +12,15 @@ recomputation is not counted. Its base is the datasheet rate of an H100 or H200,
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import platform
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from fastgrpo.config import Grpo
 from fastgrpo.engine import Engine
 from fastgrpo.learner import update
 from fastgrpo.loss import policy_loss
-from fastgrpo.model import load_policy
+from fastgrpo.model import Policy, load_policy
 from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import pack
 from fastgrpo.tiny import train_tokenizer
@@ -44,6 +44,7 @@ SHAPES = {
 }
 PEAK_FLOPS = 989e12
 GIB = 2**30
+KV_GIB = 24.0
 
 rows: list[tuple[str, str]] = []
 
@@ -97,7 +98,7 @@ class Bench:
             max_model_len=self.prompt_tokens + self.completion_tokens + 32,
             max_num_seqs=self.prompts * self.group,
             dtype="bfloat16" if self.cuda else "float32",
-            kv_cache_gb=24 if self.cuda else 0.2,
+            kv_cache_gb=KV_GIB if self.cuda else 0.2,
             parity_limit=0.2,
         )
 
@@ -120,33 +121,25 @@ class Bench:
         free, total = torch.cuda.mem_get_info()
         return (total - free) / GIB
 
-    @contextmanager
-    def peak(self) -> Iterator[list[float]]:
-        """The highest memory in use during the block, sampled every 20 ms; GiB, in a list filled at its end."""
-        result: list[float] = []
-        stop, highest = threading.Event(), 0.0
+    def allocated_peak(self, function: Callable[[], object]) -> tuple[object, float, float]:
+        """As `timed`, and the peak of torch's allocator in GiB without the KV cache, which sleeps meanwhile."""
+        if not self.cuda:
+            return *self.timed(function), float("nan")
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        # The allocator goes on counting a sleeping KV cache, which the driver has mapped out.
+        counted = KV_GIB if torch.cuda.memory_allocated() / GIB > self.used_gib() else 0.0
+        result, seconds = self.timed(function)
+        return result, seconds, torch.cuda.max_memory_allocated() / GIB - counted
 
-        def watch() -> None:
-            nonlocal highest
-            while not stop.wait(0.02):
-                highest = max(highest, self.used_gib())
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield result
-        finally:
-            stop.set()
-            thread.join()
-            result.append(highest)
-
-    def generate(self, completion_tokens: int) -> list[Sample]:
+    def generate(self, completion_tokens: int, *, seeded: bool = False) -> list[Sample]:
         """One batch of rollouts with a reward of nothing but the key's parity: half of each group is right."""
         generator = torch.Generator().manual_seed(1)
         vocab = self.policy.head_weight.shape[0]
         prompts = torch.randint(vocab, (self.prompts, self.prompt_tokens), generator=generator).tolist()
         for key in range(self.prompts * self.group):
-            self.engine.submit(key, prompts[key // self.group], max_tokens=completion_tokens)
+            seed = key if seeded else None
+            self.engine.submit(key, prompts[key // self.group], max_tokens=completion_tokens, seed=seed)
         samples = []
         while self.engine.busy:
             for done in self.engine.step():
@@ -176,6 +169,7 @@ def check(bench: Bench) -> None:
     first = bench.engine.sync(bench.policy)
     report("first sync: GiB copied, s", f"{first.bytes_copied / GIB:.2f}, {first.seconds:.3f}")
     report("parity before steps, nats mean / max", f"{first.parity_mean:.4f} / {first.parity_max:.4f}")
+    _against_fp32(bench)
     optimizer = bench.optimizer()
     optimizer.lr = 1e-4
     samples = bench.generate(16)[:8]
@@ -196,12 +190,25 @@ def check(bench: Bench) -> None:
     assert moved > 5 * worst.parity_mean or not bench.cuda, "the steps must be visible above the parity noise"
 
 
+def _against_fp32(bench: Bench) -> None:
+    """How far both are from the same weights in fp32: parity cannot be better than bf16 itself."""
+    exact = Policy(copy.deepcopy(bench.policy.model).float(), bench.policy.tokenizer)
+    sequences = torch.randint(2048, (4, 48), generator=torch.Generator().manual_seed(2)).tolist()
+    truth = torch.cat(exact.logprobs(sequences)).cpu()
+    theirs = torch.tensor([logprob for scores in bench.engine.score(sequences) for logprob in scores])
+    ours = torch.cat(bench.policy.logprobs(sequences)).cpu()
+    off = [float((logprobs - truth).abs().mean()) for logprobs in (theirs, ours)]
+    report("distance from fp32, nats mean: vLLM, trainer", f"{off[0]:.4f}, {off[1]:.4f}")
+
+
 def _sync_line(sync: object) -> str:
     return f"{sync.bytes_copied}, {sync.seconds * 1e3:.2f}, {sync.check_seconds * 1e3:.0f}"
 
 
 def memory(bench: Bench) -> None:
     """What sleep frees, and that generation is right after it."""
+    if bench.cuda:
+        torch.cuda.empty_cache()
     awake = bench.used_gib()
     _, slept = bench.timed(bench.engine.sleep)
     asleep = bench.used_gib()
@@ -258,28 +265,32 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def step(bench: Bench, repeats: int = 2) -> None:
-    """Whole GRPO steps as the loop runs them: sync, generate, sleep, train, wake."""
+def step(bench: Bench) -> None:
+    """Whole GRPO steps as the loop runs them: sync, generate, sleep, train, wake; fast, then lean on memory."""
     if bench.cuda:
         bench.policy.compile_layers()
     optimizer = bench.optimizer()
-    config = Grpo(micro_batch_tokens=16384)
-    for number in range(repeats):
-        with bench.peak() as peak:
-            _, sync_s = bench.timed(lambda: bench.engine.sync(bench.policy))
-            samples, generate_s = bench.timed(lambda: bench.generate(bench.completion_tokens))
-            bench.engine.sleep()
-            metrics, train_s = bench.timed(lambda s=samples: update(bench.policy, optimizer, s, config))
-            bench.engine.wake()
-        tokens = bench.prompts * bench.group * bench.completion_tokens
-        total = sync_s + generate_s + train_s
+    bench.engine.sync(bench.policy)
+    for name, tokens, checkpointing in (("fast", 16384, False), ("fast", 16384, False), ("lean", 8192, True)):
+        bench.policy.activation_checkpointing(checkpointing)
+        config = Grpo(micro_batch_tokens=tokens)
+        _, sync_s = bench.timed(lambda: bench.engine.sync(bench.policy))
+        samples, generate_s = bench.timed(lambda: bench.generate(bench.completion_tokens))
+        _, sleep_s = bench.timed(bench.engine.sleep)
+        train = partial(update, bench.policy, optimizer, samples, config)
+        metrics, train_s, peak = bench.allocated_peak(train)
+        _, wake_s = bench.timed(bench.engine.wake)
+        generated = bench.prompts * bench.group * bench.completion_tokens
         report(
-            f"GRPO step {number + 1}: s (generate + train)",
-            f"{total:.1f} ({generate_s:.1f} + {train_s:.1f}), peak {peak[0]:.1f} GiB",
+            f"GRPO step, {name} ({tokens} tokens, checkpointing {_yes(checkpointing)}), s",
+            f"{sync_s + generate_s + sleep_s + train_s + wake_s:.1f} = generate {generate_s:.1f} "
+            f"({generated / generate_s:,.0f} tokens/s) + train {train_s:.1f} "
+            f"(MFU {bench.flops(samples) / train_s / PEAK_FLOPS:.1%}, allocator peak {peak:.1f} GiB) "
+            f"+ sync, sleep, wake {sync_s + sleep_s + wake_s:.2f}",
         )
-        report("  generated tokens/s", f"{tokens / generate_s:,.0f}")
-        report("  training MFU", f"{bench.flops(samples) / train_s / PEAK_FLOPS:.1%}")
-        report("  mean difference of vLLM and trainer over the batch, nats", f"{metrics['sampler_parity']:.4f}")
+        report("  vLLM against trainer over the batch, nats mean", f"{metrics['sampler_parity']:.4f}")
+    _, seconds = bench.timed(lambda: bench.generate(128, seeded=True))
+    report("generation with a seed for each request, tokens/s", f"{bench.prompts * bench.group * 128 / seconds:,.0f}")
 
 
 def save(path: Path, size: str, arguments: str) -> None:
