@@ -29,10 +29,10 @@ bool jail_without(const char *part) {
 #endif
 }
 
-/* The server reads this from the channel when the child ends without a result. */
+/* The server reads this from the captured stderr when the child ends before it was confined. */
 static void check(bool fine, const char *step) {
     if (fine) return;
-    dprintf(CHANNEL_FD, "%s: %s", step, strerror(errno));
+    dprintf(STDERR_FILENO, "%s: %s", step, strerror(errno));
     _exit(STEP_FAILED);
 }
 
@@ -80,7 +80,10 @@ void child_enter(birth b) {
 }
 
 static void limit(int resource, uint64_t value) {
-    struct rlimit both = {.rlim_cur = value, .rlim_max = value}; /* soft = hard: pid 1 ignores the soft signal */
+    struct rlimit both;
+    check(getrlimit(resource, &both) == 0, "getrlimit");
+    if (value < both.rlim_max) both.rlim_max = value; /* the machine may allow less */
+    both.rlim_cur = both.rlim_max;                    /* soft = hard: pid 1 ignores the soft signal */
     check(setrlimit(resource, &both) == 0, "setrlimit");
 }
 

@@ -97,7 +97,7 @@ typedef struct {
     uint32_t live[MAX_JOBS], live_count;
     process armed[MAX_ARMED];
     uint32_t armed_count;
-    uint64_t sweep_ns;
+    uint64_t sweep_ns, arm_ns; /* when to look at the jobs next; when arming may be tried again */
 } server;
 
 /* arena.c */

@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { HOST_CHUNK = 1 << 18, HOST_BACKLOG = 8 << 20, EVENTS = 64 };
+enum { HOST_CHUNK = 1 << 18, HOST_BACKLOG = 8 << 20, EVENTS = 64, ARM_AGAIN_MS = 100 };
 
 static void flush_host(server *s) {
     while (s->to_host.start < s->to_host.end) {
@@ -62,7 +62,7 @@ static void armed_died(server *s, pid_t pid, int status) {
     for (uint32_t i = 0; i < s->armed_count; i++) {
         if (s->armed[i].pid != pid) continue;
         char text[256];
-        ssize_t got = read(s->armed[i].channel, text, sizeof text);
+        ssize_t got = pread(s->armed[i].err, text, sizeof text, 0);
         if (got <= 0) got = snprintf(text, sizeof text, "an armed child ended with wait status %d", status);
         host_send(s, 0, SERVER_GONE, text, (size_t)got);
         close_process(&s->armed[i]);
@@ -92,18 +92,21 @@ static void jobs_readable(server *s) {
     for (int i = 0; i < count; i++) job_event(s, events[i].data.u64, events[i].events);
 }
 
+/* Failure to arm is no failure yet: it shows when a job needs a child. Until then, no spinning on a full machine. */
 static int arm_one(server *s) {
-    if (s->armed_count >= s->armed_target) return 0;
+    if (s->armed_count >= s->armed_target || now_ns() < s->arm_ns) return 0;
     int child = spawn_child(s, &s->armed[s->armed_count]);
     if (child == 0) s->armed_count++;
-    return child == 1; /* failure to arm shows when a job needs a child */
+    if (child < 0) s->arm_ns = now_ns() + ARM_AGAIN_MS * 1000000ull;
+    return child == 1;
 }
 
 static int wait_ms(const server *s) {
-    if (s->armed_count < s->armed_target) return 0;
-    if (s->sweep_ns == 0) return -1;
+    uint64_t next = s->sweep_ns;
+    if (s->armed_count < s->armed_target && (next == 0 || s->arm_ns < next)) next = s->arm_ns + 1;
+    if (next == 0) return -1;
     uint64_t now = now_ns();
-    return s->sweep_ns <= now ? 0 : (int)((s->sweep_ns - now) / 1000000u) + 1;
+    return next <= now ? 0 : (int)((next - now) / 1000000u) + 1;
 }
 
 static int turn(server *s) {

@@ -242,6 +242,44 @@ def test_root_is_dropped_before_bubblewrap_starts():
     assert 0 not in uids
 
 
+FULL = """
+import asyncio, os, resource
+from fastgrpo_sandbox import SandboxPool
+async def main():
+    async with SandboxPool(cells=1) as pool:
+        resource.prlimit(pool._cells[0]._process.pid, resource.RLIMIT_NPROC, (30, 30))
+        server = int(open(f"/proc/{pool._cells[0]._process.pid}/task/{pool._cells[0]._process.pid}/children").read().split()[0])
+        server = int(open(f"/proc/{server}/task/{server}/children").read().split()[0])
+        resource.prlimit(server, resource.RLIMIT_NPROC, (6, 6))
+        jobs = [asyncio.ensure_future(pool.run("import time; time.sleep(1.5)")) for _ in range(8)]
+        outcomes = await asyncio.gather(*jobs)
+        print(sorted({o.status for o in outcomes}), next(o.error for o in outcomes if o.status != "ok"))
+        busy = sum(map(int, open(f"/proc/{server}/stat").read().rsplit(")", 1)[1].split()[11:13]))
+        print(busy < 60, (await pool.run("print('after')")).stdout.strip())
+asyncio.run(main())
+"""
+
+
+def test_exhausted_processes_are_infrastructure_and_pass():
+    command = [sys.executable, "-c", AS_USER, FULL] if os.getuid() == 0 else [sys.executable, "-c", FULL]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120, check=False)
+    first, second = done.stdout.splitlines() or (done.stderr, "")
+    assert first.startswith("['infrastructure', 'ok']")
+    assert "Resource temporarily unavailable" in first
+    assert second == "True after"
+
+
+def test_a_host_loop_that_stands_still_loses_nothing():
+    async def work(pool):
+        jobs = [asyncio.ensure_future(pool.run(f"print('x' * 60000, {i})")) for i in range(16)]
+        await _running(pool, 4)
+        time.sleep(1.5)  # the loop answers nobody; the server waits
+        return await asyncio.gather(*jobs)
+
+    outcomes = in_pool(work, limits=Limits(wall_s=20))
+    assert [o.status for o in outcomes] == ["ok"] * 16
+
+
 def test_uvloop_works_too():
     uvloop = pytest.importorskip("uvloop")
 

