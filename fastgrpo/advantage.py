@@ -38,9 +38,9 @@ def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: AdvantageMode
 
 
 def _check(rewards_R: Tensor, group_ids_R: Tensor, mode: str) -> None:
-    same = group_ids_R.shape == rewards_R.shape and group_ids_R.device == rewards_R.device
-    dtypes = rewards_R.dtype == torch.float32 and group_ids_R.dtype in ID_DTYPES
-    if mode in MODES and rewards_R.dim() == 1 and same and dtypes:
+    flat = rewards_R.dim() == group_ids_R.dim() == 1 and len(group_ids_R) == len(rewards_R)
+    same = group_ids_R.get_device() == rewards_R.get_device()
+    if flat and same and mode in MODES and rewards_R.dtype == torch.float32 and group_ids_R.dtype in ID_DTYPES:
         return  # messages take longer to write than the kernel to launch
     require(mode in MODES, "mode", "'grpo', 'dr_grpo' or 'rloo'", repr(mode))
     require(rewards_R.dim() == 1, "rewards_R", "1 dimension [R]", tuple(rewards_R.shape))

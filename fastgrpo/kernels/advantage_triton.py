@@ -31,8 +31,9 @@ def _smaller(a, b):
 
 @triton.jit
 def _advantage_kernel(
-    rewards_ptr, ids_ptr, advantages_ptr, rollouts, epsilon, MODE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr
-):
+    rewards_ptr, ids_ptr, advantages_ptr, rollouts,
+    EPSILON: tl.constexpr, MODE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     first = tl.program_id(0) * BLOCK
     row_B = first + tl.arange(0, BLOCK)
     tile_T = tl.arange(0, TILE)
@@ -72,15 +73,15 @@ def _advantage_kernel(
         advantage_B = -total_B / others_B
     if MODE == "grpo":
         variance_B = tl.maximum(square_B - total_B * total_B / tl.maximum(count_B, 1.0), 0.0) / others_B
-        advantage_B = advantage_B / (tl.sqrt(variance_B) + epsilon)
+        advantage_B = advantage_B / (tl.sqrt(variance_B) + EPSILON)
     tl.store(advantages_ptr + row_B, tl.where(square_B > 0, advantage_B, 0.0), mask=row_B < rollouts)
 
 
 def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: str, epsilon: float) -> Tensor:
     """See `fastgrpo.advantage.group_advantages`."""
-    advantages_R = torch.empty_like(rewards_R, memory_format=torch.contiguous_format)
-    grid = (triton.cdiv(len(rewards_R), BLOCK),)
+    advantages_R = torch.empty(len(rewards_R), device=rewards_R.device)
     if len(rewards_R):
-        arguments = (rewards_R.contiguous(), group_ids_R.contiguous(), advantages_R, len(rewards_R), epsilon)
-        _advantage_kernel[grid](*arguments, MODE=mode, BLOCK=BLOCK, TILE=TILE, num_warps=WARPS)
+        arguments = (rewards_R.contiguous(), group_ids_R.contiguous(), advantages_R, len(rewards_R))
+        grid = (triton.cdiv(len(rewards_R), BLOCK),)
+        _advantage_kernel[grid](*arguments, EPSILON=epsilon, MODE=mode, BLOCK=BLOCK, TILE=TILE, num_warps=WARPS)
     return advantages_R

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple
 
@@ -34,6 +35,18 @@ class Head(NamedTuple):
     transform: LogitTransform
 
 
+@contextmanager
+def _fp32_sums() -> Iterator[None]:
+    """Keeps partial sums of bf16 products in fp32: torch lets cuBLAS add the parts of a long product in bf16."""
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_bf16_reduced_precision_reduction
+    flags.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        flags.allow_bf16_reduced_precision_reduction = before
+
+
 def row_passes(device: torch.device) -> ModuleType:
     """The row passes for tensors on this device."""
     if triton_runs(device):
@@ -43,6 +56,7 @@ def row_passes(device: torch.device) -> ModuleType:
     return rows_torch
 
 
+@_fp32_sums()
 def logprob_forward(
     hidden_NH: Tensor, targets_N: Tensor, head: Head, *, entropy: bool, chunk: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -56,6 +70,7 @@ def logprob_forward(
     return logprob_N, entropy_N
 
 
+@_fp32_sums()
 def logprob_backward(
     hidden_NH: Tensor,
     targets_N: Tensor,
@@ -78,6 +93,7 @@ def logprob_backward(
     return total.result()
 
 
+@_fp32_sums()
 def loss_and_gradients(
     hidden_NH: Tensor,
     targets_N: Tensor,

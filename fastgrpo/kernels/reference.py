@@ -6,6 +6,7 @@ twice in this project: here, and in `rows_triton.py`, whose tests compare it wit
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -112,6 +113,25 @@ def policy_loss(logprobs_N: Tensor, tokens: TokenInputs, options: LossOptions) -
         loss_N = loss_N + options.kl_weight * kl_N
     flags = (below_N.to(old_N.dtype), above_N.to(old_N.dtype), capped_N)
     return PolicyLoss(loss_N * tokens.token_weights_N, kl_N.detach(), ratio_N.detach(), *flags)
+
+
+def policy_loss_slope(logprobs_N: Tensor, tokens: TokenInputs, options: LossOptions) -> Tensor:
+    """d loss / d logprob of `policy_loss` in closed form, fp32 [N]; autograd's to rounding."""
+    old_N = logprobs_N if tokens.old_logprobs_N is None else tokens.old_logprobs_N
+    ratio_N = policy_ratio(logprobs_N, old_N, tokens, options)
+    low, high = 1.0 - options.clip_low, 1.0 + options.clip_high
+    if options.ratio == "cispo":
+        slope_N = ratio_N.clamp(low, high) * tokens.advantages_N
+    else:
+        unclipped_N = torch.where(tokens.advantages_N > 0, ratio_N <= high, ratio_N >= low)
+        bound = math.exp(LOG_RATIO_BOUND)
+        slope_N = ratio_N * tokens.advantages_N * (unclipped_N & (ratio_N < bound) & (ratio_N > 1 / bound))
+    slope_N = -slope_N * importance_weight(old_N, tokens, options)[0]
+    if tokens.ref_logprobs_N is not None:
+        difference_N = tokens.ref_logprobs_N - logprobs_N
+        inside_N = difference_N.abs() <= LOG_RATIO_BOUND
+        slope_N = slope_N + options.kl_weight * torch.where(inside_N, 1.0 - difference_N.exp(), 0.0)
+    return slope_N * tokens.token_weights_N
 
 
 def linear_logprob(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgrpo.kernels.reference import LogitTransform, LossOptions, PolicyLoss, TokenInputs, policy_loss, scaled_logits
+from fastgrpo.kernels.reference import (
+    LogitTransform,
+    LossOptions,
+    TokenInputs,
+    policy_loss,
+    policy_loss_slope,
+    scaled_logits,
+)
 
 
 def logprob_rows(
@@ -48,15 +55,9 @@ def loss_rows(
     """Fills `report_FC` (`chunked.REPORT`) and, with `gradient`, turns raw logits into their gradient in place."""
     logprob_C, entropy_C = report_FC[0], report_FC[1]
     logprobs_CV = logprob_rows(logits_CV, targets_C, transform, logprob_C, entropy_C)
-
-    def loss(leaf_C: Tensor) -> tuple[Tensor, PolicyLoss]:
-        report = policy_loss(leaf_C, tokens, options)
-        return report.loss_N.sum(), report
-
-    # torch.func, since an operator's body runs below autograd: tensors made here cannot require a gradient.
-    grad_C, report = torch.func.grad(loss, has_aux=True)(logprob_C)
-    torch.stack(list(report), out=report_FC[2:])
+    torch.stack(policy_loss(logprob_C, tokens, options), out=report_FC[2:])
     if gradient:
+        grad_C = policy_loss_slope(logprob_C, tokens, options)
         _write_dlogits(logits_CV, logprobs_CV, targets_C, transform, None, grad_C, None)
 
 

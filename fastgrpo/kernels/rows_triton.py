@@ -130,12 +130,13 @@ def _policy_loss(
 ):  # fmt: skip
     """`reference.policy_loss` of one token, and its derivative by the token's logprob."""
     advantage, weight = tl.load(advantages_ptr + token), tl.load(weights_ptr + token)
-    old = logprob
+    # 0 as such: a fused multiply-add would make logprob - logprob its rounding error.
+    old, log_ratio = logprob, weight * 0.0
     if old_ptr is not None:
         old = tl.load(old_ptr + token)
-    log_ratio = logprob - old
+        log_ratio = logprob - old
     if RATIO == "sequence":
-        log_ratio = logprob * 0.0
+        log_ratio = weight * 0.0
         if sequence_ptr is not None:
             log_ratio = tl.load(sequence_ptr + token)
     ratio = tl.exp(tl.minimum(tl.maximum(log_ratio, -BOUND), BOUND))
@@ -172,7 +173,7 @@ def _logprob_kernel(
     target = tl.load(targets_ptr + row)
     target_raw = tl.load(row_ptr + target, mask=(target >= 0) & (target < vocabulary), other=0.0)
     largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, ENTROPY, LANES, UNROLL)
-    logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest - tl.log2(total)) * LN_2
+    logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest) * LN_2 - tl.log(total)
     tl.store(logprob_ptr + row, logprob)
     if ENTROPY:
         tl.store(entropy_ptr + row, entropy)
@@ -211,7 +212,7 @@ def _loss_kernel(
         target = tl.load(targets_ptr + row)
         target_raw = tl.load(row_ptr + target)
         largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, True, LANES, UNROLL)
-        logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest - tl.log2(total)) * LN_2
+        logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest) * LN_2 - tl.log(total)
         loss, d_loss, kl, ratio, below, above, capped = _policy_loss(
             logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
             low, high, kl_weight, tis_cap, RATIO,
