@@ -15,7 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from fastgrpo_sandbox.types import Limits, SandboxUnavailable
 
@@ -27,6 +27,9 @@ HOST_START, HOST_DATA, HOST_KILL = 1, 2, 3  # frames to the server
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 5.0
 DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+Kind = Literal["run", "session"]
 
 
 class Occupant(Protocol):
@@ -95,7 +98,7 @@ def _package_binds(preload: tuple[str, ...]) -> dict[str, str]:
     return binds
 
 
-def bwrap_spec(preload: tuple[str, ...], armed: int) -> dict[str, object]:
+def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, object]:
     """What launch.py needs to start one cell. Raises SandboxUnavailable when a piece is missing on this machine."""
     bwrap, libraries = find_bwrap()
     python, binds = _interpreter()
@@ -110,6 +113,7 @@ def bwrap_spec(preload: tuple[str, ...], armed: int) -> dict[str, object]:
         "PATH": "/python/bin:/usr/bin:/bin",
         "LANG": "C.UTF-8",
         "LD_LIBRARY_PATH": "/python/lib",
+        "LD_BIND_NOW": "1",  # symbols are looked up once in the fork server, not in every child
         "MALLOC_ARENA_MAX": "1",  # address space is limited: one malloc arena, not one for each thread
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
@@ -122,7 +126,7 @@ def bwrap_spec(preload: tuple[str, ...], armed: int) -> dict[str, object]:
         *devices,
         *("--symlink", "/tmp", "/dev/shm"),
         *("--dir", "/tmp", "--proc", "/tmp/proc", "--remount-ro", "/", "--chdir", "/"),
-        *("--", python, "-S", "-s", "-P", "-B", "/jail/guest/zygote.py", str(armed), *preload),
+        *("--", python, "-S", "-s", "-P", "-B", "/jail/guest/zygote.py", kind, str(armed), *preload),
     ]
     return {"bwrap": bwrap, "libraries": libraries, "binds": binds, "arguments": arguments}
 
@@ -130,15 +134,18 @@ def bwrap_spec(preload: tuple[str, ...], armed: int) -> dict[str, object]:
 class Cell(asyncio.Protocol):
     """Starts jobs, routes their frames, and tells every occupant when the jail is lost. Owned by one event loop."""
 
-    def __init__(self, number: int, preload: tuple[str, ...], armed: int, on_lost: Callable[[Cell], None]) -> None:
+    def __init__(
+        self, number: int, kind: Kind, preload: tuple[str, ...], armed: int, on_lost: Callable[[Cell], None]
+    ) -> None:
         self.number = number
+        self.kind = kind
         self.started = 0
         self.lost = ""
         self.retiring = False
         self.occupants: dict[int, Occupant] = {}
         self._free: list[int] = []
         self._next = 0
-        self._spec = bwrap_spec(preload, armed)
+        self._spec = bwrap_spec(kind, preload, armed)
         self._on_lost = on_lost
         self._received = bytearray()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import marshal
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -52,22 +53,23 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
         count = _count(tests)
     if isinstance(tests, CheckTests | AssertTests):
         job["role"] = "solution"
-        judge = msgspec.msgpack.encode(_judge_job(tests))
+        judge = marshal.dumps(_judge_job(tests))
         select = tests.select if isinstance(tests, CheckTests) else None
     elif isinstance(tests, UnittestTests):
         secret = os.urandom(SECRET_BYTES)
         job |= {"role": "unittest", "source": tests.source, "setup": tests.setup, "secret": secret}
-    parcel = Parcel(limits, msgspec.msgpack.encode(job), stdin.encode(), judge, secret, count, select)
+    parcel = Parcel(limits, marshal.dumps(job), stdin.encode(), judge, secret, count, select)
     return _checked(parcel)
 
 
 def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel:
     """A session's job. Raises Rejected, also for inputs that are not plain data."""
     try:
-        payload = msgspec.msgpack.encode({"role": "session", "code": _source(code), "inputs": dict(inputs)})
+        packed = msgspec.msgpack.encode(dict(inputs))
     except (TypeError, ValueError) as error:
         raise Rejected(f"the session's inputs are not plain data: {error}") from None
-    return _checked(Parcel(limits, payload))
+    job = {"role": "session", "code": _source(code), "inputs": packed}
+    return _checked(Parcel(limits, marshal.dumps(job)))
 
 
 def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:

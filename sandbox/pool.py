@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import msgspec
-from fastgrpo_sandbox.cell import Cell
+from fastgrpo_sandbox.cell import Cell, Kind
 from fastgrpo_sandbox.doctor import explain
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_job, pack_session
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests
@@ -40,7 +40,8 @@ class Session:
 class SandboxPool:
     """Runs untrusted Python in jails: `async with SandboxPool() as pool: outcome = await pool.run(code)`.
 
-    cells: bubblewrap jails, each with its own fork server (default: one per core). limits: what a job may use unless
+    cells: bubblewrap jails, each with its own fork server, for runs, and as many for sessions from the first one on
+    (default: one per core). limits: what a job may use unless
     it brings its own. preload: modules imported once per cell, such as "numpy"; with any, the installed packages are
     readable (never writable) in the jail. armed: children that each cell keeps ready. sessions: how many may be open at
     once. Runs beyond 8 per cell and sessions beyond `sessions` wait their turn, first come first served, and apart from
@@ -69,6 +70,7 @@ class SandboxPool:
         self._closing = False
         self._upkeep: set[asyncio.Task[None]] = set()
         self._cell_came = asyncio.Event()
+        self._first_session = asyncio.Lock()
         self._broken = ""
         self._counts: Counter[str] = Counter()
         self._waits: deque[float] = deque(maxlen=HISTORY)
@@ -76,7 +78,7 @@ class SandboxPool:
 
     async def __aenter__(self) -> SandboxPool:
         try:
-            await asyncio.gather(*(self._add_cell() for _ in range(self._wanted)))
+            await self._start_cells("run")
             probe = await self.run("print(6 * 7)")
             if probe.status != "ok" or probe.stdout != "42\n":
                 raise SandboxUnavailable(f"the jail does not work here: {probe.error or probe.status}")
@@ -141,7 +143,7 @@ class SandboxPool:
             self._counts["queued"] -= 1
         began = time.perf_counter()
         try:
-            job = Running(await self._cell(), parcel)
+            job = Running(await self._cell("run"), parcel)
         except BaseException:
             self._run_slots.release()
             raise
@@ -179,7 +181,7 @@ class SandboxPool:
             yield Session(ended)
             return
         async with self._session_slots:
-            job = RunningSession(await self._cell(), parcel, on_call)
+            job = RunningSession(await self._cell("session"), parcel, on_call)
             self._counts["sessions"] += 1
             self._counts["running"] += 1
             job.ended.add_done_callback(self._one_less)
@@ -193,17 +195,24 @@ class SandboxPool:
 
     # ---- cells ----
 
-    async def _add_cell(self) -> None:
+    async def _start_cells(self, kind: Kind) -> None:
+        await asyncio.gather(*(self._add_cell(kind) for _ in range(self._wanted)))
+
+    async def _add_cell(self, kind: Kind) -> None:
         self._started += 1
-        cell = Cell(self._started, self._preload, self._armed, self._cell_lost)
+        cell = Cell(self._started, kind, self._preload, self._armed, self._cell_lost)
         await cell.start()
         self._cells.append(cell)
         self._cell_came.set()
 
-    async def _cell(self) -> Cell:
-        """The least busy cell. Raises SandboxUnavailable once cells cannot be restarted any more."""
+    async def _cell(self, kind: Kind) -> Cell:
+        """The least busy cell of a kind. Raises SandboxUnavailable once cells cannot be restarted any more."""
+        if kind == "session":
+            async with self._first_session:  # a pool that opens none has no cells for them
+                if not any(cell.kind == kind for cell in self._cells):
+                    await self._start_cells(kind)
         while True:
-            usable = [cell for cell in self._cells if not cell.lost and not cell.retiring]
+            usable = [cell for cell in self._cells if cell.kind == kind and not cell.lost and not cell.retiring]
             if usable:
                 best = min(usable, key=lambda cell: len(cell.occupants))
                 if best.started >= self._recycle_after:
@@ -231,7 +240,7 @@ class SandboxPool:
         """Starts a new cell, then ends the old one when its last job is done."""
         for attempt in range(RESTART_ATTEMPTS):
             try:
-                await self._add_cell()
+                await self._add_cell(cell.kind)
                 break
             except (SandboxUnavailable, OSError) as error:
                 log.warning("cell restart failed: attempt=%d reason=%r", attempt + 1, str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import linecache
+import marshal
 import os
 import random
 import sys
@@ -11,10 +12,8 @@ import traceback
 import types
 from typing import Any
 
-import msgspec
-
-from . import judge, session, unit
-from .wire import send_result
+from . import judge, unit
+from .wire import result_body, send_result
 
 FILE = "solution.py"
 WARM_UP = """
@@ -34,7 +33,7 @@ _source: list[str] = []
 
 def run_child(payload: bytes, peer: int) -> None:
     """Runs the job in `payload` and ends the process."""
-    job = msgspec.msgpack.decode(payload)
+    job = marshal.loads(payload)
     status = 1
     try:
         status = _ROLES[job["role"]](job, peer)
@@ -50,9 +49,11 @@ def warm_up() -> None:
     for _ in range(WARM_UP_ROUNDS):
         load(WARM_UP, "warm")
         describe(sys.modules.pop("warm").caught)
-        msgspec.msgpack.decode(msgspec.msgpack.encode({"code": WARM_UP, "files": {}}))
+        marshal.loads(marshal.dumps({"code": WARM_UP, "files": {}}))
+        result_body()
         judge.warm_up()
-        session.warm_up()
+        if "guest.session" in sys.modules:
+            sys.modules["guest.session"].warm_up()
     _source.clear()
     linecache.cache.clear()
     random.seed(0)  # the same program gives the same output in every cell and run
@@ -107,8 +108,9 @@ def _script(job: dict[str, Any], peer: int) -> int:
 
 
 def _session(job: dict[str, Any], peer: int) -> int:
-    module = load(job["code"], "workflow")
-    value = session.run(module, job["inputs"])
+    from . import session
+
+    value = session.run(load(job["code"], "workflow"), job["inputs"])
     _flush()
     send_result(value=value)
     return 0

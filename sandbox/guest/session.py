@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .wire import CHANNEL, send_call
+from .wire import CALL, CHANNEL, send_frame
 
 
 class CallError(Exception):
@@ -34,7 +34,7 @@ class _Host:
         self.last += 1
         number = self.last
         answer = self.waiting[number] = self.loop.create_future()
-        send_call(self.channel, number, method, params)
+        send_frame(self.channel, CALL, msgspec.msgpack.encode((number, method, params)))
         return await answer
 
     def readable(self) -> None:
@@ -60,14 +60,16 @@ class _Host:
             future.set_exception(CallError(value))
 
 
-def run(module: types.ModuleType, inputs: dict[str, Any]) -> Any:
-    """What the module's `main` returns. Raises what it raises, and AttributeError when there is no `main`."""
+def run(module: types.ModuleType, inputs: bytes) -> bytes:
+    """msgpack of what the module's `main` returns, called with the msgpack of its `inputs`. Raises what it raises,
+    AttributeError when there is no `main`, and TypeError when the value is not plain data."""
     main = getattr(module, "main", None)
     if main is None:
         raise AttributeError("the session's code defines no `async def main(call, **inputs)`")
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    return loop.run_until_complete(main(_Host(loop, CHANNEL).call, **inputs))
+    value = loop.run_until_complete(main(_Host(loop, CHANNEL).call, **msgspec.msgpack.decode(inputs)))
+    return msgspec.msgpack.encode(value)
 
 
 def warm_up() -> None:

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import _jail
-import msgspec
 
 from .instrument import unittest_names
-from .wire import ERROR_CHARACTERS
+from .wire import result_body
 
 WATCHED = ("unittest.case", "unittest.result", "unittest.suite")
 
@@ -31,7 +30,7 @@ def run(job: dict[str, Any], load: Callable[[str], Any]) -> None:
         passed, errors = set(), "the solution changed unittest or the builtins"
     sys.stdout.flush()
     tests = [name in passed for name in names]
-    _jail.verdict(msgspec.msgpack.encode((errors[-ERROR_CHARACTERS:], "", None, tests)))
+    _jail.verdict(result_body(errors, tests=tests))
 
 
 def _run_tests(job: dict[str, Any], load: Callable[[str], Any], names: tuple[str, ...]) -> tuple[set[str], str]:

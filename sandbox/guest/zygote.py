@@ -1,6 +1,7 @@
 """Program of the fork server: a warm, small interpreter that forks jailed children for as long as the host lives.
 
-Started inside bubblewrap as `python -S zygote.py ARMED MODULE...`, with the host's socket as descriptor 0.
+Started inside bubblewrap as `python -S zygote.py KIND ARMED MODULE...`, with the host's socket as descriptor 0. KIND is
+"run" or "session": two programs, because every module and page of the interpreter makes every fork dearer.
 """
 
 from __future__ import annotations
@@ -10,37 +11,56 @@ import importlib
 import os
 import sys
 
-# What solutions import most; loaded once, shared by every child. Each module makes every fork dearer.
+# What solutions import most; loaded once, shared by every child.
 WARM = (
-    *("ast", "asyncio", "bisect", "collections", "copy", "dataclasses", "datetime", "enum", "functools", "heapq", "io"),
-    *("itertools", "json", "linecache", "math", "operator", "random", "re", "string", "struct", "traceback", "typing"),
+    *(
+        "ast",
+        "bisect",
+        "collections",
+        "copy",
+        "functools",
+        "heapq",
+        "itertools",
+        "json",
+        "linecache",
+        "math",
+        "operator",
+    ),
+    *("random", "re", "string", "traceback", "typing"),
 )
 PROC = "/tmp/proc"  # every job's own /tmp lies over it
 
 
-def main() -> None:
+def main(kind: str, armed: str, *preload: str) -> None:
     """Serves until the host's socket closes."""
     sys.path[:0] = ["/jail", "/jail/native", "/jail/lib"]
-    sys.modules["ssl"] = None  # type: ignore[assignment]  # no network in here: asyncio does without
     for name in WARM:
         importlib.import_module(name)
-    import _jail
-
     from guest import runtime
 
-    del sys.modules["ssl"]
+    if kind == "session":
+        _without_ssl("guest.session")
     sys.path.extend(["/jail/site"])
-    for name in sys.argv[2:]:
+    for name in preload:
         importlib.import_module(name)
     sys.argv[:] = ["solution.py"]
     proc = os.open(PROC, os.O_RDONLY | os.O_DIRECTORY)
     runtime.warm_up()
     gc.collect()
     gc.freeze()
-    _jail.serve(0, proc, int(ARMED))
+
+    import _jail
+
+    _jail.serve(0, proc, int(armed))
     runtime.run_child(*_jail.receive())
 
 
-ARMED = sys.argv[1]
+def _without_ssl(module: str) -> None:
+    """There is no network in here, so asyncio does without 4 MB of libraries."""
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    importlib.import_module(module)
+    del sys.modules["ssl"]
+
+
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -169,7 +169,16 @@ def test_40_host_environment_is_absent(lines, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "x")
     names = set(lines("print(*os.environ, sep='\\n')"))
     assert names <= {
-        *("HOME", "PATH", "LANG", "LD_LIBRARY_PATH", "MALLOC_ARENA_MAX", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"),
+        *(
+            "HOME",
+            "PATH",
+            "LANG",
+            "LD_LIBRARY_PATH",
+            "LD_BIND_NOW",
+            "MALLOC_ARENA_MAX",
+            "OPENBLAS_NUM_THREADS",
+            "OMP_NUM_THREADS",
+        ),
         *("PYTHONHASHSEED", "PWD", "LC_CTYPE"),
     }
 

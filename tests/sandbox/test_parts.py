@@ -41,8 +41,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, switchable: Path) -> Iterator[Opened
     whole = cell.bwrap_spec
 
     def open_pool(without: str = "", drop: str = "", extra: tuple[str, ...] = ()) -> BlockingSandboxPool:
-        def spec(preload: tuple[str, ...], armed: int) -> dict[str, object]:
-            made = whole(preload, armed)
+        def spec(kind: cell.Kind, preload: tuple[str, ...], armed: int) -> dict[str, object]:
+            made = whole(kind, preload, armed)
             arguments = "\n".join(made["arguments"]).replace(drop, "").split("\n")
             program = arguments.index("--")
             arguments[program:program] = [*extra, "--setenv", "JAIL_WITHOUT", without]
