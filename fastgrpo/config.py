@@ -158,6 +158,8 @@ class Grpo(Section, frozen=True):
     beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the mean")] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the variance")] = 0.95
     weight_decay: Annotated[float, Meta(ge=0, description="decoupled weight decay")] = 0.0
+    skip_grad_norm: Annotated[float, Meta(gt=0, description="a step with a larger gradient norm is skipped")] = 1e3
+    max_skipped: Annotated[int, Meta(ge=1, description="stop after this many skipped steps in a row")] = 5
     max_grad_norm: Annotated[float, Meta(gt=0, description="clip the gradient's global norm")] = 1.0
     loss: Annotated[LossName, Meta(description="sets the next five where they are not set themselves")] = "dapo"
     ratio: Annotated[Ratio, Meta(description="importance ratio: of a token, a sequence, or CISPO's weight")] = "token"

@@ -61,7 +61,7 @@ class ModelTeacher:
 
 
 class ScriptedTeacher:
-    """The demo's offline teacher: composes workflows at random, and adds an operator where public tests failed.
+    """The demo's offline teacher: frugal, composes workflows at random, and adds a stage where public tests failed.
 
     Its reasoning opens with the query's length, but its first plan does not depend on it, nor on the reward's weights:
     it teaches the language of workflows and the habit of escalating; what a query deserves is left to GRPO.
@@ -71,12 +71,12 @@ class ScriptedTeacher:
         """A random plan; after a failed round, a plan with at least one more stage than the last."""
         draw = random.Random(f"{seed}/{problem.id}/{len(rounds)}")
         if not rounds:
-            plan = draw.choice(((), (), ("review",), ("ensemble",), ("test",)))
+            (plan,) = draw.choices(((), ("review",), ("ensemble",), ("test",)), weights=(6, 2, 1, 1))
             return _compose(draw, plan, opening=_length(problem.prompt))
         last = rounds[-1][1]
         stages = {name for name in ("review", "ensemble", "test") if f"await {name}(" in last.workflow}
         missing = [name for name in ("review", "ensemble", "test") if name not in stages]
-        stages.update(draw.sample(missing, min(len(missing), draw.choice((1, 1, 2)))))
+        stages.update(draw.sample(missing, min(len(missing), 1)))
         return _compose(draw, stages, opening=draw.choice(("That is not enough.", "The tests fail, so do more.")))
 
 

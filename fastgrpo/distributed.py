@@ -6,16 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
+
+from fastgrpo.errors import UserError
 
 # torch 2.13 renamed both and warns at the old names.
 reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
 all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
 
 
-class RankError(RuntimeError):
+class RankError(UserError):
     """Another rank did not come to a collective operation in time, or the connection to it broke."""
 
 
@@ -43,3 +46,21 @@ def awaiting(what: str) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise RankError(f"rank {distributed.get_rank()} waited for {what}: {reason}") from error
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(rank, world size) of the ranks joined; (0, 1) where none were."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def gather_all(value: Any, what: str) -> list[Any]:
+    """Every rank's `value`, in rank order, on every rank; `what` names it where a rank does not come."""
+    _, world = rank_and_world()
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
+    with awaiting(what):
+        distributed.all_gather_object(values, value)
+    return values

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgrpo.errors import UserError
 from fastgrpo.model import Policy
 from fastgrpo.weights import adopt_weights
 
 CANARY_SEQUENCES, CANARY_TOKENS = 4, 48
 
 
-class ParityError(RuntimeError):
+class ParityError(UserError):
     """vLLM and the trainer disagree on the canary's logprobs: vLLM does not sample from the policy's weights."""
 
 
@@ -105,7 +106,8 @@ class Engine:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
         }
-        self._joined = torch.distributed.is_initialized()
+        # Under torchrun each rank has an engine of its own inside the trainer's process group.
+        self._joined = torch.distributed.is_initialized() and "RANK" in os.environ
         if self._joined:
             options["distributed_executor_backend"] = "external_launcher"
         if on_gpu:
@@ -168,6 +170,9 @@ class Engine:
         with _interrupt_deferred():
             self._llm.abort_request(list(self._keys))
             self._keys.clear()
+            # With asynchronous scheduling a batch may still be in flight; its results are dropped here.
+            self._advance()
+            self._advance()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Logprobs at temperature 1 of tokens 1.. of each sequence (the first token has none). Must not be busy."""

@@ -8,7 +8,8 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A user's mistake (configuration, model folder, endpoint, disk): one sentence naming the culprit and the fix."""
+    """What ends a run and a user can mend (configuration, model folder, endpoint, disk, a lost rank): one sentence
+    naming the culprit and the fix."""
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import sys
 from collections.abc import Sequence
@@ -14,10 +13,13 @@ import msgspec
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
+from fastgrpo.distributed import gather_all, rank_and_world
+from fastgrpo.doctor import require_ready
 from fastgrpo.engine import Engine
-from fastgrpo.errors import run_program
+from fastgrpo.errors import UserError, run_program
+from fastgrpo.model import load_tokenizer
 from fastgrpo.rollout import Environment, collect
-from fastgrpo.runtime import load_problems, open_engine, open_environment, sampling_of
+from fastgrpo.runtime import load_problems, open_engine, open_environment, run_async, sampling_of
 from fastgrpo.types import Problem
 
 
@@ -37,17 +39,21 @@ class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
 async def evaluate(
     engine: Engine, environment: Environment, tokenizer: Any, problems: Sequence[Problem], config: Config, stage: str
 ) -> list[EvalRow]:
-    """`config.eval.samples` rollouts of each problem; those that our own failures ended are left out."""
+    """`config.eval.samples` rollouts of each problem; those that our own failures ended are left out.
+
+    Each rank takes its share of the problems; every rank returns all rows.
+    """
+    rank, world = rank_and_world()
     groups = await collect(
         engine,
         environment,
         tokenizer,
-        problems,
+        problems[rank::world],
         group_size=config.eval.samples,
         sampling=replace(sampling_of(config), temperature=config.eval.temperature),
         seed=config.seed + 7_919,
     )
-    return [
+    rows = [
         EvalRow(
             stage=stage,
             problem_id=group.problem.id,
@@ -62,6 +68,7 @@ async def evaluate(
         for rollout in group.rollouts
         if rollout.reward is not None
     ]
+    return [row for share in gather_all(rows, "the other ranks' evaluation") for row in share]
 
 
 def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
@@ -81,10 +88,20 @@ def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
 
 
 def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
-    """Replace the rows of the same stages in the JSON list at `path`, keeping those of others."""
+    """Replace the rows of the same stages in the JSON list at `path`, keeping those of others; the first rank writes.
+
+    Raises UserError where the disk is full; the file is then as it was.
+    """
+    if rank_and_world()[0] != 0:
+        return
     stages = {row.stage for row in rows}
     kept = [row for row in read_rows(path) if row.stage not in stages]
-    path.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
+        partial.rename(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free space and continue with --resume") from error
 
 
 def read_rows(path: Path) -> list[EvalRow]:
@@ -93,19 +110,22 @@ def read_rows(path: Path) -> list[EvalRow]:
 
 
 async def _main(config: Config) -> None:
+    if not config.model.path:
+        raise UserError("evaluate needs --model PATH: a Hugging Face folder, such as a checkpoint of a run")
     _, held_out = load_problems(config)
     async with open_environment(config) as environment:
-        with open_engine(config, Path(config.model.path)) as (engine, tokenizer):
+        with open_engine(config, Path(config.model.path)) as engine:
+            tokenizer = load_tokenizer(config.model.path)
             rows = await evaluate(engine, environment, tokenizer, held_out, config, "evaluate")
     for name, value in summary(rows).items():
         print(f"{name:16} {value:.4f}")
 
 
-def main() -> int | None:
+def main() -> None:
     """Evaluate `--model PATH` on the held-out problems and print the means."""
     command = parse(sys.argv[1:], program="fastgrpo.evaluate")
-    asyncio.run(_main(command.config))
-    return None
+    require_ready()
+    run_async(lambda: _main(command.config))
 
 
 if __name__ == "__main__":

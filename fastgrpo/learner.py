@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from fastgrpo.advantage import group_advantages
 from fastgrpo.checkpoint import Checkpoints, load
 from fastgrpo.config import Config, Grpo
+from fastgrpo.distributed import gather_all, rank_and_world
 from fastgrpo.engine import Engine
 from fastgrpo.errors import UserError
-from fastgrpo.loss import policy_loss, sequence_weights, token_logprobs
+from fastgrpo.loss import policy_loss, token_logprobs
+from fastgrpo.memory import MemoryPlan
 from fastgrpo.model import Policy, load_policy
 from fastgrpo.optimizer import AdamW
-from fastgrpo.packing import pack
+from fastgrpo.packing import rank_batches
+from fastgrpo.plan import memory_plan
 from fastgrpo.runtime import open_engine, policy_device, policy_dtype
 from fastgrpo.types import Batch, Group, Sample
 
 
 class Learner:
-    """The policy in training with all that steps it: optimizer, reference, vLLM, checkpoints. `step` counts updates."""
+    """The policy in training with all that steps it: optimizer, reference, vLLM, checkpoints. `step` counts updates.
 
-    def __init__(self, config: Config, engine: Engine, policy: Policy, reference: Policy | None) -> None:
-        self.config, self.engine, self.policy, self.reference = config, engine, policy, reference
-        self.step = 0
+    Under torchrun there is one on each rank, and every method is collective.
+    """
+
+    def __init__(
+        self, config: Config, engine: Engine, policy: Policy, reference: Policy | None, plan: MemoryPlan
+    ) -> None:
+        self.config, self.engine, self.policy, self.reference, self.plan = config, engine, policy, reference, plan
+        self.step = self.skipped = 0
         self.optimizer = AdamW(
             policy.model.parameters(),
             lr=config.grpo.lr,
             betas=(config.grpo.beta1, config.grpo.beta2),
             weight_decay=config.grpo.weight_decay,
             max_grad_norm=config.grpo.max_grad_norm,
+            skip_grad_norm=config.grpo.skip_grad_norm,
         )
         self.checkpoints = Checkpoints(config.folder / "checkpoints", keep=config.checkpoint.keep)
 
@@ -43,22 +55,33 @@ class Learner:
         return self.policy.tokenizer
 
     def update(self, groups: Sequence[Group]) -> dict[str, float]:
-        """One GRPO update on the step's rollouts; returns its metrics.
+        """One GRPO update on all ranks' rollouts of the step; returns its metrics.
 
-        Raises UserError where every rollout failed for reasons of ours: nothing could be learned from another try.
+        Raises UserError where every rollout failed for reasons of ours, where memory ran out, and after
+        `grpo.max_skipped` steps in a row with a gradient that cannot be used.
         """
+        grpo = self.config.grpo
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         if all(rollout.reward is None for rollout in rollouts):
             raise UserError(f"every rollout of step {self.step + 1} failed: {rollouts[0].executions[-1].error}")
-        samples = to_samples(groups, self.config.grpo)
+        shares = gather_all(to_samples(groups, grpo), "the rollouts of the other ranks")
+        samples = [sample for share in shares for sample in share]
         # AdamW's first steps move every weight by the whole learning rate, whatever the gradient's size.
-        self.optimizer.lr = self.config.grpo.lr * min(1.0, (self.step + 1) / (self.config.grpo.warmup_steps + 1))
-        metrics = update(self.policy, self.optimizer, samples, self.config.grpo, self.reference)
+        self.optimizer.lr = grpo.lr * min(1.0, (self.step + 1) / (grpo.warmup_steps + 1))
+        self.engine.sleep()
+        try:
+            metrics = update(
+                self.policy, self.optimizer, samples, grpo, self.reference, budget=self.plan.micro_batch_tokens
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"out of GPU memory in training; {self.plan.advice()}") from error
+        self._count_skipped(metrics, samples)
         self.step += 1
         return metrics
 
     def sync(self) -> dict[str, float]:
         """The updated weights into vLLM, in place, with the parity check that stops the run where it fails."""
+        self.engine.wake()
         report = self.engine.sync(self.policy)
         return {"parity": report.parity_mean, "parity_max": report.parity_max, "sync_seconds": report.seconds}
 
@@ -67,15 +90,30 @@ class Learner:
         if self.step % self.config.checkpoint.every == 0:
             self.save()
 
-    def save(self) -> None:
-        """A resumable checkpoint of the present step."""
+    def save(self, score: float | None = None) -> None:
+        """A resumable checkpoint of the present step, written by the first rank."""
         state = {"optimizer": self.optimizer.state_dict()}
-        self.checkpoints.save(self.step, save_hf=self.policy.save_hf, state=state, config=self.config)
+        if rank_and_world()[0] == 0:
+            self.checkpoints.save(self.step, save_hf=self.policy.save_hf, state=state, config=self.config, score=score)
 
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint at `path`, whose weights the policy has loaded already."""
         self.step, state = load(path, self.config)
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def _count_skipped(self, metrics: dict[str, float], samples: Sequence[Sample]) -> None:
+        """Keep the batch of a skipped step for inspection, and stop after too many in a row."""
+        if not metrics.get("skipped"):
+            self.skipped = 0
+            return
+        self.skipped += 1
+        path = self.config.folder / f"skipped-{self.step + 1:06d}.pt"
+        torch.save([asdict(sample) for sample in samples], path)
+        if self.skipped >= self.config.grpo.max_skipped:
+            raise UserError(
+                f"{self.skipped} steps in a row had a gradient norm that cannot be used (the last one "
+                f"{metrics['grad_norm']:g}); its batch is in {path}: lower grpo.lr, or raise grpo.skip_grad_norm"
+            )
 
 
 @contextmanager
@@ -83,11 +121,12 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
     """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
     checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
     settings = {"device": policy_device(), "dtype": policy_dtype(config)}
+    plan = memory_plan(config, AutoConfig.from_pretrained(model), ranks=rank_and_world()[1])
     reference = load_policy(model, **settings) if config.grpo.kl_weight > 0 else None
     policy = load_policy(checkpoint or model, activation_checkpointing=config.model.gradient_checkpointing, **settings)
-    with open_engine(config, checkpoint or model) as engine:
+    with open_engine(config, checkpoint or model, kv_cache_gb=plan.kv_cache_gb) as engine:
         engine.sync(policy)
-        learner = Learner(config, engine, policy, reference)
+        learner = Learner(config, engine, policy, reference, plan)
         if checkpoint is not None:
             learner.restore(checkpoint)
         yield learner
@@ -111,31 +150,41 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
 
 
 def update(
-    policy: Policy, optimizer: AdamW, samples: Sequence[Sample], config: Grpo, reference: Policy | None = None
+    policy: Policy,
+    optimizer: AdamW,
+    samples: Sequence[Sample],
+    config: Grpo,
+    reference: Policy | None = None,
+    *,
+    budget: int,
 ) -> dict[str, float]:
-    """`config.epochs_per_batch` optimizer steps on `samples`; returns the step's metrics.
+    """`config.epochs_per_batch` optimizer steps on `samples`, those of all ranks; returns the step's metrics.
 
-    `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step.
-    An empty `samples` (no group with variance) leaves the policy as it is.
+    Each rank computes its share in micro-batches of at most `budget` tokens. `sampler_parity` (mean and max, nats)
+    compares vLLM's logprobs with the trainer's before the first step. An empty `samples` (no group with variance)
+    leaves the policy as it is.
     """
-    counts = [sample.loss_tokens for sample in samples]
-    weights = sequence_weights(
-        counts, config.normaliser, constant=config.max_new_tokens, totals=(sum(counts), len(samples))
-    )
-    batches = pack(samples, weights, config.micro_batch_tokens, policy.device)
+    batches = rank_batches(samples, config.normaliser, config.max_new_tokens, budget, policy.device)
     for batch in batches:
         if config.epochs_per_batch > 1:
             batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
         if reference is not None:
             batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
-    metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(counts))}
+    metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
     for epoch in range(config.epochs_per_batch if batches else 0):
-        measured = _accumulate(policy, batches, config)
+        measured = _over_ranks(_accumulate(policy, batches, config))
         step = optimizer.step()
         measured |= {"grad_norm": step.grad_norm, "skipped": float(step.skipped), "lr": optimizer.lr}
         # Later epochs are off-policy by design: parity and entropy are those of the policy that sampled.
         metrics = measured | metrics if epoch == 0 else metrics | {"clip_fraction": measured["clip_fraction"]}
     return metrics
+
+
+def _over_ranks(metrics: dict[str, float]) -> dict[str, float]:
+    """Sums of losses, the largest of maxima and means of the rest over the ranks."""
+    ranks = gather_all(metrics, "the metrics of the other ranks")
+    folds = {"loss": sum, "sampler_parity_max": max}
+    return {name: folds.get(name, statistics.fmean)([rank[name] for rank in ranks]) for name in metrics}
 
 
 def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[str, float]:
@@ -148,7 +197,8 @@ def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[
         statistics = output.statistics if statistics is None else statistics.merge(output.statistics)
         gaps.append((output.logprobs_N - batch.sampled_logprobs_N).abs())
     gap_N = torch.cat(gaps)
-    gap_N = gap_N[gap_N.isfinite()]
+    # Dropped tokens have no logprob; a rank may have been given nothing but those.
+    gap_N = gap_N[gap_N.isfinite()] if bool(gap_N.isfinite().any()) else gap_N.new_zeros(1)
     tokens = statistics.tokens.clamp(min=1)
     return {
         "loss": float(loss),

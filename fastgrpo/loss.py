@@ -6,7 +6,6 @@ The formulas themselves stand in `kernels`, in Triton and in the plain-torch ora
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,24 +14,8 @@ from fastgrpo.kernels import LossOutput, linear_grpo_loss, linear_logprob
 from fastgrpo.types import Batch
 
 if TYPE_CHECKING:
-    from fastgrpo.config import Grpo, Normaliser
+    from fastgrpo.config import Grpo
     from fastgrpo.model import Policy
-
-
-def sequence_weights(
-    loss_tokens: Sequence[int], normaliser: Normaliser, *, constant: int, totals: tuple[int, int]
-) -> list[float]:
-    """The weight of each token of each sequence, so that the step's loss is a plain weighted sum.
-
-    `loss_tokens[i]` counts sequence i's loss tokens; `totals` are the loss tokens and sequences of the whole optimizer
-    step over all ranks; `constant` is the divisor of dr_grpo (the completion limit).
-    """
-    tokens, sequences = totals
-    if normaliser == "token":
-        return [1.0 / max(tokens, 1)] * len(loss_tokens)
-    if normaliser == "sequence":
-        return [1.0 / (max(sequences, 1) * max(count, 1)) for count in loss_tokens]
-    return [1.0 / (max(sequences, 1) * constant)] * len(loss_tokens)
 
 
 def policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:

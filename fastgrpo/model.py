@@ -95,6 +95,12 @@ class Policy:
         self.tokenizer.save_pretrained(folder)
 
 
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder. Raises UserError if the folder has none."""
+    _check_folder(Path(path))
+    return AutoTokenizer.from_pretrained(path)
+
+
 def load_policy(
     path: str | os.PathLike[str],
     *,

@@ -7,6 +7,8 @@ from itertools import accumulate
 
 import torch
 
+from fastgrpo.config import Normaliser
+from fastgrpo.distributed import rank_and_world
 from fastgrpo.types import Batch, Sample
 
 
@@ -47,11 +49,49 @@ def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 def pack(samples: Sequence[Sample], weights: Sequence[float], budget: int, device: torch.device | str) -> list[Batch]:
     """Pack `samples` into batches of at most `budget` tokens; `weights[i]` is the loss weight of sample i's tokens.
 
-    The weights belong to the whole optimizer step (see `loss.sequence_weights`), so that the gradient does not depend
+    The weights belong to the whole optimizer step (see `sequence_weights`), so that the gradient does not depend
     on how the step is cut into batches.
     """
     groups = partition([len(sample.token_ids) for sample in samples], budget)
     return [_row([samples[i] for i in group], [weights[i] for i in group], group, device) for group in groups]
+
+
+def rank_batches(
+    samples: Sequence[Sample], normaliser: Normaliser, constant: int, budget: int, device: torch.device | str
+) -> list[Batch]:
+    """This rank's micro-batches of an optimizer step whose `samples` every rank knows in the same order.
+
+    Sequences are balanced over the ranks by length. Every rank gets the same number of batches, because each backward
+    ends in a collective: a rank with less to do repeats a sequence with weight 0, which costs no loss token.
+    """
+    if not samples:
+        return []
+    rank, world = rank_and_world()
+    counts = [sample.loss_tokens for sample in samples]
+    weights = sequence_weights(counts, normaliser, constant=constant, totals=(sum(counts), len(samples)))
+    lengths = [len(sample.token_ids) for sample in samples]
+    shares = balance(lengths, world)
+    most = max(len(partition([lengths[i] for i in share], budget)) for share in shares)
+    mine = shares[rank]
+    batches = pack([samples[i] for i in mine], [weights[i] for i in mine], budget, device)
+    idle = min(samples, key=lambda sample: len(sample.token_ids))
+    return batches + [pack([idle], [0.0], budget, device)[0] for _ in range(most - len(batches))]
+
+
+def sequence_weights(
+    loss_tokens: Sequence[int], normaliser: Normaliser, *, constant: int, totals: tuple[int, int]
+) -> list[float]:
+    """The weight of each token of each sequence, so that the step's loss is a plain weighted sum.
+
+    `loss_tokens[i]` counts sequence i's loss tokens; `totals` are the loss tokens and sequences of the whole optimizer
+    step over all ranks; `constant` is the divisor of dr_grpo (the completion limit).
+    """
+    tokens, sequences = totals
+    if normaliser == "token":
+        return [1.0 / max(tokens, 1)] * len(loss_tokens)
+    if normaliser == "sequence":
+        return [1.0 / (max(sequences, 1) * max(count, 1)) for count in loss_tokens]
+    return [1.0 / (max(sequences, 1) * constant)] * len(loss_tokens)
 
 
 def _row(samples: list[Sample], weights: list[float], ids: list[int], device: torch.device | str) -> Batch:

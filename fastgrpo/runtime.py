@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from fastgrpo_sandbox import Limits, SandboxPool
+from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable
 
 from fastgrpo import data
-from fastgrpo.config import Config, Workers
+from fastgrpo.config import Config, Workers, open_folder
+from fastgrpo.distributed import gather_all, rank_and_world
 from fastgrpo.engine import Engine
+from fastgrpo.errors import UserError
 from fastgrpo.log import RunLog
 from fastgrpo.rollout import Sampling
 from fastgrpo.types import Problem
@@ -40,6 +42,14 @@ def load_problems(config: Config) -> tuple[list[Problem], list[Problem]]:
     return data.split(data.load(config.data.dataset), held_out=config.data.held_out, seed=config.seed)
 
 
+def open_log(config: Config, *, resume: bool) -> RunLog:
+    """The run's folder and its log; the ranks after the first write nothing."""
+    first = rank_and_world()[0] == 0
+    folder = open_folder(config, resume=resume) if first else None
+    gather_all(None, "the run's folder")
+    return RunLog(folder)
+
+
 @asynccontextmanager
 async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[WorkflowEnvironment]:
     """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight."""
@@ -51,7 +61,7 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
         processes=sandbox.processes,
         output_bytes=sandbox.output_bytes,
     )
-    async with SandboxPool(cells=sandbox.cells or None, limits=limits) as pool:
+    async with _pool(sandbox.cells, limits) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)
         watcher = asyncio.create_task(_watch(pool, log)) if log else None
         try:
@@ -71,6 +81,16 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
             if watcher:
                 watcher.cancel()
             await worker.aclose()
+
+
+@asynccontextmanager
+async def _pool(cells: int, limits: Limits) -> AsyncIterator[SandboxPool]:
+    async with AsyncExitStack() as stack:
+        try:
+            pool = await stack.enter_async_context(SandboxPool(cells=cells or None, limits=limits))
+        except SandboxUnavailable as error:
+            raise UserError(str(error)) from error
+        yield pool
 
 
 async def _watch(pool: SandboxPool, log: RunLog) -> None:
@@ -109,15 +129,15 @@ def policy_dtype(config: Config) -> torch.dtype:
 
 
 @contextmanager
-def open_engine(config: Config, model: Path) -> Iterator[Engine]:
-    """vLLM in this process, with `model`'s weights."""
+def open_engine(config: Config, model: Path, *, kv_cache_gb: float | None = None) -> Iterator[Engine]:
+    """vLLM in this process, with `model`'s weights; `kv_cache_gb` as planned, None = what the configuration says."""
     engine = Engine(
         model,
         dtype=str(policy_dtype(config)).removeprefix("torch."),
         max_model_len=config.engine.max_model_len,
         max_num_seqs=config.engine.max_num_seqs,
         gpu_memory_utilization=config.engine.gpu_memory_utilization,
-        kv_cache_gb=config.engine.kv_cache_gb,
+        kv_cache_gb=kv_cache_gb or (None if torch.cuda.is_available() else config.engine.kv_cache_gb),
         enforce_eager=config.engine.enforce_eager,
         seed=config.seed,
         parity_limit=config.engine.parity_threshold,

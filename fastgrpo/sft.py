@@ -8,20 +8,34 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from fastgrpo.chat import completion_ids, prompt_ids
 from fastgrpo.cli import parse
-from fastgrpo.config import Config, Sft, open_folder
+from fastgrpo.config import Config, Sft
 from fastgrpo.distill import ModelTeacher, ScriptedTeacher, Trace, distill, read_traces, write_traces
+from fastgrpo.distributed import gather_all, join_ranks, rank_and_world
+from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.log import RunLog
-from fastgrpo.loss import sequence_weights, sft_loss
+from fastgrpo.loss import sft_loss
 from fastgrpo.model import Policy, load_policy
 from fastgrpo.optimizer import AdamW
-from fastgrpo.packing import pack
-from fastgrpo.runtime import load_problems, open_environment, policy_dtype, run_async
+from fastgrpo.packing import rank_batches
+from fastgrpo.plan import print_plan
+from fastgrpo.runtime import (
+    load_problems,
+    open_environment,
+    open_log,
+    policy_device,
+    policy_dtype,
+    run_async,
+)
 from fastgrpo.tiny import create_policy
 from fastgrpo.types import Problem, Sample
 from fastgrpo.workflow.environment import WorkflowEnvironment
+
+TRACES = "traces.jsonl"
 
 
 async def warm_start(
@@ -31,24 +45,32 @@ async def warm_start(
     finished = config.folder / "sft"
     if finished.exists():
         return finished
-    traces = await _traces(config, environment, problems, log)
+    first = rank_and_world()[0] == 0
+    if first and not (config.folder / TRACES).exists():
+        await _distill(config, environment, problems, log)
+    gather_all(None, "the first rank's traces")
+    traces = read_traces(config.folder / TRACES)
     model = Path(config.model.path or config.folder / "initial")
-    if not config.model.path:
+    if first and not config.model.path:
         create_policy([trace.prompt + trace.text for trace in traces], model, seed=config.seed)
+    gather_all(None, "the first rank's initial policy")
     policy = load_policy(
-        model, dtype=policy_dtype(config), activation_checkpointing=config.model.gradient_checkpointing
+        model,
+        device=policy_device(),
+        dtype=policy_dtype(config),
+        activation_checkpointing=config.model.gradient_checkpointing,
     )
     fit(policy, traces, config, log)
-    policy.save_hf(finished)
+    if first:
+        partial = finished.with_suffix(".partial")
+        policy.save_hf(partial)
+        partial.rename(finished)
+    gather_all(None, "the first rank's warm-started policy")
     return finished
 
 
-async def _traces(
-    config: Config, environment: WorkflowEnvironment, problems: Sequence[Problem], log: RunLog
-) -> list[Trace]:
-    path = config.folder / "traces.jsonl"
-    if path.exists():
-        return read_traces(path)
+async def _distill(config: Config, environment: WorkflowEnvironment, problems: Sequence[Problem], log: RunLog) -> None:
+    """The teacher's traces into the run's folder."""
     teacher = ScriptedTeacher() if config.sft.teacher == "scripted" else ModelTeacher(environment.worker, environment)
     with log.phase("distill"):
         traces = await distill(
@@ -63,9 +85,8 @@ async def _traces(
         raise UserError(
             "the teacher left no usable trace: check the workers' endpoint, or use sft.teacher = 'scripted'"
         )
-    write_traces(path, traces)
-    log.say(f"distilled {len(traces)} traces of {len(problems)} problems to {path}")
-    return traces
+    write_traces(config.folder / TRACES, traces)
+    log.say(f"distilled {len(traces)} traces of {len(problems)} problems to {config.folder / TRACES}")
 
 
 def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) -> None:
@@ -79,16 +100,15 @@ def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) ->
     log.stage("sft", len(steps))
     for step, chosen in enumerate(steps, 1):
         with log.phase("train"):
-            counts = [sample.loss_tokens for sample in chosen]
-            weights = sequence_weights(counts, "token", constant=1, totals=(sum(counts), len(chosen)))
-            loss = 0.0
-            for batch in pack(chosen, weights, config.sft.batch_tokens, policy.device):
+            loss = torch.zeros((), device=policy.device)
+            for batch in rank_batches(chosen, "token", 1, config.grpo.micro_batch_tokens, policy.device):
                 share = sft_loss(policy, batch)
                 share.backward()
-                loss += float(share.detach())
+                loss += share.detach()
             optimizer.lr = config.sft.lr * _decay(step, len(steps))
             norm = optimizer.step().grad_norm
-        log.step(step, {"loss": loss, "grad_norm": norm, "lr": optimizer.lr})
+        total = sum(gather_all(float(loss), "the losses of the other ranks"))
+        log.step(step, {"loss": total, "grad_norm": norm, "lr": optimizer.lr})
 
 
 def to_sample(policy: Policy, trace: Trace) -> Sample:
@@ -125,10 +145,9 @@ def _decay(step: int, steps: int) -> float:
 
 
 async def _main(config: Config) -> None:
-    open_folder(config, resume=False)
     problems, _ = load_problems(config)
-    with RunLog(config.folder) as log:
-        async with open_environment(config) as environment:
+    with open_log(config, resume=False) as log:
+        async with open_environment(config, log) as environment:
             folder = await warm_start(config, environment, problems, log)
         log.say(f"the warm-started policy is in {folder}: continue with python -m fastgrpo.train --model {folder}")
 
@@ -136,7 +155,11 @@ async def _main(config: Config) -> None:
 def main() -> None:
     """Run stage 1 alone."""
     command = parse(sys.argv[1:], program="fastgrpo.sft")
-    run_async(lambda: _main(command.config))
+    if command.dry_run:
+        return print_plan(command.config)
+    require_ready()
+    join_ranks()
+    return run_async(lambda: _main(command.config))
 
 
 if __name__ == "__main__":

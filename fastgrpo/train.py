@@ -13,38 +13,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastgrpo.cli import parse
-from fastgrpo.config import Config, open_folder
+from fastgrpo.config import Config
+from fastgrpo.distributed import join_ranks, rank_and_world
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
 from fastgrpo.learner import open_learner
-from fastgrpo.log import RunLog
 from fastgrpo.metrics import rollout_metrics, sample_records
 from fastgrpo.plan import print_plan
 from fastgrpo.report import write_report
 from fastgrpo.rollout import collect
-from fastgrpo.runtime import load_problems, open_environment, run_async, sampling_of
+from fastgrpo.runtime import load_problems, open_environment, open_log, run_async, sampling_of
 from fastgrpo.sft import warm_start
 from fastgrpo.types import Problem
 
 
 async def train(config: Config, *, resume: bool) -> None:
     """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report."""
-    folder = open_folder(config, resume=resume)
     problems, held_out = load_problems(config)
-    with RunLog(folder) as log:
+    with open_log(config, resume=resume) as log:
         async with open_environment(config, log) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
             with open_learner(config, model, resume=resume) as learner:
 
-                async def measure(stage: str) -> None:
+                async def measure(stage: str) -> dict[str, float]:
                     rows = await evaluate(learner.engine, environment, learner.tokenizer, held_out, config, stage)
-                    save_rows(folder / "evaluation.json", rows)
+                    save_rows(config.folder / "evaluation.json", rows)
                     log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in summary(rows).items()))
+                    return summary(rows)
 
-                log.stage("grpo", config.grpo.steps, done=learner.step)
                 if learner.step == 0:
                     await measure("sft")
+                log.stage("grpo", config.grpo.steps, done=learner.step)
                 try:
                     while learner.step < config.grpo.steps:
                         with log.phase("rollout"):
@@ -68,16 +68,18 @@ async def train(config: Config, *, resume: bool) -> None:
                 except asyncio.CancelledError:
                     learner.save()
                     raise
-                await measure("grpo")
-                learner.save()
-    log.say(f"report: {write_report(folder)}")
+                measured = await measure("grpo")
+                learner.save(score=measured.get("reward"))
+        if log.folder is not None:
+            log.say(f"report: {write_report(log.folder)}")
 
 
 def draw_problems(problems: Sequence[Problem], config: Config, step: int) -> list[Problem]:
-    """The problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone."""
+    """This rank's problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone."""
+    rank, world = rank_and_world()
     first = step * config.grpo.prompts_per_step
     chosen: list[Problem] = []
-    for position in range(first, first + config.grpo.prompts_per_step):
+    for position in range(first + rank, first + config.grpo.prompts_per_step, world):
         epoch, index = divmod(position, len(problems))
         order = random.Random(f"{config.seed}/order/{epoch}").sample(range(len(problems)), len(problems))
         chosen.append(problems[order[index]])
@@ -90,6 +92,7 @@ def main() -> None:
     if command.dry_run:
         return print_plan(command.config)
     require_ready()
+    join_ranks()
     return run_async(lambda: train(command.config, resume=command.resume))
 
 

@@ -8,8 +8,8 @@ import torch
 
 from fastgrpo.config import LOSS_PRESETS, Grpo
 from fastgrpo.learner import to_samples
-from fastgrpo.loss import policy_loss, sequence_weights, sft_loss, token_logprobs
-from fastgrpo.packing import pack
+from fastgrpo.loss import policy_loss, sft_loss, token_logprobs
+from fastgrpo.packing import pack, sequence_weights
 from fastgrpo.types import Group, RewardTerms, Rollout, Sample
 
 VOCAB, WIDTH = 37, 16
