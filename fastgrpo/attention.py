@@ -43,13 +43,14 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each packed sequence, for B = 1 row, H query heads and G <= H key/value heads.
 
-    flash-attn on a GPU where installed, else torch's own varlen attention; one fused call per sequence on CPU.
+    flash-attn on a GPU where installed, else torch's own varlen attention; one fused call per sequence on CPU, and in
+    fp32, which neither knows.
     Returns (output_BTHD, None). Raises ValueError if a sequence is longer than a layer's sliding window.
     """
     if sliding_window is not None and max_length_q > sliding_window:
         raise ValueError(f"a sequence of {max_length_q} tokens exceeds the model's sliding window of {sliding_window}")
     heads = query_BHTD, key_BGTD, value_BGTD
-    if query_BHTD.is_cuda:
+    if query_BHTD.is_cuda and query_BHTD.dtype != torch.float32:
         query_THD, key_TGD, value_TGD = (x.squeeze(0).transpose(0, 1) for x in heads)
         varlen = _torch_varlen if flash_attn_varlen_func is None else _flash_varlen
         return varlen(query_THD, key_TGD, value_TGD, cu_seq_lens_q, max_length_q, scaling).unsqueeze(0), None

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
 
-def save_tiny_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
+def save_tiny_model(
+    folder: Path, *, kind: type[PretrainedConfig] = Qwen2Config, seed: int = 0, **changes: object
+) -> Path:
     """Write a model of 0.3 M parameters (Qwen2: GQA, biases, tied embeddings) and its tokenizer to `folder`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
@@ -29,7 +31,7 @@ def save_tiny_model(folder: Path, *, seed: int = 0, **changes: object) -> Path:
         "pad_token_id": fast.pad_token_id,
     }
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(Qwen2Config(**(shape | changes)))
+    model = AutoModelForCausalLM.from_config(kind(**(shape | changes)))
     for parameter in model.parameters():
         # Initial biases are 0 and norms 1: random ones show a mistake in either.
         if parameter.ndim == 1:

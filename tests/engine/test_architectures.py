@@ -1,0 +1,52 @@
+"""The table of shared weights against vLLM's real modules, one architecture after another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import save_tiny_model
+from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config
+
+from fastgrpo.engine import Engine
+from fastgrpo.model import load_policy
+from fastgrpo.weights import SHARED_ARCHITECTURES
+
+KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    # Qwen3 has norms on q and k and a head size of its own; untied heads are separate tensors in vLLM.
+    "Qwen3ForCausalLM": (Qwen3Config, {"head_dim": 48, "tie_word_embeddings": False}),
+    "LlamaForCausalLM": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    # vLLM pads a vocabulary to a multiple of 64; the trainer's has no padding.
+    "MistralForCausalLM": (MistralConfig, {"sliding_window": None, "vocab_size": 1000}),
+}
+
+
+def test_every_shared_architecture_is_tested() -> None:
+    assert set(KINDS) | {"Qwen2ForCausalLM"} == SHARED_ARCHITECTURES
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", KINDS)
+def test_vllm_samples_from_the_trainers_memory(name: str, tmp_path: Path) -> None:
+    kind, changes = KINDS[name]
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
+    assert type(policy.model).__name__ == name
+    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gb=0.05)
+    try:
+        with torch.no_grad():
+            # Not the weights that vLLM read from the folder.
+            for parameter in policy.model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        assert engine.sync(policy).parity_max < 1e-4
+        assert policy.shares_weights
+        with torch.no_grad():
+            # In place and different for each parameter: a view with wrong rows would show.
+            for parameter in policy.model.parameters():
+                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+        report = engine.sync(policy)
+        assert report.bytes_copied == 0
+        assert report.parity_max < 1e-4
+    finally:
+        engine.close()
