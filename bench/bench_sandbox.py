@@ -351,9 +351,10 @@ def write_report(rows: Rows, command: str) -> None:
     lines = [
         "# Jail pool",
         "",
-        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores ({cpu_model()}), Linux {platform.release()}, "
-        f"Python {platform.python_version()}; load average {LOAD_BEFORE:.1f} at the start: above 1, other work shared the "
-        "machine and every absolute figure is worse for it. Medians of 5 rounds; the systems of the first block take turns.",
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores ({cpu_model()}), "
+        f"Linux {platform.release()}, Python {platform.python_version()}; load average {LOAD_BEFORE:.1f} at the start. "
+        "Above 1, other work shared the machine, and every absolute figure is worse for it. Medians of 5 rounds; the "
+        "systems of the first block take turns.",
         "",
         "| what | measured | bar / goal |",
         "| --- | --- | --- |",

@@ -169,6 +169,9 @@ class Cell(asyncio.Protocol):
             await self.stop()
             said = str(error) or self._last_words or f"no answer within {START_DEADLINE_S:.0f} s"
             raise SandboxUnavailable(f"the jail did not start: {said}") from None
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """Ends the jail and everything in it; returns when it is gone."""

@@ -108,9 +108,7 @@ def _script(job: dict[str, Any], peer: int) -> int:
 
 
 def _session(job: dict[str, Any], peer: int) -> int:
-    from . import session
-
-    value = session.run(load(job["code"], "workflow"), job["inputs"])
+    value = sys.modules["guest.session"].run(load(job["code"], "workflow"), job["inputs"])
     _flush()
     send_result(value=value)
     return 0
