@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from fastgrpo.kernels.backend import triton_runs
+from fastgrpo.kernels.reference import STD_EPSILON
 from fastgrpo.kernels.validate import require
 
 AdvantageMode = Literal["grpo", "dr_grpo", "rloo"]
 ID_DTYPES = (torch.int32, torch.int64)
 MODES = ("grpo", "dr_grpo", "rloo")
-
-# Added to grpo's standard deviation: small beside any spread of rewards that is not rounding.
-STD_EPSILON = 1e-6
 
 
 def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: AdvantageMode = "grpo") -> Tensor:
@@ -33,7 +31,7 @@ def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: AdvantageMode
     if triton_runs(rewards_R.device):
         from fastgrpo.kernels import advantage_triton
 
-        return advantage_triton.group_advantages(rewards_R, group_ids_R, mode, STD_EPSILON)
+        return advantage_triton.group_advantages(rewards_R, group_ids_R, mode)
     return _group_advantages_torch(rewards_R, group_ids_R, mode)
 
 

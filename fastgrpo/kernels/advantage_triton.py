@@ -7,7 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, TILE, WARPS = 32, 64, 1
+from fastgrpo.kernels.reference import STD_EPSILON
+
+# Constants of the module rather than arguments, each of which would lengthen the launch.
+BLOCK, TILE, WARPS = tl.constexpr(32), tl.constexpr(64), 1
+EPSILON = tl.constexpr(STD_EPSILON)
 
 
 @triton.jit
@@ -30,10 +34,7 @@ def _smaller(a, b):
 
 
 @triton.jit
-def _advantage_kernel(
-    rewards_ptr, ids_ptr, advantages_ptr, rollouts,
-    EPSILON: tl.constexpr, MODE: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+def _advantage_kernel(rewards_ptr, ids_ptr, advantages_ptr, rollouts, MODE: tl.constexpr):
     first = tl.program_id(0) * BLOCK
     row_B = first + tl.arange(0, BLOCK)
     tile_T = tl.arange(0, TILE)
@@ -77,11 +78,11 @@ def _advantage_kernel(
     tl.store(advantages_ptr + row_B, tl.where(square_B > 0, advantage_B, 0.0), mask=row_B < rollouts)
 
 
-def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: str, epsilon: float) -> Tensor:
+def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: str) -> Tensor:
     """See `fastgrpo.advantage.group_advantages`."""
-    advantages_R = torch.empty(len(rewards_R), device=rewards_R.device)
-    if len(rewards_R):
-        arguments = (rewards_R.contiguous(), group_ids_R.contiguous(), advantages_R, len(rewards_R))
-        grid = (triton.cdiv(len(rewards_R), BLOCK),)
-        _advantage_kernel[grid](*arguments, EPSILON=epsilon, MODE=mode, BLOCK=BLOCK, TILE=TILE, num_warps=WARPS)
+    rewards_R, group_ids_R = rewards_R.contiguous(), group_ids_R.contiguous()
+    advantages_R, rollouts = torch.empty_like(rewards_R), len(rewards_R)
+    if rollouts:
+        programs = -(-rollouts // BLOCK.value)
+        _advantage_kernel[(programs,)](rewards_R, group_ids_R, advantages_R, rollouts, mode, num_warps=WARPS)
     return advantages_R

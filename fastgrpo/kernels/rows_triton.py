@@ -31,15 +31,20 @@ def _capped(raw, softcap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _fold(x_UL, largest_L, sum_L, weighted_L, ENTROPY: tl.constexpr):
-    """One tile of x into each lane's (largest, sum of 2^(x - largest), sum of 2^(x - largest) * (x - largest))."""
+def _fold(x_UL, inside_UL, largest_L, sum_L, weighted_L, scale, MASKED: tl.constexpr, ENTROPY: tl.constexpr):
+    """One tile of logits into each lane's largest, sum of e = 2^(scale * (x - largest)) and sum of e * log2(e)."""
+    if MASKED:
+        x_UL = tl.where(inside_UL, x_UL, PADDING)
     new_largest_L = tl.maximum(largest_L, tl.max(x_UL, axis=0))
-    decay_L = tl.exp2(largest_L - new_largest_L)
-    distance_UL = x_UL - new_largest_L[None, :]
+    change_L = (largest_L - new_largest_L) * scale
+    distance_UL = x_UL * scale - (new_largest_L * scale)[None, :]
+    if MASKED:
+        # Fused, PADDING * scale - PADDING * scale is the rounding error of 1e30, not 0.
+        distance_UL = tl.where(inside_UL, distance_UL, PADDING)
     e_UL = tl.exp2(distance_UL)
     if ENTROPY:
-        weighted_L = (weighted_L + sum_L * (largest_L - new_largest_L)) * decay_L + tl.sum(e_UL * distance_UL, axis=0)
-    return new_largest_L, sum_L * decay_L + tl.sum(e_UL, axis=0), weighted_L
+        weighted_L = (weighted_L + sum_L * change_L) * tl.exp2(change_L) + tl.sum(e_UL * distance_UL, axis=0)
+    return new_largest_L, sum_L * tl.exp2(change_L) + tl.sum(e_UL, axis=0), weighted_L
 
 
 @triton.jit
@@ -47,7 +52,7 @@ def _row_statistics(
     row_ptr, vocabulary, softcap, scale,
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """(largest, sum of 2^(x - largest), entropy in nats) of x = scale * logit, online in each lane."""
+    """(largest logit, sum of 2^(scale * (x - largest)), entropy in nats), online in each lane."""
     TILE: tl.constexpr = LANES * UNROLL
     tile_UL = tl.arange(0, UNROLL)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     largest_L = tl.full([LANES], PADDING, tl.float32)
@@ -56,18 +61,17 @@ def _row_statistics(
     whole = vocabulary // TILE * TILE
     for start in range(0, whole, TILE):
         raw_UL = tl.load(row_ptr + start + tile_UL, eviction_policy="evict_last")
-        x_UL = _capped(raw_UL, softcap, SOFTCAP) * scale
-        largest_L, sum_L, weighted_L = _fold(x_UL, largest_L, sum_L, weighted_L, ENTROPY)
+        x_UL = _capped(raw_UL, softcap, SOFTCAP)
+        largest_L, sum_L, weighted_L = _fold(x_UL, tile_UL, largest_L, sum_L, weighted_L, scale, False, ENTROPY)
     if whole < vocabulary:
         inside_UL = whole + tile_UL < vocabulary
         raw_UL = tl.load(row_ptr + whole + tile_UL, mask=inside_UL, other=0.0, eviction_policy="evict_last")
-        # After the scaling: a fused multiply-add would leave 2^70 of PADDING * scale - PADDING * scale.
-        x_UL = tl.where(inside_UL, _capped(raw_UL, softcap, SOFTCAP) * scale, PADDING)
-        largest_L, sum_L, weighted_L = _fold(x_UL, largest_L, sum_L, weighted_L, ENTROPY)
+        x_UL = _capped(raw_UL, softcap, SOFTCAP)
+        largest_L, sum_L, weighted_L = _fold(x_UL, inside_UL, largest_L, sum_L, weighted_L, scale, True, ENTROPY)
     largest = tl.max(largest_L, axis=0)
-    decay_L = tl.exp2(largest_L - largest)
-    total = tl.sum(sum_L * decay_L, axis=0)
-    weighted = tl.sum((weighted_L + sum_L * (largest_L - largest)) * decay_L, axis=0)
+    change_L = (largest_L - largest) * scale
+    total = tl.sum(sum_L * tl.exp2(change_L), axis=0)
+    weighted = tl.sum((weighted_L + sum_L * change_L) * tl.exp2(change_L), axis=0)
     return largest, total, (tl.log2(total) - weighted / total) * LN_2
 
 
@@ -173,7 +177,7 @@ def _logprob_kernel(
     target = tl.load(targets_ptr + row)
     target_raw = tl.load(row_ptr + target, mask=(target >= 0) & (target < vocabulary), other=0.0)
     largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, ENTROPY, LANES, UNROLL)
-    logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest) * LN_2 - tl.log(total)
+    logprob = (_capped(target_raw, softcap, SOFTCAP) - largest) * (scale * LN_2) - tl.log(total)
     tl.store(logprob_ptr + row, logprob)
     if ENTROPY:
         tl.store(entropy_ptr + row, entropy)
@@ -212,7 +216,7 @@ def _loss_kernel(
         target = tl.load(targets_ptr + row)
         target_raw = tl.load(row_ptr + target)
         largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, True, LANES, UNROLL)
-        logprob = (_capped(target_raw, softcap, SOFTCAP) * scale - largest) * LN_2 - tl.log(total)
+        logprob = (_capped(target_raw, softcap, SOFTCAP) - largest) * (scale * LN_2) - tl.log(total)
         loss, d_loss, kl, ratio, below, above, capped = _policy_loss(
             logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
             low, high, kl_weight, tis_cap, RATIO,
@@ -229,7 +233,7 @@ def _loss_kernel(
         if GRADIENT:
             tl.debug_barrier()  # every thread has the target's logit before any overwrites it
             _write_dlogits(
-                row_ptr, vocabulary, target, target_raw, largest, total, logprob, entropy, d_loss, d_loss,
+                row_ptr, vocabulary, target, target_raw, largest * scale, total, logprob, entropy, d_loss, d_loss,
                 softcap, scale, SOFTCAP, False, LANES, UNROLL,
             )  # fmt: skip
 

@@ -69,11 +69,13 @@ def random_head(
 def random_tokens(
     head: Head, *, normaliser: str = "token_mean", masked: float = 0.0, spread: float = 0.4
 ) -> TokenInputs:
-    """Loss inputs around the head's own logprobs, so that some tokens clip low, some high and some not."""
+    """Loss inputs around the head's own logprobs: some tokens clip low, some high, and none within a bf16 logprob's
+    error of a clip, where its gradient would be all or nothing."""
     n, device = len(head.targets_N), head.hidden_NH.device
     with torch.no_grad():
         logprobs_N, _ = reference.linear_logprob(*_tensors(head), head.transform, head.bias_V)
-    near = [logprobs_N + spread * torch.randn(n).to(device) for _ in range(3)]
+    steps = torch.tensor([-2.5, -0.075, 0.075, 2.5])
+    near = [logprobs_N + spread * steps[torch.randint(4, (n,))].to(device) for _ in range(3)]
     sequence_N = torch.arange(n, device=device) // 5
     weights = {
         "token_mean": torch.full((n,), 1.0 / n, device=device),
@@ -124,5 +126,8 @@ def assert_as_good_as_eager(ours: list[Tensor], eager: list[Tensor], exact: list
         rows = keep if i in (1, 2) and truth.dim() == 1 else ...
         error, allowed = ((x.double() - truth)[rows].abs() for x in (mine, theirs))
         error, allowed = (x.max().item() if x.numel() else 0.0 for x in (error, allowed))
+        if truth.dim() == 0:  # one number's error is luck: a loss may be as far off as one of its logprobs
+            logprob_error = (eager[1].double() - exact[1])[keep].abs()
+            allowed = max(allowed, logprob_error.max().item() if logprob_error.numel() else 0.0)
         factor = FACTOR * (SCATTER if dtype == torch.bfloat16 else 1.0)
         assert error <= factor * allowed + SLACK, f"result {i}: error {error:.3g}, eager's {allowed:.3g}"

@@ -28,7 +28,8 @@ LOSSES = {
     "gspo_wide": LossOptions("sequence", clip_low=0.3, clip_high=0.3, kl_weight=0.1),
     "cispo": LossOptions("cispo", clip_low=1.0, clip_high=0.3, tis_cap=1.1),
 }
-SHAPES = [(1, 64, 1003), (7, 96, 1000), (19, 64, 129), (16, 64, 16)]
+SHAPES = [(1, 64, 1003), (7, 96, 2100), (5, 64, 129), (9, 64, 16)]
+ROWS = 7 if INTERPRETED else 23  # the interpreter takes about 10 ms a row
 BIG_SHAPES = [(3, 64, 151_936), (5, 4096, 1003), (300, 128, 1003), (130, 1536, 500)]
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -50,13 +51,13 @@ def check_loss(head, tokens, options, **rest) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss(loss, dtype, device):
-    head = random_head(23, 64, 1003, device=device, dtype=dtype)
-    check_loss(head, random_tokens(head), LOSSES[loss], chunk=9)
+    head = random_head(ROWS, 64, 1003, device=device, dtype=dtype)
+    check_loss(head, random_tokens(head), LOSSES[loss], chunk=5)
 
 
 @pytest.mark.parametrize("normaliser", ["token_mean", "sequence_mean", "constant"])
 def test_every_normaliser_with_masked_tokens(normaliser, device):
-    head = random_head(21, 64, 300, device=device)
+    head = random_head(ROWS, 64, 300, device=device)
     check_loss(head, random_tokens(head, normaliser=normaliser, masked=0.4), LOSSES["grpo"], chunk=8)
 
 
@@ -104,7 +105,7 @@ def test_extreme_logits(dtype, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("chunk", [None, 1, 6, 13])
+@pytest.mark.parametrize("chunk", [None, 6] if INTERPRETED else [None, 1, 6, 13])
 def test_logprob_and_entropy_gradients(chunk, dtype, device):
     head = random_head(13, 64, 333, device=device, dtype=dtype)
     grads = (torch.randn(13, device=device) / 13, torch.randn(13, device=device) / 13)
@@ -246,9 +247,9 @@ def test_statistics(loss, device):
     assert expected.clipped_high > 0
 
 
-@settings(max_examples=8 if INTERPRETED else 40, deadline=None, derandomize=True)
+@settings(max_examples=5 if INTERPRETED else 40, deadline=None, derandomize=True)
 @given(
-    n=st.integers(1, 12),
+    n=st.integers(1, 5 if INTERPRETED else 12),
     v=st.integers(1, 70),
     chunk=st.integers(1, 13),
     seed=st.integers(0, 2**31),
