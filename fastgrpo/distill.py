@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -71,13 +71,13 @@ class ScriptedTeacher:
         """A random plan; after a failed round, a plan with at least one more stage than the last."""
         draw = random.Random(f"{seed}/{problem.id}/{len(rounds)}")
         if not rounds:
-            (plan,) = draw.choices(((), ("review",), ("ensemble",), ("test",)), weights=(6, 2, 1, 1))
+            (plan,) = draw.choices(((), ("review",), ("ensemble",), ("test",)), weights=(3, 1, 1, 1))
             return _compose(draw, plan, opening=_length(problem.prompt))
         last = rounds[-1][1]
         stages = {name for name in ("review", "ensemble", "test") if f"await {name}(" in last.workflow}
         missing = [name for name in ("review", "ensemble", "test") if name not in stages]
         stages.update(draw.sample(missing, min(len(missing), 1)))
-        return _compose(draw, stages, opening=draw.choice(("That is not enough.", "The tests fail, so do more.")))
+        return _compose(draw, stages, opening="The tests fail, so do more.")
 
 
 def _length(prompt: str) -> str:
@@ -85,30 +85,34 @@ def _length(prompt: str) -> str:
     return f"A {'short' if words < 45 else 'long' if words > 75 else 'middling'} query."
 
 
-_HINTS = ("", "", "Handle edge cases.", "Follow the examples.", "Write simple code.")
+_HINTS = ("", "", "Handle edge cases.", "Follow the examples.")
 
 
-def _compose(draw: random.Random, stages: Iterable[str], opening: str) -> str:
+def _compose(draw: random.Random, stages: Collection[str], opening: str) -> str:
+    """A completion with `stages`; its reasoning says all that its code does, so that the code is learned exactly."""
     hint = draw.choice(_HINTS)
     ask = f'generate(problem, "{hint}")' if hint else "generate(problem)"
     plan, body = [opening], []
     if "ensemble" in stages:
-        count = draw.choice((2, 3, 3, 4, 5))
-        plan.append(draw.choice((f"Draft {count} times and vote.", f"Take the best of {count} drafts.")))
+        count = draw.choice((2, 3, 3, 4))
+        plan.append(f"Draft {count} times and vote.")
         body.append(f"drafts = await asyncio.gather(*[{ask} for _ in range({count})])")
         body.append("code = await ensemble(problem, drafts)")
     else:
-        plan.append(draw.choice(("Draft once.", "One draft will do.", "Write it directly.")))
+        plan.append("Draft once.")
         body.append(f"code = await {ask}")
+    if hint:
+        plan.append(hint)
     if "review" in stages:
-        plan.append(draw.choice(("Review and revise it.", "Let a reviewer read it.")))
+        plan.append("Review and revise.")
         body.append("notes = await review(problem, code)")
         body.append("if not notes.ok:\n        code = await revise(problem, code, notes.feedback)")
     if "test" in stages:
         retries = draw.choice((1, 2, 3))
-        plan.append(draw.choice(("Run the public tests.", f"Test it, {retries} retries.")))
+        plan.append(f"Test with {retries} retries.")
         body.append(f"result = await test(problem, code, retries={retries})")
-    lines = "\n    ".join([*body, "return result.code" if "test" in stages else "return code"])
+        body.append("code = result.code")
+    lines = "\n    ".join([*body, "return code"])
     return f"<think>{' '.join(plan)}</think>\n```python\nasync def workflow(problem):\n    {lines}\n```"
 
 

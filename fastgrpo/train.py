@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
@@ -19,17 +21,26 @@ from fastgrpo.doctor import require_ready
 from fastgrpo.errors import run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
 from fastgrpo.learner import open_learner
+from fastgrpo.log import RunLog
 from fastgrpo.metrics import rollout_metrics, sample_records
 from fastgrpo.plan import print_plan
 from fastgrpo.report import write_report
-from fastgrpo.rollout import collect
+from fastgrpo.rollout import Environment, collect
 from fastgrpo.runtime import load_problems, open_environment, open_log, run_async, sampling_of
 from fastgrpo.sft import warm_start
-from fastgrpo.types import Problem
 
 
-async def train(config: Config, *, resume: bool) -> None:
-    """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report."""
+async def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    load_problems: Callable[[Config], tuple[list[Any], list[Any]]] = load_problems,
+    open_environment: Callable[[Config, RunLog], AbstractAsyncContextManager[Environment]] = open_environment,
+) -> None:
+    """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report.
+
+    Another task brings its own problems and environment (see `rollout.Environment`), and its own `--model`.
+    """
     problems, held_out = load_problems(config)
     with open_log(config, resume=resume) as log:
         async with open_environment(config, log) as environment:
@@ -74,11 +85,11 @@ async def train(config: Config, *, resume: bool) -> None:
             log.say(f"report: {write_report(log.folder)}")
 
 
-def draw_problems(problems: Sequence[Problem], config: Config, step: int) -> list[Problem]:
+def draw_problems(problems: Sequence[Any], config: Config, step: int) -> list[Any]:
     """This rank's problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone."""
     rank, world = rank_and_world()
     first = step * config.grpo.prompts_per_step
-    chosen: list[Problem] = []
+    chosen: list[Any] = []
     for position in range(first + rank, first + config.grpo.prompts_per_step, world):
         epoch, index = divmod(position, len(problems))
         order = random.Random(f"{config.seed}/order/{epoch}").sample(range(len(problems)), len(problems))

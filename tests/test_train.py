@@ -1,0 +1,178 @@
+"""The whole loop: a task of one's own on the real engine, and the demo with real jails, interrupted and resumed."""
+
+import asyncio
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastgrpo.config import Config, resolve
+from fastgrpo.learner import update
+from fastgrpo.model import load_policy
+from fastgrpo.optimizer import AdamW
+from fastgrpo.tiny import create_policy
+from fastgrpo.train import draw_problems, train
+from fastgrpo.types import Execution, RewardTerms, Sample
+
+CORPUS = ["count the vowels in this sentence", "aeiou bcdfg"] * 4
+
+
+class Vowels:
+    """A task without jails: the reward is the share of vowels in the completion."""
+
+    def prompt(self, problem) -> str:
+        return problem.prompt
+
+    async def execute(self, problem, completion: str, seed: int) -> Execution:
+        rate = sum(letter in "aeiou" for letter in completion) / max(len(completion), 1)
+        return Execution(status="ok", pass_rate=rate, workflow=completion)
+
+    def feedback_text(self, execution) -> str:
+        return "again"
+
+    def rewards(self, problem, executions):
+        return [
+            RewardTerms(total=e.pass_rate, performance=e.pass_rate, complexity=0.0, diversity=0.0, format=0.0)
+            for e in executions
+        ]
+
+
+@asynccontextmanager
+async def open_vowels(config, log):
+    yield Vowels()
+
+
+def load_vowels(config):
+    problems = [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=i / 8) for i in range(8)]
+    return problems[:6], problems[6:]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    create_policy(CORPUS, folder, seed=0, vocab_size=400)
+    return folder
+
+
+def run(model: Path, runs: Path, name: str, *, resume: bool = False, **values) -> Path:
+    values = {
+        "model.path": str(model),
+        "runs": str(runs),
+        "name": name,
+        "engine.max_model_len": 64,
+        "engine.max_num_seqs": 16,
+        "engine.kv_cache_gb": 0.05,
+        "grpo.prompts_per_step": 2,
+        "grpo.group_size": 4,
+        "grpo.max_new_tokens": 16,
+        "grpo.lr": 1e-3,
+        "grpo.micro_batch_tokens": 128,
+        "eval.samples": 2,
+        "checkpoint.every": 2,
+    } | {key.replace("__", "."): value for key, value in values.items()}
+    config = resolve(values)
+    asyncio.run(train(config, resume=resume, load_problems=load_vowels, open_environment=open_vowels))
+    return config.folder
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["stage"] == "grpo"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((folder / "checkpoints").glob("step-*"))[-1] / "model.safetensors")
+
+
+@pytest.mark.engine
+def test_two_steps_resumed_for_two_more_are_four_steps(model: Path, tmp_path: Path) -> None:
+    whole = run(model, tmp_path, "whole", grpo__steps=4)
+    halves = run(model, tmp_path, "halves", grpo__steps=2)
+    run(model, tmp_path, "halves", resume=True, grpo__steps=4)
+    assert [row["step"] for row in metrics(halves)] == [1, 2, 3, 4]
+    for one, other in zip(metrics(whole), metrics(halves), strict=True):
+        for name in ("loss", "reward/total", "grad_norm", "entropy", "loss_tokens"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-7), (one["step"], name)
+    expected = weights(whole)
+    assert expected.keys() == weights(halves).keys()
+    for name, tensor in weights(halves).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+    assert max(row["parity"] for row in metrics(halves)) < 1e-4
+    assert max(row["sampler_parity_max"] for row in metrics(halves)) < 1e-3
+
+
+def test_every_problem_comes_once_in_an_epoch_whatever_the_step_size() -> None:
+    config = resolve({"grpo.prompts_per_step": 4})
+    drawn = [problem for step in range(5) for problem in draw_problems(list(range(10)), config, step)]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10] != drawn[10:]
+    assert draw_problems(list(range(10)), config, 3) == drawn[12:16]
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_the_policy_as_it_is(model: Path) -> None:
+    policy = load_policy(model)
+    before = policy.head_weight.detach().clone()
+    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    poisoned = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=float("inf"))]
+    report = update(policy, optimizer, poisoned, Config().grpo, budget=64)
+    assert report["skipped"] == 1.0
+    assert torch.equal(policy.head_weight, before)
+    healthy = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=1.0)]
+    assert update(policy, optimizer, healthy, Config().grpo, budget=64)["skipped"] == 0.0
+    assert not torch.equal(policy.head_weight, before)
+
+
+DEMO = shlex.split(
+    "--name e2e --sft.teacher_samples 1 --sft.epochs 2 --data.held_out 150 --eval.samples 1 --grpo.rounds 2"
+    " --grpo.prompts_per_step 2 --grpo.group_size 4 --grpo.max_new_tokens 48 --engine.kv_cache_gb 0.2"
+    " --checkpoint.every 100"
+)
+
+
+@pytest.mark.engine
+@pytest.mark.jail
+@pytest.mark.timeout(600)
+def test_the_demo_survives_an_interrupt_and_ends_with_a_report(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastgrpo.train", *DEMO, "--runs", str(tmp_path)]
+    folder = tmp_path / "e2e"
+    started = subprocess.Popen([*command, "--grpo.steps", "1000"], stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for_step(folder, started, deadline_s=300)
+        family = psutil.Process(started.pid).children(recursive=True)
+        assert family, "jails run beside the training process"
+        started.send_signal(signal.SIGINT)
+        assert started.wait(timeout=60) == 130
+    finally:
+        started.kill()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, f"left behind: {alive}"
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    step = int(checkpoint.name.removeprefix("step-"))
+    subprocess.run([*command, "--resume", "--grpo.steps", str(step + 1)], check=True, timeout=300)
+    steps = [row["step"] for row in metrics(folder)]
+    assert steps == list(range(1, step + 2))
+    stages = {row["stage"] for row in json.loads((folder / "evaluation.json").read_text())}
+    assert stages == {"sft", "grpo"}
+    sample = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])
+    assert {"prompt", "completions", "workflow", "worker_calls", "tests", "reward"} <= sample.keys()
+    for name in ("config.toml", "traces.jsonl", "report.html", "sft/config.json"):
+        assert (folder / name).stat().st_size > 0, name
+
+
+def wait_for_step(folder: Path, process: subprocess.Popen, deadline_s: float) -> None:
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "metrics.jsonl").exists() and metrics(folder):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"no training step within {deadline_s:.0f} s (exit code {process.poll()})")
