@@ -81,8 +81,8 @@ class Bench:
 
     def __init__(self, size: str, device: str, *, with_engine: bool) -> None:
         self.size, self.cuda = size, device == "cuda"
-        self.prompts, self.group = (64, 8) if self.cuda else (4, 4)
-        self.prompt_tokens, self.completion_tokens = (512, 1024) if self.cuda else (64, 32)
+        self.prompts, self.group = (64, 8) if self.cuda else (8, 8)
+        self.prompt_tokens, self.completion_tokens = (512, 1024) if self.cuda else (128, 128)
         with tempfile.TemporaryDirectory() as folder:
             save_random_model(Path(folder), size, device)
             if with_engine:
@@ -177,7 +177,7 @@ def check(bench: Bench) -> None:
     before = bench.engine.score([samples[0].token_ids])[0]
     reports = []
     for _ in range(3):
-        update(bench.policy, optimizer, samples, Grpo(micro_batch_tokens=8192))
+        update(bench.policy, optimizer, samples, Grpo(), budget=8192)
         bench.synchronize()
         reports.append(bench.engine.sync(bench.policy))
     after = bench.engine.score([samples[0].token_ids])[0]
@@ -273,11 +273,10 @@ def step(bench: Bench) -> None:
     bench.engine.sync(bench.policy)
     for name, tokens, checkpointing in (("fast", 16384, False), ("fast", 16384, False), ("lean", 8192, True)):
         bench.policy.activation_checkpointing(checkpointing)
-        config = Grpo(micro_batch_tokens=tokens)
         _, sync_s = bench.timed(lambda: bench.engine.sync(bench.policy))
         samples, generate_s = bench.timed(lambda: bench.generate(bench.completion_tokens))
         _, sleep_s = bench.timed(bench.engine.sleep)
-        train = partial(update, bench.policy, optimizer, samples, config)
+        train = partial(update, bench.policy, optimizer, samples, Grpo(), budget=tokens)
         metrics, train_s, peak = bench.allocated_peak(train)
         _, wake_s = bench.timed(bench.engine.wake)
         generated = bench.prompts * bench.group * bench.completion_tokens
