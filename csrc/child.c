@@ -105,8 +105,9 @@ static void set_limits(const child_start *start) {
 static void drop_privileges(void) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[2] = {{0}, {0}};
-    for (int capability = 0; prctl(PR_CAPBSET_READ, capability) >= 0; capability++)
-        check(prctl(PR_CAPBSET_DROP, capability) == 0, "drop bounding capability");
+    int capability = 0;
+    while (prctl(PR_CAPBSET_DROP, capability) == 0) capability++;
+    check(capability > CAP_CHECKPOINT_RESTORE && errno == EINVAL, "drop bounding capabilities"); /* past the last one */
     check(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) == 0, "clear ambient capabilities");
     check(syscall(SYS_capset, &header, none) == 0, "capset");
 }

@@ -159,7 +159,7 @@ class Cell(asyncio.Protocol):
         command = [sys.executable, "-I", "-S", str(HERE / "launch.py"), json.dumps(self._spec)]
         with theirs:
             self._process = subprocess.Popen(
-                command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=self._stderr, cwd="/", close_fds=True
+                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=self._stderr, cwd="/", close_fds=True
             )
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=ours)

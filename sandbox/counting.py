@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastgrpo_sandbox.guest.instrument import count_asserts, unittest_names
-from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox.types import AssertTests, CheckTests, Tests, UnittestTests
 
 
 def count_tests(tests: Tests) -> int:
@@ -16,8 +16,7 @@ def count_tests(tests: Tests) -> int:
             return len(tests.asserts)
         case UnittestTests():
             return len(unittest_names(tests.source))
-        case StdioTests():
-            return len(tests.cases)
+    return len(tests.cases)
 
 
 def _count_selected(tests: CheckTests) -> int:

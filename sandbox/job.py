@@ -47,7 +47,7 @@ class Parcel(msgspec.Struct, frozen=True):
 
 def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tests | None, limits: Limits) -> Parcel:
     """A job of any form but StdioTests, which are several. Raises Rejected."""
-    job = {"role": "script", "code": _source(code), "files": _files(files)}
+    job: dict[str, Any] = {"role": "script", "code": _source(code), "files": _files(files)}
     judge, secret, count, select = b"", b"", None, None
     if tests is not None and not isinstance(tests, StdioTests):
         count = _count(tests)

@@ -10,13 +10,13 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from fastgrpo_sandbox.cell import Cell, Kind
 from fastgrpo_sandbox.doctor import explain
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_job, pack_session
-from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests
+from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
 from fastgrpo_sandbox.verdict import compare_stdout
 
 log = logging.getLogger("fastgrpo_sandbox")
@@ -271,7 +271,7 @@ class SandboxPool:
         }
         return {
             **{name: float(self._counts[name]) for name in ("queued", "running", "sessions", "cells_lost")},
-            **{name: float(self._counts[name]) for name in msgspec.inspect.type_info(Outcome).fields[0].type.values},
+            **{name: float(self._counts[name]) for name in get_args(Status)},
             "cells": float(len(self._cells)),
             **percentiles,
             "peak_memory_mb": self._peak_mb,

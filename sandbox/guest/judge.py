@@ -39,7 +39,7 @@ def serve_solution(module: types.ModuleType, peer: int) -> None:
 def _answer(module: types.ModuleType, objects: list[Any], keep: Callable[[Any], Any], request: bytes) -> bytes:
     try:
         target, path, args, kwargs = unpack(request, objects.__getitem__)
-        found = module if target is None else objects[target]
+        found: Any = module if target is None else objects[target]
         for name in path:
             found = getattr(found, name)
         if args is None:
@@ -216,9 +216,5 @@ def candidate_names(line: str, namespace: dict[str, Any]) -> set[str]:
     ours = {name for name in free if not hasattr(builtins, name)}
     if ours:
         return ours
-    calls = [node.func.id for node in ast.walk(ast.parse(line)) if _calls_name(node)]
-    return set(calls[:1])
-
-
-def _calls_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    calls = [node.func for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call)]
+    return set([function.id for function in calls if isinstance(function, ast.Name)][:1])
