@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrpo.kernels import rows_torch
@@ -136,23 +137,25 @@ def loss_and_gradients(
 def _logit_chunks(
     hidden_NH: Tensor, head: Head, kept_K: Tensor | None, chunk: int | None
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(rows, hidden_CH, logits_CV) of each chunk; the logits' buffer is the same memory every time."""
+    """(rows, hidden_CH, logits_CV) of each chunk; the logits' buffer is the same memory every time but with a bias."""
     rows_total = len(hidden_NH) if kept_K is None else len(kept_K)
     if rows_total == 0:
         return
     vocabulary = len(head.weight_VH)
     chunk = chunk or chunk_rows(hidden_NH.device.type, rows_total, vocabulary, hidden_NH.element_size())
     pitch = -(-vocabulary // 16) * 16  # aligned rows: wide loads and the matrix units' fast path for any vocabulary
-    buffer_CV = hidden_NH.new_empty(min(chunk, rows_total), pitch)[:, :vocabulary]
+    buffer_CV = None
+    if head.bias_V is None:
+        buffer_CV = hidden_NH.new_empty(min(chunk, rows_total), pitch)[:, :vocabulary]
     for start in range(0, rows_total, chunk):
         rows = slice(start, min(start + chunk, rows_total))
         hidden_CH = hidden_NH[rows] if kept_K is None else hidden_NH[kept_K[rows]]
-        logits_CV = buffer_CV[: len(hidden_CH)]
-        if head.bias_V is None:
-            torch.mm(hidden_CH, head.weight_VH.T, out=logits_CV)
+        if buffer_CV is None:  # into a buffer of that pitch, cuBLAS would round once before the bias and once after
+            yield rows, hidden_CH, F.linear(hidden_CH, head.weight_VH, head.bias_V)
         else:
-            torch.addmm(head.bias_V, hidden_CH, head.weight_VH.T, out=logits_CV)
-        yield rows, hidden_CH, logits_CV
+            logits_CV = buffer_CV[: len(hidden_CH)]
+            torch.mm(hidden_CH, head.weight_VH.T, out=logits_CV)
+            yield rows, hidden_CH, logits_CV
 
 
 class _GradientSum:

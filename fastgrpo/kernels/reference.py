@@ -1,6 +1,6 @@
-"""Plain-torch oracle of the loss head: every formula once, differentiated by autograd, holding the whole [N, V].
+"""Plain-torch oracle of the loss head: every formula once, holding the whole [N, V].
 
-The vectorised CPU path calls `scaled_logits` and `policy_loss` from here chunk by chunk, so the mathematics exists
+The vectorised CPU path calls `scaled_logits`, `policy_loss` and its slope from here chunk by chunk, so the mathematics exists
 twice in this project: here, and in `rows_triton.py`, whose tests compare it with this file.
 """
 

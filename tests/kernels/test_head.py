@@ -31,7 +31,7 @@ LOSSES = {
 SHAPES = [(1, 64, 1003), (7, 96, 2100), (5, 64, 129), (9, 64, 16)]
 ROWS = 7 if INTERPRETED else 23  # the interpreter takes about 10 ms a row
 BIG_SHAPES = [(3, 64, 151_936), (5, 4096, 1003), (300, 128, 1003), (130, 1536, 500)]
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
 
 
 def fused(head, tokens, options, **rest):
