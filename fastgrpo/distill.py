@@ -71,7 +71,7 @@ class ScriptedTeacher:
         """A random plan; after a failed round, a plan with at least one more stage than the last."""
         draw = random.Random(f"{seed}/{problem.id}/{len(rounds)}")
         if not rounds:
-            (plan,) = draw.choices(((), ("review",), ("ensemble",), ("test",)), weights=(3, 1, 1, 1))
+            (plan,) = draw.choices(((), ("review",), ("ensemble",), ("test",)), weights=(2, 1, 1, 1))
             return _compose(draw, plan, opening=_length(problem.prompt))
         last = rounds[-1][1]
         stages = {name for name in ("review", "ensemble", "test") if f"await {name}(" in last.workflow}

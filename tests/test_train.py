@@ -107,8 +107,10 @@ def test_two_steps_resumed_for_two_more_are_four_steps(model: Path, tmp_path: Pa
     assert expected.keys() == weights(halves).keys()
     for name, tensor in weights(halves).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
-    assert max(row["parity"] for row in metrics(halves)) < 1e-4
-    assert max(row["sampler_parity_max"] for row in metrics(halves)) < 1e-3
+    # float32 on a CPU, bfloat16 on a GPU.
+    rounding = 1e-4 if not torch.cuda.is_available() else 2e-2
+    assert max(row["parity"] for row in metrics(halves)) < rounding
+    assert max(row["sampler_parity"] for row in metrics(halves)) < rounding
 
 
 def test_every_problem_comes_once_in_an_epoch_whatever_the_step_size() -> None:

@@ -1,0 +1,82 @@
+"""What the demo learns: `python -m fastgrpo.train` for several seeds, evaluated on held-out problems before and after.
+
+    python bench/bench_demo.py [--seeds 0 1 2] [--runs runs/demo-bench]
+
+Each seed draws its own held-out problems. Prints a table and writes it to bench/results/demo.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+from fastgrpo.evaluate import read_rows, summary
+from fastgrpo.report import versions
+
+RESULTS = Path(__file__).parent / "results" / "demo.md"
+COLUMNS = ("pass_rate", "reward", "invalid", "complexity_easy", "complexity_hard")
+
+
+def run(seed: int, runs: Path) -> dict[str, float]:
+    """Train one seed and return its evaluation, `NAME before` and `NAME after`, and its seconds."""
+    started = time.perf_counter()
+    command = [
+        sys.executable,
+        "-m",
+        "fastgrpo.train",
+        "--name",
+        f"seed{seed}",
+        "--seed",
+        str(seed),
+        "--runs",
+        str(runs),
+    ]
+    subprocess.run(command, check=True)
+    seconds = time.perf_counter() - started
+    rows = read_rows(runs / f"seed{seed}" / "evaluation.json")
+    found = {"seed": seed, "seconds": seconds}
+    for stage, when in (("sft", "before"), ("grpo", "after")):
+        means = summary([row for row in rows if row.stage == stage])
+        found |= {f"{column} {when}": means[column] for column in COLUMNS}
+    steps = [json.loads(line) for line in (runs / f"seed{seed}" / "metrics.jsonl").read_text().splitlines()]
+    return found | {"seconds/step": statistics.median(row["seconds/step"] for row in steps if row["stage"] == "grpo")}
+
+
+def table(found: list[dict[str, float]]) -> str:
+    """Markdown: a row a seed, then mean and range."""
+    names = [f"{column} {when}" for column in COLUMNS for when in ("before", "after")] + ["seconds/step", "seconds"]
+    lines = [f"| seed | {' | '.join(names)} |", f"|{' --- |' * (len(names) + 1)}"]
+    lines += [f"| {row['seed']} | {' | '.join(f'{row[name]:.3f}' for name in names)} |" for row in found]
+    means = [f"{statistics.fmean(row[name] for row in found):.3f}" for name in names]
+    spread = [f"{min(row[name] for row in found):.3f} to {max(row[name] for row in found):.3f}" for name in names]
+    return "\n".join([*lines, f"| mean | {' | '.join(means)} |", f"| range | {' | '.join(spread)} |"])
+
+
+def cpu_model() -> str:
+    """The processor's name as Linux gives it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+
+
+def main() -> None:
+    """Run every seed and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/demo-bench"))
+    options = parser.parse_args()
+    text = table([run(seed, options.runs) for seed in options.seeds])
+    where = ", ".join(f"{name} {version}" for name, version in versions().items())
+    print(text)
+    title = f"# The demo on held-out HumanEval problems\n\n`python bench/bench_demo.py`, {date.today()}; {cpu_model()}"
+    RESULTS.write_text(f"{title}, {os.cpu_count()} cores; {where}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()
