@@ -123,7 +123,12 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
     settings = {"device": policy_device(), "dtype": policy_dtype(config)}
     plan = memory_plan(config, AutoConfig.from_pretrained(model), ranks=rank_and_world()[1])
     reference = load_policy(model, **settings) if config.grpo.kl_weight > 0 else None
-    policy = load_policy(checkpoint or model, activation_checkpointing=config.model.gradient_checkpointing, **settings)
+    policy = load_policy(
+        checkpoint or model,
+        activation_checkpointing=config.model.gradient_checkpointing,
+        compile_layers=config.model.compile,
+        **settings,
+    )
     with open_engine(config, checkpoint or model, kv_cache_gb=plan.kv_cache_gb) as engine:
         engine.sync(policy)
         learner = Learner(config, engine, policy, reference, plan)

@@ -23,6 +23,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         kv_cache_gb=None if device.type == "cuda" else config.engine.kv_cache_gb,
         dtype=policy_dtype(config),
         activation_checkpointing=config.model.gradient_checkpointing,
+        compiled=config.model.compile,
         reference=config.grpo.kl_weight > 0,
         ranks=ranks,
         on_gpu=device.type == "cuda",

@@ -59,6 +59,7 @@ async def warm_start(
         device=policy_device(),
         dtype=policy_dtype(config),
         activation_checkpointing=config.model.gradient_checkpointing,
+        compile_layers=config.model.compile,
     )
     fit(policy, traces, config, log)
     if first:
