@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple
@@ -79,7 +79,7 @@ def logprob_backward(
     saved: tuple[Tensor, Tensor],
     grads: tuple[Tensor, Tensor | None],
     *,
-    wanted: tuple[bool, bool, bool],
+    wanted: Sequence[bool],
     chunk: int | None,
 ) -> Gradients:
     """Recomputes each chunk's logits and carries (grad_logprob_N, grad_entropy_N) to hidden, weight and bias."""
@@ -103,7 +103,7 @@ def loss_and_gradients(
     options: LossOptions,
     *,
     select: Callable[[], Tensor | None],
-    wanted: tuple[bool, bool, bool],
+    wanted: Sequence[bool],
     chunk: int | None,
 ) -> tuple[Tensor, Gradients]:
     """One pass: report [F, N] (F as in `REPORT`; dropped tokens NaN in logprob and entropy, else 0) and gradients.
@@ -161,7 +161,7 @@ def _logit_chunks(
 class _GradientSum:
     """Gradients of the chunks so far: hidden's rows are written once, weight's and bias's are summed over chunks."""
 
-    def __init__(self, hidden_NH: Tensor, head: Head, wanted: tuple[bool, bool, bool]) -> None:
+    def __init__(self, hidden_NH: Tensor, head: Head, wanted: Sequence[bool]) -> None:
         weight_VH, bias_V = head.weight_VH, head.bias_V
         self.head, self.wanted, self.first = head, wanted, True
         self.kept_K: Tensor | None = None
@@ -169,7 +169,9 @@ class _GradientSum:
         sum_dtype = torch.float32 if in_fp32 else weight_VH.dtype
         self.hidden_NH = torch.empty_like(hidden_NH) if wanted[0] else hidden_NH.new_empty(0)
         self.weight_VH = torch.empty_like(weight_VH, dtype=sum_dtype) if wanted[1] else hidden_NH.new_empty(0)
-        self.bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if wanted[2] else hidden_NH.new_empty(0)
+        self.bias_V = hidden_NH.new_empty(0)
+        if wanted[2] and bias_V is not None:
+            self.bias_V = torch.zeros_like(bias_V, dtype=torch.float32)
 
     def only(self, kept_K: Tensor) -> None:
         """Chunks will hold these tokens; the others' hidden gradient is 0."""
@@ -177,10 +179,10 @@ class _GradientSum:
         self.hidden_NH.zero_()
 
     def add(self, rows: slice, hidden_CH: Tensor, dlogits_CV: Tensor) -> None:
-        if self.wanted[0] and self.kept_K is None:
-            torch.mm(dlogits_CV, self.head.weight_VH, out=self.hidden_NH[rows])
-        elif self.wanted[0]:
+        if self.wanted[0] and self.kept_K is not None:
             self.hidden_NH.index_copy_(0, self.kept_K[rows], dlogits_CV @ self.head.weight_VH)
+        elif self.wanted[0]:
+            torch.mm(dlogits_CV, self.head.weight_VH, out=self.hidden_NH[rows])
         if self.wanted[1]:
             _add_product(self.weight_VH, dlogits_CV.T, hidden_CH, overwrite=self.first)
         if self.wanted[2]:
@@ -190,8 +192,8 @@ class _GradientSum:
     def result(self) -> Gradients:
         if self.wanted[1] and self.first:
             self.weight_VH.zero_()
-        bias_V, weight_VH = self.head.bias_V, self.weight_VH.to(self.head.weight_VH.dtype)
-        return Gradients(self.hidden_NH, weight_VH, self.bias_V.to(bias_V.dtype) if self.wanted[2] else self.bias_V)
+        weight_VH = self.weight_VH.to(self.head.weight_VH.dtype)
+        return Gradients(self.hidden_NH, weight_VH, self.bias_V.to(self.head.weight_VH.dtype))
 
 
 def _add_product(sum_VH: Tensor, left_VC: Tensor, right_CH: Tensor, *, overwrite: bool) -> None:

@@ -26,7 +26,7 @@ class LossStatistics(NamedTuple):
     def merge(self, other: LossStatistics) -> LossStatistics:
         """Statistics of both micro-batches together."""
         sums = [mine + theirs for mine, theirs in zip(self[:-1], other[:-1], strict=True)]
-        return LossStatistics(*sums, torch.maximum(self.ratio_max, other.ratio_max))
+        return LossStatistics._make([*sums, torch.maximum(self.ratio_max, other.ratio_max)])
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ Values that live on the device (targets in range, which tokens count) are checke
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional
+from typing import Optional, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastgrpo.kernels import chunked, validate
 from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.chunked import Head
-from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
+from fastgrpo.kernels.reference import LogitTransform, LossOptions, Ratio, TokenInputs
 
 OptionalTensor = Optional[Tensor]  # noqa: UP045 - the operator schema's parser knows this spelling in every version
 
@@ -42,9 +42,14 @@ def _begin_target_check(targets_N: Tensor, vocabulary: int) -> Callable[[], None
     if not len(targets_N):
         return lambda: None
     fetch = _begin_fetch(torch.stack(torch.aminmax(targets_N)))
+
+    def finish() -> None:
+        lowest, highest = fetch()
+        validate.target_range(lowest, highest, vocabulary)
+
     if not targets_N.is_cuda:
-        validate.target_range(*fetch(), vocabulary)  # before torch's own gather would complain
-    return lambda: validate.target_range(*fetch(), vocabulary)
+        finish()  # before torch's own gather would complain
+    return finish
 
 
 def _begin_fetch(values: Tensor) -> Callable[[], list[int]]:
@@ -92,7 +97,7 @@ def linear_logprob_backward(
         Head(weight_VH, bias_V, LogitTransform(temperature, softcap)),
         (logprob_N, entropy_N),
         (grad_logprob_N, grad_entropy_N),
-        wanted=tuple(wanted),
+        wanted=wanted,
         chunk=chunk,
     )
 
@@ -104,11 +109,9 @@ def _(grad_logprob_N, grad_entropy_N, hidden_NH, weight_VH, bias_V, *rest):
 
 def _fake_gradients(
     hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, wanted: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = (hidden_NH, weight_VH, bias_V)
-    return tuple(
-        torch.empty_like(x) if want else hidden_NH.new_empty(0) for x, want in zip(inputs, wanted, strict=True)
-    )
+) -> tuple[Tensor, ...]:
+    pairs = zip((hidden_NH, weight_VH, bias_V), wanted, strict=True)
+    return tuple(torch.empty_like(x) if want and x is not None else hidden_NH.new_empty(0) for x, want in pairs)
 
 
 def _save_logprob(ctx, inputs, output) -> None:
@@ -165,7 +168,7 @@ def linear_grpo_loss(
     tokens = TokenInputs(
         advantages_N, token_weights_N, old_logprobs_N, ref_logprobs_N, sampled_logprobs_N, sequence_log_ratio_N
     )
-    options = LossOptions(ratio, clip_low, clip_high, kl_weight, tis_cap)
+    options = LossOptions(cast(Ratio, ratio), clip_low, clip_high, kl_weight, tis_cap)
     report_FN, gradients = chunked.loss_and_gradients(
         hidden_NH,
         targets_N,
@@ -173,7 +176,7 @@ def linear_grpo_loss(
         tokens,
         options,
         select=_begin_selection(tokens, options, targets_N, len(weight_VH)),
-        wanted=tuple(wanted),
+        wanted=wanted,
         chunk=chunk,
     )
     sums_F = report_FN.nansum(dim=1)

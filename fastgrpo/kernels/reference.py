@@ -1,7 +1,7 @@
 """Plain-torch oracle of the loss head: every formula once, holding the whole [N, V].
 
-The vectorised CPU path calls `scaled_logits`, `policy_loss` and its slope from here chunk by chunk, so the mathematics exists
-twice in this project: here, and in `rows_triton.py`, whose tests compare it with this file.
+The vectorised CPU path calls `scaled_logits`, `policy_loss` and its slope from here chunk by chunk, so the mathematics
+exists twice in this project: here, and in `rows_triton.py`, whose tests compare it with this file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TokenInputs(NamedTuple):
 
     def take(self, rows: slice | Tensor) -> TokenInputs:
         """The same record of some of the tokens."""
-        return TokenInputs(*(None if field_N is None else field_N[rows] for field_N in self))
+        return TokenInputs._make(None if field_N is None else field_N[rows] for field_N in self)
 
 
 class LossOptions(NamedTuple):

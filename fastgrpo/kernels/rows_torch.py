@@ -71,7 +71,7 @@ def _write_dlogits(
     grad_entropy_C: Tensor | None,
 ) -> None:
     slope_CV = _softcap_slope(logits_CV, transform)
-    if grad_entropy_C is None:
+    if grad_entropy_C is None or entropy_C is None:
         grad_CV = logprobs_CV.exp_().mul_(-grad_logprob_C[:, None])
     else:
         weight_CV = grad_logprob_C[:, None] + grad_entropy_C[:, None] * (logprobs_CV + entropy_C[:, None])

@@ -247,7 +247,7 @@ def test_statistics(loss, device):
     assert expected.clipped_high > 0
 
 
-@settings(max_examples=5 if INTERPRETED else 40, deadline=None, derandomize=True)
+@settings(max_examples=4 if INTERPRETED else 25, deadline=None, derandomize=True)
 @given(
     n=st.integers(1, 5 if INTERPRETED else 12),
     v=st.integers(1, 70),
