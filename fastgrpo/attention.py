@@ -83,7 +83,9 @@ def _torch_varlen(
         options["scale"] = scale
     elif scale is not None:
         query_THD = query_THD * (scale * query_THD.shape[-1] ** 0.5)
-    return varlen_attn(query_THD, key_TGD, value_TGD, cu_seqlens_S, cu_seqlens_S, longest, longest, **options)
+    boundaries = (cu_seqlens_S, cu_seqlens_S, longest, longest)
+    output_THD: Any = varlen_attn(query_THD, key_TGD, value_TGD, *boundaries, **options)
+    return output_THD
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -7,12 +7,8 @@ The only file that touches vLLM, imported on first use (it costs seconds); every
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +18,7 @@ from torch import Tensor, nn
 
 from fastgrpo.errors import UserError
 from fastgrpo.model import Policy
+from fastgrpo.process import interrupt_deferred, output_kept_back, replaced
 from fastgrpo.weights import adopt_weights
 
 CANARY_SEQUENCES, CANARY_TOKENS = 4, 48
@@ -161,13 +158,13 @@ class Engine:
 
     def step(self) -> list[Completion]:
         """Advance every running request by one token and return those that finished."""
-        with _interrupt_deferred():
+        with interrupt_deferred():
             outputs = self._advance()
         return [self._completion(output) for output in outputs if output.finished]
 
     def abort_all(self) -> None:
         """Drop every unfinished request; the engine stays usable."""
-        with _interrupt_deferred():
+        with interrupt_deferred():
             self._llm.abort_request(list(self._keys))
             self._keys.clear()
             # With asynchronous scheduling a batch may still be in flight; its results are dropped here.
@@ -192,7 +189,7 @@ class Engine:
 
         The first call turns the policy's parameters into views of vLLM's weight tensors (one copy, then none ever
         again: an optimizer step in place is already in vLLM). An architecture outside `weights.SHARED_ARCHITECTURES`
-        is copied in place each time instead. A policy synced before gets its own memory back. Must not be busy.
+        is copied in place each time instead. A policy synced before gets its own memory back. Must be awake and idle.
 
         Raises ParityError above `parity_limit`.
         """
@@ -242,7 +239,7 @@ class Engine:
         destroy = torch.distributed.destroy_process_group
         # vLLM would end the trainer's process group with its own.
         keep_default = (lambda group=None: group and destroy(group)) if self._joined else destroy
-        with _replaced(torch.distributed, "destroy_process_group", keep_default):
+        with replaced(torch.distributed, "destroy_process_group", keep_default):
             llm.engine_core.shutdown()
 
     def _add(self, key: int, token_ids: Sequence[int], params: Any) -> None:
@@ -284,22 +281,6 @@ def _sampling_params(**options: Any) -> Any:
 
 
 @contextmanager
-def _interrupt_deferred() -> Iterator[None]:
-    """Hold SIGINT back until the block ends (main thread only; elsewhere Python never raises it)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[tuple[int, Any]] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if received and callable(previous):
-            previous(*received[0])
-
-
-@contextmanager
 def _vllm_adjusted() -> Iterator[None]:
     """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
 
@@ -317,13 +298,13 @@ def _vllm_adjusted() -> Iterator[None]:
     preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
     try:
         with ExitStack() as stack:
-            stack.enter_context(_output_kept_back())
+            stack.enter_context(output_kept_back())
             if torch.cuda.is_available():
                 from vllm.v1.worker.gpu_worker import Worker
 
                 pool = Worker._maybe_get_memory_pool_context
                 stack.enter_context(
-                    _replaced(
+                    replaced(
                         Worker,
                         "_maybe_get_memory_pool_context",
                         lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag),
@@ -333,8 +314,8 @@ def _vllm_adjusted() -> Iterator[None]:
                 from vllm.model_executor.layers import utils
                 from vllm.v1.sample import sampler
 
-                sampler.batched_count_greater_than = _no_ranks
-                stack.enter_context(_replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
+                sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
+                stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
             yield
     finally:
         torch.set_num_threads = set_num_threads
@@ -344,43 +325,8 @@ def _vllm_adjusted() -> Iterator[None]:
             os.environ["LD_PRELOAD"] = preload
 
 
-@contextmanager
-def _output_kept_back() -> Iterator[None]:
-    """Keep what native code and loggers print at start off the terminal, unless the block fails."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as kept, ExitStack() as stack:
-        terminal = {}
-        for descriptor in (1, 2):
-            terminal[descriptor] = os.dup(descriptor)
-            stack.callback(os.close, terminal[descriptor])
-            os.dup2(kept.fileno(), descriptor)
-        failed = True
-        try:
-            yield
-            failed = False
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, original in terminal.items():
-                os.dup2(original, descriptor)
-            if failed:
-                kept.seek(0)
-                os.write(2, kept.read())
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
 def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
-    layer.cpu_linear = nn.functional.linear
+    layer.cpu_linear = nn.functional.linear  # type: ignore[assignment]
 
 
 def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,8 @@ class Policy:
 
     def compile_layers(self) -> None:
         """Fuse each decoder layer with torch.compile: a minute at the first step, repaid on GPU."""
-        for layer in self.model.base_model.layers:
+        layers: Any = self.model.base_model.layers
+        for layer in layers:
             layer.compile(dynamic=True)
 
     @torch.no_grad()
@@ -121,7 +123,8 @@ def load_policy(
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
-    policy = Policy(model.to(device).train(), tokenizer)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    policy = Policy(model.train(), tokenizer)
     policy.activation_checkpointing(activation_checkpointing)
     if compile_layers:
         policy.compile_layers()

@@ -102,11 +102,12 @@ class AdamW:
         """Apply the gradients gathered since the last step and forget them. Collective over the ranks."""
         self._drain()
         shards = [shard for shard in self._shards if shard.gradient is not None]
-        norm = self._grad_norm([shard.gradient for shard in shards])
+        gradients = _gradients(shards)
+        norm = self._grad_norm(gradients)
         skipped = not norm <= self.skip_grad_norm or math.isinf(norm)
         if not skipped:
             if norm > self.max_grad_norm:
-                torch._foreach_mul_([shard.gradient for shard in shards], self.max_grad_norm / norm)
+                torch._foreach_mul_(gradients, self.max_grad_norm / norm)
             self._update([shard for shard in shards if shard.parameter.ndim > 1], self.weight_decay)
             self._update([shard for shard in shards if shard.parameter.ndim <= 1], 0.0)
             self._gather(shards)
@@ -153,8 +154,7 @@ class AdamW:
 
     def _arrived(self, shard: Shard) -> None:
         if self.world == 1:
-            shard.add(shard.parameter.grad.view(-1))
-            shard.parameter.grad = None
+            shard.add(_taken(shard.parameter))
             return
         self._waiting.append(shard)
         if sum(waiting.parameter.numel() for waiting in self._waiting) >= BUCKET_ELEMENTS:
@@ -166,8 +166,7 @@ class AdamW:
         sizes = [math.ceil(shard.parameter.numel() / self.world) for shard in shards]
         sent = torch.zeros(self.world, sum(sizes), device=shards[0].parameter.device)
         for shard, part in zip(shards, sent.split(sizes, dim=1), strict=True):
-            _copy_rows(part, shard.parameter.grad.view(-1))
-            shard.parameter.grad = None
+            _copy_rows(part, _taken(shard.parameter))
         received = torch.empty_like(sent[0])
         work = reduce_scatter(received, sent.view(-1), async_op=True)
         self._in_flight.append(Bucket(shards, sent, received, work))
@@ -203,7 +202,7 @@ class AdamW:
         masters = [shard.owned if shard.master is None else shard.master for shard in shards]
         adamw(
             masters,
-            [shard.gradient for shard in shards],
+            _gradients(shards),
             [shard.exp_avg for shard in shards],
             [shard.exp_avg_sq for shard in shards],
             [],
@@ -219,7 +218,8 @@ class AdamW:
         )
         rounded = [shard for shard in shards if shard.master is not None]
         if rounded:
-            torch._foreach_copy_([shard.owned for shard in rounded], [shard.master for shard in rounded])
+            masters = [shard.master for shard in rounded if shard.master is not None]
+            torch._foreach_copy_([shard.owned for shard in rounded], masters)
 
     def _gather(self, shards: list[Shard]) -> None:
         """All-gather the updated slices, straight into the parameters where they divide evenly."""
@@ -271,6 +271,17 @@ def _arrival(optimizer: weakref.ref[AdamW], index: int) -> Callable[[nn.Paramete
             owner._arrived(owner._shards[index])
 
     return arrived
+
+
+def _gradients(shards: list[Shard]) -> list[Tensor]:
+    return [shard.gradient for shard in shards if shard.gradient is not None]
+
+
+def _taken(parameter: nn.Parameter) -> Tensor:
+    """The parameter's gradient, flat, taken off it."""
+    gradient, parameter.grad = parameter.grad, None
+    assert gradient is not None, "the hook runs once the gradient is there"
+    return gradient.view(-1)
 
 
 def _copy_rows(rows_WC: Tensor, flat: Tensor) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ STACKED = {
 STACKED_IN = {part: whole for whole, parts in STACKED.items() for part in parts}
 
 
-def adopt_weights(policy: Policy, vllm_model: nn.Module) -> int:
+def adopt_weights(policy: Policy, vllm_model: Any) -> int:
     """Put the policy's weights into `vllm_model` and return the bytes copied.
 
     Afterwards the policy's parameters are views of vLLM's tensors (`policy.shares_weights`) where the architecture
