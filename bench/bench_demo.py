@@ -2,7 +2,8 @@
 
     python bench/bench_demo.py [--seeds 0 1 2] [--runs runs/demo-bench]
 
-Each seed draws its own held-out problems. Prints a table and writes it to bench/results/demo.md.
+Each seed draws its own held-out problems; one whose report is in `--runs` already is not run again. Prints a table and
+writes it to bench/results/demo.md.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 
@@ -26,26 +26,17 @@ COLUMNS = ("pass_rate", "reward", "invalid", "complexity_easy", "complexity_hard
 
 def run(seed: int, runs: Path) -> dict[str, float]:
     """Train one seed and return its evaluation, `NAME before` and `NAME after`, and its seconds."""
-    started = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "fastgrpo.train",
-        "--name",
-        f"seed{seed}",
-        "--seed",
-        str(seed),
-        "--runs",
-        str(runs),
-    ]
-    subprocess.run(command, check=True)
-    seconds = time.perf_counter() - started
-    rows = read_rows(runs / f"seed{seed}" / "evaluation.json")
+    folder = runs / f"seed{seed}"
+    command = [sys.executable, "-m", "fastgrpo.train", "--name", folder.name, "--seed", str(seed), "--runs", str(runs)]
+    if not (folder / "report.html").exists():
+        subprocess.run(command, check=True)
+    seconds = (folder / "report.html").stat().st_mtime - (folder / "config.toml").stat().st_mtime
+    rows = read_rows(folder / "evaluation.json")
     found = {"seed": seed, "seconds": seconds}
     for stage, when in (("sft", "before"), ("grpo", "after")):
         means = summary([row for row in rows if row.stage == stage])
         found |= {f"{column} {when}": means[column] for column in COLUMNS}
-    steps = [json.loads(line) for line in (runs / f"seed{seed}" / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return found | {"seconds/step": statistics.median(row["seconds/step"] for row in steps if row["stage"] == "grpo")}
 
 
