@@ -81,8 +81,8 @@ class Engine(Section, frozen=True):
     max_model_len: Annotated[int, Meta(ge=16, description="tokens of prompt + completions")] = 4096
     max_num_seqs: Annotated[int, Meta(ge=1, description="sequences decoded together")] = 256
     gpu_memory_utilization: Annotated[
-        float, Meta(gt=0, le=1, description="share of the GPU's memory for vLLM (weights + KV cache)")
-    ] = 0.5
+        float, Meta(gt=0, le=1, description="share of the GPU's memory that the run's plan may fill")
+    ] = 0.9
     kv_cache_gb: Annotated[float, Meta(gt=0, description="KV cache without a GPU, GiB")] = 1.0
     enforce_eager: Annotated[bool, Meta(description="no CUDA graphs: a faster start, slower decoding")] = False
     parity_threshold: Annotated[

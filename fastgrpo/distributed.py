@@ -55,6 +55,12 @@ def rank_and_world() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
+    """Each metric's mean over the ranks; collective."""
+    ranks = gather_all(metrics, "the metrics of the other ranks")
+    return {name: sum(rank[name] for rank in ranks) / len(ranks) for name in metrics}
+
+
 def gather_all(value: Any, what: str) -> list[Any]:
     """Every rank's `value`, in rank order, on every rank; `what` names it where a rank does not come."""
     _, world = rank_and_world()

@@ -11,13 +11,14 @@ import msgspec
 from fastgrpo.types import Group, RewardTerms, Rollout
 
 
-def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the step's rollouts; those ended by our own failures count in `infrastructure` alone."""
+def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
+    """Means over the step's rollouts, which took `seconds`; our own failures count in `infrastructure` alone."""
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored = [rollout for rollout in rollouts if rollout.reward is not None]
     final = [rollout.executions[-1] for rollout in scored]
     metrics = {
         "infrastructure": float(len(rollouts) - len(scored)),
+        "tokens_per_s": sum(sum(rollout.loss_mask) for rollout in rollouts) / seconds,
         "completion_tokens": _mean([sum(rollout.loss_mask) for rollout in rollouts]),
         "truncated": _mean([rollout.truncated for rollout in rollouts]),
         "groups_without_variance": _mean([_even(group) for group in groups]),

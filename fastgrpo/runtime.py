@@ -136,7 +136,6 @@ def open_engine(config: Config, model: Path, *, kv_cache_gb: float | None = None
         dtype=str(policy_dtype(config)).removeprefix("torch."),
         max_model_len=config.engine.max_model_len,
         max_num_seqs=config.engine.max_num_seqs,
-        gpu_memory_utilization=config.engine.gpu_memory_utilization,
         kv_cache_gb=kv_cache_gb or (None if torch.cuda.is_available() else config.engine.kv_cache_gb),
         enforce_eager=config.engine.enforce_eager,
         seed=config.seed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import join_ranks, rank_and_world
+from fastgrpo.distributed import join_ranks, mean_over_ranks, rank_and_world
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
@@ -58,6 +59,7 @@ async def train(
                 log.stage("grpo", config.grpo.steps, done=learner.step)
                 try:
                     while learner.step < config.grpo.steps:
+                        started = time.perf_counter()
                         with log.phase("rollout"):
                             groups = await collect(
                                 learner.engine,
@@ -68,12 +70,13 @@ async def train(
                                 sampling=sampling_of(config),
                                 seed=config.seed * 1_000_003 + learner.step,
                             )
+                        outcome = rollout_metrics(groups, time.perf_counter() - started)
                         with log.phase("train"):
                             metrics = learner.update(groups)
                         with log.phase("sync"):
                             metrics |= learner.sync()
                         log.samples(learner.step, sample_records(groups))
-                        log.step(learner.step, metrics | rollout_metrics(groups))
+                        log.step(learner.step, metrics | mean_over_ranks(outcome))
                         with log.phase("checkpoint"):
                             learner.save_when_due()
                 except asyncio.CancelledError:
