@@ -94,6 +94,7 @@ class AdamW:
         self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if ready else (0, 1)
         self._shards = [self._shard(parameter) for parameter in parameters if parameter.requires_grad]
         self._waiting: list[Shard] = []
+        self._arrivals = 0
         self._in_flight: deque[Bucket] = deque()
         for index, shard in enumerate(self._shards):
             shard.parameter.register_post_accumulate_grad_hook(_arrival(weakref.ref(self), index))
@@ -156,8 +157,13 @@ class AdamW:
         if self.world == 1:
             shard.add(_taken(shard.parameter))
             return
-        self._waiting.append(shard)
-        if sum(waiting.parameter.numel() for waiting in self._waiting) >= BUCKET_ELEMENTS:
+        # A parameter that still waits has added this gradient to the one that it holds.
+        if all(waiting is not shard for waiting in self._waiting):
+            self._waiting.append(shard)
+        self._arrivals += 1
+        full = sum(waiting.parameter.numel() for waiting in self._waiting) >= BUCKET_ELEMENTS
+        # The last bucket leaves with its own backward, so that micro-batches add up in fp32.
+        if full or self._arrivals % len(self._shards) == 0:
             self._send()
 
     def _send(self) -> None:
