@@ -192,10 +192,10 @@ def stalled_rank_main(rank: int, folder: str) -> None:
     join(rank, folder, 3)
     model = make_model()
     optimizer = AdamW(model.parameters(), **OPTIONS)
-    backward(model, 0, range(1))
     if rank == 1:
         time.sleep(8)
         os._exit(0)
+    backward(model, 0, range(1))
     start = time.monotonic()
     with pytest.raises(RankError, match="rank 0 waited for the gradients of the other ranks"):
         optimizer.step()
