@@ -23,6 +23,7 @@ from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, Unittes
 from msgspec.structs import replace
 
 from fastgrpo.errors import UserError
+from fastgrpo.syntax import parse
 from fastgrpo.types import Problem
 
 
@@ -84,8 +85,8 @@ class _Mbpp(msgspec.Struct, frozen=True):
         """The sentence alone does not say what to call the function: the first (public) test is its example."""
         if not self.test_list:
             raise ValueError("has no tests: its test_list is empty")
-        functions = [node.name for node in ast.parse(self.code).body if isinstance(node, ast.FunctionDef)]
-        called = {node.id for node in ast.walk(ast.parse(self.test_list[0])) if isinstance(node, ast.Name)}
+        functions = [node.name for node in parse(self.code).body if isinstance(node, ast.FunctionDef)]
+        called = {node.id for node in ast.walk(parse(self.test_list[0])) if isinstance(node, ast.Name)}
         entry_point = next((name for name in functions if name in called), functions[-1] if functions else "")
         prompt = f"{self.prompt}\n\nExample:\n{self.test_list[0]}\n"
         tests = AssertTests(asserts=tuple(self.test_list), setup="\n".join(self.test_imports))
@@ -173,7 +174,7 @@ def _decoded(path: Path, number: int, decode: Callable[[], Any]) -> Any:
 def _defined(source: str) -> set[str]:
     """Names of the functions and classes that a program defines. Raises SyntaxError."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return {node.name for node in ast.parse(source).body if isinstance(node, kinds)}
+    return {node.name for node in parse(source).body if isinstance(node, kinds)}
 
 
 def _problem(id: str, prompt: str, entry_point: str, solution: str, tests: Tests) -> Problem:
@@ -196,7 +197,7 @@ def _problem(id: str, prompt: str, entry_point: str, solution: str, tests: Tests
 def preamble(prompt: str, entry_point: str) -> str:
     """Imports and helper functions that a prompt gives before its entry point; empty for a prompt that is prose."""
     try:
-        body = ast.parse(prompt).body
+        body = parse(prompt).body
     except (SyntaxError, ValueError):
         return ""
     given = [node for node in body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
@@ -219,7 +220,7 @@ def _part(tests: Tests, keep: set[int]) -> Tests:
         return replace(tests, asserts=tuple(tests.asserts[index] for index in sorted(keep)))
     if isinstance(tests, StdioTests):
         return replace(tests, cases=tuple(tests.cases[index] for index in sorted(keep)))
-    tree = ast.parse(tests.source)
+    tree = parse(tests.source)
     counted = _asserts(tree) if isinstance(tests, CheckTests) else _methods(tree)
     unwanted = [node for index, node in enumerate(counted) if index not in keep]
     if isinstance(tests, CheckTests):
@@ -263,11 +264,11 @@ def describe_tests(tests: Tests) -> tuple[str, ...]:
     Raises SyntaxError for tests that are not Python.
     """
     if isinstance(tests, AssertTests):
-        ast.parse("\n".join(tests.asserts))
+        parse("\n".join(tests.asserts))
         return tests.asserts
     if isinstance(tests, StdioTests):
         return tuple(f"input {given!r} must print {wanted!r}" for given, wanted in tests.cases)
-    tree = ast.parse(tests.source)
+    tree = parse(tests.source)
     return tuple(ast.unparse(node) for node in (_asserts(tree) if isinstance(tests, CheckTests) else _methods(tree)))
 
 
@@ -279,7 +280,7 @@ def measure_difficulty(problems: Sequence[Problem]) -> list[float]:
     on HumanEval the Spearman correlation is 0.91 with the prompt's words and 0.77 with the solution's nodes.
     """
     words = _ranks([len(problem.prompt.split()) for problem in problems])
-    nodes = _ranks([sum(1 for _ in ast.walk(ast.parse(problem.solution))) for problem in problems])
+    nodes = _ranks([sum(1 for _ in ast.walk(parse(problem.solution))) for problem in problems])
     return _ranks(0.6 * words + 0.4 * nodes).tolist()
 
 

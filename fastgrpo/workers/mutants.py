@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+from fastgrpo.syntax import parse
+
 
 class Mutation(NamedTuple):
     """A changed program, and a hint that names the defect as a good reviewer would."""
@@ -40,14 +42,14 @@ _FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": 
 def mutations(source: str, count: int, seed: str) -> list[Mutation]:
     """At most `count` different single mutations of `source`, drawn with `seed`. Loops by `while` are left as they are,
     because most changes there never end."""
-    tree = ast.parse(source)
+    tree = parse(source)
     sites = [(site, change) for site, node in enumerate(_mutable(tree)) for change in range(len(_changes(node)))]
     random.Random(seed).shuffle(sites)
     found = {ast.unparse(tree): Mutation(source, "")}
     for site, change in sites:
         if len(found) > count:
             break
-        copy = ast.parse(source)
+        copy = parse(source)
         node = _mutable(copy)[site]
         hint = f"line {getattr(node, 'lineno', '?')}: {_changes(node)[change]()}"
         text = ast.unparse(ast.fix_missing_locations(copy))

@@ -22,6 +22,7 @@ import msgspec
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 
 from fastgrpo.data import describe_tests
+from fastgrpo.syntax import parse
 from fastgrpo.types import Problem
 from fastgrpo.workers.mutants import Mutation, mutations
 from fastgrpo.workers.protocol import Reply, Request, WorkerError
@@ -224,7 +225,7 @@ class SimulatedWorker:
 def normalised(code: str) -> str:
     """`code` without comments and layout, so that equal programs compare equal; as it is where it does not parse."""
     try:
-        return ast.unparse(ast.parse(code))
+        return ast.unparse(parse(code))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return code
 

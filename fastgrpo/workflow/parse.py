@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from fastgrpo.syntax import parse
+
 Reason = Literal[
     "no reasoning", "no code block", "several code blocks", "too long", "syntax", "too deep", "no workflow"
 ]
@@ -64,7 +66,7 @@ def _code_block(answer: str) -> str:
 def parse_code(source: str) -> ast.Module:
     """The syntax tree of code that defines `async def workflow(problem)`. Raises `InvalidWorkflow` for any other."""
     try:
-        tree = ast.parse(source)
+        tree = parse(source)
     except SyntaxError as error:
         raise InvalidWorkflow("syntax", f"Syntax error in line {error.lineno}: {error.msg}.") from None
     except (ValueError, RecursionError, MemoryError) as error:

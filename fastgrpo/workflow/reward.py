@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 
 from fastgrpo.config import Reward
+from fastgrpo.syntax import parse
 from fastgrpo.types import Execution, RewardTerms
 from fastgrpo.workflow.diversity import distinctness
 
@@ -18,7 +18,7 @@ def group_rewards(executions: Sequence[Execution], weights: Reward) -> list[Rewa
     chosen by `bench/structures.py`. Only workflows that returned a solution
     (status "ok") count as members of the group's diversity, so that failing in a new way earns nothing.
     """
-    trees = [ast.parse(execution.workflow) if execution.status == "ok" else None for execution in executions]
+    trees = [parse(execution.workflow) if execution.status == "ok" else None for execution in executions]
     return [
         None if execution.status == "infrastructure" else _terms(execution, distinct, weights)
         for execution, distinct in zip(executions, distinctness(trees), strict=True)
