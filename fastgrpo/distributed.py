@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -55,10 +57,12 @@ def rank_and_world() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
-    """Each metric's mean over the ranks; collective."""
+def over_ranks(
+    metrics: dict[str, float], folds: Mapping[str, Callable[[list[float]], float]] = MappingProxyType({})
+) -> dict[str, float]:
+    """Each metric folded over the ranks as `folds` says, else its mean; collective."""
     ranks = gather_all(metrics, "the metrics of the other ranks")
-    return {name: sum(rank[name] for rank in ranks) / len(ranks) for name in metrics}
+    return {name: folds.get(name, fmean)([rank[name] for rank in ranks]) for name in metrics}
 
 
 def gather_all(value: Any, what: str) -> list[Any]:

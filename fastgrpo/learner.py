@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from transformers import AutoConfig
 from fastgrpo.advantage import group_advantages
 from fastgrpo.checkpoint import Checkpoints, load
 from fastgrpo.config import Config, Grpo
-from fastgrpo.distributed import gather_all, rank_and_world
+from fastgrpo.distributed import gather_all, over_ranks, rank_and_world
 from fastgrpo.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.loss import policy_loss, token_logprobs
@@ -177,19 +176,12 @@ def update(
             batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
     for epoch in range(config.epochs_per_batch if batches else 0):
-        measured = _over_ranks(_accumulate(policy, batches, config))
+        measured = over_ranks(_accumulate(policy, batches, config), {"loss": sum, "sampler_parity_max": max})
         step = optimizer.step()
         measured |= {"grad_norm": step.grad_norm, "skipped": float(step.skipped), "lr": optimizer.lr}
         # Later epochs are off-policy by design: parity and entropy are those of the policy that sampled.
         metrics = measured | metrics if epoch == 0 else metrics | {"clip_fraction": measured["clip_fraction"]}
     return metrics
-
-
-def _over_ranks(metrics: dict[str, float]) -> dict[str, float]:
-    """Sums of losses, the largest of maxima and means of the rest over the ranks."""
-    ranks = gather_all(metrics, "the metrics of the other ranks")
-    folds = {"loss": sum, "sampler_parity_max": max}
-    return {name: folds.get(name, statistics.fmean)([rank[name] for rank in ranks]) for name in metrics}
 
 
 def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[str, float]:

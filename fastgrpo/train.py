@@ -17,7 +17,7 @@ from typing import Any
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import join_ranks, mean_over_ranks, rank_and_world
+from fastgrpo.distributed import join_ranks, over_ranks, rank_and_world
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
@@ -76,7 +76,7 @@ async def train(
                         with log.phase("sync"):
                             metrics |= learner.sync()
                         log.samples(learner.step, sample_records(groups))
-                        log.step(learner.step, metrics | mean_over_ranks(outcome))
+                        log.step(learner.step, metrics | over_ranks(outcome))
                         with log.phase("checkpoint"):
                             learner.save_when_due()
                 except asyncio.CancelledError:
