@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastgrpo.advantage import group_advantages
 from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference, tuning
+from fastgrpo.kernels.chunked import SoftmaxSums
 from fastgrpo.kernels.reference import LossOptions, TokenInputs
 
 GPU = torch.cuda.is_available()
@@ -302,9 +303,9 @@ def time_block(case: Case, logits_CV: Tensor, block: tuple[int, int, int]) -> tu
     rows, changed_CV = len(logits_CV), logits_CV.clone()
     chosen = rows_triton.row_block, rows_triton.loss_row_block
     tokens, report_FC = case.tokens.take(slice(rows)), torch.empty(8, rows, device=DEVICE)
-    common = (case.targets_N[:rows], reference.LogitTransform())
+    common, sums = (case.targets_N[:rows], reference.LogitTransform()), SoftmaxSums.empty(case.targets_N[:rows])
     rows_triton.row_block = rows_triton.loss_row_block = lambda _: tuning.RowBlock(*block)
-    forward = milliseconds(lambda: rows_triton.logprob_rows(logits_CV, *common, report_FC[0], report_FC[1]), 0.05)
+    forward = milliseconds(lambda: rows_triton.fold_rows(logits_CV, *common, sums, entropy=True), 0.05)
     both = milliseconds(
         lambda: rows_triton.loss_rows(changed_CV, *common, tokens, OPTIONS, report_FC, gradient=True), 0.05
     )

@@ -1,4 +1,4 @@
-"""The walk over token chunks: one logits product, one row pass, two gradient products each; never [N, V] at once."""
+"""The walk over chunks of logits: one product, one row pass, two gradient products each; never [N, V] at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastgrpo.kernels import rows_torch
 from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
-from fastgrpo.kernels.tuning import FP32_SUM_BYTES, chunk_rows
+from fastgrpo.kernels.tuning import CHUNK_BYTES, FP32_SUM_BYTES, chunk_rows, forward_chunk
 
 # Rows of a report [F, N], fp32; the last six are the fields of `reference.PolicyLoss`.
 REPORT = ("logprob", "entropy", "loss", "kl", "ratio", "clipped_low", "clipped_high", "importance_capped")
@@ -34,6 +34,36 @@ class Head(NamedTuple):
     weight_VH: Tensor
     bias_V: Tensor | None
     transform: LogitTransform
+
+
+class SoftmaxSums(NamedTuple):
+    """What is known of each row's softmax after some of its logits x, fp32 [N]; x counts before the temperature t.
+
+    largest: max x. total: sum of e = exp((x - largest) / t). weighted: sum of e (x - largest) / t. target: the
+    target's x, 0 until its part has been seen.
+    """
+
+    largest_N: Tensor
+    total_N: Tensor
+    weighted_N: Tensor
+    target_N: Tensor
+
+    @classmethod
+    def empty(cls, targets_N: Tensor) -> SoftmaxSums:
+        """Nothing seen yet. The largest is finite, so that its distance to itself is 0."""
+        zeros_3N = targets_N.new_zeros(3, len(targets_N), dtype=torch.float32)
+        return cls(zeros_3N.new_full((len(targets_N),), -1e30), *zeros_3N.unbind())
+
+    def rows(self, rows: slice) -> SoftmaxSums:
+        """A view of some rows."""
+        return SoftmaxSums(*(value_N[rows] for value_N in self))
+
+
+class _LogitChunk(NamedTuple):
+    rows: slice
+    columns: slice
+    hidden_CH: Tensor
+    logits_CV: Tensor
 
 
 @contextmanager
@@ -62,13 +92,13 @@ def logprob_forward(
     hidden_NH: Tensor, targets_N: Tensor, head: Head, *, entropy: bool, chunk: int | None
 ) -> tuple[Tensor, Tensor]:
     """Target logprob and (empty if not asked for) entropy in nats, fp32 [N]."""
-    passes = row_passes(hidden_NH.device)
-    logprob_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
-    entropy_N = hidden_NH.new_empty(len(targets_N) if entropy else 0, dtype=torch.float32)
-    for rows, _, logits_CV in _logit_chunks(hidden_NH, head, None, chunk):
-        entropy_C = entropy_N[rows] if entropy else None
-        passes.logprob_rows(logits_CV, targets_N[rows], head.transform, logprob_N[rows], entropy_C)
-    return logprob_N, entropy_N
+    passes, sums = row_passes(hidden_NH.device), SoftmaxSums.empty(targets_N)
+    for part in _logit_chunks(hidden_NH, head, None, _forward_chunk(hidden_NH, head, chunk)):
+        targets_C = targets_N[part.rows] - part.columns.start
+        passes.fold_rows(part.logits_CV, targets_C, head.transform, sums.rows(part.rows), entropy=entropy)
+    log_total_N = sums.total_N.log()
+    logprob_N = (sums.target_N - sums.largest_N) / head.transform.temperature - log_total_N
+    return logprob_N, log_total_N - sums.weighted_N / sums.total_N if entropy else log_total_N[:0]
 
 
 @_fp32_sums()
@@ -85,7 +115,7 @@ def logprob_backward(
     """Recomputes each chunk's logits and carries (grad_logprob_N, grad_entropy_N) to hidden, weight and bias."""
     passes, (logprob_N, entropy_N), (grad_logprob_N, grad_entropy_N) = row_passes(hidden_NH.device), saved, grads
     total = _GradientSum(hidden_NH, head, wanted)
-    for rows, hidden_CH, logits_CV in _logit_chunks(hidden_NH, head, None, chunk):
+    for rows, _, hidden_CH, logits_CV in _logit_chunks(hidden_NH, head, None, _chunk(len(targets_N), head, chunk)):
         entropy = (None, None) if grad_entropy_N is None else (entropy_N[rows], grad_entropy_N[rows])
         passes.dlogits_rows(
             logits_CV, targets_N[rows], head.transform, logprob_N[rows], entropy[0], grad_logprob_N[rows], entropy[1]
@@ -116,7 +146,7 @@ def loss_and_gradients(
         total.only(kept_K)
         targets_N, tokens = targets_N[kept_K], tokens.take(kept_K)
     report_FK = hidden_NH.new_empty(len(REPORT), len(targets_N), dtype=torch.float32)
-    for rows, hidden_CH, logits_CV in _logit_chunks(hidden_NH, head, kept_K, chunk):
+    for rows, _, hidden_CH, logits_CV in _logit_chunks(hidden_NH, head, kept_K, _chunk(len(targets_N), head, chunk)):
         passes.loss_rows(
             logits_CV,
             targets_N[rows],
@@ -134,28 +164,39 @@ def loss_and_gradients(
     return report_FN.index_copy_(1, kept_K, report_FK), total.result()
 
 
+def _chunk(rows: int, head: Head, chunk: int | None) -> tuple[int, int]:
+    """(rows, columns) of each chunk where a gradient is wanted: it needs a row's whole softmax."""
+    vocabulary, itemsize = len(head.weight_VH), head.weight_VH.element_size()
+    return chunk or chunk_rows(head.weight_VH.device.type, max(rows, 1), vocabulary, itemsize), vocabulary
+
+
+def _forward_chunk(hidden_NH: Tensor, head: Head, chunk: int | None) -> tuple[int, int]:
+    """(rows, columns) of each chunk where none is: of `chunk` rows' size, in another shape."""
+    device, vocabulary = hidden_NH.device.type, len(head.weight_VH)
+    elements = chunk * vocabulary if chunk else CHUNK_BYTES[device] // hidden_NH.element_size()
+    return forward_chunk(device, max(len(hidden_NH), 1), vocabulary, elements)
+
+
 def _logit_chunks(
-    hidden_NH: Tensor, head: Head, kept_K: Tensor | None, chunk: int | None
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(rows, hidden_CH, logits_CV) of each chunk; the logits' buffer is the same memory every time but with a bias."""
-    rows_total = len(hidden_NH) if kept_K is None else len(kept_K)
-    if rows_total == 0:
-        return
-    vocabulary = len(head.weight_VH)
-    chunk = chunk or chunk_rows(hidden_NH.device.type, rows_total, vocabulary, hidden_NH.element_size())
-    pitch = -(-vocabulary // 16) * 16  # aligned rows: wide loads and the matrix units' fast path for any vocabulary
-    buffer_CV = None
-    if head.bias_V is None:
-        buffer_CV = hidden_NH.new_empty(min(chunk, rows_total), pitch)[:, :vocabulary]
-    for start in range(0, rows_total, chunk):
-        rows = slice(start, min(start + chunk, rows_total))
+    hidden_NH: Tensor, head: Head, kept_K: Tensor | None, chunk: tuple[int, int]
+) -> Iterator[_LogitChunk]:
+    """Each chunk's logits, row by row of chunks; their buffer is the same memory every time but with a bias."""
+    rows_total, vocabulary = len(hidden_NH) if kept_K is None else len(kept_K), len(head.weight_VH)
+    pitch = -(-chunk[1] // 16) * 16  # aligned rows: wide loads and the matrix units' fast path for any vocabulary
+    buffer_CV = hidden_NH.new_empty(min(chunk[0], rows_total) if head.bias_V is None else 0, pitch)
+    for start in range(0, rows_total, chunk[0]):
+        rows = slice(start, min(start + chunk[0], rows_total))
         hidden_CH = hidden_NH[rows] if kept_K is None else hidden_NH[kept_K[rows]]
-        if buffer_CV is None:  # into a buffer of that pitch, cuBLAS would round once before the bias and once after
-            yield rows, hidden_CH, F.linear(hidden_CH, head.weight_VH, head.bias_V)
-        else:
-            logits_CV = buffer_CV[: len(hidden_CH)]
-            torch.mm(hidden_CH, head.weight_VH.T, out=logits_CV)
-            yield rows, hidden_CH, logits_CV
+        for first in range(0, vocabulary, chunk[1]):
+            columns = slice(first, min(first + chunk[1], vocabulary))
+            weight_CH = head.weight_VH[columns]
+            if head.bias_V is not None:
+                # Into a buffer of that pitch, cuBLAS would round once before the bias and once after.
+                logits_CV = F.linear(hidden_CH, weight_CH, head.bias_V[columns])
+            else:
+                logits_CV = buffer_CV[: len(hidden_CH), : len(weight_CH)]
+                torch.mm(hidden_CH, weight_CH.T, out=logits_CV)
+            yield _LogitChunk(rows, columns, hidden_CH, logits_CV)
 
 
 class _GradientSum:

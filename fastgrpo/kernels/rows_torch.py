@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -14,16 +16,26 @@ from fastgrpo.kernels.reference import (
     scaled_logits,
 )
 
+if TYPE_CHECKING:
+    from fastgrpo.kernels.chunked import SoftmaxSums
 
-def logprob_rows(
-    logits_CV: Tensor, targets_C: Tensor, transform: LogitTransform, logprob_C: Tensor, entropy_C: Tensor | None
-) -> Tensor:
-    """Writes each row's target logprob and entropy; returns log_softmax [C, V], fp32."""
-    logprobs_CV = torch.log_softmax(scaled_logits(logits_CV, transform), dim=-1)
-    torch.gather(logprobs_CV, 1, targets_C[:, None], out=logprob_C[:, None])
-    if entropy_C is not None:
-        torch.sum(logprobs_CV.exp().mul_(logprobs_CV), dim=-1, out=entropy_C).neg_()
-    return logprobs_CV
+
+def fold_rows(
+    logits_CV: Tensor, targets_C: Tensor, transform: LogitTransform, sums: SoftmaxSums, *, entropy: bool
+) -> None:
+    """Adds a part of each row's logits to its `sums`; a target outside of the part is negative or V and more."""
+    capped_CV = scaled_logits(logits_CV, transform._replace(temperature=1.0))
+    largest_C = torch.maximum(sums.largest_N, capped_CV.amax(dim=-1))
+    inside_C = (targets_C >= 0) & (targets_C < logits_CV.shape[1])
+    found_C = capped_CV.gather(1, targets_C.where(inside_C, 0)[:, None])[:, 0]
+    sums.target_N.copy_(found_C.where(inside_C, sums.target_N))
+    distance_CV = (capped_CV - largest_C[:, None]).div_(transform.temperature)
+    change_C = (sums.largest_N - largest_C) / transform.temperature
+    e_CV = distance_CV.exp()
+    if entropy:
+        sums.weighted_N.add_(sums.total_N * change_C).mul_(change_C.exp()).add_((distance_CV.mul_(e_CV)).sum(dim=-1))
+    sums.total_N.mul_(change_C.exp()).add_(e_CV.sum(dim=-1))
+    sums.largest_N.copy_(largest_C)
 
 
 def dlogits_rows(
@@ -54,7 +66,9 @@ def loss_rows(
 ) -> None:
     """Fills `report_FC` (`chunked.REPORT`) and, with `gradient`, turns raw logits into their gradient in place."""
     logprob_C, entropy_C = report_FC[0], report_FC[1]
-    logprobs_CV = logprob_rows(logits_CV, targets_C, transform, logprob_C, entropy_C)
+    logprobs_CV = torch.log_softmax(scaled_logits(logits_CV, transform), dim=-1)
+    torch.gather(logprobs_CV, 1, targets_C[:, None], out=logprob_C[:, None])
+    torch.sum(logprobs_CV.exp().mul_(logprobs_CV), dim=-1, out=entropy_C).neg_()
     torch.stack(policy_loss(logprob_C, tokens, options), out=report_FC[2:])
     if gradient:
         grad_C = policy_loss_slope(logprob_C, tokens, options)

@@ -7,6 +7,8 @@ Exponentials are taken in base 2, the hardware's, as one multiply-add and one in
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from fastgrpo.kernels.reference import LOG_RATIO_BOUND, LogitTransform, LossOptions, TokenInputs
 from fastgrpo.kernels.tuning import RowBlock, loss_row_block, resident_rows, row_block
+
+if TYPE_CHECKING:
+    from fastgrpo.kernels.chunked import SoftmaxSums
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -52,7 +57,7 @@ def _row_statistics(
     row_ptr, vocabulary, softcap, scale,
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """(largest logit, sum of 2^(scale * (x - largest)), entropy in nats), online in each lane."""
+    """(largest logit, sum of e = 2^(scale * (x - largest)), sum of e * log2(e)), online in each lane."""
     TILE: tl.constexpr = LANES * UNROLL
     tile_UL = tl.arange(0, UNROLL)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     largest_L = tl.full([LANES], PADDING, tl.float32)
@@ -72,7 +77,7 @@ def _row_statistics(
     change_L = (largest_L - largest) * scale
     total = tl.sum(sum_L * tl.exp2(change_L), axis=0)
     weighted = tl.sum((weighted_L + sum_L * change_L) * tl.exp2(change_L), axis=0)
-    return largest, total, (tl.log2(total) - weighted / total) * LN_2
+    return largest, total, weighted
 
 
 @triton.jit
@@ -168,19 +173,26 @@ def _policy_loss(
 
 
 @triton.jit
-def _logprob_kernel(
-    logits_ptr, pitch, vocabulary, targets_ptr, logprob_ptr, entropy_ptr, softcap, scale,
+def _fold_kernel(
+    logits_ptr, pitch, vocabulary, targets_ptr, largest_ptr, total_ptr, weighted_ptr, target_ptr, softcap, scale,
     SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     row_ptr = logits_ptr + row * pitch.to(tl.int64)
     target = tl.load(targets_ptr + row)
-    target_raw = tl.load(row_ptr + target, mask=(target >= 0) & (target < vocabulary), other=0.0)
-    largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, ENTROPY, LANES, UNROLL)
-    logprob = (_capped(target_raw, softcap, SOFTCAP) - largest) * (scale * LN_2) - tl.log(total)
-    tl.store(logprob_ptr + row, logprob)
+    inside = (target >= 0) & (target < vocabulary)
+    target_raw = tl.load(row_ptr + target, mask=inside, other=0.0)
+    tl.store(target_ptr + row, _capped(target_raw, softcap, SOFTCAP), mask=inside)
+    largest, total, weighted = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, ENTROPY, LANES, UNROLL)
+    old_largest, old_total = tl.load(largest_ptr + row), tl.load(total_ptr + row)
+    new_largest = tl.maximum(largest, old_largest)
+    change, old_change = (largest - new_largest) * scale, (old_largest - new_largest) * scale
+    factor, old_factor = tl.exp2(change), tl.exp2(old_change)
+    tl.store(largest_ptr + row, new_largest)
+    tl.store(total_ptr + row, total * factor + old_total * old_factor)
     if ENTROPY:
-        tl.store(entropy_ptr + row, entropy)
+        old_weighted = tl.load(weighted_ptr + row) + old_total * old_change * LN_2
+        tl.store(weighted_ptr + row, (weighted + total * change) * LN_2 * factor + old_weighted * old_factor)
 
 
 @triton.jit
@@ -215,7 +227,8 @@ def _loss_kernel(
         row_ptr = logits_ptr + row * pitch.to(tl.int64)
         target = tl.load(targets_ptr + row)
         target_raw = tl.load(row_ptr + target)
-        largest, total, entropy = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, True, LANES, UNROLL)
+        largest, total, weighted = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, True, LANES, UNROLL)
+        entropy = (tl.log2(total) - weighted / total) * LN_2
         logprob = (_capped(target_raw, softcap, SOFTCAP) - largest) * (scale * LN_2) - tl.log(total)
         loss, d_loss, kl, ratio, below, above, capped = _policy_loss(
             logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
@@ -249,13 +262,13 @@ def _scale_kernel(values_ptr, factor_ptr, size, PROGRAMS: tl.constexpr, BLOCK: t
             tl.store(values_ptr + offset_B, values_B.to(values_ptr.dtype.element_ty), mask=offset_B < size)
 
 
-def logprob_rows(
-    logits_CV: Tensor, targets_C: Tensor, transform: LogitTransform, logprob_C: Tensor, entropy_C: Tensor | None
+def fold_rows(
+    logits_CV: Tensor, targets_C: Tensor, transform: LogitTransform, sums: SoftmaxSums, *, entropy: bool
 ) -> None:
-    """Writes each row's target logprob and, where given, entropy."""
-    arguments = (targets_C, logprob_C, entropy_C, *_constants(transform))
-    flags = {"SOFTCAP": bool(transform.softcap), "ENTROPY": entropy_C is not None}
-    _launch(_logprob_kernel, len(logits_CV), row_block(logits_CV.shape[1]), logits_CV, *arguments, **flags)
+    """Adds a part of each row's logits to its `sums`; a target outside of the part is negative or V and more."""
+    flags = {"SOFTCAP": bool(transform.softcap), "ENTROPY": entropy}
+    block = row_block(logits_CV.shape[1])
+    _launch(_fold_kernel, len(logits_CV), block, logits_CV, targets_C, *sums, *_constants(transform), **flags)
 
 
 def dlogits_rows(

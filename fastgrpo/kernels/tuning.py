@@ -22,6 +22,9 @@ CHUNK_BYTES = {"cuda": 640 << 20, "cpu": 8 << 20}
 # A sum of chunks' dW is kept in fp32 up to this size; above it in the weight's dtype, rounded once for each chunk.
 FP32_SUM_BYTES = 64 << 20
 CHUNK_MULTIPLE = {"cuda": 128, "cpu": 16}
+# Rows at once where no gradient is wanted. The vocabulary is then walked in parts: a product of 8192 rows and a quarter
+# of the columns is 6 % faster than one of a quarter of the rows and all columns, at N=8192 H=4096 V=151936.
+FORWARD_ROWS = {"cuda": 8192, "cpu": 1024}
 
 
 def chunk_rows(device: str, rows: int, vocabulary: int, itemsize: int) -> int:
@@ -31,6 +34,16 @@ def chunk_rows(device: str, rows: int, vocabulary: int, itemsize: int) -> int:
     chunks = -(-rows // budget)
     even = -(-rows // chunks)
     return min(-(-even // multiple) * multiple, rows)
+
+
+def forward_chunk(device: str, rows: int, vocabulary: int, elements: int) -> tuple[int, int]:
+    """(rows, columns) of each chunk where no gradient is wanted: as few chunks of about `elements` logits as can be."""
+    multiple = CHUNK_MULTIPLE[device]
+    row_chunks = -(-rows // FORWARD_ROWS[device])
+    chunk = -(-rows // row_chunks)
+    budget = max(elements // chunk // multiple, 1) * multiple
+    column_chunks = -(-vocabulary // budget)
+    return chunk, min(-(-vocabulary // column_chunks // multiple) * multiple, vocabulary)
 
 
 def row_block(vocabulary: int) -> RowBlock:

@@ -17,7 +17,7 @@ from random_heads import (
     random_tokens,
 )
 
-from fastgrpo.kernels import LossStatistics, reference
+from fastgrpo.kernels import LossStatistics, reference, tuning
 from fastgrpo.kernels.reference import LossOptions
 
 LOSSES = {
@@ -113,6 +113,16 @@ def test_logprob_and_entropy_gradients(chunk, dtype, device):
     outputs = fused_logprob(head, chunk=chunk)
     found = torch.autograd.grad(outputs, head.leaves, grads)
     assert_as_good_as_eager([*(x.detach() for x in outputs), *found], eager, exact)
+
+
+@pytest.mark.parametrize("rest", [{}, {"bias": True, "softcap": 4.0, "temperature": 0.7}], ids=str)
+def test_logprobs_do_not_depend_on_the_parts_of_rows_and_vocabulary(rest, device, monkeypatch):
+    head = random_head(11, 64, 1003, device=device, scale=8.0, **rest)
+    nothing = (torch.zeros(11, device=device), torch.zeros(11, device=device))
+    exact, eager = dense_logprob(head, nothing, torch.float64)[:2], dense_logprob(head, nothing)[:2]
+    monkeypatch.setitem(tuning.FORWARD_ROWS, device.type, 4)
+    with torch.no_grad():
+        assert_as_good_as_eager(list(fused_logprob(head, chunk=1)), eager, exact)
 
 
 def test_on_policy_is_the_gradient_of_advantage_times_logprob(device):
