@@ -14,7 +14,7 @@ from torch import Tensor
 from fastgrpo.kernels import rows_torch
 from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
-from fastgrpo.kernels.tuning import CHUNK_BYTES, FP32_SUM_BYTES, chunk_rows, forward_chunk
+from fastgrpo.kernels.tuning import CHUNK_BYTES, COLUMN_MULTIPLE, FP32_SUM_BYTES, chunk_rows, forward_chunk
 
 # Rows of a report [F, N], fp32; the last six are the fields of `reference.PolicyLoss`.
 REPORT = ("logprob", "entropy", "loss", "kl", "ratio", "clipped_low", "clipped_high", "importance_capped")
@@ -182,7 +182,8 @@ def _logit_chunks(
 ) -> Iterator[_LogitChunk]:
     """Each chunk's logits, row by row of chunks; their buffer is the same memory every time but with a bias."""
     rows_total, vocabulary = len(hidden_NH) if kept_K is None else len(kept_K), len(head.weight_VH)
-    pitch = -(-chunk[1] // 16) * 16  # aligned rows: wide loads and the matrix units' fast path for any vocabulary
+    # Aligned rows: wide loads and the matrix units' fast path for any vocabulary.
+    pitch = -(-chunk[1] // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
     buffer_CV = hidden_NH.new_empty(min(chunk[0], rows_total) if head.bias_V is None else 0, pitch)
     for start in range(0, rows_total, chunk[0]):
         rows = slice(start, min(start + chunk[0], rows_total))

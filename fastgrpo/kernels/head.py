@@ -53,9 +53,9 @@ def linear_logprob(
     """Log-probability of each target and entropy of each row, in nats, without ever holding [N, V].
 
     hidden_NH [N, H] and weight_VH [V, H]: float32 or bfloat16, one dtype and device; targets_N: int64 in [0, V).
-    The logits are `softcap * tanh((hidden @ weight.T + bias) / softcap) / temperature`. `chunk` overrides how
-    many rows of logits are held at a time. Returns fp32 [N] logprob and entropy (None with `entropy=False`), both differentiable with
-    respect to hidden, weight and bias; the backward pass recomputes the logits.
+    The logits are `softcap * tanh((hidden @ weight.T + bias) / softcap) / temperature`. `chunk` overrides how many
+    rows of logits are held at a time. Returns fp32 [N] logprob and entropy (None with `entropy=False`), both
+    differentiable with respect to hidden, weight and bias; the backward pass recomputes the logits.
 
     Raises ValueError naming the argument for wrong shapes, dtypes, devices or targets outside the vocabulary.
     """
