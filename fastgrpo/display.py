@@ -33,6 +33,11 @@ SHOWN = (
     ("grad_norm", "gradient norm", ".3f"),
     ("parity", "sync parity", ".4f"),
     ("tokens_per_s", "tokens/s", ",.0f"),
+    ("train_tokens_per_s", "training tokens/s", ",.0f"),
+    ("mfu", "training MFU", ".1%"),
+    ("gpu/utilisation", "GPU busy", ".0%"),
+    ("gpu/memory_gib", "GPU memory, GiB", ".1f"),
+    ("gpu/power_w", "GPU power, W", ".0f"),
     ("jails", "jails in flight", ".0f"),
 )
 CURVES = {"reward/total", "pass_rate", "loss"}

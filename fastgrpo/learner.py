@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig
@@ -24,7 +24,11 @@ from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
 from fastgrpo.plan import memory_plan
 from fastgrpo.runtime import open_engine, policy_device, policy_dtype
+from fastgrpo.telemetry import throughput
 from fastgrpo.types import Batch, Group, Sample
+
+if TYPE_CHECKING:
+    from fastgrpo.log import PhaseTimer
 
 
 class Learner:
@@ -53,8 +57,8 @@ class Learner:
         """The policy's tokenizer."""
         return self.policy.tokenizer
 
-    def update(self, groups: Sequence[Group]) -> dict[str, float]:
-        """One GRPO update on all ranks' rollouts of the step; returns its metrics.
+    def update(self, groups: Sequence[Group], timer: PhaseTimer) -> dict[str, float]:
+        """One GRPO update on all ranks' rollouts of the step, its phases timed by `timer`; returns its metrics.
 
         Raises UserError where every rollout failed for reasons of ours, where memory ran out, and after
         `grpo.max_skipped` steps in a row with a gradient that cannot be used.
@@ -70,13 +74,20 @@ class Learner:
         self.engine.sleep()
         try:
             metrics = update(
-                self.policy, self.optimizer, samples, grpo, self.reference, budget=self.plan.micro_batch_tokens
+                self.policy,
+                self.optimizer,
+                samples,
+                grpo,
+                self.reference,
+                budget=self.plan.micro_batch_tokens,
+                phase=timer.phase,
             )
         except torch.OutOfMemoryError as error:
             raise UserError(f"out of GPU memory in training; {self.plan.advice()}") from error
         self._count_skipped(metrics, samples)
         self.step += 1
-        return metrics
+        seconds = timer.spent("forward_backward") / grpo.epochs_per_batch
+        return metrics | throughput(self.policy.model, samples, seconds)
 
     def sync(self) -> dict[str, float]:
         """The updated weights into vLLM, in place, with the parity check that stops the run where it fails."""
@@ -161,10 +172,12 @@ def update(
     reference: Policy | None = None,
     *,
     budget: int,
+    phase: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> dict[str, float]:
     """`config.epochs_per_batch` optimizer steps on `samples`, those of all ranks; returns the step's metrics.
 
-    Each rank computes its share in micro-batches of at most `budget` tokens. `sampler_parity` (mean and max, nats)
+    Each rank computes its share in micro-batches of at most `budget` tokens. `phase` names what is timed: forward and
+    backward, and the optimizer. `sampler_parity` (mean and max, nats)
     compares vLLM's logprobs with the trainer's before the first step. An empty `samples` (no group with variance)
     leaves the policy as it is.
     """
@@ -176,8 +189,12 @@ def update(
             batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
     for epoch in range(config.epochs_per_batch if batches else 0):
-        measured = over_ranks(_accumulate(policy, batches, config), {"loss": sum, "sampler_parity_max": max})
-        step = optimizer.step()
+        with phase("forward_backward"):
+            measured = over_ranks(_accumulate(policy, batches, config), {"loss": sum, "sampler_parity_max": max})
+        with phase("optimizer"):
+            step = optimizer.step()
+            if policy.device.type == "cuda":
+                torch.cuda.synchronize(policy.device)
         measured |= {"grad_norm": step.grad_norm, "skipped": float(step.skipped), "lr": optimizer.lr}
         # Later epochs are off-policy by design: parity and entropy are those of the policy that sampled.
         metrics = measured | metrics if epoch == 0 else metrics | {"clip_fraction": measured["clip_fraction"]}

@@ -1,9 +1,9 @@
 """What a run leaves to read: metrics.jsonl, samples.jsonl, TensorBoard events and a live display of the current step.
 
 Metric names, the same in every file: `reward/total`, `reward/performance`, `reward/complexity`, `reward/diversity`,
-`reward/format`, `pass_rate`, `complexity`, `loss`, `kl`, `entropy`, `grad_norm`, `tokens_per_s`, `parity` (mean
-|logprob difference| of vLLM and trainer after the sync, nats), `jails` (in flight), `seconds/step` and
-`seconds/<phase>`.
+`reward/format`, `pass_rate`, `complexity`, `loss`, `kl`, `entropy`, `grad_norm`, `tokens_per_s` (generated),
+`train_tokens_per_s`, `mfu` and `gpu/...` (see `telemetry`), `parity` (mean |logprob difference| of vLLM and trainer
+after the sync, nats), `jails` (in flight), `seconds/step` and `seconds/<phase>`.
 """
 
 from __future__ import annotations
@@ -152,6 +152,11 @@ class PhaseTimer:
     def current(self) -> str:
         """The innermost phase running."""
         return self._stack[-1]
+
+    def spent(self, name: str) -> float:
+        """Seconds of the phase `name` since the last `take`."""
+        self._settle()
+        return self._seconds.get(name, 0.0)
 
     def take(self) -> dict[str, float]:
         """Seconds of each phase since the last call, "other" what was in none."""

@@ -149,7 +149,7 @@ def activation_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, *, 
     silu is recomputed.
     """
     b, hidden, inner = dtype.itemsize, config.hidden_size, config.intermediate_size
-    attention = b * 2 * (_head_width(config) + _kv_width(config))
+    attention = b * 2 * (head_width(config) + _kv_width(config))
     if compiled:
         return 4 * b * hidden + attention + 3 * b * inner
     return 2 * (4 + 2 * b) * hidden + attention + 4 * b * inner
@@ -201,7 +201,8 @@ def _transient_name(workload: Workload) -> str:
     return "loss head, or one layer recomputed" if workload.activation_checkpointing else "loss head"
 
 
-def _head_width(config: PretrainedConfig) -> int:
+def head_width(config: PretrainedConfig) -> int:
+    """Width of all query heads of a layer together."""
     return config.num_attention_heads * _head_dim(config)
 
 

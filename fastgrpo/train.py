@@ -29,6 +29,7 @@ from fastgrpo.report import write_report
 from fastgrpo.rollout import Environment, collect
 from fastgrpo.runtime import load_problems, open_environment, open_log, run_async, sampling_of
 from fastgrpo.sft import warm_start
+from fastgrpo.telemetry import GpuMonitor
 
 
 async def train(
@@ -43,7 +44,7 @@ async def train(
     Another task brings its own problems and environment (see `rollout.Environment`), and its own `--model`.
     """
     problems, held_out = load_problems(config)
-    with open_log(config, resume=resume) as log:
+    with open_log(config, resume=resume) as log, GpuMonitor() as gpu:
         async with open_environment(config, log) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
             with open_learner(config, model, resume=resume) as learner:
@@ -72,11 +73,11 @@ async def train(
                             )
                         outcome = rollout_metrics(groups, time.perf_counter() - started)
                         with log.phase("train"):
-                            metrics = learner.update(groups)
+                            metrics = learner.update(groups, log.timer)
                         with log.phase("sync"):
                             metrics |= learner.sync()
                         log.samples(learner.step, sample_records(groups))
-                        log.step(learner.step, metrics | over_ranks(outcome))
+                        log.step(learner.step, metrics | over_ranks(outcome) | gpu.take())
                         with log.phase("checkpoint"):
                             learner.save_when_due()
                 except asyncio.CancelledError:
