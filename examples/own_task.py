@@ -13,6 +13,7 @@ from typing import Any
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
+from fastgrpo.distributed import joined_ranks
 from fastgrpo.errors import run_program
 from fastgrpo.log import RunLog
 from fastgrpo.runtime import run_async
@@ -59,11 +60,12 @@ def load_problems(config: Config) -> tuple[list[Any], list[Any]]:
 def main() -> None:
     """Train `--model` on the task."""
     command = parse(sys.argv[1:], program="examples.own_task")
-    run_async(
-        lambda: train(
-            command.config, resume=command.resume, load_problems=load_problems, open_environment=open_environment
+    with joined_ranks():
+        run_async(
+            lambda: train(
+                command.config, resume=command.resume, load_problems=load_problems, open_environment=open_environment
+            )
         )
-    )
 
 
 if __name__ == "__main__":

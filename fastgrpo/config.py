@@ -46,7 +46,7 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
 FREE_TO_CHANGE = re.compile(
     r"name|runs|grpo\.steps|(checkpoint|eval)\..*|sandbox\.cells"
     r"|workers\.(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|latency_scale|\w+_price)"
-    r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold)"
+    r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
 )
 
 
@@ -88,6 +88,7 @@ class Engine(Section, frozen=True):
     parity_threshold: Annotated[
         float, Meta(gt=0, description="stop above this mean |logprob difference| vLLM - trainer, nats")
     ] = 0.15
+    step_timeout_s: Annotated[float, Meta(gt=0, description="vLLM hangs when a token takes longer than this")] = 40.0
 
 
 class Workers(Section, frozen=True):

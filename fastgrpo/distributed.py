@@ -12,42 +12,58 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore, TCPStore
 
 from fastgrpo.errors import UserError
+from fastgrpo.watch import listening, within
 
 # torch 2.13 renamed both and warns at the old names.
 reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
 all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+
+# Within a step the ranks keep pace; between stages they wait for the slowest rollout, or for the first rank's traces.
+STEP_WAIT_S = 600.0
+STAGE_WAIT_S = 7200.0
 
 
 class RankError(UserError):
     """Another rank did not come to a collective operation in time, or the connection to it broke."""
 
 
-def join_ranks(timeout_s: float = 600.0) -> tuple[int, int]:
-    """(rank, world size); (0, 1) outside torchrun.
+@contextmanager
+def joined_ranks() -> Iterator[tuple[int, int]]:
+    """(rank, world size) for the length of the block; (0, 1) outside torchrun.
 
-    Under torchrun: takes this rank's GPU and joins the process group, NCCL with GPUs and gloo without. No wait for
-    another rank lasts longer than `timeout_s`.
+    Under torchrun: takes this rank's GPU and joins the process group: gloo for objects and CPU tensors, NCCL for a
+    GPU's. Where one rank fails, hangs or vanishes, all ranks end (`fastgrpo.watch`).
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return 0, 1
-    if torch.cuda.is_available():
+        yield 0, 1
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if not distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return distributed.get_rank(), distributed.get_world_size()
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=STAGE_WAIT_S))
+    rank, world = rank_and_world()
+    # A connection of its own: the process group's is held by waits in other threads.
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    with listening(PrefixStore("fastgrpo", store), rank, world):
+        yield rank, world
+    distributed.destroy_process_group()
 
 
 @contextmanager
-def awaiting(what: str) -> Iterator[None]:
-    """Name what the block waits for where a collective operation in it fails (RankError)."""
+def awaiting(what: str, seconds: float = STEP_WAIT_S) -> Iterator[None]:
+    """Name what the block waits for where a collective operation in it fails (RankError) or outlasts `seconds`.
+
+    NCCL's waits block no Python: what needs their result must be in the block too.
+    """
     try:
-        yield
+        with within(seconds, f"waited for {what} longer than {seconds:.0f} s"):
+            yield
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise RankError(f"rank {distributed.get_rank()} waited for {what}: {reason}") from error
+        raise RankError(f"waited for {what}: {reason}") from error
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -71,6 +87,6 @@ def gather_all(value: Any, what: str) -> list[Any]:
     if world == 1:
         return [value]
     values: list[Any] = [None] * world
-    with awaiting(what):
+    with awaiting(what, STAGE_WAIT_S):
         distributed.all_gather_object(values, value)
     return values

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastgrpo.errors import UserError
 from fastgrpo.model import Policy
 from fastgrpo.process import interrupt_deferred, output_kept_back, replaced
+from fastgrpo.watch import within
 from fastgrpo.weights import adopt_weights
 
 CANARY_SEQUENCES, CANARY_TOKENS = 4, 48
@@ -66,22 +67,24 @@ class Engine:
         dtype: str = "auto",
         seed: int = 0,
         kv_cache_gb: float | None = None,
-        gpu_memory_utilization: float = 0.5,
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
         cpu_threads: int | None = None,
         parity_limit: float = 0.1,
+        step_timeout_s: float = 40.0,
     ) -> None:
-        """`kv_cache_gb` (GiB) fixes the KV cache; without it a GPU takes `gpu_memory_utilization`, a CPU 1 GiB.
+        """`kv_cache_gb` (GiB) fixes the KV cache; without it a GPU gives what is free, a CPU 1 GiB.
 
         `dtype` "auto" is float32 on CPU (as fast as bf16 there, and exact) and the checkpoint's on GPU. On CPU there
         are no graphs to capture, so `enforce_eager` is ignored, and generation runs on `cpu_threads` (half the cores):
         the jails need the others, and a team of OpenMP threads that must share its cores waits for itself, tens of
-        times slower. `parity_limit` is the canary's largest permitted mean
-        |logprob difference| in nats. vLLM seeds Python's, numpy's and torch's global generators with `seed`.
+        times slower. `parity_limit` is the canary's largest permitted mean |logprob difference| in nats. A step of
+        vLLM that has not returned after `step_timeout_s` hangs: nothing can interrupt it, so the process ends.
+        vLLM seeds Python's, numpy's and torch's global generators with `seed`.
         """
         on_gpu = torch.cuda.is_available()
         self.max_model_len, self.parity_limit = max_model_len, parity_limit
+        self._step_timeout_s = step_timeout_s
         self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
         self._keys: dict[str, int] = {}
         self._adopted: Policy | None = None
@@ -94,7 +97,6 @@ class Engine:
             "max_num_seqs": max_num_seqs,
             "enforce_eager": enforce_eager or not on_gpu,
             "tensor_parallel_size": tensor_parallel_size,
-            "gpu_memory_utilization": gpu_memory_utilization,
             "kv_cache_memory_bytes": None if kv_gb is None else int(kv_gb * 2**30),
             "enable_prefix_caching": True,
             "enable_sleep_mode": on_gpu,
@@ -135,7 +137,6 @@ class Engine:
         *,
         max_tokens: int,
         temperature: float = 1.0,
-        top_p: float = 1.0,
         seed: int | None = None,
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = True,
@@ -148,7 +149,6 @@ class Engine:
         params = _sampling_params(
             max_tokens=max_tokens,
             temperature=temperature,
-            top_p=top_p,
             seed=seed,
             stop_token_ids=list(stop_token_ids),
             ignore_eos=ignore_eos,
@@ -250,12 +250,13 @@ class Engine:
         self._keys[name] = key
 
     def _advance(self) -> list[Any]:
-        if self._cpu_threads is None:
-            return self._llm.step()
+        timeout = self._step_timeout_s
+        hangs = f"generation hangs: a step of vLLM took over {timeout:g} s; raise engine.step_timeout_s if it may"
         threads = torch.get_num_threads()
-        torch.set_num_threads(self._cpu_threads)
+        torch.set_num_threads(self._cpu_threads or threads)
         try:
-            return self._llm.step()
+            with within(timeout, hangs):
+                return self._llm.step()
         finally:
             torch.set_num_threads(threads)
 

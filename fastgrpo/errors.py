@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+USER_ERROR = 2
 
 
 class UserError(Exception):
@@ -12,13 +15,19 @@ class UserError(Exception):
     naming the culprit and the fix."""
 
 
+def say_error(sentence: str) -> None:
+    """Print an error, with the rank that it came from under torchrun."""
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"error: {rank}{sentence}", file=sys.stderr, flush=True)
+
+
 def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Run a program's `main` and exit: its own code (None = 0), 2 after `UserError`, 130 after Ctrl-C."""
     try:
         code = main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+        say_error(str(error))
+        code = USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -199,6 +199,7 @@ class AdamW:
         if self.world > 1:
             with awaiting("the gradient norms of the other ranks"):
                 distributed.all_reduce(square)
+                return float(square.sqrt())
         return float(square.sqrt())
 
     @torch.no_grad()
@@ -244,6 +245,8 @@ class AdamW:
         with awaiting("the updated weights of the other ranks"):
             for work in works:
                 work.wait()
+            if shards and shards[0].parameter.is_cuda:
+                torch.cuda.current_stream().synchronize()
 
     def _whole(self, shard: Shard, mine: Tensor) -> Tensor:
         """The slices of all ranks, in order, as one flat tensor."""

@@ -140,6 +140,7 @@ def open_engine(config: Config, model: Path, *, kv_cache_gb: float | None = None
         enforce_eager=config.engine.enforce_eager,
         seed=config.seed,
         parity_limit=config.engine.parity_threshold,
+        step_timeout_s=config.engine.step_timeout_s,
     )
     try:
         yield engine

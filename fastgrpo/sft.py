@@ -14,7 +14,7 @@ from fastgrpo.chat import completion_ids, prompt_ids
 from fastgrpo.cli import parse
 from fastgrpo.config import Config, Sft
 from fastgrpo.distill import ModelTeacher, ScriptedTeacher, Trace, distill, read_traces, write_traces
-from fastgrpo.distributed import gather_all, join_ranks, rank_and_world
+from fastgrpo.distributed import gather_all, joined_ranks, rank_and_world
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.log import RunLog
@@ -159,8 +159,8 @@ def main() -> None:
     if command.dry_run:
         return print_plan(command.config)
     require_ready()
-    join_ranks()
-    return run_async(lambda: _main(command.config))
+    with joined_ranks():
+        run_async(lambda: _main(command.config))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import join_ranks, over_ranks, rank_and_world
+from fastgrpo.distributed import joined_ranks, over_ranks, rank_and_world
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
@@ -107,8 +107,8 @@ def main() -> None:
     if command.dry_run:
         return print_plan(command.config)
     require_ready()
-    join_ranks()
-    return run_async(lambda: train(command.config, resume=command.resume))
+    with joined_ranks():
+        run_async(lambda: train(command.config, resume=command.resume))
 
 
 if __name__ == "__main__":

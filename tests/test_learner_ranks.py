@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import multiprocessing
 
 from fastgrpo.config import resolve
-from fastgrpo.distributed import gather_all, join_ranks
+from fastgrpo.distributed import gather_all, joined_ranks
 from fastgrpo.learner import update
 from fastgrpo.model import load_policy
 from fastgrpo.optimizer import AdamW
@@ -44,11 +44,10 @@ def two_steps(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, flo
 def rank_main(rank: int, folder: str, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    join_ranks(timeout_s=120)
-    assert gather_all(f"from {rank}", "greetings") == ["from 0", "from 1"]
-    weights, reports = two_steps(Path(folder))
-    torch.save({"weights": weights, "reports": reports}, f"{folder}/rank{rank}.pt")
-    distributed.destroy_process_group()
+    with joined_ranks():
+        assert gather_all(f"from {rank}", "greetings") == ["from 0", "from 1"]
+        weights, reports = two_steps(Path(folder))
+        torch.save({"weights": weights, "reports": reports}, f"{folder}/rank{rank}.pt")
 
 
 @pytest.mark.timeout(300)

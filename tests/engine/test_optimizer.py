@@ -197,7 +197,7 @@ def stalled_rank_main(rank: int, folder: str) -> None:
         os._exit(0)
     backward(model, 0, range(1))
     start = time.monotonic()
-    with pytest.raises(RankError, match="rank 0 waited for the gradients of the other ranks"):
+    with pytest.raises(RankError, match="waited for the gradients of the other ranks"):
         optimizer.step()
     assert time.monotonic() - start < 7
     os._exit(0)

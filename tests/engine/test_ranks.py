@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from fastgrpo.distributed import join_ranks
+from fastgrpo.distributed import joined_ranks
 from fastgrpo.engine import Engine
 from fastgrpo.model import load_policy
 from fastgrpo.optimizer import AdamW
@@ -22,30 +22,30 @@ def rank_main(rank: int, folder: str, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    assert join_ranks(timeout_s=120) == (rank, 2)
-    policy = load_policy(folder)
-    engine = Engine(folder, max_model_len=64, kv_cache_gb=0.05, max_num_seqs=8)
-    engine.sync(policy)
-    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
-    for _ in range(2):
-        token_ids = torch.arange(TOKENS) + 100 * rank
-        hidden_TH = policy.forward(token_ids, torch.arange(TOKENS), torch.tensor([0, TOKENS]).int(), TOKENS)
-        (hidden_TH @ policy.head_weight.T).log_softmax(-1)[:, 5].mean().neg().backward()
-        optimizer.step()
-    report = engine.sync(policy)
-    assert report.bytes_copied == 0
-    assert report.parity_max < 1e-4
-    # Ranks generate at their own pace: one has more to do than the other.
-    for key in range(1 + 3 * rank):
-        engine.submit(key, [1 + key, 2, 3], max_tokens=12, seed=key)
-    finished = {}
-    while engine.busy:
-        finished |= {completion.key: completion.token_ids for completion in engine.step()}
-    engine.close()
-    torch.save({"first": finished[0], "weights": policy.model.state_dict()}, f"{folder}/rank{rank}.pt")
-    # The trainer's process group outlives the engine.
-    distributed.barrier()
-    distributed.destroy_process_group()
+    with joined_ranks() as joined:
+        assert joined == (rank, 2)
+        policy = load_policy(folder)
+        engine = Engine(folder, max_model_len=64, kv_cache_gb=0.05, max_num_seqs=8)
+        engine.sync(policy)
+        optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+        for _ in range(2):
+            token_ids = torch.arange(TOKENS) + 100 * rank
+            hidden_TH = policy.forward(token_ids, torch.arange(TOKENS), torch.tensor([0, TOKENS]).int(), TOKENS)
+            (hidden_TH @ policy.head_weight.T).log_softmax(-1)[:, 5].mean().neg().backward()
+            optimizer.step()
+        report = engine.sync(policy)
+        assert report.bytes_copied == 0
+        assert report.parity_max < 1e-4
+        # Ranks generate at their own pace: one has more to do than the other.
+        for key in range(1 + 3 * rank):
+            engine.submit(key, [1 + key, 2, 3], max_tokens=12, seed=key)
+        finished = {}
+        while engine.busy:
+            finished |= {completion.key: completion.token_ids for completion in engine.step()}
+        engine.close()
+        torch.save({"first": finished[0], "weights": policy.model.state_dict()}, f"{folder}/rank{rank}.pt")
+        # The trainer's process group outlives the engine.
+        distributed.barrier()
 
 
 @pytest.mark.engine

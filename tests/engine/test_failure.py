@@ -1,0 +1,49 @@
+"""When one rank fails all end soon, that rank's error comes first, and the last checkpoint is whole."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fastgrpo.checkpoint import Checkpoints, load
+from fastgrpo.cli import parse
+
+SCRIPT = Path(__file__).with_name("failing_ranks.py")
+# A killed rank says nothing itself: torchrun names it.
+ERRORS = {
+    "dies": "rank      : 1 ",
+    "raises": "ZeroDivisionError: a reward divides by zero",
+    "hangs": "error: rank 1: generation hangs: a step of vLLM took over 3 s; raise engine.step_timeout_s if it may",
+}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("how", ERRORS)
+def test_a_failing_rank_ends_all_of_them(how: str, tiny_folder: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available() and torch.cuda.device_count() < 2:
+        pytest.skip("two ranks need two GPUs")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, str(SCRIPT), how, str(tiny_folder), str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode != 0
+    seconds = time.time() - (tmp_path / "failed").stat().st_mtime
+    print(f"{how}: all ranks ended within {seconds:.1f} s\n{ended.stderr}")
+    assert seconds < 60
+    for rank in range(2):
+        assert not psutil.pid_exists(int((tmp_path / f"rank{rank}.pid").read_text()))
+    said = ended.stderr.split("Root Cause")[1 if how == "dies" else 0]
+    first = next(line for line in said.splitlines() if re.search(r"rank +: |error: |Error: ", line))
+    assert ERRORS[how] in first
+    if how == "hangs":
+        assert "Traceback" not in said.split("torch/distributed/elastic")[0]
+    checkpoint = Checkpoints(tmp_path / "failing/checkpoints").latest()
+    assert checkpoint is not None
+    config = parse(["--config", str(tmp_path / "failing/config.toml")], program="").config
+    assert load(checkpoint, config)[0] >= 1
