@@ -7,13 +7,16 @@
 enum { SMALLEST = 6, CLASSES = 26 }; /* 64 bytes to 2 GiB */
 #define ARENA_BYTES ((size_t)8 << 30)
 
-static char *arena, *arena_next;
-static void *free_blocks[CLASSES];
+/* At the arena's own start: the server writes these between forks, and elsewhere each write would copy a page. */
+static struct {
+    char *next;
+    void *free_blocks[CLASSES];
+} *arena;
 
 void arena_open(void) {
     arena = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (arena == MAP_FAILED || madvise(arena, ARENA_BYTES, MADV_DONTFORK) != 0) __builtin_trap();
-    arena_next = arena;
+    arena->next = (char *)arena + 4096;
 }
 
 static int class_of(size_t bytes) {
@@ -24,15 +27,15 @@ static int class_of(size_t bytes) {
 
 void *arena_alloc(size_t bytes) {
     int class = class_of(bytes);
-    void *block = free_blocks[class];
+    void *block = arena->free_blocks[class];
     if (block != NULL) {
-        free_blocks[class] = *(void **)block;
+        arena->free_blocks[class] = *(void **)block;
         return block;
     }
     size_t size = (size_t)1 << (class + SMALLEST);
-    if (arena_next + size > arena + ARENA_BYTES) return NULL;
-    block = arena_next;
-    arena_next += size;
+    if (arena->next + size > (char *)arena + ARENA_BYTES) return NULL;
+    block = arena->next;
+    arena->next += size;
     return block;
 }
 
@@ -41,8 +44,8 @@ void arena_free(void *block, size_t bytes) {
     int class = class_of(bytes);
     size_t size = (size_t)1 << (class + SMALLEST);
     if (size >= 1 << 18) madvise(block, size, MADV_DONTNEED); /* memory stays flat after a big frame */
-    *(void **)block = free_blocks[class];
-    free_blocks[class] = block;
+    *(void **)block = arena->free_blocks[class];
+    arena->free_blocks[class] = block;
 }
 
 char *buffer_reserve(buffer *b, size_t count) {

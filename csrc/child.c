@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
+#include <linux/securebits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,13 +103,12 @@ static void set_limits(const child_start *start) {
     limit(RLIMIT_SIGPENDING, 256);
 }
 
+/* Neither an exec nor a change of user can give capabilities back. */
 static void drop_privileges(void) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[2] = {{0}, {0}};
-    int capability = 0;
-    while (prctl(PR_CAPBSET_DROP, capability) == 0) capability++;
-    check(capability > CAP_CHECKPOINT_RESTORE && errno == EINVAL, "drop bounding capabilities"); /* past the last one */
-    check(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) == 0, "clear ambient capabilities");
+    unsigned long bits = SECBIT_NOROOT | SECBIT_NO_SETUID_FIXUP | SECBIT_NO_CAP_AMBIENT_RAISE;
+    check(prctl(PR_SET_SECUREBITS, bits | bits << 1 | SECBIT_KEEP_CAPS_LOCKED, 0, 0, 0) == 0, "lock capabilities");
     check(syscall(SYS_capset, &header, none) == 0, "capset");
 }
 
@@ -117,7 +117,7 @@ static void confine(const child_start *start) {
     if (!jail_without("rlimits")) set_limits(start);
     if (!jail_without("capabilities")) drop_privileges();
     check(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, "no_new_privs");
-    if (!jail_without("seccomp")) check(seccomp_install() == 0, "seccomp");
+    if (!jail_without("seccomp")) check(seccomp_finish() == 0, "seccomp");
     check(fcntl(STDERR_FILENO, F_ADD_SEALS, F_SEAL_SEAL) == 0, "seal");
 }
 

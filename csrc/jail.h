@@ -1,6 +1,7 @@
 /* The jail's fork server: one process per cell, which keeps namespaced children armed and hands each one job.
  *
  * arena.c    memory for job data that no child inherits (MADV_DONTFORK)
+ * image.c    the warm interpreter's memory, made cheap to fork
  * seccomp.c  the system-call filter
  * child.c    what a child does between clone and untrusted code
  * spawn.c    clone into namespaces, armed children
@@ -109,9 +110,13 @@ bool buffer_append(buffer *b, const void *bytes, size_t count);
 void buffer_consume(buffer *b, size_t count);
 void buffer_release(buffer *b);
 
+/* image.c */
+void image_seal(void);
+void image_pack(int proc);
+
 /* seccomp.c */
-void seccomp_assemble(void); /* once, in the server */
-int seccomp_install(void);
+int seccomp_begin(void);  /* in the server, for itself and all children */
+int seccomp_finish(void); /* in a child, before it runs a job */
 
 /* child.c */
 typedef struct {

@@ -28,9 +28,11 @@ static PyObject *serve(PyObject *self, PyObject *args) {
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
+    image_seal();
+    image_pack(proc);
     uint32_t base_mb = address_space_mb(proc); /* before the arena, which children do not inherit */
     arena_open();
-    seccomp_assemble();
+    if (!jail_without("seccomp") && seccomp_begin() != 0) return PyErr_SetFromErrno(PyExc_OSError);
     server *s = arena_alloc(sizeof *s);
     s->host = host;
     s->proc = proc;
