@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from fastgrpo.attention import PACKED
 from fastgrpo.errors import UserError
-from fastgrpo.types import Batch
+from fastgrpo.types import Batch, Runs
 
 
 @dataclass(slots=True)
@@ -42,16 +42,19 @@ class Policy:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states hidden_TH of a packed batch, after the last norm and before the head. No logits."""
-        return self.forward(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens_S, batch.max_seqlen)
+        return self.forward(batch.input_ids_T, batch.position_ids_T, batch.runs)
 
-    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens_S: Tensor, max_seqlen: int) -> Tensor:
-        """`hidden` from the four tensors that describe the packing."""
+    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
+        """`hidden` from what describes the packing."""
         output = self.model.base_model(
             input_ids=input_ids_T[None],
             position_ids=position_ids_T[None],
             use_cache=False,
-            cu_seq_lens_q=cu_seqlens_S,
-            max_length_q=max_seqlen,
+            cu_seq_lens_q=runs.cu_queries_S,
+            cu_seq_lens_k=runs.cu_keys_S,
+            max_length_q=runs.max_queries,
+            max_length_k=runs.max_keys,
+            key_index_U=runs.key_index_U,
         )
         return output.last_hidden_state.squeeze(0)
 
@@ -62,7 +65,7 @@ class Policy:
         positions = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
         input_ids_T = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
         cu_seqlens_S = torch.tensor([0, *lengths], device=self.device).cumsum(0).int()
-        hidden_TH = self.forward(input_ids_T, positions, cu_seqlens_S, max(lengths))
+        hidden_TH = self.forward(input_ids_T, positions, Runs(cu_seqlens_S, max(lengths), cu_seqlens_S, max(lengths)))
         logprobs_TV = (hidden_TH @ self.head_weight.T).float().log_softmax(-1)
         # What a sequence's last token would predict is the next sequence's first: rolled in, then left out.
         logprobs_T = logprobs_TV.gather(1, input_ids_T.roll(-1)[:, None]).squeeze(1)

@@ -1,15 +1,19 @@
-"""Sequences into micro-batches without padding: each row of T tokens holds whole sequences up to a token budget."""
+"""Sequences into micro-batches without padding: each row of T tokens holds whole sequences up to a token budget.
+
+Sequences of one prompt that lie in one row share it: it is stored, and computed, once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fastgrpo.config import Normaliser
 from fastgrpo.distributed import rank_and_world
-from fastgrpo.types import Batch, Sample
+from fastgrpo.types import Batch, Runs, Sample
 
 
 def partition(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -46,14 +50,40 @@ def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     return shares
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Samples (by index) whose first `shared` tokens are one prompt that is computed once, or one sample alone (0)."""
+
+    shared: int
+    members: list[int]
+    tokens: int
+
+
+def families(samples: Sequence[Sample], limit: int) -> list[Family]:
+    """The samples by their prompts, the tokens before the first loss token; each family at most `limit` tokens.
+
+    A family above it is cut by first-fit decreasing. A sample longer than `limit` stands alone.
+    """
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, sample in enumerate(samples):
+        by_prompt.setdefault(tuple(sample.token_ids[: _prompt_tokens(sample)]), []).append(i)
+    found = []
+    for prompt, members in by_prompt.items():
+        own = [len(samples[i].token_ids) - len(prompt) for i in members]
+        for part in partition(own, max(limit - len(prompt), 1)):
+            shared = len(prompt) if len(part) > 1 else 0
+            tokens = len(prompt) + sum(own[i] for i in part)
+            found.append(Family(shared, [members[i] for i in part], tokens))
+    return found
+
+
 def pack(samples: Sequence[Sample], weights: Sequence[float], budget: int, device: torch.device | str) -> list[Batch]:
     """Pack `samples` into batches of at most `budget` tokens; `weights[i]` is the loss weight of sample i's tokens.
 
     The weights belong to the whole optimizer step (see `sequence_weights`), so that the gradient does not depend
-    on how the step is cut into batches.
+    on how the step is cut into batches, nor on which prompts are shared.
     """
-    groups = partition([len(sample.token_ids) for sample in samples], budget)
-    return [_row([samples[i] for i in group], [weights[i] for i in group], group, device) for group in groups]
+    return _pack(families(samples, budget), samples, weights, budget, device)
 
 
 def rank_batches(
@@ -61,7 +91,7 @@ def rank_batches(
 ) -> list[Batch]:
     """This rank's micro-batches of an optimizer step whose `samples` every rank knows in the same order.
 
-    Sequences are balanced over the ranks by length. Every rank gets the same number of batches, because each backward
+    Families are balanced over the ranks by length. Every rank gets the same number of batches, because each backward
     ends in a collective: a rank with less to do repeats a sequence with weight 0, which costs no loss token.
     """
     if not samples:
@@ -69,13 +99,15 @@ def rank_batches(
     rank, world = rank_and_world()
     counts = [sample.loss_tokens for sample in samples]
     weights = sequence_weights(counts, normaliser, constant=constant, totals=(sum(counts), len(samples)))
-    lengths = [len(sample.token_ids) for sample in samples]
-    shares = balance(lengths, world)
-    most = max(len(partition([lengths[i] for i in share], budget)) for share in shares)
-    mine = shares[rank]
-    batches = pack([samples[i] for i in mine], [weights[i] for i in mine], budget, device)
-    idle = min(samples, key=lambda sample: len(sample.token_ids))
-    return batches + [pack([idle], [0.0], budget, device)[0] for _ in range(most - len(batches))]
+    # Several families a rank: few large ones would leave some ranks idle.
+    even = sum(len(sample.token_ids) for sample in samples) // (4 * world)
+    units = families(samples, budget if world == 1 else max(min(budget, even), 1))
+    shares = [[units[i] for i in share] for share in balance([unit.tokens for unit in units], world)]
+    most = max(len(partition([unit.tokens for unit in share], budget)) for share in shares)
+    batches = _pack(shares[rank], samples, weights, budget, device)
+    shortest = min(range(len(samples)), key=lambda i: len(samples[i].token_ids))
+    idle = Family(0, [shortest], len(samples[shortest].token_ids))
+    return batches + [_row([idle], samples, [0.0] * len(samples), device) for _ in range(most - len(batches))]
 
 
 def sequence_weights(
@@ -94,32 +126,58 @@ def sequence_weights(
     return [1.0 / (max(sequences, 1) * constant)] * len(loss_tokens)
 
 
-def _row(samples: list[Sample], weights: list[float], ids: list[int], device: torch.device | str) -> Batch:
-    lengths = [len(sample.token_ids) for sample in samples]
-    starts = [0, *accumulate(lengths)]
-    index, targets, sequence, advantages, token_weights, logprobs = [], [], [], [], [], []
-    for sample, start, weight, number in zip(samples, starts, weights, ids, strict=False):
-        for t in range(1, len(sample.token_ids)):
-            if sample.loss_mask[t]:
-                index.append(start + t - 1)
-                targets.append(sample.token_ids[t])
-                sequence.append(number)
-                advantages.append(sample.advantage)
-                token_weights.append(weight)
-                logprobs.append(sample.logprobs[t])
+def _prompt_tokens(sample: Sample) -> int:
+    """Tokens before the first loss token; 0 where there is none."""
+    return next((t for t in range(1, len(sample.token_ids)) if sample.loss_mask[t]), 0)
 
-    def tensor(values: list, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-    return Batch(
-        input_ids_T=tensor([t for sample in samples for t in sample.token_ids], torch.int64),
-        position_ids_T=tensor([p for length in lengths for p in range(length)], torch.int64),
-        cu_seqlens_S=tensor(starts, torch.int32),
-        max_seqlen=max(lengths),
-        loss_index_N=tensor(index, torch.int64),
-        targets_N=tensor(targets, torch.int64),
-        sequence_N=tensor(sequence, torch.int64),
-        advantages_N=tensor(advantages, torch.float32),
-        weights_N=tensor(token_weights, torch.float32),
-        sampled_logprobs_N=tensor(logprobs, torch.float32),
+def _pack(
+    units: Sequence[Family],
+    samples: Sequence[Sample],
+    weights: Sequence[float],
+    budget: int,
+    device: torch.device | str,
+) -> list[Batch]:
+    rows = partition([unit.tokens for unit in units], budget)
+    return [_row([units[i] for i in row], samples, weights, device) for row in rows]
+
+
+def _row(
+    units: Sequence[Family], samples: Sequence[Sample], weights: Sequence[float], device: torch.device | str
+) -> Batch:
+    size, token_ids, positions, keys, loss = 0, [], [], [], []
+
+    def add_run(ids: np.ndarray, first: int, where: np.ndarray) -> None:
+        nonlocal size
+        token_ids.append(ids)
+        positions.append(np.arange(first, first + len(ids)))
+        keys.append(where)
+        size += len(ids)
+
+    for unit in units:
+        prompt = np.arange(size, size + unit.shared)
+        if unit.shared:
+            add_run(np.array(samples[unit.members[0]].token_ids[: unit.shared]), 0, prompt)
+        for i in unit.members:
+            sample, ids = samples[i], np.array(samples[i].token_ids)
+            where = np.concatenate([prompt, np.arange(size, size + len(ids) - unit.shared)])
+            add_run(ids[unit.shared :], unit.shared, where)
+            predicted = np.flatnonzero(sample.loss_mask[1:]) + 1
+            same = np.full((3, len(predicted)), [[i], [sample.advantage], [weights[i]]])
+            loss.append((where[predicted - 1], ids[predicted], *same, np.array(sample.logprobs)[predicted]))
+
+    def tensor(parts: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(dtype).to(device, non_blocking=True)
+
+    dtypes = (torch.int64, torch.int64, torch.int64, torch.float32, torch.float32, torch.float32)
+    columns = [tensor(parts, dtype) for parts, dtype in zip(zip(*loss, strict=True), dtypes, strict=True)]
+    shared = any(unit.shared for unit in units)
+    queries, known = [len(run) for run in token_ids], [len(run) for run in keys]
+    runs = Runs(
+        tensor([np.cumsum([0, *queries])], torch.int32),
+        max(queries),
+        tensor([np.cumsum([0, *known])], torch.int32),
+        max(known),
+        tensor(keys, torch.int64) if shared else None,
     )
+    return Batch(tensor(token_ids, torch.int64), tensor(positions, torch.int64), runs, *columns)

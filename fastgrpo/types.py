@@ -116,19 +116,35 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Batch:
-    """Sequences packed without padding into one row of T tokens, of which N are loss tokens.
+class Runs:
+    """Which keys each token of a packed row of T tokens may see: its own run's up to itself, and its run's prompt.
 
-    input_ids_T, position_ids_T: int64; cu_seqlens_S: int32, S+1 boundaries; max_seqlen: tokens of the longest.
-    loss_index_N: positions whose hidden state predicts a loss token; targets_N: that token;
-    sequence_N: index of the token's sequence in the whole step; the rest are fp32 [N]: advantage, normaliser weight,
-    and logprobs under the sampling policy (vLLM), the old policy (trainer) and the reference.
+    A run is a whole sequence, a prompt that several sequences share, or what one of those continues it with.
+    cu_queries_S: int32, S+1 boundaries of the runs; max_queries: tokens of the longest. Where prompts are shared,
+    key_index_U holds the positions of every run's keys, run by run (a continuation's: the prompt's, then its own), and
+    cu_keys_S and max_keys are its boundaries; else key_index_U is None and keys are as queries.
+    """
+
+    cu_queries_S: torch.Tensor
+    max_queries: int
+    cu_keys_S: torch.Tensor
+    max_keys: int
+    key_index_U: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """Sequences packed without padding into one row of T tokens, of which N are predicted in the loss.
+
+    input_ids_T, position_ids_T: int64. loss_index_N: positions whose hidden state predicts a loss token (the last of a
+    shared prompt predicts several); targets_N: that token; sequence_N: index of the token's sequence in the whole step;
+    the rest are fp32 [N]: advantage, normaliser weight, and logprobs under the sampling policy (vLLM), the old policy
+    (trainer) and the reference.
     """
 
     input_ids_T: torch.Tensor
     position_ids_T: torch.Tensor
-    cu_seqlens_S: torch.Tensor
-    max_seqlen: int
+    runs: Runs
     loss_index_N: torch.Tensor
     targets_N: torch.Tensor
     sequence_N: torch.Tensor

@@ -1,13 +1,14 @@
 """Micro-batches: nothing lost, nothing padded, budgets kept, targets beside the state that predicts them."""
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo.packing import balance, pack, partition
-from fastgrpo.types import Sample
+from fastgrpo.packing import balance, families, pack, partition
+from fastgrpo.types import Batch, Sample
 
 lengths = st.lists(st.integers(1, 60), max_size=40)
 
@@ -40,18 +41,41 @@ def test_impossible_sizes_are_refused(call) -> None:
         call()
 
 
-samples = st.lists(
-    st.lists(st.tuples(st.integers(0, 999), st.booleans()), min_size=1, max_size=20).map(
-        lambda tokens: Sample(
-            [token for token, _ in tokens],
-            [int(mask) for _, mask in tokens],
-            [-float(i) for i in range(len(tokens))],
-            advantage=0.5,
-        )
-    ),
-    min_size=1,
-    max_size=12,
-)
+PROMPTS = [[1], [2, 3, 4], [2, 3, 5, 6, 7]]
+completions = st.lists(st.tuples(st.integers(0, 999), st.booleans()), max_size=12)
+
+
+def sample_of(prompt: list[int], completion: list[tuple[int, bool]]) -> Sample:
+    token_ids = prompt + [token for token, _ in completion]
+    mask = [0] * len(prompt) + [int(mask) for _, mask in completion]
+    return Sample(token_ids, mask, [-float(i) for i in range(len(token_ids))], advantage=0.5)
+
+
+samples = st.lists(st.builds(sample_of, st.sampled_from(PROMPTS), completions), min_size=1, max_size=12)
+
+
+def runs_of(batch: Batch) -> list[list[int]]:
+    """For each run the positions of its keys."""
+    index = batch.runs.key_index_U
+    keys = list(range(len(batch.input_ids_T))) if index is None else index.tolist()
+    return [keys[start:end] for start, end in pairwise(batch.runs.cu_keys_S.tolist())]
+
+
+@given(samples, st.integers(1, 64))
+def test_every_sequence_sees_itself_and_its_prompt_alone(items: list[Sample], budget: int) -> None:
+    sequences = []
+    for batch in pack(items, [1.0] * len(items), budget, "cpu"):
+        queries = list(pairwise(batch.runs.cu_queries_S.tolist()))
+        assert queries[-1][1] == len(batch.input_ids_T) == len(batch.position_ids_T)
+        assert batch.runs.max_queries == max(end - start for start, end in queries)
+        for (start, end), keys in zip(queries, runs_of(batch), strict=True):
+            assert keys[len(keys) - (end - start) :] == list(range(start, end)), "a run's own tokens come last"
+            assert batch.position_ids_T[keys].tolist() == list(range(len(keys)))
+            sequences.append(batch.input_ids_T[keys].tolist())
+        assert batch.runs.max_keys == max(map(len, runs_of(batch)))
+        assert len(batch.input_ids_T) <= budget or len(queries) == 1
+    missing = Counter(tuple(item.token_ids) for item in items) - Counter(map(tuple, sequences))
+    assert not missing
 
 
 @given(samples, st.integers(1, 64))
@@ -59,20 +83,33 @@ def test_pack_aligns_targets_with_their_predicting_position(items: list[Sample],
     weights = [1.0 + i for i in range(len(items))]
     seen = []
     for batch in pack(items, weights, budget, "cpu"):
-        bounds = batch.cu_seqlens_S.tolist()
-        assert bounds[0] == 0
-        assert bounds[-1] == len(batch.input_ids_T) == len(batch.position_ids_T)
-        for start, end in pairwise(bounds):
-            assert batch.position_ids_T[start:end].tolist() == list(range(end - start))
         for n, position in enumerate(batch.loss_index_N.tolist()):
-            assert batch.input_ids_T[position + 1] == batch.targets_N[n]
-            assert position + 1 not in bounds, "a target is never the first token of a sequence"
-            assert batch.weights_N[n] == weights[batch.sequence_N[n]]
-            seen.append((int(batch.sequence_N[n]), int(batch.targets_N[n]), float(batch.sampled_logprobs_N[n])))
+            i, t = int(batch.sequence_N[n]), int(batch.position_ids_T[position]) + 1
+            assert batch.input_ids_T[position] == items[i].token_ids[t - 1]
+            assert batch.targets_N[n] == items[i].token_ids[t]
+            assert batch.weights_N[n] == weights[i]
+            seen.append((i, t, float(batch.sampled_logprobs_N[n])))
     expected = [
-        (i, item.token_ids[t], item.logprobs[t])
+        (i, t, item.logprobs[t])
         for i, item in enumerate(items)
         for t in range(1, len(item.token_ids))
         if item.loss_mask[t]
     ]
     assert sorted(seen) == sorted(expected)
+
+
+def test_a_prompt_is_stored_once_for_all_its_sequences() -> None:
+    group = [sample_of([7] * 10, [(i, True)] * 5) for i in range(8)]
+    (batch,) = pack(group, [1.0] * 8, 64, "cpu")
+    assert len(batch.input_ids_T) == 10 + 8 * 5
+    assert [len(batch.input_ids_T) for batch in pack(group, [1.0] * 8, 30, "cpu")] == [30, 30]
+
+
+@given(samples, st.integers(1, 40))
+def test_families_keep_every_sample_once_and_their_limit(items: list[Sample], limit: int) -> None:
+    found = families(items, limit)
+    assert sorted(i for family in found for i in family.members) == list(range(len(items)))
+    for family in found:
+        own = sum(len(items[i].token_ids) - family.shared for i in family.members)
+        assert family.tokens == family.shared + own
+        assert family.tokens <= limit or len(family.members) == 1

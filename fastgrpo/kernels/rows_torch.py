@@ -90,7 +90,8 @@ def _write_dlogits(
     else:
         weight_CV = grad_logprob_C[:, None] + grad_entropy_C[:, None] * (logprobs_CV + entropy_C[:, None])
         grad_CV = logprobs_CV.exp_().mul_(weight_CV).neg_()
-    grad_CV.scatter_add_(1, targets_C[:, None], grad_logprob_C[:, None])
+    target_C1 = targets_C[:, None]
+    grad_CV.scatter_(1, target_C1, grad_CV.gather(1, target_C1) + grad_logprob_C[:, None])  # scatter_add_ is far slower
     if transform.temperature != 1.0:
         grad_CV.div_(transform.temperature)
     if slope_CV is not None:

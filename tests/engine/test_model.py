@@ -7,8 +7,14 @@ import pytest
 import torch
 from tiny_model import save_tiny_model
 
+from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
+from fastgrpo.loss import policy_loss
 from fastgrpo.model import Policy, load_policy
+from fastgrpo.packing import pack
+from fastgrpo.types import Batch, Runs, Sample
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 LENGTHS = [1, 17, 64, 2, 33]
 
@@ -21,7 +27,8 @@ def sequences() -> list[torch.Tensor]:
 def packed_hidden(policy: Policy, parts: list[torch.Tensor]) -> torch.Tensor:
     lengths = torch.tensor([0, *map(len, parts)])
     positions = torch.cat([torch.arange(len(part)) for part in parts])
-    return policy.forward(torch.cat(parts), positions, lengths.cumsum(0).int(), int(lengths.max()))
+    bounds = lengths.cumsum(0).int(), int(lengths.max())
+    return policy.forward(torch.cat(parts), positions, Runs(*bounds, *bounds))
 
 
 def gradients(policy: Policy, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -41,6 +48,36 @@ def test_packed_is_one_sequence_at_a_time(tiny_folder: Path, checkpointing: bool
     torch.testing.assert_close(packed, torch.cat(single), atol=2e-6, rtol=1e-5)
     for ours, theirs in zip(gradients(policy, [packed]), gradients(policy, single), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_a_shared_prompt_changes_nothing(tiny_folder: Path, device: str) -> None:
+    """Logprobs and gradients of groups whose prompts are computed once, beside one sequence at a time."""
+    dtype, tolerance = (torch.float32, 2e-6) if device == "cpu" else (torch.bfloat16, 2e-2)
+    policy = load_policy(tiny_folder, device=device, dtype=dtype)
+    generator = torch.Generator().manual_seed(4)
+    prompts = [torch.randint(1000, (n,), generator=generator).tolist() for n in (33, 1, 70)]
+    lengths = [(0, 5), (1, 40), (1, 1), (0, 64), (2, 9), (0, 17), (1, 3)]
+    items = []
+    for prompt, length in lengths:
+        completion = torch.randint(1000, (length,), generator=generator).tolist()
+        mask = [0] * len(prompts[prompt]) + [1] * length
+        items.append(Sample(prompts[prompt] + completion, mask, [0.0] * len(mask), advantage=0.5 - prompt))
+    (together,) = pack(items, [1.0] * len(items), 400, device)
+    assert len(together.input_ids_T) < sum(len(item.token_ids) for item in items)
+    order = together.sequence_N.unique_consecutive().tolist()
+    alone = [pack([items[i]], [1.0], 400, device)[0] for i in order]
+
+    def measure(batches: list[Batch]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        policy.model.zero_grad()
+        outputs = [policy_loss(policy, batch, Grpo(tis_cap=0.0)) for batch in batches]
+        sum(output.loss for output in outputs).backward()
+        return torch.cat([o.logprobs_N for o in outputs]), [p.grad.clone() for p in policy.model.parameters()]
+
+    (ours, our_grads), (theirs, their_grads) = measure([together]), measure(alone)
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+    for mine, other in zip(our_grads, their_grads, strict=True):
+        assert (mine - other).norm() <= 10 * tolerance * other.norm().clamp(min=1e-3)
 
 
 def test_packed_is_transformers_own_forward(tiny_folder: Path) -> None:
