@@ -1,262 +1,265 @@
-"""The colocated engine on one device: is the sync zero-copy and right, and what does a GRPO step cost.
+"""The colocated engine on one GPU: is the sync zero-copy and right, and what do its parts and a GRPO step cost.
 
-    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,train,step] [--save bench/results/engine.md]
+    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,generation,workflows] [--save FILE]
+    python bench/bench_engine.py --size 7b --parts train
 
-The model has the Qwen2.5 shape with random weights. Checks: parity between vLLM and the trainer before and after
-optimizer steps, bytes copied by a sync, what sleep frees. Measures: sync, sleep and wake; packed forward and backward;
-a whole GRPO step of 64 prompts x 8 completions (prompt 512, completion 1024 tokens) with a trivial reward.
-MFU counts 6 FLOP a parameter and token of the layers, 6 of the head for loss tokens only, and causal attention;
-recomputation is not counted. Its base is the datasheet rate of an H100 or H200, 989 TFLOP/s.
+The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
+optimizer steps, bytes copied. `memory`: what sleep frees. `step`: whole GRPO steps of 64 prompts x 8 completions (512
+and 1,024 tokens) with a trivial reward. `workflows`: what 512 real jailed workflows add to a step. `train` needs no
+engine: forward, loss head and backward of 16 k packed tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import copy
-import datetime
-import platform
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+import uvloop
+from bench_generation import generation, sync
+from engine_setup import (
+    CUDA,
+    GIB,
+    PEAK_FLOPS,
+    SHAPES,
+    MemoryPeaks,
+    Setup,
+    Trivial,
+    Workload,
+    emit,
+    flops,
+    random_model,
+    report,
+    save,
+    saved_model,
+    timed,
+    used_gib,
+)
 
-from fastgrpo.config import Grpo
-from fastgrpo.engine import Engine
-from fastgrpo.learner import update
+from fastgrpo.config import Config, Grpo
+from fastgrpo.distill import ScriptedTeacher
+from fastgrpo.learner import to_samples, update
 from fastgrpo.loss import policy_loss
-from fastgrpo.model import Policy, load_policy
-from fastgrpo.optimizer import AdamW
+from fastgrpo.model import Policy
 from fastgrpo.packing import pack
-from fastgrpo.tiny import train_tokenizer
-from fastgrpo.types import Sample
+from fastgrpo.rollout import Environment
+from fastgrpo.runtime import load_problems, open_environment
+from fastgrpo.types import Problem, Sample
 
-SHAPES = {
-    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
-    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
-}
-PEAK_FLOPS = 989e12
-GIB = 2**30
-KV_GIB = 24.0
-
-rows: list[tuple[str, str]] = []
+BUDGET = 16384 if CUDA else 512
 
 
-def report(what: str, value: str) -> None:
-    """One line of the table, printed as soon as it is known."""
-    rows.append((what, value))
-    print(f"{what:<58} {value}", flush=True)
-
-
-def save_random_model(folder: Path, size: str, device: str) -> None:
-    """The Qwen2.5 shape with weights twice the usual size, so that its distributions are not flat."""
-    tokenizer = train_tokenizer(["def f(x): return x"], 512)
-    config = Qwen2Config(
-        vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
-        num_key_value_heads=4 if size == "7b" else 2,
-        max_position_embeddings=32768,
-        rope_theta=1e6,
-        tie_word_embeddings=size != "7b",
-        **SHAPES[size],
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.mul_(2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-class Bench:
-    """One engine and one policy, and the clock of their device."""
-
-    def __init__(self, size: str, device: str, *, with_engine: bool) -> None:
-        self.size, self.cuda = size, device == "cuda"
-        self.prompts, self.group = (64, 8) if self.cuda else (8, 8)
-        self.prompt_tokens, self.completion_tokens = (512, 1024) if self.cuda else (128, 128)
-        with tempfile.TemporaryDirectory() as folder:
-            save_random_model(Path(folder), size, device)
-            if with_engine:
-                self.engine, seconds = self.timed(lambda: self.start(folder))
-                report("engine start, s", f"{seconds:.1f}")
-            dtype = torch.bfloat16 if self.cuda else torch.float32
-            self.policy = load_policy(folder, device=device, dtype=dtype)
-
-    def start(self, folder: str) -> Engine:
-        """vLLM with room for one step's sequences at once."""
-        return Engine(
-            folder,
-            max_model_len=self.prompt_tokens + self.completion_tokens + 32,
-            max_num_seqs=self.prompts * self.group,
-            dtype="bfloat16" if self.cuda else "float32",
-            kv_cache_gb=KV_GIB if self.cuda else 0.2,
-            parity_limit=0.2,
-        )
-
-    def timed(self, function: Callable[[], object]) -> tuple[object, float]:
-        """The function's result and its seconds, to the end of its work on the device."""
-        self.synchronize()
-        start = time.perf_counter()
-        result = function()
-        self.synchronize()
-        return result, time.perf_counter() - start
-
-    def synchronize(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
-
-    def used_gib(self) -> float:
-        """Memory in use on the device, by the driver's count."""
-        if not self.cuda:
-            return float("nan")
-        free, total = torch.cuda.mem_get_info()
-        return (total - free) / GIB
-
-    def allocated_peak(self, function: Callable[[], object]) -> tuple[object, float, float]:
-        """As `timed`, and the peak of torch's allocator in GiB without the KV cache, which sleeps meanwhile."""
-        if not self.cuda:
-            return *self.timed(function), float("nan")
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        # The allocator goes on counting a sleeping KV cache, which the driver has mapped out.
-        counted = KV_GIB if torch.cuda.memory_allocated() / GIB > self.used_gib() else 0.0
-        result, seconds = self.timed(function)
-        return result, seconds, torch.cuda.max_memory_allocated() / GIB - counted
-
-    def generate(self, completion_tokens: int, *, seeded: bool = False) -> list[Sample]:
-        """One batch of rollouts with a reward of nothing but the key's parity: half of each group is right."""
-        generator = torch.Generator().manual_seed(1)
-        vocab = self.policy.head_weight.shape[0]
-        prompts = torch.randint(vocab, (self.prompts, self.prompt_tokens), generator=generator).tolist()
-        for key in range(self.prompts * self.group):
-            seed = key if seeded else None
-            self.engine.submit(key, prompts[key // self.group], max_tokens=completion_tokens, seed=seed)
-        samples = []
-        while self.engine.busy:
-            for done in self.engine.step():
-                prompt = prompts[done.key // self.group]
-                blank = [0] * len(prompt)
-                mask, logprobs = blank + [1] * len(done.token_ids), [0.0] * len(prompt) + done.logprobs
-                samples.append(Sample(prompt + done.token_ids, mask, logprobs, 1.0 if done.key % 2 else -1.0))
-        return samples
-
-    def optimizer(self) -> AdamW:
-        return AdamW(self.policy.model.parameters(), lr=1e-6 if self.cuda else 1e-3)
-
-    def flops(self, samples: list[Sample]) -> float:
-        """Useful floating-point operations of forward and backward."""
-        config = self.policy.model.config
-        head = self.policy.head_weight.numel()
-        embedding = self.policy.model.get_input_embeddings().weight.numel()
-        total = sum(p.numel() for p in self.policy.model.parameters())
-        body = total - embedding - (0 if config.tie_word_embeddings else head)
-        tokens = sum(len(sample.token_ids) for sample in samples)
-        attention = sum(6 * config.num_hidden_layers * config.hidden_size * len(s.token_ids) ** 2 for s in samples)
-        return 6 * body * tokens + 6 * head * sum(sample.loss_tokens for sample in samples) + attention
-
-
-def check(bench: Bench) -> None:
+def check(setup: Setup) -> None:
     """Parity before and after steps; a sync copies nothing after the first."""
-    first = bench.engine.sync(bench.policy)
+    first = setup.first_sync
     report("first sync: GiB copied, s", f"{first.bytes_copied / GIB:.2f}, {first.seconds:.3f}")
     report("parity before steps, nats mean / max", f"{first.parity_mean:.4f} / {first.parity_max:.4f}")
-    _against_fp32(bench)
-    optimizer = bench.optimizer()
+    _against_fp32(setup)
+    problems, environment = setup.work.problems(0)
+    groups = setup.collect(problems[:1], environment, 0)
+    samples = to_samples(groups, Grpo())
+    optimizer = setup.optimizer()
     optimizer.lr = 1e-4
-    samples = bench.generate(16)[:8]
-    bench.engine.sync(bench.policy)
-    before = bench.engine.score([samples[0].token_ids])[0]
+    before = setup.engine.score([samples[0].token_ids])[0]
     reports = []
     for _ in range(3):
-        update(bench.policy, optimizer, samples, Grpo(), budget=8192)
-        bench.synchronize()
-        reports.append(bench.engine.sync(bench.policy))
-    after = bench.engine.score([samples[0].token_ids])[0]
+        update(setup.policy, optimizer, samples, Grpo(), budget=BUDGET)
+        reports.append(timed(lambda: setup.engine.sync(setup.policy))[0])
+    after = setup.engine.score([samples[0].token_ids])[0]
     moved = sum(abs(a - b) for a, b in zip(before, after, strict=True)) / len(after)
     worst = max(reports, key=lambda r: r.parity_mean)
     report("parity after 3 steps, nats mean / max", f"{worst.parity_mean:.4f} / {worst.parity_max:.4f}")
     report("moved by the 3 steps, nats mean", f"{moved:.4f}")
-    report("sync: bytes copied, ms, canary ms", _sync_line(reports[-1]))
     assert all(r.bytes_copied == 0 for r in reports)
-    assert moved > 5 * worst.parity_mean or not bench.cuda, "the steps must be visible above the parity noise"
+    assert moved > 5 * worst.parity_mean or not CUDA, "the steps must be visible above the parity noise"
 
 
-def _against_fp32(bench: Bench) -> None:
+def _against_fp32(setup: Setup) -> None:
     """How far both are from the same weights in fp32: parity cannot be better than bf16 itself."""
-    exact = Policy(copy.deepcopy(bench.policy.model).float(), bench.policy.tokenizer)
+    exact = Policy(copy.deepcopy(setup.policy.model).float(), setup.policy.tokenizer)
     sequences = torch.randint(2048, (4, 48), generator=torch.Generator().manual_seed(2)).tolist()
     truth = torch.cat(exact.logprobs(sequences)).cpu()
-    theirs = torch.tensor([logprob for scores in bench.engine.score(sequences) for logprob in scores])
-    ours = torch.cat(bench.policy.logprobs(sequences)).cpu()
+    theirs = torch.tensor([logprob for scores in setup.engine.score(sequences) for logprob in scores])
+    ours = torch.cat(setup.policy.logprobs(sequences)).cpu()
     off = [float((logprobs - truth).abs().mean()) for logprobs in (theirs, ours)]
     report("distance from fp32, nats mean: vLLM, trainer", f"{off[0]:.4f}, {off[1]:.4f}")
 
 
-def _sync_line(sync: object) -> str:
-    return f"{sync.bytes_copied}, {sync.seconds * 1e3:.2f}, {sync.check_seconds * 1e3:.0f}"
-
-
-def memory(bench: Bench) -> None:
-    """What sleep frees, and that generation is right after it."""
-    if bench.cuda:
+def memory(setup: Setup) -> None:
+    """What sleep frees, and that generation is right after it; the syncs of an engine that has slept."""
+    if CUDA:
         torch.cuda.empty_cache()
-    awake = bench.used_gib()
-    _, slept = bench.timed(bench.engine.sleep)
-    asleep = bench.used_gib()
-    _, woke = bench.timed(bench.engine.wake)
+    awake = used_gib()
+    _, slept = timed(setup.engine.sleep)
+    asleep = used_gib()
+    _, woke = timed(setup.engine.wake)
     report("memory awake -> asleep, GiB", f"{awake:.1f} -> {asleep:.1f}")
     report("sleep, wake, s", f"{slept:.3f}, {woke:.3f}")
-    report("parity after wake, nats mean", f"{bench.engine.sync(bench.policy).parity_mean:.4f}")
+    report("parity after wake, nats mean", f"{setup.engine.sync(setup.policy).parity_mean:.4f}")
+    sync(setup)
 
 
-def fake_samples(bench: Bench, tokens: int) -> list[Sample]:
-    length = bench.prompt_tokens + bench.completion_tokens
-    vocab = bench.policy.head_weight.shape[0]
-    mask = [0] * bench.prompt_tokens + [1] * bench.completion_tokens
+def step(setup: Setup) -> None:
+    """Whole GRPO steps as the loop runs them, then the training phase alone with less memory."""
+    if CUDA:
+        setup.policy.compile_layers()
+    optimizer, peaks = setup.optimizer(), MemoryPeaks()
+    for number in range(3):
+        numbers = setup.step(optimizer, number, BUDGET, peaks)
+        total = numbers["generate"] + numbers["train"] + numbers["rest"]
+        tokens = setup.work.generated / numbers["generate"]
+        report(
+            f"GRPO step {number}, {BUDGET} tokens a micro-batch, s" + (" (compiles)" if number == 0 else ""),
+            f"{total:.1f} = generate {numbers['generate']:.1f} ({tokens:,.0f} tokens/s) + train {numbers['train']:.1f} "
+            f"(MFU {numbers['flops'] / numbers['train'] / PEAK_FLOPS:.1%}) + rest {numbers['rest']:.2f}; "
+            f"sync {numbers['sync_ms']:.2f} ms; parity {numbers['sampler_parity']:.4f} nats; "
+            f"allocator peak {numbers['allocator']:.1f} GiB",
+        )
+        emit("step", numbers | {"total": total, "driver": dict(peaks.peaks)})
+        if number == 0:
+            peaks.peaks.clear()
+    _leaner(setup, optimizer, peaks)
+
+
+def _leaner(setup: Setup, optimizer: Any, peaks: MemoryPeaks) -> None:
+    """The training phase of the same size with smaller micro-batches."""
+    samples = random_samples(setup.policy, setup.work, setup.work.sequences)
+    setup.engine.sleep()
+    for budget, checkpointing in ((3 * BUDGET // 16, False), (BUDGET // 2, True)):
+        setup.policy.activation_checkpointing(checkpointing)
+        peaks.phase = f"train {budget} {checkpointing}"
+        _, seconds, peak = setup.train(optimizer, samples, budget)
+        mfu = flops(setup.policy, samples) / seconds / PEAK_FLOPS
+        report(
+            f"training phase, {budget} tokens, checkpointing {_yes(checkpointing)}",
+            f"{seconds:.1f} s, MFU {mfu:.1%}, allocator peak {peak:.1f} GiB, driver's {peaks.over(peaks.phase):.1f}",
+        )
+        emit("lean", {"seconds": seconds, "allocator": peak, "driver": peaks.over(peaks.phase), "budget": budget})
+    setup.policy.activation_checkpointing(False)
+    setup.engine.wake()
+    setup.engine.sync(setup.policy)
+
+
+class Scripted(Trivial):
+    """The workflow task, with a scripted workflow in the place of each completion of the random policy."""
+
+    def __init__(self, texts: dict[str, str], environment: Any) -> None:
+        super().__init__(texts)
+        self.environment, self.teacher = environment, ScriptedTeacher()
+        self.executions: list[Any] = []
+
+    async def execute(self, problem: Problem, completion: str, seed: int) -> Any:
+        written = await self.teacher.write(problem, [], seed)
+        self.executions.append(await self.environment.execute(problem, written, seed))
+        return self.executions[-1]
+
+    def rewards(self, problem: Any, executions: list[Any]) -> Any:
+        return self.environment.rewards(problem, executions)
+
+
+def workflows(setup: Setup) -> None:
+    """The rollout phase with the trivial reward and with real jailed workflows, in turn."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_workflows(setup))
+
+
+async def _workflows(setup: Setup) -> None:
+    config, work = Config(), setup.work
+    problems = load_problems(config)[0][: work.prompts]
+    async with open_environment(config) as environment:
+        _, trivial = work.problems(7)
+        texts = dict(zip((problem.id for problem in problems), trivial.texts.values(), strict=True))
+        scripted = Scripted(texts, environment)
+        seconds: dict[str, list[float]] = {"trivial": [], "jailed": []}
+        for number in range(2):
+            for name, task in (("trivial", Trivial(texts)), ("jailed", scripted)):
+                seconds[name].append(await _rollouts(setup, task, problems, number))
+                setup.engine.sync(setup.policy)
+    done = scripted.executions
+    statuses = {status: sum(e.status == status for e in done) for status in {e.status for e in done}}
+    extra = min(seconds["jailed"]) - min(seconds["trivial"])
+    report(f"rollouts with the trivial reward, of {len(done) // 2} jailed workflows, s", str(_rounded(seconds)))
+    report("extra seconds by the workflows (best of two)", f"{extra:.2f}; {statuses}")
+    report("  pass rate, operator calls", f"{_mean(done, 'pass_rate'):.2f}, {sum(len(e.calls) for e in done) // 2}")
+    emit("workflows", {"extra": extra} | seconds)
+
+
+async def _rollouts(setup: Setup, task: Environment, problems: list[Problem], seed: int) -> float:
+    start = time.perf_counter()
+    await setup.rollouts(problems, task, seed)
+    return time.perf_counter() - start
+
+
+def _rounded(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: [round(value, 2) for value in values] for name, values in seconds.items()}
+
+
+def _mean(executions: list[Any], name: str) -> float:
+    return sum(getattr(execution, name) for execution in executions) / len(executions)
+
+
+def random_samples(policy: Policy, work: Workload, count: int) -> list[Sample]:
+    """Samples of the workload's lengths with random tokens."""
+    length = work.prompt_tokens + work.completion_tokens
+    mask = [0] * work.prompt_tokens + [1] * work.completion_tokens
+    vocab = policy.head_weight.shape[0]
     return [
-        Sample(torch.randint(vocab, (length,)).tolist(), mask, [0.0] * length, 1.0) for _ in range(tokens // length)
+        Sample(torch.randint(vocab, (length,)).tolist(), mask, [-12.0] * length, 1.0 if number % 2 else -1.0)
+        for number in range(count)
     ]
 
 
-def train(bench: Bench) -> None:
-    """Packed forward, loss head and backward: tokens/s, MFU and memory; layers compiled or not."""
-    for compiled in (False, True) if bench.cuda else (False,):
+def train(size: str) -> None:
+    """Packed forward, loss head and backward, gradients summed in `.grad` in bf16: tokens/s, MFU and memory.
+
+    No optimizer exists, so that the 7 B shape fits on one GPU; its fp32 state would be sharded over several.
+    """
+    model = random_model(size, "cuda" if CUDA else "cpu").train()
+    policy = Policy(model if CUDA else model.float(), None)  # type: ignore[arg-type]
+    work = Workload(size)
+    for compiled in (False, True) if CUDA and size != "7b" else (CUDA,):
         if compiled:
-            bench.policy.compile_layers()
+            policy.compile_layers()
         for checkpointing in (False, True):
-            bench.policy.activation_checkpointing(checkpointing)
-            _train_once(bench, 16384, f"compiled {_yes(compiled)}, checkpointing {_yes(checkpointing)}")
+            policy.activation_checkpointing(checkpointing)
+            name = f"{size}, compiled {_yes(compiled)}, checkpointing {_yes(checkpointing)}"
+            try:
+                _train_once(policy, work, name)
+            except torch.OutOfMemoryError:
+                policy.model.zero_grad()
+                report(f"forward + backward, {BUDGET} tokens, {name}", "out of memory")
 
 
-def _train_once(bench: Bench, budget: int, name: str) -> None:
-    samples = fake_samples(bench, budget)
-    (batch,) = pack(samples, [1e-6] * len(samples), budget, bench.policy.device)
-    config = Grpo(tis_cap=0.0)
+def _train_once(policy: Policy, work: Workload, name: str) -> None:
+    count = BUDGET // (work.prompt_tokens + work.completion_tokens)
+    samples = random_samples(policy, work, count)
+    (batch,) = pack(samples, [1e-6] * count, BUDGET, policy.device)
+    repeats = 3 if CUDA else 1
 
     def run() -> None:
-        for _ in range(4 if bench.cuda else 1):
-            policy_loss(bench.policy, batch, config).loss.backward()
+        for _ in range(repeats):
+            policy_loss(policy, batch, Grpo(tis_cap=0.0)).loss.backward()
 
-    _, warm = bench.timed(run)
-    if bench.cuda:
+    _, warm = timed(run)
+    if CUDA:
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
-    seconds = sorted(bench.timed(run)[1] for _ in range(3))[1] / (4 if bench.cuda else 1)
-    peak = (torch.cuda.max_memory_allocated() - start) / GIB if bench.cuda else float("nan")
-    bench.policy.model.zero_grad()
-    mfu = bench.flops(samples) / seconds / PEAK_FLOPS
+    seconds = median(timed(run)[1] for _ in range(3)) / repeats
+    peak = (torch.cuda.max_memory_allocated() - start) / GIB if CUDA else float("nan")
+    policy.model.zero_grad()
+    mfu = flops(policy, samples) / seconds / PEAK_FLOPS
     tokens = len(batch.input_ids_T)
     report(
-        f"forward + backward, {budget} tokens, {name}",
+        f"forward + backward, {tokens} tokens, {name}",
         f"{tokens / seconds:,.0f} tokens/s, MFU {mfu:.1%}, activations {peak:.1f} GiB (first {warm:.0f} s)",
     )
 
@@ -265,74 +268,35 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def step(bench: Bench) -> None:
-    """Whole GRPO steps as the loop runs them: sync, generate, sleep, train, wake; fast, then lean on memory."""
-    if bench.cuda:
-        bench.policy.compile_layers()
-    optimizer = bench.optimizer()
-    bench.engine.sync(bench.policy)
-    for name, tokens, checkpointing in (("fast", 16384, False), ("fast", 16384, False), ("lean", 8192, True)):
-        bench.policy.activation_checkpointing(checkpointing)
-        _, sync_s = bench.timed(lambda: bench.engine.sync(bench.policy))
-        samples, generate_s = bench.timed(lambda: bench.generate(bench.completion_tokens))
-        _, sleep_s = bench.timed(bench.engine.sleep)
-        train = partial(update, bench.policy, optimizer, samples, Grpo(), budget=tokens)
-        metrics, train_s, peak = bench.allocated_peak(train)
-        _, wake_s = bench.timed(bench.engine.wake)
-        generated = bench.prompts * bench.group * bench.completion_tokens
-        report(
-            f"GRPO step, {name} ({tokens} tokens, checkpointing {_yes(checkpointing)}), s",
-            f"{sync_s + generate_s + sleep_s + train_s + wake_s:.1f} = generate {generate_s:.1f} "
-            f"({generated / generate_s:,.0f} tokens/s) + train {train_s:.1f} "
-            f"(MFU {bench.flops(samples) / train_s / PEAK_FLOPS:.1%}, allocator peak {peak:.1f} GiB) "
-            f"+ sync, sleep, wake {sync_s + sleep_s + wake_s:.2f}",
-        )
-        report("  vLLM against trainer over the batch, nats mean", f"{metrics['sampler_parity']:.4f}")
-    _, seconds = bench.timed(lambda: bench.generate(128, seeded=True))
-    report("generation with a seed for each request, tokens/s", f"{bench.prompts * bench.group * 128 / seconds:,.0f}")
-
-
-def save(path: Path, size: str, arguments: str) -> None:
-    """The table with what it was measured on."""
-    import transformers
-    import vllm
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
-    versions = f"torch {torch.__version__}, vLLM {vllm.__version__}, transformers {transformers.__version__}"
-    lines = [
-        f"# The engine, {size}",
-        "",
-        f"{device}; {versions}; Python {platform.python_version()}; {datetime.date.today()}",
-        "",
-        f"    python bench/bench_engine.py {arguments}",
-        "",
-        "| what | measured |",
-        "| --- | --- |",
-        *(f"| {what.strip()} | {value} |" for what, value in rows),
-        "",
-    ]
-    path.write_text("\n".join(lines), encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
-    parser.add_argument("--parts", default="check,memory,train,step")
+    parser.add_argument("--parts", default="check,memory,step,generation,workflows")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    parts: dict[str, Callable[[Bench], None]] = {"check": check, "memory": memory, "train": train, "step": step}
-    names = options.parts.split(",")
-    bench = Bench(options.size, "cuda" if torch.cuda.is_available() else "cpu", with_engine=names != ["train"])
-    failed = 0
-    for name in names:
-        try:
-            parts[name](bench)
-        except Exception:
-            failed = 1
-            report(name, "FAILED")
-            traceback.print_exc()
+    parts: dict[str, Callable[[Setup], None]] = {
+        "check": check,
+        "memory": memory,
+        "step": step,
+        "generation": generation,
+        "workflows": workflows,
+    }
+    names, failed = options.parts.split(","), 0
+    with ExitStack() as stack:
+        if names != ["train"]:
+            folder = stack.enter_context(saved_model(options.size))
+            setup = Setup(folder, Workload(options.size))
+            report("engine start, s", f"{setup.start_seconds:.1f}")
+            emit("start", {"seconds": setup.start_seconds})
+        for name in names:
+            try:
+                train(options.size) if name == "train" else parts[name](setup)
+            except Exception:
+                failed = 1
+                report(name, "FAILED")
+                traceback.print_exc()
     if options.save:
-        save(options.save, options.size, " ".join(sys.argv[1:]))
+        save(options.save, f"The engine, Qwen2.5 {options.size} shape, one GPU")
     return failed
 
 

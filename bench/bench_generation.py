@@ -1,0 +1,194 @@
+"""Where the time of a decoding step goes: bare engine, rollouts, seeds, and other settings of vLLM.
+
+    python bench/bench_generation.py [--size 1.5b] [--variants default,block16,synchronous] [--save FILE]
+
+512 sequences of 512 + 256 tokens. Each variant is an engine in a process of its own: `default` as the project starts
+vLLM, `block16` with vLLM's own cache blocks of 16 tokens, `synchronous` without its asynchronous scheduling. `waiting`
+is what the host waits for the device: where it is near 0, Python is the limit and not the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import gc
+import pstats
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from engine_setup import SHAPES, Setup, Workload, report, save, saved_model, timed
+
+from fastgrpo.process import replaced
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "block16": {"block_size": 16},
+    "synchronous": {"async_scheduling": False},
+}
+
+
+@contextmanager
+def overridden(options: dict[str, Any]) -> Iterator[None]:
+    """vLLM's engines start with `options` over those that the project chose."""
+    from vllm.engine import arg_utils
+
+    original = arg_utils.EngineArgs
+    with replaced(arg_utils, "EngineArgs", lambda **chosen: original(**chosen | options)):
+        yield
+
+
+class HostClock:
+    """Seconds of the host in each part of vLLM's step; reaches into vLLM as far as its parts have names."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.seconds: Counter[str] = Counter()
+        llm: Any = setup.engine._llm
+        core = llm.engine_core.engine_core
+        self._wrap(core.scheduler, "schedule", "schedule")
+        self._wrap(core.scheduler, "update_from_output", "update")
+        self._wrap(core.model_executor, "execute_model", "launch")
+        self._wrap(core.model_executor, "sample_tokens", "launch", waits=True)
+        self._wrap(llm.output_processor, "process_outputs", "outputs")
+
+    def _wrap(self, owner: Any, name: str, part: str, *, waits: bool = False) -> None:
+        method = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = method(*args, **kwargs)
+            self.seconds[part] += time.perf_counter() - start
+            if waits and hasattr(result, "result"):
+                self._wrap(result, "result", "waiting")
+            return result
+
+        setattr(owner, name, call)
+
+    def line(self, total: float, steps: int) -> str:
+        """Milliseconds of a step, by part."""
+        parts = dict(self.seconds) | {"other": total - sum(self.seconds.values())}
+        self.seconds.clear()
+        return ", ".join(f"{name} {1e3 * value / steps:.1f}" for name, value in parts.items())
+
+
+def bare(setup: Setup, *, seeded: bool) -> None:
+    """Submit everything and step the engine until it is done."""
+    work = setup.work
+    problems, environment = work.problems(1)
+    prompts = [setup.policy.tokenizer.encode(environment.prompt(problem)) for problem in problems]
+    for key in range(work.sequences):
+        seed = key if seeded else None
+        setup.engine.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=seed)
+    while setup.engine.busy:
+        setup.engine.step()
+
+
+def through_rollouts(setup: Setup) -> None:
+    problems, environment = setup.work.problems(1)
+    setup.collect(problems, environment, 1)
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Without Python's garbage collector."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def generation(setup: Setup) -> None:
+    """Tokens/s of the ways to generate, each timed twice, and the milliseconds of a decoding step by part."""
+    ways: dict[str, Callable[[], None]] = {
+        "bare engine, no seeds": lambda: bare(setup, seeded=False),
+        "bare engine, a seed for each request": lambda: bare(setup, seeded=True),
+        "rollouts (seeds, event loop, thread)": lambda: through_rollouts(setup),
+    }
+    whole, clock = setup.work, HostClock(setup)
+    setup.work = whole.shorter()
+    tokens = setup.work.generated
+    for name, way in ways.items():
+        _measure(setup, name, way, tokens, clock)
+    with no_collector():
+        _measure(setup, "bare engine, no seeds, no garbage collection", ways["bare engine, no seeds"], tokens, clock)
+    setup.work = whole
+
+
+def _measure(setup: Setup, name: str, way: Callable[[], None], tokens: int, clock: HostClock) -> None:
+    found = []
+    for _ in range(2):
+        setup.engine.sync(setup.policy)
+        clock.seconds.clear()
+        found.append(timed(way)[1])
+    speeds = ", ".join(f"{tokens / seconds:,.0f}" for seconds in found)
+    steps = setup.work.completion_tokens
+    report(f"{name}: tokens/s", f"{speeds} (ms a token: {clock.line(found[-1], steps)})")
+
+
+def sync(setup: Setup) -> None:
+    """What a weight sync costs after a generation, and the part of it that forgets the cached blocks."""
+    reports, resets = [], []
+    llm: Any = setup.engine._llm
+    for _ in range(20):
+        reports.append(setup.engine.sync(setup.policy))
+        resets.append(timed(llm.reset_prefix_cache)[1])
+    blocks = llm.engine_core.engine_core.scheduler.kv_cache_manager.block_pool.num_gpu_blocks
+    checks = [done.check_seconds for done in reports]
+    copied = sum(done.bytes_copied for done in reports)
+    report("sync: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in reports])}")
+    report("  of it forgetting the prefixes, ms; canary, ms", f"{_ms(resets)} for {blocks:,} blocks; {_ms(checks)}")
+
+
+def _ms(seconds: list[float]) -> str:
+    return f"{1e3 * median(seconds):.3f}"
+
+
+def profile(setup: Setup) -> None:
+    """Python's profile of a generation, the dearest functions first (its own cost inflates the small ones)."""
+    setup.work = setup.work.shorter()
+    with cProfile.Profile() as profiler:
+        bare(setup, seeded=True)
+    pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+
+
+def run(size: str, variant: str) -> None:
+    """One variant in this process."""
+    with saved_model(size) as folder, overridden(VARIANTS[variant]) if VARIANTS[variant] else nullcontext():
+        setup = Setup(folder, Workload(size))
+        report(f"{variant}: engine start, s", f"{setup.start_seconds:.1f}")
+        generation(setup)
+        sync(setup)
+        if variant == "default":
+            profile(setup)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SHAPES, default="1.5b")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--only", action="store_true", help="the one variant, in this process")
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+    if options.only:
+        return run(options.size, options.variants)
+    for variant in options.variants.split(","):
+        report(variant, "")
+        command = [sys.executable, __file__, "--size", options.size, "--variants", variant, "--only"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        print(done.stdout, flush=True)
+    if options.save:
+        save(options.save, f"Generation, Qwen2.5 {options.size} shape, one GPU")
+
+
+if __name__ == "__main__":
+    main()

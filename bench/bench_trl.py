@@ -1,0 +1,198 @@
+"""A whole GRPO step beside TRL 1.16's GRPOTrainer, one after the other on one GPU, or together on two.
+
+    python bench/bench_trl.py [--size 1.5b] [--parts step] [--together] [--save FILE]
+
+Both: Qwen2.5 shape with random bf16 weights, 64 prompts x 8 completions, 512 and 1,024 tokens, a reward that costs
+nothing, loss dapo, no KL, vLLM colocated with a KV cache that holds all sequences. Ours (`bench_engine.py --parts`)
+keeps fp32 master weights and moments. TRL trains pure bf16 weights, batch 8, sdpa, with vLLM's sleep mode: three steps
+with gradient checkpointing (its default), then one without. The first step of each is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from engine_setup import CUDA, GIB, SHAPES, MemoryPeaks, Workload, emit, report, save, saved_model, synchronize
+
+STEPS = 3
+BATCH = 8
+
+
+class Phases:
+    """Seconds and peaks of TRL's step: its weight sync and generation are timed by wrapping the two methods."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.memory, self.seconds = trainer, MemoryPeaks(), defaultdict[str, float](float)
+        for name in ("sync_weights", "generate"):
+            setattr(trainer.vllm_generation, name, self._timed(name, getattr(trainer.vllm_generation, name)))
+
+    def _timed(self, name: str, method: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            synchronize()
+            start, self.memory.phase = time.perf_counter(), "generate"
+            result = method(*args, **kwargs)
+            synchronize()
+            self.seconds[name] += time.perf_counter() - start
+            self.memory.phase = "train"
+            return result
+
+        return call
+
+    def begin(self) -> None:
+        """A step begins."""
+        synchronize()
+        self.seconds.clear()
+        self.memory.peaks.clear()
+        self.start = time.perf_counter()
+        if CUDA:
+            torch.cuda.reset_peak_memory_stats()
+
+    def end(self, number: int, setting: str) -> None:
+        """A step ended: its numbers as a line of JSON."""
+        synchronize()
+        total = time.perf_counter() - self.start
+        allocator = torch.cuda.max_memory_allocated() / GIB if CUDA else float("nan")
+        numbers = dict(self.seconds) | {"driver": dict(self.memory.peaks), "allocator": allocator}
+        emit("trl", numbers | {"number": number, "setting": setting, "total": total})
+
+
+def run_trl(size: str, kv_share: float) -> None:
+    """Train with TRL and print one line of JSON for each step after the first."""
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    work, draw = Workload(size), random.Random(0)
+    per_step = work.sequences // BATCH
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == STEPS:
+                trainer.model.gradient_checkpointing_disable()
+                trainer.args.gradient_checkpointing = False
+            phases.begin()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            on = trainer.args.gradient_checkpointing
+            phases.end(state.global_step, "checkpointing" if on else "no checkpointing")
+
+    with saved_model(size) as folder, tempfile.TemporaryDirectory() as output:
+        config = GRPOConfig(
+            output_dir=output,
+            per_device_train_batch_size=BATCH,
+            gradient_accumulation_steps=per_step,
+            num_generations=work.group,
+            max_completion_length=work.completion_tokens,
+            generation_kwargs={"ignore_eos": True},
+            use_vllm=True,
+            vllm_mode="colocate",
+            vllm_gpu_memory_utilization=kv_share,
+            vllm_max_model_length=work.max_model_len,
+            vllm_enable_sleep_mode=CUDA,
+            model_init_kwargs={"dtype": "bfloat16", "attn_implementation": "sdpa"},
+            beta=0.0,
+            loss_type="dapo",
+            max_steps=STEPS + 1,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=1,
+            disable_tqdm=True,
+            bf16=CUDA,
+            use_cpu=not CUDA,
+        )
+        table = InMemoryTable.from_pydict({"prompt": [work.text(draw) for _ in range(work.prompts * (STEPS + 1))]})
+        trainer = GRPOTrainer(
+            model=folder,
+            reward_funcs=lambda completions, **_: [float(number % 2) for number in range(len(completions))],
+            args=config,
+            # A fingerprint of its own: computing one fails with some versions of pyarrow.
+            train_dataset=Dataset(table, fingerprint="prompts"),
+            callbacks=[Clock()],
+        )
+        phases = Phases(trainer)
+        trainer.train()
+
+
+def run_child(command: list[str], gpu: int) -> list[dict[str, Any]]:
+    """Run one library in a process of its own, show what it prints, return its lines of JSON."""
+    found = []
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("JSON "):
+                found.append(json.loads(line.removeprefix("JSON ")))
+            print(line, end="", flush=True)
+    return found
+
+
+def run_children(size: str, parts: str, kv_share: float, *, together: bool) -> list[dict[str, Any]]:
+    """Both libraries, one after the other on the first GPU, or together on the first two."""
+    here = Path(__file__).parent
+    ours = [sys.executable, str(here / "bench_engine.py"), "--size", size, "--parts", parts]
+    theirs = [sys.executable, __file__, "--size", size, "--only-trl", "--kv-share", str(kv_share)]
+    with ThreadPoolExecutor(2 if together else 1) as threads:
+        runs = [threads.submit(run_child, ours, 0), threads.submit(run_child, theirs, int(together))]
+        return [values for run in runs for values in run.result()]
+
+
+def compare(found: list[dict[str, Any]]) -> None:
+    """Ours over TRL's, in time and memory; the mean of the steps after the first."""
+    our_steps = [values for values in found if values["name"] == "step"]
+    ours = _mean(our_steps[1:])
+    report(
+        "ours, s a step", f"{ours['total']:.1f} = generate {ours['generate']:.1f} + train {ours['train']:.1f} + rest"
+    )
+    report("  peak memory, GiB: generating, training (driver)", _peaks(our_steps[-1]))
+    for setting in ("checkpointing", "no checkpointing"):
+        steps = [s for s in found if s["name"] == "trl" and s["setting"] == setting and s["number"] > 1]
+        trl = _mean(steps)
+        report(
+            f"TRL, {setting}, s a step ({len(steps)} timed)",
+            f"{trl['total']:.1f} = generate {trl['generate']:.1f} + sync {trl['sync_weights']:.2f} + the rest",
+        )
+        report("  peak memory, GiB: generating, training (driver)", _peaks(steps[-1]))
+        report("  peak of torch's allocator, GiB", f"{steps[-1]['allocator']:.1f}")
+        report("  ours / TRL, time", f"{ours['total'] / trl['total']:.3f}")
+
+
+def _mean(steps: list[dict[str, Any]]) -> dict[str, float]:
+    names = [name for name, value in steps[0].items() if isinstance(value, float)]
+    return {name: sum(step[name] for step in steps) / len(steps) for name in names}
+
+
+def _peaks(step: dict[str, Any]) -> str:
+    return f"{step['driver'].get('generate', 0):.1f}, {step['driver'].get('train', 0):.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SHAPES, default="1.5b")
+    parser.add_argument("--parts", default="step", help="parts of bench_engine.py that the other process runs")
+    parser.add_argument("--kv-share", type=float, default=0.25, help="TRL's vllm_gpu_memory_utilization")
+    parser.add_argument("--together", action="store_true", help="at the same time, on two GPUs of one host")
+    parser.add_argument("--only-trl", action="store_true")
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+    if options.only_trl:
+        return run_trl(options.size, options.kv_share)
+    compare(run_children(options.size, options.parts, options.kv_share, together=options.together))
+    if options.save:
+        save(options.save, f"A GRPO step beside TRL, Qwen2.5 {options.size} shape, one GPU")
+
+
+if __name__ == "__main__":
+    main()

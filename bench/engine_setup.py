@@ -1,0 +1,330 @@
+"""What the engine's benchmarks share: the Qwen2.5 shapes with random weights, one GRPO step in phases, clocks, a table.
+
+MFU counts 6 FLOP a parameter and token of the layers, 6 of the head for loss tokens only, and causal attention;
+recomputation is not counted. Its base is the datasheet rate of an H100 or H200, 989 TFLOP/s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import datetime
+import gc
+import json
+import platform
+import random
+import string
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import uvloop
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+
+from fastgrpo.attention import PACKED
+from fastgrpo.config import Grpo
+from fastgrpo.engine import Engine
+from fastgrpo.learner import to_samples, update
+from fastgrpo.model import Policy, load_policy
+from fastgrpo.optimizer import AdamW
+from fastgrpo.rollout import Environment, Sampling, collect
+from fastgrpo.tiny import END
+from fastgrpo.types import Group, RewardTerms, Sample
+
+SHAPES = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+}
+PEAK_FLOPS = 989e12
+GIB = 2**30
+KV_GIB = 24.0
+CUDA = torch.cuda.is_available()
+
+rows: list[tuple[str, str]] = []
+
+
+def report(what: str, value: str) -> None:
+    """One line of the table, printed as soon as it is known."""
+    rows.append((what, value))
+    print(f"{what:<70} {value}", flush=True)
+
+
+def save(path: Path, title: str) -> None:
+    """The table, with what it was measured on and the command that made it."""
+    import transformers
+    import vllm
+
+    device = torch.cuda.get_device_name() if CUDA else platform.processor() or "CPU"
+    versions = f"torch {torch.__version__}, vLLM {vllm.__version__}, transformers {transformers.__version__}"
+    lines = [
+        f"# {title}",
+        "",
+        f"{device}; {versions}; Python {platform.python_version()}; {datetime.date.today()}",
+        "",
+        f"    python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
+        "",
+        "| what | measured |",
+        "| --- | --- |",
+        *(f"| {what.strip()} | {value} |" for what, value in rows),
+        "",
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def shape(size: str) -> Qwen2Config:
+    """The configuration of Qwen2.5 at `size`."""
+    return Qwen2Config(
+        vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
+        num_key_value_heads=4 if size == "7b" else 2,
+        max_position_embeddings=32768,
+        rope_theta=1e6,
+        tie_word_embeddings=size != "7b",
+        **SHAPES[size],
+    )
+
+
+def random_model(size: str, device: str) -> Any:
+    """Random weights in bf16, twice the usual size, so that the distributions are not flat."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(shape(size), dtype=torch.bfloat16, attn_implementation=PACKED)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(2)
+    return model
+
+
+def letter_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """One token for each byte and never a merge, so that a text of letters is a prompt of as many tokens.
+
+    Every id of the model decodes to something. The end token's id is above the model's vocabulary: a random model would
+    draw one now and then.
+    """
+    names = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names += [f"x{number}" for number in range(len(names), vocab_size)] + [END]
+    tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+
+
+@contextmanager
+def saved_model(size: str) -> Iterator[str]:
+    """A folder with the random model and its tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        random_model(size, "cuda" if CUDA else "cpu").save_pretrained(folder)
+        letter_tokenizer(shape(size).vocab_size).save_pretrained(folder)
+        gc.collect()
+        if CUDA:
+            torch.cuda.empty_cache()
+        yield folder
+
+
+def synchronize() -> None:
+    """Wait for the device."""
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """The function's result and its seconds, to the end of its work on the device."""
+    synchronize()
+    start = time.perf_counter()
+    result = function()
+    synchronize()
+    return result, time.perf_counter() - start
+
+
+def used_gib() -> float:
+    """Memory in use on the device, by the driver's count."""
+    if not CUDA:
+        return float("nan")
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / GIB
+
+
+class MemoryPeaks:
+    """The driver's count of memory in use, read every 20 ms by a thread: the peak of each phase, in GiB."""
+
+    def __init__(self) -> None:
+        self.phase, self.peaks = "start", dict[str, float]()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            self.peaks[self.phase] = max(self.peaks.get(self.phase, 0.0), used_gib())
+            time.sleep(0.02)
+
+    def over(self, *phases: str) -> float:
+        """The highest of the peaks of `phases`."""
+        return max(self.peaks.get(phase, 0.0) for phase in phases)
+
+
+class Trivial:
+    """An environment that costs nothing: half of each group is right."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self.texts = texts
+
+    def prompt(self, problem: Any) -> str:
+        return self.texts[problem.id]
+
+    async def execute(self, problem: Any, completion: str, seed: int) -> Any:
+        return SimpleNamespace(status="ok", error="")
+
+    def feedback_text(self, execution: Any) -> str:
+        return ""
+
+    def rewards(self, problem: Any, executions: list[Any]) -> list[RewardTerms | None]:
+        zeros = {"performance": 0.0, "complexity": 0.0, "diversity": 0.0, "format": 0.0}
+        return [RewardTerms(total=float(number % 2), **zeros) for number in range(len(executions))]
+
+
+class Workload:
+    """64 prompts of 512 random letters and groups of 8 completions of 1,024 tokens; on a CPU a few short ones."""
+
+    def __init__(self, size: str) -> None:
+        self.vocab = shape(size).vocab_size
+        self.prompts, self.group = (64, 8) if CUDA else (8, 4)
+        self.prompt_tokens, self.completion_tokens = (512, 1024) if CUDA else (64, 32)
+        self.max_model_len = self.prompt_tokens + self.completion_tokens + 32
+
+    def shorter(self) -> Workload:
+        """The same with a quarter of the completions' length."""
+        short = copy.copy(self)
+        short.completion_tokens //= 4
+        return short
+
+    @property
+    def sequences(self) -> int:
+        return self.prompts * self.group
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated in a step."""
+        return self.sequences * self.completion_tokens
+
+    def text(self, draw: random.Random) -> str:
+        """A prompt."""
+        return "".join(draw.choices(string.ascii_letters, k=self.prompt_tokens))
+
+    def problems(self, seed: int) -> tuple[list[Any], Trivial]:
+        """The step's problems and the environment that knows their texts."""
+        draw = random.Random(seed)
+        texts = {f"p{number}": self.text(draw) for number in range(self.prompts)}
+        return [SimpleNamespace(id=name) for name in texts], Trivial(texts)
+
+    def sampling(self) -> Sampling:
+        return Sampling(max_new_tokens=self.completion_tokens, max_model_len=self.max_model_len)
+
+
+class Endless:
+    """An engine whose completions never end before their last token."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def submit(self, key: int, prompt_ids: Sequence[int], **sampling: Any) -> None:
+        self._engine.submit(key, prompt_ids, **sampling | {"stop_token_ids": ()})
+
+
+class Setup:
+    """One engine and one policy that lives in its memory."""
+
+    def __init__(self, folder: str, work: Workload, *, parity_limit: float = 0.2) -> None:
+        self.work = work
+        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gb": KV_GIB if CUDA else 0.2}
+        limits = {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "parity_limit": parity_limit}
+        self.engine, self.start_seconds = timed(lambda: Engine(folder, **options, **limits))  # type: ignore[arg-type]
+        dtype = torch.bfloat16 if CUDA else torch.float32
+        self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
+        self.first_sync = self.engine.sync(self.policy)
+
+    def optimizer(self) -> AdamW:
+        return AdamW(self.policy.model.parameters(), lr=1e-6 if CUDA else 1e-3)
+
+    def collect(self, problems: Sequence[Any], environment: Environment, seed: int) -> list[Group]:
+        """Rollouts as the training loop collects them."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(self.rollouts(problems, environment, seed))
+
+    async def rollouts(self, problems: Sequence[Any], environment: Environment, seed: int) -> list[Group]:
+        """`collect`, in a running loop."""
+        engine: Any = Endless(self.engine)
+        return await collect(
+            engine,
+            environment,
+            self.policy.tokenizer,
+            problems,
+            group_size=self.work.group,
+            sampling=self.work.sampling(),
+            seed=seed,
+        )
+
+    def step(self, optimizer: AdamW, seed: int, budget: int, memory: MemoryPeaks) -> dict[str, float]:
+        """One GRPO step as the training loop makes it: seconds of its phases, and the update's metrics."""
+        problems, environment = self.work.problems(seed)
+        memory.phase = "generate"
+        groups, generate_s = timed(lambda: self.collect(problems, environment, seed))
+        _, sleep_s = timed(self.engine.sleep)
+        memory.phase = "train"
+        samples = to_samples(groups, Grpo())
+        metrics, train_s, peak = self.train(optimizer, samples, budget)
+        memory.phase = "sync"
+        _, wake_s = timed(self.engine.wake)
+        sync, sync_s = timed(lambda: self.engine.sync(self.policy))
+        return metrics | {
+            "generate": generate_s,
+            "train": train_s,
+            "rest": sleep_s + wake_s + sync_s,
+            "sync_ms": sync.seconds * 1e3,
+            "canary_ms": sync.check_seconds * 1e3,
+            "allocator": peak,
+            "flops": flops(self.policy, samples),
+        }
+
+    def train(self, optimizer: AdamW, samples: list[Sample], budget: int) -> tuple[dict[str, float], float, float]:
+        """The update's metrics, its seconds and the peak of torch's allocator in GiB, without the sleeping KV cache."""
+        counted = start_peak()
+        metrics, seconds = timed(lambda: update(self.policy, optimizer, samples, Grpo(), budget=budget))
+        return metrics, seconds, torch.cuda.max_memory_allocated() / GIB - counted if CUDA else float("nan")
+
+
+def start_peak() -> float:
+    """Reset torch's peak; the GiB of a sleeping KV cache, which torch goes on counting though it is not there."""
+    if not CUDA:
+        return 0.0
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return KV_GIB if torch.cuda.memory_allocated() / GIB > used_gib() else 0.0
+
+
+def flops(policy: Policy, samples: Sequence[Sample]) -> float:
+    """Useful floating-point operations of forward and backward."""
+    config = policy.model.config
+    head = policy.head_weight.numel()
+    embedding = policy.model.get_input_embeddings().weight.numel()
+    total = sum(parameter.numel() for parameter in policy.model.parameters())
+    body = total - embedding - (0 if config.tie_word_embeddings else head)
+    tokens = sum(len(sample.token_ids) for sample in samples)
+    attention = sum(6 * config.num_hidden_layers * config.hidden_size * len(s.token_ids) ** 2 for s in samples)
+    return 6 * body * tokens + 6 * head * sum(sample.loss_tokens for sample in samples) + attention
+
+
+def emit(name: str, values: dict[str, Any]) -> None:
+    """A line of JSON for the parent process."""
+    print("JSON " + json.dumps({"name": name} | values), flush=True)
