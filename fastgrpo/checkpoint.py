@@ -1,27 +1,27 @@
 """Atomic, resumable checkpoints: each is a Hugging Face model folder with the trainer's state beside the weights.
 
 A checkpoint is written under a hidden name, flushed to the disk, then renamed: `step-000123` either is whole or is not
-there. Its manifest lists every file's size, so that a folder copied in part is not taken for a checkpoint.
+there. Its manifest lists every file's size, so that a folder copied in part is not taken for a checkpoint. Every rank
+writes its part of the state, the first one the rest: they must see one file system.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from fastgrpo.config import Config, flat, refuse_changes
+from fastgrpo.distributed import gather_all, rank_and_world
 from fastgrpo.errors import UserError
 
-STATE, MANIFEST = "trainer.pt", "manifest.json"
+STATE, MANIFEST = "state", "manifest.json"
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 
 
@@ -43,34 +43,39 @@ class Checkpoints:
         step: int,
         *,
         save_hf: Callable[[Path], object],
-        state: dict[str, Any],
+        save_state: Callable[[Path], object],
         config: Config,
         score: float | None = None,
     ) -> Path:
-        """Write checkpoint `step` and delete those no longer kept; returns its folder.
+        """Write checkpoint `step` and delete those no longer kept; returns its folder. Collective over the ranks.
 
-        `save_hf` writes model and tokenizer into the folder it is given; `state` holds what `torch.load` reads with
-        `weights_only=True` (tensors, numbers, strings, containers). Raises `UserError` where it cannot be written: then
-        no half-written folder stays and older checkpoints are as they were.
+        Each is given a folder to write into: `save_hf`, on the first rank, for model and tokenizer; `save_state`, on
+        every rank, for its part of the state. Raises `UserError` where it cannot be written: then no half-written
+        folder stays and older checkpoints are as they were.
         """
         final = self.folder / f"step-{step:06d}"
         partial = self.folder / f".{final.name}.partial"
+        first = rank_and_world()[0] == 0
         try:
-            self._remove_partial()
-            partial.mkdir(parents=True)
-            save_hf(partial)
-            torch.save({"step": step, "config": flat(config), "state": state}, partial / STATE)
-            _write_manifest(partial, step, score)
-            _flush(partial)
-            _replace(partial, final)
+            if first:
+                self._remove_partial()
+                (partial / STATE).mkdir(parents=True)
+            gather_all(None, "the checkpoint's folder")
+            save_state(partial / STATE)
+            if first:
+                save_hf(partial)
+                _write_manifest(partial, step, score, config)
+                _flush(partial)
+                _replace(partial, final)
+                self._remove_old()
         except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            if first:
+                shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, OSError) or DISK_FULL.search(str(error)):
                 reason = getattr(error, "strerror", None) or "no space left on the disk"
                 message = f"cannot write the checkpoint {final}: {reason}; free space, then continue with --resume"
                 raise UserError(message) from None
             raise
-        self._remove_old()
         return final
 
     def latest(self) -> Path | None:
@@ -103,47 +108,27 @@ class Checkpoints:
             shutil.rmtree(path)
 
 
-def load(path: Path, config: Config) -> tuple[int, dict[str, Any]]:
-    """Step and state of a checkpoint, tensors on the CPU, for a run of `config` that continues it.
+def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> int:
+    """Step of a checkpoint, for a run of `config` that continues it; `load_state` reads the state's folder.
 
     Raises `UserError` where the checkpoint is damaged, or `config` differs in something that would change the numbers.
     """
+    manifest = _read_manifest(path)
+    if manifest is None:
+        raise UserError(f"the checkpoint {path} is not whole: resume from an older one")
+    refuse_changes(manifest["config"], config, source=path)
     try:
-        content = torch.load(path / STATE, map_location="cpu", weights_only=True)
-        step, saved, state = content["step"], content["config"], content["state"]
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"the checkpoint {path} is damaged ({reason}): delete it and resume from an older one"
-        ) from None
-    refuse_changes(saved, config, source=path)
-    return step, state
+        load_state(path / STATE)
+    except (Exception, CheckpointException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"the checkpoint {path} is damaged ({reason}): resume from an older one") from None
+    return manifest["step"]
 
 
-def rng_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and PyTorch's global generators, in types that `weights_only` loads."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    """Set the global generators to what `rng_state` returned."""
-    random.setstate(state["python"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _write_manifest(folder: Path, step: int, score: float | None) -> None:
+def _write_manifest(folder: Path, step: int, score: float | None, config: Config) -> None:
     files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-    (folder / MANIFEST).write_text(json.dumps({"step": step, "score": score, "files": files}), encoding="utf-8")
+    manifest = {"step": step, "score": score, "config": flat(config), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -101,15 +101,18 @@ class Learner:
             self.save()
 
     def save(self, score: float | None = None) -> None:
-        """A resumable checkpoint of the present step, written by the first rank."""
-        state = {"optimizer": self.optimizer.state_dict()}
-        if rank_and_world()[0] == 0:
-            self.checkpoints.save(self.step, save_hf=self.policy.save_hf, state=state, config=self.config, score=score)
+        """A resumable checkpoint of the present step."""
+        self.checkpoints.save(
+            self.step,
+            save_hf=self.policy.save_hf,
+            save_state=self.optimizer.save,
+            config=self.config,
+            score=score,
+        )
 
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint at `path`, whose weights the policy has loaded already."""
-        self.step, state = load(path, self.config)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = load(path, self.config, self.optimizer.load)
 
     def _count_skipped(self, metrics: dict[str, float], samples: Sequence[Sample]) -> None:
         """Keep the batch of a skipped step for inspection, and stop after too many in a row."""

@@ -9,20 +9,32 @@ are written into the parameters themselves and all-gathered there, so that where
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import Shard as Split
 from torch.optim.adamw import adamw
 
-from fastgrpo.distributed import all_gather, awaiting, reduce_scatter
+from fastgrpo.distributed import STAGE_WAIT_S, all_gather, awaiting, rank_and_world, reduce_scatter
+from fastgrpo.watch import within
 
 BUCKET_ELEMENTS = 32 * 2**20
 BUCKETS_IN_FLIGHT = 2
+# Of a checkpoint's files, over all ranks: a file is built in memory.
+FILE_ELEMENTS = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +102,9 @@ class AdamW:
         """Gradients are clipped to a global norm of `max_grad_norm`; above `skip_grad_norm` the step is skipped."""
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.max_grad_norm, self.skip_grad_norm = max_grad_norm, skip_grad_norm
-        ready = distributed.is_available() and distributed.is_initialized()
-        self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if ready else (0, 1)
+        self.rank, self.world = rank_and_world()
+        if self.world > 1:
+            self._mesh = DeviceMesh("cuda" if torch.cuda.is_available() else "cpu", range(self.world))
         self._shards = [self._shard(parameter) for parameter in parameters if parameter.requires_grad]
         self._waiting: list[Shard] = []
         self._arrivals = 0
@@ -121,23 +134,43 @@ class AdamW:
         for shard in self._shards:
             shard.gradient = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """The whole state in unsharded CPU tensors, on rank 0 ({} elsewhere). Collective over the ranks.
+    def save(self, folder: Path) -> None:
+        """Write the state into `folder` as safetensors (torch.distributed.checkpoint). Each rank writes its own slices.
 
         It loads on any number of ranks; parameters are told apart by their order.
         """
-        entries = [self._whole_entry(shard) for shard in self._shards]
-        return {"parameters": entries} if self.rank == 0 else {}
+        tensors = self._state()
+        sizes = accumulate(tensor.numel() for tensor in tensors.values())
+        files = {name: 1 + size // FILE_ELEMENTS for name, size in zip(tensors, sizes, strict=True)}
+        writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+        with _alone_or_in_time():
+            distributed.checkpoint.save(tensors, storage_writer=writer, no_dist=self.world == 1)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, cut for this rank. Every rank needs the whole state."""
-        for shard, entry in zip(self._shards, state["parameters"], strict=True):
-            shard.steps.fill_(entry["steps"])
-            mine = slice(shard.start, shard.start + len(shard.exp_avg))
-            shard.exp_avg.copy_(entry["exp_avg"].view(-1)[mine])
-            shard.exp_avg_sq.copy_(entry["exp_avg_sq"].view(-1)[mine])
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote; each rank reads its own slices."""
+        tensors = self._state()
+        reader = HuggingFaceStorageReader(str(folder))
+        with _alone_or_in_time():
+            distributed.checkpoint.load(tensors, storage_reader=reader, no_dist=self.world == 1)
+        for shard, steps in zip(self._shards, tensors["steps"], strict=True):
+            shard.steps.copy_(steps)
+
+    def _state(self) -> dict[str, Tensor]:
+        """Every parameter's whole flat state by name, of which this rank holds its slices; they share memory."""
+        tensors = {"steps": torch.stack([shard.steps for shard in self._shards])}
+        for index, shard in enumerate(self._shards):
+            tensors[f"{index}.exp_avg"] = self._sharded(shard, shard.exp_avg)
+            tensors[f"{index}.exp_avg_sq"] = self._sharded(shard, shard.exp_avg_sq)
             if shard.master is not None:
-                shard.master.copy_(entry["master"].view(-1)[mine])
+                tensors[f"{index}.master"] = self._sharded(shard, shard.master)
+        return tensors
+
+    def _sharded(self, shard: Shard, mine: Tensor) -> Tensor:
+        """The flat tensor of which `mine` is this rank's slice: DTensor cuts into the same slices as `_shard`."""
+        if self.world == 1:
+            return mine
+        shape = torch.Size([shard.parameter.numel()])
+        return DTensor.from_local(mine, self._mesh, [Split(0)], run_check=False, shape=shape, stride=(1,))
 
     def _shard(self, parameter: nn.Parameter) -> Shard:
         size = math.ceil(parameter.numel() / self.world)
@@ -240,35 +273,27 @@ class AdamW:
             else:
                 padded.append(shard)
         for shard in padded:
-            flat = shard.parameter.detach().view(-1)
-            flat.copy_(self._whole(shard, shard.owned))
+            self._gather_padded(shard)
         with awaiting("the updated weights of the other ranks"):
             for work in works:
                 work.wait()
             if shards and shards[0].parameter.is_cuda:
                 torch.cuda.current_stream().synchronize()
 
-    def _whole(self, shard: Shard, mine: Tensor) -> Tensor:
-        """The slices of all ranks, in order, as one flat tensor."""
-        if self.world == 1:
-            return mine
-        size = math.ceil(shard.parameter.numel() / self.world)
-        padded = nn.functional.pad(mine, (0, size - len(mine)))
-        whole = mine.new_empty(self.world * size)
-        all_gather(whole, padded)
-        return whole[: shard.parameter.numel()]
+    def _gather_padded(self, shard: Shard) -> None:
+        flat = shard.parameter.detach().view(-1)
+        size = math.ceil(len(flat) / self.world)
+        whole = flat.new_empty(self.world * size)
+        all_gather(whole, nn.functional.pad(shard.owned, (0, size - len(shard.exp_avg))))
+        flat.copy_(whole[: len(flat)])
 
-    def _whole_entry(self, shard: Shard) -> dict[str, Any]:
-        parts = {"exp_avg": shard.exp_avg, "exp_avg_sq": shard.exp_avg_sq}
-        if shard.master is not None:
-            parts["master"] = shard.master
-        whole = {name: self._whole(shard, part) for name, part in parts.items()}
-        if self.rank != 0:
-            return {}
-        shape = shard.parameter.shape
-        # Copied, not viewed: a state kept in memory must not follow later steps.
-        entry = {name: part.detach().to("cpu", copy=True).view(shape) for name, part in whole.items()}
-        return {"steps": float(shard.steps), **entry}
+
+@contextmanager
+def _alone_or_in_time() -> Iterator[None]:
+    """A deadline for the other ranks' part of a checkpoint, and no warning that a single process is alone."""
+    with within(STAGE_WAIT_S, "waited for the other ranks' part of the checkpoint"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def _arrival(optimizer: weakref.ref[AdamW], index: int) -> Callable[[nn.Parameter], None]:

@@ -14,6 +14,8 @@ import torch
 
 from fastgrpo.checkpoint import Checkpoints, load
 from fastgrpo.cli import parse
+from fastgrpo.model import load_policy
+from fastgrpo.optimizer import AdamW
 
 SCRIPT = Path(__file__).with_name("failing_ranks.py")
 # A killed rank says nothing itself: torchrun names it.
@@ -46,4 +48,5 @@ def test_a_failing_rank_ends_all_of_them(how: str, tiny_folder: Path, tmp_path: 
     checkpoint = Checkpoints(tmp_path / "failing/checkpoints").latest()
     assert checkpoint is not None
     config = parse(["--config", str(tmp_path / "failing/config.toml")], program="").config
-    assert load(checkpoint, config)[0] >= 1
+    policy = load_policy(checkpoint)
+    assert load(checkpoint, config, AdamW(policy.model.parameters(), lr=1.0).load) >= 1

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -84,18 +84,18 @@ def test_bf16_parameters_follow_an_fp32_master() -> None:
     torch.testing.assert_close(moved.mean(), torch.tensor(200 * 1e-5), atol=2e-4, rtol=0)
 
 
-def test_resume_continues_to_the_same_numbers() -> None:
+def test_resume_continues_to_the_same_numbers(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         straight = make_model(dtype)
         train(straight, AdamW(straight.parameters(), **OPTIONS), range(4), range(2))
         first = make_model(dtype)
         optimizer = AdamW(first.parameters(), **OPTIONS)
         train(first, optimizer, range(2), range(2))
-        state, weights = optimizer.state_dict(), first.state_dict()
+        optimizer.save(tmp_path / str(dtype))
         second = make_model(dtype)
-        second.load_state_dict(weights)
+        second.load_state_dict(first.state_dict())
         resumed = AdamW(second.parameters(), **OPTIONS)
-        resumed.load_state_dict(state)
+        resumed.load(tmp_path / str(dtype))
         train(second, resumed, range(2, 4), range(2))
         for ours, theirs in zip(second.parameters(), straight.parameters(), strict=True):
             assert torch.equal(ours, theirs)
@@ -147,45 +147,68 @@ def join(rank: int, folder: str, timeout_s: float) -> None:
     )
 
 
-def rank_main(rank: int, folder: str, dtype: torch.dtype) -> None:
-    # Many small buckets, so that several are in flight.
-    optimizer_module.BUCKET_ELEMENTS = 40
+def rank_main(rank: int, folder: str, resume: bool) -> None:
+    """All steps on two ranks, with a checkpoint before the last one; or the last one alone, from the checkpoint."""
+    # Many small buckets and files, so that several are in flight.
+    optimizer_module.BUCKET_ELEMENTS = optimizer_module.FILE_ELEMENTS = 40
     join(rank, folder, 60)
-    model = make_model(dtype)
+    model = make_model()
     optimizer = AdamW(model.parameters(), **OPTIONS)
-    half = MICRO_BATCHES // 2
-    norms = train(model, optimizer, range(STEPS - 1), range(rank * half, rank * half + half))
-    state = optimizer.state_dict()
-    halfway = [p.detach().clone() for p in model.parameters()]
-    norms += train(model, optimizer, range(STEPS - 1, STEPS), range(rank * half, rank * half + half))
-    weights = [p.detach() for p in model.parameters()]
-    torch.save({"weights": weights, "norms": norms, "state": state, "halfway": halfway}, f"{folder}/{rank}.pt")
+    half = range(rank * MICRO_BATCHES // 2, (rank + 1) * MICRO_BATCHES // 2)
+    norms = []
+    if resume:
+        restore(model, optimizer, Path(folder))
+    else:
+        norms = train(model, optimizer, range(STEPS - 1), half)
+        optimizer.save(Path(folder) / "state")
+        torch.save([p.detach() for p in model.parameters()], f"{folder}/weights.pt")
+    norms += train(model, optimizer, range(STEPS - 1, STEPS), half)
+    torch.save({"weights": [p.detach() for p in model.parameters()], "norms": norms}, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
-def two_ranks(dtype: torch.dtype) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(rank_main, args=(folder, dtype), nprocs=2)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def test_two_ranks_are_one_and_resume_on_one() -> None:
-    expected, norms = reference()
-    ranks = two_ranks(torch.float32)
-    for rank in ranks:
-        assert rank["norms"] == pytest.approx(norms, rel=1e-5)
-        for ours, theirs in zip(rank["weights"], expected, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
-    assert ranks[1]["state"] == {}
-    model = make_model()
+def restore(model: nn.Module, optimizer: AdamW, folder: Path) -> None:
     with torch.no_grad():
-        for parameter, value in zip(model.parameters(), ranks[0]["halfway"], strict=True):
+        for parameter, value in zip(model.parameters(), torch.load(folder / "weights.pt"), strict=True):
             parameter.copy_(value)
+    optimizer.load(folder / "state")
+
+
+def two_ranks(folder: Path, *, resume: bool = False) -> list[dict[str, Any]]:
+    (folder / "store").unlink(missing_ok=True)
+    multiprocessing.spawn(rank_main, args=(str(folder), resume), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_same(ours: Iterable[torch.Tensor], theirs: Iterable[torch.Tensor]) -> None:
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our.detach(), their, atol=1e-6, rtol=1e-6)
+
+
+def test_two_ranks_are_one_and_resume_on_one(tmp_path: Path) -> None:
+    expected, norms = reference()
+    for rank in two_ranks(tmp_path):
+        assert rank["norms"] == pytest.approx(norms, rel=1e-5)
+        assert_same(rank["weights"], expected)
+    shards = {path.name.split("-")[1] for path in (tmp_path / "state").iterdir()}
+    assert shards == {"00001", "00002"}, "each rank writes its own"
+    model = make_model()
     resumed = AdamW(model.parameters(), **OPTIONS)
-    resumed.load_state_dict(ranks[0]["state"])
+    restore(model, resumed, tmp_path)
     train(model, resumed, range(STEPS - 1, STEPS), range(MICRO_BATCHES))
-    for parameter, value in zip(model.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.detach(), value, atol=1e-6, rtol=1e-6)
+    assert_same(model.parameters(), expected)
+
+
+def test_one_rank_resumes_on_two(tmp_path: Path) -> None:
+    expected, norms = reference()
+    model = make_model()
+    optimizer = AdamW(model.parameters(), **OPTIONS)
+    train(model, optimizer, range(STEPS - 1), range(MICRO_BATCHES))
+    optimizer.save(tmp_path / "state")
+    torch.save([p.detach() for p in model.parameters()], tmp_path / "weights.pt")
+    for rank in two_ranks(tmp_path, resume=True):
+        assert rank["norms"] == pytest.approx(norms[-1:], rel=1e-5)
+        assert_same(rank["weights"], expected)
 
 
 def stalled_rank_main(rank: int, folder: str) -> None:
