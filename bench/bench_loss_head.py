@@ -294,6 +294,10 @@ def tune(shape: tuple[int, int, int]) -> None:
         tuning.CHUNK_BYTES["cuda"] = mib << 20
         forward, both = milliseconds(forward_ours(case)), milliseconds(ours(case))
         print(f"{shape} chunks of {mib} MiB: forward {forward:.2f} ms, both ways {both:.2f} ms", flush=True)
+    tuning.CHUNK_BYTES["cuda"] = 640 << 20
+    for rows in (1024, 2048, 4096, 8192):
+        tuning.FORWARD_ROWS["cuda"] = rows
+        print(f"{shape} forward by {rows} rows: {milliseconds(forward_ours(case)):.2f} ms", flush=True)
 
 
 def time_block(case: Case, logits_CV: Tensor, block: tuple[int, int, int]) -> tuple[float, float]:
