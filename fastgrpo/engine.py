@@ -120,6 +120,7 @@ class Engine:
             from vllm.v1.engine.llm_engine import LLMEngine
 
             self._llm: Any = LLMEngine.from_engine_args(EngineArgs(**options))
+        _idle_inside_blocks(self._llm)
         generator = torch.Generator().manual_seed(seed)
         vocab = self._llm.model_config.get_vocab_size()
         shape = (CANARY_SEQUENCES, min(CANARY_TOKENS, max_model_len - 1))
@@ -290,6 +291,7 @@ def _vllm_adjusted() -> Iterator[None]:
       path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
       reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine.
     - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only.
+    - Of a sampled token only its own logprob is kept, not the lists that say where it ranks.
     - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -300,6 +302,9 @@ def _vllm_adjusted() -> Iterator[None]:
     try:
         with ExitStack() as stack:
             stack.enter_context(output_kept_back())
+            from vllm.v1.engine.logprobs import LogprobsProcessor
+
+            LogprobsProcessor._update_sample_logprobs = _own_logprob_only  # type: ignore[assignment, method-assign]
             if torch.cuda.is_available():
                 from vllm.v1.worker.gpu_worker import Worker
 
@@ -332,6 +337,32 @@ def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
 
 def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
     return torch.zeros(len(chosen_N1), dtype=torch.int64)
+
+
+def _own_logprob_only(self: Any, lists: Any) -> None:
+    """Column 0 of the new positions' logprobs is the sampled token's; `FlatLogprobs.logprobs` collects them."""
+    self.logprobs.logprobs.extend(lists.logprobs[:, 0].tolist())
+
+
+def _idle_inside_blocks(llm: Any) -> None:
+    """Spare vLLM's scheduler the question, for each request and token, whether the KV cache needs another block.
+
+    A token that continues a block needs none and completes at most that one, which is cached with the next question.
+    Decoding many sequences is bound by the scheduler's Python, not by the GPU; this was a quarter of it.
+    """
+    manager = llm.engine_core.engine_core.scheduler.kv_cache_manager
+    allocate, cache, size = manager.allocate_slots, manager.cache_blocks, llm.vllm_config.cache_config.block_size
+
+    def allocate_slots(request: Any, num_new_tokens: int, **options: Any) -> Any:
+        if num_new_tokens == 1 and "new_computed_blocks" not in options and request.num_computed_tokens % size:
+            return manager.empty_kv_cache_blocks
+        return allocate(request, num_new_tokens, **options)
+
+    def cache_blocks(request: Any, num_computed_tokens: int) -> None:
+        if num_computed_tokens % size == 0:
+            cache(request, num_computed_tokens)
+
+    manager.allocate_slots, manager.cache_blocks = allocate_slots, cache_blocks
 
 
 def _vllm_model(llm: Any) -> nn.Module:
