@@ -46,14 +46,60 @@ static PyObject *serve(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* ---- a plain script, in C from the job to its result: each Python function called on the way would copy pages ---- */
+
+enum { PLAIN = 'S' }; /* first byte of a payload that is nothing but source text */
+static char *plain_source;
+
+static int flush(const char *name) {
+    PyObject *stream = PySys_GetObject(name);
+    if (stream == NULL || stream == Py_None) return 0;
+    Py_INCREF(stream);
+    PyObject *done = PyObject_CallMethod(stream, "flush", NULL);
+    Py_DECREF(stream);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+/* Executes `source` in `module` and flushes what it printed; -1 with an exception set. */
+static int run_source(const char *source, PyObject *file, PyObject *module) {
+    PyCompilerFlags flags = {.cf_flags = PyCF_SOURCE_IS_UTF8 | PyCF_IGNORE_COOKIE, .cf_feature_version = PY_MINOR_VERSION};
+    PyObject *code = Py_CompileStringObject(source, file, Py_file_input, &flags, -1);
+    if (code == NULL) return -1;
+    PyObject *names = PyModule_GetDict(module);
+    PyObject *done = PyEval_EvalCode(code, names, names);
+    Py_DECREF(code);
+    Py_XDECREF(done);
+    return done == NULL || flush("stdout") != 0 || flush("stderr") != 0 ? -1 : 0;
+}
+
+static PyObject *run(PyObject *self, PyObject *args) {
+    const char *source;
+    PyObject *file, *module;
+    if (!PyArg_ParseTuple(args, "sUO!", &source, &file, &PyModule_Type, &module)) return NULL;
+    if (run_source(source, file, module) != 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *source(PyObject *self, PyObject *args) {
+    return PyUnicode_FromString(plain_source == NULL ? "" : plain_source);
+}
+
 static PyObject *receive(PyObject *self, PyObject *args) {
     child_start start;
     char *payload = NULL;
     bool has_peer = false;
+    PyObject *file, *module;
+    Py_buffer result;
+    if (!PyArg_ParseTuple(args, "UO!y*", &file, &PyModule_Type, &module, &result)) return NULL;
     if (!child_receive(&start, &payload, &has_peer)) _exit(0); /* the server is gone, or never needed this child */
-    PyObject *result = Py_BuildValue("(y#i)", payload, (Py_ssize_t)start.payload_bytes, has_peer ? PEER_FD : -1);
-    free(payload);
-    return result;
+    size_t length = start.payload_bytes;
+    if (payload[0] != PLAIN || memchr(payload, 0, length) != NULL)
+        return Py_BuildValue("(y#i)", payload, (Py_ssize_t)length, has_peer ? PEER_FD : -1);
+    payload[length] = 0;
+    plain_source = payload + 1;
+    if (run_source(plain_source, file, module) != 0) return NULL;
+    _exit(write(CHANNEL_FD, result.buf, (size_t)result.len) == result.len ? 0 : 1);
 }
 
 /* The secret of a same-process verdict, and the frame that may use it: neither is a Python object that a job could find. */
@@ -88,7 +134,11 @@ static PyObject *verdict(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"serve", serve, METH_VARARGS,
      "serve(host_fd, proc_fd, armed): fork a jailed child for each job; returns None, in a child only."},
-    {"receive", receive, METH_NOARGS, "receive() -> (payload, peer_fd or -1): wait for a job, then confine this child."},
+    {"receive", receive, METH_VARARGS,
+     "receive(file, module, result) -> (payload, peer_fd or -1): wait for a job, then confine this child. A plain script is "
+     "run here, in `module`; then this raises what it raises, or sends `result` and ends the process."},
+    {"run", run, METH_VARARGS, "run(source, file, module): execute a script and flush what it printed."},
+    {"source", source, METH_NOARGS, "source() -> the plain script that receive() ran, or an empty string."},
     {"keep", keep, METH_VARARGS, "keep(secret): hold the 32 bytes of the verdict's secret for the calling frame."},
     {"verdict", verdict, METH_VARARGS, "verdict(body): send the result frame with the secret, from the frame of keep()."},
     {NULL, NULL, 0, NULL},

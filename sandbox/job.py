@@ -16,6 +16,7 @@ from fastgrpo_sandbox.verdict import Done, Expected, outcome_of, parse_done
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
+PLAIN = b"S"  # begins a payload that is nothing but the source of a script
 SECRET_BYTES = 32
 MAX_CALLS = 256  # of one session, unanswered
 
@@ -58,8 +59,9 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
     elif isinstance(tests, UnittestTests):
         secret = os.urandom(SECRET_BYTES)
         job |= {"role": "unittest", "source": tests.source, "setup": tests.setup, "secret": secret}
-    parcel = Parcel(limits, marshal.dumps(job), stdin.encode(), judge, secret, count, select)
-    return _checked(parcel)
+    plain = job["role"] == "script" and not files
+    payload = PLAIN + code.encode() if plain else marshal.dumps(job)
+    return _checked(Parcel(limits, payload, stdin.encode(), judge, secret, count, select))
 
 
 def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel:

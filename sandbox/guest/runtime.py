@@ -12,10 +12,13 @@ import traceback
 import types
 from typing import Any
 
+import _jail
+
 from . import judge, unit
-from .wire import result_body, send_result
+from .wire import RESULT, frame, result_body, send_result
 
 FILE = "solution.py"
+FINE = frame(RESULT, result_body())
 WARM_UP = """
 def warm(values, *, scale=1.0):
     total = {}
@@ -26,27 +29,41 @@ try:
     assert warm([3, 1, 2], scale=2) == {}, "no"
 except AssertionError as error:
     caught = error
+print("warm")
 """
 WARM_UP_ROUNDS = 20  # CPython 3.11 specialises code after 8 calls
 _source: list[str] = []
 
 
-def run_child(payload: bytes, peer: int) -> None:
-    """Runs the job in `payload` and ends the process."""
-    job = marshal.loads(payload)
+def run_child(main: types.ModuleType) -> None:
+    """Waits for a job, runs it and ends the process. `main` is where a script runs."""
     status = 1
     try:
-        status = _ROLES[job["role"]](job, peer)
+        payload, peer = _jail.receive(FILE, main, FINE)
+    except SystemExit as stop:
+        status = _stopped(stop)
     except BaseException as error:
         report(error)
+    else:
+        status = _run_role(payload, peer)
     finally:
         _leave(status)
+
+
+def _run_role(payload: bytes, peer: int) -> int:
+    try:
+        job = marshal.loads(payload)
+        return _ROLES[job["role"]](job, peer)
+    except BaseException as error:
+        report(error)
+        return 1
 
 
 def warm_up() -> None:
     """Runs in the fork server what every child will run, so that nothing is built, specialised or written for the first
     time in a child: each page written there is copied, and counts against a machine with thousands of children."""
     for _ in range(WARM_UP_ROUNDS):
+        _jail.run(WARM_UP, FILE, fresh_module("warm"))
         load(WARM_UP, "warm")
         describe(sys.modules.pop("warm").caught)
         marshal.loads(marshal.dumps({"code": WARM_UP, "files": {}}))
@@ -54,6 +71,7 @@ def warm_up() -> None:
         judge.warm_up()
         if "guest.session" in sys.modules:
             sys.modules["guest.session"].warm_up()
+    _flush()
     _source.clear()
     linecache.cache.clear()
     random.seed(0)  # the same program gives the same output in every cell and run
@@ -66,7 +84,7 @@ def report(error: BaseException) -> None:
 
 def describe(error: BaseException) -> str:
     """The traceback from the job's own first frame on."""
-    for code in _source:
+    for code in _source or [_jail.source()]:
         linecache.cache[FILE] = (len(code), None, code.splitlines(keepends=True), FILE)
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != FILE:
@@ -77,13 +95,19 @@ def describe(error: BaseException) -> str:
         return type(error).__name__
 
 
-def load(code: str, name: str = "__main__") -> types.ModuleType:
-    """Executes `code` as a fresh module. Raises whatever the code raises."""
+def fresh_module(name: str) -> types.ModuleType:
+    """An empty module in the place of any of that name."""
     module = types.ModuleType(name)
     module.__dict__["__builtins__"] = builtins
     sys.modules[name] = module
+    return module
+
+
+def load(code: str, name: str) -> types.ModuleType:
+    """Executes `code` as a fresh module. Raises whatever the code raises."""
+    module = fresh_module(name)
     _source.append(code)
-    exec(compile(code, FILE, "exec"), module.__dict__)
+    exec(compile(code, FILE, "exec", dont_inherit=True), module.__dict__)
     return module
 
 
@@ -97,11 +121,18 @@ def _place_files(files: dict[str, bytes]) -> None:
 def _script(job: dict[str, Any], peer: int) -> int:
     _place_files(job["files"])
     try:
-        load(job["code"])
+        load(job["code"], "__main__")
     except SystemExit as stop:
-        if stop.code not in (None, 0):
-            report(stop)
-            return stop.code if isinstance(stop.code, int) else 1
+        return _stopped(stop)
+    _flush()
+    send_result()
+    return 0
+
+
+def _stopped(stop: SystemExit) -> int:
+    if stop.code not in (None, 0):
+        report(stop)
+        return stop.code if isinstance(stop.code, int) else 1
     _flush()
     send_result()
     return 0

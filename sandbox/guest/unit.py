@@ -20,7 +20,7 @@ from .wire import result_body
 WATCHED = ("unittest.case", "unittest.result", "unittest.suite")
 
 
-def run(job: dict[str, Any], load: Callable[[str], Any]) -> None:
+def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     """Executes the solution, then the tests in its namespace, and sends one verdict for each test of the text."""
     _jail.keep(job.pop("secret"))
     names = unittest_names(job["source"])
@@ -33,7 +33,7 @@ def run(job: dict[str, Any], load: Callable[[str], Any]) -> None:
     _jail.verdict(result_body(errors, tests=tests))
 
 
-def _run_tests(job: dict[str, Any], load: Callable[[str], Any], names: tuple[str, ...]) -> tuple[set[str], str]:
+def _run_tests(job: dict[str, Any], load: Callable[[str, str], Any], names: tuple[str, ...]) -> tuple[set[str], str]:
     import unittest  # 10 ms that other jobs need not pay for
 
     class Result(unittest.TestResult):
@@ -45,7 +45,7 @@ def _run_tests(job: dict[str, Any], load: Callable[[str], Any], names: tuple[str
             self.passed.add(f"{type(test).__name__}.{test._testMethodName}")
 
     result = Result()
-    module = load(job["code"])
+    module = load(job["code"], "__main__")
     exec(compile(job["setup"] + "\n" + job["source"], "tests.py", "exec"), module.__dict__)
     classes: dict[str, list[str]] = {}
     for name in names:

@@ -49,8 +49,12 @@ def send_result(error: str = "", kind: str = "", value: bytes = NIL, tests: Sequ
     send_frame(CHANNEL, RESULT, result_body(error, kind, value, tests))
 
 
+def frame(kind: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "little") + kind + body
+
+
 def send_frame(channel: int, kind: bytes, body: bytes) -> None:
-    write_all(channel, len(body).to_bytes(4, "little") + kind + body)
+    write_all(channel, frame(kind, body))
 
 
 def send_peer(fd: int, data: bytes) -> None:

@@ -36,6 +36,8 @@ def main(kind: str, armed: str, *preload: str) -> None:
     sys.path[:0] = ["/jail", "/jail/native", "/jail/lib"]
     for name in WARM:
         importlib.import_module(name)
+    import _jail
+
     from guest import runtime
 
     if kind == "session":
@@ -49,10 +51,9 @@ def main(kind: str, armed: str, *preload: str) -> None:
     gc.collect()
     gc.freeze()
 
-    import _jail
-
+    module = runtime.fresh_module("__main__")
     _jail.serve(0, proc, int(armed))
-    runtime.run_child(*_jail.receive())
+    runtime.run_child(module)
 
 
 def _without_ssl(module: str) -> None:

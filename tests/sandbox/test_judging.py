@@ -204,3 +204,15 @@ def test_big_code_bench_standard_library_tasks_pass(pool):
     outcomes = pool.run_all(jobs)
     assert [(o.status, o.error[-300:]) for o in outcomes if o.status != "ok"] == []
     assert {o.verdict_by for o in outcomes} == {"same-process"}
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("files", [{}, {"data": "1"}])
+def test_a_script_runs_as_python_itself_would(pool, files):
+    code = "def f(x: int): pass\nprint(f.__annotations__, __name__, __import__('sys').argv)\nraise SystemExit(CODE)"
+    first, second = (pool.run(code.replace("CODE", number), files=files) for number in ("0", "3"))
+    assert first.stdout == second.stdout == "{'x': <class 'int'>} __main__ ['solution.py']\n"
+    assert (first.status, second.status) == ("ok", "failed")
+    failed = pool.run("x = 1\nx.y", files=files)
+    assert failed.error.splitlines()[1:3] == ['  File "solution.py", line 2, in <module>', "    x.y"]
+    assert pool.run("x = '\\0'\0", files=files).status == "failed"
