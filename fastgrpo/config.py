@@ -177,6 +177,9 @@ class Grpo(Section, frozen=True):
     ] = 2.0
     micro_batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one forward and backward")] = 16384
     epochs_per_batch: Annotated[int, Meta(ge=1, description="optimizer steps on the same rollouts")] = 1
+    max_lag: Annotated[
+        int, Meta(ge=0, le=1, description="1 = a step's rollouts begin one step early, beside the training")
+    ] = 0
 
 
 class Eval(Section, frozen=True):
@@ -288,6 +291,10 @@ def resolve(values: dict[str, Any]) -> Config:
         raise UserError("workers.kind is openai: set workers.base_url and workers.model too")
     if config.sft.teacher == "openai" and config.workers.kind != "openai":
         raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
+    if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
+        raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
+    if config.grpo.max_lag and config.grpo.tis_cap == 0:
+        raise UserError("grpo.max_lag 1 needs the correction that grpo.tis_cap 0 turns off: set it to 2, say")
     return config
 
 

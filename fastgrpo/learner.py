@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from transformers import AutoConfig
 
@@ -19,6 +20,7 @@ from fastgrpo.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.loss import policy_loss, token_logprobs
 from fastgrpo.memory import MemoryPlan
+from fastgrpo.metrics import Experience
 from fastgrpo.model import Policy, load_policy
 from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
@@ -30,9 +32,14 @@ from fastgrpo.types import Batch, Group, Sample
 if TYPE_CHECKING:
     from fastgrpo.log import PhaseTimer
 
+EXPERIENCE = "experience.msgpack"
+
 
 class Learner:
     """The policy in training with all that steps it: optimizer, reference, vLLM, checkpoints. `step` counts updates.
+
+    `experience`: this rank's finished rollouts for the next update. A checkpoint holds them, because with
+    `grpo.max_lag` 1 they come from weights that are gone.
 
     Under torchrun there is one on each rank, and every method is collective.
     """
@@ -42,6 +49,7 @@ class Learner:
     ) -> None:
         self.config, self.engine, self.policy, self.reference, self.plan = config, engine, policy, reference, plan
         self.step = self.skipped = 0
+        self.experience: Experience | None = None
         self.optimizer = AdamW(
             policy.model.parameters(),
             lr=config.grpo.lr,
@@ -57,21 +65,19 @@ class Learner:
         """The policy's tokenizer."""
         return self.policy.tokenizer
 
-    def update(self, groups: Sequence[Group], timer: PhaseTimer) -> dict[str, float]:
-        """One GRPO update on all ranks' rollouts of the step, its phases timed by `timer`; returns its metrics.
+    def update(self, timer: PhaseTimer, before_step: Callable[[], object] = lambda: None) -> dict[str, float]:
+        """One GRPO update on all ranks' `experience`, which is used up; returns its metrics.
 
-        Raises UserError where every rollout failed for reasons of ours, where memory ran out, and after
-        `grpo.max_skipped` steps in a row with a gradient that cannot be used.
+        `timer` times its phases. The weights stay as they are until `before_step` returns.
+        Raises UserError where memory ran out, and after `grpo.max_skipped` steps in a row with a gradient that cannot
+        be used.
         """
         grpo = self.config.grpo
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        if all(rollout.reward is None for rollout in rollouts):
-            raise UserError(f"every rollout of step {self.step + 1} failed: {rollouts[0].executions[-1].error}")
-        shares = gather_all(to_samples(groups, grpo), "the rollouts of the other ranks")
-        samples = [sample for share in shares for sample in share]
+        samples = self._all_samples()
         # AdamW's first steps move every weight by the whole learning rate, whatever the gradient's size.
         self.optimizer.lr = grpo.lr * min(1.0, (self.step + 1) / (grpo.warmup_steps + 1))
-        self.engine.sleep()
+        if not grpo.max_lag:
+            self.engine.sleep()
         try:
             metrics = update(
                 self.policy,
@@ -81,11 +87,12 @@ class Learner:
                 self.reference,
                 budget=self.plan.micro_batch_tokens,
                 phase=timer.phase,
+                before_step=before_step,
             )
         except torch.OutOfMemoryError as error:
             raise UserError(f"out of GPU memory in training; {self.plan.advice()}") from error
         self._count_skipped(metrics, samples)
-        self.step += 1
+        self.step, self.experience = self.step + 1, None
         seconds = timer.spent("forward_backward") / grpo.epochs_per_batch
         return metrics | throughput(self.policy.model, samples, seconds)
 
@@ -95,24 +102,41 @@ class Learner:
         report = self.engine.sync(self.policy)
         return {"parity": report.parity_mean, "parity_max": report.parity_max, "sync_seconds": report.seconds}
 
-    def save_when_due(self) -> None:
-        """A checkpoint every `checkpoint.every` steps."""
-        if self.step % self.config.checkpoint.every == 0:
-            self.save()
-
     def save(self, score: float | None = None) -> None:
         """A resumable checkpoint of the present step."""
         self.checkpoints.save(
             self.step,
             save_hf=self.policy.save_hf,
-            save_state=self.optimizer.save,
+            save_state=self._save_state,
             config=self.config,
             score=score,
         )
 
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint at `path`, whose weights the policy has loaded already."""
-        self.step = load(path, self.config, self.optimizer.load)
+        self.step = load(path, self.config, self._load_state)
+
+    def _save_state(self, folder: Path) -> None:
+        self.optimizer.save(folder)
+        if self.experience is not None:
+            metrics = over_ranks(self.experience.metrics)
+            everything = Experience(self._all_samples(), metrics, self.experience.records)
+            if rank_and_world()[0] == 0:
+                (folder / EXPERIENCE).write_bytes(msgspec.msgpack.encode(everything))
+
+    def _load_state(self, folder: Path) -> None:
+        self.optimizer.load(folder)
+        if (folder / EXPERIENCE).exists():
+            self.experience = msgspec.msgpack.decode((folder / EXPERIENCE).read_bytes(), type=Experience)
+            if rank_and_world()[0] != 0:
+                # On any number of ranks the first one holds them all.
+                self.experience.samples = []
+
+    def _all_samples(self) -> list[Sample]:
+        """The samples of all ranks, in rank order; collective."""
+        assert self.experience is not None, "rollouts come before their update"
+        shares = gather_all(self.experience.samples, "the rollouts of the other ranks")
+        return [sample for share in shares for sample in share]
 
     def _count_skipped(self, metrics: dict[str, float], samples: Sequence[Sample]) -> None:
         """Keep the batch of a skipped step for inspection, and stop after too many in a row."""
@@ -133,7 +157,7 @@ class Learner:
 def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learner]:
     """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
     checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
-    settings = {"device": policy_device(), "dtype": policy_dtype(config)}
+    settings: dict[str, Any] = {"device": policy_device(), "dtype": policy_dtype(config)}
     plan = memory_plan(config, AutoConfig.from_pretrained(model), ranks=rank_and_world()[1])
     reference = load_policy(model, **settings) if config.grpo.kl_weight > 0 else None
     policy = load_policy(
@@ -176,13 +200,20 @@ def update(
     *,
     budget: int,
     phase: Callable[[str], AbstractContextManager] = nullcontext,
+    before_step: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """`config.epochs_per_batch` optimizer steps on `samples`, those of all ranks; returns the step's metrics.
 
-    Each rank computes its share in micro-batches of at most `budget` tokens. `phase` names what is timed: forward and
-    backward, and the optimizer. `sampler_parity` (mean and max, nats)
-    compares vLLM's logprobs with the trainer's before the first step. An empty `samples` (no group with variance)
+    Each rank computes its share in micro-batches of at most `budget` tokens. `phase` is entered with the name of what
+    is timed; the weights stay as they are until `before_step` returns. An empty `samples` (no group with variance)
     leaves the policy as it is.
+
+    Samples may come from the weights before the present ones (`grpo.max_lag`). As in decoupled PPO (arXiv 2110.00641;
+    AReaL, arXiv 2505.24298, eq. 5) two policies are kept apart: the ratio's clip is centred on the policy at the start
+    of the update, which the samples' age does not move, and the weight min(pi / mu, `tis_cap`) corrects for mu, the
+    policy that sampled, by vLLM's own logprobs (truncated importance sampling, as LlamaRL's AIPO, arXiv 2505.24034).
+    `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step: with
+    `max_lag` 1 it includes what one update moved, and the check of the weights is the sync's alone.
     """
     batches = rank_batches(samples, config.normaliser, config.max_new_tokens, budget, policy.device)
     for batch in batches:
@@ -194,6 +225,7 @@ def update(
     for epoch in range(config.epochs_per_batch if batches else 0):
         with phase("forward_backward"):
             measured = over_ranks(_accumulate(policy, batches, config), {"loss": sum, "sampler_parity_max": max})
+        before_step()
         with phase("optimizer"):
             step = optimizer.step()
             if policy.device.type == "cuda":

@@ -1,7 +1,8 @@
 """The memory plan of one device: computed from the model's configuration before the first step, printed and checked.
 
-Generation and training take turns. Weights and optimizer state are there in both; the KV cache only in generation (the
-engine sleeps while training), gradients and activations only in training. The plan must hold in each.
+Generation and training take turns, or overlap (`grpo.max_lag`). Weights and optimizer state are there in both; the KV
+cache only in generation (the engine sleeps while training, unless both overlap), gradients and activations only in
+training. The plan must hold in each.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine."""
+    """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine.
+
+    `overlapped`: generation goes on beside training, so that the KV cache stays.
+    """
 
     micro_batch_tokens: int
     max_num_seqs: int
@@ -45,6 +49,7 @@ class Workload:
     activation_checkpointing: bool = False
     compiled: bool = False
     reference: bool = False
+    overlapped: bool = False
     ranks: int = 1
     on_gpu: bool = True
 
@@ -105,24 +110,30 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     fixed = _state_items(parameters, workload)
     base = sum(item.size for item in fixed if item.generating)
     kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_bytes_per_token(config, workload.dtype)
+    room = capacity - sum(item.size for item in fixed if item.training)
     if workload.kv_cache_gb is None:
         # One sequence must fit, or vLLM would not start: then `check` says what is too large.
         least = workload.max_model_len * kv_bytes_per_token(config, workload.dtype)
-        kv_cache = max(min(kv_wanted, capacity - base), least)
+        left = capacity - base
+        if workload.overlapped:
+            left = room - sum(_step_sizes(config, workload, workload.micro_batch_tokens))
+        kv_cache = max(min(kv_wanted, left), least)
     else:
         kv_cache = int(workload.kv_cache_gb * GIB)
-    room = capacity - sum(item.size for item in fixed if item.training)
+    if workload.overlapped:
+        room -= kv_cache
     tokens = workload.micro_batch_tokens
     while tokens > workload.max_model_len and sum(_step_sizes(config, workload, tokens)) > room:
         tokens -= TOKEN_STEP
     tokens = max(tokens, min(workload.micro_batch_tokens, workload.max_model_len))
     activations, transient = _step_sizes(config, workload, tokens)
+    kept = workload.overlapped or not workload.on_gpu
     shrink = "lower grpo.micro_batch_tokens"
     if not workload.activation_checkpointing:
         shrink = "set model.gradient_checkpointing or " + shrink
     items = (
         *fixed,
-        Item("KV cache", kv_cache, "lower engine.kv_cache_gb, or engine.max_num_seqs", training=not workload.on_gpu),
+        Item("KV cache", kv_cache, "lower engine.kv_cache_gb, or engine.max_num_seqs", training=kept),
         Item(f"activations, {tokens} tokens", activations, shrink, generating=False),
         Item(_transient_name(workload), transient, "lower grpo.micro_batch_tokens", generating=False),
     )

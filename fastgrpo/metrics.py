@@ -8,11 +8,22 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.types import Group, RewardTerms, Rollout
+from fastgrpo.types import Group, RewardTerms, Rollout, Sample
+
+
+class Experience(msgspec.Struct):
+    """All that training and the log need of a step's finished rollouts, in plain data that a checkpoint can hold."""
+
+    samples: list[Sample]
+    metrics: dict[str, float]
+    records: list[dict[str, Any]]
 
 
 def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
-    """Means over the step's rollouts, which took `seconds`; our own failures count in `infrastructure` alone."""
+    """Means over the step's rollouts, whose tokens were generated in `seconds`.
+
+    Our own failures count in `infrastructure` alone.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored = [rollout for rollout in rollouts if rollout.reward is not None]
     final = [rollout.executions[-1] for rollout in scored]

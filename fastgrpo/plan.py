@@ -25,6 +25,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         activation_checkpointing=config.model.gradient_checkpointing,
         compiled=config.model.compile,
         reference=config.grpo.kl_weight > 0,
+        overlapped=config.grpo.max_lag > 0,
         ranks=ranks,
         on_gpu=device.type == "cuda",
     )

@@ -1,18 +1,22 @@
 """Rollouts: generation, workflow execution and scoring overlap, because each rollout is one coroutine of its own.
 
 The engine decodes in a thread of its own; a finished completion resumes its rollout at once, whose workflow then runs
-in a jail while the engine goes on decoding the others.
+in a jail while the engine goes on decoding the others. A batch tells when its last completion has left the engine
+(`Rollouts.generated`), so that the weights may change while its last workflows still run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
 
 from fastgrpo.chat import feedback_ids, prompt_ids
 from fastgrpo.errors import UserError
@@ -72,20 +76,19 @@ class Generator:
         finally:
             self._waiting.pop(key, None)
 
-    async def drive(self) -> None:
+    async def drive(self, thread: ThreadPoolExecutor) -> None:
         """Step the engine while requests are open; ends by cancellation, or by failing every open request."""
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, thread_name_prefix="engine") as thread:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                try:
-                    while self._submitted or self._engine.busy:
-                        requests, self._submitted = self._submitted, []
-                        self._deliver(await loop.run_in_executor(thread, self._advance, requests))
-                except Exception as error:
-                    self._fail(error)
-                    raise
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while self._submitted or self._engine.busy:
+                    requests, self._submitted = self._submitted, []
+                    self._deliver(await loop.run_in_executor(thread, self._advance, requests))
+            except Exception as error:
+                self._fail(error)
+                raise
 
     def _advance(self, requests: list[tuple[int, list[int], dict[str, Any]]]) -> list[Completion]:
         for key, ids, sampling in requests:
@@ -105,16 +108,139 @@ class Generator:
 
 
 @asynccontextmanager
-async def generator(engine: Engine) -> AsyncIterator[Generator]:
-    """A `Generator` whose step loop lives as long as the block; requests still open at its end are aborted."""
-    face = Generator(engine)
-    driver = asyncio.create_task(face.drive(), name="engine-steps")
+async def generator(engine: Engine, *, own_stream: bool = False) -> AsyncIterator[Generator]:
+    """A `Generator` whose step loop lives as long as the block; requests still open at its end are aborted.
+
+    `own_stream`: on a GPU the engine's kernels go before those that other threads launch meanwhile.
+    """
+    face, thread = Generator(engine), device_thread("engine", own_stream=own_stream)
+    driver = asyncio.create_task(face.drive(thread), name="engine-steps")
     try:
         yield face
     finally:
         driver.cancel()
         await asyncio.gather(driver, return_exceptions=True)
+        # A step under way ends first.
+        thread.shutdown()
         engine.abort_all()
+
+
+def device_thread(name: str, *, own_stream: bool = False) -> ThreadPoolExecutor:
+    """One thread on this one's GPU and stream, which torch keeps for each thread apart, or on a prior stream."""
+    if not torch.cuda.is_available():
+        return ThreadPoolExecutor(1, thread_name_prefix=name)
+    device = torch.cuda.current_device()
+    stream = torch.cuda.Stream(priority=-1) if own_stream else torch.cuda.current_stream()
+
+    def begin() -> None:
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(stream)
+
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin)
+
+
+class Rollouts:
+    """`group_size` rollouts of each problem, under way at once; deterministic draws from `seed`."""
+
+    def __init__(
+        self,
+        face: Generator,
+        environment: Environment,
+        tokenizer: Any,
+        problems: Sequence[Any],
+        *,
+        group_size: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> None:
+        self._face, self._environment, self._tokenizer, self._sampling = face, environment, tokenizer, sampling
+        self._size, self._writing = group_size, len(problems) * group_size
+        self._generated = asyncio.Event()
+        self._begun, self.seconds = time.perf_counter(), 0.0
+        named = [(problem, f"{seed}/{number}") for number, problem in enumerate(problems)]
+        self._task = asyncio.create_task(_all(self._group(problem, name) for problem, name in named))
+        self._task.add_done_callback(lambda _: self._generated.set())
+
+    async def generated(self) -> None:
+        """Wait until no rollout needs the engine any more, `seconds` after they began; raises what one raised."""
+        await self._generated.wait()
+        if self._task.done():
+            self._task.result()
+
+    async def groups(self) -> list[Group]:
+        """Wait for all rewards; a cancelled wait leaves the rollouts running."""
+        return await asyncio.shield(self._task)
+
+    async def cancel(self) -> None:
+        """Drop the rollouts that are not done."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _group(self, problem: Any, name: str) -> Group:
+        prompt, sampling = prompt_ids(self._tokenizer, self._environment.prompt(problem)), self._sampling
+        if len(prompt) + sampling.max_new_tokens > sampling.max_model_len:
+            raise UserError(
+                f"the prompt of {problem.id} has {len(prompt)} tokens: with grpo.max_new_tokens ="
+                f" {sampling.max_new_tokens} it does not fit engine.max_model_len = {sampling.max_model_len};"
+                " raise it or leave the problem out"
+            )
+        seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
+        rollouts = await _all(self._rollout(problem, prompt, seed) for seed in seeds)
+        terms = self._environment.rewards(problem, [rollout.executions[-1] for rollout in rollouts])
+        for rollout, term in zip(rollouts, terms, strict=True):
+            rollout.reward = term
+        return Group(problem, rollouts)
+
+    async def _rollout(self, problem: Any, prompt: list[int], seed: int) -> Rollout:
+        """One trajectory: write, run, read the feedback, write again. Feedback tokens are not the policy's: mask 0."""
+        rollout = Rollout(list(prompt), [0] * len(prompt), [0.0] * len(prompt), [], [])
+        last = False
+        while not last:
+            turn = len(rollout.completions)
+            await self._write(rollout, seed + turn)
+            last = turn + 1 == self._sampling.rounds
+            if last:
+                self._written()
+            execution = await self._environment.execute(problem, rollout.completions[-1], seed + turn)
+            rollout.executions.append(execution)
+            if not last and not self._continued(rollout):
+                last = True
+                self._written()
+        return rollout
+
+    async def _write(self, rollout: Rollout, seed: int) -> None:
+        """One completion of the policy's, appended."""
+        sampling = self._sampling
+        completion = await self._face.complete(
+            rollout.token_ids,
+            deadline_s=sampling.deadline_s,
+            max_tokens=min(sampling.max_new_tokens, sampling.max_model_len - len(rollout.token_ids)),
+            temperature=sampling.temperature,
+            seed=seed,
+            stop_token_ids=[self._tokenizer.eos_token_id],
+        )
+        _extend(rollout, completion.token_ids, 1, completion.logprobs)
+        rollout.truncated = completion.finish_reason == "length"
+        rollout.completions.append(self._tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+
+    def _continued(self, rollout: Rollout) -> bool:
+        """The last execution's feedback appended; False where our own failure or the length ends the rollout."""
+        execution = rollout.executions[-1]
+        if execution.status == "infrastructure":
+            return False
+        text = self._environment.feedback_text(execution)
+        feedback = feedback_ids(self._tokenizer, text, rollout.token_ids[-1])
+        if len(rollout.token_ids) + len(feedback) >= self._sampling.max_model_len:
+            return False
+        _extend(rollout, feedback, 0, [0.0] * len(feedback))
+        return True
+
+    def _written(self) -> None:
+        """One rollout more has no further use of the engine."""
+        self._writing -= 1
+        if self._writing == 0:
+            self.seconds = time.perf_counter() - self._begun
+            self._generated.set()
 
 
 async def collect(
@@ -127,12 +253,13 @@ async def collect(
     sampling: Sampling,
     seed: int,
 ) -> list[Group]:
-    """`group_size` rollouts of each problem, rewarded; deterministic draws from `seed`."""
+    """One batch of `Rollouts` from an engine that nobody else uses meanwhile."""
     async with generator(engine) as face:
-        return await _all(
-            _group(face, environment, tokenizer, problem, group_size, sampling, f"{seed}/{number}")
-            for number, problem in enumerate(problems)
-        )
+        rollouts = Rollouts(face, environment, tokenizer, problems, group_size=group_size, sampling=sampling, seed=seed)
+        try:
+            return await rollouts.groups()
+        finally:
+            await rollouts.cancel()
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
@@ -144,63 +271,6 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _group(
-    face: Generator,
-    environment: Environment,
-    tokenizer: Any,
-    problem: Any,
-    size: int,
-    sampling: Sampling,
-    name: str,
-) -> Group:
-    prompt = prompt_ids(tokenizer, environment.prompt(problem))
-    if len(prompt) + sampling.max_new_tokens > sampling.max_model_len:
-        raise UserError(
-            f"the prompt of {problem.id} has {len(prompt)} tokens: with grpo.max_new_tokens = {sampling.max_new_tokens}"
-            f" it does not fit engine.max_model_len = {sampling.max_model_len}; raise it or leave the problem out"
-        )
-    seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(size)]
-    rollouts = await _all(_rollout(face, environment, tokenizer, problem, prompt, sampling, seed) for seed in seeds)
-    terms = environment.rewards(problem, [rollout.executions[-1] for rollout in rollouts])
-    for rollout, term in zip(rollouts, terms, strict=True):
-        rollout.reward = term
-    return Group(problem, rollouts)
-
-
-async def _rollout(
-    face: Generator,
-    environment: Environment,
-    tokenizer: Any,
-    problem: Any,
-    prompt: list[int],
-    sampling: Sampling,
-    seed: int,
-) -> Rollout:
-    """One trajectory: write, run, read the feedback, write again. Feedback tokens are not the policy's: mask 0."""
-    rollout = Rollout(list(prompt), [0] * len(prompt), [0.0] * len(prompt), [], [])
-    for turn in range(sampling.rounds):
-        room = min(sampling.max_new_tokens, sampling.max_model_len - len(rollout.token_ids))
-        completion = await face.complete(
-            rollout.token_ids,
-            deadline_s=sampling.deadline_s,
-            max_tokens=room,
-            temperature=sampling.temperature,
-            seed=seed + turn,
-            stop_token_ids=[tokenizer.eos_token_id],
-        )
-        _extend(rollout, completion.token_ids, 1, completion.logprobs)
-        rollout.truncated = completion.finish_reason == "length"
-        rollout.completions.append(tokenizer.decode(completion.token_ids, skip_special_tokens=True))
-        rollout.executions.append(await environment.execute(problem, rollout.completions[-1], seed + turn))
-        if turn + 1 == sampling.rounds or rollout.executions[-1].status == "infrastructure":
-            break
-        feedback = feedback_ids(tokenizer, environment.feedback_text(rollout.executions[-1]), rollout.token_ids[-1])
-        if len(rollout.token_ids) + len(feedback) >= sampling.max_model_len:
-            break
-        _extend(rollout, feedback, 0, [0.0] * len(feedback))
-    return rollout
 
 
 def _extend(rollout: Rollout, token_ids: Sequence[int], mask: int, logprobs: Sequence[float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     try:
         from uvloop import new_event_loop
     except ImportError:
-        new_event_loop = None
+        new_event_loop = None  # type: ignore[assignment]
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(main())
 
@@ -114,6 +115,12 @@ def sampling_of(config: Config) -> Sampling:
         temperature=config.grpo.temperature,
         rounds=config.grpo.rounds,
     )
+
+
+def share_cores() -> None:
+    """Without a GPU: half the cores for training, as many as the engine takes (`Engine`), since both work at once."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 def policy_device() -> torch.device:

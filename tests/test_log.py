@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -100,6 +100,7 @@ def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
         RunLog(tmp_path / "missing")
 
 
+@settings(deadline=None)
 @given(
     lines=st.lists(st.tuples(st.sampled_from(["sft", "grpo"]), st.integers(1, 5))),
     step=st.integers(0, 5),
@@ -181,6 +182,7 @@ def test_panel_shows_metrics_phases_and_time_left(monkeypatch: pytest.MonkeyPatc
         assert piece in text
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(), max_size=40))
 def test_sparkline_has_one_mark_a_value(values: list[float]) -> None:
     curve = sparkline(tuple(values))

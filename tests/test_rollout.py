@@ -1,14 +1,19 @@
 """Rollouts over a scripted engine: order, masks, rounds, seeds, failures. The real engine has its own tests."""
 
 import asyncio
+import time
 from collections.abc import Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from fastgrpo.errors import UserError
-from fastgrpo.rollout import Sampling, collect
+from fastgrpo.log import RunLog
+from fastgrpo.rollout import Rollouts, Sampling, collect, generator
 from fastgrpo.tiny import train_tokenizer
+from fastgrpo.train import update_beside
 from fastgrpo.types import RewardTerms
 
 TOKENIZER = train_tokenizer(["solve this problem please", "feedback: try again", "abcdefgh"], 320)
@@ -166,3 +171,107 @@ def test_cancelling_a_collection_aborts_the_engine() -> None:
         asyncio.run(cancelled())
     assert engine.aborted
     assert not engine.busy
+
+
+class PatientEnvironment(ScriptedEnvironment):
+    """Executions end when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def execute(self, problem, completion: str, seed: int):
+        await self.go.wait()
+        return await super().execute(problem, completion, seed)
+
+
+@asynccontextmanager
+async def under_way(engine, environment, *, rounds: int = 1):
+    async with generator(engine) as face:
+        sampling = replace(SAMPLING, rounds=rounds)
+        rollouts = Rollouts(face, environment, TOKENIZER, problems(2), group_size=2, sampling=sampling, seed=0)
+        yield rollouts
+        await rollouts.cancel()
+
+
+def test_the_engine_is_free_before_the_last_workflow_ends() -> None:
+    async def main() -> None:
+        environment, engine = PatientEnvironment(), ScriptedEngine()
+        async with under_way(engine, environment) as rollouts:
+            await asyncio.wait_for(rollouts.generated(), 10)
+            assert not engine.busy
+            assert not environment.executed
+            assert rollouts.seconds > 0
+            environment.go.set()
+            assert len(await rollouts.groups()) == 2
+
+    asyncio.run(main())
+
+
+def test_the_engine_is_not_free_while_another_round_may_come() -> None:
+    async def main() -> None:
+        environment, engine = PatientEnvironment(), ScriptedEngine()
+        async with under_way(engine, environment, rounds=2) as rollouts:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(rollouts.generated(), 0.3)
+            environment.go.set()
+            await asyncio.wait_for(rollouts.generated(), 10)
+            assert len(engine.seen) == 8
+
+    asyncio.run(main())
+
+
+class FakeLearner:
+    """Notes whether the engine was busy when its weights changed."""
+
+    def __init__(self, engine) -> None:
+        self.engine = engine
+        self.busy_at_step: list[bool] = []
+
+    def update(self, timer, before_step) -> dict[str, float]:
+        before_step()
+        self.busy_at_step.append(self.engine.busy)
+        return {"loss": 1.0}
+
+
+def test_weights_change_when_the_engine_is_free_and_workflows_still_run() -> None:
+    async def main() -> None:
+        environment, engine = PatientEnvironment(), ScriptedEngine(lambda: time.sleep(0.02))
+        learner = FakeLearner(engine)
+        async with under_way(engine, environment) as rollouts:
+            metrics = await asyncio.wait_for(update_beside([rollouts], learner, RunLog(None)), 10)
+        assert metrics == {"loss": 1.0}
+        assert learner.busy_at_step == [False]
+        assert len(engine.seen) == 4
+        assert not environment.executed
+
+    asyncio.run(main())
+
+
+def test_an_interrupted_update_leaves_the_weights_as_they_were() -> None:
+    async def main() -> None:
+        engine = ScriptedEngine()
+        engine.step = lambda: []  # type: ignore[method-assign]
+        learner = FakeLearner(engine)
+        async with under_way(engine, ScriptedEnvironment()) as rollouts:
+            task = asyncio.create_task(update_beside([rollouts], learner, RunLog(None)))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 10)
+        assert learner.busy_at_step == []
+
+    asyncio.run(main())
+
+
+def test_an_engine_failure_during_the_update_is_the_error_that_ends_it() -> None:
+    async def main() -> None:
+        def fail() -> None:
+            raise RuntimeError("device lost")
+
+        engine = ScriptedEngine(fail)
+        async with under_way(engine, ScriptedEnvironment()) as rollouts:
+            with pytest.raises(RuntimeError, match="device lost"):
+                await asyncio.wait_for(update_beside([rollouts], FakeLearner(engine), RunLog(None)), 10)
+
+    asyncio.run(main())

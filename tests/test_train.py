@@ -52,6 +52,20 @@ async def open_vowels(config, log):
     yield Vowels()
 
 
+@asynccontextmanager
+async def open_interrupting(config, log):
+    """Cancels the run at its fifth execution, as Ctrl-C does."""
+    vowels, left, run = Vowels(), iter(range(4, -(10**6), -1)), asyncio.current_task()
+
+    async def execute(problem, completion: str, seed: int) -> Execution:
+        if next(left) == 0:
+            run.cancel()
+        return await Vowels.execute(vowels, problem, completion, seed)
+
+    vowels.execute = execute
+    yield vowels
+
+
 def load_vowels(config):
     problems = [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=i / 8) for i in range(8)]
     return problems[:6], problems[6:]
@@ -64,7 +78,7 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-def run(model: Path, runs: Path, name: str, *, resume: bool = False, **values) -> Path:
+def run(model: Path, runs: Path, name: str, *, resume: bool = False, environment=open_vowels, **values) -> Path:
     values = {
         "model.path": str(model),
         "runs": str(runs),
@@ -81,7 +95,7 @@ def run(model: Path, runs: Path, name: str, *, resume: bool = False, **values) -
         "checkpoint.every": 2,
     } | {key.replace("__", "."): value for key, value in values.items()}
     config = resolve(values)
-    asyncio.run(train(config, resume=resume, load_problems=load_vowels, open_environment=open_vowels))
+    asyncio.run(train(config, resume=resume, load_problems=load_vowels, open_environment=environment))
     return config.folder
 
 
@@ -111,6 +125,26 @@ def test_two_steps_resumed_for_two_more_are_four_steps(model: Path, tmp_path: Pa
     rounding = 1e-4 if not torch.cuda.is_available() else 2e-2
     assert max(row["parity"] for row in metrics(halves)) < rounding
     assert max(row["sampler_parity"] for row in metrics(halves)) < rounding
+
+
+@pytest.mark.engine
+def test_a_run_one_step_ahead_continues_to_the_same_numbers(model: Path, tmp_path: Path) -> None:
+    whole = run(model, tmp_path, "whole", grpo__steps=4, grpo__max_lag=1)
+    parts = run(model, tmp_path, "parts", grpo__steps=2, grpo__max_lag=1)
+    with pytest.raises(asyncio.CancelledError):
+        run(model, tmp_path, "parts", resume=True, environment=open_interrupting, grpo__steps=4, grpo__max_lag=1)
+    run(model, tmp_path, "parts", resume=True, grpo__steps=4, grpo__max_lag=1)
+    assert [row["step"] for row in metrics(parts)] == [1, 2, 3, 4]
+    for one, other in zip(metrics(whole), metrics(parts), strict=True):
+        for name in ("loss", "reward/total", "grad_norm", "sampler_parity", "loss_tokens"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), (one["step"], name)
+    expected = weights(whole)
+    for name, tensor in weights(parts).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+    # vLLM has the trainer's weights after each sync; the samples of all steps but the first are one step old.
+    assert max(row["parity"] for row in metrics(whole)) < (1e-4 if not torch.cuda.is_available() else 2e-2)
+    gaps = [row["sampler_parity"] for row in metrics(whole)]
+    assert all(gap > 2 * gaps[0] for gap in gaps[1:])
 
 
 def test_every_problem_comes_once_in_an_epoch_whatever_the_step_size() -> None:

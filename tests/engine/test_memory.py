@@ -55,6 +55,18 @@ def test_kv_cache_is_all_that_is_wanted_or_all_that_is_left() -> None:
     assert plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gb=3.5), 50 * GIB).kv_cache_gb == 3.5
 
 
+def test_the_kv_cache_leaves_room_for_the_training_that_it_outlasts() -> None:
+    workload = replace(WORKLOAD, ranks=8)
+    apart, beside = (plan_memory(QWEN_7B, replace(workload, overlapped=value), 64 * GIB) for value in (False, True))
+    assert beside.kv_cache_gb < apart.kv_cache_gb
+    assert beside.training == pytest.approx(64 * GIB, rel=1e-6)
+    assert beside.micro_batch_tokens == apart.micro_batch_tokens
+    beside.check()
+    tight = plan_memory(QWEN_7B, replace(workload, overlapped=True, kv_cache_gb=8.0), 46 * GIB)
+    assert tight.micro_batch_tokens < apart.micro_batch_tokens
+    tight.check()
+
+
 def test_token_budget_shrinks_to_what_fits() -> None:
     workload = replace(WORKLOAD, ranks=8, activation_checkpointing=False, kv_cache_gb=1.0)
     wide = plan_memory(QWEN_7B, workload, 200 * GIB)
