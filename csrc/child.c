@@ -37,19 +37,21 @@ static void check(bool fine, const char *step) {
     _exit(STEP_FAILED);
 }
 
-static void write_map(int proc, const char *name, const char *text) {
-    int fd = openat(proc, name, O_WRONLY | O_CLOEXEC);
+static void write_map(int self, const char *name, const char *text) {
+    int fd = openat(self, name, O_WRONLY | O_CLOEXEC);
     check(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text), name);
     close(fd);
 }
 
 static void map_ids(const birth *s) {
     char line[64];
-    write_map(s->proc, "self/setgroups", "deny");
+    int self = openat(s->proc, "self", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    write_map(self, "setgroups", "deny");
     snprintf(line, sizeof line, "%d %u 1", JAIL_UID, s->uid);
-    write_map(s->proc, "self/uid_map", line);
+    write_map(self, "uid_map", line);
     snprintf(line, sizeof line, "%d %u 1", JAIL_UID, s->gid);
-    write_map(s->proc, "self/gid_map", line);
+    write_map(self, "gid_map", line);
+    close(self);
 }
 
 static void mount_tmp(uint32_t megabytes, unsigned long flags) {
