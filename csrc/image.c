@@ -23,7 +23,7 @@ enum { POOL_BYTES = 16384, FIRST_BLOCK = 48, SMALLEST = 16, LARGEST_SMALL = 512,
 enum { LARGEST_HOLE = 1 << 16, MAX_AREAS = 1024, MAPS_BYTES = 1 << 18, COLLAPSE = 25 /* MADV_COLLAPSE, Linux 6.1 */ };
 #define HUGE ((uintptr_t)2 << 20)
 #define SMALLEST_RUN ((uintptr_t)512 << 10)
-#define LARGEST_RUN ((uintptr_t)64 << 20)
+#define LARGEST_RUN ((uintptr_t)128 << 20)
 #define LARGEST_GAP ((uintptr_t)2 << 20)
 
 /* ---- sealing ---- */
@@ -70,16 +70,30 @@ static size_t read_maps(int proc, char *text) {
     return length;
 }
 
+/* Large and never written, as libraries reserve it: a copy would fill it with pages of zeros. */
+static bool mostly_absent(const area *a) {
+    unsigned char present[512];
+    size_t pages = 0, whole = (a->end - a->start) / 4096, step = sizeof present;
+    if (a->end - a->start < HUGE) return false;
+    for (size_t at = 0; at < whole; at += step) {
+        size_t count = whole - at < step ? whole - at : step;
+        if (mincore((void *)(a->start + at * 4096), count * 4096, present) != 0) return true;
+        for (size_t i = 0; i < count; i++) pages += present[i] & 1;
+    }
+    return pages < whole / 8;
+}
+
 /* What lies where; the kernel's own mappings and the stack stay. */
 static int list_areas(int proc, char *text, area *areas) {
     int count = 0;
     if (read_maps(proc, text) == 0) return 0;
     for (char *rest = text, *line; count < MAX_AREAS && (line = strtok_r(rest, "\n", &rest));) {
         char protection[5];
+        unsigned long file;
         area *a = &areas[count++];
-        if (sscanf(line, "%lx-%lx %4s", &a->start, &a->end, protection) != 3) return 0;
-        a->fixed = strchr(line, '[') != NULL && strstr(line, "[heap]") == NULL;
+        if (sscanf(line, "%lx-%lx %4s %*s %*s %lu", &a->start, &a->end, protection, &file) != 4) return 0;
         a->readable = protection[0] == 'r';
+        a->fixed = strchr(line, '[') != NULL ? strstr(line, "[heap]") == NULL : file == 0 && mostly_absent(a);
     }
     return count;
 }
