@@ -72,6 +72,10 @@ class Model(Section, frozen=True):
     path: Annotated[str, Meta(description="Hugging Face causal LM folder; empty = the embedded tiny model")] = ""
     gradient_checkpointing: Annotated[bool, Meta(description="recompute layers in backward: less memory")] = False
     compile: Annotated[bool, Meta(description="torch.compile of each decoder layer: a minute, then faster")] = False
+    lora_rank: Annotated[
+        int, Meta(ge=0, description="rank of LoRA adapters, which alone are trained; 0 = all weights are")
+    ] = 0
+    lora_alpha: Annotated[float, Meta(gt=0, description="adapters are scaled by this / lora_rank")] = 32.0
 
 
 class Engine(Section, frozen=True):

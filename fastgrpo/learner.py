@@ -18,10 +18,11 @@ from fastgrpo.config import Config, Grpo
 from fastgrpo.distributed import gather_all, over_ranks, rank_and_world
 from fastgrpo.engine import Engine
 from fastgrpo.errors import UserError
+from fastgrpo.lora import adapter_state
 from fastgrpo.loss import policy_loss, token_logprobs
 from fastgrpo.memory import MemoryPlan
 from fastgrpo.metrics import Experience
-from fastgrpo.model import Policy, load_policy
+from fastgrpo.model import BasePolicy, Policy, load_policy
 from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
 from fastgrpo.plan import memory_plan
@@ -32,7 +33,7 @@ from fastgrpo.types import Batch, Group, Sample
 if TYPE_CHECKING:
     from fastgrpo.log import PhaseTimer
 
-EXPERIENCE = "experience.msgpack"
+EXPERIENCE, ADAPTERS = "experience.msgpack", "adapters.pt"
 
 
 class Learner:
@@ -113,11 +114,13 @@ class Learner:
         )
 
     def restore(self, path: Path) -> None:
-        """Continue from the checkpoint at `path`, whose weights the policy has loaded already."""
+        """Continue from the checkpoint at `path`, whose weights, but for adapters, the policy has loaded already."""
         self.step = load(path, self.config, self._load_state)
 
     def _save_state(self, folder: Path) -> None:
         self.optimizer.save(folder)
+        if self.policy.adapted and rank_and_world()[0] == 0:
+            torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experience is not None:
             metrics = over_ranks(self.experience.metrics)
             everything = Experience(self._all_samples(), metrics, self.experience.records)
@@ -126,6 +129,10 @@ class Learner:
 
     def _load_state(self, folder: Path) -> None:
         self.optimizer.load(folder)
+        if self.policy.adapted:
+            saved = torch.load(folder / ADAPTERS, map_location=self.policy.device, weights_only=True)
+            for name, tensor in adapter_state(self.policy.model).items():
+                tensor.copy_(saved[name])
         if (folder / EXPERIENCE).exists():
             self.experience = msgspec.msgpack.decode((folder / EXPERIENCE).read_bytes(), type=Experience)
             if rank_and_world()[0] != 0:
@@ -159,18 +166,24 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
     checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
     settings: dict[str, Any] = {"device": policy_device(), "dtype": policy_dtype(config)}
     plan = memory_plan(config, AutoConfig.from_pretrained(model), ranks=rank_and_world()[1])
-    reference = load_policy(model, **settings) if config.grpo.kl_weight > 0 else None
+    # A checkpoint's weights have the adapters merged into them: with LoRA the base is the model's own.
+    weights = model if config.model.lora_rank else checkpoint or model
     policy = load_policy(
-        checkpoint or model,
+        weights,
         activation_checkpointing=config.model.gradient_checkpointing,
         compile_layers=config.model.compile,
+        lora_rank=config.model.lora_rank,
+        lora_alpha=config.model.lora_alpha,
         **settings,
     )
-    with open_engine(config, checkpoint or model, kv_cache_gb=plan.kv_cache_gb) as engine:
-        engine.sync(policy)
+    reference = None
+    if config.grpo.kl_weight > 0:
+        reference = BasePolicy(policy.model, policy.tokenizer) if policy.adapted else load_policy(model, **settings)
+    with open_engine(config, weights, kv_cache_gb=plan.kv_cache_gb) as engine:
         learner = Learner(config, engine, policy, reference, plan)
         if checkpoint is not None:
             learner.restore(checkpoint)
+        engine.sync(policy)
         yield learner
 
 

@@ -38,7 +38,8 @@ class Item:
 class Workload:
     """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine.
 
-    `overlapped`: generation goes on beside training, so that the KV cache stays.
+    `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`: adapters of that rank are
+    all that is trained, and vLLM has merged weights of its own.
     """
 
     micro_batch_tokens: int
@@ -50,6 +51,7 @@ class Workload:
     compiled: bool = False
     reference: bool = False
     overlapped: bool = False
+    lora_rank: int = 0
     ranks: int = 1
     on_gpu: bool = True
 
@@ -107,7 +109,8 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     tokens are cut to what fits, in steps of 1,024; a single sequence of `max_model_len` always stays possible.
     """
     parameters = count_parameters(config)
-    fixed = _state_items(parameters, workload)
+    trained = count_adapters(config, workload.lora_rank) if workload.lora_rank else parameters
+    fixed = _state_items(parameters, trained, workload)
     base = sum(item.size for item in fixed if item.generating)
     kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_bytes_per_token(config, workload.dtype)
     room = capacity - sum(item.size for item in fixed if item.training)
@@ -147,6 +150,14 @@ def count_parameters(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_adapters(config: PretrainedConfig, rank: int) -> int:
+    """Parameters of LoRA adapters of `rank` on all linear layers of the decoder."""
+    with torch.device("meta"):
+        decoder = AutoModelForCausalLM.from_config(config).base_model
+    layers = [layer for layer in decoder.modules() if isinstance(layer, torch.nn.Linear)]
+    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
 def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers."""
     return 2 * config.num_hidden_layers * _kv_width(config) * dtype.itemsize
@@ -174,18 +185,21 @@ def device_capacity(device: torch.device) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def _state_items(parameters: int, workload: Workload) -> tuple[Item, ...]:
+def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Item, ...]:
     """Weights, optimizer state and gradients: what depends on the model's size only."""
     b = workload.dtype.itemsize
-    share = math.ceil(parameters / workload.ranks)
+    share = math.ceil(trained / workload.ranks)
     master = 0 if workload.dtype == torch.float32 else 4
     more_gpus = "train on more GPUs"
+    weights = "vLLM's merged weights" if workload.lora_rank else "weights (vLLM's and the trainer's)"
     items = [
-        Item("weights (vLLM's and the trainer's)", parameters * b, "use a smaller model"),
+        Item(weights, parameters * b, "use a smaller model"),
         Item("master weights, Adam moments", share * (8 + master), more_gpus),
-        Item("gradients", share * 4 + _largest_gradient(parameters, b, workload), more_gpus, generating=False),
+        Item("gradients", share * 4 + _largest_gradient(trained, b, workload), more_gpus, generating=False),
         Item("runtime and workspaces", GPU_OVERHEAD if workload.on_gpu else CPU_OVERHEAD, ""),
     ]
+    if workload.lora_rank:
+        items.append(Item("the trainer's frozen base", parameters * b, "use a smaller model"))
     if workload.reference:
         items.append(Item("reference policy", parameters * b, "set grpo.kl_weight to 0"))
     return tuple(items)

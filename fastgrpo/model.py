@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from fastgrpo.attention import PACKED
 from fastgrpo.errors import UserError
+from fastgrpo.lora import adapters_off, add_adapters, merged_weights
 from fastgrpo.types import Batch, Runs
 
 
@@ -23,13 +24,14 @@ class Policy:
     """A causal LM in training and its tokenizer.
 
     `shares_weights`: its parameters are views of vLLM's tensors, so what the optimizer writes is what vLLM samples
-    from. `copies_weights`: vLLM holds a copy, renewed at each sync.
+    from. `copies_weights`: vLLM holds a copy, renewed at each sync. `adapted`: it has LoRA adapters, which alone train.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     shares_weights: bool = False
     copies_weights: bool = False
+    adapted: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -71,6 +73,15 @@ class Policy:
         logprobs_T = logprobs_TV.gather(1, input_ids_T.roll(-1)[:, None]).squeeze(1)
         return [part[:-1] for part in logprobs_T.split(lengths)]
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face's name and the value of each weight, tied ones once; LoRA's are merged, one at a time."""
+        return merged_weights(self.model)
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Train adapters of `rank` on the decoder's linear layers, scaled by `alpha` / `rank`, and nothing else."""
+        add_adapters(self.model, self.model.base_model, rank, alpha)
+        self.adapted = True
+
     def activation_checkpointing(self, enabled: bool) -> None:
         """Keep one hidden state a layer and recompute the rest in backward: memory for a third more arithmetic."""
         if enabled:
@@ -95,9 +106,17 @@ class Policy:
     def save_hf(self, folder: str | os.PathLike[str]) -> None:
         """Write model and tokenizer in Hugging Face format; `load_policy(folder)` reads them back."""
         # A view of vLLM's stacked tensors would be saved with its whole storage.
-        state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        state = {name: tensor.clone() for name, tensor in self.weights()}
         self.model.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
+
+
+class BasePolicy(Policy):
+    """A policy with LoRA as it is without its adapters, in the same memory."""
+
+    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
+        with adapters_off(self.model):
+            return Policy.forward(self, input_ids_T, position_ids_T, runs)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -113,8 +132,12 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     activation_checkpointing: bool = False,
     compile_layers: bool = False,
+    lora_rank: int = 0,
+    lora_alpha: float = 32.0,
 ) -> Policy:
     """Load a Hugging Face causal LM folder for training; the options are `Policy`'s methods of the same names.
+
+    `lora_rank` 0 trains all weights.
 
     Raises UserError if the folder is not a causal LM with its tokenizer.
     """
@@ -128,6 +151,8 @@ def load_policy(
         raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     policy = Policy(model.train(), tokenizer)
+    if lora_rank:
+        policy.add_lora(lora_rank, lora_alpha)
     policy.activation_checkpointing(activation_checkpointing)
     if compile_layers:
         policy.compile_layers()

@@ -60,6 +60,8 @@ async def warm_start(
         dtype=policy_dtype(config),
         activation_checkpointing=config.model.gradient_checkpointing,
         compile_layers=config.model.compile,
+        lora_rank=config.model.lora_rank,
+        lora_alpha=config.model.lora_alpha,
     )
     fit(policy, traces, config, log)
     if first:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from fastgrpo.lora import is_adapter
+
 if TYPE_CHECKING:
     from fastgrpo.model import Policy
 
@@ -46,8 +48,8 @@ def adopt_weights(policy: Policy, vllm_model: Any) -> int:
         if not policy.copies_weights:
             log.warning("weights are copied into vLLM at each sync: %s", reason)
         policy.copies_weights = True
-        vllm_model.load_weights((name, parameter.detach()) for name, parameter in parameters.items())
-    return sum(parameter.nbytes for parameter in parameters.values())
+        vllm_model.load_weights(policy.weights())
+    return sum(parameter.nbytes for name, parameter in parameters.items() if not is_adapter(name))
 
 
 def vllm_views(model: nn.Module, vllm_model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -67,6 +69,8 @@ def vllm_views(model: nn.Module, vllm_model: nn.Module) -> Iterator[tuple[str, T
 
 
 def _why_not_shared(policy: Policy, vllm_model: nn.Module) -> str | None:
+    if policy.adapted:
+        return "LoRA's adapters are merged into them"
     architecture = type(policy.model).__name__
     if architecture not in SHARED_ARCHITECTURES:
         return f"{architecture} is not in fastgrpo.weights.SHARED_ARCHITECTURES"

@@ -67,6 +67,13 @@ def test_the_kv_cache_leaves_room_for_the_training_that_it_outlasts() -> None:
     tight.check()
 
 
+def test_lora_needs_state_for_its_adapters_alone() -> None:
+    sizes = {item.name: item.size for item in plan_memory(QWEN_7B, replace(WORKLOAD, lora_rank=16), 140 * GIB).items}
+    per_layer = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
+    assert sizes["master weights, Adam moments"] == 28 * 16 * per_layer * 12
+    assert sizes["the trainer's frozen base"] == sizes["vLLM's merged weights"] == 2 * count_parameters(QWEN_7B)
+
+
 def test_token_budget_shrinks_to_what_fits() -> None:
     workload = replace(WORKLOAD, ranks=8, activation_checkpointing=False, kv_cache_gb=1.0)
     wide = plan_memory(QWEN_7B, workload, 200 * GIB)

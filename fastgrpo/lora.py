@@ -1,0 +1,77 @@
+"""LoRA (arXiv 2106.09685) through peft: adapters on the decoder's linear layers are trained, all else is frozen.
+
+vLLM samples from merged weights, W + alpha / rank B A, written into its tensors one matrix at a time; the trainer keeps
+the base. The head has no adapter: the loss reads its weight as one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgrpo.errors import UserError
+
+ADAPTER = "default"
+
+
+def add_adapters(model: nn.Module, decoder: nn.Module, rank: int, alpha: float) -> None:
+    """Freeze `model` and give every linear layer of `decoder` an adapter that changes nothing yet.
+
+    They start alike on every rank and after a resume. Raises UserError where peft is missing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError("model.lora_rank needs peft, which is not installed: pip install 'fastgrpo[lora]'") from None
+    model.requires_grad_(False)
+    layers = {name.rpartition(".")[2] for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(layers))  # type: ignore[arg-type]
+        inject_adapter_in_model(config, decoder, ADAPTER)
+
+
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Hugging Face's name and the value of each weight of `model`, tied ones once; adapters are merged on the way."""
+    for name, parameter in model.named_parameters():
+        layer_name, _, leaf = name.rpartition(".base_layer.")
+        if is_adapter(name):
+            continue
+        if layer_name and leaf == "weight":
+            yield f"{layer_name}.weight", _merged(model.get_submodule(layer_name))
+        else:
+            yield name.replace(".base_layer.", "."), parameter.detach()
+
+
+def is_adapter(name: str) -> bool:
+    """True for the name of an adapter's parameter."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters' parameters by name, which share the model's memory."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if is_adapter(name)}
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """`model` is the frozen base until the block ends."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@torch.no_grad()
+def _merged(layer: Any) -> Tensor:
+    """W + alpha / rank B A, summed in fp32."""
+    base, down, up = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return torch.addmm(base.float(), up.float(), down.float(), alpha=layer.scaling[ADAPTER]).to(base.dtype)
