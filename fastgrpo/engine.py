@@ -86,6 +86,7 @@ class Engine:
         self.max_model_len, self.parity_limit = max_model_len, parity_limit
         self._step_timeout_s = step_timeout_s
         self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
+        self._device = torch.cuda.current_device() if on_gpu else None
         self._keys: dict[str, int] = {}
         self._adopted: Policy | None = None
         kv_gb = kv_cache_gb if kv_cache_gb is not None or on_gpu else 1.0
@@ -253,6 +254,9 @@ class Engine:
     def _advance(self) -> list[Any]:
         timeout = self._step_timeout_s
         hangs = f"generation hangs: a step of vLLM took over {timeout:g} s; raise engine.step_timeout_s if it may"
+        if self._device is not None:
+            # A new thread is on the first GPU, whichever is this rank's.
+            torch.cuda.set_device(self._device)
         threads = torch.get_num_threads()
         torch.set_num_threads(self._cpu_threads or threads)
         try:
