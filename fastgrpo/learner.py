@@ -27,7 +27,7 @@ from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
 from fastgrpo.plan import memory_plan
 from fastgrpo.runtime import open_engine, policy_device, policy_dtype
-from fastgrpo.telemetry import throughput
+from fastgrpo.telemetry import throughput, training_flops
 from fastgrpo.types import Batch, Group, Sample
 
 if TYPE_CHECKING:
@@ -95,11 +95,13 @@ class Learner:
         self._count_skipped(metrics, samples)
         self.step, self.experience = self.step + 1, None
         seconds = timer.spent("forward_backward") / grpo.epochs_per_batch
-        return metrics | throughput(self.policy.model, samples, seconds)
+        tokens = sum(len(sample.token_ids) for sample in samples)
+        return metrics | throughput(tokens, metrics.get("flop", 0.0), seconds, self.policy.device)
 
     def sync(self) -> dict[str, float]:
         """The updated weights into vLLM, in place, with the parity check that stops the run where it fails."""
-        self.engine.wake()
+        if not self.config.grpo.max_lag:
+            self.engine.wake()
         report = self.engine.sync(self.policy)
         return {"parity": report.parity_mean, "parity_max": report.parity_max, "sync_seconds": report.seconds}
 
@@ -237,7 +239,8 @@ def update(
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
     for epoch in range(config.epochs_per_batch if batches else 0):
         with phase("forward_backward"):
-            measured = over_ranks(_accumulate(policy, batches, config), {"loss": sum, "sampler_parity_max": max})
+            measured = _accumulate(policy, batches, config) | {"flop": training_flops(policy.model, batches)}
+            measured = over_ranks(measured, {"loss": sum, "sampler_parity_max": max, "flop": sum})
         before_step()
         with phase("optimizer"):
             step = optimizer.step()

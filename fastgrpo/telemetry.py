@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fastgrpo.distributed import over_ranks, rank_and_world
 from fastgrpo.memory import head_width
-from fastgrpo.types import Sample
+from fastgrpo.types import Batch
 
 # Dense bf16 FLOP/s of the datasheets; the first name found as whole words in the device's name counts.
 PEAK_FLOPS = {
@@ -47,33 +47,36 @@ def peak_flops(device: torch.device) -> float | None:
     return next((rate for known, rate in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
-def training_flops(model: PreTrainedModel, samples: Sequence[Sample]) -> float:
-    """Useful floating-point operations of one forward and backward over `samples`; recomputation is not counted.
+def training_flops(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
+    """Floating-point operations of forward and backward of packed `batches`, a shared prompt once, nothing recomputed.
 
     6 a token and parameter (2 forward, 2 for each gradient; 4 where the parameter is frozen), the head's for loss
-    tokens only, and causal attention: 6 x layers x width x length^2 a sequence.
+    tokens only, and causal attention: 12 x layers x width for each pair of a query and a key at or before it.
     """
     head = model.get_output_embeddings().weight
     apart = {id(head), id(model.get_input_embeddings().weight)}
     layers = sum(_cost(parameter) for parameter in model.parameters() if id(parameter) not in apart)
-    width = model.config.num_hidden_layers * head_width(model.config)
-    lengths = [len(sample.token_ids) for sample in samples]
-    attention = 6 * width * sum(length**2 for length in lengths)
-    return layers * sum(lengths) + _cost(head) * sum(sample.loss_tokens for sample in samples) + attention
+    tokens = sum(len(batch.input_ids_T) for batch in batches)
+    loss_tokens = sum(len(batch.targets_N) for batch in batches)
+    attention = 12 * model.config.num_hidden_layers * head_width(model.config) * sum(map(_pairs, batches))
+    return layers * tokens + _cost(head) * loss_tokens + attention
 
 
-def throughput(model: PreTrainedModel, samples: Sequence[Sample], seconds: float) -> dict[str, float]:
+def throughput(tokens: int, flop: float, seconds: float, device: torch.device) -> dict[str, float]:
     """`train_tokens_per_s` of all ranks together, and `mfu` where the device's peak is known.
 
-    `samples` are those of all ranks, gone through in `seconds` of forward and backward.
+    `tokens` of the step's sequences and `flop` operations of all ranks took `seconds` of forward and backward.
     """
-    if not samples or seconds <= 0:
+    if not tokens or seconds <= 0:
         return {}
-    metrics = {"train_tokens_per_s": sum(len(sample.token_ids) for sample in samples) / seconds}
-    peak = peak_flops(next(model.parameters()).device)
-    if peak is not None:
-        metrics["mfu"] = training_flops(model, samples) / seconds / peak / rank_and_world()[1]
-    return metrics
+    peak = peak_flops(device)
+    mfu = {} if peak is None else {"mfu": flop / seconds / peak / rank_and_world()[1]}
+    return {"train_tokens_per_s": tokens / seconds} | mfu
+
+
+def _pairs(batch: Batch) -> float:
+    queries_S, keys_S = batch.runs.cu_queries_S.diff().double(), batch.runs.cu_keys_S.diff().double()
+    return float((queries_S * (keys_S - queries_S / 2)).sum())
 
 
 def _cost(parameter: nn.Parameter) -> int:

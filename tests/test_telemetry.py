@@ -9,10 +9,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from fastgrpo import telemetry
 from fastgrpo.log import RunLog
+from fastgrpo.packing import pack
 from fastgrpo.telemetry import GpuMonitor, peak_flops, throughput, training_flops
 from fastgrpo.types import Sample
 
-SAMPLES = [Sample([1] * 10, [0] * 6 + [1] * 4, [0.0] * 10), Sample([1] * 3, [0, 1, 1], [0.0] * 3)]
+SAMPLES = [Sample([1] * 10, [0] * 6 + [1] * 4, [0.0] * 10), Sample([2] * 3, [0, 1, 1], [0.0] * 3)]
 
 
 def tiny(*, tied: bool) -> Qwen2ForCausalLM:
@@ -32,10 +33,23 @@ def tiny(*, tied: bool) -> Qwen2ForCausalLM:
 def test_flops_count_the_head_for_loss_tokens_only_and_no_embedding(tied: bool) -> None:
     model = tiny(tied=tied)
     layers = sum(parameter.numel() for name, parameter in model.named_parameters() if "layers" in name) + 8
-    expected = 6 * layers * 13 + 6 * 50 * 8 * (4 + 2) + 6 * 2 * 8 * (10**2 + 3**2)
-    assert training_flops(model, SAMPLES) == expected
+    batches = pack(SAMPLES, [1.0, 1.0], 10, "cpu")
+    attention = 6 * 2 * 8 * (10**2 + 3**2)
+    assert training_flops(model, batches) == 6 * layers * 13 + 6 * 50 * 8 * (4 + 2) + attention
     model.requires_grad_(False)
-    assert training_flops(model, SAMPLES) == 4 * layers * 13 + 4 * 50 * 8 * (4 + 2) + 6 * 2 * 8 * (10**2 + 3**2)
+    assert training_flops(model, batches) == 4 * layers * 13 + 4 * 50 * 8 * (4 + 2) + attention
+
+
+def test_a_prompt_that_is_shared_counts_once() -> None:
+    model = tiny(tied=True)
+    shared, apart = (pack([SAMPLES[0], other], [1.0, 1.0], 20, "cpu") for other in (SAMPLES[0], sample_of(3)))
+    layers = sum(parameter.numel() for name, parameter in model.named_parameters() if "layers" in name) + 8
+    saved = 6 * layers * 6 + 12 * 2 * 8 * 6 * 3
+    assert training_flops(model, apart) - training_flops(model, shared) == saved
+
+
+def sample_of(token: int) -> Sample:
+    return Sample([token] * 10, [0] * 6 + [1] * 4, [0.0] * 10)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +68,11 @@ def test_peak_by_the_devices_name(name: str, peak: float | None, monkeypatch: py
 
 
 def test_mfu_is_left_out_where_the_peak_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny(tied=True)
-    assert throughput(model, SAMPLES, 2.0) == {"train_tokens_per_s": 6.5}
-    assert throughput(model, [], 2.0) == {}
+    cpu = torch.device("cpu")
+    assert throughput(13, 1e6, 2.0, cpu) == {"train_tokens_per_s": 6.5}
+    assert throughput(0, 0.0, 2.0, cpu) == {}
     monkeypatch.setattr(telemetry, "peak_flops", lambda device: 1e6)
-    assert throughput(model, SAMPLES, 2.0)["mfu"] == pytest.approx(training_flops(model, SAMPLES) / 2e6)
+    assert throughput(13, 1e6, 2.0, cpu)["mfu"] == 0.5
 
 
 def test_the_gpu_is_read_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
