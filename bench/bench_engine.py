@@ -132,13 +132,13 @@ def step(setup: Setup) -> None:
 
 def _leaner(setup: Setup, optimizer: Any, peaks: MemoryPeaks) -> None:
     """The training phase of the same size with smaller micro-batches."""
-    samples = random_samples(setup.policy, setup.work, setup.work.sequences)
+    samples = random_samples(setup.policy, setup.work, setup.work.prompts, setup.work.group)
     setup.engine.sleep()
     for budget, checkpointing in ((3 * BUDGET // 16, False), (BUDGET // 2, True)):
         setup.policy.activation_checkpointing(checkpointing)
         peaks.phase = f"train {budget} {checkpointing}"
         _, seconds, peak = setup.train(optimizer, samples, budget)
-        mfu = flops(setup.policy, samples) / seconds / PEAK_FLOPS
+        mfu = flops(setup.policy, samples, budget) / seconds / PEAK_FLOPS
         report(
             f"training phase, {budget} tokens, checkpointing {_yes(checkpointing)}",
             f"{seconds:.1f} s, MFU {mfu:.1%}, allocator peak {peak:.1f} GiB, driver's {peaks.over(peaks.phase):.1f}",
@@ -207,15 +207,18 @@ def _mean(executions: list[Any], name: str) -> float:
     return sum(getattr(execution, name) for execution in executions) / len(executions)
 
 
-def random_samples(policy: Policy, work: Workload, count: int) -> list[Sample]:
-    """Samples of the workload's lengths with random tokens."""
+def random_samples(policy: Policy, work: Workload, groups: int, members: int) -> list[Sample]:
+    """Samples of the workload's lengths with random tokens, `members` on each prompt."""
     length = work.prompt_tokens + work.completion_tokens
     mask = [0] * work.prompt_tokens + [1] * work.completion_tokens
     vocab = policy.head_weight.shape[0]
-    return [
-        Sample(torch.randint(vocab, (length,)).tolist(), mask, [-12.0] * length, 1.0 if number % 2 else -1.0)
-        for number in range(count)
-    ]
+    samples = []
+    for _ in range(groups):
+        prompt = torch.randint(vocab, (work.prompt_tokens,)).tolist()
+        for number in range(members):
+            completion = torch.randint(vocab, (work.completion_tokens,)).tolist()
+            samples.append(Sample(prompt + completion, mask, [-12.0] * length, 1.0 if number % 2 else -1.0))
+    return samples
 
 
 def train(size: str) -> None:
@@ -241,7 +244,7 @@ def train(size: str) -> None:
 
 def _train_once(policy: Policy, work: Workload, name: str) -> None:
     count = BUDGET // (work.prompt_tokens + work.completion_tokens)
-    samples = random_samples(policy, work, count)
+    samples = random_samples(policy, work, count, 1)
     (batch,) = pack(samples, [1e-6] * count, BUDGET, policy.device)
     repeats = 3 if CUDA else 1
 
@@ -256,7 +259,7 @@ def _train_once(policy: Policy, work: Workload, name: str) -> None:
     seconds = median(timed(run)[1] for _ in range(3)) / repeats
     peak = (torch.cuda.max_memory_allocated() - start) / GIB if CUDA else float("nan")
     policy.model.zero_grad()
-    mfu = flops(policy, samples) / seconds / PEAK_FLOPS
+    mfu = flops(policy, samples, BUDGET) / seconds / PEAK_FLOPS
     tokens = len(batch.input_ids_T)
     report(
         f"forward + backward, {tokens} tokens, {name}",

@@ -1,10 +1,11 @@
 """Where the time of a decoding step goes: bare engine, rollouts, seeds, and other settings of vLLM.
 
-    python bench/bench_generation.py [--size 1.5b] [--variants default,block16,synchronous] [--save FILE]
+    python bench/bench_generation.py [--size 1.5b] [--variants default,unspared,block16,synchronous] [--save FILE]
 
 512 sequences of 512 + 256 tokens. Each variant is an engine in a process of its own: `default` as the project starts
-vLLM, `block16` with vLLM's own cache blocks of 16 tokens, `synchronous` without its asynchronous scheduling. `waiting`
-is what the host waits for the device: where it is near 0, Python is the limit and not the GPU.
+vLLM, `unspared` without what `engine.py` takes out of vLLM's Python, `block16` with vLLM's own cache blocks of 16
+tokens, `synchronous` without its asynchronous scheduling. `waiting` is what the host waits for the device: where it is
+near 0, Python is the limit and not the GPU.
 """
 
 from __future__ import annotations
@@ -12,23 +13,26 @@ from __future__ import annotations
 import argparse
 import cProfile
 import gc
+import os
 import pstats
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from engine_setup import SHAPES, Setup, Workload, report, save, saved_model, timed
 
+from fastgrpo import engine
 from fastgrpo.process import replaced
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
+    "unspared": {},
     "block16": {"block_size": 16},
     "synchronous": {"async_scheduling": False},
 }
@@ -37,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @contextmanager
 def overridden(options: dict[str, Any]) -> Iterator[None]:
     """vLLM's engines start with `options` over those that the project chose."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm.engine import arg_utils
 
     original = arg_utils.EngineArgs
@@ -48,7 +53,7 @@ class HostClock:
     """Seconds of the host in each part of vLLM's step; reaches into vLLM as far as its parts have names."""
 
     def __init__(self, setup: Setup) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds = defaultdict[str, float](float)
         llm: Any = setup.engine._llm
         core = llm.engine_core.engine_core
         self._wrap(core.scheduler, "schedule", "schedule")
@@ -161,9 +166,22 @@ def profile(setup: Setup) -> None:
     pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
 
 
+@contextmanager
+def unspared() -> Iterator[None]:
+    """vLLM's Python as it is."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+
+    with (
+        replaced(engine, "_idle_inside_blocks", lambda llm: None),
+        replaced(engine, "_own_logprob_only", LogprobsProcessor._update_sample_logprobs),
+    ):
+        yield
+
+
 def run(size: str, variant: str) -> None:
     """One variant in this process."""
-    with saved_model(size) as folder, overridden(VARIANTS[variant]) if VARIANTS[variant] else nullcontext():
+    with saved_model(size) as folder, unspared() if variant == "unspared" else overridden(VARIANTS[variant]):
         setup = Setup(folder, Workload(size))
         report(f"{variant}: engine start, s", f"{setup.start_seconds:.1f}")
         generation(setup)

@@ -30,7 +30,7 @@ from engine_setup import (
 )
 
 from fastgrpo.config import Grpo
-from fastgrpo.distributed import all_gather, gather_all, join_ranks, over_ranks
+from fastgrpo.distributed import all_gather, gather_all, joined_ranks, over_ranks
 from fastgrpo.learner import to_samples, update
 from fastgrpo.optimizer import AdamW
 
@@ -50,7 +50,11 @@ def step(setup: Setup, optimizer: AdamW, number: int, rank: int) -> dict[str, fl
     _, wake_s = timed(setup.engine.wake)
     sync, sync_s = timed(lambda: setup.engine.sync(setup.policy))
     phases = {"generate": generate_s, "exchange": gather_s, "train": train_s, "rest": sleep_s + wake_s + sync_s}
-    ours = phases | {"total": sum(phases.values()), "parity": sync.parity_mean, "flops": flops(setup.policy, samples)}
+    ours = phases | {
+        "total": sum(phases.values()),
+        "parity": sync.parity_mean,
+        "flops": flops(setup.policy, everything, BUDGET),
+    }
     return over_ranks(ours, dict.fromkeys(ours, max))
 
 
@@ -83,7 +87,12 @@ def main() -> None:
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    rank, world = join_ranks()
+    with joined_ranks() as (rank, world):
+        run(options, rank, world)
+
+
+def run(options: argparse.Namespace, rank: int, world: int) -> None:
+    """This rank's part."""
     with saved_model(options.size) if rank == 0 else nullcontext() as mine:
         folder = gather_all(mine, "the model's folder")[0]
         setup = Setup(folder, Workload(options.size))
@@ -107,7 +116,6 @@ def main() -> None:
         if options.save:
             save(options.save, f"{world} ranks, Qwen2.5 {options.size} shape")
     setup.engine.close()
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

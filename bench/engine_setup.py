@@ -1,7 +1,8 @@
-"""What the engine's benchmarks share: the Qwen2.5 shapes with random weights, one GRPO step in phases, clocks, a table.
+"""What the engine's benchmarks share: the Qwen2.5 shapes with random weights, a GRPO step in phases, clocks, a table.
 
-MFU counts 6 FLOP a parameter and token of the layers, 6 of the head for loss tokens only, and causal attention;
-recomputation is not counted. Its base is the datasheet rate of an H100 or H200, 989 TFLOP/s.
+MFU counts 6 FLOP a parameter and token of the layers, 6 of the head for loss tokens only, and causal attention, for
+what is computed: a prompt that a group shares once, and nothing for recomputation. Its base is the datasheet rate of an
+H100 or H200, 989 TFLOP/s.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from fastgrpo.engine import Engine
 from fastgrpo.learner import to_samples, update
 from fastgrpo.model import Policy, load_policy
 from fastgrpo.optimizer import AdamW
+from fastgrpo.packing import rank_batches
 from fastgrpo.rollout import Environment, Sampling, collect
 from fastgrpo.tiny import END
-from fastgrpo.types import Group, RewardTerms, Sample
+from fastgrpo.types import Batch, Group, RewardTerms, Sample
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
     "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
@@ -145,11 +147,11 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def used_gib() -> float:
-    """Memory in use on the device, by the driver's count."""
+def used_gib(device: int | None = None) -> float:
+    """Memory in use on the device (the present one), by the driver's count."""
     if not CUDA:
         return float("nan")
-    free, total = torch.cuda.mem_get_info()
+    free, total = torch.cuda.mem_get_info(device)
     return (total - free) / GIB
 
 
@@ -158,11 +160,12 @@ class MemoryPeaks:
 
     def __init__(self) -> None:
         self.phase, self.peaks = "start", dict[str, float]()
+        self._device = torch.cuda.current_device() if CUDA else None
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while True:
-            self.peaks[self.phase] = max(self.peaks.get(self.phase, 0.0), used_gib())
+            self.peaks[self.phase] = max(self.peaks.get(self.phase, 0.0), used_gib(self._device))
             time.sleep(0.02)
 
     def over(self, *phases: str) -> float:
@@ -293,7 +296,7 @@ class Setup:
             "sync_ms": sync.seconds * 1e3,
             "canary_ms": sync.check_seconds * 1e3,
             "allocator": peak,
-            "flops": flops(self.policy, samples),
+            "flops": flops(self.policy, samples, budget),
         }
 
     def train(self, optimizer: AdamW, samples: list[Sample], budget: int) -> tuple[dict[str, float], float, float]:
@@ -313,16 +316,23 @@ def start_peak() -> float:
     return KV_GIB if torch.cuda.memory_allocated() / GIB > used_gib() else 0.0
 
 
-def flops(policy: Policy, samples: Sequence[Sample]) -> float:
-    """Useful floating-point operations of forward and backward."""
+def flops(policy: Policy, samples: Sequence[Sample], budget: int) -> float:
+    """Floating-point operations of forward and backward of what this rank computes of `samples`: a prompt that a group
+    shares counts once."""
     config = policy.model.config
     head = policy.head_weight.numel()
     embedding = policy.model.get_input_embeddings().weight.numel()
     total = sum(parameter.numel() for parameter in policy.model.parameters())
     body = total - embedding - (0 if config.tie_word_embeddings else head)
-    tokens = sum(len(sample.token_ids) for sample in samples)
-    attention = sum(6 * config.num_hidden_layers * config.hidden_size * len(s.token_ids) ** 2 for s in samples)
-    return 6 * body * tokens + 6 * head * sum(sample.loss_tokens for sample in samples) + attention
+    batches = rank_batches(samples, "token", 1, budget, "cpu")
+    tokens, loss_tokens, pairs = (sum(counts) for counts in zip(*map(_counts, batches), strict=True))
+    return 6 * body * tokens + 6 * head * loss_tokens + 12 * config.num_hidden_layers * config.hidden_size * pairs
+
+
+def _counts(batch: Batch) -> tuple[int, int, float]:
+    """Tokens, loss tokens, and pairs of a query and a key at or before it."""
+    queries_S, keys_S = batch.runs.cu_queries_S.diff().double(), batch.runs.cu_keys_S.diff().double()
+    return len(batch.input_ids_T), len(batch.targets_N), float((queries_S * (keys_S - queries_S / 2)).sum())
 
 
 def emit(name: str, values: dict[str, Any]) -> None:

@@ -228,8 +228,9 @@ class Engine:
             self._llm.sleep(level=1)
 
     def wake(self) -> None:
-        """Undo `sleep`; a no-op when awake."""
+        """Undo `sleep`; a no-op when awake. What training's allocator keeps in reserve is given back first."""
         if torch.cuda.is_available():
+            torch.cuda.empty_cache()
             self._llm.wake_up()
 
     def close(self) -> None:
