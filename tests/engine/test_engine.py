@@ -10,6 +10,7 @@ import torch
 
 from fastgrpo.engine import Completion, Engine, ParityError
 from fastgrpo.model import Policy, load_policy
+from fastgrpo.types import Runs
 
 pytestmark = pytest.mark.engine
 
@@ -37,11 +38,15 @@ def generate(engine: Engine, **options: object) -> list[Completion]:
     return sorted(finished, key=lambda completion: completion.key)
 
 
+def one_sequence(policy: Policy, token_ids: torch.Tensor) -> torch.Tensor:
+    bounds = torch.tensor([0, len(token_ids)]).int(), len(token_ids)
+    return policy.forward(token_ids, torch.arange(len(token_ids)), Runs(*bounds, *bounds))
+
+
 def trainer_logprobs(policy: Policy, completion: Completion, temperature: float = 1.0) -> torch.Tensor:
     token_ids = torch.tensor(PROMPTS[completion.key] + completion.token_ids)
-    length = len(token_ids)
     with torch.no_grad():
-        hidden_TH = policy.forward(token_ids, torch.arange(length), torch.tensor([0, length]).int(), length)
+        hidden_TH = one_sequence(policy, token_ids)
         logprobs_TV = (hidden_TH @ policy.head_weight.T / temperature).log_softmax(-1)
     first = len(PROMPTS[completion.key])
     return logprobs_TV[first - 1 : -1].gather(1, token_ids[first:, None]).squeeze(1)
@@ -49,9 +54,8 @@ def trainer_logprobs(policy: Policy, completion: Completion, temperature: float 
 
 def optimizer_steps(policy: Policy, count: int, learning_rate: float = 3e-3) -> None:
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=learning_rate)
-    token_ids, boundaries = torch.arange(40) * 3, torch.tensor([0, 40]).int()
     for _ in range(count):
-        hidden_TH = policy.forward(token_ids, torch.arange(40), boundaries, 40)
+        hidden_TH = one_sequence(policy, torch.arange(40) * 3)
         (hidden_TH @ policy.head_weight.T).log_softmax(-1)[:, 11].mean().neg().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -18,6 +18,7 @@ from fastgrpo.memory import (
     plan_memory,
 )
 from fastgrpo.model import load_policy
+from fastgrpo.types import Runs
 
 QWEN_7B = Qwen2Config(
     vocab_size=152064,
@@ -109,8 +110,8 @@ def test_activations_are_what_autograd_keeps(tiny_folder: Path, checkpointing: b
 
     tokens, config = 512, policy.model.config
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        boundaries = torch.arange(0, tokens + 1, 64, dtype=torch.int32)
-        hidden_TH = policy.forward(torch.arange(tokens), torch.arange(tokens) % 64, boundaries, 64)
+        bounds = torch.arange(0, tokens + 1, 64, dtype=torch.int32), 64
+        hidden_TH = policy.forward(torch.arange(tokens), torch.arange(tokens) % 64, Runs(*bounds, *bounds))
     layer = activation_bytes_per_token(config, torch.float32, compiled=False)
     expected = config.num_hidden_layers * (4 * config.hidden_size if checkpointing else layer)
     last_norm = 2 * 4 * config.hidden_size

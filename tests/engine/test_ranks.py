@@ -14,6 +14,7 @@ from fastgrpo.distributed import joined_ranks
 from fastgrpo.engine import Engine
 from fastgrpo.model import load_policy
 from fastgrpo.optimizer import AdamW
+from fastgrpo.types import Runs
 
 TOKENS = 40
 
@@ -28,9 +29,10 @@ def rank_main(rank: int, folder: str, port: int) -> None:
         engine = Engine(folder, max_model_len=64, kv_cache_gb=0.05, max_num_seqs=8)
         engine.sync(policy)
         optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+        bounds = torch.tensor([0, TOKENS]).int(), TOKENS
         for _ in range(2):
             token_ids = torch.arange(TOKENS) + 100 * rank
-            hidden_TH = policy.forward(token_ids, torch.arange(TOKENS), torch.tensor([0, TOKENS]).int(), TOKENS)
+            hidden_TH = policy.forward(token_ids, torch.arange(TOKENS), Runs(*bounds, *bounds))
             (hidden_TH @ policy.head_weight.T).log_softmax(-1)[:, 5].mean().neg().backward()
             optimizer.step()
         report = engine.sync(policy)
