@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -26,6 +27,7 @@ READY, DATA, DONE, GONE = 1, 2, 3, 4  # frames from the server
 HOST_START, HOST_DATA, HOST_KILL = 1, 2, 3  # frames to the server
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 5.0
+ANSWER_GRACE_S = 60.0  # a fork server gives a job 30 s to begin on a busy machine, and its judge 2 s after the end
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -143,6 +145,7 @@ class Cell(asyncio.Protocol):
         self.lost = ""
         self.retiring = False
         self.occupants: dict[int, Occupant] = {}
+        self._due: dict[int, float] = {}  # when each job's end should long have been heard
         self._free: list[int] = []
         self._next = 0
         self._spec = bwrap_spec(kind, preload, armed)
@@ -188,6 +191,7 @@ class Cell(asyncio.Protocol):
             job, self._next = self._next, self._next + 1
         self.started += 1
         self.occupants[job] = occupant
+        self._due[job] = time.monotonic() + limits.wall_s + ANSWER_GRACE_S
         start = START.pack(
             *(round(limits.wall_s * 1000), round(limits.cpu_s * 1000), limits.memory_mb, limits.processes),
             *(limits.output_bytes, limits.tmp_mb, limits.files, len(stdin), len(payload), len(judge)),
@@ -198,6 +202,15 @@ class Cell(asyncio.Protocol):
     def send(self, job: int, body: bytes) -> None:
         """One frame to a running session."""
         self._send(job, HOST_DATA, body)
+
+    def overdue(self) -> set[int]:
+        """Jobs whose fork server should have ended them by now."""
+        now = time.monotonic()
+        return {job for job in self.occupants if self._due[job] < now}
+
+    def give_up(self, reason: str) -> None:
+        """Counts the jail as lost: every occupant hears on_lost, and the owner may replace it."""
+        self._fail(reason)
 
     def kill(self, job: int) -> None:
         """Ends a job now; its occupant still hears on_done."""

@@ -23,6 +23,7 @@ log = logging.getLogger("fastgrpo_sandbox")
 RUNS_PER_CELL = 8
 RESTART_PAUSE_S = 0.2
 RESTART_ATTEMPTS = 5
+WATCH_S = 5.0
 HISTORY = 4096  # spawn times kept for the percentiles
 
 
@@ -89,6 +90,7 @@ class SandboxPool:
             await self.aclose()
             raise
         self._counts.clear()
+        self._keep(self._watch())
         return self
 
     async def __aexit__(
@@ -230,6 +232,18 @@ class SandboxPool:
         self._counts["cells_lost"] += 1
         log.warning("cell lost: cell=%d jobs=%d reason=%r", cell.number, cell.started, cell.lost)
         self._keep(self._replace(cell))
+
+    async def _watch(self) -> None:
+        """Gives up cells that no longer answer. A job must be overdue at two looks: between them this loop, had it
+        stood still itself, has read what had come meanwhile."""
+        before: set[tuple[int, int]] = set()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            overdue = {(cell.number, job) for cell in self._cells if not cell.lost for job in cell.overdue()}
+            silent = {number for number, _ in overdue & before}
+            for cell in [cell for cell in self._cells if cell.number in silent]:
+                cell.give_up("the fork server does not answer")
+            before = overdue
 
     def _keep(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

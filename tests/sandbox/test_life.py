@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fastgrpo_sandbox import Limits, SandboxPool
+from fastgrpo_sandbox import Limits, SandboxPool, cell
+from fastgrpo_sandbox import pool as pool_module
 
 from tests.sandbox.conftest import REPOSITORY, descendants
 
@@ -32,10 +33,13 @@ def in_pool(work, **options):
 
 
 def server_of(pool: SandboxPool) -> int:
-    """The fork server's process: the ancestor of every job."""
-    return max(
-        descendants(pool._cells[0]._process.pid), key=lambda pid: len(descendants(pid)) * (_comm(pid) != "bwrap")
-    )
+    """bubblewrap, its pid 1, then the fork server."""
+    return _only_child(_only_child(pool._cells[0]._process.pid))
+
+
+def _only_child(pid: int) -> int:
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
 
 
 def _comm(pid: int) -> str:
@@ -66,6 +70,22 @@ def test_23_a_killed_cell_or_server_is_an_infrastructure_outcome_and_a_restart(v
     assert after.stdout == "back\n"
     assert (stats["infrastructure"], stats["cells_lost"], stats["cells"]) == (1, 1, 1)
     assert [record for record in caplog.records if "cell lost: cell=1" in record.message]
+
+
+def test_a_server_that_stops_answering_is_given_up(monkeypatch):
+    monkeypatch.setattr(cell, "ANSWER_GRACE_S", 0.5)
+    monkeypatch.setattr(pool_module, "WATCH_S", 0.5)
+
+    async def work(pool):
+        server = server_of(pool)
+        long = asyncio.ensure_future(pool.run(SLEEP, limits=Limits(wall_s=2)))
+        await asyncio.sleep(1.5)
+        os.kill(server, signal.SIGSTOP)
+        return await long, await pool.run("print('back')")
+
+    lost, after = in_pool(work)
+    assert (lost.status, lost.error) == ("infrastructure", "the fork server does not answer")
+    assert after.stdout == "back\n"
 
 
 def test_a_killed_job_is_killed_not_infrastructure():
@@ -261,6 +281,31 @@ def test_exhausted_processes_are_infrastructure_and_pass():
     assert first.startswith("['infrastructure', 'ok']")
     assert "Resource temporarily unavailable" in first
     assert second == "True after"
+
+
+FULL_DISK = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(b"none", b"/", b"", ctypes.c_ulong(0x44000), b"") == 0
+for folder in filter(os.path.isdir, ("/tmp", "/var/tmp", "/dev/shm")):
+    assert libc.mount(b"tmpfs", folder.encode(), b"tmpfs", ctypes.c_ulong(0), b"size=4k,nr_inodes=2,mode=1777") == 0
+    open(folder + "/full", "w").write("x" * 4096)
+from fastgrpo_sandbox import BlockingSandboxPool
+with BlockingSandboxPool(cells=1) as pool:
+    print(pool.run("open('x', 'w').write('y' * 10000); print(len(open('x').read()))").stdout, end="")
+    os.kill(pool.pool._cells[0]._process.pid, 9)
+    while (outcome := pool.run("print('again')", stdin="z" * 100000)).status == "infrastructure": pass
+    print(outcome.stdout, end="")
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a full disk")
+def test_a_full_disk_changes_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK], capture_output=True, text=True, cwd=REPOSITORY, timeout=120, check=False
+    )
+    assert done.stdout.splitlines() == ["10000", "again"], done.stderr
 
 
 def test_a_host_loop_that_stands_still_loses_nothing():
