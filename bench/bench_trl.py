@@ -152,21 +152,20 @@ def run_children(size: str, parts: str, kv_share: float, *, together: bool) -> l
 def compare(found: list[dict[str, Any]]) -> None:
     """Ours over TRL's, in time and memory; the mean of the steps after the first."""
     our_steps = [values for values in found if values["name"] == "step"]
-    ours = _mean(our_steps[1:])
-    report(
-        "ours, s a step", f"{ours['total']:.1f} = generate {ours['generate']:.1f} + train {ours['train']:.1f} + rest"
-    )
+    ours, our_peak = _mean(our_steps[1:]), max(our_steps[-1]["driver"].values())
+    phases = f"generate {ours['generate']:.1f} + train {ours['train']:.1f} + rest {ours['rest']:.2f}"
+    report("ours, s a step", f"{ours['total']:.1f} = {phases}")
     report("  peak memory, GiB: generating, training (driver)", _peaks(our_steps[-1]))
     for setting in ("checkpointing", "no checkpointing"):
         steps = [s for s in found if s["name"] == "trl" and s["setting"] == setting and s["number"] > 1]
-        trl = _mean(steps)
-        report(
-            f"TRL, {setting}, s a step ({len(steps)} timed)",
-            f"{trl['total']:.1f} = generate {trl['generate']:.1f} + sync {trl['sync_weights']:.2f} + the rest",
-        )
+        trl, peak = _mean(steps), max(steps[-1]["driver"].values())
+        rest = trl["total"] - trl["generate"] - trl["sync_weights"]
+        phases = f"generate {trl['generate']:.1f} + sync {trl['sync_weights']:.2f} + rest {rest:.1f}"
+        report(f"TRL, {setting}, s a step ({len(steps)} timed)", f"{trl['total']:.1f} = {phases}")
         report("  peak memory, GiB: generating, training (driver)", _peaks(steps[-1]))
         report("  peak of torch's allocator, GiB", f"{steps[-1]['allocator']:.1f}")
-        report("  ours / TRL, time", f"{ours['total'] / trl['total']:.3f}")
+        ratio = f"{our_peak / peak:.2f}" if peak else "-"
+        report("  ours / TRL: time, peak memory", f"{ours['total'] / trl['total']:.3f}, {ratio}")
 
 
 def _mean(steps: list[dict[str, Any]]) -> dict[str, float]:

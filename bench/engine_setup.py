@@ -73,7 +73,7 @@ def save(path: Path, title: str) -> None:
         "",
         f"{device}; {versions}; Python {platform.python_version()}; {datetime.date.today()}",
         "",
-        f"    python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
+        f"    python bench/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
         "",
         "| what | measured |",
         "| --- | --- |",
