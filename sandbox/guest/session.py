@@ -60,7 +60,7 @@ class _Host:
             future.set_exception(CallError(value))
 
 
-def run(module: types.ModuleType, inputs: bytes) -> bytes:
+def run(module: types.ModuleType, inputs: bytes, channel: int = CHANNEL) -> bytes:
     """msgpack of what the module's `main` returns, called with the msgpack of its `inputs`. Raises what it raises,
     AttributeError when there is no `main`, and TypeError when the value is not plain data."""
     main = getattr(module, "main", None)
@@ -68,18 +68,17 @@ def run(module: types.ModuleType, inputs: bytes) -> bytes:
         raise AttributeError("the session's code defines no `async def main(call, **inputs)`")
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    value = loop.run_until_complete(main(_Host(loop, CHANNEL).call, **msgspec.msgpack.decode(inputs)))
+    value = loop.run_until_complete(main(_Host(loop, channel).call, **msgspec.msgpack.decode(inputs)))
     return msgspec.msgpack.encode(value)
 
 
-def warm_up() -> None:
-    """One call and its answer in a loop of its own."""
+def warm_up(module: types.ModuleType) -> None:
+    """One whole session of `module`, whose one call is answered before it is made."""
     near, far = socket.socketpair()
-    loop = asyncio.new_event_loop()
-    host = _Host(loop, near.fileno())
     body = msgspec.msgpack.encode((1, True, None))
     far.send(struct.pack("<I", len(body)) + body)
-    loop.run_until_complete(host.call("warm", value=1))
-    loop.close()
+    run(module, msgspec.msgpack.encode({"value": 1}), near.fileno())
+    asyncio.get_event_loop().close()
+    asyncio.set_event_loop(None)
     near.close()
     far.close()
