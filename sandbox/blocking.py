@@ -11,12 +11,17 @@ from typing import Any
 from fastgrpo_sandbox.pool import SandboxPool
 from fastgrpo_sandbox.types import Outcome
 
+try:
+    from uvloop import new_event_loop
+except ImportError:
+    from asyncio import new_event_loop
+
 
 class BlockingSandboxPool:
     """`with BlockingSandboxPool() as pool: outcome = pool.run(code)`; the arguments are SandboxPool's. Thread-safe."""
 
     def __init__(self, **options: Any) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-pool", daemon=True)
         self.pool = SandboxPool(**options)
 
