@@ -223,17 +223,21 @@ def update(
     is timed; the weights stay as they are until `before_step` returns. An empty `samples` (no group with variance)
     leaves the policy as it is.
 
-    Samples may come from the weights before the present ones (`grpo.max_lag`). As in decoupled PPO (arXiv 2110.00641;
-    AReaL, arXiv 2505.24298, eq. 5) two policies are kept apart: the ratio's clip is centred on the policy at the start
-    of the update, which the samples' age does not move, and the weight min(pi / mu, `tis_cap`) corrects for mu, the
-    policy that sampled, by vLLM's own logprobs (truncated importance sampling, as LlamaRL's AIPO, arXiv 2505.24034).
-    `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step: with
-    `max_lag` 1 it includes what one update moved, and the check of the weights is the sync's alone.
+    Samples from the weights before the present ones (`grpo.max_lag` 1) are corrected by the ratio to the policy that
+    sampled them, vLLM's own logprobs, and the loss's clip truncates it: PPO with the behaviour policy as the old one
+    (arXiv 1707.06347, eq. 7), CISPO's truncated weight, GSPO's sequence ratio. `tis_cap` then has nothing left to
+    correct. Decoupled PPO (AReaL, arXiv 2505.24298) would clip around the present policy instead and correct by
+    min(ratio, `tis_cap`) alone; with one step a batch nothing is clipped then, and the demo's rewards fell.
+
+    `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step; with
+    `max_lag` 1 it includes what one update moved, and only the sync's check speaks of the weights.
     """
     batches = rank_batches(samples, config.normaliser, config.max_new_tokens, budget, policy.device)
     for batch in batches:
         if config.epochs_per_batch > 1:
             batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
+        if config.max_lag:
+            batch.old_logprobs_N = batch.sampled_logprobs_N
         if reference is not None:
             batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
@@ -264,6 +268,7 @@ def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[
     gap_N = torch.cat(gaps)
     # Dropped tokens have no logprob; a rank may have been given nothing but those.
     gap_N = gap_N[gap_N.isfinite()] if bool(gap_N.isfinite().any()) else gap_N.new_zeros(1)
+    assert statistics is not None, "an update has at least one batch"
     tokens = statistics.tokens.clamp(min=1)
     return {
         "loss": float(loss),

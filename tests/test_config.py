@@ -39,7 +39,6 @@ def config(*arguments: str) -> Config:
         ("stray", "unexpected argument 'stray'"),
         ("--workers.kind openai", "set workers.base_url and workers.model too"),
         ("--grpo.max_lag 1 --grpo.epochs_per_batch 2", "grpo.max_lag 1 and grpo.epochs_per_batch above 1"),
-        ("--grpo.max_lag 1 --grpo.tis_cap 0", "grpo.max_lag 1 needs the correction that grpo.tis_cap 0 turns off"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_sentence(arguments: str, message: str) -> None:

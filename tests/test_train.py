@@ -168,6 +168,23 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_the_policy_as_it_is
     assert not torch.equal(policy.head_weight, before)
 
 
+@pytest.mark.parametrize(("advantage", "logprob"), [(1.0, -20.0), (-1.0, -0.1)])
+def test_one_step_ahead_the_clip_is_around_the_policy_that_sampled(
+    model: Path, advantage: float, logprob: float
+) -> None:
+    """The policy has moved since, further than the clip and as the advantage wants: nothing is left to learn."""
+    policy = load_policy(model)
+    moved = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [logprob] * 4, advantage)]
+    reports = [
+        update(policy, AdamW(policy.model.parameters(), lr=1e-6), moved, resolve({"grpo.max_lag": lag}).grpo, budget=64)
+        for lag in (0, 1)
+    ]
+    assert reports[0]["grad_norm"] > 0.0
+    assert reports[0]["clip_fraction"] == 0.0
+    assert reports[1]["grad_norm"] == 0.0
+    assert reports[1]["clip_fraction"] == 1.0
+
+
 DEMO = shlex.split(
     "--name e2e --sft.teacher_samples 1 --sft.epochs 2 --data.held_out 150 --eval.samples 1 --grpo.rounds 2"
     " --grpo.prompts_per_step 2 --grpo.group_size 4 --grpo.max_new_tokens 48 --engine.kv_cache_gb 0.2"
