@@ -30,6 +30,7 @@ import uvloop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
+from fastgrpo import telemetry
 from fastgrpo.attention import PACKED
 from fastgrpo.config import Grpo
 from fastgrpo.engine import Engine
@@ -38,8 +39,9 @@ from fastgrpo.model import Policy, load_policy
 from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
 from fastgrpo.rollout import Environment, Sampling, collect
+from fastgrpo.telemetry import training_flops
 from fastgrpo.tiny import END
-from fastgrpo.types import Batch, Group, RewardTerms, Sample
+from fastgrpo.types import Group, RewardTerms, Sample
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -47,7 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
 }
-PEAK_FLOPS = 989e12
+PEAK_FLOPS = telemetry.PEAK_FLOPS["H200"]
 GIB = 2**30
 KV_GIB = 24.0
 CUDA = torch.cuda.is_available()
@@ -317,22 +319,8 @@ def start_peak() -> float:
 
 
 def flops(policy: Policy, samples: Sequence[Sample], budget: int) -> float:
-    """Floating-point operations of forward and backward of what this rank computes of `samples`: a prompt that a group
-    shares counts once."""
-    config = policy.model.config
-    head = policy.head_weight.numel()
-    embedding = policy.model.get_input_embeddings().weight.numel()
-    total = sum(parameter.numel() for parameter in policy.model.parameters())
-    body = total - embedding - (0 if config.tie_word_embeddings else head)
-    batches = rank_batches(samples, "token", 1, budget, "cpu")
-    tokens, loss_tokens, pairs = (sum(counts) for counts in zip(*map(_counts, batches), strict=True))
-    return 6 * body * tokens + 6 * head * loss_tokens + 12 * config.num_hidden_layers * config.hidden_size * pairs
-
-
-def _counts(batch: Batch) -> tuple[int, int, float]:
-    """Tokens, loss tokens, and pairs of a query and a key at or before it."""
-    queries_S, keys_S = batch.runs.cu_queries_S.diff().double(), batch.runs.cu_keys_S.diff().double()
-    return len(batch.input_ids_T), len(batch.targets_N), float((queries_S * (keys_S - queries_S / 2)).sum())
+    """Floating-point operations of forward and backward of what this rank computes of `samples`."""
+    return training_flops(policy.model, rank_batches(samples, "token", 1, budget, "cpu"))
 
 
 def emit(name: str, values: dict[str, Any]) -> None:
