@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastgrpo_sandbox.guest.instrument import count_asserts, unittest_names
+from fastgrpo_sandbox.guest.instrument import compile_asserts, unittest_names
 from fastgrpo_sandbox.types import AssertTests, CheckTests, Tests, UnittestTests
 
 
@@ -20,7 +20,7 @@ def count_tests(tests: Tests) -> int:
 
 
 def _count_selected(tests: CheckTests) -> int:
-    total = count_asserts(tests.source)
+    _, total = compile_asserts(tests.source)
     if tests.select is None:
         return total
     if any(not 0 <= index < total for index in tests.select):

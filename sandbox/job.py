@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
+from fastgrpo_sandbox.guest.instrument import compile_asserts, wanted_names
 from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, Outcome, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.verdict import Done, Expected, outcome_of, parse_done
 
@@ -75,13 +76,20 @@ def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel
 
 
 def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
-    if isinstance(tests, AssertTests):
-        return {"role": "judge", "setup": tests.setup, "asserts": list(tests.asserts)}
+    """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
+    try:
+        if isinstance(tests, AssertTests):
+            lines = [(*compile_asserts(line), *wanted_names(line)) for line in tests.asserts]
+            return {"role": "judge", "setup": tests.setup, "lines": lines}
+        code, count = compile_asserts(tests.source)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise Rejected(f"the tests cannot be compiled: {error}") from None
     return {
         "role": "judge",
         "setup": tests.setup,
-        "asserts": None,
-        "source": tests.source,
+        "lines": None,
+        "code": code,
+        "count": count,
         "entry_point": tests.entry_point,
     }
 

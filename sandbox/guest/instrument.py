@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import marshal
 import warnings
+from functools import lru_cache
 
+CACHED = 4096  # programs of tests; one problem's tests judge many solutions
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 
 
@@ -23,11 +27,7 @@ def _parse(source: str) -> ast.Module:
         return ast.parse(source)
 
 
-def count_asserts(source: str) -> int:
-    """Number of assert statements in `source`, in any function or block. Raises SyntaxError."""
-    return sum(isinstance(node, ast.Assert) for node in ast.walk(_parse(source)))
-
-
+@lru_cache(CACHED)
 def unittest_names(source: str) -> tuple[str, ...]:
     """`Class.method` of every unittest test in `source`, in the order of the text. Raises SyntaxError."""
     classes = [node for node in _parse(source).body if isinstance(node, ast.ClassDef) and _is_test_class(node)]
@@ -75,7 +75,18 @@ def split_asserts(source: str) -> tuple[ast.Module, int]:
     return tree, splitter.count
 
 
-def free_names(source: str) -> set[str]:
-    """Names that `source` reads but nowhere binds at its top level."""
-    tree = _parse(source)
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+@lru_cache(CACHED)
+def compile_asserts(source: str) -> tuple[bytes, int]:
+    """`split_asserts(source)` compiled and marshalled for the judge, which is this same interpreter, and the number of
+    asserts. Raises SyntaxError."""
+    tree, count = split_asserts(source)
+    return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True)), count
+
+
+@lru_cache(CACHED)
+def wanted_names(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that `source` reads and no builtin has, and the first name that it calls if that is a plain one."""
+    nodes = list(ast.walk(_parse(source)))
+    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    called = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    return tuple(sorted(name for name in read if not hasattr(builtins, name))), tuple(called[:1])

@@ -6,14 +6,14 @@ expected values nor which of its answers passed.
 
 from __future__ import annotations
 
-import ast
 import builtins
+import marshal
 import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
-from .instrument import free_names, split_asserts
+from .instrument import compile_asserts
 from .plain import pack, refuse, unpack
 from .wire import read_peer, send_peer
 
@@ -143,8 +143,8 @@ def warm_up() -> None:
     module = types.ModuleType("solution")
     module.__dict__["f"] = list
     unpack(_answer(module, [], refuse, pack((None, ("f",), [[1, (2.5, "x")]], {}))))
-    tree, count = split_asserts("assert f(1) == 2\n")
-    _run(tree, _Record(count), {"f": abs})
+    code, count = compile_asserts("assert f(1) == 2\n")
+    _run(code, _Record(count), {"f": abs})
 
 
 class _Record:
@@ -168,53 +168,44 @@ class _Record:
 def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     """One bool for each assertion of a CheckTests job or each line of an AssertTests job."""
     sys.setrecursionlimit(3000)
-    if job["asserts"] is None:
+    if job["lines"] is None:
         return _check_verdicts(job, peer)
     namespace = _namespace(job["setup"])
-    return [_line_passes(line, namespace, peer) for line in job["asserts"]]
+    return [_line_passes(*line, namespace, peer) for line in job["lines"]]
 
 
 def _namespace(setup: str) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": "tests"}
-    exec(compile(setup, "setup.py", "exec"), namespace)
+    exec(compile(setup, "setup.py", "exec", dont_inherit=True), namespace)
     return namespace
 
 
-def _run(tree: ast.Module, record: _Record, namespace: dict[str, Any]) -> None:
+def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
     namespace |= {"__passed__": record.passed, "__failed__": record.failed, "__Exception__": Exception}
-    exec(compile(tree, "tests.py", "exec"), namespace)
+    exec(marshal.loads(code), namespace)
 
 
 def _check_verdicts(job: dict[str, Any], peer: int) -> list[bool]:
-    tree, count = split_asserts(job["source"])
-    record = _Record(count)
+    record = _Record(job["count"])
     namespace = _namespace(job["setup"])
     candidate = namespace[job["entry_point"]] = Remote(peer, None, (job["entry_point"],))
     try:
-        _run(tree, record, namespace)
+        _run(job["code"], record, namespace)
         namespace["check"](candidate)
     except Exception:
         pass  # a statement between the assertions failed: those after it stay unanswered
     return record.verdicts()
 
 
-def _line_passes(line: str, namespace: dict[str, Any], peer: int) -> bool:
-    tree, count = split_asserts(line)
+def _line_passes(
+    code: bytes, count: int, read: tuple[str, ...], called: tuple[str, ...], namespace: dict[str, Any], peer: int
+) -> bool:
+    """The solution must define the names that neither setup nor builtins have. A line that calls only builtins tests a
+    solution named like one: the first call in it."""
     record = _Record(count)
+    names = [name for name in read if name not in namespace] or called
     try:
-        local = namespace | {name: _fetch(peer, None, (name,)) for name in candidate_names(line, namespace)}
-        _run(tree, record, local)
+        _run(code, record, namespace | {name: _fetch(peer, None, (name,)) for name in names})
     except Exception:
         return False
     return count > 0 and all(record.verdicts())
-
-
-def candidate_names(line: str, namespace: dict[str, Any]) -> set[str]:
-    """Names that the solution must define, told from the tests alone: those that neither setup nor builtins have. A
-    line that calls only builtins tests a solution named like one: the first call in it."""
-    free = {name for name in free_names(line) if name not in namespace}
-    ours = {name for name in free if not hasattr(builtins, name)}
-    if ours:
-        return ours
-    calls = [node.func for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call)]
-    return set([function.id for function in calls if isinstance(function, ast.Name)][:1])
