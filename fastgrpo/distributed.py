@@ -82,11 +82,17 @@ def over_ranks(
 
 
 def gather_all(value: Any, what: str) -> list[Any]:
-    """Every rank's `value`, in rank order, on every rank; `what` names it where a rank does not come."""
+    """Every rank's `value`, in rank order, on every rank; `what` names it where a rank does not come.
+
+    Raises RankError where another rank has come with something else, as after an interrupt that found them apart.
+    """
     _, world = rank_and_world()
     if world == 1:
         return [value]
     values: list[Any] = [None] * world
     with awaiting(what, STAGE_WAIT_S):
-        distributed.all_gather_object(values, value)
-    return values
+        distributed.all_gather_object(values, (what, value))
+    for rank, (other, _) in enumerate(values):
+        if other != what:
+            raise RankError(f"waited for {what}, but rank {rank} has come for {other}")
+    return [value for _, value in values]

@@ -9,7 +9,7 @@ import torch
 from torch import multiprocessing
 
 from fastgrpo.config import resolve
-from fastgrpo.distributed import gather_all, joined_ranks
+from fastgrpo.distributed import RankError, gather_all, joined_ranks
 from fastgrpo.learner import update
 from fastgrpo.model import load_policy
 from fastgrpo.optimizer import AdamW
@@ -46,6 +46,10 @@ def rank_main(rank: int, folder: str, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     with joined_ranks():
         assert gather_all(f"from {rank}", "greetings") == ["from 0", "from 1"]
+        with pytest.raises(
+            RankError, match=f"waited for part {rank}, but rank {1 - rank} has come for part {1 - rank}"
+        ):
+            gather_all(None, f"part {rank}")
         weights, reports = two_steps(Path(folder))
         torch.save({"weights": weights, "reports": reports}, f"{folder}/rank{rank}.pt")
 
