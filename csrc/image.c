@@ -19,6 +19,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#if !__GLIBC_PREREQ(2, 33)
+#define mallinfo2 mallinfo /* its fields are int: enough for a heap that has just been warmed up */
+#endif
+
 enum { POOL_BYTES = 16384, FIRST_BLOCK = 48, SMALLEST = 16, LARGEST_SMALL = 512, SEAL_BYTES = 1 << 18 };
 enum { LARGEST_HOLE = 1 << 16, MAX_AREAS = 1024, MAPS_BYTES = 1 << 18, COLLAPSE = 25 /* MADV_COLLAPSE, Linux 6.1 */ };
 #define HUGE ((uintptr_t)2 << 20)
