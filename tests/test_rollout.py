@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from fastgrpo.ahead import update_beside
 from fastgrpo.errors import UserError
 from fastgrpo.log import RunLog
 from fastgrpo.rollout import Rollouts, Sampling, collect, generator
 from fastgrpo.tiny import train_tokenizer
-from fastgrpo.train import update_beside
 from fastgrpo.types import RewardTerms
 
 TOKENIZER = train_tokenizer(["solve this problem please", "feedback: try again", "abcdefgh"], 320)
