@@ -27,7 +27,7 @@ from typing import Any
 
 from engine_setup import SHAPES, Setup, Workload, report, save, saved_model, timed
 
-from fastgrpo import engine
+from fastgrpo import engine, vllm_adjusted
 from fastgrpo.process import replaced
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -169,12 +169,9 @@ def profile(setup: Setup) -> None:
 @contextmanager
 def unspared() -> Iterator[None]:
     """vLLM's Python as it is."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm.v1.engine.logprobs import LogprobsProcessor
-
     with (
-        replaced(engine, "_idle_inside_blocks", lambda llm: None),
-        replaced(engine, "_own_logprob_only", LogprobsProcessor._update_sample_logprobs),
+        replaced(engine, "idle_inside_blocks", lambda llm: None),
+        replaced(vllm_adjusted, "keep_own_logprobs_only", lambda: None),
     ):
         yield
 

@@ -1,24 +1,24 @@
 """Generation: vLLM inside the training process, sampling from the trainer's own weight memory.
 
-The only file that touches vLLM, imported on first use (it costs seconds); everything private of vLLM is reached in
-`_vllm_adjusted` and `_vllm_model`. Token ids go in, token ids and logprobs come out; text never passes through here.
+This file and `vllm_adjusted.py` are all that touches vLLM, imported on first use (it costs seconds). Token ids go in,
+token ids and logprobs come out; text never passes through here.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgrpo.errors import UserError
 from fastgrpo.model import Policy
-from fastgrpo.process import interrupt_deferred, output_kept_back, replaced
+from fastgrpo.process import interrupt_deferred, replaced
+from fastgrpo.vllm_adjusted import idle_inside_blocks, vllm_adjusted, vllm_model
 from fastgrpo.watch import within
 from fastgrpo.weights import adopt_weights
 
@@ -79,12 +79,13 @@ class Engine:
         are no graphs to capture, so `enforce_eager` is ignored, and generation runs on `cpu_threads` (half the cores):
         the jails need the others, and a team of OpenMP threads that must share its cores waits for itself, tens of
         times slower. `parity_limit` is the canary's largest permitted mean |logprob difference| in nats. A step of
-        vLLM that has not returned after `step_timeout_s` hangs: nothing can interrupt it, so the process ends.
+        vLLM, but for the first, that has not returned after `step_timeout_s` hangs: nothing can interrupt it, so the
+        process ends.
         vLLM seeds Python's, numpy's and torch's global generators with `seed`.
         """
         on_gpu = torch.cuda.is_available()
         self.max_model_len, self.parity_limit = max_model_len, parity_limit
-        self._step_timeout_s = step_timeout_s
+        self._step_timeout_s, self._stepped = step_timeout_s, False
         self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
         self._device = torch.cuda.current_device() if on_gpu else None
         self._keys: dict[str, int] = {}
@@ -116,12 +117,12 @@ class Engine:
         else:
             # A partial (chunked) prefill rewinds the request's seeded generator, which CPU generators cannot do.
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
-        with _vllm_adjusted():
+        with vllm_adjusted():
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
             self._llm: Any = LLMEngine.from_engine_args(EngineArgs(**options))
-        _idle_inside_blocks(self._llm)
+        idle_inside_blocks(self._llm)
         generator = torch.Generator().manual_seed(seed)
         vocab = self._llm.model_config.get_vocab_size()
         shape = (CANARY_SEQUENCES, min(CANARY_TOKENS, max_model_len - 1))
@@ -202,7 +203,7 @@ class Engine:
         if self._adopted is not policy or not policy.shares_weights:
             if self._adopted is not None and self._adopted is not policy:
                 self._adopted.own_weights()
-            bytes_copied = adopt_weights(policy, _vllm_model(self._llm))
+            bytes_copied = adopt_weights(policy, vllm_model(self._llm))
             self._adopted = policy
         if self._llm.reset_prefix_cache() is False:
             raise RuntimeError("vLLM did not reset its prefix cache: a block is still in use though nothing is running")
@@ -253,7 +254,8 @@ class Engine:
         self._keys[name] = key
 
     def _advance(self) -> list[Any]:
-        timeout = self._step_timeout_s
+        # The first step may compile kernels.
+        timeout = self._step_timeout_s * (1 if self._stepped else 10)
         hangs = f"generation hangs: a step of vLLM took over {timeout:g} s; raise engine.step_timeout_s if it may"
         if self._device is not None:
             # A new thread is on the first GPU, whichever is this rank's.
@@ -264,6 +266,7 @@ class Engine:
             with within(timeout, hangs):
                 return self._llm.step()
         finally:
+            self._stepped = True
             torch.set_num_threads(threads)
 
     def _completion(self, output: Any) -> Completion:
@@ -285,91 +288,3 @@ def _sampling_params(**options: Any) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     return SamplingParams(detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **options)
-
-
-@contextmanager
-def _vllm_adjusted() -> Iterator[None]:
-    """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
-
-    - One process, quiet.
-    - CPU: linear weights stay plain. vLLM would prepack them for oneDNN and empty the parameters; in float32 the plain
-      path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
-      reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine.
-    - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only.
-    - Of a sampled token only its own logprob is kept, not the lists that say where it ranks.
-    - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
-    """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("GLOO_LOG_LEVEL", "ERROR")
-    preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(output_kept_back())
-            from vllm.v1.engine.logprobs import LogprobsProcessor
-
-            LogprobsProcessor._update_sample_logprobs = _own_logprob_only  # type: ignore[assignment, method-assign]
-            if torch.cuda.is_available():
-                from vllm.v1.worker.gpu_worker import Worker
-
-                pool = Worker._maybe_get_memory_pool_context
-                stack.enter_context(
-                    replaced(
-                        Worker,
-                        "_maybe_get_memory_pool_context",
-                        lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag),
-                    )
-                )
-            else:
-                from vllm.model_executor.layers import utils
-                from vllm.v1.sample import sampler
-
-                sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
-                stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
-            yield
-    finally:
-        torch.set_num_threads = set_num_threads
-        if preload is None:
-            os.environ.pop("LD_PRELOAD", None)
-        else:
-            os.environ["LD_PRELOAD"] = preload
-
-
-def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
-    layer.cpu_linear = nn.functional.linear  # type: ignore[assignment]
-
-
-def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
-    return torch.zeros(len(chosen_N1), dtype=torch.int64)
-
-
-def _own_logprob_only(self: Any, lists: Any) -> None:
-    """Column 0 of the new positions' logprobs is the sampled token's; `FlatLogprobs.logprobs` collects them."""
-    self.logprobs.logprobs.extend(lists.logprobs[:, 0].tolist())
-
-
-def _idle_inside_blocks(llm: Any) -> None:
-    """Spare vLLM's scheduler the question, for each request and token, whether the KV cache needs another block.
-
-    A token that continues a block needs none and completes at most that one, which is cached with the next question.
-    Decoding many sequences is bound by the scheduler's Python, not by the GPU; this was a quarter of it.
-    """
-    manager = llm.engine_core.engine_core.scheduler.kv_cache_manager
-    allocate, cache, size = manager.allocate_slots, manager.cache_blocks, llm.vllm_config.cache_config.block_size
-
-    def allocate_slots(request: Any, num_new_tokens: int, **options: Any) -> Any:
-        if num_new_tokens == 1 and "new_computed_blocks" not in options and request.num_computed_tokens % size:
-            return manager.empty_kv_cache_blocks
-        return allocate(request, num_new_tokens, **options)
-
-    def cache_blocks(request: Any, num_computed_tokens: int) -> None:
-        if num_computed_tokens % size == 0:
-            cache(request, num_computed_tokens)
-
-    manager.allocate_slots, manager.cache_blocks = allocate_slots, cache_blocks
-
-
-def _vllm_model(llm: Any) -> nn.Module:
-    """vLLM's own module of the model, in this process."""
-    return llm.apply_model(lambda model: model)[0]

@@ -39,7 +39,8 @@ class Workload:
     """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine.
 
     `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`: adapters of that rank are
-    all that is trained, and vLLM has merged weights of its own.
+    all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered for each token stored,
+    above 1 where sequences share a prompt.
     """
 
     micro_batch_tokens: int
@@ -52,6 +53,7 @@ class Workload:
     reference: bool = False
     overlapped: bool = False
     lora_rank: int = 0
+    key_copies: float = 1.0
     ranks: int = 1
     on_gpu: bool = True
 
@@ -163,15 +165,17 @@ def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * _kv_width(config) * dtype.itemsize
 
 
-def activation_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, *, compiled: bool) -> int:
+def activation_bytes_per_token(
+    config: PretrainedConfig, dtype: torch.dtype, *, compiled: bool, key_copies: float = 1.0
+) -> int:
     """What one decoder layer keeps of a token for its backward, in bytes.
 
     Eager: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
     attention's output; gate, its activation, up and their product. Compiled, norms keep their input and output, and
-    silu is recomputed.
+    silu is recomputed. Of a shared prompt's keys and values each of its sequences has a copy.
     """
     b, hidden, inner = dtype.itemsize, config.hidden_size, config.intermediate_size
-    attention = b * 2 * (head_width(config) + _kv_width(config))
+    attention = int(b * 2 * (head_width(config) + key_copies * _kv_width(config)))
     if compiled:
         return 4 * b * hidden + attention + 3 * b * inner
     return 2 * (4 + 2 * b) * hidden + attention + 4 * b * inner
@@ -213,7 +217,9 @@ def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int
 def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tuple[int, int]:
     """Bytes of a micro-batch of `tokens`: what forward keeps, and the largest working space after it."""
     b, layers, hidden = workload.dtype.itemsize, config.num_hidden_layers, config.hidden_size
-    layer = activation_bytes_per_token(config, workload.dtype, compiled=workload.compiled)
+    layer = activation_bytes_per_token(
+        config, workload.dtype, compiled=workload.compiled, key_copies=workload.key_copies
+    )
     chunk = CHUNK_BYTES["cuda" if workload.on_gpu else "cpu"]
     head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
     if not workload.activation_checkpointing:

@@ -27,6 +27,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         reference=config.grpo.kl_weight > 0 and not config.model.lora_rank,
         lora_rank=config.model.lora_rank,
         overlapped=config.grpo.max_lag > 0,
+        key_copies=_key_copies(config),
         ranks=ranks,
         on_gpu=device.type == "cuda",
     )
@@ -36,6 +37,13 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
     plan = plan_memory(model, workload, capacity)
     plan.check()
     return plan
+
+
+def _key_copies(config: Config) -> float:
+    """Keys for each token of a group whose prompt and completions have full length."""
+    group, completion = config.grpo.group_size, config.grpo.max_new_tokens
+    prompt = max(config.engine.max_model_len - completion, 0)
+    return (prompt + group * (prompt + completion)) / (prompt + group * completion)
 
 
 def print_plan(config: Config) -> None:
