@@ -161,6 +161,9 @@ class Grpo(Section, frozen=True):
     temperature: Annotated[float, Meta(gt=0, description="sampling temperature")] = 1.0
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
     warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the learning rate rises to it")] = 4
+    decay_steps: Annotated[
+        int, Meta(ge=0, description="steps, from the first, over which it falls linearly to 0; 0 = constant")
+    ] = 0
     beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the mean")] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the variance")] = 0.95
     weight_decay: Annotated[float, Meta(ge=0, description="decoupled weight decay")] = 0.0

@@ -75,8 +75,7 @@ class Learner:
         """
         grpo = self.config.grpo
         samples = self._all_samples()
-        # AdamW's first steps move every weight by the whole learning rate, whatever the gradient's size.
-        self.optimizer.lr = grpo.lr * min(1.0, (self.step + 1) / (grpo.warmup_steps + 1))
+        self.optimizer.lr = learning_rate(grpo, self.step)
         if not grpo.max_lag:
             self.engine.sleep()
         try:
@@ -187,6 +186,15 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
             learner.restore(checkpoint)
         engine.sync(policy)
         yield learner
+
+
+def learning_rate(config: Grpo, step: int) -> float:
+    """The learning rate of the update after `step` others: linear warm-up, then constant or in linear decay.
+
+    AdamW's first steps move every weight by the whole learning rate, whatever the gradient's size, hence the warm-up.
+    """
+    warmed = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    return config.lr * warmed * (max(0.0, 1 - step / config.decay_steps) if config.decay_steps else 1.0)
 
 
 def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
