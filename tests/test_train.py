@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastgrpo.config import Config, resolve
-from fastgrpo.learner import update
+from fastgrpo.learner import learning_rate, update
 from fastgrpo.model import load_policy
 from fastgrpo.optimizer import AdamW
 from fastgrpo.tiny import create_policy
@@ -153,6 +153,13 @@ def test_every_problem_comes_once_in_an_epoch_whatever_the_step_size() -> None:
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert drawn[:10] != drawn[10:]
     assert draw_problems(list(range(10)), config, 3) == drawn[12:16]
+
+
+def test_the_learning_rate_rises_then_stays_or_falls_to_nothing() -> None:
+    constant = resolve({"grpo.lr": 1.0, "grpo.warmup_steps": 3}).grpo
+    assert [learning_rate(constant, step) for step in (0, 1, 3, 100)] == [0.25, 0.5, 1.0, 1.0]
+    falling = resolve({"grpo.lr": 1.0, "grpo.warmup_steps": 0, "grpo.decay_steps": 4}).grpo
+    assert [learning_rate(falling, step) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_the_policy_as_it_is(model: Path) -> None:
