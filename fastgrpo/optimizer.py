@@ -229,11 +229,11 @@ class AdamW:
         if not gradients:
             return 0.0
         square = torch.stack(torch._foreach_norm(gradients)).square().sum()
-        if self.world > 1:
-            with awaiting("the gradient norms of the other ranks"):
-                distributed.all_reduce(square)
-                return float(square.sqrt())
-        return float(square.sqrt())
+        if self.world == 1:
+            return float(square.sqrt())
+        with awaiting("the gradient norms of the other ranks"):
+            distributed.all_reduce(square)
+            return float(square.sqrt())
 
     @torch.no_grad()
     def _update(self, shards: list[Shard], weight_decay: float) -> None:
