@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -90,18 +89,26 @@ def test_a_server_that_stops_answering_is_given_up(monkeypatch):
 
 def test_a_killed_job_is_killed_not_infrastructure():
     async def work(pool):
-        job = asyncio.ensure_future(
-            pool.run("import os, signal; os.kill(os.fork() or os.getppid(), signal.SIGKILL)\n" + SLEEP)
-        )
+        job = asyncio.ensure_future(pool.run(SLEEP))
         await _running(pool, 1)
-        for pid in descendants(server_of(pool)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # armed children, too: the cell counts as broken and is replaced
-        return await job, await pool.run("print('back')")
+        (process,) = descendants(server_of(pool))
+        os.kill(process, signal.SIGKILL)
+        return await job, await pool.run("print('back')"), pool.stats()["cells_lost"]
 
-    outcome, after = in_pool(work)
-    assert outcome.status in ("killed", "infrastructure")
-    assert after.stdout == "back\n"
+    # Without armed children the job's process is the fork server's only one.
+    outcome, after, lost = in_pool(work, armed=0)
+    assert (outcome.status, after.stdout, lost) == ("killed", "back\n", 0)
+
+
+def test_a_killed_armed_child_costs_its_cell_and_no_later_job():
+    async def work(pool):
+        for child in descendants(server_of(pool)):
+            os.kill(child, signal.SIGKILL)
+        while not pool.stats()["cells_lost"]:
+            await asyncio.sleep(0.01)
+        return await pool.run("print('back')")
+
+    assert in_pool(work).stdout == "back\n"
 
 
 def test_cancelling_kills_the_job_at_once():
@@ -258,8 +265,9 @@ def test_root_is_dropped_before_bubblewrap_starts():
 
 def test_a_host_loop_that_stands_still_loses_nothing():
     async def work(pool):
-        jobs = [asyncio.ensure_future(pool.run(f"print('x' * 60000, {i})")) for i in range(16)]
-        await _running(pool, 4)
+        code = "import time; time.sleep(0.5); print('x' * 60000)"
+        jobs = [asyncio.ensure_future(pool.run(code)) for _ in range(16)]
+        await _running(pool, 8)
         time.sleep(1.5)  # the loop answers nobody; the server waits
         return await asyncio.gather(*jobs)
 
