@@ -15,7 +15,7 @@ from sandbox_soak import Soak
 
 
 @pytest.mark.jail
-@pytest.mark.parametrize("kills_every", [0.0, 0.3])
+@pytest.mark.parametrize("kills_every", [0.0, 0.1])
 def test_soak(kills_every):
     soak = Soak(kills_every)
     asyncio.run(soak.run(400))
@@ -23,4 +23,6 @@ def test_soak(kills_every):
     assert soak.seen.total() == 800
     assert soak.left.pop("MB") < 8
     assert set(soak.left.values()) == {0}
-    assert (soak.kills > 0) == (soak.seen["infrastructure"] > 0) == (kills_every > 0)
+    assert (soak.kills > 0) == (kills_every > 0)
+    # A kill may find its cell idle.
+    assert soak.kills or not soak.seen["infrastructure"]
