@@ -46,6 +46,7 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
 FREE_TO_CHANGE = re.compile(
     r"name|runs|grpo\.steps|(checkpoint|eval)\..*|sandbox\.cells"
     r"|workers\.(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|latency_scale|\w+_price)"
+    r"|model\.offload_optimizer"
     r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
 )
 
@@ -72,6 +73,9 @@ class Model(Section, frozen=True):
     path: Annotated[str, Meta(description="Hugging Face causal LM folder; empty = the embedded tiny model")] = ""
     gradient_checkpointing: Annotated[bool, Meta(description="recompute layers in backward: less memory")] = False
     compile: Annotated[bool, Meta(description="torch.compile of each decoder layer: a minute, then faster")] = False
+    offload_optimizer: Annotated[
+        bool, Meta(description="master weights and Adam moments live in the host's memory: less on the GPU")
+    ] = False
     lora_rank: Annotated[
         int, Meta(ge=0, description="rank of LoRA adapters, which alone are trained; 0 = all weights are")
     ] = 0

@@ -58,6 +58,7 @@ class Learner:
             weight_decay=config.grpo.weight_decay,
             max_grad_norm=config.grpo.max_grad_norm,
             skip_grad_norm=config.grpo.skip_grad_norm,
+            offload=config.model.offload_optimizer,
         )
         self.checkpoints = Checkpoints(config.folder / "checkpoints", keep=config.checkpoint.keep)
 

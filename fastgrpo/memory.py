@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
+from fastgrpo.optimizer import PIECE_ELEMENTS
 
 GIB = 2**30
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
@@ -40,7 +41,7 @@ class Workload:
 
     `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`: adapters of that rank are
     all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered for each token stored,
-    above 1 where sequences share a prompt.
+    above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but for the piece at work.
     """
 
     micro_batch_tokens: int
@@ -50,6 +51,7 @@ class Workload:
     dtype: torch.dtype = torch.bfloat16
     activation_checkpointing: bool = False
     compiled: bool = False
+    offload_optimizer: bool = False
     reference: bool = False
     overlapped: bool = False
     lora_rank: int = 0
@@ -193,12 +195,15 @@ def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Ite
     """Weights, optimizer state and gradients: what depends on the model's size only."""
     b = workload.dtype.itemsize
     share = math.ceil(trained / workload.ranks)
-    master = 0 if workload.dtype == torch.float32 else 4
+    state = share * (8 if workload.dtype == torch.float32 else 12)
     more_gpus = "train on more GPUs"
+    shrink = more_gpus if workload.offload_optimizer else f"set model.offload_optimizer, or {more_gpus}"
+    if workload.offload_optimizer and workload.on_gpu:
+        state = min(state, 12 * PIECE_ELEMENTS)
     weights = "vLLM's merged weights" if workload.lora_rank else "weights (vLLM's and the trainer's)"
     items = [
         Item(weights, parameters * b, "use a smaller model"),
-        Item("master weights, Adam moments", share * (8 + master), more_gpus),
+        Item("master weights, Adam moments", state, shrink),
         Item("gradients", share * 4 + _largest_gradient(trained, b, workload), more_gpus, generating=False),
         Item("runtime and workspaces", GPU_OVERHEAD if workload.on_gpu else CPU_OVERHEAD, ""),
     ]

@@ -4,6 +4,9 @@ Every parameter is cut into one flat slice for each rank. A rank keeps fp32 mast
 gradients of its own slices only. Gradients are reduce-scattered in buckets while backward still runs; updated slices
 are written into the parameters themselves and all-gathered there, so that where the parameters are vLLM's tensors
 (`fastgrpo.weights`) the all-gather is the weight sync. With one rank the same code runs without communication.
+
+With `offload` the fp32 state lives in the host's memory and passes through the device in pieces at each step
+(ZeRO-Offload, arXiv 2101.06840, but for the arithmetic, which stays on the device).
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ BUCKET_ELEMENTS = 32 * 2**20
 BUCKETS_IN_FLIGHT = 2
 # Of a checkpoint's files, over all ranks: a file is built in memory.
 FILE_ELEMENTS = 2**28
+# Of offloaded state on the device at once.
+PIECE_ELEMENTS = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,10 @@ class StepReport:
 
 @dataclass(slots=True)
 class Shard:
-    """This rank's slice [start, start + len) of one flattened parameter. fp32 parameters are their own master."""
+    """This rank's slice [start, start + len) of one flattened parameter. fp32 parameters are their own master.
+
+    `master` and the moments are on the parameter's device, or on the host; `steps` and `gradient` are on the device.
+    """
 
     parameter: nn.Parameter
     start: int
@@ -98,13 +106,18 @@ class AdamW:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         skip_grad_norm: float = math.inf,
+        offload: bool = False,
     ) -> None:
-        """Gradients are clipped to a global norm of `max_grad_norm`; above `skip_grad_norm` the step is skipped."""
+        """Gradients are clipped to a global norm of `max_grad_norm`; above `skip_grad_norm` the step is skipped.
+
+        `offload` keeps master weights and moments in the host's memory; the steps are the same.
+        """
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.max_grad_norm, self.skip_grad_norm = max_grad_norm, skip_grad_norm
+        self.max_grad_norm, self.skip_grad_norm, self.offload = max_grad_norm, skip_grad_norm, offload
         self.rank, self.world = rank_and_world()
         if self.world > 1:
-            self._mesh = DeviceMesh("cuda" if torch.cuda.is_available() else "cpu", range(self.world))
+            on_host = offload or not torch.cuda.is_available()
+            self._mesh = DeviceMesh("cpu" if on_host else "cuda", range(self.world))
         self._shards = [self._shard(parameter) for parameter in parameters if parameter.requires_grad]
         self._waiting: list[Shard] = []
         self._arrivals = 0
@@ -176,15 +189,19 @@ class AdamW:
         size = math.ceil(parameter.numel() / self.world)
         start = min(self.rank * size, parameter.numel())
         mine = parameter.detach().view(-1)[start : start + size]
-        zeros = torch.zeros_like(mine, dtype=torch.float32)
         return Shard(
             parameter=parameter,
             start=start,
-            master=None if parameter.dtype == torch.float32 else mine.float(),
-            exp_avg=zeros,
-            exp_avg_sq=zeros.clone(),
+            master=None if parameter.dtype == torch.float32 else self._zeros(mine).copy_(mine),
+            exp_avg=self._zeros(mine),
+            exp_avg_sq=self._zeros(mine),
             steps=torch.zeros((), device=parameter.device),
         )
+
+    def _zeros(self, mine: Tensor) -> Tensor:
+        """State of a slice in fp32: beside it, or in host memory that the device reads at full speed."""
+        device = "cpu" if self.offload else mine.device
+        return torch.zeros(len(mine), device=device, pin_memory=self.offload and mine.is_cuda)
 
     def _arrived(self, shard: Shard) -> None:
         if self.world == 1:
@@ -237,16 +254,51 @@ class AdamW:
 
     @torch.no_grad()
     def _update(self, shards: list[Shard], weight_decay: float) -> None:
+        if self.offload:
+            return self._update_offloaded(shards, weight_decay)
         if not shards:
             return
         masters = [shard.owned if shard.master is None else shard.master for shard in shards]
+        moments = [shard.exp_avg for shard in shards], [shard.exp_avg_sq for shard in shards]
+        self._adamw(masters, _gradients(shards), *moments, [shard.steps for shard in shards], weight_decay)
+        rounded = [shard for shard in shards if shard.master is not None]
+        if rounded:
+            masters = [shard.master for shard in rounded if shard.master is not None]
+            torch._foreach_copy_([shard.owned for shard in rounded], masters)
+
+    def _update_offloaded(self, shards: list[Shard], weight_decay: float) -> None:
+        for shard, gradient in zip(shards, _gradients(shards), strict=True):
+            steps = shard.steps.clone()
+            for first in range(0, len(gradient), PIECE_ELEMENTS):
+                piece = slice(first, first + PIECE_ELEMENTS)
+                held = [state[piece] for state in (shard.exp_avg, shard.exp_avg_sq, shard.master) if state is not None]
+                exp_avg, exp_avg_sq, *own = [state.to(gradient.device, non_blocking=True) for state in held]
+                master = own[0] if own else shard.owned[piece]
+                shard.steps.copy_(steps)
+                self._adamw([master], [gradient[piece]], [exp_avg], [exp_avg_sq], [shard.steps], weight_decay)
+                shard.owned[piece].copy_(master)
+                for state, updated in zip(held, (exp_avg, exp_avg_sq, *own), strict=True):
+                    state.copy_(updated, non_blocking=True)
+        if shards and shards[0].parameter.is_cuda:
+            # Whoever reads the host's memory next does not wait for the device.
+            torch.cuda.current_stream().synchronize()
+
+    def _adamw(
+        self,
+        masters: list[Tensor],
+        gradients: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        steps: list[Tensor],
+        weight_decay: float,
+    ) -> None:
         adamw(
             masters,
-            _gradients(shards),
-            [shard.exp_avg for shard in shards],
-            [shard.exp_avg_sq for shard in shards],
+            gradients,
+            exp_avgs,
+            exp_avg_sqs,
             [],
-            [shard.steps for shard in shards],
+            steps,
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],
@@ -256,10 +308,6 @@ class AdamW:
             eps=self.eps,
             maximize=False,
         )
-        rounded = [shard for shard in shards if shard.master is not None]
-        if rounded:
-            masters = [shard.master for shard in rounded if shard.master is not None]
-            torch._foreach_copy_([shard.owned for shard in rounded], masters)
 
     def _gather(self, shards: list[Shard]) -> None:
         """All-gather the updated slices, straight into the parameters where they divide evenly."""

@@ -24,6 +24,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         dtype=policy_dtype(config),
         activation_checkpointing=config.model.gradient_checkpointing,
         compiled=config.model.compile,
+        offload_optimizer=config.model.offload_optimizer,
         reference=config.grpo.kl_weight > 0 and not config.model.lora_rank,
         lora_rank=config.model.lora_rank,
         overlapped=config.grpo.max_lag > 0,

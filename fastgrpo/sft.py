@@ -99,7 +99,9 @@ def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) ->
     """
     samples = [to_sample(policy, trace) for trace in traces]
     steps = list(_schedule(samples, config.sft, config.seed))
-    optimizer = AdamW(policy.model.parameters(), lr=config.sft.lr, max_grad_norm=1.0)
+    optimizer = AdamW(
+        policy.model.parameters(), lr=config.sft.lr, max_grad_norm=1.0, offload=config.model.offload_optimizer
+    )
     log.stage("sft", len(steps))
     for step, chosen in enumerate(steps, 1):
         with log.phase("train"):

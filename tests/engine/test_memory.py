@@ -46,6 +46,15 @@ def test_seven_billion_fit_on_eight_gpus_and_not_on_one() -> None:
         plan_memory(QWEN_7B, WORKLOAD, 80 * 10**9).check()
 
 
+def test_seven_billion_fit_on_one_with_the_optimizer_on_the_host() -> None:
+    with pytest.raises(UserError, match=r"set model\.offload_optimizer, or train on more GPUs"):
+        plan_memory(QWEN_7B, WORKLOAD, 80 * 10**9).check()
+    plan = plan_memory(QWEN_7B, replace(WORKLOAD, offload_optimizer=True), 80 * 10**9)
+    plan.check()
+    sizes = {item.name: item.size for item in plan.items}
+    assert sizes["master weights, Adam moments"] == 12 * 2**25
+
+
 def test_kv_cache_is_all_that_is_wanted_or_all_that_is_left() -> None:
     roomy = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8), 140 * GIB)
     assert roomy.kv_cache_gb * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)

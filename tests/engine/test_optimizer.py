@@ -84,6 +84,21 @@ def test_bf16_parameters_follow_an_fp32_master() -> None:
     torch.testing.assert_close(moved.mean(), torch.tensor(200 * 1e-5), atol=2e-4, rtol=0)
 
 
+def test_offloaded_state_takes_the_same_steps_in_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(optimizer_module, "PIECE_ELEMENTS", 32)
+    for dtype in (torch.float32, torch.bfloat16):
+        there, offloaded = make_model(dtype), make_model(dtype)
+        optimizer = AdamW(offloaded.parameters(), **OPTIONS, offload=True)
+        norms = train(there, AdamW(there.parameters(), **OPTIONS), range(4), range(2))
+        assert norms[:2] == train(offloaded, optimizer, range(2), range(2))
+        optimizer.save(tmp_path / str(dtype))
+        optimizer = AdamW(offloaded.parameters(), **OPTIONS)
+        optimizer.load(tmp_path / str(dtype))
+        assert norms[2:] == train(offloaded, optimizer, range(2, 4), range(2))
+        for ours, theirs in zip(offloaded.parameters(), there.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
 def test_resume_continues_to_the_same_numbers(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         straight = make_model(dtype)
