@@ -1,12 +1,12 @@
 """The colocated engine on one GPU: is the sync zero-copy and right, and what do its parts and a GRPO step cost.
 
-    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,generation,workflows] [--save FILE]
+    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,offload,generation,workflows] [--save FILE]
     python bench/bench_engine.py --size 7b --parts train
 
 The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
 optimizer steps, bytes copied. `memory`: what sleep frees. `step`: whole GRPO steps of 64 prompts x 8 completions (512
-and 1,024 tokens) with a trivial reward. `workflows`: what 512 real jailed workflows add to a step. `train` needs no
-engine: forward, loss head and backward of 16 k packed tokens.
+and 1,024 tokens) with a trivial reward. `offload`: the same with the optimizer's state on the host. `workflows`: what
+512 real jailed workflows add to a step. `train` needs no engine: forward, loss head and backward of 16 k packed tokens.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from fastgrpo.distill import ScriptedTeacher
 from fastgrpo.learner import to_samples, update
 from fastgrpo.loss import policy_loss
 from fastgrpo.model import Policy
+from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import pack
 from fastgrpo.rollout import Environment
 from fastgrpo.runtime import load_problems, open_environment
@@ -110,27 +111,37 @@ def memory(setup: Setup) -> None:
 
 def step(setup: Setup) -> None:
     """Whole GRPO steps as the loop runs them, then the training phase alone with less memory."""
+    optimizer, peaks = setup.optimizer(), MemoryPeaks()
+    _steps(setup, optimizer, peaks, "step")
+    _leaner(setup, optimizer, peaks)
+
+
+def offload(setup: Setup) -> None:
+    """Whole GRPO steps with the optimizer's state in the host's memory."""
+    optimizer = setup.optimizer(offload=True)
+    _steps(setup, optimizer, MemoryPeaks(), "offload")
+
+
+def _steps(setup: Setup, optimizer: AdamW, peaks: MemoryPeaks, name: str) -> None:
     if CUDA:
         setup.policy.compile_layers()
-    optimizer, peaks = setup.optimizer(), MemoryPeaks()
     for number in range(3):
         numbers = setup.step(optimizer, number, BUDGET, peaks)
         total = numbers["generate"] + numbers["train"] + numbers["rest"]
         tokens = setup.work.generated / numbers["generate"]
         report(
-            f"GRPO step {number}, {BUDGET} tokens a micro-batch, s" + (" (compiles)" if number == 0 else ""),
+            f"GRPO {name} {number}, {BUDGET} tokens a micro-batch, s" + (" (compiles)" if number == 0 else ""),
             f"{total:.1f} = generate {numbers['generate']:.1f} ({tokens:,.0f} tokens/s) + train {numbers['train']:.1f} "
             f"(MFU {numbers['flops'] / numbers['train'] / PEAK_FLOPS:.1%}) + rest {numbers['rest']:.2f}; "
             f"sync {numbers['sync_ms']:.2f} ms; parity {numbers['sampler_parity']:.4f} nats; "
             f"allocator peak {numbers['allocator']:.1f} GiB",
         )
-        emit("step", numbers | {"total": total, "driver": dict(peaks.peaks)})
+        emit(name, numbers | {"total": total, "driver": dict(peaks.peaks)})
         if number == 0:
             peaks.peaks.clear()
-    _leaner(setup, optimizer, peaks)
 
 
-def _leaner(setup: Setup, optimizer: Any, peaks: MemoryPeaks) -> None:
+def _leaner(setup: Setup, optimizer: AdamW, peaks: MemoryPeaks) -> None:
     """The training phase of the same size with smaller micro-batches."""
     samples = random_samples(setup.policy, setup.work, setup.work.prompts, setup.work.group)
     setup.engine.sleep()
@@ -281,6 +292,7 @@ def main() -> int:
         "check": check,
         "memory": memory,
         "step": step,
+        "offload": offload,
         "generation": generation,
         "workflows": workflows,
     }

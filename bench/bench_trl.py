@@ -151,11 +151,7 @@ def run_children(size: str, parts: str, kv_share: float, *, together: bool) -> l
 
 def compare(found: list[dict[str, Any]]) -> None:
     """Ours over TRL's, in time and memory; the mean of the steps after the first."""
-    our_steps = [values for values in found if values["name"] == "step"]
-    ours, our_peak = _mean(our_steps[1:]), max(our_steps[-1]["driver"].values())
-    phases = f"generate {ours['generate']:.1f} + train {ours['train']:.1f} + rest {ours['rest']:.2f}"
-    report("ours, s a step", f"{ours['total']:.1f} = {phases}")
-    report("  peak memory, GiB: generating, training (driver)", _peaks(our_steps[-1]))
+    ours = {part: _ours(found, part) for part in ("step", "offload") if any(line["name"] == part for line in found)}
     for setting in ("checkpointing", "no checkpointing"):
         steps = [s for s in found if s["name"] == "trl" and s["setting"] == setting and s["number"] > 1]
         trl, peak = _mean(steps), max(steps[-1]["driver"].values())
@@ -164,8 +160,18 @@ def compare(found: list[dict[str, Any]]) -> None:
         report(f"TRL, {setting}, s a step ({len(steps)} timed)", f"{trl['total']:.1f} = {phases}")
         report("  peak memory, GiB: generating, training (driver)", _peaks(steps[-1]))
         report("  peak of torch's allocator, GiB", f"{steps[-1]['allocator']:.1f}")
-        ratio = f"{our_peak / peak:.2f}" if peak else "-"
-        report("  ours / TRL: time, peak memory", f"{ours['total'] / trl['total']:.3f}, {ratio}")
+        for part, mean in ours.items():
+            ratio = f"{mean['peak'] / peak:.2f}" if peak else "-"
+            report(f"  ours ({part}) / TRL: time, peak memory", f"{mean['total'] / trl['total']:.3f}, {ratio}")
+
+
+def _ours(found: list[dict[str, Any]], part: str) -> dict[str, float]:
+    steps = [values for values in found if values["name"] == part]
+    ours = _mean(steps[1:]) | {"peak": max(steps[-1]["driver"].values())}
+    phases = f"generate {ours['generate']:.1f} + train {ours['train']:.1f} + rest {ours['rest']:.2f}"
+    report(f"ours ({part}), s a step", f"{ours['total']:.1f} = {phases}")
+    report("  peak memory, GiB: generating, training (driver)", _peaks(steps[-1]))
+    return ours
 
 
 def _mean(steps: list[dict[str, Any]]) -> dict[str, float]:
@@ -180,7 +186,7 @@ def _peaks(step: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
-    parser.add_argument("--parts", default="step", help="parts of bench_engine.py that the other process runs")
+    parser.add_argument("--parts", default="step,offload", help="parts of bench_engine.py that the other process runs")
     parser.add_argument("--kv-share", type=float, default=0.25, help="TRL's vllm_gpu_memory_utilization")
     parser.add_argument("--together", action="store_true", help="at the same time, on two GPUs of one host")
     parser.add_argument("--only-trl", action="store_true")

@@ -258,8 +258,8 @@ class Setup:
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
         self.first_sync = self.engine.sync(self.policy)
 
-    def optimizer(self) -> AdamW:
-        return AdamW(self.policy.model.parameters(), lr=1e-6 if CUDA else 1e-3)
+    def optimizer(self, *, offload: bool = False) -> AdamW:
+        return AdamW(self.policy.model.parameters(), lr=1e-6 if CUDA else 1e-3, offload=offload)
 
     def collect(self, problems: Sequence[Any], environment: Environment, seed: int) -> list[Group]:
         """Rollouts as the training loop collects them."""
