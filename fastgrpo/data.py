@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 import numpy as np
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox.guest.syntax import parse
 from msgspec.structs import replace
 
 from fastgrpo.errors import UserError
-from fastgrpo.syntax import parse
 from fastgrpo.types import Problem
 
 

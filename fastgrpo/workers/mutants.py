@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from fastgrpo.syntax import parse
+from fastgrpo_sandbox.guest.syntax import parse
 
 
 class Mutation(NamedTuple):

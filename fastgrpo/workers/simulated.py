@@ -20,9 +20,9 @@ from typing import Literal
 
 import msgspec
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
+from fastgrpo_sandbox.guest.syntax import parse
 
 from fastgrpo.data import describe_tests
-from fastgrpo.syntax import parse
 from fastgrpo.types import Problem
 from fastgrpo.workers.mutants import Mutation, mutations
 from fastgrpo.workers.protocol import Reply, Request, WorkerError

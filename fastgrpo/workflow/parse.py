@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from fastgrpo.syntax import parse
+from fastgrpo_sandbox.guest.syntax import parse
 
 Reason = Literal[
     "no reasoning", "no code block", "several code blocks", "too long", "syntax", "too deep", "no workflow"

