@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastgrpo.config import Config, resolve
+from fastgrpo.errors import UserError
 from fastgrpo.learner import learning_rate, update
 from fastgrpo.model import load_policy
 from fastgrpo.optimizer import AdamW
@@ -67,6 +69,17 @@ async def open_interrupting(config, log):
     yield vowels
 
 
+@asynccontextmanager
+async def open_on_a_full_disk(config, log):
+    """No file of this process may grow past 60 kB, as on a disk that has filled up: the log still fits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        yield Vowels()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def load_vowels(config):
     problems = [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=i / 8) for i in range(8)]
     return problems[:6], problems[6:]
@@ -113,6 +126,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_two_steps_resumed_for_two_more_are_four_steps(model: Path, tmp_path: Path) -> None:
     whole = run(model, tmp_path, "whole", grpo__steps=4)
     halves = run(model, tmp_path, "halves", grpo__steps=2)
+    with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-000004: .*; free space, then .*--resume"):
+        run(model, tmp_path, "halves", resume=True, environment=open_on_a_full_disk, grpo__steps=4)
     run(model, tmp_path, "halves", resume=True, grpo__steps=4)
     assert [row["step"] for row in metrics(halves)] == [1, 2, 3, 4]
     for one, other in zip(metrics(whole), metrics(halves), strict=True):
