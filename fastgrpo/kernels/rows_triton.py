@@ -281,7 +281,7 @@ def dlogits_rows(
     grad_entropy_C: Tensor | None,
 ) -> None:
     """Turns raw logits into their gradient in place."""
-    arguments = (targets_C, logprob_C, entropy_C, grad_logprob_C, grad_entropy_C, *_constants(transform))
+    arguments = (targets_C.contiguous(), logprob_C, entropy_C, grad_logprob_C, grad_entropy_C, *_constants(transform))
     flags = {"SOFTCAP": bool(transform.softcap), "ENTROPY": entropy_C is not None}
     _launch(_dlogits_kernel, len(logits_CV), row_block(logits_CV.shape[1]), logits_CV, *arguments, **flags)
 
@@ -299,9 +299,11 @@ def loss_rows(
     """Fills `report_FC` (`chunked.REPORT`) and, with `gradient`, turns raw logits into their gradient in place."""
     if options.tis_cap is None:
         tokens = tokens._replace(sampled_logprobs_N=None)
+    # The kernel takes a field's elements for neighbours: a column of a matrix, or an expanded number, is copied.
+    targets_C, fields = targets_C.contiguous(), [None if x is None else x.contiguous() for x in tokens]
     rows, vocabulary = logits_CV.shape
     bounds = (1.0 - options.clip_low, 1.0 + options.clip_high, options.kl_weight, options.tis_cap or 0.0)
-    arguments = (targets_C, report_FC, report_FC.stride(0), *tokens, *bounds, *_constants(transform), rows)
+    arguments = (targets_C, report_FC, report_FC.stride(0), *fields, *bounds, *_constants(transform), rows)
     constants = {"RATIO": options.ratio, "GRADIENT": gradient, "SOFTCAP": bool(transform.softcap)}
     programs = min(rows, resident_rows(logits_CV.device, vocabulary))
     _launch(_loss_kernel, programs, loss_row_block(vocabulary), logits_CV, *arguments, **constants)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -220,6 +222,32 @@ def test_bitwise_deterministic(device):
     tokens = random_tokens(head)
     first, second = (fused(head, tokens, LOSSES["grpo"], chunk=5) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def column(field_N: torch.Tensor) -> torch.Tensor:
+    """The same values, one row apart in memory."""
+    return torch.stack([field_N, torch.full_like(field_N, -1)], dim=1)[:, 0]
+
+
+def test_fields_of_any_stride(device):
+    head = random_head(9, 16, 37, device=device)
+    tokens, grads = random_tokens(head), (torch.randn(9, device=device), torch.randn(9, device=device))
+    apart = replace(head, targets_N=column(head.targets_N))
+    for loss in ("grpo", "gspo"):
+        for mine, theirs in zip(
+            fused(apart, tokens._make(map(column, tokens)), LOSSES[loss]),
+            fused(head, tokens, LOSSES[loss]),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs)
+    everyone_the_same = tokens._replace(token_weights_N=torch.tensor(0.1, device=device).expand(9))
+    check_loss(head, everyone_the_same, LOSSES["dr_grpo"], chunk=4)
+    for mine, theirs in zip(
+        torch.autograd.grad(fused_logprob(apart), head.leaves, grads),
+        torch.autograd.grad(fused_logprob(head), head.leaves, grads),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_micro_batches_add_up(device):
