@@ -162,7 +162,8 @@ class Grpo(Section, frozen=True):
     group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
-    temperature: Annotated[float, Meta(gt=0, description="sampling temperature")] = 1.0
+    # vLLM's own bounds: it would sample at 0.01 where the trainer divides by less, and refuse more than 2.
+    temperature: Annotated[float, Meta(ge=0.01, le=2, description="sampling temperature")] = 1.0
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
     warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the learning rate rises to it")] = 4
     decay_steps: Annotated[
@@ -180,7 +181,7 @@ class Grpo(Section, frozen=True):
     advantage: Annotated[Advantage, Meta(description="baseline: group mean and deviation, mean, leave-one-out")] = (
         "grpo"
     )
-    clip_low: Annotated[float, Meta(ge=0, description="ratio is clipped below 1 - this")] = 0.2
+    clip_low: Annotated[float, Meta(ge=0, le=1, description="ratio is clipped below 1 - this")] = 0.2
     clip_high: Annotated[float, Meta(ge=0, description="ratio is clipped above 1 + this")] = 0.28
     kl_weight: Annotated[float, Meta(ge=0, description="weight of the k3 KL to the SFT policy; 0 = no reference")] = 0.0
     tis_cap: Annotated[
@@ -197,7 +198,7 @@ class Eval(Section, frozen=True):
     """Evaluation on the held-out problems."""
 
     samples: Annotated[int, Meta(ge=1, description="workflows sampled for each problem")] = 4
-    temperature: Annotated[float, Meta(ge=0, description="sampling temperature; 0 = greedy")] = 1.0
+    temperature: Annotated[float, Meta(ge=0, le=2, description="sampling temperature; 0 = greedy")] = 1.0
 
 
 class Checkpoint(Section, frozen=True):
