@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 
 from fastgrpo.chat import feedback_ids, prompt_ids
+from fastgrpo.distributed import rank_and_world
 from fastgrpo.errors import UserError
 from fastgrpo.types import Group, RewardTerms, Rollout
 
@@ -157,7 +158,9 @@ class Rollouts:
         self._size, self._writing = group_size, len(problems) * group_size
         self._generated = asyncio.Event()
         self._begun, self.seconds = time.perf_counter(), 0.0
-        named = [(problem, f"{seed}/{number}") for number, problem in enumerate(problems)]
+        # Numbers as if one rank had all ranks' problems, dealt out in turn: no two share one, whatever their number.
+        rank, world = rank_and_world()
+        named = [(problem, f"{seed}/{rank + world * number}") for number, problem in enumerate(problems)]
         self._task = asyncio.create_task(_all(self._group(problem, name) for problem, name in named))
         self._task.add_done_callback(lambda _: self._generated.set())
 

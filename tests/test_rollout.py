@@ -100,6 +100,18 @@ def test_every_rollout_draws_from_a_seed_of_its_own_and_the_same_again() -> None
     assert not set(seeds) & {options["seed"] for _, options in other.seen}
 
 
+def test_ranks_draw_what_one_rank_with_all_problems_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeds(rank: int, world: int) -> list[int]:
+        monkeypatch.setattr("fastgrpo.rollout.rank_and_world", lambda: (rank, world))
+        engine = ScriptedEngine()
+        gather(engine, ScriptedEnvironment(), count=4 // world, size=1)
+        return [options["seed"] for _, options in engine.seen]
+
+    alone = seeds(0, 1)
+    assert seeds(0, 2) == alone[0::2]
+    assert seeds(1, 2) == alone[1::2]
+
+
 def test_two_rounds_append_feedback_that_the_loss_does_not_see() -> None:
     engine, environment = ScriptedEngine(), ScriptedEnvironment()
     sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2)
