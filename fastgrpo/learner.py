@@ -202,16 +202,18 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     """The rollouts that can move the policy, with their advantages.
 
     Infrastructure failures are left out of their group's baseline and of the batch; so are groups without variance,
-    whose advantages are all 0, unless the KL term still needs them.
+    whose advantages are all 0, unless the KL term still needs them. A rollout of another group stays where its own
+    advantage is 0: the normalisers count all members of a group.
     """
     rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
     rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
     group_ids_R = torch.tensor([number for number, _ in rollouts])
     advantages_R = group_advantages(rewards_R, group_ids_R, mode=config.advantage).tolist()
+    varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
     return [
         Sample(rollout.token_ids, rollout.loss_mask, rollout.logprobs, advantage)
-        for (_, rollout), advantage in zip(rollouts, advantages_R, strict=True)
-        if rollout.reward is not None and (advantage != 0.0 or config.kl_weight > 0.0)
+        for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
+        if rollout.reward is not None and (number in varied or config.kl_weight > 0.0)
     ]
 
 

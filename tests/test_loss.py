@@ -104,6 +104,12 @@ def test_groups_without_variance_and_infrastructure_failures_stay_out_of_the_bat
     assert len(with_kl) == 5
 
 
+def test_a_rollout_at_its_groups_mean_counts_in_the_normalisers() -> None:
+    """DAPO's 1 / sum of |o_i| and GRPO's 1 / G run over all members of a group, also those that move nothing."""
+    chosen = to_samples([Group(None, [rollout(0.0), rollout(0.5), rollout(1.0)])], Grpo())
+    assert [sample.advantage for sample in chosen] == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
+
+
 def test_an_infrastructure_failure_does_not_move_its_groups_baseline() -> None:
     with_failure = to_samples([Group(None, [rollout(0.2), rollout(None), rollout(0.8)])], Grpo())
     without = to_samples([Group(None, [rollout(0.2), rollout(0.8)])], Grpo())
