@@ -263,7 +263,8 @@ def update(
                 torch.cuda.synchronize(policy.device)
         measured |= {"grad_norm": step.grad_norm, "skipped": float(step.skipped), "lr": optimizer.lr}
         # Later epochs are off-policy by design: parity and entropy are those of the policy that sampled.
-        metrics = measured | metrics if epoch == 0 else metrics | {"clip_fraction": measured["clip_fraction"]}
+        later = ("clip_fraction", "grad_norm", "skipped") if step.skipped else ("clip_fraction",)
+        metrics = measured | metrics if epoch == 0 else metrics | {name: measured[name] for name in later}
     return metrics
 
 

@@ -20,7 +20,7 @@ from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.distributed import joined_ranks, over_ranks, rank_and_world
 from fastgrpo.doctor import require_ready
-from fastgrpo.errors import run_program
+from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
 from fastgrpo.learner import Learner, open_learner
 from fastgrpo.log import RunLog
@@ -43,6 +43,7 @@ async def train(
 
     Another task brings its own problems and environment (see `rollout.Environment`), and its own `--model`.
     """
+    refuse_idle_ranks(config)
     problems, held_out = load_problems(config)
     with open_log(config, resume=resume) as log:
         async with open_environment(config, log) as environment:
@@ -90,6 +91,13 @@ async def improve(
         except asyncio.CancelledError:
             await ahead.save()
             raise
+
+
+def refuse_idle_ranks(config: Config) -> None:
+    """Raises UserError where a step has fewer problems than there are ranks: one would have no rollout at all."""
+    _, world = rank_and_world()
+    if config.grpo.prompts_per_step < world:
+        raise UserError(f"grpo.prompts_per_step = {config.grpo.prompts_per_step} is below the {world} ranks: raise it")
 
 
 def draw_problems(problems: Sequence[Any], config: Config, step: int) -> list[Any]:

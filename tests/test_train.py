@@ -22,9 +22,9 @@ from fastgrpo.config import Config, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.learner import learning_rate, update
 from fastgrpo.model import load_policy
-from fastgrpo.optimizer import AdamW
+from fastgrpo.optimizer import AdamW, StepReport
 from fastgrpo.tiny import create_policy
-from fastgrpo.train import draw_problems, train
+from fastgrpo.train import draw_problems, refuse_idle_ranks, train
 from fastgrpo.types import Execution, RewardTerms, Sample
 
 CORPUS = ["count the vowels in this sentence", "aeiou bcdfg"] * 4
@@ -189,6 +189,25 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_the_policy_as_it_is
     healthy = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=1.0)]
     assert update(policy, optimizer, healthy, Config().grpo, budget=64)["skipped"] == 0.0
     assert not torch.equal(policy.head_weight, before)
+
+
+def test_a_skipped_later_epoch_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_policy(model)
+    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    steps = iter([StepReport(1.0, False), StepReport(float("inf"), True), StepReport(2.0, False)])
+    monkeypatch.setattr(optimizer, "step", lambda: next(steps))
+    once = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=1.0)]
+    report = update(policy, optimizer, once, resolve({"grpo.epochs_per_batch": 3}).grpo, budget=64)
+    assert report["skipped"] == 1.0
+    assert report["grad_norm"] == float("inf")
+
+
+def test_a_rank_without_a_problem_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_idle_ranks(resolve({"grpo.prompts_per_step": 1}))
+    monkeypatch.setattr("fastgrpo.train.rank_and_world", lambda: (0, 4))
+    refuse_idle_ranks(resolve({"grpo.prompts_per_step": 4}))
+    with pytest.raises(UserError, match="prompts_per_step = 3 is below the 4 ranks"):
+        refuse_idle_ranks(resolve({"grpo.prompts_per_step": 3}))
 
 
 @pytest.mark.parametrize(("advantage", "logprob"), [(1.0, -20.0), (-1.0, -0.1)])
