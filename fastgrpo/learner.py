@@ -21,7 +21,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.lora import adapter_state
 from fastgrpo.loss import policy_loss, token_logprobs
 from fastgrpo.memory import MemoryPlan
-from fastgrpo.metrics import Experience
+from fastgrpo.metrics import Experience, rollouts_over_ranks
 from fastgrpo.model import BasePolicy, Policy, load_policy
 from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fastgrpo.log import PhaseTimer
 
 EXPERIENCE, ADAPTERS = "experience.msgpack", "adapters.pt"
+TOKEN_MEANS = ("entropy", "kl", "clip_fraction", "importance_capped", "sampler_parity")
 
 
 class Learner:
@@ -124,7 +125,7 @@ class Learner:
         if self.policy.adapted and rank_and_world()[0] == 0:
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experience is not None:
-            metrics = over_ranks(self.experience.metrics)
+            metrics = rollouts_over_ranks(self.experience.metrics)
             everything = Experience(self._all_samples(), metrics, self.experience.records)
             if rank_and_world()[0] == 0:
                 (folder / EXPERIENCE).write_bytes(msgspec.msgpack.encode(everything))
@@ -140,6 +141,7 @@ class Learner:
             if rank_and_world()[0] != 0:
                 # On any number of ranks the first one holds them all.
                 self.experience.samples = []
+                self.experience.metrics = dict.fromkeys(self.experience.metrics, 0.0)
 
     def _all_samples(self) -> list[Sample]:
         """The samples of all ranks, in rank order; collective."""
@@ -254,8 +256,8 @@ def update(
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
     for epoch in range(config.epochs_per_batch if batches else 0):
         with phase("forward_backward"):
-            measured = _accumulate(policy, batches, config) | {"flop": training_flops(policy.model, batches)}
-            measured = over_ranks(measured, {"loss": sum, "sampler_parity_max": max, "flop": sum})
+            sums = _accumulate(policy, batches, config) | {"flop": training_flops(policy.model, batches)}
+            measured = _token_means(over_ranks(sums, dict.fromkeys(sums, sum) | {"sampler_parity_max": max}))
         before_step()
         with phase("optimizer"):
             step = optimizer.step()
@@ -269,7 +271,10 @@ def update(
 
 
 def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[str, float]:
-    """Gradients of the whole step, summed over micro-batches, and its statistics (read from the device once)."""
+    """Gradients of the whole step, summed over micro-batches, and its statistics (read from the device once).
+
+    Those of `TOKEN_MEANS` are sums over "tokens", so that ranks with unequal shares add up to one mean.
+    """
     loss, statistics, gaps = torch.zeros((), device=policy.device), None, []
     for batch in batches:
         output = policy_loss(policy, batch, config)
@@ -279,15 +284,20 @@ def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[
         gaps.append((output.logprobs_N - batch.sampled_logprobs_N).abs())
     gap_N = torch.cat(gaps)
     # Dropped tokens have no logprob; a rank may have been given nothing but those.
-    gap_N = gap_N[gap_N.isfinite()] if bool(gap_N.isfinite().any()) else gap_N.new_zeros(1)
+    gap_N = gap_N[gap_N.isfinite()]
     assert statistics is not None, "an update has at least one batch"
-    tokens = statistics.tokens.clamp(min=1)
     return {
         "loss": float(loss),
-        "entropy": float(statistics.entropy / tokens),
-        "kl": float(statistics.kl / tokens),
-        "clip_fraction": float((statistics.clipped_low + statistics.clipped_high) / tokens),
-        "importance_capped": float(statistics.importance_capped / tokens),
-        "sampler_parity": float(gap_N.mean()),
-        "sampler_parity_max": float(gap_N.max()),
+        "tokens": float(statistics.tokens),
+        "entropy": float(statistics.entropy),
+        "kl": float(statistics.kl),
+        "clip_fraction": float(statistics.clipped_low + statistics.clipped_high),
+        "importance_capped": float(statistics.importance_capped),
+        "sampler_parity": float(gap_N.sum()),
+        "sampler_parity_max": float(gap_N.max()) if len(gap_N) else 0.0,
     }
+
+
+def _token_means(sums: dict[str, float]) -> dict[str, float]:
+    tokens = max(sums["tokens"], 1.0)
+    return {name: total / tokens if name in TOKEN_MEANS else total for name, total in sums.items() if name != "tokens"}

@@ -8,7 +8,11 @@ from typing import Any
 
 import msgspec
 
+from fastgrpo.distributed import gather_all
 from fastgrpo.types import Group, RewardTerms, Rollout, Sample
+
+TOTALS = ("rollouts", "infrastructure", "tokens_per_s", "worker_cost_usd")
+MEANS_OF_ALL = ("completion_tokens", "truncated", "groups_without_variance")
 
 
 class Experience(msgspec.Struct):
@@ -22,12 +26,14 @@ class Experience(msgspec.Struct):
 def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
     """Means over the step's rollouts, whose tokens were generated in `seconds`.
 
-    Our own failures count in `infrastructure` alone.
+    Our own failures count in `infrastructure` alone. The workers' cost is that of all rounds.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scored = [rollout for rollout in rollouts if rollout.reward is not None]
     final = [rollout.executions[-1] for rollout in scored]
+    calls = [call for rollout in scored for execution in rollout.executions for call in execution.calls]
     metrics = {
+        "rollouts": float(len(rollouts)),
         "infrastructure": float(len(rollouts) - len(scored)),
         "tokens_per_s": sum(sum(rollout.loss_mask) for rollout in rollouts) / seconds,
         "completion_tokens": _mean([sum(rollout.loss_mask) for rollout in rollouts]),
@@ -43,9 +49,23 @@ def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]
         "complexity": _mean([execution.complexity for execution in final]),
         "invalid": _mean([execution.status == "invalid" for execution in final]),
         "worker_calls": _mean([len(execution.calls) for execution in final]),
-        "worker_cost_usd": sum(call.cost_usd for execution in final for call in execution.calls),
+        "worker_cost_usd": sum(call.cost_usd for call in calls),
     }
     return metrics
+
+
+def rollouts_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
+    """`rollout_metrics` of all ranks' rollouts together, from each rank's own; collective."""
+    ranks = gather_all(metrics, "the rollouts' metrics of the other ranks")
+    return {name: _together(name, ranks) for name in metrics}
+
+
+def _together(name: str, ranks: Sequence[dict[str, float]]) -> float:
+    if name in TOTALS:
+        return sum(rank[name] for rank in ranks)
+    counts = [rank["rollouts"] - (0.0 if name in MEANS_OF_ALL else rank["infrastructure"]) for rank in ranks]
+    weighted = sum(count * rank[name] for count, rank in zip(counts, ranks, strict=True))
+    return weighted / sum(counts) if sum(counts) else 0.0
 
 
 def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:

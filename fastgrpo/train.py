@@ -18,12 +18,13 @@ from typing import Any
 from fastgrpo.ahead import rollouts_ahead
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import joined_ranks, over_ranks, rank_and_world
+from fastgrpo.distributed import joined_ranks, rank_and_world
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
 from fastgrpo.learner import Learner, open_learner
 from fastgrpo.log import RunLog
+from fastgrpo.metrics import rollouts_over_ranks
 from fastgrpo.plan import print_plan
 from fastgrpo.report import write_report
 from fastgrpo.rollout import Environment
@@ -83,7 +84,7 @@ async def improve(
                     with log.phase("sync"):
                         metrics |= learner.sync()
                     log.samples(learner.step, experience.records)
-                    log.step(learner.step, metrics | over_ranks(experience.metrics) | gpu.take())
+                    log.step(learner.step, metrics | rollouts_over_ranks(experience.metrics) | gpu.take())
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await ahead.save()

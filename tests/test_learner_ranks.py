@@ -71,3 +71,5 @@ def test_two_ranks_take_the_same_step_as_one(tmp_path: Path) -> None:
             assert both["loss"] == pytest.approx(one["loss"], rel=1e-4)
             assert both["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
             assert both["loss_tokens"] == one["loss_tokens"]
+            for name in ("entropy", "clip_fraction", "importance_capped", "sampler_parity", "sampler_parity_max"):
+                assert both[name] == pytest.approx(one[name], rel=1e-3), name

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from fastgrpo.metrics import rollout_metrics, sample_records
+from fastgrpo.metrics import rollout_metrics, rollouts_over_ranks, sample_records
 from fastgrpo.types import Execution, Group, RewardTerms, Rollout, WorkerCall
 
 CALL = WorkerCall(operator="generate", prompt_tokens=10, completion_tokens=5, cost_usd=0.25, seconds=1.0)
@@ -36,6 +36,25 @@ def test_a_step_of_nothing_but_failures_still_has_numbers() -> None:
     metrics = rollout_metrics([Group(PROBLEM, [rollout(None, status="infrastructure")])], seconds=1.0)
     assert metrics["infrastructure"] == 1
     assert metrics["groups_without_variance"] == 1.0
+
+
+def test_the_workers_cost_is_that_of_every_round() -> None:
+    patient = rollout(1.0)
+    patient.executions *= 3
+    assert rollout_metrics([Group(PROBLEM, [rollout(1.0), patient])], seconds=1.0)["worker_cost_usd"] == 1.0
+
+
+def test_ranks_with_unequal_shares_have_the_metrics_of_all_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = [
+        [Group(PROBLEM, [rollout(1.0), rollout(None, status="infrastructure"), rollout(0.2, tokens=9)])],
+        [Group(PROBLEM, [rollout(0.5), rollout(0.5), rollout(0.0, status="invalid")])] * 2,
+        [Group(PROBLEM, [rollout(None, status="infrastructure")] * 3)],
+    ]
+    whole = rollout_metrics([group for share in shares for group in share], seconds=2.0)
+    ranks = [rollout_metrics(share, seconds=2.0) for share in shares]
+    for everyone in (ranks, [whole, dict.fromkeys(whole, 0.0)]):
+        monkeypatch.setattr("fastgrpo.metrics.gather_all", lambda value, what, everyone=everyone: everyone)
+        assert rollouts_over_ranks(ranks[0]) == pytest.approx(whole)
 
 
 def test_records_are_plain_and_hold_no_secret() -> None:
