@@ -71,8 +71,19 @@ def compile_asserts(source: str) -> tuple[bytes, int]:
 
 @lru_cache(CACHED)
 def wanted_names(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names that `source` reads and no builtin has, and the first name that it calls if that is a plain one."""
+    """Names that `source` reads, neither binds nor finds built in; and the first that it calls, if a plain one."""
     nodes = list(ast.walk(parse(source)))
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     called = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    read -= {_bound(node) for node in nodes}
     return tuple(sorted(name for name in read if not hasattr(builtins, name))), tuple(called[:1])
+
+
+def _bound(node: ast.AST) -> str:
+    """The name that `node` gives a value: a variable's, also of a comprehension, an argument's, an import's; or ""."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.FunctionDef(name=name):
+            return name
+        case ast.alias(name=name, asname=alias):
+            return alias or name.partition(".")[0]
+    return ""

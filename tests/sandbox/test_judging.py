@@ -79,6 +79,19 @@ def test_an_assertion_in_a_loop_passes_only_if_every_time_and_at_least_once(pool
 
 
 @pytest.mark.jail
+def test_an_assertion_may_have_names_of_its_own(pool):
+    lines = (
+        "assert all(i > 0 for i in f(3))",
+        "assert sorted(f(3), key=lambda x: -x) == [3, 2, 1]",
+        "found = f(2)\nassert found == [1, 2]",
+        "import math as m\nassert f(1) == [m.gcd(1, 1)]",
+        "def wanted(n):\n    return [1] * n\nassert f(1) == wanted(1)",
+        "assert [i for i in f(3)] == [unknown]",
+    )
+    outcome = pool.run("def f(n):\n    return list(range(1, n + 1))", tests=AssertTests(lines))
+    assert outcome.tests == (True,) * 5 + (False,)
+
+
 def test_a_failing_local_line_leaves_the_rest_unanswered(pool):
     body = "assert candidate(1) == 2\nvalue = candidate(None)\nassert value == 1"
     assert check(body, "def f(x): return x + 1", pool).tests == (True, False)
