@@ -50,6 +50,8 @@ class OwnProblem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _tests(self) -> Tests:
         if sum(map(bool, (self.asserts, self.check, self.unittest, self.stdio))) != 1:
             raise ValueError("has no tests: give exactly one of asserts, check, unittest or stdio")
+        if not all(any(isinstance(node, ast.Assert) for node in ast.walk(parse(text))) for text in self.asserts):
+            raise ValueError("has an entry of asserts without an assert statement: no solution passes it")
         if self.asserts:
             return AssertTests(asserts=tuple(self.asserts), setup=self.setup)
         if self.check:
@@ -179,7 +181,8 @@ def _defined(source: str) -> set[str]:
 
 def _problem(id: str, prompt: str, entry_point: str, solution: str, tests: Tests) -> Problem:
     public, hidden = split_tests(tests)
-    if not isinstance(tests, StdioTests) and entry_point not in _defined(solution):
+    defined = _defined(solution)
+    if not isinstance(tests, StdioTests) and entry_point not in defined:
         raise ValueError(f"has entry_point {entry_point!r}, which its solution does not define")
     if isinstance(tests, CheckTests) and "check" not in _defined(tests.source):
         raise ValueError("has tests that do not define check(candidate)")

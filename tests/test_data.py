@@ -187,6 +187,11 @@ def test_own_problems_of_every_kind(tmp_path: Path) -> None:
         (json.dumps(OWN | {"asserts": ["assert add("]}), r"own.jsonl:1: its code is not Python"),
         (json.dumps(OWN | {"entry_point": "plus"}), r"own.jsonl:1: .*entry_point 'plus', which its solution does not"),
         (json.dumps(OWN | {"asserts": [], "check": "assert add(1, 1)"}), r"own.jsonl:1: .*do not define check"),
+        (json.dumps(OWN | {"asserts": ["add(1, 2) == 3"]}), r"own.jsonl:1: .*entry of asserts without an assert"),
+        (
+            json.dumps(OWN | {"asserts": [], "stdio": [["1", "1"]], "solution": "def"}),
+            r"own.jsonl:1: its code is not P",
+        ),
         (json.dumps(OWN | {"colour": 1}), r"own.jsonl:1: .*unknown field `colour`"),
         (json.dumps(OWN | {"prompt": 3}), r"own.jsonl:1: .*Expected `str`.*prompt"),
     ],
