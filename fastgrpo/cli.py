@@ -11,7 +11,8 @@ from fastgrpo.config import KEYS, SECTIONS, Config, checked, choices_of, layered
 from fastgrpo.errors import UserError
 
 FLAGS = {
-    "--config FILE": "read this TOML file first; without it and without --model, the demo's settings",
+    "--config FILE": "read this TOML file first; without it and without --model, the demo's settings;\n"
+    "                  evaluate and solve: without it, that of the run that wrote --model",
     "--model PATH": "short for --model.path",
     "--resume": "continue the run from its last checkpoint, with its own configuration",
     "--dry-run": "print the resolved plan and exit",
@@ -31,10 +32,11 @@ class CommandLine(NamedTuple):
     arguments: tuple[str, ...]
 
 
-def parse(arguments: Sequence[str], *, program: str, positional: str = "") -> CommandLine:
+def parse(arguments: Sequence[str], *, program: str, positional: str = "", of_run: bool = False) -> CommandLine:
     """Read a command line: `--config FILE`, `--section.key VALUE`, flags; with `--resume` the run's own configuration.
 
-    `positional` names what the program takes besides (shown by `--help`); empty = nothing. Exits 0 after `--help`.
+    `positional` names what the program takes besides (shown by `--help`); empty = nothing. With `of_run` a model that
+    a run wrote comes with that run's configuration, where no file is given. Exits 0 after `--help`.
     Raises `UserError` for anything it does not know.
     """
     options, flags, rest = _split(arguments)
@@ -45,6 +47,8 @@ def parse(arguments: Sequence[str], *, program: str, positional: str = "") -> Co
         raise UserError(f"unexpected argument {rest[0]!r}: keys are set as --section.key VALUE; --help lists them")
     file = options.pop("config", None)
     overrides = checked(options, source="command line", strict=False)
+    if file is None and of_run:
+        file = _configuration_of(overrides.get("model.path", ""))
     values = read_toml(Path(file)) if file is not None else {} if overrides.get("model.path") else read_toml(DEMO)
     config = resolve(layered(values, overrides))
     if "--resume" in flags and file is None:
@@ -53,6 +57,14 @@ def parse(arguments: Sequence[str], *, program: str, positional: str = "") -> Co
             raise UserError(f"nothing to resume: {saved} does not exist; check --name, or leave --resume out")
         config = resolve(layered(read_toml(saved), overrides))
     return CommandLine(config, "--resume" in flags, "--dry-run" in flags, tuple(rest))
+
+
+def _configuration_of(model: str) -> str | None:
+    """The configuration of the run that wrote the folder `model`: the held-out problems, prompt and workers are its."""
+    for folder in Path(model).resolve().parents[:2] if model else ():
+        if (folder / "config.toml").is_file() and (folder / "metrics.jsonl").is_file():
+            return str(folder / "config.toml")
+    return None
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], set[str], list[str]]:

@@ -123,7 +123,7 @@ async def _main(config: Config) -> None:
 
 def main() -> None:
     """Evaluate `--model PATH` on the held-out problems and print the means."""
-    command = parse(sys.argv[1:], program="fastgrpo.evaluate")
+    command = parse(sys.argv[1:], program="fastgrpo.evaluate", of_run=True)
     require_ready()
     run_async(lambda: _main(command.config))
 

@@ -53,7 +53,7 @@ async def solve(command: CommandLine) -> None:
 
 def main() -> None:
     """Answer one query."""
-    command = parse(sys.argv[1:], program="fastgrpo.solve", positional="PROBLEM_ID")
+    command = parse(sys.argv[1:], program="fastgrpo.solve", positional="PROBLEM_ID", of_run=True)
     run_async(lambda: solve(command))
 
 

@@ -126,6 +126,20 @@ def test_resume_reads_the_runs_own_configuration(tmp_path: Path) -> None:
         config("--runs", str(tmp_path), "--name", "other", "--resume")
 
 
+def test_a_runs_model_is_judged_by_that_runs_configuration(tmp_path: Path) -> None:
+    """Its held-out problems, prompt and workers: with others, problems it was trained on would count as held out."""
+    folder = open_folder(config("--runs", str(tmp_path), "--seed", "3", "--data.held_out", "9"), resume=False)
+    (folder / "metrics.jsonl").write_text("")
+    for model in (folder / "sft", folder / "checkpoints/step-000010"):
+        model.mkdir(parents=True)
+        words = ["--model", str(model), "--eval.samples", "7"]
+        own = parse(words, program="fastgrpo.evaluate", of_run=True).config
+        assert (own.seed, own.data.held_out, own.eval.samples, own.model.path) == (3, 9, 7, str(model))
+        assert parse(words, program="fastgrpo.train").config.seed == 0
+    (folder / "metrics.jsonl").unlink()
+    assert parse(words, program="fastgrpo.evaluate", of_run=True).config.seed == 0
+
+
 def test_refused_resume_leaves_the_runs_configuration_as_it_was(tmp_path: Path) -> None:
     folder = open_folder(config("--runs", str(tmp_path)), resume=False)
     before = (folder / "config.toml").read_text()
