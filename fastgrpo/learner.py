@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from transformers import AutoConfig
 
 from fastgrpo.advantage import group_advantages
 from fastgrpo.checkpoint import Checkpoints, load
@@ -22,7 +21,7 @@ from fastgrpo.lora import adapter_state
 from fastgrpo.loss import policy_loss, token_logprobs
 from fastgrpo.memory import MemoryPlan
 from fastgrpo.metrics import Experience, rollouts_over_ranks
-from fastgrpo.model import BasePolicy, Policy, load_policy
+from fastgrpo.model import BasePolicy, Policy, load_config, load_policy
 from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
 from fastgrpo.plan import memory_plan
@@ -169,7 +168,7 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
     """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
     checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
     settings: dict[str, Any] = {"device": policy_device(), "dtype": policy_dtype(config)}
-    plan = memory_plan(config, AutoConfig.from_pretrained(model), ranks=rank_and_world()[1])
+    plan = memory_plan(config, load_config(model), ranks=rank_and_world()[1])
     # A checkpoint's weights have the adapters merged into them: with LoRA the base is the model's own.
     weights = model if config.model.lora_rank else checkpoint or model
     policy = load_policy(

@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from fastgrpo.attention import PACKED
@@ -125,6 +132,15 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path)
 
 
+def load_config(path: str | os.PathLike[str]) -> PretrainedConfig:
+    """The architecture of a Hugging Face folder. Raises UserError if it is not a causal LM with its tokenizer."""
+    _check_folder(Path(path))
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"model folder {path} has no usable config.json: {_first_line(error)}") from error
+
+
 def load_policy(
     path: str | os.PathLike[str],
     *,
@@ -147,7 +163,7 @@ def load_policy(
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED)
     except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
     model.to(torch.device(device))  # type: ignore[arg-type]
     policy = Policy(model.train(), tokenizer)
@@ -157,6 +173,10 @@ def load_policy(
     if compile_layers:
         policy.compile_layers()
     return policy
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _check_folder(path: Path) -> None:

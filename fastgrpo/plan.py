@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from fastgrpo.config import Config, to_toml
 from fastgrpo.memory import MemoryPlan, Workload, device_capacity, plan_memory
+from fastgrpo.model import load_config
 from fastgrpo.runtime import load_problems, policy_device, policy_dtype
 from fastgrpo.tiny import policy_config
 
@@ -56,7 +55,7 @@ def print_plan(config: Config) -> None:
     print(f"problems        {len(problems)} for training, {len(held_out)} held out")
     if config.model.path:
         print(f"policy          {config.model.path}")
-        model = AutoConfig.from_pretrained(Path(config.model.path))
+        model = load_config(config.model.path)
     else:
         print(f"stage 1         {len(problems) * config.sft.teacher_samples} traces, {config.sft.epochs} epochs")
         model = policy_config()

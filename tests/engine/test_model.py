@@ -10,7 +10,7 @@ from tiny_model import save_tiny_model
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
 from fastgrpo.loss import policy_loss
-from fastgrpo.model import Policy, load_policy
+from fastgrpo.model import Policy, load_config, load_policy
 from fastgrpo.packing import pack
 from fastgrpo.types import Batch, Runs, Sample
 
@@ -109,18 +109,22 @@ def test_folder_without_a_part_names_it(tiny_folder: Path, tmp_path: Path, missi
     folder = tmp_path / "broken"
     shutil.copytree(tiny_folder, folder)
     (folder / missing).unlink()
-    with pytest.raises(UserError, match=rf"{folder} has no {missing}.*{fix}"):
-        load_policy(folder)
+    for load in (load_policy, load_config):
+        with pytest.raises(UserError, match=rf"{folder} has no {missing}.*{fix}"):
+            load(folder)
 
 
 def test_folder_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        load_policy(tmp_path / "nowhere")
+    for load in (load_policy, load_config):
+        with pytest.raises(UserError, match="does not exist"):
+            load(tmp_path / "nowhere")
     folder = tmp_path / "odd"
     shutil.copytree(tiny_folder, folder)
     (folder / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(UserError, match=f"{folder} does not load"):
         load_policy(folder)
+    with pytest.raises(UserError, match=f"{folder} has no usable config.json"):
+        load_config(folder)
 
 
 def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:
