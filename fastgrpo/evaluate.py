@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from fastgrpo.model import load_tokenizer
 from fastgrpo.rollout import Environment, collect
 from fastgrpo.runtime import load_problems, open_engine, open_environment, run_async, sampling_of
 from fastgrpo.types import Problem
+
+log = logging.getLogger(__name__)
 
 
 class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +56,10 @@ async def evaluate(
         sampling=replace(sampling_of(config), temperature=config.eval.temperature),
         seed=config.seed + 7_919,
     )
+    failed = [rollout for group in groups for rollout in group.rollouts if rollout.reward is None]
+    if failed:
+        rollouts, reason = sum(len(group.rollouts) for group in groups), failed[0].executions[-1].error
+        log.warning("%d of %d workflows are left out of the evaluation: %s", len(failed), rollouts, reason)
     rows = [
         EvalRow(
             stage=stage,
@@ -117,6 +124,8 @@ async def _main(config: Config) -> None:
         with open_engine(config, Path(config.model.path)) as engine:
             tokenizer = load_tokenizer(config.model.path)
             rows = await evaluate(engine, environment, tokenizer, held_out, config, "evaluate")
+    if held_out and not rows:
+        raise UserError("nothing was evaluated: every workflow failed for the reason above, which is not the model's")
     for name, value in summary(rows).items():
         print(f"{name:16} {value:.4f}")
 

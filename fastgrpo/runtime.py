@@ -137,18 +137,26 @@ def policy_dtype(config: Config) -> torch.dtype:
 
 @contextmanager
 def open_engine(config: Config, model: Path, *, kv_cache_gb: float | None = None) -> Iterator[Engine]:
-    """vLLM in this process, with `model`'s weights; `kv_cache_gb` as planned, None = what the configuration says."""
-    engine = Engine(
-        model,
-        dtype=str(policy_dtype(config)).removeprefix("torch."),
-        max_model_len=config.engine.max_model_len,
-        max_num_seqs=config.engine.max_num_seqs,
-        kv_cache_gb=kv_cache_gb or (None if torch.cuda.is_available() else config.engine.kv_cache_gb),
-        enforce_eager=config.engine.enforce_eager,
-        seed=config.seed,
-        parity_limit=config.engine.parity_threshold,
-        step_timeout_s=config.engine.step_timeout_s,
-    )
+    """vLLM in this process, with `model`'s weights; `kv_cache_gb` as planned, None = what the configuration says.
+
+    Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
+    """
+    try:
+        engine = Engine(
+            model,
+            dtype=str(policy_dtype(config)).removeprefix("torch."),
+            max_model_len=config.engine.max_model_len,
+            max_num_seqs=config.engine.max_num_seqs,
+            kv_cache_gb=kv_cache_gb or (None if torch.cuda.is_available() else config.engine.kv_cache_gb),
+            enforce_eager=config.engine.enforce_eager,
+            seed=config.seed,
+            parity_limit=config.engine.parity_threshold,
+            step_timeout_s=config.engine.step_timeout_s,
+        )
+    except ValueError as error:
+        # pydantic's errors begin with a line of their own.
+        reason = str(error).rpartition("Value error, ")[2].strip().splitlines()[0]
+        raise UserError(f"vLLM does not start with {model} and the [engine] settings: {reason}") from error
     try:
         yield engine
     finally:

@@ -46,6 +46,8 @@ async def solve(command: CommandLine) -> None:
                 seed=config.seed,
             )
     executions: list[Execution] = [rollout.executions[-1] for rollout in groups[0].rollouts]
+    if all(execution.status == "infrastructure" for execution in executions):
+        raise UserError(f"every workflow failed: {executions[0].error}")
     best = max(executions, key=lambda execution: execution.public_pass_rate)
     print(f"# workflow ({len(best.calls)} worker calls)\n{best.workflow}\n\n# solution\n{best.solution}\n")
     print(f"# public tests passed: {best.public_pass_rate:.0%} (best of {len(executions)} workflows, {best.status})")

@@ -1,0 +1,86 @@
+"""Evaluation and solving where nothing can be measured: what failed is said, and no empty result is a success."""
+
+import asyncio
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fastgrpo import evaluate, runtime, solve
+from fastgrpo.cli import CommandLine
+from fastgrpo.config import Config, resolve
+from fastgrpo.errors import UserError
+from fastgrpo.types import Execution, Group, RewardTerms, Rollout
+
+CONFIG = resolve({"model.path": "folder"})
+PROBLEM = SimpleNamespace(id="p", difficulty=0.5)
+
+
+def rollout(status: str) -> Rollout:
+    failed = status == "infrastructure"
+    execution = Execution(status=status, error="the endpoint cannot be reached" if failed else "")  # type: ignore[arg-type]
+    terms = RewardTerms(total=0.5, performance=0.5, complexity=0.0, diversity=0.0, format=0.0)
+    return Rollout([1], [1], [0.0], ["text"], [execution], reward=None if failed else terms)
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
+    """The rollouts that both programs get, without engine and jails."""
+    rollouts: list[Rollout] = []
+
+    async def collect(*_: object, **__: object) -> list[Group]:
+        return [Group(PROBLEM, list(rollouts))]
+
+    @asynccontextmanager
+    async def environment(config: Config):
+        yield None
+
+    @contextmanager
+    def engine(config: Config, model: Path):
+        yield None
+
+    for program in (evaluate, solve):
+        monkeypatch.setattr(program, "collect", collect)
+        monkeypatch.setattr(program, "open_environment", environment)
+        monkeypatch.setattr(program, "open_engine", engine)
+        monkeypatch.setattr(program, "load_tokenizer", lambda path: None)
+    monkeypatch.setattr(evaluate, "load_problems", lambda config: ([], [PROBLEM]))
+    monkeypatch.setattr(solve, "find", lambda dataset, name: PROBLEM)
+    return rollouts
+
+
+def test_workflows_left_out_are_told(
+    collected: list[Rollout], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    collected += [rollout("ok"), rollout("infrastructure")]
+    asyncio.run(evaluate._main(CONFIG))
+    assert "reward           0.5000" in capsys.readouterr().out
+    assert "1 of 2 workflows are left out of the evaluation: the endpoint cannot be reached" in caplog.text
+
+
+def test_nothing_evaluated_is_an_error(collected: list[Rollout]) -> None:
+    collected += [rollout("infrastructure")] * 2
+    with pytest.raises(UserError, match="nothing was evaluated"):
+        asyncio.run(evaluate._main(CONFIG))
+
+
+def test_a_query_that_only_we_failed_is_an_error(collected: list[Rollout]) -> None:
+    collected += [rollout("infrastructure")] * 2
+    command = CommandLine(CONFIG, resume=False, dry_run=False, arguments=("p",))
+    with pytest.raises(UserError, match="every workflow failed: the endpoint cannot be reached"):
+        asyncio.run(solve.solve(command))
+
+
+def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError(
+            "1 validation error for ModelConfig\n  Value error, max_model_len (8192) is too long\n  For more"
+        )
+
+    monkeypatch.setattr(runtime, "Engine", refuse)
+    with (
+        pytest.raises(UserError, match=r"^vLLM does not start with folder .*: max_model_len \(8192\) is too long$"),
+        runtime.open_engine(CONFIG, Path("folder")),
+    ):
+        pass
