@@ -67,6 +67,46 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut(name: str, budget: 
     torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-6)
 
 
+def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torch.Tensor:
+    """The papers' objectives, sequence by sequence, at the old and sampling logprobs of `step_gradient`."""
+    tokens = sum(sample.loss_tokens for sample in items)
+    total = torch.zeros(())
+    for sample in items:
+        ids, mask = torch.tensor(sample.token_ids), torch.tensor(sample.loss_mask[1:]).bool()
+        logits = (policy.embedding[ids] + 0.01 * torch.arange(len(ids))[:, None]) @ policy.head_weight.T
+        logp = logits.log_softmax(-1)[:-1].gather(1, ids[1:, None]).squeeze(1)[mask]
+        old = logp.detach() + 0.1 * torch.sin(ids[1:][mask].float())
+        sampler = torch.tensor(sample.logprobs)[1:][mask]
+        ratio = (logp - old).exp()
+        if config.ratio == "sequence":
+            ratio = (logp - old).mean().exp().expand(len(logp))
+        clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        objective = torch.minimum(ratio * sample.advantage, clipped * sample.advantage)
+        if config.ratio == "cispo":
+            objective = clipped.detach() * sample.advantage * logp
+        distance = old - 0.05 - logp
+        importance = (old - sampler).exp().clamp(max=config.tis_cap) if config.tis_cap else 1.0
+        loss = -importance * objective
+        loss = loss + config.kl_weight * (distance.exp() - distance - 1)
+        divisor = {"token": tokens, "sequence": len(items) * len(logp), "constant": len(items) * config.max_new_tokens}
+        total = total + loss.sum() / divisor[config.normaliser]
+    return total
+
+
+@pytest.mark.parametrize("name", sorted(LOSS_PRESETS))
+def test_every_loss_has_its_papers_gradient(name: str) -> None:
+    """With clips that hold for some of the ratios. GSPO's gradient goes through the whole sequence's ratio, in which
+    weights of single tokens, TIS's, have no place."""
+    clip, cap = (0.02, 0.0) if name == "gspo" else (0.05, 2.0)
+    preset = LOSS_PRESETS[name] | {"clip_low": clip, "clip_high": clip}
+    config = msgspec.structs.replace(Grpo(), kl_weight=1e-3, tis_cap=cap, **preset)
+    policy = TinyPolicy()
+    found = step_gradient(policy, samples(), config, 64)
+    textbook_loss(policy, samples(), config).backward()
+    expected = policy.gradient()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_normalisers_weigh_tokens_as_their_papers_do() -> None:
     counts: dict[str, Any] = {"constant": 10, "totals": (8, 2)}
     assert sequence_weights([2, 6], "token", **counts) == [1 / 8, 1 / 8]
