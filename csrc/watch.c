@@ -3,14 +3,17 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100, MAX_DEPTH = 40 };
+enum { TICKS = 100 /* in a second, for /proc */ };
 
 typedef struct {
     uint64_t cpu_ns, anonymous_kb;
@@ -43,6 +46,9 @@ static uint64_t proportional_kb(const server *s, pid_t pid) {
     return line ? strtoull(line + 9, NULL, 10) : 0;
 }
 
+/* A child between vfork and exec: its memory is its parent's. */
+static bool shares_memory(pid_t parent, pid_t child) { return syscall(SYS_kcmp, parent, child, KCMP_VM, 0, 0) == 0; }
+
 static uint64_t cpu_of(pid_t pid) {
     struct timespec t;
     clockid_t process_clock = (~(clockid_t)pid << 3) | 2;
@@ -50,7 +56,17 @@ static uint64_t cpu_of(pid_t pid) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void visit_tree(const server *s, pid_t pid, bool proportional, int depth, usage *total);
+/* What children took that have ended and been waited for, and theirs: fields 16 and 17, in ticks. */
+static uint64_t cpu_of_ended(const server *s, pid_t pid) {
+    char path[64], text[1024];
+    unsigned long user = 0, kernel = 0;
+    snprintf(path, sizeof path, "%d/stat", pid);
+    const char *name_end = read_proc(s, path, text, sizeof text) > 0 ? strrchr(text, ')') : NULL;
+    if (name_end) sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %lu %lu", &user, &kernel);
+    return (user + kernel) * (1000000000u / TICKS);
+}
+
+static void visit_tree(const server *s, pid_t pid, pid_t parent, bool proportional, int depth, usage *total);
 
 static void visit_children(const server *s, pid_t pid, const char *thread, bool proportional, int depth, usage *total) {
     char path[96], text[4096];
@@ -58,15 +74,19 @@ static void visit_children(const server *s, pid_t pid, const char *thread, bool 
     if (read_proc(s, path, text, sizeof text) <= 0) return;
     for (char *rest = text, *word; (word = strtok_r(rest, " ", &rest));) {
         pid_t child = atoi(word);
-        if (child > 0) visit_tree(s, child, proportional, depth + 1, total);
+        if (child > 0) visit_tree(s, child, pid, proportional, depth + 1, total);
     }
 }
 
-static void visit_tree(const server *s, pid_t pid, bool proportional, int depth, usage *total) {
-    uint64_t held = proportional ? proportional_kb(s, pid) : anonymous_kb(s, pid);
-    uint64_t base = proportional ? 0 : s->base_anon_kb; /* pages of the warm interpreter, shared with the server */
-    total->anonymous_kb += held > base ? held - base : 0;
-    total->cpu_ns += cpu_of(pid);
+static uint64_t own_memory_kb(const server *s, pid_t pid, pid_t parent, bool proportional) {
+    if (proportional) return parent && shares_memory(parent, pid) ? 0 : proportional_kb(s, pid);
+    uint64_t held = anonymous_kb(s, pid), base = s->base_anon_kb; /* the warm interpreter's pages, shared with the server */
+    return held > base ? held - base : 0;
+}
+
+static void visit_tree(const server *s, pid_t pid, pid_t parent, bool proportional, int depth, usage *total) {
+    total->anonymous_kb += own_memory_kb(s, pid, parent, proportional);
+    total->cpu_ns += cpu_of(pid) + cpu_of_ended(s, pid);
     total->processes++;
     if (depth > MAX_DEPTH) return;
     char path[64];
@@ -85,12 +105,12 @@ static bool over_output(const job *j) {
 }
 
 static bool over_memory(const server *s, job *j, usage *total) {
-    visit_tree(s, j->solution.pid, false, 0, total);
+    visit_tree(s, j->solution.pid, 0, false, 0, total);
     j->many = total->processes > 1;
     uint64_t cap_kb = (uint64_t)j->limits.memory_mb << 10;
     if (total->anonymous_kb > cap_kb && j->many) {
         *total = (usage){0};
-        visit_tree(s, j->solution.pid, true, 0, total);
+        visit_tree(s, j->solution.pid, 0, true, 0, total);
     }
     if (total->anonymous_kb + s->base_anon_kb > j->memory_kb) j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
     return total->anonymous_kb > cap_kb;

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import site
 import socket
 import struct
 import subprocess
@@ -28,7 +29,7 @@ HOST_START, HOST_DATA, HOST_KILL = 1, 2, 3  # frames to the server
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 5.0
 ANSWER_GRACE_S = 60.0  # a fork server gives a job 30 s to begin on a busy machine, and its judge 2 s after the end
-DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = ("null", "full", "random", "urandom")  # not zero: what is mapped from it and shared, no limit counts
 
 
 Kind = Literal["run", "session"]
@@ -100,12 +101,24 @@ def _package_binds(preload: tuple[str, ...]) -> dict[str, str]:
     return binds
 
 
+def _hidden(binds: dict[str, str]) -> list[str]:
+    """Where installed packages lie within what is bound: no part of the interpreter, and there may be data sets."""
+    folders = {os.path.realpath(folder) for folder in site.getsitepackages([sys.prefix, sys.base_prefix])}
+    return [
+        destination + folder.removeprefix(source)
+        for folder in sorted(filter(os.path.isdir, folders))
+        for source, destination in binds.items()
+        if folder.startswith(source + "/")
+    ]
+
+
 def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, object]:
     """What launch.py needs to start one cell. Raises SandboxUnavailable when a piece is missing on this machine."""
     bwrap, libraries = find_bwrap()
     python, binds = _interpreter()
     native = native_module()
     system, links = _system_binds()
+    hidden = [part for path in _hidden(binds | system) for part in ("--tmpfs", path, "--remount-ro", path)]
     binds |= (
         system | _package_binds(preload) | {str(HERE / "guest"): "/jail/guest", str(native): "/jail/native/_jail.so"}
     )
@@ -125,6 +138,7 @@ def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, ob
         *("--unshare-all", "--die-with-parent", "--new-session", "--hostname", "jail", "--clearenv"),
         *(part for item in environment.items() for part in ("--setenv", *item)),
         *links,
+        *hidden,
         *devices,
         *("--symlink", "/tmp", "/dev/shm"),
         *("--dir", "/tmp", "--proc", "/tmp/proc", "--remount-ro", "/", "--chdir", "/"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from fastgrpo_sandbox import Limits
+from fastgrpo_sandbox import Limits, cell
 
 from tests.sandbox.conftest import PRELUDE, REPOSITORY
 
@@ -33,6 +33,22 @@ def test_24_tmp_of_another_job_held_by_a_tmpfs_for_each(pool):
     )
     jobs = [{"code": code}, {"code": code.replace("mark", "other")}]
     assert {outcome.stdout for outcome in pool.run_all(jobs)} == {"['mark'] ['mark']\n", "['other'] ['other']\n"}
+
+
+def test_24_installed_packages_held_by_an_empty_mount(monkeypatch, tmp_path):
+    """An interpreter without a virtual environment has them, data sets with tests among them, within its own folder."""
+    prefix = tmp_path / "python"
+    (prefix / "lib" / "site-packages").mkdir(parents=True)
+    monkeypatch.setattr(cell.site, "getsitepackages", lambda prefixes: [str(prefix / "lib" / "site-packages")])
+    assert cell._hidden({str(prefix): "/python", "/usr": "/usr"}) == ["/python/lib/site-packages"]
+
+
+def test_24_no_package_folder_of_the_interpreter_has_anything_in_it(lines):
+    code = """
+for top, folders, files in os.walk("/python"):
+    if os.path.basename(top) in ("site-packages", "dist-packages") and "ensurepip" not in top: print(folders + files)
+"""
+    assert set(lines(code)) <= {"[]"}
 
 
 @pytest.mark.parametrize("path", ["/usr/x", "/x", "/jail/x", "/jail/guest/x", "/dev/x", "/usr/bin/python3"])
@@ -79,6 +95,19 @@ def test_30_abstract_unix_sockets_held_by_seccomp(lines):
     assert lines("import socket; print(raised(socket.socket, socket.AF_UNIX))") == ["EPERM"]
 
 
+def test_30_datagrams_between_jobs_held_by_seccomp(lines):
+    """An unconnected datagram socket may send to any named one in the cell's network namespace, and one half of a pair
+    gets both: a name by SO_PASSCRED, and no peer once the other half is closed."""
+    code = """
+import socket
+print(raised(socket.socketpair, socket.AF_UNIX, socket.SOCK_DGRAM), raised(socket.socketpair, socket.AF_UNIX, socket.SOCK_RAW))
+print(raised(socket.socketpair, socket.AF_INET), raised(socket.socketpair, socket.AF_TIPC))
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+print(raised(a.setsockopt, socket.SOL_SOCKET, socket.SO_PASSCRED, 1), raised(a.send, b"x", socket.MSG_OOB), raised(a.send, b"x"))
+"""
+    assert lines(code) == ["EPERM EPERM", "EPERM EPERM", "EPERM EPERM allowed 1"]
+
+
 def test_31_other_socket_families_held_by_seccomp(lines):
     families = [socket.AF_VSOCK, socket.AF_NETLINK, socket.AF_PACKET, socket.AF_ALG, socket.AF_CAN, 44]
     assert set(lines(f"for f in {[int(f) for f in families]}: print(sysno(41, f, 1, 0), sysno(53, f, 1, 0, 0))")) == {
@@ -93,6 +122,20 @@ def test_32_kernel_interfaces_held_by_seccomp(lines):
         **{"fanotify_init": 300, "landlock_create_ruleset": 444, "seccomp": 317, "modify_ldt": 154, "personality": 135},
     }
     assert set(lines(f"for n in {list(numbers.values())}: print(sysno(n, 0, 0, 0, 0))")) == {"EPERM"}
+
+
+def test_32_calls_newer_than_the_filter_held_by_its_being_a_list(lines):
+    allowed = {424, 434, 436, 439, 441, 449}  # pidfd_*, close_range, faccessat2, epoll_pwait2, futex_waitv
+    numbers = sorted(set(range(424, 600)) - allowed - {435})  # clone3: ENOSYS
+    assert set(lines(f"for n in {numbers}: print(sysno(n, 0, 0, 0, 0))")) == {"EPERM"}
+
+
+def test_32_what_only_flushes_or_drops_the_hosts_cache_does_nothing(lines):
+    code = """
+nowhere = 50
+print(raised(os.fsync, nowhere), raised(os.fdatasync, nowhere), raised(os.posix_fadvise, nowhere, 0, 0, os.POSIX_FADV_DONTNEED))
+"""
+    assert lines(code) == ["allowed None allowed None allowed None"]
 
 
 def test_33_namespaces_and_mounts_held_by_seccomp(lines):
@@ -117,7 +160,7 @@ X32 = bytes([0xB8, 39, 0, 0, 0x40, 0x0F, 0x05, 0xC3])  # mov eax, 39 | 0x4000000
 def test_35_foreign_system_calls_held_by_seccomp(pool, machine_code):
     code = f"""
 import ctypes, mmap
-page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+page = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 page.write({machine_code!r})
 print(ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(page)))())
 """

@@ -21,6 +21,21 @@ def test_01_busy_loop_held_by_the_process_cpu_clock(pool):
     assert 0.45 <= outcome.cpu_s <= 0.6
 
 
+def test_01_cpu_of_ended_children_held_by_their_parents_account(pool):
+    code = """
+import os, time
+while True:
+    pid = os.fork()
+    if pid == 0:
+        while time.process_time() < 0.015: pass
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+    outcome = pool.run(code, limits=Limits(cpu_s=0.4, wall_s=60))
+    assert (outcome.status, outcome.error) == ("timeout", "CPU limit reached")
+    assert outcome.cpu_s < 1.5
+
+
 def test_02_sleep_held_by_the_wall_clock(pool):
     outcome = pool.run("import time; time.sleep(60)", limits=Limits(wall_s=0.5))
     assert outcome.status == "timeout"
@@ -96,6 +111,33 @@ for _ in range(6):
 for _ in range(6): os.wait()
 """
     assert pool.run(code, limits=Limits(memory_mb=150)).status == "ok"
+
+
+def test_08_a_child_before_its_exec_counts_no_second_time(pool):
+    """subprocess starts programs by vfork: until the exec the child's memory is its parent's. Here it lasts 0.3 s."""
+    code = """
+import ctypes
+x = bytearray(60 << 20)
+libc = ctypes.CDLL(None)
+CLONE_VM, CLONE_VFORK, SIGCHLD = 0x100, 0x4000, 17
+stack = ctypes.create_string_buffer(1 << 16)
+top = ctypes.c_void_p((ctypes.addressof(stack) + (1 << 16)) & ~15)
+print(libc.clone(libc.usleep, top, CLONE_VM | CLONE_VFORK | SIGCHLD, ctypes.c_void_p(300000)) > 1)
+"""
+    outcome = pool.run(code, limits=Limits(memory_mb=100, wall_s=60))
+    assert (outcome.status, outcome.stdout) == ("ok", "True\n")
+
+
+def test_09_shared_anonymous_memory_held_by_seccomp(lines):
+    """Its pages live on after most of the mapping is gone, where no process' size shows them; huge ones never show."""
+    code = """
+import mmap
+print(raised(mmap.mmap, -1, 4096), raised(mmap.mmap, -1, 2 << 20, mmap.MAP_PRIVATE | 0x40000))
+print(raised(os.open, "/dev/zero", os.O_RDWR), raised(mmap.mmap, -1, 4096, mmap.MAP_PRIVATE)[:7])
+file = open("f", "w+b"); file.truncate(4096)
+print(raised(mmap.mmap, file.fileno(), 4096)[:7])
+"""
+    assert lines(code) == ["EPERM ENOMEM", "ENOENT allowed", "allowed"]
 
 
 def test_09_memfd_held_by_seccomp(lines):
