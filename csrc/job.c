@@ -39,8 +39,9 @@ static void process_flush(server *s, job *j, process *p) {
     while (p->queue.start < p->queue.end) {
         ssize_t sent = send(p->channel, p->queue.data + p->queue.start, p->queue.end - p->queue.start, MSG_NOSIGNAL);
         if (sent < 0 && errno == EINTR) continue;
-        if (sent < 0) break; /* a dead child is reaped soon; a full socket reports when it drains */
-        buffer_consume(&p->queue, (size_t)sent);
+        if (sent < 0 && errno != EPIPE && errno != ECONNRESET) break; /* a full socket reports when it drains */
+        if (sent < 0) buffer_release(&p->queue);                      /* nobody reads any more */
+        else buffer_consume(&p->queue, (size_t)sent);
     }
     bool waiting = p->queue.start < p->queue.end;
     if (waiting != p->wants_write) watch(s, j, p, EPOLL_CTL_MOD, waiting ? EPOLLIN | EPOLLOUT : EPOLLIN);
@@ -60,8 +61,8 @@ static void take_frame(server *s, job *j, process *p, child_header header, const
         return;
     }
     if (header.kind != CHILD_RESULT) return job_stop(j, PROTOCOL);
-    p->frames++;
-    if (p->frames == 1) buffer_append(&p->result, body, header.length);
+    if (++p->frames > 1) return job_stop(j, PROTOCOL);
+    buffer_append(&p->result, body, header.length);
 }
 
 static void take_frames(server *s, job *j, process *p) {
@@ -75,19 +76,16 @@ static void take_frames(server *s, job *j, process *p) {
     }
 }
 
-/* Reads what is there; true once the other end is closed. */
-static bool process_read(server *s, job *j, process *p) {
-    for (;;) {
-        char *place = buffer_reserve(&p->in, READ_CHUNK);
-        if (place == NULL) return true;
-        ssize_t got = read(p->channel, place, READ_CHUNK);
-        if (got < 0) return errno != EAGAIN && errno != EINTR;
-        if (got == 0) return true;
-        p->in.end += (size_t)got;
-        if (j->reason != PROTOCOL) take_frames(s, j, p);
-        if (j->reason == PROTOCOL) buffer_release(&p->in);
-        if (got < READ_CHUNK) return false;
-    }
+/* Reads one piece, so that a job that never stops keeps nobody waiting: its length, 0 for none yet, -1 at the end. */
+static ssize_t process_read(server *s, job *j, process *p) {
+    char *place = buffer_reserve(&p->in, READ_CHUNK);
+    ssize_t got = place == NULL ? 0 : read(p->channel, place, READ_CHUNK);
+    if (got < 0) return errno == EAGAIN || errno == EINTR ? 0 : -1;
+    if (got == 0) return -1;
+    p->in.end += (size_t)got;
+    if (j->reason != PROTOCOL) take_frames(s, j, p);
+    if (j->reason == PROTOCOL) buffer_release(&p->in);
+    return got;
 }
 
 void job_event(server *s, uint64_t key, uint32_t events) {
@@ -97,7 +95,7 @@ void job_event(server *s, uint64_t key, uint32_t events) {
     if (p->pid == 0) return;
     if (events & EPOLLOUT) process_flush(s, j, p);
     if (!(events & (EPOLLIN | EPOLLHUP))) return;
-    if (process_read(s, j, p)) epoll_ctl(s->job_epoll, EPOLL_CTL_DEL, p->channel, NULL);
+    if (process_read(s, j, p) < 0) epoll_ctl(s->job_epoll, EPOLL_CTL_DEL, p->channel, NULL);
     if (p->in.start == p->in.end) buffer_release(&p->in);
 }
 
@@ -261,8 +259,8 @@ bool process_reaped(server *s, pid_t pid, int status, uint64_t cpu_us, uint32_t 
     job *j = owner_of(s, pid);
     if (j == NULL) return false;
     process *p = j->judge.pid == pid ? &j->judge : &j->solution;
-    process_read(s, j, p);
     p->pid = 0;
+    while (process_read(s, j, p) > 0) {}
     p->status = status;
     if (p == &j->solution) {
         j->spent_us = cpu_us;

@@ -48,8 +48,19 @@ static PyObject *serve(PyObject *self, PyObject *args) {
 
 /* ---- a plain script, in C from the job to its result: each Python function called on the way would copy pages ---- */
 
-enum { PLAIN = 'S' }; /* first byte of a payload that is nothing but source text */
+enum { PLAIN = 'S', SECRET = 'U' }; /* first byte of a payload: nothing but source text; a secret, then the rest */
 static char *plain_source;
+
+/* The secret of a same-process verdict, and the frame that may use it: neither is a Python object that a job could find. */
+static char secret[32];
+static void *owner;
+
+static size_t take_secret(char *payload, size_t length) {
+    if (payload[0] != SECRET || length <= sizeof secret) return 0;
+    memcpy(secret, payload + 1, sizeof secret);
+    explicit_bzero(payload, 1 + sizeof secret);
+    return 1 + sizeof secret;
+}
 
 static int flush(const char *name) {
     PyObject *stream = PySys_GetObject(name);
@@ -93,28 +104,19 @@ static PyObject *receive(PyObject *self, PyObject *args) {
     Py_buffer result;
     if (!PyArg_ParseTuple(args, "UO!y*", &file, &PyModule_Type, &module, &result)) return NULL;
     if (!child_receive(&start, &payload, &has_peer)) _exit(0); /* the server is gone, or never needed this child */
-    size_t length = start.payload_bytes;
+    size_t length = start.payload_bytes, taken = take_secret(payload, length);
     if (payload[0] != PLAIN || memchr(payload, 0, length) != NULL)
-        return Py_BuildValue("(y#i)", payload, (Py_ssize_t)length, has_peer ? PEER_FD : -1);
+        return Py_BuildValue("(y#i)", payload + taken, (Py_ssize_t)(length - taken), has_peer ? PEER_FD : -1);
     payload[length] = 0;
     plain_source = payload + 1;
     if (run_source(plain_source, file, module) != 0) return NULL;
     _exit(write(CHANNEL_FD, result.buf, (size_t)result.len) == result.len ? 0 : 1);
 }
 
-/* The secret of a same-process verdict, and the frame that may use it: neither is a Python object that a job could find. */
-static char secret[32];
-static void *owner;
-
 static PyObject *keep(PyObject *self, PyObject *args) {
-    const char *bytes;
-    Py_ssize_t count;
-    if (!PyArg_ParseTuple(args, "y#", &bytes, &count)) return NULL;
-    if (owner != NULL || count != sizeof secret) return PyErr_Format(PyExc_PermissionError, "not now");
-    memcpy(secret, bytes, sizeof secret);
-    memset((char *)bytes, 0, (size_t)count); /* the caller's copy; nothing else refers to it */
+    if (owner != NULL) return PyErr_Format(PyExc_PermissionError, "not now");
     owner = PyEval_GetFrame();
-    Py_INCREF((PyObject *)owner);
+    Py_XINCREF((PyObject *)owner);
     Py_RETURN_NONE;
 }
 
@@ -139,7 +141,7 @@ static PyMethodDef methods[] = {
      "run here, in `module`; then this raises what it raises, or sends `result` and ends the process."},
     {"run", run, METH_VARARGS, "run(source, file, module): execute a script and flush what it printed."},
     {"source", source, METH_NOARGS, "source() -> the plain script that receive() ran, or an empty string."},
-    {"keep", keep, METH_VARARGS, "keep(secret): hold the 32 bytes of the verdict's secret for the calling frame."},
+    {"keep", keep, METH_NOARGS, "keep(): hold the verdict's secret for the calling frame."},
     {"verdict", verdict, METH_VARARGS, "verdict(body): send the result frame with the secret, from the frame of keep()."},
     {NULL, NULL, 0, NULL},
 };

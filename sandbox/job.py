@@ -13,13 +13,17 @@ from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.instrument import compile_asserts, wanted_names
 from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, Outcome, StdioTests, Tests, UnittestTests
-from fastgrpo_sandbox.verdict import Done, Expected, outcome_of, parse_done
+from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
 PLAIN = b"S"  # begins a payload that is nothing but the source of a script
+SECRET = b"U"  # begins one whose secret stays with the native module
 SECRET_BYTES = 32
+DAY_S = 86400
 MAX_CALLS = 256  # of one session, unanswered
+MAX_SAID = 16 << 20  # bytes of all calls of one session; decoded, they may take seventy times the memory
+MAX_ANSWER = 16 << 20
 
 
 class Rejected(ValueError):
@@ -36,9 +40,10 @@ class Parcel(msgspec.Struct, frozen=True):
     secret: bytes = b""  # ends the result frame of a same-process verdict
     test_count: int | None = None
     select: tuple[int, ...] | None = None
+    session: bool = False
 
     def outcome(self, done: Done) -> Outcome:
-        return outcome_of(done, self.limits, self.expected())
+        return outcome_of(done, self.limits, self.expected(), SessionResult if self.session else Result)
 
     def expected(self) -> Expected | None:
         """What a verdict must look like; None for a job without tests."""
@@ -59,10 +64,12 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
         select = tests.select if isinstance(tests, CheckTests) else None
     elif isinstance(tests, UnittestTests):
         secret = os.urandom(SECRET_BYTES)
-        job |= {"role": "unittest", "source": tests.source, "setup": tests.setup, "secret": secret}
+        job |= {"role": "unittest", "source": tests.source, "setup": tests.setup}
     plain = job["role"] == "script" and not files
     payload = PLAIN + code.encode() if plain else marshal.dumps(job)
-    return _checked(Parcel(limits, payload, stdin.encode(), judge, secret, count, select))
+    if secret:
+        payload = SECRET + secret + payload
+    return _checked(Parcel(limits, payload, _encoded(stdin, "stdin"), judge, secret, count, select))
 
 
 def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel:
@@ -72,7 +79,7 @@ def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel
     except (TypeError, ValueError) as error:
         raise Rejected(f"the session's inputs are not plain data: {error}") from None
     job = {"role": "session", "code": _source(code), "inputs": packed}
-    return _checked(Parcel(limits, marshal.dumps(job)))
+    return _checked(Parcel(limits, marshal.dumps(job), session=True))
 
 
 def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
@@ -102,18 +109,22 @@ def _count(tests: Tests) -> int:
 
 
 def _source(code: str) -> str:
-    try:
-        code.encode()
-    except UnicodeEncodeError as error:
-        raise Rejected(f"the code is not valid Unicode: {error.reason}") from None
+    _encoded(code, "the code")
     return code
+
+
+def _encoded(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise Rejected(f"{what} is not valid Unicode: {error.reason}") from None
 
 
 def _files(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
     for path in files:
         if os.path.isabs(path) or ".." in path.split("/") or not path or "\0" in path:
             raise Rejected(f"file {path!r} is not a relative path inside the jail's /tmp")
-    return {path: text.encode() if isinstance(text, str) else text for path, text in files.items()}
+    return {path: _encoded(text, f"file {path!r}") if isinstance(text, str) else text for path, text in files.items()}
 
 
 def _checked(parcel: Parcel) -> Parcel:
@@ -121,8 +132,10 @@ def _checked(parcel: Parcel) -> Parcel:
     if size > MAX_PAYLOAD:
         raise Rejected(f"the job has {size} bytes of code, tests and input; the limit is {MAX_PAYLOAD}")
     limits = parcel.limits
-    if not (limits.wall_s > 0 and limits.cpu_s > 0 and limits.memory_mb > 0 and limits.processes > 0):
-        raise Rejected("wall_s, cpu_s, memory_mb and processes must be positive")
+    if not (0 < limits.wall_s <= DAY_S and 0 < limits.cpu_s <= DAY_S):
+        raise Rejected("wall_s and cpu_s must be positive and at most a day")
+    if not (0 < limits.memory_mb <= 1 << 20 and 0 < limits.processes <= 1 << 20):
+        raise Rejected("memory_mb and processes must be positive and at most 2 ** 20")
     if not (0 <= limits.output_bytes <= 4 << 20 and 1 <= limits.tmp_mb <= 4096 and 16 <= limits.files <= 4096):
         raise Rejected("output_bytes must be at most 4 MiB, tmp_mb 1 to 4096, files 16 to 4096")
     return parcel
@@ -169,9 +182,15 @@ class RunningSession(Running):
         self._handler = handler
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: Outcome | None = None
+        self._said = 0
         super().__init__(cell, parcel)
 
     def on_call(self, body: bytes) -> None:
+        if self._fault is not None:
+            return  # what a killed session had still sent
+        self._said += len(body)
+        if self._said > MAX_SAID:
+            return self._stop(Outcome("failed", error=f"more than {MAX_SAID} bytes of calls"))
         try:
             call = msgspec.msgpack.decode(body, type=_Call)
         except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
@@ -193,6 +212,8 @@ class RunningSession(Running):
             body = msgspec.msgpack.encode(answer)
         except (TypeError, ValueError) as error:
             return self._stop(Outcome("infrastructure", error=f"answer to {call.method!r} is not plain data: {error}"))
+        if len(body) > MAX_ANSWER:
+            return self._stop(Outcome("infrastructure", error=f"answer to {call.method!r} has {len(body)} bytes"))
         if not self.ended.done() and not self.cell.lost:
             self.cell.send(self.number, body)
 

@@ -58,10 +58,11 @@ class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
 class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     """BigCodeBench's form: `source` defines unittest.TestCase classes that share a process with the solution.
 
-    Guaranteed: exit codes, prints, output floods, missing, doubled or malformed verdicts and a changed `unittest`,
-    builtins or assertion methods never count as a pass. Not guaranteed: code that walks the interpreter's memory in the
-    same process may still forge a verdict, so the outcome is labelled `verdict_by == "same-process"`. Use the other
-    forms where forging matters.
+    Guaranteed: exit codes, prints, output floods and missing, doubled or malformed verdicts never count as a pass; nor
+    do a `unittest`, builtins or assertion methods that are found changed once the solution is imported or once the
+    tests have run. Not guaranteed: an object may equal whatever it is compared with, and code that reaches the running
+    tests through frames, undoes its changes in time or hides them can still forge a verdict, so the outcome is labelled
+    `verdict_by == "same-process"`. Use the other forms where forging matters.
     """
 
     source: str

@@ -19,7 +19,7 @@ REASONS: dict[int, tuple[Status, str]] = {
     MEMORY: ("memory", "memory limit reached"),
     OUTPUT: ("output_limit", "output limit reached"),
     CANCELLED: ("killed", "cancelled"),
-    PROTOCOL: ("failed", "a malformed frame on the jail's channel"),
+    PROTOCOL: ("failed", "a malformed frame on the jail's channel, or a second result"),
 }
 
 
@@ -28,8 +28,14 @@ class Result(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
     error: str
     kind: str
-    value: Any
+    value: None
     tests: list[bool]
+
+
+class SessionResult(Result, array_like=True, forbid_unknown_fields=True):
+    """A session's, which alone has a value."""
+
+    value: Any
 
 
 class Done(msgspec.Struct):
@@ -69,17 +75,20 @@ class Expected(msgspec.Struct, frozen=True):
     select: tuple[int, ...] | None
 
 
-def outcome_of(done: Done, limits: Limits, expected: Expected | None) -> Outcome:
-    """The Outcome of one finished job; `expected` is None for a job without tests."""
+def outcome_of(done: Done, limits: Limits, expected: Expected | None, form: type[Result] = Result) -> Outcome:
+    """The Outcome of one finished job; `expected` is None for a job without tests, `form` what its result must be."""
     if done.reason == SPAWN:
         return Outcome("infrastructure", error=_spawn_error(done))
     secret = expected.secret if expected else b""
-    result = _decode(done.result, secret) if done.results == 1 else None
+    result = _decode(done.result, form, secret) if done.results == 1 else None
     status, error = _ending(done, result, limits)
     tests: tuple[bool, ...] = ()
     if expected is not None:
-        tests = _verdicts(done, result, expected)
+        answers = result if not expected.judged else _decode(done.verdict) if done.verdicts == 1 else None
+        tests = _verdicts(answers, expected)
         status, error = _with_tests(done, status, error, tests, expected)
+        if expected.judged and answers is not None and answers.kind:
+            error = f"the tests themselves failed: {answers.error}"
     return Outcome(
         status,
         value=result.value if result and status == "ok" else None,
@@ -102,11 +111,11 @@ def _spawn_error(done: Done) -> str:
     return f"the job's process ended before it was confined (wait status {done.status}) {said}".strip()
 
 
-def _decode(frame: bytes, secret: bytes = b"") -> Result | None:
+def _decode(frame: bytes, form: type[Result] = Result, secret: bytes = b"") -> Result | None:
     if not frame.endswith(secret):
         return None
     try:
-        return msgspec.msgpack.decode(frame[: len(frame) - len(secret)], type=Result)
+        return msgspec.msgpack.decode(frame[: len(frame) - len(secret)], type=form)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return None
 
@@ -117,8 +126,6 @@ def _ending(done: Done, result: Result | None, limits: Limits) -> tuple[Status, 
         return REASONS[done.reason]
     if done.status & 0x7F:
         return _signalled(done.status & 0x7F, done, limits)
-    if done.results > 1:
-        return "failed", "more than one result frame"
     if result is None:
         return "failed", f"ended without a well-formed result (exit status {done.status >> 8})"
     if result.kind == "MemoryError":
@@ -137,11 +144,8 @@ def _signalled(number: int, done: Done, limits: Limits) -> tuple[Status, str]:
     return "failed", f"killed by {name}"
 
 
-def _verdicts(done: Done, result: Result | None, expected: Expected) -> tuple[bool, ...]:
+def _verdicts(frame: Result | None, expected: Expected) -> tuple[bool, ...]:
     """A pass needs exactly one well-formed frame that answers every test."""
-    frame = result
-    if expected.judged:
-        frame = _decode(done.verdict) if done.verdicts == 1 else None
     none_passed = (False,) * expected.count
     if frame is None:
         return none_passed

@@ -74,6 +74,36 @@ import unittest
 unittest.TestResult.addFailure = unittest.TestResult.addError = lambda self, test, err: self.addSuccess(test)
 def f(x): return 0
 """,
+    "48 patched before the tests and repaired by their end": """
+import unittest
+equal = unittest.TestCase.assertEqual
+unittest.TestCase.assertEqual = lambda *a, **k: None
+def f(x):
+    if x == 2: unittest.TestCase.assertEqual = equal
+    return 0
+""",
+    "48 patched runner": """
+try:
+    from guest import unit
+    body = unit.result_body
+    unit.result_body = lambda *a, **k: body(tests=[True, True])
+    unit._fingerprint = dict
+except ImportError: pass
+def f(x): return 0
+""",
+    "49 walk for the secret": """
+import os, sys
+frame = sys._getframe()
+while frame:
+    for value in list(frame.f_locals.values()):
+        if isinstance(value, (bytes, bytearray)) and len(value) > 32:
+            start = value.rfind(b'secret') + 11
+            body = b'\\x94\\xa0\\xa0\\xc0\\x92\\xc3\\xc3' + value[start:start + 32]
+            os.write(3, len(body).to_bytes(4, 'little') + b'R' + body)
+            os._exit(0)
+    frame = frame.f_back
+def f(x): return 0
+""",
     "49 walk for expected values": """
 import gc, sys
 def f(x):
@@ -184,6 +214,20 @@ def test_the_honest_solution_passes(pool, form):
     outcome = pool.run("def f(x): return x + 1", tests=FORMS[form])
     assert (outcome.status, outcome.tests) == ("ok", (True, True))
     assert outcome.verdict_by == ("same-process" if form == "unittest" else "judge")
+
+
+def test_changed_defaults_of_an_assertion_are_found(pool):
+    source = "import unittest\nclass TestF(unittest.TestCase):\n    def test(self): self.assertAlmostEqual(f(1), 2)\n"
+    code = "import unittest\nunittest.TestCase.assertAlmostEqual.__defaults__ = (None, None, 1e9)\ndef f(x): return 0"
+    outcome = pool.run(code, tests=UnittestTests(source))
+    assert (outcome.status, outcome.tests) == ("failed", (False,))
+    assert "changed unittest" in outcome.error
+
+
+def test_a_flood_of_results_ends_the_job_at_the_second(pool):
+    code = "import os\nwhile True: os.write(3, b'\\4\\0\\0\\0R\\x94\\xa0\\xa0\\xc0')"
+    outcome = pool.run(code, limits=Limits(wall_s=60, cpu_s=30))
+    assert (outcome.status, outcome.error) == ("failed", "a malformed frame on the jail's channel, or a second result")
 
 
 def test_stdio_expected_output_never_leaves_the_host(pool):

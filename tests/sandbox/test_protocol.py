@@ -8,7 +8,7 @@ import struct
 
 import pytest
 from fastgrpo_sandbox import CheckTests, Limits, SandboxPool
-from fastgrpo_sandbox.verdict import DONE, Expected, outcome_of, parse_done
+from fastgrpo_sandbox.verdict import DONE, Expected, SessionResult, outcome_of, parse_done
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +34,14 @@ def test_a_short_done_frame_is_an_error_not_an_outcome(body):
         assert len(body) < DONE.size
         return
     outcome_of(done, Limits(), None)
+
+
+def test_only_a_session_has_a_value():
+    """What nobody asked for is not even decoded: sixteen MB of empty lists would be a gigabyte."""
+    frame = bytes.fromhex("94a0a0 dd00000002 9090 90")
+    done = parse_done(DONE.pack(0, 0, 0, 0, 1, 0, 10, 10, 10, 0, 0, len(frame), 0) + frame)
+    assert outcome_of(done, Limits(), None).status == "failed"
+    assert outcome_of(done, Limits(), None, SessionResult).value == [[], []]
 
 
 @pytest.mark.jail

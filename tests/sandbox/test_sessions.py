@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from pathlib import Path
 
 import pytest
 from fastgrpo_sandbox import CallError, Limits, Outcome
+
+from tests.sandbox.conftest import descendants
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]
 
@@ -132,6 +136,62 @@ def test_leaving_the_block_ends_the_session_and_its_handlers(pool):
     pool.wait(asyncio.wait_for(run(), 30))
     assert cancelled == ["x"]
     assert pool.pool.stats()["sessions"] == 0
+
+
+def test_an_answer_too_long_for_the_jail_is_infrastructure_and_takes_no_neighbour_along(pool):
+    async def handler(method, params):
+        return b"x" * (33 << 20)
+
+    outcome = session(pool, "async def main(call): await call('x')", handler)
+    assert outcome.status == "infrastructure"
+    assert "answer to 'x'" in outcome.error
+
+
+def test_calls_that_would_fill_the_host_are_stopped(pool):
+    """Decoded, an empty list takes seventy times its byte."""
+    calls = 0
+
+    async def handler(method, params):
+        nonlocal calls
+        calls += 1
+
+    code = """
+import os
+async def main(call):
+    body = b'\\x93\\x01\\xa1x\\x81\\xa1a' + b'\\xdb' + (3 << 20).to_bytes(4, 'big') + b'y' * (3 << 20)
+    while True:
+        left = memoryview(len(body).to_bytes(4, 'little') + b'C' + body)
+        while left: left = left[os.write(3, left):]
+"""
+    outcome = session(pool, code, handler, limits=Limits(wall_s=60))
+    assert (outcome.status, outcome.error) == ("failed", "more than 16777216 bytes of calls")
+    assert calls <= 5
+
+
+def test_a_session_that_does_not_read_costs_the_server_nothing(pool):
+    code = """
+import asyncio, socket
+async def main(call):
+    channel = socket.socket(fileno=3)
+    channel.shutdown(socket.SHUT_RD)
+    asyncio.get_running_loop().remove_reader(3)
+    task = asyncio.ensure_future(call('x'))
+    await asyncio.sleep(1.5)
+"""
+    before = _jail_cpu_s(pool)
+    session(pool, code, limits=Limits(wall_s=20))
+    assert _jail_cpu_s(pool) - before < 0.7
+
+
+def _jail_cpu_s(pool) -> float:
+    """CPU of all live processes in the session cells, and of those that they waited for."""
+    cells = [cell for cell in pool.pool._cells if cell.kind == "session"]
+    spent = 0
+    for pid in set().union(*(descendants(cell._process.pid) for cell in cells)):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            spent += sum(map(int, fields[11:15]))
+    return spent / 100
 
 
 def test_large_values_cross_both_ways(pool):
