@@ -23,7 +23,9 @@ class Limits(msgspec.Struct, frozen=True):
 
     wall_s and cpu_s are seconds; memory_mb bounds each process' address space growth and the job's total resident
     size; processes counts threads too; output_bytes bounds stdout and stderr each; tmp_mb sizes the private /tmp;
-    files is the number of open descriptors.
+    files is the number of open descriptors. Memory that processes share without a file is denied, since nothing would
+    count it. CPU time is that of live processes and of children that were waited for: what a job lets go unseen, by
+    ignoring SIGCHLD, only wall_s and processes bound.
     """
 
     wall_s: float = 10.0
@@ -39,7 +41,10 @@ class CheckTests(msgspec.Struct, frozen=True, tag="check"):
     """HumanEval's form: `source` defines `check(candidate)`; `setup` is trusted code the tests may use.
 
     The assertions run in a judge process that calls the solution over RPC with plain data, so the solution can neither
-    see the expected values nor report its own success. `select` names the assertions that count, by their order.
+    see the expected values nor report its own success. An argument that is not plain data, such as a function, cannot
+    cross: that assertion fails. An object that is returned stays behind a handle with its methods, items and text, and
+    equals nothing but itself. `assert False` holds if the tests end without coming to it. `select` names the assertions
+    that count, by their order.
     """
 
     source: str

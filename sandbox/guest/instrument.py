@@ -31,14 +31,24 @@ def _is_test_class(node: ast.ClassDef) -> bool:
 
 
 class _Split(ast.NodeTransformer):
-    """`assert test, message` becomes a try that records its own verdict under its index and goes on."""
+    """`assert test, message` becomes a try that records its own verdict under its index and goes on; `assert False`,
+    which says that nothing may come here, records that something did."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.never: list[int] = []
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        self.generic_visit(node)
+        node.body += [ast.fix_missing_locations(_call("__never__", index)) for index in self.never]
+        return node
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         index = self.count
         self.count += 1
+        if isinstance(node.test, ast.Constant) and not node.test.value:
+            self.never.append(index)
+            return ast.fix_missing_locations(ast.copy_location(_call("__failed__", index), node))
         body = _call("__passed__", index, node.test)
         handler = ast.ExceptHandler(type=_name("__Exception__"), name=None, body=[_call("__failed__", index)])
         split = ast.Try(body=[body], handlers=[handler], orelse=[], finalbody=[])
@@ -55,7 +65,8 @@ def _call(function: str, index: int, *arguments: ast.expr) -> ast.Expr:
 
 def split_asserts(source: str) -> tuple[ast.Module, int]:
     """`source` with every assert replaced by a call of `__passed__(index, test)` guarded by `__failed__(index)`, and
-    the number of asserts. Indices follow the order of the text. Raises SyntaxError."""
+    the number of asserts. Indices follow the order of the text. At its end `source` calls `__never__(index)` for each
+    `assert False`. Raises SyntaxError."""
     splitter = _Split()
     tree = splitter.visit(parse(source))
     return tree, splitter.count

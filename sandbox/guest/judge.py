@@ -7,15 +7,15 @@ expected values nor which of its answers passed.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import marshal
 import sys
 import types
-from collections.abc import Callable
 from typing import Any
 
 from .instrument import compile_asserts
-from .plain import pack, refuse, unpack
-from .wire import read_peer, send_peer
+from .plain import Unplain, pack, refuse, unpack
+from .wire import MAX_PEER_FRAME, read_peer, send_peer
 
 # ---- the solution's side: nothing it does is trusted ----
 
@@ -36,21 +36,43 @@ def serve_solution(module: types.ModuleType, peer: int) -> None:
         send_peer(peer, _answer(module, objects, keep, request))
 
 
-def _answer(module: types.ModuleType, objects: list[Any], keep: Callable[[Any], Any], request: bytes) -> bytes:
+def _answer(module: types.ModuleType, objects: list[Any], keep: Unplain, request: bytes) -> bytes:
     try:
-        target, path, args, kwargs = unpack(request, objects.__getitem__)
+        answer = pack(_called(module, objects, keep, request), keep)
+    except BaseException as error:
+        answer = pack(("raise", _named(error), None))
+    _show_prints()
+    return answer if len(answer) <= MAX_PEER_FRAME else pack(("raise", ("ValueError", ("too long to send",)), None))
+
+
+def _called(module: types.ModuleType, objects: list[Any], keep: Unplain, request: bytes) -> tuple[Any, ...]:
+    """What came of one request, and its arguments where the call changed them."""
+    target, path, args, kwargs = unpack(request, objects.__getitem__)
+    given = [*(args or ()), *kwargs.values()]
+    before = pack(given, keep)
+    try:
         found: Any = module if target is None else objects[target]
         for name in path:
             found = getattr(found, name)
-        if args is None:
-            return pack(("value", found, None), keep)
-        before = pack(args, keep)
-        value = found(*args, **kwargs)
-        after = pack(args, keep)
-        return pack(("value", value, args if after != before else None), keep)
+        kind, value = "value", found if args is None else found(*args, **kwargs)
     except BaseException as error:
+        kind, value = "raise", _named(error)
+    return kind, value, None if pack(given, keep) == before else given
+
+
+def _named(error: BaseException) -> tuple[str, tuple[Any, ...]]:
+    """Name and arguments of an exception, or none of these where they are not plain data."""
+    try:
+        pack(error.args)
+        return type(error).__name__, error.args
+    except Exception:
+        return type(error).__name__, ()
+
+
+def _show_prints() -> None:
+    """The judge's end is this process' end, so what was printed must be out by then."""
+    with contextlib.suppress(Exception):  # the stream is the solution's: closed, or full
         sys.stdout.flush()
-        return pack(("raise", type(error).__name__, str(error)[:1000]))
 
 
 # ---- the judge's side ----
@@ -89,12 +111,27 @@ class Remote:
             except StopIteration:
                 return
 
+    def __next__(self) -> Any:
+        return self._special("__next__")
+
+    def __str__(self) -> str:
+        return self._special("__str__")
+
+    def __repr__(self) -> str:
+        return self._special("__repr__")
+
     def __bool__(self) -> bool:
+        for name in ("__bool__", "__len__"):
+            with contextlib.suppress(TypeError):
+                return bool(self._special(name))
         return True
 
     def _special(self, name: str, *args: Any) -> Any:
         peer, target, path = self._place
-        return _request(peer, target, (*path, name), list(args), {})
+        try:
+            return _request(peer, target, (*path, name), list(args), {})
+        except AttributeError as error:
+            raise TypeError(f"an object of the solution has no {name}") from error
 
 
 def _fetch(peer: int, target: int | None, path: tuple[str, ...]) -> Any:
@@ -106,13 +143,13 @@ def _request(peer: int, target: int | None, path: tuple[str, ...], args: list[An
     """One call of the solution. Raises what it raised, as the builtin exception of that name, or CandidateError."""
     send_peer(peer, pack((target, path, args, kwargs), _handle_of))
     try:
-        kind, value, extra = unpack(read_peer(peer), lambda number: Remote(peer, number, ()))
+        kind, value, changed = unpack(read_peer(peer), lambda number: Remote(peer, number, ()))
     except (EOFError, OSError) as error:
         raise CandidateError("the solution's process is gone") from error
+    for mine, new in zip((*(args or ()), *kwargs.values()), changed or (), strict=False):
+        _update(mine, new)
     if kind == "raise":
-        raise _exception(value, extra)
-    for mine, changed in zip(args or (), extra or (), strict=False):
-        _update(mine, changed)
+        raise _exception(*value)
     return value
 
 
@@ -122,11 +159,14 @@ def _handle_of(value: Any) -> Any:
     raise TypeError(f"a test passed {type(value).__name__} to the solution; only plain data can cross")
 
 
-def _exception(name: Any, text: Any) -> Exception:
+def _exception(name: Any, args: Any) -> Exception:
     kind = getattr(builtins, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(kind, UnicodeError):
-        return CandidateError(f"{name}: {text}")
-    return kind(text)
+    if not (isinstance(kind, type) and issubclass(kind, Exception)):
+        return CandidateError(f"{name}: {args}")
+    try:
+        return kind(*args)
+    except Exception:
+        return CandidateError(f"{name}: {args}")
 
 
 def _update(mine: Any, changed: Any) -> None:
@@ -153,6 +193,7 @@ class _Record:
     def __init__(self, count: int) -> None:
         self.seen = [False] * count
         self.broken = [False] * count
+        self.unreached: list[int] = []
 
     def passed(self, index: int, test: Any) -> None:
         self.seen[index] = True
@@ -160,6 +201,11 @@ class _Record:
 
     def failed(self, index: int) -> None:
         self.broken[index] = True
+
+    def finish(self) -> None:
+        """The tests came to their end: an `assert False` that nothing came to holds."""
+        for index in self.unreached:
+            self.seen[index] = True
 
     def verdicts(self) -> list[bool]:
         return [seen and not broken for seen, broken in zip(self.seen, self.broken, strict=True)]
@@ -181,7 +227,8 @@ def _namespace(setup: str) -> dict[str, Any]:
 
 
 def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
-    namespace |= {"__passed__": record.passed, "__failed__": record.failed, "__Exception__": Exception}
+    namespace |= {"__passed__": record.passed, "__failed__": record.failed, "__never__": record.unreached.append}
+    namespace["__Exception__"] = Exception
     exec(marshal.loads(code), namespace)
 
 
@@ -192,6 +239,7 @@ def _check_verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     try:
         _run(job["code"], record, namespace)
         namespace["check"](candidate)
+        record.finish()
     except Exception:
         pass  # a statement between the assertions failed: those after it stay unanswered
     return record.verdicts()
@@ -206,6 +254,7 @@ def _line_passes(
     names = [name for name in read if name not in namespace] or called
     try:
         _run(code, record, namespace | {name: _fetch(peer, None, (name,)) for name in names})
+        record.finish()
     except Exception:
         return False
     return count > 0 and all(record.verdicts())

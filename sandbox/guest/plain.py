@@ -12,6 +12,8 @@ from typing import Any
 
 Unplain = Callable[[Any], Any]
 SMALL = 1 << 63
+# Not as ASCII: two surrogates side by side would come back from their escapes as one character.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def refuse(value: Any) -> Any:
@@ -20,7 +22,7 @@ def refuse(value: Any) -> Any:
 
 def pack(value: Any, unplain: Unplain = refuse) -> bytes:
     """`value` as bytes. `unplain(value)` gives the JSON for what is not plain; by default it raises TypeError."""
-    return json.dumps(_tag(value, unplain), separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return _encode(_tag(value, unplain)).encode("utf-8", "surrogatepass")
 
 
 def unpack(data: bytes, handle: Callable[[int], Any] = refuse) -> Any:
