@@ -31,6 +31,8 @@ from fastgrpo.workflow.messages import letter
 # A mutant that needs more CPU is left out: mutants are to be wrong, not slow. The wall limit is wide, because what a
 # busy machine delays must not change which mutants there are.
 _TRIAL = Limits(wall_s=30.0, cpu_s=0.5)
+# What a workflow wrote itself may sleep, and must not make the answer late.
+_FOREIGN = Limits(wall_s=5.0, cpu_s=0.5)
 _TRIALS = 12
 _MUTANTS = 5
 _SHOWN_CHARS = 200
@@ -180,7 +182,8 @@ class SimulatedWorker:
         codes = [normalised(code) for code in request.codes]
         votes = Counter(codes)
         tied = [code for code, count in votes.items() if count == max(votes.values())]
-        right = [code for code in tied if await self._is_right(request.problem, bank, code)]
+        verdicts = await asyncio.gather(*[self._is_right(request.problem, bank, code) for code in tied])
+        right = [code for code, fine in zip(tied, verdicts, strict=True) if fine]
         chosen = right[0] if len(tied) > 1 and right and draw.random() < self._skill.judges else draw.choice(tied)
         return letter(codes.index(chosen))
 
@@ -190,7 +193,7 @@ class SimulatedWorker:
             return normal == bank.right
         key = (problem.id, normal)
         if key not in self._verdicts:
-            outcome = await self._try(problem, normal, hidden=True)
+            outcome = await self._try(problem, normal, hidden=True, limits=_FOREIGN)
             self._verdicts[key] = outcome.pass_rate == 1.0
         return self._verdicts[key]
 
@@ -213,9 +216,9 @@ class SimulatedWorker:
             return None
         return Mutant(mutation.source, mutation.hint, public.pass_rate < 1.0)
 
-    async def _try(self, problem: Problem, code: str, *, hidden: bool) -> Outcome:
+    async def _try(self, problem: Problem, code: str, *, hidden: bool, limits: Limits = _TRIAL) -> Outcome:
         tests = problem.hidden_tests if hidden else problem.public_tests
-        outcome = await self._pool.run(code, tests=tests, limits=_TRIAL)
+        outcome = await self._pool.run(code, tests=tests, limits=limits)
         if outcome.status == "infrastructure":
             raise WorkerError(f"the simulated worker's jail failed: {outcome.error}")
         return outcome

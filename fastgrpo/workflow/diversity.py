@@ -57,7 +57,7 @@ def _part(owner: ast.AST, value: object, bag: Counter[int]) -> object:
         return _hash(value, bag)
     if isinstance(value, str | bytes):
         return value if isinstance(owner, _NAMING) or value in OPERATORS else _ANONYMOUS
-    return (type(value).__name__, repr(value))
+    return (type(value).__name__, value)
 
 
 def _is_text_statement(node: ast.AST) -> bool:

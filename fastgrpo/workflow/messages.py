@@ -22,7 +22,7 @@ _JUDGE = (
 )
 
 _BLOCK = re.compile(r"```(?:python|py)?[ \t]*\r?\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
-_VERDICT = re.compile(r"^\W*verdict\W+(correct|incorrect)\b", re.IGNORECASE | re.MULTILINE)
+_VERDICT = re.compile(r"^[^\w\n]*verdict\W+(correct|incorrect)\b", re.IGNORECASE | re.MULTILINE)
 _LETTER = re.compile(r"\b([A-Z])\b")
 
 

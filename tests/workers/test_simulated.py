@@ -6,10 +6,10 @@ import ast
 import asyncio
 from collections.abc import Awaitable, Callable
 from statistics import mean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
-from fastgrpo_sandbox import AssertTests, SandboxPool
+from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool
 from msgspec.structs import replace
 
 from bench.structures import WORKFLOWS, completion
@@ -21,6 +21,7 @@ from fastgrpo.workers.simulated import Bank, SimulatedWorker, Skill, normalised
 from fastgrpo.workflow import messages
 from fastgrpo.workflow.complexity import complexity
 from fastgrpo.workflow.environment import WorkflowEnvironment
+from fastgrpo.workflow.limits import WorkflowLimits
 
 pytestmark = pytest.mark.jail
 Result = TypeVar("Result")
@@ -134,6 +135,37 @@ def test_ensemble_takes_the_majority_whatever_its_layout() -> None:
 
     assert shares(problem, request) == 1.0
     assert shares(problem, tied) == pytest.approx(0.4 + 0.6 / 2, abs=0.08)
+
+
+class CountingPool:
+    """No run ends well; `most` went on at once, each for `wall_s` at most."""
+
+    def __init__(self) -> None:
+        self.running, self.most, self.wall_s = 0, 0, 0.0
+
+    async def run(self, code: str, *, tests: object, limits: Limits) -> Outcome:
+        self.running += 1
+        self.most, self.wall_s = max(self.most, self.running), limits.wall_s
+        await asyncio.sleep(0.01)
+        self.running -= 1
+        return Outcome(status="timeout")
+
+
+def test_codes_of_a_workflow_that_only_sleep_do_not_make_the_answer_late() -> None:
+    """Late is a failure of ours, and a workflow must not be able to bring that about."""
+    codes = tuple(f"import time\ntime.sleep({number})" for number in range(16))
+    request = Request(operator="ensemble", problem=PROBLEMS[0], messages=[], codes=codes)
+    pool: Any = CountingPool()
+
+    async def use() -> None:
+        worker = SimulatedWorker(pool)
+        await worker.bank(request.problem)
+        pool.most = 0
+        await worker.ask(request)
+
+    asyncio.run(use())
+    assert pool.most == 16
+    assert pool.wall_s < WorkflowLimits().call_s / 4
 
 
 def test_a_plan_helps_and_cannot_be_guessed() -> None:

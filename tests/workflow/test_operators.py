@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -184,6 +185,14 @@ def test_any_reply_is_understood(reply: str, count: int) -> None:
     assert isinstance(messages.extract_code(reply), str)
     assert 0 <= messages.extract_choice(reply, count) < count
     assert isinstance(messages.extract_verdict(reply)[0], bool)
+
+
+@pytest.mark.parametrize("reply", ["\n" * 50_000, " \n" * 30_000, "verdict\n" * 10_000, "```python\n" * 10_000])
+def test_a_reply_that_runs_away_is_read_in_no_time(reply: str) -> None:
+    began = time.process_time()
+    messages.extract_verdict(reply)
+    messages.extract_code(reply)
+    assert time.process_time() - began < 2  # was the square of its length: a minute
 
 
 def test_messages_show_problem_and_code(problem: Problem) -> None:

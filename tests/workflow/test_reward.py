@@ -46,6 +46,13 @@ def test_alone_or_absent_is_not_distinct() -> None:
     assert distinctness([]) == []
 
 
+def test_a_number_too_long_to_write_out_is_a_constant_like_any_other() -> None:
+    """Python refuses to write more than 4300 digits, but reads 4000 hexadecimal ones: 8000 characters of code may."""
+    long = f"async def workflow(p):\n    n = 0x{'f' * 4000}\n    return ''"
+    rewards = group_rewards([ok(long, 0.0, 0.1), ok(long[:-20] + "1\n    return ''", 0.0, 0.1)], Reward())
+    assert all(terms is not None and terms.diversity > 0 for terms in rewards)
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from([None, *WORKFLOWS.values()]), max_size=8), st.randoms())
 def test_distinctness_is_bounded_and_blind_to_order(codes: list[str | None], random: object) -> None:
