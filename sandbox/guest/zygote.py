@@ -48,6 +48,7 @@ def main(kind: str, armed: str, *preload: str) -> None:
     sys.argv[:] = ["solution.py"]
     proc = os.open(PROC, os.O_RDONLY | os.O_DIRECTORY)
     runtime.warm_up()
+    os.register_at_fork(after_in_child=runtime.silence_forked_child)
     gc.collect()
     gc.freeze()
 

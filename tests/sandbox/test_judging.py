@@ -307,3 +307,10 @@ def test_a_script_runs_as_python_itself_would(pool, files):
     failed = pool.run("x = 1\nx.y", files=files)
     assert failed.error.splitlines()[1:3] == ['  File "solution.py", line 2, in <module>', "    x.y"]
     assert pool.run("x = '\\0'\0", files=files).status == "failed"
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("files", [{}, {"data": "1"}])
+def test_a_forked_child_that_comes_to_the_end_is_not_a_second_result(pool, files):
+    outcome = pool.run("import os\nif os.fork(): print(os.wait()[1])\nprint('end')", files=files)
+    assert (outcome.status, outcome.stdout) == ("ok", "end\n0\nend\n")
