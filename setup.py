@@ -10,7 +10,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
-SOURCES = ["arena", "image", "seccomp", "child", "spawn", "job", "watch", "server", "module"]
+SOURCES = ["arena", "image", "seccomp", "child", "spawn", "groups", "job", "watch", "server", "module"]
 
 
 class BuildJail(build_ext):

@@ -5,6 +5,7 @@
  * seccomp.c  the system-call filter
  * child.c    what a child does between clone and untrusted code
  * spawn.c    clone into namespaces, armed children
+ * groups.c   cgroups of children, where the machine lets us make them
  * job.c      channels, captured output and the end of a job
  * watch.c    wall clock, CPU time, resident memory and output of running jobs
  * server.c   the loop between the host's socket and the jobs
@@ -22,7 +23,7 @@
 #include <sys/types.h>
 
 enum { CHANNEL_FD = 3, PEER_FD = 4, MAX_JOBS = 1 << 16 };
-enum { MAX_ARMED = 64, MAX_FRAME = 16 << 20 };
+enum { MAX_ARMED = 64, MAX_GROUPS = 2 * MAX_JOBS + MAX_ARMED, MAX_FRAME = 16 << 20 };
 
 /* Frames between host and server: length of the body, job, kind. */
 typedef struct __attribute__((packed)) {
@@ -62,7 +63,7 @@ typedef struct __attribute__((packed)) {
     uint32_t reason, status, judge_status, spawn_errno;
     uint32_t results, verdicts;
     uint64_t cpu_us, wall_us;
-    uint32_t memory_kb, stdout_bytes, stderr_bytes, result_bytes, verdict_bytes;
+    uint32_t memory_kb, by_cgroup, stdout_bytes, stderr_bytes, result_bytes, verdict_bytes;
 } done_header;
 
 /* A buffer in the arena: bytes [start, end) of data. */
@@ -71,6 +72,12 @@ typedef struct {
     size_t start, end, capacity;
 } buffer;
 
+/* A cgroup, by its name below the cell's; 0: none. The limits are those that it has now, 0 before the first. */
+typedef struct {
+    uint32_t number, memory_mb, processes;
+    bool spent; /* not to be used again */
+} group;
+
 typedef struct {
     pid_t pid; /* 0: not there, or reaped */
     int channel, out, err;
@@ -78,6 +85,7 @@ typedef struct {
     uint32_t frames; /* result frames seen */
     buffer in, queue, result;
     bool wants_write;
+    group group;
 } process;
 
 typedef struct {
@@ -85,19 +93,22 @@ typedef struct {
     job_limits limits;
     process solution, judge;
     bool judged, started, many;
+    bool by_cgroup; /* memory is held by the groups of its processes, else by polling */
     enum reason reason;
     uint64_t started_ns, deadline_ns, check_ns, interval_ns, cpu_ns, spent_us;
     uint32_t memory_kb, spawn_errno;
 } job;
 
 typedef struct {
-    int host, proc, signals, job_epoll;
+    int host, proc, groups, signals, job_epoll; /* groups: the folder of the cell's cgroup, or -1 */
     uint32_t uid, gid, armed_target, base_mb, base_anon_kb, generation;
     buffer from_host, to_host;
     job *jobs[MAX_JOBS];
     uint32_t live[MAX_JOBS], live_count;
     process armed[MAX_ARMED];
     uint32_t armed_count;
+    group free_groups[MAX_GROUPS];
+    uint32_t free_count, last_group;
     uint64_t sweep_ns, arm_ns; /* when to look at the jobs next; when arming may be tried again */
 } server;
 
@@ -128,9 +139,17 @@ bool child_receive(child_start *start, char **payload, bool *has_peer);
 
 /* spawn.c */
 int spawn_child(server *s, process *p); /* 1 in the child, 0 in the server, -errno */
-void close_process(process *p);
+void close_process(server *s, process *p); /* and gives its group back */
 bool was_confined(const process *p);
 int set_output_cap(const process *p, uint32_t bytes);
+
+/* groups.c */
+group group_take(server *s);
+int group_open(const server *s, const group *g); /* a descriptor to clone into, or -1 */
+bool group_limit(const server *s, group *g, const job_limits *l);
+bool group_ran_out(const server *s, group *g);
+uint32_t group_peak_kb(const server *s, group *g); /* 0: too little to tell from an earlier child's */
+void group_release(server *s, group *g);
 
 /* job.c */
 int job_start(server *s, uint32_t id, const char *body, size_t length); /* 1 in a child just cloned for it */

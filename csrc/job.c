@@ -134,6 +134,8 @@ static bool start_processes(server *s, job *j, const start_header *h, const char
     int ends[2] = {-1, -1};
     child_start start = {.limits = h->limits, .base_mb = s->base_mb, .payload_bytes = h->payload_bytes};
     start.stdin_bytes = h->stdin_bytes;
+    j->by_cgroup = group_limit(s, &j->solution.group, &h->limits);
+    if (j->judged) j->by_cgroup = group_limit(s, &j->judge.group, &h->limits) && j->by_cgroup;
     if (j->judged && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return false;
     bool fine = set_output_cap(&j->solution, h->limits.output_bytes) == 0 &&
                 send_start(s, j, &j->solution, &start, ends[0]);
@@ -173,7 +175,7 @@ int job_start(server *s, uint32_t id, const char *body, size_t length) {
     if (s->sweep_ns == 0 || j->check_ns < s->sweep_ns) s->sweep_ns = j->check_ns;
     if (error < 0) {
         if (j->solution.pid) kill(j->solution.pid, SIGKILL); /* reaped as nobody's */
-        close_process(&j->solution);
+        close_process(s, &j->solution);
         arena_free(j, sizeof *j);
         return refuse(s, id, -error), 0;
     }
@@ -214,7 +216,7 @@ static void forget(server *s, job *j) {
         buffer_release(&both[i]->queue);
         buffer_release(&both[i]->result);
         epoll_ctl(s->job_epoll, EPOLL_CTL_DEL, both[i]->channel, NULL);
-        close_process(both[i]);
+        close_process(s, both[i]);
     }
     for (uint32_t i = 0; i < s->live_count; i++)
         if (s->live[i] == j->id) s->live[i] = s->live[--s->live_count];
@@ -227,11 +229,15 @@ static void finish(server *s, job *j) {
     if (j->reason == NONE && (lseek(j->solution.out, 0, SEEK_CUR) > cap || lseek(j->solution.err, 0, SEEK_CUR) > cap))
         j->reason = OUTPUT;
     if (!was_confined(&j->solution) || (j->judged && !was_confined(&j->judge)))
-        if (j->reason != CANCELLED) j->reason = SPAWN;
+        if (j->reason != CANCELLED && j->reason != MEMORY) j->reason = SPAWN; /* its payload may be too much already */
+    uint32_t peak_kb = group_peak_kb(s, &j->solution.group);
+    if (peak_kb > 0 && s->base_anon_kb + peak_kb > j->memory_kb) j->memory_kb = s->base_anon_kb + peak_kb;
+    group_peak_kb(s, &j->judge.group); /* whether it may be used again */
     done_header done = {
         .reason = j->reason, .status = (uint32_t)j->solution.status, .judge_status = (uint32_t)j->judge.status,
         .results = j->solution.frames, .verdicts = j->judge.frames, .cpu_us = j->spent_us,
         .wall_us = (now_ns() - j->started_ns) / 1000, .memory_kb = j->memory_kb,
+        .by_cgroup = j->by_cgroup,
         .stdout_bytes = written(j->solution.out, cap), .stderr_bytes = written(j->solution.err, cap),
         .result_bytes = (uint32_t)(j->solution.result.end - j->solution.result.start),
         .verdict_bytes = (uint32_t)(j->judge.result.end - j->judge.result.start),
@@ -262,6 +268,8 @@ bool process_reaped(server *s, pid_t pid, int status, uint64_t cpu_us, uint32_t 
     p->pid = 0;
     while (process_read(s, j, p) > 0) {}
     p->status = status;
+    bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+    if (killed && group_ran_out(s, &p->group) && j->reason == NONE) j->reason = MEMORY;
     if (p == &j->solution) {
         j->spent_us = cpu_us;
         if (memory_kb > j->memory_kb) j->memory_kb = memory_kb;

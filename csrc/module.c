@@ -21,9 +21,9 @@ static uint32_t address_space_mb(int proc) {
 }
 
 static PyObject *serve(PyObject *self, PyObject *args) {
-    int host, proc;
+    int host, proc, groups;
     unsigned int armed;
-    if (!PyArg_ParseTuple(args, "iiI", &host, &proc, &armed)) return NULL;
+    if (!PyArg_ParseTuple(args, "iiiI", &host, &proc, &groups, &armed)) return NULL;
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
@@ -36,6 +36,7 @@ static PyObject *serve(PyObject *self, PyObject *args) {
     server *s = arena_alloc(sizeof *s);
     s->host = host;
     s->proc = proc;
+    s->groups = groups;
     s->uid = getuid();
     s->gid = getgid();
     s->armed_target = armed < MAX_ARMED ? armed : MAX_ARMED;
@@ -135,7 +136,7 @@ static PyObject *verdict(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"serve", serve, METH_VARARGS,
-     "serve(host_fd, proc_fd, armed): fork a jailed child for each job; returns None, in a child only."},
+     "serve(host_fd, proc_fd, groups_fd or -1, armed): fork a jailed child for each job; returns None, in a child only."},
     {"receive", receive, METH_VARARGS,
      "receive(file, module, result) -> (payload, peer_fd or -1): wait for a job, then confine this child. A plain script is "
      "run here, in `module`; then this raises what it raises, or sends `result` and ends the process."},

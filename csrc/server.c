@@ -65,7 +65,7 @@ static void armed_died(server *s, pid_t pid, int status) {
         ssize_t got = pread(s->armed[i].err, text, sizeof text, 0);
         if (got <= 0) got = snprintf(text, sizeof text, "an armed child ended with wait status %d", status);
         host_send(s, 0, SERVER_GONE, text, (size_t)got);
-        close_process(&s->armed[i]);
+        close_process(s, &s->armed[i]);
         s->armed[i] = s->armed[--s->armed_count];
         s->armed_target = 0;
         return;

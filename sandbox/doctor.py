@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 from fastgrpo_sandbox.cell import find_bwrap, native_module
+from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.types import SandboxUnavailable
 
 OLDEST_KERNEL = (5, 11)  # clone3, close_range, user namespaces' own process counts, seccomp's decision cache
@@ -29,7 +30,7 @@ class Check(msgspec.Struct, frozen=True):
 
 def checks(proc: Path = Path("/proc")) -> list[Check]:
     """Every requirement of the jail pool on this machine, without starting a jail. `proc` is where sysctls are read."""
-    return [_platform(), _kernel(), *_sysctls(proc), _seccomp(proc), _bwrap(), _native(), _compiler()]
+    return [_platform(), _kernel(), *_sysctls(proc), _seccomp(proc), _bwrap(), _native(), _compiler(), _memory(proc)]
 
 
 def fixes(proc: Path = Path("/proc")) -> list[str]:
@@ -42,8 +43,9 @@ async def probe() -> Check:
     from fastgrpo_sandbox.pool import SandboxPool
 
     try:
-        async with asyncio.timeout(PROBE_DEADLINE_S), SandboxPool(cells=1):
-            return Check("a real jail", True, "started, ran a job, ended")
+        async with asyncio.timeout(PROBE_DEADLINE_S), SandboxPool(cells=1) as pool:
+            held = (await pool.run("")).memory_by
+            return Check("a real jail", True, f"started, ran jobs, ended; memory was held by {held}")
     except (SandboxUnavailable, TimeoutError, OSError) as error:
         return Check("a real jail", False, str(error) or "no answer", explain(str(error)))
 
@@ -121,6 +123,12 @@ def _compiler() -> Check:
     built = _native().fine
     fix = "install a C compiler and Python's headers (Debian and Ubuntu: `apt install gcc python3-dev`)."
     return Check("C compiler", compiler is not None or built, compiler or "none", fix)
+
+
+def _memory(proc: Path) -> Check:
+    """Either way holds; by cgroup the kernel counts all that a job's processes share, at every moment."""
+    base = open_base(proc)
+    return Check("memory", True, f"by cgroup, below {base.folder}" if base.folder else f"by polling: {base.reason}")
 
 
 def main() -> int:

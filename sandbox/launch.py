@@ -3,8 +3,9 @@
 bubblewrap run by uid 0 leaves root-owned files of /proc writable, and an ordinary uid cannot walk into a private home
 such as /root, where the interpreter may live. So root binds what the jail needs into a tmpfs of its own mount namespace
 (nothing is created on the host, nothing is left) and then takes an unused uid. Argument: a JSON object
-`{"bwrap": path, "libraries": [folder], "binds": {source: destination}, "arguments": [...]}`; bubblewrap gets the binds
-as --ro-bind and finds its own shared libraries in `libraries`.
+`{"bwrap": path, "libraries": [folder], "binds": {source: destination}, "cgroup": path, "arguments": [...]}`.
+bubblewrap gets the binds as --ro-bind and finds its own shared libraries in `libraries`; "cgroup" is the cell's (see
+cgroup.py) or empty.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ import sys
 
 JAIL_UID = 60987  # owns nothing; its processes count against no person's limits
 STAGE = "/tmp"
+GROUPS = "/tmp/cgroup"  # in the jail, where every job's own /tmp lies over it
 CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
+
+# All but a cgroup namespace: bubblewrap's would begin at `server`, and where cgroups are mounted with nsdelegate the
+# kernel then refuses to clone into the groups beside it. It hides no more than names of groups, and no job has a /proc.
+NAMESPACES = ("user", "ipc", "pid", "net", "uts")
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -53,16 +59,33 @@ def drop_root() -> None:
     os.setresuid(JAIL_UID, JAIL_UID, JAIL_UID)
 
 
+def enter(cgroup: str) -> bool:
+    """Moves this process, and so all that it starts, into the cell's cgroup. False where the machine refuses: then the
+    cell does without, and every outcome says that memory was polled."""
+    try:
+        with open(f"{cgroup}/server/cgroup.procs", "w") as processes:
+            processes.write("0")
+        return True
+    except OSError:
+        return False
+
+
 def main() -> None:
     """Execs bubblewrap; ends with one line on stderr when a step fails."""
     spec = json.loads(sys.argv[1])
     bwrap, libraries, binds = spec["bwrap"], spec["libraries"], spec["binds"]
+    cgroup = spec["cgroup"] if spec["cgroup"] and enter(spec["cgroup"]) else ""
     if os.getuid() == 0:
-        staged = stage([bwrap, *libraries, *binds])
+        staged = stage([bwrap, *libraries, *binds, *filter(None, [cgroup])])
         drop_root()
         bwrap, libraries = staged[bwrap], [staged[folder] for folder in libraries]
         binds = {staged[source]: destination for source, destination in binds.items()}
+        cgroup = staged.get(cgroup, "")
     arguments = [part for source, destination in binds.items() for part in ("--ro-bind", source, destination)]
+    if cgroup:
+        arguments += [*(f"--unshare-{name}" for name in NAMESPACES), "--bind", cgroup, GROUPS]
+    else:
+        arguments += ["--unshare-all"]
     environment = {"LD_LIBRARY_PATH": ":".join(libraries)} if libraries else {}
     os.execve(bwrap, ["bwrap", *arguments, *spec["arguments"]], environment)
 

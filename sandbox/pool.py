@@ -9,11 +9,13 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
 import msgspec
 from fastgrpo_sandbox.cell import Cell, Kind
+from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.doctor import explain
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_job, pack_session
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
@@ -63,6 +65,7 @@ class SandboxPool:
         self._preload = tuple(preload)
         self._armed = armed
         self._recycle_after = recycle_after
+        self._groups: Path | None = None  # where cells may make cgroups
         self._wanted = cells or os.cpu_count() or 1
         self._run_slots = asyncio.Semaphore(RUNS_PER_CELL * self._wanted)
         self._session_slots = asyncio.Semaphore(sessions)
@@ -79,6 +82,7 @@ class SandboxPool:
 
     async def __aenter__(self) -> SandboxPool:
         try:
+            self._groups = (await asyncio.to_thread(open_base)).folder
             await self._start_cells("run")
             probe = await self.run("print(6 * 7)")
             if probe.status != "ok" or probe.stdout != "42\n":
@@ -202,7 +206,7 @@ class SandboxPool:
 
     async def _add_cell(self, kind: Kind) -> None:
         self._started += 1
-        cell = Cell(self._started, kind, self._preload, self._armed, self._cell_lost)
+        cell = Cell(self._started, kind, self._preload, self._armed, self._groups, self._cell_lost)
         await cell.start()
         self._cells.append(cell)
         self._cell_came.set()

@@ -21,11 +21,12 @@ class SandboxUnavailable(RuntimeError):
 class Limits(msgspec.Struct, frozen=True):
     """What one job may use; every limit is enforced by the kernel or by the cell's fork server, never by the job.
 
-    wall_s and cpu_s are seconds; memory_mb bounds each process' address space growth and the job's total resident
-    size; processes counts threads too; output_bytes bounds stdout and stderr each; tmp_mb sizes the private /tmp;
-    files is the number of open descriptors. Memory that processes share without a file is denied, since nothing would
-    count it. CPU time is that of live processes and of children that were waited for: what a job lets go unseen, by
-    ignoring SIGCHLD, only wall_s and processes bound.
+    wall_s and cpu_s are seconds; memory_mb (MiB) bounds each process' address space growth and what all processes of
+    the job hold: by cgroup everything, /tmp and captured output too; by polling (see Outcome.memory_by) their private
+    pages as seen every 20 ms. processes counts threads too; output_bytes bounds stdout and stderr each; tmp_mb sizes
+    the private /tmp; files is the number of open descriptors. Memory that processes share without a file is denied,
+    since polling would not count it. CPU time is that of live processes and of children that were waited for: what a
+    job lets go unseen, by ignoring SIGCHLD, only wall_s and processes bound.
     """
 
     wall_s: float = 10.0
@@ -89,7 +90,9 @@ class Outcome(msgspec.Struct, frozen=True):
 
     With tests, `status` is "ok" only when every counted test passed; `tests` holds one bool for each, in order, and an
     unanswered one is False. Without tests "ok" says only that the code ended without an error, on its own word.
-    `infrastructure` means the jail failed, not the code: never a score.
+    `infrastructure` means the jail failed, not the code: never a score. cpu_s and wall_s are seconds; memory_mb is the
+    peak in MiB, the interpreter included, and memory_by what held it: "cgroup" where this process may make cgroups
+    (version 2; `python -m fastgrpo_sandbox` says why not), else "rlimit + resident polling".
     """
 
     status: Status

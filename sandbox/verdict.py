@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from fastgrpo_sandbox.types import Limits, Outcome, Status
 
-DONE = struct.Struct("<IIIIIIQQIIIII")
+DONE = struct.Struct("<IIIIIIQQIIIIII")
 NONE, WALL, CPU, MEMORY, OUTPUT, CANCELLED, PROTOCOL, SPAWN = range(8)
-MEMORY_BY = "rlimit + resident polling"
+POLLED, BY_CGROUP = "rlimit + resident polling", "cgroup"
 REASONS: dict[int, tuple[Status, str]] = {
     WALL: ("timeout", "wall clock limit reached"),
     CPU: ("timeout", "CPU limit reached"),
@@ -50,6 +50,7 @@ class Done(msgspec.Struct):
     cpu_us: int
     wall_us: int
     memory_kb: int
+    by_cgroup: int
     stdout: bytes
     stderr: bytes
     result: bytes
@@ -99,7 +100,7 @@ def outcome_of(done: Done, limits: Limits, expected: Expected | None, form: type
         cpu_s=done.cpu_us / 1e6,
         wall_s=done.wall_us / 1e6,
         memory_mb=done.memory_kb / 1024,
-        memory_by=MEMORY_BY,
+        memory_by=BY_CGROUP if done.by_cgroup else POLLED,
         verdict_by="" if expected is None else "judge" if expected.judged else "same-process",
     )
 

@@ -18,7 +18,7 @@ FRAMES = st.binary(max_size=80)
 
 @given(REASONS, st.integers(0, 0xFFFF), st.integers(0, 3), st.integers(0, 3), FRAMES, FRAMES, st.booleans())
 def test_no_random_frame_is_a_pass_and_none_breaks_the_host(reason, status, results, verdicts, result, verdict, judged):
-    numbers = (reason, status, 0, 0, results, verdicts, 10, 10, 10, 0, 0, len(result), len(verdict))
+    numbers = (reason, status, 0, 0, results, verdicts, 10, 10, 10, 0, 0, 0, len(result), len(verdict))
     outcome = outcome_of(
         parse_done(DONE.pack(*numbers) + result + verdict), Limits(), Expected(2, judged, b"s" * 32, None)
     )
@@ -39,7 +39,7 @@ def test_a_short_done_frame_is_an_error_not_an_outcome(body):
 def test_only_a_session_has_a_value():
     """What nobody asked for is not even decoded: sixteen MB of empty lists would be a gigabyte."""
     frame = bytes.fromhex("94a0a0 dd00000002 9090 90")
-    done = parse_done(DONE.pack(0, 0, 0, 0, 1, 0, 10, 10, 10, 0, 0, len(frame), 0) + frame)
+    done = parse_done(DONE.pack(0, 0, 0, 0, 1, 0, 10, 10, 10, 0, 0, 0, len(frame), 0) + frame)
     assert outcome_of(done, Limits(), None).status == "failed"
     assert outcome_of(done, Limits(), None, SessionResult).value == [[], []]
 
