@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fastgrpo_sandbox import BlockingSandboxPool, Limits, cell
+from fastgrpo_sandbox import BlockingSandboxPool, Limits, cell, cgroup
+from fastgrpo_sandbox import pool as pool_module
 
 from tests.sandbox.conftest import PRELUDE, QUICK, REPOSITORY
 
@@ -50,6 +51,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, switchable: Path) -> Iterator[Opened
 
         monkeypatch.setattr(cell, "bwrap_spec", spec)
         monkeypatch.setattr(cell, "native_module", lambda: switchable)
+        # A cgroup would hold processes as well.
+        monkeypatch.setattr(pool_module, "open_base", lambda: cgroup.Base(None))
         pools.append(BlockingSandboxPool(cells=1, limits=QUICK).__enter__())
         return pools[-1]
 
