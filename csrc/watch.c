@@ -12,8 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100, MAX_DEPTH = 40 };
-enum { TICKS = 100 /* in a second, for /proc */ };
+enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100 };
+enum { TICKS = 100 /* in a second, for /proc */, MAX_DEPTH = 256 /* as many processes as a job may have */ };
 
 typedef struct {
     uint64_t cpu_ns, anonymous_kb;

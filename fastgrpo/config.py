@@ -130,7 +130,7 @@ class Sandbox(Section, frozen=True):
     wall_s: Annotated[float, Meta(gt=0, description="deadline of one execution of a solution, seconds")] = 10.0
     cpu_s: Annotated[float, Meta(gt=0, description="CPU seconds of one execution")] = 10.0
     memory_mb: Annotated[int, Meta(ge=32, description="memory of one jail, MiB")] = 512
-    processes: Annotated[int, Meta(ge=1, description="processes and threads of one jail")] = 32
+    processes: Annotated[int, Meta(ge=1, le=256, description="processes and threads of one jail")] = 32
     output_bytes: Annotated[int, Meta(ge=1024, description="stdout + stderr kept before the jail is stopped")] = 65536
 
 

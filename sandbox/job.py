@@ -21,6 +21,7 @@ PLAIN = b"S"  # begins a payload that is nothing but the source of a script
 SECRET = b"U"  # begins one whose secret stays with the native module
 SECRET_BYTES = 32
 DAY_S = 86400
+MAX_PROCESSES = 256  # the fork server follows chains of as many, so none is out of its sight
 MAX_CALLS = 256  # of one session, unanswered
 MAX_SAID = 16 << 20  # bytes of all calls of one session; decoded, they may take seventy times the memory
 MAX_ANSWER = 16 << 20
@@ -134,8 +135,8 @@ def _checked(parcel: Parcel) -> Parcel:
     limits = parcel.limits
     if not (0 < limits.wall_s <= DAY_S and 0 < limits.cpu_s <= DAY_S):
         raise Rejected("wall_s and cpu_s must be positive and at most a day")
-    if not (0 < limits.memory_mb <= 1 << 20 and 0 < limits.processes <= 1 << 20):
-        raise Rejected("memory_mb and processes must be positive and at most 2 ** 20")
+    if not (0 < limits.memory_mb <= 1 << 20 and 0 < limits.processes <= MAX_PROCESSES):
+        raise Rejected(f"memory_mb must be 1 to {1 << 20}, processes 1 to {MAX_PROCESSES}")
     if not (0 <= limits.output_bytes <= 4 << 20 and 1 <= limits.tmp_mb <= 4096 and 16 <= limits.files <= 4096):
         raise Rejected("output_bytes must be at most 4 MiB, tmp_mb 1 to 4096, files 16 to 4096")
     return parcel

@@ -89,6 +89,19 @@ def test_07_ten_gigabytes_held_by_rlimit_as(pool):
     assert outcome.memory_by == ("cgroup" if cgroup.find_base().folder else "rlimit + resident polling")
 
 
+def test_08_a_long_chain_of_forks_hides_no_memory(pool):
+    code = """
+import os, time
+for generation in range(90):
+    if os.fork(): time.sleep(20); os._exit(0)
+for _ in range(4):
+    if os.fork() == 0:
+        x = bytearray(40 << 20); time.sleep(20); os._exit(0)
+time.sleep(20)
+"""
+    assert pool.run(code, limits=Limits(memory_mb=100, wall_s=30, processes=120)).status == "memory"
+
+
 def test_08_forks_times_memory_held_by_cgroup_or_resident_polling(pool):
     code = """
 import os, time
