@@ -346,8 +346,11 @@ def to_toml(config: Config) -> str:
 
 
 def refuse_changes(saved: dict[str, Any], config: Config, *, source: Path) -> None:
-    """Raise `UserError` where `config` differs from the dotted values `saved` in something that changes the numbers."""
-    now = flat(config)
+    """Raise `UserError` where `config` differs from the dotted values `saved` in something that changes the numbers.
+
+    A key that is missing, because it is younger than `saved`, had its default.
+    """
+    saved, now = {name: key.default for name, key in KEYS.items()} | saved, flat(config)
     for name in sorted(saved.keys() | now.keys()):
         if saved.get(name) != now.get(name) and not FREE_TO_CHANGE.fullmatch(name):
             raise UserError(

@@ -139,6 +139,16 @@ def test_may_resume_with_more_steps_or_another_place(tmp_path: Path) -> None:
     assert load(path, resolve(change), lambda folder: None) == 1
 
 
+def test_a_key_younger_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
+    path = save(Checkpoints(tmp_path), 1)
+    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    del manifest["config"]["grpo.max_lag"]
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    assert load(path, Config(), lambda folder: None) == 1
+    with pytest.raises(UserError, match=r"grpo.max_lag was 0 and is now 1"):
+        load(path, resolve({"grpo.max_lag": 1}), lambda folder: None)
+
+
 def test_damaged_state_is_a_user_error(tmp_path: Path) -> None:
     optimizer = AdamW([torch.nn.Parameter(torch.randn(3))], lr=1e-2)
     path = save(Checkpoints(tmp_path), 1, save_state=optimizer.save)
