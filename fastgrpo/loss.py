@@ -23,6 +23,10 @@ def policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
 
     Without `batch.old_logprobs_N` the step is on-policy: the old policy is the current one and every ratio is 1.
     """
+    return policy.gathered(lambda: _policy_loss(policy, batch, config))
+
+
+def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
     hidden_NH = policy.hidden(batch)[batch.loss_index_N]
     sequence_log_ratio_N = None
     if config.ratio == "sequence":
@@ -48,14 +52,16 @@ def policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
 
 def sft_loss(policy: Policy, batch: Batch) -> torch.Tensor:
     """Weighted negative log-likelihood of the batch's loss tokens, a scalar in nats."""
-    hidden_NH = policy.hidden(batch)[batch.loss_index_N]
-    logprob_N, _ = linear_logprob(hidden_NH, policy.head_weight, batch.targets_N, entropy=False)
-    return -(logprob_N * batch.weights_N).sum()
+    return policy.gathered(lambda: -(_token_logprobs(policy, batch, 1.0) * batch.weights_N).sum())
 
 
 @torch.no_grad()
 def token_logprobs(policy: Policy, batch: Batch, temperature: float) -> torch.Tensor:
     """logprob_N (fp32) of the batch's loss tokens under `policy` at `temperature`, without gradient."""
+    return policy.gathered(lambda: _token_logprobs(policy, batch, temperature))
+
+
+def _token_logprobs(policy: Policy, batch: Batch, temperature: float) -> torch.Tensor:
     hidden_NH = policy.hidden(batch)[batch.loss_index_N]
     return linear_logprob(hidden_NH, policy.head_weight, batch.targets_N, temperature=temperature, entropy=False)[0]
 

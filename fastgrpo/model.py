@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fastgrpo.attention import PACKED
+from fastgrpo.distributed import STEP_WAIT_S, rank_and_world
 from fastgrpo.errors import UserError
 from fastgrpo.lora import adapters_off, add_adapters, merged_weights
+from fastgrpo.sharded import gathered, load_sharded
 from fastgrpo.types import Batch, Runs
+from fastgrpo.watch import within
+
+Result = TypeVar("Result")
+LATE = f"waited for the other ranks' parts of the model longer than {STEP_WAIT_S:.0f} s"
 
 
 @dataclass(slots=True)
@@ -32,6 +39,8 @@ class Policy:
 
     `shares_weights`: its parameters are views of vLLM's tensors, so what the optimizer writes is what vLLM samples
     from. `copies_weights`: vLLM holds a copy, renewed at each sync. `adapted`: it has LoRA adapters, which alone train.
+    `sharded_as`: each rank has its part of every parameter, and they compute in this dtype (`fastgrpo.sharded`); then
+    `gathered`, `backward`, `logprobs`, `weights` and `save_hf` are collective.
     """
 
     model: PreTrainedModel
@@ -39,6 +48,7 @@ class Policy:
     shares_weights: bool = False
     copies_weights: bool = False
     adapted: bool = False
+    sharded_as: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
@@ -48,6 +58,18 @@ class Policy:
     def head_weight(self) -> nn.Parameter:
         """The output projection, [V, H]; with tied embeddings the embedding itself."""
         return self.model.get_output_embeddings().weight
+
+    def gathered(self, compute: Callable[[], Result]) -> Result:
+        """`compute()`, which calls `hidden` or `forward` and reads `head_weight`: only here is a sharded one whole."""
+        if self.sharded_as is None:
+            return compute()
+        with within(STEP_WAIT_S, LATE):
+            return self.model.gathered_call(compute)  # type: ignore[operator]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` to those of the step."""
+        with within(STEP_WAIT_S, LATE) if self.sharded_as else nullcontext():
+            loss.backward()
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states hidden_TH of a packed batch, after the last norm and before the head. No logits."""
@@ -74,15 +96,16 @@ class Policy:
         positions = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
         input_ids_T = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
         cu_seqlens_S = torch.tensor([0, *lengths], device=self.device).cumsum(0).int()
-        hidden_TH = self.forward(input_ids_T, positions, Runs(cu_seqlens_S, max(lengths), cu_seqlens_S, max(lengths)))
-        logprobs_TV = (hidden_TH @ self.head_weight.T).float().log_softmax(-1)
+        runs = Runs(cu_seqlens_S, max(lengths), cu_seqlens_S, max(lengths))
+        logits_TV = self.gathered(lambda: self.forward(input_ids_T, positions, runs) @ self.head_weight.T)
+        logprobs_TV = logits_TV.float().log_softmax(-1)
         # What a sequence's last token would predict is the next sequence's first: rolled in, then left out.
         logprobs_T = logprobs_TV.gather(1, input_ids_T.roll(-1)[:, None]).squeeze(1)
         return [part[:-1] for part in logprobs_T.split(lengths)]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face's name and the value of each weight, tied ones once; LoRA's are merged, one at a time."""
-        return merged_weights(self.model)
+        """Hugging Face's name and the value of each weight, tied ones once; merged or gathered one at a time."""
+        return merged_weights(self.model) if self.sharded_as is None else gathered(self.model, self.sharded_as)
 
     def add_lora(self, rank: int, alpha: float) -> None:
         """Train adapters of `rank` on the decoder's linear layers, scaled by `alpha` / `rank`, and nothing else."""
@@ -111,11 +134,27 @@ class Policy:
         self.shares_weights = False
 
     def save_hf(self, folder: str | os.PathLike[str]) -> None:
-        """Write model and tokenizer in Hugging Face format; `load_policy(folder)` reads them back."""
+        """Write model and tokenizer in Hugging Face format; `load_policy(folder)` reads them back.
+
+        Called on every rank, the first one writes.
+        """
+        first = rank_and_world()[0] == 0
+        if self.sharded_as is None and not first:
+            return
         # A view of vLLM's stacked tensors would be saved with its whole storage.
-        state = {name: tensor.clone() for name, tensor in self.weights()}
-        self.model.save_pretrained(folder, state_dict=state)
-        self.tokenizer.save_pretrained(folder)
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if first}
+        if first:
+            self._whole_model().save_pretrained(folder, state_dict=state)
+            self.tokenizer.save_pretrained(folder)
+
+    def _whole_model(self) -> PreTrainedModel:
+        """What Hugging Face saves: the model, or one without memory of the class and dtype of a sharded one."""
+        if self.sharded_as is None:
+            return self.model
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(self.model.config, dtype=self.sharded_as)
+        whole.generation_config = self.model.generation_config
+        return whole
 
 
 class BasePolicy(Policy):
@@ -150,10 +189,12 @@ def load_policy(
     compile_layers: bool = False,
     lora_rank: int = 0,
     lora_alpha: float = 32.0,
+    sharded: bool = False,
+    trained: bool = True,
 ) -> Policy:
     """Load a Hugging Face causal LM folder for training; the options are `Policy`'s methods of the same names.
 
-    `lora_rank` 0 trains all weights.
+    `lora_rank` 0 trains all weights. `sharded` over all ranks; one that is not to be `trained` is smaller then.
 
     Raises UserError if the folder is not a causal LM with its tokenizer.
     """
@@ -161,12 +202,15 @@ def load_policy(
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED)
+        if sharded:
+            model = load_sharded(Path(path), torch.device(device), dtype, trained=trained)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED)
+            model.to(torch.device(device))  # type: ignore[arg-type]
     except (ValueError, OSError, KeyError) as error:
         reason = _first_line(error)
         raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    policy = Policy(model.train(), tokenizer)
+    policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
     if lora_rank:
         policy.add_lora(lora_rank, lora_alpha)
     policy.activation_checkpointing(activation_checkpointing)

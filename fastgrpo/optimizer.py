@@ -152,19 +152,12 @@ class AdamW:
 
         It loads on any number of ranks; parameters are told apart by their order.
         """
-        tensors = self._state()
-        sizes = accumulate(tensor.numel() for tensor in tensors.values())
-        files = {name: 1 + size // FILE_ELEMENTS for name, size in zip(tensors, sizes, strict=True)}
-        writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
-        with _alone_or_in_time():
-            distributed.checkpoint.save(tensors, storage_writer=writer, no_dist=self.world == 1)
+        save_state(self._state(), folder)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote; each rank reads its own slices."""
         tensors = self._state()
-        reader = HuggingFaceStorageReader(str(folder))
-        with _alone_or_in_time():
-            distributed.checkpoint.load(tensors, storage_reader=reader, no_dist=self.world == 1)
+        load_state(tensors, folder)
         for shard, steps in zip(self._shards, tensors["steps"], strict=True):
             shard.steps.copy_(steps)
 
@@ -334,6 +327,22 @@ class AdamW:
         whole = flat.new_empty(self.world * size)
         all_gather(whole, nn.functional.pad(shard.owned, (0, size - len(shard.exp_avg))))
         flat.copy_(whole[: len(flat)])
+
+
+def save_state(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write `tensors`, of which each rank has its slices (DTensor), into `folder` as safetensors; collective."""
+    sizes = accumulate(tensor.numel() for tensor in tensors.values())
+    files = {name: 1 + size // FILE_ELEMENTS for name, size in zip(tensors, sizes, strict=True)}
+    writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+    with _alone_or_in_time():
+        distributed.checkpoint.save(tensors, storage_writer=writer, no_dist=rank_and_world()[1] == 1)
+
+
+def load_state(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Read what `save_state` wrote into the memory of `tensors`, on any number of ranks; collective."""
+    reader = HuggingFaceStorageReader(str(folder))
+    with _alone_or_in_time():
+        distributed.checkpoint.load(tensors, storage_reader=reader, no_dist=rank_and_world()[1] == 1)
 
 
 @contextmanager

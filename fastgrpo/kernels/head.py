@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,8 +28,7 @@ class LossStatistics(NamedTuple):
         return LossStatistics._make([*sums, torch.maximum(self.ratio_max, other.ratio_max)])
 
 
-@dataclass(slots=True)
-class LossOutput:
+class LossOutput(NamedTuple):
     """loss: 0-d fp32, differentiable; logprobs_N, entropy_N: nats, fp32 [N], detached, NaN for a dropped token."""
 
     loss: Tensor

@@ -1,0 +1,99 @@
+"""A policy sharded by FSDP2 over ranks takes the steps of an unsharded one, and resumes on another number of ranks."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_model import save_tiny_model
+from torch import distributed, multiprocessing
+
+from fastgrpo.config import resolve
+from fastgrpo.distributed import joined_ranks
+from fastgrpo.learner import update
+from fastgrpo.model import Policy, load_policy
+from fastgrpo.sharded import optimizer_of
+from fastgrpo.types import Sample
+
+BUDGET, STEPS = 24, 3
+OPTIONS = {"lr": 1e-3, "weight_decay": 0.1, "max_grad_norm": 0.5, "skip_grad_norm": 1e3}
+# The ratio to an old policy and the KL to a reference: every way through the head.
+CONFIG = resolve({"grpo.loss": "gspo", "grpo.kl_weight": 0.1, "grpo.epochs_per_batch": 2, "model.path": "any"}).grpo
+
+
+def samples(step: int) -> list[Sample]:
+    generator = torch.Generator().manual_seed(step)
+    made = []
+    for number in range(7):
+        length = 6 + 2 * number
+        ids = torch.randint(300, (length,), generator=generator).tolist()
+        logprobs = (-6 + torch.rand(length, generator=generator)).tolist()
+        advantage = float("inf") if step == 1 else (-1.0) ** number * (1 + number / 5)
+        made.append(Sample(ids, [0, 0, 0] + [1] * (length - 3), logprobs, advantage))
+    return made
+
+
+def policies(folder: Path, sharded: bool) -> tuple[Policy, Policy]:
+    torch.set_num_threads(1)
+    policy = load_policy(folder, sharded=sharded, activation_checkpointing=True)
+    return policy, load_policy(folder, sharded=sharded, trained=False)
+
+
+def steps(policies: tuple[Policy, Policy], optimizer, which: range) -> list[dict[str, float]]:
+    """Several micro-batches a step on every rank; the second step's gradient is infinite."""
+    policy, reference = policies
+    return [update(policy, optimizer, samples(step), CONFIG, reference, budget=BUDGET) for step in which]
+
+
+def rank_main(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    with joined_ranks():
+        sharded = policies(folder / "model", sharded=True)
+        optimizer = optimizer_of(sharded[0], **OPTIONS)
+        reports = steps(sharded, optimizer, range(STEPS - 1))
+        optimizer.save(folder / "state")
+        reports += steps(sharded, optimizer, range(STEPS - 1, STEPS))
+        sharded[0].save_hf(folder / "saved")
+        torch.save(reports, folder / f"reports{rank}.pt")
+
+
+def resumed_alone(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights after the last step, taken by one rank."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    try:
+        sharded = policies(folder / "model", sharded=True)
+        optimizer = optimizer_of(sharded[0], **OPTIONS)
+        optimizer.load(folder / "state")
+        steps(sharded, optimizer, range(STEPS - 1, STEPS))
+        return dict(sharded[0].weights())
+    finally:
+        distributed.destroy_process_group()
+
+
+def assert_same(found: dict[str, torch.Tensor], policy: Policy) -> None:
+    weights = {name: parameter.detach() for name, parameter in policy.model.named_parameters()}
+    assert found.keys() == weights.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.timeout(300)
+def test_sharded_steps_are_those_of_one_rank_and_resume_on_another_number(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model", vocab_size=301)
+    whole = policies(tmp_path / "model", sharded=False)
+    expected = steps(whole, optimizer_of(whole[0], **OPTIONS), range(STEPS))
+    assert [report["skipped"] for report in expected] == [0.0, 1.0, 0.0]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(rank_main, args=(tmp_path, port), nprocs=2)
+    for rank in range(2):
+        reports = torch.load(tmp_path / f"reports{rank}.pt", weights_only=True)
+        for found, report in zip(reports, expected, strict=True):
+            for name in ("loss", "grad_norm", "skipped"):
+                assert found[name] == pytest.approx(report[name], rel=1e-4, abs=1e-6, nan_ok=True), name
+    assert_same(load_file(tmp_path / "saved/model.safetensors"), whole[0])
+    assert_same(resumed_alone(tmp_path), whole[0])
