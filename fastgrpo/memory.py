@@ -42,6 +42,7 @@ class Workload:
     `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`: adapters of that rank are
     all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered for each token stored,
     above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but for the piece at work.
+    `tensor_parallel`: ranks that hold one vLLM together; above 1 training is sharded over all `ranks`.
     """
 
     micro_batch_tokens: int
@@ -57,6 +58,7 @@ class Workload:
     lora_rank: int = 0
     key_copies: float = 1.0
     ranks: int = 1
+    tensor_parallel: int = 1
     on_gpu: bool = True
 
 
@@ -115,12 +117,15 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     parameters = count_parameters(config)
     trained = count_adapters(config, workload.lora_rank) if workload.lora_rank else parameters
     fixed = _state_items(parameters, trained, workload)
+    if workload.tensor_parallel > 1:
+        fixed = _sharded_items(config, parameters, workload)
     base = sum(item.size for item in fixed if item.generating)
-    kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_bytes_per_token(config, workload.dtype)
+    kv_token = kv_bytes_per_token(config, workload.dtype, workload.tensor_parallel)
+    kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_token
     room = capacity - sum(item.size for item in fixed if item.training)
     if workload.kv_cache_gb is None:
         # One sequence must fit, or vLLM would not start: then `check` says what is too large.
-        least = workload.max_model_len * kv_bytes_per_token(config, workload.dtype)
+        least = workload.max_model_len * kv_token
         left = capacity - base
         if workload.overlapped:
             left = room - sum(_step_sizes(config, workload, workload.micro_batch_tokens))
@@ -162,9 +167,10 @@ def count_adapters(config: PretrainedConfig, rank: int) -> int:
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
-def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """Keys and values of one token in all layers."""
-    return 2 * config.num_hidden_layers * _kv_width(config) * dtype.itemsize
+def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, tensor_parallel: int = 1) -> int:
+    """Keys and values of one token in all layers, on one of `tensor_parallel` ranks; each has a whole head at least."""
+    width = max(_kv_width(config) // tensor_parallel, _head_dim(config))
+    return 2 * config.num_hidden_layers * width * dtype.itemsize
 
 
 def activation_bytes_per_token(
@@ -211,6 +217,29 @@ def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Ite
         items.append(Item("the trainer's frozen base", parameters * b, "use a smaller model"))
     if workload.reference:
         items.append(Item("reference policy", parameters * b, "set grpo.kl_weight to 0"))
+    return tuple(items)
+
+
+def _sharded_items(config: PretrainedConfig, parameters: int, workload: Workload) -> tuple[Item, ...]:
+    """The same under FSDP2 and a tensor-parallel vLLM.
+
+    The next layer is gathered while one computes, and gradients are reduced in fp32. Embedding and head are whole for
+    a micro-batch. A weight sync's check computes, too, beside the KV cache.
+    """
+    b, share = workload.dtype.itemsize, math.ceil(parameters / workload.ranks)
+    tables = (1 if getattr(config, "tie_word_embeddings", False) else 2) * config.vocab_size * config.hidden_size
+    whole = tables + 2 * math.ceil((parameters - tables) / config.num_hidden_layers)
+    more_gpus = "train on more GPUs"
+    items = [
+        Item("vLLM's weights", math.ceil(parameters / workload.tensor_parallel) * b, "raise engine.tensor_parallel"),
+        Item("sharded master weights, Adam moments", share * 12, more_gpus),
+        Item("sharded gradients", share * 4, more_gpus, generating=False),
+        Item("gathered layers and head", whole * b, ""),
+        Item("their gradients", whole * (b + 4), "", generating=False),
+        Item("runtime and workspaces", GPU_OVERHEAD if workload.on_gpu else CPU_OVERHEAD, ""),
+    ]
+    if workload.reference:
+        items.append(Item("sharded reference policy", share * b, "set grpo.kl_weight to 0"))
     return tuple(items)
 
 

@@ -84,6 +84,20 @@ def test_lora_needs_state_for_its_adapters_alone() -> None:
     assert sizes["the trainer's frozen base"] == sizes["vLLM's merged weights"] == 2 * count_parameters(QWEN_7B)
 
 
+def test_sharded_training_and_a_tensor_parallel_vllm_divide_what_they_can() -> None:
+    workload = replace(WORKLOAD, ranks=8, tensor_parallel=2, kv_cache_gb=4.0, reference=True)
+    sizes = {item.name: item.size for item in plan_memory(QWEN_7B, workload, 80 * 10**9).items}
+    parameters, tables = count_parameters(QWEN_7B), 2 * 152064 * 3584
+    assert sizes["vLLM's weights"] == parameters
+    assert sizes["sharded master weights, Adam moments"] == 12 * parameters / 8
+    assert sizes["sharded gradients"] == 4 * parameters / 8
+    assert sizes["sharded reference policy"] == 2 * parameters / 8
+    whole = tables + 2 * (parameters - tables) / 28
+    assert sizes["gathered layers and head"] == pytest.approx(2 * whole, rel=1e-6)
+    assert kv_bytes_per_token(QWEN_7B, torch.bfloat16, 2) == kv_bytes_per_token(QWEN_7B, torch.bfloat16) / 2
+    assert kv_bytes_per_token(QWEN_7B, torch.bfloat16, 8) == kv_bytes_per_token(QWEN_7B, torch.bfloat16) / 4
+
+
 def test_token_budget_shrinks_to_what_fits() -> None:
     workload = replace(WORKLOAD, ranks=8, activation_checkpointing=False, kv_cache_gb=1.0)
     wide = plan_memory(QWEN_7B, workload, 200 * GIB)
