@@ -93,7 +93,7 @@ async def rollouts_ahead(
     lag = config.grpo.max_lag
     if lag:
         share_cores()
-    async with generator(learner.engine, own_stream=lag > 0) as face:
+    async with generator(learner.engine, own_stream=lag > 0, ranks=config.engine.tensor_parallel) as face:
         ahead = Ahead(face, learner, environment, draw, config)
         try:
             yield ahead
@@ -128,6 +128,8 @@ async def update_beside(under_way: Sequence[Rollouts], learner: Learner, log: Ru
 
 async def _finished(rollouts: Rollouts, config: Config) -> Experience:
     groups = await rollouts.groups()
+    if not groups:
+        return Experience([], {}, [])
     executions = [rollout.executions[-1] for group in groups for rollout in group.rollouts]
     if all(rollout.reward is None for group in groups for rollout in group.rollouts):
         raise UserError(f"every rollout of a step failed: {executions[0].error}")

@@ -49,9 +49,9 @@ class Checkpoints:
     ) -> Path:
         """Write checkpoint `step` and delete those no longer kept; returns its folder. Collective over the ranks.
 
-        Each is given a folder to write into: `save_hf`, on the first rank, for model and tokenizer; `save_state`, on
-        every rank, for its part of the state. Raises `UserError` where it cannot be written: then no half-written
-        folder stays and older checkpoints are as they were.
+        Each is given a folder to write into, on every rank: `save_hf` for model and tokenizer, which the first rank
+        writes; `save_state` for each rank's part of the state. Raises `UserError` where it cannot be written: then no
+        half-written folder stays and older checkpoints are as they were.
         """
         final = self.folder / f"step-{step:06d}"
         partial = self.folder / f".{final.name}.partial"
@@ -62,8 +62,8 @@ class Checkpoints:
                 (partial / STATE).mkdir(parents=True)
             gather_all(None, "the checkpoint's folder")
             save_state(partial / STATE)
+            save_hf(partial)
             if first:
-                save_hf(partial)
                 _write_manifest(partial, step, score, config)
                 _flush(partial)
                 _replace(partial, final)

@@ -97,6 +97,9 @@ class Engine(Section, frozen=True):
         float, Meta(gt=0, description="stop above this mean |logprob difference| vLLM - trainer, nats")
     ] = 0.15
     step_timeout_s: Annotated[float, Meta(gt=0, description="vLLM hangs when a token takes longer than this")] = 40.0
+    tensor_parallel: Annotated[
+        int, Meta(ge=1, description="ranks that hold one vLLM together; above 1 training is sharded over all ranks")
+    ] = 1
 
 
 class Workers(Section, frozen=True):
@@ -303,6 +306,13 @@ def resolve(values: dict[str, Any]) -> Config:
         raise UserError("workers.kind is openai: set workers.base_url and workers.model too")
     if config.sft.teacher == "openai" and config.workers.kind != "openai":
         raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
+    for key, value in (
+        ("grpo.max_lag", config.grpo.max_lag),
+        ("model.lora_rank", config.model.lora_rank),
+        ("model.offload_optimizer", config.model.offload_optimizer),
+    ):
+        if config.engine.tensor_parallel > 1 and value:
+            raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
     if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
         raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
     return config

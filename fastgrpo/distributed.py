@@ -31,12 +31,14 @@ class RankError(UserError):
 
 
 @contextmanager
-def joined_ranks() -> Iterator[tuple[int, int]]:
+def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
     """(rank, world size) for the length of the block; (0, 1) outside torchrun.
 
     Under torchrun: takes this rank's GPU and joins the process group: gloo for objects and CPU tensors, NCCL for a
     GPU's. Where one rank fails, hangs or vanishes, all ranks end (`fastgrpo.watch`).
+    Raises UserError where the ranks are not a multiple of `tensor_parallel`.
     """
+    check_world(tensor_parallel)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield 0, 1
         return
@@ -71,6 +73,28 @@ def rank_and_world() -> tuple[int, int]:
     if not distributed.is_available() or not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def check_world(tensor_parallel: int) -> None:
+    """Raise UserError where torchrun's processes are not a multiple of `tensor_parallel`."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world % tensor_parallel:
+        raise UserError(
+            f"engine.tensor_parallel {tensor_parallel} needs a multiple of {tensor_parallel} processes and there "
+            f"{'is' if world == 1 else 'are'} {world}: set torchrun's --nproc-per-node, or tensor_parallel back to 1"
+        )
+
+
+def leads_replica(tensor_parallel: int) -> bool:
+    """True on the first of `tensor_parallel` ranks in a row, which hold one replica of vLLM together."""
+    return rank_and_world()[0] % tensor_parallel == 0
+
+
+def replica_share(tensor_parallel: int) -> slice:
+    """This rank's part of a sequence that is dealt out to the replicas in turn: all is its first rank's."""
+    rank, world = rank_and_world()
+    first, step = rank // tensor_parallel, world // tensor_parallel
+    return slice(first, None, step) if leads_replica(tensor_parallel) else slice(0, 0)
 
 
 def over_ranks(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgrpo.distributed import check_world
 from fastgrpo.errors import UserError
 from fastgrpo.model import Policy
 from fastgrpo.process import interrupt_deferred, replaced
@@ -41,7 +42,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What a weight sync cost, and the canary's |logprob difference| between vLLM and the trainer, in nats."""
+    """What a weight sync cost, and the canary's |logprob difference| between vLLM and the trainer, in nats.
+
+    `bytes_copied` on this rank: of a sharded policy's weights, what was gathered to be handed to vLLM.
+    """
 
     seconds: float
     bytes_copied: int
@@ -71,6 +75,7 @@ class Engine:
         cpu_threads: int | None = None,
         parity_limit: float = 0.1,
         step_timeout_s: float = 40.0,
+        tensor_parallel: int = 1,
     ) -> None:
         """`kv_cache_gb` (GiB) fixes the KV cache; without it a GPU gives what is free, a CPU 1 GiB.
 
@@ -80,6 +85,8 @@ class Engine:
         times slower. `parity_limit` is the canary's largest permitted mean |logprob difference| in nats. A step of
         vLLM, but for the first, that has not returned after `step_timeout_s` hangs: nothing can interrupt it, so the
         process ends.
+        `tensor_parallel` ranks in a row hold one engine together: each must submit the same requests, with a seed where
+        they are sampled, and step, score and sync as the others do (`fastgrpo.lockstep`).
         vLLM seeds Python's, numpy's and torch's global generators with `seed`.
         """
         on_gpu = torch.cuda.is_available()
@@ -109,6 +116,9 @@ class Engine:
         self._joined = torch.distributed.is_initialized() and "RANK" in os.environ
         if self._joined:
             options["distributed_executor_backend"] = "external_launcher"
+        if tensor_parallel > 1:
+            check_world(tensor_parallel)
+            options["tensor_parallel_size"] = tensor_parallel
         if on_gpu:
             # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.
             options["block_size"] = 64
@@ -190,7 +200,8 @@ class Engine:
 
         The first call turns the policy's parameters into views of vLLM's weight tensors (one copy, then none ever
         again: an optimizer step in place is already in vLLM). An architecture outside `weights.SHARED_ARCHITECTURES`
-        is copied in place each time instead. A policy synced before gets its own memory back. Must be awake and idle.
+        is copied in place each time instead, and so is a sharded policy, by all ranks together. A policy synced before
+        gets its own memory back. Must be awake and idle.
 
         Raises ParityError above `parity_limit`.
         """

@@ -14,13 +14,13 @@ import msgspec
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import gather_all, rank_and_world
+from fastgrpo.distributed import gather_all, joined_ranks, rank_and_world, replica_share
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine import Engine
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.model import load_tokenizer
 from fastgrpo.rollout import Environment, collect
-from fastgrpo.runtime import load_problems, open_engine, open_environment, run_async, sampling_of
+from fastgrpo.runtime import load_problems, of_replica, open_engine, open_environment, run_async, sampling_of
 from fastgrpo.types import Problem
 
 log = logging.getLogger(__name__)
@@ -44,17 +44,17 @@ async def evaluate(
 ) -> list[EvalRow]:
     """`config.eval.samples` rollouts of each problem; those that our own failures ended are left out.
 
-    Each rank takes its share of the problems; every rank returns all rows.
+    Each replica takes its share of the problems; every rank returns all rows.
     """
-    rank, world = rank_and_world()
     groups = await collect(
         engine,
         environment,
         tokenizer,
-        problems[rank::world],
+        problems[replica_share(config.engine.tensor_parallel)],
         group_size=config.eval.samples,
         sampling=replace(sampling_of(config), temperature=config.eval.temperature),
         seed=config.seed + 7_919,
+        ranks=config.engine.tensor_parallel,
     )
     failed = [rollout for group in groups for rollout in group.rollouts if rollout.reward is None]
     if failed:
@@ -120,21 +120,23 @@ async def _main(config: Config) -> None:
     if not config.model.path:
         raise UserError("evaluate needs --model PATH: a Hugging Face folder, such as a checkpoint of a run")
     _, held_out = load_problems(config)
-    async with open_environment(config) as environment:
+    async with of_replica(open_environment(config), config) as environment:
         with open_engine(config, Path(config.model.path)) as engine:
             tokenizer = load_tokenizer(config.model.path)
             rows = await evaluate(engine, environment, tokenizer, held_out, config, "evaluate")
     if held_out and not rows:
         raise UserError("nothing was evaluated: every workflow failed for the reason above, which is not the model's")
-    for name, value in summary(rows).items():
-        print(f"{name:16} {value:.4f}")
+    if rank_and_world()[0] == 0:
+        for name, value in summary(rows).items():
+            print(f"{name:16} {value:.4f}")
 
 
 def main() -> None:
     """Evaluate `--model PATH` on the held-out problems and print the means."""
     command = parse(sys.argv[1:], program="fastgrpo.evaluate", of_run=True)
     require_ready()
-    run_async(lambda: _main(command.config))
+    with joined_ranks(command.config.engine.tensor_parallel):
+        run_async(lambda: _main(command.config))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
 from fastgrpo.plan import memory_plan
 from fastgrpo.runtime import open_engine, policy_device, policy_dtype
+from fastgrpo.sharded import ShardedAdamW, optimizer_of
 from fastgrpo.telemetry import throughput, training_flops
 from fastgrpo.types import Batch, Group, Sample
 
@@ -51,8 +52,8 @@ class Learner:
         self.config, self.engine, self.policy, self.reference, self.plan = config, engine, policy, reference, plan
         self.step = self.skipped = 0
         self.experience: Experience | None = None
-        self.optimizer = AdamW(
-            policy.model.parameters(),
+        self.optimizer = optimizer_of(
+            policy,
             lr=config.grpo.lr,
             betas=(config.grpo.beta1, config.grpo.beta2),
             weight_decay=config.grpo.weight_decay,
@@ -167,8 +168,11 @@ class Learner:
 def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learner]:
     """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
     checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
-    settings: dict[str, Any] = {"device": policy_device(), "dtype": policy_dtype(config)}
+    sharded = config.engine.tensor_parallel > 1
+    settings: dict[str, Any] = {"device": policy_device(), "dtype": policy_dtype(config), "sharded": sharded}
     plan = memory_plan(config, load_config(model), ranks=rank_and_world()[1])
+    # Ranks of one vLLM need one size of its cache, and all of them micro-batches of one size.
+    plan = min(gather_all(plan, "the memory plans"), key=lambda plan: plan.capacity)
     # A checkpoint's weights have the adapters merged into them: with LoRA the base is the model's own.
     weights = model if config.model.lora_rank else checkpoint or model
     policy = load_policy(
@@ -179,9 +183,11 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
         lora_alpha=config.model.lora_alpha,
         **settings,
     )
-    reference = None
-    if config.grpo.kl_weight > 0:
-        reference = BasePolicy(policy.model, policy.tokenizer) if policy.adapted else load_policy(model, **settings)
+    reference: Policy | None = None
+    if config.grpo.kl_weight > 0 and policy.adapted:
+        reference = BasePolicy(policy.model, policy.tokenizer)
+    elif config.grpo.kl_weight > 0:
+        reference = load_policy(model, trained=False, **settings)
     with open_engine(config, weights, kv_cache_gb=plan.kv_cache_gb) as engine:
         learner = Learner(config, engine, policy, reference, plan)
         if checkpoint is not None:
@@ -220,7 +226,7 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
 
 def update(
     policy: Policy,
-    optimizer: AdamW,
+    optimizer: AdamW | ShardedAdamW,
     samples: Sequence[Sample],
     config: Grpo,
     reference: Policy | None = None,
@@ -277,7 +283,7 @@ def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[
     loss, statistics, gaps = torch.zeros((), device=policy.device), None, []
     for batch in batches:
         output = policy_loss(policy, batch, config)
-        output.loss.backward()
+        policy.backward(output.loss)
         loss += output.loss.detach()
         statistics = output.statistics if statistics is None else statistics.merge(output.statistics)
         gaps.append((output.logprobs_N - batch.sampled_logprobs_N).abs())

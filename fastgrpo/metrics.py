@@ -55,9 +55,9 @@ def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]
 
 
 def rollouts_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
-    """`rollout_metrics` of all ranks' rollouts together, from each rank's own; collective."""
-    ranks = gather_all(metrics, "the rollouts' metrics of the other ranks")
-    return {name: _together(name, ranks) for name in metrics}
+    """`rollout_metrics` of all ranks' rollouts together, from each rank's own, where it has any; collective."""
+    ranks = [rank for rank in gather_all(metrics, "the rollouts' metrics of the other ranks") if rank]
+    return {name: _together(name, ranks) for name in ranks[0]}
 
 
 def _together(name: str, ranks: Sequence[dict[str, float]]) -> float:

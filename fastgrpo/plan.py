@@ -6,6 +6,7 @@ import torch
 from transformers import PretrainedConfig
 
 from fastgrpo.config import Config, to_toml
+from fastgrpo.errors import UserError
 from fastgrpo.memory import MemoryPlan, Workload, device_capacity, plan_memory
 from fastgrpo.model import load_config
 from fastgrpo.runtime import load_problems, policy_device, policy_dtype
@@ -13,7 +14,12 @@ from fastgrpo.tiny import policy_config
 
 
 def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:
-    """The memory of this device under `config`. Raises UserError naming the largest item where it does not fit."""
+    """The memory of this device under `config`.
+
+    Raises UserError naming the largest item where it does not fit, or why the model cannot be cut into the ranks of
+    `engine.tensor_parallel`.
+    """
+    _check_divisible(model, config.engine.tensor_parallel)
     device = policy_device()
     workload = Workload(
         micro_batch_tokens=config.grpo.micro_batch_tokens,
@@ -29,6 +35,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         overlapped=config.grpo.max_lag > 0,
         key_copies=_key_copies(config),
         ranks=ranks,
+        tensor_parallel=config.engine.tensor_parallel,
         on_gpu=device.type == "cuda",
     )
     capacity = device_capacity(device)
@@ -37,6 +44,21 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
     plan = plan_memory(model, workload, capacity)
     plan.check()
     return plan
+
+
+def _check_divisible(model: PretrainedConfig, tensor_parallel: int) -> None:
+    heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
+    for name, size, unit in (
+        ("num_attention_heads", model.num_attention_heads, tensor_parallel),
+        ("intermediate_size", model.intermediate_size, tensor_parallel),
+        # Fewer heads than ranks are repeated.
+        ("num_key_value_heads", max(heads, tensor_parallel), min(heads, tensor_parallel)),
+    ):
+        if size % unit:
+            raise UserError(
+                f"engine.tensor_parallel {tensor_parallel} does not fit the model's {name} {getattr(model, name)}: "
+                "set it to a common divisor"
+            )
 
 
 def _key_copies(config: Config) -> float:
@@ -61,4 +83,5 @@ def print_plan(config: Config) -> None:
         model = policy_config()
     print(f"stage 2         {grpo.steps} steps of {rollouts} rollouts, {grpo.steps * rollouts} workflows in all")
     print(f"evaluation      {len(held_out) * config.eval.samples} workflows before and after")
-    print(memory_plan(config, model).table())
+    # Of the fewest ranks that can train it.
+    print(memory_plan(config, model, ranks=config.engine.tensor_parallel).table())

@@ -21,6 +21,7 @@ import torch
 from fastgrpo.chat import feedback_ids, prompt_ids
 from fastgrpo.distributed import rank_and_world
 from fastgrpo.errors import UserError
+from fastgrpo.lockstep import Lockstep
 from fastgrpo.types import Group, RewardTerms, Rollout
 
 if TYPE_CHECKING:
@@ -57,10 +58,13 @@ class Sampling:
 
 
 class Generator:
-    """An asyncio face for the engine's step loop: `await complete(...)` while others are decoding."""
+    """An asyncio face for the engine's step loop: `await complete(...)` while others are decoding.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    `lockstep`: the ranks that hold the engine together; one that follows has no requests of its own.
+    """
+
+    def __init__(self, engine: Engine, thread: ThreadPoolExecutor, lockstep: Lockstep) -> None:
+        self._engine, self._thread, self._lockstep, self.ranks = engine, thread, lockstep, lockstep.ranks
         self._waiting: dict[int, asyncio.Future[Completion]] = {}
         self._submitted: list[tuple[int, list[int], dict[str, Any]]] = []
         self._wake = asyncio.Event()
@@ -77,7 +81,16 @@ class Generator:
         finally:
             self._waiting.pop(key, None)
 
-    async def drive(self, thread: ThreadPoolExecutor) -> None:
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        """Around rollouts: a rank that follows has none, and steps the engine until the leader's are over."""
+        self._lockstep.begin()
+        yield
+        self._lockstep.end()
+        if not self._lockstep.leads:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._follow)
+
+    async def drive(self) -> None:
         """Step the engine while requests are open; ends by cancellation, or by failing every open request."""
         loop = asyncio.get_running_loop()
         while True:
@@ -86,12 +99,17 @@ class Generator:
             try:
                 while self._submitted or self._engine.busy:
                     requests, self._submitted = self._submitted, []
-                    self._deliver(await loop.run_in_executor(thread, self._advance, requests))
+                    self._deliver(await loop.run_in_executor(self._thread, self._advance, requests))
             except Exception as error:
                 self._fail(error)
                 raise
 
+    def _follow(self) -> None:
+        while (requests := self._lockstep.hear()) is not None:
+            self._advance(requests)
+
     def _advance(self, requests: list[tuple[int, list[int], dict[str, Any]]]) -> list[Completion]:
+        self._lockstep.tell(requests)
         for key, ids, sampling in requests:
             self._engine.submit(key, ids, **sampling)
         return self._engine.step()
@@ -109,20 +127,23 @@ class Generator:
 
 
 @asynccontextmanager
-async def generator(engine: Engine, *, own_stream: bool = False) -> AsyncIterator[Generator]:
+async def generator(engine: Engine, *, own_stream: bool = False, ranks: int = 1) -> AsyncIterator[Generator]:
     """A `Generator` whose step loop lives as long as the block; requests still open at its end are aborted.
 
-    `own_stream`: on a GPU the engine's kernels go before those that other threads launch meanwhile.
+    `own_stream`: on a GPU the engine's kernels go before those that other threads launch meanwhile. `ranks` hold the
+    engine together, and all of them enter the block.
     """
-    face, thread = Generator(engine), device_thread("engine", own_stream=own_stream)
-    driver = asyncio.create_task(face.drive(thread), name="engine-steps")
+    lockstep, thread = Lockstep(ranks), device_thread("engine", own_stream=own_stream)
+    face = Generator(engine, thread, lockstep)
+    driver = asyncio.create_task(face.drive(), name="engine-steps")
     try:
         yield face
     finally:
         driver.cancel()
         await asyncio.gather(driver, return_exceptions=True)
-        # A step under way ends first.
+        # A step under way ends first, on a rank that follows the leader's rollouts.
         thread.shutdown()
+        lockstep.end()
         engine.abort_all()
 
 
@@ -158,10 +179,10 @@ class Rollouts:
         self._size, self._writing = group_size, len(problems) * group_size
         self._generated = asyncio.Event()
         self._begun, self.seconds = time.perf_counter(), 0.0
-        # Numbers as if one rank had all ranks' problems, dealt out in turn: no two share one, whatever their number.
-        rank, world = rank_and_world()
-        named = [(problem, f"{seed}/{rank + world * number}") for number, problem in enumerate(problems)]
-        self._task = asyncio.create_task(_all(self._group(problem, name) for problem, name in named))
+        # Numbers as if one replica had all problems, dealt out in turn: no two share one, whatever their number.
+        replica, replicas = (number // face.ranks for number in rank_and_world())
+        named = [(problem, f"{seed}/{replica + replicas * number}") for number, problem in enumerate(problems)]
+        self._task = asyncio.create_task(self._groups(named))
         self._task.add_done_callback(lambda _: self._generated.set())
 
     async def generated(self) -> None:
@@ -178,6 +199,10 @@ class Rollouts:
         """Drop the rollouts that are not done."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _groups(self, named: Sequence[tuple[Any, str]]) -> list[Group]:
+        async with self._face.shared():
+            return await _all(self._group(problem, name) for problem, name in named)
 
     async def _group(self, problem: Any, name: str) -> Group:
         prompt, sampling = prompt_ids(self._tokenizer, self._environment.prompt(problem)), self._sampling
@@ -255,9 +280,10 @@ async def collect(
     group_size: int,
     sampling: Sampling,
     seed: int,
+    ranks: int = 1,
 ) -> list[Group]:
-    """One batch of `Rollouts` from an engine that nobody else uses meanwhile."""
-    async with generator(engine) as face:
+    """One batch of `Rollouts` from an engine that nobody else uses meanwhile, held by `ranks` together."""
+    async with generator(engine, ranks=ranks) as face:
         rollouts = Rollouts(face, environment, tokenizer, problems, group_size=group_size, sampling=sampling, seed=seed)
         try:
             return await rollouts.groups()

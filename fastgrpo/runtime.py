@@ -5,7 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +21,7 @@ from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable
 
 from fastgrpo import data
 from fastgrpo.config import Config, Workers, open_folder
-from fastgrpo.distributed import gather_all, rank_and_world
+from fastgrpo.distributed import gather_all, leads_replica, rank_and_world
 from fastgrpo.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.log import RunLog
@@ -49,6 +55,11 @@ def open_log(config: Config, *, resume: bool) -> RunLog:
     folder = open_folder(config, resume=resume) if first else None
     gather_all(None, "the run's folder")
     return RunLog(folder)
+
+
+def of_replica(opened: AbstractAsyncContextManager[Any], config: Config) -> AbstractAsyncContextManager[Any]:
+    """`opened` on the rank that runs its replica's rollouts; None on the others, which need no environment."""
+    return opened if leads_replica(config.engine.tensor_parallel) else nullcontext()
 
 
 @asynccontextmanager
@@ -152,6 +163,7 @@ def open_engine(config: Config, model: Path, *, kv_cache_gb: float | None = None
             seed=config.seed,
             parity_limit=config.engine.parity_threshold,
             step_timeout_s=config.engine.step_timeout_s,
+            tensor_parallel=config.engine.tensor_parallel,
         )
     except ValueError as error:
         # pydantic's errors begin with a line of their own.

@@ -20,17 +20,18 @@ from fastgrpo.errors import UserError, run_program
 from fastgrpo.log import RunLog
 from fastgrpo.loss import sft_loss
 from fastgrpo.model import Policy, load_policy
-from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
 from fastgrpo.plan import print_plan
 from fastgrpo.runtime import (
     load_problems,
+    of_replica,
     open_environment,
     open_log,
     policy_device,
     policy_dtype,
     run_async,
 )
+from fastgrpo.sharded import optimizer_of
 from fastgrpo.tiny import create_policy
 from fastgrpo.types import Problem, Sample
 from fastgrpo.workflow.environment import WorkflowEnvironment
@@ -62,11 +63,12 @@ async def warm_start(
         compile_layers=config.model.compile,
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,
+        sharded=config.engine.tensor_parallel > 1,
     )
     fit(policy, traces, config, log)
+    partial = finished.with_suffix(".partial")
+    policy.save_hf(partial)
     if first:
-        partial = finished.with_suffix(".partial")
-        policy.save_hf(partial)
         partial.rename(finished)
     gather_all(None, "the first rank's warm-started policy")
     return finished
@@ -99,16 +101,14 @@ def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) ->
     """
     samples = [to_sample(policy, trace) for trace in traces]
     steps = list(_schedule(samples, config.sft, config.seed))
-    optimizer = AdamW(
-        policy.model.parameters(), lr=config.sft.lr, max_grad_norm=1.0, offload=config.model.offload_optimizer
-    )
+    optimizer = optimizer_of(policy, lr=config.sft.lr, max_grad_norm=1.0, offload=config.model.offload_optimizer)
     log.stage("sft", len(steps))
     for step, chosen in enumerate(steps, 1):
         with log.phase("train"):
             loss = torch.zeros((), device=policy.device)
             for batch in rank_batches(chosen, "token", 1, config.grpo.micro_batch_tokens, policy.device):
                 share = sft_loss(policy, batch)
-                share.backward()
+                policy.backward(share)
                 loss += share.detach()
             optimizer.lr = config.sft.lr * _decay(step, len(steps))
             norm = optimizer.step().grad_norm
@@ -152,7 +152,7 @@ def _decay(step: int, steps: int) -> float:
 async def _main(config: Config) -> None:
     problems, _ = load_problems(config)
     with open_log(config, resume=False) as log:
-        async with open_environment(config, log) as environment:
+        async with of_replica(open_environment(config, log), config) as environment:
             folder = await warm_start(config, environment, problems, log)
         log.say(f"the warm-started policy is in {folder}: continue with python -m fastgrpo.train --model {folder}")
 
@@ -163,7 +163,7 @@ def main() -> None:
     if command.dry_run:
         return print_plan(command.config)
     require_ready()
-    with joined_ranks():
+    with joined_ranks(command.config.engine.tensor_parallel):
         run_async(lambda: _main(command.config))
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from fastgrpo import data
 from fastgrpo.cli import CommandLine, parse
+from fastgrpo.distributed import joined_ranks, replica_share
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.model import load_tokenizer
 from fastgrpo.rollout import collect
-from fastgrpo.runtime import open_engine, open_environment, run_async, sampling_of
+from fastgrpo.runtime import of_replica, open_engine, open_environment, run_async, sampling_of
 from fastgrpo.types import Execution, Problem
 
 
@@ -34,17 +35,21 @@ async def solve(command: CommandLine) -> None:
     if not config.model.path or len(names) != 1:
         raise UserError("solve needs --model PATH and the id of one problem, such as HumanEval/12")
     problem, model = find(config.data.dataset, names[0]), Path(config.model.path)
-    async with open_environment(config) as environment:
+    ranks = config.engine.tensor_parallel
+    async with of_replica(open_environment(config), config) as environment:
         with open_engine(config, model) as engine:
             groups = await collect(
                 engine,
                 environment,
                 load_tokenizer(model),
-                [problem],
+                [problem][replica_share(ranks)],
                 group_size=config.eval.samples,
                 sampling=replace(sampling_of(config), temperature=config.eval.temperature),
                 seed=config.seed,
+                ranks=ranks,
             )
+    if not groups:
+        return
     executions: list[Execution] = [rollout.executions[-1] for rollout in groups[0].rollouts]
     if all(execution.status == "infrastructure" for execution in executions):
         raise UserError(f"every workflow failed: {executions[0].error}")
@@ -56,7 +61,8 @@ async def solve(command: CommandLine) -> None:
 def main() -> None:
     """Answer one query."""
     command = parse(sys.argv[1:], program="fastgrpo.solve", positional="PROBLEM_ID", of_run=True)
-    run_async(lambda: solve(command))
+    with joined_ranks(command.config.engine.tensor_parallel):
+        run_async(lambda: solve(command))
 
 
 if __name__ == "__main__":

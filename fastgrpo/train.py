@@ -18,7 +18,7 @@ from typing import Any
 from fastgrpo.ahead import rollouts_ahead
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import joined_ranks, rank_and_world
+from fastgrpo.distributed import joined_ranks, rank_and_world, replica_share
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
@@ -28,7 +28,7 @@ from fastgrpo.metrics import rollouts_over_ranks
 from fastgrpo.plan import print_plan
 from fastgrpo.report import write_report
 from fastgrpo.rollout import Environment
-from fastgrpo.runtime import load_problems, open_environment, open_log, run_async
+from fastgrpo.runtime import load_problems, of_replica, open_environment, open_log, run_async
 from fastgrpo.sft import warm_start
 from fastgrpo.telemetry import GpuMonitor
 
@@ -47,7 +47,7 @@ async def train(
     refuse_idle_ranks(config)
     problems, held_out = load_problems(config)
     with open_log(config, resume=resume) as log:
-        async with open_environment(config, log) as environment:
+        async with of_replica(open_environment(config, log), config) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
             with open_learner(config, model, resume=resume) as learner:
 
@@ -95,18 +95,19 @@ async def improve(
 
 
 def refuse_idle_ranks(config: Config) -> None:
-    """Raises UserError where a step has fewer problems than there are ranks: one would have no rollout at all."""
-    _, world = rank_and_world()
-    if config.grpo.prompts_per_step < world:
-        raise UserError(f"grpo.prompts_per_step = {config.grpo.prompts_per_step} is below the {world} ranks: raise it")
+    """Raises UserError where a step has fewer problems than there are replicas: one would have no rollout at all."""
+    problems, size = config.grpo.prompts_per_step, config.engine.tensor_parallel
+    replicas = rank_and_world()[1] // size
+    if problems < replicas:
+        units = "ranks" if size == 1 else f"replicas of {size} ranks"
+        raise UserError(f"grpo.prompts_per_step = {problems} is below the {replicas} {units}: raise it")
 
 
 def draw_problems(problems: Sequence[Any], config: Config, step: int) -> list[Any]:
-    """This rank's problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone."""
-    rank, world = rank_and_world()
+    """This replica's problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone."""
     first = step * config.grpo.prompts_per_step
     chosen: list[Any] = []
-    for position in range(first + rank, first + config.grpo.prompts_per_step, world):
+    for position in range(first, first + config.grpo.prompts_per_step)[replica_share(config.engine.tensor_parallel)]:
         epoch, index = divmod(position, len(problems))
         order = random.Random(f"{config.seed}/order/{epoch}").sample(range(len(problems)), len(problems))
         chosen.append(problems[order[index]])
@@ -119,7 +120,7 @@ def main() -> None:
     if command.dry_run:
         return print_plan(command.config)
     require_ready()
-    with joined_ranks():
+    with joined_ranks(command.config.engine.tensor_parallel):
         run_async(lambda: train(command.config, resume=command.resume))
 
 

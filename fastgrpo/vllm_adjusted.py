@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
@@ -21,7 +22,8 @@ def vllm_adjusted() -> Iterator[None]:
     - One process, quiet.
     - CPU: linear weights stay plain. vLLM would prepack them for oneDNN and empty the parameters; in float32 the plain
       path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
-      reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine.
+      reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine. Ranks speak
+      through gloo, not through shared memory whose name all runs on a machine would have in common.
     - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only.
     - Of a sampled token only its own logprob is kept, not the lists that say where it ranks.
     - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
@@ -47,11 +49,17 @@ def vllm_adjusted() -> Iterator[None]:
                     )
                 )
             else:
+                from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
                 from vllm.model_executor.layers import utils
                 from vllm.v1.sample import sampler
 
                 sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
                 stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
+                stack.enter_context(
+                    replaced(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False)
+                )
+                # torch 2.13 says so at each of vLLM's gathers.
+                warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
             yield
     finally:
         torch.set_num_threads = set_num_threads

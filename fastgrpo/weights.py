@@ -7,7 +7,7 @@ name and shape, but for rows of padding after the vocabulary. So each trainer pa
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -35,8 +35,11 @@ def adopt_weights(policy: Policy, vllm_model: Any) -> int:
 
     Afterwards the policy's parameters are views of vLLM's tensors (`policy.shares_weights`) where the architecture
     is in `SHARED_ARCHITECTURES` and both keep one dtype and device; else the values are copied and copied again at
-    each call, which is logged the first time.
+    each call, which is logged the first time. A sharded policy's weights are gathered one after another, and vLLM keeps
+    its part of each.
     """
+    if policy.sharded_as is not None:
+        return _load(vllm_model, policy.weights())
     parameters = dict(policy.model.named_parameters())
     reason = _why_not_shared(policy, vllm_model)
     if reason is None:
@@ -50,6 +53,19 @@ def adopt_weights(policy: Policy, vllm_model: Any) -> int:
         policy.copies_weights = True
         vllm_model.load_weights(policy.weights())
     return sum(parameter.nbytes for name, parameter in parameters.items() if not is_adapter(name))
+
+
+def _load(vllm_model: Any, weights: Iterable[tuple[str, Tensor]]) -> int:
+    """Hand `weights` to vLLM and return the bytes that came."""
+    sizes = []
+
+    def measured() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            sizes.append(tensor.nbytes)
+            yield name, tensor
+
+    vllm_model.load_weights(measured())
+    return sum(sizes)
 
 
 def vllm_views(model: nn.Module, vllm_model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,131 @@
+"""Two ranks that hold one vLLM together sample, train and resume as one rank alone does."""
+
+import asyncio
+import json
+import os
+import socket
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from fastgrpo.config import resolve
+from fastgrpo.distributed import joined_ranks
+from fastgrpo.engine import Engine, SyncReport
+from fastgrpo.errors import UserError
+from fastgrpo.model import Policy, load_policy
+from fastgrpo.plan import memory_plan
+from fastgrpo.train import train
+from fastgrpo.types import Execution, RewardTerms
+
+
+class EvenBytes:
+    """A task without jails: the reward is the share of even numbers among the completion's bytes."""
+
+    def prompt(self, problem: Any) -> str:
+        return problem.prompt
+
+    async def execute(self, problem: Any, completion: str, seed: int) -> Execution:
+        numbers = completion.encode()
+        rate = sum(number % 2 == 0 for number in numbers) / max(len(numbers), 1)
+        return Execution(status="ok", pass_rate=rate, workflow=completion)
+
+    def feedback_text(self, execution: Execution) -> str:
+        return "again"
+
+    def rewards(self, problem: Any, executions: list[Execution]) -> list[RewardTerms]:
+        return [
+            RewardTerms(total=e.pass_rate, performance=e.pass_rate, complexity=0.0, diversity=0.0, format=0.0)
+            for e in executions
+        ]
+
+
+@asynccontextmanager
+async def open_even_bytes(config, log):
+    assert os.environ.get("RANK", "0") == "0", "the second rank of a replica opens no environment"
+    yield EvenBytes()
+
+
+def load_problems(config):
+    made = [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=0.5) for i in range(5)]
+    return made[:4], made[4:]
+
+
+def run(model: Path, runs: Path, name: str, *, steps: int, tensor_parallel: int, resume: bool = False) -> None:
+    values = {"model.path": str(model), "runs": str(runs), "name": name, "engine.tensor_parallel": tensor_parallel}
+    values |= {"engine.max_model_len": 64, "engine.max_num_seqs": 16, "engine.kv_cache_gb": 0.05}
+    values |= {"grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 12, "grpo.rounds": 2}
+    values |= {"grpo.lr": 1e-3, "grpo.kl_weight": 0.05, "grpo.micro_batch_tokens": 96, "grpo.steps": steps}
+    values |= {"eval.samples": 2, "checkpoint.every": 1}
+    config = resolve(values)
+    asyncio.run(train(config, resume=resume, load_problems=load_problems, open_environment=open_even_bytes))
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["stage"] == "grpo"]
+
+
+def rank_main(rank: int, model: Path, folder: Path, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    sync, copied = Engine.sync, []
+
+    def watched_sync(engine: Engine, policy: Policy) -> SyncReport:
+        report = sync(engine, policy)
+        copied.append((report.bytes_copied, 4 * sum(parameter.numel() for parameter in policy.model.parameters())))
+        return report
+
+    Engine.sync = watched_sync
+    with joined_ranks(2):
+        run(model, folder, "shared", steps=2, tensor_parallel=2)
+        run(model, folder, "shared", steps=3, tensor_parallel=2, resume=True)
+    # At both starts and after each step.
+    assert len(copied) == 5
+    assert all(found == expected for found, expected in copied)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_two_ranks_with_one_vllm_are_one_rank(tiny_folder: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(rank_main, args=(tiny_folder, tmp_path, port), nprocs=2)
+    run(tiny_folder, tmp_path, "alone", steps=3, tensor_parallel=1)
+    alone, shared = metrics(tmp_path / "alone"), metrics(tmp_path / "shared")
+    assert [row["step"] for row in shared] == [1, 2, 3]
+    for one, both in zip(alone, shared, strict=True):
+        for name in ("loss", "reward/total", "grad_norm", "loss_tokens"):
+            assert both[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), (one["step"], name)
+        assert both["parity"] < 1e-4
+        assert both["sampler_parity_max"] < 1e-3
+    rows = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("alone", "shared")]
+    assert [row["workflow"] for row in rows[0]] == [row["workflow"] for row in rows[1]]
+    again = load_policy(tmp_path / "shared/checkpoints/step-000003")
+    assert type(again.model).__name__ == again.model.config.architectures[0] == "Qwen2ForCausalLM"
+
+
+@pytest.mark.parametrize("key", ["grpo.max_lag", "model.lora_rank", "model.offload_optimizer"])
+def test_what_sharded_training_cannot_do_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"engine.tensor_parallel above 1 and {key} exclude each other"):
+        resolve({"engine.tensor_parallel": 2, key: 1 if key != "model.offload_optimizer" else True})
+
+
+def test_ranks_that_do_not_divide_are_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(UserError, match="needs a multiple of 2 processes and there is 1: set torchrun's"),
+        joined_ranks(2),
+    ):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"engine\.tensor_parallel 2 needs a multiple of 2 processes and there are 3"):
+        Engine(tiny_folder, max_model_len=64, tensor_parallel=2)
+    model = load_policy(tiny_folder).model.config
+    with pytest.raises(UserError, match="tensor_parallel 3 does not fit the model's num_attention_heads 4"):
+        memory_plan(resolve({"engine.tensor_parallel": 3}), model, ranks=3)
