@@ -13,7 +13,9 @@ from torch import distributed, multiprocessing
 from fastgrpo.config import resolve
 from fastgrpo.distributed import joined_ranks
 from fastgrpo.learner import update
+from fastgrpo.loss import sft_loss
 from fastgrpo.model import Policy, load_policy
+from fastgrpo.packing import rank_batches
 from fastgrpo.sharded import optimizer_of
 from fastgrpo.types import Sample
 
@@ -42,9 +44,15 @@ def policies(folder: Path, sharded: bool) -> tuple[Policy, Policy]:
 
 
 def steps(policies: tuple[Policy, Policy], optimizer, which: range) -> list[dict[str, float]]:
-    """Several micro-batches a step on every rank; the second step's gradient is infinite."""
+    """GRPO, then fine-tuning, with several micro-batches a step on every rank; one step's gradient is infinite."""
     policy, reference = policies
-    return [update(policy, optimizer, samples(step), CONFIG, reference, budget=BUDGET) for step in which]
+    reports = []
+    for step in which:
+        reports.append(update(policy, optimizer, samples(step), CONFIG, reference, budget=BUDGET))
+        for batch in rank_batches(samples(step), "token", 1, BUDGET, "cpu"):
+            policy.backward(sft_loss(policy, batch))
+        reports[-1]["sft_norm"] = optimizer.step().grad_norm
+    return reports
 
 
 def rank_main(rank: int, folder: Path, port: int) -> None:
@@ -93,7 +101,7 @@ def test_sharded_steps_are_those_of_one_rank_and_resume_on_another_number(tmp_pa
     for rank in range(2):
         reports = torch.load(tmp_path / f"reports{rank}.pt", weights_only=True)
         for found, report in zip(reports, expected, strict=True):
-            for name in ("loss", "grad_norm", "skipped"):
+            for name in ("loss", "grad_norm", "skipped", "sft_norm"):
                 assert found[name] == pytest.approx(report[name], rel=1e-4, abs=1e-6, nan_ok=True), name
     assert_same(load_file(tmp_path / "saved/model.safetensors"), whole[0])
     assert_same(resumed_alone(tmp_path), whole[0])
