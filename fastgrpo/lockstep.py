@@ -27,7 +27,8 @@ class Lockstep:
         self._first = rank_and_world()[0] // ranks * ranks
         if ranks > 1:
             timeout = timedelta(seconds=STAGE_WAIT_S)
-            self._group, _ = distributed.new_subgroups(ranks, backend="gloo", timeout=timeout)
+            with awaiting("the other ranks' rollouts to begin", STAGE_WAIT_S):
+                self._group, _ = distributed.new_subgroups(ranks, backend="gloo", timeout=timeout)
 
     def begin(self) -> None:
         """The leader's rollouts begin; the others listen from now on."""
