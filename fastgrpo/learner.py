@@ -156,7 +156,8 @@ class Learner:
             return
         self.skipped += 1
         path = self.config.folder / f"skipped-{self.step + 1:06d}.pt"
-        torch.save([asdict(sample) for sample in samples], path)
+        if rank_and_world()[0] == 0:
+            torch.save([asdict(sample) for sample in samples], path)
         if self.skipped >= self.config.grpo.max_skipped:
             raise UserError(
                 f"{self.skipped} steps in a row had a gradient norm that cannot be used (the last one "

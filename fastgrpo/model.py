@@ -166,9 +166,12 @@ class BasePolicy(Policy):
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder. Raises UserError if the folder has none."""
+    """The tokenizer of a Hugging Face folder. Raises UserError if the folder has none, or one without an end token."""
     _check_folder(Path(path))
-    return AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {path} has no eos_token, which ends a completion: set it and save it there")
+    return tokenizer
 
 
 def load_config(path: str | os.PathLike[str]) -> PretrainedConfig:
@@ -198,10 +201,9 @@ def load_policy(
 
     Raises UserError if the folder is not a causal LM with its tokenizer.
     """
-    _check_folder(Path(path))
     transformers_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = load_tokenizer(path)
         if sharded:
             model = load_sharded(Path(path), torch.device(device), dtype, trained=trained)
         else:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tiny_model import save_tiny_model
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
 from fastgrpo.loss import policy_loss
-from fastgrpo.model import Policy, load_config, load_policy
+from fastgrpo.model import Policy, load_config, load_policy, load_tokenizer
 from fastgrpo.packing import pack
 from fastgrpo.types import Batch, Runs, Sample
 
@@ -125,6 +126,16 @@ def test_folder_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
         load_policy(folder)
     with pytest.raises(UserError, match=f"{folder} has no usable config.json"):
         load_config(folder)
+
+
+def test_a_tokenizer_without_an_end_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "endless"
+    shutil.copytree(tiny_folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    for load in (load_policy, load_tokenizer):
+        with pytest.raises(UserError, match=rf"the tokenizer in {folder} has no eos_token"):
+            load(folder)
 
 
 def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:
