@@ -141,7 +141,7 @@ class Learner:
             if rank_and_world()[0] != 0:
                 # On any number of ranks the first one holds them all.
                 self.experience.samples = []
-                self.experience.metrics = dict.fromkeys(self.experience.metrics, 0.0)
+                self.experience.metrics = {}
 
     def _all_samples(self) -> list[Sample]:
         """The samples of all ranks, in rank order; collective."""
