@@ -41,7 +41,7 @@ from fastgrpo.packing import rank_batches
 from fastgrpo.rollout import Environment, Sampling, collect
 from fastgrpo.telemetry import training_flops
 from fastgrpo.tiny import END
-from fastgrpo.types import Group, RewardTerms, Sample
+from fastgrpo.types import Execution, Group, RewardTerms, Sample
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -185,7 +185,7 @@ class Trivial:
         return self.texts[problem.id]
 
     async def execute(self, problem: Any, completion: str, seed: int) -> Any:
-        return SimpleNamespace(status="ok", error="")
+        return Execution(status="ok")
 
     def feedback_text(self, execution: Any) -> str:
         return ""

@@ -16,6 +16,7 @@ from fastgrpo.learner import update
 from fastgrpo.loss import sft_loss
 from fastgrpo.model import Policy, load_policy
 from fastgrpo.packing import rank_batches
+from fastgrpo.runtime import policy_device
 from fastgrpo.sharded import optimizer_of
 from fastgrpo.types import Sample
 
@@ -39,8 +40,8 @@ def samples(step: int) -> list[Sample]:
 
 def policies(folder: Path, sharded: bool) -> tuple[Policy, Policy]:
     torch.set_num_threads(1)
-    policy = load_policy(folder, sharded=sharded, activation_checkpointing=True)
-    return policy, load_policy(folder, sharded=sharded, trained=False)
+    policy = load_policy(folder, device=policy_device(), sharded=sharded, activation_checkpointing=True)
+    return policy, load_policy(folder, device=policy_device(), sharded=sharded, trained=False)
 
 
 def steps(policies: tuple[Policy, Policy], optimizer, which: range) -> list[dict[str, float]]:
@@ -49,7 +50,7 @@ def steps(policies: tuple[Policy, Policy], optimizer, which: range) -> list[dict
     reports = []
     for step in which:
         reports.append(update(policy, optimizer, samples(step), CONFIG, reference, budget=BUDGET))
-        for batch in rank_batches(samples(step), "token", 1, BUDGET, "cpu"):
+        for batch in rank_batches(samples(step), "token", 1, BUDGET, policy.device):
             policy.backward(sft_loss(policy, batch))
         reports[-1]["sft_norm"] = optimizer.step().grad_norm
     return reports
@@ -70,19 +71,20 @@ def rank_main(rank: int, folder: Path, port: int) -> None:
 
 def resumed_alone(folder: Path) -> dict[str, torch.Tensor]:
     """The weights after the last step, taken by one rank."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
     try:
         sharded = policies(folder / "model", sharded=True)
         optimizer = optimizer_of(sharded[0], **OPTIONS)
         optimizer.load(folder / "state")
         steps(sharded, optimizer, range(STEPS - 1, STEPS))
-        return dict(sharded[0].weights())
+        return {name: weight.cpu() for name, weight in sharded[0].weights()}
     finally:
         distributed.destroy_process_group()
 
 
 def assert_same(found: dict[str, torch.Tensor], policy: Policy) -> None:
-    weights = {name: parameter.detach() for name, parameter in policy.model.named_parameters()}
+    weights = {name: parameter.detach().cpu() for name, parameter in policy.model.named_parameters()}
     assert found.keys() == weights.keys()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=5e-6)
