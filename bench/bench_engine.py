@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 import uvloop
 from bench_generation import generation, sync
@@ -220,15 +221,14 @@ def _mean(executions: list[Any], name: str) -> float:
 
 def random_samples(policy: Policy, work: Workload, groups: int, members: int) -> list[Sample]:
     """Samples of the workload's lengths with random tokens, `members` on each prompt."""
-    length = work.prompt_tokens + work.completion_tokens
-    mask = [0] * work.prompt_tokens + [1] * work.completion_tokens
-    vocab = policy.head_weight.shape[0]
+    draw, vocab = np.random.default_rng(0), policy.head_weight.shape[0]
+    mask = np.repeat([False, True], [work.prompt_tokens, work.completion_tokens])
     samples = []
     for _ in range(groups):
-        prompt = torch.randint(vocab, (work.prompt_tokens,)).tolist()
+        prompt = draw.integers(vocab, size=work.prompt_tokens)
         for number in range(members):
-            completion = torch.randint(vocab, (work.completion_tokens,)).tolist()
-            samples.append(Sample(prompt + completion, mask, [-12.0] * length, 1.0 if number % 2 else -1.0))
+            token_ids = np.concatenate([prompt, draw.integers(vocab, size=work.completion_tokens)])
+            samples.append(Sample(token_ids, mask, np.full(len(mask), -12.0), 1.0 if number % 2 else -1.0))
     return samples
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 import torch
 
 from fastgrpo.advantage import group_advantages
@@ -128,7 +128,7 @@ class Learner:
             metrics = rollouts_over_ranks(self.experience.metrics)
             everything = Experience(self._all_samples(), metrics, self.experience.records)
             if rank_and_world()[0] == 0:
-                (folder / EXPERIENCE).write_bytes(msgspec.msgpack.encode(everything))
+                (folder / EXPERIENCE).write_bytes(msgspec.msgpack.encode(everything, enc_hook=np.ndarray.tolist))
 
     def _load_state(self, folder: Path) -> None:
         self.optimizer.load(folder)
@@ -137,7 +137,8 @@ class Learner:
             for name, tensor in adapter_state(self.policy.model).items():
                 tensor.copy_(saved[name])
         if (folder / EXPERIENCE).exists():
-            self.experience = msgspec.msgpack.decode((folder / EXPERIENCE).read_bytes(), type=Experience)
+            saved = (folder / EXPERIENCE).read_bytes()
+            self.experience = msgspec.msgpack.decode(saved, type=Experience, dec_hook=lambda _, plain: np.array(plain))
             if rank_and_world()[0] != 0:
                 # On any number of ranks the first one holds them all.
                 self.experience.samples = []
@@ -157,7 +158,7 @@ class Learner:
         self.skipped += 1
         path = self.config.folder / f"skipped-{self.step + 1:06d}.pt"
         if rank_and_world()[0] == 0:
-            torch.save([asdict(sample) for sample in samples], path)
+            torch.save(msgspec.to_builtins(samples, enc_hook=np.ndarray.tolist), path)
         if self.skipped >= self.config.grpo.max_skipped:
             raise UserError(
                 f"{self.skipped} steps in a row had a gradient norm that cannot be used (the last one "
@@ -219,7 +220,7 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     advantages_R = group_advantages(rewards_R, group_ids_R, mode=config.advantage).tolist()
     varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
     return [
-        Sample(rollout.token_ids, rollout.loss_mask, rollout.logprobs, advantage)
+        Sample(np.array(rollout.token_ids), np.array(rollout.loss_mask), np.array(rollout.logprobs), advantage)
         for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
         if rollout.reward is not None and (number in varied or config.kl_weight > 0.0)
     ]

@@ -64,15 +64,16 @@ def families(samples: Sequence[Sample], limit: int) -> list[Family]:
 
     A family above it is cut by first-fit decreasing. A sample longer than `limit` stands alone.
     """
-    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    by_prompt: dict[bytes, list[int]] = {}
     for i, sample in enumerate(samples):
-        by_prompt.setdefault(tuple(sample.token_ids[: _prompt_tokens(sample)]), []).append(i)
+        by_prompt.setdefault(sample.token_ids[: _prompt_tokens(sample)].tobytes(), []).append(i)
     found = []
-    for prompt, members in by_prompt.items():
-        own = [len(samples[i].token_ids) - len(prompt) for i in members]
-        for part in partition(own, max(limit - len(prompt), 1)):
-            shared = len(prompt) if len(part) > 1 else 0
-            tokens = len(prompt) + sum(own[i] for i in part)
+    for members in by_prompt.values():
+        prompt = _prompt_tokens(samples[members[0]])
+        own = [len(samples[i].token_ids) - prompt for i in members]
+        for part in partition(own, max(limit - prompt, 1)):
+            shared = prompt if len(part) > 1 else 0
+            tokens = prompt + sum(own[i] for i in part)
             found.append(Family(shared, [members[i] for i in part], tokens))
     return found
 
@@ -128,7 +129,8 @@ def sequence_weights(
 
 def _prompt_tokens(sample: Sample) -> int:
     """Tokens before the first loss token; 0 where there is none."""
-    return next((t for t in range(1, len(sample.token_ids)) if sample.loss_mask[t]), 0)
+    predicted = np.flatnonzero(sample.loss_mask[1:])
+    return int(predicted[0]) + 1 if len(predicted) else 0
 
 
 def _pack(
@@ -157,14 +159,14 @@ def _row(
     for unit in units:
         prompt = np.arange(size, size + unit.shared)
         if unit.shared:
-            add_run(np.array(samples[unit.members[0]].token_ids[: unit.shared]), 0, prompt)
+            add_run(samples[unit.members[0]].token_ids[: unit.shared], 0, prompt)
         for i in unit.members:
-            sample, ids = samples[i], np.array(samples[i].token_ids)
+            sample, ids = samples[i], samples[i].token_ids
             where = np.concatenate([prompt, np.arange(size, size + len(ids) - unit.shared)])
             add_run(ids[unit.shared :], unit.shared, where)
             predicted = np.flatnonzero(sample.loss_mask[1:]) + 1
             same = np.full((3, len(predicted)), [[i], [sample.advantage], [weights[i]]])
-            loss.append((where[predicted - 1], ids[predicted], *same, np.array(sample.logprobs)[predicted]))
+            loss.append((where[predicted - 1], ids[predicted], *same, sample.logprobs[predicted]))
 
     def tensor(parts: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(dtype).to(device, non_blocking=True)

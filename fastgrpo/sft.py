@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fastgrpo.chat import completion_ids, prompt_ids
@@ -121,9 +122,9 @@ def to_sample(policy: Policy, trace: Trace) -> Sample:
     prompt = prompt_ids(policy.tokenizer, trace.prompt)
     completion = completion_ids(policy.tokenizer, trace.text)
     return Sample(
-        token_ids=[*prompt, *completion],
-        loss_mask=[0] * len(prompt) + [1] * len(completion),
-        logprobs=[0.0] * (len(prompt) + len(completion)),
+        token_ids=np.array([*prompt, *completion]),
+        loss_mask=np.repeat([False, True], [len(prompt), len(completion)]),
+        logprobs=np.zeros(len(prompt) + len(completion)),
     )
 
 

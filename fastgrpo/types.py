@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import torch
 from fastgrpo_sandbox import Tests
 
@@ -102,17 +103,26 @@ class Group:
 
 @dataclass(slots=True)
 class Sample:
-    """What the optimizer sees of one sequence: `Rollout`'s three lists and one advantage for all its loss tokens."""
+    """What the optimizer sees of one sequence: `Rollout`'s three lists and one advantage for all its loss tokens.
 
-    token_ids: list[int]
-    loss_mask: list[int]
-    logprobs: list[float]
+    token_ids: int32, loss_mask: bool, logprobs: float32; made from any sequences. As arrays, because ranks exchange
+    all samples of a step.
+    """
+
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+    logprobs: np.ndarray
     advantage: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.token_ids = np.asarray(self.token_ids, np.int32)
+        self.loss_mask = np.asarray(self.loss_mask, np.bool_)
+        self.logprobs = np.asarray(self.logprobs, np.float32)
 
     @property
     def loss_tokens(self) -> int:
         """Tokens that enter the loss: the first token of a sequence has no prediction and never counts."""
-        return sum(self.loss_mask[1:])
+        return int(np.count_nonzero(self.loss_mask[1:]))
 
 
 @dataclass(slots=True)

@@ -126,9 +126,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_two_steps_resumed_for_two_more_are_four_steps(model: Path, tmp_path: Path) -> None:
     whole = run(model, tmp_path, "whole", grpo__steps=4)
     halves = run(model, tmp_path, "halves", grpo__steps=2)
+    # On a GPU vLLM would compile, which writes larger files than this disk takes.
+    full = {"environment": open_on_a_full_disk, "engine__enforce_eager": True}
     with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-000004: .*; free space, then .*--resume"):
-        # On a GPU vLLM would compile, which writes larger files than this disk takes.
-        full = {"environment": open_on_a_full_disk, "engine__enforce_eager": True}
         run(model, tmp_path, "halves", resume=True, grpo__steps=4, **full)
     run(model, tmp_path, "halves", resume=True, grpo__steps=4)
     assert [row["step"] for row in metrics(halves)] == [1, 2, 3, 4]
