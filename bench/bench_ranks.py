@@ -17,6 +17,7 @@ from engine_setup import CUDA, GIB, SHAPES, random_model, report, save, timed
 
 from fastgrpo.distributed import all_gather, joined_ranks, over_ranks
 from fastgrpo.optimizer import AdamW
+from fastgrpo.shards import gather_updated
 
 REPEATS = 20
 
@@ -24,11 +25,10 @@ REPEATS = 20
 def run(size: str, world: int) -> None:
     """This rank's part."""
     model = random_model(size, "cuda" if CUDA else "cpu")
-    optimizer = AdamW(model.parameters(), lr=1e-6)
-    shards = optimizer._shards
+    shards = AdamW(model.parameters(), lr=1e-6).shards
     one = torch.cat([shard.owned for shard in shards])
     whole = one.new_empty(world * len(one))
-    functions = {"ours": lambda: optimizer._gather(shards), "floor": lambda: all_gather(whole, one)}
+    functions = {"ours": lambda: gather_updated(shards, world), "floor": lambda: all_gather(whole, one)}
     for function in functions.values():
         timed(function)
     seconds = {name: median(timed(function)[1] for _ in range(REPEATS)) for name, function in functions.items()}

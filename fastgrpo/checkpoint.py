@@ -11,17 +11,27 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import load as load_distributed
+from torch.distributed.checkpoint import save as save_distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
 from fastgrpo.config import Config, flat, refuse_changes
-from fastgrpo.distributed import gather_all, rank_and_world
+from fastgrpo.distributed import STAGE_WAIT_S, gather_all, rank_and_world
 from fastgrpo.errors import UserError
+from fastgrpo.watch import within
 
 STATE, MANIFEST = "state", "manifest.json"
+# Of the files of sharded tensors, over all ranks: a file is built in memory.
+FILE_ELEMENTS = 2**28
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 
 
@@ -167,3 +177,27 @@ def _replace(partial: Path, final: Path) -> None:
     partial.rename(final)
     _fsync(final.parent)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write `tensors`, of which each rank has its slices (DTensor), into `folder` as safetensors; collective."""
+    sizes = accumulate(tensor.numel() for tensor in tensors.values())
+    files = {name: 1 + size // FILE_ELEMENTS for name, size in zip(tensors, sizes, strict=True)}
+    writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+    with _alone_or_in_time():
+        save_distributed(tensors, storage_writer=writer, no_dist=rank_and_world()[1] == 1)
+
+
+def load_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Read what `save_tensors` wrote into the memory of `tensors`, on any number of ranks; collective."""
+    reader = HuggingFaceStorageReader(str(folder))
+    with _alone_or_in_time():
+        load_distributed(tensors, storage_reader=reader, no_dist=rank_and_world()[1] == 1)
+
+
+@contextmanager
+def _alone_or_in_time() -> Iterator[None]:
+    """A deadline for the other ranks' part of a checkpoint, and no warning that a single process is alone."""
+    with within(STAGE_WAIT_S, "waited for the other ranks' part of the checkpoint"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield

@@ -12,32 +12,22 @@ With `offload` the fp32 state lives in the host's memory and passes through the 
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed.checkpoint
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as Split
 from torch.optim.adamw import adamw
 
-from fastgrpo.distributed import STAGE_WAIT_S, all_gather, awaiting, rank_and_world, reduce_scatter
-from fastgrpo.watch import within
+from fastgrpo.checkpoint import load_tensors, save_tensors
+from fastgrpo.distributed import awaiting, rank_and_world
+from fastgrpo.shards import GradientBuckets, Shard, gather_updated
 
-BUCKET_ELEMENTS = 32 * 2**20
-BUCKETS_IN_FLIGHT = 2
-# Of a checkpoint's files, over all ranks: a file is built in memory.
-FILE_ELEMENTS = 2**28
 # Of offloaded state on the device at once.
 PIECE_ELEMENTS = 32 * 2**20
 
@@ -48,44 +38,6 @@ class StepReport:
 
     grad_norm: float
     skipped: bool
-
-
-@dataclass(slots=True)
-class Shard:
-    """This rank's slice [start, start + len) of one flattened parameter. fp32 parameters are their own master.
-
-    `master` and the moments are on the parameter's device, or on the host; `steps` and `gradient` are on the device.
-    """
-
-    parameter: nn.Parameter
-    start: int
-    master: Tensor | None
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    steps: Tensor
-    gradient: Tensor | None = None
-
-    @property
-    def owned(self) -> Tensor:
-        """The slice of the parameter itself; looked up anew, since a weight sync may move the parameter."""
-        return self.parameter.detach().view(-1)[self.start : self.start + len(self.exp_avg)]
-
-    def add(self, gradient: Tensor) -> None:
-        """Add one micro-batch's gradient of the slice, in fp32. Takes ownership of an fp32 tensor."""
-        if self.gradient is None:
-            self.gradient = gradient.float()
-        else:
-            self.gradient.add_(gradient)
-
-
-@dataclass(slots=True)
-class Bucket:
-    """A reduce-scatter in flight: row r of `sent` holds rank r's slices of `shards`, end to end."""
-
-    shards: list[Shard]
-    sent: Tensor
-    received: Tensor
-    work: Any
 
 
 class AdamW:
@@ -118,17 +70,15 @@ class AdamW:
         if self.world > 1:
             on_host = offload or not torch.cuda.is_available()
             self._mesh = DeviceMesh("cpu" if on_host else "cuda", range(self.world))
-        self._shards = [self._shard(parameter) for parameter in parameters if parameter.requires_grad]
-        self._waiting: list[Shard] = []
-        self._arrivals = 0
-        self._in_flight: deque[Bucket] = deque()
-        for index, shard in enumerate(self._shards):
+        self.shards = [self._shard(parameter) for parameter in parameters if parameter.requires_grad]
+        self._buckets = GradientBuckets(len(self.shards), self.world)
+        for index, shard in enumerate(self.shards):
             shard.parameter.register_post_accumulate_grad_hook(_arrival(weakref.ref(self), index))
 
     def step(self) -> StepReport:
         """Apply the gradients gathered since the last step and forget them. Collective over the ranks."""
-        self._drain()
-        shards = [shard for shard in self._shards if shard.gradient is not None]
+        self._buckets.drain()
+        shards = [shard for shard in self.shards if shard.gradient is not None]
         gradients = _gradients(shards)
         norm = self._grad_norm(gradients)
         skipped = not norm <= self.skip_grad_norm or math.isinf(norm)
@@ -137,14 +87,14 @@ class AdamW:
                 torch._foreach_mul_(gradients, self.max_grad_norm / norm)
             self._update([shard for shard in shards if shard.parameter.ndim > 1], self.weight_decay)
             self._update([shard for shard in shards if shard.parameter.ndim <= 1], 0.0)
-            self._gather(shards)
+            gather_updated(shards, self.world)
         self.zero_grad()
         return StepReport(norm, skipped)
 
     def zero_grad(self) -> None:
         """Forget the gradients gathered since the last step."""
-        self._drain()
-        for shard in self._shards:
+        self._buckets.drain()
+        for shard in self.shards:
             shard.gradient = None
 
     def save(self, folder: Path) -> None:
@@ -152,19 +102,19 @@ class AdamW:
 
         It loads on any number of ranks; parameters are told apart by their order.
         """
-        save_state(self._state(), folder)
+        save_tensors(self._state(), folder)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote; each rank reads its own slices."""
         tensors = self._state()
-        load_state(tensors, folder)
-        for shard, steps in zip(self._shards, tensors["steps"], strict=True):
+        load_tensors(tensors, folder)
+        for shard, steps in zip(self.shards, tensors["steps"], strict=True):
             shard.steps.copy_(steps)
 
     def _state(self) -> dict[str, Tensor]:
         """Every parameter's whole flat state by name, of which this rank holds its slices; they share memory."""
-        tensors = {"steps": torch.stack([shard.steps for shard in self._shards])}
-        for index, shard in enumerate(self._shards):
+        tensors = {"steps": torch.stack([shard.steps for shard in self.shards])}
+        for index, shard in enumerate(self.shards):
             tensors[f"{index}.exp_avg"] = self._sharded(shard, shard.exp_avg)
             tensors[f"{index}.exp_avg_sq"] = self._sharded(shard, shard.exp_avg_sq)
             if shard.master is not None:
@@ -195,45 +145,6 @@ class AdamW:
         """State of a slice in fp32: beside it, or in host memory that the device reads at full speed."""
         device = "cpu" if self.offload else mine.device
         return torch.zeros(len(mine), device=device, pin_memory=self.offload and mine.is_cuda)
-
-    def _arrived(self, shard: Shard) -> None:
-        if self.world == 1:
-            shard.add(_taken(shard.parameter))
-            return
-        # A parameter that still waits has added this gradient to the one that it holds.
-        if all(waiting is not shard for waiting in self._waiting):
-            self._waiting.append(shard)
-        self._arrivals += 1
-        full = sum(waiting.parameter.numel() for waiting in self._waiting) >= BUCKET_ELEMENTS
-        # The last bucket leaves with its own backward, so that micro-batches add up in fp32.
-        if full or self._arrivals % len(self._shards) == 0:
-            self._send()
-
-    def _send(self) -> None:
-        """Start the reduce-scatter of the waiting gradients."""
-        shards, self._waiting = self._waiting, []
-        sizes = [math.ceil(shard.parameter.numel() / self.world) for shard in shards]
-        sent = torch.zeros(self.world, sum(sizes), device=shards[0].parameter.device)
-        for shard, part in zip(shards, sent.split(sizes, dim=1), strict=True):
-            _copy_rows(part, _taken(shard.parameter))
-        received = torch.empty_like(sent[0])
-        work = reduce_scatter(received, sent.view(-1), async_op=True)
-        self._in_flight.append(Bucket(shards, sent, received, work))
-        while len(self._in_flight) > BUCKETS_IN_FLIGHT:
-            self._receive(self._in_flight.popleft())
-
-    def _receive(self, bucket: Bucket) -> None:
-        with awaiting("the gradients of the other ranks"):
-            bucket.work.wait()
-        sizes = [math.ceil(shard.parameter.numel() / self.world) for shard in bucket.shards]
-        for shard, part in zip(bucket.shards, bucket.received.split(sizes), strict=True):
-            shard.add(part[: len(shard.exp_avg)])
-
-    def _drain(self) -> None:
-        if self._waiting:
-            self._send()
-        while self._in_flight:
-            self._receive(self._in_flight.popleft())
 
     def _grad_norm(self, gradients: list[Tensor]) -> float:
         if not gradients:
@@ -302,56 +213,6 @@ class AdamW:
             maximize=False,
         )
 
-    def _gather(self, shards: list[Shard]) -> None:
-        """All-gather the updated slices, straight into the parameters where they divide evenly."""
-        if self.world == 1:
-            return
-        works, padded = [], []
-        for shard in shards:
-            flat = shard.parameter.detach().view(-1)
-            if len(flat) % self.world == 0:
-                works.append(all_gather(flat, shard.owned, async_op=True))
-            else:
-                padded.append(shard)
-        for shard in padded:
-            self._gather_padded(shard)
-        with awaiting("the updated weights of the other ranks"):
-            for work in works:
-                work.wait()
-            if shards and shards[0].parameter.is_cuda:
-                torch.cuda.current_stream().synchronize()
-
-    def _gather_padded(self, shard: Shard) -> None:
-        flat = shard.parameter.detach().view(-1)
-        size = math.ceil(len(flat) / self.world)
-        whole = flat.new_empty(self.world * size)
-        all_gather(whole, nn.functional.pad(shard.owned, (0, size - len(shard.exp_avg))))
-        flat.copy_(whole[: len(flat)])
-
-
-def save_state(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write `tensors`, of which each rank has its slices (DTensor), into `folder` as safetensors; collective."""
-    sizes = accumulate(tensor.numel() for tensor in tensors.values())
-    files = {name: 1 + size // FILE_ELEMENTS for name, size in zip(tensors, sizes, strict=True)}
-    writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
-    with _alone_or_in_time():
-        distributed.checkpoint.save(tensors, storage_writer=writer, no_dist=rank_and_world()[1] == 1)
-
-
-def load_state(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Read what `save_state` wrote into the memory of `tensors`, on any number of ranks; collective."""
-    reader = HuggingFaceStorageReader(str(folder))
-    with _alone_or_in_time():
-        distributed.checkpoint.load(tensors, storage_reader=reader, no_dist=rank_and_world()[1] == 1)
-
-
-@contextmanager
-def _alone_or_in_time() -> Iterator[None]:
-    """A deadline for the other ranks' part of a checkpoint, and no warning that a single process is alone."""
-    with within(STAGE_WAIT_S, "waited for the other ranks' part of the checkpoint"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
-
 
 def _arrival(optimizer: weakref.ref[AdamW], index: int) -> Callable[[nn.Parameter], None]:
     """A gradient hook that keeps neither optimizer nor shard alive: a policy may outlive several."""
@@ -359,26 +220,10 @@ def _arrival(optimizer: weakref.ref[AdamW], index: int) -> Callable[[nn.Paramete
     def arrived(_: nn.Parameter) -> None:
         owner = optimizer()
         if owner is not None:
-            owner._arrived(owner._shards[index])
+            owner._buckets.arrived(owner.shards[index])
 
     return arrived
 
 
 def _gradients(shards: list[Shard]) -> list[Tensor]:
     return [shard.gradient for shard in shards if shard.gradient is not None]
-
-
-def _taken(parameter: nn.Parameter) -> Tensor:
-    """The parameter's gradient, flat, taken off it."""
-    gradient, parameter.grad = parameter.grad, None
-    assert gradient is not None, "the hook runs once the gradient is there"
-    return gradient.view(-1)
-
-
-def _copy_rows(rows_WC: Tensor, flat: Tensor) -> None:
-    """Write `flat` into the rows of `rows_WC` end to end; the last rows may stay short."""
-    size = rows_WC.shape[1]
-    full = len(flat) // size
-    rows_WC[:full].copy_(flat[: full * size].view(full, size))
-    if len(flat) > full * size:
-        rows_WC[full, : len(flat) - full * size].copy_(flat[full * size :])

@@ -21,9 +21,10 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from fastgrpo.attention import PACKED
+from fastgrpo.checkpoint import load_tensors, save_tensors
 from fastgrpo.distributed import awaiting, rank_and_world
 from fastgrpo.errors import UserError
-from fastgrpo.optimizer import AdamW, StepReport, load_state, save_state
+from fastgrpo.optimizer import AdamW, StepReport
 
 if TYPE_CHECKING:
     from fastgrpo.model import Policy
@@ -132,12 +133,12 @@ class ShardedAdamW:
 
     def save(self, folder: Path) -> None:
         """Write master weights and moments into `folder`, each rank its own; they load on any number of ranks."""
-        save_state(self._state(), folder)
+        save_tensors(self._state(), folder)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, the parameters included; each rank reads its own parts."""
         tensors = self._state()
-        load_state(tensors, folder)
+        load_tensors(tensors, folder)
         for parameter, steps in zip(self._parameters, tensors["steps"], strict=True):
             self._adam.state[parameter]["step"].copy_(steps)
 

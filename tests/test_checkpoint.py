@@ -51,7 +51,7 @@ def test_state_comes_back(tmp_path: Path) -> None:
     path = save(Checkpoints(tmp_path), 7, save_state=optimizer.save)
     other = AdamW([torch.nn.Parameter(torch.zeros(3))], lr=1e-2)
     assert (load(path, Config(), other.load), path.name) == (7, "step-000007")
-    assert torch.equal(other._shards[0].exp_avg, optimizer._shards[0].exp_avg)
+    assert torch.equal(other.shards[0].exp_avg, optimizer.shards[0].exp_avg)
     assert (path / "config.json").read_text() == "{}"
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
+from fastgrpo import checkpoint, shards
 from fastgrpo import optimizer as optimizer_module
 from fastgrpo.distributed import RankError
 from fastgrpo.optimizer import AdamW
@@ -165,7 +166,9 @@ def join(rank: int, folder: str, timeout_s: float) -> None:
 def rank_main(rank: int, folder: str, resume: bool) -> None:
     """All steps on two ranks, with a checkpoint before the last one; or the last one alone, from the checkpoint."""
     # Many small buckets and files, so that several are in flight.
-    optimizer_module.BUCKET_ELEMENTS = optimizer_module.FILE_ELEMENTS = 40
+    shards.BUCKET_ELEMENTS = checkpoint.FILE_ELEMENTS = 40
+    # Some parameters are gathered by themselves, some together.
+    shards.SMALL_ELEMENTS = 40
     join(rank, folder, 60)
     model = make_model()
     optimizer = AdamW(model.parameters(), **OPTIONS)
