@@ -38,7 +38,7 @@ def main() -> None:
     axes.set_xlim(30, 1000)
     axes.set_xticks([30, 100, 300, 1000], labels=["30 ms", "100", "300", "1000"])
     axes.minorticks_off()
-    figure.suptitle("Loss head, forward and backward: N=8192, H=4096, V=151936, bf16, H200", fontsize=10)
+    figure.suptitle("Loss head, forward and backward: N=8192, H=4096, V=151936, bf16, H100", fontsize=10)
     figure.savefig(HERE.parent / "docs" / "loss_head.svg")
 
 

@@ -87,7 +87,9 @@ def assert_same(found: dict[str, torch.Tensor], policy: Policy) -> None:
     weights = {name: parameter.detach().cpu() for name, parameter in policy.model.named_parameters()}
     assert found.keys() == weights.keys()
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=5e-6)
+        # AdamW divides by the size of a gradient, however small: a GPU's rounding shows in single elements.
+        atol = 5e-6 if not torch.cuda.is_available() else 2e-5
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=atol)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need two GPUs")
