@@ -1,12 +1,14 @@
 """The colocated engine on one GPU: is the sync zero-copy and right, and what do its parts and a GRPO step cost.
 
-    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,offload,generation,workflows] [--save FILE]
+    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,generation,workflows] [--save FILE]
+    python bench/bench_engine.py --parts offload,lean --kv-gib 12
     python bench/bench_engine.py --size 7b --parts train
 
 The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
 optimizer steps, bytes copied. `memory`: what sleep frees. `step`: whole GRPO steps of 64 prompts x 8 completions (512
-and 1,024 tokens) with a trivial reward. `offload`: the same with the optimizer's state on the host. `workflows`: what
-512 real jailed workflows add to a step. `train` needs no engine: forward, loss head and backward of 16 k packed tokens.
+and 1,024 tokens) with a trivial reward. `offload`: the same with the optimizer's state on the host. `lean`: that and
+activation checkpointing. `workflows`: what 512 real jailed workflows add to a step. `train` needs no engine: forward,
+loss head and backward of 16 k packed tokens.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from engine_setup import (
     report,
     save,
     saved_model,
+    start_peak,
     timed,
     used_gib,
 )
@@ -71,12 +74,12 @@ def check(setup: Setup) -> None:
     samples = to_samples(groups, Grpo())
     optimizer = setup.optimizer()
     optimizer.lr = 1e-4
-    before = setup.engine.score([samples[0].token_ids])[0]
+    before = setup.engine.score([samples[0].token_ids.tolist()])[0]
     reports = []
     for _ in range(3):
         update(setup.policy, optimizer, samples, Grpo(), budget=BUDGET)
         reports.append(timed(lambda: setup.engine.sync(setup.policy))[0])
-    after = setup.engine.score([samples[0].token_ids])[0]
+    after = setup.engine.score([samples[0].token_ids.tolist()])[0]
     moved = sum(abs(a - b) for a, b in zip(before, after, strict=True)) / len(after)
     worst = max(reports, key=lambda r: r.parity_mean)
     report("parity after 3 steps, nats mean / max", f"{worst.parity_mean:.4f} / {worst.parity_max:.4f}")
@@ -111,19 +114,25 @@ def memory(setup: Setup) -> None:
 
 
 def step(setup: Setup) -> None:
-    """Whole GRPO steps as the loop runs them, then the training phase alone with less memory."""
-    optimizer, peaks = setup.optimizer(), MemoryPeaks()
-    _steps(setup, optimizer, peaks, "step")
-    _leaner(setup, optimizer, peaks)
+    """Whole GRPO steps as the loop runs them."""
+    _steps(setup, setup.optimizer(), "step")
 
 
 def offload(setup: Setup) -> None:
-    """Whole GRPO steps with the optimizer's state in the host's memory."""
-    optimizer = setup.optimizer(offload=True)
-    _steps(setup, optimizer, MemoryPeaks(), "offload")
+    """The same with the optimizer's state in the host's memory."""
+    _steps(setup, setup.optimizer(offload=True), "offload")
 
 
-def _steps(setup: Setup, optimizer: AdamW, peaks: MemoryPeaks, name: str) -> None:
+def lean(setup: Setup) -> None:
+    """The least memory: the optimizer's state in the host's memory, layers computed again in backward."""
+    setup.policy.activation_checkpointing(True)
+    _steps(setup, setup.optimizer(offload=True), "lean")
+    setup.policy.activation_checkpointing(False)
+
+
+def _steps(setup: Setup, optimizer: AdamW, name: str) -> None:
+    start_peak(setup.kv_gib)
+    peaks = MemoryPeaks()
     if CUDA:
         setup.policy.compile_layers()
     for number in range(3):
@@ -140,25 +149,6 @@ def _steps(setup: Setup, optimizer: AdamW, peaks: MemoryPeaks, name: str) -> Non
         emit(name, numbers | {"total": total, "driver": dict(peaks.peaks)})
         if number == 0:
             peaks.peaks.clear()
-
-
-def _leaner(setup: Setup, optimizer: AdamW, peaks: MemoryPeaks) -> None:
-    """The training phase of the same size with smaller micro-batches."""
-    samples = random_samples(setup.policy, setup.work, setup.work.prompts, setup.work.group)
-    setup.engine.sleep()
-    for budget, checkpointing in ((3 * BUDGET // 16, False), (BUDGET // 2, True)):
-        setup.policy.activation_checkpointing(checkpointing)
-        peaks.phase = f"train {budget} {checkpointing}"
-        _, seconds, peak = setup.train(optimizer, samples, budget)
-        mfu = flops(setup.policy, samples, budget) / seconds / PEAK_FLOPS
-        report(
-            f"training phase, {budget} tokens, checkpointing {_yes(checkpointing)}",
-            f"{seconds:.1f} s, MFU {mfu:.1%}, allocator peak {peak:.1f} GiB, driver's {peaks.over(peaks.phase):.1f}",
-        )
-        emit("lean", {"seconds": seconds, "allocator": peak, "driver": peaks.over(peaks.phase), "budget": budget})
-    setup.policy.activation_checkpointing(False)
-    setup.engine.wake()
-    setup.engine.sync(setup.policy)
 
 
 class Scripted(Trivial):
@@ -286,6 +276,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
     parser.add_argument("--parts", default="check,memory,step,generation,workflows")
+    parser.add_argument("--kv-gib", type=float, default=24.0, help="vLLM's KV cache; all sequences at once need 16")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     parts: dict[str, Callable[[Setup], None]] = {
@@ -293,6 +284,7 @@ def main() -> int:
         "memory": memory,
         "step": step,
         "offload": offload,
+        "lean": lean,
         "generation": generation,
         "workflows": workflows,
     }
@@ -300,7 +292,7 @@ def main() -> int:
     with ExitStack() as stack:
         if names != ["train"]:
             folder = stack.enter_context(saved_model(options.size))
-            setup = Setup(folder, Workload(options.size))
+            setup = Setup(folder, Workload(options.size), kv_gib=options.kv_gib)
             report("engine start, s", f"{setup.start_seconds:.1f}")
             emit("start", {"seconds": setup.start_seconds})
         for name in names:

@@ -1,6 +1,6 @@
 """A whole GRPO step beside TRL 1.16's GRPOTrainer, one after the other on one GPU, or together on two.
 
-    python bench/bench_trl.py [--size 1.5b] [--parts step] [--together] [--save FILE]
+    python bench/bench_trl.py [--size 1.5b] [--parts step,lean] [--kv-gib 12] [--together] [--save FILE]
 
 Both: Qwen2.5 shape with random bf16 weights, 64 prompts x 8 completions, 512 and 1,024 tokens, a reward that costs
 nothing, loss dapo, no KL, vLLM colocated with a KV cache that holds all sequences. Ours (`bench_engine.py --parts`)
@@ -139,19 +139,23 @@ def run_child(command: list[str], gpu: int) -> list[dict[str, Any]]:
     return found
 
 
-def run_children(size: str, parts: str, kv_share: float, *, together: bool) -> list[dict[str, Any]]:
+def run_children(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Both libraries, one after the other on the first GPU, or together on the first two."""
     here = Path(__file__).parent
-    ours = [sys.executable, str(here / "bench_engine.py"), "--size", size, "--parts", parts]
-    theirs = [sys.executable, __file__, "--size", size, "--only-trl", "--kv-share", str(kv_share)]
-    with ThreadPoolExecutor(2 if together else 1) as threads:
-        runs = [threads.submit(run_child, ours, 0), threads.submit(run_child, theirs, int(together))]
+    ours = [str(here / "bench_engine.py"), "--size", options.size, "--parts", options.parts]
+    ours += ["--kv-gib", str(options.kv_gib)]
+    theirs = [__file__, "--size", options.size, "--only-trl", "--kv-share", str(options.kv_share)]
+    with ThreadPoolExecutor(2 if options.together else 1) as threads:
+        gpus = (0, int(options.together))
+        runs = [threads.submit(run_child, [sys.executable, *c], g) for c, g in zip((ours, theirs), gpus, strict=True)]
         return [values for run in runs for values in run.result()]
 
 
 def compare(found: list[dict[str, Any]]) -> None:
     """Ours over TRL's, in time and memory; the mean of the steps after the first."""
-    ours = {part: _ours(found, part) for part in ("step", "offload") if any(line["name"] == part for line in found)}
+    ours = {
+        part: _ours(found, part) for part in ("step", "offload", "lean") if any(line["name"] == part for line in found)
+    }
     for setting in ("checkpointing", "no checkpointing"):
         steps = [s for s in found if s["name"] == "trl" and s["setting"] == setting and s["number"] > 1]
         trl, peak = _mean(steps), max(steps[-1]["driver"].values())
@@ -186,7 +190,8 @@ def _peaks(step: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
-    parser.add_argument("--parts", default="step,offload", help="parts of bench_engine.py that the other process runs")
+    parser.add_argument("--parts", default="step,lean", help="parts of bench_engine.py that the other process runs")
+    parser.add_argument("--kv-gib", type=float, default=24.0, help="our vLLM's KV cache")
     parser.add_argument("--kv-share", type=float, default=0.25, help="TRL's vllm_gpu_memory_utilization")
     parser.add_argument("--together", action="store_true", help="at the same time, on two GPUs of one host")
     parser.add_argument("--only-trl", action="store_true")
@@ -194,7 +199,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.only_trl:
         return run_trl(options.size, options.kv_share)
-    compare(run_children(options.size, options.parts, options.kv_share, together=options.together))
+    compare(run_children(options))
     if options.save:
         save(options.save, f"A GRPO step beside TRL, Qwen2.5 {options.size} shape, one GPU")
 

@@ -51,7 +51,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 PEAK_FLOPS = telemetry.PEAK_FLOPS["H200"]
 GIB = 2**30
-KV_GIB = 24.0
 CUDA = torch.cuda.is_available()
 
 rows: list[tuple[str, str]] = []
@@ -249,9 +248,9 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, parity_limit: float = 0.2) -> None:
-        self.work = work
-        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gb": KV_GIB if CUDA else 0.2}
+    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 24.0, parity_limit: float = 0.2) -> None:
+        self.work, self.kv_gib = work, kv_gib
+        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gb": kv_gib if CUDA else 0.2}
         limits = {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "parity_limit": parity_limit}
         self.engine, self.start_seconds = timed(lambda: Engine(folder, **options, **limits))  # type: ignore[arg-type]
         dtype = torch.bfloat16 if CUDA else torch.float32
@@ -303,19 +302,19 @@ class Setup:
 
     def train(self, optimizer: AdamW, samples: list[Sample], budget: int) -> tuple[dict[str, float], float, float]:
         """The update's metrics, its seconds and the peak of torch's allocator in GiB, without the sleeping KV cache."""
-        counted = start_peak()
+        counted = start_peak(self.kv_gib)
         metrics, seconds = timed(lambda: update(self.policy, optimizer, samples, Grpo(), budget=budget))
         return metrics, seconds, torch.cuda.max_memory_allocated() / GIB - counted if CUDA else float("nan")
 
 
-def start_peak() -> float:
+def start_peak(kv_gib: float) -> float:
     """Reset torch's peak; the GiB of a sleeping KV cache, which torch goes on counting though it is not there."""
     if not CUDA:
         return 0.0
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    return KV_GIB if torch.cuda.memory_allocated() / GIB > used_gib() else 0.0
+    return kv_gib if torch.cuda.memory_allocated() / GIB > used_gib() else 0.0
 
 
 def flops(policy: Policy, samples: Sequence[Sample], budget: int) -> float:
