@@ -45,7 +45,8 @@ def settings(size: str, model: str, runs: str, steps: int, replicas: int) -> dic
         "grpo.prompts_per_step": replicas * work.prompts,
         "grpo.group_size": work.group,
         "grpo.max_new_tokens": work.completion_tokens,
-        "grpo.micro_batch_tokens": 16384 if CUDA else 512,
+        # Two groups.
+        "grpo.micro_batch_tokens": 2 * (work.prompt_tokens + work.group * work.completion_tokens),
         "checkpoint.every": steps + 1,
     }
 
