@@ -20,6 +20,9 @@ from fastgrpo.optimizer import PIECE_ELEMENTS
 GIB = 2**30
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
 GPU_OVERHEAD = 4 * GIB
+# Rows of logits in fp32 for each sequence that vLLM decodes, as far as they and its activations were seen to take
+# memory beside it: 3 to 4 GiB for 512 sequences of a vocabulary of 152 k.
+LOGIT_ROWS = 12
 CPU_OVERHEAD = 2 * GIB
 TOKEN_STEP = 1024
 
@@ -119,6 +122,10 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     fixed = _state_items(parameters, trained, workload)
     if workload.tensor_parallel > 1:
         fixed = _sharded_items(config, parameters, workload)
+    if workload.on_gpu:
+        logits = LOGIT_ROWS * workload.max_num_seqs * config.vocab_size * 4
+        shrink = "lower engine.max_num_seqs"
+        fixed = (*fixed, Item("vLLM's logits and activations", logits, shrink, training=workload.overlapped))
     base = sum(item.size for item in fixed if item.generating)
     kv_token = kv_bytes_per_token(config, workload.dtype, workload.tensor_parallel)
     kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_token
@@ -145,11 +152,15 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
         shrink = "set model.gradient_checkpointing or " + shrink
     items = (
         *fixed,
-        Item("KV cache", kv_cache, "lower engine.kv_cache_gb, or engine.max_num_seqs", training=kept),
+        Item("KV cache", kv_cache, _kv_setting(workload), training=kept),
         Item(f"activations, {tokens} tokens", activations, shrink, generating=False),
         Item(_transient_name(workload), transient, "lower grpo.micro_batch_tokens", generating=False),
     )
     return MemoryPlan(items, capacity, kv_cache / GIB, tokens)
+
+
+def _kv_setting(workload: Workload) -> str:
+    return "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gb"
 
 
 def count_parameters(config: PretrainedConfig) -> int:

@@ -72,9 +72,20 @@ def test_the_kv_cache_leaves_room_for_the_training_that_it_outlasts() -> None:
     assert beside.training == pytest.approx(64 * GIB, rel=1e-6)
     assert beside.micro_batch_tokens == apart.micro_batch_tokens
     beside.check()
-    tight = plan_memory(QWEN_7B, replace(workload, overlapped=True, kv_cache_gb=8.0), 46 * GIB)
+    tight = plan_memory(QWEN_7B, replace(workload, overlapped=True, kv_cache_gb=8.0), 49 * GIB)
     assert tight.micro_batch_tokens < apart.micro_batch_tokens
     tight.check()
+
+
+def test_what_vllm_computes_with_is_beside_training_only_where_both_overlap() -> None:
+    name = "vLLM's logits and activations"
+    apart, beside, on_cpu = (
+        {item.name: item for item in plan_memory(QWEN_7B, replace(WORKLOAD, **change), 140 * GIB).items}
+        for change in ({}, {"overlapped": True}, {"on_gpu": False, "kv_cache_gb": 1.0})
+    )
+    assert apart[name].size == 12 * 512 * 152064 * 4
+    assert (apart[name].generating, apart[name].training, beside[name].training) == (True, False, True)
+    assert name not in on_cpu
 
 
 def test_lora_needs_state_for_its_adapters_alone() -> None:
