@@ -30,7 +30,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.watch import within
 
 STATE, MANIFEST = "state", "manifest.json"
-# Of the files of sharded tensors, over all ranks: a file is built in memory.
+# Elements of one file of sharded tensors, over all ranks: a file is built in memory.
 FILE_ELEMENTS = 2**28
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 

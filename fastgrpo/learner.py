@@ -20,7 +20,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.lora import adapter_state
 from fastgrpo.loss import policy_loss, token_logprobs
 from fastgrpo.memory import MemoryPlan
-from fastgrpo.metrics import Experience, rollouts_over_ranks
+from fastgrpo.metrics import Experience, plain_array, rollouts_over_ranks
 from fastgrpo.model import BasePolicy, Policy, load_config, load_policy
 from fastgrpo.optimizer import AdamW
 from fastgrpo.packing import rank_batches
@@ -128,7 +128,7 @@ class Learner:
             metrics = rollouts_over_ranks(self.experience.metrics)
             everything = Experience(self._all_samples(), metrics, self.experience.records)
             if rank_and_world()[0] == 0:
-                (folder / EXPERIENCE).write_bytes(msgspec.msgpack.encode(everything, enc_hook=np.ndarray.tolist))
+                (folder / EXPERIENCE).write_bytes(everything.to_bytes())
 
     def _load_state(self, folder: Path) -> None:
         self.optimizer.load(folder)
@@ -137,8 +137,7 @@ class Learner:
             for name, tensor in adapter_state(self.policy.model).items():
                 tensor.copy_(saved[name])
         if (folder / EXPERIENCE).exists():
-            saved = (folder / EXPERIENCE).read_bytes()
-            self.experience = msgspec.msgpack.decode(saved, type=Experience, dec_hook=lambda _, plain: np.array(plain))
+            self.experience = Experience.from_bytes((folder / EXPERIENCE).read_bytes())
             if rank_and_world()[0] != 0:
                 # On any number of ranks the first one holds them all.
                 self.experience.samples = []
@@ -158,7 +157,7 @@ class Learner:
         self.skipped += 1
         path = self.config.folder / f"skipped-{self.step + 1:06d}.pt"
         if rank_and_world()[0] == 0:
-            torch.save(msgspec.to_builtins(samples, enc_hook=np.ndarray.tolist), path)
+            torch.save(msgspec.to_builtins(samples, enc_hook=plain_array), path)
         if self.skipped >= self.config.grpo.max_skipped:
             raise UserError(
                 f"{self.skipped} steps in a row had a gradient norm that cannot be used (the last one "
@@ -220,7 +219,12 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     advantages_R = group_advantages(rewards_R, group_ids_R, mode=config.advantage).tolist()
     varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
     return [
-        Sample(np.array(rollout.token_ids), np.array(rollout.loss_mask), np.array(rollout.logprobs), advantage)
+        Sample(
+            np.array(rollout.token_ids, np.int32),
+            np.array(rollout.loss_mask, np.bool_),
+            np.array(rollout.logprobs, np.float32),
+            advantage,
+        )
         for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
         if rollout.reward is not None and (number in varied or config.kl_weight > 0.0)
     ]

@@ -20,8 +20,8 @@ from fastgrpo.optimizer import PIECE_ELEMENTS
 GIB = 2**30
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
 GPU_OVERHEAD = 4 * GIB
-# Rows of logits in fp32 for each sequence that vLLM decodes, as far as they and its activations were seen to take
-# memory beside it: 3 to 4 GiB for 512 sequences of a vocabulary of 152 k.
+# What vLLM's logits and activations took beyond that, in rows of fp32 logits for each sequence: 3 to 4 GiB for 512
+# sequences and a vocabulary of 152 k.
 LOGIT_ROWS = 12
 CPU_OVERHEAD = 2 * GIB
 TOKEN_STEP = 1024
@@ -147,20 +147,17 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     tokens = max(tokens, min(workload.micro_batch_tokens, workload.max_model_len))
     activations, transient = _step_sizes(config, workload, tokens)
     kept = workload.overlapped or not workload.on_gpu
+    kv_setting = "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gb"
     shrink = "lower grpo.micro_batch_tokens"
     if not workload.activation_checkpointing:
         shrink = "set model.gradient_checkpointing or " + shrink
     items = (
         *fixed,
-        Item("KV cache", kv_cache, _kv_setting(workload), training=kept),
+        Item("KV cache", kv_cache, kv_setting, training=kept),
         Item(f"activations, {tokens} tokens", activations, shrink, generating=False),
         Item(_transient_name(workload), transient, "lower grpo.micro_batch_tokens", generating=False),
     )
     return MemoryPlan(items, capacity, kv_cache / GIB, tokens)
-
-
-def _kv_setting(workload: Workload) -> str:
-    return "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gb"
 
 
 def count_parameters(config: PretrainedConfig) -> int:

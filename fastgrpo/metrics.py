@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import msgspec
+import numpy as np
 
 from fastgrpo.distributed import gather_all
 from fastgrpo.types import Group, RewardTerms, Rollout, Sample
@@ -21,6 +22,22 @@ class Experience(msgspec.Struct):
     samples: list[Sample]
     metrics: dict[str, float]
     records: list[dict[str, Any]]
+
+    def to_bytes(self) -> bytes:
+        """As MessagePack, arrays as lists."""
+        return msgspec.msgpack.encode(self, enc_hook=plain_array)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """What `to_bytes` wrote."""
+        return msgspec.msgpack.decode(data, type=cls, dec_hook=lambda _, plain: np.array(plain))
+
+
+def plain_array(value: Any) -> list[Any]:
+    """msgspec's hook for the arrays of a `Sample`."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise NotImplementedError(f"{type(value).__name__} is no plain data")
 
 
 def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:

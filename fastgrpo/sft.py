@@ -122,9 +122,9 @@ def to_sample(policy: Policy, trace: Trace) -> Sample:
     prompt = prompt_ids(policy.tokenizer, trace.prompt)
     completion = completion_ids(policy.tokenizer, trace.text)
     return Sample(
-        token_ids=np.array([*prompt, *completion]),
+        token_ids=np.array([*prompt, *completion], np.int32),
         loss_mask=np.repeat([False, True], [len(prompt), len(completion)]),
-        logprobs=np.zeros(len(prompt) + len(completion)),
+        logprobs=np.zeros(len(prompt) + len(completion), np.float32),
     )
 
 

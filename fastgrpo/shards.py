@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ from torch import Tensor, distributed, nn
 
 from fastgrpo.distributed import all_gather, awaiting, reduce_scatter
 
+# Of gradients, or of parameters that are gathered together.
 BUCKET_ELEMENTS = 32 * 2**20
 BUCKETS_IN_FLIGHT = 2
-# Smaller parameters are all-gathered together.
+# Larger parameters are gathered in their place.
 SMALL_ELEMENTS = 2**20
 
 
@@ -116,27 +117,42 @@ class GradientBuckets:
 def gather_updated(shards: Sequence[Shard], world: int) -> None:
     """All-gather the updated slices over `world` ranks: large ones straight into the parameters, in one call.
 
-    Small parameters travel together, as each call costs the time of many bytes, and so do uneven ones.
+    Small parameters travel together, as each call costs the time of many bytes; so do uneven ones, padded.
     """
     if world == 1:
         return
-    direct, packed = list[Shard](), dict[torch.dtype, list[Shard]]()
+    direct, packed = dict[torch.dtype, list[Shard]](), dict[torch.dtype, list[Shard]]()
     for shard in shards:
         size = shard.parameter.numel()
-        if size >= SMALL_ELEMENTS and size % world == 0:
-            direct.append(shard)
-        else:
-            packed.setdefault(shard.parameter.dtype, []).append(shard)
-    # These first: they are unpacked while the large ones travel.
-    packs = [Pack.sent(together, world) for together in packed.values()]
+        kind = direct if size >= SMALL_ELEMENTS and size % world == 0 else packed
+        kind.setdefault(shard.parameter.dtype, []).append(shard)
+    in_flight = deque[Pack]()
     with awaiting("the updated weights of the other ranks"):
-        large = _all_gather_coalesced([_flat(shard) for shard in direct], [shard.owned for shard in direct])
-        for pack in packs:
-            pack.receive()
-        if large is not None:
-            large.wait()
+        # These first: the last of them are unpacked while the large ones travel.
+        for together in (pack for same_dtype in packed.values() for pack in _packs(same_dtype)):
+            in_flight.append(Pack.begun(together, world))
+            if len(in_flight) > BUCKETS_IN_FLIGHT:
+                in_flight.popleft().finish()
+        large = [_all_gather_coalesced(same_dtype) for same_dtype in direct.values()]
+        for pack in in_flight:
+            pack.finish()
+        for work in large:
+            work.wait()
         if shards and shards[0].parameter.is_cuda:
             torch.cuda.current_stream().synchronize()
+
+
+def _packs(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
+    """`shards` in pieces of at most `BUCKET_ELEMENTS` of their parameters' elements, or of one shard."""
+    pack, size = list[Shard](), 0
+    for shard in shards:
+        if pack and size + shard.parameter.numel() > BUCKET_ELEMENTS:
+            yield pack
+            pack, size = [], 0
+        pack.append(shard)
+        size += shard.parameter.numel()
+    if pack:
+        yield pack
 
 
 @dataclass(slots=True)
@@ -145,19 +161,20 @@ class Pack:
 
     shards: list[Shard]
     sizes: list[int]
+    sent: Tensor
     received: Tensor
     work: Any
 
     @classmethod
-    def sent(cls, shards: list[Shard], world: int) -> Pack:
+    def begun(cls, shards: list[Shard], world: int) -> Pack:
         """Start it; all `shards` are of one dtype."""
         sizes = [math.ceil(shard.parameter.numel() / world) for shard in shards]
-        padded = [nn.functional.pad(s.owned, (0, n - len(s.owned))) for s, n in zip(shards, sizes, strict=True)]
-        mine = torch.cat(padded)
-        received = mine.new_empty(world, len(mine))
-        return cls(shards, sizes, received, all_gather(received.view(-1), mine, async_op=True))
+        slices = [shard.owned for shard in shards]
+        sent = torch.cat([nn.functional.pad(s, (0, size - len(s))) for s, size in zip(slices, sizes, strict=True)])
+        received = sent.new_empty(world, len(sent))
+        return cls(shards, sizes, sent, received, all_gather(received.view(-1), sent, async_op=True))
 
-    def receive(self) -> None:
+    def finish(self) -> None:
         """Wait for it and write the slices into the parameters."""
         self.work.wait()
         for shard, part_WC in zip(self.shards, self.received.split(self.sizes, dim=1), strict=True):
@@ -165,13 +182,14 @@ class Pack:
             flat.copy_(part_WC.reshape(-1)[: len(flat)])
 
 
-def _all_gather_coalesced(wholes: list[Tensor], mine: list[Tensor]) -> Any:
-    """All-gather each of `mine` into its place in `wholes`, as one operation that is not waited for.
+def _all_gather_coalesced(shards: list[Shard]) -> Any:
+    """Begin to gather each parameter of `shards`, all of one dtype, in its place, as one operation.
 
     torch's public call of this kind makes new tensors for the results.
     """
     assert distributed.group.WORLD is not None, "more than one rank have joined"
-    return distributed.group.WORLD.allgather_into_tensor_coalesced(wholes, mine) if wholes else None
+    wholes, slices = [_flat(shard) for shard in shards], [shard.owned for shard in shards]
+    return distributed.group.WORLD.allgather_into_tensor_coalesced(wholes, slices)
 
 
 def _flat(shard: Shard) -> Tensor:

@@ -101,7 +101,7 @@ class Group:
     rollouts: list[Rollout]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sample:
     """What the optimizer sees of one sequence: `Rollout`'s three lists and one advantage for all its loss tokens.
 

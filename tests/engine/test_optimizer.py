@@ -229,6 +229,37 @@ def test_one_rank_resumes_on_two(tmp_path: Path) -> None:
         assert_same(rank["weights"], expected)
 
 
+def mixed_parameters() -> list[nn.Parameter]:
+    """Two dtypes in turns: even sizes, which are gathered in place, odd ones, and one that rank 1 has nothing of."""
+    sizes = ((48, torch.bfloat16), (36, torch.float32), (51, torch.bfloat16), (7, torch.float32), (96, torch.bfloat16))
+    sizes += ((1, torch.float32), (42, torch.float32), (3, torch.bfloat16))
+    return [nn.Parameter(torch.linspace(-1, 1, n + 1)[1:].to(dtype)) for n, dtype in sizes]
+
+
+def mixed_steps(parameters: list[nn.Parameter], ranks: int) -> None:
+    optimizer = AdamW(parameters, **OPTIONS)
+    for _ in range(3):
+        (sum((parameter.float() - 0.3).square().sum() for parameter in parameters) / ranks).backward()
+        optimizer.step()
+
+
+def mixed_rank_main(rank: int, folder: str) -> None:
+    shards.BUCKET_ELEMENTS, shards.SMALL_ELEMENTS = 40, 8
+    join(rank, folder, 60)
+    parameters = mixed_parameters()
+    mixed_steps(parameters, ranks=2)
+    torch.save([p.detach() for p in parameters], f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_parameters_of_two_dtypes_come_together_unharmed(tmp_path: Path) -> None:
+    expected = mixed_parameters()
+    mixed_steps(expected, ranks=1)
+    multiprocessing.spawn(mixed_rank_main, args=(str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=True), [p.detach() for p in expected])
+
+
 def stalled_rank_main(rank: int, folder: str) -> None:
     join(rank, folder, 3)
     model = make_model()
