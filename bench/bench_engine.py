@@ -1,7 +1,7 @@
 """The colocated engine on one GPU: is the sync zero-copy and right, and what do its parts and a GRPO step cost.
 
     python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,generation,workflows] [--save FILE]
-    python bench/bench_engine.py --parts offload,lean --kv-gib 12
+    python bench/bench_engine.py --parts offload,lean
     python bench/bench_engine.py --size 7b --parts train
 
 The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
@@ -41,10 +41,10 @@ from engine_setup import (
     emit,
     flops,
     random_model,
+    release_memory,
     report,
     save,
     saved_model,
-    start_peak,
     timed,
     used_gib,
 )
@@ -119,19 +119,22 @@ def step(setup: Setup) -> None:
 
 
 def offload(setup: Setup) -> None:
-    """The same with the optimizer's state in the host's memory."""
+    """Whole GRPO steps with the optimizer's state in the host's memory."""
     _steps(setup, setup.optimizer(offload=True), "offload")
 
 
 def lean(setup: Setup) -> None:
     """The least memory: the optimizer's state in the host's memory, layers computed again in backward."""
     setup.policy.activation_checkpointing(True)
-    _steps(setup, setup.optimizer(offload=True), "lean")
-    setup.policy.activation_checkpointing(False)
+    try:
+        _steps(setup, setup.optimizer(offload=True), "lean")
+    finally:
+        setup.policy.activation_checkpointing(False)
 
 
 def _steps(setup: Setup, optimizer: AdamW, name: str) -> None:
-    start_peak(setup.kv_gib)
+    # The last part's memory would count in this one's peak.
+    release_memory()
     peaks = MemoryPeaks()
     if CUDA:
         setup.policy.compile_layers()
@@ -276,7 +279,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
     parser.add_argument("--parts", default="check,memory,step,generation,workflows")
-    parser.add_argument("--kv-gib", type=float, default=24.0, help="vLLM's KV cache; all sequences at once need 16")
+    parser.add_argument("--kv-gib", type=float, default=16.0, help="vLLM's KV cache; all sequences of 1.5b need 15")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     parts: dict[str, Callable[[Setup], None]] = {

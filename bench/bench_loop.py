@@ -21,7 +21,8 @@ from typing import cast
 
 from engine_setup import CUDA, SHAPES, Endless, Trivial, Workload, report, save, saved_model
 
-from fastgrpo.config import Config, checked, resolve
+from fastgrpo.cli import parse
+from fastgrpo.config import Config
 from fastgrpo.distributed import gather_all, joined_ranks
 from fastgrpo.engine import Engine
 from fastgrpo.errors import run_program
@@ -29,18 +30,21 @@ from fastgrpo.learner import open_learner
 from fastgrpo.runtime import of_replica, open_log, run_async
 from fastgrpo.train import improve
 
+PROGRAM = "bench_loop"
 
-def settings(size: str, model: str, runs: str, steps: int, replicas: int) -> dict[str, object]:
-    """Dotted values of the configuration for the workload of `replicas`."""
+
+def settings(size: str, model: str, runs: str, steps: int, replicas: int) -> list[str]:
+    """The workload of `replicas` as a command line."""
     work = Workload(size)
-    return {
+    values = {
         "model.path": model,
-        "model.compile": CUDA,
+        "model.compile": str(CUDA).lower(),
         "runs": runs,
         "engine.max_model_len": work.max_model_len,
         "engine.max_num_seqs": work.sequences,
         "engine.kv_cache_gb": 0.2,
-        "engine.parity_threshold": 0.3,
+        # Random weights are further from their bf16 rounding than a model's.
+        "engine.parity_threshold": 0.2,
         "grpo.steps": steps,
         "grpo.prompts_per_step": replicas * work.prompts,
         "grpo.group_size": work.group,
@@ -49,6 +53,7 @@ def settings(size: str, model: str, runs: str, steps: int, replicas: int) -> dic
         "grpo.micro_batch_tokens": 2 * (work.prompt_tokens + work.group * work.completion_tokens),
         "checkpoint.every": steps + 1,
     }
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 async def loop(config: Config, size: str) -> None:
@@ -66,8 +71,8 @@ async def loop(config: Config, size: str) -> None:
 
 def metrics(folder: Path) -> dict[str, list[float]]:
     """The run's metrics, each with its values from the second step on."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {name: [row.get(name, 0.0) for row in rows[1:]] for name in rows[-1] if name != "stage"}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
+    return {name: [row[name] for row in rows if name in row] for name in rows[-1] if name != "stage"}
 
 
 def described(rows: dict[str, list[float]], config: Config, world: int) -> None:
@@ -83,8 +88,8 @@ def described(rows: dict[str, list[float]], config: Config, world: int) -> None:
     report("MFU of forward and backward", f"{middle.get('mfu', float('nan')):.1%}")
     report("parity after the sync, nats; all sampled tokens", f"{middle['parity']:.4f}; {middle['sampler_parity']:.4f}")
     report("sync, ms", f"{1e3 * middle['sync_seconds']:.2f}")
-    if CUDA:
-        report("peak memory by the driver, GiB", f"{max(rows['gpu/memory_gib']):.1f}")
+    if "gpu/memory_gib" in rows:
+        report("peak memory by the driver after the first step, GiB", f"{max(rows['gpu/memory_gib']):.1f}")
         report("power, W; utilisation", f"{middle['gpu/power_w']:.0f}; {middle['gpu/utilisation']:.0%}")
 
 
@@ -94,21 +99,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--save", type=Path)
     options, keys = parser.parse_known_args()
-    given = dict(zip((key.removeprefix("--") for key in keys[::2]), keys[1::2], strict=True))
-    overrides = checked(given, source="command line", strict=False)
-    tensor_parallel = overrides.get("engine.tensor_parallel", 1)
+    if options.steps < 2:
+        parser.error("--steps must be at least 2: the first one compiles and is left out")
+    # A key without its value ends here, before anything starts.
+    tensor_parallel = parse(["--model=later", *keys], program=PROGRAM).config.engine.tensor_parallel
     with joined_ranks(tensor_parallel) as (rank, world), ExitStack() as stack:
-        runs = stack.enter_context(tempfile.TemporaryDirectory())
-        mine = stack.enter_context(saved_model(options.size)) if rank == 0 else None
-        folder = gather_all(mine, "the model's folder")[0]
-        values = settings(options.size, folder, runs, options.steps, world // tensor_parallel)
-        config = resolve(values | overrides)
+        mine = None
+        if rank == 0:
+            runs = stack.enter_context(tempfile.TemporaryDirectory())
+            mine = stack.enter_context(saved_model(options.size)), runs
+        model, runs = gather_all(mine, "the folders of model and run")[0]
+        replicas = world // tensor_parallel
+        given = settings(options.size, model, runs, options.steps, replicas)
+        config = parse([*given, *keys], program=PROGRAM).config
         run_async(lambda: loop(config, options.size))
         if rank == 0:
             described(metrics(config.folder), config, world)
             if options.save:
-                changed = "".join(f", {name} {value}" for name, value in given.items())
-                save(options.save, f"{world} ranks, Qwen2.5 {options.size} shape{changed}")
+                save(options.save, f"{world} ranks, Qwen2.5 {options.size} shape {' '.join(keys)}".rstrip())
+        # The folders go when every rank is done with them.
+        gather_all(None, "the end of the other ranks")
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ import torch
 from engine_setup import CUDA, GIB, SHAPES, random_model, report, save, timed
 
 from fastgrpo.distributed import all_gather, joined_ranks, over_ranks
+from fastgrpo.errors import run_program
 from fastgrpo.optimizer import AdamW
 from fastgrpo.shards import gather_updated
 
 REPEATS = 20
 
 
-def run(size: str, world: int) -> None:
-    """This rank's part."""
+def run(size: str, world: int) -> str:
+    """This rank's part; what all ranks together measured."""
     model = random_model(size, "cuda" if CUDA else "cpu")
     shards = AdamW(model.parameters(), lr=1e-6).shards
     one = torch.cat([shard.owned for shard in shards])
@@ -33,10 +34,8 @@ def run(size: str, world: int) -> None:
         timed(function)
     seconds = {name: median(timed(function)[1] for _ in range(REPEATS)) for name, function in functions.items()}
     slowest = over_ranks(seconds, dict.fromkeys(seconds, max))
-    report(
-        f"all-gather of {whole.nbytes / GIB:.2f} GiB over {world} ranks, ms: ours, one of NCCL, ratio",
-        f"{1e3 * slowest['ours']:.2f}, {1e3 * slowest['floor']:.2f}, {slowest['ours'] / slowest['floor']:.2f}",
-    )
+    ours, floor = 1e3 * slowest["ours"], 1e3 * slowest["floor"]
+    return f"{ours:.2f}, {floor:.2f}, {ours / floor:.2f} for {whole.nbytes / GIB:.2f} GiB"
 
 
 def main() -> None:
@@ -47,10 +46,12 @@ def main() -> None:
     with joined_ranks() as (rank, world):
         if world == 1:
             parser.error("one rank has nobody to gather from: torchrun --nproc-per-node 2 bench/bench_ranks.py")
-        run(options.size, world)
-        if rank == 0 and options.save:
-            save(options.save, f"All-gather of the weights, {world} ranks, Qwen2.5 {options.size} shape")
+        measured = run(options.size, world)
+        if rank == 0:
+            report(f"all-gather over {world} ranks, ms: ours, one call for all the bytes, ratio", measured)
+            if options.save:
+                save(options.save, f"All-gather of the weights, {world} ranks, Qwen2.5 {options.size} shape")
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,9 +1,10 @@
 """A whole GRPO step beside TRL 1.16's GRPOTrainer, one after the other on one GPU, or together on two.
 
-    python bench/bench_trl.py [--size 1.5b] [--parts step,lean] [--kv-gib 12] [--together] [--save FILE]
+    python bench/bench_trl.py [--size 1.5b] [--parts step,lean] [--together] [--save FILE]
 
 Both: Qwen2.5 shape with random bf16 weights, 64 prompts x 8 completions, 512 and 1,024 tokens, a reward that costs
-nothing, loss dapo, no KL, vLLM colocated with a KV cache that holds all sequences. Ours (`bench_engine.py --parts`)
+nothing, loss dapo, no KL, vLLM colocated with a KV cache that holds all sequences of 1.5 B on an H100 (`--kv-gib`,
+`--kv-share`). Ours (`bench_engine.py --parts`)
 keeps fp32 master weights and moments. TRL trains pure bf16 weights, batch 8, sdpa, with vLLM's sleep mode: three steps
 with gradient checkpointing (its default), then one without. The first step of each is left out.
 """
@@ -136,6 +137,8 @@ def run_child(command: list[str], gpu: int) -> list[dict[str, Any]]:
             if line.startswith("JSON "):
                 found.append(json.loads(line.removeprefix("JSON ")))
             print(line, end="", flush=True)
+    if child.returncode:
+        report(f"{Path(command[1]).name} ended with", str(child.returncode))
     return found
 
 
@@ -158,6 +161,9 @@ def compare(found: list[dict[str, Any]]) -> None:
     }
     for setting in ("checkpointing", "no checkpointing"):
         steps = [s for s in found if s["name"] == "trl" and s["setting"] == setting and s["number"] > 1]
+        if not steps:
+            report(f"TRL, {setting}", "no step timed")
+            continue
         trl, peak = _mean(steps), max(steps[-1]["driver"].values())
         rest = trl["total"] - trl["generate"] - trl["sync_weights"]
         phases = f"generate {trl['generate']:.1f} + sync {trl['sync_weights']:.2f} + rest {rest:.1f}"
@@ -169,8 +175,7 @@ def compare(found: list[dict[str, Any]]) -> None:
             report(f"  ours ({part}) / TRL: time, peak memory", f"{mean['total'] / trl['total']:.3f}, {ratio}")
 
 
-def _ours(found: list[dict[str, Any]], part: str) -> dict[str, float]:
-    steps = [values for values in found if values["name"] == part]
+def _ours(steps: list[dict[str, Any]], part: str) -> dict[str, float]:
     ours = _mean(steps[1:]) | {"peak": max(steps[-1]["driver"].values())}
     phases = f"generate {ours['generate']:.1f} + train {ours['train']:.1f} + rest {ours['rest']:.2f}"
     report(f"ours ({part}), s a step", f"{ours['total']:.1f} = {phases}")
@@ -191,8 +196,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
     parser.add_argument("--parts", default="step,lean", help="parts of bench_engine.py that the other process runs")
-    parser.add_argument("--kv-gib", type=float, default=24.0, help="our vLLM's KV cache")
-    parser.add_argument("--kv-share", type=float, default=0.25, help="TRL's vllm_gpu_memory_utilization")
+    parser.add_argument("--kv-gib", type=float, default=16.0, help="our vLLM's KV cache")
+    parser.add_argument("--kv-share", type=float, default=0.3, help="TRL's vllm_gpu_memory_utilization")
     parser.add_argument("--together", action="store_true", help="at the same time, on two GPUs of one host")
     parser.add_argument("--only-trl", action="store_true")
     parser.add_argument("--save", type=Path)

@@ -127,9 +127,7 @@ def saved_model(size: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         random_model(size, "cuda" if CUDA else "cpu").save_pretrained(folder)
         letter_tokenizer(shape(size).vocab_size).save_pretrained(folder)
-        gc.collect()
-        if CUDA:
-            torch.cuda.empty_cache()
+        release_memory()
         yield folder
 
 
@@ -248,7 +246,7 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 24.0, parity_limit: float = 0.2) -> None:
+    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_limit: float = 0.2) -> None:
         self.work, self.kv_gib = work, kv_gib
         options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gb": kv_gib if CUDA else 0.2}
         limits = {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "parity_limit": parity_limit}
@@ -307,12 +305,18 @@ class Setup:
         return metrics, seconds, torch.cuda.max_memory_allocated() / GIB - counted if CUDA else float("nan")
 
 
+def release_memory() -> None:
+    """Give back what nobody holds any more."""
+    gc.collect()
+    if CUDA:
+        torch.cuda.empty_cache()
+
+
 def start_peak(kv_gib: float) -> float:
     """Reset torch's peak; the GiB of a sleeping KV cache, which torch goes on counting though it is not there."""
+    release_memory()
     if not CUDA:
         return 0.0
-    gc.collect()
-    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return kv_gib if torch.cuda.memory_allocated() / GIB > used_gib() else 0.0
 
