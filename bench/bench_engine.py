@@ -74,12 +74,12 @@ def check(setup: Setup) -> None:
     samples = to_samples(groups, Grpo())
     optimizer = setup.optimizer()
     optimizer.lr = 1e-4
-    before = setup.engine.score([samples[0].token_ids.tolist()])[0]
+    before = setup.engine.score([samples[0].token_ids])[0]
     reports = []
     for _ in range(3):
         update(setup.policy, optimizer, samples, Grpo(), budget=BUDGET)
         reports.append(timed(lambda: setup.engine.sync(setup.policy))[0])
-    after = setup.engine.score([samples[0].token_ids.tolist()])[0]
+    after = setup.engine.score([samples[0].token_ids])[0]
     moved = sum(abs(a - b) for a, b in zip(before, after, strict=True)) / len(after)
     worst = max(reports, key=lambda r: r.parity_mean)
     report("parity after 3 steps, nats mean / max", f"{worst.parity_mean:.4f} / {worst.parity_max:.4f}")

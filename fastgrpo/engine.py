@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,7 +145,7 @@ class Engine:
     def submit(
         self,
         key: int,
-        prompt_ids: Sequence[int],
+        prompt_ids: Sequence[int] | np.ndarray,
         *,
         max_tokens: int,
         temperature: float = 1.0,
@@ -182,7 +183,7 @@ class Engine:
             self._advance()
             self._advance()
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def score(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[list[float]]:
         """Logprobs at temperature 1 of tokens 1.. of each sequence (the first token has none). Must not be busy."""
         if self.busy:
             raise RuntimeError("Engine.score needs an idle engine: finish or abort the requests in flight first")
@@ -255,11 +256,12 @@ class Engine:
         with replaced(torch.distributed, "destroy_process_group", keep_default):
             llm.engine_core.shutdown()
 
-    def _add(self, key: int, token_ids: Sequence[int], params: Any) -> None:
+    def _add(self, key: int, token_ids: Sequence[int] | np.ndarray, params: Any) -> None:
         name = str(key)
         if name in self._keys:
             raise ValueError(f"request {key} is already in flight")
-        self._llm.add_request(name, {"prompt_token_ids": list(token_ids)}, params)
+        # vLLM fails later with the integers of an int32 array.
+        self._llm.add_request(name, {"prompt_token_ids": np.asarray(token_ids).tolist()}, params)
         self._keys[name] = key
 
     def _advance(self) -> list[Any]:

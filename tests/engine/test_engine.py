@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -133,8 +134,11 @@ def test_stops_at_the_stop_token_and_keeps_it(synced: Engine) -> None:
 
 
 def test_score_is_the_trainers_logprob(synced: Engine, policy: Policy) -> None:
-    for ours, theirs in zip(policy.logprobs(PROMPTS), synced.score(PROMPTS), strict=True):
+    scores = synced.score(PROMPTS)
+    for ours, theirs in zip(policy.logprobs(PROMPTS), scores, strict=True):
         torch.testing.assert_close(torch.tensor(theirs), ours, atol=1e-4, rtol=0)
+    # As a `Sample` has them.
+    assert synced.score([np.array(prompt, np.int32) for prompt in PROMPTS]) == scores
 
 
 def test_interrupt_during_a_step_leaves_the_engine_usable(synced: Engine) -> None:
