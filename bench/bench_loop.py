@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import tempfile
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import cast
 
-from engine_setup import CUDA, SHAPES, Endless, Trivial, Workload, report, save, saved_model
+from engine_setup import CUDA, SHAPES, Endless, Workload, report, save, saved_model
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
@@ -58,11 +56,9 @@ def settings(size: str, model: str, runs: str, steps: int, replicas: int) -> lis
 
 async def loop(config: Config, size: str) -> None:
     """One run of the loop, which leaves its metrics in the run's folder."""
-    work, draw = Workload(size), random.Random(0)
-    texts = {f"p{number}": work.text(draw) for number in range(config.grpo.steps * config.grpo.prompts_per_step)}
-    problems = [SimpleNamespace(id=name, prompt=text, difficulty=0.5) for name, text in texts.items()]
+    problems, trivial = Workload(size).problems(0, config.grpo.steps * config.grpo.prompts_per_step)
     with open_log(config, resume=False) as log:
-        async with of_replica(nullcontext(Trivial(texts)), config) as environment:
+        async with of_replica(nullcontext(trivial), config) as environment:
             with open_learner(config, Path(config.model.path), resume=False) as learner:
                 log.say(learner.plan.table())
                 learner.engine = cast(Engine, Endless(learner.engine))

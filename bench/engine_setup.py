@@ -220,11 +220,12 @@ class Workload:
         """A prompt."""
         return "".join(draw.choices(string.ascii_letters, k=self.prompt_tokens))
 
-    def problems(self, seed: int) -> tuple[list[Any], Trivial]:
-        """The step's problems and the environment that knows their texts."""
+    def problems(self, seed: int, count: int | None = None) -> tuple[list[Any], Trivial]:
+        """`count` problems, those of one step where it is None, and the environment that knows their texts."""
         draw = random.Random(seed)
-        texts = {f"p{number}": self.text(draw) for number in range(self.prompts)}
-        return [SimpleNamespace(id=name) for name in texts], Trivial(texts)
+        texts = {f"p{number}": self.text(draw) for number in range(count or self.prompts)}
+        made = [SimpleNamespace(id=name, prompt=text, difficulty=0.5) for name, text in texts.items()]
+        return made, Trivial(texts)
 
     def sampling(self) -> Sampling:
         return Sampling(max_new_tokens=self.completion_tokens, max_model_len=self.max_model_len)

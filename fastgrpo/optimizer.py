@@ -80,16 +80,13 @@ class AdamW:
         self._buckets.drain()
         shards = [shard for shard in self.shards if shard.gradient is not None]
         gradients = _gradients(shards)
-        norm = self._grad_norm(gradients)
-        skipped = not norm <= self.skip_grad_norm or math.isinf(norm)
-        if not skipped:
-            if norm > self.max_grad_norm:
-                torch._foreach_mul_(gradients, self.max_grad_norm / norm)
+        report = clip_gradients(gradients, self.max_grad_norm, self.skip_grad_norm)
+        if not report.skipped:
             self._update([shard for shard in shards if shard.parameter.ndim > 1], self.weight_decay)
             self._update([shard for shard in shards if shard.parameter.ndim <= 1], 0.0)
             gather_updated(shards, self.world)
         self.zero_grad()
-        return StepReport(norm, skipped)
+        return report
 
     def zero_grad(self) -> None:
         """Forget the gradients gathered since the last step."""
@@ -145,16 +142,6 @@ class AdamW:
         """State of a slice in fp32: beside it, or in host memory that the device reads at full speed."""
         device = "cpu" if self.offload else mine.device
         return torch.zeros(len(mine), device=device, pin_memory=self.offload and mine.is_cuda)
-
-    def _grad_norm(self, gradients: list[Tensor]) -> float:
-        if not gradients:
-            return 0.0
-        square = torch.stack(torch._foreach_norm(gradients)).square().sum()
-        if self.world == 1:
-            return float(square.sqrt())
-        with awaiting("the gradient norms of the other ranks"):
-            distributed.all_reduce(square)
-            return float(square.sqrt())
 
     @torch.no_grad()
     def _update(self, shards: list[Shard], weight_decay: float) -> None:
@@ -212,6 +199,29 @@ class AdamW:
             eps=self.eps,
             maximize=False,
         )
+
+
+def clip_gradients(gradients: list[Tensor], max_norm: float, skip_norm: float) -> StepReport:
+    """Scale `gradients`, this rank's slices, down to a 2-norm of `max_norm` over all ranks; collective.
+
+    A norm that is not finite or above `skip_norm` leaves them as they are: the step is to be skipped.
+    """
+    norm = _global_norm(gradients)
+    skipped = not norm <= skip_norm or math.isinf(norm)
+    if not skipped and norm > max_norm:
+        torch._foreach_mul_(gradients, max_norm / norm)
+    return StepReport(norm, skipped)
+
+
+def _global_norm(gradients: list[Tensor]) -> float:
+    if not gradients:
+        return 0.0
+    square = torch.stack(torch._foreach_norm(gradients)).square().sum()
+    if rank_and_world()[1] == 1:
+        return float(square.sqrt())
+    with awaiting("the gradient norms of the other ranks"):
+        distributed.all_reduce(square)
+        return float(square.sqrt())
 
 
 def _arrival(optimizer: weakref.ref[AdamW], index: int) -> Callable[[nn.Parameter], None]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -24,7 +24,7 @@ from fastgrpo.attention import PACKED
 from fastgrpo.checkpoint import load_tensors, save_tensors
 from fastgrpo.distributed import awaiting, rank_and_world
 from fastgrpo.errors import UserError
-from fastgrpo.optimizer import AdamW, StepReport
+from fastgrpo.optimizer import AdamW, StepReport, clip_gradients
 
 if TYPE_CHECKING:
     from fastgrpo.model import Policy
@@ -116,16 +116,13 @@ class ShardedAdamW:
     def step(self) -> StepReport:
         """Apply the gradients gathered since the last step and forget them. Collective over the ranks."""
         gradients = [_local(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
-        norm = _global_norm(gradients)
-        skipped = not norm <= self.skip_grad_norm or math.isinf(norm)
-        if not skipped:
-            if norm > self.max_grad_norm:
-                torch._foreach_mul_(gradients, self.max_grad_norm / norm)
+        report = clip_gradients(gradients, self.max_grad_norm, self.skip_grad_norm)
+        if not report.skipped:
             for group in self._adam.param_groups:
                 group["lr"] = self.lr
             self._adam.step()
         self.zero_grad()
-        return StepReport(norm, skipped)
+        return report
 
     def zero_grad(self) -> None:
         """Forget the gradients gathered since the last step."""
@@ -150,16 +147,6 @@ class ShardedAdamW:
             tensors[f"{index}.master"] = parameter.detach()
             tensors |= {f"{index}.{name}": state[name] for name in ("exp_avg", "exp_avg_sq")}
         return tensors
-
-
-def _global_norm(gradients: list[Tensor]) -> float:
-    """2-norm over all ranks' parts; collective."""
-    if not gradients:
-        return 0.0
-    square = torch.stack(torch._foreach_norm(gradients)).square().sum()
-    with awaiting("the gradient norms of the other ranks"):
-        distributed.all_reduce(square)
-        return float(square.sqrt())
 
 
 def _local(tensor: Tensor) -> Tensor:

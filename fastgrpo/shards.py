@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fastgrpo.distributed import all_gather, awaiting, reduce_scatter
+from fastgrpo.packing import partition
 
 # Of gradients, or of parameters that are gathered together.
 BUCKET_ELEMENTS = 32 * 2**20
@@ -54,9 +55,13 @@ class Shard:
 
 @dataclass(slots=True)
 class Bucket:
-    """A reduce-scatter in flight: row r of `sent` holds rank r's slices of `shards`, end to end."""
+    """A collective in flight: row r of the larger side holds rank r's slices of `shards` end to end, each of its size.
+
+    That is `sent` where gradients are reduced and `received` where updated slices are gathered.
+    """
 
     shards: list[Shard]
+    sizes: list[int]
     sent: Tensor
     received: Tensor
     work: Any
@@ -89,21 +94,20 @@ class GradientBuckets:
     def _send(self) -> None:
         """Start the reduce-scatter of the waiting gradients."""
         shards, self._waiting = self._waiting, []
-        sizes = [math.ceil(shard.parameter.numel() / self._world) for shard in shards]
+        sizes = _slice_sizes(shards, self._world)
         sent = torch.empty(self._world, sum(sizes), device=shards[0].parameter.device)
         for shard, part in zip(shards, sent.split(sizes, dim=1), strict=True):
             _copy_rows(part, _taken(shard.parameter))
         received = torch.empty_like(sent[0])
         work = reduce_scatter(received, sent.view(-1), async_op=True)
-        self._in_flight.append(Bucket(shards, sent, received, work))
+        self._in_flight.append(Bucket(shards, sizes, sent, received, work))
         while len(self._in_flight) > BUCKETS_IN_FLIGHT:
             self._receive(self._in_flight.popleft())
 
     def _receive(self, bucket: Bucket) -> None:
         with awaiting("the gradients of the other ranks"):
             bucket.work.wait()
-        sizes = [math.ceil(shard.parameter.numel() / self._world) for shard in bucket.shards]
-        for shard, part in zip(bucket.shards, bucket.received.split(sizes), strict=True):
+        for shard, part in zip(bucket.shards, bucket.received.split(bucket.sizes), strict=True):
             shard.add(part[: len(shard.exp_avg)])
 
     def drain(self) -> None:
@@ -126,60 +130,37 @@ def gather_updated(shards: Sequence[Shard], world: int) -> None:
         size = shard.parameter.numel()
         kind = direct if size >= SMALL_ELEMENTS and size % world == 0 else packed
         kind.setdefault(shard.parameter.dtype, []).append(shard)
-    in_flight = deque[Pack]()
+    in_flight = deque[Bucket]()
     with awaiting("the updated weights of the other ranks"):
         # These first: the last of them are unpacked while the large ones travel.
-        for together in (pack for same_dtype in packed.values() for pack in _packs(same_dtype)):
-            in_flight.append(Pack.begun(together, world))
-            if len(in_flight) > BUCKETS_IN_FLIGHT:
-                in_flight.popleft().finish()
+        for same_dtype in packed.values():
+            for indices in partition([shard.parameter.numel() for shard in same_dtype], BUCKET_ELEMENTS):
+                in_flight.append(_begin_gather([same_dtype[i] for i in indices], world))
+                if len(in_flight) > BUCKETS_IN_FLIGHT:
+                    _end_gather(in_flight.popleft())
         large = [_all_gather_coalesced(same_dtype) for same_dtype in direct.values()]
-        for pack in in_flight:
-            pack.finish()
+        for bucket in in_flight:
+            _end_gather(bucket)
         for work in large:
             work.wait()
         if shards and shards[0].parameter.is_cuda:
             torch.cuda.current_stream().synchronize()
 
 
-def _packs(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
-    """`shards` in pieces of at most `BUCKET_ELEMENTS` of their parameters' elements, or of one shard."""
-    pack, size = list[Shard](), 0
-    for shard in shards:
-        if pack and size + shard.parameter.numel() > BUCKET_ELEMENTS:
-            yield pack
-            pack, size = [], 0
-        pack.append(shard)
-        size += shard.parameter.numel()
-    if pack:
-        yield pack
+def _begin_gather(shards: list[Shard], world: int) -> Bucket:
+    """Start one all-gather of the slices of `shards`, all of one dtype."""
+    sizes, slices = _slice_sizes(shards, world), [shard.owned for shard in shards]
+    sent = torch.cat([nn.functional.pad(s, (0, size - len(s))) for s, size in zip(slices, sizes, strict=True)])
+    received = sent.new_empty(world, len(sent))
+    return Bucket(shards, sizes, sent, received, all_gather(received.view(-1), sent, async_op=True))
 
 
-@dataclass(slots=True)
-class Pack:
-    """An all-gather in flight: row r of `received` holds rank r's slices of `shards`, end to end."""
-
-    shards: list[Shard]
-    sizes: list[int]
-    sent: Tensor
-    received: Tensor
-    work: Any
-
-    @classmethod
-    def begun(cls, shards: list[Shard], world: int) -> Pack:
-        """Start it; all `shards` are of one dtype."""
-        sizes = [math.ceil(shard.parameter.numel() / world) for shard in shards]
-        slices = [shard.owned for shard in shards]
-        sent = torch.cat([nn.functional.pad(s, (0, size - len(s))) for s, size in zip(slices, sizes, strict=True)])
-        received = sent.new_empty(world, len(sent))
-        return cls(shards, sizes, sent, received, all_gather(received.view(-1), sent, async_op=True))
-
-    def finish(self) -> None:
-        """Wait for it and write the slices into the parameters."""
-        self.work.wait()
-        for shard, part_WC in zip(self.shards, self.received.split(self.sizes, dim=1), strict=True):
-            flat = _flat(shard)
-            flat.copy_(part_WC.reshape(-1)[: len(flat)])
+def _end_gather(bucket: Bucket) -> None:
+    """Wait for it and write the slices into the parameters."""
+    bucket.work.wait()
+    for shard, part_WC in zip(bucket.shards, bucket.received.split(bucket.sizes, dim=1), strict=True):
+        flat = _flat(shard)
+        flat.copy_(part_WC.reshape(-1)[: len(flat)])
 
 
 def _all_gather_coalesced(shards: list[Shard]) -> Any:
@@ -190,6 +171,11 @@ def _all_gather_coalesced(shards: list[Shard]) -> Any:
     assert distributed.group.WORLD is not None, "more than one rank have joined"
     wholes, slices = [_flat(shard) for shard in shards], [shard.owned for shard in shards]
     return distributed.group.WORLD.allgather_into_tensor_coalesced(wholes, slices)
+
+
+def _slice_sizes(shards: Sequence[Shard], world: int) -> list[int]:
+    """Elements of each parameter on a rank that has a whole slice of it."""
+    return [math.ceil(shard.parameter.numel() / world) for shard in shards]
 
 
 def _flat(shard: Shard) -> Tensor:
