@@ -141,17 +141,21 @@ def _measure(setup: Setup, name: str, way: Callable[[], None], tokens: int, cloc
 
 
 def sync(setup: Setup) -> None:
-    """What a weight sync costs after a generation, and the part of it that forgets the cached blocks."""
-    reports, resets = [], []
-    llm: Any = setup.engine._llm
+    """What a weight sync costs: after sleep, as in the loop, and with cached prefixes to forget."""
+    prompt = [list(range(setup.work.prompt_tokens))]
+    asleep, awake = [], []
     for _ in range(20):
-        reports.append(setup.engine.sync(setup.policy))
-        resets.append(timed(llm.reset_prefix_cache)[1])
+        setup.engine.sleep()
+        setup.engine.wake()
+        asleep.append(setup.engine.sync(setup.policy))
+        setup.engine.score(prompt)
+        awake.append(setup.engine.sync(setup.policy))
+    llm: Any = setup.engine._llm
     blocks = llm.engine_core.engine_core.scheduler.kv_cache_manager.block_pool.num_gpu_blocks
-    checks = [done.check_seconds for done in reports]
-    copied = sum(done.bytes_copied for done in reports)
-    report("sync: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in reports])}")
-    report("  of it forgetting the prefixes, ms; canary, ms", f"{_ms(resets)} for {blocks:,} blocks; {_ms(checks)}")
+    copied = sum(done.bytes_copied for done in asleep + awake)
+    report("sync after sleep: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in asleep])}")
+    report(f"  with prefixes to forget, {blocks:,} blocks, ms", _ms([done.seconds for done in awake]))
+    report("  canary, ms", _ms([done.check_seconds for done in asleep]))
 
 
 def _ms(seconds: list[float]) -> str:

@@ -20,7 +20,7 @@ from fastgrpo.distributed import check_world
 from fastgrpo.errors import UserError
 from fastgrpo.model import Policy
 from fastgrpo.process import interrupt_deferred, replaced
-from fastgrpo.vllm_adjusted import idle_inside_blocks, vllm_adjusted, vllm_model
+from fastgrpo.vllm_adjusted import idle_inside_blocks, prefixes_cached, vllm_adjusted, vllm_model
 from fastgrpo.watch import within
 from fastgrpo.weights import adopt_weights
 
@@ -215,7 +215,8 @@ class Engine:
                 self._adopted.own_weights()
             bytes_copied = adopt_weights(policy, vllm_model(self._llm))
             self._adopted = policy
-        if self._llm.reset_prefix_cache() is False:
+        # Sleeping has forgotten them already, and vLLM would go through all blocks again, one by one.
+        if prefixes_cached(self._llm) and not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: a block is still in use though nothing is running")
         synced = time.perf_counter()
         difference = self._canary_difference(policy)

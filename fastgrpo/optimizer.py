@@ -26,7 +26,7 @@ from torch.optim.adamw import adamw
 
 from fastgrpo.checkpoint import load_tensors, save_tensors
 from fastgrpo.distributed import awaiting, rank_and_world
-from fastgrpo.shards import GradientBuckets, Shard, gather_updated
+from fastgrpo.shards import GradientBuckets, Shard, gather_updated, slice_of
 
 # Of offloaded state on the device at once.
 PIECE_ELEMENTS = 32 * 2**20
@@ -126,9 +126,7 @@ class AdamW:
         return DTensor.from_local(mine, self._mesh, [Split(0)], run_check=False, shape=shape, stride=(1,))
 
     def _shard(self, parameter: nn.Parameter) -> Shard:
-        size = math.ceil(parameter.numel() / self.world)
-        start = min(self.rank * size, parameter.numel())
-        mine = parameter.detach().view(-1)[start : start + size]
+        start, mine = slice_of(parameter, self.rank, self.world)
         return Shard(
             parameter=parameter,
             start=start,

@@ -67,6 +67,13 @@ class Bucket:
     work: Any
 
 
+def slice_of(parameter: nn.Parameter, rank: int, world: int) -> tuple[int, Tensor]:
+    """Where `rank`'s slice of the flattened parameter starts, and a view of it; the last ones may be short or empty."""
+    size = math.ceil(parameter.numel() / world)
+    start = min(rank * size, parameter.numel())
+    return start, parameter.detach().view(-1)[start : start + size]
+
+
 class GradientBuckets:
     """The way of gradients from backward into the shards of the ranks that own them, summed in fp32."""
 

@@ -115,6 +115,11 @@ def idle_inside_blocks(llm: Any) -> None:
     manager.allocate_slots, manager.cache_blocks = allocate_slots, cache_blocks
 
 
+def prefixes_cached(llm: Any) -> bool:
+    """Whether a request could still be served from a block that an earlier one filled."""
+    return len(llm.engine_core.engine_core.scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block) > 0
+
+
 def vllm_model(llm: Any) -> nn.Module:
     """vLLM's own module of the model, in this process."""
     return llm.apply_model(lambda model: model)[0]
