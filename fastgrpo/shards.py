@@ -137,15 +137,15 @@ def gather_updated(shards: Sequence[Shard], world: int) -> None:
         size = shard.parameter.numel()
         kind = direct if size >= SMALL_ELEMENTS and size % world == 0 else packed
         kind.setdefault(shard.parameter.dtype, []).append(shard)
-    in_flight = deque[Bucket]()
     with awaiting("the updated weights of the other ranks"):
-        # These first: the last of them are unpacked while the large ones travel.
+        # These first: the small ones are packed while they travel.
+        large = [_all_gather_coalesced(same_dtype) for same_dtype in direct.values()]
+        in_flight = deque[Bucket]()
         for same_dtype in packed.values():
             for indices in partition([shard.parameter.numel() for shard in same_dtype], BUCKET_ELEMENTS):
                 in_flight.append(_begin_gather([same_dtype[i] for i in indices], world))
                 if len(in_flight) > BUCKETS_IN_FLIGHT:
                     _end_gather(in_flight.popleft())
-        large = [_all_gather_coalesced(same_dtype) for same_dtype in direct.values()]
         for bucket in in_flight:
             _end_gather(bucket)
         for work in large:
@@ -156,18 +156,26 @@ def gather_updated(shards: Sequence[Shard], world: int) -> None:
 
 def _begin_gather(shards: list[Shard], world: int) -> Bucket:
     """Start one all-gather of the slices of `shards`, all of one dtype."""
-    sizes, slices = _slice_sizes(shards, world), [shard.owned for shard in shards]
-    sent = torch.cat([nn.functional.pad(s, (0, size - len(s))) for s, size in zip(slices, sizes, strict=True)])
+    sizes = _slice_sizes(shards, world)
+    sent = torch.cat([_padded(shard.owned, size) for shard, size in zip(shards, sizes, strict=True)])
     received = sent.new_empty(world, len(sent))
     return Bucket(shards, sizes, sent, received, all_gather(received.view(-1), sent, async_op=True))
+
+
+def _padded(part: Tensor, size: int) -> Tensor:
+    return part if len(part) == size else nn.functional.pad(part, (0, size - len(part)))
 
 
 def _end_gather(bucket: Bucket) -> None:
     """Wait for it and write the slices into the parameters."""
     bucket.work.wait()
+    targets, sources = [], []
     for shard, part_WC in zip(bucket.shards, bucket.received.split(bucket.sizes, dim=1), strict=True):
         flat = _flat(shard)
-        flat.copy_(part_WC.reshape(-1)[: len(flat)])
+        even = len(flat) == part_WC.numel()
+        targets.append(flat.view_as(part_WC) if even else flat)
+        sources.append(part_WC if even else part_WC.reshape(-1)[: len(flat)])
+    torch._foreach_copy_(targets, sources)
 
 
 def _all_gather_coalesced(shards: list[Shard]) -> Any:
