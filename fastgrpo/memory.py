@@ -42,6 +42,7 @@ class Item:
 class Workload:
     """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine.
 
+    `group_tokens`: those of a group at full length, whose prompt is computed once where a micro-batch holds it whole.
     `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`: adapters of that rank are
     all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered for each token stored,
     above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but for the piece at work.
@@ -51,6 +52,7 @@ class Workload:
     micro_batch_tokens: int
     max_num_seqs: int
     max_model_len: int
+    group_tokens: int = 0
     kv_cache_gb: float | None = None
     dtype: torch.dtype = torch.bfloat16
     activation_checkpointing: bool = False
@@ -115,7 +117,9 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     """The plan of a Hugging Face model under `workload` in `capacity` bytes; `check` says whether it holds.
 
     A `kv_cache_gb` of None becomes room for every sequence at full length, or what is left. Too many micro-batch
-    tokens are cut to what fits, in steps of 1,024; a single sequence of `max_model_len` always stays possible.
+    tokens are cut to what fits, in steps of 1,024 or to one group's; a single sequence of `max_model_len` always stays
+    possible. Where both are in memory at once the cache comes first, down to one group's tokens: decoding a part of the
+    sequences after the other costs more than smaller micro-batches do.
     """
     parameters = count_parameters(config)
     trained = count_adapters(config, workload.lora_rank) if workload.lora_rank else parameters
@@ -135,16 +139,17 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
         least = workload.max_model_len * kv_token
         left = capacity - base
         if workload.overlapped:
-            left = room - sum(_step_sizes(config, workload, workload.micro_batch_tokens))
+            group = min(max(workload.group_tokens, workload.max_model_len), workload.micro_batch_tokens)
+            left = room - sum(_step_sizes(config, workload, group))
         kv_cache = max(min(kv_wanted, left), least)
     else:
         kv_cache = int(workload.kv_cache_gb * GIB)
     if workload.overlapped:
         room -= kv_cache
-    tokens = workload.micro_batch_tokens
-    while tokens > workload.max_model_len and sum(_step_sizes(config, workload, tokens)) > room:
-        tokens -= TOKEN_STEP
-    tokens = max(tokens, min(workload.micro_batch_tokens, workload.max_model_len))
+    tokens = next(
+        (tokens for tokens in _budgets(workload) if sum(_step_sizes(config, workload, tokens)) <= room),
+        min(workload.micro_batch_tokens, workload.max_model_len),
+    )
     activations, transient = _step_sizes(config, workload, tokens)
     kept = workload.overlapped or not workload.on_gpu
     kv_setting = "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gb"
@@ -249,6 +254,13 @@ def _sharded_items(config: PretrainedConfig, parameters: int, workload: Workload
     if workload.reference:
         items.append(Item("sharded reference policy", share * b, "set grpo.kl_weight to 0"))
     return tuple(items)
+
+
+def _budgets(workload: Workload) -> list[int]:
+    """Token budgets to try, the largest first."""
+    wanted, least = workload.micro_batch_tokens, workload.max_model_len
+    group = [workload.group_tokens] if least < workload.group_tokens < wanted else []
+    return sorted([*range(wanted, least, -TOKEN_STEP), *group], reverse=True)
 
 
 def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int:

@@ -33,6 +33,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         reference=config.grpo.kl_weight > 0 and not config.model.lora_rank,
         lora_rank=config.model.lora_rank,
         overlapped=config.grpo.max_lag > 0,
+        group_tokens=_group_tokens(config),
         key_copies=_key_copies(config),
         ranks=ranks,
         tensor_parallel=config.engine.tensor_parallel,
@@ -61,11 +62,19 @@ def _check_divisible(model: PretrainedConfig, tensor_parallel: int) -> None:
             )
 
 
+def _group_tokens(config: Config) -> int:
+    """Those of a group whose prompt and completions have full length; the prompt counts once."""
+    return _prompt_tokens(config) + config.grpo.group_size * config.grpo.max_new_tokens
+
+
 def _key_copies(config: Config) -> float:
-    """Keys for each token of a group whose prompt and completions have full length."""
-    group, completion = config.grpo.group_size, config.grpo.max_new_tokens
-    prompt = max(config.engine.max_model_len - completion, 0)
-    return (prompt + group * (prompt + completion)) / (prompt + group * completion)
+    """Keys for each token of such a group: each completion's run has the prompt's keys, too."""
+    prompt, group = _prompt_tokens(config), config.grpo.group_size
+    return (prompt + group * (prompt + config.grpo.max_new_tokens)) / _group_tokens(config)
+
+
+def _prompt_tokens(config: Config) -> int:
+    return max(config.engine.max_model_len - config.grpo.max_new_tokens, 0)
 
 
 def print_plan(config: Config) -> None:

@@ -65,15 +65,20 @@ def test_kv_cache_is_all_that_is_wanted_or_all_that_is_left() -> None:
     assert plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gb=3.5), 50 * GIB).kv_cache_gb == 3.5
 
 
-def test_the_kv_cache_leaves_room_for_the_training_that_it_outlasts() -> None:
-    workload = replace(WORKLOAD, ranks=8)
+def test_a_kv_cache_beside_training_leaves_room_for_one_group_a_micro_batch() -> None:
+    workload = replace(WORKLOAD, ranks=8, group_tokens=6000)
     apart, beside = (plan_memory(QWEN_7B, replace(workload, overlapped=value), 64 * GIB) for value in (False, True))
+    assert (apart.micro_batch_tokens, beside.micro_batch_tokens) == (16384, 6000)
     assert beside.kv_cache_gb < apart.kv_cache_gb
     assert beside.training == pytest.approx(64 * GIB, rel=1e-6)
-    assert beside.micro_batch_tokens == apart.micro_batch_tokens
     beside.check()
+    roomy = plan_memory(QWEN_7B, replace(workload, overlapped=True), 140 * GIB)
+    assert roomy.micro_batch_tokens == 16384
+    assert roomy.kv_cache_gb * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)
+    undivided = plan_memory(QWEN_7B, replace(workload, group_tokens=20_000, overlapped=True), 64 * GIB)
+    assert undivided.micro_batch_tokens == 16384
     tight = plan_memory(QWEN_7B, replace(workload, overlapped=True, kv_cache_gb=8.0), 49 * GIB)
-    assert tight.micro_batch_tokens < apart.micro_batch_tokens
+    assert tight.micro_batch_tokens < 16384
     tight.check()
 
 
