@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastgrpo.config import Config
@@ -12,7 +12,6 @@ from fastgrpo.errors import UserError
 from fastgrpo.learner import Learner, to_samples
 from fastgrpo.log import RunLog
 from fastgrpo.metrics import Experience, rollout_metrics, sample_records
-from fastgrpo.right_of_way import RightOfWay
 from fastgrpo.rollout import Environment, Generator, Rollouts, device_thread, generator
 from fastgrpo.runtime import sampling_of, share_cores
 
@@ -97,21 +96,9 @@ async def rollouts_ahead(
     async with generator(learner.engine, own_stream=lag > 0, ranks=config.engine.tensor_parallel) as face:
         ahead = Ahead(face, learner, environment, draw, config)
         try:
-            with decoding_first(learner) if lag else nullcontext():
-                yield ahead
+            yield ahead
         finally:
             await ahead.cancel()
-
-
-@contextmanager
-def decoding_first(learner: Learner) -> Iterator[None]:
-    """Within the block training on a GPU makes room for the engine's steps."""
-    if learner.policy.device.type != "cuda":
-        yield
-        return
-    way = RightOfWay(learner.policy.device)
-    with learner.engine.claiming(way), learner.policy.giving(way):
-        yield
 
 
 async def update_beside(under_way: Sequence[Rollouts], learner: Learner, log: RunLog) -> dict[str, float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,7 @@ from fastgrpo.distributed import check_world
 from fastgrpo.errors import UserError
 from fastgrpo.model import Policy
 from fastgrpo.process import interrupt_deferred, replaced
-from fastgrpo.right_of_way import RightOfWay
-from fastgrpo.vllm_adjusted import claiming_the_way, idle_inside_blocks, prefixes_cached, vllm_adjusted, vllm_model
+from fastgrpo.vllm_adjusted import idle_inside_blocks, prefixes_cached, vllm_adjusted, vllm_model
 from fastgrpo.watch import within
 from fastgrpo.weights import adopt_weights
 
@@ -246,10 +244,6 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             self._llm.wake_up()
-
-    def claiming(self, way: RightOfWay) -> AbstractContextManager[None]:
-        """Within the block whoever shares the GPU gives `way` to the kernels of a step."""
-        return claiming_the_way(self._llm, way)
 
     def close(self) -> None:
         """Release vLLM's memory and process groups. Idempotent; a policy that shared the weights keeps them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,6 @@ from fastgrpo.attention import PACKED
 from fastgrpo.distributed import STEP_WAIT_S, rank_and_world
 from fastgrpo.errors import UserError
 from fastgrpo.lora import adapters_off, add_adapters, merged_weights
-from fastgrpo.right_of_way import RightOfWay
 from fastgrpo.sharded import gathered, load_sharded
 from fastgrpo.types import Batch, Runs
 from fastgrpo.watch import within
@@ -125,19 +124,6 @@ class Policy:
         layers: Any = self.model.base_model.layers
         for layer in layers:
             layer.compile(dynamic=True)
-
-    @contextmanager
-    def giving(self, way: RightOfWay) -> Iterator[None]:
-        """Within the block backward gives `way` after each decoder layer: two thirds of the work, in pieces."""
-        layers: Any = self.model.base_model.layers
-        # A layer's gradients are there together, at the end of its backward.
-        last = [next(p for p in layer.parameters() if p.requires_grad) for layer in layers]
-        hooks = [parameter.register_post_accumulate_grad_hook(lambda _: way.give_way()) for parameter in last]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @torch.no_grad()
     def own_weights(self) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from fastgrpo.process import output_kept_back, replaced
-from fastgrpo.right_of_way import RightOfWay
 
 
 @contextmanager
@@ -114,28 +113,6 @@ def idle_inside_blocks(llm: Any) -> None:
             cache(request, num_computed_tokens)
 
     manager.allocate_slots, manager.cache_blocks = allocate_slots, cache_blocks
-
-
-@contextmanager
-def claiming_the_way(llm: Any, way: RightOfWay) -> Iterator[None]:
-    """What a step computes on the GPU, and not the Python around it, claims the `way`."""
-    executor = llm.engine_core.engine_core.model_executor
-    execute, sample = executor.execute_model, executor.sample_tokens
-
-    def execute_model(scheduled: Any, *args: Any, **options: Any) -> Any:
-        # Where nothing is scheduled nothing will be sampled.
-        if scheduled.total_num_scheduled_tokens:
-            way.claim()
-        return execute(scheduled, *args, **options)
-
-    def sample_tokens(*args: Any, **options: Any) -> Any:
-        try:
-            return sample(*args, **options)
-        finally:
-            way.release()
-
-    with replaced(executor, "execute_model", execute_model), replaced(executor, "sample_tokens", sample_tokens):
-        yield
 
 
 def prefixes_cached(llm: Any) -> bool:

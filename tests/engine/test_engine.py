@@ -3,9 +3,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,18 +102,6 @@ def test_prefixes_cached_before_a_step_are_forgotten(synced: Engine, policy: Pol
     token_ids = torch.tensor(long_prompt + finished[0].token_ids)
     expected = policy.logprobs([token_ids.tolist()])[0][-2:]
     torch.testing.assert_close(torch.tensor(finished[0].logprobs), expected, atol=1e-4, rtol=0)
-
-
-def test_each_decoding_step_claims_the_way_and_releases_it(synced: Engine) -> None:
-    asked: list[str] = []
-    way = SimpleNamespace(claim=lambda: asked.append("claim"), release=lambda: asked.append("release"))
-    for claiming, claims in ((synced.claiming(way), 4), (nullcontext(), 0)):  # type: ignore[arg-type]
-        asked.clear()
-        with claiming:
-            synced.submit(0, PROMPTS[0], max_tokens=4)
-            while synced.busy:
-                synced.step()
-        assert asked == ["claim", "release"] * claims
 
 
 def test_a_seeded_request_does_not_depend_on_its_company(synced: Engine) -> None:

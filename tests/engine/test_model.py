@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -147,17 +146,3 @@ def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None
     packed_hidden(policy, [torch.arange(16)])
     with pytest.raises(ValueError, match="sliding window of 16"):
         packed_hidden(policy, [torch.arange(17)])
-
-
-def test_backward_gives_way_once_a_layer(tiny_folder: Path) -> None:
-    policy, given = load_policy(tiny_folder), []
-    way = SimpleNamespace(give_way=lambda: given.append(len(given)))
-
-    def backward() -> None:
-        packed_hidden(policy, sequences()).sum().backward()
-
-    with policy.giving(way):  # type: ignore[arg-type]
-        backward()
-        backward()
-    backward()
-    assert len(given) == 2 * policy.model.config.num_hidden_layers
