@@ -20,6 +20,8 @@ from fastgrpo.optimizer import PIECE_ELEMENTS
 GIB = 2**30
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
 GPU_OVERHEAD = 4 * GIB
+# NCCL's buffers; two GPUs held 2.8 GiB more than the rest of the plan.
+NCCL_OVERHEAD = 3 * GIB
 # What vLLM's logits and activations took beyond that, in rows of fp32 logits for each sequence: 3 to 4 GiB for 512
 # sequences and a vocabulary of 152 k.
 LOGIT_ROWS = 12
@@ -224,7 +226,7 @@ def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Ite
         Item(weights, parameters * b, "use a smaller model"),
         Item("master weights, Adam moments", state, shrink),
         Item("gradients", share * 4 + _largest_gradient(trained, b, workload), more_gpus, generating=False),
-        Item("runtime and workspaces", GPU_OVERHEAD if workload.on_gpu else CPU_OVERHEAD, ""),
+        Item("runtime and workspaces", _overhead(workload), ""),
     ]
     if workload.lora_rank:
         items.append(Item("the trainer's frozen base", parameters * b, "use a smaller model"))
@@ -249,11 +251,17 @@ def _sharded_items(config: PretrainedConfig, parameters: int, workload: Workload
         Item("sharded gradients", share * 4, more_gpus, generating=False),
         Item("gathered layers and head", whole * b, ""),
         Item("their gradients", whole * (b + 4), "", generating=False),
-        Item("runtime and workspaces", GPU_OVERHEAD if workload.on_gpu else CPU_OVERHEAD, ""),
+        Item("runtime and workspaces", _overhead(workload), ""),
     ]
     if workload.reference:
         items.append(Item("sharded reference policy", share * b, "set grpo.kl_weight to 0"))
     return tuple(items)
+
+
+def _overhead(workload: Workload) -> int:
+    if not workload.on_gpu:
+        return CPU_OVERHEAD
+    return GPU_OVERHEAD + (NCCL_OVERHEAD if workload.ranks > 1 else 0)
 
 
 def _budgets(workload: Workload) -> list[int]:

@@ -77,7 +77,7 @@ def test_a_kv_cache_beside_training_leaves_room_for_one_group_a_micro_batch() ->
     assert roomy.kv_cache_gb * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)
     undivided = plan_memory(QWEN_7B, replace(workload, group_tokens=20_000, overlapped=True), 64 * GIB)
     assert undivided.micro_batch_tokens == 16384
-    tight = plan_memory(QWEN_7B, replace(workload, overlapped=True, kv_cache_gb=8.0), 49 * GIB)
+    tight = plan_memory(QWEN_7B, replace(workload, overlapped=True, kv_cache_gb=8.0), 52 * GIB)
     assert tight.micro_batch_tokens < 16384
     tight.check()
 
