@@ -150,8 +150,7 @@ def sync(setup: Setup) -> None:
         asleep.append(setup.engine.sync(setup.policy))
         setup.engine.score(prompt)
         awake.append(setup.engine.sync(setup.policy))
-    llm: Any = setup.engine._llm
-    blocks = llm.engine_core.engine_core.scheduler.kv_cache_manager.block_pool.num_gpu_blocks
+    blocks = vllm_adjusted.kv_cache_manager(setup.engine._llm).block_pool.num_gpu_blocks
     copied = sum(done.bytes_copied for done in asleep + awake)
     report("sync after sleep: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in asleep])}")
     report(f"  with prefixes to forget, {blocks:,} blocks, ms", _ms([done.seconds for done in awake]))

@@ -37,14 +37,14 @@ def slices(parameters: Iterable[nn.Parameter], rank: int, world: int) -> list[Sh
 def run(size: str, rank: int, world: int) -> str:
     """This rank's part; what all ranks together measured."""
     model = random_model(size, "cuda" if CUDA else "cpu")
-    shards = slices(model.parameters(), rank, world)
-    norms = torch._foreach_norm(list(model.parameters()))
+    parameters = list(model.parameters())
+    shards, norms = slices(parameters, rank, world), torch._foreach_norm(parameters)
     for shard in shards:
         mine = shard.owned.clone()
         shard.parameter.detach().zero_()
         shard.owned.copy_(mine)
     gather_updated(shards, world)
-    assert torch.equal(torch.stack(torch._foreach_norm(list(model.parameters()))), torch.stack(norms))
+    assert torch.equal(torch.stack(torch._foreach_norm(parameters)), torch.stack(norms))
     one = torch.cat([shard.owned for shard in shards])
     whole = one.new_empty(world * len(one))
     functions = {"ours": lambda: gather_updated(shards, world), "floor": lambda: all_gather(whole, one)}

@@ -141,17 +141,14 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
         least = workload.max_model_len * kv_token
         left = capacity - base
         if workload.overlapped:
-            group = min(max(workload.group_tokens, workload.max_model_len), workload.micro_batch_tokens)
-            left = room - sum(_step_sizes(config, workload, group))
+            left = room - sum(_step_sizes(config, workload, _whole_group(workload)))
         kv_cache = max(min(kv_wanted, left), least)
     else:
         kv_cache = int(workload.kv_cache_gb * GIB)
     if workload.overlapped:
         room -= kv_cache
-    tokens = next(
-        (tokens for tokens in _budgets(workload) if sum(_step_sizes(config, workload, tokens)) <= room),
-        min(workload.micro_batch_tokens, workload.max_model_len),
-    )
+    budgets = _budgets(workload)
+    tokens = next((tokens for tokens in budgets if sum(_step_sizes(config, workload, tokens)) <= room), budgets[-1])
     activations, transient = _step_sizes(config, workload, tokens)
     kept = workload.overlapped or not workload.on_gpu
     kv_setting = "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gb"
@@ -265,10 +262,14 @@ def _overhead(workload: Workload) -> int:
 
 
 def _budgets(workload: Workload) -> list[int]:
-    """Token budgets to try, the largest first."""
+    """Token budgets to try, the largest first; the last one is all that can be done."""
     wanted, least = workload.micro_batch_tokens, workload.max_model_len
-    group = [workload.group_tokens] if least < workload.group_tokens < wanted else []
-    return sorted([*range(wanted, least, -TOKEN_STEP), *group], reverse=True)
+    return sorted({*range(wanted, least, -TOKEN_STEP), _whole_group(workload), min(wanted, least)}, reverse=True)
+
+
+def _whole_group(workload: Workload) -> int:
+    """The budget that holds one group, or a sequence where that is longer, as far as so many tokens are wanted."""
+    return min(max(workload.group_tokens, workload.max_model_len), workload.micro_batch_tokens)
 
 
 def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int:

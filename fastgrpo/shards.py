@@ -43,7 +43,7 @@ class Shard:
     @property
     def owned(self) -> Tensor:
         """The slice of the parameter itself; looked up anew, since a weight sync may move the parameter."""
-        return self.parameter.detach().view(-1)[self.start : self.start + len(self.exp_avg)]
+        return _flat(self.parameter)[self.start : self.start + len(self.exp_avg)]
 
     def add(self, gradient: Tensor) -> None:
         """Add one micro-batch's gradient of the slice, in fp32. Takes ownership of an fp32 tensor."""
@@ -69,9 +69,9 @@ class Bucket:
 
 def slice_of(parameter: nn.Parameter, rank: int, world: int) -> tuple[int, Tensor]:
     """Where `rank`'s slice of the flattened parameter starts, and a view of it; the last ones may be short or empty."""
-    size = math.ceil(parameter.numel() / world)
+    size = _slice_size(parameter, world)
     start = min(rank * size, parameter.numel())
-    return start, parameter.detach().view(-1)[start : start + size]
+    return start, _flat(parameter)[start : start + size]
 
 
 class GradientBuckets:
@@ -171,7 +171,7 @@ def _end_gather(bucket: Bucket) -> None:
     bucket.work.wait()
     targets, sources = [], []
     for shard, part_WC in zip(bucket.shards, bucket.received.split(bucket.sizes, dim=1), strict=True):
-        flat = _flat(shard)
+        flat = _flat(shard.parameter)
         even = len(flat) == part_WC.numel()
         targets.append(flat.view_as(part_WC) if even else flat)
         sources.append(part_WC if even else part_WC.reshape(-1)[: len(flat)])
@@ -184,18 +184,21 @@ def _all_gather_coalesced(shards: list[Shard]) -> Any:
     torch's public call of this kind makes new tensors for the results.
     """
     assert distributed.group.WORLD is not None, "more than one rank have joined"
-    wholes, slices = [_flat(shard) for shard in shards], [shard.owned for shard in shards]
+    wholes, slices = [_flat(shard.parameter) for shard in shards], [shard.owned for shard in shards]
     return distributed.group.WORLD.allgather_into_tensor_coalesced(wholes, slices)
 
 
 def _slice_sizes(shards: Sequence[Shard], world: int) -> list[int]:
-    """Elements of each parameter on a rank that has a whole slice of it."""
-    return [math.ceil(shard.parameter.numel() / world) for shard in shards]
+    return [_slice_size(shard.parameter, world) for shard in shards]
 
 
-def _flat(shard: Shard) -> Tensor:
-    """The whole parameter."""
-    return shard.parameter.detach().view(-1)
+def _slice_size(parameter: nn.Parameter, world: int) -> int:
+    """Elements of the parameter on a rank that has a whole slice of it."""
+    return math.ceil(parameter.numel() / world)
+
+
+def _flat(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().view(-1)
 
 
 def _taken(parameter: nn.Parameter) -> Tensor:

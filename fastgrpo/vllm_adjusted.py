@@ -100,7 +100,7 @@ def idle_inside_blocks(llm: Any) -> None:
     A token that continues a block needs none and completes at most that one, which is cached with the next question.
     Decoding many sequences is bound by the scheduler's Python, not by the GPU; this was a quarter of it.
     """
-    manager = llm.engine_core.engine_core.scheduler.kv_cache_manager
+    manager = kv_cache_manager(llm)
     allocate, cache, size = manager.allocate_slots, manager.cache_blocks, llm.vllm_config.cache_config.block_size
 
     def allocate_slots(request: Any, num_new_tokens: int, **options: Any) -> Any:
@@ -117,7 +117,12 @@ def idle_inside_blocks(llm: Any) -> None:
 
 def prefixes_cached(llm: Any) -> bool:
     """Whether a request could still be served from a block that an earlier one filled."""
-    return len(llm.engine_core.engine_core.scheduler.kv_cache_manager.block_pool.cached_block_hash_to_block) > 0
+    return len(kv_cache_manager(llm).block_pool.cached_block_hash_to_block) > 0
+
+
+def kv_cache_manager(llm: Any) -> Any:
+    """What hands out the blocks of the KV cache, in this process."""
+    return llm.engine_core.engine_core.scheduler.kv_cache_manager
 
 
 def vllm_model(llm: Any) -> nn.Module:

@@ -35,9 +35,6 @@ def test_more_drafts_retries_and_rounds_cost_more() -> None:
     assert of("while x:\n        await generate(problem)") > of("await generate(problem)")
 
 
-EIGHT = "[generate(problem) for _ in range(8)]"
-
-
 @pytest.mark.parametrize(
     "hidden",
     [
@@ -58,7 +55,7 @@ EIGHT = "[generate(problem) for _ in range(8)]"
     ],
 )
 def test_calls_are_hard_to_hide(hidden: str) -> None:
-    assert of(hidden) > 0.9 * of(f"codes = {EIGHT}")
+    assert of(hidden) > 0.9 * of("codes = [generate(problem) for _ in range(8)]")
 
 
 def test_an_alias_and_a_positional_argument_hide_nothing() -> None:
