@@ -50,14 +50,14 @@ from engine_setup import (
 )
 
 from fastgrpo.config import Config, Grpo
-from fastgrpo.distill import ScriptedTeacher
-from fastgrpo.learner import to_samples, update
-from fastgrpo.loss import policy_loss
-from fastgrpo.model import Policy
-from fastgrpo.optimizer import AdamW
-from fastgrpo.packing import pack
-from fastgrpo.rollout import Environment
+from fastgrpo.flow.distill import ScriptedTeacher
+from fastgrpo.policy.model import Policy
+from fastgrpo.rollouts.rollouts import Environment
 from fastgrpo.runtime import load_problems, open_environment
+from fastgrpo.training.learner import to_samples, update
+from fastgrpo.training.loss import policy_loss
+from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.packing import pack
 from fastgrpo.types import Problem, Sample
 
 BUDGET = 16384 if CUDA else 512

@@ -27,8 +27,9 @@ from typing import Any
 
 from engine_setup import SHAPES, Setup, Workload, report, save, saved_model, timed
 
-from fastgrpo import engine, vllm_adjusted
-from fastgrpo.process import replaced
+from fastgrpo.engine import engine
+from fastgrpo.engine import vllm_patches as vllm_adjusted
+from fastgrpo.engine.process import replaced
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -21,12 +21,12 @@ from engine_setup import CUDA, SHAPES, Endless, Workload, report, save, saved_mo
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import gather_all, joined_ranks
-from fastgrpo.engine import Engine
+from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import run_program
-from fastgrpo.learner import open_learner
+from fastgrpo.ranks.collectives import gather_all, joined_ranks
 from fastgrpo.runtime import of_replica, open_log, run_async
 from fastgrpo.train import improve
+from fastgrpo.training.learner import open_learner
 
 PROGRAM = "bench_loop"
 

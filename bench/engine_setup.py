@@ -30,17 +30,17 @@ import uvloop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from fastgrpo import telemetry
-from fastgrpo.attention import PACKED
 from fastgrpo.config import Grpo
-from fastgrpo.engine import Engine
-from fastgrpo.learner import to_samples, update
-from fastgrpo.model import Policy, load_policy
-from fastgrpo.optimizer import AdamW
-from fastgrpo.packing import rank_batches
-from fastgrpo.rollout import Environment, Sampling, collect
-from fastgrpo.telemetry import training_flops
-from fastgrpo.tiny import END
+from fastgrpo.engine.engine import Engine
+from fastgrpo.policy.demo_policy import END
+from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.policy.packed_attention import PACKED
+from fastgrpo.record import gpu as telemetry
+from fastgrpo.record.gpu import training_flops
+from fastgrpo.rollouts.rollouts import Environment, Sampling, collect
+from fastgrpo.training.learner import to_samples, update
+from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Execution, Group, RewardTerms, Sample
 
 SHAPES: dict[str, dict[str, Any]] = {

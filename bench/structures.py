@@ -15,15 +15,15 @@ import time
 from statistics import mean
 from typing import NamedTuple
 
-from fastgrpo_sandbox import SandboxPool
 from rich.console import Console
 from rich.table import Table
 
-from fastgrpo import data
 from fastgrpo.config import Reward
+from fastgrpo.flow import problems as data
+from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.types import Execution, Problem
-from fastgrpo.workers.simulated import SimulatedWorker
-from fastgrpo.workflow.environment import WorkflowEnvironment
+from fastgrpo_sandbox import SandboxPool
 
 _BODIES = {
     "generate": "return await generate(problem)",

@@ -1,5 +1,5 @@
 /* cgroup v2: a group for each child, below the cell's own, in which the kernel counts all that its processes hold: private
- * pages, /tmp, captured output, page tables. Only where the host was given groups to make (sandbox/cgroup.py); elsewhere
+ * pages, /tmp, captured output, page tables. Only where the host was given groups to make (fastgrpo_sandbox/cgroup.py); elsewhere
  * `groups` is -1 and no child costs a system call more. A group is made once (0.2 ms) and serves child after child. It
  * keeps its highest use and its count of kills for ever, so one that has seen much is removed in place of reused: next to
  * the job that touched so many pages that costs nothing.

@@ -13,9 +13,9 @@ from typing import Any
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import joined_ranks
 from fastgrpo.errors import run_program
-from fastgrpo.log import RunLog
+from fastgrpo.ranks.collectives import joined_ranks
+from fastgrpo.record.log import RunLog
 from fastgrpo.runtime import run_async
 from fastgrpo.train import train
 from fastgrpo.types import Execution, RewardTerms

@@ -14,12 +14,12 @@ import msgspec
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import gather_all, joined_ranks, rank_and_world, replica_share
 from fastgrpo.doctor import require_ready
-from fastgrpo.engine import Engine
+from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.model import load_tokenizer
-from fastgrpo.rollout import Environment, collect
+from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.ranks.collectives import gather_all, joined_ranks, rank_and_world, replica_share
+from fastgrpo.rollouts.rollouts import Environment, collect
 from fastgrpo.runtime import load_problems, of_replica, open_engine, open_environment, run_async, sampling_of
 from fastgrpo.types import Problem
 

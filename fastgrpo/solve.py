@@ -10,12 +10,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fastgrpo import data
 from fastgrpo.cli import CommandLine, parse
-from fastgrpo.distributed import joined_ranks, replica_share
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.model import load_tokenizer
-from fastgrpo.rollout import collect
+from fastgrpo.flow import problems as data
+from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.ranks.collectives import joined_ranks, replica_share
+from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.runtime import of_replica, open_engine, open_environment, run_async, sampling_of
 from fastgrpo.types import Execution, Problem
 

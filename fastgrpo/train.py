@@ -15,22 +15,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastgrpo.ahead import rollouts_ahead
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
-from fastgrpo.distributed import joined_ranks, rank_and_world, replica_share
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
-from fastgrpo.learner import Learner, open_learner
-from fastgrpo.log import RunLog
-from fastgrpo.metrics import rollouts_over_ranks
 from fastgrpo.plan import print_plan
+from fastgrpo.ranks.collectives import joined_ranks, rank_and_world, replica_share
+from fastgrpo.record.gpu import GpuMonitor
+from fastgrpo.record.log import RunLog
 from fastgrpo.report import write_report
-from fastgrpo.rollout import Environment
+from fastgrpo.rollouts.experience import rollouts_over_ranks
+from fastgrpo.rollouts.rollouts import Environment
 from fastgrpo.runtime import load_problems, of_replica, open_environment, open_log, run_async
 from fastgrpo.sft import warm_start
-from fastgrpo.telemetry import GpuMonitor
+from fastgrpo.training.learner import Learner, open_learner
+from fastgrpo.training.schedule import rollouts_ahead
 
 
 async def train(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import torch
+
 from fastgrpo_sandbox import Tests
 
 

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from fastgrpo_sandbox.doctor import Check
 
 from fastgrpo import doctor
 from fastgrpo.doctor import Finding
 from fastgrpo.errors import UserError
+from fastgrpo_sandbox.doctor import Check
 
 
 @pytest.mark.parametrize("found", ["the jail did not start", "the jail did not start; run `sysctl`"])

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from fastgrpo import figures
 from fastgrpo.errors import UserError
+from fastgrpo.record import report_figures as figures
 from fastgrpo.report import choose, write_report
 
 HOSTILE = "# </pre><script>alert(1)</script>\n\"'&<img src=x onerror=alert(1)> {braces}"

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 
 from fastgrpo.config import Config, resolve
 from fastgrpo.errors import UserError
-from fastgrpo.learner import learning_rate, update
-from fastgrpo.model import load_policy
-from fastgrpo.optimizer import AdamW, StepReport
-from fastgrpo.tiny import create_policy
+from fastgrpo.policy.demo_policy import create_policy
+from fastgrpo.policy.model import load_policy
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
+from fastgrpo.training.learner import learning_rate, update
+from fastgrpo.training.optimizer import AdamW, StepReport
 from fastgrpo.types import Execution, RewardTerms, Sample
 
 CORPUS = ["count the vowels in this sentence", "aeiou bcdfg"] * 4

@@ -79,7 +79,7 @@ def _advantage_kernel(rewards_ptr, ids_ptr, advantages_ptr, rollouts, MODE: tl.c
 
 
 def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: str) -> Tensor:
-    """See `fastgrpo.advantage.group_advantages`."""
+    """See `fastgrpo.training.advantage.group_advantages`."""
     rewards_R, group_ids_R = rewards_R.contiguous(), group_ids_R.contiguous()
     advantages_R, rollouts = torch.empty_like(rewards_R), len(rewards_R)
     if rollouts:

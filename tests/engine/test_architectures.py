@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import save_tiny_model
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config
 
-from fastgrpo.engine import Engine
-from fastgrpo.model import load_policy
-from fastgrpo.weights import SHARED_ARCHITECTURES
+from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
+from fastgrpo.policy.model import load_policy
+from tests.helpers.tiny_model import save_tiny_model
 
 KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     # Qwen3 has norms on q and k and a head size of its own; untied heads are separate tensors in vLLM.

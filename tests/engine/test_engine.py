@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastgrpo.engine import Completion, Engine, ParityError
-from fastgrpo.model import Policy, load_policy
+from fastgrpo.engine.engine import Completion, Engine, ParityError
+from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.types import Runs
 
 pytestmark = pytest.mark.engine
@@ -176,7 +176,7 @@ def test_a_busy_engine_refuses_sync_score_and_a_second_key(synced: Engine, polic
 def test_unknown_architecture_is_copied_at_each_sync(
     synced: Engine, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fastgrpo.weights.SHARED_ARCHITECTURES", frozenset())
+    monkeypatch.setattr("fastgrpo.engine.shared_weights.SHARED_ARCHITECTURES", frozenset())
     other = load_policy(tiny_folder)
     for _ in range(2):
         optimizer_steps(other, 1)
@@ -185,7 +185,8 @@ def test_unknown_architecture_is_copied_at_each_sync(
         assert report.parity_max < 1e-4
         assert_parity(other, generate(synced))
     assert [record.message for record in caplog.records if "copied into vLLM" in record.message] == [
-        "weights are copied into vLLM at each sync: Qwen2ForCausalLM is not in fastgrpo.weights.SHARED_ARCHITECTURES"
+        "weights are copied into vLLM at each sync: "
+        "Qwen2ForCausalLM is not in fastgrpo.engine.shared_weights.SHARED_ARCHITECTURES"
     ]
 
 
@@ -207,7 +208,7 @@ def test_sync_raises_when_vllm_has_other_weights(
 ) -> None:
     other = load_policy(tiny_folder)
     optimizer_steps(other, 3, learning_rate=1e-2)
-    monkeypatch.setattr("fastgrpo.engine.adopt_weights", lambda *_: 0)
+    monkeypatch.setattr("fastgrpo.engine.engine.adopt_weights", lambda *_: 0)
     with pytest.raises(ParityError, match="differ by"):
         synced.sync(other)
     monkeypatch.undo()

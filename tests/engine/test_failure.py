@@ -12,12 +12,12 @@ import psutil
 import pytest
 import torch
 
-from fastgrpo.checkpoint import Checkpoints, load
 from fastgrpo.cli import parse
-from fastgrpo.model import load_policy
-from fastgrpo.optimizer import AdamW
+from fastgrpo.policy.model import load_policy
+from fastgrpo.training.checkpoint import Checkpoints, load
+from fastgrpo.training.optimizer import AdamW
 
-SCRIPT = Path(__file__).with_name("failing_ranks.py")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "failing_ranks.py"
 # A killed rank says nothing itself: torchrun names it.
 ERRORS = {
     "dies": "rank      : 1 ",

@@ -14,11 +14,11 @@ import torch
 from torch import multiprocessing
 
 from fastgrpo.config import resolve
-from fastgrpo.distributed import joined_ranks
-from fastgrpo.engine import Engine, SyncReport
+from fastgrpo.engine.engine import Engine, SyncReport
 from fastgrpo.errors import UserError
-from fastgrpo.model import Policy, load_policy
 from fastgrpo.plan import memory_plan
+from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.train import train
 from fastgrpo.types import Execution, RewardTerms
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from random_heads import INTERPRETED
+
+from tests.helpers.random_heads import INTERPRETED
 
 
 @pytest.fixture

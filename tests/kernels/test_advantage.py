@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_heads import INTERPRETED
 
-from fastgrpo.advantage import MODES, STD_EPSILON, group_advantages
+from fastgrpo.training.advantage import MODES, STD_EPSILON, group_advantages
+from tests.helpers.random_heads import INTERPRETED
 
 
 def by_hand(groups: list[list[float]], mode: str) -> list[float]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from random_heads import INTERPRETED, fused_logprob, fused_loss, random_head, random_tokens
 
 from fastgrpo.kernels import linear_grpo_loss, reference
 from fastgrpo.kernels.reference import LossOptions
+from tests.helpers.random_heads import INTERPRETED, fused_logprob, fused_loss, random_head, random_tokens
 
 OPTIONS = LossOptions("token", kl_weight=0.1, tis_cap=2.0)
 UNCLIPPED = OPTIONS._replace(clip_low=1.0, clip_high=100.0)  # a clip is a kink

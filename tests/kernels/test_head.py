@@ -8,7 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_heads import (
+
+from fastgrpo.kernels import LossStatistics, reference, tuning
+from fastgrpo.kernels.reference import LossOptions
+from tests.helpers.random_heads import (
     INTERPRETED,
     assert_as_good_as_eager,
     dense_logprob,
@@ -18,9 +21,6 @@ from random_heads import (
     random_head,
     random_tokens,
 )
-
-from fastgrpo.kernels import LossStatistics, reference, tuning
-from fastgrpo.kernels.reference import LossOptions
 
 LOSSES = {
     "grpo": LossOptions("token", kl_weight=0.04),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_heads import INTERPRETED
+
+from tests.helpers.random_heads import INTERPRETED
 
 HERE = Path(__file__).parent
 WALK_ONLY = ("normaliser", "nothing", "micro", "tied", "frozen", "dropped")  # test the walk, not the kernels

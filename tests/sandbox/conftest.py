@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from fastgrpo_sandbox import BlockingSandboxPool, Limits, Outcome
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ from __future__ import annotations
 import socket
 
 import pytest
-from fastgrpo_sandbox import Limits, cell
 
+from fastgrpo_sandbox import Limits, cell
 from tests.sandbox.conftest import PRELUDE, REPOSITORY
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]

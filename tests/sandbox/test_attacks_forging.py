@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]

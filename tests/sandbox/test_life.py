@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from fastgrpo_sandbox import Limits, SandboxPool, cell
 from fastgrpo_sandbox import pool as pool_module
-
 from tests.sandbox.conftest import REPOSITORY, descendants
 
 pytestmark = pytest.mark.jail

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from fastgrpo_sandbox import BlockingSandboxPool, Limits, cell, cgroup
 from fastgrpo_sandbox import pool as pool_module
-
 from tests.sandbox.conftest import PRELUDE, QUICK, REPOSITORY
 
 pytestmark = pytest.mark.jail

@@ -7,10 +7,11 @@ import random
 import struct
 
 import pytest
-from fastgrpo_sandbox import CheckTests, Limits, SandboxPool
-from fastgrpo_sandbox.verdict import DONE, Expected, SessionResult, outcome_of, parse_done
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fastgrpo_sandbox import CheckTests, Limits, SandboxPool
+from fastgrpo_sandbox.verdict import DONE, Expected, SessionResult, outcome_of, parse_done
 
 REASONS = st.integers(0, 6)
 FRAMES = st.binary(max_size=80)

@@ -8,8 +8,8 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from fastgrpo_sandbox import CallError, Limits, Outcome
 
+from fastgrpo_sandbox import CallError, Limits, Outcome
 from tests.sandbox.conftest import descendants
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]

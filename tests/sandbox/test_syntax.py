@@ -4,6 +4,7 @@ import ast
 import gc
 
 import pytest
+
 from fastgrpo_sandbox.guest.syntax import parse
 
 SOURCE = "\n".join(f"def f{i}(a, b):\n    return [x for x in range(a) if x % {i + 1} == b]" for i in range(60))

@@ -1,0 +1,302 @@
+"""Generation: vLLM inside the training process, sampling from the trainer's own weight memory.
+
+This file and `vllm_adjusted.py` are all that touches vLLM, imported on first use (it costs seconds). Token ids go in,
+token ids and logprobs come out; text never passes through here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgrpo.engine.process import interrupt_deferred, replaced
+from fastgrpo.engine.shared_weights import adopt_weights
+from fastgrpo.engine.vllm_patches import idle_inside_blocks, prefixes_cached, vllm_adjusted, vllm_model
+from fastgrpo.errors import UserError
+from fastgrpo.policy.model import Policy
+from fastgrpo.ranks.collectives import check_world
+from fastgrpo.ranks.deadlines import within
+
+CANARY_SEQUENCES, CANARY_TOKENS = 4, 48
+
+
+class ParityError(UserError):
+    """vLLM and the trainer disagree on the canary's logprobs: vLLM does not sample from the policy's weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished request. `logprobs[i]` is that of `token_ids[i]` under the distribution it was sampled from."""
+
+    key: int
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What a weight sync cost, and the canary's |logprob difference| between vLLM and the trainer, in nats.
+
+    `bytes_copied` on this rank: of a sharded policy's weights, what was gathered to be handed to vLLM.
+    """
+
+    seconds: float
+    bytes_copied: int
+    check_seconds: float
+    parity_mean: float
+    parity_max: float
+
+
+class Engine:
+    """A vLLM engine for one policy on this process's device.
+
+    `submit` requests, call `step` while `busy`, take finished completions as they leave. `sync(policy)` must be called
+    once before the first generation and after each optimizer step. Not thread-safe; SIGINT during `step` is delivered
+    after it, so the engine is never torn in the middle and `abort_all` leaves it clean.
+    """
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        max_model_len: int,
+        max_num_seqs: int = 64,
+        dtype: str = "auto",
+        seed: int = 0,
+        kv_cache_gb: float | None = None,
+        enforce_eager: bool = False,
+        cpu_threads: int | None = None,
+        parity_limit: float = 0.1,
+        step_timeout_s: float = 40.0,
+        tensor_parallel: int = 1,
+    ) -> None:
+        """`kv_cache_gb` (GiB) fixes the KV cache; without it a GPU gives what is free, a CPU 1 GiB.
+
+        `dtype` "auto" is float32 on CPU (as fast as bf16 there, and exact) and the checkpoint's on GPU. On CPU there
+        are no graphs to capture, so `enforce_eager` is ignored, and generation runs on `cpu_threads` (half the cores):
+        the jails need the others, and a team of OpenMP threads that must share its cores waits for itself, tens of
+        times slower. `parity_limit` is the canary's largest permitted mean |logprob difference| in nats. A step of
+        vLLM, but for the first, that has not returned after `step_timeout_s` hangs: nothing can interrupt it, so the
+        process ends.
+        `tensor_parallel` ranks in a row hold one engine together: each must submit the same requests, with a seed where
+        they are sampled, and step, score and sync as the others do (`fastgrpo.engine.tensor_parallel`).
+        vLLM seeds Python's, numpy's and torch's global generators with `seed`.
+        """
+        on_gpu = torch.cuda.is_available()
+        self.max_model_len, self.parity_limit = max_model_len, parity_limit
+        self._step_timeout_s, self._stepped = step_timeout_s, False
+        self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
+        self._device = torch.cuda.current_device() if on_gpu else None
+        self._keys: dict[str, int] = {}
+        self._adopted: Policy | None = None
+        kv_gb = kv_cache_gb if kv_cache_gb is not None or on_gpu else 1.0
+        options: dict[str, Any] = {
+            "model": str(model_path),
+            "dtype": dtype if on_gpu or dtype != "auto" else "float32",
+            "seed": seed,
+            "max_model_len": max_model_len,
+            "max_num_seqs": max_num_seqs,
+            "enforce_eager": enforce_eager or not on_gpu,
+            "kv_cache_memory_bytes": None if kv_gb is None else int(kv_gb * 2**30),
+            "enable_prefix_caching": True,
+            "enable_sleep_mode": on_gpu,
+            "skip_tokenizer_init": True,
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        # Under torchrun each rank has an engine of its own inside the trainer's process group.
+        self._joined = torch.distributed.is_initialized() and "RANK" in os.environ
+        if self._joined:
+            options["distributed_executor_backend"] = "external_launcher"
+        if tensor_parallel > 1:
+            check_world(tensor_parallel)
+            options["tensor_parallel_size"] = tensor_parallel
+        if on_gpu:
+            # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.
+            options["block_size"] = 64
+        else:
+            # A partial (chunked) prefill rewinds the request's seeded generator, which CPU generators cannot do.
+            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
+        with vllm_adjusted():
+            from vllm.engine.arg_utils import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            self._llm: Any = LLMEngine.from_engine_args(EngineArgs(**options))
+        idle_inside_blocks(self._llm)
+        generator = torch.Generator().manual_seed(seed)
+        vocab = self._llm.model_config.get_vocab_size()
+        shape = (CANARY_SEQUENCES, min(CANARY_TOKENS, max_model_len - 1))
+        self._canary: list[list[int]] = torch.randint(vocab, shape, generator=generator).tolist()
+
+    @property
+    def busy(self) -> bool:
+        """True while a submitted request is unfinished."""
+        return bool(self._keys)
+
+    def submit(
+        self,
+        key: int,
+        prompt_ids: Sequence[int] | np.ndarray,
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = True,
+    ) -> None:
+        """Queue one completion; `key` comes back in its `Completion`.
+
+        Generation stops after `max_tokens` or at one of `stop_token_ids` (the stop token is kept). With `seed` the
+        request samples from its own generator: its tokens do not depend on what else is in flight.
+        """
+        params = _sampling_params(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop_token_ids=list(stop_token_ids),
+            ignore_eos=ignore_eos,
+            logprobs=0,
+        )
+        self._add(key, prompt_ids, params)
+
+    def step(self) -> list[Completion]:
+        """Advance every running request by one token and return those that finished."""
+        with interrupt_deferred():
+            outputs = self._advance()
+        return [self._completion(output) for output in outputs if output.finished]
+
+    def abort_all(self) -> None:
+        """Drop every unfinished request; the engine stays usable."""
+        with interrupt_deferred():
+            self._llm.abort_request(list(self._keys))
+            self._keys.clear()
+            # With asynchronous scheduling a batch may still be in flight; its results are dropped here.
+            self._advance()
+            self._advance()
+
+    def score(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[list[float]]:
+        """Logprobs at temperature 1 of tokens 1.. of each sequence (the first token has none). Must not be busy."""
+        if self.busy:
+            raise RuntimeError("Engine.score needs an idle engine: finish or abort the requests in flight first")
+        params = _sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        for key, token_ids in enumerate(sequences):
+            self._add(key, token_ids, params)
+        scores: dict[int, list[float]] = {}
+        while self._keys:
+            for output in self._advance():
+                scores[self._keys.pop(output.request_id)] = list(output.prompt_logprobs.logprobs)
+        return [scores[key][-(len(ids) - 1) :] for key, ids in enumerate(sequences)]
+
+    def sync(self, policy: Policy) -> SyncReport:
+        """Make vLLM sample from `policy`'s present weights, forget cached prefixes, and check parity on the canary.
+
+        The first call turns the policy's parameters into views of vLLM's weight tensors (one copy, then none ever
+        again: an optimizer step in place is already in vLLM). An architecture outside `weights.SHARED_ARCHITECTURES`
+        is copied in place each time instead, and so is a sharded policy, by all ranks together. A policy synced before
+        gets its own memory back. Must be awake and idle.
+
+        Raises ParityError above `parity_limit`.
+        """
+        if self.busy:
+            raise RuntimeError("Engine.sync needs an idle engine: finish or abort the requests in flight first")
+        start = time.perf_counter()
+        bytes_copied = 0
+        if self._adopted is not policy or not policy.shares_weights:
+            if self._adopted is not None and self._adopted is not policy:
+                self._adopted.own_weights()
+            bytes_copied = adopt_weights(policy, vllm_model(self._llm))
+            self._adopted = policy
+        # Sleeping has forgotten them already, and vLLM would go through all blocks again, one by one.
+        if prefixes_cached(self._llm) and not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: a block is still in use though nothing is running")
+        synced = time.perf_counter()
+        difference = self._canary_difference(policy)
+        report = SyncReport(
+            seconds=synced - start,
+            bytes_copied=bytes_copied,
+            check_seconds=time.perf_counter() - synced,
+            parity_mean=float(difference.mean()),
+            parity_max=float(difference.max()),
+        )
+        if not report.parity_mean <= self.parity_limit:
+            raise ParityError(
+                f"after a weight sync vLLM and the trainer differ by {report.parity_mean:.3g} nats a token on the "
+                f"canary (limit {self.parity_limit:g}): vLLM is not sampling from the policy's weights"
+            )
+        return report
+
+    def sleep(self) -> None:
+        """Free the KV cache's memory for training (GPU; on CPU nothing). Weights stay: the trainer lives in them."""
+        if torch.cuda.is_available():
+            self._llm.sleep(level=1)
+
+    def wake(self) -> None:
+        """Undo `sleep`; a no-op when awake. What training's allocator keeps in reserve is given back first."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            self._llm.wake_up()
+
+    def close(self) -> None:
+        """Release vLLM's memory and process groups. Idempotent; a policy that shared the weights keeps them."""
+        if self._llm is None:
+            return
+        llm, self._llm = self._llm, None
+        self._keys.clear()
+        destroy = torch.distributed.destroy_process_group
+        # vLLM would end the trainer's process group with its own.
+        keep_default = (lambda group=None: group and destroy(group)) if self._joined else destroy
+        with replaced(torch.distributed, "destroy_process_group", keep_default):
+            llm.engine_core.shutdown()
+
+    def _add(self, key: int, token_ids: Sequence[int] | np.ndarray, params: Any) -> None:
+        name = str(key)
+        if name in self._keys:
+            raise ValueError(f"request {key} is already in flight")
+        # vLLM fails later with the integers of an int32 array.
+        self._llm.add_request(name, {"prompt_token_ids": np.asarray(token_ids).tolist()}, params)
+        self._keys[name] = key
+
+    def _advance(self) -> list[Any]:
+        # The first step may compile kernels.
+        timeout = self._step_timeout_s * (1 if self._stepped else 10)
+        hangs = f"generation hangs: a step of vLLM took over {timeout:g} s; raise engine.step_timeout_s if it may"
+        if self._device is not None:
+            # A new thread is on the first GPU, whichever is this rank's.
+            torch.cuda.set_device(self._device)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._cpu_threads or threads)
+        try:
+            with within(timeout, hangs):
+                return self._llm.step()
+        finally:
+            self._stepped = True
+            torch.set_num_threads(threads)
+
+    def _completion(self, output: Any) -> Completion:
+        sample = output.outputs[0]
+        return Completion(
+            key=self._keys.pop(output.request_id),
+            token_ids=list(sample.token_ids),
+            logprobs=list(sample.logprobs.logprobs),
+            finish_reason=str(sample.finish_reason),
+        )
+
+    def _canary_difference(self, policy: Policy) -> Tensor:
+        ours = torch.cat(policy.logprobs(self._canary)).cpu()
+        theirs = torch.tensor([logprob for scores in self.score(self._canary) for logprob in scores])
+        return (ours - theirs).abs()
+
+
+def _sampling_params(**options: Any) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **options)

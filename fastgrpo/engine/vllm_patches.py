@@ -1,0 +1,130 @@
+"""What vLLM is made to do otherwise: everything private of vLLM is reached here, and used by `engine.py` alone."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgrpo.engine.process import output_kept_back, replaced
+
+
+@contextmanager
+def vllm_adjusted() -> Iterator[None]:
+    """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
+
+    - One process, quiet.
+    - CPU: linear weights stay plain. vLLM would prepack them for oneDNN and empty the parameters; in float32 the plain
+      path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
+      reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine. Ranks speak
+      through gloo, not through shared memory whose name all runs on a machine would have in common.
+    - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only.
+    - Of a sampled token only its own logprob is kept, not the lists that say where it ranks.
+    - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("GLOO_LOG_LEVEL", "ERROR")
+    preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(output_kept_back())
+            keep_own_logprobs_only()
+            if torch.cuda.is_available():
+                from vllm.v1.worker.gpu_worker import Worker
+
+                pool = Worker._maybe_get_memory_pool_context
+                stack.enter_context(
+                    replaced(
+                        Worker,
+                        "_maybe_get_memory_pool_context",
+                        lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag),
+                    )
+                )
+            else:
+                from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+                from vllm.model_executor.layers import utils
+                from vllm.v1.sample import sampler
+
+                sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
+                stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
+                stack.enter_context(
+                    replaced(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False)
+                )
+                # torch 2.13 says so at each of vLLM's gathers.
+                warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        if preload is None:
+            os.environ.pop("LD_PRELOAD", None)
+        else:
+            os.environ["LD_PRELOAD"] = preload
+
+
+def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
+    layer.cpu_linear = nn.functional.linear  # type: ignore[assignment]
+
+
+def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
+    return torch.zeros(len(chosen_N1), dtype=torch.int64)
+
+
+@cache
+def keep_own_logprobs_only() -> None:
+    """For requests that ask for no other token's logprob; others in this process are served as vLLM does."""
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+
+    general = LogprobsProcessor._update_sample_logprobs
+
+    def update(self: Any, lists: Any) -> None:
+        if self.num_logprobs == 0 and hasattr(self.logprobs, "logprobs"):
+            # Column 0 is the sampled token's.
+            self.logprobs.logprobs.extend(lists.logprobs[:, 0].tolist())
+        else:
+            general(self, lists)
+
+    LogprobsProcessor._update_sample_logprobs = update  # type: ignore[assignment, method-assign]
+
+
+def idle_inside_blocks(llm: Any) -> None:
+    """Spare vLLM's scheduler the question, for each request and token, whether the KV cache needs another block.
+
+    A token that continues a block needs none and completes at most that one, which is cached with the next question.
+    Decoding many sequences is bound by the scheduler's Python, not by the GPU; this was a quarter of it.
+    """
+    manager = kv_cache_manager(llm)
+    allocate, cache, size = manager.allocate_slots, manager.cache_blocks, llm.vllm_config.cache_config.block_size
+
+    def allocate_slots(request: Any, num_new_tokens: int, **options: Any) -> Any:
+        if num_new_tokens == 1 and "new_computed_blocks" not in options and request.num_computed_tokens % size:
+            return manager.empty_kv_cache_blocks
+        return allocate(request, num_new_tokens, **options)
+
+    def cache_blocks(request: Any, num_computed_tokens: int) -> None:
+        if num_computed_tokens % size == 0:
+            cache(request, num_computed_tokens)
+
+    manager.allocate_slots, manager.cache_blocks = allocate_slots, cache_blocks
+
+
+def prefixes_cached(llm: Any) -> bool:
+    """Whether a request could still be served from a block that an earlier one filled."""
+    return len(kv_cache_manager(llm).block_pool.cached_block_hash_to_block) > 0
+
+
+def kv_cache_manager(llm: Any) -> Any:
+    """What hands out the blocks of the KV cache, in this process."""
+    return llm.engine_core.engine_core.scheduler.kv_cache_manager
+
+
+def vllm_model(llm: Any) -> nn.Module:
+    """vLLM's own module of the model, in this process."""
+    return llm.apply_model(lambda model: model)[0]

@@ -1,0 +1,250 @@
+"""The offline default: a worker that is simulated, not a model. It knows the solutions and errs by the dice.
+
+It answers `generate` with the canonical solution or with a really broken mutation of it (checked in a jail to fail
+hidden tests), by odds that fall with the problem's difficulty; the other operators change those odds in the way they do
+for real workers. What a run with it measures is how well a policy uses the operators, never how well anything writes
+code: replies are drawn from the host's secrets.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import hashlib
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+
+from fastgrpo.flow.messages import letter
+from fastgrpo.flow.problems import describe_tests
+from fastgrpo.flow.workers.mutants import Mutation, mutations
+from fastgrpo.flow.workers.protocol import Reply, Request, WorkerError
+from fastgrpo.types import Problem
+from fastgrpo_sandbox import Limits, Outcome, SandboxPool
+from fastgrpo_sandbox.guest.syntax import parse
+
+# A mutant that needs more CPU is left out: mutants are to be wrong, not slow. The wall limit is wide, because what a
+# busy machine delays must not change which mutants there are.
+_TRIAL = Limits(wall_s=30.0, cpu_s=0.5)
+# What a workflow wrote itself may sleep, and must not make the answer late.
+_FOREIGN = Limits(wall_s=5.0, cpu_s=0.5)
+_TRIALS = 12
+_MUTANTS = 5
+_SHOWN_CHARS = 200
+
+
+class Skill(msgspec.Struct, frozen=True, kw_only=True):
+    """The odds, for a problem of difficulty d in [0, 1].
+
+    `generate` is right with easiest - (easiest - hardest) / (1 + exp((midpoint - d) / width)): reliable up to some
+    difficulty, unreliable beyond it; a plan from `custom` in its instruction removes the share `plan` of the failures.
+    `review` notices broken code with `notices` and rejects right code with `false_alarm`. `revise` and the reflection
+    of `test` correct broken code with the odds of the best feedback they got, times 1 - d/2, and spoil right code with
+    `spoils`. `ensemble` takes the majority; in a tie it sees the right one with `judges`. Prices are US dollars for a
+    million tokens.
+    """
+
+    easiest: float = 0.985
+    hardest: float = 0.2
+    midpoint: float = 0.45
+    width: float = 0.06
+    plan: float = 0.15
+    notices: float = 0.7
+    false_alarm: float = 0.06
+    fixes_blind: float = 0.25
+    fixes_reviewed: float = 0.55
+    fixes_tested: float = 0.9
+    spoils: float = 0.05
+    judges: float = 0.4
+    tokens_per_s: float = 100.0
+    first_token_s: float = 0.4
+    prompt_price: float = 1.1
+    completion_price: float = 4.4
+
+    def generates(self, difficulty: float) -> float:
+        """Probability that one plain generate is right."""
+        fall = 1.0 / (1.0 + math.exp((self.midpoint - difficulty) / self.width))
+        return self.easiest - (self.easiest - self.hardest) * fall
+
+
+class Mutant(msgspec.Struct, frozen=True):
+    """Broken code that failed hidden tests in a jail; `visible` if public tests fail too."""
+
+    source: str
+    hint: str
+    visible: bool
+
+
+class Bank(msgspec.Struct, frozen=True):
+    """What the worker can answer to one problem, by normalised source."""
+
+    right: str
+    mutants: tuple[Mutant, ...]
+
+    def mutant(self, normal: str) -> Mutant | None:
+        """The mutant with this normalised source."""
+        return next((mutant for mutant in self.mutants if mutant.source == normal), None)
+
+
+class SimulatedWorker:
+    """Deterministic: all draws come from (seed, problem id, operator, request seed). Mutants are made on first use."""
+
+    def __init__(
+        self,
+        pool: SandboxPool,
+        *,
+        seed: int = 0,
+        latency_scale: float = 0.0,
+        skill: Skill = Skill(),  # noqa: B008 - frozen
+    ) -> None:
+        self._pool, self._seed, self._latency_scale, self._skill = pool, seed, latency_scale, skill
+        self._banks: dict[str, asyncio.Task[Bank]] = {}
+        self._verdicts: dict[tuple[str, str], bool] = {}
+
+    async def prepare(self, problems: Iterable[Problem]) -> None:
+        """Make the mutants of many problems at once, instead of each on its first request."""
+        await asyncio.gather(*[self.bank(problem) for problem in problems])
+
+    async def bank(self, problem: Problem) -> Bank:
+        """The right answer and the broken ones for `problem`. Raises `WorkerError` where jails fail."""
+        task = self._banks.get(problem.id)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._banks[problem.id] = asyncio.create_task(self._make_bank(problem))
+        return await asyncio.shield(task)
+
+    async def ask(self, request: Request) -> Reply:
+        """Answer by the odds of `Skill`; waits the simulated latency times `latency_scale`."""
+        bank = await self.bank(request.problem)
+        draw = random.Random(f"{self._seed}/{request.problem.id}/{request.operator}/{request.seed}")
+        text = await self._answer(request, bank, draw)
+        prompt_tokens = sum(len(message["content"]) for message in request.messages) // 4
+        completion_tokens = len(text) // 4 + 1
+        skill = self._skill
+        seconds = skill.first_token_s + completion_tokens / skill.tokens_per_s
+        if self._latency_scale:
+            await asyncio.sleep(seconds * self._latency_scale)
+        return Reply(
+            text=text,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cost_usd=(prompt_tokens * skill.prompt_price + completion_tokens * skill.completion_price) / 1e6,
+            seconds=seconds,
+        )
+
+    async def aclose(self) -> None:
+        """End what is being prepared."""
+        for task in self._banks.values():
+            task.cancel()
+        await asyncio.gather(*self._banks.values(), return_exceptions=True)
+
+    async def _answer(self, request: Request, bank: Bank, draw: random.Random) -> str:
+        match request.operator:
+            case "generate":
+                return self._generate(request, bank, draw)
+            case "custom":
+                return f"Plan: settle the edge cases first, then the general case. {_plan_mark(request.problem)}"
+            case "review":
+                return await self._review(request, bank, draw)
+            case "ensemble":
+                return await self._ensemble(request, bank, draw)
+            case "revise" | "test":
+                return await self._revise(request, bank, draw)
+
+    def _generate(self, request: Request, bank: Bank, draw: random.Random) -> str:
+        failure = 1.0 - self._skill.generates(request.problem.difficulty)
+        if _plan_mark(request.problem) in request.messages[-1]["content"]:
+            failure *= 1.0 - self._skill.plan
+        return _block(bank.right if draw.random() >= failure else draw.choice(bank.mutants).source)
+
+    async def _review(self, request: Request, bank: Bank, draw: random.Random) -> str:
+        code = normalised(request.codes[0])
+        right = await self._is_right(request.problem, bank, code)
+        if draw.random() >= (self._skill.false_alarm if right else self._skill.notices):
+            return "Verdict: correct"
+        mutant = bank.mutant(code)
+        return f"Verdict: incorrect\n{mutant.hint if mutant else 'An edge case is not handled.'}"
+
+    async def _revise(self, request: Request, bank: Bank, draw: random.Random) -> str:
+        code, skill = normalised(request.codes[0]), self._skill
+        if await self._is_right(request.problem, bank, code):
+            keep = draw.random() >= skill.spoils
+            return _block(code if keep else draw.choice(bank.mutants).source)
+        odds = {"test": skill.fixes_tested, "review": skill.fixes_reviewed, "": skill.fixes_blind}
+        fixed = draw.random() < odds[_usefulness(request, bank.mutant(code))] * (1 - request.problem.difficulty / 2)
+        return _block(bank.right if fixed else draw.choice(bank.mutants).source)
+
+    async def _ensemble(self, request: Request, bank: Bank, draw: random.Random) -> str:
+        codes = [normalised(code) for code in request.codes]
+        votes = Counter(codes)
+        tied = [code for code, count in votes.items() if count == max(votes.values())]
+        verdicts = await asyncio.gather(*[self._is_right(request.problem, bank, code) for code in tied])
+        right = [code for code, fine in zip(tied, verdicts, strict=True) if fine]
+        chosen = right[0] if len(tied) > 1 and right and draw.random() < self._skill.judges else draw.choice(tied)
+        return letter(codes.index(chosen))
+
+    async def _is_right(self, problem: Problem, bank: Bank, normal: str) -> bool:
+        """Whether code is right; code that is not the worker's own is run against the hidden tests."""
+        if normal == bank.right or bank.mutant(normal):
+            return normal == bank.right
+        key = (problem.id, normal)
+        if key not in self._verdicts:
+            outcome = await self._try(problem, normal, hidden=True, limits=_FOREIGN)
+            self._verdicts[key] = outcome.pass_rate == 1.0
+        return self._verdicts[key]
+
+    async def _make_bank(self, problem: Problem) -> Bank:
+        candidates = mutations(problem.solution, _TRIALS, seed=f"{self._seed}/{problem.id}")
+        mutants: list[Mutant] = []
+        for batch in (candidates[: _TRIALS // 2], candidates[_TRIALS // 2 :]):
+            if len(mutants) < _MUTANTS:
+                tried = await asyncio.gather(*[self._trial(problem, mutation) for mutation in batch])
+                mutants += [mutant for mutant in tried if mutant is not None]
+        gave_up = Mutant("raise NotImplementedError", "nothing is written", True)
+        return Bank(normalised(problem.solution), tuple(mutants[:_MUTANTS]) or (gave_up,))
+
+    async def _trial(self, problem: Problem, mutation: Mutation) -> Mutant | None:
+        """The mutation as a mutant; None where hidden tests pass or the run is too slow."""
+        hidden, public = await asyncio.gather(
+            self._try(problem, mutation.source, hidden=True), self._try(problem, mutation.source, hidden=False)
+        )
+        if hidden.status not in ("ok", "failed") or hidden.pass_rate == 1.0:
+            return None
+        return Mutant(mutation.source, mutation.hint, public.pass_rate < 1.0)
+
+    async def _try(self, problem: Problem, code: str, *, hidden: bool, limits: Limits = _TRIAL) -> Outcome:
+        tests = problem.hidden_tests if hidden else problem.public_tests
+        outcome = await self._pool.run(code, tests=tests, limits=limits)
+        if outcome.status == "infrastructure":
+            raise WorkerError(f"the simulated worker's jail failed: {outcome.error}")
+        return outcome
+
+
+@lru_cache(maxsize=4096)
+def normalised(code: str) -> str:
+    """`code` without comments and layout, so that equal programs compare equal; as it is where it does not parse."""
+    try:
+        return ast.unparse(parse(code))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code
+
+
+def _usefulness(request: Request, mutant: Mutant | None) -> Literal["test", "review", ""]:
+    """What feedback is worth: only words that really name a failing test or the defect count, not their tone."""
+    shown = [test[:_SHOWN_CHARS] for test in describe_tests(request.problem.public_tests)]
+    if any(test in request.feedback for test in shown) and (mutant is None or mutant.visible):
+        return "test"
+    return "review" if mutant is not None and mutant.hint in request.feedback else ""
+
+
+def _plan_mark(problem: Problem) -> str:
+    """Words of a plan that no workflow can guess."""
+    return f"(outline {hashlib.blake2b(problem.id.encode(), digest_size=4).hexdigest()})"
+
+
+def _block(code: str) -> str:
+    return f"```python\n{code}\n```"

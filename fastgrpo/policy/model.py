@@ -1,0 +1,237 @@
+"""The policy: any Hugging Face causal LM, run over packed sequences."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from fastgrpo.errors import UserError
+from fastgrpo.policy.fsdp import gathered, load_sharded
+from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights
+from fastgrpo.policy.packed_attention import PACKED
+from fastgrpo.ranks.collectives import STEP_WAIT_S, rank_and_world
+from fastgrpo.ranks.deadlines import within
+from fastgrpo.types import Batch, Runs
+
+Result = TypeVar("Result")
+LATE = f"waited for the other ranks' parts of the model longer than {STEP_WAIT_S:.0f} s"
+
+
+@dataclass(slots=True)
+class Policy:
+    """A causal LM in training and its tokenizer.
+
+    `shares_weights`: its parameters are views of vLLM's tensors, so what the optimizer writes is what vLLM samples
+    from. `copies_weights`: vLLM holds a copy, renewed at each sync. `adapted`: it has LoRA adapters, which alone train.
+    `sharded_as`: each rank has its part of every parameter, and they compute in this dtype (see `policy.fsdp`); then
+    `gathered`, `backward`, `logprobs`, `weights` and `save_hf` are collective.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    shares_weights: bool = False
+    copies_weights: bool = False
+    adapted: bool = False
+    sharded_as: torch.dtype | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_weight.device
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """The output projection, [V, H]; with tied embeddings the embedding itself."""
+        return self.model.get_output_embeddings().weight
+
+    def gathered(self, compute: Callable[[], Result]) -> Result:
+        """`compute()`, which calls `hidden` or `forward` and reads `head_weight`: only here is a sharded one whole."""
+        if self.sharded_as is None:
+            return compute()
+        with within(STEP_WAIT_S, LATE):
+            return self.model.gathered_call(compute)  # type: ignore[operator]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss` to those of the step."""
+        with within(STEP_WAIT_S, LATE) if self.sharded_as else nullcontext():
+            loss.backward()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states hidden_TH of a packed batch, after the last norm and before the head. No logits."""
+        return self.forward(batch.input_ids_T, batch.position_ids_T, batch.runs)
+
+    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
+        """`hidden` from what describes the packing."""
+        output = self.model.base_model(
+            input_ids=input_ids_T[None],
+            position_ids=position_ids_T[None],
+            use_cache=False,
+            cu_seq_lens_q=runs.cu_queries_S,
+            cu_seq_lens_k=runs.cu_keys_S,
+            max_length_q=runs.max_queries,
+            max_length_k=runs.max_keys,
+            key_index_U=runs.key_index_U,
+        )
+        return output.last_hidden_state.squeeze(0)
+
+    @torch.no_grad()
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Logprobs (fp32) at temperature 1 of tokens 1.. of each sequence; meant for a few short ones."""
+        lengths = [len(sequence) for sequence in sequences]
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
+        input_ids_T = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
+        cu_seqlens_S = torch.tensor([0, *lengths], device=self.device).cumsum(0).int()
+        runs = Runs(cu_seqlens_S, max(lengths), cu_seqlens_S, max(lengths))
+        logits_TV = self.gathered(lambda: self.forward(input_ids_T, positions, runs) @ self.head_weight.T)
+        logprobs_TV = logits_TV.float().log_softmax(-1)
+        # What a sequence's last token would predict is the next sequence's first: rolled in, then left out.
+        logprobs_T = logprobs_TV.gather(1, input_ids_T.roll(-1)[:, None]).squeeze(1)
+        return [part[:-1] for part in logprobs_T.split(lengths)]
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Hugging Face's name and the value of each weight, tied ones once; merged or gathered one at a time."""
+        return merged_weights(self.model) if self.sharded_as is None else gathered(self.model, self.sharded_as)
+
+    def add_lora(self, rank: int, alpha: float) -> None:
+        """Train adapters of `rank` on the decoder's linear layers, scaled by `alpha` / `rank`, and nothing else."""
+        add_adapters(self.model, self.model.base_model, rank, alpha)
+        self.adapted = True
+
+    def activation_checkpointing(self, enabled: bool) -> None:
+        """Keep one hidden state a layer and recompute the rest in backward: memory for a third more arithmetic."""
+        if enabled:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+    def compile_layers(self) -> None:
+        """Fuse each decoder layer with torch.compile: a minute at the first step, repaid on GPU."""
+        layers: Any = self.model.base_model.layers
+        for layer in layers:
+            layer.compile(dynamic=True)
+
+    @torch.no_grad()
+    def own_weights(self) -> None:
+        """Move parameters that are views of vLLM's tensors back into memory of their own."""
+        if self.shares_weights:
+            for parameter in self.model.parameters():
+                parameter.data = parameter.data.clone()
+        self.shares_weights = False
+
+    def save_hf(self, folder: str | os.PathLike[str]) -> None:
+        """Write model and tokenizer in Hugging Face format; `load_policy(folder)` reads them back.
+
+        Called on every rank, the first one writes.
+        """
+        first = rank_and_world()[0] == 0
+        if self.sharded_as is None and not first:
+            return
+        # A view of vLLM's stacked tensors would be saved with its whole storage.
+        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if first}
+        if first:
+            self._whole_model().save_pretrained(folder, state_dict=state)
+            self.tokenizer.save_pretrained(folder)
+
+    def _whole_model(self) -> PreTrainedModel:
+        """What Hugging Face saves: the model, or one without memory of the class and dtype of a sharded one."""
+        if self.sharded_as is None:
+            return self.model
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(self.model.config, dtype=self.sharded_as)
+        whole.generation_config = self.model.generation_config
+        return whole
+
+
+class BasePolicy(Policy):
+    """A policy with LoRA as it is without its adapters, in the same memory."""
+
+    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
+        with adapters_off(self.model):
+            return Policy.forward(self, input_ids_T, position_ids_T, runs)
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder. Raises UserError if the folder has none, or one without an end token."""
+    _check_folder(Path(path))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {path} has no eos_token, which ends a completion: set it and save it there")
+    return tokenizer
+
+
+def load_config(path: str | os.PathLike[str]) -> PretrainedConfig:
+    """The architecture of a Hugging Face folder. Raises UserError if it is not a causal LM with its tokenizer."""
+    _check_folder(Path(path))
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"model folder {path} has no usable config.json: {_first_line(error)}") from error
+
+
+def load_policy(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    activation_checkpointing: bool = False,
+    compile_layers: bool = False,
+    lora_rank: int = 0,
+    lora_alpha: float = 32.0,
+    sharded: bool = False,
+    trained: bool = True,
+) -> Policy:
+    """Load a Hugging Face causal LM folder for training; the options are `Policy`'s methods of the same names.
+
+    `lora_rank` 0 trains all weights. `sharded` over all ranks; one that is not to be `trained` is smaller then.
+
+    Raises UserError if the folder is not a causal LM with its tokenizer.
+    """
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = load_tokenizer(path)
+        if sharded:
+            model = load_sharded(Path(path), torch.device(device), dtype, trained=trained)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED)
+            model.to(torch.device(device))  # type: ignore[arg-type]
+    except (ValueError, OSError, KeyError) as error:
+        reason = _first_line(error)
+        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
+    policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
+    if lora_rank:
+        policy.add_lora(lora_rank, lora_alpha)
+    policy.activation_checkpointing(activation_checkpointing)
+    if compile_layers:
+        policy.compile_layers()
+    return policy
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _check_folder(path: Path) -> None:
+    needed = {
+        "config.json": "a Hugging Face model has one; point --model at the folder that holds it",
+        "tokenizer_config.json": "save the tokenizer into the same folder with tokenizer.save_pretrained",
+    }
+    if not path.is_dir():
+        raise UserError(f"model folder {path} does not exist; --model takes a local Hugging Face folder")
+    for name, fix in needed.items():
+        if not (path / name).is_file():
+            raise UserError(f"model folder {path} has no {name}: {fix}")

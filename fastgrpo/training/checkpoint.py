@@ -1,0 +1,203 @@
+"""Atomic, resumable checkpoints: each is a Hugging Face model folder with the trainer's state beside the weights.
+
+A checkpoint is written under a hidden name, flushed to the disk, then renamed: `step-000123` either is whole or is not
+there. Its manifest lists every file's size, so that a folder copied in part is not taken for a checkpoint. Every rank
+writes its part of the state, the first one the rest: they must see one file system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import load as load_distributed
+from torch.distributed.checkpoint import save as save_distributed
+from torch.distributed.checkpoint.api import CheckpointException
+
+from fastgrpo.config import Config, flat, refuse_changes
+from fastgrpo.errors import UserError
+from fastgrpo.ranks.collectives import STAGE_WAIT_S, gather_all, rank_and_world
+from fastgrpo.ranks.deadlines import within
+
+STATE, MANIFEST = "state", "manifest.json"
+# Elements of one file of sharded tensors, over all ranks: a file is built in memory.
+FILE_ELEMENTS = 2**28
+DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
+
+
+class _Entry(NamedTuple):
+    step: int
+    score: float | None
+    path: Path
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`: the latest `keep` and, where scores were given, the best one."""
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(
+        self,
+        step: int,
+        *,
+        save_hf: Callable[[Path], object],
+        save_state: Callable[[Path], object],
+        config: Config,
+        score: float | None = None,
+    ) -> Path:
+        """Write checkpoint `step` and delete those no longer kept; returns its folder. Collective over the ranks.
+
+        Each is given a folder to write into, on every rank: `save_hf` for model and tokenizer, which the first rank
+        writes; `save_state` for each rank's part of the state. Raises `UserError` where it cannot be written: then no
+        half-written folder stays and older checkpoints are as they were.
+        """
+        final = self.folder / f"step-{step:06d}"
+        partial = self.folder / f".{final.name}.partial"
+        first = rank_and_world()[0] == 0
+        try:
+            if first:
+                self._remove_partial()
+                (partial / STATE).mkdir(parents=True)
+            gather_all(None, "the checkpoint's folder")
+            save_state(partial / STATE)
+            save_hf(partial)
+            if first:
+                _write_manifest(partial, step, score, config)
+                _flush(partial)
+                _replace(partial, final)
+                self._remove_old()
+        except BaseException as error:
+            if first:
+                shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) or DISK_FULL.search(str(error)):
+                reason = getattr(error, "strerror", None) or "no space left on the disk"
+                message = f"cannot write the checkpoint {final}: {reason}; free space, then continue with --resume"
+                raise UserError(message) from None
+            raise
+        return final
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, None where there is none."""
+        entries = self._entries()
+        return entries[-1].path if entries else None
+
+    def best(self) -> Path | None:
+        """The whole checkpoint with the highest score, the newest among equals; None where none has a score."""
+        scored = [entry for entry in self._entries() if entry.score is not None]
+        return max(scored, key=lambda entry: (entry.score, entry.step)).path if scored else None
+
+    def _entries(self) -> list[_Entry]:
+        found = []
+        for path in self.folder.glob("step-*"):
+            manifest = _read_manifest(path)
+            if manifest is not None:
+                found.append(_Entry(manifest["step"], manifest["score"], path))
+        return sorted(found, key=lambda entry: entry.step)
+
+    def _remove_old(self) -> None:
+        kept = {entry.path for entry in self._entries()[-self.keep :]} | {self.best()}
+        for entry in self._entries():
+            if entry.path not in kept:
+                shutil.rmtree(entry.path)
+
+    def _remove_partial(self) -> None:
+        """Folders that a killed process left."""
+        for path in self.folder.glob(".step-*"):
+            shutil.rmtree(path)
+
+
+def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> int:
+    """Step of a checkpoint, for a run of `config` that continues it; `load_state` reads the state's folder.
+
+    Raises `UserError` where the checkpoint is damaged, or `config` differs in something that would change the numbers.
+    """
+    manifest = _read_manifest(path)
+    if manifest is None:
+        raise UserError(f"the checkpoint {path} is not whole: resume from an older one")
+    refuse_changes(manifest["config"], config, source=path)
+    try:
+        load_state(path / STATE)
+    except (Exception, CheckpointException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"the checkpoint {path} is damaged ({reason}): resume from an older one") from None
+    return manifest["step"]
+
+
+def _write_manifest(folder: Path, step: int, score: float | None, config: Config) -> None:
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+    manifest = {"step": step, "score": score, "config": flat(config), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a whole checkpoint, None where a file is missing or has another size."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
+    except (OSError, ValueError):
+        return None
+    return manifest if whole else None
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _flush(folder: Path) -> None:
+    """Wait until the folder, its files and the folders in it are on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        _fsync(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(partial: Path, final: Path) -> None:
+    """Rename, with an earlier checkpoint of the same step moved out of the way, and make the rename durable."""
+    earlier = final.with_name(f".{final.name}.earlier")
+    if final.exists():
+        final.rename(earlier)
+    partial.rename(final)
+    _fsync(final.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write `tensors`, of which each rank has its slices (DTensor), into `folder` as safetensors; collective."""
+    sizes = accumulate(tensor.numel() for tensor in tensors.values())
+    files = {name: 1 + size // FILE_ELEMENTS for name, size in zip(tensors, sizes, strict=True)}
+    writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+    with _alone_or_in_time():
+        save_distributed(tensors, storage_writer=writer, no_dist=rank_and_world()[1] == 1)
+
+
+def load_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Read what `save_tensors` wrote into the memory of `tensors`, on any number of ranks; collective."""
+    reader = HuggingFaceStorageReader(str(folder))
+    with _alone_or_in_time():
+        load_distributed(tensors, storage_reader=reader, no_dist=rank_and_world()[1] == 1)
+
+
+@contextmanager
+def _alone_or_in_time() -> Iterator[None]:
+    """A deadline for the other ranks' part of a checkpoint, and no warning that a single process is alone."""
+    with within(STAGE_WAIT_S, "waited for the other ranks' part of the checkpoint"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield

@@ -1,0 +1,312 @@
+"""The memory plan of one device: computed from the model's configuration before the first step, printed and checked.
+
+Generation and training take turns, or overlap (`grpo.max_lag`). Weights and optimizer state are there in both; the KV
+cache only in generation (the engine sleeps while training, unless both overlap), gradients and activations only in
+training. The plan must hold in each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from fastgrpo.errors import UserError
+from fastgrpo.kernels.tuning import CHUNK_BYTES
+from fastgrpo.training.optimizer import PIECE_ELEMENTS
+
+GIB = 2**30
+# CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
+GPU_OVERHEAD = 4 * GIB
+# NCCL's buffers; two GPUs held 2.8 GiB more than the rest of the plan.
+NCCL_OVERHEAD = 3 * GIB
+# What vLLM's logits and activations took beyond that, in rows of fp32 logits for each sequence: 3 to 4 GiB for 512
+# sequences and a vocabulary of 152 k.
+LOGIT_ROWS = 12
+CPU_OVERHEAD = 2 * GIB
+TOKEN_STEP = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One use of memory in bytes, the phases that need it and the setting that shrinks it."""
+
+    name: str
+    size: int
+    setting: str
+    generating: bool = True
+    training: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine.
+
+    `group_tokens`: those of a group at full length, whose prompt is computed once where a micro-batch holds it whole.
+    `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`: adapters of that rank are
+    all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered for each token stored,
+    above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but for the piece at work.
+    `tensor_parallel`: ranks that hold one vLLM together; above 1 training is sharded over all `ranks`.
+    """
+
+    micro_batch_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    group_tokens: int = 0
+    kv_cache_gb: float | None = None
+    dtype: torch.dtype = torch.bfloat16
+    activation_checkpointing: bool = False
+    compiled: bool = False
+    offload_optimizer: bool = False
+    reference: bool = False
+    overlapped: bool = False
+    lora_rank: int = 0
+    key_copies: float = 1.0
+    ranks: int = 1
+    tensor_parallel: int = 1
+    on_gpu: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where `capacity` bytes go. `kv_cache_gb` and `micro_batch_tokens` are the engine's share and the token budget."""
+
+    items: tuple[Item, ...]
+    capacity: int
+    kv_cache_gb: float
+    micro_batch_tokens: int
+
+    @property
+    def generating(self) -> int:
+        """Bytes needed while vLLM generates."""
+        return sum(item.size for item in self.items if item.generating)
+
+    @property
+    def training(self) -> int:
+        """Bytes needed in forward and backward."""
+        return sum(item.size for item in self.items if item.training)
+
+    @property
+    def largest(self) -> Item:
+        """The largest item that a setting can shrink."""
+        return max((item for item in self.items if item.setting), key=lambda item: item.size)
+
+    def table(self) -> str:
+        """The plan as lines of text, GiB."""
+        lines = [f"{'memory of one device, GiB':<36}{'generating':>12}{'training':>12}"]
+        for item in self.items:
+            lines.append(f"{item.name:<36}{_gib(item.size, item.generating):>12}{_gib(item.size, item.training):>12}")
+        lines.append(f"{'sum':<36}{_gib(self.generating):>12}{_gib(self.training):>12}")
+        lines.append(f"{'available':<36}{_gib(self.capacity):>12}{_gib(self.capacity):>12}")
+        return "\n".join(lines)
+
+    def check(self) -> None:
+        """Raise UserError, naming the largest item and its setting, where a phase does not fit."""
+        for phase, need in (("generation", self.generating), ("training", self.training)):
+            if need > self.capacity:
+                raise UserError(
+                    f"{phase} needs {need / GIB:.1f} GiB and {self.capacity / GIB:.1f} GiB are free; {self.advice()}"
+                )
+
+    def advice(self) -> str:
+        """What to change where memory runs out; also the end of an out-of-memory error's message."""
+        return f"the largest item is {self.largest.name}, {_gib(self.largest.size)} GiB: {self.largest.setting}"
+
+
+def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> MemoryPlan:
+    """The plan of a Hugging Face model under `workload` in `capacity` bytes; `check` says whether it holds.
+
+    A `kv_cache_gb` of None becomes room for every sequence at full length, or what is left. Too many micro-batch
+    tokens are cut to what fits, in steps of 1,024 or to one group's; a single sequence of `max_model_len` always stays
+    possible. Where both are in memory at once the cache comes first, down to one group's tokens: decoding a part of the
+    sequences after the other costs more than smaller micro-batches do.
+    """
+    parameters = count_parameters(config)
+    trained = count_adapters(config, workload.lora_rank) if workload.lora_rank else parameters
+    fixed = _state_items(parameters, trained, workload)
+    if workload.tensor_parallel > 1:
+        fixed = _sharded_items(config, parameters, workload)
+    if workload.on_gpu:
+        logits = LOGIT_ROWS * workload.max_num_seqs * config.vocab_size * 4
+        shrink = "lower engine.max_num_seqs"
+        fixed = (*fixed, Item("vLLM's logits and activations", logits, shrink, training=workload.overlapped))
+    base = sum(item.size for item in fixed if item.generating)
+    kv_token = kv_bytes_per_token(config, workload.dtype, workload.tensor_parallel)
+    kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_token
+    room = capacity - sum(item.size for item in fixed if item.training)
+    if workload.kv_cache_gb is None:
+        # One sequence must fit, or vLLM would not start: then `check` says what is too large.
+        least = workload.max_model_len * kv_token
+        left = capacity - base
+        if workload.overlapped:
+            left = room - sum(_step_sizes(config, workload, _whole_group(workload)))
+        kv_cache = max(min(kv_wanted, left), least)
+    else:
+        kv_cache = int(workload.kv_cache_gb * GIB)
+    if workload.overlapped:
+        room -= kv_cache
+    budgets = _budgets(workload)
+    tokens = next((tokens for tokens in budgets if sum(_step_sizes(config, workload, tokens)) <= room), budgets[-1])
+    activations, transient = _step_sizes(config, workload, tokens)
+    kept = workload.overlapped or not workload.on_gpu
+    kv_setting = "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gb"
+    shrink = "lower grpo.micro_batch_tokens"
+    if not workload.activation_checkpointing:
+        shrink = "set model.gradient_checkpointing or " + shrink
+    items = (
+        *fixed,
+        Item("KV cache", kv_cache, kv_setting, training=kept),
+        Item(f"activations, {tokens} tokens", activations, shrink, generating=False),
+        Item(_transient_name(workload), transient, "lower grpo.micro_batch_tokens", generating=False),
+    )
+    return MemoryPlan(items, capacity, kv_cache / GIB, tokens)
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Parameters of the model, tied ones once; nothing is allocated."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_adapters(config: PretrainedConfig, rank: int) -> int:
+    """Parameters of LoRA adapters of `rank` on all linear layers of the decoder."""
+    with torch.device("meta"):
+        decoder = AutoModelForCausalLM.from_config(config).base_model
+    layers = [layer for layer in decoder.modules() if isinstance(layer, torch.nn.Linear)]
+    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, tensor_parallel: int = 1) -> int:
+    """Keys and values of one token in all layers, on one of `tensor_parallel` ranks; each has a whole head at least."""
+    width = max(_kv_width(config) // tensor_parallel, _head_dim(config))
+    return 2 * config.num_hidden_layers * width * dtype.itemsize
+
+
+def activation_bytes_per_token(
+    config: PretrainedConfig, dtype: torch.dtype, *, compiled: bool, key_copies: float = 1.0
+) -> int:
+    """What one decoder layer keeps of a token for its backward, in bytes.
+
+    Eager: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
+    attention's output; gate, its activation, up and their product. Compiled, norms keep their input and output, and
+    silu is recomputed. Of a shared prompt's keys and values each of its sequences has a copy.
+    """
+    b, hidden, inner = dtype.itemsize, config.hidden_size, config.intermediate_size
+    attention = int(b * 2 * (head_width(config) + key_copies * _kv_width(config)))
+    if compiled:
+        return 4 * b * hidden + attention + 3 * b * inner
+    return 2 * (4 + 2 * b) * hidden + attention + 4 * b * inner
+
+
+def device_capacity(device: torch.device) -> int:
+    """Bytes free on the device now, before anything of this program is there."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Item, ...]:
+    """Weights, optimizer state and gradients: what depends on the model's size only."""
+    b = workload.dtype.itemsize
+    share = math.ceil(trained / workload.ranks)
+    state = share * (8 if workload.dtype == torch.float32 else 12)
+    more_gpus = "train on more GPUs"
+    shrink = more_gpus if workload.offload_optimizer else f"set model.offload_optimizer, or {more_gpus}"
+    if workload.offload_optimizer and workload.on_gpu:
+        state = min(state, 12 * PIECE_ELEMENTS)
+    weights = "vLLM's merged weights" if workload.lora_rank else "weights (vLLM's and the trainer's)"
+    items = [
+        Item(weights, parameters * b, "use a smaller model"),
+        Item("master weights, Adam moments", state, shrink),
+        Item("gradients", share * 4 + _largest_gradient(trained, b, workload), more_gpus, generating=False),
+        Item("runtime and workspaces", _overhead(workload), ""),
+    ]
+    if workload.lora_rank:
+        items.append(Item("the trainer's frozen base", parameters * b, "use a smaller model"))
+    if workload.reference:
+        items.append(Item("reference policy", parameters * b, "set grpo.kl_weight to 0"))
+    return tuple(items)
+
+
+def _sharded_items(config: PretrainedConfig, parameters: int, workload: Workload) -> tuple[Item, ...]:
+    """The same under FSDP2 and a tensor-parallel vLLM.
+
+    The next layer is gathered while one computes, and gradients are reduced in fp32. Embedding and head are whole for
+    a micro-batch. A weight sync's check computes, too, beside the KV cache.
+    """
+    b, share = workload.dtype.itemsize, math.ceil(parameters / workload.ranks)
+    tables = (1 if getattr(config, "tie_word_embeddings", False) else 2) * config.vocab_size * config.hidden_size
+    whole = tables + 2 * math.ceil((parameters - tables) / config.num_hidden_layers)
+    more_gpus = "train on more GPUs"
+    items = [
+        Item("vLLM's weights", math.ceil(parameters / workload.tensor_parallel) * b, "raise engine.tensor_parallel"),
+        Item("sharded master weights, Adam moments", share * 12, more_gpus),
+        Item("sharded gradients", share * 4, more_gpus, generating=False),
+        Item("gathered layers and head", whole * b, ""),
+        Item("their gradients", whole * (b + 4), "", generating=False),
+        Item("runtime and workspaces", _overhead(workload), ""),
+    ]
+    if workload.reference:
+        items.append(Item("sharded reference policy", share * b, "set grpo.kl_weight to 0"))
+    return tuple(items)
+
+
+def _overhead(workload: Workload) -> int:
+    if not workload.on_gpu:
+        return CPU_OVERHEAD
+    return GPU_OVERHEAD + (NCCL_OVERHEAD if workload.ranks > 1 else 0)
+
+
+def _budgets(workload: Workload) -> list[int]:
+    """Token budgets to try, the largest first; the last one is all that can be done."""
+    wanted, least = workload.micro_batch_tokens, workload.max_model_len
+    return sorted({*range(wanted, least, -TOKEN_STEP), _whole_group(workload), min(wanted, least)}, reverse=True)
+
+
+def _whole_group(workload: Workload) -> int:
+    """The budget that holds one group, or a sequence where that is longer, as far as so many tokens are wanted."""
+    return min(max(workload.group_tokens, workload.max_model_len), workload.micro_batch_tokens)
+
+
+def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int:
+    """Gradients that backward holds before their bucket leaves: with one rank only the newest, here a tenth."""
+    return parameters * itemsize // 10 if workload.ranks == 1 else min(parameters * 4, 3 * 4 * 32 * 2**20)
+
+
+def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tuple[int, int]:
+    """Bytes of a micro-batch of `tokens`: what forward keeps, and the largest working space after it."""
+    b, layers, hidden = workload.dtype.itemsize, config.num_hidden_layers, config.hidden_size
+    layer = activation_bytes_per_token(
+        config, workload.dtype, compiled=workload.compiled, key_copies=workload.key_copies
+    )
+    chunk = CHUNK_BYTES["cuda" if workload.on_gpu else "cpu"]
+    head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
+    if not workload.activation_checkpointing:
+        return tokens * layers * layer, head
+    # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.
+    return tokens * layers * b * hidden, max(head, 2 * tokens * layer)
+
+
+def _transient_name(workload: Workload) -> str:
+    return "loss head, or one layer recomputed" if workload.activation_checkpointing else "loss head"
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """Width of all query heads of a layer together."""
+    return config.num_attention_heads * _head_dim(config)
+
+
+def _kv_width(config: PretrainedConfig) -> int:
+    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_dim(config)
+
+
+def _head_dim(config: PretrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _gib(size: int, present: bool = True) -> str:
+    return f"{size / GIB:.2f}" if present else "-"

@@ -1,0 +1,185 @@
+"""Sequences into micro-batches without padding: each row of T tokens holds whole sequences up to a token budget.
+
+Sequences of one prompt that lie in one row share it: it is stored, and computed, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastgrpo.config import Normaliser
+from fastgrpo.ranks.collectives import rank_and_world
+from fastgrpo.types import Batch, Runs, Sample
+
+
+def partition(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped by first-fit decreasing, each group at most `budget` tokens; a longer sequence stands alone.
+
+    First-fit decreasing needs at most 11/9 of the fewest possible groups. Ties keep the input's order.
+    """
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1 token, got {budget}")
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        need = lengths[index]
+        fit = next((g for g, free in enumerate(room) if free >= need), None)
+        if fit is None:
+            groups.append([index])
+            room.append(budget - need)
+        else:
+            groups[fit].append(index)
+            room[fit] -= need
+    return groups
+
+
+def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices for each rank by longest-processing-time: the fullest rank has at most 4/3 of the best possible load."""
+    if ranks < 1:
+        raise ValueError(f"ranks must be at least 1, got {ranks}")
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    load = [0] * ranks
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        rank = min(range(ranks), key=lambda r: (load[r], r))
+        shares[rank].append(index)
+        load[rank] += lengths[index]
+    return shares
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Samples (by index) whose first `shared` tokens are one prompt that is computed once, or one sample alone (0)."""
+
+    shared: int
+    members: list[int]
+    tokens: int
+
+
+def families(samples: Sequence[Sample], limit: int) -> list[Family]:
+    """The samples by their prompts, the tokens before the first loss token; each family at most `limit` tokens.
+
+    A family above it is cut by first-fit decreasing. A sample longer than `limit` stands alone.
+    """
+    by_prompt: dict[bytes, list[int]] = {}
+    for i, sample in enumerate(samples):
+        by_prompt.setdefault(sample.token_ids[: _prompt_tokens(sample)].tobytes(), []).append(i)
+    found = []
+    for members in by_prompt.values():
+        prompt = _prompt_tokens(samples[members[0]])
+        own = [len(samples[i].token_ids) - prompt for i in members]
+        for part in partition(own, max(limit - prompt, 1)):
+            shared = prompt if len(part) > 1 else 0
+            tokens = prompt + sum(own[i] for i in part)
+            found.append(Family(shared, [members[i] for i in part], tokens))
+    return found
+
+
+def pack(samples: Sequence[Sample], weights: Sequence[float], budget: int, device: torch.device | str) -> list[Batch]:
+    """Pack `samples` into batches of at most `budget` tokens; `weights[i]` is the loss weight of sample i's tokens.
+
+    The weights belong to the whole optimizer step (see `sequence_weights`), so that the gradient does not depend
+    on how the step is cut into batches, nor on which prompts are shared.
+    """
+    return _pack(families(samples, budget), samples, weights, budget, device)
+
+
+def rank_batches(
+    samples: Sequence[Sample], normaliser: Normaliser, constant: int, budget: int, device: torch.device | str
+) -> list[Batch]:
+    """This rank's micro-batches of an optimizer step whose `samples` every rank knows in the same order.
+
+    Families are balanced over the ranks by length. Every rank gets the same number of batches, because each backward
+    ends in a collective: a rank with less to do repeats a sequence with weight 0, which costs no loss token.
+    """
+    if not samples:
+        return []
+    rank, world = rank_and_world()
+    counts = [sample.loss_tokens for sample in samples]
+    weights = sequence_weights(counts, normaliser, constant=constant, totals=(sum(counts), len(samples)))
+    # Several families a rank: few large ones would leave some ranks idle.
+    even = sum(len(sample.token_ids) for sample in samples) // (4 * world)
+    units = families(samples, budget if world == 1 else max(min(budget, even), 1))
+    shares = [[units[i] for i in share] for share in balance([unit.tokens for unit in units], world)]
+    most = max(len(partition([unit.tokens for unit in share], budget)) for share in shares)
+    batches = _pack(shares[rank], samples, weights, budget, device)
+    shortest = min(range(len(samples)), key=lambda i: len(samples[i].token_ids))
+    idle = Family(0, [shortest], len(samples[shortest].token_ids))
+    return batches + [_row([idle], samples, [0.0] * len(samples), device) for _ in range(most - len(batches))]
+
+
+def sequence_weights(
+    loss_tokens: Sequence[int], normaliser: Normaliser, *, constant: int, totals: tuple[int, int]
+) -> list[float]:
+    """The weight of each token of each sequence, so that the step's loss is a plain weighted sum.
+
+    `loss_tokens[i]` counts sequence i's loss tokens; `totals` are the loss tokens and sequences of the whole optimizer
+    step over all ranks; `constant` is the divisor of dr_grpo (the completion limit).
+    """
+    tokens, sequences = totals
+    if normaliser == "token":
+        return [1.0 / max(tokens, 1)] * len(loss_tokens)
+    if normaliser == "sequence":
+        return [1.0 / (max(sequences, 1) * max(count, 1)) for count in loss_tokens]
+    return [1.0 / (max(sequences, 1) * constant)] * len(loss_tokens)
+
+
+def _prompt_tokens(sample: Sample) -> int:
+    """Tokens before the first loss token; 0 where there is none."""
+    predicted = np.flatnonzero(sample.loss_mask[1:])
+    return int(predicted[0]) + 1 if len(predicted) else 0
+
+
+def _pack(
+    units: Sequence[Family],
+    samples: Sequence[Sample],
+    weights: Sequence[float],
+    budget: int,
+    device: torch.device | str,
+) -> list[Batch]:
+    rows = partition([unit.tokens for unit in units], budget)
+    return [_row([units[i] for i in row], samples, weights, device) for row in rows]
+
+
+def _row(
+    units: Sequence[Family], samples: Sequence[Sample], weights: Sequence[float], device: torch.device | str
+) -> Batch:
+    size, token_ids, positions, keys, loss = 0, [], [], [], []
+
+    def add_run(ids: np.ndarray, first: int, where: np.ndarray) -> None:
+        nonlocal size
+        token_ids.append(ids)
+        positions.append(np.arange(first, first + len(ids)))
+        keys.append(where)
+        size += len(ids)
+
+    for unit in units:
+        prompt = np.arange(size, size + unit.shared)
+        if unit.shared:
+            add_run(samples[unit.members[0]].token_ids[: unit.shared], 0, prompt)
+        for i in unit.members:
+            sample, ids = samples[i], samples[i].token_ids
+            where = np.concatenate([prompt, np.arange(size, size + len(ids) - unit.shared)])
+            add_run(ids[unit.shared :], unit.shared, where)
+            predicted = np.flatnonzero(sample.loss_mask[1:]) + 1
+            same = np.full((3, len(predicted)), [[i], [sample.advantage], [weights[i]]])
+            loss.append((where[predicted - 1], ids[predicted], *same, sample.logprobs[predicted]))
+
+    def tensor(parts: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(dtype).to(device, non_blocking=True)
+
+    dtypes = (torch.int64, torch.int64, torch.int64, torch.float32, torch.float32, torch.float32)
+    columns = [tensor(parts, dtype) for parts, dtype in zip(zip(*loss, strict=True), dtypes, strict=True)]
+    shared = any(unit.shared for unit in units)
+    queries, known = [len(run) for run in token_ids], [len(run) for run in keys]
+    runs = Runs(
+        tensor([np.cumsum([0, *queries])], torch.int32),
+        max(queries),
+        tensor([np.cumsum([0, *known])], torch.int32),
+        max(known),
+        tensor(keys, torch.int64) if shared else None,
+    )
+    return Batch(tensor(token_ids, torch.int64), tensor(positions, torch.int64), runs, *columns)

@@ -1,0 +1,231 @@
+"""What is sent into a jail, and the host's end of a running job."""
+
+from __future__ import annotations
+
+import asyncio
+import marshal
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from fastgrpo_sandbox.cell import Cell
+from fastgrpo_sandbox.counting import count_tests
+from fastgrpo_sandbox.guest.instrument import compile_asserts, wanted_names
+from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, Outcome, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
+
+Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
+MAX_PAYLOAD = 8 << 20
+PLAIN = b"S"  # begins a payload that is nothing but the source of a script
+SECRET = b"U"  # begins one whose secret stays with the native module
+SECRET_BYTES = 32
+DAY_S = 86400
+MAX_PROCESSES = 256  # the fork server follows chains of as many, so none is out of its sight
+MAX_CALLS = 256  # of one session, unanswered
+MAX_SAID = 16 << 20  # bytes of all calls of one session; decoded, they may take seventy times the memory
+MAX_ANSWER = 16 << 20
+
+
+class Rejected(ValueError):
+    """The job was refused before it ran; the text says why."""
+
+
+class Parcel(msgspec.Struct, frozen=True):
+    """One job ready to send: payloads for its process and for its judge, and how to read its end."""
+
+    limits: Limits
+    payload: bytes
+    stdin: bytes = b""
+    judge: bytes = b""
+    secret: bytes = b""  # ends the result frame of a same-process verdict
+    test_count: int | None = None
+    select: tuple[int, ...] | None = None
+    session: bool = False
+
+    def outcome(self, done: Done) -> Outcome:
+        return outcome_of(done, self.limits, self.expected(), SessionResult if self.session else Result)
+
+    def expected(self) -> Expected | None:
+        """What a verdict must look like; None for a job without tests."""
+        if self.test_count is None:
+            return None
+        return Expected(self.test_count, bool(self.judge), self.secret, self.select)
+
+
+def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tests | None, limits: Limits) -> Parcel:
+    """A job of any form but StdioTests, which are several. Raises Rejected."""
+    job: dict[str, Any] = {"role": "script", "code": _source(code), "files": _files(files)}
+    judge, secret, count, select = b"", b"", None, None
+    if tests is not None and not isinstance(tests, StdioTests):
+        count = _count(tests)
+    if isinstance(tests, CheckTests | AssertTests):
+        job["role"] = "solution"
+        judge = marshal.dumps(_judge_job(tests))
+        select = tests.select if isinstance(tests, CheckTests) else None
+    elif isinstance(tests, UnittestTests):
+        secret = os.urandom(SECRET_BYTES)
+        job |= {"role": "unittest", "source": tests.source, "setup": tests.setup}
+    plain = job["role"] == "script" and not files
+    payload = PLAIN + code.encode() if plain else marshal.dumps(job)
+    if secret:
+        payload = SECRET + secret + payload
+    return _checked(Parcel(limits, payload, _encoded(stdin, "stdin"), judge, secret, count, select))
+
+
+def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel:
+    """A session's job. Raises Rejected, also for inputs that are not plain data."""
+    try:
+        packed = msgspec.msgpack.encode(dict(inputs))
+    except (TypeError, ValueError) as error:
+        raise Rejected(f"the session's inputs are not plain data: {error}") from None
+    job = {"role": "session", "code": _source(code), "inputs": packed}
+    return _checked(Parcel(limits, marshal.dumps(job), session=True))
+
+
+def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
+    """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
+    try:
+        if isinstance(tests, AssertTests):
+            lines = [(*compile_asserts(line), *wanted_names(line)) for line in tests.asserts]
+            return {"role": "judge", "setup": tests.setup, "lines": lines}
+        code, count = compile_asserts(tests.source)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise Rejected(f"the tests cannot be compiled: {error}") from None
+    return {
+        "role": "judge",
+        "setup": tests.setup,
+        "lines": None,
+        "code": code,
+        "count": count,
+        "entry_point": tests.entry_point,
+    }
+
+
+def _count(tests: Tests) -> int:
+    try:
+        return count_tests(tests)
+    except (SyntaxError, IndexError, ValueError) as error:
+        raise Rejected(f"the tests cannot be counted: {error}") from None
+
+
+def _source(code: str) -> str:
+    _encoded(code, "the code")
+    return code
+
+
+def _encoded(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise Rejected(f"{what} is not valid Unicode: {error.reason}") from None
+
+
+def _files(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
+    for path in files:
+        if os.path.isabs(path) or ".." in path.split("/") or not path or "\0" in path:
+            raise Rejected(f"file {path!r} is not a relative path inside the jail's /tmp")
+    return {path: _encoded(text, f"file {path!r}") if isinstance(text, str) else text for path, text in files.items()}
+
+
+def _checked(parcel: Parcel) -> Parcel:
+    size = len(parcel.payload) + len(parcel.stdin) + len(parcel.judge)
+    if size > MAX_PAYLOAD:
+        raise Rejected(f"the job has {size} bytes of code, tests and input; the limit is {MAX_PAYLOAD}")
+    limits = parcel.limits
+    if not (0 < limits.wall_s <= DAY_S and 0 < limits.cpu_s <= DAY_S):
+        raise Rejected("wall_s and cpu_s must be positive and at most a day")
+    if not (0 < limits.memory_mb <= 1 << 20 and 0 < limits.processes <= MAX_PROCESSES):
+        raise Rejected(f"memory_mb must be 1 to {1 << 20}, processes 1 to {MAX_PROCESSES}")
+    if not (0 <= limits.output_bytes <= 4 << 20 and 1 <= limits.tmp_mb <= 4096 and 16 <= limits.files <= 4096):
+        raise Rejected("output_bytes must be at most 4 MiB, tmp_mb 1 to 4096, files 16 to 4096")
+    return parcel
+
+
+class Running:
+    """A job that is under way in a cell."""
+
+    def __init__(self, cell: Cell, parcel: Parcel) -> None:
+        self.cell = cell
+        self.parcel = parcel
+        self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.number = cell.begin(self, parcel.limits, parcel.stdin, parcel.payload, parcel.judge)
+
+    def kill(self) -> None:
+        """Ends the job now; `ended` completes when the jail has reaped it."""
+        if not self.ended.done() and not self.cell.lost:
+            self.cell.kill(self.number)
+
+    def on_call(self, body: bytes) -> None:
+        self.kill()
+
+    def on_done(self, body: bytes) -> None:
+        self._end(self.parcel.outcome(parse_done(body)))
+
+    def on_lost(self, reason: str) -> None:
+        self._end(Outcome("infrastructure", error=reason))
+
+    def _end(self, outcome: Outcome) -> None:
+        if not self.ended.done():
+            self.ended.set_result(outcome)
+
+
+class _Call(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    number: int
+    method: str
+    params: dict[str, Any]
+
+
+class RunningSession(Running):
+    """A session under way: its calls are answered by `handler`, each in a task that this object owns."""
+
+    def __init__(self, cell: Cell, parcel: Parcel, handler: Handler) -> None:
+        self._handler = handler
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._fault: Outcome | None = None
+        self._said = 0
+        super().__init__(cell, parcel)
+
+    def on_call(self, body: bytes) -> None:
+        if self._fault is not None:
+            return  # what a killed session had still sent
+        self._said += len(body)
+        if self._said > MAX_SAID:
+            return self._stop(Outcome("failed", error=f"more than {MAX_SAID} bytes of calls"))
+        try:
+            call = msgspec.msgpack.decode(body, type=_Call)
+        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+            return self._stop(Outcome("failed", error=f"malformed call: {error}"))
+        if len(self._tasks) >= MAX_CALLS:
+            return self._stop(Outcome("failed", error=f"more than {MAX_CALLS} calls unanswered at once"))
+        task = asyncio.get_running_loop().create_task(self._answer(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, call: _Call) -> None:
+        try:
+            answer = (call.number, True, await self._handler(call.method, call.params))
+        except CallError as error:
+            answer = (call.number, False, str(error))
+        except Exception as error:
+            return self._stop(Outcome("infrastructure", error=f"handler of {call.method!r}: {error!r}"))
+        try:
+            body = msgspec.msgpack.encode(answer)
+        except (TypeError, ValueError) as error:
+            return self._stop(Outcome("infrastructure", error=f"answer to {call.method!r} is not plain data: {error}"))
+        if len(body) > MAX_ANSWER:
+            return self._stop(Outcome("infrastructure", error=f"answer to {call.method!r} has {len(body)} bytes"))
+        if not self.ended.done() and not self.cell.lost:
+            self.cell.send(self.number, body)
+
+    def _stop(self, outcome: Outcome) -> None:
+        self._fault = self._fault or outcome
+        self.kill()
+
+    def _end(self, outcome: Outcome) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._fault is not None and outcome.status == "killed":
+            outcome = msgspec.structs.replace(outcome, status=self._fault.status, error=self._fault.error)
+        super()._end(outcome)

@@ -1,0 +1,320 @@
+"""The pool: cells kept alive, jobs and sessions admitted in order, outcomes counted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, get_args
+
+import msgspec
+
+from fastgrpo_sandbox.cell import Cell, Kind
+from fastgrpo_sandbox.cgroup import open_base
+from fastgrpo_sandbox.doctor import explain
+from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_job, pack_session
+from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
+from fastgrpo_sandbox.verdict import compare_stdout
+
+log = logging.getLogger("fastgrpo_sandbox")
+RUNS_PER_CELL = 8
+RESTART_PAUSE_S = 0.2
+RESTART_ATTEMPTS = 5
+WATCH_S = 5.0
+HISTORY = 4096  # spawn times kept for the percentiles
+
+
+class Session:
+    """A session under way, as its opener sees it."""
+
+    def __init__(self, ended: asyncio.Future[Outcome]) -> None:
+        self._ended = ended
+
+    async def outcome(self) -> Outcome:
+        """Waits for the session's end, at most its wall limit."""
+        return await asyncio.shield(self._ended)
+
+
+class SandboxPool:
+    """Runs untrusted Python in jails: `async with SandboxPool() as pool: outcome = await pool.run(code)`.
+
+    cells: bubblewrap jails, each with its own fork server, for runs, and as many for sessions from the first one on
+    (default: one per core). limits: what a job may use unless
+    it brings its own. preload: modules imported once per cell, such as "numpy"; with any, the installed packages are
+    readable (never writable) in the jail. armed: children that each cell keeps ready. sessions: how many may be open at
+    once. Runs beyond 8 per cell and sessions beyond `sessions` wait their turn, first come first served, and apart from
+    each other, so that a session's handler may run jobs. recycle_after: jobs after which a cell is replaced.
+    Raises SandboxUnavailable on entry, with the fix, on a machine that cannot run jails.
+    """
+
+    def __init__(
+        self,
+        cells: int | None = None,
+        limits: Limits | None = None,
+        preload: Sequence[str] = (),
+        armed: int = 2,
+        sessions: int = 16384,
+        recycle_after: int = 50_000,
+    ) -> None:
+        self.limits = limits or Limits()
+        self._preload = tuple(preload)
+        self._armed = armed
+        self._recycle_after = recycle_after
+        self._groups: Path | None = None  # where cells may make cgroups
+        self._wanted = cells or os.cpu_count() or 1
+        self._run_slots = asyncio.Semaphore(RUNS_PER_CELL * self._wanted)
+        self._session_slots = asyncio.Semaphore(sessions)
+        self._cells: list[Cell] = []
+        self._started = 0
+        self._closing = False
+        self._upkeep: set[asyncio.Task[None]] = set()
+        self._cell_came = asyncio.Event()
+        self._first_session = asyncio.Lock()
+        self._broken = ""
+        self._counts: Counter[str] = Counter()
+        self._waits: deque[float] = deque(maxlen=HISTORY)
+        self._peak_mb = 0.0
+
+    async def __aenter__(self) -> SandboxPool:
+        try:
+            self._groups = (await asyncio.to_thread(open_base)).folder
+            await self._start_cells("run")
+            probe = await self.run("print(6 * 7)")
+            if probe.status != "ok" or probe.stdout != "42\n":
+                raise SandboxUnavailable(f"the jail does not work here: {probe.error or probe.status}")
+        except SandboxUnavailable as error:
+            await self.aclose()
+            raise SandboxUnavailable(f"{error}; {explain(str(error))}") from None
+        except BaseException:
+            await self.aclose()
+            raise
+        self._counts.clear()
+        self._keep(self._watch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends every job and every cell; returns when none is left."""
+        self._closing = True
+        for task in self._upkeep:
+            task.cancel()
+        await asyncio.gather(*self._upkeep, return_exceptions=True)
+        await asyncio.gather(*(cell.stop() for cell in self._cells), return_exceptions=True)
+        self._cells.clear()
+
+    # ---- jobs ----
+
+    async def run(
+        self,
+        code: str,
+        *,
+        stdin: str = "",
+        files: Mapping[str, str | bytes] | None = None,
+        tests: Tests | None = None,
+        limits: Limits | None = None,
+    ) -> Outcome:
+        """Runs `code` as a script, or under `tests`, in a fresh jail. `files` are placed in its working folder.
+
+        Cancelling kills the job at once. Never raises for what the code does; see Outcome.
+        """
+        if isinstance(tests, StdioTests):
+            return await self._run_cases(code, files, tests, limits)
+        try:
+            parcel = pack_job(code, stdin, files or {}, tests, limits or self.limits)
+        except Rejected as error:
+            return self._count(Outcome("rejected", error=str(error)))
+        return await self._run_parcel(parcel)
+
+    async def _run_cases(
+        self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None
+    ) -> Outcome:
+        runs = (self.run(code, stdin=stdin, files=files, limits=limits) for stdin, _ in tests.cases)
+        outcomes = await asyncio.gather(*runs)
+        return _merge_cases(outcomes, [expected for _, expected in tests.cases])
+
+    async def _run_parcel(self, parcel: Parcel) -> Outcome:
+        self._counts["queued"] += 1
+        try:
+            await self._run_slots.acquire()
+        finally:
+            self._counts["queued"] -= 1
+        began = time.perf_counter()
+        try:
+            job = Running(await self._cell("run"), parcel)
+        except BaseException:
+            self._run_slots.release()
+            raise
+        job.ended.add_done_callback(lambda _: self._run_slots.release())
+        outcome = await self._ended(job)
+        self._waits.append(time.perf_counter() - began)
+        return self._count(outcome)
+
+    async def _ended(self, job: Running) -> Outcome:
+        self._counts["running"] += 1
+        job.ended.add_done_callback(self._one_less)
+        try:
+            return await asyncio.shield(job.ended)
+        except asyncio.CancelledError:
+            job.kill()
+            raise
+
+    def _one_less(self, _: asyncio.Future[Outcome]) -> None:
+        self._counts["running"] -= 1
+
+    @asynccontextmanager
+    async def session(
+        self, code: str, on_call: Handler, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None
+    ) -> AsyncIterator[Session]:
+        """Starts `async def main(call, **inputs)` of `code`; `await call("method", **params)` in the jail is answered
+        by `await on_call(method, params)` here. Values are plain msgpack data. Leaving the block ends the session.
+
+        on_call may raise CallError(text), which the code sees; anything else it raises is an infrastructure outcome.
+        """
+        try:
+            parcel = pack_session(code, inputs or {}, limits or self.limits)
+        except Rejected as error:
+            ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+            ended.set_result(self._count(Outcome("rejected", error=str(error))))
+            yield Session(ended)
+            return
+        async with self._session_slots:
+            job = RunningSession(await self._cell("session"), parcel, on_call)
+            self._counts["sessions"] += 1
+            self._counts["running"] += 1
+            job.ended.add_done_callback(self._one_less)
+            job.ended.add_done_callback(lambda ended: self._count(ended.result()))
+            try:
+                yield Session(job.ended)
+            finally:
+                self._counts["sessions"] -= 1
+                job.kill()
+                await asyncio.shield(job.ended)
+
+    # ---- cells ----
+
+    async def _start_cells(self, kind: Kind) -> None:
+        await asyncio.gather(*(self._add_cell(kind) for _ in range(self._wanted)))
+
+    async def _add_cell(self, kind: Kind) -> None:
+        self._started += 1
+        cell = Cell(self._started, kind, self._preload, self._armed, self._groups, self._cell_lost)
+        await cell.start()
+        self._cells.append(cell)
+        self._cell_came.set()
+
+    async def _cell(self, kind: Kind) -> Cell:
+        """The least busy cell of a kind. Raises SandboxUnavailable once cells cannot be restarted any more."""
+        if kind == "session":
+            async with self._first_session:  # a pool that opens none has no cells for them
+                if not any(cell.kind == kind for cell in self._cells):
+                    await self._start_cells(kind)
+        while True:
+            usable = [cell for cell in self._cells if cell.kind == kind and not cell.lost and not cell.retiring]
+            if usable:
+                best = min(usable, key=lambda cell: len(cell.occupants))
+                if best.started >= self._recycle_after:
+                    best.retiring = True
+                    self._keep(self._replace(best))
+                return best
+            if self._broken or self._closing:
+                raise SandboxUnavailable(self._broken or "the pool is closed")
+            self._cell_came.clear()
+            await self._cell_came.wait()
+
+    def _cell_lost(self, cell: Cell) -> None:
+        if self._closing or cell not in self._cells:
+            return
+        self._counts["cells_lost"] += 1
+        log.warning("cell lost: cell=%d jobs=%d reason=%r", cell.number, cell.started, cell.lost)
+        self._keep(self._replace(cell))
+
+    async def _watch(self) -> None:
+        """Gives up cells that no longer answer. A job must be overdue at two looks: between them this loop, had it
+        stood still itself, has read what had come meanwhile."""
+        before: set[tuple[int, int]] = set()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            overdue = {(cell.number, job) for cell in self._cells if not cell.lost for job in cell.overdue()}
+            silent = {number for number, _ in overdue & before}
+            for cell in [cell for cell in self._cells if cell.number in silent]:
+                cell.give_up("the fork server does not answer")
+            before = overdue
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._upkeep.add(task)
+        task.add_done_callback(self._upkeep.discard)
+
+    async def _replace(self, cell: Cell) -> None:
+        """Starts a new cell, then ends the old one when its last job is done."""
+        for attempt in range(RESTART_ATTEMPTS):
+            try:
+                await self._add_cell(cell.kind)
+                break
+            except (SandboxUnavailable, OSError) as error:
+                log.warning("cell restart failed: attempt=%d reason=%r", attempt + 1, str(error))
+                self._broken = str(error) if attempt + 1 == RESTART_ATTEMPTS and not self._cells else ""
+                await asyncio.sleep(RESTART_PAUSE_S * 2**attempt)
+        self._cell_came.set()
+        while cell.occupants:
+            await asyncio.sleep(0.05)
+        if cell in self._cells:
+            self._cells.remove(cell)
+        await cell.stop()
+
+    # ---- counters ----
+
+    def _count(self, outcome: Outcome) -> Outcome:
+        self._counts[outcome.status] += 1
+        self._peak_mb = max(self._peak_mb, outcome.memory_mb)
+        if outcome.status == "infrastructure":
+            log.warning("job lost: reason=%r", outcome.error)
+        return outcome
+
+    def stats(self) -> dict[str, float]:
+        """Counters for a live display: queued, running, sessions, cells, outcomes by status, seconds from admission to
+        outcome of runs (p50, p99), peak memory of any job in MB."""
+        waits = sorted(self._waits)
+        percentiles = {
+            f"run_s_p{p}": waits[min(len(waits) - 1, len(waits) * p // 100)] if waits else 0.0 for p in (50, 99)
+        }
+        return {
+            **{name: float(self._counts[name]) for name in ("queued", "running", "sessions", "cells_lost")},
+            **{name: float(self._counts[name]) for name in get_args(Status)},
+            "cells": float(len(self._cells)),
+            **percentiles,
+            "peak_memory_mb": self._peak_mb,
+        }
+
+
+def _merge_cases(outcomes: Sequence[Outcome], expected: Sequence[str]) -> Outcome:
+    """One outcome for all cases: infrastructure if any is, else the first that is not ok."""
+    tests = tuple(
+        outcome.status == "ok" and compare_stdout(outcome.stdout, text)
+        for outcome, text in zip(outcomes, expected, strict=True)
+    )
+    worst = next((o for o in outcomes if o.status == "infrastructure"), None)
+    worst = (
+        worst or next((o for o in outcomes if o.status != "ok"), None) or (outcomes[0] if outcomes else Outcome("ok"))
+    )
+    wrong = worst.status == "ok" and not all(tests)
+    return msgspec.structs.replace(
+        worst,
+        status="failed" if wrong or not tests else worst.status,
+        error=f"{tests.count(False)} of {len(tests)} cases differ" if wrong else worst.error,
+        tests=() if worst.status == "infrastructure" else tests,
+        cpu_s=sum(o.cpu_s for o in outcomes),
+        wall_s=max((o.wall_s for o in outcomes), default=0.0),
+        memory_mb=max((o.memory_mb for o in outcomes), default=0.0),
+        verdict_by="host",
+    )

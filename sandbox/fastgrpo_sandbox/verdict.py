@@ -1,0 +1,179 @@
+"""From what the kernel and the fork server report to an Outcome. Runs on the host; trusts no job about itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+from typing import Any
+
+import msgspec
+
+from fastgrpo_sandbox.types import Limits, Outcome, Status
+
+DONE = struct.Struct("<IIIIIIQQIIIIII")
+NONE, WALL, CPU, MEMORY, OUTPUT, CANCELLED, PROTOCOL, SPAWN = range(8)
+POLLED, BY_CGROUP = "rlimit + resident polling", "cgroup"
+REASONS: dict[int, tuple[Status, str]] = {
+    WALL: ("timeout", "wall clock limit reached"),
+    CPU: ("timeout", "CPU limit reached"),
+    MEMORY: ("memory", "memory limit reached"),
+    OUTPUT: ("output_limit", "output limit reached"),
+    CANCELLED: ("killed", "cancelled"),
+    PROTOCOL: ("failed", "a malformed frame on the jail's channel, or a second result"),
+}
+
+
+class Result(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """The one frame with which a process in the jail may end."""
+
+    error: str
+    kind: str
+    value: None
+    tests: list[bool]
+
+
+class SessionResult(Result, array_like=True, forbid_unknown_fields=True):
+    """A session's, which alone has a value."""
+
+    value: Any
+
+
+class Done(msgspec.Struct):
+    """What the fork server measured of one job, and the bytes it collected."""
+
+    reason: int
+    status: int
+    judge_status: int
+    spawn_errno: int
+    results: int
+    verdicts: int
+    cpu_us: int
+    wall_us: int
+    memory_kb: int
+    by_cgroup: int
+    stdout: bytes
+    stderr: bytes
+    result: bytes
+    verdict: bytes
+
+
+def parse_done(body: bytes) -> Done:
+    """Splits the body of a DONE frame. Raises struct.error when it is short."""
+    *numbers, out, err, result, verdict = DONE.unpack_from(body)
+    parts, position = [], DONE.size
+    for length in (out, err, result, verdict):
+        parts.append(body[position : position + length])
+        position += length
+    return Done(*numbers, *parts)
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """What counts as a verdict: how many tests, from whom, ended by which secret, and which of the answers count."""
+
+    count: int
+    judged: bool
+    secret: bytes
+    select: tuple[int, ...] | None
+
+
+def outcome_of(done: Done, limits: Limits, expected: Expected | None, form: type[Result] = Result) -> Outcome:
+    """The Outcome of one finished job; `expected` is None for a job without tests, `form` what its result must be."""
+    if done.reason == SPAWN:
+        return Outcome("infrastructure", error=_spawn_error(done))
+    secret = expected.secret if expected else b""
+    result = _decode(done.result, form, secret) if done.results == 1 else None
+    status, error = _ending(done, result, limits)
+    tests: tuple[bool, ...] = ()
+    if expected is not None:
+        answers = result if not expected.judged else _decode(done.verdict) if done.verdicts == 1 else None
+        tests = _verdicts(answers, expected)
+        status, error = _with_tests(done, status, error, tests, expected)
+        if expected.judged and answers is not None and answers.kind:
+            error = f"the tests themselves failed: {answers.error}"
+    return Outcome(
+        status,
+        value=result.value if result and status == "ok" else None,
+        stdout=done.stdout.decode(errors="replace"),
+        stderr=done.stderr.decode(errors="replace"),
+        error=error,
+        tests=tests,
+        cpu_s=done.cpu_us / 1e6,
+        wall_s=done.wall_us / 1e6,
+        memory_mb=done.memory_kb / 1024,
+        memory_by=BY_CGROUP if done.by_cgroup else POLLED,
+        verdict_by="" if expected is None else "judge" if expected.judged else "same-process",
+    )
+
+
+def _spawn_error(done: Done) -> str:
+    if done.spawn_errno:
+        return f"the fork server could not start the job: {os.strerror(done.spawn_errno)}"
+    said = (done.result or done.stderr).decode(errors="replace")
+    return f"the job's process ended before it was confined (wait status {done.status}) {said}".strip()
+
+
+def _decode(frame: bytes, form: type[Result] = Result, secret: bytes = b"") -> Result | None:
+    if not frame.endswith(secret):
+        return None
+    try:
+        return msgspec.msgpack.decode(frame[: len(frame) - len(secret)], type=form)
+    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
+        return None
+
+
+def _ending(done: Done, result: Result | None, limits: Limits) -> tuple[Status, str]:
+    """Status and error of the job's own process."""
+    if done.reason != NONE:
+        return REASONS[done.reason]
+    if done.status & 0x7F:
+        return _signalled(done.status & 0x7F, done, limits)
+    if result is None:
+        return "failed", f"ended without a well-formed result (exit status {done.status >> 8})"
+    if result.kind == "MemoryError":
+        return "memory", result.error
+    if result.kind or done.status:
+        return "failed", result.error or f"exit status {done.status >> 8}"
+    return "ok", result.error
+
+
+def _signalled(number: int, done: Done, limits: Limits) -> tuple[Status, str]:
+    if number in (signal.SIGKILL, signal.SIGXCPU) and done.cpu_us >= limits.cpu_s * 1e6:
+        return REASONS[CPU]
+    name = signal.Signals(number).name if number in signal.valid_signals() and number < 32 else str(number)
+    if number in (signal.SIGKILL, signal.SIGSYS):
+        return "killed", f"killed by {name}"
+    return "failed", f"killed by {name}"
+
+
+def _verdicts(frame: Result | None, expected: Expected) -> tuple[bool, ...]:
+    """A pass needs exactly one well-formed frame that answers every test."""
+    none_passed = (False,) * expected.count
+    if frame is None:
+        return none_passed
+    if expected.select is None:
+        return tuple(frame.tests) if len(frame.tests) == expected.count else none_passed
+    if any(index >= len(frame.tests) for index in expected.select):
+        return none_passed
+    return tuple(frame.tests[index] for index in expected.select)
+
+
+def _with_tests(
+    done: Done, status: Status, error: str, tests: tuple[bool, ...], expected: Expected
+) -> tuple[Status, str]:
+    """A judged solution ends when its judge does, so its own end says nothing unless it came with an error."""
+    if done.reason != NONE:
+        return status, error
+    if tests and all(tests):
+        return "ok", ""
+    ended_by_judge = expected.judged and done.results == 0 and done.status in (0, signal.SIGKILL)
+    if status == "ok" or ended_by_judge:
+        return "failed", (not ended_by_judge and error) or f"{tests.count(False)} of {len(tests)} tests failed"
+    return status, error
+
+
+def compare_stdout(actual: str, expected: str) -> bool:
+    """Equal line by line, white space at the ends of lines and of the text ignored."""
+    return [line.rstrip() for line in actual.rstrip().splitlines()] == [
+        line.rstrip() for line in expected.rstrip().splitlines()
+    ]

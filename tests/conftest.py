@@ -1,0 +1,30 @@
+"""Fixtures of more than one folder. They import on use: the jails' tests need no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from fastgrpo.engine.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Qwen2 of random weights, small enough for every test of the engine and the policy."""
+    from tests.helpers.tiny_model import save_tiny_model
+
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_folder: Path) -> Iterator[Engine]:
+    """One vLLM engine for a module's tests: a process can have one at a time, and starting it is the slow part."""
+    from fastgrpo.engine.engine import Engine
+
+    engine = Engine(tiny_folder, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.1)
+    yield engine
+    engine.close()

@@ -1,0 +1,34 @@
+"""What the policy reads tells it the query and the public tests, and no secret."""
+
+from __future__ import annotations
+
+from fastgrpo.flow import problems as data
+from fastgrpo.flow.complexity import OPERATORS
+from fastgrpo.flow.parse import parse_completion
+from fastgrpo.flow.prompt import query_prompt, round_feedback
+from fastgrpo.types import Execution
+
+
+def test_the_short_prompt_adds_a_few_words() -> None:
+    for problem in data.load("humaneval")[:20]:
+        text = query_prompt(problem, "short")
+        assert problem.prompt.strip() in text
+        assert len(text.split()) - len(problem.prompt.split()) <= 4
+        assert problem.id not in text
+
+
+def test_the_full_prompt_describes_every_operator_and_a_valid_example() -> None:
+    problem = data.load("humaneval")[0]
+    text = query_prompt(problem, "full")
+    assert text.endswith(problem.prompt)
+    assert all(f"- {name}(" in text for name in OPERATORS)
+    example = text[text.index("<think>One") : text.index("The problem:")]
+    assert parse_completion(example).source.startswith("async def workflow")
+
+
+def test_feedback_shows_public_results_only() -> None:
+    execution = Execution(status="ok", pass_rate=0.25, feedback="1 of 2 public tests fail:\nassert f(1) == 2")
+    text = round_feedback(execution)
+    assert "assert f(1) == 2" in text
+    assert "0.25" not in text
+    assert text.endswith("\n")

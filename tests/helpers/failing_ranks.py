@@ -1,0 +1,115 @@
+"""Two ranks of the real training loop, one of which fails in its second step: `failing_ranks.py HOW MODEL RUNS`.
+
+Run by torchrun from test_failure.py. Only `hangs` starts a real vLLM; the others draw random completions.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+from fastgrpo.config import resolve
+from fastgrpo.engine.engine import Completion, SyncReport
+from fastgrpo.errors import run_program
+from fastgrpo.ranks.collectives import joined_ranks
+from fastgrpo.runtime import run_async
+from fastgrpo.train import train
+from fastgrpo.training import learner
+from fastgrpo.types import Execution, RewardTerms
+
+HOW, MODEL, RUNS = sys.argv[1:]
+RANK = os.environ["RANK"]
+
+
+class RandomEngine:
+    """Completes each request in one step."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[int, int]] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.open)
+
+    def submit(self, key: int, prompt_ids: list[int], *, seed: int, **options) -> None:
+        self.open.append((key, seed))
+
+    def step(self) -> list[Completion]:
+        key, seed = self.open.pop()
+        ids = random.Random(seed).choices(range(100, 200), k=8)
+        return [Completion(key, ids, [-5.0] * len(ids), "length")]
+
+    def abort_all(self) -> None:
+        self.open.clear()
+
+    def sync(self, policy) -> SyncReport:
+        return SyncReport(0.0, 0, 0.0, 0.0, 0.0)
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+class Failing:
+    """Rewards the length of the completion, and fails on rank 1 once the first step has left its checkpoint."""
+
+    def prompt(self, problem) -> str:
+        return problem.prompt
+
+    async def execute(self, problem, completion: str, seed: int) -> Execution:
+        if RANK == "1" and (Path(RUNS) / "failing/checkpoints/step-000001").exists():
+            self.fail()
+        return Execution(status="ok", pass_rate=(seed % 7) / 7, workflow=completion)
+
+    def fail(self) -> None:
+        Path(RUNS, "failed").touch()
+        if HOW == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif HOW == "raises":
+            raise ZeroDivisionError("a reward divides by zero")
+        elif HOW == "hangs":
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            LLMEngine.step = lambda self: time.sleep(1000)
+
+    def feedback_text(self, execution) -> str:
+        return "again"
+
+    def rewards(self, problem, executions):
+        return [
+            RewardTerms(total=e.pass_rate, performance=e.pass_rate, complexity=0.0, diversity=0.0, format=0.0)
+            for e in executions
+        ]
+
+
+@asynccontextmanager
+async def open_environment(config, log):
+    yield Failing()
+
+
+@contextmanager
+def random_engine(*_, **__):
+    yield RandomEngine()
+
+
+def load_problems(config):
+    return [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=0.5) for i in range(4)], []
+
+
+def main() -> None:
+    values = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gb": 0.05}
+    values |= {"engine.step_timeout_s": 3.0, "grpo.prompts_per_step": 2, "grpo.group_size": 4, "checkpoint.every": 1}
+    values |= {"grpo.max_new_tokens": 16, "model.path": MODEL, "runs": RUNS, "name": "failing"}
+    if HOW != "hangs":
+        learner.open_engine = random_engine
+    Path(RUNS, f"rank{RANK}.pid").write_text(str(os.getpid()))
+    with joined_ranks():
+        run_async(lambda: train(resolve(values), load_problems=load_problems, open_environment=open_environment))
+
+
+if __name__ == "__main__":
+    run_program(main)

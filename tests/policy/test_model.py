@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgrpo.config import Grpo
+from fastgrpo.errors import UserError
+from fastgrpo.policy.model import Policy, load_config, load_policy, load_tokenizer
+from fastgrpo.training.loss import policy_loss
+from fastgrpo.training.packing import pack
+from fastgrpo.types import Batch, Runs, Sample
+from tests.helpers.tiny_model import save_tiny_model
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+LENGTHS = [1, 17, 64, 2, 33]
+
+
+def sequences() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(1000, (length,), generator=generator) for length in LENGTHS]
+
+
+def packed_hidden(policy: Policy, parts: list[torch.Tensor]) -> torch.Tensor:
+    lengths = torch.tensor([0, *map(len, parts)])
+    positions = torch.cat([torch.arange(len(part)) for part in parts])
+    bounds = lengths.cumsum(0).int(), int(lengths.max())
+    return policy.forward(torch.cat(parts), positions, Runs(*bounds, *bounds))
+
+
+def gradients(policy: Policy, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Gradients of a loss that weighs every hidden state differently, through the head too."""
+    policy.model.zero_grad()
+    logprobs_TV = (torch.cat(hidden) @ policy.head_weight.T).log_softmax(-1)
+    weights_TV = torch.linspace(-1, 1, logprobs_TV.numel()).reshape(logprobs_TV.shape)
+    (logprobs_TV * weights_TV).mean().backward()
+    return [parameter.grad.clone() for parameter in policy.model.parameters()]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_is_one_sequence_at_a_time(tiny_folder: Path, checkpointing: bool) -> None:
+    policy = load_policy(tiny_folder, activation_checkpointing=checkpointing)
+    single = [packed_hidden(policy, [part]) for part in sequences()]
+    packed = packed_hidden(policy, sequences())
+    torch.testing.assert_close(packed, torch.cat(single), atol=2e-6, rtol=1e-5)
+    for ours, theirs in zip(gradients(policy, [packed]), gradients(policy, single), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_a_shared_prompt_changes_nothing(tiny_folder: Path, device: str) -> None:
+    """Logprobs and gradients of groups whose prompts are computed once, beside one sequence at a time."""
+    dtype, tolerance = (torch.float32, 2e-6) if device == "cpu" else (torch.bfloat16, 2e-2)
+    policy = load_policy(tiny_folder, device=device, dtype=dtype)
+    generator = torch.Generator().manual_seed(4)
+    prompts = [torch.randint(1000, (n,), generator=generator).tolist() for n in (33, 1, 70)]
+    lengths = [(0, 5), (1, 40), (1, 1), (0, 64), (2, 9), (0, 17), (1, 3)]
+    items = []
+    for prompt, length in lengths:
+        completion = torch.randint(1000, (length,), generator=generator).tolist()
+        mask = [0] * len(prompts[prompt]) + [1] * length
+        items.append(Sample(prompts[prompt] + completion, mask, [0.0] * len(mask), advantage=0.5 - prompt))
+    (together,) = pack(items, [1.0] * len(items), 400, device)
+    assert len(together.input_ids_T) < sum(len(item.token_ids) for item in items)
+    order = together.sequence_N.unique_consecutive().tolist()
+    alone = [pack([items[i]], [1.0], 400, device)[0] for i in order]
+
+    def measure(batches: list[Batch]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        policy.model.zero_grad()
+        outputs = [policy_loss(policy, batch, Grpo(tis_cap=0.0)) for batch in batches]
+        sum(output.loss for output in outputs).backward()
+        return torch.cat([o.logprobs_N for o in outputs]), [p.grad.clone() for p in policy.model.parameters()]
+
+    (ours, our_grads), (theirs, their_grads) = measure([together]), measure(alone)
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+    for mine, other in zip(our_grads, their_grads, strict=True):
+        assert (mine - other).norm() <= 10 * tolerance * other.norm().clamp(min=1e-3)
+
+
+def test_packed_is_transformers_own_forward(tiny_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    policy = load_policy(tiny_folder)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    logprobs = policy.logprobs([part.tolist() for part in sequences()])
+    for part, ours in zip(sequences(), logprobs, strict=True):
+        with torch.no_grad():
+            expected = plain(part[None]).logits[0, :-1].log_softmax(-1).gather(1, part[1:, None]).squeeze(1)
+        torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"num_key_value_heads": 4}, {"tie_word_embeddings": False}])
+def test_saved_model_loads_back(tmp_path: Path, changes: dict[str, object]) -> None:
+    policy = load_policy(save_tiny_model(tmp_path / "first", **changes))
+    with torch.no_grad():
+        policy.head_weight.add_(0.01)
+    policy.save_hf(tmp_path / "second")
+    again = load_policy(tmp_path / "second")
+    assert again.tokenizer("def f(x):").input_ids == policy.tokenizer("def f(x):").input_ids
+    for ours, theirs in zip(policy.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("missing", "fix"), [("config.json", "--model"), ("tokenizer_config.json", "save_pretrained")])
+def test_folder_without_a_part_names_it(tiny_folder: Path, tmp_path: Path, missing: str, fix: str) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder, folder)
+    (folder / missing).unlink()
+    for load in (load_policy, load_config):
+        with pytest.raises(UserError, match=rf"{folder} has no {missing}.*{fix}"):
+            load(folder)
+
+
+def test_folder_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
+    for load in (load_policy, load_config):
+        with pytest.raises(UserError, match="does not exist"):
+            load(tmp_path / "nowhere")
+    folder = tmp_path / "odd"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(UserError, match=f"{folder} does not load"):
+        load_policy(folder)
+    with pytest.raises(UserError, match=f"{folder} has no usable config.json"):
+        load_config(folder)
+
+
+def test_a_tokenizer_without_an_end_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "endless"
+    shutil.copytree(tiny_folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    for load in (load_policy, load_tokenizer):
+        with pytest.raises(UserError, match=rf"the tokenizer in {folder} has no eos_token"):
+            load(folder)
+
+
+def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(
+        tmp_path, use_sliding_window=True, sliding_window=16, max_window_layers=0, num_hidden_layers=1
+    )
+    policy = load_policy(folder)
+    packed_hidden(policy, [torch.arange(16)])
+    with pytest.raises(ValueError, match="sliding window of 16"):
+        packed_hidden(policy, [torch.arange(17)])

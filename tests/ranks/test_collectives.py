@@ -1,0 +1,63 @@
+"""Two ranks on CPU, each with its own vLLM: the optimizer's all-gather is the weight sync."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from fastgrpo.engine.engine import Engine
+from fastgrpo.policy.model import load_policy
+from fastgrpo.ranks.collectives import joined_ranks
+from fastgrpo.training.optimizer import AdamW
+from fastgrpo.types import Runs
+
+TOKENS = 40
+
+
+def rank_main(rank: int, folder: str, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with joined_ranks() as joined:
+        assert joined == (rank, 2)
+        policy = load_policy(folder)
+        engine = Engine(folder, max_model_len=64, kv_cache_gb=0.05, max_num_seqs=8)
+        engine.sync(policy)
+        optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+        bounds = torch.tensor([0, TOKENS]).int(), TOKENS
+        for _ in range(2):
+            token_ids = torch.arange(TOKENS) + 100 * rank
+            hidden_TH = policy.forward(token_ids, torch.arange(TOKENS), Runs(*bounds, *bounds))
+            (hidden_TH @ policy.head_weight.T).log_softmax(-1)[:, 5].mean().neg().backward()
+            optimizer.step()
+        report = engine.sync(policy)
+        assert report.bytes_copied == 0
+        assert report.parity_max < 1e-4
+        # Ranks generate at their own pace: one has more to do than the other.
+        for key in range(1 + 3 * rank):
+            engine.submit(key, [1 + key, 2, 3], max_tokens=12, seed=key)
+        finished = {}
+        while engine.busy:
+            finished |= {completion.key: completion.token_ids for completion in engine.step()}
+        engine.close()
+        torch.save({"first": finished[0], "weights": policy.model.state_dict()}, f"{folder}/rank{rank}.pt")
+        # The trainer's process group outlives the engine.
+        distributed.barrier()
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_two_ranks_train_and_generate_from_the_same_weights(tiny_folder: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(rank_main, args=(str(tiny_folder), port), nprocs=2)
+    ranks = [torch.load(tiny_folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert ranks[0]["first"] == ranks[1]["first"]
+    for name, weight in ranks[0]["weights"].items():
+        assert torch.equal(weight, ranks[1]["weights"][name])

@@ -1,0 +1,195 @@
+"""What is written survives crashes and full disks; a resumed run's files look as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastgrpo.errors import UserError
+from fastgrpo.record.display import Display, duration, sparkline
+from fastgrpo.record.log import JsonLines, PhaseTimer, RunLog
+
+
+def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """The kernel cuts the write that crosses `size` bytes short and fails the next one, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def train(log: RunLog, start: int, stop: int) -> None:
+    log.stage("grpo", total=stop, done=start)
+    for step in range(start + 1, stop + 1):
+        log.samples(step, [{"workflow": f"line\n{step}"}])
+        log.step(step, {"reward/total": step / 10})
+
+
+def test_metrics_samples_and_events_of_two_stages(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.stage("sft", total=1)
+        log.step(1, {"loss": 2.5})
+        train(log, 0, 3)
+    assert [(row["stage"], row["step"]) for row in rows(tmp_path)] == [
+        ("sft", 1),
+        ("grpo", 1),
+        ("grpo", 2),
+        ("grpo", 3),
+    ]
+    assert rows(tmp_path, "samples.jsonl")[2] == {"stage": "grpo", "step": 3, "workflow": "line\n3"}
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "grpo")).Reload()
+    assert [(e.step, round(e.value, 3)) for e in events.Scalars("reward/total")] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
+def test_resume_cuts_what_the_lost_steps_wrote(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.stage("sft", total=5)
+        log.step(5, {"loss": 1.0})
+        train(log, 0, 4)
+        log.stage("evaluate", total=1)
+        log.step(1, {"pass_rate": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage":"grpo","ste')
+    with RunLog(tmp_path) as log:
+        train(log, 2, 4)
+    assert [(row["stage"], row["step"]) for row in rows(tmp_path)] == [("sft", 5), *(("grpo", s) for s in (1, 2, 3, 4))]
+    assert [row["step"] for row in rows(tmp_path, "samples.jsonl")] == [1, 2, 3, 4]
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "grpo")).Reload()
+    assert [event.step for event in events.Scalars("reward/total")] == [1, 2, 3, 4]
+
+
+def test_full_disk_loses_only_the_line_being_written(tmp_path: Path) -> None:
+    file = JsonLines(tmp_path / "metrics.jsonl")
+    for step in range(2):
+        file.append({"stage": "grpo", "step": step, "text": "x" * 10})
+    with file_size_limit(100), pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl.*--resume") as caught:
+        file.append({"stage": "grpo", "step": 2, "text": "x" * 10})
+    assert "\n" not in str(caught.value)
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1]
+    file.append({"stage": "grpo", "step": 2})
+    file.close()
+    assert len(rows(tmp_path)) == 3
+
+
+def test_full_disk_under_the_events_is_a_user_error(tmp_path: Path) -> None:
+    with file_size_limit(2000), pytest.raises(UserError, match="cannot write"), RunLog(tmp_path) as log:
+        train(log, 0, 100)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, len(rows(tmp_path)) + 1))
+
+
+def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        RunLog(tmp_path / "missing")
+
+
+@settings(deadline=None)
+@given(
+    lines=st.lists(st.tuples(st.sampled_from(["sft", "grpo"]), st.integers(1, 5))),
+    step=st.integers(0, 5),
+    torn=st.binary(),
+)
+def test_cut_keeps_exactly_the_lines_before(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, int]], step: int, torn: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "cut.jsonl"
+    path.unlink(missing_ok=True)
+    file = JsonLines(path)
+    for stage, number in lines:
+        file.append({"stage": stage, "step": number})
+    path.write_bytes(path.read_bytes() + b"{" + torn.replace(b"\n", b" "))
+    file.cut("grpo", step)
+    file.close()
+    first = next((i for i, (stage, number) in enumerate(lines) if stage == "grpo" and number > step), len(lines))
+    assert [(row["stage"], row["step"]) for row in map(json.loads, path.read_text().splitlines())] == lines[:first]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(None) as log:
+        train(log, 0, 2)
+        log.say("hello")
+    assert capsys.readouterr().out == ""
+
+
+def test_phases_are_exclusive_and_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    timer = PhaseTimer()
+    with timer.phase("train"):
+        clock[0] += 2
+        with timer.phase("sync"):
+            clock[0] += 3
+            assert timer.current == "sync"
+        clock[0] += 4
+    clock[0] += 1
+    assert timer.take() == {"train": 6, "sync": 3, "other": 1}
+    clock[0] += 5
+    assert timer.take() == {"other": 5}
+
+
+def test_phase_ends_with_an_exception() -> None:
+    timer = PhaseTimer()
+    with pytest.raises(ValueError, match="x"), timer.phase("train"):
+        raise ValueError("x")
+    assert timer.current == "other"
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path) as log:
+        log.stage("grpo", total=2)
+        with log.phase("generate"):
+            time.sleep(0.01)
+        log.step(1, {"reward/total": 0.25, "pass_rate": 0.5})
+        log.say("a [bold] remark")
+        log.step(2, {"reward/total": 0.75})
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert re.search(
+        r"^grpo 1/2 \| reward 0\.250 \| pass rate 50\.0% \| generate \d\.\ds \d+%.* \| left \w+$", out, re.M
+    )
+    assert "a [bold] remark\n" in out
+    assert "grpo 2/2 | reward 0.750" in out
+
+
+def test_panel_shows_metrics_phases_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = PhaseTimer()
+    display = Display("demo [x]", timer, live=False)
+    display.stage("grpo", 10, 0)
+    display.step(1, {"reward/total": 0.1, "seconds/step": 2.0, "seconds/generate": 1.5, "seconds/train": 0.5})
+    display.step(2, {"reward/total": 0.3, "seconds/step": 2.0, "seconds/generate": 1.5, "seconds/train": 0.5})
+    display.status({"jails": 7, "tokens_per_s": 4000.0})
+    console = Console(record=True, width=110, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(display._render())
+    text = console.export_text()
+    for piece in ("demo [x]", "step 2/10", "left", "▁█", "0.300", "jails in flight", "4,000", "1.50 s", "75%", "25%"):
+        assert piece in text
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(), max_size=40))
+def test_sparkline_has_one_mark_a_value(values: list[float]) -> None:
+    curve = sparkline(tuple(values))
+    assert len(curve) in (0, len(values))
+
+
+def test_sparkline_and_duration() -> None:
+    assert sparkline((0.0, 0.5, 1.0)) == "▁▅█"
+    assert sparkline((2.0, 2.0)) == "▁▁"
+    assert [duration(s) for s in (0.4, 45, 190, 7500)] == ["0s", "45s", "3m10s", "2h05m"]

@@ -1,0 +1,289 @@
+"""Rollouts over a scripted engine: order, masks, rounds, seeds, failures. The real engine has its own tests."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from fastgrpo.errors import UserError
+from fastgrpo.policy.demo_policy import train_tokenizer
+from fastgrpo.record.log import RunLog
+from fastgrpo.rollouts.rollouts import Rollouts, Sampling, collect, generator
+from fastgrpo.training.schedule import update_beside
+from fastgrpo.types import RewardTerms
+
+TOKENIZER = train_tokenizer(["solve this problem please", "feedback: try again", "abcdefgh"], 320)
+SAMPLING = Sampling(max_new_tokens=8, max_model_len=200)
+
+
+class ScriptedEngine:
+    """Finishes one request a step, the last submitted first."""
+
+    def __init__(self, on_step: Callable[[], None] = lambda: None) -> None:
+        self.requests: list[tuple[int, list[int], dict]] = []
+        self.seen: list[tuple[list[int], dict]] = []
+        self.on_step = on_step
+        self.aborted = False
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.requests)
+
+    def submit(self, key: int, prompt_ids: list[int], **options) -> None:
+        self.requests.append((key, list(prompt_ids), options))
+        self.seen.append((list(prompt_ids), options))
+
+    def step(self) -> list[SimpleNamespace]:
+        self.on_step()
+        key, _, _ = self.requests.pop()
+        text = TOKENIZER.encode("abc")
+        ids = [*text, TOKENIZER.eos_token_id]
+        return [SimpleNamespace(key=key, token_ids=ids, logprobs=[-0.5] * len(ids), finish_reason="stop")]
+
+    def abort_all(self) -> None:
+        self.aborted = True
+        self.requests.clear()
+
+
+class ScriptedEnvironment:
+    def __init__(self, statuses: dict[int, str] | None = None) -> None:
+        self.executed: list[tuple[str, int]] = []
+        self.statuses = statuses or {}
+
+    def prompt(self, problem) -> str:
+        return f"solve {problem.id}"
+
+    async def execute(self, problem, completion: str, seed: int):
+        self.executed.append((completion, seed))
+        return SimpleNamespace(status=self.statuses.get(len(self.executed), "ok"))
+
+    def feedback_text(self, execution) -> str:
+        return "feedback: try again"
+
+    def rewards(self, problem, executions):
+        return [
+            None
+            if execution.status == "infrastructure"
+            else RewardTerms(total=1.0, performance=1.0, complexity=0.0, diversity=0.0, format=0.0)
+            for execution in executions
+        ]
+
+
+def problems(count: int) -> list[SimpleNamespace]:
+    return [SimpleNamespace(id=f"p{number}") for number in range(count)]
+
+
+def gather(engine, environment, count=2, size=3, sampling=SAMPLING, seed=0):
+    return asyncio.run(
+        collect(engine, environment, TOKENIZER, problems(count), group_size=size, sampling=sampling, seed=seed)
+    )
+
+
+def test_groups_keep_the_order_of_the_problems_and_their_size() -> None:
+    groups = gather(ScriptedEngine(), ScriptedEnvironment())
+    assert [group.problem.id for group in groups] == ["p0", "p1"]
+    assert all(len(group.rollouts) == 3 for group in groups)
+
+
+def test_every_rollout_draws_from_a_seed_of_its_own_and_the_same_again() -> None:
+    first, second, other = ScriptedEngine(), ScriptedEngine(), ScriptedEngine()
+    gather(first, ScriptedEnvironment())
+    gather(second, ScriptedEnvironment())
+    gather(other, ScriptedEnvironment(), seed=1)
+    seeds = [options["seed"] for _, options in first.seen]
+    assert len(set(seeds)) == 6
+    assert seeds == [options["seed"] for _, options in second.seen]
+    assert not set(seeds) & {options["seed"] for _, options in other.seen}
+
+
+def test_ranks_draw_what_one_rank_with_all_problems_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeds(rank: int, world: int) -> list[int]:
+        monkeypatch.setattr("fastgrpo.rollouts.rollouts.rank_and_world", lambda: (rank, world))
+        engine = ScriptedEngine()
+        gather(engine, ScriptedEnvironment(), count=4 // world, size=1)
+        return [options["seed"] for _, options in engine.seen]
+
+    alone = seeds(0, 1)
+    assert seeds(0, 2) == alone[0::2]
+    assert seeds(1, 2) == alone[1::2]
+
+
+def test_two_rounds_append_feedback_that_the_loss_does_not_see() -> None:
+    engine, environment = ScriptedEngine(), ScriptedEnvironment()
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2)
+    rollout = gather(engine, environment, count=1, size=1, sampling=sampling)[0].rollouts[0]
+    completion = [*TOKENIZER.encode("abc"), TOKENIZER.eos_token_id]
+    feedback = TOKENIZER.encode("feedback: try again")
+    prompt = TOKENIZER.encode("solve p0")
+    assert rollout.token_ids == prompt + completion + feedback + completion
+    assert rollout.loss_mask == [0] * len(prompt) + [1] * len(completion) + [0] * len(feedback) + [1] * len(completion)
+    assert [p for p, m in zip(rollout.logprobs, rollout.loss_mask, strict=True) if not m] == [0.0] * (
+        len(prompt) + len(feedback)
+    )
+    assert len(rollout.executions) == len(rollout.completions) == 2
+    assert engine.seen[1][0] == prompt + completion + feedback
+
+
+def test_an_infrastructure_failure_ends_the_rollout_without_a_reward() -> None:
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2)
+    group = gather(ScriptedEngine(), ScriptedEnvironment({1: "infrastructure"}), 1, 2, sampling)[0]
+    assert sorted(rollout.infrastructure for rollout in group.rollouts) == [False, True]
+    failed = next(rollout for rollout in group.rollouts if rollout.infrastructure)
+    assert len(failed.executions) == 1
+
+
+def test_execution_starts_while_other_completions_are_still_decoding() -> None:
+    environment = ScriptedEnvironment()
+    executed_at_step: list[int] = []
+    gather(ScriptedEngine(lambda: executed_at_step.append(len(environment.executed))), environment, count=1, size=6)
+    assert executed_at_step[-1] > 0
+
+
+def test_an_engine_failure_is_raised_as_it_is_and_leaves_nothing_running() -> None:
+    def fail() -> None:
+        raise RuntimeError("device lost")
+
+    engine = ScriptedEngine(fail)
+    with pytest.raises(RuntimeError, match="device lost"):
+        gather(engine, ScriptedEnvironment())
+    assert engine.aborted
+
+
+def test_a_prompt_that_cannot_fit_names_the_problem_and_the_settings() -> None:
+    with pytest.raises(UserError, match=r"p0 has .* grpo.max_new_tokens = 8 .* engine.max_model_len = 9"):
+        gather(ScriptedEngine(), ScriptedEnvironment(), sampling=Sampling(max_new_tokens=8, max_model_len=9))
+
+
+def test_a_completion_that_never_comes_ends_at_its_deadline() -> None:
+    class Stuck(ScriptedEngine):
+        def step(self):
+            return []
+
+    with pytest.raises(TimeoutError):
+        gather(Stuck(), ScriptedEnvironment(), sampling=Sampling(max_new_tokens=8, max_model_len=200, deadline_s=0.2))
+
+
+def test_cancelling_a_collection_aborts_the_engine() -> None:
+    engine = ScriptedEngine()
+    engine.step = lambda: []  # type: ignore[method-assign]
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(
+            collect(engine, ScriptedEnvironment(), TOKENIZER, problems(2), group_size=2, sampling=SAMPLING, seed=0)
+        )
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert engine.aborted
+    assert not engine.busy
+
+
+class PatientEnvironment(ScriptedEnvironment):
+    """Executions end when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def execute(self, problem, completion: str, seed: int):
+        await self.go.wait()
+        return await super().execute(problem, completion, seed)
+
+
+@asynccontextmanager
+async def under_way(engine, environment, *, rounds: int = 1):
+    async with generator(engine) as face:
+        sampling = replace(SAMPLING, rounds=rounds)
+        rollouts = Rollouts(face, environment, TOKENIZER, problems(2), group_size=2, sampling=sampling, seed=0)
+        yield rollouts
+        await rollouts.cancel()
+
+
+def test_the_engine_is_free_before_the_last_workflow_ends() -> None:
+    async def main() -> None:
+        environment, engine = PatientEnvironment(), ScriptedEngine()
+        async with under_way(engine, environment) as rollouts:
+            await asyncio.wait_for(rollouts.generated(), 10)
+            assert not engine.busy
+            assert not environment.executed
+            assert rollouts.seconds > 0
+            environment.go.set()
+            assert len(await rollouts.groups()) == 2
+
+    asyncio.run(main())
+
+
+def test_the_engine_is_not_free_while_another_round_may_come() -> None:
+    async def main() -> None:
+        environment, engine = PatientEnvironment(), ScriptedEngine()
+        async with under_way(engine, environment, rounds=2) as rollouts:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(rollouts.generated(), 0.3)
+            environment.go.set()
+            await asyncio.wait_for(rollouts.generated(), 10)
+            assert len(engine.seen) == 8
+
+    asyncio.run(main())
+
+
+class FakeLearner:
+    """Notes whether the engine was busy when its weights changed."""
+
+    def __init__(self, engine) -> None:
+        self.engine = engine
+        self.busy_at_step: list[bool] = []
+
+    def update(self, timer, before_step) -> dict[str, float]:
+        before_step()
+        self.busy_at_step.append(self.engine.busy)
+        return {"loss": 1.0}
+
+
+def test_weights_change_when_the_engine_is_free_and_workflows_still_run() -> None:
+    async def main() -> None:
+        environment, engine = PatientEnvironment(), ScriptedEngine(lambda: time.sleep(0.02))
+        learner = FakeLearner(engine)
+        async with under_way(engine, environment) as rollouts:
+            metrics = await asyncio.wait_for(update_beside([rollouts], learner, RunLog(None)), 10)
+        assert metrics == {"loss": 1.0}
+        assert learner.busy_at_step == [False]
+        assert len(engine.seen) == 4
+        assert not environment.executed
+
+    asyncio.run(main())
+
+
+def test_an_interrupted_update_leaves_the_weights_as_they_were() -> None:
+    async def main() -> None:
+        engine = ScriptedEngine()
+        engine.step = lambda: []  # type: ignore[method-assign]
+        learner = FakeLearner(engine)
+        async with under_way(engine, ScriptedEnvironment()) as rollouts:
+            task = asyncio.create_task(update_beside([rollouts], learner, RunLog(None)))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 10)
+        assert learner.busy_at_step == []
+
+    asyncio.run(main())
+
+
+def test_an_engine_failure_during_the_update_is_the_error_that_ends_it() -> None:
+    async def main() -> None:
+        def fail() -> None:
+            raise RuntimeError("device lost")
+
+        engine = ScriptedEngine(fail)
+        async with under_way(engine, ScriptedEnvironment()) as rollouts:
+            with pytest.raises(RuntimeError, match="device lost"):
+                await asyncio.wait_for(update_beside([rollouts], FakeLearner(engine), RunLog(None)), 10)
+
+    asyncio.run(main())

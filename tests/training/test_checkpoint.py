@@ -1,0 +1,167 @@
+"""A checkpoint is whole or absent, old ones survive every failure, and a resumed run continues the same numbers."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastgrpo.config import Config, resolve
+from fastgrpo.errors import UserError
+from fastgrpo.training import checkpoint
+from fastgrpo.training.checkpoint import Checkpoints, load
+from fastgrpo.training.optimizer import AdamW
+
+
+def save_hf(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+    torch.save(torch.ones(1000), folder / "weights.bin")
+
+
+def state_writer(value: Any) -> Callable[[Path], object]:
+    return lambda folder: (folder / "value.json").write_text(json.dumps(value))
+
+
+def save(checkpoints: Checkpoints, step: int, *, state: Any = None, **options: Any) -> Path:
+    parts = {"save_hf": save_hf, "save_state": state_writer(state), "config": Config()}
+    return checkpoints.save(step, **(parts | options))
+
+
+def state_of(path: Path | None) -> Any:
+    assert path is not None
+    read: list[Any] = []
+    load(path, Config(), lambda folder: read.append(json.loads((folder / "value.json").read_text())))
+    return read[0]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_state_comes_back(tmp_path: Path) -> None:
+    parameter = torch.nn.Parameter(torch.randn(3))
+    optimizer = AdamW([parameter], lr=1e-2)
+    parameter.sum().backward()
+    optimizer.step()
+    path = save(Checkpoints(tmp_path), 7, save_state=optimizer.save)
+    other = AdamW([torch.nn.Parameter(torch.zeros(3))], lr=1e-2)
+    assert (load(path, Config(), other.load), path.name) == (7, "step-000007")
+    assert torch.equal(other.shards[0].exp_avg, optimizer.shards[0].exp_avg)
+    assert (path / "config.json").read_text() == "{}"
+
+
+def test_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest() is None
+    for step, score in ((1, 0.1), (2, 0.9), (3, 0.5), (4, None), (5, 0.2)):
+        save(checkpoints, step, score=score)
+    assert names(tmp_path) == ["step-000002", "step-000004", "step-000005"]
+    assert checkpoints.best() == tmp_path / "step-000002"
+    assert checkpoints.latest() == tmp_path / "step-000005"
+
+
+def test_same_step_again_replaces_it(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, state={"x": 1})
+    save(checkpoints, 1, state={"x": 2})
+    assert names(tmp_path) == ["step-000001"]
+    assert state_of(tmp_path / "step-000001") == {"x": 2}
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "no manifest", "killed while writing"])
+def test_latest_ignores_incomplete_checkpoints(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    newer = save(checkpoints, 2)
+    if damage == "missing":
+        (newer / "weights.bin").unlink()
+    elif damage == "short":
+        (newer / "weights.bin").write_bytes(b"x")
+    elif damage == "no manifest":
+        (newer / checkpoint.MANIFEST).unlink()
+    else:
+        newer.rename(tmp_path / ".step-000002.partial")
+    assert checkpoints.latest() == tmp_path / "step-000001"
+    save(checkpoints, 3)
+    assert not list(tmp_path.glob(".step-*"))
+
+
+@pytest.mark.parametrize("part", ["weights", "state"])
+def test_full_disk_keeps_old_checkpoints_and_leaves_nothing_half_written(tmp_path: Path, part: str) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, state={"x": 1})
+    before = sorted((str(path), path.stat().st_size) for path in tmp_path.rglob("*"))
+    big = "x" * 400_000 if part == "state" else ""
+    writer = (
+        (lambda folder: (folder / "model.safetensors").write_bytes(bytes(400_000))) if part == "weights" else save_hf
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-000002.*free space") as caught:
+            save(checkpoints, 2, state=big, save_hf=writer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert sorted((str(path), path.stat().st_size) for path in tmp_path.rglob("*")) == before
+    assert state_of(checkpoints.latest()) == {"x": 1}
+
+
+def test_interrupt_and_bugs_pass_through_and_leave_nothing(tmp_path: Path) -> None:
+    def interrupted(folder: Path) -> None:
+        save_hf(folder)
+        raise KeyboardInterrupt
+
+    def broken(folder: Path) -> None:
+        raise RuntimeError("shapes differ")
+
+    for writer, error in ((interrupted, KeyboardInterrupt), (broken, RuntimeError)):
+        with pytest.raises(error):
+            save(Checkpoints(tmp_path), 1, save_hf=writer)
+        assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", [{"grpo.lr": 0.5}, {"model.path": "/other"}, {"seed": 1}, {"grpo.loss": "gspo"}])
+def test_refuses_to_resume_with_another_configuration(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = save(Checkpoints(tmp_path), 1)
+    with pytest.raises(UserError, match=r"cannot resume .*step-000001: .* was .* and is now .*another --name"):
+        load(path, resolve(change), lambda folder: None)
+
+
+def test_may_resume_with_more_steps_or_another_place(tmp_path: Path) -> None:
+    path = save(Checkpoints(tmp_path), 1)
+    change = {"grpo.steps": 999, "name": "x", "checkpoint.keep": 9, "sandbox.cells": 3, "engine.parity_threshold": 1.0}
+    assert load(path, resolve(change), lambda folder: None) == 1
+
+
+def test_a_key_younger_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
+    path = save(Checkpoints(tmp_path), 1)
+    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    del manifest["config"]["grpo.max_lag"]
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    assert load(path, Config(), lambda folder: None) == 1
+    with pytest.raises(UserError, match=r"grpo.max_lag was 0 and is now 1"):
+        load(path, resolve({"grpo.max_lag": 1}), lambda folder: None)
+
+
+def test_damaged_state_is_a_user_error(tmp_path: Path) -> None:
+    optimizer = AdamW([torch.nn.Parameter(torch.randn(3))], lr=1e-2)
+    path = save(Checkpoints(tmp_path), 1, save_state=optimizer.save)
+    (state,) = (path / checkpoint.STATE).iterdir()
+    state.write_bytes(b"x" * state.stat().st_size)
+    with pytest.raises(UserError, match=r"checkpoint .*step-000001 is damaged \(.*\): resume from an older one"):
+        load(path, Config(), optimizer.load)
+    state.write_bytes(b"x")
+    with pytest.raises(UserError, match="is not whole"):
+        load(path, Config(), optimizer.load)
+
+
+def test_state_of_another_model_is_a_user_error(tmp_path: Path) -> None:
+    path = save(Checkpoints(tmp_path), 1, save_state=AdamW([torch.nn.Parameter(torch.randn(3))], lr=1e-2).save)
+    with pytest.raises(UserError, match="is damaged"):
+        load(path, Config(), AdamW([torch.nn.Parameter(torch.randn(5))], lr=1e-2).load)

@@ -1,0 +1,75 @@
+"""A GRPO step over two ranks is the step of one: same samples, same gradient, same weights."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from fastgrpo.config import resolve
+from fastgrpo.policy.demo_policy import create_policy
+from fastgrpo.policy.model import load_policy
+from fastgrpo.ranks.collectives import RankError, gather_all, joined_ranks
+from fastgrpo.training.learner import update
+from fastgrpo.training.optimizer import AdamW
+from fastgrpo.types import Sample
+
+BUDGET = 24
+CONFIG = resolve({"grpo.loss": "dapo", "grpo.tis_cap": 2.0, "model.path": "any"}).grpo
+
+
+def samples(count: int) -> list[Sample]:
+    generator = torch.Generator().manual_seed(count)
+    made = []
+    for number in range(count):
+        length = 6 + 2 * number
+        ids = torch.randint(300, (length,), generator=generator).tolist()
+        mask = [0, 0, 0] + [1] * (length - 3)
+        logprobs = (-6 + torch.rand(length, generator=generator)).tolist()
+        made.append(Sample(ids, mask, logprobs, advantage=(-1.0) ** number * (1 + number / 5)))
+    return made
+
+
+def two_steps(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Weights and metrics after a step with work for every rank, and one with a single sequence for all."""
+    torch.set_num_threads(1)
+    policy = load_policy(folder)
+    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    reports = [update(policy, optimizer, samples(count), CONFIG, budget=BUDGET) for count in (7, 1)]
+    return {name: tensor.detach().clone() for name, tensor in policy.model.state_dict().items()}, reports
+
+
+def rank_main(rank: int, folder: str, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    with joined_ranks():
+        assert gather_all(f"from {rank}", "greetings") == ["from 0", "from 1"]
+        with pytest.raises(
+            RankError, match=f"waited for part {rank}, but rank {1 - rank} has come for part {1 - rank}"
+        ):
+            gather_all(None, f"part {rank}")
+        weights, reports = two_steps(Path(folder))
+        torch.save({"weights": weights, "reports": reports}, f"{folder}/rank{rank}.pt")
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_take_the_same_step_as_one(tmp_path: Path) -> None:
+    create_policy(["some text to learn from"] * 3, tmp_path, seed=0, vocab_size=300)
+    weights, reports = two_steps(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(rank_main, args=(str(tmp_path), port), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        for name, tensor in weights.items():
+            # A step is about lr = 1e-2 in every weight: AdamW magnifies the rounding of the smallest gradients.
+            torch.testing.assert_close(found["weights"][name], tensor, rtol=1e-4, atol=2e-4)
+        for one, both in zip(reports, found["reports"], strict=True):
+            assert both["loss"] == pytest.approx(one["loss"], rel=1e-4)
+            assert both["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+            assert both["loss_tokens"] == one["loss_tokens"]
+            for name in ("entropy", "clip_fraction", "importance_capped", "sampler_parity", "sampler_parity_max"):
+                assert both[name] == pytest.approx(one[name], rel=1e-3), name

@@ -1,0 +1,164 @@
+"""The step's gradient: independent of the micro-batches, and equal to the textbook formulas."""
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from fastgrpo.config import LOSS_PRESETS, Grpo
+from fastgrpo.training.learner import to_samples
+from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
+from fastgrpo.training.packing import pack, sequence_weights
+from fastgrpo.types import Group, RewardTerms, Rollout, Sample
+
+VOCAB, WIDTH = 37, 16
+
+
+class TinyPolicy:
+    """An embedding and a head: enough to see how weights, packing and ratios reach the gradient."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.embedding = torch.randn(VOCAB, WIDTH, generator=generator).requires_grad_()
+        self.head_weight = torch.randn(VOCAB, WIDTH, generator=generator).requires_grad_()
+        self.device = torch.device("cpu")
+
+    def gathered(self, compute):
+        return compute()
+
+    def hidden(self, batch) -> torch.Tensor:
+        return self.embedding[batch.input_ids_T] + 0.01 * batch.position_ids_T[:, None]
+
+    def gradient(self) -> torch.Tensor:
+        flat = torch.cat([self.embedding.grad.flatten(), self.head_weight.grad.flatten()])
+        self.embedding.grad = self.head_weight.grad = None
+        return flat
+
+
+def samples(count: int = 9) -> list[Sample]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for number in range(count):
+        length = 5 + 3 * number
+        ids = torch.randint(VOCAB, (length,), generator=generator).tolist()
+        mask = [0, 0] + [1] * (length - 2)
+        logprobs = (-3 - torch.rand(length, generator=generator)).tolist()
+        made.append(Sample(ids, mask, logprobs, advantage=float(number % 3 - 1) * (1 + number / 10)))
+    return made
+
+
+def step_gradient(policy: TinyPolicy, items: list[Sample], config: Grpo, budget: int) -> torch.Tensor:
+    counts = [sample.loss_tokens for sample in items]
+    totals = (sum(counts), len(items))
+    weights = sequence_weights(counts, config.normaliser, constant=config.max_new_tokens, totals=totals)
+    for batch in pack(items, weights, budget, "cpu"):
+        batch.old_logprobs_N = token_logprobs(policy, batch, 1.0) + 0.1 * torch.sin(batch.targets_N.float())
+        batch.ref_logprobs_N = batch.old_logprobs_N - 0.05
+        policy_loss(policy, batch, config).loss.backward()
+    return policy.gradient()
+
+
+@pytest.mark.parametrize("name", sorted(LOSS_PRESETS))
+@pytest.mark.parametrize("budget", [1, 40, 64])
+def test_the_gradient_does_not_depend_on_how_the_step_is_cut(name: str, budget: int) -> None:
+    config = msgspec.structs.replace(Grpo(), kl_weight=0.1, **LOSS_PRESETS[name])
+    policy = TinyPolicy()
+    whole = step_gradient(policy, samples(), config, 100_000)
+    cut = step_gradient(policy, samples(), config, budget)
+    assert whole.norm() > 0
+    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-6)
+
+
+def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torch.Tensor:
+    """The papers' objectives, sequence by sequence, at the old and sampling logprobs of `step_gradient`."""
+    tokens = sum(sample.loss_tokens for sample in items)
+    total = torch.zeros(())
+    for sample in items:
+        ids, mask = torch.tensor(sample.token_ids), torch.tensor(sample.loss_mask[1:]).bool()
+        logits = (policy.embedding[ids] + 0.01 * torch.arange(len(ids))[:, None]) @ policy.head_weight.T
+        logp = logits.log_softmax(-1)[:-1].gather(1, ids[1:, None]).squeeze(1)[mask]
+        old = logp.detach() + 0.1 * torch.sin(ids[1:][mask].float())
+        sampler = torch.tensor(sample.logprobs)[1:][mask]
+        ratio = (logp - old).exp()
+        if config.ratio == "sequence":
+            ratio = (logp - old).mean().exp().expand(len(logp))
+        clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        objective = torch.minimum(ratio * sample.advantage, clipped * sample.advantage)
+        if config.ratio == "cispo":
+            objective = clipped.detach() * sample.advantage * logp
+        distance = old - 0.05 - logp
+        importance = (old - sampler).exp().clamp(max=config.tis_cap) if config.tis_cap else 1.0
+        loss = -importance * objective
+        loss = loss + config.kl_weight * (distance.exp() - distance - 1)
+        divisor = {"token": tokens, "sequence": len(items) * len(logp), "constant": len(items) * config.max_new_tokens}
+        total = total + loss.sum() / divisor[config.normaliser]
+    return total
+
+
+@pytest.mark.parametrize("name", sorted(LOSS_PRESETS))
+def test_every_loss_has_its_papers_gradient(name: str) -> None:
+    """With clips that hold for some of the ratios. GSPO's gradient goes through the whole sequence's ratio, in which
+    weights of single tokens, TIS's, have no place."""
+    clip, cap = (0.02, 0.0) if name == "gspo" else (0.05, 2.0)
+    preset = LOSS_PRESETS[name] | {"clip_low": clip, "clip_high": clip}
+    config = msgspec.structs.replace(Grpo(), kl_weight=1e-3, tis_cap=cap, **preset)
+    policy = TinyPolicy()
+    found = step_gradient(policy, samples(), config, 64)
+    textbook_loss(policy, samples(), config).backward()
+    expected = policy.gradient()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_normalisers_weigh_tokens_as_their_papers_do() -> None:
+    counts: dict[str, Any] = {"constant": 10, "totals": (8, 2)}
+    assert sequence_weights([2, 6], "token", **counts) == [1 / 8, 1 / 8]
+    assert sequence_weights([2, 6], "sequence", **counts) == [1 / 4, 1 / 12]
+    assert sequence_weights([2, 6], "constant", **counts) == [1 / 20, 1 / 20]
+
+
+def test_sft_is_the_token_mean_of_the_negative_log_likelihood() -> None:
+    policy, items = TinyPolicy(), samples(3)
+    counts = [sample.loss_tokens for sample in items]
+    weights = sequence_weights(counts, "token", constant=1, totals=(sum(counts), 3))
+    loss = sum(sft_loss(policy, batch) for batch in pack(items, weights, 16, "cpu"))
+    terms = []
+    for sample in items:
+        ids = torch.tensor(sample.token_ids)
+        logits = (policy.embedding[ids] + 0.01 * torch.arange(len(ids))[:, None]) @ policy.head_weight.T
+        logprobs = logits.log_softmax(-1)[:-1].gather(1, ids[1:, None]).squeeze(1)
+        terms.append(logprobs[1:])
+    torch.testing.assert_close(loss, -torch.cat(terms).mean(), rtol=1e-5, atol=1e-6)
+
+
+def rollout(total: float | None) -> Rollout:
+    terms = None
+    if total is not None:
+        terms = RewardTerms(total=total, performance=total, complexity=0.0, diversity=0.0, format=0.0)
+    return Rollout([1, 2, 3], [0, 1, 1], [0.0, -1.0, -1.0], ["x"], [None], reward=terms)
+
+
+def test_groups_without_variance_and_infrastructure_failures_stay_out_of_the_batch() -> None:
+    even = Group(None, [rollout(0.5), rollout(0.5), rollout(0.5)])
+    mixed = Group(None, [rollout(0.0), rollout(None), rollout(1.0)])
+    chosen = to_samples([even, mixed], Grpo())
+    assert sorted(sample.advantage for sample in chosen) == pytest.approx([-0.7071, 0.7071], abs=1e-3)
+    with_kl = to_samples([even, mixed], msgspec.structs.replace(Grpo(), kl_weight=0.1))
+    assert len(with_kl) == 5
+
+
+def test_a_rollout_at_its_groups_mean_counts_in_the_normalisers() -> None:
+    """DAPO's 1 / sum of |o_i| and GRPO's 1 / G run over all members of a group, also those that move nothing."""
+    chosen = to_samples([Group(None, [rollout(0.0), rollout(0.5), rollout(1.0)])], Grpo())
+    assert [sample.advantage for sample in chosen] == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
+
+
+def test_an_infrastructure_failure_does_not_move_its_groups_baseline() -> None:
+    with_failure = to_samples([Group(None, [rollout(0.2), rollout(None), rollout(0.8)])], Grpo())
+    without = to_samples([Group(None, [rollout(0.2), rollout(0.8)])], Grpo())
+    assert [sample.advantage for sample in with_failure] == [sample.advantage for sample in without]
+
+
+def test_samples_count_no_token_without_a_prediction() -> None:
+    assert Sample([5, 6], [1, 1], [0.0, 0.0]).loss_tokens == 1
+    assert Sample([5, 6], [1, 0], [0.0, 0.0]).loss_tokens == 0

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, Qwen2Config
+
+from fastgrpo.errors import UserError
+from fastgrpo.policy.model import load_policy
+from fastgrpo.training.memory import (
+    GIB,
+    Workload,
+    activation_bytes_per_token,
+    count_parameters,
+    device_capacity,
+    kv_bytes_per_token,
+    plan_memory,
+)
+from fastgrpo.types import Runs
+
+QWEN_7B = Qwen2Config(
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    tie_word_embeddings=False,
+)
+WORKLOAD = Workload(micro_batch_tokens=16384, max_num_seqs=512, max_model_len=1536, activation_checkpointing=True)
+
+
+def test_known_sizes() -> None:
+    assert count_parameters(QWEN_7B) == 7_615_616_512
+    assert kv_bytes_per_token(QWEN_7B, torch.bfloat16) == 2 * 28 * 4 * 128 * 2
+    llama = LlamaConfig(num_attention_heads=32, num_key_value_heads=8, head_dim=64, num_hidden_layers=16)
+    assert kv_bytes_per_token(llama, torch.bfloat16) == 2 * 16 * 8 * 64 * 2
+
+
+def test_seven_billion_fit_on_eight_gpus_and_not_on_one() -> None:
+    plan = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8), 80 * 10**9)
+    plan.check()
+    with pytest.raises(UserError, match=r"needs .* GiB and 74\.5 GiB are free; the largest item is master weights"):
+        plan_memory(QWEN_7B, WORKLOAD, 80 * 10**9).check()
+
+
+def test_seven_billion_fit_on_one_with_the_optimizer_on_the_host() -> None:
+    with pytest.raises(UserError, match=r"set model\.offload_optimizer, or train on more GPUs"):
+        plan_memory(QWEN_7B, WORKLOAD, 80 * 10**9).check()
+    plan = plan_memory(QWEN_7B, replace(WORKLOAD, offload_optimizer=True), 80 * 10**9)
+    plan.check()
+    sizes = {item.name: item.size for item in plan.items}
+    assert sizes["master weights, Adam moments"] == 12 * 2**25
+
+
+def test_kv_cache_is_all_that_is_wanted_or_all_that_is_left() -> None:
+    roomy = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8), 140 * GIB)
+    assert roomy.kv_cache_gb * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)
+    tight = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8), 50 * GIB)
+    assert tight.kv_cache_gb < roomy.kv_cache_gb
+    assert tight.generating == pytest.approx(50 * GIB, rel=1e-6)
+    tight.check()
+    assert plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gb=3.5), 50 * GIB).kv_cache_gb == 3.5
+
+
+def test_a_kv_cache_beside_training_leaves_room_for_one_group_a_micro_batch() -> None:
+    workload = replace(WORKLOAD, ranks=8, group_tokens=6000)
+    apart, beside = (plan_memory(QWEN_7B, replace(workload, overlapped=value), 64 * GIB) for value in (False, True))
+    assert (apart.micro_batch_tokens, beside.micro_batch_tokens) == (16384, 6000)
+    assert beside.kv_cache_gb < apart.kv_cache_gb
+    assert beside.training == pytest.approx(64 * GIB, rel=1e-6)
+    beside.check()
+    roomy = plan_memory(QWEN_7B, replace(workload, overlapped=True), 140 * GIB)
+    assert roomy.micro_batch_tokens == 16384
+    assert roomy.kv_cache_gb * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)
+    undivided = plan_memory(QWEN_7B, replace(workload, group_tokens=20_000, overlapped=True), 64 * GIB)
+    assert undivided.micro_batch_tokens == 16384
+    tight = plan_memory(QWEN_7B, replace(workload, overlapped=True, kv_cache_gb=8.0), 52 * GIB)
+    assert tight.micro_batch_tokens < 16384
+    tight.check()
+
+
+def test_what_vllm_computes_with_is_beside_training_only_where_both_overlap() -> None:
+    name = "vLLM's logits and activations"
+    apart, beside, on_cpu = (
+        {item.name: item for item in plan_memory(QWEN_7B, replace(WORKLOAD, **change), 140 * GIB).items}
+        for change in ({}, {"overlapped": True}, {"on_gpu": False, "kv_cache_gb": 1.0})
+    )
+    assert apart[name].size == 12 * 512 * 152064 * 4
+    assert (apart[name].generating, apart[name].training, beside[name].training) == (True, False, True)
+    assert name not in on_cpu
+
+
+def test_lora_needs_state_for_its_adapters_alone() -> None:
+    sizes = {item.name: item.size for item in plan_memory(QWEN_7B, replace(WORKLOAD, lora_rank=16), 140 * GIB).items}
+    per_layer = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
+    assert sizes["master weights, Adam moments"] == 28 * 16 * per_layer * 12
+    assert sizes["the trainer's frozen base"] == sizes["vLLM's merged weights"] == 2 * count_parameters(QWEN_7B)
+
+
+def test_sharded_training_and_a_tensor_parallel_vllm_divide_what_they_can() -> None:
+    workload = replace(WORKLOAD, ranks=8, tensor_parallel=2, kv_cache_gb=4.0, reference=True)
+    sizes = {item.name: item.size for item in plan_memory(QWEN_7B, workload, 80 * 10**9).items}
+    parameters, tables = count_parameters(QWEN_7B), 2 * 152064 * 3584
+    assert sizes["vLLM's weights"] == parameters
+    assert sizes["sharded master weights, Adam moments"] == 12 * parameters / 8
+    assert sizes["sharded gradients"] == 4 * parameters / 8
+    assert sizes["sharded reference policy"] == 2 * parameters / 8
+    whole = tables + 2 * (parameters - tables) / 28
+    assert sizes["gathered layers and head"] == pytest.approx(2 * whole, rel=1e-6)
+    assert kv_bytes_per_token(QWEN_7B, torch.bfloat16, 2) == kv_bytes_per_token(QWEN_7B, torch.bfloat16) / 2
+    assert kv_bytes_per_token(QWEN_7B, torch.bfloat16, 8) == kv_bytes_per_token(QWEN_7B, torch.bfloat16) / 4
+
+
+def test_token_budget_shrinks_to_what_fits() -> None:
+    workload = replace(WORKLOAD, ranks=8, activation_checkpointing=False, kv_cache_gb=1.0)
+    wide = plan_memory(QWEN_7B, workload, 200 * GIB)
+    narrow = plan_memory(QWEN_7B, workload, 60 * GIB)
+    assert wide.micro_batch_tokens == 16384
+    assert 1536 <= narrow.micro_batch_tokens < 16384
+    narrow.check()
+    hopeless = plan_memory(QWEN_7B, replace(workload, ranks=512, max_model_len=16384), 40 * GIB)
+    with pytest.raises(UserError, match=r"training needs .* set model.gradient_checkpointing or lower grpo"):
+        hopeless.check()
+
+
+def test_table_names_every_item_and_the_sums() -> None:
+    plan = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8, reference=True), 140 * GIB)
+    lines = plan.table().splitlines()
+    assert [line.split("  ")[0] for line in lines[1:-2]] == [item.name for item in plan.items]
+    assert "reference policy" in plan.table()
+    assert f"{plan.training / GIB:.2f}" in lines[-2]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_what_autograd_keeps(tiny_folder: Path, checkpointing: bool) -> None:
+    """The bytes that forward saves for backward, parameters aside, against the plan's formula."""
+    policy = load_policy(tiny_folder, activation_checkpointing=checkpointing)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens, config = 512, policy.model.config
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        bounds = torch.arange(0, tokens + 1, 64, dtype=torch.int32), 64
+        hidden_TH = policy.forward(torch.arange(tokens), torch.arange(tokens) % 64, Runs(*bounds, *bounds))
+    layer = activation_bytes_per_token(config, torch.float32, compiled=False)
+    expected = config.num_hidden_layers * (4 * config.hidden_size if checkpointing else layer)
+    last_norm = 2 * 4 * config.hidden_size
+    assert sum(kept.values()) / tokens == pytest.approx(expected + last_norm, rel=0.1)
+    assert hidden_TH.shape == (tokens, config.hidden_size)
+
+
+def test_capacity_of_this_machine() -> None:
+    assert device_capacity(torch.device("cpu")) > GIB

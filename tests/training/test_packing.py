@@ -1,0 +1,115 @@
+"""Micro-batches: nothing lost, nothing padded, budgets kept, targets beside the state that predicts them."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastgrpo.training.packing import balance, families, pack, partition
+from fastgrpo.types import Batch, Sample
+
+lengths = st.lists(st.integers(1, 60), max_size=40)
+
+
+@given(lengths, st.integers(1, 80))
+def test_partition_keeps_every_sequence_once_and_the_budget(sizes: list[int], budget: int) -> None:
+    groups = partition(sizes, budget)
+    assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
+    for group in groups:
+        assert sum(sizes[i] for i in group) <= budget or len(group) == 1
+
+
+@given(lengths, st.integers(1, 80))
+def test_partition_never_leaves_two_half_empty_groups(sizes: list[int], budget: int) -> None:
+    loads = [sum(sizes[i] for i in group) for group in partition(sizes, budget)]
+    assert sum(load <= budget // 2 for load in loads) <= 1
+
+
+@given(lengths, st.integers(1, 8))
+def test_balance_is_within_one_sequence_of_even(sizes: list[int], ranks: int) -> None:
+    shares = balance(sizes, ranks)
+    assert sorted(i for share in shares for i in share) == list(range(len(sizes)))
+    loads = [sum(sizes[i] for i in share) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes, default=0)
+
+
+@pytest.mark.parametrize("call", [lambda: partition([1], 0), lambda: balance([1], 0)])
+def test_impossible_sizes_are_refused(call) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        call()
+
+
+PROMPTS = [[1], [2, 3, 4], [2, 3, 5, 6, 7]]
+completions = st.lists(st.tuples(st.integers(0, 999), st.booleans()), max_size=12)
+
+
+def sample_of(prompt: list[int], completion: list[tuple[int, bool]]) -> Sample:
+    token_ids = prompt + [token for token, _ in completion]
+    mask = [0] * len(prompt) + [int(mask) for _, mask in completion]
+    return Sample(token_ids, mask, [-float(i) for i in range(len(token_ids))], advantage=0.5)
+
+
+samples = st.lists(st.builds(sample_of, st.sampled_from(PROMPTS), completions), min_size=1, max_size=12)
+
+
+def runs_of(batch: Batch) -> list[list[int]]:
+    """For each run the positions of its keys."""
+    index = batch.runs.key_index_U
+    keys = list(range(len(batch.input_ids_T))) if index is None else index.tolist()
+    return [keys[start:end] for start, end in pairwise(batch.runs.cu_keys_S.tolist())]
+
+
+@given(samples, st.integers(1, 64))
+def test_every_sequence_sees_itself_and_its_prompt_alone(items: list[Sample], budget: int) -> None:
+    sequences = []
+    for batch in pack(items, [1.0] * len(items), budget, "cpu"):
+        queries = list(pairwise(batch.runs.cu_queries_S.tolist()))
+        assert queries[-1][1] == len(batch.input_ids_T) == len(batch.position_ids_T)
+        assert batch.runs.max_queries == max(end - start for start, end in queries)
+        for (start, end), keys in zip(queries, runs_of(batch), strict=True):
+            assert keys[len(keys) - (end - start) :] == list(range(start, end)), "a run's own tokens come last"
+            assert batch.position_ids_T[keys].tolist() == list(range(len(keys)))
+            sequences.append(batch.input_ids_T[keys].tolist())
+        assert batch.runs.max_keys == max(map(len, runs_of(batch)))
+        assert len(batch.input_ids_T) <= budget or len(queries) == 1
+    missing = Counter(tuple(item.token_ids) for item in items) - Counter(map(tuple, sequences))
+    assert not missing
+
+
+@given(samples, st.integers(1, 64))
+def test_pack_aligns_targets_with_their_predicting_position(items: list[Sample], budget: int) -> None:
+    weights = [1.0 + i for i in range(len(items))]
+    seen = []
+    for batch in pack(items, weights, budget, "cpu"):
+        for n, position in enumerate(batch.loss_index_N.tolist()):
+            i, t = int(batch.sequence_N[n]), int(batch.position_ids_T[position]) + 1
+            assert batch.input_ids_T[position] == items[i].token_ids[t - 1]
+            assert batch.targets_N[n] == items[i].token_ids[t]
+            assert batch.weights_N[n] == weights[i]
+            seen.append((i, t, float(batch.sampled_logprobs_N[n])))
+    expected = [
+        (i, t, item.logprobs[t])
+        for i, item in enumerate(items)
+        for t in range(1, len(item.token_ids))
+        if item.loss_mask[t]
+    ]
+    assert sorted(seen) == sorted(expected)
+
+
+def test_a_prompt_is_stored_once_for_all_its_sequences() -> None:
+    group = [sample_of([7] * 10, [(i, True)] * 5) for i in range(8)]
+    (batch,) = pack(group, [1.0] * 8, 64, "cpu")
+    assert len(batch.input_ids_T) == 10 + 8 * 5
+    assert [len(batch.input_ids_T) for batch in pack(group, [1.0] * 8, 30, "cpu")] == [30, 30]
+
+
+@given(samples, st.integers(1, 40))
+def test_families_keep_every_sample_once_and_their_limit(items: list[Sample], limit: int) -> None:
+    found = families(items, limit)
+    assert sorted(i for family in found for i in family.members) == list(range(len(items)))
+    for family in found:
+        own = sum(len(items[i].token_ids) - family.shared for i in family.members)
+        assert family.tokens == family.shared + own
+        assert family.tokens <= limit or len(family.members) == 1
