@@ -15,9 +15,9 @@ import msgspec
 from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.parse import InvalidWorkflow, parse_completion
-from fastgrpo.flow.prompt import query_prompt
+from fastgrpo.flow.prompt import query_prompt, round_feedback
+from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.protocol import Request, Worker
-from fastgrpo.types import Execution, Problem
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,16 +46,15 @@ class Teacher(Protocol):
 class ModelTeacher:
     """A large model behind any worker, asked in one growing conversation."""
 
-    def __init__(self, worker: Worker, environment: WorkflowEnvironment) -> None:
+    def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._environment = environment
 
     async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:
         """One more assistant turn of the conversation."""
         messages = [{"role": "user", "content": query_prompt(problem, "full")}]
         for completion, execution in rounds:
             messages.append({"role": "assistant", "content": completion})
-            messages.append({"role": "user", "content": self._environment.feedback_text(execution)})
+            messages.append({"role": "user", "content": round_feedback(execution)})
         request = Request(operator="custom", problem=problem, messages=messages, seed=seed)
         return (await self._worker.ask(request)).text
 

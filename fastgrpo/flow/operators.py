@@ -13,8 +13,8 @@ from msgspec import Meta
 from fastgrpo.flow import messages
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.problems import describe_tests, preamble
+from fastgrpo.flow.types import Problem, WorkerCall
 from fastgrpo.flow.workers.protocol import Operator, Reply, Request, RequestRejected, Worker, WorkerError
-from fastgrpo.types import Problem, WorkerCall
 from fastgrpo_sandbox import CallError, Outcome, SandboxPool
 
 _SHOWN_TESTS = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastgrpo.types import Execution, Problem
+from fastgrpo.flow.types import Execution, Problem
 
 Instruction = Literal["short", "full"]
 

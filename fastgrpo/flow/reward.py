@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastgrpo.config import Reward
+from fastgrpo.config import RewardWeights
 from fastgrpo.flow.diversity import distinctness
-from fastgrpo.types import Execution, RewardTerms
+from fastgrpo.flow.types import Execution
+from fastgrpo.types import Reward
 from fastgrpo_sandbox.guest.syntax import parse
 
 
-def group_rewards(executions: Sequence[Execution], weights: Reward) -> list[RewardTerms | None]:
+def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> list[Reward | None]:
     """One reward for each execution of a group; None for an infrastructure failure, which is nobody's merit or fault.
 
     `total = performance - complexity + diversity - format`, each term with its weight: w_p x pass rate, w_c x AST
@@ -25,10 +26,10 @@ def group_rewards(executions: Sequence[Execution], weights: Reward) -> list[Rewa
     ]
 
 
-def _terms(execution: Execution, distinct: float, weights: Reward) -> RewardTerms:
+def _terms(execution: Execution, distinct: float, weights: RewardWeights) -> Reward:
     performance = weights.performance * execution.pass_rate
     complexity = weights.complexity * execution.complexity
     diversity = weights.diversity * distinct
     penalty = weights.format if execution.status == "invalid" else 0.0
-    total = performance - complexity + diversity - penalty
-    return RewardTerms(total=total, performance=performance, complexity=complexity, diversity=diversity, format=penalty)
+    terms = {"performance": performance, "complexity": complexity, "diversity": diversity, "format": penalty}
+    return Reward(total=performance - complexity + diversity - penalty, terms=terms)

@@ -13,8 +13,8 @@ from bench.structures import WORKFLOWS, completion
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.limits import WorkflowLimits
+from fastgrpo.flow.types import Execution
 from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, WorkerError
-from fastgrpo.types import Execution
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from fastgrpo.flow import messages
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line
+from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
-from fastgrpo.types import Problem
 from fastgrpo_sandbox import CallError
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool
 

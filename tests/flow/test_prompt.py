@@ -6,7 +6,7 @@ from fastgrpo.flow import problems as data
 from fastgrpo.flow.complexity import OPERATORS
 from fastgrpo.flow.parse import parse_completion
 from fastgrpo.flow.prompt import query_prompt, round_feedback
-from fastgrpo.types import Execution
+from fastgrpo.flow.types import Execution
 
 
 def test_the_short_prompt_adds_a_few_words() -> None:

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.structures import WORKFLOWS
-from fastgrpo.config import Reward
+from fastgrpo.config import RewardWeights
 from fastgrpo.flow.diversity import distinctness
 from fastgrpo.flow.reward import group_rewards
-from fastgrpo.types import Execution
+from fastgrpo.flow.types import Execution
 
 ONE, TWO = WORKFLOWS["generate"], WORKFLOWS["3 generate, ensemble, test"]
 
@@ -49,8 +49,8 @@ def test_alone_or_absent_is_not_distinct() -> None:
 def test_a_number_too_long_to_write_out_is_a_constant_like_any_other() -> None:
     """Python refuses to write more than 4300 digits, but reads 4000 hexadecimal ones: 8000 characters of code may."""
     long = f"async def workflow(p):\n    n = 0x{'f' * 4000}\n    return ''"
-    rewards = group_rewards([ok(long, 0.0, 0.1), ok(long[:-20] + "1\n    return ''", 0.0, 0.1)], Reward())
-    assert all(terms is not None and terms.diversity > 0 for terms in rewards)
+    rewards = group_rewards([ok(long, 0.0, 0.1), ok(long[:-20] + "1\n    return ''", 0.0, 0.1)], RewardWeights())
+    assert all(terms is not None and terms.terms["diversity"] > 0 for terms in rewards)
 
 
 @settings(deadline=None, max_examples=50)
@@ -68,7 +68,7 @@ def ok(code: str, pass_rate: float, complexity: float) -> Execution:
 
 
 def test_terms_add_up() -> None:
-    weights = Reward(performance=2.0, complexity=0.5, diversity=0.1, format=0.7)
+    weights = RewardWeights(performance=2.0, complexity=0.5, diversity=0.1, format=0.7)
     group = [
         ok(ONE, 0.5, 0.2),
         ok(TWO, 1.0, 0.6),
@@ -78,14 +78,14 @@ def test_terms_add_up() -> None:
     ]
     first, second, invalid, timeout, ours = group_rewards(group, weights)
     assert first is not None
-    assert first.performance == 1.0
-    assert first.complexity == pytest.approx(0.1)
-    assert first.diversity > 0
-    assert first.total == pytest.approx(1.0 - 0.1 + first.diversity)
+    assert first.terms["performance"] == 1.0
+    assert first.terms["complexity"] == pytest.approx(0.1)
+    assert first.terms["diversity"] > 0
+    assert first.total == pytest.approx(1.0 - 0.1 + first.terms["diversity"])
     assert second is not None
-    assert second.total == pytest.approx(2.0 - 0.3 + second.diversity)
+    assert second.total == pytest.approx(2.0 - 0.3 + second.terms["diversity"])
     assert invalid is not None
-    assert (invalid.total, invalid.format, invalid.complexity) == (-0.7, 0.7, 0.0)
+    assert (invalid.total, invalid.terms["format"], invalid.terms["complexity"]) == (-0.7, 0.7, 0.0)
     assert timeout is not None
     assert timeout.total == pytest.approx(-0.1)
     assert ours is None
@@ -93,5 +93,5 @@ def test_terms_add_up() -> None:
 
 def test_failing_in_a_new_way_earns_nothing() -> None:
     failed = Execution(status="failed", workflow=TWO, complexity=0.6)
-    rewards = group_rewards([ok(ONE, 1.0, 0.2), failed], Reward())
-    assert [terms and terms.diversity for terms in rewards] == [0.0, 0.0]
+    rewards = group_rewards([ok(ONE, 1.0, 0.2), failed], RewardWeights())
+    assert [terms and terms.terms["diversity"] for terms in rewards] == [0.0, 0.0]

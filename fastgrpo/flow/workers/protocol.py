@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 
 Operator = Literal["generate", "custom", "review", "revise", "ensemble", "test"]
 

@@ -22,9 +22,9 @@ import msgspec
 
 from fastgrpo.flow.messages import letter
 from fastgrpo.flow.problems import describe_tests
+from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.mutants import Mutation, mutations
 from fastgrpo.flow.workers.protocol import Reply, Request, WorkerError
-from fastgrpo.types import Problem
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 from fastgrpo_sandbox.guest.syntax import parse
 

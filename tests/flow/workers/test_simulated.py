@@ -12,15 +12,15 @@ import pytest
 from msgspec.structs import replace
 
 from bench.structures import WORKFLOWS, completion
-from fastgrpo.config import Reward
+from fastgrpo.config import RewardWeights
 from fastgrpo.flow import messages
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.limits import WorkflowLimits
+from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.protocol import Request
 from fastgrpo.flow.workers.simulated import Bank, SimulatedWorker, Skill, normalised
-from fastgrpo.types import Execution, Problem
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool
 
 pytestmark = pytest.mark.jail
@@ -233,7 +233,7 @@ def test_structure_pays_where_problems_are_hard_and_costs_where_they_are_easy() 
         return {name: [await rate(name, easy), await rate(name, hard)] for name in names}
 
     rates = with_worker(use)
-    weight = Reward().complexity
+    weight = RewardWeights().complexity
     cost = {name: weight * complexity(ast.parse(WORKFLOWS[name])) for name in names}
     plain, tested = (rates[name] for name in names)
     assert plain[0] - cost[names[0]] > tested[0] - cost[names[1]]
