@@ -21,6 +21,7 @@ from fastgrpo.flow.task import load_problems, open_environment
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.model import load_tokenizer
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
+from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import Sampling, collect
@@ -94,12 +95,11 @@ def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
 
 
 def _by_difficulty(rows: Sequence[EvalRow]) -> dict[str, float]:
-    ranked = sorted({(row.difficulty, row.problem_id) for row in rows if row.difficulty is not None})
-    third = len(ranked) // 3
     means = {}
-    for name, part in (("easy", ranked[:third]), ("hard", ranked[len(ranked) - third :])):
-        problems = {problem for _, problem in part}
-        values = [r.metrics["complexity"] for r in rows if r.problem_id in problems and "complexity" in r.metrics]
+    parts = thirds([msgspec.structs.asdict(row) for row in rows])
+    for name, problems in (("easy", parts[0]), ("hard", parts[-1])):
+        part = [row.metrics for row in rows if row.problem_id in problems]
+        values = [metrics["complexity"] for metrics in part if "complexity" in metrics]
         if values:
             means[f"complexity_{name}"] = statistics.fmean(values)
     return means
