@@ -6,6 +6,8 @@ weights in place into vLLM -> the next step. Without `--model` the embedded poli
 
 from __future__ import annotations
 
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
+
 import asyncio
 import random
 import sys

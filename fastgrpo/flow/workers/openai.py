@@ -81,7 +81,7 @@ class OpenAIWorker:
         endpoint = self._endpoint
         for attempt in range(endpoint.retries + 1):
             try:
-                return await self._client.chat.completions.create(**body)  # type: ignore[call-overload, no-any-return]
+                return await self._client.chat.completions.create(**body)  # type: ignore[call-overload]
             except _RETRIED as error:
                 if attempt == endpoint.retries:
                     raise WorkerError(self._failure(error, attempt + 1)) from None
