@@ -1,4 +1,4 @@
-"""The one configuration: nested frozen structs, TOML file, command line. Unknown key or wrong type = one sentence.
+"""The one configuration: every key, its bounds, and which exclude each other. Unknown key or wrong type = one sentence.
 
 Every key is declared once: type, default, bounds and help line together. Defaults suit a language model of billions of
 parameters on a GPU; `demo.toml` beside this file has those of the embedded policy, which runs where no model is named.
@@ -7,11 +7,8 @@ parameters on a GPU; `demo.toml` beside this file has those of the embedded poli
 from __future__ import annotations
 
 import difflib
-import itertools
-import json
 import math
 import re
-import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -322,82 +319,3 @@ def resolve(values: dict[str, Any]) -> Config:
     if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
         raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
     return config
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Dotted, checked values of a TOML file. Raises `UserError` for a missing, broken or wrong file."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
-    return checked(dict(_flatten(tables)), source=str(path))
-
-
-def _flatten(tables: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tables.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """The configuration as dotted name to value, in the order of `KEYS`."""
-    return dict(_flatten(msgspec.to_builtins(config)))
-
-
-def to_toml(config: Config) -> str:
-    """The configuration as TOML that `read_toml` reads back to the same configuration."""
-    lines, section = [], ""
-    for name, value in sorted(flat(config).items(), key=lambda item: "." in item[0]):
-        *table, key = name.split(".")
-        if table and table[0] != section:
-            section = table[0]
-            lines.append(f"\n[{section}]")
-        text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        lines.append(f"{key} = {text}")
-    return "\n".join(lines).lstrip() + "\n"
-
-
-def refuse_changes(saved: dict[str, Any], config: Config, *, source: Path) -> None:
-    """Raise `UserError` where `config` differs from the dotted values `saved` in something that changes the numbers.
-
-    A key that is missing, because it is younger than `saved`, had its default.
-    """
-    saved, now = {name: key.default for name, key in KEYS.items()} | saved, flat(config)
-    for name in sorted(saved.keys() | now.keys()):
-        if saved.get(name) != now.get(name) and not FREE_TO_CHANGE.fullmatch(name):
-            raise UserError(
-                f"cannot resume {source}: {name} was {saved.get(name)!r} and is now {now.get(name)!r}; "
-                "set it back, or start a new run under another --name"
-            )
-
-
-def open_folder(config: Config, *, resume: bool) -> Path:
-    """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
-
-    Raises `UserError` where the folder cannot be written, or with `resume` where `config` would change the numbers.
-    """
-    folder = config.folder
-    if resume:
-        saved = folder / "config.toml"
-        refuse_changes(flat(resolve(read_toml(saved))), config, source=saved)
-    try:
-        if not resume and (folder / "config.toml").exists():
-            taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
-            folder.rename(next(path for path in taken if not path.exists()))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the run's folder {folder}: {error.strerror}; free space or set --runs") from None
-    return folder
-
-
-def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`overrides` over `base`; a new `grpo.loss` also replaces what the base's one had set."""
-    if "grpo.loss" in overrides:
-        preset = {f"grpo.{key}" for key in LOSS_PRESETS[overrides["grpo.loss"]]}
-        base = {name: value for name, value in base.items() if name not in preset}
-    return base | overrides

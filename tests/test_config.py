@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fastgrpo import errors
 from fastgrpo.cli import parse, usage
-from fastgrpo.config import KEYS, LOSS_PRESETS, Config, flat, open_folder, read_toml, resolve, to_toml
+from fastgrpo.config import KEYS, LOSS_PRESETS, Config, resolve
+from fastgrpo.config_files import flat, open_folder, read_toml, to_toml
 from fastgrpo.errors import UserError, run_program
 
 

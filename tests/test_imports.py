@@ -15,7 +15,7 @@ PACKAGES = {name: Path(str(module.__file__)).parent for name, module in (
     ("fastgrpo", fastgrpo), ("fastgrpo_sandbox", fastgrpo_sandbox))}  # fmt: skip
 ENGINE = ("rollouts", "engine", "policy", "training", "kernels", "ranks", "record")
 # What the folders of the engine may import of fastgrpo besides themselves.
-FLOOR = {"types", "errors", "config"}
+FLOOR = {"types", "errors", "config", "config_files"}
 ALLOWED = {
     "kernels": set(),
     "ranks": FLOOR,
