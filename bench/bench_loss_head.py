@@ -12,6 +12,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -52,7 +55,7 @@ def realistic_head(n: int, h: int, v: int, *, seed: int = 0) -> tuple[Tensor, Te
     Zipf's law: one for 70 % of the tokens, 18 to 26 above it (entropy below 0.1 nats); else four, 13 to 17 above it.
     """
     generator = torch.Generator(DEVICE).manual_seed(seed)
-    options = {"generator": generator, "device": DEVICE}
+    options: dict[str, Any] = {"generator": generator, "device": DEVICE}
     weight_VH = torch.randn(v, h, dtype=DTYPE, **options) * h**-0.5
     zipf_N4 = ((v + 1.0) ** torch.rand(n, 4, **options)).long().clamp(max=v) - 1
     sure_N1 = torch.rand(n, 1, **options) < 0.7
@@ -136,10 +139,12 @@ def liger(case: Case) -> Step:
     loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, epsilon_low=0.2, epsilon_high=0.28)
     mask_BT = torch.ones(rows, length, device=DEVICE)
     advantages_B = case.tokens.advantages_N[:rows].contiguous()
+    old_N = case.tokens.old_logprobs_N
+    assert old_N is not None, "`make_case` gives them"
 
     def step() -> None:
         case.clear()
-        hidden_BTH, old_BT = case.hidden_NH.view(rows, length, -1), case.tokens.old_logprobs_N.view(rows, length)
+        hidden_BTH, old_BT = case.hidden_NH.view(rows, length, -1), old_N.view(rows, length)
         arguments = (hidden_BTH, case.weight_VH, case.targets_N.view(rows, length), mask_BT, advantages_B)
         loss(*arguments, old_per_token_logps=old_BT)[0].backward()
 
@@ -238,7 +243,7 @@ def print_table(shape: tuple[int, int, int], candidates: list[Callable[[Case], S
 def advantage_steps(rollouts: int = 65_536, group: int = 16) -> dict[str, Step]:
     rewards_R = torch.rand(rollouts, device=DEVICE)
     ids_R = torch.arange(rollouts, device=DEVICE) // group
-    return {mode: lambda mode=mode: group_advantages(rewards_R, ids_R, mode) for mode in ("grpo", "dr_grpo", "rloo")}
+    return {mode: partial(group_advantages, rewards_R, ids_R, mode) for mode in ("grpo", "dr_grpo", "rloo")}
 
 
 def empty_launch() -> Step:
@@ -246,7 +251,7 @@ def empty_launch() -> Step:
     import triton
 
     @triton.jit
-    def nothing(pointer):
+    def nothing(pointer: Any) -> None:
         pass
 
     one = torch.zeros(1, device=DEVICE)
@@ -308,21 +313,23 @@ def time_block(case: Case, logits_CV: Tensor, block: tuple[int, int, int]) -> tu
     from fastgrpo.kernels import rows_triton
 
     rows, changed_CV = len(logits_CV), logits_CV.clone()
-    chosen = rows_triton.row_block, rows_triton.loss_row_block
     tokens, report_FC = case.tokens.take(slice(rows)), torch.empty(8, rows, device=DEVICE)
     common, sums = (case.targets_N[:rows], reference.LogitTransform()), SoftmaxSums.empty(case.targets_N[:rows])
-    rows_triton.row_block = rows_triton.loss_row_block = lambda _: tuning.RowBlock(*block)
-    forward = milliseconds(lambda: rows_triton.fold_rows(logits_CV, *common, sums, entropy=True), 0.05)
-    both = milliseconds(
-        lambda: rows_triton.loss_rows(changed_CV, *common, tokens, OPTIONS, report_FC, gradient=True), 0.05
-    )
-    rows_triton.row_block, rows_triton.loss_row_block = chosen
+
+    def chosen(_: int) -> tuning.RowBlock:
+        return tuning.RowBlock(*block)
+
+    with mock.patch.multiple(rows_triton, row_block=chosen, loss_row_block=chosen):
+        forward = milliseconds(lambda: rows_triton.fold_rows(logits_CV, *common, sums, entropy=True), 0.05)
+        both = milliseconds(
+            lambda: rows_triton.loss_rows(changed_CV, *common, tokens, OPTIONS, report_FC, gradient=True), 0.05
+        )
     return forward, both
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("candidate", BOTH_WAYS + FORWARD, ids=lambda f: f.__name__)
-def test_loss_head(benchmark, candidate, shape):
+def test_loss_head(benchmark: Any, candidate: Callable[[Case], Step], shape: tuple[int, int, int]) -> None:
     step = candidate(make_case(*shape))
 
     def timed() -> None:
@@ -334,7 +341,7 @@ def test_loss_head(benchmark, candidate, shape):
 
 
 @pytest.mark.parametrize("mode", ["grpo", "dr_grpo", "rloo"])
-def test_group_advantages(benchmark, mode):
+def test_group_advantages(benchmark: Any, mode: str) -> None:
     step = advantage_steps()[mode]
 
     def timed() -> None:

@@ -14,7 +14,7 @@ from fastgrpo.config import LOSS_PRESETS, Key
 INTRODUCTION = """# Configuration
 
 Every key, as `[section]` and `key = value` in a TOML file (`--config FILE`) or as `--section.key VALUE` on the command
-line, which wins. An unknown key and a value out of bounds are errors of one sentence. `--dry-run` prints what is resolved.
+line, which wins. An unknown key and a value out of bounds are errors of one sentence. `--dry-run` prints what results.
 These are the defaults; without `--config` and `--model` the demo's settings apply (`fastgrpo/demo.toml`).
 
 Made by `python -m fastgrpo.config_doc > docs/configuration.md`: change `fastgrpo/config.py`, not this file."""

@@ -217,7 +217,8 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     if job["lines"] is None:
         return _check_verdicts(job, peer)
     namespace = _namespace(job["setup"])
-    return [_line_passes(*line, namespace, peer) for line in job["lines"]]
+    lines: list[tuple[bytes, int, tuple[str, ...], tuple[str, ...]]] = job["lines"]
+    return [_line_passes(*line, namespace, peer) for line in lines]
 
 
 def _namespace(setup: str) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def _run_tests(unittest: Any, module: Any, source: str, names: tuple[str, ...]) 
 
 def _fingerprint() -> dict[tuple[str, str], tuple[int, ...]]:
     """Identity of every builtin and of the code and defaults of everything that decides a unittest's result."""
+    found: dict[tuple[str, str], tuple[int, ...]]
     found = {("builtins", name): (id(value),) for name, value in vars(builtins).items() if name != "_"}
     for module in map(importlib.import_module, WATCHED):
         for name, value in vars(module).items():
