@@ -54,11 +54,12 @@ from fastgrpo.flow.distill import ScriptedTeacher
 from fastgrpo.flow.task import load_problems, open_environment
 from fastgrpo.flow.types import Problem
 from fastgrpo.policy.model import Policy
-from fastgrpo.rollouts.rollouts import Environment
-from fastgrpo.training.learner import to_samples, update
+from fastgrpo.rollouts.environment import Environment
+from fastgrpo.training.learner import to_samples
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.optimizer import AdamW
 from fastgrpo.training.packing import pack
+from fastgrpo.training.update import update
 from fastgrpo.types import Sample
 
 BUDGET = 16384 if CUDA else 512
@@ -147,7 +148,8 @@ def _steps(setup: Setup, name: str, *keys: str) -> None:
             f"sync {1e3 * row['sync_seconds']:.2f} ms; parity {row['sampler_parity']:.4f} nats; "
             f"allocator peak {numbers['allocator']:.1f} GiB",
         )
-        emit(name, numbers | {"driver": {phase: row.get(f"peak/{phase}", 0.0) for phase in ("generate", "train", "sync")}})
+        driver = {phase: row.get(f"peak/{phase}", 0.0) for phase in ("generate", "train", "sync")}
+        emit(name, numbers | {"driver": driver})
 
 
 def _numbers(row: dict[str, float]) -> dict[str, float]:

@@ -34,7 +34,8 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
-from fastgrpo.rollouts.rollouts import Environment, Sampling, collect
+from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.rollouts import Sampling, collect
 from fastgrpo.training import flops as flops_module
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.packing import rank_batches
