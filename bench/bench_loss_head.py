@@ -1,6 +1,6 @@
 """The loss head beside its floor (three matrix products) and its peers, in one run.
 
-As one script: `python bench/bench_loss_head.py` prints a table (`--tune`: the measurements behind kernels/tuning.py).
+As one script: `python bench/bench_loss_head.py` prints a table.
 With pytest-benchmark: `pytest bench/bench_loss_head.py`. On a CPU the same, at a CPU's shapes and without the peers.
 Peers, where installed: TRL's ChunkedLogProbFunction, Liger's fused GRPO loss, Apple's cut cross entropy.
 """
@@ -14,14 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference, tuning
-from fastgrpo.kernels.chunked import SoftmaxSums
+from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference
 from fastgrpo.kernels.reference import LossOptions, TokenInputs
 from fastgrpo.training.advantage import group_advantages
 
@@ -29,7 +27,6 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPE = torch.bfloat16 if GPU else torch.float32
 SHAPES = [(8192, 4096, 151_936), (16_384, 1536, 151_936)] if GPU else [(4096, 128, 1024), (4096, 256, 2048)]
-BLOCKS = [(2048, 4, 8), (2048, 8, 8), (4096, 4, 16), (8192, 2, 32), (8192, 4, 32), (16_384, 2, 32)]
 TRL_CHUNK = 32_768  # what its trainer uses
 OPTIONS = LossOptions("token", 0.2, 0.28)
 Step = Callable[[], object]
@@ -289,44 +286,6 @@ def print_advantages() -> None:
         print(f"65,536 advantages {name:14} {device} {queue_microseconds(step):8.2f} us from Python", flush=True)
 
 
-def tune(shape: tuple[int, int, int]) -> None:
-    """Prints what the tables in kernels/tuning.py were chosen from."""
-    case = make_case(*shape)
-    rows = tuning.chunk_rows("cuda", shape[0], shape[2], 2)
-    logits_CV = case.hidden_NH[:rows].detach() @ case.weight_VH.detach().T
-    for block in BLOCKS:
-        forward, both = time_block(case, logits_CV, block)
-        print(f"{rows} x {shape[2]} {block}: forward {forward:.3f} ms, with gradient {both:.3f} ms", flush=True)
-    del logits_CV
-    for mib in (320, 480, 640, 800, 1280):
-        tuning.CHUNK_BYTES["cuda"] = mib << 20
-        forward, both = milliseconds(forward_ours(case)), milliseconds(ours(case))
-        print(f"{shape} chunks of {mib} MiB: forward {forward:.2f} ms, both ways {both:.2f} ms", flush=True)
-    tuning.CHUNK_BYTES["cuda"] = 640 << 20
-    for rows in (1024, 2048, 4096, 8192):
-        tuning.FORWARD_ROWS["cuda"] = rows
-        print(f"{shape} forward by {rows} rows: {milliseconds(forward_ours(case)):.2f} ms", flush=True)
-
-
-def time_block(case: Case, logits_CV: Tensor, block: tuple[int, int, int]) -> tuple[float, float]:
-    """Milliseconds of the two row passes over one chunk."""
-    from fastgrpo.kernels import rows_triton
-
-    rows, changed_CV = len(logits_CV), logits_CV.clone()
-    tokens, report_FC = case.tokens.take(slice(rows)), torch.empty(8, rows, device=DEVICE)
-    common, sums = (case.targets_N[:rows], reference.LogitTransform()), SoftmaxSums.empty(case.targets_N[:rows])
-
-    def chosen(_: int) -> tuning.RowBlock:
-        return tuning.RowBlock(*block)
-
-    with mock.patch.multiple(rows_triton, row_block=chosen, loss_row_block=chosen):
-        forward = milliseconds(lambda: rows_triton.fold_rows(logits_CV, *common, sums, entropy=True), 0.05)
-        both = milliseconds(
-            lambda: rows_triton.loss_rows(changed_CV, *common, tokens, OPTIONS, report_FC, gradient=True), 0.05
-        )
-    return forward, both
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("candidate", BOTH_WAYS + FORWARD, ids=lambda f: f.__name__)
 def test_loss_head(benchmark: Any, candidate: Callable[[Case], Step], shape: tuple[int, int, int]) -> None:
@@ -353,16 +312,11 @@ def test_group_advantages(benchmark: Any, mode: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tune", action="store_true", help="measure block and chunk sizes")
     parser.add_argument("--without", default="", help="comma-separated candidates to leave out")
     arguments = parser.parse_args()
     left_out = arguments.without.split(",")
     name = torch.cuda.get_device_name() if GPU else "CPU"
     print(f"{name}, torch {torch.__version__}, {DTYPE}; ratio to the first line of each block", flush=True)
-    if arguments.tune:
-        for shape in SHAPES:
-            tune(shape)
-        return
     for shape in SHAPES:
         print_table(shape, [c for c in BOTH_WAYS if c.__name__ not in left_out])
         print_table(shape, [c for c in FORWARD if c.__name__ not in left_out])
