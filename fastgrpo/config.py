@@ -44,7 +44,7 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
 
 # What may differ between a run and its continuation: none of it changes what a step computes.
 FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.(steps|execute_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
+    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
     r"|workers\.(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|latency_scale|\w+_price)"
     r"|model\.offload_optimizer"
     r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
@@ -168,6 +168,9 @@ class Grpo(Section, frozen=True):
     execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
         600.0
     )
+    straggler_s: Annotated[
+        float, Meta(ge=0, description="seconds for what still executes after a step's last completion; 0 = execute_s")
+    ] = 0.0
     max_infrastructure: Annotated[
         float, Meta(ge=0, le=1, description="stop where a larger share of a step's rollouts fail in the environment")
     ] = 0.5
