@@ -49,6 +49,8 @@ async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Time
             return await (
                 function(*arguments) if inspect.iscoroutinefunction(function) else _aside(function, arguments)
             )
+    except EnvironmentFailure:
+        raise
     except Exception as error:
         if clock.expired():
             raise
