@@ -247,10 +247,14 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_limit: float = 0.2) -> None:
+    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_threshold: float = 0.2) -> None:
         self.work, self.kv_gib = work, kv_gib
-        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gb": kv_gib if CUDA else 0.2}
-        limits = {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "parity_limit": parity_limit}
+        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": kv_gib if CUDA else 0.2}
+        limits = {
+            "max_model_len": work.max_model_len,
+            "max_num_seqs": work.sequences,
+            "parity_threshold": parity_threshold,
+        }
         self.engine, self.start_seconds = timed(lambda: Engine(folder, **options, **limits))  # type: ignore[arg-type]
         dtype = torch.bfloat16 if CUDA else torch.float32
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)

@@ -47,7 +47,7 @@ FREE_TO_CHANGE = re.compile(
     r"name|runs|grpo\.steps|(checkpoint|eval)\..*|sandbox\.cells"
     r"|workers\.(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|latency_scale|\w+_price)"
     r"|model\.offload_optimizer"
-    r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
+    r"|engine\.(gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
 )
 
 
@@ -91,7 +91,7 @@ class Engine(Section, frozen=True):
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0, le=1, description="share of the GPU's memory that the run's plan may fill")
     ] = 0.9
-    kv_cache_gb: Annotated[float, Meta(gt=0, description="KV cache without a GPU, GiB")] = 1.0
+    kv_cache_gib: Annotated[float, Meta(gt=0, description="KV cache without a GPU, GiB")] = 1.0
     enforce_eager: Annotated[bool, Meta(description="no CUDA graphs: a faster start, slower decoding")] = False
     parity_threshold: Annotated[
         float, Meta(gt=0, description="stop above this mean |logprob difference| vLLM - trainer, nats")

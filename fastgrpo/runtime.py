@@ -147,8 +147,8 @@ def policy_dtype(config: Config) -> torch.dtype:
 
 
 @contextmanager
-def open_engine(config: Config, model: Path, *, kv_cache_gb: float | None = None) -> Iterator[Engine]:
-    """vLLM in this process, with `model`'s weights; `kv_cache_gb` as planned, None = what the configuration says.
+def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = None) -> Iterator[Engine]:
+    """vLLM in this process, with `model`'s weights; `kv_cache_gib` as planned, None = what the configuration says.
 
     Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
     """
@@ -158,10 +158,10 @@ def open_engine(config: Config, model: Path, *, kv_cache_gb: float | None = None
             dtype=str(policy_dtype(config)).removeprefix("torch."),
             max_model_len=config.engine.max_model_len,
             max_num_seqs=config.engine.max_num_seqs,
-            kv_cache_gb=kv_cache_gb or (None if torch.cuda.is_available() else config.engine.kv_cache_gb),
+            kv_cache_gib=kv_cache_gib or (None if torch.cuda.is_available() else config.engine.kv_cache_gib),
             enforce_eager=config.engine.enforce_eager,
             seed=config.seed,
-            parity_limit=config.engine.parity_threshold,
+            parity_threshold=config.engine.parity_threshold,
             step_timeout_s=config.engine.step_timeout_s,
             tensor_parallel=config.engine.tensor_parallel,
         )

@@ -60,7 +60,7 @@ async def warm_start(
         model,
         device=policy_device(),
         dtype=policy_dtype(config),
-        activation_checkpointing=config.model.gradient_checkpointing,
+        gradient_checkpointing=config.model.gradient_checkpointing,
         compile_layers=config.model.compile,
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,

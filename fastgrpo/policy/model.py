@@ -112,7 +112,7 @@ class Policy:
         add_adapters(self.model, self.model.base_model, rank, alpha)
         self.adapted = True
 
-    def activation_checkpointing(self, enabled: bool) -> None:
+    def gradient_checkpointing(self, enabled: bool) -> None:
         """Keep one hidden state a layer and recompute the rest in backward: memory for a third more arithmetic."""
         if enabled:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -188,7 +188,7 @@ def load_policy(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    activation_checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
     compile_layers: bool = False,
     lora_rank: int = 0,
     lora_alpha: float = 32.0,
@@ -215,7 +215,7 @@ def load_policy(
     policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
     if lora_rank:
         policy.add_lora(lora_rank, lora_alpha)
-    policy.activation_checkpointing(activation_checkpointing)
+    policy.gradient_checkpointing(gradient_checkpointing)
     if compile_layers:
         policy.compile_layers()
     return policy

@@ -178,7 +178,7 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
     weights = model if config.model.lora_rank else checkpoint or model
     policy = load_policy(
         weights,
-        activation_checkpointing=config.model.gradient_checkpointing,
+        gradient_checkpointing=config.model.gradient_checkpointing,
         compile_layers=config.model.compile,
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,
@@ -189,7 +189,7 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
         reference = BasePolicy(policy.model, policy.tokenizer)
     elif config.grpo.kl_weight > 0:
         reference = load_policy(model, trained=False, **settings)
-    with open_engine(config, weights, kv_cache_gb=plan.kv_cache_gb) as engine:
+    with open_engine(config, weights, kv_cache_gib=plan.kv_cache_gib) as engine:
         learner = Learner(config, engine, policy, reference, plan)
         if checkpoint is not None:
             learner.restore(checkpoint)

@@ -33,7 +33,7 @@ def test_vllm_samples_from_the_trainers_memory(name: str, tmp_path: Path) -> Non
     kind, changes = KINDS[name]
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
     assert type(policy.model).__name__ == name
-    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gb=0.05)
+    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
     try:
         with torch.no_grad():
             # Not the weights that vLLM read from the folder.

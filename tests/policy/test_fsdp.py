@@ -41,7 +41,7 @@ def samples(step: int) -> list[Sample]:
 
 def policies(folder: Path, sharded: bool) -> tuple[Policy, Policy]:
     torch.set_num_threads(1)
-    policy = load_policy(folder, device=policy_device(), sharded=sharded, activation_checkpointing=True)
+    policy = load_policy(folder, device=policy_device(), sharded=sharded, gradient_checkpointing=True)
     return policy, load_policy(folder, device=policy_device(), sharded=sharded, trained=False)
 
 

@@ -69,7 +69,7 @@ def test_the_base_is_the_reference_and_the_adapters_train_on(tiny_folder: Path) 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_only_adapters_of_the_decoder_have_gradients(tiny_folder: Path, checkpointing: bool) -> None:
-    policy = load_policy(tiny_folder, lora_rank=4, activation_checkpointing=checkpointing)
+    policy = load_policy(tiny_folder, lora_rank=4, gradient_checkpointing=checkpointing)
     trained = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
     assert trained == lora.adapter_state(policy.model).keys()
     assert len(trained) == 2 * 7 * policy.model.config.num_hidden_layers

@@ -43,7 +43,7 @@ def gradients(policy: Policy, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_is_one_sequence_at_a_time(tiny_folder: Path, checkpointing: bool) -> None:
-    policy = load_policy(tiny_folder, activation_checkpointing=checkpointing)
+    policy = load_policy(tiny_folder, gradient_checkpointing=checkpointing)
     single = [packed_hidden(policy, [part]) for part in sequences()]
     packed = packed_hidden(policy, sequences())
     torch.testing.assert_close(packed, torch.cat(single), atol=2e-6, rtol=1e-5)

@@ -26,7 +26,7 @@ def rank_main(rank: int, folder: str, port: int) -> None:
     with joined_ranks() as joined:
         assert joined == (rank, 2)
         policy = load_policy(folder)
-        engine = Engine(folder, max_model_len=64, kv_cache_gb=0.05, max_num_seqs=8)
+        engine = Engine(folder, max_model_len=64, kv_cache_gib=0.05, max_num_seqs=8)
         engine.sync(policy)
         optimizer = AdamW(policy.model.parameters(), lr=1e-2)
         bounds = torch.tensor([0, TOKENS]).int(), TOKENS
