@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 from fastgrpo.config import Grpo
 from fastgrpo.engine.engine import Engine
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
@@ -274,7 +275,7 @@ class Setup:
         return await collect(
             engine,
             environment,
-            self.policy.tokenizer,
+            Chat(self.policy.tokenizer),
             problems,
             group_size=self.work.group,
             sampling=self.work.sampling(),

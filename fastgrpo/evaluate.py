@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,7 +16,7 @@ from fastgrpo.config import Config
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, rank_and_world, replica_share
 from fastgrpo.rollouts.rollouts import Environment, collect
 from fastgrpo.runtime import load_problems, of_replica, open_engine, open_environment, run_async, sampling_of
@@ -40,7 +39,7 @@ class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def evaluate(
-    engine: Engine, environment: Environment, tokenizer: Any, problems: Sequence[Problem], config: Config, stage: str
+    engine: Engine, environment: Environment, chat: Chat, problems: Sequence[Problem], config: Config, stage: str
 ) -> list[EvalRow]:
     """`config.eval.samples` rollouts of each problem; those that our own failures ended are left out.
 
@@ -49,7 +48,7 @@ async def evaluate(
     groups = await collect(
         engine,
         environment,
-        tokenizer,
+        chat,
         problems[replica_share(config.engine.tensor_parallel)],
         group_size=config.eval.samples,
         sampling=replace(sampling_of(config), temperature=config.eval.temperature),
@@ -122,8 +121,8 @@ async def _main(config: Config) -> None:
     _, held_out = load_problems(config)
     async with of_replica(open_environment(config), config) as environment:
         with open_engine(config, Path(config.model.path)) as engine:
-            tokenizer = load_tokenizer(config.model.path)
-            rows = await evaluate(engine, environment, tokenizer, held_out, config, "evaluate")
+            chat = load_chat(config.model.path, config.model)
+            rows = await evaluate(engine, environment, chat, held_out, config, "evaluate")
     if held_out and not rows:
         raise UserError("nothing was evaluated: every workflow failed for the reason above, which is not the model's")
     if rank_and_world()[0] == 0:

@@ -18,7 +18,7 @@ from fastgrpo.errors import UserError, run_program
 from fastgrpo.flow.distill import ModelTeacher, ScriptedTeacher, Trace, distill, read_traces, write_traces
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.plan import print_plan
-from fastgrpo.policy.chat import completion_ids, prompt_ids
+from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.fsdp import optimizer_of
 from fastgrpo.policy.model import Policy, load_policy
@@ -66,7 +66,7 @@ async def warm_start(
         lora_alpha=config.model.lora_alpha,
         sharded=config.engine.tensor_parallel > 1,
     )
-    fit(policy, traces, config, log)
+    fit(policy, load_chat(model, config.model), traces, config, log)
     partial = finished.with_suffix(".partial")
     policy.save_hf(partial)
     if first:
@@ -95,12 +95,12 @@ async def _distill(config: Config, environment: WorkflowEnvironment, problems: S
     log.say(f"distilled {len(traces)} traces of {len(problems)} problems to {config.folder / TRACES}")
 
 
-def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) -> None:
+def fit(policy: Policy, chat: Chat, traces: Sequence[Trace], config: Config, log: RunLog) -> None:
     """Supervised fine-tuning on packed traces: the token mean of the completions' negative log-likelihood.
 
     The learning rate rises over the first tenth of the steps and falls by a cosine to a tenth of its peak.
     """
-    samples = [to_sample(policy, trace) for trace in traces]
+    samples = [to_sample(chat, trace) for trace in traces]
     steps = list(_schedule(samples, config.sft, config.seed))
     optimizer = optimizer_of(policy, lr=config.sft.lr, max_grad_norm=1.0, offload=config.model.offload_optimizer)
     log.stage("sft", len(steps))
@@ -117,10 +117,10 @@ def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) ->
         log.step(step, {"loss": total, "grad_norm": norm, "lr": optimizer.lr})
 
 
-def to_sample(policy: Policy, trace: Trace) -> Sample:
+def to_sample(chat: Chat, trace: Trace) -> Sample:
     """Prompt and completion as token ids, the loss on the completion alone."""
-    prompt = prompt_ids(policy.tokenizer, trace.prompt)
-    completion = completion_ids(policy.tokenizer, trace.text)
+    prompt = chat.prompt_ids(trace.prompt)
+    completion = chat.completion_ids(trace.text)
     return Sample(
         token_ids=np.array([*prompt, *completion], np.int32),
         loss_mask=np.repeat([False, True], [len(prompt), len(completion)]),

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastgrpo.cli import CommandLine, parse
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.flow import problems as data
-from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.policy.chat import load_chat
 from fastgrpo.ranks.collectives import joined_ranks, replica_share
 from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.runtime import of_replica, open_engine, open_environment, run_async, sampling_of
@@ -41,7 +41,7 @@ async def solve(command: CommandLine) -> None:
             groups = await collect(
                 engine,
                 environment,
-                load_tokenizer(model),
+                load_chat(model, config.model),
                 [problem][replica_share(ranks)],
                 group_size=config.eval.samples,
                 sampling=replace(sampling_of(config), temperature=config.eval.temperature),

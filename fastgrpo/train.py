@@ -52,7 +52,7 @@ async def train(
             with open_learner(config, model, resume=resume) as learner:
 
                 async def measure(stage: str) -> dict[str, float]:
-                    rows = await evaluate(learner.engine, environment, learner.tokenizer, held_out, config, stage)
+                    rows = await evaluate(learner.engine, environment, learner.chat, held_out, config, stage)
                     save_rows(config.folder / "evaluation.json", rows)
                     log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in summary(rows).items()))
                     return summary(rows)

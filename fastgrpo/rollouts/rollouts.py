@@ -20,7 +20,7 @@ import torch
 
 from fastgrpo.engine.tensor_parallel import Lockstep
 from fastgrpo.errors import UserError
-from fastgrpo.policy.chat import feedback_ids, prompt_ids
+from fastgrpo.policy.chat import Chat
 from fastgrpo.ranks.collectives import rank_and_world
 from fastgrpo.types import Group, RewardTerms, Rollout
 
@@ -168,14 +168,14 @@ class Rollouts:
         self,
         face: Generator,
         environment: Environment,
-        tokenizer: Any,
+        chat: Chat,
         problems: Sequence[Any],
         *,
         group_size: int,
         sampling: Sampling,
         seed: int,
     ) -> None:
-        self._face, self._environment, self._tokenizer, self._sampling = face, environment, tokenizer, sampling
+        self._face, self._environment, self._chat, self._sampling = face, environment, chat, sampling
         self._size, self._writing = group_size, len(problems) * group_size
         self._generated = asyncio.Event()
         self._begun, self.seconds = time.perf_counter(), 0.0
@@ -205,7 +205,7 @@ class Rollouts:
             return await _all(self._group(problem, name) for problem, name in named)
 
     async def _group(self, problem: Any, name: str) -> Group:
-        prompt, sampling = prompt_ids(self._tokenizer, self._environment.prompt(problem)), self._sampling
+        prompt, sampling = self._chat.prompt_ids(self._environment.prompt(problem)), self._sampling
         if len(prompt) + sampling.max_new_tokens > sampling.max_model_len:
             raise UserError(
                 f"the prompt of {problem.id} has {len(prompt)} tokens: with grpo.max_new_tokens ="
@@ -245,11 +245,11 @@ class Rollouts:
             max_tokens=min(sampling.max_new_tokens, sampling.max_model_len - len(rollout.token_ids)),
             temperature=sampling.temperature,
             seed=seed,
-            stop_token_ids=[self._tokenizer.eos_token_id],
+            stop_token_ids=self._chat.stop_token_ids,
         )
         _extend(rollout, completion.token_ids, 1, completion.logprobs)
         rollout.truncated = completion.finish_reason == "length"
-        rollout.completions.append(self._tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+        rollout.completions.append(self._chat.text(completion.token_ids))
 
     def _continued(self, rollout: Rollout) -> bool:
         """The last execution's feedback appended; False where our own failure or the length ends the rollout."""
@@ -257,7 +257,7 @@ class Rollouts:
         if execution.status == "infrastructure":
             return False
         text = self._environment.feedback_text(execution)
-        feedback = feedback_ids(self._tokenizer, text, rollout.token_ids[-1])
+        feedback = self._chat.feedback_ids(text, rollout.token_ids[-1])
         if len(rollout.token_ids) + len(feedback) >= self._sampling.max_model_len:
             return False
         _extend(rollout, feedback, 0, [0.0] * len(feedback))
@@ -274,7 +274,7 @@ class Rollouts:
 async def collect(
     engine: Engine,
     environment: Environment,
-    tokenizer: Any,
+    chat: Chat,
     problems: Sequence[Any],
     *,
     group_size: int,
@@ -284,7 +284,7 @@ async def collect(
 ) -> list[Group]:
     """One batch of `Rollouts` from an engine that nobody else uses meanwhile, held by `ranks` together."""
     async with generator(engine, ranks=ranks) as face:
-        rollouts = Rollouts(face, environment, tokenizer, problems, group_size=group_size, sampling=sampling, seed=seed)
+        rollouts = Rollouts(face, environment, chat, problems, group_size=group_size, sampling=sampling, seed=seed)
         try:
             return await rollouts.groups()
         finally:

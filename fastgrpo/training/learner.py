@@ -15,6 +15,7 @@ from fastgrpo.config import Config, Grpo
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.plan import memory_plan
+from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.fsdp import ShardedAdamW, optimizer_of
 from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy
@@ -47,9 +48,16 @@ class Learner:
     """
 
     def __init__(
-        self, config: Config, engine: Engine, policy: Policy, reference: Policy | None, plan: MemoryPlan
+        self,
+        config: Config,
+        engine: Engine,
+        policy: Policy,
+        chat: Chat,
+        reference: Policy | None,
+        plan: MemoryPlan,
     ) -> None:
         self.config, self.engine, self.policy, self.reference, self.plan = config, engine, policy, reference, plan
+        self.chat = chat
         self.step = self.skipped = 0
         self.experience: Experience | None = None
         self.optimizer = optimizer_of(
@@ -62,11 +70,6 @@ class Learner:
             offload=config.model.offload_optimizer,
         )
         self.checkpoints = Checkpoints(config.folder / "checkpoints", keep=config.checkpoint.keep)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The policy's tokenizer."""
-        return self.policy.tokenizer
 
     def update(self, timer: PhaseTimer, before_step: Callable[[], object] = lambda: None) -> dict[str, float]:
         """One GRPO update on all ranks' `experience`, which is used up; returns its metrics.
@@ -190,7 +193,7 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
     elif config.grpo.kl_weight > 0:
         reference = load_policy(model, trained=False, **settings)
     with open_engine(config, weights, kv_cache_gib=plan.kv_cache_gib) as engine:
-        learner = Learner(config, engine, policy, reference, plan)
+        learner = Learner(config, engine, policy, load_chat(weights, config.model), reference, plan)
         if checkpoint is not None:
             learner.restore(checkpoint)
         engine.sync(policy)

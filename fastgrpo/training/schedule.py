@@ -77,7 +77,7 @@ class Ahead:
         return Rollouts(
             self._face,
             self._environment,
-            self._learner.tokenizer,
+            self._learner.chat,
             self._draw(step),
             group_size=self._config.grpo.group_size,
             sampling=sampling_of(self._config),

@@ -14,6 +14,7 @@ from fastgrpo.config import Config, resolve
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.policy import lora
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.model import BasePolicy, Policy, load_policy
 from fastgrpo.record.log import PhaseTimer
 from fastgrpo.rollouts.experience import Experience
@@ -90,7 +91,8 @@ def learner(folder: Path, runs: Path) -> Learner:
     config = resolve({"model.path": str(folder), "model.lora_rank": 4, "grpo.lr": 1e-2, "runs": str(runs)})
     engine: Any = SimpleNamespace(sleep=lambda: None)
     plan: Any = SimpleNamespace(micro_batch_tokens=64)
-    return Learner(config, engine, adapted(folder), None, plan)
+    policy = adapted(folder)
+    return Learner(config, engine, policy, Chat(policy.tokenizer), None, plan)
 
 
 def steps(learner: Learner, count: int) -> list[float]:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastgrpo.errors import UserError
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.rollouts import Rollouts, Sampling, collect, generator
@@ -79,7 +80,7 @@ def problems(count: int) -> list[SimpleNamespace]:
 
 def gather(engine, environment, count=2, size=3, sampling=SAMPLING, seed=0):
     return asyncio.run(
-        collect(engine, environment, TOKENIZER, problems(count), group_size=size, sampling=sampling, seed=seed)
+        collect(engine, environment, Chat(TOKENIZER), problems(count), group_size=size, sampling=sampling, seed=seed)
     )
 
 
@@ -173,7 +174,9 @@ def test_cancelling_a_collection_aborts_the_engine() -> None:
 
     async def cancelled() -> None:
         task = asyncio.create_task(
-            collect(engine, ScriptedEnvironment(), TOKENIZER, problems(2), group_size=2, sampling=SAMPLING, seed=0)
+            collect(
+                engine, ScriptedEnvironment(), Chat(TOKENIZER), problems(2), group_size=2, sampling=SAMPLING, seed=0
+            )
         )
         await asyncio.sleep(0.05)
         task.cancel()
@@ -201,7 +204,7 @@ class PatientEnvironment(ScriptedEnvironment):
 async def under_way(engine, environment, *, rounds: int = 1):
     async with generator(engine) as face:
         sampling = replace(SAMPLING, rounds=rounds)
-        rollouts = Rollouts(face, environment, TOKENIZER, problems(2), group_size=2, sampling=sampling, seed=0)
+        rollouts = Rollouts(face, environment, Chat(TOKENIZER), problems(2), group_size=2, sampling=sampling, seed=0)
         yield rollouts
         await rollouts.cancel()
 
