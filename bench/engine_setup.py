@@ -40,7 +40,7 @@ from fastgrpo.record import gpu as telemetry
 from fastgrpo.record.gpu import training_flops
 from fastgrpo.rollouts.rollouts import Environment, Sampling, collect
 from fastgrpo.training.learner import to_samples, update
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Execution, Group, RewardTerms, Sample
 
@@ -262,7 +262,7 @@ class Setup:
         self.first_sync = self.engine.sync(self.policy)
 
     def optimizer(self, *, offload: bool = False) -> AdamW:
-        return AdamW(self.policy.model.parameters(), lr=1e-6 if CUDA else 1e-3, offload=offload)
+        return AdamW(self.policy.model.parameters(), AdamWOptions(lr=1e-6 if CUDA else 1e-3), offload=offload)
 
     def collect(self, problems: Sequence[Any], environment: Environment, seed: int) -> list[Group]:
         """Rollouts as the training loop collects them."""

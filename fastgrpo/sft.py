@@ -20,7 +20,6 @@ from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.policy.fsdp import optimizer_of
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, rank_and_world
 from fastgrpo.record.log import RunLog
@@ -33,7 +32,9 @@ from fastgrpo.runtime import (
     policy_dtype,
     run_async,
 )
+from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.loss import sft_loss
+from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Problem, Sample
 
@@ -102,7 +103,7 @@ def fit(policy: Policy, chat: Chat, traces: Sequence[Trace], config: Config, log
     """
     samples = [to_sample(chat, trace) for trace in traces]
     steps = list(_schedule(samples, config.sft, config.seed))
-    optimizer = optimizer_of(policy, lr=config.sft.lr, max_grad_norm=1.0, offload=config.model.offload_optimizer)
+    optimizer = optimizer_of(policy, AdamWOptions(lr=config.sft.lr), offload=config.model.offload_optimizer)
     log.stage("sft", len(steps))
     for step, chosen in enumerate(steps, 1):
         with log.phase("train"):

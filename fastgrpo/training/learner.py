@@ -16,7 +16,6 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.plan import memory_plan
 from fastgrpo.policy.chat import Chat, load_chat
-from fastgrpo.policy.fsdp import ShardedAdamW, optimizer_of
 from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy
 from fastgrpo.ranks.collectives import gather_all, over_ranks, rank_and_world
@@ -25,9 +24,10 @@ from fastgrpo.rollouts.experience import Experience, plain_array, rollouts_over_
 from fastgrpo.runtime import open_engine, policy_device, policy_dtype
 from fastgrpo.training.advantage import group_advantages
 from fastgrpo.training.checkpoint import Checkpoints, load
+from fastgrpo.training.fsdp_optimizer import ShardedAdamW, optimizer_of
 from fastgrpo.training.loss import policy_loss, token_logprobs
 from fastgrpo.training.memory import MemoryPlan
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Batch, Group, Sample
 
@@ -62,11 +62,13 @@ class Learner:
         self.experience: Experience | None = None
         self.optimizer = optimizer_of(
             policy,
-            lr=config.grpo.lr,
-            betas=(config.grpo.beta1, config.grpo.beta2),
-            weight_decay=config.grpo.weight_decay,
-            max_grad_norm=config.grpo.max_grad_norm,
-            skip_grad_norm=config.grpo.skip_grad_norm,
+            AdamWOptions(
+                lr=config.grpo.lr,
+                betas=(config.grpo.beta1, config.grpo.beta2),
+                weight_decay=config.grpo.weight_decay,
+                max_grad_norm=config.grpo.max_grad_norm,
+                skip_grad_norm=config.grpo.skip_grad_norm,
+            ),
             offload=config.model.offload_optimizer,
         )
         self.checkpoints = Checkpoints(config.folder / "checkpoints", keep=config.checkpoint.keep)

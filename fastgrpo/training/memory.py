@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
 from fastgrpo.training.optimizer import PIECE_ELEMENTS
+from fastgrpo.training.slices import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT
 
 GIB = 2**30
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
@@ -145,12 +146,12 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
         kv_cache = max(min(kv_wanted, left), least)
     else:
         kv_cache = int(workload.kv_cache_gib * GIB)
-    if workload.overlapped:
+    kept = workload.overlapped or not workload.on_gpu
+    if kept:
         room -= kv_cache
     budgets = _budgets(workload)
     tokens = next((tokens for tokens in budgets if sum(_step_sizes(config, workload, tokens)) <= room), budgets[-1])
     activations, transient = _step_sizes(config, workload, tokens)
-    kept = workload.overlapped or not workload.on_gpu
     kv_setting = "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gib"
     shrink = "lower grpo.micro_batch_tokens"
     if not workload.gradient_checkpointing:
@@ -274,7 +275,10 @@ def _whole_group(workload: Workload) -> int:
 
 def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int:
     """Gradients that backward holds before their bucket leaves: with one rank only the newest, here a tenth."""
-    return parameters * itemsize // 10 if workload.ranks == 1 else min(parameters * 4, 3 * 4 * 32 * 2**20)
+    if workload.ranks == 1:
+        return parameters * itemsize // 10
+    # One bucket fills while others travel, in fp32.
+    return min(parameters, (BUCKETS_IN_FLIGHT + 1) * BUCKET_ELEMENTS) * 4
 
 
 def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tuple[int, int]:

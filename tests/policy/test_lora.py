@@ -19,7 +19,7 @@ from fastgrpo.policy.model import BasePolicy, Policy, load_policy
 from fastgrpo.record.log import PhaseTimer
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.training.learner import Learner, update
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate
 
@@ -40,7 +40,7 @@ def adapted(folder: Path) -> Policy:
 @pytest.mark.engine
 def test_vllm_samples_from_the_merged_weights(engine: Engine, tiny_folder: Path) -> None:
     policy, plain = adapted(tiny_folder), load_policy(tiny_folder)
-    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
     for step in range(2):
         before = policy.logprobs(PROMPTS)
         update(policy, optimizer, samples(step), Config().grpo, budget=64)
@@ -58,7 +58,7 @@ def test_vllm_samples_from_the_merged_weights(engine: Engine, tiny_folder: Path)
 
 def test_the_base_is_the_reference_and_the_adapters_train_on(tiny_folder: Path) -> None:
     policy, plain = adapted(tiny_folder), load_policy(tiny_folder)
-    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
     base = BasePolicy(policy.model, policy.tokenizer)
     grpo = resolve({"grpo.kl_weight": 0.1}).grpo
     kl = [update(policy, optimizer, samples(step), grpo, base, budget=64)["kl"] for step in range(2)]
@@ -79,7 +79,7 @@ def test_only_adapters_of_the_decoder_have_gradients(tiny_folder: Path, checkpoi
 
 def test_the_saved_model_is_plain_and_merged(tiny_folder: Path, tmp_path: Path) -> None:
     policy = adapted(tiny_folder)
-    update(policy, AdamW(policy.model.parameters(), lr=1e-2), samples(0), Config().grpo, budget=64)
+    update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
     policy.save_hf(tmp_path)
     merged = load_policy(tmp_path)
     assert not any(lora.is_adapter(name) for name in AutoModelForCausalLM.from_pretrained(tmp_path).state_dict())

@@ -126,6 +126,20 @@ def test_token_budget_shrinks_to_what_fits() -> None:
         hopeless.check()
 
 
+def test_without_a_gpu_micro_batches_shrink_beside_the_kv_cache() -> None:
+    small = Qwen2Config(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4)
+    workload = replace(WORKLOAD, on_gpu=False, kv_cache_gib=1.0, dtype=torch.float32)
+    workload = replace(workload, max_model_len=1024, gradient_checkpointing=False)
+    need = {
+        tokens: plan_memory(small, replace(workload, micro_batch_tokens=tokens), 2**60).training
+        for tokens in (1024, 8192)
+    }
+    for capacity in range(need[1024], need[8192], (need[8192] - need[1024]) // 40):
+        plan = plan_memory(small, workload, capacity)
+        plan.check()
+        assert 1024 <= plan.micro_batch_tokens <= 8192
+
+
 def test_table_names_every_item_and_the_sums() -> None:
     plan = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8, reference=True), 140 * GIB)
     lines = plan.table().splitlines()
