@@ -40,7 +40,7 @@ def settings(size: str, model: str, runs: str, steps: int, replicas: int) -> lis
         "runs": runs,
         "engine.max_model_len": work.max_model_len,
         "engine.max_num_seqs": work.sequences,
-        "engine.kv_cache_gb": 0.2,
+        "engine.kv_cache_gib": 0.2,
         # Random weights are further from their bf16 rounding than a model's.
         "engine.parity_threshold": 0.2,
         "grpo.steps": steps,

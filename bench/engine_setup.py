@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 from fastgrpo.config import Grpo
 from fastgrpo.engine.engine import Engine
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
@@ -39,7 +40,7 @@ from fastgrpo.rollouts.rollouts import Environment, Sampling, collect
 from fastgrpo.training import flops as flops_module
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.learner import to_samples, update
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Group, Result, Reward, Rollout, Sample
 
@@ -246,17 +247,21 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_limit: float = 0.2) -> None:
+    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_threshold: float = 0.2) -> None:
         self.work, self.kv_gib = work, kv_gib
-        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gb": kv_gib if CUDA else 0.2}
-        limits = {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "parity_limit": parity_limit}
+        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": kv_gib if CUDA else 0.2}
+        limits = {
+            "max_model_len": work.max_model_len,
+            "max_num_seqs": work.sequences,
+            "parity_threshold": parity_threshold,
+        }
         self.engine, self.start_seconds = timed(lambda: Engine(folder, **options, **limits))  # type: ignore[arg-type]
         dtype = torch.bfloat16 if CUDA else torch.float32
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
         self.first_sync = self.engine.sync(self.policy)
 
     def optimizer(self, *, offload: bool = False) -> AdamW:
-        return AdamW(self.policy.model.parameters(), lr=1e-6 if CUDA else 1e-3, offload=offload)
+        return AdamW(self.policy.model.parameters(), AdamWOptions(lr=1e-6 if CUDA else 1e-3), offload=offload)
 
     def collect(self, problems: Sequence[Any], environment: Environment, seed: int) -> list[Group]:
         """Rollouts as the training loop collects them."""
@@ -269,7 +274,7 @@ class Setup:
         return await collect(
             engine,
             environment,
-            self.policy.tokenizer,
+            Chat(self.policy.tokenizer),
             problems,
             group_size=self.work.group,
             sampling=self.work.sampling(),

@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 
 from fastgrpo.errors import UserError
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
@@ -47,7 +47,7 @@ FREE_TO_CHANGE = re.compile(
     r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
     r"|workers\.(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|latency_scale|\w+_price)"
     r"|model\.offload_optimizer"
-    r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
+    r"|engine\.(gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
 )
 
 
@@ -71,6 +71,10 @@ class Model(Section, frozen=True):
     """The policy."""
 
     path: Annotated[str, Meta(description="Hugging Face causal LM folder; empty = the embedded tiny model")] = ""
+    system_prompt: Annotated[str, Meta(description="opens every conversation; empty = the chat template's own")] = ""
+    chat_template_kwargs: Annotated[
+        str, Meta(description='arguments of the chat template as JSON, e.g. {"enable_thinking": false}')
+    ] = ""
     gradient_checkpointing: Annotated[bool, Meta(description="recompute layers in backward: less memory")] = False
     compile: Annotated[bool, Meta(description="torch.compile of each decoder layer: a minute, then faster")] = False
     offload_optimizer: Annotated[
@@ -91,7 +95,7 @@ class Engine(Section, frozen=True):
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0, le=1, description="share of the GPU's memory that the run's plan may fill")
     ] = 0.9
-    kv_cache_gb: Annotated[float, Meta(gt=0, description="KV cache without a GPU, GiB")] = 1.0
+    kv_cache_gib: Annotated[float, Meta(gt=0, description="KV cache without a GPU, GiB")] = 1.0
     enforce_eager: Annotated[bool, Meta(description="no CUDA graphs: a faster start, slower decoding")] = False
     parity_threshold: Annotated[
         float, Meta(gt=0, description="stop above this mean |logprob difference| vLLM - trainer, nats")
@@ -322,6 +326,10 @@ def resolve(values: dict[str, Any]) -> Config:
     ):
         if config.engine.tensor_parallel > 1 and value:
             raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
+    try:
+        msgspec.json.decode(config.model.chat_template_kwargs or "{}", type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise UserError(f"model.chat_template_kwargs must be a JSON object: {error}") from None
     if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
         raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
     return config

@@ -22,13 +22,14 @@ from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.task import load_problems, open_environment
 from fastgrpo.flow.types import Problem
 from fastgrpo.plan import print_plan
-from fastgrpo.policy.chat import completion_ids, prompt_ids
+from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.policy.fsdp import optimizer_of
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log
+from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.loss import sft_loss
+from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Sample
 
@@ -55,13 +56,13 @@ async def warm_start(
         model,
         device=policy_device(),
         dtype=policy_dtype(config),
-        activation_checkpointing=config.model.gradient_checkpointing,
+        gradient_checkpointing=config.model.gradient_checkpointing,
         compile_layers=config.model.compile,
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,
         sharded=config.engine.tensor_parallel > 1,
     )
-    fit(policy, traces, config, log)
+    fit(policy, load_chat(model, config.model), traces, config, log)
     partial = finished.with_suffix(".partial")
     policy.save_hf(partial)
     if first:
@@ -90,14 +91,14 @@ async def _distill(config: Config, environment: WorkflowEnvironment, problems: S
     log.say(f"distilled {len(traces)} traces of {len(problems)} problems to {config.folder / TRACES}")
 
 
-def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) -> None:
+def fit(policy: Policy, chat: Chat, traces: Sequence[Trace], config: Config, log: RunLog) -> None:
     """Supervised fine-tuning on packed traces: the token mean of the completions' negative log-likelihood.
 
     The learning rate rises over the first tenth of the steps and falls by a cosine to a tenth of its peak.
     """
-    samples = [to_sample(policy, trace) for trace in traces]
+    samples = [to_sample(chat, trace) for trace in traces]
     steps = list(_schedule(samples, config.sft, config.seed))
-    optimizer = optimizer_of(policy, lr=config.sft.lr, max_grad_norm=1.0, offload=config.model.offload_optimizer)
+    optimizer = optimizer_of(policy, AdamWOptions(lr=config.sft.lr), offload=config.model.offload_optimizer)
     log.stage("sft", len(steps))
     for step, chosen in enumerate(steps, 1):
         with log.phase("train"):
@@ -112,10 +113,10 @@ def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) ->
         log.step(step, {"loss": total, "grad_norm": norm, "lr": optimizer.lr})
 
 
-def to_sample(policy: Policy, trace: Trace) -> Sample:
+def to_sample(chat: Chat, trace: Trace) -> Sample:
     """Prompt and completion as token ids, the loss on the completion alone."""
-    prompt = prompt_ids(policy.tokenizer, trace.prompt)
-    completion = completion_ids(policy.tokenizer, trace.text)
+    prompt = chat.prompt_ids(trace.prompt)
+    completion = chat.completion_ids(trace.text)
     return Sample(
         token_ids=np.array([*prompt, *completion], np.int32),
         loss_mask=np.repeat([False, True], [len(prompt), len(completion)]),

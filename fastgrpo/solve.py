@@ -19,7 +19,7 @@ from fastgrpo.flow import problems as data
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
 from fastgrpo.plan import print_plan
-from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.policy.chat import load_chat
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, replica_share
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import Sampling, collect
@@ -46,7 +46,7 @@ async def solve(command: CommandLine) -> None:
             groups = await collect(
                 engine,
                 environment,
-                load_tokenizer(model),
+                load_chat(model, config.model),
                 [problem][replica_share(ranks)],
                 group_size=config.eval.samples,
                 sampling=replace(Sampling.of(config), temperature=config.eval.temperature),

@@ -54,7 +54,7 @@ async def train(
             with open_learner(config, model, resume=resume) as learner:
 
                 async def measure(stage: str) -> dict[str, float]:
-                    rows = await evaluate(learner.engine, environment, learner.tokenizer, held_out, config, stage)
+                    rows = await evaluate(learner.engine, environment, learner.chat, held_out, config, stage)
                     save_rows(config.folder / "evaluation.json", rows)
                     log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in summary(rows).items()))
                     return summary(rows)
@@ -104,7 +104,7 @@ def leave_out_long(
 ) -> list[Any]:
     """The `problems` whose prompts leave room for a completion; how many do not is said."""
     ranks = config.engine.tensor_parallel
-    fits = fitting(problems, environment, learner.tokenizer, Sampling.of(config)) if environment else []
+    fits = fitting(problems, environment, learner.chat, Sampling.of(config)) if environment else []
     fits = gather_all(fits, "the problems that fit")[rank_and_world()[0] // ranks * ranks]
     kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
     if len(kept) < len(problems):

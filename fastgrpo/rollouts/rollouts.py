@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError
-from fastgrpo.policy.chat import feedback_ids, prompt_ids
+from fastgrpo.policy.chat import Chat
 from fastgrpo.ranks.collectives import rank_and_world
 from fastgrpo.rollouts.environment import Environment, EnvironmentFailure, ask, checked_results, failed
 from fastgrpo.rollouts.generator import Generator, open_generator
@@ -73,7 +73,7 @@ class Rollouts:
         self,
         generator: Generator,
         environment: Environment,
-        tokenizer: Any,
+        chat: Chat,
         problems: Sequence[Any],
         *,
         group_size: int,
@@ -81,7 +81,7 @@ class Rollouts:
         seed: int,
     ) -> None:
         self._generator, self._environment = generator, environment
-        self._tokenizer, self._sampling = tokenizer, sampling
+        self._chat, self._sampling = chat, sampling
         self._size, self._writing = group_size, len(problems) * group_size
         self._generated = asyncio.Event()
         self._begun, self.seconds = time.perf_counter(), 0.0
@@ -116,7 +116,7 @@ class Rollouts:
     async def _group(self, problem: Any, name: str) -> Group:
         """The rollouts of one problem with their results; a failure of the environment is theirs, never the run's."""
         prompt = self._environment.prompt(problem)
-        ids = prompt_ids(self._tokenizer, prompt)
+        ids = self._chat.prompt_ids(prompt)
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
         rollouts = await _all(self._rollout(problem, ids, seed) for seed in seeds)
         await self._score(problem, [rollout for rollout in rollouts if rollout.result is UNENDED])
@@ -189,18 +189,18 @@ class Rollouts:
             max_tokens=min(sampling.max_new_tokens, sampling.max_model_len - len(rollout.token_ids)),
             temperature=sampling.temperature,
             seed=seed,
-            stop_token_ids=[self._tokenizer.eos_token_id],
+            stop_token_ids=self._chat.stop_token_ids,
         )
         _extend(rollout, completion.token_ids, 1, completion.logprobs)
         rollout.truncated = completion.finish_reason == "length"
-        rollout.completions.append(self._tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+        rollout.completions.append(self._chat.text(completion.token_ids))
 
     async def _continued(self, rollout: Rollout) -> bool:
         """The last execution's feedback appended; False where the environment has none or no room is left for it."""
         text = await self._ask(self._environment.feedback_text, rollout.executions[-1])
         if text is None:
             return False
-        feedback = feedback_ids(self._tokenizer, text, rollout.token_ids[-1])
+        feedback = self._chat.feedback_ids(text, rollout.token_ids[-1])
         if len(rollout.token_ids) + len(feedback) >= self._sampling.max_model_len:
             return False
         _extend(rollout, feedback, 0, [0.0] * len(feedback))
@@ -219,7 +219,7 @@ class Rollouts:
 async def collect(
     engine: Engine,
     environment: Environment,
-    tokenizer: Any,
+    chat: Chat,
     problems: Sequence[Any],
     *,
     group_size: int,
@@ -229,18 +229,16 @@ async def collect(
 ) -> list[Group]:
     """One batch of `Rollouts` from an engine that nobody else uses meanwhile, held by `ranks` together."""
     async with open_generator(engine, ranks=ranks) as generator:
-        rollouts = Rollouts(
-            generator, environment, tokenizer, problems, group_size=group_size, sampling=sampling, seed=seed
-        )
+        rollouts = Rollouts(generator, environment, chat, problems, group_size=group_size, sampling=sampling, seed=seed)
         try:
             return await rollouts.groups()
         finally:
             await rollouts.cancel()
 
 
-def fitting(problems: Sequence[Any], environment: Environment, tokenizer: Any, sampling: Sampling) -> list[bool]:
+def fitting(problems: Sequence[Any], environment: Environment, chat: Chat, sampling: Sampling) -> list[bool]:
     """For each problem, whether its prompt leaves room for a completion. Raises UserError where none does."""
-    lengths = [len(prompt_ids(tokenizer, environment.prompt(problem))) for problem in problems]
+    lengths = [len(chat.prompt_ids(environment.prompt(problem))) for problem in problems]
     fits = [length <= sampling.prompt_tokens for length in lengths]
     if lengths and not any(fits):
         raise UserError(

@@ -100,7 +100,7 @@ class Schedule:
         return Rollouts(
             self._generator,
             self._environment,
-            self._learner.tokenizer,
+            self._learner.chat,
             self._draw(step),
             group_size=self._config.grpo.group_size,
             sampling=Sampling.of(self._config),

@@ -56,7 +56,7 @@ def load_problems(config):
 
 def run(model: Path, runs: Path, name: str, *, steps: int, tensor_parallel: int, resume: bool = False) -> None:
     values = {"model.path": str(model), "runs": str(runs), "name": name, "engine.tensor_parallel": tensor_parallel}
-    values |= {"engine.max_model_len": 64, "engine.max_num_seqs": 16, "engine.kv_cache_gb": 0.05}
+    values |= {"engine.max_model_len": 64, "engine.max_num_seqs": 16, "engine.kv_cache_gib": 0.05}
     values |= {"grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 12, "grpo.rounds": 2}
     values |= {"grpo.lr": 1e-3, "grpo.kl_weight": 0.05, "grpo.micro_batch_tokens": 96, "grpo.steps": steps}
     values |= {"eval.samples": 2, "checkpoint.every": 1}

@@ -102,7 +102,7 @@ def load_problems(config):
 
 
 def main() -> None:
-    values = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gb": 0.05}
+    values = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gib": 0.05}
     values |= {"engine.step_timeout_s": 3.0, "grpo.prompts_per_step": 2, "grpo.group_size": 4, "checkpoint.every": 1}
     values |= {"grpo.max_new_tokens": 16, "model.path": MODEL, "runs": RUNS, "name": "failing"}
     if HOW != "hangs":

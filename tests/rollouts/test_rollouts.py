@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastgrpo.errors import UserError
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.generator import open_generator
@@ -90,7 +91,7 @@ def problems(count: int) -> list[SimpleNamespace]:
 
 def gather(engine, environment, count=2, size=3, sampling=SAMPLING, seed=0):
     return asyncio.run(
-        collect(engine, environment, TOKENIZER, problems(count), group_size=size, sampling=sampling, seed=seed)
+        collect(engine, environment, Chat(TOKENIZER), problems(count), group_size=size, sampling=sampling, seed=seed)
     )
 
 
@@ -222,10 +223,10 @@ def test_an_engine_failure_is_raised_as_it_is_and_leaves_nothing_running() -> No
 
 def test_prompts_that_leave_no_room_are_found_before_a_step_draws_them() -> None:
     named = [SimpleNamespace(id="p"), SimpleNamespace(id="p" * 90)]
-    fits = fitting(named, ScriptedEnvironment(), TOKENIZER, Sampling(max_new_tokens=8, max_model_len=40))
+    fits = fitting(named, ScriptedEnvironment(), Chat(TOKENIZER), Sampling(max_new_tokens=8, max_model_len=40))
     assert fits == [True, False]
     with pytest.raises(UserError, match=r"no prompt fits: .* engine.max_model_len = 9 less grpo.max_new_tokens = 8"):
-        fitting(named, ScriptedEnvironment(), TOKENIZER, Sampling(max_new_tokens=8, max_model_len=9))
+        fitting(named, ScriptedEnvironment(), Chat(TOKENIZER), Sampling(max_new_tokens=8, max_model_len=9))
 
 
 def test_a_completion_that_never_comes_ends_at_its_deadline() -> None:
@@ -243,7 +244,9 @@ def test_cancelling_a_collection_aborts_the_engine() -> None:
 
     async def cancelled() -> None:
         task = asyncio.create_task(
-            collect(engine, ScriptedEnvironment(), TOKENIZER, problems(2), group_size=2, sampling=SAMPLING, seed=0)
+            collect(
+                engine, ScriptedEnvironment(), Chat(TOKENIZER), problems(2), group_size=2, sampling=SAMPLING, seed=0
+            )
         )
         await asyncio.sleep(0.05)
         task.cancel()
@@ -269,9 +272,9 @@ class PatientEnvironment(ScriptedEnvironment):
 
 @asynccontextmanager
 async def under_way(engine, environment, *, rounds: int = 1):
+    chat, sampling = Chat(TOKENIZER), replace(SAMPLING, rounds=rounds)
     async with open_generator(engine) as generator:
-        sampling = replace(SAMPLING, rounds=rounds)
-        rollouts = Rollouts(generator, environment, TOKENIZER, problems(2), group_size=2, sampling=sampling, seed=0)
+        rollouts = Rollouts(generator, environment, chat, problems(2), group_size=2, sampling=sampling, seed=0)
         yield rollouts
         await rollouts.cancel()
 
