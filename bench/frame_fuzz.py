@@ -37,7 +37,16 @@ RESULTS = (
     result_body("Traceback: é", "KeyError", tests=(True, False)),
     result_body(value=msgspec.msgpack.encode({"answer": ["x", {"y": 1.5}]})),
 )
-NASTY = (b"\xff\xfe", b"\xc1", b"\x90" * 300, b"\x81" * 300, b"\xdd\xff\xff\xff\xff", b"\xdb\x7f\xff\xff\xff", b"\xd8", b"")
+NASTY = (
+    b"\xff\xfe",
+    b"\xc1",
+    b"\x90" * 300,
+    b"\x81" * 300,
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdb\x7f\xff\xff\xff",
+    b"\xd8",
+    b"",
+)
 
 
 def mutate(rng: random.Random, frame: bytes) -> bytes:
@@ -55,7 +64,12 @@ def report(rng: random.Random, result: bytes, verdict: bytes = b"", reason: int 
     """The fork server's report of a job that sent these frames, or none."""
     sent = (rng.choice((0, 1, 1, 1)), rng.choice((0, 1, 1, 1)))
     status = rng.choice((0, 9, 11, 256))
-    return REPORT.pack(reason, status, 0, 0, *sent, 1, 1, 1, 0, len(out), 0, len(result), len(verdict)) + out + result + verdict
+    return (
+        REPORT.pack(reason, status, 0, 0, *sent, 1, 1, 1, 0, len(out), 0, len(result), len(verdict))
+        + out
+        + result
+        + verdict
+    )
 
 
 class Fuzzer:
@@ -64,7 +78,7 @@ class Fuzzer:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.seen: Counter[str] = Counter()
-        with mock.patch.object(cell, "bwrap_spec", lambda *_: {}):
+        with mock.patch.object(cell, "bwrap_spec", return_value={}):
             self.cell = Cell(0, "run", (), 0, None, lambda _: None)
         self.cell._transport = mock.create_autospec(asyncio.Transport, instance=True)
 
@@ -79,7 +93,9 @@ class Fuzzer:
                 await asyncio.sleep(0)
         assert not self.cell.lost
         assert list(self.cell.occupants.values()) == [neighbour]
-        self._feed(neighbour.number, DONE, REPORT.pack(*[0] * 4, 1, 0, *[1] * 3, *[0] * 3, len(RESULTS[2]), 0) + RESULTS[2])
+        self._feed(
+            neighbour.number, DONE, REPORT.pack(*[0] * 4, 1, 0, *[1] * 3, *[0] * 3, len(RESULTS[2]), 0) + RESULTS[2]
+        )
         assert neighbour.ended.result().status == "ok"
         assert self.seen["neighbour"] == (jobs + 99) // 100
         os.close(self.cell._stderr)

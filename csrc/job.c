@@ -239,9 +239,10 @@ static void finish(server *s, job *j) {
     uint32_t cap = j->limits.output_bytes;
     if (j->reason == NONE && (lseek(j->solution.out, 0, SEEK_CUR) > cap || lseek(j->solution.err, 0, SEEK_CUR) > cap))
         j->reason = OUTPUT;
-    bool born = was_confined(&j->solution) || j->cut; /* a judge that is quick has its say all the same */
+    /* A judge that is quick has its say all the same; and no job, by being killed early, makes its end another's fault. */
+    bool born = was_confined(&j->solution) || j->cut;
     if (!born || (j->judged && !was_confined(&j->judge)))
-        if (j->reason != CANCELLED && j->reason != MEMORY) j->reason = SPAWN; /* its payload may be too much already */
+        if (j->reason != CANCELLED && j->reason != MEMORY && j->reason != PROTOCOL) j->reason = SPAWN;
     uint32_t peak_kb = group_peak_kb(s, &j->solution.group);
     if (peak_kb > 0 && s->base_anon_kb + peak_kb > j->memory_kb) j->memory_kb = s->base_anon_kb + peak_kb;
     group_peak_kb(s, &j->judge.group); /* whether it may be used again */

@@ -20,7 +20,10 @@ except ImportError:
 T = TypeVar("T")
 LOOK_S = 1.0  # how often a caller that waits makes sure that somebody is at work
 STOP_DEADLINE_S = 10.0
-NOBODY = "the pool's thread has ended, or is another process': use the pool inside its `with` block, where it was opened"
+NOBODY = (
+    "the pool's thread has ended, or is another process': use the pool inside its `with` block, where it was opened"
+)
+
 
 class BlockingSandboxPool:
     """`with BlockingSandboxPool() as pool: outcome = pool.run(code)`; the arguments are SandboxPool's. Thread-safe."""

@@ -217,7 +217,7 @@ class Cell(asyncio.Protocol):
             raise
 
     async def stop(self) -> None:
-        """Ends the jail and everything in it; returns when it is gone, or after STOP_DEADLINE_S with a line in the log."""
+        """Ends the jail and everything in it; returns when it is gone, or logs that it is not after STOP_DEADLINE_S."""
         self._transport.close()
         self._process.kill()
         try:

@@ -237,7 +237,7 @@ class SandboxPool:
             await self._cell_came.wait()  # _replace sets it, whatever became of the new cell
 
     def _of(self, kind: Kind) -> list[Cell]:
-        """Cells of a kind. One that is lost or retires stays among them until its replacement is there or has failed."""
+        """Cells of a kind. One that is lost or retires is among them until its replacement is there or has failed."""
         return [cell for cell in self._cells if cell.kind == kind]
 
     def _cell_lost(self, cell: Cell) -> None:

@@ -38,7 +38,7 @@ class Limits(msgspec.Struct, frozen=True):
     file is denied, since polling would not count it. CPU time is that of live processes and of children that were
     waited for: what a job lets go unseen, by ignoring SIGCHLD, only wall_s and processes bound.
 
-    Seconds may be whole or not, the rest is whole numbers. Raises ValueError for a value of another type or out of range.
+    Seconds may be fractions, the rest are whole numbers. Raises ValueError for another type or a value out of range.
     """
 
     wall_s: float = 10.0

@@ -1,4 +1,4 @@
-"""How many values a msgpack frame holds, before any of them exists: decoded, an empty list takes seventy times its byte."""
+"""How many values a msgpack frame holds, before any exists: an empty list takes seventy times its byte when decoded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ _FIXED = {
     **{0xA0 + length: length for length in range(32)},
 }
 _SKIP = [_FIXED.get(first, 0) for first in range(256)]  # bytes that belong to the value, after its first
-_WIDTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # of the length that follows
+_WIDTHS = {
+    0xC4: 1,
+    0xC5: 2,
+    0xC6: 4,
+    0xC7: 1,
+    0xC8: 2,
+    0xC9: 4,
+    0xD9: 1,
+    0xDA: 2,
+    0xDB: 4,
+}  # of the length that follows
 
 
 def count_values(frame: bytes, most: int) -> int:
-    """Values in `frame`, those inside lists and maps included; stops one past `most`. Never raises: what is no msgpack is
-    for the decoder to refuse."""
+    """Values in `frame`, those inside lists and maps included; stops one past `most`. Never raises: what is no msgpack,
+    the decoder will refuse."""
     position, end, count = 0, len(frame), 0
     while position < end and count <= most:
         first = frame[position]
