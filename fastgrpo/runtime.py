@@ -21,17 +21,18 @@ import torch
 from fastgrpo.config import Config, Workers, open_folder
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
-from fastgrpo.flow import problems as data
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.limits import WorkflowLimits
+from fastgrpo.flow.limits import WorkflowLimits, run_limits
+from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.workers.openai import OpenAIWorker
 from fastgrpo.flow.workers.protocol import Worker
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.ranks.collectives import gather_all, leads_replica, rank_and_world
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.rollouts import Sampling
-from fastgrpo.types import Problem
 from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable
+
+__all__ = ["load_problems"]
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -42,11 +43,6 @@ def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         new_event_loop = None  # type: ignore[assignment]
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(main())
-
-
-def load_problems(config: Config) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) problems; the split follows `config.seed`."""
-    return data.split(data.load(config.data.dataset), held_out=config.data.held_out, seed=config.seed)
 
 
 def open_log(config: Config, *, resume: bool) -> RunLog:
@@ -66,14 +62,7 @@ def of_replica(opened: AbstractAsyncContextManager[Any], config: Config) -> Abst
 async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[WorkflowEnvironment]:
     """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight."""
     sandbox = config.sandbox
-    limits = Limits(
-        wall_s=sandbox.wall_s,
-        cpu_s=sandbox.cpu_s,
-        memory_mb=sandbox.memory_mb,
-        processes=sandbox.processes,
-        output_bytes=sandbox.output_bytes,
-    )
-    async with _pool(sandbox.cells, limits) as pool:
+    async with _pool(sandbox.cells, run_limits(sandbox)) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)
         watcher = asyncio.create_task(_watch(pool, log)) if log else None
         try:

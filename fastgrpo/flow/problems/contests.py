@@ -9,7 +9,7 @@ import base64
 import binascii
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -17,8 +17,6 @@ from fastgrpo.flow.problems.formats import made
 from fastgrpo.types import Problem
 from fastgrpo_sandbox import AssertTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.syntax import parse
-
-T = TypeVar("T")
 
 _PYTHON3 = (3, "PYTHON3")
 _READS_AND_WRITES = "Read the input from standard input and write the answer to standard output."
@@ -219,7 +217,7 @@ def _json(text: str) -> Any:
         raise ValueError(f"has a test whose value {text[:40]!r} is not JSON: {error}") from None
 
 
-def _decoded(value: Any, form: type[T], field: str) -> T:
+def _decoded(value: Any, form: Any, field: str) -> Any:
     """A field that is JSON, or JSON as text, or that text in base64 of zlib; never a pickle, which could run code."""
     try:
         if not isinstance(value, str):

@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +42,8 @@ FORMS: tuple[tuple[frozenset[str], type[Format]], ...] = (
     (frozenset({"problem", "tests"}), DeepCoder),
     (frozenset({"id", "prompt"}), OwnProblem),
 )
+_ONE = msgspec.json.Decoder(dict[str, Any])
+_ALL = msgspec.json.Decoder(list[dict[str, Any]])
 HUMANEVAL = ("humaneval", "openai_humaneval", "openai/openai_humaneval")
 
 
@@ -53,15 +56,22 @@ def load(dataset: str | Sequence[str]) -> list[Problem]:
     set's name and their measured difficulty in it. Raises `UserError` naming file, line and fix for a missing or empty
     file, a malformed record, a problem without tests or an id that comes twice.
     """
-    problems = [problem for name in names(dataset) for problem in _load_one(name)]
+    return [problem for problems in load_sets(dataset) for problem in problems]
+
+
+def load_sets(dataset: str | Sequence[str]) -> list[list[Problem]]:
+    """As `load`, data set by data set."""
+    files = _names(dataset)
+    sets = [_load_one(name) for name in files]
     seen: dict[str, str] = {}
-    for problem in problems:
-        if seen.setdefault(problem.id, problem.dataset) != problem.dataset:
-            raise UserError(f"id {problem.id!r} is in {seen[problem.id]} and in {problem.dataset}; rename one")
-    return problems
+    for file, problem in ((file, problem) for file, problems in zip(files, sets, strict=True) for problem in problems):
+        if problem.id in seen:
+            raise UserError(f"id {problem.id!r} is in {seen[problem.id]} and in {file}; rename one")
+        seen[problem.id] = file
+    return sets
 
 
-def names(dataset: str | Sequence[str]) -> list[str]:
+def _names(dataset: str | Sequence[str]) -> list[str]:
     """The data sets that the key `data.dataset` names."""
     if not isinstance(dataset, str):
         return list(dataset)
@@ -99,7 +109,7 @@ def _load_one(name: str) -> list[Problem]:
 def _read(path: Path, called: str) -> Iterator[tuple[int, Problem]]:
     """(line number, problem) pairs of a file in any of the known formats."""
     for number, record in _records(path):
-        yield number, _decoded(path, number, lambda record=record, n=number: _problem(record, f"{called}/{n}"))
+        yield number, _decoded(path, number, partial(_problem, record, f"{called}/{number}"))
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -107,13 +117,13 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if content[:4] == b"PAR1":
         yield from enumerate(_parquet(path), 1)
     elif content.lstrip()[:1] == b"[":
-        yield from enumerate(_decoded(path, 1, lambda: msgspec.json.decode(content, type=list[dict[str, Any]])), 1)
-    elif path.name.endswith((".json", ".json.gz")) and content.count(b"\n{") == 0:
-        yield 1, _decoded(path, 1, lambda: msgspec.json.decode(content, type=dict[str, Any]))
+        yield from enumerate(_decoded(path, 1, partial(_ALL.decode, content)), 1)
+    elif path.name.endswith((".json", ".json.gz")) and b"\n{" not in content:
+        yield 1, _decoded(path, 1, partial(_ONE.decode, content))
     else:
         for number, line in enumerate(content.splitlines(), 1):
             if line.strip():
-                yield number, _decoded(path, number, lambda text=line: msgspec.json.decode(text, type=dict[str, Any]))
+                yield number, _decoded(path, number, partial(_ONE.decode, line))
 
 
 def _content(path: Path) -> bytes:
