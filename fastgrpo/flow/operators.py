@@ -189,7 +189,8 @@ async def _run(pool: SandboxPool, problem: Problem, code: str, tests: Tests, lim
     given = preamble(problem.prompt, problem.entry_point)
     bounds = limits.tests
     if problem.wall_s is not None:
-        bounds = replace(bounds or pool.limits, wall_s=problem.wall_s)
+        bounds = bounds or pool.limits
+        bounds = replace(bounds, wall_s=min(bounds.wall_s, problem.wall_s))
     return await pool.run(f"{given}\n{code}" if given else code, tests=tests, limits=bounds)
 
 

@@ -111,33 +111,37 @@ class DeepCoder(msgspec.Struct, frozen=True):
         return made(name, _prompt(self.problem_, "", cases), "", solution, cases)
 
 
+class Texts(msgspec.Struct, frozen=True):
+    """One part of CodeContests' tests."""
+
+    input: list[str] = []
+    output: list[str] = []
+
+
+class Programs(msgspec.Struct, frozen=True):
+    """CodeContests' solutions, with the numbers (or names) of their languages."""
+
+    language: list[int | str] = []
+    solution: list[str] = []
+
+
 class CodeContests(msgspec.Struct, frozen=True):
     """deepmind/code_contests: tests in three parts, solutions in several languages."""
 
-    class Tests(msgspec.Struct, frozen=True):
-        """One part of the tests."""
-
-        input: list[str] = []
-        output: list[str] = []
-
-    class Solutions(msgspec.Struct, frozen=True):
-        """Programs with the numbers (or names) of their languages."""
-
-        language: list[int | str] = []
-        solution: list[str] = []
-
     name: str
     description: str
-    public_tests: Tests
-    private_tests: Tests = Tests()
-    generated_tests: Tests = Tests()
-    solutions: Solutions = Solutions()
+    public_tests: Texts
+    private_tests: Texts = Texts()
+    generated_tests: Texts = Texts()
+    solutions: Programs = Programs()
 
     def problem(self, name: str) -> Problem:
         """The problem; private and generated tests are hidden."""
         parts = (self.public_tests, self.private_tests, self.generated_tests)
+        for part in parts:
+            _check_pairs(part.input, part.output)
         cases = tuple(case for part in parts for case in zip(part.input, part.output, strict=True))
-        known = zip(self.solutions.language, self.solutions.solution, strict=True)
+        known = zip(self.solutions.language, self.solutions.solution, strict=False)
         solution = _python3(text for language, text in known if language in _PYTHON3)
         tests = StdioTests(cases=cases)
         given = _given(len(self.public_tests.input), len(cases))
@@ -145,8 +149,7 @@ class CodeContests(msgspec.Struct, frozen=True):
 
 
 def _of_pairs(id: str, question: str, starter_code: str, solution: str, pairs: Pairs) -> Problem:
-    if len(pairs.inputs) != len(pairs.outputs):
-        raise ValueError(f"has {len(pairs.inputs)} inputs and {len(pairs.outputs)} outputs: they are to be pairs")
+    _check_pairs(pairs.inputs, pairs.outputs)
     if pairs.fn_name:
         entry_point = _method(pairs.fn_name, starter_code or solution)
         tests: Tests = _calls(entry_point, [_call(*pair) for pair in zip(pairs.inputs, pairs.outputs, strict=True)])
@@ -154,6 +157,11 @@ def _of_pairs(id: str, question: str, starter_code: str, solution: str, pairs: P
         entry_point = ""
         tests = StdioTests(tuple((_text(i), _text(o)) for i, o in zip(pairs.inputs, pairs.outputs, strict=True)))
     return made(id, _prompt(question, starter_code, tests), entry_point, solution, tests)
+
+
+def _check_pairs(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+    if len(inputs) != len(outputs):
+        raise ValueError(f"has {len(inputs)} inputs and {len(outputs)} outputs: they are to be pairs")
 
 
 def _call(given: Any, wanted: Any) -> tuple[list[Any], list[Any]]:

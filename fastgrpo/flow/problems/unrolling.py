@@ -115,10 +115,11 @@ class _Unroller:
         if not names or None in rows or loop.orelse or _names_stored(loop.body) & names or _jumps(loop):
             return None
         inline = names & _arguments(loop.body)
-        self._read |= {name for node in loop.body for name in _names_read(node)} - names
+        read = {name for node in loop.body for name in _names_read(node)}
+        self._read |= read - names
         renamed = self._given | {name: _mark(name) for name in inline}
         body = "\n".join(_plain(_Rename(renamed).visit(node)) for node in loop.body)
-        return [self._filled(body, inline, row) for row in rows if row is not None]
+        return [self._filled(body, inline, {n: row[n] for n in row if n in read}) for row in rows if row is not None]
 
     def _filled(self, body: str, inline: set[str], row: dict[str, Cell]) -> str:
         """The body with a row's cells in the place of its `inline` names, after lines that give the others."""
