@@ -27,6 +27,8 @@ LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
 
 # What each name in the literature means in our two orthogonal choices (ratio x normaliser), its advantage and clips.
 LOSS_PRESETS: dict[str, dict[str, Any]] = {
@@ -58,13 +60,27 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Data(Section, frozen=True):
     """Problems."""
 
-    dataset: Annotated[str, Meta(description="humaneval, or the path of a JSONL file of your own problems")] = (
-        "humaneval"
-    )
+    dataset: Annotated[
+        str | tuple[str, ...], Meta(description="humaneval, or the path of a file of problems; several: a list")
+    ] = "humaneval"
+    weights: Annotated[
+        Positive | tuple[Positive, ...],
+        Meta(description="how often a problem of each set is drawn, beside one of another set"),
+    ] = 1.0
     instruction: Annotated[
         Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")
     ] = "full"
-    held_out: Annotated[int, Meta(ge=0, description="problems kept for evaluation, never trained on")] = 44
+    held_out: Annotated[
+        Count | tuple[Count, ...],
+        Meta(description="problems of each set kept for evaluation, never trained on, drawn by seed"),
+    ] = 44
+    keep_unsolved: Annotated[
+        bool, Meta(description="keep problems whose own solution fails their tests; else they are left out")
+    ] = False
+    deadline_factor: Annotated[
+        float,
+        Meta(ge=0, description="a solution may take this times the own solution's seconds, 1 to wall_s; 0 = wall_s"),
+    ] = 20.0
 
 
 class Model(Section, frozen=True):
@@ -280,8 +296,10 @@ def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict
     for name, value in values.items():
         if name not in KEYS:
             raise UserError(f"{source}: {_unknown(name)}")
+        listed = not strict and "," in str(value) and takes_several(KEYS[name])
+        given = [item.strip() for item in value.split(",")] if listed else value
         try:
-            result[name] = msgspec.convert(value, KEYS[name].type, strict=strict)
+            result[name] = msgspec.convert(given, KEYS[name].type, strict=strict)
         except msgspec.ValidationError as error:
             wanted = choices_of(KEYS[name]) or str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
             raise UserError(f"{source}: {name} must be {wanted}, got {value!r} ({type(value).__name__})") from None
@@ -294,6 +312,11 @@ def choices_of(key: Key) -> str:
     """`a | b | c` for a key that takes one of a few words, else empty."""
     choices = key.type.__origin__
     return " | ".join(typing.get_args(choices)) if typing.get_origin(choices) is Literal else ""
+
+
+def takes_several(key: Key) -> bool:
+    """True for a key whose value may be a list, which a command line gives separated by commas."""
+    return any(typing.get_origin(choice) is tuple for choice in typing.get_args(key.type.__origin__))
 
 
 def _unknown(name: str) -> str:

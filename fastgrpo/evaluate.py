@@ -19,7 +19,8 @@ from fastgrpo.config import Config
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine.engine import Engine, open_engine
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.flow.task import load_problems, open_environment
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.task import open_environment
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share

@@ -19,7 +19,8 @@ from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.flow.distill import ModelTeacher, ScriptedTeacher, Trace, distill, read_traces, write_traces
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.task import load_problems, open_environment
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat

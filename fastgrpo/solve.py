@@ -9,6 +9,7 @@ from __future__ import annotations
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,8 @@ from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import Sampling, collect
 
 
-def find(dataset: str, name: str) -> Problem:
-    """The problem called `name`; UserError where the data set has none of that name."""
+def find(dataset: str | Sequence[str], name: str) -> Problem:
+    """The problem called `name`; UserError where the data sets have none of that name."""
     problems = data.load(dataset)
     for problem in problems:
         if problem.id == name:

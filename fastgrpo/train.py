@@ -22,7 +22,8 @@ from fastgrpo.config import Config
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
-from fastgrpo.flow.task import load_problems, open_environment
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.task import open_environment
 from fastgrpo.plan import print_plan
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor

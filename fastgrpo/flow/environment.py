@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from fastgrpo.config import RewardWeights
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.limits import WorkflowLimits
-from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_tests
+from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards
@@ -105,8 +105,10 @@ class WorkflowEnvironment:
 
     async def _scored(self, problem: Problem, solution: str, public: Outcome | None) -> Execution:
         """Hidden tests, and public ones unless the workflow's own test of this solution tells their outcome."""
-        hidden = await self.score(problem, solution)
-        public = public or await self.score(problem, solution, public=True)
+        if public is None:
+            public, hidden = await run_all_tests(self._pool, problem, solution, limits=self._limits)
+        else:
+            hidden = await self.score(problem, solution)
         if "infrastructure" in (hidden.status, public.status):
             return Execution(status="infrastructure", solution=solution, error=hidden.error or public.error)
         return Execution(

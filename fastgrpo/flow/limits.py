@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import msgspec
 
+from fastgrpo.config import Sandbox
 from fastgrpo_sandbox import Limits
+
+
+def run_limits(sandbox: Sandbox) -> Limits:
+    """What one run of a solution may use, as configured."""
+    return Limits(
+        wall_s=sandbox.wall_s,
+        cpu_s=sandbox.cpu_s,
+        memory_mb=sandbox.memory_mb,
+        processes=sandbox.processes,
+        output_bytes=sandbox.output_bytes,
+    )
 
 
 class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):

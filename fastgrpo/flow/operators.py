@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.problems import describe_tests, preamble
 from fastgrpo.flow.types import Problem, WorkerCall
 from fastgrpo.flow.workers.protocol import Operator, Reply, Request, RequestRejected, Worker, WorkerError
-from fastgrpo_sandbox import CallError, Outcome, SandboxPool
+from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests
 
 _SHOWN_TESTS = 3
 _SHOWN_CHARS = 400
@@ -166,9 +168,38 @@ def _chars(value: Any) -> int:
 
 async def run_tests(pool: SandboxPool, problem: Problem, code: str, *, public: bool, limits: WorkflowLimits) -> Outcome:
     """Run a solution against the problem's public or hidden tests, with the imports and helpers its prompt gives."""
+    return await _run(pool, problem, code, problem.public_tests if public else problem.hidden_tests, limits)
+
+
+async def run_all_tests(
+    pool: SandboxPool, problem: Problem, code: str, *, limits: WorkflowLimits
+) -> tuple[Outcome, Outcome]:
+    """(public, hidden) outcomes of one run of all tests; what ends the run, as a loop without end, ends it for both."""
+    if problem.tests is None:
+        public_run = await run_tests(pool, problem, code, public=True, limits=limits)
+        return public_run, await run_tests(pool, problem, code, public=False, limits=limits)
+    outcome = await _run(pool, problem, code, problem.tests, limits)
+    public = [passed for index, passed in enumerate(outcome.tests) if index in problem.public]
+    hidden = [passed for index, passed in enumerate(outcome.tests) if index not in problem.public] or public
+    return _outcome_of(outcome, public), _outcome_of(outcome, hidden)
+
+
+async def _run(pool: SandboxPool, problem: Problem, code: str, tests: Tests, limits: WorkflowLimits) -> Outcome:
+    """One run within the problem's own deadline, where it has one."""
     given = preamble(problem.prompt, problem.entry_point)
-    tests = problem.public_tests if public else problem.hidden_tests
-    return await pool.run(f"{given}\n{code}" if given else code, tests=tests, limits=limits.tests)
+    bounds = limits.tests
+    if problem.wall_s is not None:
+        bounds = bounds or pool.limits
+        bounds = replace(bounds, wall_s=min(bounds.wall_s, problem.wall_s))
+    return await pool.run(f"{given}\n{code}" if given else code, tests=tests, limits=bounds)
+
+
+def _outcome_of(whole: Outcome, tests: Sequence[bool]) -> Outcome:
+    """The outcome of some of the tests of a run."""
+    if whole.status not in ("ok", "failed"):
+        return replace(whole, tests=tuple(tests))
+    passed = bool(tests) and all(tests)
+    return replace(whole, status="ok" if passed else "failed", error="" if passed else whole.error, tests=tuple(tests))
 
 
 def public_feedback(problem: Problem, outcome: Outcome) -> str:

@@ -12,18 +12,29 @@ from fastgrpo_sandbox import Tests
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """One coding query.
 
-    `prompt` is all that the policy and the workers see. `solution` (a complete canonical program) and `hidden_tests`
-    are secrets of the host: they never enter a jail that runs policy code, nor a worker's messages.
-    `difficulty` in [0, 1] is the problem's rank in its dataset (see `data.measure_difficulty`), 1 the hardest.
+    `prompt` is all that the policy and the workers see. `solution` (a complete canonical program, if there is one) and
+    `hidden_tests` are secrets of the host: they never enter a jail that runs policy code, nor a worker's messages.
+    `tests` are both parts in one, which one run judges, and `public` the indices of the public ones in it.
+    `difficulty` in [0, 1] is the problem's rank in its dataset (see `problems.measure_difficulty`), 1 the hardest.
+    `wall_s` is the deadline of a run of its tests in seconds; None = the jails' own. `dataset` names where it is from.
     """
 
     id: str
     prompt: str
     entry_point: str
-    solution: str
+    solution: str | None = None
     public_tests: Tests
     hidden_tests: Tests
+    tests: Tests | None = None
+    public: tuple[int, ...] = ()
     difficulty: float = 0.5
+    wall_s: float | None = None
+    dataset: str = ""
+
+    @property
+    def shared_test(self) -> bool:
+        """True where the only test is public and hidden at once: its text would give the hidden answer away."""
+        return self.public_tests == self.hidden_tests
 
 
 class WorkerCall(msgspec.Struct, frozen=True, kw_only=True):

@@ -198,6 +198,8 @@ class SimulatedWorker:
         return self._verdicts[key]
 
     async def _make_bank(self, problem: Problem) -> Bank:
+        if problem.solution is None:
+            raise WorkerError(f"simulated workers have no solution of {problem.id} to imitate")
         candidates = mutations(problem.solution, _TRIALS, seed=f"{self._seed}/{problem.id}")
         mutants: list[Mutant] = []
         for batch in (candidates[: _TRIALS // 2], candidates[_TRIALS // 2 :]):
