@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, Protocol
 
 import msgspec
@@ -12,10 +14,12 @@ Operator = Literal["generate", "custom", "review", "revise", "ensemble", "test"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One question. A real worker reads `messages` (chat turns, no secret in them) and `seed` only.
+    """One question. A real worker reads `messages` (chat turns, no secret in them) and what follows `feedback` only.
 
     `codes` and `feedback` repeat what the messages hold, for a simulated worker. `problem` carries the host's secrets:
-    no worker may send it anywhere.
+    no worker may send it anywhere. `worker` names who is asked ("" = the configuration's own), `temperature` is that of
+    the sampling (None = the configuration's). A worker enters `waiting()` while the request waits for its turn or for
+    its next attempt: no deadline runs meanwhile, and the request's own begins anew after it.
     """
 
     operator: Operator
@@ -24,10 +28,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     codes: tuple[str, ...] = ()
     feedback: str = ""
     seed: int = 0
+    worker: str = ""
+    temperature: float | None = None
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer and its account: tokens, US dollars, seconds of latency."""
+    """One answer and its account: tokens, US dollars, seconds from the sending of what was answered to the answer."""
 
     text: str
     prompt_tokens: int = 0
@@ -38,6 +45,10 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 class WorkerError(Exception):
     """The worker failed: endpoint unreachable, deadline, retries exhausted. Infrastructure, not the policy's fault."""
+
+
+class NoAnswer(WorkerError):
+    """The worker answered without a word: cut off while it reasoned, filtered, refused, or a tool call instead."""
 
 
 class RequestRejected(Exception):
