@@ -11,6 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from fastgrpo.config import Reward
+from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_tests
@@ -19,7 +20,7 @@ from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards
 from fastgrpo.flow.workers.protocol import Worker
 from fastgrpo.types import Execution, ExecutionStatus, Problem, RewardTerms
-from fastgrpo_sandbox import Outcome, SandboxPool
+from fastgrpo_sandbox import Outcome, SandboxPool, Session
 
 
 class WorkflowEnvironment:
@@ -75,10 +76,8 @@ class WorkflowEnvironment:
             "code": workflow.source,
             "problem": {"prompt": problem.prompt, "entry_point": problem.entry_point},
         }
-        async with self._pool.session(
-            guest_source(), on_call=host, inputs=inputs, limits=self._limits.session
-        ) as session:
-            outcome = await session.outcome()
+        async with self._pool.session(guest_source(), on_call=host, inputs=inputs, limits=self._limits.jail) as session:
+            outcome = await self._outcome(session, host.clock)
         result = await self._result(problem, outcome, host.tested)
         return replace(
             result,
@@ -87,6 +86,17 @@ class WorkflowEnvironment:
             calls=tuple(host.calls),
             seconds=time.perf_counter() - start,
         )
+
+    async def _outcome(self, session: Session, clock: Clock) -> Outcome:
+        """How a session ended: by itself, by the workflow's clock, or because it waited too long for its turn."""
+        try:
+            outcome = await clock.within(session.outcome())
+        except TimeoutError:
+            return Outcome("timeout", error="wall clock limit reached")
+        if outcome.status == "timeout" and outcome.wall_s >= self._limits.jail.wall_s:
+            error = f"its calls waited more than {self._limits.wait_s:g} s for their turn; raise workers.concurrency"
+            return Outcome("infrastructure", error=error)
+        return outcome
 
     async def _result(self, problem: Problem, outcome: Outcome, tested: dict[str, Outcome]) -> Execution:
         """Status, solution and scores of a session that ended with `outcome`."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from fastgrpo.flow import messages
+from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.problems import describe_tests, preamble
 from fastgrpo.flow.workers.protocol import Operator, Reply, Request, RequestRejected, Worker, WorkerError
@@ -60,7 +64,8 @@ class JailFailure(Exception):
 
 
 class OperatorHost:
-    """Answers the calls of one workflow; `calls` is its account so far, `tested` its public tests by code.
+    """Answers the calls of one workflow; `calls` is its account so far, `tested` its public tests by code, `clock` its
+    time.
 
     Each request's seed depends on the execution's seed, the operator, its inputs and how often the same was asked
     before, so parallel calls draw the same whatever their order of arrival.
@@ -72,6 +77,7 @@ class OperatorHost:
         self._problem, self._worker, self._pool, self._limits, self._seed = problem, worker, pool, limits, seed
         self._asked: Counter[str] = Counter()
         self._left = limits.calls
+        self.clock = Clock(limits.session.wall_s)
 
     async def __call__(self, method: str, params: dict[str, Any]) -> Any:
         """Answer one call. Raises `CallError` (the workflow's fault), `WorkerError` or `JailFailure` (ours)."""
@@ -107,7 +113,9 @@ class OperatorHost:
         """Public tests, reflect, retry. Returns (passed, code, feedback) of the last run."""
         for attempt in range(retries + 1):
             self._spend()
-            outcome = await run_tests(self._pool, self._problem, code, public=True, limits=self._limits)
+            with self.clock.stopped():
+                outcome = await run_tests(self._pool, self._problem, code, public=True, limits=self._limits)
+                self.clock.charge(outcome.wall_s)
             if outcome.status == "infrastructure":
                 raise JailFailure(outcome.error)
             self.tested[code] = outcome
@@ -130,13 +138,9 @@ class OperatorHost:
             feedback=feedback,
             seed=self._request_seed(operator, chat),
         )
-        try:
-            async with asyncio.timeout(self._limits.call_s):
-                reply = await self._worker.ask(request)
-        except TimeoutError:
-            raise WorkerError(f"the worker did not answer within {self._limits.call_s:g} s") from None
-        except RequestRejected as error:
-            raise CallError(f"{operator}(): {error}") from None
+        with self.clock.stopped():
+            reply = await self._reply(request)
+            self.clock.charge(reply.seconds)
         self.calls.append(
             WorkerCall(
                 operator=operator,
@@ -148,6 +152,17 @@ class OperatorHost:
         )
         return reply
 
+    async def _reply(self, request: Request) -> Reply:
+        """The worker's reply, each attempt within `call_s` of its own start."""
+        try:
+            async with asyncio.timeout(self._limits.call_s) as deadline:
+                waiting = partial(_standing, deadline, self._limits.call_s)
+                return await self._worker.ask(msgspec.structs.replace(request, waiting=waiting))
+        except TimeoutError:
+            raise WorkerError(f"the worker did not answer within {self._limits.call_s:g} s") from None
+        except RequestRejected as error:
+            raise CallError(f"{request.operator}(): {error}") from None
+
     def _spend(self) -> None:
         if self._left <= 0:
             raise CallError(f"the workflow has used up its {self._limits.calls} worker calls and test runs")
@@ -158,6 +173,14 @@ class OperatorHost:
         self._asked[key] += 1
         digest = hashlib.blake2b(f"{key}/{self._asked[key]}".encode(errors="replace"), digest_size=4)
         return int.from_bytes(digest.digest()) >> 1
+
+
+@contextmanager
+def _standing(deadline: asyncio.Timeout, seconds: float) -> Iterator[None]:
+    """No deadline inside; afterwards it is `seconds` away again."""
+    deadline.reschedule(None)
+    yield
+    deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 def _chars(value: Any) -> int:
