@@ -7,33 +7,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
-from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.parse import InvalidWorkflow, parse_completion
 from fastgrpo.flow.prompt import query_prompt
-from fastgrpo.flow.workers.protocol import Request, Worker
+from fastgrpo.flow.traces import Trace, TraceFile
+from fastgrpo.flow.workers.protocol import Request, RequestRejected, Worker, WorkerError
 from fastgrpo.types import Execution, Problem
-
-
-class Trace(msgspec.Struct, frozen=True, kw_only=True):
-    """One distilled sample: `text` is what the policy learns to write after `prompt`."""
-
-    problem_id: str
-    prompt: str
-    reasoning: str
-    workflow: str
-    rounds: int
-    pass_rate: float
-
-    @property
-    def text(self) -> str:
-        """The completion in the policy's format: R^ in think tags, then S^ in one Python block."""
-        return f"<think>{self.reasoning}</think>\n```python\n{self.workflow}\n```"
 
 
 class Teacher(Protocol):
@@ -120,64 +101,77 @@ async def distill(
     environment: WorkflowEnvironment,
     teacher: Teacher,
     problems: Sequence[Problem],
+    traces: TraceFile,
     *,
     rounds: int,
     samples: int,
     seed: int,
     concurrency: int = 32,
-) -> list[Trace]:
-    """`samples` traces of each problem, at most `rounds` rounds each; unparsable or unexecutable ones are left out."""
-    limit = asyncio.Semaphore(concurrency)
+) -> list[str]:
+    """Append `samples` traces of each problem, at most `rounds` rounds each, to `traces`; none that is there already.
 
-    async def one(problem: Problem, sample: int) -> Trace | None:
+    Returns the reasons of those that our own failures prevented. After `concurrency` of these in a row the rest is not
+    tried: an endpoint that is gone would be waited for again and again. Raises UserError on a full disk.
+    """
+    limit, failures, in_a_row = asyncio.Semaphore(concurrency), [], 0
+    there = {(trace.problem_id, trace.sample) for trace in traces.found}
+
+    async def one(problem: Problem, sample: int) -> None:
+        nonlocal in_a_row
         async with limit:
-            return await _trace(environment, teacher, problem, rounds, seed * 1_000_003 + sample)
+            if in_a_row >= concurrency:
+                return
+            try:
+                traces.append(await _trace(environment, teacher, problem, rounds, sample, seed * 1_000_003 + sample))
+                in_a_row = 0
+            except (WorkerError, RequestRejected) as error:
+                failures.append(str(error))
+                in_a_row += 1
 
-    traces = await asyncio.gather(*[one(problem, sample) for problem in problems for sample in range(samples)])
-    return [trace for trace in traces if trace is not None]
+    wanted = [(problem, sample) for problem in problems for sample in range(samples)]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for problem, sample in wanted:
+                if (problem.id, sample) not in there:
+                    group.create_task(one(problem, sample))
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None
+    return failures
 
 
 async def _trace(
-    environment: WorkflowEnvironment, teacher: Teacher, problem: Problem, rounds: int, seed: int
-) -> Trace | None:
+    environment: WorkflowEnvironment, teacher: Teacher, problem: Problem, rounds: int, sample: int, seed: int
+) -> Trace:
+    """Raises `WorkerError` or `RequestRejected` where teacher, worker or jail fails."""
     history: list[tuple[str, Execution]] = []
     for turn in range(rounds):
         completion = await teacher.write(problem, history, seed)
         execution = await environment.execute(problem, completion, seed + turn)
         if execution.status == "infrastructure":
-            return None
+            raise WorkerError(execution.error)
         history.append((completion, execution))
         if execution.public_pass_rate == 1.0:
             break
-    try:
-        parsed = [parse_completion(completion) for completion, _ in history]
-    except InvalidWorkflow:
-        return None
+    last = history[-1][1]
+    [terms] = environment.rewards(problem, [last])
+    reasoning, workflow = _joined([completion for completion, _ in history])
     return Trace(
         problem_id=problem.id,
+        sample=sample,
         prompt=environment.prompt(problem),
-        reasoning=" ".join(part.reasoning for part in parsed),
-        workflow=parsed[-1].source,
+        reasoning=reasoning,
+        workflow=workflow,
         rounds=len(history),
-        pass_rate=history[-1][1].pass_rate,
+        status=last.status if workflow else "invalid",
+        pass_rate=last.pass_rate,
+        reward=terms.total if terms else 0.0,
     )
 
 
-def write_traces(path: Path, traces: Sequence[Trace]) -> None:
-    """Traces as JSON lines, `{problem_id, prompt, reasoning, workflow, rounds, pass_rate}`."""
-    path.write_bytes(b"".join(msgspec.json.encode(trace) + b"\n" for trace in traces))
-
-
-def read_traces(path: Path) -> list[Trace]:
-    """The traces of a JSONL file; UserError names the file and line that is not one."""
-    decoder, traces = msgspec.json.Decoder(Trace), []
+def _joined(completions: Sequence[str]) -> tuple[str, str]:
+    """R^ and S^ of the rounds' completions; both empty where one cannot be parsed."""
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read the traces {path}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            traces.append(decoder.decode(line))
-        except msgspec.MsgspecError as error:
-            raise UserError(f"{path}:{number} is not a trace: {error}") from error
-    return traces
+        parsed = [parse_completion(completion) for completion in completions]
+    except InvalidWorkflow:
+        return "", ""
+    return " ".join(part.reasoning for part in parsed), parsed[-1].source
