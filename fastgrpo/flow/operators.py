@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.clock import Clock
+from fastgrpo.flow.extract import extract_code
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.problems import describe_tests, preamble
 from fastgrpo.flow.workers.protocol import Operator, Reply, Request, RequestRejected, Worker, WorkerError
@@ -94,7 +95,7 @@ class OperatorHost:
         match call:
             case Generate(instruction):
                 reply = await self._ask("generate", messages.generate(problem, instruction))
-                return messages.extract_code(reply.text)
+                return extract_code(reply.text, problem.entry_point)
             case Custom(text, instruction):
                 return (await self._ask("custom", messages.custom(text, instruction))).text
             case Review(code):
@@ -102,7 +103,7 @@ class OperatorHost:
                 return messages.extract_verdict(reply.text)
             case Revise(code, feedback):
                 reply = await self._ask("revise", messages.revise(problem, code, feedback), (code,), feedback)
-                return messages.extract_code(reply.text)
+                return extract_code(reply.text, problem.entry_point)
             case Ensemble(codes):
                 reply = await self._ask("ensemble", messages.ensemble(problem, codes), tuple(codes))
                 return codes[messages.extract_choice(reply.text, len(codes))]
@@ -123,7 +124,7 @@ class OperatorHost:
             if outcome.pass_rate == 1.0 or attempt == retries:
                 return outcome.pass_rate == 1.0, code, feedback
             reply = await self._ask("test", messages.reflect(self._problem, code, feedback), (code,), feedback)
-            code = messages.extract_code(reply.text)
+            code = extract_code(reply.text, self._problem.entry_point)
         raise AssertionError("unreachable")
 
     async def _ask(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgrpo.flow import messages
+from fastgrpo.flow.extract import extract_code
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line
 from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
@@ -167,7 +168,7 @@ def test_request_seeds_depend_on_content_not_on_the_order_of_arrival() -> None:
     ],
 )
 def test_code_of_a_reply(reply: str, code: str) -> None:
-    assert messages.extract_code(reply) == code
+    assert extract_code(reply) == code
 
 
 def test_choice_and_verdict_without_any() -> None:
@@ -182,7 +183,7 @@ def test_choice_and_verdict_without_any() -> None:
 @settings(deadline=None)
 @given(st.text(), st.integers(1, 16))
 def test_any_reply_is_understood(reply: str, count: int) -> None:
-    assert isinstance(messages.extract_code(reply), str)
+    assert isinstance(extract_code(reply), str)
     assert 0 <= messages.extract_choice(reply, count) < count
     assert isinstance(messages.extract_verdict(reply)[0], bool)
 
@@ -191,7 +192,7 @@ def test_any_reply_is_understood(reply: str, count: int) -> None:
 def test_a_reply_that_runs_away_is_read_in_no_time(reply: str) -> None:
     began = time.process_time()
     messages.extract_verdict(reply)
-    messages.extract_code(reply)
+    extract_code(reply)
     assert time.process_time() - began < 2  # was the square of its length: a minute
 
 

@@ -17,6 +17,7 @@ from fastgrpo.flow import messages
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.extract import extract_code
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.workers.protocol import Request
 from fastgrpo.flow.workers.simulated import Bank, SimulatedWorker, Skill, normalised
@@ -70,7 +71,7 @@ def shares(problem: Problem, make: Callable[[Bank], Request], *, skill: Skill | 
         if request.operator == "ensemble":
             chosen = [messages.extract_choice(reply.text, len(request.codes)) for reply in replies]
             return mean(normalised(request.codes[index]) == bank.right for index in chosen)
-        return mean(normalised(messages.extract_code(reply.text)) == bank.right for reply in replies)
+        return mean(normalised(extract_code(reply.text)) == bank.right for reply in replies)
 
     return with_worker(use, skill)
 
