@@ -21,12 +21,32 @@ from rich.table import Table
 from fastgrpo.config import Reward
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.simulated import SimulatedWorker
-from fastgrpo.types import Execution, Problem
 from fastgrpo_sandbox import SandboxPool
 
 _BODIES = {
     "generate": "return await generate(problem)",
+    "until passed": """for _ in range(4):
+        code = await generate(problem)
+        if (await test(problem, code, retries=0)).passed:
+            break
+    return code""",
+    "3 generate, first passed": """for code in await asyncio.gather(*[generate(problem) for _ in range(3)]):
+        if (await test(problem, code, retries=0)).passed:
+            break
+    return code""",
+    "small until passed, then large": """for _ in range(2):
+        code = await generate(problem, worker="small")
+        if (await test(problem, code, retries=0)).passed:
+            return code
+    return await generate(problem)""",
+    "plan, until passed": """plan = await custom(problem.prompt, "Plan.")
+    for _ in range(4):
+        code = await generate(problem, plan)
+        if (await test(problem, code, retries=0)).passed:
+            break
+    return code""",
     "generate, review, revise": """code = await generate(problem)
     notes = await review(problem, code)
     if not notes.ok:

@@ -27,6 +27,7 @@ LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
+EfficiencyBy = Literal["tokens", "calls", "dollars", "seconds"]
 
 # What each name in the literature means in our two orthogonal choices (ratio x normaliser), its advantage and clips.
 LOSS_PRESETS: dict[str, dict[str, Any]] = {
@@ -138,10 +139,12 @@ class Sandbox(Section, frozen=True):
 
 
 class Reward(Section, frozen=True):
-    """Weights of the reward's terms: performance - complexity + diversity - format."""
+    """Weights of the reward's terms: performance - complexity - efficiency + diversity - format."""
 
     performance: Annotated[float, Meta(ge=0, description="share of hidden tests passed")] = 1.0
-    complexity: Annotated[float, Meta(ge=0, description="normalised AST complexity of the workflow")] = 0.4
+    complexity: Annotated[float, Meta(ge=0, description="structure of the workflow, by its code and its calls")] = 0.2
+    efficiency: Annotated[float, Meta(ge=0, description="what it spent at run time beyond one call")] = 0.1
+    efficiency_by: Annotated[EfficiencyBy, Meta(description="what is counted as spent")] = "tokens"
     diversity: Annotated[float, Meta(ge=0, description="distinctness within the group")] = 0.05
     format: Annotated[float, Meta(ge=0, description="penalty of a completion without a valid workflow")] = 0.5
 

@@ -3,73 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 
-from fastgrpo_sandbox import Tests
-
-
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """One coding query.
-
-    `prompt` is all that the policy and the workers see. `solution` (a complete canonical program) and `hidden_tests`
-    are secrets of the host: they never enter a jail that runs policy code, nor a worker's messages.
-    `difficulty` in [0, 1] is the problem's rank in its dataset (see `data.measure_difficulty`), 1 the hardest.
-    """
-
-    id: str
-    prompt: str
-    entry_point: str
-    solution: str
-    public_tests: Tests
-    hidden_tests: Tests
-    difficulty: float = 0.5
-
-
-class WorkerCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One operator's question to a worker, as accounted: tokens, US dollars and seconds."""
-
-    operator: str
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
-    seconds: float
-
-
-ExecutionStatus = Literal["ok", "invalid", "failed", "timeout", "memory", "output_limit", "killed", "infrastructure"]
-
-
-class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one completion: parsed, run in a jail, its solution scored on the hidden tests.
-
-    `status` "invalid" is a completion without a well-formed workflow; "infrastructure" a failure of ours (jail,
-    worker), which is left out of the group's baseline and never scored 0. `pass_rate` in [0, 1] is the share of the
-    hidden tests passed; `feedback` holds public-test results only and may be shown to the policy.
-    """
-
-    status: ExecutionStatus
-    workflow: str = ""
-    solution: str = ""
-    pass_rate: float = 0.0
-    public_pass_rate: float = 0.0
-    complexity: float = 0.0
-    feedback: str = ""
-    error: str = ""
-    calls: tuple[WorkerCall, ...] = ()
-    seconds: float = 0.0
+from fastgrpo.flow.types import Execution, Problem, WorkerCall  # noqa: F401
 
 
 class RewardTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """The reward and its weighted terms: `total = performance - complexity + diversity - format`."""
+    """The reward and its weighted terms: `total` is their sum, by sign."""
 
     total: float
     performance: float
     complexity: float
     diversity: float
     format: float
+    efficiency: float = 0.0
 
 
 @dataclass(slots=True)

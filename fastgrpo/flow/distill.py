@@ -16,8 +16,8 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.parse import InvalidWorkflow, parse_completion
 from fastgrpo.flow.prompt import query_prompt
+from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.protocol import Request, Worker
-from fastgrpo.types import Execution, Problem
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,8 +17,10 @@ from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, ru
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards
-from fastgrpo.flow.workers.protocol import Worker
-from fastgrpo.types import Execution, ExecutionStatus, Problem, RewardTerms
+from fastgrpo.flow.structure import structure_of
+from fastgrpo.flow.types import Execution, ExecutionStatus, Problem
+from fastgrpo.flow.workers.protocol import Worker, names_of
+from fastgrpo.types import RewardTerms
 from fastgrpo_sandbox import Outcome, SandboxPool
 
 
@@ -40,7 +42,7 @@ class WorkflowEnvironment:
 
     def prompt(self, problem: Problem) -> str:
         """What the policy reads first; the problem's prompt is all of the problem that is in it."""
-        return query_prompt(problem, self._instruction)
+        return query_prompt(problem, self._instruction, names_of(self.worker))
 
     def feedback_text(self, execution: Execution) -> str:
         """What the policy reads between two rounds: public tests only."""
@@ -61,7 +63,7 @@ class WorkflowEnvironment:
             if first.status != "infrastructure":
                 return first
             second = await self._attempt(problem, workflow, seed)
-        return replace(second, calls=first.calls + second.calls, seconds=first.seconds + second.seconds)
+        return replace(second, wasted=first.calls, seconds=first.seconds + second.seconds)
 
     async def score(self, problem: Problem, solution: str, *, public: bool = False) -> Outcome:
         """The solution's outcome on the hidden (or public) tests; `pass_rate` is the share passed."""
@@ -83,7 +85,8 @@ class WorkflowEnvironment:
         return replace(
             result,
             workflow=workflow.source,
-            complexity=complexity(workflow.tree),
+            complexity=complexity(workflow.tree, host.calls),
+            structure=structure_of(workflow.tree),
             calls=tuple(host.calls),
             seconds=time.perf_counter() - start,
         )

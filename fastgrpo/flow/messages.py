@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 
 Messages = list[dict[str, str]]
 

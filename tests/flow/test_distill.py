@@ -11,7 +11,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.distill import ScriptedTeacher, Trace, distill, read_traces, write_traces
 from fastgrpo.flow.parse import parse_completion
-from fastgrpo.types import Execution, Problem
+from fastgrpo.flow.types import Execution, Problem
 from fastgrpo_sandbox import AssertTests
 
 TESTS = AssertTests(asserts=("assert f() == 1",))

@@ -71,7 +71,7 @@ class OpenAIWorker:
         return {
             "model": self._endpoint.model,
             "messages": request.messages,
-            "temperature": self._endpoint.temperature,
+            "temperature": self._endpoint.temperature if request.temperature is None else request.temperature,
             "max_tokens": self._endpoint.max_tokens,
             "seed": request.seed,
         }

@@ -6,13 +6,15 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 
 Operator = Literal["generate", "custom", "review", "revise", "ensemble", "test"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One question. A real worker reads `messages` (chat turns, no secret in them) and `seed` only.
+    """One question. A real worker reads `messages` (chat turns, no secret in them) and the three last fields only.
+
+    `worker` is one of the worker's `names`, `temperature` None its own one.
 
     `codes` and `feedback` repeat what the messages hold, for a simulated worker. `problem` carries the host's secrets:
     no worker may send it anywhere.
@@ -23,6 +25,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, str]]
     codes: tuple[str, ...] = ()
     feedback: str = ""
+    worker: str = ""
+    temperature: float | None = None
     seed: int = 0
 
 
@@ -45,10 +49,16 @@ class RequestRejected(Exception):
 
 
 class Worker(Protocol):
-    """A worker model."""
+    """A worker model; or several, if it has `names`: what a workflow may choose from, the default first."""
 
     async def ask(self, request: Request) -> Reply:
         """The answer to one request. Raises `WorkerError` or `RequestRejected`."""
 
     async def aclose(self) -> None:
         """Release connections."""
+
+
+def names_of(worker: Worker) -> tuple[str, ...]:
+    """What a workflow may call the worker's models, the default first."""
+    names: tuple[str, ...] = getattr(worker, "names", ("worker",))
+    return names
