@@ -15,8 +15,10 @@ from fastgrpo.cli import parse
 from fastgrpo.config import Config, Sft
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.flow.distill import ModelTeacher, ScriptedTeacher, Trace, distill, read_traces, write_traces
+from fastgrpo.flow.distill import Trace, distill, read_traces, write_traces
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.teachers import ModelTeacher, ScriptedTeacher
+from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import completion_ids, prompt_ids
 from fastgrpo.policy.demo_policy import create_policy
@@ -77,7 +79,9 @@ async def warm_start(
 
 async def _distill(config: Config, environment: WorkflowEnvironment, problems: Sequence[Problem], log: RunLog) -> None:
     """The teacher's traces into the run's folder."""
-    teacher = ScriptedTeacher() if config.sft.teacher == "scripted" else ModelTeacher(environment.worker, environment)
+    worker = environment.worker
+    scripted = config.sft.teacher == "scripted"
+    teacher = ScriptedTeacher(names_of(worker)) if scripted else ModelTeacher(worker, environment)
     with log.phase("distill"):
         traces = await distill(
             environment,

@@ -1,6 +1,5 @@
 """Distillation: rounds with feedback become one trace; the scripted teacher escalates; bad traces stay out."""
 
-import ast
 import asyncio
 import random
 from types import SimpleNamespace
@@ -8,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from fastgrpo.errors import UserError
-from fastgrpo.flow.complexity import complexity
-from fastgrpo.flow.distill import ScriptedTeacher, Trace, distill, read_traces, write_traces
+from fastgrpo.flow.distill import Trace, distill, read_traces, write_traces
 from fastgrpo.flow.parse import parse_completion
+from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo_sandbox import AssertTests
 
@@ -55,30 +54,6 @@ def test_the_number_of_rounds_is_bounded() -> None:
 
 def test_a_failure_of_ours_leaves_no_trace() -> None:
     assert traces(ScriptedEnvironment(("ok", 0.0), ("infrastructure", 0.0))) == []
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_the_scripted_teacher_writes_valid_workflows_and_adds_structure_after_a_failure(seed: int) -> None:
-    teacher = ScriptedTeacher()
-    first = asyncio.run(teacher.write(PROBLEM, [], seed))
-    source = parse_completion(first).source
-    failed = Execution(status="ok", workflow=source)
-    second = asyncio.run(teacher.write(PROBLEM, [(first, failed)], seed))
-    before, after = (stages(parse_completion(text).source) for text in (first, second))
-    assert before < after
-    assert complexity(ast.parse(parse_completion(second).source)) > 0
-
-
-def stages(source: str) -> set[str]:
-    return {name for name in ("review", "ensemble", "test") if f"await {name}(" in source}
-
-
-def test_the_scripted_teacher_plans_without_regard_to_the_query() -> None:
-    long = Problem(
-        id="p", prompt="x " * 99, entry_point="f", solution="", public_tests=TESTS, hidden_tests=TESTS, difficulty=1.0
-    )
-    short, other = (asyncio.run(ScriptedTeacher().write(problem, [], 5)) for problem in (PROBLEM, long))
-    assert short.replace("A short query.", "A long query.") == other
 
 
 def test_traces_survive_the_file_and_a_broken_line_is_named(tmp_path) -> None:
