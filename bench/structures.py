@@ -18,7 +18,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from fastgrpo.config import Reward
+from fastgrpo.config import RewardWeights
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.types import Execution, Problem
@@ -93,7 +93,7 @@ def thirds(problems: list[Problem]) -> list[list[Problem]]:
 
 
 async def measure(
-    environment: WorkflowEnvironment, problems: list[Problem], code: str, samples: int, weights: Reward
+    environment: WorkflowEnvironment, problems: list[Problem], code: str, samples: int, weights: RewardWeights
 ) -> tuple[list[Row], float]:
     """A row for each third, and the structure's complexity. Raises RuntimeError where the jails fail."""
     rows, executions = [], []
@@ -105,7 +105,7 @@ async def measure(
     return rows, executions[0].complexity
 
 
-def _row(executions: list[Execution], weights: Reward) -> Row:
+def _row(executions: list[Execution], weights: RewardWeights) -> Row:
     if failed := [execution.error for execution in executions if execution.status != "ok"]:
         raise RuntimeError(f"{len(failed)} executions failed, the first with: {failed[0]}")
     pass_rate = mean(execution.pass_rate for execution in executions)
@@ -119,7 +119,7 @@ def _row(executions: list[Execution], weights: Reward) -> Row:
 
 async def main(dataset: str, samples: int) -> None:
     """Measure and print the table."""
-    problems, weights, console = data.load(dataset), Reward(), Console(width=150)
+    problems, weights, console = data.load(dataset), RewardWeights(), Console(width=150)
     async with SandboxPool() as pool:
         worker = SimulatedWorker(pool)
         environment = WorkflowEnvironment(pool, worker)

@@ -45,7 +45,7 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
 
 # What may differ between a run and its continuation: none of it changes what a step computes.
 FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.steps|(checkpoint|eval)\..*|sandbox\.cells"
+    r"name|runs|grpo\.(steps|execute_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
     r"|workers\.(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|latency_scale|\w+_price)"
     r"|model\.offload_optimizer"
     r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
@@ -138,7 +138,7 @@ class Sandbox(Section, frozen=True):
     output_bytes: Annotated[int, Meta(ge=1024, description="stdout + stderr kept before the jail is stopped")] = 65536
 
 
-class Reward(Section, frozen=True):
+class RewardWeights(Section, frozen=True):
     """Weights of the reward's terms: performance - complexity - efficiency + diversity - format."""
 
     performance: Annotated[float, Meta(ge=0, description="share of hidden tests passed")] = 1.0
@@ -168,6 +168,12 @@ class Grpo(Section, frozen=True):
     group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
+    execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
+        600.0
+    )
+    max_infrastructure: Annotated[
+        float, Meta(ge=0, le=1, description="stop where a larger share of a step's rollouts fail in the environment")
+    ] = 0.5
     # vLLM's own bounds: it would sample at 0.01 where the trainer divides by less, and refuse more than 2.
     temperature: Annotated[float, Meta(ge=0.01, le=2, description="sampling temperature")] = 1.0
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
@@ -225,7 +231,7 @@ class Config(Section, frozen=True):
     engine: Engine = Engine()
     workers: Workers = Workers()
     sandbox: Sandbox = Sandbox()
-    reward: Reward = Reward()
+    reward: RewardWeights = RewardWeights()
     sft: Sft = Sft()
     grpo: Grpo = Grpo()
     eval: Eval = Eval()

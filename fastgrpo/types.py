@@ -9,18 +9,31 @@ import msgspec
 import numpy as np
 import torch
 
-from fastgrpo.flow.types import Execution, Problem, WorkerCall  # noqa: F401
 
-
-class RewardTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """The reward and its weighted terms: `total` is their sum, by sign."""
+class Reward(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rollout earned: `total` moves the policy; `terms` says by name what it is made of, as it is logged."""
 
     total: float
-    performance: float
-    complexity: float
-    diversity: float
-    format: float
-    efficiency: float = 0.0
+    terms: dict[str, float] = {}
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What an environment makes of one rollout, all that the engine asks of it.
+
+    `status` is counted and shown. "infrastructure" means that the environment itself failed: such a rollout has no
+    `reward`, is left out of its group's baseline and never scored 0; `error` says why. `metrics` are numbers whose
+    means over the rollouts are logged by their names; `record` is added to the rollout's line in samples.jsonl.
+    """
+
+    status: str = "ok"
+    reward: Reward | None = None
+    metrics: dict[str, float] = {}
+    record: dict[str, Any] = {}
+    error: str = ""
+
+
+INFRASTRUCTURE = "infrastructure"
+UNENDED = Result(status=INFRASTRUCTURE, error="the rollout has not ended")
 
 
 @dataclass(slots=True)
@@ -28,28 +41,31 @@ class Rollout:
     """One sampled trajectory: prompt, completion and, with several rounds, feedback and further completions.
 
     `token_ids`, `loss_mask` and `logprobs` have one entry for each token; `loss_mask` is 1 where the policy wrote the
-    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `executions` has one entry for each round.
+    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `result` is there once the whole group has ended.
     """
 
     token_ids: list[int]
     loss_mask: list[int]
     logprobs: list[float]
     completions: list[str]
-    executions: list[Any]
     truncated: bool = False
-    reward: RewardTerms | None = None
+    result: Result = UNENDED
 
     @property
-    def infrastructure(self) -> bool:
-        """True where our own failure, not the policy's, ended the rollout: it carries no reward."""
-        return self.reward is None
+    def reward(self) -> Reward | None:
+        """The rollout's reward; None where a failure of the environment, not of the policy, ended it."""
+        return self.result.reward
 
 
 @dataclass(slots=True)
 class Group:
-    """The rollouts of one problem: the baseline of GRPO's advantage (DeepSeekMath, arXiv 2402.03300, eq. 3)."""
+    """The rollouts of one problem: the baseline of GRPO's advantage (DeepSeekMath, arXiv 2402.03300, eq. 3).
+
+    `prompt` is the text that the policy read.
+    """
 
     problem: Any
+    prompt: str
     rollouts: list[Rollout]
 
 

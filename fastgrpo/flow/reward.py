@@ -13,16 +13,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from fastgrpo.config import EfficiencyBy, Reward
+from fastgrpo.config import EfficiencyBy, RewardWeights
 from fastgrpo.flow.diversity import distinctness
 from fastgrpo.flow.types import Execution, WorkerCall
-from fastgrpo.types import RewardTerms
+from fastgrpo.types import Reward
 from fastgrpo_sandbox.guest.syntax import parse
 
 _HALF_EXCESS = 4.0
 
 
-def group_rewards(executions: Sequence[Execution], weights: Reward) -> list[RewardTerms | None]:
+def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> list[Reward | None]:
     """One reward for each execution of a group; None for an infrastructure failure, which is nobody's merit or fault.
 
     `total = performance - complexity - efficiency + diversity - format`, each term with its weight: w_p x pass rate,
@@ -39,20 +39,20 @@ def group_rewards(executions: Sequence[Execution], weights: Reward) -> list[Rewa
     ]
 
 
-def _terms(execution: Execution, distinct: float, spent: float, weights: Reward) -> RewardTerms:
+def _terms(execution: Execution, distinct: float, spent: float, weights: RewardWeights) -> Reward:
     performance = weights.performance * execution.pass_rate
     complexity = weights.complexity * execution.complexity
     efficiency = weights.efficiency * inefficiency(spent)
     diversity = weights.diversity * distinct
     penalty = weights.format if execution.status == "invalid" else 0.0
-    return RewardTerms(
-        total=performance - complexity - efficiency + diversity - penalty,
-        performance=performance,
-        complexity=complexity,
-        efficiency=efficiency,
-        diversity=diversity,
-        format=penalty,
-    )
+    terms = {
+        "performance": performance,
+        "complexity": complexity,
+        "efficiency": efficiency,
+        "diversity": diversity,
+        "format": penalty,
+    }
+    return Reward(total=performance - complexity - efficiency + diversity - penalty, terms=terms)
 
 
 def inefficiency(spent: float) -> float:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.prompt import query_prompt
+from fastgrpo.flow.prompt import query_prompt, round_feedback
 from fastgrpo.flow.types import Execution, Problem
-from fastgrpo.flow.workers.protocol import Request, Worker, names_of
+from fastgrpo.flow.workers.protocol import Request, Worker
 
 
 class Teacher(Protocol):
@@ -21,19 +20,17 @@ class Teacher(Protocol):
 
 
 class ModelTeacher:
-    """A large model behind any worker, asked in one growing conversation."""
+    """A large model behind `worker`, asked in one growing conversation; `workers`: those that a workflow may name."""
 
-    def __init__(self, worker: Worker, environment: WorkflowEnvironment) -> None:
-        self._worker = worker
-        self._environment = environment
+    def __init__(self, worker: Worker, workers: Sequence[str] = ()) -> None:
+        self._worker, self._workers = worker, workers
 
     async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:
         """One more assistant turn of the conversation."""
-        prompt = query_prompt(problem, "full", names_of(self._environment.worker))
-        messages = [{"role": "user", "content": prompt}]
+        messages = [{"role": "user", "content": query_prompt(problem, "full", self._workers)}]
         for completion, execution in rounds:
             messages.append({"role": "assistant", "content": completion})
-            messages.append({"role": "user", "content": self._environment.feedback_text(execution)})
+            messages.append({"role": "user", "content": round_feedback(execution)})
         request = Request(operator="custom", problem=problem, messages=messages, seed=seed)
         return (await self._worker.ask(request)).text
 
@@ -46,13 +43,13 @@ class ScriptedTeacher:
     """
 
     def __init__(self, workers: Sequence[str] = ()) -> None:
-        self._cheaply = tuple(partial(_cheaply, worker=name) for name in workers[1:])
+        cheaply = (partial(_cheaply, worker=name) for name in workers[1:])
+        self._begins: tuple[_Begin, ...] = (_directly, _directly, _planned, *cheaply)
 
     async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:
         """Any workflow; after a failed round one that drafts until the tests pass."""
         draw = random.Random(f"{seed}/{problem.id}/{len(rounds)}")
-        begin: _Begin = draw.choice((_directly, _directly, _planned, *self._cheaply))
-        first, draft = begin(draw)
+        first, draft = draw.choice(self._begins)(draw)
         kind = draw.choice(_PERSISTENT if rounds else _KINDS)
         then = kind(draft, draw.choice((4, 5, 6) if rounds else (2, 3, 4)))
         opening = "The tests fail, so do more." if rounds else _length(problem.prompt)

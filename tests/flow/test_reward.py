@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.structures import WORKFLOWS
-from fastgrpo.config import EfficiencyBy, Reward
+from fastgrpo.config import EfficiencyBy, RewardWeights
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.diversity import distinctness
 from fastgrpo.flow.names import OPERATORS
@@ -87,8 +87,8 @@ def test_alone_or_absent_is_not_distinct() -> None:
 def test_a_number_too_long_to_write_out_is_a_constant_like_any_other() -> None:
     """Python refuses to write more than 4300 digits, but reads 4000 hexadecimal ones: 8000 characters of code may."""
     long = f"async def workflow(p):\n    n = 0x{'f' * 4000}\n    return ''"
-    rewards = group_rewards([ok(long, 0.0, 0.1), ok(long[:-20] + "1\n    return ''", 0.0, 0.1)], Reward())
-    assert all(terms is not None and terms.diversity == 0 for terms in rewards)
+    rewards = group_rewards([ok(long, 0.0, 0.1), ok(long[:-20] + "1\n    return ''", 0.0, 0.1)], RewardWeights())
+    assert all(terms is not None and terms.terms["diversity"] == 0 for terms in rewards)
 
 
 @settings(deadline=None, max_examples=50)
@@ -112,7 +112,7 @@ def answered(operator: str, **account: Any) -> WorkerCall:
 
 
 def test_terms_add_up() -> None:
-    weights = Reward(performance=2.0, complexity=0.5, efficiency=0.4, diversity=0.1, format=0.7)
+    weights = RewardWeights(performance=2.0, complexity=0.5, efficiency=0.4, diversity=0.1, format=0.7)
     group = [
         ok(ONE, 0.5, 0.2),
         ok(TWO, 1.0, 0.6),
@@ -122,15 +122,15 @@ def test_terms_add_up() -> None:
     ]
     first, second, invalid, timeout, ours = group_rewards(group, weights)
     assert first is not None
-    assert (first.performance, first.efficiency) == (1.0, 0.0)
-    assert first.complexity == pytest.approx(0.1)
-    assert first.diversity > 0
-    assert first.total == pytest.approx(1.0 - 0.1 + first.diversity)
+    assert (first.terms["performance"], first.terms["efficiency"]) == (1.0, 0.0)
+    assert first.terms["complexity"] == pytest.approx(0.1)
+    assert first.terms["diversity"] > 0
+    assert first.total == pytest.approx(1.0 - 0.1 + first.terms["diversity"])
     assert second is not None
-    assert second.efficiency == pytest.approx(0.4 * 2 / 6)
-    assert second.total == pytest.approx(2.0 - 0.3 - 0.4 / 3 + second.diversity)
+    assert second.terms["efficiency"] == pytest.approx(0.4 * 2 / 6)
+    assert second.total == pytest.approx(2.0 - 0.3 - 0.4 / 3 + second.terms["diversity"])
     assert invalid is not None
-    assert (invalid.total, invalid.format, invalid.complexity) == (-0.7, 0.7, 0.0)
+    assert (invalid.total, invalid.terms["format"], invalid.terms["complexity"]) == (-0.7, 0.7, 0.0)
     assert timeout is not None
     assert timeout.total == pytest.approx(-0.1)
     assert ours is None
@@ -188,7 +188,7 @@ def group_of(*runs: tuple[str, float, int]) -> list[float]:
         executions.append(
             Execution(status="ok", workflow=code, pass_rate=pass_rate, complexity=complex_, calls=tuple(calls))
         )
-    return [terms.total for terms in group_rewards(executions, Reward()) if terms]
+    return [terms.total for terms in group_rewards(executions, RewardWeights()) if terms]
 
 
 def test_what_a_query_needs_earns_most() -> None:
@@ -202,5 +202,5 @@ def test_what_a_query_needs_earns_most() -> None:
 
 def test_failing_in_a_new_way_earns_nothing() -> None:
     failed = Execution(status="failed", workflow=TWO, complexity=0.6)
-    rewards = group_rewards([ok(ONE, 1.0, 0.2), failed], Reward())
-    assert [terms and terms.diversity for terms in rewards] == [0.0, 0.0]
+    rewards = group_rewards([ok(ONE, 1.0, 0.2), failed], RewardWeights())
+    assert [terms and terms.terms["diversity"] for terms in rewards] == [0.0, 0.0]

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from bench.structures import WORKFLOWS, completion
-from fastgrpo.config import Reward
+from fastgrpo.config import RewardWeights
 from fastgrpo.flow import messages
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.complexity import complexity
@@ -233,7 +233,7 @@ def test_structure_pays_where_problems_are_hard_and_costs_where_they_are_easy() 
         return {name: [await rate(name, easy), await rate(name, hard)] for name in names}
 
     rates = with_worker(use)
-    weight = Reward().complexity
+    weight = RewardWeights().complexity
     cost = {name: weight * complexity(ast.parse(WORKFLOWS[name])) for name in names}
     plain, tested = (rates[name] for name in names)
     assert plain[0] - cost[names[0]] > tested[0] - cost[names[1]]
