@@ -79,6 +79,39 @@ def test_every_canonical_structure_runs(jail: Jail) -> None:
     assert len(by_name["3 generate, ensemble"].calls) == 4
 
 
+HIDDEN = {
+    "exec": """names = dict(globals())
+    exec("async def draft(): return [await generate(None) for _ in range(8)][-1]", names)
+    return await names["draft"]()""",
+    "frames": """import sys
+    call = sys._getframe(1).f_locals["call"]
+    return [await call("gen" "erate", instruction="") for _ in range(8)][-1]""",
+    "globals": """for _ in range(8): code = await globals()["gen" "erate"](problem)
+    return code""",
+    "unpacked retries": 'return (await test(problem, "", **{"retries": 8})).code',
+    "never awaited": """calls = [asyncio.ensure_future(generate(problem, str(i))) for i in range(20)]
+    await asyncio.sleep(0.2)
+    return await calls[0]""",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_the_host_served_is_the_cost_whatever_the_text_shows(jail: Jail, name: str) -> None:
+    worker = ScriptedWorker(RIGHT)
+    [execution] = jail.execute(worker, body(HIDDEN[name]), limits=WorkflowLimits())
+    assert (execution.status, execution.pass_rate) == ("ok", 1.0)
+    assert execution.requests == len(worker.requests)
+    assert execution.complexity >= (5 / 13 if name == "unpacked retries" else 8 / 16)
+
+
+def test_a_worker_without_names_has_one(jail: Jail) -> None:
+    worker = ScriptedWorker(RIGHT)
+    del worker.names
+    [plain, named] = jail.execute(worker, WORKFLOWS["generate"], body("return await generate(problem, worker='small')"))
+    assert plain.status == "ok"
+    assert "no worker 'small'; choose one of: worker" in named.error
+
+
 def test_parallel_calls_overlap(jail: Jail) -> None:
     worker = ScriptedWorker(RIGHT, seconds=0.3)
     start = time.perf_counter()

@@ -20,7 +20,7 @@ from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.protocol import Request
-from fastgrpo.flow.workers.simulated import Bank, SimulatedWorker, Skill, normalised
+from fastgrpo.flow.workers.simulated import SKILLS, Bank, SimulatedWorker, Skill, normalised
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool
 
 pytestmark = pytest.mark.jail
@@ -86,6 +86,26 @@ def test_generate_succeeds_by_difficulty() -> None:
         assert shares(problem, lambda _, p=problem: generate(p)) == pytest.approx(skill.generates(difficulty), abs=0.08)
     assert skill.generates(0.1) > 0.95
     assert skill.generates(0.9) < 0.3
+
+
+def test_the_small_worker_is_weaker_and_cheaper_and_right_where_it_is_easy() -> None:
+    async def use(pool: SandboxPool, _: SimulatedWorker) -> dict[str, float]:
+        both = SimulatedWorker(pool)
+        assert both.names == ("large", "small")
+        return {name: (await both.ask(replace(generate(PROBLEMS[0]), worker=name))).cost_usd for name in both.names}
+
+    costs = with_worker(use)
+    assert costs["small"] < costs["large"] / 5
+    large, small = SKILLS["large"], SKILLS["small"]
+    assert small.generates(0.1) > 0.9
+    assert small.generates(0.5) < large.generates(0.5) - 0.2
+
+
+def test_at_temperature_zero_the_same_question_has_the_same_answer() -> None:
+    problem = replace(PROBLEMS[0], difficulty=0.5)
+    cold = replace(generate(problem), temperature=0.0)
+    assert shares(problem, lambda _: cold) in (0.0, 1.0)
+    assert 0.0 < shares(problem, lambda _: replace(cold, temperature=0.7)) < 1.0
 
 
 def test_review_notices_what_is_broken() -> None:
