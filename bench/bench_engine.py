@@ -51,14 +51,15 @@ from engine_setup import (
 
 from fastgrpo.config import Config, Grpo
 from fastgrpo.flow.distill import ScriptedTeacher
+from fastgrpo.flow.task import load_problems, open_environment
+from fastgrpo.flow.types import Problem
 from fastgrpo.policy.model import Policy
 from fastgrpo.rollouts.rollouts import Environment
-from fastgrpo.runtime import load_problems, open_environment
 from fastgrpo.training.learner import to_samples, update
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.optimizer import AdamW
 from fastgrpo.training.packing import pack
-from fastgrpo.types import Problem, Sample
+from fastgrpo.types import Sample
 
 BUDGET = 16384 if CUDA else 512
 
@@ -167,8 +168,8 @@ class Scripted(Trivial):
         self.executions.append(await self.environment.execute(problem, written, seed))
         return self.executions[-1]
 
-    def rewards(self, problem: Any, executions: list[Any]) -> Any:
-        return self.environment.rewards(problem, executions)
+    def results(self, problem: Any, trajectories: list[list[Any]]) -> Any:
+        return self.environment.results(problem, trajectories)
 
 
 def workflows(setup: Setup) -> None:

@@ -19,12 +19,12 @@ from typing import cast
 
 from engine_setup import CUDA, SHAPES, Endless, Workload, report, save, saved_model
 
-from fastgrpo.cli import parse
+from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import run_program
-from fastgrpo.ranks.collectives import gather_all, joined_ranks
-from fastgrpo.runtime import of_replica, open_log, run_async
+from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica
+from fastgrpo.record.log import open_log
 from fastgrpo.train import improve
 from fastgrpo.training.learner import open_learner
 

@@ -35,13 +35,13 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
-from fastgrpo.record import gpu as telemetry
-from fastgrpo.record.gpu import training_flops
 from fastgrpo.rollouts.rollouts import Environment, Sampling, collect
+from fastgrpo.training import flops as flops_module
+from fastgrpo.training.flops import training_flops
 from fastgrpo.training.learner import to_samples, update
 from fastgrpo.training.optimizer import AdamW
 from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Execution, Group, RewardTerms, Sample
+from fastgrpo.types import Group, Result, Reward, Sample
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -49,7 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
 }
-PEAK_FLOPS = telemetry.PEAK_FLOPS["H200"]
+PEAK_FLOPS = flops_module.PEAK_FLOPS["H200"]
 GIB = 2**30
 CUDA = torch.cuda.is_available()
 
@@ -181,15 +181,14 @@ class Trivial:
     def prompt(self, problem: Any) -> str:
         return self.texts[problem.id]
 
-    async def execute(self, problem: Any, completion: str, seed: int) -> Any:
-        return Execution(status="ok")
+    async def execute(self, problem: Any, completion: str, seed: int) -> None:
+        return None
 
     def feedback_text(self, execution: Any) -> str:
         return ""
 
-    def rewards(self, problem: Any, executions: list[Any]) -> list[RewardTerms | None]:
-        zeros = {"performance": 0.0, "complexity": 0.0, "diversity": 0.0, "format": 0.0}
-        return [RewardTerms(total=float(number % 2), **zeros) for number in range(len(executions))]
+    def results(self, problem: Any, trajectories: list[list[Any]]) -> list[Result]:
+        return [Result(reward=Reward(total=float(number % 2))) for number in range(len(trajectories))]
 
 
 class Workload:

@@ -27,6 +27,7 @@ LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
+EfficiencyBy = Literal["tokens", "calls", "dollars", "seconds"]
 
 # What each name in the literature means in our two orthogonal choices (ratio x normaliser), its advantage and clips.
 LOSS_PRESETS: dict[str, dict[str, Any]] = {
@@ -44,9 +45,9 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
 
 # What may differ between a run and its continuation: none of it changes what a finished step computed.
 FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.steps|(checkpoint|eval)\..*|sandbox\.cells|sft\.(keep|min_pass_rate)"
-    r"|workers\.(others\.[\w-]+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
-    r"|workers\.latency_scale"
+    r"name|runs|grpo\.(steps|execute_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
+    r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
+    r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
     r"|model\.offload_optimizer"
     r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
 )
@@ -107,6 +108,9 @@ class Workers(Section, frozen=True):
     """Who answers the operators; a table [workers.others.NAME] adds a worker that differs in the keys it sets."""
 
     kind: Annotated[Literal["simulated", "openai"], Meta(description="simulated needs no network")] = "simulated"
+    name: Annotated[
+        str, Meta(pattern=r"^\w{1,64}$", description="what workflows call the endpoint's worker, beside others")
+    ] = "worker"
     base_url: Annotated[str, Meta(description="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")] = ""
     model: Annotated[str, Meta(description="model name at the endpoint")] = ""
     api_key_env: Annotated[str, Meta(description="environment variable that holds the endpoint's key")] = (
@@ -129,9 +133,11 @@ class Workers(Section, frozen=True):
     others: dict[str, dict[str, Any]] = {}
 
     def by_name(self) -> dict[str, Workers]:
-        """Every worker's settings: "" is this section itself, from which the others take what they do not set."""
+        """Every worker's settings, this section's own first: the others take from it what they do not set."""
         own = msgspec.structs.replace(self, others={})
-        return {"": own} | {name: msgspec.structs.replace(own, **differs) for name, differs in self.others.items()}
+        return {self.name: own} | {
+            name: msgspec.structs.replace(own, **differs) for name, differs in self.others.items()
+        }
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -154,11 +160,13 @@ class Sandbox(Section, frozen=True):
     output_bytes: Annotated[int, Meta(ge=1024, description="stdout + stderr kept before the jail is stopped")] = 65536
 
 
-class Reward(Section, frozen=True):
-    """Weights of the reward's terms: performance - complexity + diversity - format."""
+class RewardWeights(Section, frozen=True):
+    """Weights of the reward's terms: performance - complexity - efficiency + diversity - format."""
 
     performance: Annotated[float, Meta(ge=0, description="share of hidden tests passed")] = 1.0
-    complexity: Annotated[float, Meta(ge=0, description="normalised AST complexity of the workflow")] = 0.4
+    complexity: Annotated[float, Meta(ge=0, description="structure of the workflow, by its code and its calls")] = 0.2
+    efficiency: Annotated[float, Meta(ge=0, description="what it spent at run time beyond one call")] = 0.1
+    efficiency_by: Annotated[EfficiencyBy, Meta(description="what is counted as spent")] = "tokens"
     diversity: Annotated[float, Meta(ge=0, description="distinctness within the group")] = 0.05
     format: Annotated[float, Meta(ge=0, description="penalty of a completion without a valid workflow")] = 0.5
 
@@ -189,6 +197,12 @@ class Grpo(Section, frozen=True):
     group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
+    execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
+        600.0
+    )
+    max_infrastructure: Annotated[
+        float, Meta(ge=0, le=1, description="stop where a larger share of a step's rollouts fail in the environment")
+    ] = 0.5
     # vLLM's own bounds: it would sample at 0.01 where the trainer divides by less, and refuse more than 2.
     temperature: Annotated[float, Meta(ge=0.01, le=2, description="sampling temperature")] = 1.0
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
@@ -246,7 +260,7 @@ class Config(Section, frozen=True):
     engine: Engine = Engine()
     workers: Workers = Workers()
     sandbox: Sandbox = Sandbox()
-    reward: Reward = Reward()
+    reward: RewardWeights = RewardWeights()
     sft: Sft = Sft()
     grpo: Grpo = Grpo()
     eval: Eval = Eval()
@@ -279,7 +293,7 @@ def _keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
 
 KEYS: dict[str, Key] = {key.name: key for key in _keys()}
 # Another worker has the keys of the section but those that say what all of them are.
-_OF_ANOTHER_WORKER = re.compile(r"workers\.others\.[\w-]+\.(?!kind$|latency_scale$)(?=\w+$)")
+_OF_ANOTHER_WORKER = re.compile(r"workers\.others\.\w{1,64}\.(?!(kind|name|cache_dir|latency_scale)$)(?=\w+$)")
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
 
 
@@ -331,8 +345,10 @@ def resolve(values: dict[str, Any]) -> Config:
         table[key] = value
     config = msgspec.convert(nested, Config)
     if config.workers.kind == "openai":
+        if config.workers.name in config.workers.others:
+            raise UserError(f"workers.name and workers.others.{config.workers.name} are one name: change one of them")
         for name, worker in config.workers.by_name().items():
-            _check_endpoint(worker, f"workers.others.{name}" if name else "workers")
+            _check_endpoint(worker, "workers" if name == config.workers.name else f"workers.others.{name}")
     if config.sft.teacher == "openai" and config.workers.kind != "openai":
         raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
     for key, value in (

@@ -12,32 +12,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastgrpo.cli import parse
+from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config, Sft
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.flow.distill import ModelTeacher, ScriptedTeacher, distill
+from fastgrpo.flow.distill import distill
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.task import load_problems, open_environment
+from fastgrpo.flow.teachers import ModelTeacher, ScriptedTeacher
 from fastgrpo.flow.traces import Trace, TraceFile, read_traces, selected
+from fastgrpo.flow.types import Problem
+from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import completion_ids, prompt_ids
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.fsdp import optimizer_of
-from fastgrpo.policy.model import Policy, load_policy
-from fastgrpo.ranks.collectives import gather_all, joined_ranks, rank_and_world
-from fastgrpo.record.log import RunLog
-from fastgrpo.runtime import (
-    load_problems,
-    of_replica,
-    open_environment,
-    open_log,
-    policy_device,
-    policy_dtype,
-    run_async,
-)
+from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
+from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world
+from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.training.loss import sft_loss
 from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Problem, Sample
+from fastgrpo.types import Sample
 
 TRACES = "traces.jsonl"
 
@@ -82,8 +77,9 @@ async def _distill(config: Config, environment: WorkflowEnvironment, problems: S
 
     Raises UserError where more failed than were made, or none is worth learning.
     """
-    sft, traces = config.sft, TraceFile(config.folder / TRACES)
-    teacher = ScriptedTeacher() if sft.teacher == "scripted" else ModelTeacher(environment.worker, environment)
+    sft, traces, worker = config.sft, TraceFile(config.folder / TRACES), environment.worker
+    names = names_of(worker)
+    teacher = ScriptedTeacher(names) if sft.teacher == "scripted" else ModelTeacher(worker, names)
     with log.phase("distill"):
         failures = await distill(
             environment, teacher, problems, traces, rounds=sft.rounds, samples=sft.teacher_samples, seed=config.seed
@@ -162,7 +158,7 @@ def _decay(step: int, steps: int) -> float:
 async def _main(config: Config, *, resume: bool) -> None:
     problems, _ = load_problems(config)
     with open_log(config, resume=resume) as log:
-        async with of_replica(open_environment(config, log), config) as environment:
+        async with of_replica(open_environment(config, log), config.engine.tensor_parallel) as environment:
             folder = await warm_start(config, environment, problems, log)
         log.say(f"the warm-started policy is in {folder}: continue with python -m fastgrpo.train --model {folder}")
 

@@ -25,7 +25,7 @@ from fastgrpo.policy.model import load_policy
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
 from fastgrpo.training.learner import learning_rate, update
 from fastgrpo.training.optimizer import AdamW, StepReport
-from fastgrpo.types import Execution, RewardTerms, Sample
+from fastgrpo.types import Result, Reward, Sample
 
 CORPUS = ["count the vowels in this sentence", "aeiou bcdfg"] * 4
 
@@ -36,18 +36,15 @@ class Vowels:
     def prompt(self, problem) -> str:
         return problem.prompt
 
-    async def execute(self, problem, completion: str, seed: int) -> Execution:
+    async def execute(self, problem, completion: str, seed: int) -> float:
         rate = sum(letter in "aeiou" for letter in completion) / max(len(completion), 1)
-        return Execution(status="ok", pass_rate=rate, workflow=completion)
+        return rate
 
     def feedback_text(self, execution) -> str:
         return "again"
 
-    def rewards(self, problem, executions):
-        return [
-            RewardTerms(total=e.pass_rate, performance=e.pass_rate, complexity=0.0, diversity=0.0, format=0.0)
-            for e in executions
-        ]
+    def results(self, problem, trajectories):
+        return [Result(reward=Reward(total=rates[-1])) for rates in trajectories]
 
 
 @asynccontextmanager
@@ -60,7 +57,7 @@ async def open_interrupting(config, log):
     """Cancels the run at its fifth execution, as Ctrl-C does."""
     vowels, left, run = Vowels(), iter(range(4, -(10**6), -1)), asyncio.current_task()
 
-    async def execute(problem, completion: str, seed: int) -> Execution:
+    async def execute(problem, completion: str, seed: int) -> float:
         if next(left) == 0:
             run.cancel()
         return await Vowels.execute(vowels, problem, completion, seed)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastgrpo.config import Config
 from fastgrpo.engine.process import interrupt_deferred, replaced
 from fastgrpo.engine.shared_weights import adopt_weights
 from fastgrpo.engine.vllm_patches import idle_inside_blocks, prefixes_cached, vllm_adjusted, vllm_model
 from fastgrpo.errors import UserError
-from fastgrpo.policy.model import Policy
+from fastgrpo.policy.model import Policy, policy_dtype
 from fastgrpo.ranks.collectives import check_world
 from fastgrpo.ranks.deadlines import within
 
@@ -294,6 +297,35 @@ class Engine:
         ours = torch.cat(policy.logprobs(self._canary)).cpu()
         theirs = torch.tensor([logprob for scores in self.score(self._canary) for logprob in scores])
         return (ours - theirs).abs()
+
+
+@contextmanager
+def open_engine(config: Config, model: Path, *, kv_cache_gb: float | None = None) -> Iterator[Engine]:
+    """vLLM in this process, with `model`'s weights; `kv_cache_gb` as planned, None = what the configuration says.
+
+    Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
+    """
+    try:
+        engine = Engine(
+            model,
+            dtype=str(policy_dtype(config)).removeprefix("torch."),
+            max_model_len=config.engine.max_model_len,
+            max_num_seqs=config.engine.max_num_seqs,
+            kv_cache_gb=kv_cache_gb or (None if torch.cuda.is_available() else config.engine.kv_cache_gb),
+            enforce_eager=config.engine.enforce_eager,
+            seed=config.seed,
+            parity_limit=config.engine.parity_threshold,
+            step_timeout_s=config.engine.step_timeout_s,
+            tensor_parallel=config.engine.tensor_parallel,
+        )
+    except ValueError as error:
+        # pydantic's errors begin with a line of their own.
+        reason = str(error).rpartition("Value error, ")[2].strip().splitlines()[0]
+        raise UserError(f"vLLM does not start with {model} and the [engine] settings: {reason}") from error
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 def _sampling_params(**options: Any) -> Any:

@@ -5,96 +5,14 @@ by execution feedback; the reasonings are concatenated to R^, the last workflow 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.parse import InvalidWorkflow, parse_completion
-from fastgrpo.flow.prompt import query_prompt
+from fastgrpo.flow.teachers import Teacher
 from fastgrpo.flow.traces import Trace, TraceFile
-from fastgrpo.flow.workers.protocol import Request, RequestRejected, Worker, WorkerError
-from fastgrpo.types import Execution, Problem
-
-
-class Teacher(Protocol):
-    """Who writes the traces: sees the query and the rounds so far, answers with a completion in the policy's format."""
-
-    async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:
-        """The next round's completion; raises WorkerError where the teacher cannot be reached."""
-
-
-class ModelTeacher:
-    """A large model behind any worker, asked in one growing conversation."""
-
-    def __init__(self, worker: Worker, environment: WorkflowEnvironment) -> None:
-        self._worker = worker
-        self._environment = environment
-
-    async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:
-        """One more assistant turn of the conversation."""
-        messages = [{"role": "user", "content": query_prompt(problem, "full")}]
-        for completion, execution in rounds:
-            messages.append({"role": "assistant", "content": completion})
-            messages.append({"role": "user", "content": self._environment.feedback_text(execution)})
-        request = Request(operator="custom", problem=problem, messages=messages, seed=seed)
-        return (await self._worker.ask(request)).text
-
-
-class ScriptedTeacher:
-    """The demo's offline teacher: frugal, composes workflows at random, and adds a stage where public tests failed.
-
-    Its reasoning opens with the query's length, but its first plan does not depend on it, nor on the reward's weights:
-    it teaches the language of workflows and the habit of escalating; what a query deserves is left to GRPO.
-    """
-
-    async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:
-        """A random plan; after a failed round, a plan with at least one more stage than the last."""
-        draw = random.Random(f"{seed}/{problem.id}/{len(rounds)}")
-        if not rounds:
-            (plan,) = draw.choices(((), ("review",), ("ensemble",), ("test",)), weights=(2, 1, 1, 1))
-            return _compose(draw, plan, opening=_length(problem.prompt))
-        last = rounds[-1][1]
-        stages = {name for name in ("review", "ensemble", "test") if f"await {name}(" in last.workflow}
-        missing = [name for name in ("review", "ensemble", "test") if name not in stages]
-        stages.update(draw.sample(missing, min(len(missing), 1)))
-        return _compose(draw, stages, opening="The tests fail, so do more.")
-
-
-def _length(prompt: str) -> str:
-    words = len(prompt.split())
-    return f"A {'short' if words < 45 else 'long' if words > 75 else 'middling'} query."
-
-
-_HINTS = ("", "", "Handle edge cases.", "Follow the examples.")
-
-
-def _compose(draw: random.Random, stages: Collection[str], opening: str) -> str:
-    """A completion with `stages`; its reasoning says all that its code does, so that the code is learned exactly."""
-    hint = draw.choice(_HINTS)
-    ask = f'generate(problem, "{hint}")' if hint else "generate(problem)"
-    plan, body = [opening], []
-    if "ensemble" in stages:
-        count = draw.choice((2, 3, 3, 4))
-        plan.append(f"Draft {count} times and vote.")
-        body.append(f"drafts = await asyncio.gather(*[{ask} for _ in range({count})])")
-        body.append("code = await ensemble(problem, drafts)")
-    else:
-        plan.append("Draft once.")
-        body.append(f"code = await {ask}")
-    if hint:
-        plan.append(hint)
-    if "review" in stages:
-        plan.append("Review and revise.")
-        body.append("notes = await review(problem, code)")
-        body.append("if not notes.ok:\n        code = await revise(problem, code, notes.feedback)")
-    if "test" in stages:
-        retries = draw.choice((1, 2, 3))
-        plan.append(f"Test with {retries} retries.")
-        body.append(f"result = await test(problem, code, retries={retries})")
-        body.append("code = result.code")
-    lines = "\n    ".join([*body, "return code"])
-    return f"<think>{' '.join(plan)}</think>\n```python\nasync def workflow(problem):\n    {lines}\n```"
+from fastgrpo.flow.types import Execution, Problem
+from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
 
 
 async def distill(
@@ -153,7 +71,7 @@ async def _trace(
         if execution.public_pass_rate == 1.0:
             break
     last = history[-1][1]
-    [terms] = environment.rewards(problem, [last])
+    [result] = environment.results(problem, [[execution for _, execution in history]])
     reasoning, workflow = _joined([completion for completion, _ in history])
     return Trace(
         problem_id=problem.id,
@@ -164,7 +82,7 @@ async def _trace(
         rounds=len(history),
         status=last.status if workflow else "invalid",
         pass_rate=last.pass_rate,
-        reward=terms.total if terms else 0.0,
+        reward=result.reward.total if result.reward else 0.0,
     )
 
 

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
-from fastgrpo.config import Reward
+from fastgrpo.config import RewardWeights
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.limits import WorkflowLimits
@@ -18,8 +19,10 @@ from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, ru
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards
-from fastgrpo.flow.workers.protocol import Worker
-from fastgrpo.types import Execution, ExecutionStatus, Problem, RewardTerms
+from fastgrpo.flow.structure import structure_of
+from fastgrpo.flow.types import Execution, ExecutionStatus, Problem
+from fastgrpo.flow.workers.protocol import Worker, names_of
+from fastgrpo.types import INFRASTRUCTURE, Result, Reward
 from fastgrpo_sandbox import Outcome, SandboxPool, Session
 
 
@@ -31,7 +34,7 @@ class WorkflowEnvironment:
         pool: SandboxPool,
         worker: Worker,
         *,
-        weights: Reward = Reward(),  # noqa: B008 - frozen
+        weights: RewardWeights = RewardWeights(),  # noqa: B008 - frozen
         limits: WorkflowLimits = WorkflowLimits(),  # noqa: B008 - frozen
         instruction: Instruction = "short",
     ) -> None:
@@ -41,15 +44,17 @@ class WorkflowEnvironment:
 
     def prompt(self, problem: Problem) -> str:
         """What the policy reads first; the problem's prompt is all of the problem that is in it."""
-        return query_prompt(problem, self._instruction)
+        return query_prompt(problem, self._instruction, names_of(self.worker))
 
-    def feedback_text(self, execution: Execution) -> str:
-        """What the policy reads between two rounds: public tests only."""
-        return round_feedback(execution)
+    def feedback_text(self, execution: Execution) -> str | None:
+        """What the policy reads between two rounds: public tests only; None after a failure of ours."""
+        return None if execution.status == INFRASTRUCTURE else round_feedback(execution)
 
-    def rewards(self, problem: Problem, executions: list[Execution]) -> list[RewardTerms | None]:
-        """One reward for each execution of a group on `problem`; None where the failure was ours."""
-        return group_rewards(executions, self._weights)
+    def results(self, problem: Problem, trajectories: list[list[Execution]]) -> list[Result]:
+        """One result for each rollout of a group, from its last execution; the account is that of all rounds."""
+        rewards = group_rewards([trajectory[-1] for trajectory in trajectories], self._weights)
+        pairs = zip(trajectories, rewards, strict=True)
+        return [result_of(problem, trajectory, reward) for trajectory, reward in pairs]
 
     async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
         """Parse and run one completion and score its solution; an infrastructure failure is tried once more."""
@@ -62,7 +67,7 @@ class WorkflowEnvironment:
             if first.status != "infrastructure":
                 return first
             second = await self._attempt(problem, workflow, seed)
-        return replace(second, calls=first.calls + second.calls, seconds=first.seconds + second.seconds)
+        return replace(second, wasted=first.calls, seconds=first.seconds + second.seconds)
 
     async def score(self, problem: Problem, solution: str, *, public: bool = False) -> Outcome:
         """The solution's outcome on the hidden (or public) tests; `pass_rate` is the share passed."""
@@ -82,7 +87,8 @@ class WorkflowEnvironment:
         return replace(
             result,
             workflow=workflow.source,
-            complexity=complexity(workflow.tree),
+            complexity=complexity(workflow.tree, host.calls),
+            structure=structure_of(workflow.tree),
             calls=tuple(host.calls),
             seconds=time.perf_counter() - start,
         )
@@ -122,6 +128,32 @@ class WorkflowEnvironment:
             public_pass_rate=public.pass_rate,
             feedback=public_feedback(problem, public),
         )
+
+
+def result_of(problem: Problem, trajectory: list[Execution], reward: Reward | None) -> Result:
+    """What the engine, the curves and samples.jsonl learn of a rollout. No hidden test is in it."""
+    last, calls = trajectory[-1], [call for execution in trajectory for call in execution.calls]
+    wasted = [call for execution in trajectory for call in execution.wasted]
+    metrics = {
+        "pass_rate": last.pass_rate,
+        "solved": float(last.pass_rate == 1.0),
+        "invalid": float(last.status == "invalid"),
+        "worker_calls": float(sum(call.requests for call in calls)),
+        "worker_tokens": float(sum(call.tokens for call in calls)),
+        "worker_seconds": sum(call.seconds for call in calls),
+        "worker_cost_usd": sum(call.cost_usd for call in [*calls, *wasted]),
+    }
+    if last.status != "invalid":
+        metrics["complexity"] = last.complexity
+    record = {
+        "difficulty": problem.difficulty,
+        "workflow": last.workflow,
+        "structure": last.structure,
+        "worker_calls": msgspec.to_builtins(calls),
+        "solution": last.solution,
+        "tests": {"public": last.public_pass_rate, "hidden": last.pass_rate},
+    }
+    return Result(status=last.status, reward=reward, metrics=metrics, record=record, error=last.error)
 
 
 @cache

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from fastgrpo.flow.extract import without_reasoning
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 
 Messages = list[dict[str, str]]
 

@@ -22,7 +22,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from fastgrpo.errors import UserError
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.guest.syntax import parse
 

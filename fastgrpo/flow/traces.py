@@ -11,7 +11,7 @@ import msgspec
 
 from fastgrpo.config import Sft
 from fastgrpo.errors import UserError
-from fastgrpo.types import ExecutionStatus, Problem
+from fastgrpo.flow.types import ExecutionStatus, Problem
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from fastgrpo.config import Config
 from fastgrpo.errors import UserError
 from fastgrpo.policy.fsdp import gathered, load_sharded
 from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights
@@ -163,6 +164,18 @@ class BasePolicy(Policy):
     def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
         with adapters_off(self.model):
             return Policy.forward(self, input_ids_T, position_ids_T, runs)
+
+
+def policy_device() -> torch.device:
+    """This process's GPU where there is one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def policy_dtype(config: Config) -> torch.dtype:
+    """The type of the weights, in vLLM and in the trainer alike."""
+    if config.engine.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, config.engine.dtype)
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from statistics import fmean
 from types import MappingProxyType
@@ -90,8 +90,13 @@ def leads_replica(tensor_parallel: int) -> bool:
     return rank_and_world()[0] % tensor_parallel == 0
 
 
+def of_replica(opened: AbstractAsyncContextManager[Any], tensor_parallel: int) -> AbstractAsyncContextManager[Any]:
+    """`opened` on the rank that runs its replica's rollouts; None on the others, which need no environment."""
+    return opened if leads_replica(tensor_parallel) else nullcontext()
+
+
 def replica_share(tensor_parallel: int) -> slice:
-    """This rank's part of a sequence that is dealt out to the replicas in turn: all is its first rank's."""
+    """The slice that this replica handles of a sequence dealt out in turn; empty except on its first rank."""
     rank, world = rank_and_world()
     first, step = rank // tensor_parallel, world // tensor_parallel
     return slice(first, None, step) if leads_replica(tensor_parallel) else slice(0, 0)

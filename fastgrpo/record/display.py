@@ -6,7 +6,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,16 +15,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from fastgrpo.record.log import PhaseTimer
+from fastgrpo.record.phases import PhaseTimer
 
 # Metric, label and format, in the order shown.
 SHOWN = (
     ("reward/total", "reward", ".3f"),
-    ("reward/performance", "  + performance", ".3f"),
-    ("reward/complexity", "  - complexity", ".3f"),
-    ("reward/diversity", "  + diversity", ".3f"),
-    ("reward/format", "  - format", ".3f"),
     ("pass_rate", "pass rate", ".1%"),
     ("loss", "loss", ".4f"),
     ("kl", "KL", ".4f"),
@@ -111,9 +105,15 @@ class Display:
         phases = [(n.removeprefix("seconds/"), s) for n, s in self._metrics.items() if n.startswith("seconds/")]
         return sorted(((n, s, s / whole if whole else 0.0) for n, s in phases if n != "step"), key=lambda p: -p[1])
 
+    def _shown(self) -> list[tuple[str, str, str]]:
+        """Metric, label and format of what there is to show; the terms of any task follow the reward."""
+        terms = [(n, f"  {n.removeprefix('reward/')}", ".3f") for n in self._metrics if n.startswith("reward/")]
+        terms = [term for term in terms if term[0] != SHOWN[0][0]]
+        return [row for row in (SHOWN[0], *terms, *SHOWN[1:]) if row[0] in self._metrics]
+
     def _line(self) -> str:
         parts = [f"{self._stage} {self._done}/{self._total}"]
-        parts += [f"{label.strip()} {self._metrics[n]:{form}}" for n, label, form in SHOWN if n in self._metrics]
+        parts += [f"{label.strip()} {self._metrics[n]:{form}}" for n, label, form in self._shown()]
         parts += [f"{name} {seconds:.1f}s {share:.0%}" for name, seconds, share in self._phases()[:4] if share >= 0.02]
         left = self._seconds_left()
         return " | ".join([*parts, f"left {duration(left)}"] if left else parts)
@@ -138,10 +138,9 @@ class Display:
         table.add_column()
         table.add_column(justify="right")
         table.add_column(style="cyan")
-        for name, label, form in SHOWN:
-            if name in self._metrics:
-                curve = sparkline(self._history.get(name, ()), ascii_only=self._console.options.ascii_only)
-                table.add_row(label, format(self._metrics[name], form), curve)
+        for name, label, form in self._shown():
+            curve = sparkline(self._history.get(name, ()), ascii_only=self._console.options.ascii_only)
+            table.add_row(escape(label), format(self._metrics[name], form), curve)
         return table
 
     def _phase_table(self) -> Table:

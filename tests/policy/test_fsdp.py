@@ -11,9 +11,8 @@ from torch import distributed, multiprocessing
 
 from fastgrpo.config import resolve
 from fastgrpo.policy.fsdp import optimizer_of
-from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.policy.model import Policy, load_policy, policy_device
 from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.runtime import policy_device
 from fastgrpo.training.learner import update
 from fastgrpo.training.loss import sft_loss
 from fastgrpo.training.packing import rank_batches

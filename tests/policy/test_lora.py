@@ -15,7 +15,7 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.policy import lora
 from fastgrpo.policy.model import BasePolicy, Policy, load_policy
-from fastgrpo.record.log import PhaseTimer
+from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.training.learner import Learner, update
 from fastgrpo.training.optimizer import AdamW

@@ -10,7 +10,7 @@ from fastgrpo.config import LOSS_PRESETS, Grpo
 from fastgrpo.training.learner import to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
 from fastgrpo.training.packing import pack, sequence_weights
-from fastgrpo.types import Group, RewardTerms, Rollout, Sample
+from fastgrpo.types import UNENDED, Group, Result, Reward, Rollout, Sample
 
 VOCAB, WIDTH = 37, 16
 
@@ -132,15 +132,13 @@ def test_sft_is_the_token_mean_of_the_negative_log_likelihood() -> None:
 
 
 def rollout(total: float | None) -> Rollout:
-    terms = None
-    if total is not None:
-        terms = RewardTerms(total=total, performance=total, complexity=0.0, diversity=0.0, format=0.0)
-    return Rollout([1, 2, 3], [0, 1, 1], [0.0, -1.0, -1.0], ["x"], [None], reward=terms)
+    result = UNENDED if total is None else Result(reward=Reward(total=total))
+    return Rollout([1, 2, 3], [0, 1, 1], [0.0, -1.0, -1.0], ["x"], result=result)
 
 
 def test_groups_without_variance_and_infrastructure_failures_stay_out_of_the_batch() -> None:
-    even = Group(None, [rollout(0.5), rollout(0.5), rollout(0.5)])
-    mixed = Group(None, [rollout(0.0), rollout(None), rollout(1.0)])
+    even = Group(None, "", [rollout(0.5), rollout(0.5), rollout(0.5)])
+    mixed = Group(None, "", [rollout(0.0), rollout(None), rollout(1.0)])
     chosen = to_samples([even, mixed], Grpo())
     assert sorted(sample.advantage for sample in chosen) == pytest.approx([-0.7071, 0.7071], abs=1e-3)
     with_kl = to_samples([even, mixed], msgspec.structs.replace(Grpo(), kl_weight=0.1))
@@ -149,13 +147,13 @@ def test_groups_without_variance_and_infrastructure_failures_stay_out_of_the_bat
 
 def test_a_rollout_at_its_groups_mean_counts_in_the_normalisers() -> None:
     """DAPO's 1 / sum of |o_i| and GRPO's 1 / G run over all members of a group, also those that move nothing."""
-    chosen = to_samples([Group(None, [rollout(0.0), rollout(0.5), rollout(1.0)])], Grpo())
+    chosen = to_samples([Group(None, "", [rollout(0.0), rollout(0.5), rollout(1.0)])], Grpo())
     assert [sample.advantage for sample in chosen] == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
 
 
 def test_an_infrastructure_failure_does_not_move_its_groups_baseline() -> None:
-    with_failure = to_samples([Group(None, [rollout(0.2), rollout(None), rollout(0.8)])], Grpo())
-    without = to_samples([Group(None, [rollout(0.2), rollout(0.8)])], Grpo())
+    with_failure = to_samples([Group(None, "", [rollout(0.2), rollout(None), rollout(0.8)])], Grpo())
+    without = to_samples([Group(None, "", [rollout(0.2), rollout(0.8)])], Grpo())
     assert [sample.advantage for sample in with_failure] == [sample.advantage for sample in without]
 
 

@@ -13,7 +13,7 @@ from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected
 
 
 class OpenAIWorker:
-    """Asks the endpoints of `settings` (see `Workers.by_name`): sends a request's messages and sampling, nothing else.
+    """Asks the endpoints of `settings`, by their `names`: sends a request's messages and sampling, nothing else.
 
     `backoff_s` is the longest wait before the first further attempt, in seconds. Raises `UserError` for an address or a
     key that cannot be one, and for a cache folder that cannot be made.
@@ -22,6 +22,7 @@ class OpenAIWorker:
     def __init__(self, settings: Workers, *, backoff_s: float = 0.5) -> None:
         self._cache = Cache(Path(settings.cache_dir)) if settings.cache_dir else None
         self._endpoints = {name: Endpoint(worker, backoff_s=backoff_s) for name, worker in settings.by_name().items()}
+        self.names = tuple(self._endpoints)
 
     async def ask(self, request: Request) -> Reply:
         """The answer of the endpoint that the request names, or the cached one (free, in no time).
@@ -29,10 +30,9 @@ class OpenAIWorker:
         Raises `WorkerError` where the endpoint fails or gives no answer (`NoAnswer`), `RequestRejected` where this one
         request exceeds its context or names no worker. Neither is cached.
         """
-        endpoint = self._endpoints.get(request.worker)
+        endpoint = self._endpoints.get(request.worker or self.names[0])
         if endpoint is None:
-            names = ", ".join(repr(name) for name in self._endpoints if name)
-            raise RequestRejected(f"there is no worker {request.worker!r}; there are: {names or 'none with a name'}")
+            raise RequestRejected(f"there is no worker {request.worker!r}; choose one of: {', '.join(self.names)}")
         body = endpoint.body(request)
         # A seed that is not sent still tells one draw from another.
         asked = [endpoint.settings.base_url, body, request.seed]

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 
 Operator = Literal["generate", "custom", "review", "revise", "ensemble", "test"]
 
@@ -17,9 +17,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One question. A real worker reads `messages` (chat turns, no secret in them) and what follows `feedback` only.
 
     `codes` and `feedback` repeat what the messages hold, for a simulated worker. `problem` carries the host's secrets:
-    no worker may send it anywhere. `worker` names who is asked ("" = the configuration's own), `temperature` is that of
-    the sampling (None = the configuration's). A worker enters `waiting()` while the request waits for its turn or for
-    its next attempt: no deadline runs meanwhile, and the request's own begins anew after it.
+    no worker may send it anywhere. `worker` is one of the worker's `names`, empty the first; `temperature` None is its
+    own. A worker enters `waiting()` while the request waits for its turn or for its next attempt: no deadline runs
+    meanwhile, and the request's own begins anew after it.
     """
 
     operator: Operator
@@ -27,9 +27,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[dict[str, str]]
     codes: tuple[str, ...] = ()
     feedback: str = ""
-    seed: int = 0
     worker: str = ""
     temperature: float | None = None
+    seed: int = 0
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -56,10 +56,16 @@ class RequestRejected(Exception):
 
 
 class Worker(Protocol):
-    """A worker model."""
+    """A worker model; or several, if it has `names`: what a workflow may choose from, the default first."""
 
     async def ask(self, request: Request) -> Reply:
         """The answer to one request. Raises `WorkerError` or `RequestRejected`."""
 
     async def aclose(self) -> None:
         """Release connections."""
+
+
+def names_of(worker: Worker) -> tuple[str, ...]:
+    """What a workflow may call the worker's models, the default first."""
+    names: tuple[str, ...] = getattr(worker, "names", ("worker",))
+    return names

@@ -244,13 +244,13 @@ def test_a_refused_parameter_is_named_and_can_be_dropped(stub: Stub, name: str, 
 
 def test_workers_are_asked_by_name_at_their_own_price(stub: Stub) -> None:
     others = {"small": {"model": "tiny", "prompt_price": 1.0}, "large": {"temperature": 0.1}}
-    settings = endpoint(stub, prompt_price=2.0, others=others)
+    settings = endpoint(stub, name="main", prompt_price=2.0, others=others)
     asked = [request(), request_of(worker="small", temperature=0.0), request_of(worker="large")]
-    costs = [ask(settings, each)[0].cost_usd for each in asked]
-    assert costs == pytest.approx([0.002, 0.001, 0.002])
-    assert [body["model"] for body in stub.bodies] == ["stub", "tiny", "stub"]
-    assert [body["temperature"] for body in stub.bodies] == [0.7, 0.0, 0.1]
-    with pytest.raises(RequestRejected, match=r"no worker 'huge'; there are: 'small', 'large'"):
+    costs = [ask(settings, each)[0].cost_usd for each in [*asked, request_of(worker="main")]]
+    assert costs == pytest.approx([0.002, 0.001, 0.002, 0.002])
+    assert [body["model"] for body in stub.bodies] == ["stub", "tiny", "stub", "stub"]
+    assert [body["temperature"] for body in stub.bodies] == [0.7, 0.0, 0.1, 0.7]
+    with pytest.raises(RequestRejected, match=r"no worker 'huge'; choose one of: main, small, large"):
         ask(settings, request_of(worker="huge"))
 
 
