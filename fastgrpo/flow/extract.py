@@ -16,6 +16,7 @@ _FIRST_LINE = re.compile(r"^(def|async def|class|import|from|@\w|if|for|while|tr
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _CLOSINGS = 4
 _STARTS = 8
+_FUTURE = re.compile(r"^from __future__ import (\([^)]*\)|.*)", re.MULTILINE)
 
 
 def without_reasoning(reply: str) -> str:
@@ -33,6 +34,12 @@ def extract_code(reply: str, entry_point: str = "") -> str:
     blocks = [block for block in _blocks(text) if block.strip()]
     program = max(reversed(blocks), key=lambda block: _worth(block, entry_point), default=None)
     return _spaced(program if program is not None else _bare(text)).strip("\n") + "\n"
+
+
+def program_after(given: str, code: str) -> str:
+    """`code` after the imports and helpers that the problem gives; its `from __future__` imports stay the first."""
+    future = "\n".join(found[0] for found in _FUTURE.finditer(code))
+    return f"{future}\n{given}\n{_FUTURE.sub('', code)}" if given else code
 
 
 def _blocks(text: str) -> Iterator[str]:

@@ -25,16 +25,17 @@ _JUDGE = (
 _VERDICT = re.compile(
     r"^[^\w\n]*verdict\W+(?:the (?:code|program) is )?(correct|incorrect)\b", re.IGNORECASE | re.MULTILINE
 )
+# An A before a word is the article, an I the pronoun, unless a verb or an "and" shows it to be a name.
+_LETTER = r"\b(?!A +(?!is\b|and\b|or\b|has\b|gives\b|agrees\b)[a-z])(?!I +[a-z]|I')([A-Z])\b"
 # From the plainest way to name a choice to the faintest; in each the last that is named counts.
 _CHOICES = (
     re.compile(
         r"(?i:\b(?:answer|choice|choose|chosen|pick|select|vote|winner|best|prefer)\w*\W{0,6}"
-        r"(?:(?:is|are|for|be|one|would|letter|program|option|candidate|solution)\W{1,6}){0,4})\(?([A-Z])\b(?![\w'])"
+        rf"(?:(?:is|are|for|be|one|would|letter|program|option|candidate|solution)\W{{1,6}}){{0,4}})\(?{_LETTER}"
     ),
     re.compile(r"^\W*([A-Z])\W*$|[*(\[`]([A-Z])[*)\]`]", re.MULTILINE),
     re.compile(r"(?i:\b(?:program|option|candidate|solution)s?)\W{1,3}([A-Z])\b"),
-    # An A before a word is the article, an I the pronoun, unless a verb or an "and" shows it to be a name.
-    re.compile(r"\b(?!A +(?!is\b|and\b|or\b|has\b|gives\b|agrees\b)[a-z])(?!I +[a-z]|I')([A-Z])\b"),
+    re.compile(_LETTER),
 )
 
 

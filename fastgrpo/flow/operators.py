@@ -16,7 +16,7 @@ from msgspec import Meta
 from fastgrpo.flow import messages
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import MOST_RETRIES
-from fastgrpo.flow.extract import extract_code
+from fastgrpo.flow.extract import extract_code, program_after
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.problems import describe_tests, preamble
 from fastgrpo.flow.types import Problem, WorkerCall
@@ -212,7 +212,7 @@ async def run_tests(pool: SandboxPool, problem: Problem, code: str, *, public: b
     """Run a solution against the problem's public or hidden tests, with the imports and helpers its prompt gives."""
     given = preamble(problem.prompt, problem.entry_point)
     tests = problem.public_tests if public else problem.hidden_tests
-    return await pool.run(f"{given}\n{code}" if given else code, tests=tests, limits=limits.tests)
+    return await pool.run(program_after(given, code), tests=tests, limits=limits.tests)
 
 
 def public_feedback(problem: Problem, outcome: Outcome) -> str:
