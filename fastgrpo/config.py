@@ -344,11 +344,7 @@ def resolve(values: dict[str, Any]) -> Config:
             table = table.setdefault(part, {})
         table[key] = value
     config = msgspec.convert(nested, Config)
-    if config.workers.kind == "openai":
-        if config.workers.name in config.workers.others:
-            raise UserError(f"workers.name and workers.others.{config.workers.name} are one name: change one of them")
-        for name, worker in config.workers.by_name().items():
-            _check_endpoint(worker, "workers" if name == config.workers.name else f"workers.others.{name}")
+    _check_workers(config.workers)
     if config.sft.teacher == "openai" and config.workers.kind != "openai":
         raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
     for key, value in (
@@ -363,15 +359,26 @@ def resolve(values: dict[str, Any]) -> Config:
     return config
 
 
-def _check_endpoint(worker: Workers, name: str) -> None:
+def _check_workers(workers: Workers) -> None:
+    if workers.kind == "simulated":
+        if workers.others:
+            raise UserError("workers.others name endpoints: set workers.kind to openai too")
+        return
+    if workers.name in workers.others:
+        raise UserError(f"workers.name and workers.others.{workers.name} are one name: change one of them")
+    for name, worker in workers.by_name().items():
+        _check_endpoint(worker, "workers" if name == workers.name else f"workers.others.{name}")
+
+
+def _check_endpoint(worker: Workers, section: str) -> None:
     if not (worker.base_url and worker.model):
-        raise UserError(f"{name}.kind is openai: set {name}.base_url and {name}.model too")
+        raise UserError(f"workers.kind is openai: set {section}.base_url and {section}.model too")
     if unknown := set(worker.dropped) - {"max_tokens", "temperature", "seed"}:
-        raise UserError(f"{name}.drop names {min(unknown)!r}: only max_tokens, temperature and seed can be dropped")
+        raise UserError(f"{section}.drop names {min(unknown)!r}: only max_tokens, temperature and seed can be dropped")
     try:
         msgspec.json.decode(worker.extra_body or "{}", type=dict[str, Any])
     except msgspec.MsgspecError as error:
-        raise UserError(f'{name}.extra_body must be a JSON object such as {{"top_p": 0.9}}: {error}') from None
+        raise UserError(f'{section}.extra_body must be a JSON object such as {{"top_p": 0.9}}: {error}') from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
