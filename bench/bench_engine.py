@@ -59,7 +59,7 @@ from fastgrpo.training.learner import to_samples, update
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.optimizer import AdamW
 from fastgrpo.training.packing import pack
-from fastgrpo.types import Sample
+from fastgrpo.types import Rollout, Sample
 
 BUDGET = 16384 if CUDA else 512
 
@@ -168,8 +168,8 @@ class Scripted(Trivial):
         self.executions.append(await self.environment.execute(problem, written, seed))
         return self.executions[-1]
 
-    def results(self, problem: Any, trajectories: list[list[Any]]) -> Any:
-        return self.environment.results(problem, trajectories)
+    def results(self, problem: Any, rollouts: list[Rollout]) -> Any:
+        return self.environment.results(problem, rollouts)
 
 
 def workflows(setup: Setup) -> None:

@@ -58,7 +58,7 @@ async def loop(config: Config, size: str) -> None:
     """One run of the loop, which leaves its metrics in the run's folder."""
     problems, trivial = Workload(size).problems(0, config.grpo.steps * config.grpo.prompts_per_step)
     with open_log(config, resume=False) as log:
-        async with of_replica(nullcontext(trivial), config) as environment:
+        async with of_replica(nullcontext(trivial), config.engine.tensor_parallel) as environment:
             with open_learner(config, Path(config.model.path), resume=False) as learner:
                 log.say(learner.plan.table())
                 learner.engine = cast(Engine, Endless(learner.engine))

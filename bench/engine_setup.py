@@ -41,7 +41,7 @@ from fastgrpo.training.flops import training_flops
 from fastgrpo.training.learner import to_samples, update
 from fastgrpo.training.optimizer import AdamW
 from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Group, Result, Reward, Sample
+from fastgrpo.types import Group, Result, Reward, Rollout, Sample
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -187,8 +187,8 @@ class Trivial:
     def feedback_text(self, execution: Any) -> str:
         return ""
 
-    def results(self, problem: Any, trajectories: list[list[Any]]) -> list[Result]:
-        return [Result(reward=Reward(total=float(number % 2))) for number in range(len(trajectories))]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=float(number % 2))) for number in range(len(rollouts))]
 
 
 class Workload:

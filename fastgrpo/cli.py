@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from uvloop import new_event_loop
+
 from fastgrpo.config import KEYS, SECTIONS, Config, checked, choices_of, layered, read_toml, resolve
 from fastgrpo.errors import UserError
 
@@ -106,10 +108,6 @@ def usage(program: str, positional: str = "") -> str:
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a program's coroutine under uvloop where it is installed."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        new_event_loop = None  # type: ignore[assignment]
+    """Run a program's coroutine under uvloop."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(main())

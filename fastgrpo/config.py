@@ -45,7 +45,7 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
 
 # What may differ between a run and its continuation: none of it changes what a finished step computed.
 FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.(steps|execute_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
+    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
     r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
     r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
     r"|model\.offload_optimizer"
@@ -200,6 +200,9 @@ class Grpo(Section, frozen=True):
     execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
         600.0
     )
+    straggler_s: Annotated[
+        float, Meta(ge=0, description="seconds for what still executes after a step's last completion; 0 = execute_s")
+    ] = 0.0
     max_infrastructure: Annotated[
         float, Meta(ge=0, le=1, description="stop where a larger share of a step's rollouts fail in the environment")
     ] = 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
+
 import logging
 import statistics
 import sys

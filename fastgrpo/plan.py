@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
+
 from fastgrpo.config import Config, to_toml
 from fastgrpo.flow.task import load_problems
 from fastgrpo.policy.demo_policy import policy_config

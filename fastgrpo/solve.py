@@ -6,6 +6,8 @@ tests is shown. Hidden tests take no part in the choice.
 
 from __future__ import annotations
 
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
+
 import sys
 from dataclasses import replace
 from pathlib import Path

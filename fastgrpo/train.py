@@ -6,6 +6,8 @@ weights in place into vLLM -> the next step. Without `--model` the embedded poli
 
 from __future__ import annotations
 
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
+
 import asyncio
 import random
 import sys
@@ -87,7 +89,7 @@ async def improve(
                     with log.phase("sync"):
                         metrics |= learner.sync()
                     log.samples(learner.step, experience.records)
-                    log.step(learner.step, metrics | tally.values() | gpu.take())
+                    log.step(learner.step, metrics | tally.values() | gpu.take(), waited_for=tally.waited[1])
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()

@@ -16,7 +16,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.traces import read_traces
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.record.log import RunLog
-from fastgrpo.types import Result, Reward
+from fastgrpo.types import Result, Reward, Rollout
 from tests.flow.conftest import ADD
 
 
@@ -33,8 +33,8 @@ class Environment:
         self.runs += 1
         return self.first.pop(0) if self.first else self.execution
 
-    def results(self, problem: Problem, trajectories: list[list[Execution]]) -> list[Result]:
-        return [Result(reward=Reward(total=trajectory[-1].pass_rate)) for trajectory in trajectories]
+    def results(self, problem: Problem, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=rollout.executions[-1].pass_rate)) for rollout in rollouts]
 
 
 PASSES = Execution(status="ok", pass_rate=1.0, public_pass_rate=1.0)

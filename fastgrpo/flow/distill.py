@@ -13,6 +13,7 @@ from fastgrpo.flow.teachers import Teacher
 from fastgrpo.flow.traces import Trace, TraceFile
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
+from fastgrpo.types import Rollout
 
 
 async def distill(
@@ -70,9 +71,10 @@ async def _trace(
         history.append((completion, execution))
         if execution.public_pass_rate == 1.0:
             break
-    last = history[-1][1]
-    [result] = environment.results(problem, [[execution for _, execution in history]])
-    reasoning, workflow = _joined([completion for completion, _ in history])
+    completions, executions = map(list, zip(*history, strict=True))
+    [result] = environment.results(problem, [Rollout([], [], [], completions, executions)])
+    reasoning, workflow = _joined(completions)
+    last = executions[-1]
     return Trace(
         problem_id=problem.id,
         sample=sample,

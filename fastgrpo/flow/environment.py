@@ -22,7 +22,7 @@ from fastgrpo.flow.reward import group_rewards
 from fastgrpo.flow.structure import structure_of
 from fastgrpo.flow.types import Execution, ExecutionStatus, Problem
 from fastgrpo.flow.workers.protocol import Worker, names_of
-from fastgrpo.types import INFRASTRUCTURE, Result, Reward
+from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 from fastgrpo_sandbox import Outcome, SandboxPool, Session
 
 
@@ -50,11 +50,11 @@ class WorkflowEnvironment:
         """What the policy reads between two rounds: public tests only; None after a failure of ours."""
         return None if execution.status == INFRASTRUCTURE else round_feedback(execution)
 
-    def results(self, problem: Problem, trajectories: list[list[Execution]]) -> list[Result]:
+    def results(self, problem: Problem, rollouts: list[Rollout]) -> list[Result]:
         """One result for each rollout of a group, from its last execution; the account is that of all rounds."""
-        rewards = group_rewards([trajectory[-1] for trajectory in trajectories], self._weights)
-        pairs = zip(trajectories, rewards, strict=True)
-        return [result_of(problem, trajectory, reward) for trajectory, reward in pairs]
+        rewards = group_rewards([rollout.executions[-1] for rollout in rollouts], self._weights)
+        pairs = zip(rollouts, rewards, strict=True)
+        return [result_of(problem, rollout.executions, reward) for rollout, reward in pairs]
 
     async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
         """Parse and run one completion and score its solution; an infrastructure failure is tried once more."""
@@ -130,10 +130,10 @@ class WorkflowEnvironment:
         )
 
 
-def result_of(problem: Problem, trajectory: list[Execution], reward: Reward | None) -> Result:
+def result_of(problem: Problem, executions: list[Execution], reward: Reward | None) -> Result:
     """What the engine, the curves and samples.jsonl learn of a rollout. No hidden test is in it."""
-    last, calls = trajectory[-1], [call for execution in trajectory for call in execution.calls]
-    wasted = [call for execution in trajectory for call in execution.wasted]
+    last, calls = executions[-1], [call for execution in executions for call in execution.calls]
+    wasted = [call for execution in executions for call in execution.wasted]
     metrics = {
         "pass_rate": last.pass_rate,
         "solved": float(last.pass_rate == 1.0),

@@ -78,7 +78,7 @@ class _Repeated(torch.autograd.Function):
         return rows_TGD.index_select(0, index_U)
 
     @staticmethod
-    def backward(ctx: Any, grad_UGD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_UGD: Tensor) -> tuple[Tensor, None]:
         (index_U,) = ctx.saved_tensors
         sum_TGD = grad_UGD.new_zeros(ctx.rows, *grad_UGD.shape[1:], dtype=torch.float32)
         return sum_TGD.index_add_(0, index_U, grad_UGD.float()).to(grad_UGD.dtype), None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,7 @@ from fastgrpo.policy.chat import feedback_ids, prompt_ids
 from fastgrpo.ranks.collectives import rank_and_world
 from fastgrpo.rollouts.environment import Environment, EnvironmentFailure, ask, checked_results, failed
 from fastgrpo.rollouts.generator import Generator, open_generator
-from fastgrpo.types import Group, Rollout
+from fastgrpo.types import UNENDED, Group, Rollout
 
 if TYPE_CHECKING:
     from fastgrpo.engine.engine import Engine
@@ -32,7 +32,8 @@ Value = TypeVar("Value")
 class Sampling:
     """How completions are drawn, and the deadlines in seconds.
 
-    `deadline_s` bounds the wait for one completion, `execute_s` one answer of the environment.
+    `deadline_s` bounds the wait for one completion, `execute_s` one answer of the environment, and `straggler_s` (0 =
+    not at all) what still executes after the batch's last completion.
     """
 
     max_new_tokens: int
@@ -41,6 +42,7 @@ class Sampling:
     rounds: int = 1
     deadline_s: float = 1800.0
     execute_s: float = 600.0
+    straggler_s: float = 0.0
 
     @classmethod
     def of(cls, config: Config) -> Sampling:
@@ -51,6 +53,7 @@ class Sampling:
             temperature=config.grpo.temperature,
             rounds=config.grpo.rounds,
             execute_s=config.grpo.execute_s,
+            straggler_s=config.grpo.straggler_s,
         )
 
     @property
@@ -60,7 +63,11 @@ class Sampling:
 
 
 class Rollouts:
-    """`group_size` rollouts of each problem, under way at once; deterministic draws from `seed`."""
+    """`group_size` rollouts of each problem, under way at once; deterministic draws from `seed`.
+
+    `seconds` passed until the last completion had left the engine, and `waited` tells how many more until the last
+    rollout had its result, and which problem that one was.
+    """
 
     def __init__(
         self,
@@ -78,6 +85,9 @@ class Rollouts:
         self._size, self._writing = group_size, len(problems) * group_size
         self._generated = asyncio.Event()
         self._begun, self.seconds = time.perf_counter(), 0.0
+        self.waited = (0.0, "")
+        self._executing: set[asyncio.Timeout] = set()
+        self._dropping = False
         # Numbers as if one replica had all problems, dealt out in turn: no two share one, whatever their number.
         replica, replicas = (number // generator.ranks for number in rank_and_world())
         named = [(problem, f"{seed}/{replica + replicas * number}") for number, problem in enumerate(problems)]
@@ -108,56 +118,67 @@ class Rollouts:
         prompt = self._environment.prompt(problem)
         ids = prompt_ids(self._tokenizer, prompt)
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
-        pairs = await _all(self._rollout(problem, ids, seed) for seed in seeds)
-        ended = [(rollout, trajectory) for rollout, trajectory in pairs if trajectory is not None]
-        await self._score(problem, [rollout for rollout, _ in ended], [trajectory for _, trajectory in ended])
-        return Group(problem, prompt, [rollout for rollout, _ in pairs])
+        rollouts = await _all(self._rollout(problem, ids, seed) for seed in seeds)
+        await self._score(problem, [rollout for rollout in rollouts if rollout.result is UNENDED])
+        if self._generated.is_set():
+            self.waited = time.perf_counter() - self._begun - self.seconds, str(problem.id)
+        return Group(problem, prompt, rollouts)
 
-    async def _score(self, problem: Any, rollouts: list[Rollout], trajectories: list[list[Any]]) -> None:
-        """Give each of the `rollouts` its result."""
+    async def _score(self, problem: Any, rollouts: list[Rollout]) -> None:
+        """Give each of the `rollouts`, which have ended, its result."""
         if not rollouts:
             return
         try:
-            results = await ask(self._environment.results, problem, trajectories, deadline_s=self._sampling.execute_s)
-            results = checked_results(results, len(rollouts))
+            answer = await self._ask(self._environment.results, problem, rollouts)
+            results = checked_results(answer, len(rollouts))
         except EnvironmentFailure as error:
             results = [failed(f"{problem.id}: {error}")] * len(rollouts)
         for rollout, result in zip(rollouts, results, strict=True):
             rollout.result = result
 
-    async def _rollout(self, problem: Any, prompt: list[int], seed: int) -> tuple[Rollout, list[Any] | None]:
-        """One trajectory: write, run, read the feedback, write again. Feedback tokens are not the policy's: mask 0.
-
-        Returns it with its rounds' executions, None where the environment failed.
-        """
+    async def _rollout(self, problem: Any, prompt: list[int], seed: int) -> Rollout:
+        """One trajectory: write, run, read the feedback, write again. Feedback tokens are not the policy's: mask 0."""
         rollout = Rollout(list(prompt), [0] * len(prompt), [0.0] * len(prompt), [])
-        trajectory: list[Any] = []
         writing = True
         try:
             while writing:
-                turn = len(trajectory)
+                turn = len(rollout.executions)
                 await self._write(rollout, seed + turn)
                 writing = turn + 1 < self._sampling.rounds
                 if not writing:
                     self._written()
-                trajectory.append(
-                    await ask(
-                        self._environment.execute,
-                        problem,
-                        rollout.completions[-1],
-                        seed + turn,
-                        deadline_s=self._sampling.execute_s,
-                    )
+                rollout.executions.append(
+                    await self._ask(self._environment.execute, problem, rollout.completions[-1], seed + turn)
                 )
-                if writing and not await self._continued(rollout, trajectory[-1]):
+                if writing and not await self._continued(rollout):
                     writing = False
                     self._written()
         except EnvironmentFailure as error:
             rollout.result = failed(f"{problem.id}: {error}")
             if writing:
                 self._written()
-            return rollout, None
-        return rollout, trajectory
+        return rollout
+
+    async def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The environment's answer within `execute_s`; an execution ends sooner where it is a straggler."""
+        clock, execution = asyncio.timeout(self._sampling.execute_s), function == self._environment.execute
+        if execution:
+            self._executing.add(clock)
+        try:
+            return await ask(function, *arguments, clock=clock)
+        except TimeoutError:
+            if execution and self._dropping:
+                late = f"grpo.straggler_s = {self._sampling.straggler_s:g} s after the step's last completion"
+                raise EnvironmentFailure(f"execute still ran {late}") from None
+            limit = f"grpo.execute_s = {self._sampling.execute_s:g} s"
+            raise EnvironmentFailure(f"{function.__name__} took longer than {limit}") from None
+        finally:
+            self._executing.discard(clock)
+
+    def _drop_stragglers(self) -> None:
+        self._dropping = True
+        for clock in self._executing:
+            clock.reschedule(asyncio.get_running_loop().time())
 
     async def _write(self, rollout: Rollout, seed: int) -> None:
         """One completion of the policy's, appended."""
@@ -174,9 +195,9 @@ class Rollouts:
         rollout.truncated = completion.finish_reason == "length"
         rollout.completions.append(self._tokenizer.decode(completion.token_ids, skip_special_tokens=True))
 
-    async def _continued(self, rollout: Rollout, execution: Any) -> bool:
-        """The feedback of `execution` appended; False where the environment has none or no room is left for it."""
-        text = await ask(self._environment.feedback_text, execution, deadline_s=self._sampling.execute_s)
+    async def _continued(self, rollout: Rollout) -> bool:
+        """The last execution's feedback appended; False where the environment has none or no room is left for it."""
+        text = await self._ask(self._environment.feedback_text, rollout.executions[-1])
         if text is None:
             return False
         feedback = feedback_ids(self._tokenizer, text, rollout.token_ids[-1])
@@ -191,6 +212,8 @@ class Rollouts:
         if self._writing == 0:
             self.seconds = time.perf_counter() - self._begun
             self._generated.set()
+            if self._sampling.straggler_s:
+                asyncio.get_running_loop().call_later(self._sampling.straggler_s, self._drop_stragglers)
 
 
 async def collect(

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from uvloop import new_event_loop
+
 from fastgrpo_sandbox.pool import SandboxPool
 from fastgrpo_sandbox.types import Outcome
-
-try:
-    from uvloop import new_event_loop
-except ImportError:
-    from asyncio import new_event_loop
 
 
 class BlockingSandboxPool:

@@ -20,7 +20,7 @@ from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.train import train
 from fastgrpo.training.workload import memory_plan
-from fastgrpo.types import Result, Reward
+from fastgrpo.types import Result, Reward, Rollout
 
 two_gpus_or_none = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need two GPUs")
 
@@ -39,8 +39,8 @@ class EvenBytes:
     def feedback_text(self, execution: float) -> str:
         return "again"
 
-    def results(self, problem: Any, trajectories: list[list[float]]) -> list[Result]:
-        return [Result(reward=Reward(total=rates[-1])) for rates in trajectories]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.traces import Trace, TraceFile, read_traces
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
-from fastgrpo.types import Result, Reward
+from fastgrpo.types import Result, Reward, Rollout
 from fastgrpo_sandbox import AssertTests
 
 TESTS = AssertTests(asserts=("assert f() == 1",))
@@ -34,8 +34,8 @@ class ScriptedEnvironment:
         source = parse_completion(completion).source
         return Execution(status=status, workflow=source, public_pass_rate=rate, pass_rate=rate)  # type: ignore[arg-type]
 
-    def results(self, problem: Problem, trajectories: list[list[Execution]]) -> list[Result]:
-        return [Result(reward=Reward(total=trajectory[-1].pass_rate)) for trajectory in trajectories]
+    def results(self, problem: Problem, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=rollout.executions[-1].pass_rate)) for rollout in rollouts]
 
 
 @pytest.fixture

@@ -79,8 +79,8 @@ class Failing:
     def feedback_text(self, execution) -> str:
         return "again"
 
-    def results(self, problem, trajectories):
-        return [Result(reward=Reward(total=rates[-1])) for rates in trajectories]
+    def results(self, problem, rollouts):
+        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
 
 
 def divide_by_zero(*_, **__):

@@ -72,8 +72,8 @@ class ScriptedEnvironment:
     def feedback_text(self, execution: int) -> str:
         return "feedback: try again"
 
-    def results(self, problem, trajectories):
-        return [Result(reward=Reward(total=1.0), metrics={"rounds": len(rounds)}) for rounds in trajectories]
+    def results(self, problem, rollouts):
+        return [Result(reward=Reward(total=1.0), metrics={"rounds": len(r.executions)}) for r in rollouts]
 
 
 async def raises() -> None:
@@ -154,6 +154,13 @@ def test_an_environment_that_fails_once_costs_one_rollout(failure, reason: str) 
     assert len(failed.completions) == 1
 
 
+def test_a_straggler_is_left_out_so_that_its_step_goes_on() -> None:
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, straggler_s=0.1)
+    group = gather(ScriptedEngine(), ScriptedEnvironment({2: hangs}), 1, 3, sampling)[0]
+    reasons = [rollout.result.error for rollout in group.rollouts if rollout.reward is None]
+    assert reasons == ["p0: execute still ran grpo.straggler_s = 0.1 s after the step's last completion"]
+
+
 def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
     """Each of six executions waits until the engine has decoded all others, which a blocked loop would prevent."""
     decoded, left = threading.Event(), iter(range(5, -1, -1))
@@ -182,7 +189,7 @@ def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
 )
 def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -> None:
     environment = ScriptedEnvironment()
-    environment.results = lambda problem, trajectories: returned  # type: ignore[method-assign]
+    environment.results = lambda problem, rollouts: returned  # type: ignore[method-assign]
     group = gather(ScriptedEngine(), environment, count=1)[0]
     assert all(rollout.reward is None and reason in rollout.result.error for rollout in group.rollouts)
 
@@ -190,7 +197,7 @@ def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -
 def test_rewards_of_any_number_type_become_floats() -> None:
     environment = ScriptedEnvironment()
     totals = [True, 2, np.float32(0.5)]
-    environment.results = lambda problem, trajectories: [Result(reward=Reward(total=t)) for t in totals]  # type: ignore
+    environment.results = lambda problem, rollouts: [Result(reward=Reward(total=t)) for t in totals]  # type: ignore
     group = gather(ScriptedEngine(), environment, count=1)[0]
     assert [rollout.reward.total for rollout in group.rollouts] == [1.0, 2.0, 0.5]
     assert all(type(rollout.reward.total) is float for rollout in group.rollouts)
