@@ -12,16 +12,18 @@ import msgspec
 from msgspec.structs import replace
 
 from fastgrpo.config import RewardWeights
+from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards
+from fastgrpo.flow.structure import structure_of
 from fastgrpo.flow.types import Execution, ExecutionStatus, Problem
-from fastgrpo.flow.workers.protocol import Worker
+from fastgrpo.flow.workers.protocol import Worker, names_of
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
-from fastgrpo_sandbox import Outcome, SandboxPool
+from fastgrpo_sandbox import Outcome, SandboxPool, Session
 
 
 class WorkflowEnvironment:
@@ -42,7 +44,7 @@ class WorkflowEnvironment:
 
     def prompt(self, problem: Problem) -> str:
         """What the policy reads first; the problem's prompt is all of the problem that is in it."""
-        return query_prompt(problem, self._instruction)
+        return query_prompt(problem, self._instruction, names_of(self.worker))
 
     def feedback_text(self, execution: Execution) -> str | None:
         """What the policy reads between two rounds: public tests only; None after a failure of ours."""
@@ -65,7 +67,7 @@ class WorkflowEnvironment:
             if first.status != "infrastructure":
                 return first
             second = await self._attempt(problem, workflow, seed)
-        return replace(second, calls=first.calls + second.calls, seconds=first.seconds + second.seconds)
+        return replace(second, wasted=first.calls, seconds=first.seconds + second.seconds)
 
     async def score(self, problem: Problem, solution: str, *, public: bool = False) -> Outcome:
         """The solution's outcome on the hidden (or public) tests; `pass_rate` is the share passed."""
@@ -79,18 +81,28 @@ class WorkflowEnvironment:
             "code": workflow.source,
             "problem": {"prompt": problem.prompt, "entry_point": problem.entry_point},
         }
-        async with self._pool.session(
-            guest_source(), on_call=host, inputs=inputs, limits=self._limits.session
-        ) as session:
-            outcome = await session.outcome()
+        async with self._pool.session(guest_source(), on_call=host, inputs=inputs, limits=self._limits.jail) as session:
+            outcome = await self._outcome(session, host.clock)
         result = await self._result(problem, outcome, host.tested)
         return replace(
             result,
             workflow=workflow.source,
-            complexity=complexity(workflow.tree),
+            complexity=complexity(workflow.tree, host.calls),
+            structure=structure_of(workflow.tree),
             calls=tuple(host.calls),
             seconds=time.perf_counter() - start,
         )
+
+    async def _outcome(self, session: Session, clock: Clock) -> Outcome:
+        """How a session ended: by itself, by the workflow's clock, or because it waited too long for its turn."""
+        try:
+            outcome = await clock.within(session.outcome())
+        except TimeoutError:
+            return Outcome("timeout", error="wall clock limit reached")
+        if outcome.status == "timeout" and outcome.wall_s >= self._limits.jail.wall_s:
+            error = f"its calls waited more than {self._limits.wait_s:g} s for their turn; raise workers.concurrency"
+            return Outcome("infrastructure", error=error)
+        return outcome
 
     async def _result(self, problem: Problem, outcome: Outcome, tested: dict[str, Outcome]) -> Execution:
         """Status, solution and scores of a session that ended with `outcome`."""
@@ -123,19 +135,22 @@ class WorkflowEnvironment:
 def result_of(problem: Problem, executions: list[Execution], reward: Reward | None) -> Result:
     """What the engine, the curves and samples.jsonl learn of a rollout. No hidden test is in it."""
     last, calls = executions[-1], [call for execution in executions for call in execution.calls]
+    wasted = [call for execution in executions for call in execution.wasted]
     metrics = {
         "pass_rate": last.pass_rate,
         "solved": float(last.pass_rate == 1.0),
         "invalid": float(last.status == "invalid"),
-        "worker_calls": float(len(calls)),
-        "worker_tokens": float(sum(call.prompt_tokens + call.completion_tokens for call in calls)),
-        "worker_cost_usd": sum(call.cost_usd for call in calls),
+        "worker_calls": float(sum(call.requests for call in calls)),
+        "worker_tokens": float(sum(call.tokens for call in calls)),
+        "worker_seconds": sum(call.seconds for call in calls),
+        "worker_cost_usd": sum(call.cost_usd for call in [*calls, *wasted]),
     }
     if last.status != "invalid":
         metrics["complexity"] = last.complexity
     record = {
         "difficulty": problem.difficulty,
         "workflow": last.workflow,
+        "structure": last.structure,
         "worker_calls": msgspec.to_builtins(calls),
         "solution": last.solution,
         "tests": {"public": last.public_pass_rate, "hidden": last.pass_rate},

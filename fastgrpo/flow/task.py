@@ -33,8 +33,8 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
                 weights=config.reward,
                 limits=WorkflowLimits(
                     at_once=sandbox.workflows,
-                    # Below the workflow's own deadline: a worker that hangs is our failure, not the workflow's.
-                    call_s=0.8 * sandbox.workflow_s,
+                    # Above the endpoint's own deadline, after which it is tried again.
+                    call_s=1.5 * config.workers.timeout_s,
                     session=msgspec.structs.replace(WorkflowLimits().session, wall_s=sandbox.workflow_s),
                 ),
                 instruction=config.data.instruction,

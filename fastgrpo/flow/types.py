@@ -37,14 +37,28 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         return self.public_tests == self.hidden_tests
 
 
-class WorkerCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One operator's question to a worker, as accounted: tokens, US dollars and seconds."""
+class WorkerCall(msgspec.Struct, kw_only=True):
+    """One operator call of a workflow: entered in the account when it arrives, completed as workers answer.
+
+    `worker` is who was asked, `retries` what a `test` asked for. `requests` were sent to the worker and `answered` of
+    them came back: fewer where the workflow ended first or the worker refused; none is sent for a call that was
+    refused, nor for a `test` whose code passes. Tokens, US dollars and seconds are those of the answers.
+    """
 
     operator: str
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
-    seconds: float
+    worker: str = ""
+    retries: int = 0
+    requests: int = 0
+    answered: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
 
 
 ExecutionStatus = Literal["ok", "invalid", "failed", "timeout", "memory", "output_limit", "killed", "infrastructure"]
@@ -55,7 +69,9 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
 
     `status` "invalid" is a completion without a well-formed workflow; "infrastructure" a failure of ours (jail,
     worker), which is left out of the group's baseline and never scored 0. `pass_rate` in [0, 1] is the share of the
-    hidden tests passed; `feedback` holds public-test results only and may be shown to the policy.
+    hidden tests passed; `feedback` holds public-test results only and may be shown to the policy. `calls` is the
+    account of the workflow, in the order of arrival, `wasted` that of a first attempt which our own failure ended;
+    `structure` is the canonical form of its code (`structure_of`).
     """
 
     status: ExecutionStatus
@@ -64,7 +80,14 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     pass_rate: float = 0.0
     public_pass_rate: float = 0.0
     complexity: float = 0.0
+    structure: str = ""
     feedback: str = ""
     error: str = ""
     calls: tuple[WorkerCall, ...] = ()
+    wasted: tuple[WorkerCall, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def requests(self) -> int:
+        """Requests that were sent to the workers."""
+        return sum(call.requests for call in self.calls)
