@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from fastgrpo.flow.parse import InvalidWorkflow, parse_code
+from fastgrpo.flow.structure import structure_of
 
 _DRAWS = 2000
 _BINS = 3
@@ -28,6 +31,25 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def observed_of(rows: Iterable[Mapping[str, Any]], cost: str = "worker_tokens") -> list[Observed]:
+    """What an evaluation's rows {problem_id, difficulty, workflow, metrics} tell, by the metric `cost`.
+
+    Rows without a difficulty are left out; a text that is no workflow has no structure.
+    """
+    return [
+        Observed(row["problem_id"], row["difficulty"], row["metrics"][cost], _structure(row["workflow"]))
+        for row in rows
+        if row["difficulty"] is not None and cost in row["metrics"]
+    ]
+
+
+def _structure(source: str) -> str:
+    try:
+        return structure_of(parse_code(source))
+    except InvalidWorkflow:
+        return ""
 
 
 def adaptivity(observed: Sequence[Observed]) -> dict[str, float]:

@@ -12,13 +12,14 @@ import msgspec
 from msgspec.structs import replace
 
 from fastgrpo.config import RewardWeights
+from fastgrpo.flow.adaptivity import entropy
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
-from fastgrpo.flow.reward import group_rewards
+from fastgrpo.flow.reward import group_rewards, spent_calls
 from fastgrpo.flow.structure import structure_of
 from fastgrpo.flow.types import Execution, ExecutionStatus, Problem
 from fastgrpo.flow.workers.protocol import Worker, names_of
@@ -51,10 +52,18 @@ class WorkflowEnvironment:
         return None if execution.status == INFRASTRUCTURE else round_feedback(execution)
 
     def results(self, problem: Problem, rollouts: list[Rollout]) -> list[Result]:
-        """One result for each rollout of a group, from its last execution; the account is that of all rounds."""
-        rewards = group_rewards([rollout.executions[-1] for rollout in rollouts], self._weights)
-        pairs = zip(rollouts, rewards, strict=True)
-        return [result_of(problem, rollout.executions, reward) for rollout, reward in pairs]
+        """One result for each rollout of a group, from its last execution; the account is that of all rounds.
+
+        Among the metrics are `spent`, the last execution's cost in single calls, and the entropy of the structures that
+        the group's workflows have, in nats: 0 where the policy writes one structure for this query.
+        """
+        last = [rollout.executions[-1] for rollout in rollouts]
+        spent = spent_calls(last, self._weights.efficiency_by)
+        shared = {"structure_entropy": entropy(each.structure for each in last if each.workflow)}
+        return [
+            result_of(problem, rollout.executions, reward, {"spent": calls, **shared})
+            for rollout, reward, calls in zip(rollouts, group_rewards(last, self._weights), spent, strict=True)
+        ]
 
     async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
         """Parse and run one completion and score its solution; an infrastructure failure is tried once more."""
@@ -132,11 +141,17 @@ class WorkflowEnvironment:
         )
 
 
-def result_of(problem: Problem, executions: list[Execution], reward: Reward | None) -> Result:
-    """What the engine, the curves and samples.jsonl learn of a rollout. No hidden test is in it."""
+def result_of(
+    problem: Problem, executions: list[Execution], reward: Reward | None, metrics: dict[str, float]
+) -> Result:
+    """What the engine, the curves and samples.jsonl learn of a rollout; `metrics` are added to its own.
+
+    No hidden test is in it.
+    """
     last, calls = executions[-1], [call for execution in executions for call in execution.calls]
     wasted = [call for execution in executions for call in execution.wasted]
     metrics = {
+        **metrics,
         "pass_rate": last.pass_rate,
         "solved": float(last.pass_rate == 1.0),
         "invalid": float(last.status == "invalid"),

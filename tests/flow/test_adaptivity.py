@@ -7,7 +7,15 @@ import random
 
 import pytest
 
-from fastgrpo.flow.adaptivity import Observed, adaptivity, cost_hard_over_easy, cost_information, entropy
+from bench.structures import WORKFLOWS
+from fastgrpo.flow.adaptivity import (
+    Observed,
+    adaptivity,
+    cost_hard_over_easy,
+    cost_information,
+    entropy,
+    observed_of,
+)
 
 
 def observed(cost: dict[int, float], problems: int = 60, samples: int = 4, noise: float = 0.0) -> list[Observed]:
@@ -67,6 +75,22 @@ def test_too_few_problems_and_free_ones_are_no_error() -> None:
     assert adaptivity([]) == {}
     assert adaptivity([Observed("a", 0.0, 1.0, ""), Observed("b", 1.0, 1.0, "")]) == {}
     assert math.isnan(cost_hard_over_easy([Observed(f"p{p}", p, 0.0, "") for p in range(6)]).value)
+
+
+def test_rows_of_an_evaluation_are_read() -> None:
+    row = {
+        "problem_id": "p",
+        "difficulty": 0.5,
+        "workflow": WORKFLOWS["until passed"],
+        "metrics": {"worker_tokens": 9.0},
+    }
+    broken = row | {"workflow": "no code", "metrics": {"worker_tokens": 0.0}}
+    unknown = row | {"difficulty": None}
+    assert observed_of([row, broken, unknown]) == [
+        Observed("p", 0.5, 9.0, "until(generate test)"),
+        Observed("p", 0.5, 0.0, ""),
+    ]
+    assert observed_of([row], cost="worker_seconds") == []
 
 
 def test_entropy() -> None:
