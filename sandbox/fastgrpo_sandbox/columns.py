@@ -36,11 +36,12 @@ def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
     """
     try:
         tests = _read(row, row, code)
-        if count_tests(tests) > 0:
+        asserts = tests.asserts if isinstance(tests, AssertTests) else ()
+        if count_tests(tests) > 0 and all(count_tests(CheckTests(text, "")) > 0 for text in asserts):
             return tests
     except (SyntaxError, IndexError, RecursionError) as error:
         raise ValueError(f"the tests cannot be counted: {error}") from None
-    raise ValueError("the tests hold no assertion, unittest method or case; no solution could pass")
+    raise ValueError("the tests, or one of them, hold no assertion, unittest method or case: no solution could pass")
 
 
 def _read(value: Any, row: Mapping[str, Any], code: str) -> Tests:

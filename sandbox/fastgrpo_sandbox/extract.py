@@ -55,7 +55,7 @@ def _blocks(answer: str) -> Iterator[_Block]:
     """Fenced blocks in order. A fence with a language inside a block begins a new one: the first was never closed."""
     opened: re.Match[str] | None = None
     lines: list[str] = []
-    for line in answer.splitlines():
+    for line in answer.replace("\r\n", "\n").split("\n"):
         if opened is not None and _closes(line, opened):
             yield _Block(opened[3], _dedented(lines, opened[1]), True)
             opened = None
@@ -90,6 +90,8 @@ def _candidates(blocks: list[_Block]) -> list[_Block]:
 def _program(texts: list[str]) -> str:
     while len(texts) > 1 and _only_shows(texts[-1], texts[:-1]):
         texts.pop()
+    if len(texts) == 1:
+        return texts[0]
     program, needed = texts[-1], _free_names(texts[-1])
     for text in reversed(texts[:-1]):
         if needed & defined_names(text):

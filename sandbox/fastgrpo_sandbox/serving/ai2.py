@@ -34,18 +34,18 @@ async def test_program(jails: Jails, request: TestProgram) -> TestResults:
     """Judges every test on its own. They share one jail, and only where that did not end well each gets its own."""
     texts = [_text(test) for test in _tests(request)]
     seconds = request.max_execution_time
-    if all("assert" in text for text in texts):
+    if texts and all("assert" in text for text in texts):
         together = await _judged(jails, request.program, AssertTests(tuple(texts)), seconds * len(texts))
         if together.status in ("ok", "failed"):
-            return _results(together.tests, together.wall_s / max(len(texts), 1))
+            return _results(together.tests, together.wall_s / len(texts))
     jobs = {i: tests for i, text in enumerate(texts) if (tests := _readable(text)) is not None}
     limits = jails.limits(seconds)
     outcomes = await jails.run_all([RunRequest(request.program, tests=tests, limits=limits) for tests in jobs.values()])
     if any(outcome.status == "infrastructure" for outcome in outcomes):
         raise Lost
-    passed = {i for i, outcome in zip(jobs, outcomes, strict=True) if outcome.status == "ok"}
-    longest = max((outcome.wall_s for outcome in outcomes), default=0.0)
-    return _results([i in passed for i in range(len(texts))], longest)
+    seconds_of = {i: one.wall_s for i, one in zip(jobs, outcomes, strict=True) if one.status == "ok"}
+    runtimes = [seconds_of.get(i, NOT_RUN) for i in range(len(texts))]
+    return TestResults([int(i in seconds_of) for i in range(len(texts))], runtimes)
 
 
 async def test_program_stdio(jails: Jails, request: TestProgram) -> TestResults:

@@ -134,7 +134,9 @@ def _refusal(error: Exception) -> web.Response:
     match error:
         case Busy():
             return _error(429, str(error), {"Retry-After": str(error.retry_after_s)})
-        case msgspec.ValidationError() | msgspec.DecodeError() | Refused():
+        case Refused():
+            return _error(422, str(error))
+        case msgspec.ValidationError() | msgspec.DecodeError():
             return _error(422, f"the request is malformed: {error}")
         case UnicodeDecodeError() | RecursionError():
             return _error(422, "the request is malformed")

@@ -103,6 +103,8 @@ async def submit(jails: Jails, request: Submit) -> SubmitAnswer:
     outcome = await jails.run(RunRequest(code, files=files, tests=tests, limits=limits))
     if outcome.status == "infrastructure":
         raise Lost
+    if outcome.status == "rejected":
+        raise Refused(outcome.error)
     return SubmitAnswer(
         id=request.id,
         accepted=outcome.status == "ok",

@@ -81,9 +81,12 @@ class Jails:
         return outcome
 
     def limits(self, seconds: float, memory_mb: int = 0) -> Limits:
-        """The caps with a time of their own, and a memory where one is asked for."""
-        limits = msgspec.structs.replace(self.caps, wall_s=seconds, cpu_s=seconds)
-        return msgspec.structs.replace(limits, memory_mb=memory_mb) if memory_mb > 0 else limits
+        """The caps with less time, and less memory (MiB) where any is asked for. Raises Refused for a time of none."""
+        if not seconds > 0:
+            raise Refused(f"a time limit of {seconds} s lets nothing run: give more than 0")
+        seconds = min(seconds, self.caps.wall_s)
+        memory_mb = min(memory_mb, self.caps.memory_mb) if memory_mb > 0 else self.caps.memory_mb
+        return msgspec.structs.replace(self.caps, wall_s=seconds, cpu_s=seconds, memory_mb=memory_mb)
 
     def capped(self, limits: Limits) -> Limits:
         """`limits`, none above the server's."""

@@ -12,10 +12,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from fastgrpo_sandbox.pool import RUNS_PER_CELL, SandboxPool
 from fastgrpo_sandbox.remote import NEEDS_EXTRA
 from fastgrpo_sandbox.types import Limits, SandboxUnavailable
 
+DAY_S = 86400
 DRAIN_S = 30.0
 CLOSE_S = 5.0
 CAPS = Limits(wall_s=60, cpu_s=60, memory_mb=1024, processes=64, output_bytes=4 << 20, tmp_mb=64, files=256)
@@ -32,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         key = _key(options.host, options.key_env)
+        _caps(options)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(options, key))
     except (ServeError, SandboxUnavailable) as error:
@@ -90,12 +94,9 @@ async def _serve(options: argparse.Namespace, key: str) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    caps = Limits(
-        **{**_fields(CAPS), "wall_s": options.wall_s, "cpu_s": options.wall_s, "memory_mb": options.memory_mb}
-    )
     async with SandboxPool(cells=options.cells, preload=options.preload) as pool:
         places = RUNS_PER_CELL * int(pool.stats()["cells"]) + options.queue
-        app = App(Jails(pool, places, caps), key)
+        app = App(Jails(pool, places, _caps(options)), key)
         runner = web.AppRunner(app.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
         await runner.setup()
         try:
@@ -120,5 +121,7 @@ async def _listen(site, options: argparse.Namespace) -> None:
         raise ServeError(f"{where} cannot be listened on: {error.strerror or error}") from None
 
 
-def _fields(limits: Limits) -> dict[str, float]:
-    return {name: getattr(limits, name) for name in limits.__struct_fields__}
+def _caps(options: argparse.Namespace) -> Limits:
+    if not (0 < options.wall_s <= DAY_S and 1 <= options.memory_mb <= 1 << 20 and options.queue >= 0):
+        raise ServeError("--wall-s must be more than 0 and at most a day, --memory-mb 1 to 1048576, --queue 0 or more")
+    return replace(CAPS, wall_s=options.wall_s, cpu_s=options.wall_s, memory_mb=options.memory_mb)
