@@ -53,6 +53,10 @@ class _Host:
         self.fault = ""
         self.ready_at = 0.0
 
+    def pause_s(self) -> float:
+        """How long it must not be asked."""
+        return max(0.0, self.ready_at - time.monotonic())
+
     def failed(self, reason: str) -> None:
         pause = min(PAUSE_S * 2**self.failures, MAX_PAUSE_S)
         self.failures += 1
@@ -133,9 +137,8 @@ class RemotePool:
         ends_at = time.monotonic() + self._deadline_s
         lost, outcome = 0, None
         while (left := ends_at - time.monotonic()) > 0:
-            host = min(self._hosts, key=lambda host: (max(host.ready_at, time.monotonic()), host.in_flight))
-            pause = host.ready_at - time.monotonic()
-            if pause > 0:
+            host = min(self._hosts, key=lambda host: (host.pause_s(), host.in_flight))
+            if pause := host.pause_s():
                 await asyncio.sleep(min(pause, left))
                 continue
             answer = await self._ask(host, body, min(wall_s, left))
@@ -170,7 +173,7 @@ class RemotePool:
         body = msgspec.msgpack.encode(RunRequest("print(6 * 7)"))
         ends_at = time.monotonic() + PROBE_S
         while answer is None and not host.failures and (left := ends_at - time.monotonic()) > 0:
-            await asyncio.sleep(max(0.0, min(host.ready_at - time.monotonic(), left)))
+            await asyncio.sleep(min(host.pause_s(), left))
             answer = await self._ask(host, body, left)
         fine = answer is not None and answer.stdout == "42\n"
         return "" if fine else f"{host.url}: {answer.error if answer else host.fault or 'no answer'}"

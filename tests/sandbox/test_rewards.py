@@ -62,7 +62,12 @@ def test_chat_completions():
 
 
 STDIO = "```python\nprint(int(input()) + 1)\n```"
-UNIT = "import unittest\nclass T(unittest.TestCase):\n    def test_f(self): self.assertEqual(f(1), 2)\n    def test_g(self): self.assertEqual(f(3), 4)\n"
+UNIT = """
+import unittest
+class T(unittest.TestCase):
+    def test_f(self): self.assertEqual(f(1), 2)
+    def test_g(self): self.assertEqual(f(3), 4)
+"""
 CHECK = "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(3) == 4\n"
 
 

@@ -15,7 +15,6 @@ from aiohttp import web
 
 from fastgrpo_sandbox import (
     AssertTests,
-    BlockingSandboxPool,
     CheckTests,
     Limits,
     Outcome,
@@ -24,10 +23,10 @@ from fastgrpo_sandbox import (
     SandboxUnavailable,
     StdioTests,
     UnittestTests,
+    remote,
 )
-from fastgrpo_sandbox import remote
 from fastgrpo_sandbox.rewards import code_reward, configure
-from tests.sandbox.server import running_server
+from tests.sandbox.server import Server, running_server
 
 pytestmark = pytest.mark.jail
 Answer = Callable[[dict[str, Any]], Awaitable[web.Response]]
@@ -256,23 +255,22 @@ def test_a_job_has_the_same_outcome_here_and_there():
 
 
 def test_a_host_that_is_killed_costs_no_job():
+    async def work(first: Server, second: Server) -> list[Outcome]:
+        async with RemotePool([first.url, second.url]) as pool:
+            code = "import time; time.sleep(0.5); print({})"
+            jobs = [asyncio.ensure_future(pool.run(code.format(i))) for i in range(8)]
+            while await asyncio.to_thread(first.metric, "sandbox_running") < 2:
+                await asyncio.sleep(0.02)
+            first.process.send_signal(signal.SIGKILL)
+            return await asyncio.gather(*jobs)
+
     with running_server("--cells", "1") as first, running_server("--cells", "1") as second:
-        with BlockingSandboxPool(RemotePool([first.url, second.url])) as pool:
-
-            async def work() -> list[Outcome]:
-                jobs = [
-                    asyncio.ensure_future(pool.pool.run(f"import time; time.sleep(0.5); print({i})")) for i in range(8)
-                ]
-                while first.metric("sandbox_running") < 2:
-                    await asyncio.sleep(0.02)
-                first.process.send_signal(signal.SIGKILL)
-                return await asyncio.gather(*jobs)
-
-            assert [o.stdout for o in pool.wait(work())] == [f"{i}\n" for i in range(8)]
+        outcomes = asyncio.run(asyncio.wait_for(work(first, second), 60))
+    assert [o.stdout for o in outcomes] == [f"{i}\n" for i in range(8)]
 
 
 def test_cancelling_ends_the_job_on_the_host():
-    async def work(server: Any) -> None:
+    async def work(server: Server) -> None:
         async with RemotePool([server.url]) as pool:
             job = asyncio.ensure_future(pool.run("import time; time.sleep(60)", limits=Limits(wall_s=60)))
             while await asyncio.to_thread(server.metric, "sandbox_running") < 1:
