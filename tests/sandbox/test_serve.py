@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +22,7 @@ from fastgrpo_sandbox import Limits, Outcome, StdioTests
 from fastgrpo_sandbox.remote import RunRequest
 from fastgrpo_sandbox.serving.jails import Busy, Jails, Refused
 from fastgrpo_sandbox.serving.main import main
+from tests.sandbox.conftest import REPOSITORY
 from tests.sandbox.server import Server, basic, running_server
 
 pytestmark = pytest.mark.jail
@@ -286,3 +289,10 @@ def test_caps_hold_for_every_limit():
     assert jails.limits(9, 9999) == msgspec.structs.replace(caps, cpu_s=3)
     with pytest.raises(Refused):
         jails.limits(float("nan"))
+
+
+def test_the_example_runs():
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'sandbox'}"}
+    command = [sys.executable, str(REPOSITORY / "examples" / "serve_jails.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert done.stdout == "failed (True, True, False) 67%\nSuccess 42\n", done.stderr
