@@ -1,7 +1,8 @@
 """Rewards for code in the forms that trainers call: TRL's reward function, verl's compute_score, firejail's executor.
 
 They score by the fraction of tests passed, run in jails of this process' own pool (see shared.py), or of the servers
-that `configure(urls=[...])` or FASTGRPO_SANDBOX_URLS name. A failure of the jails is never a score.
+that `configure(urls=[...])` or FASTGRPO_SANDBOX_URLS name: many processes that score on one machine share its cores
+best through one server. A failure of the jails is never a score.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastgrpo_sandbox.blocking import BlockingSandboxPool
-from fastgrpo_sandbox.pool import RUNS_PER_CELL
+from fastgrpo_sandbox.pool import RUNS_PER_CELL, SandboxPool
 from fastgrpo_sandbox.remote import RemotePool
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable
 
@@ -44,6 +44,8 @@ class SharedPool:
     def run_all(self, jobs: Sequence[dict[str, Any]]) -> list[Outcome]:
         """Outcomes of many jobs, each the keyword arguments of SandboxPool.run, in order. A job that the jails lose is
         run again; all end by a deadline. Raises SandboxUnavailable, with the fix, where jails cannot run at all."""
+        if not jobs:
+            return []
         pool, deadline = self._opened(), self._deadline_s(jobs)
 
         async def gather() -> list[Outcome]:
@@ -86,7 +88,7 @@ class SharedPool:
         return TRIES * (max(walls, default=0.0) + total / at_once) + GRACE_S
 
 
-async def _run(pool: Any, job: dict[str, Any], deadline_s: float) -> Outcome:
+async def _run(pool: SandboxPool | RemotePool, job: dict[str, Any], deadline_s: float) -> Outcome:
     outcome = Outcome("infrastructure", error=f"no outcome within {deadline_s:.0f} s")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(deadline_s):

@@ -71,7 +71,10 @@ class App:
         return not self._jails.taken
 
     def _handler(self, form: type, answer: Callable[[Jails, Any], Awaitable[Any]]) -> Handler:
-        decode = {JSON: msgspec.json.Decoder(form).decode, MSGPACK: msgspec.msgpack.Decoder(form).decode}
+        decode: dict[str, Callable[[bytes], Any]] = {
+            JSON: msgspec.json.Decoder(form).decode,
+            MSGPACK: msgspec.msgpack.Decoder(form).decode,
+        }
 
         async def handle(request: web.Request) -> web.Response:
             if request.content_type not in decode:

@@ -121,8 +121,7 @@ def run_answer(outcome: Outcome) -> RunCodeAnswer:
     late = outcome.status == "timeout"
     code = {"ok": 0, "timeout": None, "killed": KILLED, "memory": KILLED}.get(outcome.status, 1)
     said = outcome.stderr if outcome.error in outcome.stderr else outcome.stderr + outcome.error
-    status = "TimeLimitExceeded" if late else "Finished"
-    result = CommandResult(status, outcome.wall_s, code, outcome.stdout, said)
+    result = CommandResult("TimeLimitExceeded" if late else "Finished", outcome.wall_s, code, outcome.stdout, said)
     return RunCodeAnswer("Success" if outcome.status == "ok" else "Failed", run_result=result)
 
 

@@ -10,13 +10,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from fastgrpo_sandbox.pool import RUNS_PER_CELL, SandboxPool
 from fastgrpo_sandbox.remote import NEEDS_EXTRA
 from fastgrpo_sandbox.types import Limits, SandboxUnavailable
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 DAY_S = 86400
 DRAIN_S = 30.0
@@ -74,12 +78,12 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _loop_factory():
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
-        from uvloop import new_event_loop
+        import uvloop
     except ImportError:
-        from asyncio import new_event_loop
-    return new_event_loop
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 async def _serve(options: argparse.Namespace, key: str) -> None:
@@ -111,7 +115,7 @@ async def _serve(options: argparse.Namespace, key: str) -> None:
             await runner.cleanup()
 
 
-async def _listen(site, options: argparse.Namespace) -> None:
+async def _listen(site: web.TCPSite, options: argparse.Namespace) -> None:
     try:
         await site.start()
     except OSError as error:
