@@ -212,9 +212,11 @@ def test_a_key_that_is_not_set_is_said(capsys, monkeypatch):
     assert "NO_SUCH_KEY" in refused(capsys, "--key-env", "NO_SUCH_KEY")
 
 
-@pytest.mark.parametrize("options", [("--wall-s", "0"), ("--wall-s", "nan"), ("--memory-mb", "0"), ("--queue", "-1")])
-def test_caps_that_let_nothing_run_are_said(capsys, options):
-    assert options[0] in refused(capsys, *options)
+@pytest.mark.parametrize(
+    "option", ["--wall-s=0", "--wall-s=nan", "--memory-mb=0", "--queue=-1", "--cells=0", "--port=99999"]
+)
+def test_an_option_out_of_range_is_said(capsys, option):
+    assert option.partition("=")[0] in refused(capsys, option)
 
 
 def test_a_busy_port_is_said(capsys):

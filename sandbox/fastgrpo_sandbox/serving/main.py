@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 DAY_S = 86400
+MAX_PORT = 65535
 DRAIN_S = 30.0
 CLOSE_S = 5.0
 CAPS = Limits(wall_s=60, cpu_s=60, memory_mb=1024, processes=64, output_bytes=4 << 20, tmp_mb=64, files=256)
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         key = _key(options.host, options.key_env)
-        _caps(options)
+        _check(options)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(options, key))
     except (ServeError, SandboxUnavailable) as error:
@@ -107,7 +108,7 @@ async def _serve(options: argparse.Namespace, key: str) -> None:
             site = web.TCPSite(runner, options.host, options.port)
             await _listen(site, options)
             host, port = runner.addresses[0][:2]
-            print(f"serving on http://{host}:{port}", flush=True)
+            print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
             await stop.wait()
             if not await app.drained(DRAIN_S):
                 logging.warning("stopped with jobs under way: drain_s=%.0f", DRAIN_S)
@@ -126,6 +127,12 @@ async def _listen(site: web.TCPSite, options: argparse.Namespace) -> None:
 
 
 def _caps(options: argparse.Namespace) -> Limits:
-    if not (0 < options.wall_s <= DAY_S and 1 <= options.memory_mb <= 1 << 20 and options.queue >= 0):
-        raise ServeError("--wall-s must be more than 0 and at most a day, --memory-mb 1 to 1048576, --queue 0 or more")
+    if not (0 < options.wall_s <= DAY_S and 1 <= options.memory_mb <= 1 << 20):
+        raise ServeError("--wall-s must be more than 0 and at most a day, --memory-mb 1 to 1048576")
     return replace(CAPS, wall_s=options.wall_s, cpu_s=options.wall_s, memory_mb=options.memory_mb)
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not (0 <= options.port <= MAX_PORT and options.queue >= 0 and (options.cells is None or options.cells > 0)):
+        raise ServeError(f"--port must be 0 to {MAX_PORT}, --queue 0 or more, --cells 1 or more")
+    _caps(options)
