@@ -50,7 +50,7 @@ from engine_setup import (
 )
 
 from fastgrpo.config import Config, Grpo
-from fastgrpo.flow.distill import ScriptedTeacher
+from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
