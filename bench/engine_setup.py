@@ -31,6 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from fastgrpo.engine.engine import Engine
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
@@ -39,7 +40,7 @@ from fastgrpo.rollouts.rollouts import Sampling, collect
 from fastgrpo.training import flops as flops_module
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Group, Result, Reward, Sample
+from fastgrpo.types import Group, Result, Reward, Rollout, Sample
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -186,8 +187,8 @@ class Trivial:
     def feedback_text(self, execution: Any) -> str:
         return ""
 
-    def results(self, problem: Any, trajectories: list[list[Any]]) -> list[Result]:
-        return [Result(reward=Reward(total=float(number % 2))) for number in range(len(trajectories))]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=float(number % 2))) for number in range(len(rollouts))]
 
 
 class Workload:
@@ -245,10 +246,15 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_limit: float = 0.2) -> None:
+    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_threshold: float = 0.2) -> None:
         self.folder, self.work, self.kv_gib = folder, work, kv_gib
-        options: dict[str, Any] = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gb": kv_gib if CUDA else 0.2}
-        options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "parity_limit": parity_limit}
+        options: dict[str, Any] = {
+            "dtype": "bfloat16" if CUDA else "float32",
+            "kv_cache_gib": kv_gib if CUDA else 0.2,
+            "max_model_len": work.max_model_len,
+            "max_num_seqs": work.sequences,
+            "parity_threshold": parity_threshold,
+        }
         self.engine, self.start_seconds = timed(lambda: Engine(folder, **options))
         dtype = torch.bfloat16 if CUDA else torch.float32
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
@@ -265,7 +271,7 @@ class Setup:
         return await collect(
             engine,
             environment,
-            self.policy.tokenizer,
+            Chat(self.policy.tokenizer),
             problems,
             group_size=self.work.group,
             sampling=self.work.sampling(),

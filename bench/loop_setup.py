@@ -15,6 +15,7 @@ from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import open_folder
 from fastgrpo.engine.engine import Engine
+from fastgrpo.policy.chat import Chat
 from fastgrpo.record.log import RunLog
 from fastgrpo.train import improve
 from fastgrpo.training.learner import Learner
@@ -29,7 +30,7 @@ def settings(work: Workload, model: str, runs: str, steps: int, replicas: int = 
         "runs": runs,
         "engine.max_model_len": work.max_model_len,
         "engine.max_num_seqs": work.sequences,
-        "engine.kv_cache_gb": 0.2,
+        "engine.kv_cache_gib": 0.2,
         # Random weights are further from their bf16 rounding than a model's.
         "engine.parity_threshold": 0.2,
         "grpo.steps": steps,
@@ -68,7 +69,8 @@ def open_learner(setup: Setup, config: Config, peaks: MemoryPeaks) -> Learner:
     """A learner over the setup's engine and policy, with the cache and the micro-batches that the benchmark chose."""
     cache = Item("KV cache", int(setup.kv_gib * GIB), "lower --kv-gib")
     plan = MemoryPlan((cache,), cache.size, setup.kv_gib, config.grpo.micro_batch_tokens)
-    return Learner(config, cast(Engine, Watched(setup.engine, peaks, setup.kv_gib)), setup.policy, None, plan)
+    engine = cast(Engine, Watched(setup.engine, peaks, setup.kv_gib))
+    return Learner(config, engine, setup.policy, Chat(setup.policy.tokenizer), None, plan)
 
 
 class Watched(Endless):

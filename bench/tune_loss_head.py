@@ -9,7 +9,8 @@ from bench_loss_head import DEVICE, OPTIONS, SHAPES, Case, forward_ours, make_ca
 from torch import Tensor
 
 from fastgrpo.kernels import reference, rows_triton, tuning
-from fastgrpo.kernels.chunked import REPORT, SoftmaxSums
+from fastgrpo.kernels.chunked import REPORT
+from fastgrpo.kernels.reference import SoftmaxSums
 
 BLOCKS = [(2048, 4, 8), (2048, 8, 8), (4096, 4, 16), (8192, 2, 32), (8192, 4, 32), (16_384, 2, 32)]
 

@@ -17,7 +17,7 @@ from fastgrpo.errors import run_program
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.record.log import RunLog
 from fastgrpo.train import train
-from fastgrpo.types import Result, Reward
+from fastgrpo.types import Result, Reward, Rollout
 
 
 class Vowels:
@@ -35,9 +35,10 @@ class Vowels:
         """What the policy reads between two rounds (`grpo.rounds`)."""
         return f"{share:.0%} vowels. More.\n"
 
-    def results(self, problem: Any, trajectories: list[list[float]]) -> list[Result]:
-        """One result for each rollout of a group, from the outcomes of its rounds."""
-        return [Result(reward=Reward(total=shares[-1]), metrics={"vowels": shares[-1]}) for shares in trajectories]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        """One result for each rollout of a group; `executions` holds what `execute` returned in each round."""
+        shares = [rollout.executions[-1] for rollout in rollouts]
+        return [Result(reward=Reward(total=share), metrics={"vowels": share}) for share in shares]
 
 
 @asynccontextmanager

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from uvloop import new_event_loop
 
-from fastgrpo.config import KEYS, LOSS_PRESETS, SECTIONS, Config, Key, checked, choices_of, resolve
+from fastgrpo.config import LOSS_PRESETS, Config, resolve
 from fastgrpo.config_files import read_toml
+from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of
 from fastgrpo.errors import UserError
 
 FLAGS = {

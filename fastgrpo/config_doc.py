@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import typing
-from typing import Literal
-
-from msgspec import Meta
+from collections.abc import Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union
 
 from fastgrpo.cli import sections
-from fastgrpo.config import LOSS_PRESETS, Key
+from fastgrpo.config import LOSS_PRESETS
+from fastgrpo.config_keys import Key
 
 INTRODUCTION = """# Configuration
 
@@ -35,18 +36,21 @@ def document() -> str:
 def row(key: Key) -> str:
     """The key's line of its section's table."""
     help_line = key.help.replace("|", "\\|")
-    return f"| `{key.name.rpartition('.')[2]}` | {type_of(key)} | `{json.dumps(key.default)}` | {help_line} |"
+    return f"| `{key.name.rpartition('.')[2]}` | {type_of(key.type)} | `{json.dumps(key.default)}` | {help_line} |"
 
 
-def type_of(key: Key) -> str:
-    """The words that the key takes, or its type with its bounds: `float > 0, <= 1`."""
-    kind = key.type.__origin__
-    if typing.get_origin(kind) is Literal:
-        return ", ".join(f"`{choice}`" for choice in typing.get_args(kind))
-    limits = [meta for meta in key.type.__metadata__ if isinstance(meta, Meta)]
-    bounds = [f"{sign} {limit}" for meta in limits for name, sign in BOUNDS.items()
-              if (limit := getattr(meta, name)) is not None]  # fmt: skip
-    return f"{kind.__name__} {', '.join(bounds)}".rstrip()
+def type_of(hint: Any, limits: Sequence[Any] = ()) -> str:
+    """The words that a key of this type takes, or the type with its bounds: `float > 0, <= 1`."""
+    kind = typing.get_origin(hint)
+    if kind is Annotated:
+        return type_of(hint.__origin__, [*limits, *hint.__metadata__])
+    if kind in (Union, UnionType):
+        return f"{type_of(typing.get_args(hint)[0], limits)}, or a list"
+    if kind is Literal:
+        return ", ".join(f"`{choice}`" for choice in typing.get_args(hint))
+    signed = [(sign, getattr(meta, name, None)) for meta in limits for name, sign in BOUNDS.items()]
+    bounds = ", ".join(f"{sign} {bound}" for sign, bound in signed if bound is not None)
+    return f"{hint.__name__} {bounds}".rstrip()
 
 
 def preset_table() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,18 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.config import FREE_TO_CHANGE, KEYS, Config, checked, resolve
+from fastgrpo.config import Config, resolve
+from fastgrpo.config_keys import KEYS, checked
 from fastgrpo.errors import UserError
+
+# What may differ between a run and its continuation: none of it changes what a finished step computed.
+FREE_TO_CHANGE = re.compile(
+    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
+    r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
+    r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
+    r"|model\.offload_optimizer"
+    r"|engine\.(gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
+)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -43,9 +54,9 @@ def to_toml(config: Config) -> str:
     """The configuration as TOML that `read_toml` reads back to the same configuration."""
     lines, section = [], ""
     for name, value in sorted(flat(config).items(), key=lambda item: "." in item[0]):
-        *table, key = name.split(".")
-        if table and table[0] != section:
-            section = table[0]
+        table, _, key = name.rpartition(".")
+        if table != section:
+            section = table
             lines.append(f"\n[{section}]")
         text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         lines.append(f"{key} = {text}")

@@ -19,9 +19,10 @@ from fastgrpo.config import Config
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine.engine import Engine, open_engine
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.flow.task import load_problems, open_environment
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.task import open_environment
 from fastgrpo.plan import print_plan
-from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.rollouts.environment import Environment
@@ -47,7 +48,7 @@ class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def evaluate(
-    engine: Engine, environment: Environment, tokenizer: Any, problems: Sequence[Any], config: Config, stage: str
+    engine: Engine, environment: Environment, chat: Chat, problems: Sequence[Any], config: Config, stage: str
 ) -> list[EvalRow]:
     """`config.eval.samples` rollouts of each problem; those that failures of the environment ended are left out.
 
@@ -56,7 +57,7 @@ async def evaluate(
     groups = await collect(
         engine,
         environment,
-        tokenizer,
+        chat,
         problems[replica_share(config.engine.tensor_parallel)],
         group_size=config.eval.samples,
         sampling=replace(Sampling.of(config), temperature=config.eval.temperature),
@@ -135,8 +136,8 @@ async def _main(config: Config) -> None:
     _, held_out = load_problems(config)
     async with of_replica(open_environment(config), config.engine.tensor_parallel) as environment:
         with open_engine(config, Path(config.model.path)) as engine:
-            tokenizer = load_tokenizer(config.model.path)
-            rows = await evaluate(engine, environment, tokenizer, held_out, config, "evaluate")
+            chat = load_chat(config.model.path, config.model)
+            rows = await evaluate(engine, environment, chat, held_out, config, "evaluate")
     if held_out and not rows:
         raise UserError("nothing was evaluated: every rollout failed for the reason above, which is not the model's")
     if rank_and_world()[0] == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +20,14 @@ from fastgrpo.flow import problems as data
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
 from fastgrpo.plan import print_plan
-from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.policy.chat import load_chat
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, replica_share
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import Sampling, collect
 
 
-def find(dataset: str, name: str) -> Problem:
-    """The problem called `name`; UserError where the data set has none of that name."""
+def find(dataset: str | Sequence[str], name: str) -> Problem:
+    """The problem called `name`; UserError where the data sets have none of that name."""
     problems = data.load(dataset)
     for problem in problems:
         if problem.id == name:
@@ -46,7 +47,7 @@ async def solve(command: CommandLine) -> None:
             groups = await collect(
                 engine,
                 environment,
-                load_tokenizer(model),
+                load_chat(model, config.model),
                 [problem][replica_share(ranks)],
                 group_size=config.eval.samples,
                 sampling=replace(Sampling.of(config), temperature=config.eval.temperature),

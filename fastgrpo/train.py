@@ -22,7 +22,8 @@ from fastgrpo.config import Config
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
-from fastgrpo.flow.task import load_problems, open_environment
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.task import open_environment
 from fastgrpo.plan import print_plan
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
@@ -54,7 +55,7 @@ async def train(
             with open_learner(config, model, resume=resume) as learner:
 
                 async def measure(stage: str) -> dict[str, float]:
-                    rows = await evaluate(learner.engine, environment, learner.tokenizer, held_out, config, stage)
+                    rows = await evaluate(learner.engine, environment, learner.chat, held_out, config, stage)
                     save_rows(config.folder / "evaluation.json", rows)
                     log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in summary(rows).items()))
                     return summary(rows)
@@ -89,7 +90,7 @@ async def improve(
                     with log.phase("sync"):
                         metrics |= learner.sync()
                     log.samples(learner.step, experience.records)
-                    log.step(learner.step, metrics | tally.values() | gpu.take())
+                    log.step(learner.step, metrics | tally.values() | gpu.take(), waited_for=tally.waited[1])
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()
@@ -104,7 +105,7 @@ def leave_out_long(
 ) -> list[Any]:
     """The `problems` whose prompts leave room for a completion; how many do not is said."""
     ranks = config.engine.tensor_parallel
-    fits = fitting(problems, environment, learner.tokenizer, Sampling.of(config)) if environment else []
+    fits = fitting(problems, environment, learner.chat, Sampling.of(config)) if environment else []
     fits = gather_all(fits, "the problems that fit")[rank_and_world()[0] // ranks * ranks]
     kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
     if len(kept) < len(problems):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -41,13 +41,15 @@ class Rollout:
     """One sampled trajectory: prompt, completion and, with several rounds, feedback and further completions.
 
     `token_ids`, `loss_mask` and `logprobs` have one entry for each token; `loss_mask` is 1 where the policy wrote the
-    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `result` is there once the whole group has ended.
+    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `executions` has what the environment made of each
+    completion. `result` is there once the whole group has ended.
     """
 
     token_ids: list[int]
     loss_mask: list[int]
     logprobs: list[float]
     completions: list[str]
+    executions: list[Any] = field(default_factory=list)
     truncated: bool = False
     result: Result = UNENDED
 

@@ -44,7 +44,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
         monkeypatch.setattr(program, "collect", collect)
         monkeypatch.setattr(program, "open_environment", environment)
         monkeypatch.setattr(program, "open_engine", engine)
-        monkeypatch.setattr(program, "load_tokenizer", lambda path: None)
+        monkeypatch.setattr(program, "load_chat", lambda path, config: None)
     monkeypatch.setattr(evaluate, "load_problems", lambda config: ([], [PROBLEM]))
     monkeypatch.setattr(solve, "find", lambda dataset, name: PROBLEM)
     return rollouts

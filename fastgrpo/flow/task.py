@@ -10,10 +10,8 @@ import msgspec
 
 from fastgrpo.config import Config, Workers
 from fastgrpo.errors import UserError
-from fastgrpo.flow import problems
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.limits import WorkflowLimits
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.limits import WorkflowLimits, run_limits
 from fastgrpo.flow.workers.openai import OpenAIWorker
 from fastgrpo.flow.workers.protocol import Worker
 from fastgrpo.flow.workers.simulated import SimulatedWorker
@@ -21,23 +19,11 @@ from fastgrpo.record.log import RunLog
 from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable
 
 
-def load_problems(config: Config) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) problems; the split follows `config.seed`."""
-    return problems.split(problems.load(config.data.dataset), held_out=config.data.held_out, seed=config.seed)
-
-
 @asynccontextmanager
 async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[WorkflowEnvironment]:
     """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight."""
     sandbox = config.sandbox
-    limits = Limits(
-        wall_s=sandbox.wall_s,
-        cpu_s=sandbox.cpu_s,
-        memory_mb=sandbox.memory_mb,
-        processes=sandbox.processes,
-        output_bytes=sandbox.output_bytes,
-    )
-    async with _pool(sandbox.cells, limits) as pool:
+    async with _pool(sandbox.cells, run_limits(sandbox)) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)
         watcher = asyncio.create_task(_watch(pool, log)) if log else None
         try:
@@ -47,8 +33,8 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
                 weights=config.reward,
                 limits=WorkflowLimits(
                     at_once=sandbox.workflows,
-                    # Below the workflow's own deadline: a worker that hangs is our failure, not the workflow's.
-                    call_s=0.8 * sandbox.workflow_s,
+                    # Above the endpoint's own deadline, after which it is tried again.
+                    call_s=1.5 * config.workers.timeout_s,
                     session=msgspec.structs.replace(WorkflowLimits().session, wall_s=sandbox.workflow_s),
                 ),
                 instruction=config.data.instruction,

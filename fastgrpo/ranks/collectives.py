@@ -63,6 +63,9 @@ def awaiting(what: str, seconds: float = STEP_WAIT_S) -> Iterator[None]:
     try:
         with within(seconds, f"waited for {what} longer than {seconds:.0f} s"):
             yield
+    except torch.OutOfMemoryError:
+        # Not the other rank's doing, and whoever planned the memory has advice.
+        raise
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise RankError(f"waited for {what}: {reason}") from error
@@ -105,9 +108,10 @@ def replica_share(tensor_parallel: int) -> slice:
 def over_ranks(
     metrics: dict[str, float], folds: Mapping[str, Callable[[list[float]], float]] = MappingProxyType({})
 ) -> dict[str, float]:
-    """Each metric folded over the ranks as `folds` says, else its mean; collective."""
+    """Each metric folded over the ranks that have it, as `folds` says, else its mean; collective."""
     ranks = gather_all(metrics, "the metrics of the other ranks")
-    return {name: folds.get(name, fmean)([rank[name] for rank in ranks]) for name in metrics}
+    names = dict.fromkeys(name for rank in ranks for name in rank)
+    return {name: folds.get(name, fmean)([rank[name] for rank in ranks if name in rank]) for name in names}
 
 
 def gather_all(value: Any, what: str) -> list[Any]:

@@ -37,6 +37,7 @@ SHOWN = (
 CURVES = {"reward/total", "pass_rate", "loss"}
 HISTORY = 40
 PLAIN_INTERVAL_S = 1.0
+SHOWN_WAIT_S = 2.0
 
 
 class Display:
@@ -49,6 +50,7 @@ class Display:
         self._metrics: dict[str, float] = {}
         self._history: dict[str, deque[float]] = {}
         self._stage, self._total, self._done, self._first = "", 0, 0, 0
+        self._waited_for = ""
         self._started = self._printed = time.monotonic()
         self._live: Live | None = None
         if self._console.is_terminal if live is None else live:
@@ -65,9 +67,10 @@ class Display:
         if self._live is None:
             self.say(f"{name}: {total} steps" + (f", resumed after {done}" if done else ""))
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show a finished step."""
+    def step(self, step: int, metrics: Mapping[str, float], waited_for: str = "") -> None:
+        """Show a finished step, and what it waited for where that took long."""
         self._done = step
+        self._waited_for = waited_for if metrics.get("tail_s", 0.0) >= SHOWN_WAIT_S else ""
         self._metrics = dict(metrics)
         for name in CURVES & metrics.keys():
             self._history.setdefault(name, deque(maxlen=HISTORY)).append(metrics[name])
@@ -115,6 +118,8 @@ class Display:
         parts = [f"{self._stage} {self._done}/{self._total}"]
         parts += [f"{label.strip()} {self._metrics[n]:{form}}" for n, label, form in self._shown()]
         parts += [f"{name} {seconds:.1f}s {share:.0%}" for name, seconds, share in self._phases()[:4] if share >= 0.02]
+        if self._waited_for:
+            parts.append(f"waited {self._metrics['tail_s']:.0f}s for {self._waited_for}")
         left = self._seconds_left()
         return " | ".join([*parts, f"left {duration(left)}"] if left else parts)
 

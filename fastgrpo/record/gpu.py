@@ -43,23 +43,24 @@ class GpuMonitor:
         self._over.set()
 
     def take(self) -> dict[str, float]:
-        """What was read since the last call, over all ranks (collective); {} without a GPU.
+        """What was read since the last call, over all ranks that have a GPU (collective); {} where none has.
 
         `gpu/utilisation` and `gpu/power_w`: means over time and GPUs; `gpu/memory_gib`: the fullest GPU's peak;
         `gpu/joules`: energy of all GPUs.
         """
-        if self._handle is None:
-            return {}
+        own = {} if self._handle is None else self._own()
+        return over_ranks(own, {"gpu/memory_gib": max, "gpu/joules": sum})
+
+    def _own(self) -> dict[str, float]:
         readings, self._readings = self._readings or [self._read()], []
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
         power = statistics.fmean(reading.power for reading in readings)
-        own = {
+        return {
             "gpu/utilisation": statistics.fmean(reading.utilisation for reading in readings),
             "gpu/memory_gib": max(reading.memory for reading in readings) / 2**30,
             "gpu/power_w": power,
             "gpu/joules": power * seconds,
         }
-        return over_ranks(own, {"gpu/memory_gib": max, "gpu/joules": sum})
 
     def _watch(self) -> None:
         while not self._over.wait(INTERVAL_S):

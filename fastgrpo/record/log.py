@@ -168,17 +168,18 @@ class RunLog:
             raise _cannot_write(self.folder / "tensorboard" / name, error) from None
         self._display.stage(name, total, done)
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the `step`th step (from 1) of the stage, with the seconds of its phases."""
+    def step(self, step: int, metrics: Mapping[str, float], *, waited_for: str = "") -> None:
+        """Record the `step`th step (from 1) of the stage, with the seconds of its phases and what it waited for."""
         phases = self.timer.take()
         if self.folder is None:
             return
         seconds = {f"seconds/{name}": spent for name, spent in phases.items()}
         row = {**metrics, "seconds/step": sum(phases.values()), **seconds}
-        self._metrics.append({"stage": self._stage, "step": step, "time": time.time(), **row})
+        waiting = {"waited_for": waited_for} if waited_for else {}
+        self._metrics.append({"stage": self._stage, "step": step, "time": time.time(), **row, **waiting})
         if self._events is not None:
             self._events.append(step, row)
-        self._display.step(step, row)
+        self._display.step(step, row, waited_for)
 
     def samples(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Append plain records (prompt, workflow, worker calls, tests, reward) of the step to samples.jsonl."""

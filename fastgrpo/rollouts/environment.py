@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from fastgrpo.types import INFRASTRUCTURE, Result, Reward
+from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 
 Value = TypeVar("Value")
 
@@ -26,31 +26,35 @@ class Environment(Protocol):
         """The text that the policy reads first."""
 
     async def execute(self, problem: Any, completion: str, seed: int) -> Any:
-        """Run one completion. One that raises or outlasts `grpo.execute_s` leaves a rollout without a reward."""
+        """Run one completion. One that raises or outlasts `grpo.execute_s` leaves its rollout without a reward."""
 
     def feedback_text(self, execution: Any) -> str | None:
         """What the policy reads between two rounds; None ends the rollout."""
 
-    def results(self, problem: Any, trajectories: list[list[Any]]) -> list[Result]:
-        """One result for each rollout of a group; a trajectory holds the executions of the rollout's rounds."""
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        """One result for each rollout of a group, from its `executions`, one a round."""
 
 
 class EnvironmentFailure(Exception):
     """The environment raised, hung or returned what is no result; the message is one sentence."""
 
 
-async def ask(function: Callable[..., Any], *arguments: Any, deadline_s: float) -> Any:
-    """The value of an environment's `function`, coroutine or plain; raises EnvironmentFailure whatever goes wrong."""
-    name = getattr(function, "__name__", "the environment")
-    clock = asyncio.timeout(deadline_s)
+async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Timeout) -> Any:
+    """The value of an environment's `function`, coroutine or plain.
+
+    Raises EnvironmentFailure, whatever goes wrong; TimeoutError where `clock` expires.
+    """
     try:
         async with clock:
             return await (
                 function(*arguments) if inspect.iscoroutinefunction(function) else _aside(function, arguments)
             )
+    except EnvironmentFailure:
+        raise
     except Exception as error:
         if clock.expired():
-            raise EnvironmentFailure(f"{name} took longer than grpo.execute_s = {deadline_s:g} s") from None
+            raise
+        name = getattr(function, "__name__", "the environment")
         raise EnvironmentFailure(f"{name} raised {type(error).__name__}: {error}") from error
 
 

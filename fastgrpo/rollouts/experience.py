@@ -13,10 +13,14 @@ from fastgrpo.types import INFRASTRUCTURE, Group, Sample
 
 
 class Tally(msgspec.Struct):
-    """Numbers that add up over rollouts and ranks: plain sums, and means as (sum, count)."""
+    """Numbers that add up over rollouts and ranks: plain sums, means as (sum, count), and the longest wait.
+
+    `waited`: seconds after a rank's last completion until its last result, and whose that was.
+    """
 
     sums: dict[str, float] = {}
     means: dict[str, tuple[float, int]] = {}
+    waited: tuple[float, str] = (0.0, "")
 
     def add(self, name: str, value: float) -> None:
         """One more value of the mean `name`."""
@@ -33,11 +37,16 @@ class Tally(msgspec.Struct):
             for name, (total, count) in tally.means.items():
                 before, counted = whole.means.get(name, (0.0, 0))
                 whole.means[name] = before + total, counted + count
+            whole.waited = max(whole.waited, tally.waited)
         return whole
 
     def values(self) -> dict[str, float]:
-        """Each sum and each mean by its name."""
-        return self.sums | {name: total / count for name, (total, count) in self.means.items()}
+        """Each sum and each mean by its name, and the longest wait as `tail_s`."""
+        return (
+            self.sums
+            | {"tail_s": self.waited[0]}
+            | {name: total / count for name, (total, count) in self.means.items()}
+        )
 
 
 class Experience(msgspec.Struct):
@@ -68,15 +77,15 @@ def plain_array(value: Any) -> list[Any]:
     raise NotImplementedError(f"{type(value).__name__} is no plain data")
 
 
-def tally_of(groups: Sequence[Group], seconds: float) -> Tally:
-    """The numbers of the step's rollouts, whose tokens were generated in `seconds`.
+def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] = (0.0, "")) -> Tally:
+    """The numbers of the step's rollouts, whose tokens were generated in `seconds`, then `waited` for (see `Rollouts`).
 
     Sums: `rollouts`, `infrastructure` (the environment's failures) and `tokens_per_s`. Means over all rollouts:
     `completion_tokens`, `truncated`; over groups: `groups_without_variance`; over the rollouts with a reward:
     `reward/total`, `reward/<term>` and the environment's own metrics, each over the rollouts that have it.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    tally = Tally()
+    tally = Tally(waited=waited)
     for rollout in rollouts:
         tally.add("completion_tokens", sum(rollout.loss_mask))
         tally.add("truncated", rollout.truncated)

@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError
-from fastgrpo.policy.chat import feedback_ids, prompt_ids
+from fastgrpo.policy.chat import Chat
 from fastgrpo.ranks.collectives import rank_and_world
 from fastgrpo.rollouts.environment import Environment, EnvironmentFailure, ask, checked_results, failed
 from fastgrpo.rollouts.generator import Generator, open_generator
-from fastgrpo.types import Group, Rollout
+from fastgrpo.types import UNENDED, Group, Rollout
 
 if TYPE_CHECKING:
     from fastgrpo.engine.engine import Engine
@@ -32,7 +32,8 @@ Value = TypeVar("Value")
 class Sampling:
     """How completions are drawn, and the deadlines in seconds.
 
-    `deadline_s` bounds the wait for one completion, `execute_s` one answer of the environment.
+    `deadline_s` bounds the wait for one completion, `execute_s` one answer of the environment, and `straggler_s` (0 =
+    not at all) what still executes after the batch's last completion.
     """
 
     max_new_tokens: int
@@ -41,6 +42,7 @@ class Sampling:
     rounds: int = 1
     deadline_s: float = 1800.0
     execute_s: float = 600.0
+    straggler_s: float = 0.0
 
     @classmethod
     def of(cls, config: Config) -> Sampling:
@@ -51,6 +53,7 @@ class Sampling:
             temperature=config.grpo.temperature,
             rounds=config.grpo.rounds,
             execute_s=config.grpo.execute_s,
+            straggler_s=config.grpo.straggler_s,
         )
 
     @property
@@ -60,13 +63,17 @@ class Sampling:
 
 
 class Rollouts:
-    """`group_size` rollouts of each problem, under way at once; deterministic draws from `seed`."""
+    """`group_size` rollouts of each problem, under way at once; deterministic draws from `seed`.
+
+    `seconds` passed until the last completion had left the engine, and `waited` tells how many more until the last
+    rollout had its result, and which problem that one was.
+    """
 
     def __init__(
         self,
         generator: Generator,
         environment: Environment,
-        tokenizer: Any,
+        chat: Chat,
         problems: Sequence[Any],
         *,
         group_size: int,
@@ -74,10 +81,13 @@ class Rollouts:
         seed: int,
     ) -> None:
         self._generator, self._environment = generator, environment
-        self._tokenizer, self._sampling = tokenizer, sampling
+        self._chat, self._sampling = chat, sampling
         self._size, self._writing = group_size, len(problems) * group_size
         self._generated = asyncio.Event()
         self._begun, self.seconds = time.perf_counter(), 0.0
+        self.waited = (0.0, "")
+        self._executing: set[asyncio.Timeout] = set()
+        self._dropping = False
         # Numbers as if one replica had all problems, dealt out in turn: no two share one, whatever their number.
         replica, replicas = (number // generator.ranks for number in rank_and_world())
         named = [(problem, f"{seed}/{replica + replicas * number}") for number, problem in enumerate(problems)]
@@ -106,58 +116,69 @@ class Rollouts:
     async def _group(self, problem: Any, name: str) -> Group:
         """The rollouts of one problem with their results; a failure of the environment is theirs, never the run's."""
         prompt = self._environment.prompt(problem)
-        ids = prompt_ids(self._tokenizer, prompt)
+        ids = self._chat.prompt_ids(prompt)
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
-        pairs = await _all(self._rollout(problem, ids, seed) for seed in seeds)
-        ended = [(rollout, trajectory) for rollout, trajectory in pairs if trajectory is not None]
-        await self._score(problem, [rollout for rollout, _ in ended], [trajectory for _, trajectory in ended])
-        return Group(problem, prompt, [rollout for rollout, _ in pairs])
+        rollouts = await _all(self._rollout(problem, ids, seed) for seed in seeds)
+        await self._score(problem, [rollout for rollout in rollouts if rollout.result is UNENDED])
+        if self._generated.is_set():
+            self.waited = time.perf_counter() - self._begun - self.seconds, str(problem.id)
+        return Group(problem, prompt, rollouts)
 
-    async def _score(self, problem: Any, rollouts: list[Rollout], trajectories: list[list[Any]]) -> None:
-        """Give each of the `rollouts` its result."""
+    async def _score(self, problem: Any, rollouts: list[Rollout]) -> None:
+        """Give each of the `rollouts`, which have ended, its result."""
         if not rollouts:
             return
         try:
-            results = await ask(self._environment.results, problem, trajectories, deadline_s=self._sampling.execute_s)
-            results = checked_results(results, len(rollouts))
+            answer = await self._ask(self._environment.results, problem, rollouts)
+            results = checked_results(answer, len(rollouts))
         except EnvironmentFailure as error:
             results = [failed(f"{problem.id}: {error}")] * len(rollouts)
         for rollout, result in zip(rollouts, results, strict=True):
             rollout.result = result
 
-    async def _rollout(self, problem: Any, prompt: list[int], seed: int) -> tuple[Rollout, list[Any] | None]:
-        """One trajectory: write, run, read the feedback, write again. Feedback tokens are not the policy's: mask 0.
-
-        Returns it with its rounds' executions, None where the environment failed.
-        """
+    async def _rollout(self, problem: Any, prompt: list[int], seed: int) -> Rollout:
+        """One trajectory: write, run, read the feedback, write again. Feedback tokens are not the policy's: mask 0."""
         rollout = Rollout(list(prompt), [0] * len(prompt), [0.0] * len(prompt), [])
-        trajectory: list[Any] = []
         writing = True
         try:
             while writing:
-                turn = len(trajectory)
+                turn = len(rollout.executions)
                 await self._write(rollout, seed + turn)
                 writing = turn + 1 < self._sampling.rounds
                 if not writing:
                     self._written()
-                trajectory.append(
-                    await ask(
-                        self._environment.execute,
-                        problem,
-                        rollout.completions[-1],
-                        seed + turn,
-                        deadline_s=self._sampling.execute_s,
-                    )
+                rollout.executions.append(
+                    await self._ask(self._environment.execute, problem, rollout.completions[-1], seed + turn)
                 )
-                if writing and not await self._continued(rollout, trajectory[-1]):
+                if writing and not await self._continued(rollout):
                     writing = False
                     self._written()
         except EnvironmentFailure as error:
             rollout.result = failed(f"{problem.id}: {error}")
             if writing:
                 self._written()
-            return rollout, None
-        return rollout, trajectory
+        return rollout
+
+    async def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The environment's answer within `execute_s`; an execution ends sooner where it is a straggler."""
+        clock, execution = asyncio.timeout(self._sampling.execute_s), function == self._environment.execute
+        if execution:
+            self._executing.add(clock)
+        try:
+            return await ask(function, *arguments, clock=clock)
+        except TimeoutError:
+            if execution and self._dropping:
+                late = f"grpo.straggler_s = {self._sampling.straggler_s:g} s after the step's last completion"
+                raise EnvironmentFailure(f"execute still ran {late}") from None
+            limit = f"grpo.execute_s = {self._sampling.execute_s:g} s"
+            raise EnvironmentFailure(f"{function.__name__} took longer than {limit}") from None
+        finally:
+            self._executing.discard(clock)
+
+    def _drop_stragglers(self) -> None:
+        self._dropping = True
+        for clock in self._executing:
+            clock.reschedule(asyncio.get_running_loop().time())
 
     async def _write(self, rollout: Rollout, seed: int) -> None:
         """One completion of the policy's, appended."""
@@ -168,18 +189,18 @@ class Rollouts:
             max_tokens=min(sampling.max_new_tokens, sampling.max_model_len - len(rollout.token_ids)),
             temperature=sampling.temperature,
             seed=seed,
-            stop_token_ids=[self._tokenizer.eos_token_id],
+            stop_token_ids=self._chat.stop_token_ids,
         )
         _extend(rollout, completion.token_ids, 1, completion.logprobs)
         rollout.truncated = completion.finish_reason == "length"
-        rollout.completions.append(self._tokenizer.decode(completion.token_ids, skip_special_tokens=True))
+        rollout.completions.append(self._chat.text(completion.token_ids))
 
-    async def _continued(self, rollout: Rollout, execution: Any) -> bool:
-        """The feedback of `execution` appended; False where the environment has none or no room is left for it."""
-        text = await ask(self._environment.feedback_text, execution, deadline_s=self._sampling.execute_s)
+    async def _continued(self, rollout: Rollout) -> bool:
+        """The last execution's feedback appended; False where the environment has none or no room is left for it."""
+        text = await self._ask(self._environment.feedback_text, rollout.executions[-1])
         if text is None:
             return False
-        feedback = feedback_ids(self._tokenizer, text, rollout.token_ids[-1])
+        feedback = self._chat.feedback_ids(text, rollout.token_ids[-1])
         if len(rollout.token_ids) + len(feedback) >= self._sampling.max_model_len:
             return False
         _extend(rollout, feedback, 0, [0.0] * len(feedback))
@@ -191,12 +212,14 @@ class Rollouts:
         if self._writing == 0:
             self.seconds = time.perf_counter() - self._begun
             self._generated.set()
+            if self._sampling.straggler_s:
+                asyncio.get_running_loop().call_later(self._sampling.straggler_s, self._drop_stragglers)
 
 
 async def collect(
     engine: Engine,
     environment: Environment,
-    tokenizer: Any,
+    chat: Chat,
     problems: Sequence[Any],
     *,
     group_size: int,
@@ -206,18 +229,16 @@ async def collect(
 ) -> list[Group]:
     """One batch of `Rollouts` from an engine that nobody else uses meanwhile, held by `ranks` together."""
     async with open_generator(engine, ranks=ranks) as generator:
-        rollouts = Rollouts(
-            generator, environment, tokenizer, problems, group_size=group_size, sampling=sampling, seed=seed
-        )
+        rollouts = Rollouts(generator, environment, chat, problems, group_size=group_size, sampling=sampling, seed=seed)
         try:
             return await rollouts.groups()
         finally:
             await rollouts.cancel()
 
 
-def fitting(problems: Sequence[Any], environment: Environment, tokenizer: Any, sampling: Sampling) -> list[bool]:
+def fitting(problems: Sequence[Any], environment: Environment, chat: Chat, sampling: Sampling) -> list[bool]:
     """For each problem, whether its prompt leaves room for a completion. Raises UserError where none does."""
-    lengths = [len(prompt_ids(tokenizer, environment.prompt(problem))) for problem in problems]
+    lengths = [len(chat.prompt_ids(environment.prompt(problem))) for problem in problems]
     fits = [length <= sampling.prompt_tokens for length in lengths]
     if lengths and not any(fits):
         raise UserError(

@@ -14,7 +14,7 @@ import torch
 from fastgrpo.config import Config, Grpo
 from fastgrpo.engine.engine import Engine, open_engine
 from fastgrpo.errors import UserError
-from fastgrpo.policy.fsdp import optimizer_of
+from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, policy_device, policy_dtype
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
@@ -23,7 +23,9 @@ from fastgrpo.rollouts.experience import Experience, Tally, over_ranks, plain_ar
 from fastgrpo.training.advantage import group_advantages
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.flops import throughput
+from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.memory import MemoryPlan
+from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.update import update
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Group, Sample
@@ -41,26 +43,30 @@ class Learner:
     """
 
     def __init__(
-        self, config: Config, engine: Engine, policy: Policy, reference: Policy | None, plan: MemoryPlan
+        self,
+        config: Config,
+        engine: Engine,
+        policy: Policy,
+        chat: Chat,
+        reference: Policy | None,
+        plan: MemoryPlan,
     ) -> None:
         self.config, self.engine, self.policy, self.reference, self.plan = config, engine, policy, reference, plan
+        self.chat = chat
         self.step = self.skipped = 0
         self.experience: Experience | None = None
         self.optimizer = optimizer_of(
             policy,
-            lr=config.grpo.lr,
-            betas=(config.grpo.beta1, config.grpo.beta2),
-            weight_decay=config.grpo.weight_decay,
-            max_grad_norm=config.grpo.max_grad_norm,
-            skip_grad_norm=config.grpo.skip_grad_norm,
+            AdamWOptions(
+                lr=config.grpo.lr,
+                betas=(config.grpo.beta1, config.grpo.beta2),
+                weight_decay=config.grpo.weight_decay,
+                max_grad_norm=config.grpo.max_grad_norm,
+                skip_grad_norm=config.grpo.skip_grad_norm,
+            ),
             offload=config.model.offload_optimizer,
         )
         self.checkpoints = Checkpoints(config.folder / "checkpoints", keep=config.checkpoint.keep)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The policy's tokenizer."""
-        return self.policy.tokenizer
 
     def update(self, timer: PhaseTimer, before_step: Callable[[], object] = lambda: None) -> dict[str, float]:
         """One GRPO update on all ranks' `experience`, which is used up; returns its metrics.
@@ -172,7 +178,7 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
     weights = model if config.model.lora_rank else checkpoint or model
     policy = load_policy(
         weights,
-        activation_checkpointing=config.model.gradient_checkpointing,
+        gradient_checkpointing=config.model.gradient_checkpointing,
         compile_layers=config.model.compile,
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,
@@ -183,8 +189,8 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
         reference = BasePolicy(policy.model, policy.tokenizer)
     elif config.grpo.kl_weight > 0:
         reference = load_policy(model, trained=False, **settings)
-    with open_engine(config, weights, kv_cache_gb=plan.kv_cache_gb) as engine:
-        learner = Learner(config, engine, policy, reference, plan)
+    with open_engine(config, weights, kv_cache_gib=plan.kv_cache_gib) as engine:
+        learner = Learner(config, engine, policy, load_chat(weights, config.model), reference, plan)
         if checkpoint is not None:
             learner.restore(checkpoint)
         engine.sync(policy)

@@ -12,7 +12,7 @@ import torch
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError
-from fastgrpo.ranks.collectives import gather_all
+from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_ranks, sample_records, tally_of
@@ -100,7 +100,7 @@ class Schedule:
         return Rollouts(
             self._generator,
             self._environment,
-            self._learner.tokenizer,
+            self._learner.chat,
             self._draw(step),
             group_size=self._config.grpo.group_size,
             sampling=Sampling.of(self._config),
@@ -153,7 +153,9 @@ async def _finished(rollouts: Rollouts, config: Config) -> Experience:
     groups = await rollouts.groups()
     if not groups:
         return Experience([], Tally(), [])
-    tally = tally_of(groups, rollouts.seconds)
+    tally = tally_of(
+        groups, rollouts.seconds, (rollouts.waited[0], f"rank {rank_and_world()[0]}: {rollouts.waited[1]}")
+    )
     return Experience(to_samples(groups, config.grpo), tally, list(sample_records(groups)), first_failure(groups))
 
 

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from fastgrpo.config import Grpo
-from fastgrpo.policy.fsdp import ShardedAdamW
 from fastgrpo.policy.model import Policy
 from fastgrpo.ranks.collectives import over_ranks
 from fastgrpo.training.flops import training_flops
+from fastgrpo.training.fsdp_optimizer import ShardedAdamW
 from fastgrpo.training.loss import policy_loss, token_logprobs
 from fastgrpo.training.optimizer import AdamW
 from fastgrpo.training.packing import rank_batches

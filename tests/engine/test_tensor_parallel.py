@@ -20,7 +20,7 @@ from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.train import train
 from fastgrpo.training.workload import memory_plan
-from fastgrpo.types import Result, Reward
+from fastgrpo.types import Result, Reward, Rollout
 
 two_gpus_or_none = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need two GPUs")
 
@@ -39,8 +39,8 @@ class EvenBytes:
     def feedback_text(self, execution: float) -> str:
         return "again"
 
-    def results(self, problem: Any, trajectories: list[list[float]]) -> list[Result]:
-        return [Result(reward=Reward(total=rates[-1])) for rates in trajectories]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
 
 
 @asynccontextmanager
@@ -56,7 +56,7 @@ def load_problems(config):
 
 def run(model: Path, runs: Path, name: str, *, steps: int, tensor_parallel: int, resume: bool = False) -> None:
     values = {"model.path": str(model), "runs": str(runs), "name": name, "engine.tensor_parallel": tensor_parallel}
-    values |= {"engine.max_model_len": 64, "engine.max_num_seqs": 16, "engine.kv_cache_gb": 0.05}
+    values |= {"engine.max_model_len": 64, "engine.max_num_seqs": 16, "engine.kv_cache_gib": 0.05}
     values |= {"grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 12, "grpo.rounds": 2}
     values |= {"grpo.lr": 1e-3, "grpo.kl_weight": 0.05, "grpo.micro_batch_tokens": 96, "grpo.steps": steps}
     values |= {"eval.samples": 2, "checkpoint.every": 1}

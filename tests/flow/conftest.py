@@ -29,6 +29,7 @@ class ScriptedWorker:
     """Answers in turn from a script of texts, exceptions or functions of the request; records the requests."""
 
     def __init__(self, *answers: str | Exception | Callable[[Request], str], seconds: float = 0.0) -> None:
+        self.names = ("large", "small")
         self.answers = list(answers)
         self.seconds = seconds
         self.requests: list[Request] = []

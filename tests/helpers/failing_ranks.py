@@ -22,7 +22,7 @@ from fastgrpo.errors import run_program
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.train import train
 from fastgrpo.training import learner
-from fastgrpo.types import Result, Reward
+from fastgrpo.types import Result, Reward, Rollout
 
 HOW, MODEL, RUNS = sys.argv[1:]
 RANK = os.environ["RANK"]
@@ -82,8 +82,8 @@ class Failing:
     def feedback_text(self, execution: float) -> str:
         return "again"
 
-    def results(self, problem: Any, trajectories: list[list[float]]) -> list[Result]:
-        return [Result(reward=Reward(total=rates[-1])) for rates in trajectories]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
 
 
 def hang(_: object) -> None:
@@ -109,7 +109,7 @@ def load_problems(config: Config) -> tuple[list[Any], list[Any]]:
 
 
 def main() -> None:
-    values: dict[str, Any] = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gb": 0.05}
+    values: dict[str, Any] = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gib": 0.05}
     values |= {"engine.step_timeout_s": 3.0, "grpo.prompts_per_step": 2, "grpo.group_size": 4, "checkpoint.every": 1}
     values |= {"grpo.max_new_tokens": 16, "model.path": MODEL, "runs": RUNS, "name": "failing"}
     if HOW != "hangs":

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastgrpo.errors import UserError
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.generator import open_generator
@@ -72,8 +73,8 @@ class ScriptedEnvironment:
     def feedback_text(self, execution: int) -> str:
         return "feedback: try again"
 
-    def results(self, problem, trajectories):
-        return [Result(reward=Reward(total=1.0), metrics={"rounds": len(rounds)}) for rounds in trajectories]
+    def results(self, problem, rollouts):
+        return [Result(reward=Reward(total=1.0), metrics={"rounds": len(r.executions)}) for r in rollouts]
 
 
 async def raises() -> None:
@@ -90,7 +91,7 @@ def problems(count: int) -> list[SimpleNamespace]:
 
 def gather(engine, environment, count=2, size=3, sampling=SAMPLING, seed=0):
     return asyncio.run(
-        collect(engine, environment, TOKENIZER, problems(count), group_size=size, sampling=sampling, seed=seed)
+        collect(engine, environment, Chat(TOKENIZER), problems(count), group_size=size, sampling=sampling, seed=seed)
     )
 
 
@@ -154,6 +155,13 @@ def test_an_environment_that_fails_once_costs_one_rollout(failure, reason: str) 
     assert len(failed.completions) == 1
 
 
+def test_a_straggler_is_left_out_so_that_its_step_goes_on() -> None:
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, straggler_s=0.1)
+    group = gather(ScriptedEngine(), ScriptedEnvironment({2: hangs}), 1, 3, sampling)[0]
+    reasons = [rollout.result.error for rollout in group.rollouts if rollout.reward is None]
+    assert reasons == ["p0: execute still ran grpo.straggler_s = 0.1 s after the step's last completion"]
+
+
 def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
     """Each of six executions waits until the engine has decoded all others, which a blocked loop would prevent."""
     decoded, left = threading.Event(), iter(range(5, -1, -1))
@@ -182,7 +190,7 @@ def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
 )
 def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -> None:
     environment = ScriptedEnvironment()
-    environment.results = lambda problem, trajectories: returned  # type: ignore[method-assign]
+    environment.results = lambda problem, rollouts: returned  # type: ignore[method-assign]
     group = gather(ScriptedEngine(), environment, count=1)[0]
     assert all(rollout.reward is None and reason in rollout.result.error for rollout in group.rollouts)
 
@@ -190,7 +198,7 @@ def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -
 def test_rewards_of_any_number_type_become_floats() -> None:
     environment = ScriptedEnvironment()
     totals = [True, 2, np.float32(0.5)]
-    environment.results = lambda problem, trajectories: [Result(reward=Reward(total=t)) for t in totals]  # type: ignore
+    environment.results = lambda problem, rollouts: [Result(reward=Reward(total=t)) for t in totals]  # type: ignore
     group = gather(ScriptedEngine(), environment, count=1)[0]
     assert [rollout.reward.total for rollout in group.rollouts] == [1.0, 2.0, 0.5]
     assert all(type(rollout.reward.total) is float for rollout in group.rollouts)
@@ -215,10 +223,10 @@ def test_an_engine_failure_is_raised_as_it_is_and_leaves_nothing_running() -> No
 
 def test_prompts_that_leave_no_room_are_found_before_a_step_draws_them() -> None:
     named = [SimpleNamespace(id="p"), SimpleNamespace(id="p" * 90)]
-    fits = fitting(named, ScriptedEnvironment(), TOKENIZER, Sampling(max_new_tokens=8, max_model_len=40))
+    fits = fitting(named, ScriptedEnvironment(), Chat(TOKENIZER), Sampling(max_new_tokens=8, max_model_len=40))
     assert fits == [True, False]
     with pytest.raises(UserError, match=r"no prompt fits: .* engine.max_model_len = 9 less grpo.max_new_tokens = 8"):
-        fitting(named, ScriptedEnvironment(), TOKENIZER, Sampling(max_new_tokens=8, max_model_len=9))
+        fitting(named, ScriptedEnvironment(), Chat(TOKENIZER), Sampling(max_new_tokens=8, max_model_len=9))
 
 
 def test_a_completion_that_never_comes_ends_at_its_deadline() -> None:
@@ -236,7 +244,9 @@ def test_cancelling_a_collection_aborts_the_engine() -> None:
 
     async def cancelled() -> None:
         task = asyncio.create_task(
-            collect(engine, ScriptedEnvironment(), TOKENIZER, problems(2), group_size=2, sampling=SAMPLING, seed=0)
+            collect(
+                engine, ScriptedEnvironment(), Chat(TOKENIZER), problems(2), group_size=2, sampling=SAMPLING, seed=0
+            )
         )
         await asyncio.sleep(0.05)
         task.cancel()
@@ -262,9 +272,9 @@ class PatientEnvironment(ScriptedEnvironment):
 
 @asynccontextmanager
 async def under_way(engine, environment, *, rounds: int = 1):
+    chat, sampling = Chat(TOKENIZER), replace(SAMPLING, rounds=rounds)
     async with open_generator(engine) as generator:
-        sampling = replace(SAMPLING, rounds=rounds)
-        rollouts = Rollouts(generator, environment, TOKENIZER, problems(2), group_size=2, sampling=sampling, seed=0)
+        rollouts = Rollouts(generator, environment, chat, problems(2), group_size=2, sampling=sampling, seed=0)
         yield rollouts
         await rollouts.cancel()
 

@@ -24,6 +24,9 @@ class TinyPolicy:
         self.head_weight = torch.randn(VOCAB, WIDTH, generator=generator).requires_grad_()
         self.device = torch.device("cpu")
 
+    def head(self, temperature: float) -> dict[str, Any]:
+        return {"weight_VH": self.head_weight, "temperature": temperature}
+
     def gathered(self, compute):
         return compute()
 
@@ -88,7 +91,10 @@ def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torc
         if config.ratio == "cispo":
             objective = clipped.detach() * sample.advantage * logp
         distance = old - 0.05 - logp
-        importance = (old - sampler).exp().clamp(max=config.tis_cap) if config.tis_cap else 1.0
+        mismatch = old - sampler
+        if config.ratio == "sequence":
+            mismatch = mismatch.mean()
+        importance = mismatch.exp().clamp(max=config.tis_cap)
         loss = -importance * objective
         loss = loss + config.kl_weight * (distance.exp() - distance - 1)
         divisor = {"token": tokens, "sequence": len(items) * len(logp), "constant": len(items) * config.max_new_tokens}
@@ -98,11 +104,10 @@ def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torc
 
 @pytest.mark.parametrize("name", sorted(LOSS_PRESETS))
 def test_every_loss_has_its_papers_gradient(name: str) -> None:
-    """With clips that hold for some of the ratios. GSPO's gradient goes through the whole sequence's ratio, in which
-    weights of single tokens, TIS's, have no place."""
-    clip, cap = (0.02, 0.0) if name == "gspo" else (0.05, 2.0)
+    """With clips and caps that hold for some of the ratios and weights."""
+    clip = 0.02 if name == "gspo" else 0.05
     preset = LOSS_PRESETS[name] | {"clip_low": clip, "clip_high": clip}
-    config = msgspec.structs.replace(Grpo(), kl_weight=1e-3, tis_cap=cap, **preset)
+    config = msgspec.structs.replace(Grpo(), kl_weight=1e-3, tis_cap=0.5, **preset)
     policy = TinyPolicy()
     found = step_gradient(policy, samples(), config, 64)
     textbook_loss(policy, samples(), config).backward()
