@@ -63,11 +63,11 @@ class Rollout:
 class Group:
     """The rollouts of one problem: the baseline of GRPO's advantage (DeepSeekMath, arXiv 2402.03300, eq. 3).
 
-    `prompt` is the text that the policy read.
+    `prompt` is the text or the conversation that the policy read.
     """
 
     problem: Any
-    prompt: str
+    prompt: str | list[dict[str, str]]
     rollouts: list[Rollout]
 
 

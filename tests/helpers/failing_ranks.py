@@ -20,7 +20,8 @@ from fastgrpo.config import Config, resolve
 from fastgrpo.engine.engine import Completion, SyncReport
 from fastgrpo.errors import run_program
 from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.train import train
+from fastgrpo.tasks import Task
+from fastgrpo.train import run
 from fastgrpo.training import learner
 from fastgrpo.types import Result, Reward, Rollout
 
@@ -116,7 +117,7 @@ def main() -> None:
         mock.patch.object(learner, "open_engine", random_engine).start()
     Path(RUNS, f"rank{RANK}.pid").write_text(str(os.getpid()))
     with joined_ranks():
-        run_async(lambda: train(resolve(values), load_problems=load_problems, open_environment=open_environment))
+        run_async(lambda: run(resolve(values), task=Task(load_problems, open_environment)))
 
 
 if __name__ == "__main__":
