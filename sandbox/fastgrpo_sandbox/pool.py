@@ -17,8 +17,8 @@ import msgspec
 
 from fastgrpo_sandbox.cell import Cell, Kind
 from fastgrpo_sandbox.cgroup import open_base
-from fastgrpo_sandbox.doctor import explain
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_job, pack_session
+from fastgrpo_sandbox.requirements import explain
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
 from fastgrpo_sandbox.verdict import compare_stdout
 
