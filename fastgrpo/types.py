@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
-INFRASTRUCTURE = "infrastructure"
+INFRASTRUCTURE: Final = "infrastructure"
 UNENDED = Result(status=INFRASTRUCTURE, error="the rollout has not ended")
 
 
