@@ -15,7 +15,7 @@ from fastgrpo_sandbox.types import Outcome, SandboxUnavailable
 try:
     from uvloop import new_event_loop
 except ImportError:
-    from asyncio import new_event_loop
+    from asyncio import new_event_loop  # type: ignore[assignment]
 
 T = TypeVar("T")
 LOOK_S = 1.0  # how often a caller that waits makes sure that somebody is at work

@@ -42,7 +42,9 @@ def sanitized() -> Iterator[None]:
         yield
         return
     whole = cell.bwrap_spec
-    settings = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0:handle_sigfpe=0:handle_sigbus=0"}
+    # A job's own crash and refused allocation stay what they are.
+    options = "detect_leaks=0:allocator_may_return_null=1:handle_segv=0:handle_sigfpe=0:handle_sigbus=0"
+    settings = {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options}
 
     def spec(*arguments: Any) -> dict[str, Any]:
         made: dict[str, Any] = whole(*arguments)
