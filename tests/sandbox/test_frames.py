@@ -1,4 +1,3 @@
-
 """What a job may write on its channel, read on the host: it ends that job, typed, and nobody else's."""
 
 from __future__ import annotations
