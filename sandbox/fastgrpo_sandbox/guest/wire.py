@@ -61,9 +61,10 @@ def send_peer(fd: int, data: bytes) -> None:
     write_all(fd, len(data).to_bytes(4, "little") + data)
 
 
-def read_peer(fd: int) -> bytes:
-    """One frame from the other process. Raises EOFError when it is gone and ValueError when the frame is too long."""
+def read_peer(fd: int, limit: int | None) -> bytes:
+    """One frame from the other process, of at most `limit` bytes where there is one. Raises EOFError when it is gone and
+    ValueError when the frame is too long."""
     length = int.from_bytes(read_exactly(fd, 4), "little")
-    if length > MAX_PEER_FRAME:
+    if limit is not None and length > limit:
         raise ValueError("frame too long")
     return read_exactly(fd, length)
