@@ -149,7 +149,9 @@ class SandboxPool:
 
     async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits | None) -> Outcome:
         try:
-            parcel = pack_check(tests.checker, tests.cases[case][0], output, tests.cases[case][1], limits or self.limits)
+            parcel = pack_check(
+                tests.checker, tests.cases[case][0], output, tests.cases[case][1], limits or self.limits
+            )
         except Rejected as error:
             return Outcome("rejected", error=str(error))
         return await self._run_parcel(parcel)
@@ -307,4 +309,3 @@ class SandboxPool:
             **percentiles,
             "peak_memory_mb": self._peak_mb,
         }
-

@@ -53,7 +53,7 @@ def merge_cases(runs: Sequence[Outcome], tests: Sequence[bool], checks: Sequence
     worst = worst or next((o for o in runs if o.status != "ok"), None) or (runs[0] if runs else Outcome("ok"))
     wrong = worst.status == "ok" and not all(tests)
     broken = next((o.error for o in checks if o.error and not o.pass_rate), "")
-    differ = broken and f"the checker failed: {broken}" or f"{tests.count(False)} of {len(tests)} cases differ"
+    differ = (broken and f"the checker failed: {broken}") or f"{tests.count(False)} of {len(tests)} cases differ"
     return msgspec.structs.replace(
         worst,
         status="failed" if wrong or not tests else worst.status,

@@ -71,17 +71,18 @@ class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
 class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     """BigCodeBench's form: `source` defines unittest.TestCase classes that share a process with the solution.
 
-    Guaranteed: exit codes, prints, output floods and missing, doubled or malformed verdicts never count as a pass; nor
-    do a `unittest`, its classes, contextlib, builtins or assertion methods that are found changed once the solution is
-    imported or once the tests have run; nor does an object whose class the solution wrote pass by its own `__eq__`, order
-    or subtraction against what has none such. A test that the tests expect to fail passes by failing; one that they skip
-    by `skip` is not counted, by a condition passes.
+    Guaranteed: exit codes, prints, output floods and missing, doubled or malformed verdicts never count as a pass. Nor do
+    a `unittest`, its classes, contextlib, builtins or assertions that are found changed once the solution is imported or
+    once the tests have run. Nor does an object pass by an `__eq__`, order or subtraction that the solution wrote, or a
+    mock's, against what has none such. A test that is expected to fail passes by failing; one under `skip` is not counted,
+    and one that is skipped by a condition passes.
 
-    Not guaranteed, since the solution's code runs beside the tests: code that reaches the running tests or this
-    project's code through frames, the garbage collector, tracing, threads or native memory, that undoes its changes
-    before they are looked at, that changes a module which the tests use themselves, that answers a method which the
-    tests trust (`assertTrue(f(x).is_right())`), or that compiles an `__eq__` under a library's file name, can still forge
-    a verdict. So the outcome is labelled `verdict_by == "same-process"`; use the other forms where forging matters.
+    Not guaranteed, since the solution's code runs beside the tests. It can still forge a verdict by reaching the running
+    tests or this project's code through frames, the garbage collector, tracing, threads or native memory; by undoing its
+    changes before they are looked at; by changing a module that the tests use themselves; by answers that the tests take
+    at their word (`assertTrue(f(x).is_right())`), numbers among them that its own operators made of the wanted value; by
+    an `__eq__` compiled under a library's file name. So the outcome is labelled `verdict_by == "same-process"`: use the
+    other forms where forging matters.
     """
 
     source: str

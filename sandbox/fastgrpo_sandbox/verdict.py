@@ -176,4 +176,3 @@ def _with_tests(
     if status == "ok" or ended_by_judge:
         return "failed", (not ended_by_judge and error) or f"{tests.count(False)} of {len(tests)} tests failed"
     return status, error
-

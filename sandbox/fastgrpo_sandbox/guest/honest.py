@@ -43,7 +43,9 @@ def _guarded(method: Callable[..., None], membership: bool) -> Callable[..., Non
     @functools.wraps(method)
     def assertion(self: Any, *args: Any, **named: Any) -> None:
         if len(args) > 1 and lies(args[0], args[1], membership):
-            self.fail(f"{type(args[0]).__name__} and {type(args[1]).__name__}: an object cannot answer for its equality")
+            self.fail(
+                f"{type(args[0]).__name__} and {type(args[1]).__name__}: an object cannot answer for its equality"
+            )
         method(self, *args, **named)
 
     return assertion
@@ -80,7 +82,12 @@ def _answers(value: Any) -> bool:
 @functools.cache
 def _is_own(kind: type) -> bool:
     found = {name: _defined(kind, name) for name in DECIDING}
-    return kind.__name__ == "_ANY" or not all(_is_library(kind, name, each) for name, each in found.items() if each)
+    return _is_mock(kind) or not all(_is_library(kind, name, each) for name, each in found.items() if each)
+
+
+def _is_mock(kind: type) -> bool:
+    """Whether a class can be told what its objects equal; ANY equals everything."""
+    return any(each.__module__ == "unittest.mock" for each in kind.__mro__) and kind.__name__ not in ("_Call", "_CallList")
 
 
 def _defined(kind: type, name: str) -> Any:

@@ -170,8 +170,8 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
 
 class Wanted(NamedTuple):
     """What tests read and do not define: names, and of these the modules, which are left out of `names`; `called`, the
-    builtin function that the solution may stand for, or ""; and `strangers`, functions that nothing but another
-    function is compared with."""
+    builtin function that the solution may stand for, or ""; and `strangers`, names that stand for what others are
+    compared with."""
 
     names: tuple[str, ...]
     modules: tuple[str, ...]
@@ -188,9 +188,8 @@ def wanted_names(source: str) -> Wanted:
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
     called = _compared(nodes) if names else _plainly_called(nodes)
-    equalities = [node for node in nodes if isinstance(node, ast.Compare)]
-    strangers = {name for node in equalities for name in _strangers(node.left, node.comparators[0]) & set(names)}
-    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", tuple(sorted(strangers)))
+    strangers = {name for node in nodes if isinstance(node, ast.Compare) for name in _strangers(node)}
+    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", tuple(sorted(strangers & set(names))))
 
 
 def _plainly_called(nodes: list[ast.AST]) -> list[str]:
@@ -204,7 +203,9 @@ def _used_as_modules(nodes: list[ast.AST]) -> set[str]:
 
 def _compared(nodes: list[ast.AST]) -> list[str]:
     """The builtins whose answer is compared for equality and nothing else."""
-    equalities = [node for node in nodes if isinstance(node, ast.Compare) and all(type(op) is ast.Eq for op in node.ops)]
+    equalities = [
+        node for node in nodes if isinstance(node, ast.Compare) and all(type(op) is ast.Eq for op in node.ops)
+    ]
     calls = [node.left.func for node in equalities if isinstance(node.left, ast.Call)]
     names = [call.id for call in calls if isinstance(call, ast.Name)]
     return [name for name in names if hasattr(builtins, name) and name not in JUDGING]
@@ -213,21 +214,22 @@ def _compared(nodes: list[ast.AST]) -> list[str]:
 def _bound(node: ast.AST) -> str:
     """The name that `node` gives a value: a variable's, also of a comprehension, an argument's, an import's; or ""."""
     match node:
-        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.FunctionDef(name=name):
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.ClassDef(name=name):
             return name
-        case ast.ClassDef(name=name) | ast.ExceptHandler(name=str(name)):
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return name
+        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
             return name
         case ast.alias(name=name, asname=alias):
             return alias or name.partition(".")[0]
     return ""
 
 
-def _strangers(left: ast.AST, right: ast.AST) -> set[str]:
-    """Functions whose answers alone are compared with those of others. Where all are the solution's, such a line would
-    ask it to agree with itself."""
-    return _functions(right) - _functions(left) if _functions(left) else set()
+def _strangers(node: ast.Compare) -> set[str]:
+    """Names of the right side alone. Where they are the solution's, such a line would ask it to agree with itself."""
+    left, right = _read(node.left), _read(node.comparators[0])
+    return right - left if left else set()
 
 
-def _functions(node: ast.AST) -> set[str]:
-    names = _plainly_called(list(ast.walk(node)))
-    return {name for name in names if not hasattr(builtins, name) and not name[:1].isupper()}
+def _read(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and not hasattr(builtins, each.id)}

@@ -6,16 +6,19 @@ expected values nor which of its answers passed.
 
 from __future__ import annotations
 
+import _socket
+import contextlib
 import importlib
 import marshal
-import _socket
 import sys
 import types
 from typing import Any
 
 from .instrument import MODULES, Wanted, compile_asserts
 from .peer import Peer
+from .remote import place_of
 from .syntax import compile_source
+
 
 class _Record:
     """Verdicts by assertion. One passed if it was run, held every time, and came to where it cannot be run again: it
@@ -75,11 +78,10 @@ def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
 def _check_verdicts(job: dict[str, Any], solution: Peer, namespace: dict[str, Any]) -> list[bool]:
     code, count, unreached = job["code"]
     record, entry, wanted = _Record(count), job["entry_point"], Wanted(*job["wanted"])
-    classes = wanted._replace(names=tuple(name for name in wanted.names if name[:1].isupper()))
     try:
-        candidate = solution.name(entry) if entry[:1].isupper() else solution.function(entry)
+        candidate = solution.name(entry)[0] if entry[:1].isupper() else solution.function(entry)
         namespace[entry] = candidate
-        namespace |= _found(classes, namespace, solution)
+        namespace |= _modules(wanted, namespace) | _offered(wanted, namespace, solution)
         _run(code, record, namespace)
         namespace["check"](candidate)
         if not solution.is_gone:  # the tests may have caught even that
@@ -93,16 +95,18 @@ def _line_passes(
     compiled: tuple[bytes, int, tuple[int, ...]], wanted: Wanted, namespace: dict[str, Any], solution: Peer
 ) -> bool:
     """The solution must define the names that neither setup, builtins nor the standard library have. A line that wants
-    no function of it tests one that is named like a builtin. What another of its functions gives is no wanted value."""
+    no function of it tests one that is named like a builtin. What else the solution gives is no wanted value."""
     code, count, unreached = compiled
     record = _Record(count)
     try:
-        if any(name not in namespace for name in wanted.strangers):
+        names = _modules(wanted, namespace)
+        found = {name: solution.name(name) for name in wanted.names if name not in namespace}
+        own = {name: value for name, (value, is_library) in found.items() if not is_library}
+        if any(_is_answer(name, own[name]) for name in wanted.strangers if name in own):
             return False
-        names = _found(wanted, namespace, solution)
-        own = [name for name in wanted.names if name not in namespace]
         if wanted.called and all(name[:1].isupper() for name in own):
-            names |= _builtin_of(wanted.called, solution, must=not own)
+            names |= _builtin_of(wanted.called, solution, must=not found)
+        names |= {name: value for name, (value, _) in found.items()}
         _run(code, record, namespace | names)
         if not solution.is_gone:
             record.finish(unreached)
@@ -111,17 +115,30 @@ def _line_passes(
     return count > 0 and all(record.verdicts())
 
 
-def _found(wanted: Wanted, namespace: dict[str, Any], solution: Peer) -> dict[str, Any]:
-    """Values for the names that the tests read and do not have: modules from here, the rest from the solution."""
-    modules = {
-        name: importlib.import_module(MODULES.get(name, name)) for name in wanted.modules if name not in namespace
-    }
-    return modules | {name: solution.name(name) for name in wanted.names if name not in namespace}
+def _is_answer(name: str, value: Any) -> bool:
+    """Whether a name of the solution's stands for data or for a function, rather than for a class."""
+    return place_of(value) is None or not name[:1].isupper()
+
+
+def _modules(wanted: Wanted, namespace: dict[str, Any]) -> dict[str, Any]:
+    return {name: importlib.import_module(MODULES.get(name, name)) for name in wanted.modules if name not in namespace}
+
+
+def _offered(wanted: Wanted, namespace: dict[str, Any], solution: Peer) -> dict[str, Any]:
+    """What tests of one function may take from beside it: classes, and what is the library's own."""
+    found = {}
+    for name in wanted.names:
+        if name not in namespace:
+            with contextlib.suppress(AttributeError):
+                value, is_library = solution.name(name)
+                if is_library or not _is_answer(name, value):
+                    found[name] = value
+    return found
 
 
 def _builtin_of(name: str, solution: Peer, must: bool) -> dict[str, Any]:
     try:
-        return {name: solution.name(name)}
+        return {name: solution.name(name)[0]}
     except AttributeError:
         if must:
             raise
@@ -141,4 +158,3 @@ def warm_up() -> None:
     _run(code, _Record(count), {"f": abs})
     near.close()
     far.close()
-

@@ -34,6 +34,7 @@ PLAIN_BASES: dict[type, Callable[[Any], Sequence[Any]]] = {  # what cannot chang
     tuple: lambda value: list(tuple.__iter__(value)),
     frozenset: lambda value: list(frozenset.__iter__(value)),
 }
+NAMES = frozenset(("get", name) for name in ("__name__", "__qualname__", "__doc__"))
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, ImportError)
 
 
@@ -85,11 +86,13 @@ class Peer:
             raise value if _may_end_a_loop(operation, *parts) else _not_ending_loops(value)
         return value
 
-    def name(self, name: str) -> Any:
-        """The solution's value of a name; one that is the standard library's own is taken from there."""
+    def name(self, name: str) -> tuple[Any, bool]:
+        """The solution's value of a name, and whether it is the standard library's of that name, which is then taken
+        from there and not by the solution's word. Raises AttributeError for a name that the solution does not have."""
         place, value = self.request("name", name)
         module, _, own = (place or "").rpartition(".")
-        return getattr(importlib.import_module(module), name) if own == name and _is_library(module) else value
+        is_library = own == name and _is_library(module)
+        return (getattr(importlib.import_module(module), name) if is_library else value), is_library
 
     def function(self, name: str) -> Any:
         """A function of the solution, by name, without asking whether there is one."""
@@ -147,7 +150,10 @@ class Peer:
         kind, value, printed = "value", None, ""
         with _capture(is_redirected) as output:
             try:
-                value = self._perform(operation, self._found(target), *parts)
+                found = self._lent[target] if isinstance(target, int) else self._named(target)
+                value = (
+                    [_library_place(found), found] if operation == "name" else self._perform(operation, found, *parts)
+                )
             except Gone:
                 raise
             except BaseException as error:
@@ -162,20 +168,14 @@ class Peer:
         except BaseException as error:
             self._send(["raise", ValueError(f"the answer cannot be sent: {error}"), printed])
 
-    def _found(self, target: Any) -> Any:
-        if isinstance(target, str):
-            if self._module is None:
-                raise PermissionError("the tests' names are their own")
-            return target
-        return self._lent[target]
+    def _named(self, name: str) -> Any:
+        if self._module is None:
+            raise AttributeError("the names of the tests are their own")
+        return getattr(self._module, name)
 
     def _perform(self, operation: str, found: Any, *parts: Any) -> Any:
-        if isinstance(found, str):
-            name, found = found, getattr(self._module, found)
-            if operation == "name":
-                return [_library_place(found), found]
         if self._module is None and not _is_allowed(operation, *parts):
-            raise PermissionError(f"{parts[0] if parts else operation!r} of what the tests lent is not for the solution")
+            raise AttributeError(f"{parts[0] if parts else operation!r} of what the tests lent is not for the solution")
         match operation:
             case "get":
                 return getattr(found, parts[0])
@@ -299,6 +299,8 @@ class Peer:
         if number in self._proxies:
             return self._proxies[number]
         name, bases, base_name, specials, names = description
+        if any(each.startswith("_") for each in names):
+            raise ValueError("a class cannot say how it is looked at")
         base = object if base_name is None else _known(base_name)
         if base is not object and _plain_base(base) is not base:
             raise ValueError(f"{base_name} is no plain type")
@@ -398,7 +400,7 @@ def _not_ending_loops(error: Any) -> BaseException:
 def _is_allowed(operation: str, *parts: Any) -> bool:
     """Whether the solution's process may do this to an object of the tests."""
     if operation in ("get", "set", "del"):
-        return isinstance(parts[0], str) and not parts[0].startswith("_")
+        return isinstance(parts[0], str) and (not parts[0].startswith("_") or (operation, parts[0]) in NAMES)
     return operation == "call" or (operation == "special" and parts[0] in (*remote.SPECIALS, "send"))
 
 

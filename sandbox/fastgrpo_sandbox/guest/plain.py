@@ -51,7 +51,6 @@ def _dict_fill(value: dict[Any, Any], items: Sequence[Any]) -> None:
         dict.__setitem__(value, key, item)
 
 
-
 def _ordered_fill(value: Any, items: Sequence[Any]) -> None:
     value.clear()
     value.update(zip(items[::2], items[1::2], strict=True))
@@ -265,7 +264,7 @@ class Codec:
 
     def _items(self, items: Sequence[Any]) -> Sequence[Any]:
         kinds = set(map(type, items))
-        if kinds <= SCALARS or (kinds == {int} and -SMALL <= min(items) and max(items) < SMALL):
+        if kinds <= SCALARS or (kinds == {int} and min(items) >= -SMALL and max(items) < SMALL):
             return items
         return [self.tag(item) for item in items]
 

@@ -207,7 +207,7 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _contains(self: Any, item: Any) -> bool:
     """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
-    if hasattr(type(self), "__iter__") and not _may_see(self, item):
+    if any("__iter__" in vars(each) for each in type(self).__mro__) and not _may_see(self, item):
         return any(item is each or item == each for each in self)
     return _ask(self, "special", "__contains__", [item])
 

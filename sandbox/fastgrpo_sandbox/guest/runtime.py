@@ -230,4 +230,11 @@ def _leave(status: int) -> None:
         os._exit(status & 0xFF)  # no atexit, no finalizers, no waiting for threads
 
 
-_ROLES = {"script": _script, "session": _session, "solution": _solution, "judge": _judge, "unittest": _unittest, "checker": _checker}
+_ROLES = {
+    "script": _script,
+    "session": _session,
+    "solution": _solution,
+    "judge": _judge,
+    "unittest": _unittest,
+    "checker": _checker,
+}
