@@ -64,7 +64,8 @@ def one_by_one(source: str, tree: ast.Module, candidate: str) -> AssertTests:
 def _as_one(tree: ast.Module, candidate: str) -> AssertTests:
     """A script, or `check` where there is a `candidate` for it, as one test that is passed by running to its end."""
     if not candidate:
-        return AssertTests(asserts=("\n".join(map(_plain, tree.body)) + TO_THE_END,))
+        text = "\n".join(_with_stand_in(_Raising().visit(node)) for node in tree.body)
+        return AssertTests(asserts=(text + TO_THE_END,))
     shared = [node for node in tree.body if _is_check(node) or not _calls(node, "check")]
     return AssertTests(asserts=(f"check({candidate}){TO_THE_END}",), setup="\n".join(map(_with_stand_in, shared)))
 

@@ -114,6 +114,11 @@ def check(candidate):
             "def f(i): return [i + 0.2, i * 3]",
             "def f(i): return 0.31",
         ),
+        (
+            "import numpy\nx = 0.1\nassert numpy.isclose(f(x), 0.1)\nx = 0.2\nif x:\n    assert numpy.isclose(f(x), 0.2)",
+            "def f(i): return i + 1e-12",
+            "def f(i): return 0.1",
+        ),
     ],
 )
 def test_each_means_what_it_meant(judge: Judge, source: str, right: str, wrong: str) -> None:
