@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from fastgrpo.flow.problems.formats import made
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.syntax import parse
 

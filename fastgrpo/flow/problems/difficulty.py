@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox.guest.syntax import parse
 
 

@@ -17,7 +17,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.problems.contests import Apps, CodeContests, DeepCoder, LiveCodeBench
 from fastgrpo.flow.problems.difficulty import measure_difficulty
 from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, EvalPlus, HumanEval, LeetCode, Mbpp, OwnProblem
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 
 
 class Format(Protocol):

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from fastgrpo.flow.problems.splitting import TO_THE_END, describe_tests, part, preamble, public_indices, split_tests
 from fastgrpo.flow.problems.unrolling import asserts_in_helpers, one_by_one
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.guest.syntax import parse
 

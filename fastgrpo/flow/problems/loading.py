@@ -12,8 +12,8 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.problems.files import load_sets, ranked
 from fastgrpo.flow.problems.scoring import solvable
 from fastgrpo.flow.problems.splitting import split
+from fastgrpo.flow.types import Problem
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
-from fastgrpo.types import Problem
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from fastgrpo.config import Data, Sandbox
 from fastgrpo.errors import UserError
 from fastgrpo.flow.limits import WorkflowLimits, run_limits
 from fastgrpo.flow.operators import last_line, run_all_tests
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import BlockingSandboxPool, SandboxPool, SandboxUnavailable
 
 log = logging.getLogger(__name__)

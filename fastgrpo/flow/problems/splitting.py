@@ -11,7 +11,7 @@ from itertools import pairwise
 from msgspec.structs import replace
 
 from fastgrpo.errors import UserError
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.instrument import TEST_BASES
 from fastgrpo_sandbox.guest.syntax import parse

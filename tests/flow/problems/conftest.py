@@ -12,7 +12,7 @@ import pytest
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import run_all_tests
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import BlockingSandboxPool, Limits, Outcome
 
 Load = Callable[..., list[Problem]]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastgrpo.errors import UserError
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, StdioTests
 from tests.flow.problems.conftest import Judge, Load
 

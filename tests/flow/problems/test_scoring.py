@@ -12,7 +12,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.problems import scoring
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.problems.scoring import Trial, solvable
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from tests.flow.problems.conftest import Load
 
 OWN = {
