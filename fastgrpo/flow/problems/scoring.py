@@ -92,8 +92,9 @@ def _cache_folder() -> Path:
 
 
 def _digest(problems: Sequence[Problem], sandbox: Sandbox) -> str:
-    """Of all that a trial's result depends on: the problems, the limits, the judge's own code and its Python."""
-    digest = hashlib.blake2b(msgspec.json.encode([problems, run_limits(sandbox), sys.version]), digest_size=16)
+    """Of all that a trial's result depends on: the problems, the jails' settings, the judge's own code and its Python."""
+    jails = replace(sandbox, cells=0, workflows=1)
+    digest = hashlib.blake2b(msgspec.json.encode([problems, jails, sys.version]), digest_size=16)
     package = Path(fastgrpo_sandbox.__file__).parent
     for file in sorted([*package.glob("*.py"), *package.glob("guest/*.py")]):
         digest.update(file.read_bytes())

@@ -115,7 +115,7 @@ def check(candidate):
             "def f(i): return 0.31",
         ),
         (
-            "import numpy\nx = 0.1\nassert numpy.isclose(f(x), 0.1)\nx = 0.2\nif x:\n    assert numpy.isclose(f(x), 0.2)",
+            "import numpy as np\nx = 0.1\nassert np.isclose(f(x), x)\nx = 0.2\nif x:\n    assert np.isclose(f(x), x)",
             "def f(i): return i + 1e-12",
             "def f(i): return 0.1",
         ),
