@@ -165,10 +165,11 @@ class LeetCode(msgspec.Struct, frozen=True):
     starter_code: str = ""
 
     def problem(self, name: str) -> Problem:
-        """The problem; what LeetCode imports for everyone (`prompt`) is the tests' and the solution's."""
+        """The problem; what LeetCode imports for everyone (`prompt`) is the tests' and every solution's."""
         prompt = f"{self.prompt}\n{self.problem_description}\n\n{self.starter_code}".strip()
         tests = checked(self.test, self.entry_point, self.prompt)
-        return made(str(self.task_id), prompt, self.entry_point, f"{self.prompt}\n{self.completion}", tests)
+        problem = made(str(self.task_id), prompt, self.entry_point, self.completion, tests)
+        return replace(problem, given=self.prompt)
 
 
 _SAME = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,18 @@ def test_solutions_that_fail_are_left_out_with_count_and_reason(load: Load, capl
     assert "1 of 2 tests failed (wrong)" in said
     assert said.endswith("they are left out (data.keep_unsolved)")
     assert list(kept(problems, wall_s=2.0, keep_unsolved=True)) == ["right", "wrong", "hangs", "unsolved"]
+
+
+def test_a_solution_that_a_busy_machine_slowed_is_tried_again(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Trial(False, 9.0, "timeout: wall clock limit reached"), Trial(False, 1.0, "wrong"), Trial(True, 0.1)])
+
+    async def attempt(pool: Any, problem: Problem) -> Trial:
+        return next(found)
+
+    monkeypatch.setattr(scoring, "_try", attempt)
+    trials = asyncio.run(scoring._try_all(None, load(OWN, WRONG), 1))  # type: ignore[arg-type]
+    assert [trial.passed for trial in trials] == [True, False]
+    assert next(found, None) is None
 
 
 def test_a_set_of_which_nothing_passes_is_refused(load: Load, trials: dict[str, Trial]) -> None:
