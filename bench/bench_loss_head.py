@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference, tuning
-from fastgrpo.kernels.chunked import SoftmaxSums
-from fastgrpo.kernels.reference import LossOptions, TokenInputs
+from fastgrpo.kernels.chunked import REPORT
+from fastgrpo.kernels.reference import LossOptions, SoftmaxSums, TokenInputs
 from fastgrpo.training.advantage import group_advantages
 
 GPU = torch.cuda.is_available()
@@ -309,7 +309,7 @@ def time_block(case: Case, logits_CV: Tensor, block: tuple[int, int, int]) -> tu
 
     rows, changed_CV = len(logits_CV), logits_CV.clone()
     chosen = rows_triton.row_block, rows_triton.loss_row_block
-    tokens, report_FC = case.tokens.take(slice(rows)), torch.empty(8, rows, device=DEVICE)
+    tokens, report_FC = case.tokens.take(slice(rows)), torch.empty(len(REPORT), rows, device=DEVICE)
     common, sums = (case.targets_N[:rows], reference.LogitTransform()), SoftmaxSums.empty(case.targets_N[:rows])
     rows_triton.row_block = rows_triton.loss_row_block = lambda _: tuning.RowBlock(*block)
     forward = milliseconds(lambda: rows_triton.fold_rows(logits_CV, *common, sums, entropy=True), 0.05)

@@ -32,16 +32,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 from fastgrpo.config import Grpo
 from fastgrpo.engine.engine import Engine
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
-from fastgrpo.record import gpu as telemetry
-from fastgrpo.record.gpu import training_flops
 from fastgrpo.rollouts.rollouts import Environment, Sampling, collect
+from fastgrpo.training import flops as flops_module
+from fastgrpo.training.flops import training_flops
 from fastgrpo.training.learner import to_samples, update
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Execution, Group, RewardTerms, Sample
+from fastgrpo.types import Group, Result, Reward, Rollout, Sample
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -49,7 +50,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
 }
-PEAK_FLOPS = telemetry.PEAK_FLOPS["H200"]
+PEAK_FLOPS = flops_module.PEAK_FLOPS["H200"]
 GIB = 2**30
 CUDA = torch.cuda.is_available()
 
@@ -181,15 +182,14 @@ class Trivial:
     def prompt(self, problem: Any) -> str:
         return self.texts[problem.id]
 
-    async def execute(self, problem: Any, completion: str, seed: int) -> Any:
-        return Execution(status="ok")
+    async def execute(self, problem: Any, completion: str, seed: int) -> None:
+        return None
 
     def feedback_text(self, execution: Any) -> str:
         return ""
 
-    def rewards(self, problem: Any, executions: list[Any]) -> list[RewardTerms | None]:
-        zeros = {"performance": 0.0, "complexity": 0.0, "diversity": 0.0, "format": 0.0}
-        return [RewardTerms(total=float(number % 2), **zeros) for number in range(len(executions))]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=float(number % 2))) for number in range(len(rollouts))]
 
 
 class Workload:
@@ -247,17 +247,21 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_limit: float = 0.2) -> None:
+    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_threshold: float = 0.2) -> None:
         self.work, self.kv_gib = work, kv_gib
-        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gb": kv_gib if CUDA else 0.2}
-        limits = {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "parity_limit": parity_limit}
+        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": kv_gib if CUDA else 0.2}
+        limits = {
+            "max_model_len": work.max_model_len,
+            "max_num_seqs": work.sequences,
+            "parity_threshold": parity_threshold,
+        }
         self.engine, self.start_seconds = timed(lambda: Engine(folder, **options, **limits))  # type: ignore[arg-type]
         dtype = torch.bfloat16 if CUDA else torch.float32
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
         self.first_sync = self.engine.sync(self.policy)
 
     def optimizer(self, *, offload: bool = False) -> AdamW:
-        return AdamW(self.policy.model.parameters(), lr=1e-6 if CUDA else 1e-3, offload=offload)
+        return AdamW(self.policy.model.parameters(), AdamWOptions(lr=1e-6 if CUDA else 1e-3), offload=offload)
 
     def collect(self, problems: Sequence[Any], environment: Environment, seed: int) -> list[Group]:
         """Rollouts as the training loop collects them."""
@@ -270,7 +274,7 @@ class Setup:
         return await collect(
             engine,
             environment,
-            self.policy.tokenizer,
+            Chat(self.policy.tokenizer),
             problems,
             group_size=self.work.group,
             sampling=self.work.sampling(),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from uvloop import new_event_loop
 
 from fastgrpo.config import KEYS, SECTIONS, Config, checked, choices_of, layered, read_toml, resolve
 from fastgrpo.errors import UserError
@@ -102,3 +105,9 @@ def usage(program: str, positional: str = "") -> str:
                 choices = f" ({choices})" if (choices := choices_of(key)) else ""
                 lines.append(f"  --{key.name:<31} {default:<15} {key.help}{choices}")
     return "\n".join(lines)
+
+
+def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a program's coroutine under uvloop."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())

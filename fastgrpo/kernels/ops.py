@@ -181,9 +181,8 @@ def linear_grpo_loss(
     )
     sums_F = report_FN.nansum(dim=1)
     computed = report_FN[0].isnan().logical_not_().sum().to(torch.float32)
-    largest = report_FN[4].amax() if report_FN.shape[1] else sums_F.new_zeros(())
     # Slices, as a list of indices would be copied to the device and wait for it.
-    statistics = torch.cat([computed[None], sums_F[1:2], sums_F[3:4], sums_F[5:], largest[None]])
+    statistics = torch.cat([computed[None], sums_F[1:2], sums_F[3:]])
     return sums_F[2].clone(), report_FN, statistics, *gradients
 
 
@@ -213,7 +212,7 @@ def _begin_selection(
 def _(hidden_NH, weight_VH, bias_V, *rest):
     report_FN = hidden_NH.new_empty(len(chunked.REPORT), hidden_NH.shape[0], dtype=torch.float32)
     gradients = _fake_gradients(hidden_NH, weight_VH, bias_V, rest[-2])
-    return report_FN.new_empty(()), report_FN, report_FN.new_empty(7), *gradients
+    return report_FN.new_empty(()), report_FN, report_FN.new_empty(6), *gradients
 
 
 @torch.library.custom_op("fastgrpo::scale_", mutates_args=("gradient",))

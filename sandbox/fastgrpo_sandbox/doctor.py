@@ -16,7 +16,7 @@ from fastgrpo_sandbox.cell import find_bwrap, native_module
 from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.types import SandboxUnavailable
 
-OLDEST_KERNEL = (5, 11)  # clone3, close_range, user namespaces' own process counts, seccomp's decision cache
+OLDEST_KERNEL = (5, 14)  # user namespaces' own process counts; close_range and seccomp's decision cache are older
 PROBE_DEADLINE_S = 60.0
 
 

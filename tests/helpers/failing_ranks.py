@@ -12,14 +12,14 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+from fastgrpo.cli import run_async
 from fastgrpo.config import resolve
 from fastgrpo.engine.engine import Completion, SyncReport
 from fastgrpo.errors import run_program
 from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.runtime import run_async
 from fastgrpo.train import train
 from fastgrpo.training import learner
-from fastgrpo.types import Execution, RewardTerms
+from fastgrpo.types import Result, Reward
 
 HOW, MODEL, RUNS = sys.argv[1:]
 RANK = os.environ["RANK"]
@@ -60,17 +60,17 @@ class Failing:
     def prompt(self, problem) -> str:
         return problem.prompt
 
-    async def execute(self, problem, completion: str, seed: int) -> Execution:
+    async def execute(self, problem, completion: str, seed: int) -> float:
         if RANK == "1" and (Path(RUNS) / "failing/checkpoints/step-000001").exists():
             self.fail()
-        return Execution(status="ok", pass_rate=(seed % 7) / 7, workflow=completion)
+        return (seed % 7) / 7
 
     def fail(self) -> None:
         Path(RUNS, "failed").touch()
         if HOW == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         elif HOW == "raises":
-            raise ZeroDivisionError("a reward divides by zero")
+            learner.Learner.update = divide_by_zero
         elif HOW == "hangs":
             from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -79,11 +79,12 @@ class Failing:
     def feedback_text(self, execution) -> str:
         return "again"
 
-    def rewards(self, problem, executions):
-        return [
-            RewardTerms(total=e.pass_rate, performance=e.pass_rate, complexity=0.0, diversity=0.0, format=0.0)
-            for e in executions
-        ]
+    def results(self, problem, rollouts):
+        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
+
+
+def divide_by_zero(*_, **__):
+    raise ZeroDivisionError("an update divides by zero")
 
 
 @asynccontextmanager
@@ -101,7 +102,7 @@ def load_problems(config):
 
 
 def main() -> None:
-    values = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gb": 0.05}
+    values = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gib": 0.05}
     values |= {"engine.step_timeout_s": 3.0, "grpo.prompts_per_step": 2, "grpo.group_size": 4, "checkpoint.every": 1}
     values |= {"grpo.max_new_tokens": 16, "model.path": MODEL, "runs": RUNS, "name": "failing"}
     if HOW != "hangs":

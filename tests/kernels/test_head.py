@@ -137,7 +137,6 @@ def test_on_policy_is_the_gradient_of_advantage_times_logprob(device):
         output = fused_loss(head, tokens, LossOptions(ratio))
         for mine, theirs in zip(torch.autograd.grad(output.loss, head.leaves), expected, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
-        assert output.statistics.ratio_max == 1
 
 
 def test_sequence_ratio_on_policy_is_one(device):
@@ -278,7 +277,6 @@ def test_statistics(loss, device):
         fields.clipped_low_N.sum(),
         fields.clipped_high_N.sum(),
         fields.importance_capped_N.sum(),
-        fields.ratio_N.max(),
     )
     found = fused_loss(head, tokens, LOSSES[loss], chunk=7).statistics
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), atol=1e-4, rtol=1e-4)

@@ -13,7 +13,7 @@ from torch import distributed, multiprocessing
 from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.model import load_policy
 from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Runs
 
 TOKENS = 40
@@ -26,9 +26,9 @@ def rank_main(rank: int, folder: str, port: int) -> None:
     with joined_ranks() as joined:
         assert joined == (rank, 2)
         policy = load_policy(folder)
-        engine = Engine(folder, max_model_len=64, kv_cache_gb=0.05, max_num_seqs=8)
+        engine = Engine(folder, max_model_len=64, kv_cache_gib=0.05, max_num_seqs=8)
         engine.sync(policy)
-        optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+        optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
         bounds = torch.tensor([0, TOKENS]).int(), TOKENS
         for _ in range(2):
             token_ids = torch.arange(TOKENS) + 100 * rank

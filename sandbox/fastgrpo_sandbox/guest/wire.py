@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 CHANNEL = 3
 CALL, RESULT = b"C", b"R"
+MAX_FRAME = 1 << 20  # that the fork server takes from a child
 MAX_PEER_FRAME = 16 << 20
 ERROR_CHARACTERS = 4000
 NIL = b"\xc0"
@@ -54,11 +55,20 @@ def frame(kind: bytes, body: bytes) -> bytes:
 
 
 def send_frame(channel: int, kind: bytes, body: bytes) -> None:
+    """Raises ValueError where the fork server would take the frame for an attack, with nothing sent."""
+    _check(len(body), MAX_FRAME)
     write_all(channel, frame(kind, body))
 
 
 def send_peer(fd: int, data: bytes) -> None:
+    """Raises ValueError when `data` is too long for the other process, with nothing sent: the next frame may follow."""
+    _check(len(data), MAX_PEER_FRAME)
     write_all(fd, len(data).to_bytes(4, "little") + data)
+
+
+def _check(length: int, most: int) -> None:
+    if length > most:
+        raise ValueError(f"{length} bytes are too long to send: at most {most} can cross at once")
 
 
 def read_peer(fd: int) -> bytes:
