@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import marshal
 import os
 import struct
@@ -19,6 +19,7 @@ from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, O
 from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
 from fastgrpo_sandbox.weight import count_values
 
+log = logging.getLogger("fastgrpo_sandbox")
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
 PLAIN = b"S"  # begins a payload that is nothing but the source of a script
@@ -49,11 +50,15 @@ class Parcel(msgspec.Struct, frozen=True):
     def outcome(self, done: Done) -> Outcome:
         """What became of the job. A frame that is too much to decode, or raises meanwhile, is no frame."""
         form = SessionResult if self.session else Result
-        if not self.session or count_values(done.result, MAX_VALUES) <= MAX_VALUES:
-            with contextlib.suppress(Exception):
-                return outcome_of(done, self.limits, self.expected(), form)
         unheard = msgspec.structs.replace(done, results=0, result=b"", verdicts=0, verdict=b"")
-        return outcome_of(unheard, self.limits, self.expected(), form)
+        if self.session and count_values(done.result, MAX_VALUES) > MAX_VALUES:
+            outcome = outcome_of(unheard, self.limits, None, form)
+            return msgspec.structs.replace(outcome, error=f"the result has more than {MAX_VALUES} values")
+        try:
+            return outcome_of(done, self.limits, self.expected(), form)
+        except Exception as error:
+            log.warning("result could not be read: error=%r", error)
+            return outcome_of(unheard, self.limits, self.expected(), form)
 
     def expected(self) -> Expected | None:
         """What a verdict must look like; None for a job without tests."""
@@ -251,5 +256,5 @@ class RunningSession(Running):
             task.cancel()
         # Its own fault stands, however it ended; one of ours counts only where it was what ended the session.
         if self._fault is not None and (outcome.status == "killed" or self._fault.status == "failed"):
-            outcome = msgspec.structs.replace(outcome, status=self._fault.status, error=self._fault.error)
+            outcome = msgspec.structs.replace(outcome, status=self._fault.status, error=self._fault.error, value=None)
         super()._end(outcome)

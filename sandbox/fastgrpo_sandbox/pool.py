@@ -177,7 +177,8 @@ class SandboxPool:
         self, code: str, on_call: Handler, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None
     ) -> AsyncIterator[Session]:
         """Starts `async def main(call, **inputs)` of `code`; `await call("method", **params)` in the jail is answered
-        by `await on_call(method, params)` here. Values are plain msgpack data. Leaving the block ends the session.
+        by `await on_call(method, params)` here. Leaving the block ends the session. Values are plain msgpack data:
+        from the jail at most 1 MiB at once, 16 MiB in all calls, and 65,536 values in the unanswered ones.
 
         on_call may raise CallError(text), which the code sees; anything else it raises is an infrastructure outcome.
         """
