@@ -52,7 +52,7 @@ def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Samples (by index) whose first `shared` tokens are one prompt that is computed once, or one sample alone (0)."""
+    """Samples, by index, that are computed together. `shared`: length of the common prompt prefix; 0 = none."""
 
     shared: int
     members: list[int]
