@@ -200,9 +200,9 @@ class Engine:
         """Make vLLM sample from `policy`'s present weights, forget cached prefixes, and check parity on the canary.
 
         The first call turns the policy's parameters into views of vLLM's weight tensors (one copy, then none ever
-        again: an optimizer step in place is already in vLLM). An architecture outside `shared_weights.SHARED_ARCHITECTURES`
-        is copied in place each time instead, and so is a sharded policy, by all ranks together. A policy synced before
-        gets its own memory back. Must be awake and idle.
+        again: an optimizer step in place is already in vLLM). An architecture outside of
+        `shared_weights.SHARED_ARCHITECTURES` is copied in place each time instead, and so is a sharded policy, by all
+        ranks together. A policy synced before gets its own memory back. Must be awake and idle.
 
         Raises ParityError above `parity_threshold`.
         """

@@ -184,7 +184,7 @@ class BasePolicy(Policy):
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder. Raises UserError if the folder has none, or one without an end token."""
     _check_folder(Path(path))
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {path} has no eos_token, which ends a completion: set it and save it there")
     return tokenizer
@@ -197,7 +197,7 @@ def load_config(path: str | os.PathLike[str]) -> PretrainedConfig:
     """
     _check_folder(Path(path))
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"model folder {path} has no usable config.json: {_first_line(error)}") from error
     check_architecture(Path(path), config)
@@ -231,14 +231,20 @@ def load_policy(
         if sharded:
             model = load_sharded(Path(path), torch.device(device), dtype, trained=trained)
         else:
-            options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "output_loading_info": True}
-            model, found = AutoModelForCausalLM.from_pretrained(path, **options)
+            options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "trust_remote_code": False}
+            model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
             model.to(torch.device(device))
             missing = found["missing_keys"]
     except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
         reason = _first_line(error)
         raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
     policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
+    vocabulary = len(policy.head_weight)
+    if tokenizer.eos_token_id >= vocabulary:
+        raise UserError(
+            f"the tokenizer in {path} ends with token {tokenizer.eos_token_id} and the model knows {vocabulary}: give"
+            " the model that row with resize_token_embeddings, or the tokenizer another eos_token"
+        )
     if not sharded:
         check_weights(Path(path), model, missing)
         _check_head(Path(path), policy)
