@@ -198,9 +198,9 @@ def load_config(path: str | os.PathLike[str]) -> PretrainedConfig:
     _check_folder(Path(path))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check_architecture(Path(path), config)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"model folder {path} has no usable config.json: {_first_line(error)}") from error
-    check_architecture(Path(path), config)
     return config
 
 
@@ -223,21 +223,13 @@ def load_policy(
     Raises UserError if the folder is not a causal LM with its tokenizer and all of its weights, or one whose attention
     or head is not known here.
     """
-    transformers_logging.disable_progress_bar()
     load_config(path)
     tokenizer = load_tokenizer(path)
-    missing: list[str] = []
-    try:
-        if sharded:
-            model = load_sharded(Path(path), torch.device(device), dtype, trained=trained)
-        else:
-            options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "trust_remote_code": False}
-            model, found = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
-            model.to(torch.device(device))
-            missing = found["missing_keys"]
-    except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
-        reason = _first_line(error)
-        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
+    model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
+    for module in model.modules():
+        # vLLM has none: what is trained would not be what sampled.
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
     vocabulary = len(policy.head_weight)
     if tokenizer.eos_token_id >= vocabulary:
@@ -246,7 +238,6 @@ def load_policy(
             " the model that row with resize_token_embeddings, or the tokenizer another eos_token"
         )
     if not sharded:
-        check_weights(Path(path), model, missing)
         _check_head(Path(path), policy)
     if lora_rank:
         policy.add_lora(lora_rank, lora_alpha)
@@ -254,6 +245,22 @@ def load_policy(
     if compile_layers:
         policy.compile_layers()
     return policy
+
+
+def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded: bool, trained: bool) -> Any:
+    transformers_logging.disable_progress_bar()
+    try:
+        if sharded:
+            return load_sharded(path, device, dtype, trained=trained)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "trust_remote_code": False}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
+        reason = _first_line(error)
+        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
+    model, found = loaded
+    model.to(device)
+    check_weights(path, model, found["missing_keys"])
+    return model
 
 
 @torch.no_grad()
@@ -297,7 +304,7 @@ def _save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) 
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_folder(path: Path) -> None:

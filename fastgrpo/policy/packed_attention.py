@@ -141,7 +141,7 @@ def _run_by_run(
         value_UGD.transpose(0, 1).split(lengths[1], dim=1),
         strict=True,
     )
-    outputs = [_one_run(*part, scores) for part in parts]
+    outputs = [_one_run(query_HQD, key_GKD, value_GKD, scores) for query_HQD, key_GKD, value_GKD in parts]
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
@@ -170,7 +170,7 @@ def _capped(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, scores: Score
     key_HKD, value_HKD = key_GKD.repeat_interleave(copies, 0), value_GKD.repeat_interleave(copies, 0)
     scores_HQK = (query_HQD @ key_HKD.mT).float() * scores.scale
     capped_HQK = scores.softcap * torch.tanh(scores_HQK / scores.softcap)
-    hidden_QK = ~scores.mask(*capped_HQK.shape[1:], query_HQD.device)
+    hidden_QK = ~scores.mask(query_HQD.shape[1], key_HKD.shape[1], query_HQD.device)
     return capped_HQK.masked_fill(hidden_QK, -torch.inf).softmax(-1).to(value_HKD.dtype) @ value_HKD
 
 
