@@ -332,7 +332,7 @@ def main() -> None:
 
 
 @pytest.mark.parametrize("in_flight", [1, 8, 64])
-def test_trivial_jobs(benchmark, in_flight):
+def test_trivial_jobs(benchmark: Any, in_flight: int) -> None:
     """pytest-benchmark's view of one batch of 256 trivial jobs."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         pool = SandboxPool()

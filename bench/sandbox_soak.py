@@ -114,7 +114,7 @@ class Soak:
 async def _settled(pool: SandboxPool) -> dict[str, int]:
     """What is there once lost cells are replaced, their children armed, and nothing changes any more."""
     deadline = time.monotonic() + SETTLE_S
-    found, last = _count(pool), {}
+    found, last = _count(pool), dict[str, int]()
     while (found != last or any(cell.lost for cell in pool._cells)) and time.monotonic() < deadline:
         await asyncio.sleep(1)
         found, last = _count(pool), found

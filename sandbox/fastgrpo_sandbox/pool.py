@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 from fastgrpo_sandbox.cell import Cell, Kind
 from fastgrpo_sandbox.cgroup import open_base
-from fastgrpo_sandbox.doctor import explain
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
+from fastgrpo_sandbox.requirements import explain
 from fastgrpo_sandbox.stdio import merge_cases, passes
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
 

@@ -377,7 +377,7 @@ def _error(name: str, args: tuple[Any, ...], state: dict[str, Any]) -> BaseExcep
         raise ValueError(f"{name} is no exception")
     if kind.__module__ == "builtins":
         with contextlib.suppress(TypeError):
-            kind.__init__(made, *args)
+            kind.__init__(made, *args)  # type: ignore[misc]
     made.args = args
     vars(made).update(state)
     return made
@@ -406,7 +406,7 @@ def _is_allowed(operation: str, *parts: Any) -> bool:
 
 def _special(found: Any, name: str, args: list[Any]) -> Any:
     if name == "__getitem__" and isinstance(found, type):
-        return found[args[0]]
+        return found[args[0]]  # type: ignore[index]
     if name == "__iter__":
         return iter(found)
     return getattr(type(found), name)(found, *args)
