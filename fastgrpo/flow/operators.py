@@ -230,7 +230,7 @@ async def run_all_tests(
 
 async def _run(pool: SandboxPool, problem: Problem, code: str, tests: Tests, limits: WorkflowLimits) -> Outcome:
     """One run within the problem's own deadline, where it has one."""
-    given = preamble(problem.prompt, problem.entry_point)
+    given = problem.given or preamble(problem.prompt, problem.entry_point)
     bounds = limits.tests
     if problem.wall_s is not None:
         bounds = bounds or pool.limits

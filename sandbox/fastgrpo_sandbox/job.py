@@ -7,14 +7,15 @@ import logging
 import marshal
 import os
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
-from fastgrpo_sandbox.guest.instrument import compile_asserts, wanted_names
+from fastgrpo_sandbox.guest.instrument import compile_asserts, compile_unittest, unittest_names, wanted_names
 from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, Outcome, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
 from fastgrpo_sandbox.weight import count_values
@@ -79,7 +80,7 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
         select = tests.select if isinstance(tests, CheckTests) else None
     elif isinstance(tests, UnittestTests):
         secret = os.urandom(SECRET_BYTES)
-        job |= {"role": "unittest", "source": tests.source, "setup": tests.setup}
+        job |= _unittest_job(tests)
     plain = job["role"] == "script" and not files
     payload = PLAIN + code.encode() if plain else marshal.dumps(job)
     if secret:
@@ -97,23 +98,36 @@ def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel
     return _checked(Parcel(limits, marshal.dumps(job), session=True))
 
 
-def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
-    """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
+def pack_check(checker: str, given: str, output: str, expected: str, limits: Limits) -> Parcel:
+    """Asks the checker of StdioTests about one output, in a jail without the code that wrote it. Raises Rejected."""
+    job = {"role": "checker", "code": _source(checker), "case": [given, output, expected]}
+    return _checked(Parcel(limits, marshal.dumps(job), test_count=1))
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
     try:
-        if isinstance(tests, AssertTests):
-            lines = [(*compile_asserts(line), *wanted_names(line)) for line in tests.asserts]
-            return {"role": "judge", "setup": tests.setup, "lines": lines}
-        code, count = compile_asserts(tests.source)
+        yield
     except (SyntaxError, ValueError, RecursionError) as error:
         raise Rejected(f"the tests cannot be compiled: {error}") from None
-    return {
-        "role": "judge",
-        "setup": tests.setup,
-        "lines": None,
-        "code": code,
-        "count": count,
-        "entry_point": tests.entry_point,
-    }
+
+
+def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
+    """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
+    job: dict[str, Any] = {"role": "judge", "setup": tests.setup, "lines": None}
+    with _compiling():
+        if isinstance(tests, AssertTests):
+            lines = [(compile_asserts(line), tuple(wanted_names(line))) for line in tests.asserts]
+            return job | {"lines": lines}
+        code, wanted = compile_asserts(tests.source), tuple(wanted_names(tests.source))
+    return job | {"code": code, "wanted": wanted, "entry_point": tests.entry_point}
+
+
+def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
+    """Likewise. Raises Rejected."""
+    with _compiling():
+        compiled = compile_unittest(f"{tests.setup}\n{tests.source}")
+        return {"role": "unittest", "names": unittest_names(tests.source), "tests": compiled}
 
 
 def _count(tests: Tests) -> int:
