@@ -16,8 +16,7 @@ from fastgrpo.flow.task import open_pool
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.record.log import RunLog
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
-from fastgrpo_sandbox import SandboxPool
-from fastgrpo_sandbox.extract import extract_code
+from fastgrpo_sandbox import SandboxPool, extract_code
 
 
 class ProgramEnvironment:

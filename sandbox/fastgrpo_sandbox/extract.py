@@ -14,7 +14,7 @@ FENCE = re.compile(r"^([ \t>]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
 END_MARKS = re.compile(r"[ \t]*(<[^>\n]*>[ \t]*)*")  # a chat template's end tokens may stand behind the last fence
 PYTHON = re.compile(r"\W*(python|py)[\d.]*\W*", re.IGNORECASE)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-FIRST_LINE = re.compile(r"^(?:def|async def|class|import|from|@\w|\w+ ?=)", re.MULTILINE)
+FIRST_LINE = re.compile(r"^(?:(?:def|async def|class|import|from) |@\w|\w+ ?=)", re.MULTILINE)
 STARTS = 8  # lines at which a program without fences is looked for
 
 
