@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from uvloop import new_event_loop
 
 from fastgrpo_sandbox.pool import SandboxPool
+from fastgrpo_sandbox.remote import RemotePool
 from fastgrpo_sandbox.types import Outcome, SandboxUnavailable
 
 T = TypeVar("T")
@@ -23,12 +24,13 @@ NOBODY = (
 
 
 class BlockingSandboxPool:
-    """`with BlockingSandboxPool() as pool: outcome = pool.run(code)`; the arguments are SandboxPool's. Thread-safe."""
+    """`with BlockingSandboxPool() as pool: outcome = pool.run(code)`; the arguments are SandboxPool's, or a RemotePool.
+    Thread-safe."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, remote: RemotePool | None = None, **options: Any) -> None:
         self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-pool", daemon=True)
-        self.pool = SandboxPool(**options)
+        self.pool = remote or SandboxPool(**options)
 
     def __enter__(self) -> BlockingSandboxPool:
         self._thread.start()

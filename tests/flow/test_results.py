@@ -10,6 +10,7 @@ import pytest
 from bench.structures import WORKFLOWS
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.types import Execution, WorkerCall
+from fastgrpo.types import Rollout
 from tests.flow.conftest import ADD, RIGHT, ScriptedWorker, TrustingPool
 
 CALL = WorkerCall(operator="generate", requests=1, answered=1, prompt_tokens=60, completion_tokens=40, cost_usd=0.5)
@@ -18,9 +19,10 @@ TWO = Execution(status="ok", workflow=WORKFLOWS["until passed"], structure="unti
 OURS = Execution(status="infrastructure", error="the worker is down", workflow=WORKFLOWS["generate"])
 
 
-def results(*trajectories: list[Execution]) -> list[Any]:
+def results(*groups: list[Execution]) -> list[Any]:
     pool: Any = TrustingPool()
-    return WorkflowEnvironment(pool, ScriptedWorker(RIGHT)).results(ADD, list(trajectories))
+    rollouts = [Rollout([], [], [], [], executions) for executions in groups]
+    return WorkflowEnvironment(pool, ScriptedWorker(RIGHT)).results(ADD, rollouts)
 
 
 def test_a_groups_cost_and_structures_are_measured() -> None:

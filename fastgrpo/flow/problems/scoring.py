@@ -117,6 +117,7 @@ def _tried(problems: Sequence[Problem], sandbox: Sandbox) -> list[Trial]:
     deadline_s = 60 + 4 * len(problems) * sandbox.wall_s / at_once
     try:
         with BlockingSandboxPool(cells=at_once, limits=run_limits(sandbox)) as pool:
+            assert isinstance(pool.pool, SandboxPool), "no other machine's"
             return pool.wait(asyncio.wait_for(_try_all(pool.pool, problems, at_once), deadline_s))
     except SandboxUnavailable as error:
         raise UserError(str(error)) from error
