@@ -44,15 +44,17 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, Trial]:
     return found
 
 
-def kept(problems: list[Problem], wall_s: float = 8.0, **data: Any) -> dict[str, Problem]:
-    config = resolve({f"data.{key}": value for key, value in data.items()} | {"sandbox.wall_s": wall_s})
+def kept(problems: list[Problem], cpu_s: float = 10.0, **data: Any) -> dict[str, Problem]:
+    config = resolve(
+        {f"data.{key}": value for key, value in data.items()} | {"sandbox.wall_s": 8.0, "sandbox.cpu_s": cpu_s}
+    )
     return {problem.id: problem for problem in solvable(problems, config.data, config.sandbox)}
 
 
 @pytest.mark.jail
 def test_solutions_that_fail_are_left_out_with_count_and_reason(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     problems = load(OWN, WRONG, HANGS, UNSOLVED)
-    found = kept(problems, wall_s=2.0)
+    found = kept(problems, cpu_s=0.5)
     assert list(found) == ["right", "unsolved"]
     assert found["right"].wall_s == 1.0
     assert found["unsolved"].wall_s is None
@@ -61,7 +63,7 @@ def test_solutions_that_fail_are_left_out_with_count_and_reason(load: Load, capl
     assert "1 x timeout: " in said
     assert "1 of 2 tests failed (wrong)" in said
     assert said.endswith("they are left out (data.keep_unsolved)")
-    assert list(kept(problems, wall_s=2.0, keep_unsolved=True)) == ["right", "wrong", "hangs", "unsolved"]
+    assert list(kept(problems, cpu_s=0.5, keep_unsolved=True)) == ["right", "wrong", "hangs", "unsolved"]
 
 
 def test_a_solution_that_a_busy_machine_slowed_is_tried_again(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
