@@ -244,13 +244,17 @@ def _bound(tree: ast.Module) -> dict[str, None]:
 
 
 def checked(source: str, entry_point: str, setup: str) -> Tests:
-    """Tests of the form `check(candidate)`; one by one where helpers assert, or a method is tested."""
+    """Tests of the form `check(candidate)`; one by one where helpers assert, a loop does, or a method is tested."""
     tree = parse(source)
     if "check" not in _bound(tree):
         raise ValueError("has tests that do not define check(candidate)")
-    if entry_point.isidentifier() and not asserts_in_helpers(tree):
-        return CheckTests(source=source, entry_point=entry_point, setup=setup)
+    as_it_is = CheckTests(source=source, entry_point=entry_point, setup=setup)
+    plain = entry_point.isidentifier() and not asserts_in_helpers(tree)
+    if plain and len(describe_tests(as_it_is)) > 1:
+        return as_it_is
     tests = one_by_one(source, tree, entry_point)
+    if plain and len(tests.asserts) == 1:
+        return as_it_is
     return replace(tests, setup=f"{setup}\n{tests.setup}".strip("\n"))
 
 

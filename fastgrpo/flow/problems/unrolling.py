@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ast
-import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache
-from pathlib import Path
 
+from fastgrpo.flow.problems.source_text import LONG_CHARS, SourceText, statement_text
 from fastgrpo.flow.problems.splitting import TO_THE_END, is_empty
 from fastgrpo_sandbox import AssertTests
 from fastgrpo_sandbox.guest.syntax import parse
@@ -18,7 +15,6 @@ from fastgrpo_sandbox.guest.syntax import parse
 # are gathered into a few, since what a judge is sent is compiled test by test.
 SINGLE_ROWS = 48
 GATHERED = 16
-LONG_CHARS = 300
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LOOSE = (ast.Compare, ast.BoolOp, ast.IfExp, ast.Lambda, ast.NamedExpr)
@@ -44,7 +40,7 @@ def one_by_one(source: str, tree: ast.Module, candidate: str) -> AssertTests:
     check = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"), None)
     body = tree.body if check is None else check.body
     parameter = check.args.args[0].arg if check is not None and check.args.args else ""
-    text = _Text(source)
+    text = SourceText(source)
     tables = {} if check is None else dict(_detached(tree.body))
     tables |= _detached(body)
     asserting = _asserting(tree)
@@ -64,10 +60,10 @@ def one_by_one(source: str, tree: ast.Module, candidate: str) -> AssertTests:
 def _as_one(tree: ast.Module, candidate: str) -> AssertTests:
     """A script, or `check` where there is a `candidate` for it, as one test that is passed by running to its end."""
     if not candidate:
-        text = "\n".join(_with_stand_in(_Raising().visit(node)) for node in tree.body)
+        text = "\n".join(statement_text(_Raising().visit(node)) for node in tree.body)
         return AssertTests(asserts=(text + TO_THE_END,))
     shared = [node for node in tree.body if _is_check(node) or not _calls(node, "check")]
-    return AssertTests(asserts=(f"check({candidate}){TO_THE_END}",), setup="\n".join(map(_with_stand_in, shared)))
+    return AssertTests(asserts=(f"check({candidate}){TO_THE_END}",), setup="\n".join(map(statement_text, shared)))
 
 
 class _Raising(ast.NodeTransformer):
@@ -89,47 +85,13 @@ def _finished(nodes: list[ast.stmt], text: str) -> str:
     return text if any(isinstance(node, ast.Assert) for node in nodes) else text + TO_THE_END
 
 
-class _Text:
-    """A source of which expressions' own texts are cut: for long tables far faster than to write them anew."""
-
-    def __init__(self, source: str) -> None:
-        self._lines = source.encode().splitlines(keepends=True)
-
-    def of(self, node: ast.expr) -> str:
-        """The expression as it is written."""
-        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-        if first == last:
-            return self._lines[first][node.col_offset : node.end_col_offset].decode()
-        ends = self._lines[first][node.col_offset :], self._lines[last][: node.end_col_offset]
-        return b"".join([ends[0], *self._lines[first + 1 : last], ends[1]]).decode()
-
-    def names(self, node: ast.expr, name: str) -> bool:
-        """True where the expression's text may speak of `name`."""
-        return re.search(rf"\b{name}\b", self.of(node)) is not None
-
-    def value(self, node: ast.expr) -> str:
-        """The expression's text; a long one as a string that the judge evaluates, which the host need not compile."""
-        text = self.of(node)
-        if len(text) <= LONG_CHARS:
-            return text
-        return f"json.loads({text!r})" if _is_json(text) else f"eval({text!r})"
-
-
-def _is_json(text: str) -> bool:
-    """True for text that JSON and Python read as the same value."""
-    if "\\" in text:
-        return False
-    try:
-        return isinstance(json.loads(text, parse_constant=ast.literal_eval), list)
-    except ValueError:
-        return False
-
-
 class _Unroller:
     """Statements as tests. `tables` are the lists by name that loops run over, `shared` the statements that all tests
     need, `given` the expressions to put in the place of names."""
 
-    def __init__(self, text: _Text, tables: dict[str, ast.expr], shared: list[ast.stmt], given: dict[str, str]) -> None:
+    def __init__(
+        self, text: SourceText, tables: dict[str, ast.expr], shared: list[ast.stmt], given: dict[str, str]
+    ) -> None:
         self._source, self._tables, self._shared, self._given = text, tables, shared, given
         self._read: set[str] = set()
 
@@ -157,7 +119,7 @@ class _Unroller:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)]) if name in self._tables:
                 return f"{name} = {self._source.value(self._tables[name])}" if name in wanted else "pass"
-        return _with_stand_in(node)
+        return statement_text(node)
 
     def _rows(self, loop: ast.For) -> list[str] | None:
         """The loop's body for each row of its tables; None where these are not known from the text."""
@@ -337,19 +299,3 @@ class _Rename(ast.NodeTransformer):
         if node.id in self._given and isinstance(node.ctx, ast.Load):
             return ast.parse(self._given[node.id], mode="eval").body
         return node
-
-
-@cache
-def _stand_in() -> str:
-    return Path(__file__).with_name("numpy_stand_in.py").read_text(encoding="utf-8")
-
-
-def _with_stand_in(node: ast.stmt) -> str:
-    """The statement's text; `import numpy` takes the stand-in where the jail has no numpy."""
-    text = ast.unparse(node)
-    match node:
-        case ast.Import(names=[ast.alias(name="numpy", asname=name)]):
-            name = name or "numpy"
-            made = f"    import types\n    {name} = types.ModuleType('numpy')\n    exec({_stand_in()!r}, vars({name}))"
-            return f"try:\n    {text}\nexcept ImportError:\n{made}"
-    return text
