@@ -50,9 +50,9 @@ from engine_setup import (
 )
 
 from fastgrpo.config import Config, Grpo
-from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
+from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Problem
 from fastgrpo.policy.model import Policy
 from fastgrpo.rollouts.rollouts import Environment

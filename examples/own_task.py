@@ -6,17 +6,12 @@ python examples/own_task.py --model PATH --grpo.steps 20
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from fastgrpo.cli import parse, run_async
-from fastgrpo.config import Config
+import fastgrpo
+from fastgrpo.cli import parse
 from fastgrpo.errors import run_program
-from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.record.log import RunLog
-from fastgrpo.train import train
 from fastgrpo.types import Result, Reward, Rollout
 
 
@@ -41,27 +36,17 @@ class Vowels:
         return [Result(reward=Reward(total=share), metrics={"vowels": share}) for share in shares]
 
 
-@asynccontextmanager
-async def open_environment(config: Config, log: RunLog) -> AsyncIterator[Vowels]:
-    """Open what the task needs for the length of the run: nothing here."""
-    yield Vowels()
-
-
-def load_problems(config: Config) -> tuple[list[Any], list[Any]]:
-    """(training, held-out) problems: any objects with an `id`."""
-    problems = [SimpleNamespace(id=f"count/{n}", prompt=f"Sing {n} syllables.\n") for n in range(40)]
-    return problems[8:], problems[:8]
-
-
 def main() -> None:
-    """Train `--model` on the task."""
+    """Train `--model` on the task; its problems are any objects with an `id`."""
     command = parse(sys.argv[1:], program="examples.own_task")
-    with joined_ranks():
-        run_async(
-            lambda: train(
-                command.config, resume=command.resume, load_problems=load_problems, open_environment=open_environment
-            )
-        )
+    problems = [SimpleNamespace(id=f"count/{n}", prompt=f"Sing {n} syllables.\n") for n in range(40)]
+    fastgrpo.train(
+        command.config,
+        environment=Vowels(),
+        dataset=problems[8:],
+        eval_dataset=problems[:8],
+        resume=command.resume,
+    )
 
 
 if __name__ == "__main__":

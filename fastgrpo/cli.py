@@ -17,12 +17,15 @@ FLAGS = {
     "--config FILE": "read this TOML file first; without it and without --model, the demo's settings;\n"
     "                  evaluate and solve: without it, that of the run that wrote --model",
     "--model PATH": "short for --model.path",
+    "--dataset NAME": "short for --data.dataset",
+    "--reward FUNCTION": "short for --data.reward",
     "--resume": "continue the run from its last checkpoint, with its own configuration",
     "--dry-run": "print the resolved plan and exit",
     "--help": "this text",
 }
 
 
+SHORT = {"model": "model.path", "dataset": "data.dataset", "reward": "data.reward"}
 DEMO = Path(__file__).with_name("demo.toml")
 
 
@@ -82,7 +85,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], set[str], list[str
         elif not word.startswith("--"):
             rest.append(word)
         elif equals or remaining:
-            key = {"model": "model.path"}.get(name, name).replace("-", "_")
+            key = SHORT.get(name, name).replace("-", "_")
             options[key] = value if equals else remaining.pop(0)
         else:
             raise UserError(f"command line: {word} needs a value")

@@ -69,6 +69,10 @@ class Data(Section, frozen=True):
         Positive | tuple[Positive, ...],
         Meta(description="how often a problem of each set is drawn, beside one of another set"),
     ] = 1.0
+    reward: Annotated[
+        str,
+        Meta(description="reward functions in TRL's form, module:function, with commas; empty = the task's own"),
+    ] = ""
     instruction: Annotated[
         Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")
     ] = "full"
@@ -277,6 +281,10 @@ class Config(Section, frozen=True):
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*$", description="the run's folder under `runs`")] = "demo"
     runs: Annotated[str, Meta(description="folder of all runs")] = "runs"
+    task: Annotated[
+        Literal["flow", "code"],
+        Meta(description="flow: the policy writes workflows (FlowReasoner); code: programs themselves"),
+    ] = "flow"
     seed: Annotated[int, Meta(ge=0, lt=2**32, description="seed of everything random")] = 0
     data: Data = Data()
     model: Model = Model()

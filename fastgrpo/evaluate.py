@@ -19,8 +19,6 @@ from fastgrpo.config import Config
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine.engine import Engine, open_engine
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.flow.problems.loading import load_problems
-from fastgrpo.flow.task import open_environment
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
@@ -28,6 +26,7 @@ from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import Sampling, collect
+from fastgrpo.tasks import task_of
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +132,9 @@ def read_rows(path: Path) -> list[EvalRow]:
 async def _main(config: Config) -> None:
     if not config.model.path:
         raise UserError("evaluate needs --model PATH: a Hugging Face folder, such as a checkpoint of a run")
-    _, held_out = load_problems(config)
-    async with of_replica(open_environment(config), config.engine.tensor_parallel) as environment:
+    task = task_of(config)
+    _, held_out = task.load_problems(config)
+    async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
         with open_engine(config, Path(config.model.path)) as engine:
             chat = load_chat(config.model.path, config.model)
             rows = await evaluate(engine, environment, chat, held_out, config, "evaluate")

@@ -18,11 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fastgrpo
 from fastgrpo.config import Config, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
+from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
+from fastgrpo.train import run as run_training
 from fastgrpo.training.learner import learning_rate, update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport
 from fastgrpo.types import Result, Reward, Sample
@@ -106,7 +109,7 @@ def run(model: Path, runs: Path, name: str, *, resume: bool = False, environment
         "checkpoint.every": 2,
     } | {key.replace("__", "."): value for key, value in values.items()}
     config = resolve(values)
-    asyncio.run(train(config, resume=resume, load_problems=load_vowels, open_environment=environment))
+    asyncio.run(run_training(config, resume=resume, task=Task(load_vowels, environment)))
     return config.folder
 
 
@@ -278,3 +281,37 @@ def wait_for_step(folder: Path, process: subprocess.Popen, deadline_s: float) ->
             return
         time.sleep(0.2)
     pytest.fail(f"no training step within {deadline_s:.0f} s (exit code {process.poll()})")
+
+
+def vowels(completions, factor, **_) -> list[float]:
+    """A reward function in TRL's form."""
+    shares = [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
+    return [share * weight for share, weight in zip(shares, factor, strict=True)]
+
+
+@pytest.mark.engine
+def test_a_reward_function_and_rows_train_from_python(model: Path, tmp_path: Path) -> None:
+    keys = {
+        "runs": str(tmp_path),
+        "name": "rewards",
+        "engine.max_model_len": 64,
+        "engine.kv_cache_gib": 0.05,
+        "grpo.steps": 1,
+        "grpo.prompts_per_step": 2,
+        "grpo.group_size": 4,
+        "grpo.max_new_tokens": 16,
+        "data.held_out": 2,
+        "eval.samples": 2,
+    }
+    rows = [{"prompt": f"count {number}", "factor": 2.0} for number in range(6)]
+    folder = fastgrpo.train(keys, model=model, reward=vowels, reward_weights=[0.5], dataset=rows)
+    (row,) = metrics(folder)
+    assert row["reward/total"] == pytest.approx(row["reward/vowels"])
+    assert 0 < row["reward/total"] < 1
+    evaluated = json.loads((folder / "evaluation.json").read_text())
+    assert len(evaluated) == 2 * 2 * 2
+
+
+def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this task needs a model"):
+        train({"runs": str(tmp_path)}, reward=vowels, dataset=[{"prompt": "a"}, {"prompt": "b"}])

@@ -117,7 +117,7 @@ class WorkflowEnvironment:
         """Status, solution and scores of a session that ended with `outcome`."""
         if outcome.status != "ok":
             error = last_line(outcome.error) or f"the workflow ended with: {outcome.status}"
-            return Execution(status=_status(outcome), error=error, feedback=error)
+            return Execution(status=status_of(outcome), error=error, feedback=error)
         # The session's value crossed from the jail, where the guest's own check may have been replaced.
         if not isinstance(outcome.value, str) or len(outcome.value) > self._limits.text_chars:
             error = f"workflow() must return the solution's code, at most {self._limits.text_chars} characters"
@@ -179,6 +179,7 @@ def guest_source() -> str:
     return Path(__file__).with_name("guest.py").read_text(encoding="utf-8")
 
 
-def _status(outcome: Outcome) -> ExecutionStatus:
+def status_of(outcome: Outcome) -> ExecutionStatus:
+    """An outcome's status as an execution's: code that is refused unread has failed."""
     status: Any = outcome.status
     return "failed" if status == "rejected" else status

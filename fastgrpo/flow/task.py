@@ -23,9 +23,8 @@ from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable
 async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[WorkflowEnvironment]:
     """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight."""
     sandbox = config.sandbox
-    async with _pool(sandbox.cells, run_limits(sandbox)) as pool:
+    async with open_pool(sandbox.cells, run_limits(sandbox), log) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)
-        watcher = asyncio.create_task(_watch(pool, log)) if log else None
         try:
             yield WorkflowEnvironment(
                 pool,
@@ -40,19 +39,23 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
                 instruction=config.data.instruction,
             )
         finally:
-            if watcher:
-                watcher.cancel()
             await worker.aclose()
 
 
 @asynccontextmanager
-async def _pool(cells: int, limits: Limits) -> AsyncIterator[SandboxPool]:
+async def open_pool(cells: int, limits: Limits, log: RunLog | None) -> AsyncIterator[SandboxPool]:
+    """A jail pool, whose jails in flight `log` shows. Raises UserError where this machine cannot run jails."""
     async with AsyncExitStack() as stack:
         try:
             pool = await stack.enter_async_context(SandboxPool(cells=cells or None, limits=limits))
         except SandboxUnavailable as error:
             raise UserError(str(error)) from error
-        yield pool
+        watcher = asyncio.create_task(_watch(pool, log)) if log else None
+        try:
+            yield pool
+        finally:
+            if watcher:
+                watcher.cancel()
 
 
 async def _watch(pool: SandboxPool, log: RunLog) -> None:

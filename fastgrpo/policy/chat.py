@@ -59,11 +59,13 @@ class Chat:
         """Every token that ends a completion."""
         return sorted({self.tokenizer.eos_token_id, self.turn_end_id, *self.extra_stop_ids})
 
-    def prompt_ids(self, text: str) -> list[int]:
-        """Ids of a first user turn, ready for the policy to write."""
+    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a first user turn, or of a conversation's messages, ready for the policy to write."""
+        turns = [_turn("user", prompt)] if isinstance(prompt, str) else [dict(message) for message in prompt]
         if not self.tokenizer.chat_template:
-            return self.tokenizer.encode(text)
-        return self._ids(self._render([*self._system, _turn("user", text)]))
+            return self.tokenizer.encode("\n".join(turn["content"] for turn in turns))
+        system = [] if turns[0]["role"] == "system" else self._system
+        return self._ids(self._render([*system, *turns]))
 
     def feedback_ids(self, text: str, last_id: int) -> list[int]:
         """Ids that follow a completion ending in token `last_id`: its end, the user's feedback, the next opening."""

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -18,20 +18,20 @@ Value = TypeVar("Value")
 class Environment(Protocol):
     """What the loop needs from a task: any object with these four methods trains with the same engine.
 
-    Problems are objects of the task's own with a unique `id`; so is what `execute` returns. The first and the last
-    method may be coroutines or plain functions; a plain one runs in a thread, so that decoding goes on meanwhile.
+    Problems are objects of the task's own with a unique `id`; so is what `execute` returns. `execute` and `results` may
+    be coroutines or plain functions; a plain one runs in a thread, so that decoding goes on meanwhile.
     """
 
-    def prompt(self, problem: Any) -> str:
-        """The text that the policy reads first."""
+    def prompt(self, problem: Any) -> str | list[dict[str, str]]:
+        """The text that the policy reads first, or the messages of a conversation."""
 
-    async def execute(self, problem: Any, completion: str, seed: int) -> Any:
+    def execute(self, problem: Any, completion: str, seed: int) -> Any:
         """Run one completion. One that raises or outlasts `grpo.execute_s` leaves its rollout without a reward."""
 
     def feedback_text(self, execution: Any) -> str | None:
         """What the policy reads between two rounds; None ends the rollout."""
 
-    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result] | Awaitable[list[Result]]:
         """One result for each rollout of a group, from its `executions`, one a round."""
 
 

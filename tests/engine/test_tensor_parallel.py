@@ -18,7 +18,8 @@ from fastgrpo.engine.engine import Engine, SyncReport
 from fastgrpo.errors import UserError
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.train import train
+from fastgrpo.tasks import Task
+from fastgrpo.train import run as run_training
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Result, Reward, Rollout
 
@@ -61,7 +62,7 @@ def run(model: Path, runs: Path, name: str, *, steps: int, tensor_parallel: int,
     values |= {"grpo.lr": 1e-3, "grpo.kl_weight": 0.05, "grpo.micro_batch_tokens": 96, "grpo.steps": steps}
     values |= {"eval.samples": 2, "checkpoint.every": 1}
     config = resolve(values)
-    asyncio.run(train(config, resume=resume, load_problems=load_problems, open_environment=open_even_bytes))
+    asyncio.run(run_training(config, resume=resume, task=Task(load_problems, open_even_bytes)))
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

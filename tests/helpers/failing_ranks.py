@@ -17,7 +17,8 @@ from fastgrpo.config import resolve
 from fastgrpo.engine.engine import Completion, SyncReport
 from fastgrpo.errors import run_program
 from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.train import train
+from fastgrpo.tasks import Task
+from fastgrpo.train import run
 from fastgrpo.training import learner
 from fastgrpo.types import Result, Reward
 
@@ -109,7 +110,7 @@ def main() -> None:
         learner.open_engine = random_engine
     Path(RUNS, f"rank{RANK}.pid").write_text(str(os.getpid()))
     with joined_ranks():
-        run_async(lambda: train(resolve(values), load_problems=load_problems, open_environment=open_environment))
+        run_async(lambda: run(resolve(values), task=Task(load_problems, open_environment)))
 
 
 if __name__ == "__main__":

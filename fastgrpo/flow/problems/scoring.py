@@ -92,8 +92,9 @@ def _cache_folder() -> Path:
 
 
 def _digest(problems: Sequence[Problem], sandbox: Sandbox) -> str:
-    """Of all that a trial's result depends on: the problems, the limits, the judge's own code and its Python."""
-    digest = hashlib.blake2b(msgspec.json.encode([problems, run_limits(sandbox), sys.version]), digest_size=16)
+    """Of all that a trial's result depends on: problems, the jails' settings, the judge's own code and its Python."""
+    jails = replace(sandbox, cells=0, workflows=1)
+    digest = hashlib.blake2b(msgspec.json.encode([problems, jails, sys.version]), digest_size=16)
     package = Path(fastgrpo_sandbox.__file__).parent
     for file in sorted([*package.glob("*.py"), *package.glob("guest/*.py")]):
         digest.update(file.read_bytes())
@@ -113,7 +114,7 @@ def _keep(path: Path, content: bytes) -> None:
 
 def _tried(problems: Sequence[Problem], sandbox: Sandbox) -> list[Trial]:
     at_once = sandbox.cells or os.cpu_count() or 1
-    deadline_s = 60 + 2 * len(problems) * sandbox.wall_s / at_once
+    deadline_s = 60 + 4 * len(problems) * sandbox.wall_s / at_once
     try:
         with BlockingSandboxPool(cells=at_once, limits=run_limits(sandbox)) as pool:
             assert isinstance(pool.pool, SandboxPool), "no other machine's"
@@ -125,14 +126,19 @@ def _tried(problems: Sequence[Problem], sandbox: Sandbox) -> list[Trial]:
 
 
 async def _try_all(pool: SandboxPool, problems: Sequence[Problem], at_once: int) -> list[Trial]:
-    """As many at once as there are jails, so that each is measured almost alone."""
+    """As many at once as there are jails, so that each is measured almost alone; what was too slow is tried again."""
     slots = asyncio.Semaphore(at_once)
 
     async def one(problem: Problem) -> Trial:
         async with slots:
             return await _try(pool, problem)
 
-    return await asyncio.gather(*map(one, problems))
+    trials = await asyncio.gather(*map(one, problems))
+    slow = [index for index, trial in enumerate(trials) if trial.reason.startswith("timeout")]
+    again = await asyncio.gather(*(one(problems[index]) for index in slow))
+    for index, trial in zip(slow, again, strict=True):
+        trials[index] = trial
+    return trials
 
 
 async def _try(pool: SandboxPool, problem: Problem, attempts: int = 2) -> Trial:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -16,6 +18,7 @@ from fastgrpo_sandbox.guest.syntax import parse
 # are gathered into a few, since what a judge is sent is compiled test by test.
 SINGLE_ROWS = 48
 GATHERED = 16
+LONG_CHARS = 300
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LOOSE = (ast.Compare, ast.BoolOp, ast.IfExp, ast.Lambda, ast.NamedExpr)
@@ -25,31 +28,35 @@ _SHARED = (*_DEFINITIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign,
 Cell = ast.expr | tuple["Cell", ...]
 
 
-def asserts_in_helpers(source: str) -> bool:
-    """True where `check(candidate)` leaves the asserting to functions outside of it. Raises SyntaxError."""
-    tree = parse(source)
+def asserts_in_helpers(tree: ast.Module) -> bool:
+    """True where `check(candidate)` leaves the asserting to functions outside of it."""
     outside = [node for node in tree.body if not _is_check(node)]
     return bool(_asserting(ast.Module(outside, [])))
 
 
-def one_by_one(source: str, candidate: str) -> AssertTests:
+def one_by_one(source: str, tree: ast.Module, candidate: str) -> AssertTests:
     """The tests of `source`, each to be passed on its own, `candidate` being an expression for what is tested.
 
-    `source` defines `check(candidate)`, or is a script that tests by itself. A statement that asserts, or calls a
-    function that does, is a test; of a loop over tables each row is one. What tests share is their setup. Where a test
-    depends on what the candidate did before, the whole is one test. Raises SyntaxError.
+    `source` defines `check(candidate)`, or is a script that tests by itself; its `tree` is used up. A statement that
+    asserts, or calls a function that does, is a test; of a loop over tables each row is one. What tests share is their
+    setup. Where a test depends on what the candidate did before, the whole is one test.
     """
-    tree = parse(source)
-    check = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and _is_check(node)), None)
+    check = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"), None)
     body = tree.body if check is None else check.body
     parameter = check.args.args[0].arg if check is not None and check.args.args else ""
+    text = _Text(source)
+    tables = {} if check is None else dict(_detached(tree.body))
+    tables |= _detached(body)
     asserting = _asserting(tree)
     tests = [node for node in body if _is_test(node, asserting)]
     shared = [] if check is None else [node for node in tree.body if node is not check and not _calls(node, "check")]
     shared += [node for node in body if not _is_test(node, asserting) and not _says_nothing(node)]
-    if not tests or not _is_independent(shared, parameter) or any(map(_returns, tests)):
-        return _as_one(tree, candidate if check is not None else "")
-    unroller = _Unroller(source, shared, {parameter: candidate} if parameter else {})
+    dependent = any(map(_returns, tests)) or any(
+        parameter and text.names(table, parameter) for table in tables.values()
+    )
+    if not tests or dependent or not _is_independent(shared, parameter):
+        return _as_one(parse(source), candidate if check is not None else "")
+    unroller = _Unroller(text, tables, shared, {parameter: candidate} if parameter else {})
     texts = tuple(text for node in tests for text in unroller.tests(node))
     return AssertTests(asserts=texts, setup=unroller.setup())
 
@@ -57,7 +64,8 @@ def one_by_one(source: str, candidate: str) -> AssertTests:
 def _as_one(tree: ast.Module, candidate: str) -> AssertTests:
     """A script, or `check` where there is a `candidate` for it, as one test that is passed by running to its end."""
     if not candidate:
-        return AssertTests(asserts=("\n".join(map(_plain, tree.body)) + TO_THE_END,))
+        text = "\n".join(_with_stand_in(_Raising().visit(node)) for node in tree.body)
+        return AssertTests(asserts=(text + TO_THE_END,))
     shared = [node for node in tree.body if _is_check(node) or not _calls(node, "check")]
     return AssertTests(asserts=(f"check({candidate}){TO_THE_END}",), setup="\n".join(map(_with_stand_in, shared)))
 
@@ -81,13 +89,48 @@ def _finished(nodes: list[ast.stmt], text: str) -> str:
     return text if any(isinstance(node, ast.Assert) for node in nodes) else text + TO_THE_END
 
 
-class _Unroller:
-    """Statements of `source` as tests; `shared` are those that all tests need, `given` names expressions for names."""
+class _Text:
+    """A source of which expressions' own texts are cut: for long tables far faster than to write them anew."""
 
-    def __init__(self, source: str, shared: list[ast.stmt], given: dict[str, str]) -> None:
+    def __init__(self, source: str) -> None:
         self._lines = source.encode().splitlines(keepends=True)
-        self._shared, self._given = shared, given
-        self._tables = dict(_tables(shared))
+
+    def of(self, node: ast.expr) -> str:
+        """The expression as it is written."""
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        if first == last:
+            return self._lines[first][node.col_offset : node.end_col_offset].decode()
+        ends = self._lines[first][node.col_offset :], self._lines[last][: node.end_col_offset]
+        return b"".join([ends[0], *self._lines[first + 1 : last], ends[1]]).decode()
+
+    def names(self, node: ast.expr, name: str) -> bool:
+        """True where the expression's text may speak of `name`."""
+        return re.search(rf"\b{name}\b", self.of(node)) is not None
+
+    def value(self, node: ast.expr) -> str:
+        """The expression's text; a long one as a string that the judge evaluates, which the host need not compile."""
+        text = self.of(node)
+        if len(text) <= LONG_CHARS:
+            return text
+        return f"json.loads({text!r})" if _is_json(text) else f"eval({text!r})"
+
+
+def _is_json(text: str) -> bool:
+    """True for text that JSON and Python read as the same value."""
+    if "\\" in text:
+        return False
+    try:
+        return isinstance(json.loads(text, parse_constant=ast.literal_eval), list)
+    except ValueError:
+        return False
+
+
+class _Unroller:
+    """Statements as tests. `tables` are the lists by name that loops run over, `shared` the statements that all tests
+    need, `given` the expressions to put in the place of names."""
+
+    def __init__(self, text: _Text, tables: dict[str, ast.expr], shared: list[ast.stmt], given: dict[str, str]) -> None:
+        self._source, self._tables, self._shared, self._given = text, tables, shared, given
         self._read: set[str] = set()
 
     def tests(self, node: ast.stmt) -> list[str]:
@@ -104,8 +147,17 @@ class _Unroller:
     def setup(self) -> str:
         """What tests share, without the tables that none of them reads any more."""
         read = self._read.union(*(_names_read(node) for node in self._shared))
-        kept = [node for node in self._shared if not _assigned(node) or read.intersection(_assigned(node))]
-        return "\n".join(_with_stand_in(node) for node in kept)
+        wanted = {name for name in self._tables if name in read or self._is_in_table(name)}
+        return "\n".join(["import json", *(self._shared_text(node, wanted) for node in self._shared)])
+
+    def _is_in_table(self, name: str) -> bool:
+        return any(self._source.names(table, name) for other, table in self._tables.items() if other != name)
+
+    def _shared_text(self, node: ast.stmt, wanted: set[str]) -> str:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)]) if name in self._tables:
+                return f"{name} = {self._source.value(self._tables[name])}" if name in wanted else "pass"
+        return _with_stand_in(node)
 
     def _rows(self, loop: ast.For) -> list[str] | None:
         """The loop's body for each row of its tables; None where these are not known from the text."""
@@ -128,7 +180,7 @@ class _Unroller:
             text, mark = self._text(cell), _mark(name)
             if name not in inline:
                 first += f"{name} = {text}\n"
-            elif isinstance(cell, ast.List | ast.Tuple) and cell.elts:
+            elif isinstance(cell, ast.List | ast.Tuple) and cell.elts and len(text) <= LONG_CHARS:
                 body = body.replace(f"*{mark}", text[1:-1].strip(" ,\n"))
             body = body.replace(mark, f"({text})" if isinstance(cell, _LOOSE) else text)
         return first + body
@@ -148,17 +200,10 @@ class _Unroller:
         return None
 
     def _text(self, cell: Cell) -> str:
-        """A cell's own text, which for long tables is found far faster than it is written anew."""
         if isinstance(cell, tuple):
             return f"({', '.join(map(self._text, cell))},)"
-        if isinstance(cell, ast.Constant) and not hasattr(cell, "lineno"):
-            return repr(cell.value)
-        first, last = cell.lineno - 1, (cell.end_lineno or cell.lineno) - 1
-        if first == last:
-            return self._lines[first][cell.col_offset : cell.end_col_offset].decode()
-        middle = self._lines[first + 1 : last]
-        ends = self._lines[first][cell.col_offset :], self._lines[last][: cell.end_col_offset]
-        return b"".join([ends[0], *middle, ends[1]]).decode()
+        # enumerate's numbers are in no source
+        return self._source.value(cell) if hasattr(cell, "lineno") else ast.unparse(cell)
 
 
 def _is_test(node: ast.stmt, asserting: set[str]) -> bool:
@@ -215,10 +260,12 @@ def _is_independent(shared: list[ast.stmt], parameter: str) -> bool:
     )
 
 
-def _tables(shared: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
-    for node in shared:
+def _detached(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
+    """Lists and tuples that are given a name, each replaced in its place by nothing: they may be very long."""
+    for node in body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.List() | ast.Tuple() as table):
+                node.value = ast.Constant(None)
                 yield name, table
 
 

@@ -152,7 +152,7 @@ APPS = {
 }
 APPS_CALLS = APPS | {
     "problem_id": 8,
-    "solutions": json.dumps(["from typing import List\n" + METHOD]),
+    "solutions": json.dumps([METHOD]),
     "input_output": json.dumps({"fn_name": "addAll", "inputs": [[[1, 2], 0], [[], 4]], "outputs": [[3], 4]}),
     "starter_code": STARTER,
 }
@@ -201,7 +201,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], str | None, int, int]] = {
     "ClassEval": (CLASS_EVAL, None, 1, 1),
     "LeetCode": (LEETCODE, None, 2, 2),
     "LiveCodeBench stdin": (LCB_STDIN, READS, 1, 2),
-    "LiveCodeBench functional": (LCB_FUNCTIONAL, "from typing import List\n" + METHOD, 1, 2),
+    "LiveCodeBench functional": (LCB_FUNCTIONAL, METHOD, 1, 2),
     "APPS": (APPS, None, 1, 2),
     "APPS calls": (APPS_CALLS, None, 1, 1),
     "TACO": (TACO, None, 1, 2),
