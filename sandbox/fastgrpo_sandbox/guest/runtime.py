@@ -159,8 +159,6 @@ def _place_files(files: dict[str, bytes]) -> None:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "wb") as file:
             file.write(content)
-    if files:
-        sys.path.insert(0, os.getcwd())  # modules beside a script can be imported
 
 
 def _script(job: dict[str, Any], peer: int) -> int:
