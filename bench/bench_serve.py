@@ -121,9 +121,9 @@ async def measure(url: str, cold_url: str) -> dict[str, list[Round]]:
     ):
         runs = {
             "in process": jailed(pool),
-            "/run": jailed(remote),
+            "/run": jailed(cast(Any, remote)),
             "/run_code": fused(session, url),
-            "cold": jailed(cold),
+            "cold": jailed(cast(Any, cold)),
         }
         for name, run in runs.items():
             await speed(run, 64 if name == "cold" else 400, IN_FLIGHT)
