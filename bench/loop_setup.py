@@ -102,5 +102,6 @@ class PeakLog(RunLog):
         super().__init__(folder, live=False)
         self._peaks = peaks
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        super().step(step, {**metrics, **{f"peak/{name}": peak for name, peak in self._peaks.take().items()}})
+    def step(self, step: int, metrics: Mapping[str, float], *, waited_for: str = "") -> None:
+        peaks = {f"peak/{name}": peak for name, peak in self._peaks.take().items()}
+        super().step(step, {**metrics, **peaks}, waited_for=waited_for)

@@ -19,6 +19,7 @@ from fastgrpo.config import Config
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine.engine import Engine, open_engine
 from fastgrpo.errors import UserError, run_program
+from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
@@ -87,13 +88,16 @@ async def evaluate(
 def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
     """Means over `rows`: the reward, and each of the environment's metrics over the rows that have it.
 
-    Where the rows have a `complexity`, also its means on the easiest and on the hardest third of the problems.
+    Where the rows have a `complexity`, also its means on the easiest and on the hardest third of the problems; where
+    they have workers' calls, how the policy adapts to the problem (`fastgrpo.flow.adaptivity`).
     """
     if not rows:
         return {}
+    plain = [msgspec.structs.asdict(row) for row in rows]
     names = dict.fromkeys(name for row in rows for name in row.metrics)
     means = {name: statistics.fmean(row.metrics[name] for row in rows if name in row.metrics) for name in names}
-    return {"reward": statistics.fmean(row.reward for row in rows)} | means | _by_difficulty(rows)
+    means["reward"] = statistics.fmean(row.reward for row in rows)
+    return means | _by_difficulty(rows) | adaptivity(observed_of(plain))
 
 
 def _by_difficulty(rows: Sequence[EvalRow]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bench.structures import WORKFLOWS
 from fastgrpo import evaluate, solve
 from fastgrpo.cli import CommandLine
 from fastgrpo.config import Config, resolve
@@ -84,3 +85,16 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
         engine_module.open_engine(CONFIG, Path("folder")),
     ):
         pass
+
+
+def test_how_the_policy_adapts_is_in_the_summary() -> None:
+    def row(number: int, calls: float) -> evaluate.EvalRow:
+        metrics = {"pass_rate": 1.0, "worker_tokens": 100 * calls}
+        code = WORKFLOWS["generate" if calls == 1 else "until passed"]
+        problem = {"problem_id": f"p{number}", "difficulty": number / 9}
+        return evaluate.EvalRow(stage="grpo", status="ok", reward=1.0, metrics=metrics, workflow=code, **problem)
+
+    found = evaluate.summary([row(number, 1.0 + number // 3) for number in range(9)])
+    assert (found["cost_hard_over_easy"], found["structures_by_problem"]) == (3.0, 2.0)
+    alone = evaluate.EvalRow(stage="", problem_id="", status="ok", reward=0.0, metrics={})
+    assert "cost_hard_over_easy" not in evaluate.summary([alone])
