@@ -151,7 +151,7 @@ def warm_up() -> None:
     module = types.ModuleType("solution")
     module.__dict__["f"] = list
     asking, answering = Peer(near.fileno()), Peer(far.fileno(), module)
-    asking.ask("call", "f", [[1, (2.5, "x")]], {})
+    asking.ask("call", "f", "", [[1, (2.5, "x")]])
     answering.serve_one()
     asking.result("call")
     code, count, _ = compile_asserts("assert f(1) == 2\n")

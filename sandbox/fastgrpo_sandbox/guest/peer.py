@@ -15,7 +15,7 @@ import io
 import sys
 import types
 from _thread import RLock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import remote
@@ -34,6 +34,7 @@ PLAIN_BASES: dict[type, Callable[[Any], Sequence[Any]]] = {  # what cannot chang
     tuple: lambda value: list(tuple.__iter__(value)),
     frozenset: lambda value: list(frozenset.__iter__(value)),
 }
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 NAMES = frozenset(("get", name) for name in ("__name__", "__qualname__", "__doc__"))
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, ImportError)
 
@@ -60,31 +61,34 @@ class Peer:
 
     # ---- asking ----
 
-    def request(self, operation: str, target: Any, *parts: Any) -> Any:
+    def request(
+        self, operation: str, target: Any, name: str = "", args: Sequence[Any] = (), named: Mapping[str, Any] = NOTHING
+    ) -> Any:
         """What the other side answers. Raises what it raised, and Gone."""
         with self._turn:
-            self.ask(operation, target, *parts)
-            return self.result(operation, *parts)
+            self.ask(operation, target, name, args, named)
+            return self.result(operation, name)
 
-    def ask(self, operation: str, target: Any, *parts: Any) -> None:
+    def ask(
+        self, operation: str, target: Any, name: str = "", args: Sequence[Any] = (), named: Mapping[str, Any] = NOTHING
+    ) -> None:
         """The first half of a request."""
         if self.is_gone:
             raise Gone
-        self._send(["ask", operation, target, _is_redirected(), *parts])
+        self._send(["ask", operation, target, name, _is_redirected(), *named], [*args, *named.values()])
 
-    def result(self, operation: str, *parts: Any) -> Any:
+    def result(self, operation: str, name: str = "") -> Any:
         """The second half; answers what is asked meanwhile."""
-        kind, *answer = self._receive()
+        (kind, *head), values = self._receive()
         while kind == "ask":
-            self._answer(answer)
-            kind, *answer = self._receive()
+            self._answer(head, values)
+            (kind, *head), values = self._receive()
         self._codec.shared.forget()
-        value, printed = answer
-        if printed:
-            sys.stdout.write(printed)
+        if head[0]:
+            sys.stdout.write(head[0])
         if kind == "raise":
-            raise value if _may_end_a_loop(operation, *parts) else _not_ending_loops(value)
-        return value
+            raise values[0] if _may_end_a_loop(operation, name) else _not_ending_loops(values[0])
+        return values[0]
 
     def name(self, name: str) -> tuple[Any, bool]:
         """The solution's value of a name, and whether it is the standard library's of that name, which is then taken
@@ -98,11 +102,11 @@ class Peer:
         """A function of the solution, by name, without asking whether there is one."""
         return remote.proxy(remote.Function, (self, name))
 
-    def _send(self, message: list[Any]) -> None:
+    def _send(self, head: list[Any], values: Sequence[Any]) -> None:
         first, known = self._codec.shared.count, len(self._lent)
         self._telling = []
         try:
-            data = self._codec.pack(message)
+            data = self._codec.pack(head, values)
         except BaseException:
             self._take_back(known)
             raise
@@ -141,53 +145,62 @@ class Peer:
 
     def serve_one(self) -> None:
         """Waits for a request and answers it. Raises EOFError when the other side has closed."""
-        _, *request = self._codec.unpack(read_peer(self._fd, None))
-        self._answer(request)
+        (_, *head), values = self._codec.unpack(read_peer(self._fd, None))
+        self._answer(head, values)
         self._codec.shared.forget()
 
-    def _answer(self, request: list[Any]) -> None:
-        operation, target, is_redirected, *parts = request
-        kind, value, printed = "value", None, ""
-        with _capture(is_redirected) as output:
-            try:
-                found = self._lent[target] if isinstance(target, int) else self._named(target)
-                value = (
-                    [_library_place(found), found] if operation == "name" else self._perform(operation, found, *parts)
-                )
-            except Gone:
-                raise
-            except BaseException as error:
-                kind, value = "raise", error
-        printed = output.getvalue() if output else ""
-        if self._module is not None:
-            _show_prints()
+    def _answer(self, head: list[Any], values: list[Any]) -> None:
+        operation, target, name, is_redirected, *named = head
+        kind, printed = "value", ""
         try:
-            self._send([kind, value, printed])
+            found = self._lent[target] if isinstance(target, int) else self._named(target)
+            args, kwargs = _split(values, named) if named else (values, NOTHING)
+            if is_redirected:
+                with contextlib.redirect_stdout(io.StringIO()) as output:
+                    try:
+                        value = self._perform(operation, found, name, args, kwargs)
+                    finally:
+                        printed = output.getvalue()
+            else:
+                value = self._perform(operation, found, name, args, kwargs)
         except Gone:
             raise
         except BaseException as error:
-            self._send(["raise", ValueError(f"the answer cannot be sent: {error}"), printed])
+            kind, value = "raise", error
+        if self._module is not None:
+            _show_prints()
+        self._send_answer(kind, printed, value)
+
+    def _send_answer(self, kind: str, printed: str, value: Any) -> None:
+        try:
+            self._send([kind, printed], [value])
+        except Gone:
+            raise
+        except BaseException as error:
+            self._send(["raise", printed], [ValueError(f"the answer cannot be sent: {error}")])
 
     def _named(self, name: str) -> Any:
         if self._module is None:
             raise AttributeError("the names of the tests are their own")
         return getattr(self._module, name)
 
-    def _perform(self, operation: str, found: Any, *parts: Any) -> Any:
-        if self._module is None and not _is_allowed(operation, *parts):
-            raise AttributeError(f"{parts[0] if parts else operation!r} of what the tests lent is not for the solution")
+    def _perform(self, operation: str, found: Any, name: str, args: list[Any], named: Mapping[str, Any]) -> Any:
+        if self._module is None and not _is_allowed(operation, name):
+            raise AttributeError(f"{name or operation!r} of what the tests lent is not for the solution")
         match operation:
-            case "get":
-                return getattr(found, parts[0])
-            case "set":
-                return setattr(found, parts[0], parts[1])
-            case "del":
-                return delattr(found, parts[0])
             case "call":
-                return found(*parts[0], **parts[1])
+                return found(*args, **named)
+            case "get":
+                return getattr(found, name)
+            case "set":
+                return setattr(found, name, args[0])
+            case "del":
+                return delattr(found, name)
+            case "name":
+                return [_library_place(found), found]
             case "await":
                 return _run(found)
-        return _special(found, parts[0], parts[1])
+        return _special(found, name, args)
 
     # ---- what is not plain ----
 
@@ -383,8 +396,8 @@ def _error(name: str, args: tuple[Any, ...], state: dict[str, Any]) -> BaseExcep
     return made
 
 
-def _may_end_a_loop(operation: str, *parts: Any) -> bool:
-    return operation == "await" or (operation == "special" and parts[0] in ("__next__", "send", "__anext__"))
+def _may_end_a_loop(operation: str, name: str) -> bool:
+    return operation == "await" or (operation == "special" and name in ("__next__", "send", "__anext__"))
 
 
 def _not_ending_loops(error: Any) -> BaseException:
@@ -397,11 +410,17 @@ def _not_ending_loops(error: Any) -> BaseException:
 # ---- doing what was asked ----
 
 
-def _is_allowed(operation: str, *parts: Any) -> bool:
+def _is_allowed(operation: str, name: Any) -> bool:
     """Whether the solution's process may do this to an object of the tests."""
     if operation in ("get", "set", "del"):
-        return isinstance(parts[0], str) and (not parts[0].startswith("_") or (operation, parts[0]) in NAMES)
-    return operation == "call" or (operation == "special" and parts[0] in (*remote.SPECIALS, "send"))
+        return isinstance(name, str) and (not name.startswith("_") or (operation, name) in NAMES)
+    return operation == "call" or (operation == "special" and name in (*remote.SPECIALS, "send"))
+
+
+def _split(values: list[Any], names: list[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments by place and by name."""
+    first = len(values) - len(names)
+    return values[:first], dict(zip(names, values[first:], strict=True))
 
 
 def _special(found: Any, name: str, args: list[Any]) -> Any:
@@ -429,16 +448,6 @@ def _run(awaitable: Any) -> Any:
 
 def _is_redirected() -> bool:
     return sys.stdout is not sys.__stdout__
-
-
-@contextlib.contextmanager
-def _capture(is_wanted: bool) -> Iterator[io.StringIO | None]:
-    """What is printed meanwhile, for the side whose own output goes elsewhere."""
-    if not is_wanted:
-        yield None
-        return
-    with contextlib.redirect_stdout(io.StringIO()) as output:
-        yield output
 
 
 def _show_prints() -> None:
