@@ -59,7 +59,7 @@ class _Record:
 
 
 def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
-    """One bool for each assertion of a CheckTests job or each line of an AssertTests job. Raises what the setup does."""
+    """One bool for each assertion of a CheckTests job or line of an AssertTests job. Raises what the setup does."""
     sys.setrecursionlimit(3000)
     solution = Peer(peer)
     namespace: dict[str, Any] = {"__name__": "tests"}

@@ -85,7 +85,10 @@ KINDS: dict[str, Kind] = {
         list, lambda most: _of("collections.deque")((), most), _deque_fill, lambda value: value.maxlen
     ),
     "collections.defaultdict": Kind(
-        _pairs, lambda factory: _of("collections.defaultdict")(factory), _dict_fill, lambda value: value.default_factory
+        _pairs,
+        lambda factory: _of("collections.defaultdict")(factory, ()),
+        _dict_fill,
+        lambda value: value.default_factory,
     ),
     "collections.OrderedDict": Kind(
         lambda value: list(chain.from_iterable(_of("collections.OrderedDict").items(value))),
@@ -93,7 +96,7 @@ KINDS: dict[str, Kind] = {
         _ordered_fill,
     ),
     "collections.Counter": Kind(_pairs, lambda _: _of("collections.Counter")(), _dict_fill),
-    "array.array": Kind(list, lambda code: _of("array.array")(code), _slice_fill, lambda value: value.typecode),
+    "array.array": Kind(list, lambda code: _of("array.array")(code, ()), _slice_fill, lambda value: value.typecode),
 }
 Parts = Callable[[Any], Sequence[Any]]
 VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the class itself
@@ -123,7 +126,10 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
     "uuid.UUID": (lambda value: (value.hex,), None),
     "pathlib.PosixPath": (lambda value: (str(value),), None),
     "pathlib.PurePosixPath": (lambda value: (str(value),), None),
-    "re.Pattern": (lambda value: (value.pattern, value.flags), lambda *parts: _of("re.compile")(*parts)),
+    "re.Pattern": (
+        lambda value: (value.pattern, value.flags),
+        lambda pattern, flags: _of("re.compile")(pattern, flags),
+    ),
 }
 
 

@@ -62,8 +62,8 @@ def send_peer(fd: int, data: bytes) -> None:
 
 
 def read_peer(fd: int, limit: int | None) -> bytes:
-    """One frame from the other process, of at most `limit` bytes where there is one. Raises EOFError when it is gone and
-    ValueError when the frame is too long."""
+    """One frame from the other process, of at most `limit` bytes where there is one. Raises EOFError when it is gone
+    and ValueError when the frame is too long."""
     length = int.from_bytes(read_exactly(fd, 4), "little")
     if limit is not None and length > limit:
         raise ValueError("frame too long")
