@@ -7,6 +7,7 @@ worst case: on hosts of their own the server has them all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import platform
 import statistics
@@ -14,14 +15,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import uvloop
 from aiohttp import web
 from bench_sandbox import JOB, LOAD_BEFORE, Run, Speed, cold_bwrap, cpu_model, jailed, speed
+from sandbox_soak import descendants
 
 from fastgrpo_sandbox import Limits, Outcome, RemotePool, SandboxPool
 from fastgrpo_sandbox.serving.app import App
@@ -51,7 +54,7 @@ class ColdBwrap:
 
 async def serve_cold() -> None:
     """The server of this package over ColdBwrap, until killed."""
-    runner = web.AppRunner(App(Jails(ColdBwrap(), 4096, Limits())).application(), access_log=None)
+    runner = web.AppRunner(App(Jails(cast(Any, ColdBwrap()), 4096, Limits())).application(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     print("serving on http://{}:{}".format(*runner.addresses[0]), flush=True)
@@ -82,9 +85,33 @@ def fused(session: aiohttp.ClientSession, url: str) -> Run:
     return run
 
 
-async def measure(url: str, cold_url: str) -> dict[str, list[Speed]]:
+def cpu_ms() -> float:
+    """CPU time so far of this process, the servers, their jails, and of all their ended children."""
+    ticks = 0
+    for pid in (os.getpid(), *descendants(os.getpid())):
+        with contextlib.suppress(OSError):  # an armed child that has just become a job
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += sum(map(int, fields[11:15]))
+    return 1000 * ticks / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Round:
+    """Jobs/s with their latencies, and milliseconds of CPU for one job in all processes."""
+
+    speed: Speed
+    cpu_ms: float
+
+
+async def measured(run: Run, jobs: int) -> Round:
+    before = cpu_ms()
+    found = await speed(run, jobs, IN_FLIGHT)
+    return Round(found, (cpu_ms() - before) / jobs)
+
+
+async def measure(url: str, cold_url: str) -> dict[str, list[Round]]:
     """ROUNDS rounds of each, taking turns."""
-    found: dict[str, list[Speed]] = {"in process": [], "/run": [], "/run_code": [], "cold": []}
+    found: dict[str, list[Round]] = {"in process": [], "/run": [], "/run_code": [], "cold": []}
     connector = aiohttp.TCPConnector(limit=0)
     async with (
         SandboxPool() as pool,
@@ -94,19 +121,19 @@ async def measure(url: str, cold_url: str) -> dict[str, list[Speed]]:
     ):
         runs = {
             "in process": jailed(pool),
-            "/run": jailed(remote),
+            "/run": jailed(cast(Any, remote)),
             "/run_code": fused(session, url),
-            "cold": jailed(cold),
+            "cold": jailed(cast(Any, cold)),
         }
         for name, run in runs.items():
             await speed(run, 64 if name == "cold" else 400, IN_FLIGHT)
         for _ in range(ROUNDS):
             for name, run in runs.items():
-                found[name].append(await speed(run, COLD_JOBS if name == "cold" else JOBS, IN_FLIGHT))
+                found[name].append(await measured(run, COLD_JOBS if name == "cold" else JOBS))
     return found
 
 
-def table(found: dict[str, list[Speed]]) -> list[str]:
+def table(found: dict[str, list[Round]]) -> list[str]:
     """Medians of the rounds; ratios are medians of each round's own."""
     titles = {
         "in process": "in process",
@@ -114,14 +141,20 @@ def table(found: dict[str, list[Speed]]) -> list[str]:
         "/run_code": "over HTTP, SandboxFusion's `POST /run_code` (JSON)",
         "cold": "cold bwrap + python3 -I -S behind the same server",
     }
-    lines = ["| 64 in flight | jobs/s | p50 / p99 | of in process, bar 60 % |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| 64 in flight | jobs/s | p50 / p99 | CPU of one job, all processes | jobs/s of in process, bar 60 % |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for name, title in titles.items():
         rounds = found[name]
-        share = statistics.median(a.rate / b.rate for a, b in zip(rounds, found["in process"], strict=True))
-        rate = statistics.median(round.rate for round in rounds)
-        p50, p99 = (statistics.median(round.ms(percent) for round in rounds) for percent in (50, 99))
+        beside = zip(rounds, found["in process"], strict=True)
+        share = statistics.median(one.speed.rate / other.speed.rate for one, other in beside)
+        rate, cpu = (
+            statistics.median(values) for values in zip(*((r.speed.rate, r.cpu_ms) for r in rounds), strict=True)
+        )
+        p50, p99 = (statistics.median(r.speed.ms(percent) for r in rounds) for percent in (50, 99))
         missed = ", **missed**" if name.startswith("/") and share < BAR else ""
-        lines.append(f"| {title} | {rate:.0f} | {p50:.1f} / {p99:.1f} ms | {share:.0%}{missed} |")
+        lines.append(f"| {title} | {rate:.0f} | {p50:.1f} / {p99:.1f} ms | {cpu:.2f} ms | {share:.0%}{missed} |")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What the engine's benchmarks share: the Qwen2.5 shapes with random weights, a GRPO step in phases, clocks, a table.
+"""What the engine's benchmarks share: the Qwen2.5 shapes with random weights, the workload, clocks, a table.
 
 MFU counts 6 FLOP a parameter and token of the layers, 6 of the head for loss tokens only, and causal attention, for
 what is computed: a prompt that a group shares once, and nothing for recomputation. Its base is the datasheet rate of an
@@ -30,17 +30,15 @@ import uvloop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from fastgrpo.config import Grpo
 from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
-from fastgrpo.rollouts.rollouts import Environment, Sampling, collect
+from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.rollouts import Sampling, collect
 from fastgrpo.training import flops as flops_module
 from fastgrpo.training.flops import training_flops
-from fastgrpo.training.learner import to_samples, update
-from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Group, Result, Reward, Rollout, Sample
 
@@ -91,7 +89,7 @@ def shape(size: str) -> Qwen2Config:
         vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
         num_key_value_heads=4 if size == "7b" else 2,
         max_position_embeddings=32768,
-        rope_theta=1e6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=size != "7b",
         **SHAPES[size],
     )
@@ -168,9 +166,10 @@ class MemoryPeaks:
             self.peaks[self.phase] = max(self.peaks.get(self.phase, 0.0), used_gib(self._device))
             time.sleep(0.02)
 
-    def over(self, *phases: str) -> float:
-        """The highest of the peaks of `phases`."""
-        return max(self.peaks.get(phase, 0.0) for phase in phases)
+    def take(self) -> dict[str, float]:
+        """The peaks since the last call."""
+        peaks, self.peaks = self.peaks, {}
+        return peaks
 
 
 class Trivial:
@@ -248,20 +247,18 @@ class Setup:
     """One engine and one policy that lives in its memory."""
 
     def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_threshold: float = 0.2) -> None:
-        self.work, self.kv_gib = work, kv_gib
-        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": kv_gib if CUDA else 0.2}
-        limits = {
+        self.folder, self.work, self.kv_gib = folder, work, kv_gib
+        options: dict[str, Any] = {
+            "dtype": "bfloat16" if CUDA else "float32",
+            "kv_cache_gib": kv_gib if CUDA else 0.2,
             "max_model_len": work.max_model_len,
             "max_num_seqs": work.sequences,
             "parity_threshold": parity_threshold,
         }
-        self.engine, self.start_seconds = timed(lambda: Engine(folder, **options, **limits))  # type: ignore[arg-type]
+        self.engine, self.start_seconds = timed(lambda: Engine(folder, **options))
         dtype = torch.bfloat16 if CUDA else torch.float32
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
         self.first_sync = self.engine.sync(self.policy)
-
-    def optimizer(self, *, offload: bool = False) -> AdamW:
-        return AdamW(self.policy.model.parameters(), AdamWOptions(lr=1e-6 if CUDA else 1e-3), offload=offload)
 
     def collect(self, problems: Sequence[Any], environment: Environment, seed: int) -> list[Group]:
         """Rollouts as the training loop collects them."""
@@ -280,34 +277,6 @@ class Setup:
             sampling=self.work.sampling(),
             seed=seed,
         )
-
-    def step(self, optimizer: AdamW, seed: int, budget: int, memory: MemoryPeaks) -> dict[str, float]:
-        """One GRPO step as the training loop makes it: seconds of its phases, and the update's metrics."""
-        problems, environment = self.work.problems(seed)
-        memory.phase = "generate"
-        groups, generate_s = timed(lambda: self.collect(problems, environment, seed))
-        _, sleep_s = timed(self.engine.sleep)
-        memory.phase = "train"
-        samples = to_samples(groups, Grpo())
-        metrics, train_s, peak = self.train(optimizer, samples, budget)
-        memory.phase = "sync"
-        _, wake_s = timed(self.engine.wake)
-        sync, sync_s = timed(lambda: self.engine.sync(self.policy))
-        return metrics | {
-            "generate": generate_s,
-            "train": train_s,
-            "rest": sleep_s + wake_s + sync_s,
-            "sync_ms": sync.seconds * 1e3,
-            "canary_ms": sync.check_seconds * 1e3,
-            "allocator": peak,
-            "flops": flops(self.policy, samples, budget),
-        }
-
-    def train(self, optimizer: AdamW, samples: list[Sample], budget: int) -> tuple[dict[str, float], float, float]:
-        """The update's metrics, its seconds and the peak of torch's allocator in GiB, without the sleeping KV cache."""
-        counted = start_peak(self.kv_gib)
-        metrics, seconds = timed(lambda: update(self.policy, optimizer, samples, Grpo(), budget=budget))
-        return metrics, seconds, torch.cuda.max_memory_allocated() / GIB - counted if CUDA else float("nan")
 
 
 def release_memory() -> None:

@@ -88,7 +88,7 @@ class Fuzzer:
         for number in range(jobs):
             await self._job(self.rng.choice(list(PARCELS)))
             if number % 100 == 0:
-                self.cell._transport.reset_mock()
+                self.cell._transport.reset_mock()  # type: ignore[attr-defined]
                 self._feed(neighbour.number, DATA, msgspec.msgpack.encode((number, "neighbour", {})))
                 await asyncio.sleep(0)
         assert not self.cell.lost

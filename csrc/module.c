@@ -101,16 +101,16 @@ static PyObject *receive(PyObject *self, PyObject *args) {
     child_start start;
     char *payload = NULL;
     bool has_peer = false;
-    PyObject *file, *module;
+    PyObject *file, *module, *end;
     Py_buffer result;
-    if (!PyArg_ParseTuple(args, "UO!y*", &file, &PyModule_Type, &module, &result)) return NULL;
+    if (!PyArg_ParseTuple(args, "UO!y*O", &file, &PyModule_Type, &module, &result, &end)) return NULL;
     if (!child_receive(&start, &payload, &has_peer)) _exit(0); /* the server is gone, or never needed this child */
     size_t length = start.payload_bytes, taken = take_secret(payload, length);
     if (payload[0] != PLAIN || memchr(payload, 0, length) != NULL)
         return Py_BuildValue("(y#i)", payload + taken, (Py_ssize_t)(length - taken), has_peer ? PEER_FD : -1);
     payload[length] = 0;
     plain_source = payload + 1;
-    if (run_source(plain_source, file, module) != 0) return NULL;
+    if (run_source(plain_source, file, module) != 0 || PyObject_CallNoArgs(end) == NULL) return NULL;
     _exit(write(CHANNEL_FD, result.buf, (size_t)result.len) == result.len ? 0 : 1);
 }
 
@@ -138,8 +138,9 @@ static PyMethodDef methods[] = {
     {"serve", serve, METH_VARARGS,
      "serve(host_fd, proc_fd, groups_fd or -1, armed): fork a jailed child for each job; returns None, in a child only."},
     {"receive", receive, METH_VARARGS,
-     "receive(file, module, result) -> (payload, peer_fd or -1): wait for a job, then confine this child. A plain script is "
-     "run here, in `module`; then this raises what it raises, or sends `result` and ends the process."},
+     "receive(file, module, result, end) -> (payload, peer_fd or -1): wait for a job, then confine this child. A plain "
+     "script is run here, in `module`; then this raises what it raises, or calls `end`, sends `result` and ends the "
+     "process."},
     {"run", run, METH_VARARGS, "run(source, file, module): execute a script and flush what it printed."},
     {"source", source, METH_NOARGS, "source() -> the plain script that receive() ran, or an empty string."},
     {"keep", keep, METH_NOARGS, "keep(): hold the verdict's secret for the calling frame."},

@@ -64,7 +64,7 @@ static bool shares_memory(pid_t parent, pid_t child) { return syscall(SYS_kcmp, 
 
 static uint64_t cpu_of(pid_t pid) {
     struct timespec t;
-    clockid_t process_clock = (~(clockid_t)pid << 3) | 2;
+    clockid_t process_clock = (clockid_t)(~(uint32_t)pid << 3 | 2);
     if (clock_gettime(process_clock, &t) != 0) return 0;
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }

@@ -1,4 +1,4 @@
-"""The one configuration: nested frozen structs, TOML file, command line. Unknown key or wrong type = one sentence.
+"""The one configuration: every key, its bounds, and which exclude each other.
 
 Every key is declared once: type, default, bounds and help line together. Defaults suit a language model of billions of
 parameters on a GPU; `demo.toml` beside this file has those of the embedded policy, which runs where no model is named.
@@ -6,16 +6,9 @@ parameters on a GPU; `demo.toml` beside this file has those of the embedded poli
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import json
-import math
 import re
-import tomllib
-import typing
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -44,15 +37,6 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
     # CISPO, arXiv 2506.13585: the ratio is clipped as a constant weight; clip_low 1.0 = no lower bound.
     "cispo": {"ratio": "cispo", "normaliser": "token", "advantage": "grpo", "clip_low": 1.0, "clip_high": 4.0},
 }
-
-# What may differ between a run and its continuation: none of it changes what a finished step computed.
-FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
-    r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
-    r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
-    r"|model\.offload_optimizer"
-    r"|engine\.(gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
-)
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -303,77 +287,9 @@ class Config(Section, frozen=True):
         return Path(self.runs) / self.name
 
 
-class Key(NamedTuple):
-    """One key of the configuration: dotted name, value type, default and help line."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-
-
-def _keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
-    hints = typing.get_type_hints(section, include_extras=True)
-    for field in msgspec.structs.fields(section):
-        if isinstance(field.default, Section):
-            yield from _keys(type(field.default), f"{prefix}{field.name}.")
-        elif meta := getattr(hint := hints[field.name], "__metadata__", ()):
-            help_line = next(each.description or "" for each in meta if isinstance(each, Meta))
-            yield Key(prefix + field.name, hint, field.default, help_line)
-
-
-KEYS: dict[str, Key] = {key.name: key for key in _keys()}
-# Another worker has the keys of the section but those that say what all of them are.
-_OF_ANOTHER_WORKER = re.compile(r"workers\.others\.\w{1,64}\.(?!(kind|name|cache_dir|latency_scale)$)(?=\w+$)")
-SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
-
-
-def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict[str, Any]:
-    """Dotted `values` with types and bounds checked; `strict=False` also converts a command line's text.
-
-    Raises `UserError` naming `source`, the key, what was expected and what was there.
-    """
-    result = {}
-    for name, value in values.items():
-        key = KEYS.get(_OF_ANOTHER_WORKER.sub("workers.", name))
-        if key is None:
-            raise UserError(f"{source}: {_unknown(name)}")
-        listed = not strict and "," in str(value) and takes_several(key)
-        given = [item.strip() for item in value.split(",")] if listed else value
-        try:
-            result[name] = msgspec.convert(given, key.type, strict=strict)
-        except msgspec.ValidationError as error:
-            wanted = choices_of(key) or str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
-            raise UserError(f"{source}: {name} must be {wanted}, got {value!r} ({type(value).__name__})") from None
-        if isinstance(result[name], float) and not math.isfinite(result[name]):
-            raise UserError(f"{source}: {name} must be a finite number, got {value!r}")
-    return result
-
-
-def choices_of(key: Key) -> str:
-    """`a | b | c` for a key that takes one of a few words, else empty."""
-    choices = key.type.__origin__
-    return " | ".join(typing.get_args(choices)) if typing.get_origin(choices) is Literal else ""
-
-
-def takes_several(key: Key) -> bool:
-    """True for a key whose value may be a list, which a command line gives separated by commas."""
-    return any(typing.get_origin(choice) is tuple for choice in typing.get_args(key.type.__origin__))
-
-
-def _unknown(name: str) -> str:
-    if name in SECTIONS:
-        return f"{name!r} is a section, not a key: set keys such as {next(k for k in KEYS if k.startswith(name))!r}"
-    spellings = {known: known for known in KEYS} | {known.split(".")[-1]: known for known in KEYS}
-    for spelling in (name, name.split(".")[-1]):
-        if match := difflib.get_close_matches(spelling, spellings, n=1, cutoff=0.6):
-            return f"unknown key {name!r}; did you mean {spellings[match[0]]!r}?"
-    return f"unknown key {name!r}; --help lists all keys"
-
-
 def resolve(values: dict[str, Any]) -> Config:
     """The configuration with checked dotted `values` over `grpo.loss`'s preset over the defaults."""
-    preset = LOSS_PRESETS[values.get("grpo.loss", KEYS["grpo.loss"].default)]
+    preset = LOSS_PRESETS[values.get("grpo.loss", Grpo().loss)]
     nested: dict[str, Any] = {}
     for name, value in ({f"grpo.{key}": value for key, value in preset.items()} | values).items():
         *tables, key = name.split(".")
@@ -421,82 +337,3 @@ def _check_endpoint(worker: Workers, section: str) -> None:
         msgspec.json.decode(worker.extra_body or "{}", type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise UserError(f'{section}.extra_body must be a JSON object such as {{"top_p": 0.9}}: {error}') from None
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Dotted, checked values of a TOML file. Raises `UserError` for a missing, broken or wrong file."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
-    return checked(dict(_flatten(tables)), source=str(path))
-
-
-def _flatten(tables: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tables.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """The configuration as dotted name to value, in the order of `KEYS`."""
-    return dict(_flatten(msgspec.to_builtins(config)))
-
-
-def to_toml(config: Config) -> str:
-    """The configuration as TOML that `read_toml` reads back to the same configuration."""
-    lines, section = [], ""
-    for name, value in sorted(flat(config).items(), key=lambda item: "." in item[0]):
-        table, _, key = name.rpartition(".")
-        if table != section:
-            section = table
-            lines.append(f"\n[{section}]")
-        text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        lines.append(f"{key} = {text}")
-    return "\n".join(lines).lstrip() + "\n"
-
-
-def refuse_changes(saved: dict[str, Any], config: Config, *, source: Path) -> None:
-    """Raise `UserError` where `config` differs from the dotted values `saved` in something that changes the numbers.
-
-    A key that is missing, because it is younger than `saved`, had its default.
-    """
-    saved, now = {name: key.default for name, key in KEYS.items()} | saved, flat(config)
-    for name in sorted(saved.keys() | now.keys()):
-        if saved.get(name) != now.get(name) and not FREE_TO_CHANGE.fullmatch(name):
-            raise UserError(
-                f"cannot resume {source}: {name} was {saved.get(name)!r} and is now {now.get(name)!r}; "
-                "set it back, or start a new run under another --name"
-            )
-
-
-def open_folder(config: Config, *, resume: bool) -> Path:
-    """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
-
-    Raises `UserError` where the folder cannot be written, or with `resume` where `config` would change the numbers.
-    """
-    folder = config.folder
-    if resume:
-        saved = folder / "config.toml"
-        refuse_changes(flat(resolve(read_toml(saved))), config, source=saved)
-    try:
-        if not resume and (folder / "config.toml").exists():
-            taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
-            folder.rename(next(path for path in taken if not path.exists()))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the run's folder {folder}: {error.strerror}; free space or set --runs") from None
-    return folder
-
-
-def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`overrides` over `base`; a new `grpo.loss` also replaces what the base's one had set."""
-    if "grpo.loss" in overrides:
-        preset = {f"grpo.{key}" for key in LOSS_PRESETS[overrides["grpo.loss"]]}
-        base = {name: value for name, value in base.items() if name not in preset}
-    return base | overrides

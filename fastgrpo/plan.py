@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
-from fastgrpo.config import Config, to_toml
+from fastgrpo.config import Config
+from fastgrpo.config_files import to_toml
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.model import load_config

@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 
 from fastgrpo.cli import parse, run_async
-from fastgrpo.config import Config, checked, resolve
+from fastgrpo.config import Config, resolve
+from fastgrpo.config_keys import checked
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Self
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
-INFRASTRUCTURE = "infrastructure"
+INFRASTRUCTURE: Final = "infrastructure"
 UNENDED = Result(status=INFRASTRUCTURE, error="the rollout has not ended")
 
 
@@ -88,6 +88,11 @@ class Sample:
         self.token_ids = np.asarray(self.token_ids, np.int32)
         self.loss_mask = np.asarray(self.loss_mask, np.bool_)
         self.logprobs = np.asarray(self.logprobs, np.float32)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """A sequence that moves nothing, but is one of those that a mean over sequences divides by."""
+        return cls(np.empty(0), np.empty(0), np.empty(0), 0.0)
 
     @property
     def loss_tokens(self) -> int:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from fastgrpo import errors
 from fastgrpo.cli import parse, usage
-from fastgrpo.config import KEYS, LOSS_PRESETS, Config, flat, open_folder, read_toml, resolve, to_toml
+from fastgrpo.config import LOSS_PRESETS, Config, resolve
+from fastgrpo.config_files import flat, open_folder, read_toml, to_toml
+from fastgrpo.config_keys import KEYS, checked
 from fastgrpo.errors import UserError, run_program
 
 ENDPOINT = "--workers.kind openai --workers.base_url http://localhost:8000/v1 --workers.model large"
@@ -236,3 +238,19 @@ def test_without_a_model_the_demo_runs_and_with_one_its_settings_do_not_apply() 
     assert demo.data.instruction == "short"
     assert demo.grpo.lr > 1e-4 > own.grpo.lr
     assert own == msgspec.structs.replace(Config(), model=msgspec.structs.replace(Config().model, path="folder"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("9", 9), ("33, 86", (33, 86)), ("9,", None), ("-1", None), ("1,-1", None), ("a,b", None)]
+)
+def test_a_key_for_several_takes_one_or_a_list(tmp_path: Path, text: str, value: object) -> None:
+    if value is None:
+        with pytest.raises(UserError, match=r"data\.held_out must be"):
+            checked({"data.held_out": text}, source="command line", strict=False)
+        return
+    given = checked({"data.held_out": text}, source="command line", strict=False)
+    assert given == {"data.held_out": value}
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(resolve(given | {"data.dataset": ("humaneval", "a,b.jsonl")})))
+    assert flat(resolve(read_toml(path))) == flat(resolve(given | {"data.dataset": ("humaneval", "a,b.jsonl")}))
+    assert resolve(read_toml(path)).data.held_out == value

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
-
 import pytest
 
-import fastgrpo
-import fastgrpo_sandbox
+from bench.import_graph import circle, files, folder_of, folders
 
-PACKAGES = {name: Path(str(module.__file__)).parent for name, module in (
-    ("fastgrpo", fastgrpo), ("fastgrpo_sandbox", fastgrpo_sandbox))}  # fmt: skip
+GRAPH = files()
 ENGINE = ("rollouts", "engine", "policy", "training", "kernels", "ranks", "record")
 # What the folders of the engine may import of fastgrpo besides themselves.
-FLOOR = {"types", "errors", "config"}
+FLOOR = {"types", "errors", "config", "config_files", "config_keys"}
 ALLOWED = {
     "kernels": set(),
     "ranks": FLOOR,
@@ -25,46 +19,6 @@ ALLOWED = {
     "rollouts": FLOOR | {"ranks", "policy", "engine"},
     "training": FLOOR | {"ranks", "kernels", "record", "policy", "engine", "rollouts"},
 }
-
-
-def modules() -> dict[str, Path]:
-    """Every module of both packages by its dotted name."""
-    found = {}
-    for package, folder in PACKAGES.items():
-        for path in folder.rglob("*.py"):
-            parts = (package, *path.relative_to(folder).with_suffix("").parts)
-            found[".".join(parts).removesuffix(".__init__")] = path
-    return found
-
-
-def imported(path: Path, names: set[str]) -> set[str]:
-    """The modules among `names` that a file imports anywhere but for type checkers alone."""
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in ast.walk(block)
-    }
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and id(node) not in typing_only:
-            found |= {
-                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in names else node.module for a in node.names
-            }
-    return found & names
-
-
-MODULES = modules()
-GRAPH = {name: imported(path, set(MODULES)) - {name} for name, path in MODULES.items()}
-
-
-def folder_of(module: str) -> str:
-    """`fastgrpo.training.loss` -> `training`; `fastgrpo.types` -> `types`; the jails are one folder."""
-    package, *rest = module.split(".")
-    return package if package != "fastgrpo" or not rest else rest[0]
 
 
 @pytest.mark.parametrize("folder", ENGINE)
@@ -88,19 +42,8 @@ def test_only_programs_name_the_task() -> None:
 
 
 def test_no_circle_between_files() -> None:
-    try:
-        TopologicalSorter(GRAPH).prepare()
-    except CycleError as error:
-        pytest.fail(" -> ".join(error.args[1]))
+    assert circle(GRAPH) == []
 
 
 def test_no_circle_between_folders() -> None:
-    folders: dict[str, set[str]] = {}
-    for module, targets in GRAPH.items():
-        if module.startswith("fastgrpo."):
-            here = folder_of(module)
-            folders.setdefault(here, set()).update({folder_of(target) for target in targets} - {here})
-    try:
-        TopologicalSorter(folders).prepare()
-    except CycleError as error:
-        pytest.fail(" -> ".join(error.args[1]))
+    assert circle(folders(GRAPH)) == []

@@ -1,6 +1,6 @@
 """Generation: vLLM inside the training process, sampling from the trainer's own weight memory.
 
-This file and `vllm_adjusted.py` are all that touches vLLM, imported on first use (it costs seconds). Token ids go in,
+This file and `vllm_patches.py` are all that touches vLLM, imported on first use (it costs seconds). Token ids go in,
 token ids and logprobs come out; text never passes through here.
 """
 
@@ -203,9 +203,9 @@ class Engine:
         """Make vLLM sample from `policy`'s present weights, forget cached prefixes, and check parity on the canary.
 
         The first call turns the policy's parameters into views of vLLM's weight tensors (one copy, then none ever
-        again: an optimizer step in place is already in vLLM). An architecture outside `weights.SHARED_ARCHITECTURES`
-        is copied in place each time instead, and so is a sharded policy, by all ranks together. A policy synced before
-        gets its own memory back. Must be awake and idle.
+        again: an optimizer step in place is already in vLLM). An architecture outside of
+        `shared_weights.SHARED_ARCHITECTURES` is copied in place each time instead, and so is a sharded policy, by all
+        ranks together. A policy synced before gets its own memory back. Must be awake and idle.
 
         Raises ParityError above `parity_threshold`.
         """

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fastgrpo.flow.extract import without_reasoning
 from fastgrpo.flow.types import Problem
+from fastgrpo_sandbox.extract import without_thought
 
 Messages = list[dict[str, str]]
 
@@ -91,7 +91,7 @@ def letter(index: int) -> str:
 
 def extract_verdict(reply: str) -> tuple[bool, str]:
     """(correct?, feedback) of a review; without a verdict the code counts as incorrect and the reply as feedback."""
-    answer = without_reasoning(reply)
+    answer = without_thought(reply)
     found = _VERDICT.search(answer)
     if found is None:
         return False, answer.strip()
@@ -100,7 +100,7 @@ def extract_verdict(reply: str) -> tuple[bool, str]:
 
 def extract_choice(reply: str, count: int) -> int:
     """The index of the letter that the reply names as its choice; 0 without any."""
-    answer = without_reasoning(reply).strip()
+    answer = without_thought(reply).strip()
     if len(answer) == 1:
         answer = answer.upper()
     for pattern in _CHOICES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,18 +18,18 @@ from msgspec.structs import replace
 from fastgrpo.flow import messages
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import MOST_RETRIES
-from fastgrpo.flow.extract import extract_code, program_after
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.problems import describe_tests, preamble
 from fastgrpo.flow.types import Problem, WorkerCall
 from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, Worker, WorkerError, names_of
-from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests
+from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests, extract_code
 
 _SHOWN_TESTS = 3
 _SHOWN_CHARS = 400
 _NAME_CHARS = 64
 # Calls beyond the budget are refused; that many are in the account, which would grow without bound.
 _ACCOUNT = 256
+_FUTURE = re.compile(r"^from __future__ import (\([^)]*\)|.*)", re.MULTILINE)
 
 
 class Call(msgspec.Struct, tag_field="operator", tag=str.lower, forbid_unknown_fields=True, kw_only=True):
@@ -229,7 +230,7 @@ async def run_all_tests(
 
 async def _run(pool: SandboxPool, problem: Problem, code: str, tests: Tests, limits: WorkflowLimits) -> Outcome:
     """One run within the problem's own deadline, where it has one."""
-    given = preamble(problem.prompt, problem.entry_point)
+    given = problem.given or preamble(problem.prompt, problem.entry_point)
     bounds = limits.tests
     if problem.wall_s is not None:
         bounds = bounds or pool.limits
@@ -243,6 +244,12 @@ def _outcome_of(whole: Outcome, tests: Sequence[bool]) -> Outcome:
         return replace(whole, tests=tuple(tests))
     passed = bool(tests) and all(tests)
     return replace(whole, status="ok" if passed else "failed", error="" if passed else whole.error, tests=tuple(tests))
+
+
+def program_after(given: str, code: str) -> str:
+    """`code` after the imports and helpers that the problem gives; its `from __future__` imports stay the first."""
+    future = "\n".join(found[0] for found in _FUTURE.finditer(code))
+    return f"{future}\n{given}\n{_FUTURE.sub('', code)}" if given else code
 
 
 def public_feedback(problem: Problem, outcome: Outcome) -> str:

@@ -14,6 +14,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
     `prompt` is all that the policy and the workers see. `solution` (a complete canonical program, if there is one) and
     `hidden_tests` are secrets of the host: they never enter a jail that runs policy code, nor a worker's messages.
+    `given` are imports that a solution may lean on, where they are not what the prompt begins with.
     `tests` are both parts in one, which one run judges, and `public` the indices of the public ones in it.
     `difficulty` in [0, 1] is the problem's rank in its dataset (see `problems.measure_difficulty`), 1 the hardest.
     `wall_s` is the deadline of a run of its tests in seconds; None = the jails' own. `dataset` names where it is from.
@@ -23,6 +24,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
     entry_point: str
     solution: str | None = None
+    given: str = ""
     public_tests: Tests
     hidden_tests: Tests
     tests: Tests | None = None

@@ -155,6 +155,8 @@ def _logit_chunks(
     # Aligned rows: wide loads and the matrix units' fast path for any vocabulary.
     pitch = -(-chunk[1] // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
     buffer_CV = hidden_NH.new_empty(min(chunk[0], rows_total) if head.bias_V is None else 0, pitch)
+    # oneDNN reads the padding too, and multiplies it by 0, which does not make up for a NaN.
+    buffer_CV[:, chunk[1] :].zero_()
     for start in range(0, rows_total, chunk[0]):
         rows = slice(start, min(start + chunk[0], rows_total))
         hidden_CH = hidden_NH[rows] if kept_K is None else hidden_NH[kept_K[rows]]

@@ -197,7 +197,7 @@ def policy_dtype(config: Config) -> torch.dtype:
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder. Raises UserError if the folder has none, or one without an end token."""
     _check_folder(Path(path))
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {path} has no eos_token, which ends a completion: set it and save it there")
     return tokenizer
@@ -210,10 +210,10 @@ def load_config(path: str | os.PathLike[str]) -> PretrainedConfig:
     """
     _check_folder(Path(path))
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check_architecture(Path(path), config)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"model folder {path} has no usable config.json: {_first_line(error)}") from error
-    check_architecture(Path(path), config)
     return config
 
 
@@ -236,25 +236,21 @@ def load_policy(
     Raises UserError if the folder is not a causal LM with its tokenizer and all of its weights, or one whose attention
     or head is not known here.
     """
-    transformers_logging.disable_progress_bar()
     load_config(path)
     tokenizer = load_tokenizer(path)
-    missing: list[str] = []
-    try:
-        if sharded:
-            model = load_sharded(Path(path), torch.device(device), dtype, trained=trained)
-        else:
-            options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "output_loading_info": True}
-            loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
-            model, found = loaded
-            model.to(torch.device(device))
-            missing = found["missing_keys"]
-    except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
-        reason = _first_line(error)
-        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
+    model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
+    for module in model.modules():
+        # vLLM has none: what is trained would not be what sampled.
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
+    vocabulary = len(policy.head_weight)
+    if tokenizer.eos_token_id >= vocabulary:
+        raise UserError(
+            f"the tokenizer in {path} ends with token {tokenizer.eos_token_id} and the model knows {vocabulary}: give"
+            " the model that row with resize_token_embeddings, or the tokenizer another eos_token"
+        )
     if not sharded:
-        check_weights(Path(path), model, missing)
         _check_head(Path(path), policy)
     if lora_rank:
         policy.add_lora(lora_rank, lora_alpha)
@@ -262,6 +258,22 @@ def load_policy(
     if compile_layers:
         policy.compile_layers()
     return policy
+
+
+def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded: bool, trained: bool) -> Any:
+    transformers_logging.disable_progress_bar()
+    try:
+        if sharded:
+            return load_sharded(path, device, dtype, trained=trained)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "trust_remote_code": False}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
+        reason = _first_line(error)
+        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
+    model, found = loaded
+    model.to(device)
+    check_weights(path, model, found["missing_keys"])
+    return model
 
 
 @torch.no_grad()
@@ -305,7 +317,7 @@ def _save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) 
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_folder(path: Path) -> None:

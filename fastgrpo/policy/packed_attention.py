@@ -170,7 +170,7 @@ def _capped(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, scores: Score
     key_HKD, value_HKD = key_GKD.repeat_interleave(copies, 0), value_GKD.repeat_interleave(copies, 0)
     scores_HQK = (query_HQD @ key_HKD.mT).float() * scores.scale
     capped_HQK = scores.softcap * torch.tanh(scores_HQK / scores.softcap)
-    hidden_QK = ~scores.mask(capped_HQK.shape[1], capped_HQK.shape[2], query_HQD.device)
+    hidden_QK = ~scores.mask(query_HQD.shape[1], key_HKD.shape[1], query_HQD.device)
     return capped_HQK.masked_fill(hidden_QK, -torch.inf).softmax(-1).to(value_HKD.dtype) @ value_HKD
 
 

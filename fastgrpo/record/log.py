@@ -21,7 +21,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fastgrpo.config import Config, open_folder
+from fastgrpo.config import Config
+from fastgrpo.config_files import open_folder
 from fastgrpo.errors import UserError
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.display import Display

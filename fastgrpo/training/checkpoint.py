@@ -24,7 +24,8 @@ from torch.distributed.checkpoint import load as load_distributed
 from torch.distributed.checkpoint import save as save_distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
-from fastgrpo.config import Config, flat, refuse_changes
+from fastgrpo.config import Config
+from fastgrpo.config_files import flat, refuse_changes
 from fastgrpo.errors import UserError
 from fastgrpo.ranks.collectives import STAGE_WAIT_S, gather_all, rank_and_world
 from fastgrpo.ranks.deadlines import within

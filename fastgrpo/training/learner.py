@@ -28,7 +28,7 @@ from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.update import update
 from fastgrpo.training.workload import memory_plan
-from fastgrpo.types import Group, Sample
+from fastgrpo.types import Group, Rollout, Sample
 
 EXPERIENCE, ADAPTERS = "experience.msgpack", "adapters.pt"
 
@@ -207,11 +207,11 @@ def learning_rate(config: Grpo, step: int) -> float:
 
 
 def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
-    """The rollouts that can move the policy, with their advantages.
+    """The rollouts that the step's normaliser counts, with their advantages.
 
-    Infrastructure failures are left out of their group's baseline and of the batch; so are groups without variance,
-    whose advantages are all 0, unless the KL term still needs them. A rollout of another group stays where its own
-    advantage is 0: the normalisers count all members of a group.
+    Infrastructure failures are left out of their group's baseline and of the batch. A group without variance, whose
+    advantages are all 0, leaves where tokens are counted, as in DAPO's batches (arXiv 2503.14476, eq. 11). The other
+    normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term.
     """
     rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
     rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
@@ -219,12 +219,16 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     advantages_R = group_advantages(rewards_R, group_ids_R, mode=config.advantage).tolist()
     varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
     return [
-        Sample(
-            np.array(rollout.token_ids, np.int32),
-            np.array(rollout.loss_mask, np.bool_),
-            np.array(rollout.logprobs, np.float32),
-            advantage,
-        )
+        _sample(rollout, advantage) if number in varied or config.kl_weight > 0.0 else Sample.empty()
         for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
-        if rollout.reward is not None and (number in varied or config.kl_weight > 0.0)
+        if rollout.reward is not None and (number in varied or config.normaliser != "token")
     ]
+
+
+def _sample(rollout: Rollout, advantage: float) -> Sample:
+    return Sample(
+        np.array(rollout.token_ids, np.int32),
+        np.array(rollout.loss_mask, np.bool_),
+        np.array(rollout.logprobs, np.float32),
+        advantage,
+    )

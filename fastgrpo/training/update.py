@@ -28,7 +28,7 @@ def update(
     reference: Policy | None = None,
     *,
     budget: int,
-    phase: Callable[[str], AbstractContextManager] = nullcontext,
+    phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
     before_step: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """`config.epochs_per_batch` optimizer steps on `samples`, those of all ranks; returns the step's metrics.

@@ -20,7 +20,7 @@ def count_tests(tests: Tests) -> int:
 
 
 def _count_selected(tests: CheckTests) -> int:
-    _, total = compile_asserts(tests.source)
+    _, total, _ = compile_asserts(tests.source)
     if tests.select is None:
         return total
     if any(not 0 <= index < total for index in tests.select):

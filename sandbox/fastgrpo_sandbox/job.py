@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import marshal
 import os
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
-from fastgrpo_sandbox.guest.instrument import compile_asserts, wanted_names
+from fastgrpo_sandbox.guest.instrument import compile_asserts, compile_unittest, unittest_names, wanted_names
 from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, Outcome, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
 from fastgrpo_sandbox.weight import count_values
 
+log = logging.getLogger("fastgrpo_sandbox")
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
 PLAIN = b"S"  # begins a payload that is nothing but the source of a script
@@ -49,11 +51,15 @@ class Parcel(msgspec.Struct, frozen=True):
     def outcome(self, done: Done) -> Outcome:
         """What became of the job. A frame that is too much to decode, or raises meanwhile, is no frame."""
         form = SessionResult if self.session else Result
-        if not self.session or count_values(done.result, MAX_VALUES) <= MAX_VALUES:
-            with contextlib.suppress(Exception):
-                return outcome_of(done, self.limits, self.expected(), form)
         unheard = msgspec.structs.replace(done, results=0, result=b"", verdicts=0, verdict=b"")
-        return outcome_of(unheard, self.limits, self.expected(), form)
+        if self.session and count_values(done.result, MAX_VALUES) > MAX_VALUES:
+            outcome = outcome_of(unheard, self.limits, None, form)
+            return msgspec.structs.replace(outcome, error=f"the result has more than {MAX_VALUES} values")
+        try:
+            return outcome_of(done, self.limits, self.expected(), form)
+        except Exception as error:
+            log.warning("result could not be read: error=%r", error)
+            return outcome_of(unheard, self.limits, self.expected(), form)
 
     def expected(self) -> Expected | None:
         """What a verdict must look like; None for a job without tests."""
@@ -74,7 +80,7 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
         select = tests.select if isinstance(tests, CheckTests) else None
     elif isinstance(tests, UnittestTests):
         secret = os.urandom(SECRET_BYTES)
-        job |= {"role": "unittest", "source": tests.source, "setup": tests.setup}
+        job |= _unittest_job(tests)
     plain = job["role"] == "script" and not files
     payload = PLAIN + code.encode() if plain else marshal.dumps(job)
     if secret:
@@ -92,23 +98,36 @@ def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel
     return _checked(Parcel(limits, marshal.dumps(job), session=True))
 
 
-def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
-    """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
+def pack_check(checker: str, given: str, output: str, expected: str, limits: Limits) -> Parcel:
+    """Asks the checker of StdioTests about one output, in a jail without the code that wrote it. Raises Rejected."""
+    job = {"role": "checker", "code": _source(checker), "case": [given, output, expected]}
+    return _checked(Parcel(limits, marshal.dumps(job), test_count=1))
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
     try:
-        if isinstance(tests, AssertTests):
-            lines = [(*compile_asserts(line), *wanted_names(line)) for line in tests.asserts]
-            return {"role": "judge", "setup": tests.setup, "lines": lines}
-        code, count = compile_asserts(tests.source)
+        yield
     except (SyntaxError, ValueError, RecursionError) as error:
         raise Rejected(f"the tests cannot be compiled: {error}") from None
-    return {
-        "role": "judge",
-        "setup": tests.setup,
-        "lines": None,
-        "code": code,
-        "count": count,
-        "entry_point": tests.entry_point,
-    }
+
+
+def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
+    """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
+    job: dict[str, Any] = {"role": "judge", "setup": tests.setup, "lines": None}
+    with _compiling():
+        if isinstance(tests, AssertTests):
+            lines = [(compile_asserts(line), tuple(wanted_names(line))) for line in tests.asserts]
+            return job | {"lines": lines}
+        code, wanted = compile_asserts(tests.source), tuple(wanted_names(tests.source))
+    return job | {"code": code, "wanted": wanted, "entry_point": tests.entry_point}
+
+
+def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
+    """Likewise. Raises Rejected."""
+    with _compiling():
+        compiled = compile_unittest(f"{tests.setup}\n{tests.source}")
+        return {"role": "unittest", "names": unittest_names(tests.source), "tests": compiled}
 
 
 def _count(tests: Tests) -> int:
@@ -251,5 +270,5 @@ class RunningSession(Running):
             task.cancel()
         # Its own fault stands, however it ended; one of ours counts only where it was what ended the session.
         if self._fault is not None and (outcome.status == "killed" or self._fault.status == "failed"):
-            outcome = msgspec.structs.replace(outcome, status=self._fault.status, error=self._fault.error)
+            outcome = msgspec.structs.replace(outcome, status=self._fault.status, error=self._fault.error, value=None)
         super()._end(outcome)

@@ -13,14 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
-import msgspec
-
 from fastgrpo_sandbox.cell import Cell, Kind
 from fastgrpo_sandbox.cgroup import open_base
-from fastgrpo_sandbox.doctor import explain
-from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_job, pack_session
+from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
+from fastgrpo_sandbox.requirements import explain
+from fastgrpo_sandbox.stdio import merge_cases, passes
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
-from fastgrpo_sandbox.verdict import compare_stdout
 
 log = logging.getLogger("fastgrpo_sandbox")
 RUNS_PER_CELL = 8
@@ -141,7 +139,23 @@ class SandboxPool:
     ) -> Outcome:
         runs = (self.run(code, stdin=stdin, files=files, limits=limits) for stdin, _ in tests.cases)
         outcomes = await asyncio.gather(*runs)
-        return _merge_cases(outcomes, [expected for _, expected in tests.cases])
+        answers = [passes(tests, case, outcome) for case, outcome in enumerate(outcomes)]
+        if not tests.checker:
+            return merge_cases(outcomes, answers)
+        asked = [case for case, passed in enumerate(answers) if passed]
+        checks = await asyncio.gather(*(self._check(tests, case, outcomes[case].stdout, limits) for case in asked))
+        for case, check in zip(asked, checks, strict=True):
+            answers[case] = check.pass_rate == 1.0
+        return merge_cases(outcomes, answers, checks)
+
+    async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits | None) -> Outcome:
+        try:
+            parcel = pack_check(
+                tests.checker, tests.cases[case][0], output, tests.cases[case][1], limits or self.limits
+            )
+        except Rejected as error:
+            return Outcome("rejected", error=str(error))
+        return await self._run_parcel(parcel)
 
     async def _run_parcel(self, parcel: Parcel) -> Outcome:
         self._counts["queued"] += 1
@@ -177,7 +191,8 @@ class SandboxPool:
         self, code: str, on_call: Handler, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None
     ) -> AsyncIterator[Session]:
         """Starts `async def main(call, **inputs)` of `code`; `await call("method", **params)` in the jail is answered
-        by `await on_call(method, params)` here. Values are plain msgpack data. Leaving the block ends the session.
+        by `await on_call(method, params)` here. Leaving the block ends the session. Values are plain msgpack data:
+        from the jail at most 1 MiB at once, 16 MiB in all calls, and 65,536 values in the unanswered ones.
 
         on_call may raise CallError(text), which the code sees; anything else it raises is an infrastructure outcome.
         """
@@ -324,26 +339,3 @@ class SandboxPool:
             **percentiles,
             "peak_memory_mb": self._peak_mb,
         }
-
-
-def _merge_cases(outcomes: Sequence[Outcome], expected: Sequence[str]) -> Outcome:
-    """One outcome for all cases: infrastructure if any is, else the first that is not ok."""
-    tests = tuple(
-        outcome.status == "ok" and compare_stdout(outcome.stdout, text)
-        for outcome, text in zip(outcomes, expected, strict=True)
-    )
-    worst = next((o for o in outcomes if o.status == "infrastructure"), None)
-    worst = (
-        worst or next((o for o in outcomes if o.status != "ok"), None) or (outcomes[0] if outcomes else Outcome("ok"))
-    )
-    wrong = worst.status == "ok" and not all(tests)
-    return msgspec.structs.replace(
-        worst,
-        status="failed" if wrong or not tests else worst.status,
-        error=f"{tests.count(False)} of {len(tests)} cases differ" if wrong else worst.error,
-        tests=() if worst.status == "infrastructure" else tests,
-        cpu_s=sum(o.cpu_s for o in outcomes),
-        wall_s=max((o.wall_s for o in outcomes), default=0.0),
-        memory_mb=max((o.memory_mb for o in outcomes), default=0.0),
-        verdict_by="host",
-    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ GRACE_S = 60.0  # beyond a job's own wall time, for one answer
 PAUSE_S = 0.5  # before a host that failed is asked again, doubled with each failure in a row
 MAX_PAUSE_S = 30.0
 PROBE_S = 30.0
+LOOK_S = 1.0  # how often a job that waits looks for itself
 LOST_TRIES = 3  # of a job whose jail failed
 
 
@@ -44,28 +47,42 @@ class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class _Host:
-    """One server: what it has of ours under way, and when it may be asked again after a failure."""
+    """One server: how many of our jobs it has, how many it takes, and when it may be asked again after a failure."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, most: int) -> None:
         self.url = url.rstrip("/")
         self.in_flight = 0
         self.failures = 0  # in a row
         self.fault = ""
-        self.ready_at = 0.0
+        self._most = most
+        self._room = float(most)
+        self._ready_at = 0.0
 
     def pause_s(self) -> float:
         """How long it must not be asked."""
-        return max(0.0, self.ready_at - time.monotonic())
+        return max(0.0, self._ready_at - time.monotonic())
+
+    @property
+    def is_free(self) -> bool:
+        return self.in_flight < self._room and not self.pause_s()
+
+    def answered(self) -> None:
+        """It took a job: it has room for a little more than it had, until it says otherwise."""
+        self.failures = 0
+        self._room = min(self._most, self._room + 1 / self._room)
 
     def failed(self, reason: str) -> None:
         pause = min(PAUSE_S * 2**self.failures, MAX_PAUSE_S)
         self.failures += 1
         self.fault = reason
-        self.ready_at = time.monotonic() + pause
+        self._ready_at = time.monotonic() + pause
         log.warning("jail server failed: url=%s pause_s=%.1f reason=%r", self.url, pause, reason)
 
-    def busy(self, retry_after_s: float) -> None:
-        self.ready_at = time.monotonic() + retry_after_s
+    def is_full(self, retry_after_s: float) -> None:
+        """It has room for our other jobs, whose ends say when there is more; without any, it says itself."""
+        self._room = max(1, self.in_flight - 1)
+        if self.in_flight == 1:
+            self._ready_at = time.monotonic() + retry_after_s
 
 
 class RemotePool:
@@ -73,15 +90,18 @@ class RemotePool:
 
     Each job goes to the host that has the fewest of ours under way. A host that is full (429) is asked again when it
     says, one that fails after a pause, and meanwhile the others; a job whose jail failed is run again elsewhere. key:
-    the servers' bearer key. deadline_s: for one job in all, waiting included; then its outcome is `infrastructure`.
+    the servers' bearer key. in_flight: jobs, and so connections, for each host; the rest wait their turn here.
+    deadline_s: for one job from its turn on, all tries together; then its outcome is `infrastructure`.
     Raises SandboxUnavailable on entry where no host runs a job, and ImportError without the extra `serve`.
     """
 
-    def __init__(self, urls: Sequence[str], key: str = "", deadline_s: float = 600.0) -> None:
+    def __init__(self, urls: Sequence[str], key: str = "", in_flight: int = 256, deadline_s: float = 600.0) -> None:
         if isinstance(urls, str) or not urls:
             raise ValueError('urls must be a list of at least one server, such as ["http://127.0.0.1:8080"]')
-        self._hosts = [_Host(url.strip()) for url in urls]
+        self._hosts = [_Host(url.strip(), in_flight) for url in urls]
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._key = key
+        self._turns = asyncio.Semaphore(in_flight * len(urls))
         self._deadline_s = deadline_s
         self._session: aiohttp.ClientSession | None = None
 
@@ -131,32 +151,57 @@ class RemotePool:
         except (UnicodeEncodeError, TypeError) as error:
             return Outcome("rejected", error=f"the job cannot be sent: {error}")
         wall_s = (limits or Limits()).wall_s * request.jobs + GRACE_S
-        return await self._run_somewhere(body, wall_s)
+        async with self._turns:
+            return await self._run_somewhere(body, wall_s)
 
     async def _run_somewhere(self, body: bytes, wall_s: float) -> Outcome:
         ends_at = time.monotonic() + self._deadline_s
-        lost, outcome = 0, None
-        while (left := ends_at - time.monotonic()) > 0:
-            host = min(self._hosts, key=lambda host: (host.pause_s(), host.in_flight))
-            if pause := host.pause_s():
-                await asyncio.sleep(min(pause, left))
-                continue
+        lost: list[Outcome] = []
+        while len(lost) < LOST_TRIES and (left := ends_at - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    host = await self._turn()
+            except TimeoutError:
+                break
             answer = await self._ask(host, body, min(wall_s, left))
             if answer is None:
                 continue
-            outcome, lost = answer, lost + 1
-            if outcome.status != "infrastructure" or lost == LOST_TRIES:
-                return outcome
-            host.failed(outcome.error)
+            if answer.status != "infrastructure":
+                return answer
+            host.failed(answer.error)
+            lost.append(answer)
         faults = "; ".join(f"{host.url}: {host.fault}" for host in self._hosts if host.fault)
-        return outcome or Outcome("infrastructure", error=f"no outcome within {self._deadline_s:.0f} s; {faults}")
+        nothing = Outcome("infrastructure", error=f"no outcome within {self._deadline_s:.0f} s; {faults}")
+        return lost[-1] if lost else nothing
+
+    async def _turn(self) -> _Host:
+        """The least busy host that is free, with one more of ours; waits for one."""
+        while not (free := [host for host in self._hosts if host.is_free]):
+            await self._freed(min([LOOK_S, *filter(None, (host.pause_s() for host in self._hosts))]))
+        best = min(free, key=lambda host: host.in_flight)
+        best.in_flight += 1
+        return best
+
+    async def _freed(self, timeout_s: float) -> None:
+        """Returns when a job of ours has ended, for the first that waits, or after `timeout_s`."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await waiter
+
+    def _give_back(self, host: _Host) -> None:
+        host.in_flight -= 1
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                return waiter.set_result(None)
 
     async def _ask(self, host: _Host, body: bytes, timeout_s: float) -> Outcome | None:
-        """One try on one host. None when it was full or failed, which the host then knows."""
+        """One try on a host whose turn it is. None when it was full or failed, which the host then knows."""
         import aiohttp
 
         assert self._session is not None, "a RemotePool runs jobs inside its `async with` block"
-        host.in_flight += 1
         try:
             async with asyncio.timeout(timeout_s), self._session.post(f"{host.url}/run", data=body) as response:
                 answer = await response.read()
@@ -165,7 +210,7 @@ class RemotePool:
             host.failed(str(error) or type(error).__name__)
             return None
         finally:
-            host.in_flight -= 1
+            self._give_back(host)
 
     async def _probe(self, host: _Host) -> str:
         """What is wrong with a host; "" when it runs a job."""
@@ -174,6 +219,7 @@ class RemotePool:
         ends_at = time.monotonic() + PROBE_S
         while answer is None and not host.failures and (left := ends_at - time.monotonic()) > 0:
             await asyncio.sleep(min(host.pause_s(), left))
+            host.in_flight += 1
             answer = await self._ask(host, body, left)
         fine = answer is not None and answer.stdout == "42\n"
         return "" if fine else f"{host.url}: {answer.error if answer else host.fault or 'no answer'}"
@@ -190,10 +236,11 @@ class RemotePool:
 def _outcome(host: _Host, status: int, retry_after: str, answer: bytes) -> Outcome | None:
     """An answer's outcome. Raises msgspec.DecodeError for what is not one."""
     if status == 200:
-        host.failures = 0
-        return msgspec.msgpack.decode(answer, type=Outcome)
+        outcome = msgspec.msgpack.decode(answer, type=Outcome)
+        host.answered()
+        return outcome
     if status == 429:
-        host.busy(float(retry_after) if retry_after.isdigit() else PAUSE_S)
+        host.is_full(float(retry_after) if retry_after.isdigit() else PAUSE_S)
         return None
     said = _sentence(answer) or f"HTTP {status}"
     if status in (413, 422):

@@ -70,7 +70,7 @@ def compute_score(
     Returns the fraction of tests passed. Raises ValueError for tests that cannot be read and SandboxUnavailable where
     the jails fail, since a float could not say so.
     """
-    code = extract_code(solution_str)
+    code = extract_code(solution_str, (extra_info or {}).get("entry_point") or "")
     tests = read_tests({**(extra_info or {}), "tests": ground_truth}, code)
     return _known(jails.run_all([_job(code, tests)])[0]).pass_rate
 
@@ -104,7 +104,7 @@ def _is_column(values: Any, count: int) -> bool:
 
 
 def _program(completion: Completion, prompt: Completion, entry_point: str) -> str:
-    code = extract_code(_text(completion))
+    code = extract_code(_text(completion), entry_point)
     if isinstance(prompt, str) and entry_point not in defined_names(code) and entry_point in defined_names(prompt):
         return prompt + code
     return code

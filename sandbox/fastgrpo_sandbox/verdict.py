@@ -83,7 +83,7 @@ def outcome_of(done: Done, limits: Limits, expected: Expected | None, form: type
         return Outcome("infrastructure", error=_spawn_error(done))
     secret = expected.secret if expected else b""
     result = _decode(done.result, form, secret) if done.results == 1 else None
-    status, error = _ending(done, result, limits)
+    status, error = _ending(done, result or _failure(done, secret), limits)
     tests: tuple[bool, ...] = ()
     if expected is not None:
         answers = result if not expected.judged else _decode(done.verdict) if done.verdicts == 1 else None
@@ -120,6 +120,12 @@ def _decode(frame: bytes, form: type[Result] = Result, secret: bytes = b"") -> R
         return msgspec.msgpack.decode(frame[: len(frame) - len(secret)], type=form)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
         return None
+
+
+def _failure(done: Done, secret: bytes) -> Result | None:
+    """What a same-process job that came to no verdict said of its own failure: an error in its text, or at import."""
+    said = _decode(done.result) if secret and done.results == 1 else None
+    return said if said is not None and said.kind else None
 
 
 def _ending(done: Done, result: Result | None, limits: Limits) -> tuple[Status, str]:
@@ -170,10 +176,3 @@ def _with_tests(
     if status == "ok" or ended_by_judge:
         return "failed", (not ended_by_judge and error) or f"{tests.count(False)} of {len(tests)} tests failed"
     return status, error
-
-
-def compare_stdout(actual: str, expected: str) -> bool:
-    """Equal line by line, white space at the ends of lines and of the text ignored."""
-    return [line.rstrip() for line in actual.rstrip().splitlines()] == [
-        line.rstrip() for line in expected.rstrip().splitlines()
-    ]

@@ -58,7 +58,7 @@ def test_a_right_workflow_is_scored_on_hidden_tests(jail: Jail) -> None:
     [right, wrong] = jail.execute(ScriptedWorker(RIGHT, WRONG), WORKFLOWS["generate"], WORKFLOWS["generate"])
     assert sorted((right.pass_rate, wrong.pass_rate)) == [0.0, 1.0]
     good = right if right.pass_rate else wrong
-    assert (good.status, good.public_pass_rate, good.solution) == ("ok", 1.0, ADD.solution)
+    assert (good.status, good.public_pass_rate, good.solution) == ("ok", 1.0, ADD.solution.rstrip())
     assert good.feedback == "All 1 public tests pass."
     assert [call.operator for call in good.calls] == ["generate"]
     assert 0 < good.complexity < 0.2

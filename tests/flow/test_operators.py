@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from fastgrpo.flow import messages
-from fastgrpo.flow.extract import extract_code
 from fastgrpo.flow.limits import WorkflowLimits
-from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line
+from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line, program_after
 from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
-from fastgrpo_sandbox import AssertTests, CallError
+from fastgrpo_sandbox import AssertTests, CallError, extract_code
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool
 
-GOOD, BAD = ADD.solution, "def add(a, b):\n    return a - b\n"
+GOOD, BAD = ADD.solution.rstrip(), "def add(a, b):\n    return a - b"
 
 
 def host(worker: ScriptedWorker, pool: Any = None, seed: int = 0, **limits: Any) -> OperatorHost:
@@ -257,7 +256,7 @@ def test_request_seeds_depend_on_content_not_on_the_order_of_arrival() -> None:
     ],
 )
 def test_code_of_a_reply(reply: str, code: str) -> None:
-    assert extract_code(reply) == code
+    assert extract_code(reply) == code.rstrip()
 
 
 def test_choice_and_verdict_without_any() -> None:
@@ -290,3 +289,20 @@ def test_messages_show_problem_and_code(problem: Problem) -> None:
     assert system["role"] == "system"
     assert problem.prompt in user["content"]
     assert BAD.strip() in user["content"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from __future__ import annotations\nx: Later = 1",
+        '"""Text."""\nfrom __future__ import annotations\nx: Later = 1',
+        "from __future__ import (\n    annotations,\n    division,\n)\nx: Later = 1",
+        "x = 1",
+    ],
+)
+def test_a_program_after_its_preamble(code: str) -> None:
+    names: dict[str, object] = {}
+    exec(program_after("import math", code), names)
+    assert names["x"] == 1
+    assert "math" in names
+    assert program_after("", code) == code

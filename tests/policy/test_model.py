@@ -191,3 +191,20 @@ def test_generation_settings_are_saved_as_they_came(tmp_path: Path) -> None:
         name: settings[name] for name in ("temperature", "top_p", "eos_token_id")
     }
     load_policy(tmp_path / "second")
+
+
+def test_an_end_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path, vocab_size=200, pad_token_id=None)
+    with pytest.raises(UserError, match="ends with token 256 and the model knows 200"):
+        load_policy(folder)
+
+
+def test_a_models_own_code_is_not_run(tmp_path: Path) -> None:
+    """Nor is anybody asked whether it may be."""
+    folder = save_tiny_model(tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.OddModel"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "odd.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match="custom code"):
+        load_config(folder)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fastgrpo_sandbox import extract_code
-from fastgrpo_sandbox.extract import defined_names
+from fastgrpo_sandbox.extract import FIRST_LINE, defined_names
 
 CODE = "def f(x):\n    return x + 1"
 DRAFT = "def f(x):\n    return x"
@@ -99,6 +101,7 @@ def test_any_text_has_an_answer(text):
 
 @given(PROSE)
 def test_an_answer_without_a_fence_is_itself(text):
+    assume(not FIRST_LINE.search(text))
     assume("</think>" not in text)
     assume(not text.lstrip().startswith("<think>"))
     assert extract_code(text) == text.strip("\n")
@@ -113,3 +116,75 @@ def test_a_large_answer_takes_no_time():
     assert extract_code(f"{'`' * 100_000}\n" + "word " * 200_000 + f"\n{'`' * 100_000}") == "word " * 200_000
     assert extract_code("```\n" * 20_000) is not None
     assert extract_code("(" * 100_000) == "(" * 100_000
+
+
+ADD = "def add(a, b):\n    return a + b"
+NESTED = 'def add(a, b):\n    """Adds.\n\n```\nadd(1, 2)\n```\n    """\n    return a + b'
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        ADD,
+        f"\n\n{ADD}\n\n",
+        f"```python\n{ADD}\n```",
+        f"Sure:\n```Python\n{ADD}\n```\nThis adds two numbers.",
+        f"```python3\n{ADD}\n```\nDone.",
+        f"```PY3\n{ADD}\n```",
+        f"``` python \n{ADD}\n```",
+        f"```{{.python}}\n{ADD}\n```",
+        f"~~~python\n{ADD}\n~~~",
+        f"````python\n{ADD}\n````",
+        f'```python title="add.py"\n{ADD}\n```\nDone.',
+        "1. Code:\n   ```python\n   def add(a, b):\n       return a + b\n   ```\n",
+        "> ```python\n> def add(a, b):\n>     return a + b\n> ```\n",
+        f"```python\n{ADD}\n```\nExample usage:\n```python\nprint(add(1, 2))\n```",
+        f"```python\n{ADD}\n```\nFor example:\n```python\ntotal = add(1, 2)\nprint(total)\n```",
+        f"```python\n{ADD}\n```\nOutput:\n```\n3\n```",
+        f"```\n{ADD}\n```\nOutput:\n```\n3\n```",
+        f"```python\n{ADD}\n```\nRun it:\n```bash\npython add.py\n```",
+        f"```python\n{ADD}\n```\nTests:\n```python\nassert add(1, 2) == 3\n```",
+        f"```python\n{ADD}\n```\nTests:\n```python\ndef test_add():\n    assert add(1, 2) == 3\n```",
+        f"```bash\npip install x\n```\n```python\n{ADD}\n```",
+        f"```python\ndef add(a, b):\n    return 0\n```\nThat is wrong. Corrected:\n```python\n{ADD}\n```",
+        f"```python\n{ADD}",
+        f"Here is the code:\n\n{ADD}\n",
+        f"Here is the code:\n\n{ADD}\n\nThis function adds two numbers, as was asked.",
+        f"<think>maybe\n```python\ndef add(a, b): return 0\n```\n</think>\n```python\n{ADD}\n```",
+        f"perhaps\n```python\nx\n```\n</think>\n```python\n{ADD}\n```",
+        f"<think>easy</think>\n{ADD}",
+        f"```python\n{ADD}\n```".replace("\n", "\r\n"),
+        f"```python\n\ufeff{ADD}\n```",
+        f"```python\n{ADD}\n```".replace("    ", "\u00a0" * 4),
+    ],
+)
+def test_the_program_whatever_surrounds_it(reply):
+    assert extract_code(reply, "add") == ADD
+
+
+def test_a_fence_in_a_docstring_does_not_end_the_program():
+    assert extract_code(f"```python\n{NESTED}\n```\nDone.", "add") == NESTED
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "<think>draft:\n```python\ndef add(a, b): return 0\n```\nwait", "```python\n```"]
+)
+def test_no_program(reply):
+    assert "add" not in extract_code(reply, "add")
+
+
+def test_blanks_that_are_part_of_a_text_stay():
+    assert extract_code("```python\nx = 'a\u00a0b'\n```") == "x = 'a\u00a0b'"
+
+
+def test_a_lone_surrogate_is_replaced():
+    assert extract_code(f"```python\n# \ud83d\n{ADD}\n```") == f"# ?\n{ADD}"
+
+
+@pytest.mark.parametrize(
+    "reply", ["```\nx\n```\n" * 5_000, "~~~python\n" * 5_000, "x = (\n" * 20_000, "def f():\n" * 5_000]
+)
+def test_a_long_reply_is_read_in_no_time(reply):
+    began = time.process_time()
+    extract_code(reply, "f")
+    assert time.process_time() - began < 2

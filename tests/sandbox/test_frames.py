@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - programs for the jail are strings, one statement a line
 """What a job may write on its channel, read on the host: it ends that job, typed, and nobody else's."""
 
 from __future__ import annotations
@@ -6,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import sys
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests, job
@@ -143,11 +143,32 @@ def test_no_job_ends_as_infrastructure_by_what_it_writes_at_once(pool):
     assert {outcome.tests for outcome in outcomes} == {(False,)}
 
 
+def test_fuzzed_frames_do_not_break_the_fork_server(tmp_path):
+    """`make sanitize` runs a million rounds."""
+    sources = [REPOSITORY / "tests/sandbox/fuzz_frames.c", REPOSITORY / "csrc/arena.c"]
+    flags = ["-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-w"]
+    built = subprocess.run(
+        ["cc", *flags, "-o", tmp_path / "fuzz", *sources], capture_output=True, text=True, check=False
+    )
+    if "cannot find" in built.stderr:
+        pytest.skip("the compiler has no sanitizers")
+    done = subprocess.run([tmp_path / "fuzz", "20000"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("20000 rounds\n", 0), built.stderr + done.stderr
+
+
 def test_fuzzed_frames_end_their_own_jobs():
     assert fuzz(3000).total() > 3000
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=40) | st.binary(max_size=300), lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=40), inner, max_size=20)))  # fmt: skip
+LEAVES = (st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(max_size=40), st.binary())
+VALUES = st.recursive(
+    st.one_of(*LEAVES),
+    lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=40), inner, max_size=20),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(VALUES)
 def test_values_are_counted_as_the_decoder_makes_them(value):
     def count(value):
         if isinstance(value, dict):
@@ -169,6 +190,7 @@ def test_values_of_every_width_are_counted():
         assert count_values(msgspec.msgpack.encode([msgspec.msgpack.Ext(5, b"e" * size), 7]), 9) == 3
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 50))
 def test_counting_never_raises(frame, most):
     assert 0 <= count_values(frame, most) <= most + 1
@@ -197,6 +219,7 @@ def test_a_frame_too_long_is_refused_before_it_is_sent():
     os.close(read)
 
 
+@settings(deadline=None)
 @given(st.randoms(use_true_random=False), st.lists(st.binary(max_size=40), max_size=4))
 def test_the_guest_reads_whole_frames_or_an_end(rng, bodies):
     whole = b"".join(len(body).to_bytes(4, "little") + body for body in bodies)

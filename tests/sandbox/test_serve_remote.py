@@ -100,6 +100,25 @@ def test_the_least_busy_host_is_asked_first():
     assert (len(jobs_of(first)), len(jobs_of(second))) == (5, 5)
 
 
+def test_no_more_jobs_are_under_way_than_a_host_may_have():
+    host, now, most = Host(), 0, 0
+
+    async def count(_: dict[str, Any]) -> web.Response:
+        nonlocal now, most
+        now, most = now + 1, max(most, now + 1)
+        await asyncio.sleep(0)
+        now -= 1
+        return outcome()
+
+    host.answer = count
+
+    async def work(pool: RemotePool) -> list[Outcome]:
+        return await asyncio.gather(*(pool.run(str(i)) for i in range(50)))
+
+    assert {o.status for o in with_hosts(work, host, in_flight=3)} == {"ok"}
+    assert (len(jobs_of(host)), most <= 3) == (50, True)
+
+
 def test_a_full_host_is_asked_again_when_it_says():
     host, times = Host(), []
 

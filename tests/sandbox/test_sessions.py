@@ -232,14 +232,17 @@ while left: left = left[os.write(3, left):]
 async def main(call): await call('x')
 """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert session(pool, code).status == "failed"
+    outcome = session(pool, code)
+    assert outcome.status == "failed"
+    assert "more than 65536 values" in outcome.error
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30 << 10
     assert session(pool, "async def main(call, data): return data", inputs={"data": b"\x90" * 500_000}).status == "ok"
 
 
 def test_a_fault_stands_however_the_session_ends(pool):
     code = "import os\nasync def main(call): os.write(3, b'\\x02\\0\\0\\0C\\xc1\\xc1'); return 1"
-    assert session(pool, code).status == "failed"
+    outcome = session(pool, code)
+    assert (outcome.status, outcome.value) == ("failed", None)
 
 
 def test_a_handler_that_is_cancelled_is_infrastructure(pool):

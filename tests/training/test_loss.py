@@ -6,10 +6,10 @@ import msgspec
 import pytest
 import torch
 
-from fastgrpo.config import LOSS_PRESETS, Grpo
+from fastgrpo.config import LOSS_PRESETS, Grpo, resolve
 from fastgrpo.training.learner import to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
-from fastgrpo.training.packing import pack, sequence_weights
+from fastgrpo.training.packing import pack, rank_batches, sequence_weights
 from fastgrpo.types import UNENDED, Group, Result, Reward, Rollout, Sample
 
 VOCAB, WIDTH = 37, 16
@@ -141,13 +141,38 @@ def rollout(total: float | None) -> Rollout:
     return Rollout([1, 2, 3], [0, 1, 1], [0.0, -1.0, -1.0], ["x"], result=result)
 
 
-def test_groups_without_variance_and_infrastructure_failures_stay_out_of_the_batch() -> None:
+def uneven() -> list[Group]:
+    """A group without variance, and one of which a rollout failed."""
     even = Group(None, "", [rollout(0.5), rollout(0.5), rollout(0.5)])
-    mixed = Group(None, "", [rollout(0.0), rollout(None), rollout(1.0)])
-    chosen = to_samples([even, mixed], Grpo())
+    return [even, Group(None, "", [rollout(0.0), rollout(None), rollout(1.0)])]
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["dapo", "cispo"])
+def test_a_mean_over_tokens_leaves_groups_without_variance_out(name: str, kl_weight: float) -> None:
+    chosen = to_samples(uneven(), resolve({"grpo.loss": name, "grpo.kl_weight": kl_weight}).grpo)
     assert sorted(sample.advantage for sample in chosen) == pytest.approx([-0.7071, 0.7071], abs=1e-3)
-    with_kl = to_samples([even, mixed], msgspec.structs.replace(Grpo(), kl_weight=0.1))
-    assert len(with_kl) == 5
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "gspo"])
+def test_other_normalisers_count_every_sequence_whatever_the_kl_weight(name: str, kl_weight: float) -> None:
+    """GRPO's mean over answers and Dr. GRPO's constant do not depend on how many groups have a variance."""
+    config = resolve({"grpo.loss": name, "grpo.kl_weight": kl_weight, "grpo.max_new_tokens": 10}).grpo
+    chosen = to_samples(uneven(), config)
+    assert [sample.advantage for sample in chosen[:3]] == [0.0, 0.0, 0.0]
+    assert [sample.loss_tokens for sample in chosen] == ([2] if kl_weight else [0]) * 3 + [2, 2]
+    batches = rank_batches(chosen, config.normaliser, config.max_new_tokens, 100, "cpu")
+    weights = torch.cat([batch.weights_N for batch in batches])
+    assert len(weights) == (10 if kl_weight else 4)
+    expected = 1 / (5 * 10) if name == "dr_grpo" else 1 / (5 * 2)
+    torch.testing.assert_close(weights, torch.full_like(weights, expected))
+
+
+def test_a_step_of_groups_without_variance_has_nothing_to_compute() -> None:
+    config = resolve({"grpo.loss": "dr_grpo"}).grpo
+    chosen = to_samples(uneven()[:1], config)
+    assert rank_batches(chosen, config.normaliser, 10, 100, "cpu") == []
 
 
 def test_a_rollout_at_its_groups_mean_counts_in_the_normalisers() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from fastgrpo.flow.problems.formats import made
 from fastgrpo.flow.types import Problem
@@ -19,6 +20,17 @@ from fastgrpo_sandbox import AssertTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.syntax import parse
 
 _PYTHON3 = (3, "PYTHON3")
+# What a function's solution may use without importing it, as where these problems come from.
+_IMPORTED = """
+from typing import *
+from collections import *
+from functools import *
+from heapq import *
+from itertools import *
+from bisect import bisect, bisect_left, bisect_right, insort, insort_left, insort_right
+from math import ceil, comb, factorial, floor, gcd, inf, isqrt, lcm, log, log2, perm, prod, sqrt
+import collections, functools, heapq, itertools, math, random, re, string
+"""
 _READS_AND_WRITES = "Read the input from standard input and write the answer to standard output."
 # As contest graders compare: tuples are lists, floats are equal within 1e-6.
 _SAME = """
@@ -68,12 +80,13 @@ class LiveCodeBench(msgspec.Struct, frozen=True):
         cases = public + _decoded(self.private_test_cases, list[Case], "private_test_cases")
         function = str(_decoded(self.metadata, dict[str, Any], "metadata").get("func_name") or "")
         if any(case.testtype == "functional" for case in cases):
-            entry_point = _method(function, self.starter_code)
+            entry_point, given = _method(function, self.starter_code), _IMPORTED
             tests: Tests = _calls(entry_point, [(_json_lines(c.input), [_json(c.output)]) for c in cases])
         else:
-            entry_point, tests = "", StdioTests(cases=tuple((case.input, case.output) for case in cases))
+            entry_point, given, tests = "", "", StdioTests(cases=tuple((case.input, case.output) for case in cases))
         prompt = _prompt(self.question_content, self.starter_code, tests)
-        return made(str(self.question_id), prompt, entry_point, "", tests, _given(len(public), len(cases)))
+        problem = made(str(self.question_id), prompt, entry_point, "", tests, _public(len(public), len(cases)))
+        return replace(problem, given=given)
 
 
 class Apps(msgspec.Struct, frozen=True):
@@ -144,19 +157,19 @@ class CodeContests(msgspec.Struct, frozen=True):
         known = zip(self.solutions.language, self.solutions.solution, strict=False)
         solution = _python3(text for language, text in known if language in _PYTHON3)
         tests = StdioTests(cases=cases)
-        given = _given(len(self.public_tests.input), len(cases))
-        return made(self.name, _prompt(self.description, "", tests), "", solution, tests, given)
+        public = _public(len(self.public_tests.input), len(cases))
+        return made(self.name, _prompt(self.description, "", tests), "", solution, tests, public)
 
 
 def _of_pairs(id: str, question: str, starter_code: str, solution: str, pairs: Pairs) -> Problem:
     _check_pairs(pairs.inputs, pairs.outputs)
     if pairs.fn_name:
-        entry_point = _method(pairs.fn_name, starter_code or solution)
+        entry_point, given = _method(pairs.fn_name, starter_code or solution), _IMPORTED
         tests: Tests = _calls(entry_point, [_call(*pair) for pair in zip(pairs.inputs, pairs.outputs, strict=True)])
     else:
-        entry_point = ""
+        entry_point, given = "", ""
         tests = StdioTests(tuple((_text(i), _text(o)) for i, o in zip(pairs.inputs, pairs.outputs, strict=True)))
-    return made(id, _prompt(question, starter_code, tests), entry_point, solution, tests)
+    return replace(made(id, _prompt(question, starter_code, tests), entry_point, solution, tests), given=given)
 
 
 def _check_pairs(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
@@ -190,7 +203,7 @@ def _prompt(question: str, starter_code: str, tests: Tests) -> str:
     return "\n\n".join(text.strip("\n") for text in (question, ending, starter_code) if text.strip()) + "\n"
 
 
-def _given(public: int, count: int) -> range | None:
+def _public(public: int, count: int) -> range | None:
     """The data set's own public tests, where it has some."""
     return range(public) if 0 < public <= count else None
 

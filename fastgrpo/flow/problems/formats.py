@@ -115,8 +115,8 @@ class Mbpp(msgspec.Struct, frozen=True):
         return made(f"MBPP/{self.task_id}", prompt, entry_point, self.code, self._tests(entry_point))
 
     def _tests(self, entry_point: str) -> Tests:
-        if entry_point and any(isinstance(n, ast.Name) and n.id == entry_point for n in ast.walk(parse(self.test))):
-            return one_by_one(self.test, "")
+        if re.search(rf"\b{re.escape(entry_point)}\b", self.test):
+            return one_by_one(self.test, parse(self.test), "")
         setup = "\n".join([*self.test_imports, self.test_setup_code])
         return AssertTests(asserts=tuple(self.test_list), setup=setup.strip("\n"))
 
@@ -165,10 +165,11 @@ class LeetCode(msgspec.Struct, frozen=True):
     starter_code: str = ""
 
     def problem(self, name: str) -> Problem:
-        """The problem; what LeetCode imports for everyone (`prompt`) is the tests' and the solution's."""
+        """The problem; what LeetCode imports for everyone (`prompt`) is the tests' and every solution's."""
         prompt = f"{self.prompt}\n{self.problem_description}\n\n{self.starter_code}".strip()
         tests = checked(self.test, self.entry_point, self.prompt)
-        return made(str(self.task_id), prompt, self.entry_point, f"{self.prompt}\n{self.completion}", tests)
+        problem = made(str(self.task_id), prompt, self.entry_point, self.completion, tests)
+        return replace(problem, given=self.prompt)
 
 
 _SAME = """
@@ -243,12 +244,17 @@ def _bound(tree: ast.Module) -> dict[str, None]:
 
 
 def checked(source: str, entry_point: str, setup: str) -> Tests:
-    """Tests of the form `check(candidate)`; one by one where helpers assert, or a method is tested."""
-    if "check" not in _bound(parse(source)):
+    """Tests of the form `check(candidate)`; one by one where helpers assert, a loop does, or a method is tested."""
+    tree = parse(source)
+    if "check" not in _bound(tree):
         raise ValueError("has tests that do not define check(candidate)")
-    if entry_point.isidentifier() and not asserts_in_helpers(source):
-        return CheckTests(source=source, entry_point=entry_point, setup=setup)
-    tests = one_by_one(source, entry_point)
+    as_it_is = CheckTests(source=source, entry_point=entry_point, setup=setup)
+    plain = entry_point.isidentifier() and not asserts_in_helpers(tree)
+    if plain and len(describe_tests(as_it_is)) > 1:
+        return as_it_is
+    tests = one_by_one(source, tree, entry_point)
+    if plain and len(tests.asserts) == 1:
+        return as_it_is
     return replace(tests, setup=f"{setup}\n{tests.setup}".strip("\n"))
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache
-from pathlib import Path
 
+from fastgrpo.flow.problems.source_text import LONG_CHARS, SourceText, statement_text
 from fastgrpo.flow.problems.splitting import TO_THE_END, is_empty
 from fastgrpo_sandbox import AssertTests
 from fastgrpo_sandbox.guest.syntax import parse
@@ -25,31 +24,35 @@ _SHARED = (*_DEFINITIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign,
 Cell = ast.expr | tuple["Cell", ...]
 
 
-def asserts_in_helpers(source: str) -> bool:
-    """True where `check(candidate)` leaves the asserting to functions outside of it. Raises SyntaxError."""
-    tree = parse(source)
+def asserts_in_helpers(tree: ast.Module) -> bool:
+    """True where `check(candidate)` leaves the asserting to functions outside of it."""
     outside = [node for node in tree.body if not _is_check(node)]
     return bool(_asserting(ast.Module(outside, [])))
 
 
-def one_by_one(source: str, candidate: str) -> AssertTests:
+def one_by_one(source: str, tree: ast.Module, candidate: str) -> AssertTests:
     """The tests of `source`, each to be passed on its own, `candidate` being an expression for what is tested.
 
-    `source` defines `check(candidate)`, or is a script that tests by itself. A statement that asserts, or calls a
-    function that does, is a test; of a loop over tables each row is one. What tests share is their setup. Where a test
-    depends on what the candidate did before, the whole is one test. Raises SyntaxError.
+    `source` defines `check(candidate)`, or is a script that tests by itself; its `tree` is used up. A statement that
+    asserts, or calls a function that does, is a test; of a loop over tables each row is one. What tests share is their
+    setup. Where a test depends on what the candidate did before, the whole is one test.
     """
-    tree = parse(source)
-    check = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and _is_check(node)), None)
+    check = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"), None)
     body = tree.body if check is None else check.body
     parameter = check.args.args[0].arg if check is not None and check.args.args else ""
+    text = SourceText(source)
+    tables = {} if check is None else dict(_detached(tree.body))
+    tables |= _detached(body)
     asserting = _asserting(tree)
     tests = [node for node in body if _is_test(node, asserting)]
     shared = [] if check is None else [node for node in tree.body if node is not check and not _calls(node, "check")]
     shared += [node for node in body if not _is_test(node, asserting) and not _says_nothing(node)]
-    if not tests or not _is_independent(shared, parameter) or any(map(_returns, tests)):
-        return _as_one(tree, candidate if check is not None else "")
-    unroller = _Unroller(source, shared, {parameter: candidate} if parameter else {})
+    dependent = any(map(_returns, tests)) or any(
+        parameter and text.names(table, parameter) for table in tables.values()
+    )
+    if not tests or dependent or not _is_independent(shared, parameter):
+        return _as_one(parse(source), candidate if check is not None else "")
+    unroller = _Unroller(text, tables, shared, {parameter: candidate} if parameter else {})
     texts = tuple(text for node in tests for text in unroller.tests(node))
     return AssertTests(asserts=texts, setup=unroller.setup())
 
@@ -57,9 +60,10 @@ def one_by_one(source: str, candidate: str) -> AssertTests:
 def _as_one(tree: ast.Module, candidate: str) -> AssertTests:
     """A script, or `check` where there is a `candidate` for it, as one test that is passed by running to its end."""
     if not candidate:
-        return AssertTests(asserts=("\n".join(map(_plain, tree.body)) + TO_THE_END,))
+        text = "\n".join(statement_text(_Raising().visit(node)) for node in tree.body)
+        return AssertTests(asserts=(text + TO_THE_END,))
     shared = [node for node in tree.body if _is_check(node) or not _calls(node, "check")]
-    return AssertTests(asserts=(f"check({candidate}){TO_THE_END}",), setup="\n".join(map(_with_stand_in, shared)))
+    return AssertTests(asserts=(f"check({candidate}){TO_THE_END}",), setup="\n".join(map(statement_text, shared)))
 
 
 class _Raising(ast.NodeTransformer):
@@ -82,12 +86,13 @@ def _finished(nodes: list[ast.stmt], text: str) -> str:
 
 
 class _Unroller:
-    """Statements of `source` as tests; `shared` are those that all tests need, `given` names expressions for names."""
+    """Statements as tests. `tables` are the lists by name that loops run over, `shared` the statements that all tests
+    need, `given` the expressions to put in the place of names."""
 
-    def __init__(self, source: str, shared: list[ast.stmt], given: dict[str, str]) -> None:
-        self._lines = source.encode().splitlines(keepends=True)
-        self._shared, self._given = shared, given
-        self._tables = dict(_tables(shared))
+    def __init__(
+        self, text: SourceText, tables: dict[str, ast.expr], shared: list[ast.stmt], given: dict[str, str]
+    ) -> None:
+        self._source, self._tables, self._shared, self._given = text, tables, shared, given
         self._read: set[str] = set()
 
     def tests(self, node: ast.stmt) -> list[str]:
@@ -104,8 +109,17 @@ class _Unroller:
     def setup(self) -> str:
         """What tests share, without the tables that none of them reads any more."""
         read = self._read.union(*(_names_read(node) for node in self._shared))
-        kept = [node for node in self._shared if not _assigned(node) or read.intersection(_assigned(node))]
-        return "\n".join(_with_stand_in(node) for node in kept)
+        wanted = {name for name in self._tables if name in read or self._is_in_table(name)}
+        return "\n".join(["import json", *(self._shared_text(node, wanted) for node in self._shared)])
+
+    def _is_in_table(self, name: str) -> bool:
+        return any(self._source.names(table, name) for other, table in self._tables.items() if other != name)
+
+    def _shared_text(self, node: ast.stmt, wanted: set[str]) -> str:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)]) if name in self._tables:
+                return f"{name} = {self._source.value(self._tables[name])}" if name in wanted else "pass"
+        return statement_text(node)
 
     def _rows(self, loop: ast.For) -> list[str] | None:
         """The loop's body for each row of its tables; None where these are not known from the text."""
@@ -128,7 +142,7 @@ class _Unroller:
             text, mark = self._text(cell), _mark(name)
             if name not in inline:
                 first += f"{name} = {text}\n"
-            elif isinstance(cell, ast.List | ast.Tuple) and cell.elts:
+            elif isinstance(cell, ast.List | ast.Tuple) and cell.elts and len(text) <= LONG_CHARS:
                 body = body.replace(f"*{mark}", text[1:-1].strip(" ,\n"))
             body = body.replace(mark, f"({text})" if isinstance(cell, _LOOSE) else text)
         return first + body
@@ -148,17 +162,10 @@ class _Unroller:
         return None
 
     def _text(self, cell: Cell) -> str:
-        """A cell's own text, which for long tables is found far faster than it is written anew."""
         if isinstance(cell, tuple):
             return f"({', '.join(map(self._text, cell))},)"
-        if isinstance(cell, ast.Constant) and not hasattr(cell, "lineno"):
-            return repr(cell.value)
-        first, last = cell.lineno - 1, (cell.end_lineno or cell.lineno) - 1
-        if first == last:
-            return self._lines[first][cell.col_offset : cell.end_col_offset].decode()
-        middle = self._lines[first + 1 : last]
-        ends = self._lines[first][cell.col_offset :], self._lines[last][: cell.end_col_offset]
-        return b"".join([ends[0], *middle, ends[1]]).decode()
+        # enumerate's numbers are in no source
+        return self._source.value(cell) if hasattr(cell, "lineno") else ast.unparse(cell)
 
 
 def _is_test(node: ast.stmt, asserting: set[str]) -> bool:
@@ -215,10 +222,12 @@ def _is_independent(shared: list[ast.stmt], parameter: str) -> bool:
     )
 
 
-def _tables(shared: Iterable[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
-    for node in shared:
+def _detached(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr]]:
+    """Lists and tuples that are given a name, each replaced in its place by nothing: they may be very long."""
+    for node in body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.List() | ast.Tuple() as table):
+                node.value = ast.Constant(None)
                 yield name, table
 
 
@@ -290,19 +299,3 @@ class _Rename(ast.NodeTransformer):
         if node.id in self._given and isinstance(node.ctx, ast.Load):
             return ast.parse(self._given[node.id], mode="eval").body
         return node
-
-
-@cache
-def _stand_in() -> str:
-    return Path(__file__).with_name("numpy_stand_in.py").read_text(encoding="utf-8")
-
-
-def _with_stand_in(node: ast.stmt) -> str:
-    """The statement's text; `import numpy` takes the stand-in where the jail has no numpy."""
-    text = ast.unparse(node)
-    match node:
-        case ast.Import(names=[ast.alias(name="numpy", asname=name)]):
-            name = name or "numpy"
-            made = f"    import types\n    {name} = types.ModuleType('numpy')\n    exec({_stand_in()!r}, vars({name}))"
-            return f"try:\n    {text}\nexcept ImportError:\n{made}"
-    return text

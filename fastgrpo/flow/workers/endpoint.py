@@ -125,11 +125,9 @@ class Endpoint:
         found = failure(error.status_code, error.body, error.response.reason_phrase, error.response.headers)
         if isinstance(found, RequestRejected):
             self._warn(found)
-        return (
-            found
-            if isinstance(found, RequestRejected | Passing)
-            else WorkerError(f"{found}{self._advice(error, body)}")
-        )
+        if isinstance(found, RequestRejected | Passing):
+            return found
+        return WorkerError(f"{found}{self._advice(error, body)}")
 
     def _advice(self, error: openai.APIStatusError, body: dict[str, Any]) -> str:
         """What to mend after an answer that no further attempt changes."""

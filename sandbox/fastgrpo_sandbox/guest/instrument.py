@@ -5,96 +5,232 @@ from __future__ import annotations
 import ast
 import builtins
 import marshal
+import sys
 from functools import lru_cache
+from typing import NamedTuple
 
-from .syntax import parse
+from .syntax import hoisted, parse
 
 CACHED = 4096  # programs of tests; one problem's tests judge many solutions
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
+MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
+GUARDED = frozenset({"Eq", "Lt", "LtE", "Gt", "GtE", "In"})
+# Builtins that decide more than one answer: never taken from the solution.
+JUDGING = frozenset({"all", "any", "bool", "callable", "hasattr", "isinstance", "issubclass", "type", "id"})
 
 
 @lru_cache(CACHED)
 def unittest_names(source: str) -> tuple[str, ...]:
-    """`Class.method` of every unittest test in `source`, in the order of the text. Raises SyntaxError."""
-    classes = [node for node in parse(source).body if isinstance(node, ast.ClassDef) and _is_test_class(node)]
-    return tuple(
-        f"{cls.name}.{item.name}"
-        for cls in classes
-        for item in cls.body
-        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and item.name.startswith("test")
-    )
+    """`Class.method` of every unittest test in `source` that is not skipped for good, in the order of the text; `Class`
+    alone for a class whose tests are made by setattr. Raises SyntaxError."""
+    tree = parse(source)
+    known = set(TEST_BASES)
+    found: list[str] = []
+    made = _set_classes(tree)
+    for cls in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+        if known.isdisjoint(map(_last_name, cls.bases)):
+            continue
+        known.add(cls.name)
+        functions = [item for item in cls.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+        methods = [f"{cls.name}.{item.name}" for item in functions if _is_test(item) and not _is_skipped(item)]
+        if not _is_skipped(cls):
+            found += methods or ([cls.name] if cls.name in made else [])
+    return tuple(found)
 
 
-def _is_test_class(node: ast.ClassDef) -> bool:
-    names = [base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in node.bases]
-    return any(name in TEST_BASES for name in names)
+class _Guarded(ast.NodeTransformer):
+    """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership (honest.py)."""
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        operator = type(node.ops[0]).__name__
+        if len(node.ops) > 1 or operator not in GUARDED:
+            return node
+        args = [ast.Constant(operator), node.left, node.comparators[0]]
+        return ast.copy_location(ast.Call(func=_name("__compare__"), args=args, keywords=[]), node)
+
+
+@lru_cache(CACHED)
+def compile_unittest(source: str) -> bytes:
+    """A program of unittest tests, its comparisons guarded, marshalled for the jail's interpreter, which is this one.
+    Raises SyntaxError."""
+    tree = ast.fix_missing_locations(_Guarded().visit(hoisted(parse(source))))
+    return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True))
+
+
+def _set_classes(tree: ast.Module) -> set[str]:
+    """Names of what `setattr` is called on."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    return {_last_name(call.args[0]) for call in calls if _last_name(call.func) == "setattr"}
+
+
+def _is_test(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test")
+
+
+def _is_skipped(node: ast.AST) -> bool:
+    decorators = getattr(node, "decorator_list", [])
+    return any(_last_name(each.func if isinstance(each, ast.Call) else each) == "skip" for each in decorators)
+
+
+def _last_name(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 class _Split(ast.NodeTransformer):
     """`assert test, message` becomes a try that records its own verdict under its index and goes on; `assert False`,
-    which says that nothing may come here, records that something did."""
+    which says that nothing may come here, records that something did. What stands alone in the module or in `check` is
+    run once; of other statements there the end is recorded for the assertions within."""
 
-    def __init__(self) -> None:
+    def __init__(self, check: str) -> None:
         self.count = 0
         self.never: list[int] = []
+        self.check = check
+        self.inner: list[int] = []  # assertions of the statement under way, but for those in functions
 
     def visit_Module(self, node: ast.Module) -> ast.AST:
-        self.generic_visit(node)
-        node.body += [ast.fix_missing_locations(_call("__never__", index)) for index in self.never]
+        node.body = self.statements(node.body)
         return node
 
+    def statements(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        found: list[ast.stmt] = []
+        for statement in body:
+            first = self.count
+            if isinstance(statement, ast.FunctionDef) and statement.name == self.check:
+                statement.body = self.statements(statement.body)
+                found.append(statement)
+            elif isinstance(statement, ast.Assert):
+                found.append(self.split(statement, "__passed__"))
+            else:
+                self.inner = []
+                found.append(self.visit(statement))
+                if self.count > first and self.inner:
+                    found.append(_at(_call("__over__", *self.inner), statement))
+        return found
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        before = self.inner
+        self.inner = []
+        self.generic_visit(node)
+        self.inner = before
+        return node
+
+    visit_AsyncFunctionDef = visit_ClassDef = visit_FunctionDef  # type: ignore[assignment]
+
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        self.inner.append(self.count)
+        return self.split(node, "__checked__")
+
+    def split(self, node: ast.Assert, holds: str) -> ast.stmt:
         index = self.count
         self.count += 1
         if isinstance(node.test, ast.Constant) and not node.test.value:
             self.never.append(index)
-            return ast.fix_missing_locations(ast.copy_location(_call("__failed__", index), node))
-        body = _call("__passed__", index, node.test)
+            return _at(_call("__failed__", index), node)
+        body = _call(holds, index, node.test)
         handler = ast.ExceptHandler(type=_name("__Exception__"), name=None, body=[_call("__failed__", index)])
-        split = ast.Try(body=[body], handlers=[handler], orelse=[], finalbody=[])
-        return ast.fix_missing_locations(ast.copy_location(split, node))
+        return _at(ast.Try(body=[body], handlers=[handler], orelse=[], finalbody=[]), node)
+
+
+def _at(node: ast.stmt, place: ast.stmt) -> ast.stmt:
+    return ast.fix_missing_locations(ast.copy_location(node, place))
 
 
 def _name(name: str) -> ast.Name:
     return ast.Name(id=name, ctx=ast.Load())
 
 
-def _call(function: str, index: int, *arguments: ast.expr) -> ast.Expr:
-    return ast.Expr(ast.Call(func=_name(function), args=[ast.Constant(index), *arguments], keywords=[]))
+def _call(function: str, *arguments: int | ast.expr) -> ast.Expr:
+    args = [ast.Constant(each) if isinstance(each, int) else each for each in arguments]
+    return ast.Expr(ast.Call(func=_name(function), args=args, keywords=[]))
 
 
-def split_asserts(source: str) -> tuple[ast.Module, int]:
-    """`source` with every assert replaced by a call of `__passed__(index, test)` guarded by `__failed__(index)`, and
-    the number of asserts. Indices follow the order of the text. At its end `source` calls `__never__(index)` for each
-    `assert False`. Raises SyntaxError."""
-    splitter = _Split()
-    tree = splitter.visit(parse(source))
-    return tree, splitter.count
+def split_asserts(source: str) -> tuple[ast.Module, int, tuple[int, ...]]:
+    """`source` with every assert replaced by a call of `__passed__(index, test)`, or `__checked__` where it may be run
+    again, guarded by `__failed__(index)`; the number of asserts; and those that are `assert False`. Indices follow the
+    order of the text. `__over__(*indices)` follows a statement around some. Raises SyntaxError."""
+    tree = hoisted(parse(source))
+    splitter = _Split("" if _calls_itself(tree) else "check")
+    return splitter.visit(tree), splitter.count, tuple(splitter.never)
+
+
+def _calls_itself(tree: ast.Module) -> bool:
+    """Whether `check` may be run more than once: it is decorated, a generator, or its name is read."""
+    checks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    read = any(isinstance(node, ast.Name) and node.id == "check" for node in ast.walk(tree))
+    return read or len(checks) != 1 or bool(checks[0].decorator_list)
 
 
 @lru_cache(CACHED)
-def compile_asserts(source: str) -> tuple[bytes, int]:
-    """`split_asserts(source)` compiled and marshalled for the judge, which is this same interpreter, and the number of
-    asserts. Raises SyntaxError."""
-    tree, count = split_asserts(source)
-    return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True)), count
+def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
+    """`split_asserts(source)` compiled and marshalled for the judge, which is this same interpreter, the number of
+    asserts, and those that nothing may come to. Raises SyntaxError."""
+    tree, count, never = split_asserts(source)
+    return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True)), count, never
+
+
+class Wanted(NamedTuple):
+    """What tests read and do not define: names, and of these the modules, which are left out of `names`; `called`, the
+    builtin function that the solution may stand for, or ""; and `strangers`, names that stand for what others are
+    compared with."""
+
+    names: tuple[str, ...]
+    modules: tuple[str, ...]
+    called: str
+    strangers: tuple[str, ...]
 
 
 @lru_cache(CACHED)
-def wanted_names(source: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names that `source` reads, neither binds nor finds built in; and the first that it calls, if a plain one."""
+def wanted_names(source: str) -> Wanted:
+    """What `source` needs from elsewhere. Raises SyntaxError."""
     nodes = list(ast.walk(parse(source)))
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    called = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     read -= {_bound(node) for node in nodes}
-    return tuple(sorted(name for name in read if not hasattr(builtins, name))), tuple(called[:1])
+    modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
+    names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
+    called = _compared(nodes) if names else _plainly_called(nodes)
+    strangers = {name for node in nodes if isinstance(node, ast.Compare) for name in _strangers(node)}
+    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", tuple(sorted(strangers & set(names))))
+
+
+def _plainly_called(nodes: list[ast.AST]) -> list[str]:
+    return [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+
+
+def _used_as_modules(nodes: list[ast.AST]) -> set[str]:
+    used = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    return used.difference(_plainly_called(nodes))
+
+
+def _compared(nodes: list[ast.AST]) -> list[str]:
+    """The builtins whose answer is compared for equality and nothing else."""
+    equalities = [
+        node for node in nodes if isinstance(node, ast.Compare) and all(type(op) is ast.Eq for op in node.ops)
+    ]
+    calls = [node.left.func for node in equalities if isinstance(node.left, ast.Call)]
+    names = [call.id for call in calls if isinstance(call, ast.Name)]
+    return [name for name in names if hasattr(builtins, name) and name not in JUDGING]
 
 
 def _bound(node: ast.AST) -> str:
     """The name that `node` gives a value: a variable's, also of a comprehension, an argument's, an import's; or ""."""
     match node:
-        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.FunctionDef(name=name):
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name) | ast.ClassDef(name=name):
+            return name
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return name
+        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
             return name
         case ast.alias(name=name, asname=alias):
             return alias or name.partition(".")[0]
     return ""
+
+
+def _strangers(node: ast.Compare) -> set[str]:
+    """Names of the right side alone. Where they are the solution's, such a line would ask it to agree with itself."""
+    left, right = _read(node.left), _read(node.comparators[0])
+    return right - left if left else set()
+
+
+def _read(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and not hasattr(builtins, each.id)}

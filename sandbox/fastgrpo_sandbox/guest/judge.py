@@ -1,260 +1,160 @@
-"""The judged pair. The solution's process answers calls; the judge's process holds the tests and compares.
+"""The judged pair: the judge's process holds the tests and compares; the solution's process answers its requests.
 
-Only plain data crosses (see plain.py), so `==` in the judge is always a builtin type's own. The solution knows neither
+What the judge compares is plain data or a proxy that equals no plain data (peer.py), so the solution knows neither
 expected values nor which of its answers passed.
 """
 
 from __future__ import annotations
 
-import builtins
+import _socket
 import contextlib
+import importlib
 import marshal
 import sys
 import types
 from typing import Any
 
-from .instrument import compile_asserts
-from .plain import Unplain, pack, refuse, unpack
-from .wire import MAX_PEER_FRAME, read_peer, send_peer
-
-# ---- the solution's side: nothing it does is trusted ----
-
-
-def serve_solution(module: types.ModuleType, peer: int) -> None:
-    """Answers the judge until it closes the peer."""
-    objects: list[Any] = []
-
-    def keep(value: Any) -> Any:
-        objects.append(value)
-        return {"handle": len(objects) - 1}
-
-    while True:
-        try:
-            request = read_peer(peer)
-        except EOFError:
-            return
-        send_peer(peer, _answer(module, objects, keep, request))
-
-
-def _answer(module: types.ModuleType, objects: list[Any], keep: Unplain, request: bytes) -> bytes:
-    try:
-        answer = pack(_called(module, objects, keep, request), keep)
-    except BaseException as error:
-        answer = pack(("raise", _named(error), None))
-    _show_prints()
-    return answer if len(answer) <= MAX_PEER_FRAME else pack(("raise", ("ValueError", ("too long to send",)), None))
-
-
-def _called(module: types.ModuleType, objects: list[Any], keep: Unplain, request: bytes) -> tuple[Any, ...]:
-    """What came of one request, and its arguments where the call changed them."""
-    target, path, args, kwargs = unpack(request, objects.__getitem__)
-    given = [*(args or ()), *kwargs.values()]
-    before = pack(given, keep)
-    try:
-        found: Any = module if target is None else objects[target]
-        for name in path:
-            found = getattr(found, name)
-        kind, value = "value", found if args is None else found(*args, **kwargs)
-    except BaseException as error:
-        kind, value = "raise", _named(error)
-    return kind, value, None if pack(given, keep) == before else given
-
-
-def _named(error: BaseException) -> tuple[str, tuple[Any, ...]]:
-    """Name and arguments of an exception, or none of these where they are not plain data."""
-    try:
-        pack(error.args)
-        return type(error).__name__, error.args
-    except Exception:
-        return type(error).__name__, ()
-
-
-def _show_prints() -> None:
-    """The judge's end is this process' end, so what was printed must be out by then."""
-    with contextlib.suppress(Exception):  # the stream is the solution's: closed, or full
-        sys.stdout.flush()
-
-
-# ---- the judge's side ----
-
-
-class CandidateError(Exception):
-    """The solution raised something of its own, or its process is gone."""
-
-
-class Remote:
-    """A name, object or method that lives in the solution's process. Compares equal to nothing but itself."""
-
-    def __init__(self, peer: int, target: int | None, path: tuple[str, ...]) -> None:
-        self._place = (peer, target, path)
-
-    def __getattr__(self, name: str) -> Remote:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        peer, target, path = self._place
-        return _fetch(peer, target, (*path, name))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _request(*self._place, list(args), kwargs)
-
-    def __len__(self) -> int:
-        return self._special("__len__")
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._special("__getitem__", key)
-
-    def __iter__(self) -> Any:
-        iterator = self._special("__iter__")
-        while True:
-            try:
-                yield iterator._special("__next__")
-            except StopIteration:
-                return
-
-    def __next__(self) -> Any:
-        return self._special("__next__")
-
-    def __str__(self) -> str:
-        return self._special("__str__")
-
-    def __repr__(self) -> str:
-        return self._special("__repr__")
-
-    def __bool__(self) -> bool:
-        for name in ("__bool__", "__len__"):
-            with contextlib.suppress(TypeError):
-                return bool(self._special(name))
-        return True
-
-    def _special(self, name: str, *args: Any) -> Any:
-        peer, target, path = self._place
-        try:
-            return _request(peer, target, (*path, name), list(args), {})
-        except AttributeError as error:
-            raise TypeError(f"an object of the solution has no {name}") from error
-
-
-def _fetch(peer: int, target: int | None, path: tuple[str, ...]) -> Any:
-    value = _request(peer, target, path, None, {})
-    return Remote(peer, target, path) if isinstance(value, Remote) else value
-
-
-def _request(peer: int, target: int | None, path: tuple[str, ...], args: list[Any] | None, kwargs: Any) -> Any:
-    """One call of the solution. Raises what it raised, as the builtin exception of that name, or CandidateError."""
-    send_peer(peer, pack((target, path, args, kwargs), _handle_of))
-    try:
-        kind, value, changed = unpack(read_peer(peer), lambda number: Remote(peer, number, ()))
-    except (EOFError, OSError) as error:
-        raise CandidateError("the solution's process is gone") from error
-    for mine, new in zip((*(args or ()), *kwargs.values()), changed or (), strict=False):
-        _update(mine, new)
-    if kind == "raise":
-        raise _exception(*value)
-    return value
-
-
-def _handle_of(value: Any) -> Any:
-    if isinstance(value, Remote) and not value._place[2]:
-        return {"handle": value._place[1]}
-    raise TypeError(f"a test passed {type(value).__name__} to the solution; only plain data can cross")
-
-
-def _exception(name: Any, args: Any) -> Exception:
-    kind = getattr(builtins, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, Exception)):
-        return CandidateError(f"{name}: {args}")
-    try:
-        return kind(*args)
-    except Exception:
-        return CandidateError(f"{name}: {args}")
-
-
-def _update(mine: Any, changed: Any) -> None:
-    """An argument that the solution changed in place changes in the test, too."""
-    if isinstance(mine, list | bytearray) and type(mine) is type(changed):
-        mine[:] = changed
-    elif isinstance(mine, dict | set) and type(mine) is type(changed):
-        mine.clear()
-        mine.update(changed)
-
-
-def warm_up() -> None:
-    """One question to a solution and its answer, and one assertion judged."""
-    module = types.ModuleType("solution")
-    module.__dict__["f"] = list
-    unpack(_answer(module, [], refuse, pack((None, ("f",), [[1, (2.5, "x")]], {}))))
-    code, count = compile_asserts("assert f(1) == 2\n")
-    _run(code, _Record(count), {"f": abs})
+from .instrument import MODULES, Wanted, compile_asserts
+from .peer import Peer
+from .remote import place_of
+from .syntax import compile_source
 
 
 class _Record:
-    """Verdicts by assertion: passed only if it ran at least once and every time was true."""
+    """Verdicts by assertion. One passed if it was run, held every time, and came to where it cannot be run again: it
+    stands alone in the tests, or the statement around it, or else the tests as a whole, ran to its end."""
 
     def __init__(self, count: int) -> None:
-        self.seen = [False] * count
+        self.held = [False] * count
         self.broken = [False] * count
-        self.unreached: list[int] = []
+        self.ended = [False] * count
 
     def passed(self, index: int, test: Any) -> None:
-        self.seen[index] = True
+        """An assertion that stands alone."""
+        self.checked(index, test)
+        self.ended[index] = True
+
+    def checked(self, index: int, test: Any) -> None:
+        """One that may be run again."""
+        self.held[index] = True
         self.broken[index] |= not test
 
     def failed(self, index: int) -> None:
         self.broken[index] = True
 
-    def finish(self) -> None:
-        """The tests came to their end: an `assert False` that nothing came to holds."""
-        for index in self.unreached:
-            self.seen[index] = True
+    def over(self, *indices: int) -> None:
+        """The statement around these ran to its end."""
+        for index in indices:
+            self.ended[index] = True
+
+    def finish(self, unreached: tuple[int, ...]) -> None:
+        """The tests came to their end; an `assert False` that nothing came to holds."""
+        self.ended = [True] * len(self.ended)
+        for index in unreached:
+            self.held[index] = True
 
     def verdicts(self) -> list[bool]:
-        return [seen and not broken for seen, broken in zip(self.seen, self.broken, strict=True)]
+        every = zip(self.held, self.broken, self.ended, strict=True)
+        return [held and ended and not broken for held, broken, ended in every]
 
 
 def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
-    """One bool for each assertion of a CheckTests job or each line of an AssertTests job."""
+    """One bool for each assertion of a CheckTests job or each line of an AssertTests job. Raises what the setup does."""
     sys.setrecursionlimit(3000)
-    if job["lines"] is None:
-        return _check_verdicts(job, peer)
-    namespace = _namespace(job["setup"])
-    return [_line_passes(*line, namespace, peer) for line in job["lines"]]
-
-
-def _namespace(setup: str) -> dict[str, Any]:
+    solution = Peer(peer)
     namespace: dict[str, Any] = {"__name__": "tests"}
-    exec(compile(setup, "setup.py", "exec", dont_inherit=True), namespace)
-    return namespace
+    exec(compile_source(job["setup"], "setup.py"), namespace)
+    if job["lines"] is None:
+        return _check_verdicts(job, solution, namespace)
+    return [_line_passes(code, Wanted(*wanted), namespace, solution) for code, wanted in job["lines"]]
 
 
 def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
-    namespace |= {"__passed__": record.passed, "__failed__": record.failed, "__never__": record.unreached.append}
-    namespace["__Exception__"] = Exception
+    namespace |= {"__passed__": record.passed, "__checked__": record.checked, "__failed__": record.failed}
+    namespace |= {"__over__": record.over, "__Exception__": Exception}
     exec(marshal.loads(code), namespace)
 
 
-def _check_verdicts(job: dict[str, Any], peer: int) -> list[bool]:
-    record = _Record(job["count"])
-    namespace = _namespace(job["setup"])
-    candidate = namespace[job["entry_point"]] = Remote(peer, None, (job["entry_point"],))
+def _check_verdicts(job: dict[str, Any], solution: Peer, namespace: dict[str, Any]) -> list[bool]:
+    code, count, unreached = job["code"]
+    record, entry, wanted = _Record(count), job["entry_point"], Wanted(*job["wanted"])
     try:
-        _run(job["code"], record, namespace)
+        candidate = solution.name(entry)[0] if entry[:1].isupper() else solution.function(entry)
+        namespace[entry] = candidate
+        namespace |= _modules(wanted, namespace) | _offered(wanted, namespace, solution)
+        _run(code, record, namespace)
         namespace["check"](candidate)
-        record.finish()
-    except Exception:
+        if not solution.is_gone:  # the tests may have caught even that
+            record.finish(unreached)
+    except BaseException:
         pass  # a statement between the assertions failed: those after it stay unanswered
     return record.verdicts()
 
 
 def _line_passes(
-    code: bytes, count: int, read: tuple[str, ...], called: tuple[str, ...], namespace: dict[str, Any], peer: int
+    compiled: tuple[bytes, int, tuple[int, ...]], wanted: Wanted, namespace: dict[str, Any], solution: Peer
 ) -> bool:
-    """The solution must define the names that neither setup nor builtins have. A line that calls only builtins tests a
-    solution named like one: the first call in it."""
+    """The solution must define the names that neither setup, builtins nor the standard library have. A line that wants
+    no function of it tests one that is named like a builtin. What else the solution gives is no wanted value."""
+    code, count, unreached = compiled
     record = _Record(count)
-    names = [name for name in read if name not in namespace] or called
     try:
-        _run(code, record, namespace | {name: _fetch(peer, None, (name,)) for name in names})
-        record.finish()
-    except Exception:
+        names = _modules(wanted, namespace)
+        found = {name: solution.name(name) for name in wanted.names if name not in namespace}
+        own = {name: value for name, (value, is_library) in found.items() if not is_library}
+        if any(_is_answer(name, own[name]) for name in wanted.strangers if name in own):
+            return False
+        if wanted.called and all(name[:1].isupper() for name in own):
+            names |= _builtin_of(wanted.called, solution, must=not found)
+        names |= {name: value for name, (value, _) in found.items()}
+        _run(code, record, namespace | names)
+        if not solution.is_gone:
+            record.finish(unreached)
+    except BaseException:
         return False
     return count > 0 and all(record.verdicts())
+
+
+def _is_answer(name: str, value: Any) -> bool:
+    """Whether a name of the solution's stands for data or for a function, rather than for a class."""
+    return place_of(value) is None or not name[:1].isupper()
+
+
+def _modules(wanted: Wanted, namespace: dict[str, Any]) -> dict[str, Any]:
+    return {name: importlib.import_module(MODULES.get(name, name)) for name in wanted.modules if name not in namespace}
+
+
+def _offered(wanted: Wanted, namespace: dict[str, Any], solution: Peer) -> dict[str, Any]:
+    """What tests of one function may take from beside it: classes, and what is the library's own."""
+    found = {}
+    for name in wanted.names:
+        if name not in namespace:
+            with contextlib.suppress(AttributeError):
+                value, is_library = solution.name(name)
+                if is_library or not _is_answer(name, value):
+                    found[name] = value
+    return found
+
+
+def _builtin_of(name: str, solution: Peer, must: bool) -> dict[str, Any]:
+    try:
+        return {name: solution.name(name)[0]}
+    except AttributeError:
+        if must:
+            raise
+        return {}
+
+
+def warm_up() -> None:
+    """One question to a solution and its answer, and one assertion judged."""
+    near, far = _socket.socketpair()
+    module = types.ModuleType("solution")
+    module.__dict__["f"] = list
+    asking, answering = Peer(near.fileno()), Peer(far.fileno(), module)
+    asking.ask("call", "f", [[1, (2.5, "x")]], {})
+    answering.serve_one()
+    asking.result("call")
+    code, count, _ = compile_asserts("assert f(1) == 2\n")
+    _run(code, _Record(count), {"f": abs})
+    near.close()
+    far.close()

@@ -1,84 +1,324 @@
-"""Plain data between solution and judge: exact builtin types as tagged JSON, so that nothing received can carry code.
+"""Values between solution and judge: tagged JSON, so that nothing received can carry code.
 
-Lists, strings, floats, booleans, None and 64-bit integers are themselves; every other type is an object with one key.
-Subclasses travel as their builtin base. What is not plain becomes a handle, `{"handle": n}`, by the caller's choice.
+Lists, strings, floats, booleans, None and 64-bit integers are themselves; every other value is an object with one key,
+the name of its exact type. Values of the standard library (VALUES) are rebuilt by their own constructors. Lists, dicts
+and other containers that can change (KINDS) are numbered alike on both sides in the order in which they cross, so that
+the same object comes back as the same object (`{"seen": n}`), also within itself, and a change on one side can be told
+to the other. What is neither, such as a function or an object, is left to the caller (peer.py).
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable
-from typing import Any
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from operator import is_
+from typing import Any, NamedTuple
 
-Unplain = Callable[[Any], Any]
 SMALL = 1 << 63
+LIVE = 64  # containers that stay shared after the exchange that brought them
+LARGE = 4096  # items of the largest of these
+SCALARS = frozenset({type(None), bool, str, float})
+CONSTANTS = {"NotImplemented": NotImplemented, "Ellipsis": Ellipsis}
 # Not as ASCII: two surrogates side by side would come back from their escapes as one character.
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_decode = json.JSONDecoder(parse_constant={"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get).decode
 
 
-def refuse(value: Any) -> Any:
+class Kind(NamedTuple):
+    """How a container is taken apart and filled: its items in a row, and what its constructor needs besides."""
+
+    items: Callable[[Any], Sequence[Any]]
+    make: Callable[[Any], Any]
+    fill: Callable[[Any, Sequence[Any]], None]
+    extra: Callable[[Any], Any] = lambda value: None
+
+
+def _list_fill(value: list[Any], items: Sequence[Any]) -> None:
+    list.__setitem__(value, slice(None), items)
+
+
+def _pairs(value: dict[Any, Any]) -> list[Any]:
+    return list(chain.from_iterable(dict.items(value)))
+
+
+def _dict_fill(value: dict[Any, Any], items: Sequence[Any]) -> None:
+    dict.clear(value)
+    for key, item in zip(items[::2], items[1::2], strict=True):
+        dict.__setitem__(value, key, item)
+
+
+def _ordered_fill(value: Any, items: Sequence[Any]) -> None:
+    value.clear()
+    value.update(zip(items[::2], items[1::2], strict=True))
+
+
+def _set_fill(value: set[Any], items: Iterable[Any]) -> None:
+    set.clear(value)
+    set.update(value, items)
+
+
+def _slice_fill(value: Any, items: Any) -> None:
+    value[:] = type(value)(value.typecode, items) if hasattr(value, "typecode") else items
+
+
+def _deque_fill(value: Any, items: Iterable[Any]) -> None:
+    value.clear()
+    value.extend(items)
+
+
+def _of(name: str) -> Any:
+    """The class of a full name, imported if need be."""
+    module, _, name = name.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+KINDS: dict[str, Kind] = {
+    "list": Kind(lambda value: list(list.__iter__(value)), lambda _: [], _list_fill),
+    "dict": Kind(_pairs, lambda _: {}, _dict_fill),
+    "set": Kind(lambda value: list(set.__iter__(value)), lambda _: set(), _set_fill),
+    "bytearray": Kind(list, lambda _: bytearray(), _slice_fill),
+    "collections.deque": Kind(
+        list, lambda most: _of("collections.deque")((), most), _deque_fill, lambda value: value.maxlen
+    ),
+    "collections.defaultdict": Kind(
+        _pairs, lambda factory: _of("collections.defaultdict")(factory), _dict_fill, lambda value: value.default_factory
+    ),
+    "collections.OrderedDict": Kind(
+        lambda value: list(chain.from_iterable(_of("collections.OrderedDict").items(value))),
+        lambda _: _of("collections.OrderedDict")(),
+        _ordered_fill,
+    ),
+    "collections.Counter": Kind(_pairs, lambda _: _of("collections.Counter")(), _dict_fill),
+    "array.array": Kind(list, lambda code: _of("array.array")(code), _slice_fill, lambda value: value.typecode),
+}
+Parts = Callable[[Any], Sequence[Any]]
+VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the class itself
+    "tuple": (lambda value: list(tuple.__iter__(value)), lambda *items: items),
+    "frozenset": (lambda value: list(frozenset.__iter__(value)), lambda *items: frozenset(items)),
+    "bytes": (lambda value: (bytes.hex(value),), bytes.fromhex),
+    "complex": (lambda value: (value.real, value.imag), complex),
+    "range": (lambda value: (value.start, value.stop, value.step), range),
+    "slice": (lambda value: (value.start, value.stop, value.step), slice),
+    "dict_keys": (lambda value: (dict(value.mapping),), dict.keys),
+    "dict_values": (lambda value: (dict(value.mapping),), dict.values),
+    "dict_items": (lambda value: (dict(value.mapping),), dict.items),
+    "decimal.Decimal": (lambda value: (_of("decimal.Decimal").__str__(value),), None),
+    "fractions.Fraction": (lambda value: (value.numerator, value.denominator), None),
+    "datetime.date": (lambda value: (value.year, value.month, value.day), None),
+    "datetime.time": (
+        lambda value: (value.hour, value.minute, value.second, value.microsecond, value.tzinfo, value.fold),
+        lambda *parts: _of("datetime.time")(*parts[:5], fold=parts[5]),
+    ),
+    "datetime.datetime": (
+        lambda value: (*value.timetuple()[:6], value.microsecond, value.tzinfo, value.fold),
+        lambda *parts: _of("datetime.datetime")(*parts[:8], fold=parts[8]),
+    ),
+    "datetime.timedelta": (lambda value: (value.days, value.seconds, value.microseconds), None),
+    "datetime.timezone": (lambda value: value.__getinitargs__(), None),
+    "zoneinfo.ZoneInfo": (lambda value: (value.key,), None),
+    "uuid.UUID": (lambda value: (value.hex,), None),
+    "pathlib.PosixPath": (lambda value: (str(value),), None),
+    "pathlib.PurePosixPath": (lambda value: (str(value),), None),
+    "re.Pattern": (lambda value: (value.pattern, value.flags), lambda *parts: _of("re.compile")(*parts)),
+}
+
+
+def name_of(kind: type) -> str:
+    """The full name of a class; a builtin's is short."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_genuine(kind: type) -> bool:
+    """Whether a class is what its full name says, and not one that calls itself so."""
+    module = sys.modules.get(kind.__module__)
+    return kind.__qualname__.startswith("dict_") or getattr(module, kind.__qualname__, None) is kind
+
+
+class Shared:
+    """The containers that both sides hold, and their items when the two last agreed."""
+
+    def __init__(self) -> None:
+        self.objects: dict[int, tuple[Any, Kind]] = {}
+        self.contents: dict[int, Sequence[Any]] = {}
+        self.numbers: dict[int, int] = {}  # by id()
+        self.kept: set[int] = set()  # numbers of what is also an object of one side, and changes by its methods
+        self.count = 0
+
+    def add(self, value: Any, kind: Kind) -> int:
+        """The next number, for `value`."""
+        self.objects[self.count] = value, kind
+        self.numbers[id(value)] = self.count
+        self.count += 1
+        return self.count - 1
+
+    def settle(self, first: int) -> None:
+        """Notes what the containers from `first` on hold now."""
+        for number in range(first, self.count):
+            value, kind = self.objects[number]
+            self.contents[number] = kind.items(value)
+
+    def changed(self) -> list[int]:
+        """The containers whose items are others than when the two sides last agreed."""
+        found = []
+        for number, before in self.contents.items():
+            value, kind = self.objects[number]
+            now = kind.items(value)
+            if len(now) != len(before) or not all(map(is_, now, before)):
+                self.contents[number] = now
+                found.append(number)
+        return found
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            value, _ = self.objects.pop(number)
+            self.numbers.pop(id(value), None)
+            self.contents.pop(number, None)
+
+    def forget(self) -> None:
+        """Drops what is old or large. Both sides do so after the same exchange."""
+        oldest = self.count - LIVE
+        gone = [n for n, content in self.contents.items() if n < oldest or len(content) > LARGE]
+        self.drop(n for n in gone if n not in self.kept)
+
+
+Give = Callable[[Any, "Codec"], Any]
+Take = Callable[[str, Any, "Codec"], Any]
+
+
+def refuse(value: Any, codec: Codec) -> Any:
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
-def pack(value: Any, unplain: Unplain = refuse) -> bytes:
-    """`value` as bytes. `unplain(value)` gives the JSON for what is not plain; by default it raises TypeError."""
-    return _encode(_tag(value, unplain)).encode("utf-8", "surrogatepass")
+def _unknown(name: str, body: Any, codec: Codec) -> Any:
+    raise ValueError(f"no value is named {name!r}")
 
 
-def unpack(data: bytes, handle: Callable[[int], Any] = refuse) -> Any:
-    """Inverse of pack. Raises ValueError, TypeError, KeyError or RecursionError for anything malformed."""
-    return _untag(json.loads(data.decode("utf-8", "surrogatepass")), handle)
+class Codec:
+    """Values to JSON and back, with what the two sides share. `give(value, codec)` makes the JSON of what is not plain,
+    `take(name, body, codec)` its value."""
+
+    def __init__(self, give: Give = refuse, take: Take = _unknown) -> None:
+        self.shared = Shared()
+        self._give = give
+        self._take = take
+
+    def pack(self, payload: Any) -> bytes:
+        """A message: what has changed since the last one, and `payload`. Raises what is raised on the way, and then
+        leaves what is shared as it was."""
+        first = self.shared.count
+        try:
+            changes = [
+                [number, *self._items(kind.items(value))]
+                for number in self.shared.changed()
+                for value, kind in (self.shared.objects[number],)
+            ]
+            data = _encode([changes, self.tag(payload)]).encode("utf-8", "surrogatepass")
+        except BaseException:
+            self.take_back(first)
+            raise
+        return data
+
+    def take_back(self, first: int) -> None:
+        """Forgets the containers from `first` on: the message that they were in was not sent."""
+        self.shared.drop(range(first, self.shared.count))
+        self.shared.count = first
+
+    def unpack(self, data: bytes) -> Any:
+        """Inverse of pack. Raises ValueError, TypeError, KeyError, AttributeError, ArithmeticError or RecursionError
+        for anything malformed."""
+        first = self.shared.count
+        changes, payload = _decode(data.decode("utf-8", "surrogatepass"))
+        for number, *items in changes:
+            value, kind = self.shared.objects[number]
+            self.shared.contents[number] = ()
+            kind.fill(value, [self.untag(item) for item in items])
+            self.shared.contents[number] = kind.items(value)
+        found = self.untag(payload)
+        self.shared.settle(first)
+        return found
+
+    def tag(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in SCALARS:
+            return value
+        if kind is int:
+            return value if -SMALL <= value < SMALL else {"int": hex(value)}
+        if kind is list:
+            return self.container(value, "list")
+        return self._tag_other(value, kind)
+
+    def container(self, value: Any, name: str) -> Any:
+        """The JSON of a container of one of KINDS, which a subclass' object may be, too."""
+        seen = self.shared.numbers.get(id(value))
+        if seen is not None:
+            return {"seen": seen}
+        kind = KINDS[name]
+        number = self.shared.add(value, kind)
+        content = self.shared.contents[number] = kind.items(value)
+        items = self._items(content)
+        return items if name == "list" else {name: [self.tag(kind.extra(value)), *items]}
+
+    def _items(self, items: Sequence[Any]) -> Sequence[Any]:
+        kinds = set(map(type, items))
+        if kinds <= SCALARS or (kinds == {int} and min(items) >= -SMALL and max(items) < SMALL):
+            return items
+        return [self.tag(item) for item in items]
+
+    def _tag_other(self, value: Any, kind: type) -> Any:
+        name = name_of(kind)
+        if name in KINDS and is_genuine(kind):
+            return self.container(value, name)
+        if name in VALUES and is_genuine(kind):
+            return {name: self._items(VALUES[name][0](value))}
+        if value is NotImplemented or value is Ellipsis:
+            return {"constant": str(value)}
+        return self._give(value, self)
+
+    def untag(self, value: Any) -> Any:
+        if type(value) is list:
+            made: list[Any] = []
+            self.shared.add(made, KINDS["list"])
+            made += [self.untag(item) for item in value] if _nested(value) else value
+            return made
+        return self._untag_object(value) if type(value) is dict else value
+
+    def _untag_object(self, value: dict[str, Any]) -> Any:
+        ((name, body),) = value.items()
+        if name == "int":
+            return int(body, 16)
+        if name == "seen":
+            return self.shared.objects[body][0]
+        if name == "constant":
+            return CONSTANTS[body]
+        if name in KINDS:
+            return self._untag_container(KINDS[name], body)
+        if name in VALUES:
+            build = VALUES[name][1] or _of(name)
+            return build(*[self.untag(part) for part in body])
+        return self._take(name, body, self)
+
+    def _untag_container(self, kind: Kind, body: list[Any]) -> Any:
+        """Numbered before its items are, as when it was taken apart."""
+        made = kind.make(self.untag(body[0]))
+        self.shared.add(made, kind)
+        kind.fill(made, [self.untag(item) for item in body[1:]])
+        return made
 
 
-def _tag(value: Any, unplain: Unplain) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int(value) if -SMALL <= value < SMALL else {"int": hex(value)}
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, list):
-        return [_tag(item, unplain) for item in list.__iter__(value)]
-    return _tag_object(value, unplain)
+def _nested(items: list[Any]) -> bool:
+    kinds = set(map(type, items))
+    return list in kinds or dict in kinds
 
 
-def _tag_object(value: Any, unplain: Unplain) -> Any:
-    if isinstance(value, dict):
-        return {"dict": [[_tag(key, unplain), _tag(item, unplain)] for key, item in dict.items(value)]}
-    for name, kind in (("tuple", tuple), ("set", set), ("frozenset", frozenset)):
-        if isinstance(value, kind):
-            return {name: [_tag(item, unplain) for item in value]}
-    if isinstance(value, bytes | bytearray):
-        return {type(value).__name__ if type(value) is bytearray else "bytes": bytes(value).hex()}
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
-    if isinstance(value, range):
-        return {"range": [value.start, value.stop, value.step]}
-    return unplain(value)
+def pack(value: Any) -> bytes:
+    """Plain data as one message of its own. Raises TypeError for anything else."""
+    return Codec().pack(value)
 
 
-def _untag(value: Any, handle: Callable[[int], Any]) -> Any:
-    if isinstance(value, list):
-        return [_untag(item, handle) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((tag, body),) = value.items()
-    if tag == "dict":
-        return {_untag(key, handle): _untag(item, handle) for key, item in body}
-    if tag == "handle":
-        return handle(int(body))
-    return _BUILD[tag](_untag(body, handle))
-
-
-_BUILD: dict[str, Callable[[Any], Any]] = {
-    "int": lambda text: int(text, 16),
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-    "bytes": bytes.fromhex,
-    "bytearray": bytearray.fromhex,
-    "complex": lambda parts: complex(*parts),
-    "range": lambda parts: range(*parts),
-}
+def unpack(data: bytes) -> Any:
+    """Inverse of pack; see Codec.unpack."""
+    return Codec().unpack(data)

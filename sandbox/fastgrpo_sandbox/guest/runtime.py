@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import contextlib
+import gc
+import io
 import linecache
 import marshal
 import os
@@ -10,11 +14,14 @@ import random
 import sys
 import traceback
 import types
+from _sitebuiltins import Quitter
 from typing import Any
 
 import _jail
 
 from . import judge, unit
+from .peer import Peer
+from .syntax import compile_source
 from .wire import CHANNEL, RESULT, frame, result_body, send_result
 
 FILE = "solution.py"
@@ -36,17 +43,21 @@ async def main(call, value):
     return {"value": await call("warm", value=value)}
 """
 WARM_UP_ROUNDS = 20  # CPython 3.11 specialises code after 8 calls
+FOLDER = "/tmp"  # where a job's files lie and its script would
+BUFFERED = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 _source: list[str] = []
+_at_exit: list[int] = []  # callbacks that are none of a script's
 
 
 def run_child(main: types.ModuleType) -> None:
     """Waits for a job, runs it and ends the process. `main` is where a script runs."""
     status = 1
     try:
-        payload, peer = _jail.receive(FILE, main, FINE)
+        payload, peer = _jail.receive(FILE, main, FINE, end_script)
     except SystemExit as stop:
         status = _stopped(stop)
     except BaseException as error:
+        end_script()
         report(error)
     else:
         status = _run_role(payload, peer)
@@ -72,6 +83,7 @@ def warm_up() -> None:
         describe(sys.modules.pop("warm").caught)
         marshal.loads(marshal.dumps({"code": WARM_UP, "files": {}}))
         result_body()
+        end_script()
         judge.warm_up()
         if "guest.session" in sys.modules:
             sys.modules["guest.session"].warm_up(load(WARM_SESSION, "warm"))
@@ -79,6 +91,10 @@ def warm_up() -> None:
     sys.modules.pop("warm", None)
     _source.clear()
     linecache.cache.clear()
+    linecache.cache[FILE] = (lambda: "\n".join(_source) or _jail.source(),)
+    builtins.exit, builtins.quit = Quitter("exit", "Ctrl-D"), Quitter("quit", "Ctrl-D")  # site.py is not run here
+    sys.path.insert(0, FOLDER)
+    _at_exit.append(atexit._ncallbacks())
     random.seed(0)  # the same program gives the same output in every cell and run
 
 
@@ -87,6 +103,21 @@ def silence_forked_child() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, CHANNEL, inheritable=False)
     os.close(null)
+
+
+def end_script() -> None:
+    """What the interpreter does at a program's end and a process that is forked and dropped does not: waits for threads,
+    calls what was registered, and writes out what open files still hold."""
+    threading = sys.modules.get("threading")
+    if threading is not None and len(threading._active) > 1:
+        threading._shutdown()
+    if _at_exit and atexit._ncallbacks() > _at_exit[0]:
+        atexit._run_exitfuncs()
+    for item in gc.get_objects():
+        if type(item) in BUFFERED:
+            with contextlib.suppress(Exception):  # closed, or read-only
+                item.flush()
+    _flush()
 
 
 def report(error: BaseException) -> None:
@@ -110,7 +141,7 @@ def describe(error: BaseException) -> str:
 def fresh_module(name: str) -> types.ModuleType:
     """An empty module in the place of any of that name."""
     module = types.ModuleType(name)
-    module.__dict__["__builtins__"] = builtins
+    module.__dict__.update(__builtins__=builtins, __file__=FILE)
     sys.modules[name] = module
     return module
 
@@ -119,7 +150,7 @@ def load(code: str, name: str) -> types.ModuleType:
     """Executes `code` as a fresh module. Raises whatever the code raises."""
     module = fresh_module(name)
     _source.append(code)
-    exec(compile(code, FILE, "exec", dont_inherit=True), module.__dict__)
+    exec(compile_source(code, FILE), module.__dict__)
     return module
 
 
@@ -128,8 +159,6 @@ def _place_files(files: dict[str, bytes]) -> None:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "wb") as file:
             file.write(content)
-    if files:
-        sys.path.insert(0, os.getcwd())  # modules beside a script can be imported
 
 
 def _script(job: dict[str, Any], peer: int) -> int:
@@ -138,16 +167,16 @@ def _script(job: dict[str, Any], peer: int) -> int:
         load(job["code"], "__main__")
     except SystemExit as stop:
         return _stopped(stop)
-    _flush()
+    end_script()
     send_result()
     return 0
 
 
 def _stopped(stop: SystemExit) -> int:
+    end_script()
     if stop.code not in (None, 0):
         report(stop)
         return stop.code if isinstance(stop.code, int) else 1
-    _flush()
     send_result()
     return 0
 
@@ -167,12 +196,19 @@ def _solution(job: dict[str, Any], peer: int) -> int:
         os.close(peer)
         report(error)
         return 1
-    judge.serve_solution(module, peer)
+    Peer(peer, module).serve()
     return 0
 
 
 def _judge(job: dict[str, Any], peer: int) -> int:
     send_result(tests=judge.verdicts(job, peer))
+    return 0
+
+
+def _checker(job: dict[str, Any], peer: int) -> int:
+    passed = load(job["code"], "checker").checker(*job["case"])
+    _flush()
+    send_result(tests=[bool(passed)])
     return 0
 
 
@@ -194,4 +230,11 @@ def _leave(status: int) -> None:
         os._exit(status & 0xFF)  # no atexit, no finalizers, no waiting for threads
 
 
-_ROLES = {"script": _script, "session": _session, "solution": _solution, "judge": _judge, "unittest": _unittest}
+_ROLES = {
+    "script": _script,
+    "session": _session,
+    "solution": _solution,
+    "judge": _judge,
+    "unittest": _unittest,
+    "checker": _checker,
+}

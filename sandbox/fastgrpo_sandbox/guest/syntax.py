@@ -1,8 +1,9 @@
-"""Someone else's Python into a syntax tree."""
+"""Someone else's Python into a syntax tree, and into code."""
 
 from __future__ import annotations
 
 import ast
+import types
 import warnings
 
 ATTEMPTS = 10
@@ -22,3 +23,22 @@ def parse(source: str) -> ast.Module:
             except SystemError:
                 continue
         return ast.parse(source)
+
+
+def hoisted(tree: ast.Module) -> ast.Module:
+    """`tree` with what it imports from __future__ at its beginning, where the language wants it: a program that was put
+    together from a preamble and an answer has it in the middle."""
+    first = 1 if ast.get_docstring(tree, clean=False) is not None else 0
+    futures = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    rest = [node for node in tree.body if node not in futures]
+    return ast.Module([*rest[:first], *futures, *rest[first:]], tree.type_ignores) if futures else tree
+
+
+def compile_source(source: str, file: str) -> types.CodeType:
+    """Code of a program whose imports from __future__ may stand anywhere. Raises SyntaxError and ValueError."""
+    try:
+        return compile(source, file, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        if "__future__" not in str(error):
+            raise
+    return compile(hoisted(parse(source)), file, "exec", dont_inherit=True)

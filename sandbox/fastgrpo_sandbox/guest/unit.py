@@ -1,24 +1,25 @@
 """unittest in the solution's own process: hardened, and labelled as same-process by the host.
 
 The verdict counts only with a secret that the native module holds outside of Python and adds for the one frame
-that ran the tests. `unittest` and the builtins must be the same after the solution's import, and after the tests, as
-before. All this stops what cheats on the side, not what sets out to deceive this very file: see UnittestTests.
+that ran the tests. `unittest`, the builtins and the comparisons (honest.py) must be the same after the solution's import,
+and after the tests, as before; the classes that run the tests are those from before. All this stops what cheats on the
+side, not what sets out to deceive this very file: see UnittestTests.
 """
 
 from __future__ import annotations
 
 import builtins
-import importlib
+import marshal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import _jail
 
-from .instrument import unittest_names
+from . import honest
 from .wire import result_body
 
-WATCHED = ("unittest.case", "unittest.result", "unittest.suite")
+WATCHED = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib", honest.__name__)
 
 
 def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
@@ -26,21 +27,27 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     _jail.keep()
     import unittest  # 10 ms that other jobs need not pay for
 
-    send, body, run_tests, fingerprint = _jail.verdict, result_body, _run_tests, _fingerprint  # as they are now
-    names = unittest_names(job["source"])
+    honest.guard(unittest.TestCase)
+    send, body, run_tests, fingerprint, is_same = _jail.verdict, result_body, _run_tests, _fingerprint, _is_same
+    result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase  # as they are now
+    names, tests = job["names"], marshal.loads(job["tests"])
     before = fingerprint()
     module = load(job["code"], "__main__")
-    changed = fingerprint() != before
-    passed, errors = run_tests(unittest, module, job["setup"] + "\n" + job["source"], names)
-    if changed or fingerprint() != before:
+    space = vars(module)
+    changed = not is_same(before, fingerprint()) or space.get("__builtins__") is not builtins
+    space["__compare__"] = compare = honest.compare
+    if not changed:
+        passed = run_tests(space, tests, names, result, suite, case)
+        changed = not is_same(before, fingerprint()) or space.get("__compare__") is not compare
+    errors = "\n".join(text for _, text in result.failures + result.errors)
+    if changed:
         passed, errors = set(), "the solution changed unittest or the builtins"
     sys.stdout.flush()
-    tests = [name in passed for name in names]
-    send(body(errors, tests=tests))
+    send(body(errors, tests=[name in passed for name in names]))
 
 
-def _run_tests(unittest: Any, module: Any, source: str, names: tuple[str, ...]) -> tuple[set[str], str]:
-    class Result(unittest.TestResult):
+def _result(base: Any) -> Any:
+    class Result(base):
         def __init__(self) -> None:
             super().__init__()
             self.passed: set[str] = set()
@@ -48,28 +55,59 @@ def _run_tests(unittest: Any, module: Any, source: str, names: tuple[str, ...]) 
         def addSuccess(self, test: Any) -> None:
             self.passed.add(f"{type(test).__name__}.{test._testMethodName}")
 
-    result = Result()
-    exec(compile(source, "tests.py", "exec"), module.__dict__)
+        def addExpectedFailure(self, test: Any, error: Any) -> None:
+            self.addSuccess(test)
+
+    return Result()
+
+
+def _run_tests(
+    space: dict[str, Any], tests: Any, names: tuple[str, ...], result: Any, suite: Any, base: type
+) -> set[str]:
+    """The names of the tests that passed. What a decorator of the tests skips here passes: nothing is asked."""
+    exec(tests, space)
     classes: dict[str, list[str]] = {}
     for name in names:
-        class_name, method = name.split(".")
-        classes.setdefault(class_name, []).append(method)
+        class_name, _, method = name.partition(".")
+        classes.setdefault(class_name, []).extend([method] if method else _made(space[class_name]))
     for class_name, methods in classes.items():
-        case = getattr(module, class_name)
-        unittest.TestSuite(case(method) for method in methods).run(result)
-    return result.passed, "\n".join(text for _, text in result.failures + result.errors)
+        case: Any = space[class_name]
+        if not (isinstance(case, type) and issubclass(case, base)):
+            continue
+        result.passed |= {f"{class_name}.{method}" for method in methods if _is_skipped(case, method)}
+        suite(case(method) for method in methods).run(result)  # type: ignore[call-arg]
+        if methods and all(f"{class_name}.{method}" in result.passed for method in methods):
+            result.passed.add(class_name)
+    return result.passed
 
 
-def _fingerprint() -> dict[tuple[str, str], tuple[int, ...]]:
-    """Identity of every builtin and of the code and defaults of everything that decides a unittest's result."""
-    found = {("builtins", name): (id(value),) for name, value in vars(builtins).items() if name != "_"}
-    for module in map(importlib.import_module, WATCHED):
-        for name, value in vars(module).items():
-            if isinstance(value, type) and value.__module__ == module.__name__:
-                found |= {(f"{name}.{key}", module.__name__): _identity(item) for key, item in vars(value).items()}
-            elif not name.startswith("_"):
-                found[module.__name__, name] = _identity(value)
+def _made(case: type) -> list[str]:
+    return [name for name in dir(case) if name.startswith("test") and callable(getattr(case, name))]
+
+
+def _is_skipped(case: Any, method: str) -> bool:
+    return any(getattr(each, "__unittest_skip__", False) for each in (case, getattr(case, method)))
+
+
+def _fingerprint() -> dict[tuple[str, str], Any]:
+    """Identity of every builtin, of the modules that decide a unittest's result, and of the code and defaults of all
+    that is in them."""
+    found: dict[tuple[str, str], Any] = {("builtins", name): id(value) for name, value in vars(builtins).items()}
+    found.pop(("builtins", "_"), None)
+    for name in WATCHED:
+        module = sys.modules[name]
+        found["sys.modules", name] = id(module)
+        for key, value in vars(module).items():
+            if isinstance(value, type) and value.__module__ == name:
+                found[name, key] = (id(value), [(part, _identity(item)) for part, item in vars(value).items()])
+            elif not key.startswith("__"):
+                found[name, key] = _identity(value)
     return found
+
+
+def _is_same(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> bool:
+    """Whether all is there as it was; modules that were imported since are no change."""
+    return all(after.get(key) == value for key, value in before.items())
 
 
 def _identity(value: Any) -> tuple[int, ...]:

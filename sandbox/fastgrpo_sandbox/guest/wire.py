@@ -60,20 +60,22 @@ def send_frame(channel: int, kind: bytes, body: bytes) -> None:
     write_all(channel, frame(kind, body))
 
 
-def send_peer(fd: int, data: bytes) -> None:
-    """Raises ValueError when `data` is too long for the other process, with nothing sent: the next frame may follow."""
-    _check(len(data), MAX_PEER_FRAME)
-    write_all(fd, len(data).to_bytes(4, "little") + data)
-
-
 def _check(length: int, most: int) -> None:
     if length > most:
         raise ValueError(f"{length} bytes are too long to send: at most {most} can cross at once")
 
 
-def read_peer(fd: int) -> bytes:
-    """One frame from the other process. Raises EOFError when it is gone and ValueError when the frame is too long."""
+def send_peer(fd: int, data: bytes) -> None:
+    """One frame to the other process; whoever must not send more than `MAX_PEER_FRAME` checks before."""
+    write_all(fd, len(data).to_bytes(4, "little") + data)
+
+
+def read_peer(fd: int, limit: int | None) -> bytes:
+    """One frame from the other process, of at most `limit` bytes where there is one.
+
+    Raises EOFError when the process is gone and ValueError when the frame is too long.
+    """
     length = int.from_bytes(read_exactly(fd, 4), "little")
-    if length > MAX_PEER_FRAME:
+    if limit is not None and length > limit:
         raise ValueError("frame too long")
     return read_exactly(fd, length)

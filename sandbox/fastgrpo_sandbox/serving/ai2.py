@@ -49,7 +49,7 @@ async def test_program(jails: Jails, request: TestProgram) -> TestResults:
 
 
 async def test_program_stdio(jails: Jails, request: TestProgram) -> TestResults:
-    """One fresh jail for each input; outputs are compared line by line with trailing white space ignored."""
+    """One fresh jail for each input; outputs are compared as StdioTests compares them."""
     tests = _tests(request)
     if not all(isinstance(test, dict) and {"input", "output"} <= test.keys() for test in tests):
         raise Refused('tests must be objects such as {"input": "1\\n", "output": "2\\n"}')

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -48,6 +49,7 @@ class Jails:
         self.places = places
         self.caps = caps
         self.taken = 0
+        self._usual = self.capped(Limits())
 
     def admit(self) -> None:
         """Raises Busy while no place is free."""
@@ -58,23 +60,31 @@ class Jails:
 
     async def run(self, job: RunRequest) -> Outcome:
         """The outcome of one job. Cancelling ends it. Raises Busy, and SandboxUnavailable once no cell can start."""
-        return (await self.run_all([job]))[0]
+        with self._places([job]):
+            return await self._run(job)
 
     async def run_all(self, jobs: Sequence[RunRequest]) -> list[Outcome]:
         """Outcomes in order, the jobs run side by side."""
+        with self._places(jobs):
+            tasks = [asyncio.ensure_future(self._run(job)) for job in jobs]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    @contextmanager
+    def _places(self, jobs: Sequence[RunRequest]) -> Iterator[None]:
         self.admit()
         places = sum(job.jobs for job in jobs)
         self.taken += places
-        tasks = [asyncio.ensure_future(self._run(job)) for job in jobs]
         try:
-            return await asyncio.gather(*tasks)
+            yield
         finally:
-            for task in tasks:
-                task.cancel()
             self.taken -= places
 
     async def _run(self, job: RunRequest) -> Outcome:
-        limits = self.capped(job.limits or Limits())
+        limits = self.capped(job.limits) if job.limits else self._usual
         outcome = await self.pool.run(job.code, stdin=job.stdin, files=job.files, tests=job.tests, limits=limits)
         if outcome.status == "infrastructure":  # its reason may name the host's own files
             return msgspec.structs.replace(outcome, error=LOST)

@@ -8,6 +8,7 @@ import errno
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         key = _key(options.host, options.key_env)
         _check(options)
+        _allow_connections()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(options, key))
     except (ServeError, SandboxUnavailable) as error:
@@ -77,6 +79,12 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _allow_connections() -> None:
+    """Each is a descriptor, and the usual soft limit is 1024; jobs have a limit of their own."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import pickle
 import zlib
@@ -152,7 +153,7 @@ APPS = {
 }
 APPS_CALLS = APPS | {
     "problem_id": 8,
-    "solutions": json.dumps(["from typing import List\n" + METHOD]),
+    "solutions": json.dumps([METHOD]),
     "input_output": json.dumps({"fn_name": "addAll", "inputs": [[[1, 2], 0], [[], 4]], "outputs": [[3], 4]}),
     "starter_code": STARTER,
 }
@@ -201,7 +202,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], str | None, int, int]] = {
     "ClassEval": (CLASS_EVAL, None, 1, 1),
     "LeetCode": (LEETCODE, None, 2, 2),
     "LiveCodeBench stdin": (LCB_STDIN, READS, 1, 2),
-    "LiveCodeBench functional": (LCB_FUNCTIONAL, "from typing import List\n" + METHOD, 1, 2),
+    "LiveCodeBench functional": (LCB_FUNCTIONAL, METHOD, 1, 2),
     "APPS": (APPS, None, 1, 2),
     "APPS calls": (APPS_CALLS, None, 1, 1),
     "TACO": (TACO, None, 1, 2),
@@ -286,3 +287,30 @@ def test_a_wrong_record_is_one_clear_sentence(load: Load, record: dict[str, Any]
         load(record)
     assert "set.jsonl:1: " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+JUNK: tuple[Any, ...] = (None, "", -1.5, [[]], {"a": 1}, "x\0y", "[[1, 2]]", "(" * 300, "for i in [1]:\n    add(i)")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_spoilt_record_is_a_problem_or_a_users_error(load: Load, name: str) -> None:
+    record = SAMPLES[name][0]
+    for field in record:
+        for value in JUNK:
+            with contextlib.suppress(UserError):
+                assert len(load(record | {field: value})) == 1
+        with contextlib.suppress(UserError):
+            load({key: value for key, value in record.items() if key != field})
+
+
+@pytest.mark.jail
+def test_the_rows_of_one_assertions_loop_are_tests(load: Load, judge: Judge) -> None:
+    table = "    inputs = [[1, 2], [3, 4], [5, 6]]\n    for i, inp in enumerate(inputs):\n"
+    check = f"def check(candidate):\n{table}        assert total(*inp, candidate(*inp)) == 0\n"
+    record = HUMANEVAL_PLUS | {"test": f"def total(a, b, c):\n    return a + b - c\n{check}"}
+    [problem] = load(record)
+    public, hidden = judge(problem, ADD)
+    assert (public.tests, hidden.tests) == ((True,), (True, True))
+    assert judge(problem, "def add(a, b):\n    return 3")[1].tests == (False, False)
+    [endless] = load(record | {"test": check.replace("enumerate(inputs)", "enumerate(iter(inputs))")})
+    assert endless.shared_test

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from fastgrpo.flow.problems import scoring
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.problems.scoring import Trial, solvable
 from fastgrpo.flow.types import Problem
+from fastgrpo_sandbox import Limits, Outcome, Tests
 from tests.flow.problems.conftest import Load
 
 OWN = {
@@ -23,7 +26,7 @@ OWN = {
     "asserts": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"],
 }
 WRONG = OWN | {"id": "wrong", "solution": "def add(a, b):\n    return a - b\n"}
-NEEDY = OWN | {"id": "needy", "solution": f"import nowhere\n{OWN['solution']}"}
+HANGS = OWN | {"id": "hangs", "solution": "def add(a, b):\n    while True: pass\n"}
 UNSOLVED = {key: value for key, value in OWN.items() if key != "solution"} | {"id": "unsolved"}
 
 
@@ -41,30 +44,76 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, Trial]:
     return found
 
 
-def kept(problems: list[Problem], **data: Any) -> dict[str, Problem]:
-    config = resolve({f"data.{key}": value for key, value in data.items()} | {"sandbox.wall_s": 8.0})
+def kept(problems: list[Problem], cpu_s: float = 10.0, **data: Any) -> dict[str, Problem]:
+    config = resolve(
+        {f"data.{key}": value for key, value in data.items()} | {"sandbox.wall_s": 8.0, "sandbox.cpu_s": cpu_s}
+    )
     return {problem.id: problem for problem in solvable(problems, config.data, config.sandbox)}
 
 
 @pytest.mark.jail
 def test_solutions_that_fail_are_left_out_with_count_and_reason(load: Load, caplog: pytest.LogCaptureFixture) -> None:
-    problems = load(OWN, WRONG, NEEDY, UNSOLVED)
-    found = kept(problems)
+    problems = load(OWN, WRONG, HANGS, UNSOLVED)
+    found = kept(problems, cpu_s=0.5)
     assert list(found) == ["right", "unsolved"]
     assert found["right"].wall_s == 1.0
     assert found["unsolved"].wall_s is None
     [said] = caplog.messages
     assert said.startswith("2 of the 3 solutions of set fail their own tests here: ")
-    assert "1 x No module named 'nowhere' (needy)" in said
+    assert "1 x timeout: " in said
     assert "1 of 2 tests failed (wrong)" in said
     assert said.endswith("they are left out (data.keep_unsolved)")
-    assert list(kept(problems, keep_unsolved=True)) == ["right", "wrong", "needy", "unsolved"]
+    assert list(kept(problems, cpu_s=0.5, keep_unsolved=True)) == ["right", "wrong", "hangs", "unsolved"]
+
+
+def test_a_solution_that_a_busy_machine_slowed_is_tried_again(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Trial(False, 9.0, "timeout: wall clock limit reached"), Trial(False, 1.0, "wrong"), Trial(True, 0.1)])
+
+    async def attempt(pool: Any, problem: Problem, wall_s: float) -> Trial:
+        allowed.append(wall_s)
+        return next(found)
+
+    monkeypatch.setattr(scoring, "_try", attempt)
+    pool: Any = SimpleNamespace(limits=Limits(wall_s=9.0))
+    allowed: list[float] = []
+    trials = asyncio.run(scoring._try_all(pool, load(OWN, WRONG), 1))
+    assert allowed == [9.0, 9.0, 54.0]
+    assert [trial.passed for trial in trials] == [True, False]
+    assert next(found, None) is None
+
+
+@pytest.mark.parametrize(("wall_s", "cpu_s", "passed"), [(5.0, 0.0, True), (20.0, 0.1, False), (20.0, 4.0, True)])
+def test_a_solution_that_waits_too_long_fails_and_one_that_computes_passes(
+    load: Load, wall_s: float, cpu_s: float, passed: bool
+) -> None:
+    class Pool:
+        limits = Limits(wall_s=10.0)
+
+        async def run(self, code: str, *, tests: Tests, limits: Limits) -> Outcome:
+            return Outcome("ok", tests=(True, True), wall_s=wall_s, cpu_s=cpu_s)
+
+    pool: Any = Pool()
+    trial = asyncio.run(scoring._try(pool, load(OWN)[0], 30.0))
+    assert (trial.passed, trial.reason) == (passed, "" if passed else "timeout: it waits for longer than 10 s")
 
 
 def test_a_set_of_which_nothing_passes_is_refused(load: Load, trials: dict[str, Trial]) -> None:
     trials["right"] = Trial(False, 0.1, "No module named 'numpy'")
     with pytest.raises(UserError, match=r"1 of the 1 solutions of set fail .*No module named 'numpy' \(right\); mend"):
         kept(load(OWN))
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "reason"),
+    [
+        ("failed", "Traceback\nModuleNotFoundError: No module named 'numpy'\n", "No module named 'numpy'"),
+        ("failed", "the tests themselves failed: NameError: x", "NameError: x"),
+        ("timeout", "CPU limit reached", "timeout: CPU limit reached"),
+        ("memory", "", "memory: "),
+    ],
+)
+def test_reasons_are_short(status: str, error: str, reason: str) -> None:
+    assert scoring._reason(status, error) == reason
 
 
 @pytest.mark.parametrize(

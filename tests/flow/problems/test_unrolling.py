@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.problems.formats import made
 from fastgrpo.flow.problems.unrolling import GATHERED, SINGLE_ROWS, one_by_one
 from fastgrpo_sandbox import AssertTests
+from fastgrpo_sandbox.guest.syntax import parse
 from tests.flow.problems.conftest import Judge
 
 SAME = "def same(out, exp):\n    assert out == exp\n"
 
 
 def texts(source: str, candidate: str = "f") -> tuple[str, ...]:
-    return data.describe_tests(one_by_one(source, candidate))
+    return data.describe_tests(one_by_one(source, parse(source), candidate))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,16 @@ def test_text_beyond_ascii_and_over_lines_is_kept() -> None:
     assert [ast_of(text) for text in found] == [("é\x0c\u2028",), ([1, 2],)]
 
 
+def test_long_cells_are_values_that_the_judge_reads() -> None:
+    numbers, words, escaped = list(range(200)), ["it's"] * 99, ["\\"] * 99
+    [text] = texts(f"{SAME}for i, o, p in [({numbers}, {words}, {escaped})]:\n    same(f(i, o), p)\n")
+    assert text.count("json.loads(") == 2
+    assert text.count("eval(") == 1
+    given: list[object] = []
+    exec(text, {"json": json, "f": lambda *args: args, "same": lambda *args: given.append(args)})
+    assert given == [((numbers, words), escaped)]
+
+
 def ast_of(text: str) -> tuple[object, ...]:
     """The arguments that f is called with."""
     given: list[tuple[object, ...]] = []
@@ -101,10 +114,15 @@ def check(candidate):
             "def f(i): return [i + 0.2, i * 3]",
             "def f(i): return 0.31",
         ),
+        (
+            "import numpy as np\nx = 0.1\nassert np.isclose(f(x), x)\nx = 0.2\nif x:\n    assert np.isclose(f(x), x)",
+            "def f(i): return i + 1e-12",
+            "def f(i): return 0.1",
+        ),
     ],
 )
 def test_each_means_what_it_meant(judge: Judge, source: str, right: str, wrong: str) -> None:
-    problem = made("p", "", "f", right, one_by_one(source, "f"))
+    problem = made("p", "", "f", right, one_by_one(source, parse(source), "f"))
     assert all(outcome.pass_rate == 1.0 for outcome in judge(problem, right))
     assert any(outcome.pass_rate < 1.0 for outcome in judge(problem, wrong))
     assert isinstance(problem.tests, AssertTests)

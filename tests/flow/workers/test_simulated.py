@@ -17,12 +17,11 @@ from fastgrpo.flow import messages
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.extract import extract_code
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.protocol import Request
 from fastgrpo.flow.workers.simulated import SKILLS, Bank, SimulatedWorker, Skill, normalised
-from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool
+from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool, extract_code
 
 pytestmark = pytest.mark.jail
 Result = TypeVar("Result")

@@ -1,0 +1,115 @@
+"""Comparisons of unittest tests that share a process with the solution: an object whose class answers for its own
+equality or order in code that is neither the library's nor the tests' is not compared with what has none such.
+
+`Y() == 2`, where Y equals everything, is the cheapest of all forged passes. Two objects of that sort are compared as they
+wish: the tests mean the class that they construct. This module cannot hold against code that sets out to deceive it.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+TESTS = "tests.py"
+LIBRARY = (os.path.dirname(os.__file__) + "/", "/jail/")
+DECIDING = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__sub__", "__rsub__", "__abs__", "__round__")
+COMPARING: tuple[str, ...] = (
+    "Equal",
+    "Equals",
+    "AlmostEqual",
+    "AlmostEquals",
+    "CountEqual",
+    "ListEqual",
+    "TupleEqual",
+    "DictEqual",
+)
+COMPARING += ("SetEqual", "SequenceEqual", "MultiLineEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "In")
+CONTAINERS = (list, tuple, dict, set, frozenset)
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "Eq": operator.eq,
+    "Lt": operator.lt,
+    "LtE": operator.le,
+    "Gt": operator.gt,
+    "GtE": operator.ge,
+    "In": lambda item, among: item in among,
+}
+
+
+def guard(case: type) -> None:
+    """Makes the comparing assertions of unittest.TestCase fail on such objects."""
+    for name in COMPARING:
+        method = getattr(case, f"assert{name}", None)
+        if method is not None:
+            setattr(case, f"assert{name}", _guarded(method, name == "In"))
+
+
+def _guarded(method: Callable[..., None], membership: bool) -> Callable[..., None]:
+    @functools.wraps(method)
+    def assertion(self: Any, *args: Any, **named: Any) -> None:
+        if len(args) > 1 and lies(args[0], args[1], membership):
+            self.fail(
+                f"{type(args[0]).__name__} and {type(args[1]).__name__}: an object cannot answer for its equality"
+            )
+        method(self, *args, **named)
+
+    return assertion
+
+
+def compare(name: str, left: Any, right: Any) -> Any:
+    """`left == right`, or another operator by the name of its syntax node; False where one side would decide alone."""
+    return not lies(left, right, name == "In") and OPERATORS[name](left, right)
+
+
+def lies(left: Any, right: Any, membership: bool = False) -> bool:
+    """Whether one side alone has, or holds, an object that answers for itself; of a membership, the member alone."""
+    if left is right:
+        return False
+    return (_answers(left) and not _answers(right)) or (not membership and _answers(right) and not _answers(left))
+
+
+def _answers(value: Any) -> bool:
+    waiting, seen = [value], set()
+    while waiting:
+        item = waiting.pop()
+        if _is_own(type(item)):  # type: ignore[arg-type]
+            return True
+        if isinstance(item, CONTAINERS) and id(item) not in seen:
+            seen.add(id(item))
+            parts = [*item, *item.values()] if isinstance(item, dict) else list(item)
+            kinds = set(map(type, parts))
+            if any(map(_is_own, kinds)):
+                return True
+            waiting += [part for part in parts if isinstance(part, CONTAINERS)]
+    return False
+
+
+@functools.cache
+def _is_own(kind: type) -> bool:
+    found = {name: _defined(kind, name) for name in DECIDING}
+    return _is_mock(kind) or not all(_is_library(kind, name, each) for name, each in found.items() if each)
+
+
+def _is_mock(kind: type) -> bool:
+    """Whether a class can be told what its objects equal; ANY equals everything."""
+    return any(each.__module__ == "unittest.mock" for each in kind.__mro__) and kind.__name__ not in (
+        "_Call",
+        "_CallList",
+    )
+
+
+def _defined(kind: type, name: str) -> Any:
+    return next((vars(each)[name] for each in kind.__mro__ if name in vars(each)), None)
+
+
+def _is_library(kind: type, name: str, function: Any) -> bool:
+    if type(function) in (types.WrapperDescriptorType, types.MethodDescriptorType):
+        return function.__name__ == name
+    if isinstance(function, types.FunctionType):
+        return function.__code__.co_filename.startswith(LIBRARY) or function.__code__.co_filename == TESTS
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    return file.startswith(LIBRARY)

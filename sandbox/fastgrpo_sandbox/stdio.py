@@ -1,0 +1,66 @@
+"""Standard output against what was wanted, as contest graders compare, and one outcome for many cases."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from fastgrpo_sandbox.types import Outcome, StdioTests
+
+TOLERANCE = 1e-6
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+
+
+def same_output(actual: str, expected: str, exact: bool = False) -> bool:
+    """Whether an output is the wanted one: token by token, so that white space counts for nothing but to part them, and
+    two numbers, one of them with a fraction or exponent, within 1e-6 relative or absolute. `exact` compares every
+    character but the line ends at the end."""
+    if exact:
+        return actual.rstrip("\r\n") == expected.rstrip("\r\n")
+    ours, wanted = actual.split(), expected.split()
+    return ours == wanted or (len(ours) == len(wanted) and all(map(_same_token, ours, wanted)))
+
+
+def _same_token(actual: str, expected: str) -> bool:
+    if actual == expected:
+        return True
+    if not (NUMBER.fullmatch(actual) and NUMBER.fullmatch(expected)):
+        return False
+    if WHOLE.fullmatch(actual) and WHOLE.fullmatch(expected):
+        return _digits(actual) == _digits(expected)
+    return math.isclose(float(actual), float(expected), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _digits(whole: str) -> tuple[bool, str]:
+    """Sign and digits of an integer, however long."""
+    digits = whole.lstrip("+-").lstrip("0") or "0"
+    return whole.startswith("-") and digits != "0", digits
+
+
+def passes(tests: StdioTests, case: int, outcome: Outcome) -> bool:
+    """Whether a run gave the output of a case; of tests with a checker, whether it is worth asking that."""
+    same = bool(tests.checker) or same_output(outcome.stdout, tests.cases[case][1], tests.compare == "exact")
+    return outcome.status == "ok" and same
+
+
+def merge_cases(runs: Sequence[Outcome], tests: Sequence[bool], checks: Sequence[Outcome] = ()) -> Outcome:
+    """One outcome for all cases: infrastructure if any is, else the first that is not ok. `checks` are the checker's."""
+    worst = next((o for o in (*runs, *checks) if o.status == "infrastructure"), None)
+    worst = worst or next((o for o in runs if o.status != "ok"), None) or (runs[0] if runs else Outcome("ok"))
+    wrong = worst.status == "ok" and not all(tests)
+    broken = next((o.error for o in checks if o.error and not o.pass_rate), "")
+    differ = (broken and f"the checker failed: {broken}") or f"{tests.count(False)} of {len(tests)} cases differ"
+    return msgspec.structs.replace(
+        worst,
+        status="failed" if wrong or not tests else worst.status,
+        error=differ if wrong else worst.error,
+        tests=() if worst.status == "infrastructure" else tuple(tests),
+        cpu_s=sum(o.cpu_s for o in runs),
+        wall_s=max((o.wall_s for o in runs), default=0.0),
+        memory_mb=max((o.memory_mb for o in runs), default=0.0),
+        verdict_by="judge" if checks else "host",
+    )
