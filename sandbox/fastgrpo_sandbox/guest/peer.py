@@ -185,7 +185,7 @@ def _may_end_a_loop(operation: str, name: str) -> bool:
 
 
 def _not_ending_loops(error: Any) -> BaseException:
-    """A StopIteration that comes out of a function would end the loop of the tests that called it as if all was well."""
+    """A StopIteration that comes out of a function would end the loop of the tests around it as if all was well."""
     if isinstance(error, StopIteration | StopAsyncIteration):
         return RuntimeError(f"the solution raised {type(error).__name__}")
     return error if isinstance(error, BaseException) else RuntimeError("the solution raised what is no exception")
