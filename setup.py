@@ -3,6 +3,7 @@
 On a machine where the package is only on PYTHONPATH: `python setup.py build_ext --inplace`.
 """
 
+import os
 import platform
 import sys
 
@@ -11,6 +12,11 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 SOURCES = ["arena", "image", "seccomp", "child", "spawn", "groups", "job", "watch", "server", "module"]
+
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
+HARDENED = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong"]
+if os.environ.get("FASTGRPO_WERROR"):  # set by the Makefile: a user's compiler may warn of more than ours does
+    WARNINGS.append("-Werror")
 
 
 class BuildJail(build_ext):
@@ -35,7 +41,8 @@ setup(
             "fastgrpo_sandbox._jail",
             sources=[f"csrc/{name}.c" for name in SOURCES],
             depends=["csrc/jail.h"],
-            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+            extra_compile_args=["-std=gnu11", "-O2", *WARNINGS, *HARDENED],
+            extra_link_args=["-Wl,-z,relro", "-Wl,-z,now"],
         )
     ],
 )

@@ -7,7 +7,7 @@
 The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
 optimizer steps, bytes copied. `memory`: what sleep frees. `step`: whole GRPO steps of 64 prompts x 8 completions (512
 and 1,024 tokens) with a trivial reward. `offload`: the same with the optimizer's state on the host. `lean`: that and
-activation checkpointing. `workflows`: what 512 real jailed workflows add to a step. `train` needs no engine: forward,
+gradient checkpointing. `workflows`: what 512 real jailed workflows add to a step. `train` needs no engine: forward,
 loss head and backward of 16 k packed tokens.
 """
 
@@ -34,7 +34,6 @@ from engine_setup import (
     GIB,
     PEAK_FLOPS,
     SHAPES,
-    MemoryPeaks,
     Setup,
     Trivial,
     Workload,
@@ -48,17 +47,21 @@ from engine_setup import (
     timed,
     used_gib,
 )
+from loop_setup import run_steps
 
 from fastgrpo.config import Config, Grpo
-from fastgrpo.flow.distill import ScriptedTeacher
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.task import open_environment
+from fastgrpo.flow.teachers import ScriptedTeacher
+from fastgrpo.flow.types import Problem
 from fastgrpo.policy.model import Policy
-from fastgrpo.rollouts.rollouts import Environment
-from fastgrpo.runtime import load_problems, open_environment
-from fastgrpo.training.learner import to_samples, update
+from fastgrpo.rollouts.environment import Environment
+from fastgrpo.training.learner import to_samples
 from fastgrpo.training.loss import policy_loss
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import pack
-from fastgrpo.types import Problem, Sample
+from fastgrpo.training.update import update
+from fastgrpo.types import Rollout, Sample
 
 BUDGET = 16384 if CUDA else 512
 
@@ -72,8 +75,7 @@ def check(setup: Setup) -> None:
     problems, environment = setup.work.problems(0)
     groups = setup.collect(problems[:1], environment, 0)
     samples = to_samples(groups, Grpo())
-    optimizer = setup.optimizer()
-    optimizer.lr = 1e-4
+    optimizer = AdamW(setup.policy.model.parameters(), AdamWOptions(lr=1e-4))
     before = setup.engine.score([samples[0].token_ids])[0]
     reports = []
     for _ in range(3):
@@ -114,44 +116,50 @@ def memory(setup: Setup) -> None:
 
 
 def step(setup: Setup) -> None:
-    """Whole GRPO steps as the loop runs them."""
-    _steps(setup, setup.optimizer(), "step")
+    """Whole GRPO steps of the loop."""
+    _steps(setup, "step")
 
 
 def offload(setup: Setup) -> None:
     """Whole GRPO steps with the optimizer's state in the host's memory."""
-    _steps(setup, setup.optimizer(offload=True), "offload")
+    _steps(setup, "offload", "--model.offload_optimizer=true")
 
 
 def lean(setup: Setup) -> None:
     """The least memory: the optimizer's state in the host's memory, layers computed again in backward."""
-    setup.policy.activation_checkpointing(True)
+    setup.policy.gradient_checkpointing(True)
     try:
-        _steps(setup, setup.optimizer(offload=True), "lean")
+        _steps(setup, "lean", "--model.offload_optimizer=true")
     finally:
-        setup.policy.activation_checkpointing(False)
+        setup.policy.gradient_checkpointing(False)
 
 
-def _steps(setup: Setup, optimizer: AdamW, name: str) -> None:
+def _steps(setup: Setup, name: str, *keys: str) -> None:
     # The last part's memory would count in this one's peak.
     release_memory()
-    peaks = MemoryPeaks()
     if CUDA:
         setup.policy.compile_layers()
-    for number in range(3):
-        numbers = setup.step(optimizer, number, BUDGET, peaks)
-        total = numbers["generate"] + numbers["train"] + numbers["rest"]
-        tokens = setup.work.generated / numbers["generate"]
+    for number, row in enumerate(run_steps(setup, [f"--grpo.micro_batch_tokens={BUDGET}", *keys], 3)):
+        numbers = _numbers(row)
         report(
             f"GRPO {name} {number}, {BUDGET} tokens a micro-batch, s" + (" (compiles)" if number == 0 else ""),
-            f"{total:.1f} = generate {numbers['generate']:.1f} ({tokens:,.0f} tokens/s) + train {numbers['train']:.1f} "
-            f"(MFU {numbers['flops'] / numbers['train'] / PEAK_FLOPS:.1%}) + rest {numbers['rest']:.2f}; "
-            f"sync {numbers['sync_ms']:.2f} ms; parity {numbers['sampler_parity']:.4f} nats; "
+            f"{numbers['total']:.1f} = generate {numbers['generate']:.1f} "
+            f"({setup.work.generated / numbers['generate']:,.0f} tokens/s) + train {numbers['train']:.1f} "
+            f"(MFU {row['flop'] / numbers['train'] / PEAK_FLOPS:.1%}) + rest {numbers['rest']:.2f}; "
+            f"sync {1e3 * row['sync_seconds']:.2f} ms; parity {row['sampler_parity']:.4f} nats; "
             f"allocator peak {numbers['allocator']:.1f} GiB",
         )
-        emit(name, numbers | {"total": total, "driver": dict(peaks.peaks)})
-        if number == 0:
-            peaks.peaks.clear()
+        driver = {phase: row.get(f"peak/{phase}", 0.0) for phase in ("generate", "train", "sync")}
+        emit(name, numbers | {"driver": driver})
+
+
+def _numbers(row: dict[str, float]) -> dict[str, float]:
+    """Seconds of a step's parts and the peak of torch's allocator, GiB."""
+    total = row["seconds/step"]
+    generate = row["seconds/generate"] + row["seconds/execute"]
+    train = row["seconds/forward_backward"] + row["seconds/optimizer"]
+    seconds = {"total": total, "generate": generate, "train": train, "rest": total - generate - train}
+    return seconds | {"allocator": row.get("peak/allocator", float("nan"))}
 
 
 class Scripted(Trivial):
@@ -167,8 +175,8 @@ class Scripted(Trivial):
         self.executions.append(await self.environment.execute(problem, written, seed))
         return self.executions[-1]
 
-    def rewards(self, problem: Any, executions: list[Any]) -> Any:
-        return self.environment.rewards(problem, executions)
+    def results(self, problem: Any, rollouts: list[Rollout]) -> Any:
+        return self.environment.results(problem, rollouts)
 
 
 def workflows(setup: Setup) -> None:
@@ -237,7 +245,7 @@ def train(size: str) -> None:
         if compiled:
             policy.compile_layers()
         for checkpointing in (False, True):
-            policy.activation_checkpointing(checkpointing)
+            policy.gradient_checkpointing(checkpointing)
             name = f"{size}, compiled {_yes(compiled)}, checkpointing {_yes(checkpointing)}"
             try:
                 _train_once(policy, work, name)

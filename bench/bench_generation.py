@@ -27,8 +27,7 @@ from typing import Any
 
 from engine_setup import SHAPES, Setup, Workload, report, save, saved_model, timed
 
-from fastgrpo.engine import engine
-from fastgrpo.engine import vllm_patches as vllm_adjusted
+from fastgrpo.engine import engine, vllm_patches
 from fastgrpo.engine.process import replaced
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -151,7 +150,7 @@ def sync(setup: Setup) -> None:
         asleep.append(setup.engine.sync(setup.policy))
         setup.engine.score(prompt)
         awake.append(setup.engine.sync(setup.policy))
-    blocks = vllm_adjusted.kv_cache_manager(setup.engine._llm).block_pool.num_gpu_blocks
+    blocks = vllm_patches.kv_cache_manager(setup.engine._llm).block_pool.num_gpu_blocks
     copied = sum(done.bytes_copied for done in asleep + awake)
     report("sync after sleep: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in asleep])}")
     report(f"  with prefixes to forget, {blocks:,} blocks, ms", _ms([done.seconds for done in awake]))
@@ -175,7 +174,7 @@ def unspared() -> Iterator[None]:
     """vLLM's Python as it is."""
     with (
         replaced(engine, "idle_inside_blocks", lambda llm: None),
-        replaced(vllm_adjusted, "keep_own_logprobs_only", lambda: None),
+        replaced(vllm_patches, "keep_own_logprobs_only", lambda: None),
     ):
         yield
 

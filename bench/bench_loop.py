@@ -10,82 +10,53 @@ costs nothing. `--nproc-per-node 1` on the same machine is the base of the weak 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import cast
 
-from engine_setup import CUDA, SHAPES, Endless, Workload, report, save, saved_model
+from engine_setup import SHAPES, Endless, Workload, report, save, saved_model
+from loop_setup import metrics, settings
 
-from fastgrpo.cli import parse
+from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import run_program
-from fastgrpo.ranks.collectives import gather_all, joined_ranks
-from fastgrpo.runtime import of_replica, open_log, run_async
+from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica
+from fastgrpo.record.log import open_log
 from fastgrpo.train import improve
 from fastgrpo.training.learner import open_learner
 
 PROGRAM = "bench_loop"
 
 
-def settings(size: str, model: str, runs: str, steps: int, replicas: int) -> list[str]:
-    """The workload of `replicas` as a command line."""
-    work = Workload(size)
-    values = {
-        "model.path": model,
-        "model.compile": str(CUDA).lower(),
-        "runs": runs,
-        "engine.max_model_len": work.max_model_len,
-        "engine.max_num_seqs": work.sequences,
-        "engine.kv_cache_gb": 0.2,
-        # Random weights are further from their bf16 rounding than a model's.
-        "engine.parity_threshold": 0.2,
-        "grpo.steps": steps,
-        "grpo.prompts_per_step": replicas * work.prompts,
-        "grpo.group_size": work.group,
-        "grpo.max_new_tokens": work.completion_tokens,
-        # Two groups.
-        "grpo.micro_batch_tokens": 2 * (work.prompt_tokens + work.group * work.completion_tokens),
-        "checkpoint.every": steps + 1,
-    }
-    return [f"--{name}={value}" for name, value in values.items()]
-
-
 async def loop(config: Config, size: str) -> None:
     """One run of the loop, which leaves its metrics in the run's folder."""
     problems, trivial = Workload(size).problems(0, config.grpo.steps * config.grpo.prompts_per_step)
     with open_log(config, resume=False) as log:
-        async with of_replica(nullcontext(trivial), config) as environment:
+        async with of_replica(nullcontext(trivial), config.engine.tensor_parallel) as environment:
             with open_learner(config, Path(config.model.path), resume=False) as learner:
                 log.say(learner.plan.table())
                 learner.engine = cast(Engine, Endless(learner.engine))
                 await improve(learner, environment, problems, config, log)
 
 
-def metrics(folder: Path) -> dict[str, list[float]]:
-    """The run's metrics, each with its values from the second step on."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:]
-    return {name: [row[name] for row in rows if name in row] for name in rows[-1] if name != "stage"}
-
-
-def described(rows: dict[str, list[float]], config: Config, world: int) -> None:
-    """Lines of the table: medians of the steps after the first."""
-    middle = {name: median(values) for name, values in rows.items()}
+def described(rows: list[dict[str, float]], config: Config, world: int) -> None:
+    """Lines of the table: medians over the steps in `rows`."""
+    middle = {name: median(row[name] for row in rows if name in row) for name in rows[-1]}
     phases = {name: value for name, value in middle.items() if name.startswith("seconds/") and value >= 0.005}
     total = phases.pop("seconds/step")
     tokens = config.grpo.prompts_per_step * config.grpo.group_size * config.grpo.max_new_tokens
-    report("seconds a step: all, median", f"{[round(s, 2) for s in rows['seconds/step']]}, {total:.2f}")
+    report("seconds a step: all, median", f"{[round(row['seconds/step'], 2) for row in rows]}, {total:.2f}")
     report("  its phases", ", ".join(f"{name.removeprefix('seconds/')} {value:.2f}" for name, value in phases.items()))
     report("tokens/s a GPU in all", f"{tokens / total / world:,.0f}")
     report("tokens/s generated, of all replicas, while they generate", f"{middle['tokens_per_s']:,.0f}")
     report("MFU of forward and backward", f"{middle.get('mfu', float('nan')):.1%}")
     report("parity after the sync, nats; all sampled tokens", f"{middle['parity']:.4f}; {middle['sampler_parity']:.4f}")
     report("sync, ms", f"{1e3 * middle['sync_seconds']:.2f}")
-    if "gpu/memory_gib" in rows:
-        report("peak memory by the driver after the first step, GiB", f"{max(rows['gpu/memory_gib']):.1f}")
+    if "gpu/memory_gib" in middle:
+        report("peak memory by the driver after the first step, GiB", f"{max(r['gpu/memory_gib'] for r in rows):.1f}")
         report("power, W; utilisation", f"{middle['gpu/power_w']:.0f}; {middle['gpu/utilisation']:.0%}")
 
 
@@ -106,11 +77,11 @@ def main() -> None:
             mine = stack.enter_context(saved_model(options.size)), runs
         model, runs = gather_all(mine, "the folders of model and run")[0]
         replicas = world // tensor_parallel
-        given = settings(options.size, model, runs, options.steps, replicas)
+        given = settings(Workload(options.size), model, runs, options.steps, replicas)
         config = parse([*given, *keys], program=PROGRAM).config
         run_async(lambda: loop(config, options.size))
         if rank == 0:
-            described(metrics(config.folder), config, world)
+            described(metrics(config.folder)[1:], config, world)
             if options.save:
                 save(options.save, f"{world} ranks, Qwen2.5 {options.size} shape {' '.join(keys)}".rstrip())
         # The folders go when every rank is done with them.

@@ -1,6 +1,6 @@
 """The loss head beside its floor (three matrix products) and its peers, in one run.
 
-As one script: `python bench/bench_loss_head.py` prints a table (`--tune`: the measurements behind kernels/tuning.py).
+As one script: `python bench/bench_loss_head.py` prints a table.
 With pytest-benchmark: `pytest bench/bench_loss_head.py`. On a CPU the same, at a CPU's shapes and without the peers.
 Peers, where installed: TRL's ChunkedLogProbFunction, Liger's fused GRPO loss, Apple's cut cross entropy.
 """
@@ -12,13 +12,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference, tuning
-from fastgrpo.kernels.chunked import SoftmaxSums
+from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference
 from fastgrpo.kernels.reference import LossOptions, TokenInputs
 from fastgrpo.training.advantage import group_advantages
 
@@ -26,7 +27,6 @@ GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPE = torch.bfloat16 if GPU else torch.float32
 SHAPES = [(8192, 4096, 151_936), (16_384, 1536, 151_936)] if GPU else [(4096, 128, 1024), (4096, 256, 2048)]
-BLOCKS = [(2048, 4, 8), (2048, 8, 8), (4096, 4, 16), (8192, 2, 32), (8192, 4, 32), (16_384, 2, 32)]
 TRL_CHUNK = 32_768  # what its trainer uses
 OPTIONS = LossOptions("token", 0.2, 0.28)
 Step = Callable[[], object]
@@ -52,7 +52,7 @@ def realistic_head(n: int, h: int, v: int, *, seed: int = 0) -> tuple[Tensor, Te
     Zipf's law: one for 70 % of the tokens, 18 to 26 above it (entropy below 0.1 nats); else four, 13 to 17 above it.
     """
     generator = torch.Generator(DEVICE).manual_seed(seed)
-    options = {"generator": generator, "device": DEVICE}
+    options: dict[str, Any] = {"generator": generator, "device": DEVICE}
     weight_VH = torch.randn(v, h, dtype=DTYPE, **options) * h**-0.5
     zipf_N4 = ((v + 1.0) ** torch.rand(n, 4, **options)).long().clamp(max=v) - 1
     sure_N1 = torch.rand(n, 1, **options) < 0.7
@@ -136,10 +136,12 @@ def liger(case: Case) -> Step:
     loss = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, epsilon_low=0.2, epsilon_high=0.28)
     mask_BT = torch.ones(rows, length, device=DEVICE)
     advantages_B = case.tokens.advantages_N[:rows].contiguous()
+    old_N = case.tokens.old_logprobs_N
+    assert old_N is not None, "`make_case` gives them"
 
     def step() -> None:
         case.clear()
-        hidden_BTH, old_BT = case.hidden_NH.view(rows, length, -1), case.tokens.old_logprobs_N.view(rows, length)
+        hidden_BTH, old_BT = case.hidden_NH.view(rows, length, -1), old_N.view(rows, length)
         arguments = (hidden_BTH, case.weight_VH, case.targets_N.view(rows, length), mask_BT, advantages_B)
         loss(*arguments, old_per_token_logps=old_BT)[0].backward()
 
@@ -238,7 +240,7 @@ def print_table(shape: tuple[int, int, int], candidates: list[Callable[[Case], S
 def advantage_steps(rollouts: int = 65_536, group: int = 16) -> dict[str, Step]:
     rewards_R = torch.rand(rollouts, device=DEVICE)
     ids_R = torch.arange(rollouts, device=DEVICE) // group
-    return {mode: lambda mode=mode: group_advantages(rewards_R, ids_R, mode) for mode in ("grpo", "dr_grpo", "rloo")}
+    return {mode: partial(group_advantages, rewards_R, ids_R, mode) for mode in ("grpo", "dr_grpo", "rloo")}
 
 
 def empty_launch() -> Step:
@@ -246,7 +248,7 @@ def empty_launch() -> Step:
     import triton
 
     @triton.jit
-    def nothing(pointer):
+    def nothing(pointer: Any) -> None:
         pass
 
     one = torch.zeros(1, device=DEVICE)
@@ -284,45 +286,9 @@ def print_advantages() -> None:
         print(f"65,536 advantages {name:14} {device} {queue_microseconds(step):8.2f} us from Python", flush=True)
 
 
-def tune(shape: tuple[int, int, int]) -> None:
-    """Prints what the tables in kernels/tuning.py were chosen from."""
-    case = make_case(*shape)
-    rows = tuning.chunk_rows("cuda", shape[0], shape[2], 2)
-    logits_CV = case.hidden_NH[:rows].detach() @ case.weight_VH.detach().T
-    for block in BLOCKS:
-        forward, both = time_block(case, logits_CV, block)
-        print(f"{rows} x {shape[2]} {block}: forward {forward:.3f} ms, with gradient {both:.3f} ms", flush=True)
-    del logits_CV
-    for mib in (320, 480, 640, 800, 1280):
-        tuning.CHUNK_BYTES["cuda"] = mib << 20
-        forward, both = milliseconds(forward_ours(case)), milliseconds(ours(case))
-        print(f"{shape} chunks of {mib} MiB: forward {forward:.2f} ms, both ways {both:.2f} ms", flush=True)
-    tuning.CHUNK_BYTES["cuda"] = 640 << 20
-    for rows in (1024, 2048, 4096, 8192):
-        tuning.FORWARD_ROWS["cuda"] = rows
-        print(f"{shape} forward by {rows} rows: {milliseconds(forward_ours(case)):.2f} ms", flush=True)
-
-
-def time_block(case: Case, logits_CV: Tensor, block: tuple[int, int, int]) -> tuple[float, float]:
-    """Milliseconds of the two row passes over one chunk."""
-    from fastgrpo.kernels import rows_triton
-
-    rows, changed_CV = len(logits_CV), logits_CV.clone()
-    chosen = rows_triton.row_block, rows_triton.loss_row_block
-    tokens, report_FC = case.tokens.take(slice(rows)), torch.empty(8, rows, device=DEVICE)
-    common, sums = (case.targets_N[:rows], reference.LogitTransform()), SoftmaxSums.empty(case.targets_N[:rows])
-    rows_triton.row_block = rows_triton.loss_row_block = lambda _: tuning.RowBlock(*block)
-    forward = milliseconds(lambda: rows_triton.fold_rows(logits_CV, *common, sums, entropy=True), 0.05)
-    both = milliseconds(
-        lambda: rows_triton.loss_rows(changed_CV, *common, tokens, OPTIONS, report_FC, gradient=True), 0.05
-    )
-    rows_triton.row_block, rows_triton.loss_row_block = chosen
-    return forward, both
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("candidate", BOTH_WAYS + FORWARD, ids=lambda f: f.__name__)
-def test_loss_head(benchmark, candidate, shape):
+def test_loss_head(benchmark: Any, candidate: Callable[[Case], Step], shape: tuple[int, int, int]) -> None:
     step = candidate(make_case(*shape))
 
     def timed() -> None:
@@ -334,7 +300,7 @@ def test_loss_head(benchmark, candidate, shape):
 
 
 @pytest.mark.parametrize("mode", ["grpo", "dr_grpo", "rloo"])
-def test_group_advantages(benchmark, mode):
+def test_group_advantages(benchmark: Any, mode: str) -> None:
     step = advantage_steps()[mode]
 
     def timed() -> None:
@@ -346,16 +312,11 @@ def test_group_advantages(benchmark, mode):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tune", action="store_true", help="measure block and chunk sizes")
     parser.add_argument("--without", default="", help="comma-separated candidates to leave out")
     arguments = parser.parse_args()
     left_out = arguments.without.split(",")
     name = torch.cuda.get_device_name() if GPU else "CPU"
     print(f"{name}, torch {torch.__version__}, {DTYPE}; ratio to the first line of each block", flush=True)
-    if arguments.tune:
-        for shape in SHAPES:
-            tune(shape)
-        return
     for shape in SHAPES:
         print_table(shape, [c for c in BOTH_WAYS if c.__name__ not in left_out])
         print_table(shape, [c for c in FORWARD if c.__name__ not in left_out])

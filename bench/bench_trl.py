@@ -55,7 +55,7 @@ class Phases:
         """A step begins."""
         synchronize()
         self.seconds.clear()
-        self.memory.peaks.clear()
+        self.memory.take()
         self.start = time.perf_counter()
         if CUDA:
             torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""What the engine's benchmarks share: the Qwen2.5 shapes with random weights, a GRPO step in phases, clocks, a table.
+"""What the engine's benchmarks share: the Qwen2.5 shapes with random weights, the workload, clocks, a table.
 
 MFU counts 6 FLOP a parameter and token of the layers, 6 of the head for loss tokens only, and causal attention, for
 what is computed: a prompt that a group shares once, and nothing for recomputation. Its base is the datasheet rate of an
@@ -30,18 +30,17 @@ import uvloop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
-from fastgrpo.config import Grpo
 from fastgrpo.engine.engine import Engine
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
-from fastgrpo.record import gpu as telemetry
-from fastgrpo.record.gpu import training_flops
-from fastgrpo.rollouts.rollouts import Environment, Sampling, collect
-from fastgrpo.training.learner import to_samples, update
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.rollouts import Sampling, collect
+from fastgrpo.training import flops as flops_module
+from fastgrpo.training.flops import training_flops
 from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Execution, Group, RewardTerms, Sample
+from fastgrpo.types import Group, Result, Reward, Rollout, Sample
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -49,7 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
 }
-PEAK_FLOPS = telemetry.PEAK_FLOPS["H200"]
+PEAK_FLOPS = flops_module.PEAK_FLOPS["H200"]
 GIB = 2**30
 CUDA = torch.cuda.is_available()
 
@@ -90,7 +89,7 @@ def shape(size: str) -> Qwen2Config:
         vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
         num_key_value_heads=4 if size == "7b" else 2,
         max_position_embeddings=32768,
-        rope_theta=1e6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=size != "7b",
         **SHAPES[size],
     )
@@ -167,9 +166,10 @@ class MemoryPeaks:
             self.peaks[self.phase] = max(self.peaks.get(self.phase, 0.0), used_gib(self._device))
             time.sleep(0.02)
 
-    def over(self, *phases: str) -> float:
-        """The highest of the peaks of `phases`."""
-        return max(self.peaks.get(phase, 0.0) for phase in phases)
+    def take(self) -> dict[str, float]:
+        """The peaks since the last call."""
+        peaks, self.peaks = self.peaks, {}
+        return peaks
 
 
 class Trivial:
@@ -181,15 +181,14 @@ class Trivial:
     def prompt(self, problem: Any) -> str:
         return self.texts[problem.id]
 
-    async def execute(self, problem: Any, completion: str, seed: int) -> Any:
-        return Execution(status="ok")
+    async def execute(self, problem: Any, completion: str, seed: int) -> None:
+        return None
 
     def feedback_text(self, execution: Any) -> str:
         return ""
 
-    def rewards(self, problem: Any, executions: list[Any]) -> list[RewardTerms | None]:
-        zeros = {"performance": 0.0, "complexity": 0.0, "diversity": 0.0, "format": 0.0}
-        return [RewardTerms(total=float(number % 2), **zeros) for number in range(len(executions))]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=float(number % 2))) for number in range(len(rollouts))]
 
 
 class Workload:
@@ -247,17 +246,19 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_limit: float = 0.2) -> None:
-        self.work, self.kv_gib = work, kv_gib
-        options = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gb": kv_gib if CUDA else 0.2}
-        limits = {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "parity_limit": parity_limit}
-        self.engine, self.start_seconds = timed(lambda: Engine(folder, **options, **limits))  # type: ignore[arg-type]
+    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_threshold: float = 0.2) -> None:
+        self.folder, self.work, self.kv_gib = folder, work, kv_gib
+        options: dict[str, Any] = {
+            "dtype": "bfloat16" if CUDA else "float32",
+            "kv_cache_gib": kv_gib if CUDA else 0.2,
+            "max_model_len": work.max_model_len,
+            "max_num_seqs": work.sequences,
+            "parity_threshold": parity_threshold,
+        }
+        self.engine, self.start_seconds = timed(lambda: Engine(folder, **options))
         dtype = torch.bfloat16 if CUDA else torch.float32
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
         self.first_sync = self.engine.sync(self.policy)
-
-    def optimizer(self, *, offload: bool = False) -> AdamW:
-        return AdamW(self.policy.model.parameters(), lr=1e-6 if CUDA else 1e-3, offload=offload)
 
     def collect(self, problems: Sequence[Any], environment: Environment, seed: int) -> list[Group]:
         """Rollouts as the training loop collects them."""
@@ -270,40 +271,12 @@ class Setup:
         return await collect(
             engine,
             environment,
-            self.policy.tokenizer,
+            Chat(self.policy.tokenizer),
             problems,
             group_size=self.work.group,
             sampling=self.work.sampling(),
             seed=seed,
         )
-
-    def step(self, optimizer: AdamW, seed: int, budget: int, memory: MemoryPeaks) -> dict[str, float]:
-        """One GRPO step as the training loop makes it: seconds of its phases, and the update's metrics."""
-        problems, environment = self.work.problems(seed)
-        memory.phase = "generate"
-        groups, generate_s = timed(lambda: self.collect(problems, environment, seed))
-        _, sleep_s = timed(self.engine.sleep)
-        memory.phase = "train"
-        samples = to_samples(groups, Grpo())
-        metrics, train_s, peak = self.train(optimizer, samples, budget)
-        memory.phase = "sync"
-        _, wake_s = timed(self.engine.wake)
-        sync, sync_s = timed(lambda: self.engine.sync(self.policy))
-        return metrics | {
-            "generate": generate_s,
-            "train": train_s,
-            "rest": sleep_s + wake_s + sync_s,
-            "sync_ms": sync.seconds * 1e3,
-            "canary_ms": sync.check_seconds * 1e3,
-            "allocator": peak,
-            "flops": flops(self.policy, samples, budget),
-        }
-
-    def train(self, optimizer: AdamW, samples: list[Sample], budget: int) -> tuple[dict[str, float], float, float]:
-        """The update's metrics, its seconds and the peak of torch's allocator in GiB, without the sleeping KV cache."""
-        counted = start_peak(self.kv_gib)
-        metrics, seconds = timed(lambda: update(self.policy, optimizer, samples, Grpo(), budget=budget))
-        return metrics, seconds, torch.cuda.max_memory_allocated() / GIB - counted if CUDA else float("nan")
 
 
 def release_memory() -> None:

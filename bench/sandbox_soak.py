@@ -11,9 +11,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from fastgrpo_sandbox import Limits, SandboxPool
+from frame_fuzz import mutate
+
+from fastgrpo_sandbox import AssertTests, Limits, SandboxPool
+from fastgrpo_sandbox.guest.wire import result_body
 
 FINE = "def f(x):\n    return x + 1\nassert f(NUMBER) == NUMBER + 1\nprint(NUMBER)\n"
+ASSERTS = AssertTests(("assert f(1) == 2",))
 IN_FLIGHT = 16
 HOSTILE_SHARE = 0.05
 SETTLE_S = 30.0
@@ -34,14 +38,18 @@ HOSTILE: list[tuple[str, Limits, set[str]]] = [
     ),
     ("open('/tmp/x', 'wb').write(bytes(1 << 26))", Limits(), {"failed"}),
 ]
+FRAME = "import os\nbody = {body!r}\nos.write(3, {length}.to_bytes(4, 'little') + {kind!r} + body)\nos._exit(0)"
+RESULT = result_body("Traceback", "KeyError", tests=(True,))
 
 
 class Soak:
     """Runs jobs and counts outcomes. With `kills_every` seconds, cells and fork servers are killed while they run: then
-    a job may also end as infrastructure, and nothing else may change."""
+    a job may also end as infrastructure, and nothing else may change. `malformed` is the share of jobs, scripts and
+    judged ones, that write a mutated frame, and may end in any way but as infrastructure or with a test passed."""
 
-    def __init__(self, kills_every: float = 0.0) -> None:
+    def __init__(self, kills_every: float = 0.0, malformed: float = 0.0) -> None:
         self.kills_every = kills_every
+        self.malformed = malformed
         self.kills = 0
         self.wrong: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()
@@ -72,7 +80,19 @@ class Soak:
 
         await asyncio.gather(*(caller() for _ in range(IN_FLIGHT)))
 
+    async def _malformed(self, pool: SandboxPool) -> None:
+        body = mutate(self._random, RESULT)
+        length = self._random.choice((len(body), len(body), 0, 7, 1 << 21, (1 << 32) - 1))
+        code = FRAME.format(body=body, length=length, kind=self._random.choice((b"R", b"R", b"C", b"x")))
+        outcome = await pool.run(code, tests=self._random.choice((None, ASSERTS)))
+        self.seen[f"malformed: {outcome.status}"] += 1
+        lost = bool(self.kills_every) and outcome.status == "infrastructure"
+        if not lost and (outcome.status == "infrastructure" or any(outcome.tests)):
+            self.wrong[f"{outcome.status} {outcome.error[-80:]!r} for {code[:80]!r}"] += 1
+
     async def _one(self, pool: SandboxPool, number: int) -> None:
+        if self._random.random() < self.malformed:
+            return await self._malformed(pool)
         hostile = self._random.random() < HOSTILE_SHARE
         code, limits, expected = self._random.choice(HOSTILE) if hostile else (FINE, Limits(), {"ok"})
         outcome = await pool.run(code.replace("NUMBER", str(number)), limits=limits)
@@ -94,7 +114,7 @@ class Soak:
 async def _settled(pool: SandboxPool) -> dict[str, int]:
     """What is there once lost cells are replaced, their children armed, and nothing changes any more."""
     deadline = time.monotonic() + SETTLE_S
-    found, last = _count(pool), {}
+    found, last = _count(pool), dict[str, int]()
     while (found != last or any(cell.lost for cell in pool._cells)) and time.monotonic() < deadline:
         await asyncio.sleep(1)
         found, last = _count(pool), found

@@ -2,9 +2,9 @@
 
     python bench/structures.py [--samples 8] [--dataset humaneval]
 
-Prints pass rate (share of hidden tests), reward without diversity, complexity, worker calls and simulated latency: the
-table by which `Reward` and `Skill` were chosen. Structure must pay where problems are hard and cost where they
-are easy.
+Prints complexity, pass rate (share of hidden tests), reward, worker calls, what was spent in units of one call, and
+simulated latency: the table by which the reward's weights and `Skill` were chosen. Structure must pay where problems
+are hard and cost where they are easy. A group is one problem's samples, all of one structure: no diversity is earned.
 """
 
 from __future__ import annotations
@@ -18,15 +18,36 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from fastgrpo.config import Reward
+from fastgrpo.config import RewardWeights
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.reward import group_rewards, spent_calls
+from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.simulated import SimulatedWorker
-from fastgrpo.types import Execution, Problem
 from fastgrpo_sandbox import SandboxPool
 
 _BODIES = {
     "generate": "return await generate(problem)",
+    "until passed": """for _ in range(4):
+        code = await generate(problem)
+        if (await test(problem, code, retries=0)).passed:
+            break
+    return code""",
+    "3 generate, first passed": """for code in await asyncio.gather(*[generate(problem) for _ in range(3)]):
+        if (await test(problem, code, retries=0)).passed:
+            break
+    return code""",
+    "small until passed, then large": """for _ in range(2):
+        code = await generate(problem, worker="small")
+        if (await test(problem, code, retries=0)).passed:
+            return code
+    return await generate(problem)""",
+    "plan, until passed": """plan = await custom(problem.prompt, "Plan.")
+    for _ in range(4):
+        code = await generate(problem, plan)
+        if (await test(problem, code, retries=0)).passed:
+            break
+    return code""",
     "generate, review, revise": """code = await generate(problem)
     notes = await review(problem, code)
     if not notes.ok:
@@ -54,9 +75,11 @@ WORKFLOWS = {name: f"async def workflow(problem):\n    {body}" for name, body in
 class Row(NamedTuple):
     """Means of one structure over one third of the problems."""
 
+    complexity: float
     pass_rate: float
     reward: float
     calls: float
+    spent: float
     latency_s: float
 
 
@@ -73,33 +96,31 @@ def thirds(problems: list[Problem]) -> list[list[Problem]]:
 
 
 async def measure(
-    environment: WorkflowEnvironment, problems: list[Problem], code: str, samples: int, weights: Reward
-) -> tuple[list[Row], float]:
-    """A row for each third, and the structure's complexity. Raises RuntimeError where the jails fail."""
-    rows, executions = [], []
-    for third in thirds(problems):
-        executions = await asyncio.gather(
-            *[environment.execute(each, completion(code), seed) for each in third for seed in range(samples)]
-        )
-        rows.append(_row(list(executions), weights))
-    return rows, executions[0].complexity
+    environment: WorkflowEnvironment, problems: list[Problem], code: str, samples: int, weights: RewardWeights
+) -> Row:
+    """Means over `samples` runs of each problem. Raises RuntimeError where the jails fail."""
 
+    async def group(problem: Problem) -> list[Execution]:
+        runs = [environment.execute(problem, completion(code), seed) for seed in range(samples)]
+        return list(await asyncio.gather(*runs))
 
-def _row(executions: list[Execution], weights: Reward) -> Row:
+    groups = await asyncio.gather(*map(group, problems))
+    executions = [execution for group in groups for execution in group]
     if failed := [execution.error for execution in executions if execution.status != "ok"]:
         raise RuntimeError(f"{len(failed)} executions failed, the first with: {failed[0]}")
-    pass_rate = mean(execution.pass_rate for execution in executions)
     return Row(
-        pass_rate,
-        weights.performance * pass_rate - weights.complexity * executions[0].complexity,
-        mean(len(execution.calls) for execution in executions),
+        mean(execution.complexity for execution in executions),
+        mean(execution.pass_rate for execution in executions),
+        mean(reward.total for group in groups for reward in group_rewards(group, weights) if reward),
+        mean(execution.requests for execution in executions),
+        mean(spent for group in groups for spent in spent_calls(group, weights.efficiency_by)),
         mean(sum(call.seconds for call in execution.calls) for execution in executions),
     )
 
 
 async def main(dataset: str, samples: int) -> None:
     """Measure and print the table."""
-    problems, weights, console = data.load(dataset), Reward(), Console(width=150)
+    problems, weights, console = data.load(dataset), RewardWeights(), Console(width=150)
     async with SandboxPool() as pool:
         worker = SimulatedWorker(pool)
         environment = WorkflowEnvironment(pool, worker)
@@ -107,13 +128,13 @@ async def main(dataset: str, samples: int) -> None:
         await worker.prepare(problems)
         console.print(f"{len(problems)} problems, mutants ready after {time.perf_counter() - start:.1f} s")
         table = Table(title=f"simulated worker, {samples} samples a problem; easiest / middle / hardest third")
-        for column in ("structure", "complexity", "pass rate", "reward", "calls", "latency s"):
+        for column in ("structure", "complexity", "pass rate", "reward", "calls", "spent", "latency s"):
             table.add_column(column, justify="left" if column == "structure" else "right")
         start = time.perf_counter()
         for name, code in WORKFLOWS.items():
-            rows, complexity = await measure(environment, problems, code, samples, weights)
-            cells = [" / ".join(f"{value:.3f}" for value in column) for column in zip(*rows, strict=True)]
-            table.add_row(name, f"{complexity:.3f}", *cells)
+            rows = [await measure(environment, third, code, samples, weights) for third in thirds(problems)]
+            cells = [" / ".join(f"{value:.2f}" for value in column) for column in zip(*rows, strict=True)]
+            table.add_row(name, *cells)
         console.print(table)
         count = len(problems) * samples * len(WORKFLOWS)
         console.print(f"{count / (time.perf_counter() - start):.0f} workflows/s, tests included; weights: {weights}")

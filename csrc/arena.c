@@ -62,9 +62,10 @@ char *buffer_reserve(buffer *b, size_t count) {
 }
 
 bool buffer_append(buffer *b, const void *bytes, size_t count) {
+    if (count == 0) return true;
     char *place = buffer_reserve(b, count);
     if (place == NULL) return false;
-    if (count > 0) memcpy(place, bytes, count);
+    memcpy(place, bytes, count);
     b->end += count;
     return true;
 }

@@ -126,7 +126,7 @@ static void confine(const child_start *start) {
 static bool read_all(char *data, size_t count) {
     for (size_t done = 0; done < count;) {
         ssize_t got = read(CHANNEL_FD, data + done, count - done);
-        if (got <= 0 && errno != EINTR) return false;
+        if (got == 0 || (got < 0 && errno != EINTR)) return false;
         if (got > 0) done += (size_t)got;
     }
     return true;
@@ -138,7 +138,8 @@ static bool read_start(child_start *start, bool *has_peer) {
     struct iovec data = {.iov_base = start, .iov_len = sizeof *start};
     struct msghdr message = {
         .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-    ssize_t got = recvmsg(CHANNEL_FD, &message, MSG_CMSG_CLOEXEC);
+    ssize_t got;
+    while ((got = recvmsg(CHANNEL_FD, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR) {}
     if (got <= 0) return false;
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     *has_peer = header != NULL && header->cmsg_type == SCM_RIGHTS;

@@ -79,6 +79,7 @@ static bool mostly_absent(const area *a) {
     unsigned char present[512];
     size_t pages = 0, whole = (a->end - a->start) / 4096, step = sizeof present;
     if (a->end - a->start < HUGE) return false;
+    if (a->end - a->start > LARGEST_RUN) return true; /* never packed; and a sanitizer's are too long to look through */
     for (size_t at = 0; at < whole; at += step) {
         size_t count = whole - at < step ? whole - at : step;
         if (mincore((void *)(a->start + at * 4096), count * 4096, present) != 0) return true;

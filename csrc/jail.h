@@ -24,6 +24,7 @@
 
 enum { CHANNEL_FD = 3, PEER_FD = 4, MAX_JOBS = 1 << 16 };
 enum { MAX_ARMED = 64, MAX_GROUPS = 2 * MAX_JOBS + MAX_ARMED, MAX_FRAME = 16 << 20 };
+enum { MAX_CHILD_FRAME = 1 << 20 /* guest/wire.py's MAX_FRAME */ };
 
 /* Frames between host and server: length of the body, job, kind. */
 typedef struct __attribute__((packed)) {
@@ -92,7 +93,9 @@ typedef struct {
     uint32_t id, generation;
     job_limits limits;
     process solution, judge;
-    bool judged, started, many;
+    int peer; /* the solution's end, held here until it is reaped: its judge hears of no end before the server does */
+    bool judged, many;
+    bool cut; /* the solution was killed because its judge had ended: it has no end of its own */
     bool by_cgroup; /* memory is held by the groups of its processes, else by polling */
     enum reason reason;
     uint64_t started_ns, deadline_ns, check_ns, interval_ns, cpu_ns, spent_us;
@@ -102,6 +105,7 @@ typedef struct {
 typedef struct {
     int host, proc, groups, signals, job_epoll; /* groups: the folder of the cell's cgroup, or -1 */
     uint32_t uid, gid, armed_target, base_mb, base_anon_kb, generation;
+    uint64_t base_stack;
     buffer from_host, to_host;
     job *jobs[MAX_JOBS];
     uint32_t live[MAX_JOBS], live_count;
@@ -163,7 +167,7 @@ uint64_t now_ns(void);
 
 /* watch.c */
 void jobs_sweep(server *s, uint64_t now);
-uint32_t anonymous_kb(const server *s, pid_t pid);
+void watch_begin(server *s); /* what children inherit, before there are any */
 
 /* server.c: returns 1 in a child, never in the server */
 int server_run(server *s);

@@ -62,14 +62,14 @@ static void take_frame(server *s, job *j, process *p, child_header header, const
     }
     if (header.kind != CHILD_RESULT) return job_stop(j, PROTOCOL);
     if (++p->frames > 1) return job_stop(j, PROTOCOL);
-    buffer_append(&p->result, body, header.length);
+    if (!buffer_append(&p->result, body, header.length)) job_stop(j, SPAWN);
 }
 
 static void take_frames(server *s, job *j, process *p) {
     child_header header;
     while (p->in.end - p->in.start >= sizeof header) {
         memcpy(&header, p->in.data + p->in.start, sizeof header);
-        if (header.length > MAX_FRAME) return job_stop(j, PROTOCOL);
+        if (header.length > MAX_CHILD_FRAME) return job_stop(j, PROTOCOL);
         if (p->in.end - p->in.start < sizeof header + header.length) return;
         take_frame(s, j, p, header, p->in.data + p->in.start + sizeof header);
         buffer_consume(&p->in, sizeof header + header.length);
@@ -79,7 +79,8 @@ static void take_frames(server *s, job *j, process *p) {
 /* Reads one piece, so that a job that never stops keeps nobody waiting: its length, 0 for none yet, -1 at the end. */
 static ssize_t process_read(server *s, job *j, process *p) {
     char *place = buffer_reserve(&p->in, READ_CHUNK);
-    ssize_t got = place == NULL ? 0 : read(p->channel, place, READ_CHUNK);
+    if (place == NULL) return job_stop(j, SPAWN), -1;
+    ssize_t got = read(p->channel, place, READ_CHUNK);
     if (got < 0) return errno == EAGAIN || errno == EINTR ? 0 : -1;
     if (got == 0) return -1;
     p->in.end += (size_t)got;
@@ -146,7 +147,7 @@ static bool start_processes(server *s, job *j, const start_header *h, const char
         start.limits.cpu_ms += JUDGE_EXTRA_MS;
         fine = fine && set_output_cap(&j->judge, 65536) == 0 && send_start(s, j, &j->judge, &start, ends[1]);
         process_send(s, j, &j->judge, data + h->stdin_bytes + h->payload_bytes, h->judge_bytes);
-        close(ends[0]);
+        j->peer = ends[0];
         close(ends[1]);
     }
     return fine;
@@ -158,13 +159,13 @@ static void refuse(server *s, uint32_t id, int error) {
 }
 
 int job_start(server *s, uint32_t id, const char *body, size_t length) {
-    start_header h;
+    start_header h = {0};
     memcpy(&h, body, length < sizeof h ? length : sizeof h);
     uint64_t expected = (uint64_t)sizeof h + h.stdin_bytes + h.payload_bytes + h.judge_bytes;
     if (length < sizeof h || length != expected || id >= MAX_JOBS || s->jobs[id] != NULL) return refuse(s, id, EINVAL), 0;
     job *j = arena_alloc(sizeof *j);
     if (j == NULL) return refuse(s, id, ENOMEM), 0;
-    *j = (job){.id = id, .generation = ++s->generation, .limits = h.limits, .judged = h.judge_bytes > 0};
+    *j = (job){.id = id, .generation = ++s->generation, .limits = h.limits, .judged = h.judge_bytes > 0, .peer = -1};
     int error = take_armed(s, &j->solution);
     if (error == 0 && j->judged) error = take_armed(s, &j->judge);
     if (error == 1) return 1;
@@ -209,7 +210,17 @@ static void append_output(buffer *to, int fd, uint32_t count) {
     to->end += count;
 }
 
+static void append_frame(buffer *to, const buffer *frame, uint32_t count) {
+    if (!buffer_append(to, frame->data + frame->start, count)) _exit(1);
+}
+
+static void close_peer(job *j) {
+    if (j->peer >= 0) close(j->peer);
+    j->peer = -1;
+}
+
 static void forget(server *s, job *j) {
+    close_peer(j);
     process *both[2] = {&j->solution, &j->judge};
     for (int i = 0; i < (j->judged ? 2 : 1); i++) {
         buffer_release(&both[i]->in);
@@ -228,8 +239,10 @@ static void finish(server *s, job *j) {
     uint32_t cap = j->limits.output_bytes;
     if (j->reason == NONE && (lseek(j->solution.out, 0, SEEK_CUR) > cap || lseek(j->solution.err, 0, SEEK_CUR) > cap))
         j->reason = OUTPUT;
-    if (!was_confined(&j->solution) || (j->judged && !was_confined(&j->judge)))
-        if (j->reason != CANCELLED && j->reason != MEMORY) j->reason = SPAWN; /* its payload may be too much already */
+    /* A judge that is quick has its say all the same; and no job, by being killed early, makes its end another's fault. */
+    bool born = was_confined(&j->solution) || j->cut;
+    if (!born || (j->judged && !was_confined(&j->judge)))
+        if (j->reason != CANCELLED && j->reason != MEMORY && j->reason != PROTOCOL) j->reason = SPAWN;
     uint32_t peak_kb = group_peak_kb(s, &j->solution.group);
     if (peak_kb > 0 && s->base_anon_kb + peak_kb > j->memory_kb) j->memory_kb = s->base_anon_kb + peak_kb;
     group_peak_kb(s, &j->judge.group); /* whether it may be used again */
@@ -248,8 +261,8 @@ static void finish(server *s, job *j) {
     if (!buffer_append(to, &header, sizeof header) || !buffer_append(to, &done, sizeof done)) _exit(1);
     append_output(to, j->solution.out, done.stdout_bytes);
     append_output(to, j->solution.err, done.stderr_bytes);
-    buffer_append(to, j->solution.result.data + j->solution.result.start, done.result_bytes);
-    buffer_append(to, j->judge.result.data + j->judge.result.start, done.verdict_bytes);
+    append_frame(to, &j->solution.result, done.result_bytes);
+    append_frame(to, &j->judge.result, done.verdict_bytes);
     forget(s, j);
 }
 
@@ -267,14 +280,20 @@ bool process_reaped(server *s, pid_t pid, int status, uint64_t cpu_us, uint32_t 
     process *p = j->judge.pid == pid ? &j->judge : &j->solution;
     p->pid = 0;
     while (process_read(s, j, p) > 0) {}
-    p->status = status;
     bool killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+    p->status = status;
+    if (p == &j->solution && j->cut) {
+        j->cut = killed; /* else it had ended by itself before */
+        if (killed) p->status = 0;
+    }
     if (killed && group_ran_out(s, &p->group) && j->reason == NONE) j->reason = MEMORY;
     if (p == &j->solution) {
+        close_peer(j);
         j->spent_us = cpu_us;
         if (memory_kb > j->memory_kb) j->memory_kb = memory_kb;
     } else if (j->solution.pid) {
-        kill(j->solution.pid, SIGKILL); /* the verdict is in, or will never come */
+        j->cut = j->reason == NONE; /* the verdict is in, or will never come */
+        kill(j->solution.pid, SIGKILL);
     }
     if (j->solution.pid == 0 && j->judge.pid == 0) finish(s, j);
     return true;

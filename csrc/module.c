@@ -125,7 +125,7 @@ static PyObject *verdict(PyObject *self, PyObject *args) {
     const char *bytes;
     Py_ssize_t count;
     if (!PyArg_ParseTuple(args, "y#", &bytes, &count)) return NULL;
-    if (owner == NULL || owner != (void *)PyEval_GetFrame() || count > MAX_FRAME - (Py_ssize_t)sizeof secret)
+    if (owner == NULL || owner != (void *)PyEval_GetFrame() || count > MAX_CHILD_FRAME - (Py_ssize_t)sizeof secret)
         return PyErr_Format(PyExc_PermissionError, "not yours");
     child_header header = {.length = (uint32_t)((size_t)count + sizeof secret), .kind = CHILD_RESULT};
     struct iovec parts[3] = {{&header, sizeof header}, {(void *)bytes, (size_t)count}, {secret, sizeof secret}};

@@ -137,7 +137,7 @@ int server_run(server *s) {
     s->signals = signalfd(-1, &child_ended, SFD_NONBLOCK | SFD_CLOEXEC);
     s->job_epoll = epoll_create1(EPOLL_CLOEXEC);
     if (s->signals < 0 || s->job_epoll < 0) _exit(1);
-    s->base_anon_kb = anonymous_kb(s, getpid());
+    watch_begin(s);
     host_send(s, 0, SERVER_READY, NULL, 0);
     while (!turn(s)) {}
     return 1;

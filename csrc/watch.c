@@ -20,6 +20,16 @@ typedef struct {
     uint32_t processes;
 } usage;
 
+typedef struct {
+    uint64_t ended_ns, stack;
+} program_facts;
+
+typedef struct {
+    const server *s;
+    bool proportional;
+    usage total;
+} walk;
+
 static ssize_t read_proc(const server *s, const char *path, char *text, size_t size) {
     int fd = openat(s->proc, path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return -1;
@@ -29,21 +39,24 @@ static ssize_t read_proc(const server *s, const char *path, char *text, size_t s
     return got;
 }
 
-uint32_t anonymous_kb(const server *s, pid_t pid) {
-    char path[64], text[128];
-    unsigned long size, resident, shared;
-    snprintf(path, sizeof path, "%d/statm", pid);
-    if (read_proc(s, path, text, sizeof text) < 0 || sscanf(text, "%lu %lu %lu", &size, &resident, &shared) != 3) return 0;
-    return (uint32_t)((resident - shared) * 4);
+/* Private pages of the process that this thread belongs to; false where the thread has exited and so shows none. */
+static bool read_anonymous(const server *s, const char *folder, uint64_t *kb) {
+    char path[96], text[128];
+    unsigned long size = 0, resident, shared;
+    snprintf(path, sizeof path, "%s/statm", folder);
+    if (read_proc(s, path, text, sizeof text) < 0 || sscanf(text, "%lu %lu %lu", &size, &resident, &shared) != 3) return false;
+    *kb = (resident - shared) * 4;
+    return size > 0;
 }
 
 /* Proportional share: pages that forked processes share count once. Slower, so read only when the plain sum is over. */
-static uint64_t proportional_kb(const server *s, pid_t pid) {
-    char path[64], text[2048];
-    snprintf(path, sizeof path, "%d/smaps_rollup", pid);
-    if (read_proc(s, path, text, sizeof text) < 0) return anonymous_kb(s, pid);
-    const char *line = strstr(text, "Pss_Anon:");
-    return line ? strtoull(line + 9, NULL, 10) : 0;
+static bool read_proportional(const server *s, const char *folder, uint64_t *kb) {
+    char path[96], text[2048];
+    snprintf(path, sizeof path, "%s/smaps_rollup", folder);
+    const char *line = read_proc(s, path, text, sizeof text) > 0 ? strstr(text, "Pss_Anon:") : NULL;
+    if (line == NULL) return false;
+    *kb = strtoull(line + 9, NULL, 10);
+    return true;
 }
 
 /* A child between vfork and exec: its memory is its parent's. */
@@ -51,52 +64,81 @@ static bool shares_memory(pid_t parent, pid_t child) { return syscall(SYS_kcmp, 
 
 static uint64_t cpu_of(pid_t pid) {
     struct timespec t;
-    clockid_t process_clock = (~(clockid_t)pid << 3) | 2;
+    clockid_t process_clock = (clockid_t)(~(uint32_t)pid << 3 | 2);
     if (clock_gettime(process_clock, &t) != 0) return 0;
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* What children took that have ended and been waited for, and theirs: fields 16 and 17, in ticks. */
-static uint64_t cpu_of_ended(const server *s, pid_t pid) {
-    char path[64], text[1024];
-    unsigned long user = 0, kernel = 0;
-    snprintf(path, sizeof path, "%d/stat", pid);
-    const char *name_end = read_proc(s, path, text, sizeof text) > 0 ? strrchr(text, ')') : NULL;
-    if (name_end) sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %lu %lu", &user, &kernel);
-    return (user + kernel) * (1000000000u / TICKS);
+/* Fields 16, 17 and 28: what children took that have ended and been waited for, and theirs, in ticks; and where the stack
+ * began, which says whether two processes still run the one program that both were forked from. */
+static program_facts facts_of(const server *s, const char *folder) {
+    char path[96], text[1024];
+    unsigned long user = 0, kernel = 0, stack = 0;
+    snprintf(path, sizeof path, "%s/stat", folder);
+    const char *rest = read_proc(s, path, text, sizeof text) > 0 ? strrchr(text, ')') : NULL;
+    if (rest)
+        sscanf(rest, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %lu %lu "
+               "%*d %*d %*d %*d %*u %*u %*d %*u %*u %*u %lu", &user, &kernel, &stack);
+    return (program_facts){.ended_ns = (user + kernel) * (1000000000u / TICKS), .stack = stack};
 }
 
-static void visit_tree(const server *s, pid_t pid, pid_t parent, bool proportional, int depth, usage *total);
+void watch_begin(server *s) {
+    uint64_t held = 0;
+    read_anonymous(s, "self", &held);
+    s->base_anon_kb = (uint32_t)held;
+    s->base_stack = facts_of(s, "self").stack;
+}
 
-static void visit_children(const server *s, pid_t pid, const char *thread, bool proportional, int depth, usage *total) {
+/* False where this thread has exited: another of its process can tell. */
+static bool add_memory(walk *w, const char *folder, pid_t thread, pid_t parent) {
+    uint64_t held, base = 0;
+    if (!read_anonymous(w->s, folder, &held)) return false;
+    if (w->proportional) {
+        if (parent && shares_memory(parent, thread)) return true;
+        read_proportional(w->s, folder, &held);
+    } else if (facts_of(w->s, folder).stack == w->s->base_stack) {
+        base = w->s->base_anon_kb; /* the warm interpreter's pages, shared with the server */
+    }
+    w->total.anonymous_kb += held > base ? held - base : 0;
+    return true;
+}
+
+static void visit_process(walk *w, pid_t pid, pid_t parent, int depth);
+
+static void visit_children(walk *w, const char *folder, pid_t thread, int depth) {
     char path[96], text[4096];
-    snprintf(path, sizeof path, "%d/task/%.20s/children", pid, thread);
-    if (read_proc(s, path, text, sizeof text) <= 0) return;
+    snprintf(path, sizeof path, "%s/children", folder);
+    if (read_proc(w->s, path, text, sizeof text) <= 0) return;
     for (char *rest = text, *word; (word = strtok_r(rest, " ", &rest));) {
         pid_t child = atoi(word);
-        if (child > 0) visit_tree(s, child, pid, proportional, depth + 1, total);
+        if (child > 0) visit_process(w, child, thread, depth + 1);
     }
 }
 
-static uint64_t own_memory_kb(const server *s, pid_t pid, pid_t parent, bool proportional) {
-    if (proportional) return parent && shares_memory(parent, pid) ? 0 : proportional_kb(s, pid);
-    uint64_t held = anonymous_kb(s, pid), base = s->base_anon_kb; /* the warm interpreter's pages, shared with the server */
-    return held > base ? held - base : 0;
-}
-
-static void visit_tree(const server *s, pid_t pid, pid_t parent, bool proportional, int depth, usage *total) {
-    total->anonymous_kb += own_memory_kb(s, pid, parent, proportional);
-    total->cpu_ns += cpu_of(pid) + cpu_of_ended(s, pid);
-    total->processes++;
-    if (depth > MAX_DEPTH) return;
-    char path[64];
-    snprintf(path, sizeof path, "%d/task", pid);
-    int fd = openat(s->proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+static void visit_process(walk *w, pid_t pid, pid_t parent, int depth) {
+    char folder[64];
+    bool weighed = false;
+    snprintf(folder, sizeof folder, "%d", pid);
+    w->total.cpu_ns += cpu_of(pid) + facts_of(w->s, folder).ended_ns;
+    w->total.processes++;
+    snprintf(folder, sizeof folder, "%d/task", pid);
+    int fd = openat(w->s->proc, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *threads = fd >= 0 ? fdopendir(fd) : NULL;
     if (threads == NULL) return;
-    for (struct dirent *entry; (entry = readdir(threads));)
-        if (entry->d_name[0] != '.') visit_children(s, pid, entry->d_name, proportional, depth, total);
+    for (struct dirent *entry; (entry = readdir(threads));) {
+        pid_t thread = atoi(entry->d_name);
+        if (thread <= 0) continue;
+        snprintf(folder, sizeof folder, "%d/task/%d", pid, thread);
+        weighed = weighed || add_memory(w, folder, thread, parent);
+        if (depth < MAX_DEPTH) visit_children(w, folder, thread, depth);
+    }
     closedir(threads);
+}
+
+static usage usage_of(const server *s, pid_t pid, bool proportional) {
+    walk w = {.s = s, .proportional = proportional};
+    visit_process(&w, pid, 0, 0);
+    return w.total;
 }
 
 static bool over_output(const job *j) {
@@ -105,14 +147,11 @@ static bool over_output(const job *j) {
 }
 
 static bool over_memory(const server *s, job *j, usage *total) {
-    visit_tree(s, j->solution.pid, 0, false, 0, total);
+    *total = usage_of(s, j->solution.pid, false);
     j->many = total->processes > 1;
     if (j->by_cgroup) return false; /* the kernel holds it, and tells the peak at the end */
     uint64_t cap_kb = (uint64_t)j->limits.memory_mb << 10;
-    if (total->anonymous_kb > cap_kb && j->many) {
-        *total = (usage){0};
-        visit_tree(s, j->solution.pid, 0, true, 0, total);
-    }
+    if (total->anonymous_kb > cap_kb && j->many) *total = usage_of(s, j->solution.pid, true);
     if (total->anonymous_kb + s->base_anon_kb > j->memory_kb) j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
     return total->anonymous_kb > cap_kb;
 }
@@ -133,7 +172,7 @@ static void check_solution(const server *s, job *j, uint64_t now) {
     usage total = {.cpu_ns = cpu};
     if (now >= j->deadline_ns && !extend(j, now)) return job_stop(j, WALL);
     if (active && over_output(j)) return job_stop(j, OUTPUT);
-    if (active && over_memory(s, j, (total = (usage){0}, &total))) return job_stop(j, MEMORY);
+    if (active && over_memory(s, j, &total)) return job_stop(j, MEMORY);
     if (total.cpu_ns > j->limits.cpu_ms * 1000000ull) job_stop(j, CPU);
 }
 

@@ -1,0 +1,11 @@
+"""fastgrpo: a small, fast reinforcement-learning engine for code. `fastgrpo.train(...)` trains from Python."""
+
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`fastgrpo.train`, imported on first use: the jails alone need none of its packages."""
+    if name == "train":
+        return import_module("fastgrpo.train")
+    raise AttributeError(f"module 'fastgrpo' has no attribute {name!r}")

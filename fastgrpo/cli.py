@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from fastgrpo.config import KEYS, SECTIONS, Config, checked, choices_of, layered, read_toml, resolve
+from uvloop import new_event_loop
+
+from fastgrpo.config import LOSS_PRESETS, Config, resolve
+from fastgrpo.config_files import read_toml
+from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of
 from fastgrpo.errors import UserError
 
 FLAGS = {
     "--config FILE": "read this TOML file first; without it and without --model, the demo's settings;\n"
     "                  evaluate and solve: without it, that of the run that wrote --model",
     "--model PATH": "short for --model.path",
+    "--dataset NAME": "short for --data.dataset",
+    "--reward FUNCTION": "short for --data.reward",
     "--resume": "continue the run from its last checkpoint, with its own configuration",
     "--dry-run": "print the resolved plan and exit",
     "--help": "this text",
 }
 
 
+SHORT = {"model": "model.path", "dataset": "data.dataset", "reward": "data.reward"}
 DEMO = Path(__file__).with_name("demo.toml")
 
 
@@ -59,6 +67,14 @@ def parse(arguments: Sequence[str], *, program: str, positional: str = "", of_ru
     return CommandLine(config, "--resume" in flags, "--dry-run" in flags, tuple(rest))
 
 
+def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`overrides` over `base`; a new `grpo.loss` also replaces what the base's one had set."""
+    if "grpo.loss" in overrides:
+        preset = {f"grpo.{key}" for key in LOSS_PRESETS[overrides["grpo.loss"]]}
+        base = {name: value for name, value in base.items() if name not in preset}
+    return base | overrides
+
+
 def _configuration_of(model: str) -> str | None:
     """The configuration of the run that wrote the folder `model`: the held-out problems, prompt and workers are its."""
     for folder in Path(model).resolve().parents[:2] if model else ():
@@ -79,7 +95,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], set[str], list[str
         elif not word.startswith("--"):
             rest.append(word)
         elif equals or remaining:
-            key = {"model": "model.path"}.get(name, name).replace("-", "_")
+            key = SHORT.get(name, name).replace("-", "_")
             options[key] = value if equals else remaining.pop(0)
         else:
             raise UserError(f"command line: {word} needs a value")
@@ -93,12 +109,22 @@ def usage(program: str, positional: str = "") -> str:
         "",
     ]
     lines += [f"  {flag:<15} {text}" for flag, text in FLAGS.items()]
-    sections = {"": "Run"} | {name: (type(getattr(Config(), name)).__doc__ or "").rstrip(".") for name in SECTIONS}
-    for section, title in sections.items():
+    for _, title, keys in sections():
         lines += ["", f"{title}:"]
-        for key in KEYS.values():
-            if key.name.rpartition(".")[0] == section:
-                default = json.dumps(key.default)
-                choices = f" ({choices})" if (choices := choices_of(key)) else ""
-                lines.append(f"  --{key.name:<31} {default:<15} {key.help}{choices}")
+        for key in keys:
+            choices = f" ({choices})" if (choices := choices_of(key)) else ""
+            lines.append(f"  --{key.name:<31} {json.dumps(key.default):<15} {key.help}{choices}")
     return "\n".join(lines)
+
+
+def sections() -> Iterator[tuple[str, str, list[Key]]]:
+    """(name, title, keys) of each section, the first of them without a name."""
+    titles = {"": "Run"} | {name: (type(getattr(Config(), name)).__doc__ or "").rstrip(".") for name in SECTIONS}
+    for section, title in titles.items():
+        yield section, title, [key for key in KEYS.values() if key.name.rpartition(".")[0] == section]
+
+
+def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a program's coroutine under uvloop."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main())

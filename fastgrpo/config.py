@@ -1,4 +1,4 @@
-"""The one configuration: nested frozen structs, TOML file, command line. Unknown key or wrong type = one sentence.
+"""The one configuration: every key, its bounds, and which exclude each other.
 
 Every key is declared once: type, default, bounds and help line together. Defaults suit a language model of billions of
 parameters on a GPU; `demo.toml` beside this file has those of the embedded policy, which runs where no model is named.
@@ -6,27 +6,23 @@ parameters on a GPU; `demo.toml` beside this file has those of the embedded poli
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import json
-import math
 import re
-import tomllib
-import typing
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from fastgrpo.errors import UserError
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+EfficiencyBy = Literal["tokens", "calls", "dollars", "seconds"]
 
 # What each name in the literature means in our two orthogonal choices (ratio x normaliser), its advantage and clips.
 LOSS_PRESETS: dict[str, dict[str, Any]] = {
@@ -42,14 +38,6 @@ LOSS_PRESETS: dict[str, dict[str, Any]] = {
     "cispo": {"ratio": "cispo", "normaliser": "token", "advantage": "grpo", "clip_low": 1.0, "clip_high": 4.0},
 }
 
-# What may differ between a run and its continuation: none of it changes what a step computes.
-FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.steps|(checkpoint|eval)\..*|sandbox\.cells"
-    r"|workers\.(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|latency_scale|\w+_price)"
-    r"|model\.offload_optimizer"
-    r"|engine\.(gpu_memory_utilization|kv_cache_gb|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
-)
-
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the configuration file."""
@@ -58,19 +46,41 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Data(Section, frozen=True):
     """Problems."""
 
-    dataset: Annotated[str, Meta(description="humaneval, or the path of a JSONL file of your own problems")] = (
-        "humaneval"
-    )
+    dataset: Annotated[
+        str | tuple[str, ...], Meta(description="humaneval, or the path of a file of problems; several: a list")
+    ] = "humaneval"
+    weights: Annotated[
+        Positive | tuple[Positive, ...],
+        Meta(description="how often a problem of each set is drawn, beside one of another set"),
+    ] = 1.0
+    reward: Annotated[
+        str,
+        Meta(description="reward functions in TRL's form, module:function, with commas; empty = the task's own"),
+    ] = ""
     instruction: Annotated[
         Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")
     ] = "full"
-    held_out: Annotated[int, Meta(ge=0, description="problems kept for evaluation, never trained on")] = 44
+    held_out: Annotated[
+        Count | tuple[Count, ...],
+        Meta(description="problems of each set kept for evaluation, never trained on, drawn by seed"),
+    ] = 44
+    keep_unsolved: Annotated[
+        bool, Meta(description="keep problems whose own solution fails their tests; else they are left out")
+    ] = False
+    deadline_factor: Annotated[
+        float,
+        Meta(ge=0, description="a solution may take this times the own solution's seconds, 1 to wall_s; 0 = wall_s"),
+    ] = 20.0
 
 
 class Model(Section, frozen=True):
     """The policy."""
 
     path: Annotated[str, Meta(description="Hugging Face causal LM folder; empty = the embedded tiny model")] = ""
+    system_prompt: Annotated[str, Meta(description="opens every conversation; empty = the chat template's own")] = ""
+    chat_template_kwargs: Annotated[
+        str, Meta(description='arguments of the chat template as JSON, e.g. {"enable_thinking": false}')
+    ] = ""
     gradient_checkpointing: Annotated[bool, Meta(description="recompute layers in backward: less memory")] = False
     compile: Annotated[bool, Meta(description="torch.compile of each decoder layer: a minute, then faster")] = False
     offload_optimizer: Annotated[
@@ -91,7 +101,7 @@ class Engine(Section, frozen=True):
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0, le=1, description="share of the GPU's memory that the run's plan may fill")
     ] = 0.9
-    kv_cache_gb: Annotated[float, Meta(gt=0, description="KV cache without a GPU, GiB")] = 1.0
+    kv_cache_gib: Annotated[float, Meta(gt=0, description="KV cache without a GPU, GiB")] = 1.0
     enforce_eager: Annotated[bool, Meta(description="no CUDA graphs: a faster start, slower decoding")] = False
     parity_threshold: Annotated[
         float, Meta(gt=0, description="stop above this mean |logprob difference| vLLM - trainer, nats")
@@ -103,9 +113,12 @@ class Engine(Section, frozen=True):
 
 
 class Workers(Section, frozen=True):
-    """Who answers the operators."""
+    """Who answers the operators; a table [workers.others.NAME] adds a worker that differs in the keys it sets."""
 
     kind: Annotated[Literal["simulated", "openai"], Meta(description="simulated needs no network")] = "simulated"
+    name: Annotated[
+        str, Meta(pattern=r"^\w{1,64}$", description="what workflows call the endpoint's worker, beside others")
+    ] = "worker"
     base_url: Annotated[str, Meta(description="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1")] = ""
     model: Annotated[str, Meta(description="model name at the endpoint")] = ""
     api_key_env: Annotated[str, Meta(description="environment variable that holds the endpoint's key")] = (
@@ -119,7 +132,25 @@ class Workers(Section, frozen=True):
     prompt_price: Annotated[float, Meta(ge=0, description="US dollars for a million prompt tokens")] = 0.0
     completion_price: Annotated[float, Meta(ge=0, description="US dollars for a million completion tokens")] = 0.0
     cache_dir: Annotated[str, Meta(description="folder of cached answers; empty = no cache")] = ""
+    drop: Annotated[
+        str,
+        Meta(description="parameters that the endpoint refuses, of max_tokens, temperature and seed; comma-separated"),
+    ] = ""
+    extra_body: Annotated[str, Meta(description="JSON object that is added to every request")] = ""
     latency_scale: Annotated[float, Meta(ge=0, description="simulated seconds of waiting, times this")] = 0.0
+    others: dict[str, dict[str, Any]] = {}
+
+    def by_name(self) -> dict[str, Workers]:
+        """Every worker's settings, this section's own first: the others take from it what they do not set."""
+        own = msgspec.structs.replace(self, others={})
+        return {self.name: own} | {
+            name: msgspec.structs.replace(own, **differs) for name, differs in self.others.items()
+        }
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The names in `drop`."""
+        return tuple(filter(None, re.split(r"[\s,]+", self.drop)))
 
 
 class Sandbox(Section, frozen=True):
@@ -137,11 +168,13 @@ class Sandbox(Section, frozen=True):
     output_bytes: Annotated[int, Meta(ge=1024, description="stdout + stderr kept before the jail is stopped")] = 65536
 
 
-class Reward(Section, frozen=True):
-    """Weights of the reward's terms: performance - complexity + diversity - format."""
+class RewardWeights(Section, frozen=True):
+    """Weights of the reward's terms: performance - complexity - efficiency + diversity - format."""
 
     performance: Annotated[float, Meta(ge=0, description="share of hidden tests passed")] = 1.0
-    complexity: Annotated[float, Meta(ge=0, description="normalised AST complexity of the workflow")] = 0.4
+    complexity: Annotated[float, Meta(ge=0, description="structure of the workflow, by its code and its calls")] = 0.2
+    efficiency: Annotated[float, Meta(ge=0, description="what it spent at run time beyond one call")] = 0.1
+    efficiency_by: Annotated[EfficiencyBy, Meta(description="what is counted as spent")] = "tokens"
     diversity: Annotated[float, Meta(ge=0, description="distinctness within the group")] = 0.05
     format: Annotated[float, Meta(ge=0, description="penalty of a completion without a valid workflow")] = 0.5
 
@@ -152,6 +185,13 @@ class Sft(Section, frozen=True):
     teacher: Annotated[Literal["scripted", "openai"], Meta(description="openai = the workers' endpoint")] = "scripted"
     teacher_samples: Annotated[int, Meta(ge=1, description="trajectories for each problem")] = 8
     rounds: Annotated[int, Meta(ge=1, description="workflows a trajectory: each sees the last one's feedback")] = 3
+    keep: Annotated[
+        Literal["best", "all"], Meta(description="best = each problem's trajectory of the highest reward alone")
+    ] = "best"
+    min_pass_rate: Annotated[
+        float,
+        Meta(ge=0, le=1, description="share of the hidden tests that a trajectory's solution must pass to be learned"),
+    ] = 0.5
     epochs: Annotated[int, Meta(ge=0, description="passes over the trajectories; 0 = no warm start")] = 3
     lr: Annotated[float, Meta(gt=0, description="peak learning rate")] = 1e-5
     batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one optimizer step")] = 65536
@@ -165,6 +205,15 @@ class Grpo(Section, frozen=True):
     group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
+    execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
+        600.0
+    )
+    straggler_s: Annotated[
+        float, Meta(ge=0, description="seconds for what still executes after a step's last completion; 0 = execute_s")
+    ] = 0.0
+    max_infrastructure: Annotated[
+        float, Meta(ge=0, le=1, description="stop where a larger share of a step's rollouts fail in the environment")
+    ] = 0.5
     # vLLM's own bounds: it would sample at 0.01 where the trainer divides by less, and refuse more than 2.
     temperature: Annotated[float, Meta(ge=0.01, le=2, description="sampling temperature")] = 1.0
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
@@ -216,13 +265,17 @@ class Config(Section, frozen=True):
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*$", description="the run's folder under `runs`")] = "demo"
     runs: Annotated[str, Meta(description="folder of all runs")] = "runs"
+    task: Annotated[
+        Literal["flow", "code"],
+        Meta(description="flow: the policy writes workflows (FlowReasoner); code: programs themselves"),
+    ] = "flow"
     seed: Annotated[int, Meta(ge=0, lt=2**32, description="seed of everything random")] = 0
     data: Data = Data()
     model: Model = Model()
     engine: Engine = Engine()
     workers: Workers = Workers()
     sandbox: Sandbox = Sandbox()
-    reward: Reward = Reward()
+    reward: RewardWeights = RewardWeights()
     sft: Sft = Sft()
     grpo: Grpo = Grpo()
     eval: Eval = Eval()
@@ -234,76 +287,18 @@ class Config(Section, frozen=True):
         return Path(self.runs) / self.name
 
 
-class Key(NamedTuple):
-    """One key of the configuration: dotted name, value type, default and help line."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-
-
-def _keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
-    hints = typing.get_type_hints(section, include_extras=True)
-    for field in msgspec.structs.fields(section):
-        if isinstance(field.default, Section):
-            yield from _keys(type(field.default), f"{prefix}{field.name}.")
-        else:
-            hint = hints[field.name]
-            help_line = next(meta.description or "" for meta in hint.__metadata__ if isinstance(meta, Meta))
-            yield Key(prefix + field.name, hint, field.default, help_line)
-
-
-KEYS: dict[str, Key] = {key.name: key for key in _keys()}
-SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
-
-
-def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict[str, Any]:
-    """Dotted `values` with types and bounds checked; `strict=False` also converts a command line's text.
-
-    Raises `UserError` naming `source`, the key, what was expected and what was there.
-    """
-    result = {}
-    for name, value in values.items():
-        if name not in KEYS:
-            raise UserError(f"{source}: {_unknown(name)}")
-        try:
-            result[name] = msgspec.convert(value, KEYS[name].type, strict=strict)
-        except msgspec.ValidationError as error:
-            wanted = choices_of(KEYS[name]) or str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
-            raise UserError(f"{source}: {name} must be {wanted}, got {value!r} ({type(value).__name__})") from None
-        if isinstance(result[name], float) and not math.isfinite(result[name]):
-            raise UserError(f"{source}: {name} must be a finite number, got {value!r}")
-    return result
-
-
-def choices_of(key: Key) -> str:
-    """`a | b | c` for a key that takes one of a few words, else empty."""
-    choices = key.type.__origin__
-    return " | ".join(typing.get_args(choices)) if typing.get_origin(choices) is Literal else ""
-
-
-def _unknown(name: str) -> str:
-    if name in SECTIONS:
-        return f"{name!r} is a section, not a key: set keys such as {next(k for k in KEYS if k.startswith(name))!r}"
-    spellings = {known: known for known in KEYS} | {known.split(".")[-1]: known for known in KEYS}
-    for spelling in (name, name.split(".")[-1]):
-        if match := difflib.get_close_matches(spelling, spellings, n=1, cutoff=0.6):
-            return f"unknown key {name!r}; did you mean {spellings[match[0]]!r}?"
-    return f"unknown key {name!r}; --help lists all keys"
-
-
 def resolve(values: dict[str, Any]) -> Config:
     """The configuration with checked dotted `values` over `grpo.loss`'s preset over the defaults."""
-    preset = LOSS_PRESETS[values.get("grpo.loss", KEYS["grpo.loss"].default)]
+    preset = LOSS_PRESETS[values.get("grpo.loss", Grpo().loss)]
     nested: dict[str, Any] = {}
     for name, value in ({f"grpo.{key}": value for key, value in preset.items()} | values).items():
-        *section, key = name.split(".")
-        table = nested.setdefault(section[0], {}) if section else nested
+        *tables, key = name.split(".")
+        table = nested
+        for part in tables:
+            table = table.setdefault(part, {})
         table[key] = value
     config = msgspec.convert(nested, Config)
-    if config.workers.kind == "openai" and not (config.workers.base_url and config.workers.model):
-        raise UserError("workers.kind is openai: set workers.base_url and workers.model too")
+    _check_workers(config.workers)
     if config.sft.teacher == "openai" and config.workers.kind != "openai":
         raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
     for key, value in (
@@ -313,85 +308,32 @@ def resolve(values: dict[str, Any]) -> Config:
     ):
         if config.engine.tensor_parallel > 1 and value:
             raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
+    try:
+        msgspec.json.decode(config.model.chat_template_kwargs or "{}", type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise UserError(f"model.chat_template_kwargs must be a JSON object: {error}") from None
     if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
         raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
     return config
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Dotted, checked values of a TOML file. Raises `UserError` for a missing, broken or wrong file."""
+def _check_workers(workers: Workers) -> None:
+    if workers.kind == "simulated":
+        if workers.others:
+            raise UserError("workers.others name endpoints: set workers.kind to openai too")
+        return
+    if workers.name in workers.others:
+        raise UserError(f"workers.name and workers.others.{workers.name} are one name: change one of them")
+    for name, worker in workers.by_name().items():
+        _check_endpoint(worker, "workers" if name == workers.name else f"workers.others.{name}")
+
+
+def _check_endpoint(worker: Workers, section: str) -> None:
+    if not (worker.base_url and worker.model):
+        raise UserError(f"workers.kind is openai: set {section}.base_url and {section}.model too")
+    if unknown := set(worker.dropped) - {"max_tokens", "temperature", "seed"}:
+        raise UserError(f"{section}.drop names {min(unknown)!r}: only max_tokens, temperature and seed can be dropped")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
-    return checked(dict(_flatten(tables)), source=str(path))
-
-
-def _flatten(tables: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tables.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """The configuration as dotted name to value, in the order of `KEYS`."""
-    return dict(_flatten(msgspec.to_builtins(config)))
-
-
-def to_toml(config: Config) -> str:
-    """The configuration as TOML that `read_toml` reads back to the same configuration."""
-    lines, section = [], ""
-    for name, value in sorted(flat(config).items(), key=lambda item: "." in item[0]):
-        *table, key = name.split(".")
-        if table and table[0] != section:
-            section = table[0]
-            lines.append(f"\n[{section}]")
-        text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        lines.append(f"{key} = {text}")
-    return "\n".join(lines).lstrip() + "\n"
-
-
-def refuse_changes(saved: dict[str, Any], config: Config, *, source: Path) -> None:
-    """Raise `UserError` where `config` differs from the dotted values `saved` in something that changes the numbers.
-
-    A key that is missing, because it is younger than `saved`, had its default.
-    """
-    saved, now = {name: key.default for name, key in KEYS.items()} | saved, flat(config)
-    for name in sorted(saved.keys() | now.keys()):
-        if saved.get(name) != now.get(name) and not FREE_TO_CHANGE.fullmatch(name):
-            raise UserError(
-                f"cannot resume {source}: {name} was {saved.get(name)!r} and is now {now.get(name)!r}; "
-                "set it back, or start a new run under another --name"
-            )
-
-
-def open_folder(config: Config, *, resume: bool) -> Path:
-    """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
-
-    Raises `UserError` where the folder cannot be written, or with `resume` where `config` would change the numbers.
-    """
-    folder = config.folder
-    if resume:
-        saved = folder / "config.toml"
-        refuse_changes(flat(resolve(read_toml(saved))), config, source=saved)
-    try:
-        if not resume and (folder / "config.toml").exists():
-            taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
-            folder.rename(next(path for path in taken if not path.exists()))
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the run's folder {folder}: {error.strerror}; free space or set --runs") from None
-    return folder
-
-
-def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`overrides` over `base`; a new `grpo.loss` also replaces what the base's one had set."""
-    if "grpo.loss" in overrides:
-        preset = {f"grpo.{key}" for key in LOSS_PRESETS[overrides["grpo.loss"]]}
-        base = {name: value for name, value in base.items() if name not in preset}
-    return base | overrides
+        msgspec.json.decode(worker.extra_body or "{}", type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise UserError(f'{section}.extra_body must be a JSON object such as {{"top_p": 0.9}}: {error}') from None

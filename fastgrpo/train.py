@@ -6,57 +6,94 @@ weights in place into vLLM -> the next step. Without `--model` the embedded poli
 
 from __future__ import annotations
 
+import fastgrpo.engine_extra  # isort: skip # noqa: F401
+
 import asyncio
 import random
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from fastgrpo.cli import parse
-from fastgrpo.config import Config
+import msgspec
+
+from fastgrpo.cli import parse, run_async
+from fastgrpo.config import Config, resolve
+from fastgrpo.config_keys import checked
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import evaluate, save_rows, summary
 from fastgrpo.plan import print_plan
-from fastgrpo.ranks.collectives import joined_ranks, rank_and_world, replica_share
+from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
-from fastgrpo.record.log import RunLog
+from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
-from fastgrpo.rollouts.experience import rollouts_over_ranks
-from fastgrpo.rollouts.rollouts import Environment
-from fastgrpo.runtime import load_problems, of_replica, open_environment, open_log, run_async
+from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.rollouts import Sampling, fitting
 from fastgrpo.sft import warm_start
+from fastgrpo.tasks import Task, environment_task, reward_task, task_of
 from fastgrpo.training.learner import Learner, open_learner
-from fastgrpo.training.schedule import rollouts_ahead
+from fastgrpo.training.schedule import open_schedule
 
 
-async def train(
-    config: Config,
+def train(
+    config: Config | Mapping[str, Any] | None = None,
     *,
+    model: str | Path = "",
+    dataset: Any = None,
+    eval_dataset: Any = None,
+    reward: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
+    reward_weights: Sequence[float] | None = None,
+    environment: Environment | None = None,
     resume: bool = False,
-    load_problems: Callable[[Config], tuple[list[Any], list[Any]]] = load_problems,
-    open_environment: Callable[[Config, RunLog], AbstractAsyncContextManager[Any]] = open_environment,
-) -> None:
-    """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report.
+) -> Path:
+    """Train from Python and return the run's folder; `fastgrpo.train(...)` is this function.
 
-    Another task brings its own problems and environment (see `rollout.Environment`), and its own `--model`.
+    `config`: keys by their dotted names, as on the command line, or a `Config`. `reward`: functions in TRL's form,
+    `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, weighted by `reward_weights`, on the
+    rows of `dataset` (dicts, a `datasets.Dataset`, a file, a name on the hub); `data.held_out` of them, or
+    `eval_dataset`, are evaluated. `environment` takes any problems in place of rows (see `rollouts.environment`).
+    Without either the task is the one that the configuration names. Raises UserError.
     """
+    if not isinstance(config, Config):
+        keys = dict(config or {}) | ({"model.path": str(model)} if model else {})
+        config = resolve(checked(keys, source="train(config)"))
+    elif model:
+        config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
+    if environment is not None:
+        chosen = environment_task(environment, dataset or (), eval_dataset or ())
+    elif reward:
+        functions = [reward] if callable(reward) else reward
+        chosen = reward_task(functions, reward_weights, dataset, eval_dataset)
+    else:
+        chosen = task_of(config)
+    with joined_ranks(config.engine.tensor_parallel):
+        run_async(lambda: run(config, resume=resume, task=chosen))
+    return config.folder
+
+
+async def run(config: Config, *, resume: bool = False, task: Task | None = None) -> None:
+    """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report."""
     refuse_idle_ranks(config)
-    problems, held_out = load_problems(config)
+    task = task or task_of(config)
+    if not config.model.path and not task.distilled:
+        raise UserError("this task needs a model: name one with --model PATH, or model= from Python")
+    problems, held_out = task.load_problems(config)
     with open_log(config, resume=resume) as log:
-        async with of_replica(open_environment(config, log), config) as environment:
+        async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
             with open_learner(config, model, resume=resume) as learner:
 
                 async def measure(stage: str) -> dict[str, float]:
-                    rows = await evaluate(learner.engine, environment, learner.tokenizer, held_out, config, stage)
+                    rows = await evaluate(learner.engine, environment, learner.chat, held_out, config, stage)
                     save_rows(config.folder / "evaluation.json", rows)
                     log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in summary(rows).items()))
                     return summary(rows)
 
+                problems = leave_out_long(problems, environment, learner, config, log)
+                held_out = leave_out_long(held_out, environment, learner, config, log)
                 if learner.step == 0:
                     await measure("sft")
                 await improve(learner, environment, problems, config, log)
@@ -71,27 +108,41 @@ async def improve(
 ) -> None:
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one."""
     log.stage("grpo", config.grpo.steps, done=learner.step)
-    async with rollouts_ahead(learner, environment, partial(draw_problems, problems, config), config) as ahead:
+    async with open_schedule(learner, environment, partial(draw_problems, problems, config), config) as schedule:
         try:
             with GpuMonitor() as gpu:
                 while learner.step < config.grpo.steps:
                     with log.phase("generate"):
-                        await ahead.generated()
+                        await schedule.generated()
                     with log.phase("execute"):
-                        experience = await ahead.experience()
+                        experience = await schedule.experience()
+                        tally = await schedule.tally(experience)
                     with log.phase("train"):
-                        metrics = await ahead.update(log)
+                        metrics = await schedule.update(log)
                     with log.phase("sync"):
                         metrics |= learner.sync()
                     log.samples(learner.step, experience.records)
-                    log.step(learner.step, metrics | rollouts_over_ranks(experience.metrics) | gpu.take())
+                    log.step(learner.step, metrics | tally.values() | gpu.take(), waited_for=tally.waited[1])
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
-                            await ahead.save()
-            await ahead.settle()
+                            await schedule.save()
+            await schedule.settle()
         except asyncio.CancelledError:
-            await ahead.save()
+            await schedule.save()
             raise
+
+
+def leave_out_long(
+    problems: Sequence[Any], environment: Environment | None, learner: Learner, config: Config, log: RunLog
+) -> list[Any]:
+    """The `problems` whose prompts leave room for a completion; how many do not is said."""
+    ranks = config.engine.tensor_parallel
+    fits = fitting(problems, environment, learner.chat, Sampling.of(config)) if environment else []
+    fits = gather_all(fits, "the problems that fit")[rank_and_world()[0] // ranks * ranks]
+    kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
+    if len(kept) < len(problems):
+        log.say(f"{len(problems) - len(kept)} of {len(problems)} problems are left out: their prompts are too long")
+    return kept
 
 
 def refuse_idle_ranks(config: Config) -> None:
@@ -121,8 +172,16 @@ def main() -> None:
         return print_plan(command.config)
     require_ready()
     with joined_ranks(command.config.engine.tensor_parallel):
-        run_async(lambda: train(command.config, resume=command.resume))
+        run_async(lambda: run(command.config, resume=command.resume))
 
+
+class _Program(ModuleType):
+    """This module, which is a program by its name and may be called by it: `fastgrpo.train(...)`."""
+
+    __call__ = staticmethod(train)
+
+
+sys.modules[__name__].__class__ = _Program
 
 if __name__ == "__main__":
     run_program(main)

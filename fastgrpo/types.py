@@ -2,74 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
 
 import msgspec
 import numpy as np
 import torch
 
-from fastgrpo_sandbox import Tests
 
-
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """One coding query.
-
-    `prompt` is all that the policy and the workers see. `solution` (a complete canonical program) and `hidden_tests`
-    are secrets of the host: they never enter a jail that runs policy code, nor a worker's messages.
-    `difficulty` in [0, 1] is the problem's rank in its dataset (see `data.measure_difficulty`), 1 the hardest.
-    """
-
-    id: str
-    prompt: str
-    entry_point: str
-    solution: str
-    public_tests: Tests
-    hidden_tests: Tests
-    difficulty: float = 0.5
-
-
-class WorkerCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One operator's question to a worker, as accounted: tokens, US dollars and seconds."""
-
-    operator: str
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float
-    seconds: float
-
-
-ExecutionStatus = Literal["ok", "invalid", "failed", "timeout", "memory", "output_limit", "killed", "infrastructure"]
-
-
-class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one completion: parsed, run in a jail, its solution scored on the hidden tests.
-
-    `status` "invalid" is a completion without a well-formed workflow; "infrastructure" a failure of ours (jail,
-    worker), which is left out of the group's baseline and never scored 0. `pass_rate` in [0, 1] is the share of the
-    hidden tests passed; `feedback` holds public-test results only and may be shown to the policy.
-    """
-
-    status: ExecutionStatus
-    workflow: str = ""
-    solution: str = ""
-    pass_rate: float = 0.0
-    public_pass_rate: float = 0.0
-    complexity: float = 0.0
-    feedback: str = ""
-    error: str = ""
-    calls: tuple[WorkerCall, ...] = ()
-    seconds: float = 0.0
-
-
-class RewardTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """The reward and its weighted terms: `total = performance - complexity + diversity - format`."""
+class Reward(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rollout earned: `total` moves the policy; `terms` says by name what it is made of, as it is logged."""
 
     total: float
-    performance: float
-    complexity: float
-    diversity: float
-    format: float
+    terms: dict[str, float] = {}
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What an environment makes of one rollout, all that the engine asks of it.
+
+    `status` is counted and shown. "infrastructure" means that the environment itself failed: such a rollout has no
+    `reward`, is left out of its group's baseline and never scored 0; `error` says why. `metrics` are numbers whose
+    means over the rollouts are logged by their names; `record` is added to the rollout's line in samples.jsonl.
+    """
+
+    status: str = "ok"
+    reward: Reward | None = None
+    metrics: dict[str, float] = {}
+    record: dict[str, Any] = {}
+    error: str = ""
+
+
+INFRASTRUCTURE: Final = "infrastructure"
+UNENDED = Result(status=INFRASTRUCTURE, error="the rollout has not ended")
 
 
 @dataclass(slots=True)
@@ -77,28 +41,33 @@ class Rollout:
     """One sampled trajectory: prompt, completion and, with several rounds, feedback and further completions.
 
     `token_ids`, `loss_mask` and `logprobs` have one entry for each token; `loss_mask` is 1 where the policy wrote the
-    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `executions` has one entry for each round.
+    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `executions` has what the environment made of each
+    completion. `result` is there once the whole group has ended.
     """
 
     token_ids: list[int]
     loss_mask: list[int]
     logprobs: list[float]
     completions: list[str]
-    executions: list[Any]
+    executions: list[Any] = field(default_factory=list)
     truncated: bool = False
-    reward: RewardTerms | None = None
+    result: Result = UNENDED
 
     @property
-    def infrastructure(self) -> bool:
-        """True where our own failure, not the policy's, ended the rollout: it carries no reward."""
-        return self.reward is None
+    def reward(self) -> Reward | None:
+        """The rollout's reward; None where a failure of the environment, not of the policy, ended it."""
+        return self.result.reward
 
 
 @dataclass(slots=True)
 class Group:
-    """The rollouts of one problem: the baseline of GRPO's advantage (DeepSeekMath, arXiv 2402.03300, eq. 3)."""
+    """The rollouts of one problem: the baseline of GRPO's advantage (DeepSeekMath, arXiv 2402.03300, eq. 3).
+
+    `prompt` is the text or the conversation that the policy read.
+    """
 
     problem: Any
+    prompt: str | list[dict[str, str]]
     rollouts: list[Rollout]
 
 
@@ -119,6 +88,11 @@ class Sample:
         self.token_ids = np.asarray(self.token_ids, np.int32)
         self.loss_mask = np.asarray(self.loss_mask, np.bool_)
         self.logprobs = np.asarray(self.logprobs, np.float32)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """A sequence that moves nothing, but is one of those that a mean over sequences divides by."""
+        return cls(np.empty(0), np.empty(0), np.empty(0), 0.0)
 
     @property
     def loss_tokens(self) -> int:

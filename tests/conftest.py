@@ -25,6 +25,6 @@ def engine(tiny_folder: Path) -> Iterator[Engine]:
     """One vLLM engine for a module's tests: a process can have one at a time, and starting it is the slow part."""
     from fastgrpo.engine.engine import Engine
 
-    engine = Engine(tiny_folder, max_model_len=256, max_num_seqs=16, kv_cache_gb=0.1)
+    engine = Engine(tiny_folder, max_model_len=256, max_num_seqs=16, kv_cache_gib=0.1)
     yield engine
     engine.close()

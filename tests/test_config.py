@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from fastgrpo import errors
 from fastgrpo.cli import parse, usage
-from fastgrpo.config import KEYS, LOSS_PRESETS, Config, flat, open_folder, read_toml, resolve, to_toml
+from fastgrpo.config import LOSS_PRESETS, Config, resolve
+from fastgrpo.config_files import flat, open_folder, read_toml, to_toml
+from fastgrpo.config_keys import KEYS, checked
 from fastgrpo.errors import UserError, run_program
+
+ENDPOINT = "--workers.kind openai --workers.base_url http://localhost:8000/v1 --workers.model large"
 
 
 def config(*arguments: str) -> Config:
@@ -41,6 +45,13 @@ def config(*arguments: str) -> Config:
         ("--config /nope.toml", "cannot read the configuration file /nope.toml: No such file"),
         ("stray", "unexpected argument 'stray'"),
         ("--workers.kind openai", "set workers.base_url and workers.model too"),
+        ("--workers.others.small.model m", "workers.others name endpoints: set workers.kind to openai too"),
+        ("--workers.others.small.modl m", "unknown key 'workers.others.small.modl'; did you mean 'workers.model'?"),
+        ("--workers.others.small.kind openai", "unknown key 'workers.others.small.kind'"),
+        ("--workers.others.small.prompt_price -1", "workers.others.small.prompt_price must be float >= 0.0, got '-1'"),
+        (f"{ENDPOINT} --workers.others.worker.model m", "workers.name and workers.others.worker are one name"),
+        (f"{ENDPOINT} --workers.drop top_p", "workers.drop names 'top_p': only max_tokens, temperature and seed"),
+        (f"{ENDPOINT} --workers.others.a.extra_body [1]", "workers.others.a.extra_body must be a JSON object"),
         ("--grpo.max_lag 1 --grpo.epochs_per_batch 2", "grpo.max_lag 1 and grpo.epochs_per_batch above 1"),
     ],
 )
@@ -113,6 +124,25 @@ def test_toml_round_trip(
     path = tmp_path_factory.getbasetemp() / "round_trip.toml"
     path.write_text(to_toml(before), encoding="utf-8", newline="")
     assert resolve(read_toml(path)) == before
+
+
+def test_another_worker_differs_in_what_it_sets(tmp_path: Path) -> None:
+    prices = "--workers.prompt_price 3 --workers.others.small.prompt_price 0.5"
+    first = config(
+        *ENDPOINT.split(), *prices.split(), *["--workers.others.small.model", "little", "--runs"], str(tmp_path)
+    )
+    path = tmp_path / "several.toml"
+    path.write_text(to_toml(first), encoding="utf-8")
+    assert resolve(read_toml(path)) == first
+    own, small = first.workers.by_name().items()
+    assert (own[0], own[1].model, own[1].prompt_price) == ("worker", "large", 3.0)
+    assert (small[0], small[1].model, small[1].prompt_price) == ("small", "little", 0.5)
+    assert small[1].base_url == own[1].base_url
+    open_folder(first, resume=False)
+    cheaper = resolve(flat(first) | {"workers.others.small.prompt_price": 0.1})
+    open_folder(cheaper, resume=True)
+    with pytest.raises(UserError, match=r"workers\.others\.small\.model was 'little' and is now 'tiny'"):
+        open_folder(resolve(flat(first) | {"workers.others.small.model": "tiny"}), resume=True)
 
 
 def test_resume_reads_the_runs_own_configuration(tmp_path: Path) -> None:
@@ -208,3 +238,19 @@ def test_without_a_model_the_demo_runs_and_with_one_its_settings_do_not_apply() 
     assert demo.data.instruction == "short"
     assert demo.grpo.lr > 1e-4 > own.grpo.lr
     assert own == msgspec.structs.replace(Config(), model=msgspec.structs.replace(Config().model, path="folder"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("9", 9), ("33, 86", (33, 86)), ("9,", None), ("-1", None), ("1,-1", None), ("a,b", None)]
+)
+def test_a_key_for_several_takes_one_or_a_list(tmp_path: Path, text: str, value: object) -> None:
+    if value is None:
+        with pytest.raises(UserError, match=r"data\.held_out must be"):
+            checked({"data.held_out": text}, source="command line", strict=False)
+        return
+    given = checked({"data.held_out": text}, source="command line", strict=False)
+    assert given == {"data.held_out": value}
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(resolve(given | {"data.dataset": ("humaneval", "a,b.jsonl")})))
+    assert flat(resolve(read_toml(path))) == flat(resolve(given | {"data.dataset": ("humaneval", "a,b.jsonl")}))
+    assert resolve(read_toml(path)).data.held_out == value

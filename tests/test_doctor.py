@@ -12,7 +12,7 @@ import pytest
 from fastgrpo import doctor
 from fastgrpo.doctor import Finding
 from fastgrpo.errors import UserError
-from fastgrpo_sandbox.doctor import Check
+from fastgrpo_sandbox.requirements import Check
 
 
 @pytest.mark.parametrize("found", ["the jail did not start", "the jail did not start; run `sysctl`"])

@@ -7,21 +7,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastgrpo import evaluate, runtime, solve
+from bench.structures import WORKFLOWS
+from fastgrpo import evaluate, solve
 from fastgrpo.cli import CommandLine
 from fastgrpo.config import Config, resolve
+from fastgrpo.engine import engine as engine_module
 from fastgrpo.errors import UserError
-from fastgrpo.types import Execution, Group, RewardTerms, Rollout
+from fastgrpo.tasks import Task
+from fastgrpo.types import Group, Result, Reward, Rollout
 
 CONFIG = resolve({"model.path": "folder"})
 PROBLEM = SimpleNamespace(id="p", difficulty=0.5)
 
 
 def rollout(status: str) -> Rollout:
-    failed = status == "infrastructure"
-    execution = Execution(status=status, error="the endpoint cannot be reached" if failed else "")  # type: ignore[arg-type]
-    terms = RewardTerms(total=0.5, performance=0.5, complexity=0.0, diversity=0.0, format=0.0)
-    return Rollout([1], [1], [0.0], ["text"], [execution], reward=None if failed else terms)
+    ok = Result(reward=Reward(total=0.5), metrics={"pass_rate": 0.25})
+    failed = Result(status="infrastructure", error="the endpoint cannot be reached")
+    return Rollout([1], [1], [0.0], ["text"], result=failed if status == "infrastructure" else ok)
 
 
 @pytest.fixture
@@ -30,10 +32,10 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
     rollouts: list[Rollout] = []
 
     async def collect(*_: object, **__: object) -> list[Group]:
-        return [Group(PROBLEM, list(rollouts))]
+        return [Group(PROBLEM, "prompt", list(rollouts))]
 
     @asynccontextmanager
-    async def environment(config: Config):
+    async def environment(config: Config, log: object = None):
         yield None
 
     @contextmanager
@@ -42,10 +44,10 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
 
     for program in (evaluate, solve):
         monkeypatch.setattr(program, "collect", collect)
-        monkeypatch.setattr(program, "open_environment", environment)
         monkeypatch.setattr(program, "open_engine", engine)
-        monkeypatch.setattr(program, "load_tokenizer", lambda path: None)
-    monkeypatch.setattr(evaluate, "load_problems", lambda config: ([], [PROBLEM]))
+        monkeypatch.setattr(program, "load_chat", lambda path, config: None)
+    monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))
+    monkeypatch.setattr(solve, "open_environment", environment)
     monkeypatch.setattr(solve, "find", lambda dataset, name: PROBLEM)
     return rollouts
 
@@ -56,7 +58,7 @@ def test_workflows_left_out_are_told(
     collected += [rollout("ok"), rollout("infrastructure")]
     asyncio.run(evaluate._main(CONFIG))
     assert "reward           0.5000" in capsys.readouterr().out
-    assert "1 of 2 workflows are left out of the evaluation: the endpoint cannot be reached" in caplog.text
+    assert "1 of 2 rollouts are left out of the evaluation: the endpoint cannot be reached" in caplog.text
 
 
 def test_nothing_evaluated_is_an_error(collected: list[Rollout]) -> None:
@@ -78,9 +80,22 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
             "1 validation error for ModelConfig\n  Value error, max_model_len (8192) is too long\n  For more"
         )
 
-    monkeypatch.setattr(runtime, "Engine", refuse)
+    monkeypatch.setattr(engine_module, "Engine", refuse)
     with (
         pytest.raises(UserError, match=r"^vLLM does not start with folder .*: max_model_len \(8192\) is too long$"),
-        runtime.open_engine(CONFIG, Path("folder")),
+        engine_module.open_engine(CONFIG, Path("folder")),
     ):
         pass
+
+
+def test_how_the_policy_adapts_is_in_the_summary() -> None:
+    def row(number: int, calls: float) -> evaluate.EvalRow:
+        metrics = {"pass_rate": 1.0, "worker_tokens": 100 * calls}
+        code = WORKFLOWS["generate" if calls == 1 else "until passed"]
+        problem = {"problem_id": f"p{number}", "difficulty": number / 9}
+        return evaluate.EvalRow(stage="grpo", status="ok", reward=1.0, metrics=metrics, workflow=code, **problem)
+
+    found = evaluate.summary([row(number, 1.0 + number // 3) for number in range(9)])
+    assert (found["cost_hard_over_easy"], found["structures_by_problem"]) == (3.0, 2.0)
+    alone = evaluate.EvalRow(stage="", problem_id="", status="ok", reward=0.0, metrics={})
+    assert "cost_hard_over_easy" not in evaluate.summary([alone])

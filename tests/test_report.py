@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fastgrpo.errors import UserError
-from fastgrpo.record import report_figures as figures
+from fastgrpo.record import report_figures
+from fastgrpo.record.problem_statistics import interval, thirds
 from fastgrpo.report import choose, write_report
 
 HOSTILE = "# </pre><script>alert(1)</script>\n\"'&<img src=x onerror=alert(1)> {braces}"
@@ -25,8 +26,11 @@ def evaluation(stages: tuple[str, ...] = ("sft", "grpo"), problems: int = 9) -> 
             "stage": stage,
             "problem_id": f"P/{number}",
             "difficulty": number / problems,
-            "pass_rate": 0.9 if stage == "grpo" else 0.5,
-            "complexity": number / 10 if stage == "grpo" else 0.3,
+            "metrics": {
+                "pass_rate": 0.9 if stage == "grpo" else 0.5,
+                "complexity": number / 10 if stage == "grpo" else 0.3,
+                "worker_calls": 1.0 + number,
+            },
             "reward": 0.8 - number / 100,
             "status": "ok",
             "workflow": f"{HOSTILE} {stage} {number}",
@@ -69,7 +73,7 @@ def test_whole_run(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
     (tmp_path / "config.toml").write_text("seed = 7 # <b>")
     page = Page(write_report(tmp_path))
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     assert "+40 points" in page.text
     assert "Seconds of each step by phase, 4,000 trained." in page.text
     assert f"{HOSTILE} grpo 0" in page.text
@@ -126,20 +130,20 @@ def test_chosen_workflows_are_an_easy_a_hard_and_a_failed_one_of_the_last_stage(
 
 
 def test_thirds_split_problems_by_difficulty() -> None:
-    parts = figures.thirds(evaluation(problems=7))
+    parts = thirds(evaluation(problems=7))
     assert parts == [["P/0", "P/1", "P/2"], ["P/3", "P/4"], ["P/5", "P/6"]]
 
 
 def test_interval_holds_the_mean_and_shrinks_with_more_problems() -> None:
     values = np.random.default_rng(0).normal(0.5, 0.2, 400).tolist()
-    mean, low, high = figures.interval(values)
+    mean, low, high = interval(values)
     assert low < mean < high
     assert mean == pytest.approx(float(np.mean(values)))
-    _, low_few, high_few = figures.interval(values[:20])
+    _, low_few, high_few = interval(values[:20])
     assert high - low < high_few - low_few
     # 1.96 standard errors each side.
     assert (high - low) / 2 == pytest.approx(1.96 * np.std(values) / 20, rel=0.1)
 
 
 def test_smooth_is_a_trailing_mean_without_nan() -> None:
-    assert figures.smooth(np.array([1.0, 3.0, np.nan, 5.0]), width=2).tolist() == [1.0, 2.0, 3.0, 5.0]
+    assert report_figures.smooth(np.array([1.0, 3.0, np.nan, 5.0]), width=2).tolist() == [1.0, 2.0, 3.0, 5.0]

@@ -18,14 +18,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fastgrpo
 from fastgrpo.config import Config, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
+from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
+from fastgrpo.train import run as run_training
 from fastgrpo.training.learner import learning_rate, update
-from fastgrpo.training.optimizer import AdamW, StepReport
-from fastgrpo.types import Execution, RewardTerms, Sample
+from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport
+from fastgrpo.types import Result, Reward, Sample
 
 CORPUS = ["count the vowels in this sentence", "aeiou bcdfg"] * 4
 
@@ -36,18 +39,15 @@ class Vowels:
     def prompt(self, problem) -> str:
         return problem.prompt
 
-    async def execute(self, problem, completion: str, seed: int) -> Execution:
+    async def execute(self, problem, completion: str, seed: int) -> float:
         rate = sum(letter in "aeiou" for letter in completion) / max(len(completion), 1)
-        return Execution(status="ok", pass_rate=rate, workflow=completion)
+        return rate
 
     def feedback_text(self, execution) -> str:
         return "again"
 
-    def rewards(self, problem, executions):
-        return [
-            RewardTerms(total=e.pass_rate, performance=e.pass_rate, complexity=0.0, diversity=0.0, format=0.0)
-            for e in executions
-        ]
+    def results(self, problem, rollouts):
+        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def open_interrupting(config, log):
     """Cancels the run at its fifth execution, as Ctrl-C does."""
     vowels, left, run = Vowels(), iter(range(4, -(10**6), -1)), asyncio.current_task()
 
-    async def execute(problem, completion: str, seed: int) -> Execution:
+    async def execute(problem, completion: str, seed: int) -> float:
         if next(left) == 0:
             run.cancel()
         return await Vowels.execute(vowels, problem, completion, seed)
@@ -99,7 +99,7 @@ def run(model: Path, runs: Path, name: str, *, resume: bool = False, environment
         "name": name,
         "engine.max_model_len": 64,
         "engine.max_num_seqs": 16,
-        "engine.kv_cache_gb": 0.05,
+        "engine.kv_cache_gib": 0.05,
         "grpo.prompts_per_step": 2,
         "grpo.group_size": 4,
         "grpo.max_new_tokens": 16,
@@ -109,7 +109,7 @@ def run(model: Path, runs: Path, name: str, *, resume: bool = False, environment
         "checkpoint.every": 2,
     } | {key.replace("__", "."): value for key, value in values.items()}
     config = resolve(values)
-    asyncio.run(train(config, resume=resume, load_problems=load_vowels, open_environment=environment))
+    asyncio.run(run_training(config, resume=resume, task=Task(load_vowels, environment)))
     return config.folder
 
 
@@ -183,7 +183,7 @@ def test_the_learning_rate_rises_then_stays_or_falls_to_nothing() -> None:
 def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_the_policy_as_it_is(model: Path) -> None:
     policy = load_policy(model)
     before = policy.head_weight.detach().clone()
-    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
     poisoned = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=float("inf"))]
     report = update(policy, optimizer, poisoned, Config().grpo, budget=64)
     assert report["skipped"] == 1.0
@@ -195,7 +195,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_the_policy_as_it_is
 
 def test_a_skipped_later_epoch_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = load_policy(model)
-    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
     steps = iter([StepReport(1.0, False), StepReport(float("inf"), True), StepReport(2.0, False)])
     monkeypatch.setattr(optimizer, "step", lambda: next(steps))
     once = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=1.0)]
@@ -220,7 +220,13 @@ def test_one_step_ahead_the_clip_is_around_the_policy_that_sampled(
     policy = load_policy(model)
     moved = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [logprob] * 4, advantage)]
     reports = [
-        update(policy, AdamW(policy.model.parameters(), lr=1e-6), moved, resolve({"grpo.max_lag": lag}).grpo, budget=64)
+        update(
+            policy,
+            AdamW(policy.model.parameters(), AdamWOptions(lr=1e-6)),
+            moved,
+            resolve({"grpo.max_lag": lag}).grpo,
+            budget=64,
+        )
         for lag in (0, 1)
     ]
     assert reports[0]["grad_norm"] > 0.0
@@ -231,7 +237,7 @@ def test_one_step_ahead_the_clip_is_around_the_policy_that_sampled(
 
 DEMO = shlex.split(
     "--name e2e --sft.teacher_samples 1 --sft.epochs 2 --data.held_out 150 --eval.samples 1 --grpo.rounds 2"
-    " --grpo.prompts_per_step 2 --grpo.group_size 4 --grpo.max_new_tokens 48 --engine.kv_cache_gb 0.2"
+    " --grpo.prompts_per_step 2 --grpo.group_size 4 --grpo.max_new_tokens 48 --engine.kv_cache_gib 0.2"
     " --checkpoint.every 100"
 )
 
@@ -275,3 +281,37 @@ def wait_for_step(folder: Path, process: subprocess.Popen, deadline_s: float) ->
             return
         time.sleep(0.2)
     pytest.fail(f"no training step within {deadline_s:.0f} s (exit code {process.poll()})")
+
+
+def vowels(completions, factor, **_) -> list[float]:
+    """A reward function in TRL's form."""
+    shares = [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
+    return [share * weight for share, weight in zip(shares, factor, strict=True)]
+
+
+@pytest.mark.engine
+def test_a_reward_function_and_rows_train_from_python(model: Path, tmp_path: Path) -> None:
+    keys = {
+        "runs": str(tmp_path),
+        "name": "rewards",
+        "engine.max_model_len": 64,
+        "engine.kv_cache_gib": 0.05,
+        "grpo.steps": 1,
+        "grpo.prompts_per_step": 2,
+        "grpo.group_size": 4,
+        "grpo.max_new_tokens": 16,
+        "data.held_out": 2,
+        "eval.samples": 2,
+    }
+    rows = [{"prompt": f"count {number}", "factor": 2.0} for number in range(6)]
+    folder = fastgrpo.train(keys, model=model, reward=vowels, reward_weights=[0.5], dataset=rows)
+    (row,) = metrics(folder)
+    assert row["reward/total"] == pytest.approx(row["reward/vowels"])
+    assert 0 < row["reward/total"] < 1
+    evaluated = json.loads((folder / "evaluation.json").read_text())
+    assert len(evaluated) == 2 * 2 * 2
+
+
+def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="this task needs a model"):
+        train({"runs": str(tmp_path)}, reward=vowels, dataset=[{"prompt": "a"}, {"prompt": "b"}])

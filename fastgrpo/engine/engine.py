@@ -1,6 +1,6 @@
 """Generation: vLLM inside the training process, sampling from the trainer's own weight memory.
 
-This file and `vllm_adjusted.py` are all that touches vLLM, imported on first use (it costs seconds). Token ids go in,
+This file and `vllm_patches.py` are all that touches vLLM, imported on first use (it costs seconds). Token ids go in,
 token ids and logprobs come out; text never passes through here.
 """
 
@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastgrpo.config import Config
 from fastgrpo.engine.process import interrupt_deferred, replaced
 from fastgrpo.engine.shared_weights import adopt_weights
 from fastgrpo.engine.vllm_patches import idle_inside_blocks, prefixes_cached, vllm_adjusted, vllm_model
 from fastgrpo.errors import UserError
-from fastgrpo.policy.model import Policy
+from fastgrpo.policy.model import Policy, policy_dtype
 from fastgrpo.ranks.collectives import check_world
 from fastgrpo.ranks.deadlines import within
 
@@ -71,19 +74,19 @@ class Engine:
         max_num_seqs: int = 64,
         dtype: str = "auto",
         seed: int = 0,
-        kv_cache_gb: float | None = None,
+        kv_cache_gib: float | None = None,
         enforce_eager: bool = False,
         cpu_threads: int | None = None,
-        parity_limit: float = 0.1,
+        parity_threshold: float = 0.1,
         step_timeout_s: float = 40.0,
         tensor_parallel: int = 1,
     ) -> None:
-        """`kv_cache_gb` (GiB) fixes the KV cache; without it a GPU gives what is free, a CPU 1 GiB.
+        """`kv_cache_gib` (GiB) fixes the KV cache; without it a GPU gives what is free, a CPU 1 GiB.
 
         `dtype` "auto" is float32 on CPU (as fast as bf16 there, and exact) and the checkpoint's on GPU. On CPU there
         are no graphs to capture, so `enforce_eager` is ignored, and generation runs on `cpu_threads` (half the cores):
         the jails need the others, and a team of OpenMP threads that must share its cores waits for itself, tens of
-        times slower. `parity_limit` is the canary's largest permitted mean |logprob difference| in nats. A step of
+        times slower. `parity_threshold` is the canary's largest permitted mean |logprob difference| in nats. A step of
         vLLM, but for the first, that has not returned after `step_timeout_s` hangs: nothing can interrupt it, so the
         process ends.
         `tensor_parallel` ranks in a row hold one engine together: each must submit the same requests, with a seed where
@@ -91,13 +94,13 @@ class Engine:
         vLLM seeds Python's, numpy's and torch's global generators with `seed`.
         """
         on_gpu = torch.cuda.is_available()
-        self.max_model_len, self.parity_limit = max_model_len, parity_limit
+        self.max_model_len, self.parity_threshold = max_model_len, parity_threshold
         self._step_timeout_s, self._stepped = step_timeout_s, False
         self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
         self._device = torch.cuda.current_device() if on_gpu else None
         self._keys: dict[str, int] = {}
         self._adopted: Policy | None = None
-        kv_gb = kv_cache_gb if kv_cache_gb is not None or on_gpu else 1.0
+        kv_gib = kv_cache_gib if kv_cache_gib is not None or on_gpu else 1.0
         options: dict[str, Any] = {
             "model": str(model_path),
             "dtype": dtype if on_gpu or dtype != "auto" else "float32",
@@ -105,7 +108,7 @@ class Engine:
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
             "enforce_eager": enforce_eager or not on_gpu,
-            "kv_cache_memory_bytes": None if kv_gb is None else int(kv_gb * 2**30),
+            "kv_cache_memory_bytes": None if kv_gib is None else int(kv_gib * 2**30),
             "enable_prefix_caching": True,
             "enable_sleep_mode": on_gpu,
             "skip_tokenizer_init": True,
@@ -200,11 +203,11 @@ class Engine:
         """Make vLLM sample from `policy`'s present weights, forget cached prefixes, and check parity on the canary.
 
         The first call turns the policy's parameters into views of vLLM's weight tensors (one copy, then none ever
-        again: an optimizer step in place is already in vLLM). An architecture outside `weights.SHARED_ARCHITECTURES`
-        is copied in place each time instead, and so is a sharded policy, by all ranks together. A policy synced before
-        gets its own memory back. Must be awake and idle.
+        again: an optimizer step in place is already in vLLM). An architecture outside of
+        `shared_weights.SHARED_ARCHITECTURES` is copied in place each time instead, and so is a sharded policy, by all
+        ranks together. A policy synced before gets its own memory back. Must be awake and idle.
 
-        Raises ParityError above `parity_limit`.
+        Raises ParityError above `parity_threshold`.
         """
         if self.busy:
             raise RuntimeError("Engine.sync needs an idle engine: finish or abort the requests in flight first")
@@ -227,10 +230,10 @@ class Engine:
             parity_mean=float(difference.mean()),
             parity_max=float(difference.max()),
         )
-        if not report.parity_mean <= self.parity_limit:
+        if not report.parity_mean <= self.parity_threshold:
             raise ParityError(
                 f"after a weight sync vLLM and the trainer differ by {report.parity_mean:.3g} nats a token on the "
-                f"canary (limit {self.parity_limit:g}): vLLM is not sampling from the policy's weights"
+                f"canary (limit {self.parity_threshold:g}): vLLM is not sampling from the policy's weights"
             )
         return report
 
@@ -294,6 +297,35 @@ class Engine:
         ours = torch.cat(policy.logprobs(self._canary)).cpu()
         theirs = torch.tensor([logprob for scores in self.score(self._canary) for logprob in scores])
         return (ours - theirs).abs()
+
+
+@contextmanager
+def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = None) -> Iterator[Engine]:
+    """vLLM in this process, with `model`'s weights; `kv_cache_gib` as planned, None = what the configuration says.
+
+    Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
+    """
+    try:
+        engine = Engine(
+            model,
+            dtype=str(policy_dtype(config)).removeprefix("torch."),
+            max_model_len=config.engine.max_model_len,
+            max_num_seqs=config.engine.max_num_seqs,
+            kv_cache_gib=kv_cache_gib or (None if torch.cuda.is_available() else config.engine.kv_cache_gib),
+            enforce_eager=config.engine.enforce_eager,
+            seed=config.seed,
+            parity_threshold=config.engine.parity_threshold,
+            step_timeout_s=config.engine.step_timeout_s,
+            tensor_parallel=config.engine.tensor_parallel,
+        )
+    except ValueError as error:
+        # pydantic's errors begin with a line of their own.
+        reason = str(error).rpartition("Value error, ")[2].strip().splitlines()[0]
+        raise UserError(f"vLLM does not start with {model} and the [engine] settings: {reason}") from error
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 def _sampling_params(**options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What vLLM is made to do otherwise: everything private of vLLM is reached here, and used by `engine.py` alone."""
+"""Monkey-patches applied to vLLM: everything private of vLLM is reached here, and used by `engine.py` alone."""
 
 from __future__ import annotations
 

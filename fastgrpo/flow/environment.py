@@ -8,18 +8,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
-from fastgrpo.config import Reward
+from fastgrpo.config import RewardWeights
+from fastgrpo.flow.adaptivity import entropy
+from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.limits import WorkflowLimits
-from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_tests
+from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
-from fastgrpo.flow.reward import group_rewards
-from fastgrpo.flow.workers.protocol import Worker
-from fastgrpo.types import Execution, ExecutionStatus, Problem, RewardTerms
-from fastgrpo_sandbox import Outcome, SandboxPool
+from fastgrpo.flow.reward import group_rewards, spent_calls
+from fastgrpo.flow.structure import structure_of
+from fastgrpo.flow.types import Execution, ExecutionStatus, Problem
+from fastgrpo.flow.workers.protocol import Worker, names_of
+from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
+from fastgrpo_sandbox import Outcome, SandboxPool, Session
 
 
 class WorkflowEnvironment:
@@ -30,7 +35,7 @@ class WorkflowEnvironment:
         pool: SandboxPool,
         worker: Worker,
         *,
-        weights: Reward = Reward(),  # noqa: B008 - frozen
+        weights: RewardWeights = RewardWeights(),  # noqa: B008 - frozen
         limits: WorkflowLimits = WorkflowLimits(),  # noqa: B008 - frozen
         instruction: Instruction = "short",
     ) -> None:
@@ -40,15 +45,25 @@ class WorkflowEnvironment:
 
     def prompt(self, problem: Problem) -> str:
         """What the policy reads first; the problem's prompt is all of the problem that is in it."""
-        return query_prompt(problem, self._instruction)
+        return query_prompt(problem, self._instruction, names_of(self.worker))
 
-    def feedback_text(self, execution: Execution) -> str:
-        """What the policy reads between two rounds: public tests only."""
-        return round_feedback(execution)
+    def feedback_text(self, execution: Execution) -> str | None:
+        """What the policy reads between two rounds: public tests only; None after a failure of ours."""
+        return None if execution.status == INFRASTRUCTURE else round_feedback(execution)
 
-    def rewards(self, problem: Problem, executions: list[Execution]) -> list[RewardTerms | None]:
-        """One reward for each execution of a group on `problem`; None where the failure was ours."""
-        return group_rewards(executions, self._weights)
+    def results(self, problem: Problem, rollouts: list[Rollout]) -> list[Result]:
+        """One result for each rollout of a group, from its last execution; the account is that of all rounds.
+
+        Among the metrics are `spent`, the last execution's cost in single calls, and the entropy of the structures that
+        the group's workflows have, in nats: 0 where the policy writes one structure for this query.
+        """
+        last = [rollout.executions[-1] for rollout in rollouts]
+        spent = spent_calls(last, self._weights.efficiency_by)
+        shared = {"structure_entropy": entropy(each.structure for each in last if each.workflow)}
+        return [
+            result_of(problem, rollout.executions, reward, {"spent": calls, **shared})
+            for rollout, reward, calls in zip(rollouts, group_rewards(last, self._weights), spent, strict=True)
+        ]
 
     async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
         """Parse and run one completion and score its solution; an infrastructure failure is tried once more."""
@@ -61,7 +76,7 @@ class WorkflowEnvironment:
             if first.status != "infrastructure":
                 return first
             second = await self._attempt(problem, workflow, seed)
-        return replace(second, calls=first.calls + second.calls, seconds=first.seconds + second.seconds)
+        return replace(second, wasted=first.calls, seconds=first.seconds + second.seconds)
 
     async def score(self, problem: Problem, solution: str, *, public: bool = False) -> Outcome:
         """The solution's outcome on the hidden (or public) tests; `pass_rate` is the share passed."""
@@ -75,24 +90,34 @@ class WorkflowEnvironment:
             "code": workflow.source,
             "problem": {"prompt": problem.prompt, "entry_point": problem.entry_point},
         }
-        async with self._pool.session(
-            guest_source(), on_call=host, inputs=inputs, limits=self._limits.session
-        ) as session:
-            outcome = await session.outcome()
+        async with self._pool.session(guest_source(), on_call=host, inputs=inputs, limits=self._limits.jail) as session:
+            outcome = await self._outcome(session, host.clock)
         result = await self._result(problem, outcome, host.tested)
         return replace(
             result,
             workflow=workflow.source,
-            complexity=complexity(workflow.tree),
+            complexity=complexity(workflow.tree, host.calls),
+            structure=structure_of(workflow.tree),
             calls=tuple(host.calls),
             seconds=time.perf_counter() - start,
         )
+
+    async def _outcome(self, session: Session, clock: Clock) -> Outcome:
+        """How a session ended: by itself, by the workflow's clock, or because it waited too long for its turn."""
+        try:
+            outcome = await clock.within(session.outcome())
+        except TimeoutError:
+            return Outcome("timeout", error="wall clock limit reached")
+        if outcome.status == "timeout" and outcome.wall_s >= self._limits.jail.wall_s:
+            error = f"its calls waited more than {self._limits.wait_s:g} s for their turn; raise workers.concurrency"
+            return Outcome("infrastructure", error=error)
+        return outcome
 
     async def _result(self, problem: Problem, outcome: Outcome, tested: dict[str, Outcome]) -> Execution:
         """Status, solution and scores of a session that ended with `outcome`."""
         if outcome.status != "ok":
             error = last_line(outcome.error) or f"the workflow ended with: {outcome.status}"
-            return Execution(status=_status(outcome), error=error, feedback=error)
+            return Execution(status=status_of(outcome), error=error, feedback=error)
         # The session's value crossed from the jail, where the guest's own check may have been replaced.
         if not isinstance(outcome.value, str) or len(outcome.value) > self._limits.text_chars:
             error = f"workflow() must return the solution's code, at most {self._limits.text_chars} characters"
@@ -101,8 +126,10 @@ class WorkflowEnvironment:
 
     async def _scored(self, problem: Problem, solution: str, public: Outcome | None) -> Execution:
         """Hidden tests, and public ones unless the workflow's own test of this solution tells their outcome."""
-        hidden = await self.score(problem, solution)
-        public = public or await self.score(problem, solution, public=True)
+        if public is None:
+            public, hidden = await run_all_tests(self._pool, problem, solution, limits=self._limits)
+        else:
+            hidden = await self.score(problem, solution)
         if "infrastructure" in (hidden.status, public.status):
             return Execution(status="infrastructure", solution=solution, error=hidden.error or public.error)
         return Execution(
@@ -114,12 +141,45 @@ class WorkflowEnvironment:
         )
 
 
+def result_of(
+    problem: Problem, executions: list[Execution], reward: Reward | None, metrics: dict[str, float]
+) -> Result:
+    """What the engine, the curves and samples.jsonl learn of a rollout; `metrics` are added to its own.
+
+    No hidden test is in it.
+    """
+    last, calls = executions[-1], [call for execution in executions for call in execution.calls]
+    wasted = [call for execution in executions for call in execution.wasted]
+    metrics = {
+        **metrics,
+        "pass_rate": last.pass_rate,
+        "solved": float(last.pass_rate == 1.0),
+        "invalid": float(last.status == "invalid"),
+        "worker_calls": float(sum(call.requests for call in calls)),
+        "worker_tokens": float(sum(call.tokens for call in calls)),
+        "worker_seconds": sum(call.seconds for call in calls),
+        "worker_cost_usd": sum(call.cost_usd for call in [*calls, *wasted]),
+    }
+    if last.status != "invalid":
+        metrics["complexity"] = last.complexity
+    record = {
+        "difficulty": problem.difficulty,
+        "workflow": last.workflow,
+        "structure": last.structure,
+        "worker_calls": msgspec.to_builtins(calls),
+        "solution": last.solution,
+        "tests": {"public": last.public_pass_rate, "hidden": last.pass_rate},
+    }
+    return Result(status=last.status, reward=reward, metrics=metrics, record=record, error=last.error)
+
+
 @cache
 def guest_source() -> str:
     """The text of `guest.py`, which runs in the jail around every workflow."""
     return Path(__file__).with_name("guest.py").read_text(encoding="utf-8")
 
 
-def _status(outcome: Outcome) -> ExecutionStatus:
+def status_of(outcome: Outcome) -> ExecutionStatus:
+    """An outcome's status as an execution's: code that is refused unread has failed."""
     status: Any = outcome.status
     return "failed" if status == "rejected" else status

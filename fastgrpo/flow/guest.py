@@ -9,31 +9,31 @@ TestResult = namedtuple("TestResult", "passed code feedback")
 
 
 def operators(call):
-    """The six operators over `call`, by name."""
+    """The six operators over `call`, by name; `options` are `worker` and `temperature`, which the host checks."""
 
-    async def generate(problem, instruction=""):
+    async def generate(problem, instruction="", **options):
         """Code for the problem."""
-        return await call("generate", instruction=instruction)
+        return await call("generate", instruction=instruction, **options)
 
-    async def custom(input, instruction=""):
+    async def custom(input, instruction="", **options):
         """The answer to any text."""
-        return await call("custom", input=input, instruction=instruction)
+        return await call("custom", input=input, instruction=instruction, **options)
 
-    async def review(problem, code):
+    async def review(problem, code, **options):
         """Whether the code looks right, and what is wrong."""
-        return Review(*await call("review", code=code))
+        return Review(*await call("review", code=code, **options))
 
-    async def revise(problem, code, feedback):
+    async def revise(problem, code, feedback, **options):
         """The code, corrected after the feedback."""
-        return await call("revise", code=code, feedback=feedback)
+        return await call("revise", code=code, feedback=feedback, **options)
 
-    async def ensemble(problem, codes):
+    async def ensemble(problem, codes, **options):
         """The most consistent one of several codes."""
-        return await call("ensemble", codes=list(codes))
+        return await call("ensemble", codes=list(codes), **options)
 
-    async def test(problem, code, retries=2):
+    async def test(problem, code, retries=2, **options):
         """The code after the public tests, corrected at most `retries` times."""
-        return TestResult(*await call("test", code=code, retries=retries))
+        return TestResult(*await call("test", code=code, retries=retries, **options))
 
     return {each.__name__: each for each in (generate, custom, review, revise, ensemble, test)}
 

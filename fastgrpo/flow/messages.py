@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
+from fastgrpo_sandbox.extract import without_thought
 
 Messages = list[dict[str, str]]
 
@@ -21,9 +22,21 @@ _JUDGE = (
     "Several programs answer one problem. Choose the one whose behaviour most others share; answer with its letter."
 )
 
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\r?\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
-_VERDICT = re.compile(r"^[^\w\n]*verdict\W+(correct|incorrect)\b", re.IGNORECASE | re.MULTILINE)
-_LETTER = re.compile(r"\b([A-Z])\b")
+_VERDICT = re.compile(
+    r"^[^\w\n]*verdict\W+(?:the (?:code|program) is )?(correct|incorrect)\b", re.IGNORECASE | re.MULTILINE
+)
+# An A before a word is the article, an I the pronoun, unless a verb or an "and" shows it to be a name.
+_LETTER = r"\b(?!A +(?!is\b|and\b|or\b|has\b|gives\b|agrees\b)[a-z])(?!I +[a-z]|I')([A-Z])\b"
+# From the plainest way to name a choice to the faintest; in each the last that is named counts.
+_CHOICES = (
+    re.compile(
+        r"(?i:\b(?:answer|choice|choose|chosen|pick|select|vote|winner|best|prefer)\w*\W{0,6}"
+        rf"(?:(?:is|are|for|be|one|would|letter|program|option|candidate|solution)\W{{1,6}}){{0,4}})\(?{_LETTER}"
+    ),
+    re.compile(r"^\W*([A-Z])\W*$|[*(\[`]([A-Z])[*)\]`]", re.MULTILINE),
+    re.compile(r"(?i:\b(?:program|option|candidate|solution)s?)\W{1,3}([A-Z])\b"),
+    re.compile(_LETTER),
+)
 
 
 def generate(problem: Problem, instruction: str) -> Messages:
@@ -76,21 +89,22 @@ def letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def extract_code(reply: str) -> str:
-    """The last non-empty code block of a reply (an unclosed one runs to the end), or the whole reply without any."""
-    blocks = [block for block in _BLOCK.findall(reply) if block.strip()]
-    return (blocks[-1] if blocks else reply).strip("\n") + "\n"
-
-
 def extract_verdict(reply: str) -> tuple[bool, str]:
     """(correct?, feedback) of a review; without a verdict the code counts as incorrect and the reply as feedback."""
-    found = _VERDICT.search(reply)
+    answer = without_thought(reply)
+    found = _VERDICT.search(answer)
     if found is None:
-        return False, reply.strip()
-    return found[1].lower() == "correct", reply[found.end() :].lstrip(" .*`").strip()
+        return False, answer.strip()
+    return found[1].lower() == "correct", answer[found.end() :].lstrip(" .*`").strip()
 
 
 def extract_choice(reply: str, count: int) -> int:
-    """The index of the chosen letter: the last one standing alone that names a choice; 0 without any."""
-    named = [ord(found) - ord("A") for found in _LETTER.findall(reply)]
-    return next((index for index in reversed(named) if index < count), 0)
+    """The index of the letter that the reply names as its choice; 0 without any."""
+    answer = without_thought(reply).strip()
+    if len(answer) == 1:
+        answer = answer.upper()
+    for pattern in _CHOICES:
+        named = [ord("".join(filter(None, found.groups()))) - ord("A") for found in pattern.finditer(answer)]
+        if fitting := [index for index in named if index < count]:
+            return fitting[-1]
+    return 0

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from fastgrpo.flow import messages
+from fastgrpo.flow.clock import Clock
+from fastgrpo.flow.complexity import MOST_RETRIES
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.problems import describe_tests, preamble
-from fastgrpo.flow.workers.protocol import Operator, Reply, Request, RequestRejected, Worker, WorkerError
-from fastgrpo.types import Problem, WorkerCall
-from fastgrpo_sandbox import CallError, Outcome, SandboxPool
+from fastgrpo.flow.types import Problem, WorkerCall
+from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, Worker, WorkerError, names_of
+from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests, extract_code
 
 _SHOWN_TESTS = 3
 _SHOWN_CHARS = 400
+_NAME_CHARS = 64
+# Calls beyond the budget are refused; that many are in the account, which would grow without bound.
+_ACCOUNT = 256
+_FUTURE = re.compile(r"^from __future__ import (\([^)]*\)|.*)", re.MULTILINE)
 
 
-class Call(msgspec.Struct, tag_field="operator", tag=str.lower, forbid_unknown_fields=True):
-    """A message from a jail, not to be trusted."""
+class Call(msgspec.Struct, tag_field="operator", tag=str.lower, forbid_unknown_fields=True, kw_only=True):
+    """A message from a jail, not to be trusted. `worker` empty is the first one, `temperature` None its own."""
+
+    worker: Annotated[str, Meta(max_length=_NAME_CHARS)] = ""
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
 
 
 class Generate(Call):
@@ -49,7 +63,7 @@ class Ensemble(Call):
 
 class Test(Call):
     code: str
-    retries: Annotated[int, Meta(ge=0, le=8)]
+    retries: Annotated[int, Meta(ge=0, le=MOST_RETRIES)]
 
 
 _ANY_CALL = Generate | Custom | Review | Revise | Ensemble | Test
@@ -60,104 +74,136 @@ class JailFailure(Exception):
 
 
 class OperatorHost:
-    """Answers the calls of one workflow; `calls` is its account so far, `tested` its public tests by code.
+    """Answers the calls of one workflow; `calls` is its account so far, `tested` its public tests by code, `clock` its
+    time.
 
-    Each request's seed depends on the execution's seed, the operator, its inputs and how often the same was asked
-    before, so parallel calls draw the same whatever their order of arrival.
+    A call is in the account from its arrival on, whether it is refused, answered, or still open when the workflow ends.
+    Each request's seed depends on the execution's seed, what is asked of whom and how often the same was asked before,
+    so parallel calls draw the same whatever their order of arrival.
     """
 
     def __init__(self, problem: Problem, worker: Worker, pool: SandboxPool, limits: WorkflowLimits, seed: int) -> None:
         self.calls: list[WorkerCall] = []
         self.tested: dict[str, Outcome] = {}
         self._problem, self._worker, self._pool, self._limits, self._seed = problem, worker, pool, limits, seed
+        self._names = names_of(worker)
         self._asked: Counter[str] = Counter()
         self._left = limits.calls
+        self.clock = Clock(limits.session.wall_s)
 
     async def __call__(self, method: str, params: dict[str, Any]) -> Any:
         """Answer one call. Raises `CallError` (the workflow's fault), `WorkerError` or `JailFailure` (ours)."""
+        account = WorkerCall(operator=method[:_NAME_CHARS])
+        if len(self.calls) < _ACCOUNT:
+            self.calls.append(account)
+        call = self._checked(method, params)
+        account.worker = call.worker or self._names[0]
+        account.retries = call.retries if isinstance(call, Test) else 0
+        return await self._answer(call, account)
+
+    def _checked(self, method: str, params: dict[str, Any]) -> Any:
         try:
             call = msgspec.convert({**params, "operator": method}, _ANY_CALL)
         except msgspec.ValidationError as error:
-            raise CallError(f"{method[:40]}(): {error}") from None
+            raise CallError(f"{method[:_NAME_CHARS]}(): {error}") from None
         if sum(map(_chars, msgspec.structs.astuple(call))) > self._limits.text_chars:
             raise CallError(f"{method}() was given more than {self._limits.text_chars} characters")
-        return await self._answer(call)
+        if call.worker and call.worker not in self._names:
+            names = ", ".join(self._names)
+            raise CallError(f"{method}(): there is no worker {call.worker!r}; choose one of: {names}")
+        return call
 
-    async def _answer(self, call: Any) -> Any:
+    async def _answer(self, call: Any, account: WorkerCall) -> Any:
         problem = self._problem
+        ask = partial(self._ask, call, account)
         match call:
             case Generate(instruction):
-                reply = await self._ask("generate", messages.generate(problem, instruction))
-                return messages.extract_code(reply.text)
+                return extract_code((await ask(messages.generate(problem, instruction))).text, problem.entry_point)
             case Custom(text, instruction):
-                return (await self._ask("custom", messages.custom(text, instruction))).text
+                return (await ask(messages.custom(text, instruction))).text
             case Review(code):
-                reply = await self._ask("review", messages.review(problem, code), (code,))
-                return messages.extract_verdict(reply.text)
+                return messages.extract_verdict((await ask(messages.review(problem, code), (code,))).text)
             case Revise(code, feedback):
-                reply = await self._ask("revise", messages.revise(problem, code, feedback), (code,), feedback)
-                return messages.extract_code(reply.text)
+                reply = await ask(messages.revise(problem, code, feedback), (code,), feedback)
+                return extract_code(reply.text, problem.entry_point)
             case Ensemble(codes):
-                reply = await self._ask("ensemble", messages.ensemble(problem, codes), tuple(codes))
+                reply = await ask(messages.ensemble(problem, codes), tuple(codes))
                 return codes[messages.extract_choice(reply.text, len(codes))]
             case Test(code, retries):
-                return await self._test(code, retries)
+                return await self._test(code, retries, ask)
 
-    async def _test(self, code: str, retries: int) -> tuple[bool, str, str]:
+    async def _test(self, code: str, retries: int, ask: Callable[..., Awaitable[Reply]]) -> tuple[bool, str, str]:
         """Public tests, reflect, retry. Returns (passed, code, feedback) of the last run."""
         for attempt in range(retries + 1):
             self._spend()
-            outcome = await run_tests(self._pool, self._problem, code, public=True, limits=self._limits)
+            with self.clock.stopped():
+                outcome = await run_tests(self._pool, self._problem, code, public=True, limits=self._limits)
+                self.clock.charge(outcome.wall_s)
             if outcome.status == "infrastructure":
                 raise JailFailure(outcome.error)
             self.tested[code] = outcome
             feedback = public_feedback(self._problem, outcome)
             if outcome.pass_rate == 1.0 or attempt == retries:
                 return outcome.pass_rate == 1.0, code, feedback
-            reply = await self._ask("test", messages.reflect(self._problem, code, feedback), (code,), feedback)
-            code = messages.extract_code(reply.text)
+            reply = await ask(messages.reflect(self._problem, code, feedback), (code,), feedback)
+            code = extract_code(reply.text, self._problem.entry_point)
         raise AssertionError("unreachable")
 
     async def _ask(
-        self, operator: Operator, chat: messages.Messages, codes: tuple[str, ...] = (), feedback: str = ""
+        self, call: Call, account: WorkerCall, chat: messages.Messages, codes: tuple[str, ...] = (), feedback: str = ""
     ) -> Reply:
         self._spend()
+        operator: Any = account.operator
         request = Request(
             operator=operator,
             problem=self._problem,
             messages=chat,
             codes=codes,
             feedback=feedback,
-            seed=self._request_seed(operator, chat),
+            worker=account.worker,
+            temperature=call.temperature,
+            seed=self._request_seed(f"{operator}/{account.worker}/{call.temperature}/{chat}"),
         )
+        account.requests += 1
+        with self.clock.stopped():
+            reply = await self._reply(request)
+            self.clock.charge(reply.seconds)
+        account.answered += 1
+        account.prompt_tokens += reply.prompt_tokens
+        account.completion_tokens += reply.completion_tokens
+        account.cost_usd += reply.cost_usd
+        account.seconds += reply.seconds
+        return reply
+
+    async def _reply(self, request: Request) -> Reply:
+        """The worker's reply, each attempt within `call_s` of its own start."""
         try:
-            async with asyncio.timeout(self._limits.call_s):
-                reply = await self._worker.ask(request)
+            async with asyncio.timeout(self._limits.call_s) as deadline:
+                waiting = partial(_standing, deadline, self._limits.call_s)
+                return await self._worker.ask(msgspec.structs.replace(request, waiting=waiting))
         except TimeoutError:
             raise WorkerError(f"the worker did not answer within {self._limits.call_s:g} s") from None
         except RequestRejected as error:
-            raise CallError(f"{operator}(): {error}") from None
-        self.calls.append(
-            WorkerCall(
-                operator=operator,
-                prompt_tokens=reply.prompt_tokens,
-                completion_tokens=reply.completion_tokens,
-                cost_usd=reply.cost_usd,
-                seconds=reply.seconds,
-            )
-        )
-        return reply
+            raise CallError(f"{request.operator}(): {error}") from None
 
     def _spend(self) -> None:
         if self._left <= 0:
             raise CallError(f"the workflow has used up its {self._limits.calls} worker calls and test runs")
         self._left -= 1
 
-    def _request_seed(self, operator: str, chat: messages.Messages) -> int:
-        key = f"{self._seed}/{operator}/{chat}"
+    def _request_seed(self, question: str) -> int:
+        key = f"{self._seed}/{question}"
         self._asked[key] += 1
         digest = hashlib.blake2b(f"{key}/{self._asked[key]}".encode(errors="replace"), digest_size=4)
         return int.from_bytes(digest.digest()) >> 1
+
+
+@contextmanager
+def _standing(deadline: asyncio.Timeout, seconds: float) -> Iterator[None]:
+    """No deadline inside; afterwards it is `seconds` away again."""
+    deadline.reschedule(None)
+    yield
+    deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 def _chars(value: Any) -> int:
@@ -166,19 +212,60 @@ def _chars(value: Any) -> int:
 
 async def run_tests(pool: SandboxPool, problem: Problem, code: str, *, public: bool, limits: WorkflowLimits) -> Outcome:
     """Run a solution against the problem's public or hidden tests, with the imports and helpers its prompt gives."""
-    given = preamble(problem.prompt, problem.entry_point)
-    tests = problem.public_tests if public else problem.hidden_tests
-    return await pool.run(f"{given}\n{code}" if given else code, tests=tests, limits=limits.tests)
+    return await _run(pool, problem, code, problem.public_tests if public else problem.hidden_tests, limits)
+
+
+async def run_all_tests(
+    pool: SandboxPool, problem: Problem, code: str, *, limits: WorkflowLimits
+) -> tuple[Outcome, Outcome]:
+    """(public, hidden) outcomes of one run of all tests; what ends the run, as a loop without end, ends it for both."""
+    if problem.tests is None:
+        public_run = await run_tests(pool, problem, code, public=True, limits=limits)
+        return public_run, await run_tests(pool, problem, code, public=False, limits=limits)
+    outcome = await _run(pool, problem, code, problem.tests, limits)
+    public = [passed for index, passed in enumerate(outcome.tests) if index in problem.public]
+    hidden = [passed for index, passed in enumerate(outcome.tests) if index not in problem.public] or public
+    return _outcome_of(outcome, public), _outcome_of(outcome, hidden)
+
+
+async def _run(pool: SandboxPool, problem: Problem, code: str, tests: Tests, limits: WorkflowLimits) -> Outcome:
+    """One run within the problem's own deadline, where it has one."""
+    given = problem.given or preamble(problem.prompt, problem.entry_point)
+    bounds = limits.tests
+    if problem.wall_s is not None:
+        bounds = bounds or pool.limits
+        bounds = replace(bounds, wall_s=min(bounds.wall_s, problem.wall_s))
+    return await pool.run(program_after(given, code), tests=tests, limits=bounds)
+
+
+def _outcome_of(whole: Outcome, tests: Sequence[bool]) -> Outcome:
+    """The outcome of some of the tests of a run."""
+    if whole.status not in ("ok", "failed"):
+        return replace(whole, tests=tuple(tests))
+    passed = bool(tests) and all(tests)
+    return replace(whole, status="ok" if passed else "failed", error="" if passed else whole.error, tests=tuple(tests))
+
+
+def program_after(given: str, code: str) -> str:
+    """`code` after the imports and helpers that the problem gives; its `from __future__` imports stay the first."""
+    future = "\n".join(found[0] for found in _FUTURE.finditer(code))
+    return f"{future}\n{given}\n{_FUTURE.sub('', code)}" if given else code
 
 
 def public_feedback(problem: Problem, outcome: Outcome) -> str:
-    """What the public tests say, in a few lines that may be shown to worker and policy."""
+    """What the public tests say, in a few lines that may be shown to worker and policy.
+
+    A test that is hidden as well, because the problem has no other, is not shown: its text holds the answer.
+    """
     described = describe_tests(problem.public_tests)
     passed = outcome.tests or (False,) * len(described)
     if outcome.pass_rate == 1.0:
         return f"All {len(described)} public tests pass."
     failed = [text for text, good in zip(described, passed, strict=False) if not good]
-    lines = [f"{len(failed)} of {len(described)} public tests fail:"]
+    count = f"{len(failed)} of {len(described)} public tests fail"
+    if not set(described).isdisjoint(describe_tests(problem.hidden_tests)):
+        return f"{count}."
+    lines = [f"{count}:"]
     lines += [text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + " ..." for text in failed[:_SHOWN_TESTS]]
     if outcome.status != "ok" and outcome.error:
         lines.append(last_line(outcome.error))

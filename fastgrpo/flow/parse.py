@@ -19,7 +19,7 @@ Reason = Literal[
 MAX_CODE_CHARS = 8_000
 MAX_DEPTH = 60
 
-_FENCE = re.compile(r"^```python[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```(?:python3?|py3?)[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 
 
 class InvalidWorkflow(ValueError):
@@ -45,7 +45,7 @@ def parse_completion(completion: str) -> Workflow:
     An opening `<think>` may be missing, because some chat templates put it in the prompt. Text around the code block is
     ignored.
     """
-    reasoning, closed, answer = completion.partition("</think>")
+    reasoning, closed, answer = completion.replace("\r\n", "\n").partition("</think>")
     if not closed:
         raise InvalidWorkflow("no reasoning", "The reasoning is not closed by </think>.")
     source = _code_block(answer)

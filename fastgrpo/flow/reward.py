@@ -1,34 +1,97 @@
-"""The rule-based reward of FlowReasoner (arXiv 2504.15257): performance, complexity, diversity; and format."""
+"""The rule-based reward of FlowReasoner (arXiv 2504.15257): performance, complexity, efficiency, diversity; and format.
+
+Efficiency is what a workflow spent at run time, by the host's account, beside what one call would have:
+
+    spent = cost / cost of a single call,   efficiency = x / (x + 4) with x = max(0, spent - 1)        in [0, 1)
+
+Cost is measured in what `reward.efficiency_by` names. It is 0 for one call, 0.2 for two, 0.5 for five.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from statistics import fmean
 
-from fastgrpo.config import Reward
+from fastgrpo.config import EfficiencyBy, RewardWeights
 from fastgrpo.flow.diversity import distinctness
-from fastgrpo.types import Execution, RewardTerms
+from fastgrpo.flow.types import Execution, WorkerCall
+from fastgrpo.types import Reward
 from fastgrpo_sandbox.guest.syntax import parse
 
+_HALF_EXCESS = 4.0
 
-def group_rewards(executions: Sequence[Execution], weights: Reward) -> list[RewardTerms | None]:
+
+def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> list[Reward | None]:
     """One reward for each execution of a group; None for an infrastructure failure, which is nobody's merit or fault.
 
-    `total = performance - complexity + diversity - format`, each term with its weight: w_p x pass rate, w_c x AST
-    complexity, w_d x distinctness, w_f for a completion without a workflow. The paper publishes no weights; ours were
-    chosen by `bench/structures.py`. Only workflows that returned a solution
-    (status "ok") count as members of the group's diversity, so that failing in a new way earns nothing.
+    `total = performance - complexity - efficiency + diversity - format`, each term with its weight: w_p x pass rate,
+    w_c x complexity, w_e x efficiency, w_d x distinctness, w_f for a completion without a workflow. The paper publishes
+    no weights; ours were chosen by `bench/structures.py`. Only workflows that returned a solution (status "ok") count
+    as members of the group's diversity, so that failing in a new way earns nothing.
     """
     trees = [parse(execution.workflow) if execution.status == "ok" else None for execution in executions]
+    distinct = distinctness(trees, [execution.calls for execution in executions])
+    spent = spent_calls(executions, weights.efficiency_by)
     return [
-        None if execution.status == "infrastructure" else _terms(execution, distinct, weights)
-        for execution, distinct in zip(executions, distinctness(trees), strict=True)
+        None if execution.status == "infrastructure" else _terms(execution, each, calls, weights)
+        for execution, each, calls in zip(executions, distinct, spent, strict=True)
     ]
 
 
-def _terms(execution: Execution, distinct: float, weights: Reward) -> RewardTerms:
+def _terms(execution: Execution, distinct: float, spent: float, weights: RewardWeights) -> Reward:
     performance = weights.performance * execution.pass_rate
     complexity = weights.complexity * execution.complexity
+    efficiency = weights.efficiency * inefficiency(spent)
     diversity = weights.diversity * distinct
     penalty = weights.format if execution.status == "invalid" else 0.0
-    total = performance - complexity + diversity - penalty
-    return RewardTerms(total=total, performance=performance, complexity=complexity, diversity=diversity, format=penalty)
+    terms = {
+        "performance": performance,
+        "complexity": complexity,
+        "efficiency": efficiency,
+        "diversity": diversity,
+        "format": penalty,
+    }
+    return Reward(total=performance - complexity - efficiency + diversity - penalty, terms=terms)
+
+
+def inefficiency(spent: float) -> float:
+    """What is charged in [0, 1) for having spent as much as so many single calls."""
+    excess = max(0.0, spent - 1.0)
+    return excess / (excess + _HALF_EXCESS)
+
+
+def spent_calls(executions: Sequence[Execution], by: EfficiencyBy) -> list[float]:
+    """What each execution of a group spent, in units of one call.
+
+    The unit is the mean cost of a `generate` request that was answered in the group, of the dearest worker; where there
+    is none, or at no cost, requests are counted. A request that nobody waited for is charged as one call.
+    """
+    unit = _single_call(executions, by)
+    if not unit:
+        by, unit = "calls", 1.0
+    return [
+        sum(_cost(call, by) / unit + call.requests - call.answered for call in execution.calls)
+        for execution in executions
+    ]
+
+
+def _single_call(executions: Sequence[Execution], by: EfficiencyBy) -> float:
+    costs = defaultdict[str, list[float]](list)
+    for execution in executions:
+        for call in execution.calls:
+            if call.operator == "generate" and call.answered:
+                costs[call.worker].append(_cost(call, by))
+    return max(map(fmean, costs.values()), default=0.0)
+
+
+def _cost(call: WorkerCall, by: EfficiencyBy) -> float:
+    match by:
+        case "tokens":
+            return call.tokens
+        case "calls":
+            return call.answered
+        case "dollars":
+            return call.cost_usd
+        case "seconds":
+            return call.seconds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple
 
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from fastgrpo.kernels import rows_torch
 from fastgrpo.kernels.backend import triton_runs
-from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
+from fastgrpo.kernels.reference import LogitTransform, LossOptions, SoftmaxSums, TokenInputs
 from fastgrpo.kernels.tuning import CHUNK_BYTES, COLUMN_MULTIPLE, FP32_SUM_BYTES, chunk_rows, forward_chunk
 
-# Rows of a report [F, N], fp32; the last six are the fields of `reference.PolicyLoss`.
-REPORT = ("logprob", "entropy", "loss", "kl", "ratio", "clipped_low", "clipped_high", "importance_capped")
+# Rows of a report [F, N], fp32; the last five are the fields of `reference.PolicyLoss`.
+REPORT = ("logprob", "entropy", "loss", "kl", "clipped_low", "clipped_high", "importance_capped")
 
 
 class Gradients(NamedTuple):
@@ -36,29 +35,6 @@ class Head(NamedTuple):
     transform: LogitTransform
 
 
-class SoftmaxSums(NamedTuple):
-    """What is known of each row's softmax after some of its logits x, fp32 [N]; x counts before the temperature t.
-
-    largest: max x. total: sum of e = exp((x - largest) / t). weighted: sum of e (x - largest) / t. target: the
-    target's x, 0 until its part has been seen.
-    """
-
-    largest_N: Tensor
-    total_N: Tensor
-    weighted_N: Tensor
-    target_N: Tensor
-
-    @classmethod
-    def empty(cls, targets_N: Tensor) -> SoftmaxSums:
-        """Nothing seen yet. The largest is finite, so that its distance to itself is 0."""
-        zeros_3N = targets_N.new_zeros(3, len(targets_N), dtype=torch.float32)
-        return cls(zeros_3N.new_full((len(targets_N),), -1e30), *zeros_3N.unbind())
-
-    def rows(self, rows: slice) -> SoftmaxSums:
-        """A view of some rows."""
-        return SoftmaxSums(*(value_N[rows] for value_N in self))
-
-
 class _LogitChunk(NamedTuple):
     rows: slice
     columns: slice
@@ -66,16 +42,12 @@ class _LogitChunk(NamedTuple):
     logits_CV: Tensor
 
 
-@contextmanager
-def _fp32_sums() -> Iterator[None]:
-    """Keeps partial sums of bf16 products in fp32: torch lets cuBLAS add the parts of a long product in bf16."""
-    flags = torch.backends.cuda.matmul
-    before = flags.allow_bf16_reduced_precision_reduction
-    flags.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        flags.allow_bf16_reduced_precision_reduction = before
+def sum_in_fp32() -> None:
+    """Keep partial sums of bf16 products in fp32 from now on: torch lets cuBLAS add the parts of a long one in bf16.
+
+    For the whole process, and never undone: vLLM may decode in another thread, and the flag is torch's for all of them.
+    """
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def row_passes(device: torch.device) -> ModuleType:
@@ -87,7 +59,6 @@ def row_passes(device: torch.device) -> ModuleType:
     return rows_torch
 
 
-@_fp32_sums()
 def logprob_forward(
     hidden_NH: Tensor, targets_N: Tensor, head: Head, *, entropy: bool, chunk: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -101,7 +72,6 @@ def logprob_forward(
     return logprob_N, log_total_N - sums.weighted_N / sums.total_N if entropy else log_total_N[:0]
 
 
-@_fp32_sums()
 def logprob_backward(
     hidden_NH: Tensor,
     targets_N: Tensor,
@@ -124,7 +94,6 @@ def logprob_backward(
     return total.result()
 
 
-@_fp32_sums()
 def loss_and_gradients(
     hidden_NH: Tensor,
     targets_N: Tensor,
@@ -181,10 +150,13 @@ def _logit_chunks(
     hidden_NH: Tensor, head: Head, kept_K: Tensor | None, chunk: tuple[int, int]
 ) -> Iterator[_LogitChunk]:
     """Each chunk's logits, row by row of chunks; their buffer is the same memory every time but with a bias."""
+    sum_in_fp32()
     rows_total, vocabulary = len(hidden_NH) if kept_K is None else len(kept_K), len(head.weight_VH)
     # Aligned rows: wide loads and the matrix units' fast path for any vocabulary.
     pitch = -(-chunk[1] // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
     buffer_CV = hidden_NH.new_empty(min(chunk[0], rows_total) if head.bias_V is None else 0, pitch)
+    # oneDNN reads the padding too, and multiplies it by 0, which does not make up for a NaN.
+    buffer_CV[:, chunk[1] :].zero_()
     for start in range(0, rows_total, chunk[0]):
         rows = slice(start, min(start + chunk[0], rows_total))
         hidden_CH = hidden_NH[rows] if kept_K is None else hidden_NH[kept_K[rows]]

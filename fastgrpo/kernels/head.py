@@ -12,7 +12,7 @@ from fastgrpo.kernels.reference import Ratio, TokenInputs
 
 
 class LossStatistics(NamedTuple):
-    """Sums over computed tokens, 0-d fp32 on the device, so that micro-batches add up; `ratio_max` is a maximum."""
+    """Sums over computed tokens, 0-d fp32 on the device, so that micro-batches add up."""
 
     tokens: Tensor
     entropy: Tensor
@@ -20,12 +20,10 @@ class LossStatistics(NamedTuple):
     clipped_low: Tensor
     clipped_high: Tensor
     importance_capped: Tensor
-    ratio_max: Tensor
 
     def merge(self, other: LossStatistics) -> LossStatistics:
         """Statistics of both micro-batches together."""
-        sums = [mine + theirs for mine, theirs in zip(self[:-1], other[:-1], strict=True)]
-        return LossStatistics._make([*sums, torch.maximum(self.ratio_max, other.ratio_max)])
+        return LossStatistics._make(mine + theirs for mine, theirs in zip(self, other, strict=True))
 
 
 class LossOutput(NamedTuple):

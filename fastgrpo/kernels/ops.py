@@ -6,7 +6,7 @@ Values that live on the device (targets in range, which tokens count) are checke
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional, cast
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ def _begin_fetch(values: Tensor) -> Callable[[], list[int]]:
 
 
 @linear_logprob.register_fake
-def _(hidden_NH, weight_VH, bias_V, targets_N, temperature, softcap, entropy, chunk):
+def _(hidden_NH: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    entropy = rest[-2]
     rows = hidden_NH.shape[0]
     return (
         hidden_NH.new_empty(rows, dtype=torch.float32),
@@ -103,7 +104,14 @@ def linear_logprob_backward(
 
 
 @linear_logprob_backward.register_fake
-def _(grad_logprob_N, grad_entropy_N, hidden_NH, weight_VH, bias_V, *rest):
+def _(
+    grad_logprob_N: Tensor,
+    grad_entropy_N: Tensor | None,
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
     return _fake_gradients(hidden_NH, weight_VH, bias_V, rest[-2])
 
 
@@ -114,12 +122,12 @@ def _fake_gradients(
     return tuple(torch.empty_like(x) if want and x is not None else hidden_NH.new_empty(0) for x, want in pairs)
 
 
-def _save_logprob(ctx, inputs, output) -> None:
+def _save_logprob(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     hidden_NH, weight_VH, bias_V, targets_N, ctx.temperature, ctx.softcap, ctx.entropy, ctx.chunk = inputs
     ctx.save_for_backward(hidden_NH, weight_VH, bias_V, targets_N, *output)
 
 
-def _differentiate_logprob(ctx, grad_logprob_N: Tensor, grad_entropy_N: Tensor):
+def _differentiate_logprob(ctx: Any, grad_logprob_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
     hidden_NH, weight_VH, bias_V, targets_N, logprob_N, entropy_N = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:3])
     grads = torch.ops.fastgrpo.linear_logprob_backward(
@@ -181,9 +189,8 @@ def linear_grpo_loss(
     )
     sums_F = report_FN.nansum(dim=1)
     computed = report_FN[0].isnan().logical_not_().sum().to(torch.float32)
-    largest = report_FN[4].amax() if report_FN.shape[1] else sums_F.new_zeros(())
     # Slices, as a list of indices would be copied to the device and wait for it.
-    statistics = torch.cat([computed[None], sums_F[1:2], sums_F[3:4], sums_F[5:], largest[None]])
+    statistics = torch.cat([computed[None], sums_F[1:2], sums_F[3:]])
     return sums_F[2].clone(), report_FN, statistics, *gradients
 
 
@@ -210,10 +217,10 @@ def _begin_selection(
 
 
 @linear_grpo_loss.register_fake
-def _(hidden_NH, weight_VH, bias_V, *rest):
+def _(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     report_FN = hidden_NH.new_empty(len(chunked.REPORT), hidden_NH.shape[0], dtype=torch.float32)
     gradients = _fake_gradients(hidden_NH, weight_VH, bias_V, rest[-2])
-    return report_FN.new_empty(()), report_FN, report_FN.new_empty(7), *gradients
+    return report_FN.new_empty(()), report_FN, report_FN.new_empty(6), *gradients
 
 
 @torch.library.custom_op("fastgrpo::scale_", mutates_args=("gradient",))
@@ -228,17 +235,17 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
 
 
 @scale_.register_fake
-def _(gradient, factor):
+def _(gradient: Tensor, factor: Tensor) -> None:
     return None
 
 
-def _save_loss(ctx, inputs, output) -> None:
+def _save_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.wanted = inputs[-2]
     ctx.save_for_backward(*output[3:])
 
 
-def _differentiate_loss(ctx, grad_loss: Tensor | None, *_):
+def _differentiate_loss(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     gradients = ctx.saved_tensors
     for gradient, want in zip(gradients, ctx.wanted, strict=True):
         if want and grad_loss is not None:

@@ -59,10 +59,32 @@ class PolicyLoss(NamedTuple):
 
     loss_N: Tensor
     kl_N: Tensor
-    ratio_N: Tensor
     clipped_low_N: Tensor
     clipped_high_N: Tensor
     importance_capped_N: Tensor
+
+
+class SoftmaxSums(NamedTuple):
+    """What is known of each row's softmax after some of its logits x, fp32 [N]; x counts before the temperature t.
+
+    largest: max x. total: sum of e = exp((x - largest) / t). weighted: sum of e (x - largest) / t. target: the
+    target's x, 0 until its part has been seen.
+    """
+
+    largest_N: Tensor
+    total_N: Tensor
+    weighted_N: Tensor
+    target_N: Tensor
+
+    @classmethod
+    def empty(cls, targets_N: Tensor) -> SoftmaxSums:
+        """Nothing seen yet. The largest is finite, so that its distance to itself is 0."""
+        zeros_3N = targets_N.new_zeros(3, len(targets_N), dtype=torch.float32)
+        return cls(zeros_3N.new_full((len(targets_N),), -1e30), *zeros_3N.unbind())
+
+    def rows(self, rows: slice) -> SoftmaxSums:
+        """A view of some rows."""
+        return SoftmaxSums(*(value_N[rows] for value_N in self))
 
 
 def scaled_logits(raw_NV: Tensor, transform: LogitTransform) -> Tensor:
@@ -115,7 +137,7 @@ def policy_loss(logprobs_N: Tensor, tokens: TokenInputs, options: LossOptions) -
         kl_N = difference_N.exp() - difference_N - 1.0
         loss_N = loss_N + options.kl_weight * kl_N
     flags = (below_N.to(old_N.dtype), above_N.to(old_N.dtype), capped_N)
-    return PolicyLoss(loss_N * tokens.token_weights_N, kl_N.detach(), ratio_N.detach(), *flags)
+    return PolicyLoss(loss_N * tokens.token_weights_N, kl_N.detach(), *flags)
 
 
 def policy_loss_slope(logprobs_N: Tensor, tokens: TokenInputs, options: LossOptions) -> Tensor:

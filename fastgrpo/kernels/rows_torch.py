@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from fastgrpo.kernels.reference import (
     LogitTransform,
     LossOptions,
+    SoftmaxSums,
     TokenInputs,
     policy_loss,
     policy_loss_slope,
     scaled_logits,
 )
-
-if TYPE_CHECKING:
-    from fastgrpo.kernels.chunked import SoftmaxSums
 
 
 def fold_rows(

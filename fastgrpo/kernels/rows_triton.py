@@ -7,18 +7,13 @@ Exponentials are taken in base 2, the hardware's, as one multiply-add and one in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastgrpo.kernels.reference import LOG_RATIO_BOUND, LogitTransform, LossOptions, TokenInputs
+from fastgrpo.kernels.reference import LOG_RATIO_BOUND, LogitTransform, LossOptions, SoftmaxSums, TokenInputs
 from fastgrpo.kernels.tuning import RowBlock, loss_row_block, resident_rows, row_block
-
-if TYPE_CHECKING:
-    from fastgrpo.kernels.chunked import SoftmaxSums
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -169,7 +164,7 @@ def _policy_loss(
         kl = tl.exp(bounded) - bounded - 1.0
         loss += kl_weight * kl
         d_loss += tl.where(tl.abs(distance) > BOUND, 0.0, kl_weight * (1.0 - tl.exp(bounded)))
-    return loss * weight, d_loss * weight, kl, ratio, below, above, capped
+    return loss * weight, d_loss * weight, kl, below, above, capped
 
 
 @triton.jit
@@ -230,7 +225,7 @@ def _loss_kernel(
         largest, total, weighted = _row_statistics(row_ptr, vocabulary, softcap, scale, SOFTCAP, True, LANES, UNROLL)
         entropy = (tl.log2(total) - weighted / total) * LN_2
         logprob = (_capped(target_raw, softcap, SOFTCAP) - largest) * (scale * LN_2) - tl.log(total)
-        loss, d_loss, kl, ratio, below, above, capped = _policy_loss(
+        loss, d_loss, kl, below, above, capped = _policy_loss(
             logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
             low, high, kl_weight, tis_cap, RATIO,
         )  # fmt: skip
@@ -239,10 +234,9 @@ def _loss_kernel(
         tl.store(cell_ptr + report_pitch, entropy)
         tl.store(cell_ptr + 2 * report_pitch, loss)
         tl.store(cell_ptr + 3 * report_pitch, kl)
-        tl.store(cell_ptr + 4 * report_pitch, ratio)
-        tl.store(cell_ptr + 5 * report_pitch, below.to(tl.float32))
-        tl.store(cell_ptr + 6 * report_pitch, above.to(tl.float32))
-        tl.store(cell_ptr + 7 * report_pitch, capped.to(tl.float32))
+        tl.store(cell_ptr + 4 * report_pitch, below.to(tl.float32))
+        tl.store(cell_ptr + 5 * report_pitch, above.to(tl.float32))
+        tl.store(cell_ptr + 6 * report_pitch, capped.to(tl.float32))
         if GRADIENT:
             tl.debug_barrier()  # every thread has the target's logit before any overwrites it
             _write_dlogits(

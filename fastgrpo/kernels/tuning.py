@@ -1,4 +1,4 @@
-"""Chunk and block sizes by shape. `python bench/bench_loss_head.py --tune` measures the table's rows on a GPU."""
+"""Chunk and block sizes by shape. `python bench/tune_loss_head.py` measures the table's rows on a GPU."""
 
 from __future__ import annotations
 

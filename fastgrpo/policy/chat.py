@@ -1,35 +1,141 @@
-"""Text into token ids, once: with the tokenizer's chat template where it has one, as plain text where it has none."""
+"""Text into token ids and back: with the tokenizer's chat template where it has one, as plain text where it has none.
+
+Turns are only ever appended to the ids that were sampled, never rendered again: templates drop earlier thoughts or
+strip spaces, and the policy would then be trained on what it did not write.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-_ANSWER = "\x00answer\x00"
+from jinja2 import TemplateError
+
+from fastgrpo.config import Model
+from fastgrpo.errors import UserError
+from fastgrpo.policy.model import load_tokenizer
+
+_ANSWER = "(the answer)"
+_THINK = "<think>"
 
 
-def prompt_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a first user turn, ready for the policy to write."""
-    if not tokenizer.chat_template:
-        return tokenizer.encode(text)
-    rendered = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
-    return tokenizer.encode(rendered, add_special_tokens=False)
+@dataclass
+class Chat:
+    """A conversation with the policy in token ids.
+
+    `extra_stop_ids`: ends of a completion besides the tokenizer's own and the template's end of a turn.
+    `system_prompt` opens every conversation where it is not empty. `template_kwargs` reach the chat template, as
+    `enable_thinking` does.
+
+    Raises UserError where one of them is given without a chat template, or where the template refuses them.
+    """
+
+    tokenizer: Any
+    extra_stop_ids: Sequence[int] = ()
+    system_prompt: str = ""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.chat_template:
+            self._render([*self._system, _turn("user", "?")])
+        elif self.system_prompt or self.template_kwargs:
+            key = "system_prompt" if self.system_prompt else "chat_template_kwargs"
+            raise UserError(f"model.{key} needs a chat template, which the model's tokenizer has not: unset it")
+
+    @cached_property
+    def turn_end_id(self) -> int:
+        """The token that ends the policy's turn: the one that the template writes there, else the tokenizer's."""
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        first = self._ids(self._after_answer("?").lstrip())[:1] if self.tokenizer.chat_template else []
+        return first[0] if first and first[0] in special else self.tokenizer.eos_token_id
+
+    @cached_property
+    def stop_token_ids(self) -> list[int]:
+        """Every token that ends a completion."""
+        return sorted({self.tokenizer.eos_token_id, self.turn_end_id, *self.extra_stop_ids})
+
+    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a first user turn, or of a conversation's messages, ready for the policy to write."""
+        turns = [_turn("user", prompt)] if isinstance(prompt, str) else [dict(message) for message in prompt]
+        if not self.tokenizer.chat_template:
+            return self.tokenizer.encode("\n".join(turn["content"] for turn in turns))
+        system = [] if turns[0]["role"] == "system" else self._system
+        return self._ids(self._render([*system, *turns]))
+
+    def feedback_ids(self, text: str, last_id: int) -> list[int]:
+        """Ids that follow a completion ending in token `last_id`: its end, the user's feedback, the next opening."""
+        if not self.tokenizer.chat_template:
+            return self._ids(text)
+        rest = self._after_answer(text)
+        before, end, after = rest.partition(self.tokenizer.decode([self.turn_end_id]))
+        written = last_id == self.turn_end_id and end and not before.strip()
+        return self._ids(after if written else rest)
+
+    def completion_ids(self, text: str) -> list[int]:
+        """Ids of what the policy is taught to write, its end included.
+
+        Thoughts that the template has opened already are not opened twice.
+        """
+        if self.tokenizer.chat_template and text.startswith(_THINK) and self._opens_thoughts:
+            text = text.removeprefix(_THINK).lstrip("\n")
+        return [*self._ids(text), self.turn_end_id]
+
+    def text(self, completion_ids: Sequence[int]) -> str:
+        """What the policy wrote, without the token that ended it; tags that are special tokens, as `</think>`, stay."""
+        ended = len(completion_ids) > 0 and completion_ids[-1] in self.stop_token_ids
+        ids = completion_ids[:-1] if ended else completion_ids
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    @cached_property
+    def _opens_thoughts(self) -> bool:
+        return self._render([_turn("user", "?")]).rstrip().endswith(_THINK)
+
+    @property
+    def _system(self) -> list[dict[str, str]]:
+        return [_turn("system", self.system_prompt)] if self.system_prompt else []
+
+    def _after_answer(self, text: str) -> str:
+        """What the template writes from the end of an answer to the opening of the next one, `text` said between."""
+        turns = [_turn("user", "?"), _turn("assistant", _ANSWER), _turn("user", text)]
+        _, answer, after = self._render(turns).partition(_ANSWER)
+        if not answer:
+            raise UserError("the model's chat template leaves out the assistant's turns: give it one that shows them")
+        return after
+
+    def _render(self, turns: list[dict[str, str]]) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the model's chat template fails: {error}; check model.system_prompt and model.chat_template_kwargs"
+            ) from error
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
-def feedback_ids(tokenizer: Any, text: str, last_id: int) -> list[int]:
-    """Ids that follow a completion ending in token `last_id`: its end, the user's feedback, the next turn's opening."""
-    if tokenizer.chat_template:
-        turns = [("user", "?"), ("assistant", _ANSWER), ("user", text)]
-        rendered = tokenizer.apply_chat_template(
-            [{"role": role, "content": content} for role, content in turns], tokenize=False, add_generation_prompt=True
-        )
-        text = rendered.split(_ANSWER, 1)[1]
-        if last_id == tokenizer.eos_token_id:
-            text = text.removeprefix(tokenizer.eos_token)
-    return tokenizer.encode(text, add_special_tokens=False)
+def load_chat(path: str | os.PathLike[str], config: Model) -> Chat:
+    """The conversation with the model in a Hugging Face folder. Raises UserError as `load_tokenizer` and `Chat` do."""
+    kwargs = json.loads(config.chat_template_kwargs or "{}")
+    return Chat(load_tokenizer(path), end_token_ids(Path(path)), config.system_prompt, kwargs)
 
 
-def completion_ids(tokenizer: Any, text: str) -> list[int]:
-    """Ids of what the policy is taught to write, its end-of-sequence token included."""
-    return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+def end_token_ids(path: Path) -> list[int]:
+    """The end tokens that the folder's generation_config.json and config.json list: several in Llama 3 and Gemma 3."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        if (path / name).exists():
+            ids = json.loads((path / name).read_text(encoding="utf-8")).get("eos_token_id")
+            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return found
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

@@ -7,27 +7,20 @@ whole for one forward and one backward. The parts are fp32 and are the master we
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from fastgrpo.errors import UserError
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.ranks.collectives import awaiting, rank_and_world
-from fastgrpo.training.checkpoint import load_tensors, save_tensors
-from fastgrpo.training.optimizer import AdamW, StepReport, clip_gradients
-
-if TYPE_CHECKING:
-    from fastgrpo.policy.model import Policy
 
 
 def load_sharded(path: Path, device: torch.device, dtype: torch.dtype, *, trained: bool) -> Any:
@@ -71,87 +64,6 @@ def gathered(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor
         with awaiting("the other ranks' parts of the weights"):
             whole = part.full_tensor()
         yield name, whole
-
-
-def optimizer_of(policy: Policy, *, offload: bool = False, **options: Any) -> AdamW | ShardedAdamW:
-    """AdamW for the policy's parameters, over ranks as they are; the options are those of both classes."""
-    if policy.sharded_as is not None:
-        return ShardedAdamW(policy.model.parameters(), **options)
-    return AdamW(policy.model.parameters(), offload=offload, **options)
-
-
-class ShardedAdamW:
-    """torch's AdamW on the parts of a sharded model, with the face and the rules of `optimizer.AdamW`.
-
-    FSDP2 leaves each part's gradient, summed over micro-batches and ranks in fp32, in `parameter.grad`.
-    """
-
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        *,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        skip_grad_norm: float = math.inf,
-    ) -> None:
-        """Gradients are clipped to a global norm of `max_grad_norm`; above `skip_grad_norm` the step is skipped."""
-        self.lr, self.max_grad_norm, self.skip_grad_norm = lr, max_grad_norm, skip_grad_norm
-        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in self._parameters if parameter.ndim > 1]},
-            {"params": [parameter for parameter in self._parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self._adam = torch.optim.AdamW(groups, lr, betas, eps, weight_decay, fused=True)
-        for parameter in self._parameters:
-            # What torch makes at the first step: a checkpoint is loaded into it.
-            self._adam.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-    def step(self) -> StepReport:
-        """Apply the gradients gathered since the last step and forget them. Collective over the ranks."""
-        gradients = [_local(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
-        report = clip_gradients(gradients, self.max_grad_norm, self.skip_grad_norm)
-        if not report.skipped:
-            for group in self._adam.param_groups:
-                group["lr"] = self.lr
-            self._adam.step()
-        self.zero_grad()
-        return report
-
-    def zero_grad(self) -> None:
-        """Forget the gradients gathered since the last step."""
-        self._adam.zero_grad()
-
-    def save(self, folder: Path) -> None:
-        """Write master weights and moments into `folder`, each rank its own; they load on any number of ranks."""
-        save_tensors(self._state(), folder)
-
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, the parameters included; each rank reads its own parts."""
-        tensors = self._state()
-        load_tensors(tensors, folder)
-        for parameter, steps in zip(self._parameters, tensors["steps"], strict=True):
-            self._adam.state[parameter]["step"].copy_(steps)
-
-    def _state(self) -> dict[str, Tensor]:
-        """Master weights and moments, in the memory where they are used."""
-        states = [self._adam.state[parameter] for parameter in self._parameters]
-        tensors = {"steps": torch.stack([state["step"] for state in states])}
-        for index, (parameter, state) in enumerate(zip(self._parameters, states, strict=True)):
-            tensors[f"{index}.master"] = parameter.detach()
-            tensors |= {f"{index}.{name}": state[name] for name in ("exp_avg", "exp_avg_sq")}
-        return tensors
-
-
-def _local(tensor: Tensor) -> Tensor:
-    assert isinstance(tensor, DTensor), "the gradient of a sharded parameter is sharded"
-    return tensor.to_local()
 
 
 def _reader(path: Path) -> Callable[[str], Tensor]:

@@ -7,21 +7,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
+from fastgrpo.config import Config
 from fastgrpo.errors import UserError
+from fastgrpo.kernels.reference import scaled_logits
+from fastgrpo.policy.architecture import check_architecture, check_readable, check_weights, logit_transform
 from fastgrpo.policy.fsdp import gathered, load_sharded
 from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights
 from fastgrpo.policy.packed_attention import PACKED
@@ -59,8 +66,28 @@ class Policy:
         """The output projection, [V, H]; with tied embeddings the embedding itself."""
         return self.model.get_output_embeddings().weight
 
+    @property
+    def head_bias(self) -> nn.Parameter | None:
+        """The output projection's bias, [V], where it has one."""
+        return getattr(self.model.get_output_embeddings(), "bias", None)
+
+    def head(self, temperature: float) -> dict[str, Any]:
+        """The head's arguments of `kernels.linear_logprob` and `linear_grpo_loss`, at a sampling temperature."""
+        transform = logit_transform(self.model.config)
+        return {
+            "weight_VH": self.head_weight,
+            "bias": self.head_bias,
+            "softcap": transform.softcap,
+            "temperature": temperature * transform.temperature,
+        }
+
+    def logits(self, hidden_TH: Tensor) -> Tensor:
+        """logits_TV (fp32) at temperature 1; meant for few tokens."""
+        raw_TV = functional.linear(hidden_TH, self.head_weight, self.head_bias)
+        return scaled_logits(raw_TV, logit_transform(self.model.config))
+
     def gathered(self, compute: Callable[[], Result]) -> Result:
-        """`compute()`, which calls `hidden` or `forward` and reads `head_weight`: only here is a sharded one whole."""
+        """Run `compute`, which calls `hidden` or `forward` and reads the head, with all parameters gathered."""
         if self.sharded_as is None:
             return compute()
         with within(STEP_WAIT_S, LATE):
@@ -77,17 +104,7 @@ class Policy:
 
     def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
         """`hidden` from what describes the packing."""
-        output = self.model.base_model(
-            input_ids=input_ids_T[None],
-            position_ids=position_ids_T[None],
-            use_cache=False,
-            cu_seq_lens_q=runs.cu_queries_S,
-            cu_seq_lens_k=runs.cu_keys_S,
-            max_length_q=runs.max_queries,
-            max_length_k=runs.max_keys,
-            key_index_U=runs.key_index_U,
-        )
-        return output.last_hidden_state.squeeze(0)
+        return self.model.base_model(**_inputs(input_ids_T, position_ids_T, runs)).last_hidden_state.squeeze(0)
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -97,8 +114,8 @@ class Policy:
         input_ids_T = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
         cu_seqlens_S = torch.tensor([0, *lengths], device=self.device).cumsum(0).int()
         runs = Runs(cu_seqlens_S, max(lengths), cu_seqlens_S, max(lengths))
-        logits_TV = self.gathered(lambda: self.forward(input_ids_T, positions, runs) @ self.head_weight.T)
-        logprobs_TV = logits_TV.float().log_softmax(-1)
+        logits_TV = self.gathered(lambda: self.logits(self.forward(input_ids_T, positions, runs)))
+        logprobs_TV = logits_TV.log_softmax(-1)
         # What a sequence's last token would predict is the next sequence's first: rolled in, then left out.
         logprobs_T = logprobs_TV.gather(1, input_ids_T.roll(-1)[:, None]).squeeze(1)
         return [part[:-1] for part in logprobs_T.split(lengths)]
@@ -112,7 +129,7 @@ class Policy:
         add_adapters(self.model, self.model.base_model, rank, alpha)
         self.adapted = True
 
-    def activation_checkpointing(self, enabled: bool) -> None:
+    def gradient_checkpointing(self, enabled: bool) -> None:
         """Keep one hidden state a layer and recompute the rest in backward: memory for a third more arithmetic."""
         if enabled:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -144,7 +161,7 @@ class Policy:
         # A view of vLLM's stacked tensors would be saved with its whole storage.
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if first}
         if first:
-            self._whole_model().save_pretrained(folder, state_dict=state)
+            _save_model(self._whole_model(), Path(folder), state)
             self.tokenizer.save_pretrained(folder)
 
     def _whole_model(self) -> PreTrainedModel:
@@ -165,22 +182,39 @@ class BasePolicy(Policy):
             return Policy.forward(self, input_ids_T, position_ids_T, runs)
 
 
+def policy_device() -> torch.device:
+    """This process's GPU where there is one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def policy_dtype(config: Config) -> torch.dtype:
+    """The type of the weights, in vLLM and in the trainer alike."""
+    if config.engine.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, config.engine.dtype)
+
+
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder. Raises UserError if the folder has none, or one without an end token."""
     _check_folder(Path(path))
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {path} has no eos_token, which ends a completion: set it and save it there")
     return tokenizer
 
 
 def load_config(path: str | os.PathLike[str]) -> PretrainedConfig:
-    """The architecture of a Hugging Face folder. Raises UserError if it is not a causal LM with its tokenizer."""
+    """The architecture of a Hugging Face folder.
+
+    Raises UserError if it is not a causal LM with its tokenizer, or one that cannot be trained.
+    """
     _check_folder(Path(path))
     try:
-        return AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        check_architecture(Path(path), config)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"model folder {path} has no usable config.json: {_first_line(error)}") from error
+    return config
 
 
 def load_policy(
@@ -188,7 +222,7 @@ def load_policy(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    activation_checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
     compile_layers: bool = False,
     lora_rank: int = 0,
     lora_alpha: float = 32.0,
@@ -199,30 +233,91 @@ def load_policy(
 
     `lora_rank` 0 trains all weights. `sharded` over all ranks; one that is not to be `trained` is smaller then.
 
-    Raises UserError if the folder is not a causal LM with its tokenizer.
+    Raises UserError if the folder is not a causal LM with its tokenizer and all of its weights, or one whose attention
+    or head is not known here.
     """
-    transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = load_tokenizer(path)
-        if sharded:
-            model = load_sharded(Path(path), torch.device(device), dtype, trained=trained)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED)
-            model.to(torch.device(device))  # type: ignore[arg-type]
-    except (ValueError, OSError, KeyError) as error:
-        reason = _first_line(error)
-        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
+    load_config(path)
+    tokenizer = load_tokenizer(path)
+    model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
+    for module in model.modules():
+        # vLLM has none: what is trained would not be what sampled.
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
+    vocabulary = len(policy.head_weight)
+    if tokenizer.eos_token_id >= vocabulary:
+        raise UserError(
+            f"the tokenizer in {path} ends with token {tokenizer.eos_token_id} and the model knows {vocabulary}: give"
+            " the model that row with resize_token_embeddings, or the tokenizer another eos_token"
+        )
+    if not sharded:
+        _check_head(Path(path), policy)
     if lora_rank:
         policy.add_lora(lora_rank, lora_alpha)
-    policy.activation_checkpointing(activation_checkpointing)
+    policy.gradient_checkpointing(gradient_checkpointing)
     if compile_layers:
         policy.compile_layers()
     return policy
 
 
+def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded: bool, trained: bool) -> Any:
+    transformers_logging.disable_progress_bar()
+    try:
+        if sharded:
+            return load_sharded(path, device, dtype, trained=trained)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "trust_remote_code": False}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
+        reason = _first_line(error)
+        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
+    model, found = loaded
+    model.to(device)
+    check_weights(path, model, found["missing_keys"])
+    return model
+
+
+@torch.no_grad()
+def _check_head(path: Path, policy: Policy) -> None:
+    """Raise UserError where the model's own logits are not those of `Policy.logits`, which the loss is made of."""
+    bounds = torch.tensor([0, 2], dtype=torch.int32, device=policy.device), 2
+    ids = torch.arange(2, device=policy.device)
+    runs = Runs(*bounds, *bounds)
+    theirs = policy.model(**_inputs(ids, ids, runs)).logits.squeeze(0).float()
+    ours = policy.logits(policy.forward(ids, ids, runs))
+    if not bool((theirs - ours).abs().max() <= 0.02 * theirs.abs().max()):
+        kind = type(policy.model).__name__
+        raise UserError(
+            f"model folder {path}: {kind} does more to its logits than is known here, so it cannot be trained"
+        )
+
+
+def _inputs(input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> dict[str, Any]:
+    """The arguments of a transformers model for one packed row."""
+    return {
+        "input_ids": input_ids_T[None],
+        "position_ids": position_ids_T[None],
+        "use_cache": False,
+        "cu_seq_lens_q": runs.cu_queries_S,
+        "cu_seq_lens_k": runs.cu_keys_S,
+        "max_length_q": runs.max_queries,
+        "max_length_k": runs.max_keys,
+        "key_index_U": runs.key_index_U,
+    }
+
+
+def _save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) -> None:
+    """Write model and generation settings as they came: transformers refuses to save some of those that it loads."""
+    settings, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        model.generation_config = settings
+    if settings is not None:
+        settings.to_json_file(folder / "generation_config.json")
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_folder(path: Path) -> None:
@@ -232,6 +327,7 @@ def _check_folder(path: Path) -> None:
     }
     if not path.is_dir():
         raise UserError(f"model folder {path} does not exist; --model takes a local Hugging Face folder")
+    check_readable(path)
     for name, fix in needed.items():
         if not (path / name).is_file():
             raise UserError(f"model folder {path} has no {name}: {fix}")

@@ -7,12 +7,14 @@ computed. A prompt that several sequences share is computed once; its keys are g
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
+
+from fastgrpo.errors import UserError
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -26,6 +28,13 @@ except ImportError:
     VARLEN_OPTIONS = frozenset()
 
 PACKED = "fastgrpo_packed"
+# Arguments of attention layers that no implementation here knows.
+REFUSED = {
+    "s_aux": "sinks",
+    "position_bias": "position biases",
+    "indices": "sparse keys",
+    "block_indices": "sparse keys",
+}
 
 
 def packed_attention(
@@ -42,30 +51,68 @@ def packed_attention(
     key_index_U: Tensor | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each run over its keys, for B = 1 row, H query heads and G <= H key/value heads.
 
-    The last query of a run sees all of its keys, the one before it all but one, and so on.
-    flash-attn on a GPU where installed, else torch's own varlen attention; one fused call per run on CPU, and in
-    fp32, which neither knows.
-    Returns (output_BTHD, None). Raises ValueError if a sequence is longer than a layer's sliding window.
+    The last query of a run sees all of its keys, the one before it all but one, and so on; with a `sliding_window` the
+    newest of these only. `softcap` bounds the scaled scores s to softcap * tanh(s / softcap). There is no dropout, as
+    there is none in vLLM. flash-attn on a GPU where installed, else torch's own varlen attention; one call per run on
+    CPU, and in fp32, which neither knows.
+    Returns (output_BTHD, None). Raises UserError naming what a model asks for beyond that.
     """
-    if sliding_window is not None and max_length_k > sliding_window:
-        raise ValueError(f"a sequence of {max_length_k} tokens exceeds the model's sliding window of {sliding_window}")
+    _refuse(others)
     query_THD, key_UGD, value_UGD = (x.squeeze(0).transpose(0, 1) for x in (query_BHTD, key_BGTD, value_BGTD))
     if key_index_U is not None:
         key_UGD, value_UGD = _Repeated.apply(key_UGD, key_index_U), _Repeated.apply(value_UGD, key_index_U)
     heads, boundaries = (query_THD, key_UGD, value_UGD), (cu_seq_lens_q, cu_seq_lens_k)
+    scores = Scores(scaling or query_THD.shape[-1] ** -0.5, sliding_window, softcap)
     if not query_BHTD.is_cuda or query_BHTD.dtype == torch.float32:
-        output_THD = _run_by_run(*heads, *boundaries, scaling)
+        output_THD = _run_by_run(*heads, *boundaries, scores)
     elif flash_attn_varlen_func is not None:
         output_THD = flash_attn_varlen_func(
-            *heads, *boundaries, max_length_q, max_length_k, softmax_scale=scaling, causal=True
+            *heads,
+            *boundaries,
+            max_length_q,
+            max_length_k,
+            softmax_scale=scores.scale,
+            causal=True,
+            window_size=scores.window,
+            softcap=softcap or 0.0,
         )
     else:
-        output_THD = _torch_varlen(*heads, (*boundaries, max_length_q, max_length_k), scaling)
+        output_THD = _torch_varlen(*heads, (*boundaries, max_length_q, max_length_k), scores)
     return output_THD.unsqueeze(0), None
+
+
+class Scores(NamedTuple):
+    """What becomes of the products of queries and keys, and how many of the newest keys count; None = no bound."""
+
+    scale: float
+    sliding_window: int | None
+    softcap: float | None
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Keys before and after a query's own that it may see; -1 = all of them."""
+        return (-1 if self.sliding_window is None else self.sliding_window - 1), 0
+
+    def mask(self, queries: int, keys: int, device: torch.device) -> Tensor:
+        """Which of its run's keys each query sees, bool [Q, K]."""
+        mask_QK = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        return mask_QK if self.sliding_window is None else mask_QK.triu(keys - queries - self.sliding_window + 1)
+
+
+def _refuse(others: dict[str, Any]) -> None:
+    """Raise UserError where one of a layer's further arguments would change the result."""
+    asked = [name for name in REFUSED if others.get(name) is not None]
+    if others.get("is_causal") is False:
+        asked.append("is_causal")
+    if asked:
+        raise UserError(
+            f"the model's attention needs {', '.join(REFUSED.get(n, 'to see later tokens') for n in asked)}"
+        )
 
 
 class _Repeated(torch.autograd.Function):
@@ -78,14 +125,14 @@ class _Repeated(torch.autograd.Function):
         return rows_TGD.index_select(0, index_U)
 
     @staticmethod
-    def backward(ctx: Any, grad_UGD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_UGD: Tensor) -> tuple[Tensor, None]:
         (index_U,) = ctx.saved_tensors
         sum_TGD = grad_UGD.new_zeros(ctx.rows, *grad_UGD.shape[1:], dtype=torch.float32)
         return sum_TGD.index_add_(0, index_U, grad_UGD.float()).to(grad_UGD.dtype), None
 
 
 def _run_by_run(
-    query_THD: Tensor, key_UGD: Tensor, value_UGD: Tensor, cu_queries_S: Tensor, cu_keys_S: Tensor, scale: float | None
+    query_THD: Tensor, key_UGD: Tensor, value_UGD: Tensor, cu_queries_S: Tensor, cu_keys_S: Tensor, scores: Scores
 ) -> Tensor:
     lengths = cu_queries_S.diff().tolist(), cu_keys_S.diff().tolist()
     # `split` has one concatenation as its backward; slicing would have a zero tensor of T tokens for each run.
@@ -94,41 +141,56 @@ def _run_by_run(
         value_UGD.transpose(0, 1).split(lengths[1], dim=1),
         strict=True,
     )
-    grouped = query_THD.shape[1] != key_UGD.shape[1]
-    outputs = []
-    for query_HQD, key_GKD, value_GKD in parts:
-        queries, keys = query_HQD.shape[1], key_GKD.shape[1]
-        mask_QK = None
-        if queries < keys:
-            mask_QK = torch.ones(queries, keys, dtype=torch.bool, device=query_THD.device).tril(keys - queries)
-        output_1HQD = functional.scaled_dot_product_attention(
-            query_HQD[None],
-            key_GKD[None],
-            value_GKD[None],
-            attn_mask=mask_QK,
-            is_causal=mask_QK is None,
-            scale=scale,
-            enable_gqa=grouped,
-        )
-        outputs.append(output_1HQD[0])
+    outputs = [_one_run(query_HQD, key_GKD, value_GKD, scores) for query_HQD, key_GKD, value_GKD in parts]
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
+def _one_run(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, scores: Scores) -> Tensor:
+    queries, keys = query_HQD.shape[1], key_GKD.shape[1]
+    if scores.softcap is not None:
+        return _capped(query_HQD, key_GKD, value_GKD, scores)
+    windowed = scores.sliding_window is not None and keys > scores.sliding_window
+    mask_QK = scores.mask(queries, keys, query_HQD.device) if windowed or queries < keys else None
+    output_1HQD = functional.scaled_dot_product_attention(
+        query_HQD[None],
+        key_GKD[None],
+        value_GKD[None],
+        attn_mask=mask_QK,
+        is_causal=mask_QK is None,
+        scale=scores.scale,
+        enable_gqa=len(query_HQD) != len(key_GKD),
+    )
+    return output_1HQD[0]
+
+
+def _capped(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, scores: Scores) -> Tensor:
+    """Gemma 2's attention, which torch's fused one does not know."""
+    assert scores.softcap is not None, "asked for by the caller"
+    copies = len(query_HQD) // len(key_GKD)
+    key_HKD, value_HKD = key_GKD.repeat_interleave(copies, 0), value_GKD.repeat_interleave(copies, 0)
+    scores_HQK = (query_HQD @ key_HKD.mT).float() * scores.scale
+    capped_HQK = scores.softcap * torch.tanh(scores_HQK / scores.softcap)
+    hidden_QK = ~scores.mask(query_HQD.shape[1], key_HKD.shape[1], query_HQD.device)
+    return capped_HQK.masked_fill(hidden_QK, -torch.inf).softmax(-1).to(value_HKD.dtype) @ value_HKD
+
+
 def _torch_varlen(
-    query_THD: Tensor,
-    key_UGD: Tensor,
-    value_UGD: Tensor,
-    boundaries: tuple[Tensor, Tensor, int, int],
-    scale: float | None,
+    query_THD: Tensor, key_UGD: Tensor, value_UGD: Tensor, boundaries: tuple[Tensor, Tensor, int, int], scores: Scores
 ) -> Tensor:
-    """torch's own varlen attention, in the words of torch 2.10 (no scale, `is_causal`) to 2.13 (`enable_gqa`)."""
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in VARLEN_OPTIONS else {"is_causal": True}
+    """torch's own varlen attention, in the words of torch 2.10 (no scale, `is_causal`) to 2.13 (`enable_gqa`).
+
+    Raises UserError for a soft cap, and in torch 2.10 for a sliding window.
+    """
+    if scores.softcap is not None or (scores.sliding_window is not None and "window_size" not in VARLEN_OPTIONS):
+        kind = "soft-capped attention" if scores.softcap is not None else "attention in a sliding window"
+        raise UserError(f"the model's {kind} needs flash-attn on a GPU: pip install 'fastgrpo[flash]'")
+    options: dict[str, Any] = {"window_size": scores.window} if "window_size" in VARLEN_OPTIONS else {"is_causal": True}
     if "enable_gqa" in VARLEN_OPTIONS:
         options["enable_gqa"] = True
     if "scale" in VARLEN_OPTIONS:
-        options["scale"] = scale
-    elif scale is not None:
-        query_THD = query_THD * (scale * query_THD.shape[-1] ** 0.5)
+        options["scale"] = scores.scale
+    else:
+        query_THD = query_THD * (scores.scale * query_THD.shape[-1] ** 0.5)
     output_THD: Any = varlen_attn(query_THD, key_UGD, value_UGD, *boundaries, **options)
     return output_THD
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from statistics import fmean
 from types import MappingProxyType
@@ -63,6 +63,9 @@ def awaiting(what: str, seconds: float = STEP_WAIT_S) -> Iterator[None]:
     try:
         with within(seconds, f"waited for {what} longer than {seconds:.0f} s"):
             yield
+    except torch.OutOfMemoryError:
+        # Not the other rank's doing, and whoever planned the memory has advice.
+        raise
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise RankError(f"waited for {what}: {reason}") from error
@@ -90,8 +93,13 @@ def leads_replica(tensor_parallel: int) -> bool:
     return rank_and_world()[0] % tensor_parallel == 0
 
 
+def of_replica(opened: AbstractAsyncContextManager[Any], tensor_parallel: int) -> AbstractAsyncContextManager[Any]:
+    """`opened` on the rank that runs its replica's rollouts; None on the others, which need no environment."""
+    return opened if leads_replica(tensor_parallel) else nullcontext()
+
+
 def replica_share(tensor_parallel: int) -> slice:
-    """This rank's part of a sequence that is dealt out to the replicas in turn: all is its first rank's."""
+    """The slice that this replica handles of a sequence dealt out in turn; empty except on its first rank."""
     rank, world = rank_and_world()
     first, step = rank // tensor_parallel, world // tensor_parallel
     return slice(first, None, step) if leads_replica(tensor_parallel) else slice(0, 0)
@@ -100,9 +108,10 @@ def replica_share(tensor_parallel: int) -> slice:
 def over_ranks(
     metrics: dict[str, float], folds: Mapping[str, Callable[[list[float]], float]] = MappingProxyType({})
 ) -> dict[str, float]:
-    """Each metric folded over the ranks as `folds` says, else its mean; collective."""
+    """Each metric folded over the ranks that have it, as `folds` says, else its mean; collective."""
     ranks = gather_all(metrics, "the metrics of the other ranks")
-    return {name: folds.get(name, fmean)([rank[name] for rank in ranks]) for name in metrics}
+    names = dict.fromkeys(name for rank in ranks for name in rank)
+    return {name: folds.get(name, fmean)([rank[name] for rank in ranks if name in rank]) for name in names}
 
 
 def gather_all(value: Any, what: str) -> list[Any]:

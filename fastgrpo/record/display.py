@@ -6,7 +6,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,16 +15,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from fastgrpo.record.log import PhaseTimer
+from fastgrpo.record.phases import PhaseTimer
 
 # Metric, label and format, in the order shown.
 SHOWN = (
     ("reward/total", "reward", ".3f"),
-    ("reward/performance", "  + performance", ".3f"),
-    ("reward/complexity", "  - complexity", ".3f"),
-    ("reward/diversity", "  + diversity", ".3f"),
-    ("reward/format", "  - format", ".3f"),
     ("pass_rate", "pass rate", ".1%"),
     ("loss", "loss", ".4f"),
     ("kl", "KL", ".4f"),
@@ -43,6 +37,7 @@ SHOWN = (
 CURVES = {"reward/total", "pass_rate", "loss"}
 HISTORY = 40
 PLAIN_INTERVAL_S = 1.0
+SHOWN_WAIT_S = 2.0
 
 
 class Display:
@@ -55,6 +50,7 @@ class Display:
         self._metrics: dict[str, float] = {}
         self._history: dict[str, deque[float]] = {}
         self._stage, self._total, self._done, self._first = "", 0, 0, 0
+        self._waited_for = ""
         self._started = self._printed = time.monotonic()
         self._live: Live | None = None
         if self._console.is_terminal if live is None else live:
@@ -71,9 +67,10 @@ class Display:
         if self._live is None:
             self.say(f"{name}: {total} steps" + (f", resumed after {done}" if done else ""))
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show a finished step."""
+    def step(self, step: int, metrics: Mapping[str, float], waited_for: str = "") -> None:
+        """Show a finished step, and what it waited for where that took long."""
         self._done = step
+        self._waited_for = waited_for if metrics.get("tail_s", 0.0) >= SHOWN_WAIT_S else ""
         self._metrics = dict(metrics)
         for name in CURVES & metrics.keys():
             self._history.setdefault(name, deque(maxlen=HISTORY)).append(metrics[name])
@@ -111,10 +108,18 @@ class Display:
         phases = [(n.removeprefix("seconds/"), s) for n, s in self._metrics.items() if n.startswith("seconds/")]
         return sorted(((n, s, s / whole if whole else 0.0) for n, s in phases if n != "step"), key=lambda p: -p[1])
 
+    def _shown(self) -> list[tuple[str, str, str]]:
+        """Metric, label and format of what there is to show; the terms of any task follow the reward."""
+        terms = [(n, f"  {n.removeprefix('reward/')}", ".3f") for n in self._metrics if n.startswith("reward/")]
+        terms = [term for term in terms if term[0] != SHOWN[0][0]]
+        return [row for row in (SHOWN[0], *terms, *SHOWN[1:]) if row[0] in self._metrics]
+
     def _line(self) -> str:
         parts = [f"{self._stage} {self._done}/{self._total}"]
-        parts += [f"{label.strip()} {self._metrics[n]:{form}}" for n, label, form in SHOWN if n in self._metrics]
+        parts += [f"{label.strip()} {self._metrics[n]:{form}}" for n, label, form in self._shown()]
         parts += [f"{name} {seconds:.1f}s {share:.0%}" for name, seconds, share in self._phases()[:4] if share >= 0.02]
+        if self._waited_for:
+            parts.append(f"waited {self._metrics['tail_s']:.0f}s for {self._waited_for}")
         left = self._seconds_left()
         return " | ".join([*parts, f"left {duration(left)}"] if left else parts)
 
@@ -138,10 +143,9 @@ class Display:
         table.add_column()
         table.add_column(justify="right")
         table.add_column(style="cyan")
-        for name, label, form in SHOWN:
-            if name in self._metrics:
-                curve = sparkline(self._history.get(name, ()), ascii_only=self._console.options.ascii_only)
-                table.add_row(label, format(self._metrics[name], form), curve)
+        for name, label, form in self._shown():
+            curve = sparkline(self._history.get(name, ()), ascii_only=self._console.options.ascii_only)
+            table.add_row(escape(label), format(self._metrics[name], form), curve)
         return table
 
     def _phase_table(self) -> Table:

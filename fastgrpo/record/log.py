@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +21,12 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from fastgrpo.config import Config
+from fastgrpo.config_files import open_folder
 from fastgrpo.errors import UserError
+from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.display import Display
+from fastgrpo.record.phases import PhaseTimer
 
 
 class _Position(msgspec.Struct):
@@ -124,47 +128,6 @@ class EventFile:
             raise _cannot_write(self.path, error) from None
 
 
-class PhaseTimer:
-    """Seconds of the step by phase. A phase inside another stops the outer one's clock, so shares add up to 1."""
-
-    def __init__(self) -> None:
-        self._stack = ["other"]
-        self._seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def _settle(self) -> None:
-        now = time.perf_counter()
-        self._seconds[self._stack[-1]] = self._seconds.get(self._stack[-1], 0.0) + now - self._since
-        self._since = now
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the body's time as `name`. For the one sequential line of a program, not for overlapping tasks."""
-        self._settle()
-        self._stack.append(name)
-        try:
-            yield
-        finally:
-            self._settle()
-            self._stack.pop()
-
-    @property
-    def current(self) -> str:
-        """The innermost phase running."""
-        return self._stack[-1]
-
-    def spent(self, name: str) -> float:
-        """Seconds of the phase `name` since the last `take`."""
-        self._settle()
-        return self._seconds.get(name, 0.0)
-
-    def take(self) -> dict[str, float]:
-        """Seconds of each phase since the last call, "other" what was in none."""
-        self._settle()
-        seconds, self._seconds = self._seconds, {}
-        return seconds
-
-
 class RunLog:
     """The log of one run's folder: a context manager; every write raises `UserError` where the disk is full.
 
@@ -205,17 +168,18 @@ class RunLog:
             raise _cannot_write(self.folder / "tensorboard" / name, error) from None
         self._display.stage(name, total, done)
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the `step`th step (from 1) of the stage, with the seconds of its phases."""
+    def step(self, step: int, metrics: Mapping[str, float], *, waited_for: str = "") -> None:
+        """Record the `step`th step (from 1) of the stage, with the seconds of its phases and what it waited for."""
         phases = self.timer.take()
         if self.folder is None:
             return
         seconds = {f"seconds/{name}": spent for name, spent in phases.items()}
         row = {**metrics, "seconds/step": sum(phases.values()), **seconds}
-        self._metrics.append({"stage": self._stage, "step": step, "time": time.time(), **row})
+        waiting = {"waited_for": waited_for} if waited_for else {}
+        self._metrics.append({"stage": self._stage, "step": step, "time": time.time(), **row, **waiting})
         if self._events is not None:
             self._events.append(step, row)
-        self._display.step(step, row)
+        self._display.step(step, row, waited_for)
 
     def samples(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Append plain records (prompt, workflow, worker calls, tests, reward) of the step to samples.jsonl."""
@@ -241,3 +205,11 @@ class RunLog:
             for part in (self._metrics, self._samples, self._events, self._display):
                 if part is not None:
                     closing.callback(part.close)
+
+
+def open_log(config: Config, *, resume: bool) -> RunLog:
+    """The run's folder and its log; the ranks after the first write nothing."""
+    first = rank_and_world()[0] == 0
+    folder = open_folder(config, resume=resume) if first else None
+    gather_all(None, "the run's folder")
+    return RunLog(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,12 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastgrpo.record.problem_statistics import by_problem, interval, thirds
+
 Row = Mapping[str, Any]
 STAGES = {"sft": ("after SFT", "#9aa5b1"), "grpo": ("after GRPO", "#0b7285")}
 THIRDS = ("easiest third", "middle third", "hardest third")
-REWARD_TERMS = (
-    ("reward/total", "reward", "#0b7285"),
-    ("reward/performance", "+ performance", "#2b8a3e"),
-    ("reward/complexity", "- complexity", "#e67700"),
-    ("reward/diversity", "+ diversity", "#5f3dc4"),
-    ("reward/format", "- format", "#c92a2a"),
-)
+TERM_COLORS = ("#2b8a3e", "#e67700", "#5f3dc4", "#c92a2a", "#1864ab", "#5c940d")
 HEALTH = (
     ("loss", "loss"),
     ("entropy", "entropy, nats"),
@@ -66,19 +63,19 @@ def smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
 
 
 def reward_figure(rows: Sequence[Row]) -> str:
-    """The reward's weighted terms over the steps: raw values pale, trailing means strong."""
+    """The reward and its weighted terms over the steps: raw values pale, trailing means strong."""
+    terms = dict.fromkeys(name for row in rows for name in row if name.startswith("reward/") and name != "reward/total")
+    colors = {"reward/total": STAGES["grpo"][1]} | dict(zip(terms, cycle(TERM_COLORS), strict=False))
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for name, label, color in REWARD_TERMS:
+        for name, color in colors.items():
             steps, values = curve(rows, name)
-            if len(steps):
-                axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-                axes.plot(
-                    steps, smooth(values), color=color, label=label, linewidth=2 if name == "reward/total" else 1.5
-                )
+            label, width = name.removeprefix("reward/"), 2.0 if name == "reward/total" else 1.5
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+            axes.plot(steps, smooth(values), color=color, label=label, linewidth=width)
         axes.set(xlabel="GRPO step", ylabel="mean over the step's rollouts")
-        axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        axes.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
     return svg(9, 3.6, draw)
 
@@ -114,30 +111,6 @@ def time_figure(rows: Sequence[Row]) -> str:
     return svg(9, 2.6, draw) if ordered else ""
 
 
-def by_problem(rows: Sequence[Row], stage: str, key: str) -> dict[str, float]:
-    """Mean of `key` over each problem's rows of `stage`."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row["stage"] == stage:
-            values.setdefault(row["problem_id"], []).append(row[key])
-    return {problem: float(np.mean(found)) for problem, found in values.items()}
-
-
-def thirds(rows: Sequence[Row]) -> list[list[str]]:
-    """The problems in three parts of equal size by measured difficulty, the easiest first."""
-    difficulty = {row["problem_id"]: row["difficulty"] for row in rows}
-    ranked = sorted(difficulty, key=lambda problem: (difficulty[problem], problem))
-    return [list(part) for part in np.array_split(np.array(ranked, dtype=object), 3)]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95% bootstrap interval over problems."""
-    array = np.asarray(values, dtype=float)
-    means = np.random.default_rng(0).choice(array, (2000, len(array))).mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(array.mean()), float(low), float(high)
-
-
 def grouped_bars(axes: Axes, rows: Sequence[Row], key: str, parts: Mapping[str, Sequence[str]], scale: float) -> None:
     """A group of bars for each part of the problems, a bar for each stage, with 95% bootstrap intervals."""
     stages = [stage for stage in STAGES if by_problem(rows, stage, key)]
@@ -159,8 +132,8 @@ def grouped_bars(axes: Axes, rows: Sequence[Row], key: str, parts: Mapping[str, 
 
 def pass_rate_figure(rows: Sequence[Row]) -> str:
     """Hidden-test pass rate on held-out problems before and after GRPO: all of them, and by difficulty."""
-    parts = dict(zip(THIRDS, thirds(rows), strict=True))
-    everything = {"all problems": sorted({problem for part in parts.values() for problem in part})} | parts
+    parts = dict(zip(THIRDS, thirds(rows), strict=True)) if thirds(rows)[0] else {}
+    everything = {"all problems": sorted({row["problem_id"] for row in rows})} | parts
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -170,23 +143,23 @@ def pass_rate_figure(rows: Sequence[Row]) -> str:
     return svg(9, 3.4, draw)
 
 
-def complexity_figure(rows: Sequence[Row]) -> str:
-    """Workflow complexity against problem difficulty: each problem's mean, and the thirds' means."""
+def difficulty_figure(rows: Sequence[Row], key: str, label: str) -> str:
+    """The metric `key` against problem difficulty: each problem's mean, and the thirds' means."""
     parts = dict(zip(THIRDS, thirds(rows), strict=True))
     difficulty = {row["problem_id"]: row["difficulty"] for row in rows}
 
     def draw(figure: Figure) -> None:
         points, bars = figure.subplots(1, 2, width_ratios=(1.2, 1))
-        for stage, (label, color) in STAGES.items():
-            values = by_problem(rows, stage, "complexity")
+        for stage, (name, color) in STAGES.items():
+            values = by_problem(rows, stage, key)
             x = np.array([difficulty[problem] for problem in values])
             y = np.array(list(values.values()))
-            points.scatter(x, y, s=16, color=color, alpha=0.7, label=label if len(x) else None)
+            points.scatter(x, y, s=16, color=color, alpha=0.7, label=name if len(x) else None)
             if len(set(x)) > 1:
                 slope, level = np.polyfit(x, y, 1)
                 ends = np.array([x.min(), x.max()])
                 points.plot(ends, slope * ends + level, color=color, linewidth=2)
-        points.set(xlabel="measured difficulty of the problem", ylabel="AST complexity of the workflow")
-        grouped_bars(bars, rows, "complexity", parts, scale=1)
+        points.set(xlabel="measured difficulty of the problem", ylabel=label)
+        grouped_bars(bars, rows, key, parts, scale=1)
 
     return svg(9, 3.6, draw)

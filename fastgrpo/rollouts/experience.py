@@ -1,27 +1,64 @@
-"""What a step's rollouts tell: numbers for the curves, records for samples.jsonl."""
+"""What a step's rollouts tell: samples for the optimizer, numbers for the curves, records for samples.jsonl."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import msgspec
 import numpy as np
 
 from fastgrpo.ranks.collectives import gather_all
-from fastgrpo.types import Group, RewardTerms, Rollout, Sample
+from fastgrpo.types import INFRASTRUCTURE, Group, Sample
 
-TOTALS = ("rollouts", "infrastructure", "tokens_per_s", "worker_cost_usd")
-MEANS_OF_ALL = ("completion_tokens", "truncated", "groups_without_variance")
+
+class Tally(msgspec.Struct):
+    """Numbers that add up over rollouts and ranks: plain sums, means as (sum, count), and the longest wait.
+
+    `waited`: seconds after a rank's last completion until its last result, and whose that was.
+    """
+
+    sums: dict[str, float] = {}
+    means: dict[str, tuple[float, int]] = {}
+    waited: tuple[float, str] = (0.0, "")
+
+    def add(self, name: str, value: float) -> None:
+        """One more value of the mean `name`."""
+        total, count = self.means.get(name, (0.0, 0))
+        self.means[name] = total + value, count + 1
+
+    @classmethod
+    def merged(cls, tallies: Iterable[Tally]) -> Tally:
+        """All of `tallies` together."""
+        whole = cls()
+        for tally in tallies:
+            for name, value in tally.sums.items():
+                whole.sums[name] = whole.sums.get(name, 0.0) + value
+            for name, (total, count) in tally.means.items():
+                before, counted = whole.means.get(name, (0.0, 0))
+                whole.means[name] = before + total, counted + count
+            whole.waited = max(whole.waited, tally.waited)
+        return whole
+
+    def values(self) -> dict[str, float]:
+        """Each sum and each mean by its name, and the longest wait as `tail_s`."""
+        return (
+            self.sums
+            | {"tail_s": self.waited[0]}
+            | {name: total / count for name, (total, count) in self.means.items()}
+        )
 
 
 class Experience(msgspec.Struct):
-    """All that training and the log need of a step's finished rollouts, in plain data that a checkpoint can hold."""
+    """All that training and the log need of a step's finished rollouts, in plain data that a checkpoint can hold.
+
+    `failure`: the first of the environment's failures, empty where there was none.
+    """
 
     samples: list[Sample]
-    metrics: dict[str, float]
+    tally: Tally
     records: list[dict[str, Any]]
+    failure: str = ""
 
     def to_bytes(self) -> bytes:
         """As MessagePack, arrays as lists."""
@@ -40,80 +77,60 @@ def plain_array(value: Any) -> list[Any]:
     raise NotImplementedError(f"{type(value).__name__} is no plain data")
 
 
-def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
-    """Means over the step's rollouts, whose tokens were generated in `seconds`.
+def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] = (0.0, "")) -> Tally:
+    """The numbers of the step's rollouts, whose tokens were generated in `seconds`, then `waited` for (see `Rollouts`).
 
-    Our own failures count in `infrastructure` alone. The workers' cost is that of all rounds.
+    Sums: `rollouts`, `infrastructure` (the environment's failures) and `tokens_per_s`. Means over all rollouts:
+    `completion_tokens`, `truncated`; over groups: `groups_without_variance`; over the rollouts with a reward:
+    `reward/total`, `reward/<term>` and the environment's own metrics, each over the rollouts that have it.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    scored = [rollout for rollout in rollouts if rollout.reward is not None]
-    final = [rollout.executions[-1] for rollout in scored]
-    calls = [call for rollout in scored for execution in rollout.executions for call in execution.calls]
-    metrics = {
+    tally = Tally(waited=waited)
+    for rollout in rollouts:
+        tally.add("completion_tokens", sum(rollout.loss_mask))
+        tally.add("truncated", rollout.truncated)
+        if rollout.reward is not None:
+            tally.add("reward/total", rollout.reward.total)
+            for name, value in rollout.reward.terms.items():
+                tally.add(f"reward/{name}", value)
+            for name, value in rollout.result.metrics.items():
+                tally.add(name, value)
+    for group in groups:
+        tally.add("groups_without_variance", _even(group))
+    tally.sums = {
         "rollouts": float(len(rollouts)),
-        "infrastructure": float(len(rollouts) - len(scored)),
+        "infrastructure": float(sum(rollout.reward is None for rollout in rollouts)),
         "tokens_per_s": sum(sum(rollout.loss_mask) for rollout in rollouts) / seconds,
-        "completion_tokens": _mean([sum(rollout.loss_mask) for rollout in rollouts]),
-        "truncated": _mean([rollout.truncated for rollout in rollouts]),
-        "groups_without_variance": _mean([_even(group) for group in groups]),
     }
-    metrics |= {
-        f"reward/{term}": _mean([getattr(rollout.reward, term) for rollout in scored])
-        for term in RewardTerms.__struct_fields__
-    }
-    metrics |= {
-        "pass_rate": _mean([execution.pass_rate for execution in final]),
-        "complexity": _mean([execution.complexity for execution in final]),
-        "invalid": _mean([execution.status == "invalid" for execution in final]),
-        "worker_calls": _mean([len(execution.calls) for execution in final]),
-        "worker_cost_usd": sum(call.cost_usd for call in calls),
-    }
-    return metrics
+    return tally
 
 
-def rollouts_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
-    """`rollout_metrics` of all ranks' rollouts together, from each rank's own, where it has any; collective."""
-    ranks = [rank for rank in gather_all(metrics, "the rollouts' metrics of the other ranks") if rank]
-    return {name: _together(name, ranks) for name in ranks[0]}
+def first_failure(groups: Sequence[Group]) -> str:
+    """Why the environment failed for the first rollout that has no reward; empty where all have one."""
+    results = (rollout.result for group in groups for rollout in group.rollouts)
+    return next((result.error for result in results if result.status == INFRASTRUCTURE), "")
 
 
-def _together(name: str, ranks: Sequence[dict[str, float]]) -> float:
-    if name in TOTALS:
-        return sum(rank[name] for rank in ranks)
-    counts = [rank["rollouts"] - (0.0 if name in MEANS_OF_ALL else rank["infrastructure"]) for rank in ranks]
-    weighted = sum(count * rank[name] for count, rank in zip(counts, ranks, strict=True))
-    return weighted / sum(counts) if sum(counts) else 0.0
+def over_ranks(tally: Tally) -> Tally:
+    """The tallies of all ranks' rollouts together; collective."""
+    return Tally.merged(gather_all(tally, "the rollouts' metrics of the other ranks"))
 
 
 def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
-    """One plain record a rollout: what was asked, written, called, tested and rewarded. No hidden test is in it."""
+    """One plain record a rollout: what was asked, written and rewarded, and the environment's own record of it."""
     for group in groups:
         for rollout in group.rollouts:
-            yield _record(group.problem, rollout)
-
-
-def _record(problem: Any, rollout: Rollout) -> dict[str, Any]:
-    last = rollout.executions[-1]
-    return {
-        "problem_id": problem.id,
-        "difficulty": problem.difficulty,
-        "prompt": problem.prompt,
-        "completions": rollout.completions,
-        "workflow": last.workflow,
-        "status": last.status,
-        "error": last.error,
-        "worker_calls": msgspec.to_builtins(last.calls),
-        "solution": last.solution,
-        "tests": {"public": last.public_pass_rate, "hidden": last.pass_rate},
-        "complexity": last.complexity,
-        "reward": msgspec.to_builtins(rollout.reward),
-    }
+            yield {
+                "problem_id": group.problem.id,
+                "prompt": group.prompt,
+                "completions": rollout.completions,
+                "status": rollout.result.status,
+                "error": rollout.result.error,
+                "reward": msgspec.to_builtins(rollout.reward),
+                **rollout.result.record,
+            }
 
 
 def _even(group: Group) -> bool:
     """True where every rollout earned the same, so that no advantage is left."""
     return len({rollout.reward.total for rollout in group.rollouts if rollout.reward is not None}) < 2
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else 0.0

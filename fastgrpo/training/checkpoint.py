@@ -24,12 +24,13 @@ from torch.distributed.checkpoint import load as load_distributed
 from torch.distributed.checkpoint import save as save_distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
-from fastgrpo.config import Config, flat, refuse_changes
+from fastgrpo.config import Config
+from fastgrpo.config_files import flat, refuse_changes
 from fastgrpo.errors import UserError
 from fastgrpo.ranks.collectives import STAGE_WAIT_S, gather_all, rank_and_world
 from fastgrpo.ranks.deadlines import within
 
-STATE, MANIFEST = "state", "manifest.json"
+STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
 # Elements of one file of sharded tensors, over all ranks: a file is built in memory.
 FILE_ELEMENTS = 2**28
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
@@ -47,6 +48,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder
         self.keep = keep
+        self._saved: int | None = None
 
     def save(
         self,
@@ -60,24 +62,31 @@ class Checkpoints:
         """Write checkpoint `step` and delete those no longer kept; returns its folder. Collective over the ranks.
 
         Each is given a folder to write into, on every rank: `save_hf` for model and tokenizer, which the first rank
-        writes; `save_state` for each rank's part of the state. Raises `UserError` where it cannot be written: then no
-        half-written folder stays and older checkpoints are as they were.
+        writes; `save_state` for each rank's part of the state. A step that this object has written already is given its
+        score alone. Raises `UserError` where it cannot be written: then no half-written folder stays and older
+        checkpoints are as they were.
         """
         final = self.folder / f"step-{step:06d}"
         partial = self.folder / f".{final.name}.partial"
         first = rank_and_world()[0] == 0
         try:
+            if step == self._saved:
+                if first:
+                    _rescore(final, score)
+            else:
+                if first:
+                    self._clear()
+                    (partial / STATE).mkdir(parents=True)
+                gather_all(None, "the checkpoint's folder")
+                save_state(partial / STATE)
+                save_hf(partial)
+                if first:
+                    _write_manifest(partial, step, score, config)
+                    _flush(partial)
+                    _replace(partial, final)
             if first:
-                self._remove_partial()
-                (partial / STATE).mkdir(parents=True)
-            gather_all(None, "the checkpoint's folder")
-            save_state(partial / STATE)
-            save_hf(partial)
-            if first:
-                _write_manifest(partial, step, score, config)
-                _flush(partial)
-                _replace(partial, final)
                 self._remove_old()
+            self._saved = step
         except BaseException as error:
             if first:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -100,7 +109,7 @@ class Checkpoints:
 
     def _entries(self) -> list[_Entry]:
         found = []
-        for path in self.folder.glob("step-*"):
+        for path in (*self.folder.glob("step-*"), *self._set_aside()):
             manifest = _read_manifest(path)
             if manifest is not None:
                 found.append(_Entry(manifest["step"], manifest["score"], path))
@@ -112,8 +121,14 @@ class Checkpoints:
             if entry.path not in kept:
                 shutil.rmtree(entry.path)
 
-    def _remove_partial(self) -> None:
-        """Folders that a killed process left."""
+    def _set_aside(self) -> list[Path]:
+        """Whole checkpoints that a process was replacing when it was killed."""
+        return [path for path in self.folder.glob(f".step-*{EARLIER}") if not _replaced_by(path).exists()]
+
+    def _clear(self) -> None:
+        """Put back what a killed process had set aside, and remove what else it left."""
+        for path in self._set_aside():
+            path.rename(_replaced_by(path))
         for path in self.folder.glob(".step-*"):
             shutil.rmtree(path)
 
@@ -133,6 +148,16 @@ def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> in
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"the checkpoint {path} is damaged ({reason}): resume from an older one") from None
     return manifest["step"]
+
+
+def _rescore(folder: Path, score: float | None) -> None:
+    """Give a whole checkpoint another score."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    new = folder / f".{MANIFEST}"
+    new.write_text(json.dumps(manifest | {"score": score}), encoding="utf-8")
+    _fsync(new)
+    new.replace(folder / MANIFEST)
+    _fsync(folder)
 
 
 def _write_manifest(folder: Path, step: int, score: float | None, config: Config) -> None:
@@ -171,7 +196,7 @@ def _fsync(path: Path) -> None:
 
 def _replace(partial: Path, final: Path) -> None:
     """Rename, with an earlier checkpoint of the same step moved out of the way, and make the rename durable."""
-    earlier = final.with_name(f".{final.name}.earlier")
+    earlier = final.with_name(f".{final.name}{EARLIER}")
     if final.exists():
         final.rename(earlier)
     partial.rename(final)
@@ -179,24 +204,28 @@ def _replace(partial: Path, final: Path) -> None:
     shutil.rmtree(earlier, ignore_errors=True)
 
 
+def _replaced_by(earlier: Path) -> Path:
+    return earlier.with_name(earlier.name.removeprefix(".").removesuffix(EARLIER))
+
+
 def save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
     """Write `tensors`, of which each rank has its slices (DTensor), into `folder` as safetensors; collective."""
     sizes = accumulate(tensor.numel() for tensor in tensors.values())
     files = {name: 1 + size // FILE_ELEMENTS for name, size in zip(tensors, sizes, strict=True)}
     writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
-    with _alone_or_in_time():
+    with _checkpoint_deadline():
         save_distributed(tensors, storage_writer=writer, no_dist=rank_and_world()[1] == 1)
 
 
 def load_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
     """Read what `save_tensors` wrote into the memory of `tensors`, on any number of ranks; collective."""
     reader = HuggingFaceStorageReader(str(folder))
-    with _alone_or_in_time():
+    with _checkpoint_deadline():
         load_distributed(tensors, storage_reader=reader, no_dist=rank_and_world()[1] == 1)
 
 
 @contextmanager
-def _alone_or_in_time() -> Iterator[None]:
+def _checkpoint_deadline() -> Iterator[None]:
     """A deadline for the other ranks' part of a checkpoint, and no warning that a single process is alone."""
     with within(STAGE_WAIT_S, "waited for the other ranks' part of the checkpoint"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)

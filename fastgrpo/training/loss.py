@@ -28,25 +28,24 @@ def policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
 
 def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
     hidden_NH = policy.hidden(batch)[batch.loss_index_N]
-    sequence_log_ratio_N = None
-    if config.ratio == "sequence":
-        sequence_log_ratio_N = _sequence_log_ratio(policy, hidden_NH, batch, config.temperature)
+    old_N, sampled_N, sequence_log_ratio_N = batch.old_logprobs_N, batch.sampled_logprobs_N, None
+    if config.ratio == "sequence" and (old_N is not None or config.tis_cap):
+        old_N, sampled_N, sequence_log_ratio_N = _by_sequence(policy, hidden_NH, batch, config.temperature)
     return linear_grpo_loss(
         hidden_NH,
-        policy.head_weight,
-        batch.targets_N,
+        targets_N=batch.targets_N,
         advantages_N=batch.advantages_N,
         token_weights_N=batch.weights_N,
-        old_logprobs_N=batch.old_logprobs_N,
+        old_logprobs_N=old_N,
         ref_logprobs_N=batch.ref_logprobs_N,
-        sampled_logprobs_N=batch.sampled_logprobs_N,
+        sampled_logprobs_N=sampled_N,
         sequence_log_ratio_N=sequence_log_ratio_N,
         ratio=config.ratio,
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         kl_weight=config.kl_weight,
         tis_cap=config.tis_cap or None,
-        temperature=config.temperature,
+        **policy.head(config.temperature),
     )
 
 
@@ -62,21 +61,32 @@ def token_logprobs(policy: Policy, batch: Batch, temperature: float) -> torch.Te
 
 
 def _token_logprobs(policy: Policy, batch: Batch, temperature: float) -> torch.Tensor:
-    hidden_NH = policy.hidden(batch)[batch.loss_index_N]
-    return linear_logprob(hidden_NH, policy.head_weight, batch.targets_N, temperature=temperature, entropy=False)[0]
+    return _head_logprobs(policy, policy.hidden(batch)[batch.loss_index_N], batch, temperature)
+
+
+def _head_logprobs(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, temperature: float) -> torch.Tensor:
+    return linear_logprob(hidden_NH, targets_N=batch.targets_N, entropy=False, **policy.head(temperature))[0]
 
 
 @torch.no_grad()
-def _sequence_log_ratio(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, temperature: float) -> torch.Tensor:
-    """GSPO's length-normalised log ratio (arXiv 2507.18071, eq. 7), the same value for all tokens of a sequence."""
-    if batch.old_logprobs_N is None:
-        return torch.zeros_like(batch.weights_N)
-    logprob_N = linear_logprob(hidden_NH, policy.head_weight, batch.targets_N, temperature=temperature, entropy=False)[
-        0
-    ]
-    _, sequence_N = batch.sequence_N.unique(return_inverse=True)
-    sums = torch.zeros(int(sequence_N.max()) + 1 if len(sequence_N) else 1, device=logprob_N.device)
-    counts = torch.zeros_like(sums)
-    sums.index_add_(0, sequence_N, logprob_N - batch.old_logprobs_N)
-    counts.index_add_(0, sequence_N, torch.ones_like(logprob_N))
-    return (sums / counts.clamp(min=1))[sequence_N]
+def _by_sequence(
+    policy: Policy, hidden_NH: torch.Tensor, batch: Batch, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(old logprobs, sampler's logprobs, log ratio), [N] each: what gives every token its sequence's ratio and weight.
+
+    GSPO's log ratio is the mean over a sequence's tokens (arXiv 2507.18071, eq. 7). Its importance weight for vLLM's
+    rounding has to be one of the sequence, too: exp of the mean of log pi_old - log pi_sampler.
+    """
+    logprobs_N = _head_logprobs(policy, hidden_NH, batch, temperature)
+    old_N = logprobs_N if batch.old_logprobs_N is None else batch.old_logprobs_N
+    mismatch_N = _sequence_means(old_N - batch.sampled_logprobs_N, batch.sequence_N)
+    return old_N, old_N - mismatch_N, _sequence_means(logprobs_N - old_N, batch.sequence_N)
+
+
+def _sequence_means(values_N: torch.Tensor, sequence_N: torch.Tensor) -> torch.Tensor:
+    """The mean over each token's sequence."""
+    sequences, index_N = sequence_N.unique(return_inverse=True)
+    sums, counts = values_N.new_zeros(2, len(sequences)).unbind()
+    sums.index_add_(0, index_N, values_N)
+    counts.index_add_(0, index_N, torch.ones_like(values_N))
+    return (sums / counts)[index_N]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
 from fastgrpo.training.optimizer import PIECE_ELEMENTS
+from fastgrpo.training.slices import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT
 
 GIB = 2**30
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
@@ -55,9 +56,9 @@ class Workload:
     max_num_seqs: int
     max_model_len: int
     group_tokens: int = 0
-    kv_cache_gb: float | None = None
+    kv_cache_gib: float | None = None
     dtype: torch.dtype = torch.bfloat16
-    activation_checkpointing: bool = False
+    gradient_checkpointing: bool = False
     compiled: bool = False
     offload_optimizer: bool = False
     reference: bool = False
@@ -71,11 +72,11 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Where `capacity` bytes go. `kv_cache_gb` and `micro_batch_tokens` are the engine's share and the token budget."""
+    """Where `capacity` bytes go. `kv_cache_gib` is the engine's share, `micro_batch_tokens` the token budget."""
 
     items: tuple[Item, ...]
     capacity: int
-    kv_cache_gb: float
+    kv_cache_gib: float
     micro_batch_tokens: int
 
     @property
@@ -118,7 +119,7 @@ class MemoryPlan:
 def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> MemoryPlan:
     """The plan of a Hugging Face model under `workload` in `capacity` bytes; `check` says whether it holds.
 
-    A `kv_cache_gb` of None becomes room for every sequence at full length, or what is left. Too many micro-batch
+    A `kv_cache_gib` of None becomes room for every sequence at full length, or what is left. Too many micro-batch
     tokens are cut to what fits, in steps of 1,024 or to one group's; a single sequence of `max_model_len` always stays
     possible. Where both are in memory at once the cache comes first, down to one group's tokens: decoding a part of the
     sequences after the other costs more than smaller micro-batches do.
@@ -136,7 +137,7 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     kv_token = kv_bytes_per_token(config, workload.dtype, workload.tensor_parallel)
     kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_token
     room = capacity - sum(item.size for item in fixed if item.training)
-    if workload.kv_cache_gb is None:
+    if workload.kv_cache_gib is None:
         # One sequence must fit, or vLLM would not start: then `check` says what is too large.
         least = workload.max_model_len * kv_token
         left = capacity - base
@@ -144,16 +145,16 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
             left = room - sum(_step_sizes(config, workload, _whole_group(workload)))
         kv_cache = max(min(kv_wanted, left), least)
     else:
-        kv_cache = int(workload.kv_cache_gb * GIB)
-    if workload.overlapped:
+        kv_cache = int(workload.kv_cache_gib * GIB)
+    kept = workload.overlapped or not workload.on_gpu
+    if kept:
         room -= kv_cache
     budgets = _budgets(workload)
     tokens = next((tokens for tokens in budgets if sum(_step_sizes(config, workload, tokens)) <= room), budgets[-1])
     activations, transient = _step_sizes(config, workload, tokens)
-    kept = workload.overlapped or not workload.on_gpu
-    kv_setting = "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gb"
+    kv_setting = "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gib"
     shrink = "lower grpo.micro_batch_tokens"
-    if not workload.activation_checkpointing:
+    if not workload.gradient_checkpointing:
         shrink = "set model.gradient_checkpointing or " + shrink
     items = (
         *fixed,
@@ -274,7 +275,10 @@ def _whole_group(workload: Workload) -> int:
 
 def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int:
     """Gradients that backward holds before their bucket leaves: with one rank only the newest, here a tenth."""
-    return parameters * itemsize // 10 if workload.ranks == 1 else min(parameters * 4, 3 * 4 * 32 * 2**20)
+    if workload.ranks == 1:
+        return parameters * itemsize // 10
+    # One bucket fills while others travel, in fp32.
+    return min(parameters, (BUCKETS_IN_FLIGHT + 1) * BUCKET_ELEMENTS) * 4
 
 
 def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tuple[int, int]:
@@ -285,14 +289,14 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
     )
     chunk = CHUNK_BYTES["cuda" if workload.on_gpu else "cpu"]
     head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
-    if not workload.activation_checkpointing:
+    if not workload.gradient_checkpointing:
         return tokens * layers * layer, head
     # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.
     return tokens * layers * b * hidden, max(head, 2 * tokens * layer)
 
 
 def _transient_name(workload: Workload) -> str:
-    return "loss head, or one layer recomputed" if workload.activation_checkpointing else "loss head"
+    return "loss head, or one layer recomputed" if workload.gradient_checkpointing else "loss head"
 
 
 def head_width(config: PretrainedConfig) -> int:

@@ -32,6 +32,18 @@ from fastgrpo.training.slices import GradientBuckets, Shard, gather_updated, sli
 PIECE_ELEMENTS = 32 * 2**20
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamWOptions:
+    """Gradients are clipped to a global norm of `max_grad_norm`; above `skip_grad_norm` the step is skipped."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    skip_grad_norm: float = math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """`grad_norm`: global 2-norm before clipping. `skipped`: the norm was not finite or too large; nothing changed."""
@@ -48,24 +60,9 @@ class AdamW:
     and ranks. Every rank must run the same number of backward passes.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        *,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        skip_grad_norm: float = math.inf,
-        offload: bool = False,
-    ) -> None:
-        """Gradients are clipped to a global norm of `max_grad_norm`; above `skip_grad_norm` the step is skipped.
-
-        `offload` keeps master weights and moments in the host's memory; the steps are the same.
-        """
-        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.max_grad_norm, self.skip_grad_norm, self.offload = max_grad_norm, skip_grad_norm, offload
+    def __init__(self, parameters: Iterable[nn.Parameter], options: AdamWOptions, *, offload: bool = False) -> None:
+        """`lr` may change between steps. `offload` keeps master weights and moments in the host's memory."""
+        self.lr, self.options, self.offload = options.lr, options, offload
         self.rank, self.world = rank_and_world()
         if self.world > 1:
             on_host = offload or not torch.cuda.is_available()
@@ -80,9 +77,9 @@ class AdamW:
         self._buckets.drain()
         shards = [shard for shard in self.shards if shard.gradient is not None]
         gradients = _gradients(shards)
-        report = clip_gradients(gradients, self.max_grad_norm, self.skip_grad_norm)
+        report = clip_gradients(gradients, self.options)
         if not report.skipped:
-            self._update([shard for shard in shards if shard.parameter.ndim > 1], self.weight_decay)
+            self._update([shard for shard in shards if shard.parameter.ndim > 1], self.options.weight_decay)
             self._update([shard for shard in shards if shard.parameter.ndim <= 1], 0.0)
             gather_updated(shards, self.world)
         self.zero_grad()
@@ -190,24 +187,24 @@ class AdamW:
             steps,
             fused=True,
             amsgrad=False,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
+            beta1=self.options.betas[0],
+            beta2=self.options.betas[1],
             lr=self.lr,
             weight_decay=weight_decay,
-            eps=self.eps,
+            eps=self.options.eps,
             maximize=False,
         )
 
 
-def clip_gradients(gradients: list[Tensor], max_norm: float, skip_norm: float) -> StepReport:
-    """Scale `gradients`, this rank's slices, down to a 2-norm of `max_norm` over all ranks; collective.
+def clip_gradients(gradients: list[Tensor], options: AdamWOptions) -> StepReport:
+    """Scale `gradients`, this rank's slices, down to a 2-norm of `max_grad_norm` over all ranks; collective.
 
-    A norm that is not finite or above `skip_norm` leaves them as they are: the step is to be skipped.
+    A norm that is not finite or above `skip_grad_norm` leaves them as they are: the step is to be skipped.
     """
     norm = _global_norm(gradients)
-    skipped = not norm <= skip_norm or math.isinf(norm)
-    if not skipped and norm > max_norm:
-        torch._foreach_mul_(gradients, max_norm / norm)
+    skipped = not norm <= options.skip_grad_norm or math.isinf(norm)
+    if not skipped and norm > options.max_grad_norm:
+        torch._foreach_mul_(gradients, options.max_grad_norm / norm)
     return StepReport(norm, skipped)
 
 

@@ -52,7 +52,7 @@ def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Samples (by index) whose first `shared` tokens are one prompt that is computed once, or one sample alone (0)."""
+    """Samples, by index, that are computed together. `shared`: length of the common prompt prefix; 0 = none."""
 
     shared: int
     members: list[int]
@@ -92,14 +92,16 @@ def rank_batches(
 ) -> list[Batch]:
     """This rank's micro-batches of an optimizer step whose `samples` every rank knows in the same order.
 
-    Families are balanced over the ranks by length. Every rank gets the same number of batches, because each backward
-    ends in a collective: a rank with less to do repeats a sequence with weight 0, which costs no loss token.
+    Those without a loss token are not computed; a mean over sequences counts them all the same. Families are balanced
+    over the ranks by length. Every rank gets the same number of batches, because each backward ends in a collective: a
+    rank with less to do repeats a sequence with weight 0, which costs no loss token.
     """
+    sequences, samples = len(samples), [sample for sample in samples if sample.loss_tokens]
     if not samples:
         return []
     rank, world = rank_and_world()
     counts = [sample.loss_tokens for sample in samples]
-    weights = sequence_weights(counts, normaliser, constant=constant, totals=(sum(counts), len(samples)))
+    weights = sequence_weights(counts, normaliser, constant=constant, totals=(sum(counts), sequences))
     # Several families a rank: few large ones would leave some ranks idle.
     even = sum(len(sample.token_ids) for sample in samples) // (4 * world)
     units = families(samples, budget if world == 1 else max(min(budget, even), 1))

@@ -1,22 +1,27 @@
-"""The rollouts of coming updates: with `grpo.max_lag` 1 they decode while the present one computes its gradient."""
+"""When rollouts happen: with `grpo.max_lag` 1 those of the next update decode while this one computes its gradient."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import torch
+
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError
+from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.experience import Experience, rollout_metrics, sample_records
-from fastgrpo.rollouts.rollouts import Environment, Generator, Rollouts, device_thread, generator
-from fastgrpo.runtime import sampling_of, share_cores
+from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_ranks, sample_records, tally_of
+from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
+from fastgrpo.rollouts.rollouts import Rollouts, Sampling
 from fastgrpo.training.learner import Learner, to_samples
 
 
-class Ahead:
+class Schedule:
     """The rollouts under way for a learner's next updates, at most `grpo.max_lag` further than the next one.
 
     Those of update k + 1 begin as soon as the weights of update k are there, and the weights change once their last
@@ -25,13 +30,13 @@ class Ahead:
 
     def __init__(
         self,
-        face: Generator,
+        generator: Generator,
         learner: Learner,
         environment: Environment,
         draw: Callable[[int], list[Any]],
         config: Config,
     ) -> None:
-        self._face, self._learner, self._environment, self._draw = face, learner, environment, draw
+        self._generator, self._learner, self._environment, self._draw = generator, learner, environment, draw
         self._config, self._first = config, learner.step
         self._begun: dict[int, Rollouts] = {}
 
@@ -45,12 +50,30 @@ class Ahead:
             await self._begun[learner.step].generated()
 
     async def experience(self) -> Experience:
-        """The next update's rollouts, all rewarded. Raises UserError where every one failed for reasons of ours."""
+        """The next update's rollouts, all with their results."""
         learner = self._learner
         if learner.experience is None:
             learner.experience = await _finished(self._begun[learner.step], self._config)
             del self._begun[learner.step]
         return learner.experience
+
+    async def tally(self, experience: Experience) -> Tally:
+        """The numbers of all ranks' rollouts of the next update.
+
+        Raises UserError, after a checkpoint, where the environment failed more of them than `grpo.max_infrastructure`.
+        """
+        tally, limit = over_ranks(experience.tally), self._config.grpo.max_infrastructure
+        failed, rollouts = tally.sums["infrastructure"], tally.sums["rollouts"]
+        if failed <= limit * rollouts and failed < rollouts:
+            return tally
+        reasons = gather_all(experience.failure, "the other ranks' failures")
+        # A resumed run draws these rollouts anew.
+        self._learner.experience = None
+        self._learner.save()
+        raise UserError(
+            f"{failed:.0f} of {rollouts:.0f} rollouts of a step failed for a reason that is not the policy's: "
+            f"{next(filter(None, reasons))} (grpo.max_infrastructure is {limit:g}); mend it, continue with --resume"
+        )
 
     async def update(self, log: RunLog) -> dict[str, float]:
         """The learner's update on these rollouts; returns its metrics."""
@@ -75,30 +98,30 @@ class Ahead:
 
     def _begin(self, step: int) -> Rollouts:
         return Rollouts(
-            self._face,
+            self._generator,
             self._environment,
-            self._learner.tokenizer,
+            self._learner.chat,
             self._draw(step),
             group_size=self._config.grpo.group_size,
-            sampling=sampling_of(self._config),
+            sampling=Sampling.of(self._config),
             seed=self._config.seed * 1_000_003 + step,
         )
 
 
 @asynccontextmanager
-async def rollouts_ahead(
+async def open_schedule(
     learner: Learner, environment: Environment, draw: Callable[[int], list[Any]], config: Config
-) -> AsyncIterator[Ahead]:
-    """`Ahead` over the learner's engine, which nobody else may use meanwhile; `draw(step)` gives a step's problems."""
+) -> AsyncIterator[Schedule]:
+    """A `Schedule` over the learner's engine, which nobody else may use meanwhile; `draw(step)`: a step's problems."""
     lag = config.grpo.max_lag
     if lag:
         share_cores()
-    async with generator(learner.engine, own_stream=lag > 0, ranks=config.engine.tensor_parallel) as face:
-        ahead = Ahead(face, learner, environment, draw, config)
+    async with open_generator(learner.engine, own_stream=lag > 0, ranks=config.engine.tensor_parallel) as generator:
+        schedule = Schedule(generator, learner, environment, draw, config)
         try:
-            yield ahead
+            yield schedule
         finally:
-            await ahead.cancel()
+            await schedule.cancel()
 
 
 async def update_beside(under_way: Sequence[Rollouts], learner: Learner, log: RunLog) -> dict[str, float]:
@@ -129,9 +152,14 @@ async def update_beside(under_way: Sequence[Rollouts], learner: Learner, log: Ru
 async def _finished(rollouts: Rollouts, config: Config) -> Experience:
     groups = await rollouts.groups()
     if not groups:
-        return Experience([], {}, [])
-    executions = [rollout.executions[-1] for group in groups for rollout in group.rollouts]
-    if all(rollout.reward is None for group in groups for rollout in group.rollouts):
-        raise UserError(f"every rollout of a step failed: {executions[0].error}")
-    metrics = rollout_metrics(groups, rollouts.seconds)
-    return Experience(to_samples(groups, config.grpo), metrics, list(sample_records(groups)))
+        return Experience([], Tally(), [])
+    tally = tally_of(
+        groups, rollouts.seconds, (rollouts.waited[0], f"rank {rank_and_world()[0]}: {rollouts.waited[1]}")
+    )
+    return Experience(to_samples(groups, config.grpo), tally, list(sample_records(groups)), first_failure(groups))
+
+
+def share_cores() -> None:
+    """Without a GPU: half the cores for training, as many as the engine takes (`Engine`), since both work at once."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))

@@ -89,7 +89,7 @@ class GradientBuckets:
         if self._world == 1:
             shard.add(_taken(shard.parameter))
             return
-        # A parameter that still waits has added this gradient to the one that it holds.
+        # Already queued: autograd accumulated into the same `.grad`.
         if all(waiting is not shard for waiting in self._waiting):
             self._waiting.append(shard)
         self._arrivals += 1

@@ -2,7 +2,9 @@
 
 from fastgrpo_sandbox.blocking import BlockingSandboxPool
 from fastgrpo_sandbox.counting import count_tests
+from fastgrpo_sandbox.extract import extract_code
 from fastgrpo_sandbox.pool import SandboxPool, Session
+from fastgrpo_sandbox.remote import RemotePool
 from fastgrpo_sandbox.types import (
     AssertTests,
     CallError,
@@ -22,6 +24,7 @@ __all__ = [
     "CheckTests",
     "Limits",
     "Outcome",
+    "RemotePool",
     "SandboxPool",
     "SandboxUnavailable",
     "Session",
@@ -29,4 +32,5 @@ __all__ = [
     "Tests",
     "UnittestTests",
     "count_tests",
+    "extract_code",
 ]

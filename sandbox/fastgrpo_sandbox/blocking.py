@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent import futures
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+from uvloop import new_event_loop
 
 from fastgrpo_sandbox.pool import SandboxPool
-from fastgrpo_sandbox.types import Outcome
+from fastgrpo_sandbox.remote import RemotePool
+from fastgrpo_sandbox.types import Outcome, SandboxUnavailable
 
-try:
-    from uvloop import new_event_loop
-except ImportError:
-    from asyncio import new_event_loop
+T = TypeVar("T")
+LOOK_S = 1.0  # how often a caller that waits makes sure that somebody is at work
+STOP_DEADLINE_S = 10.0
+NOBODY = (
+    "the pool's thread has ended, or is another process': use the pool inside its `with` block, where it was opened"
+)
 
 
 class BlockingSandboxPool:
-    """`with BlockingSandboxPool() as pool: outcome = pool.run(code)`; the arguments are SandboxPool's. Thread-safe."""
+    """`with BlockingSandboxPool() as pool: outcome = pool.run(code)`; the arguments are SandboxPool's, or a RemotePool.
+    Thread-safe."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, remote: RemotePool | None = None, **options: Any) -> None:
         self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-pool", daemon=True)
-        self.pool = SandboxPool(**options)
+        self.pool = remote or SandboxPool(**options)
 
     def __enter__(self) -> BlockingSandboxPool:
         self._thread.start()
@@ -40,9 +47,20 @@ class BlockingSandboxPool:
         self.wait(self.pool.aclose())
         self._stop()
 
-    def wait(self, work: Any) -> Any:
-        """The result of a coroutine run on the pool's loop; raises what it raises."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine run on the pool's loop; raises what it raises. Raises SandboxUnavailable where no
+        thread runs the loop: outside of the `with` block, or in a process forked within it."""
+        if not self._thread.is_alive():
+            work.close()
+            raise SandboxUnavailable(NOBODY)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            while not futures.wait([future], LOOK_S).done:
+                if not self._thread.is_alive():
+                    raise SandboxUnavailable(NOBODY)
+            return future.result()
+        finally:
+            future.cancel()  # a caller that was interrupted wants no answer
 
     def run(self, code: str, **options: Any) -> Outcome:
         """SandboxPool.run."""
@@ -58,5 +76,6 @@ class BlockingSandboxPool:
 
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.join(STOP_DEADLINE_S)
+        if not self._thread.is_alive():
+            self._loop.close()

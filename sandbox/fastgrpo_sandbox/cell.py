@@ -31,6 +31,7 @@ READY, DATA, DONE, GONE = 1, 2, 3, 4  # frames from the server
 HOST_START, HOST_DATA, HOST_KILL = 1, 2, 3  # frames to the server
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 5.0
+MAX_FRAME = 16 << 20  # from the server: a job's captured output, its result and its verdict
 ANSWER_GRACE_S = 60.0  # a fork server gives a job 30 s to begin on a busy machine, and its judge 2 s after the end
 DEVICES = ("null", "full", "random", "urandom")  # not zero: what is mapped from it and shared, no limit counts
 
@@ -44,6 +45,8 @@ class Occupant(Protocol):
     def on_call(self, body: bytes) -> None: ...
 
     def on_done(self, body: bytes) -> None: ...
+
+    def on_fault(self, error: Exception) -> None: ...
 
     def on_lost(self, reason: str) -> None: ...
 
@@ -214,12 +217,16 @@ class Cell(asyncio.Protocol):
             raise
 
     async def stop(self) -> None:
-        """Ends the jail and everything in it; returns when it is gone."""
+        """Ends the jail and everything in it; returns when it is gone, or logs that it is not after STOP_DEADLINE_S."""
         self._transport.close()
         self._process.kill()
         try:
-            await asyncio.to_thread(self._process.wait, STOP_DEADLINE_S)
-            await asyncio.wait_for(asyncio.shield(self._closed), STOP_DEADLINE_S)
+            async with asyncio.timeout(STOP_DEADLINE_S):
+                while self._process.poll() is None:
+                    await asyncio.sleep(0.01)
+                await asyncio.shield(self._closed)
+        except TimeoutError:
+            log.warning("cell did not end: cell=%d pid=%d", self.number, self._process.pid)
         finally:
             if self._group is not None:
                 await asyncio.to_thread(cgroup.remove, self._group)
@@ -235,6 +242,10 @@ class Cell(asyncio.Protocol):
 
     def begin(self, occupant: Occupant, limits: Limits, stdin: bytes, payload: bytes, judge: bytes) -> int:
         """Starts a job; returns its number in this cell. With a `judge` payload two processes are paired."""
+        start = START.pack(
+            *(round(limits.wall_s * 1000), round(limits.cpu_s * 1000), limits.memory_mb, limits.processes),
+            *(limits.output_bytes, limits.tmp_mb, limits.files, len(stdin), len(payload), len(judge)),
+        )
         if self._free:
             job = self._free.pop()
         else:
@@ -242,10 +253,6 @@ class Cell(asyncio.Protocol):
         self.started += 1
         self.occupants[job] = occupant
         self._due[job] = time.monotonic() + limits.wall_s + ANSWER_GRACE_S
-        start = START.pack(
-            *(round(limits.wall_s * 1000), round(limits.cpu_s * 1000), limits.memory_mb, limits.processes),
-            *(limits.output_bytes, limits.tmp_mb, limits.files, len(stdin), len(payload), len(judge)),
-        )
         self._send(job, HOST_START, start + stdin + payload + judge)
         return job
 
@@ -264,6 +271,7 @@ class Cell(asyncio.Protocol):
 
     def kill(self, job: int) -> None:
         """Ends a job now; its occupant still hears on_done."""
+        self._due[job] = min(self._due[job], time.monotonic() + ANSWER_GRACE_S)
         self._send(job, HOST_KILL, b"")
 
     def _send(self, job: int, kind: int, body: bytes) -> None:
@@ -275,6 +283,8 @@ class Cell(asyncio.Protocol):
         position, end = 0, len(received)
         while end - position >= HEADER.size:
             length, job, kind = HEADER.unpack_from(received, position)
+            if length > MAX_FRAME:
+                return self._transport.abort()
             if end - position < HEADER.size + length:
                 break
             position += HEADER.size
@@ -287,11 +297,20 @@ class Cell(asyncio.Protocol):
             self._ready.set_result(None)
         elif kind == GONE:
             self._fail(f"the cell cannot fork: {body.decode(errors='replace')}")
-        elif kind == DATA and job in self.occupants:
-            self.occupants[job].on_call(body)
-        elif kind == DONE and job in self.occupants:
+        elif kind in (DATA, DONE) and job in self.occupants:
+            self._deliver(job, kind, body)
+
+    def _deliver(self, job: int, kind: int, body: bytes) -> None:
+        """Whatever an occupant raises ends its own job: neither the transport nor a neighbour hears of it."""
+        occupant = self.occupants[job]
+        if kind == DONE:
             self._free.append(job)
-            self.occupants.pop(job).on_done(body)
+            del self.occupants[job]
+        try:
+            (occupant.on_done if kind == DONE else occupant.on_call)(body)
+        except Exception as error:
+            log.warning("frame could not be read: cell=%d job=%d", self.number, job, exc_info=error)
+            occupant.on_fault(error)
 
     def connection_lost(self, error: Exception | None) -> None:
         said = os.pread(self._stderr, 4000, 0).decode(errors="replace").strip()

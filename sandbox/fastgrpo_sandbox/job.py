@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import marshal
 import os
+import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,16 +18,17 @@ from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.instrument import compile_asserts, compile_unittest, unittest_names, wanted_names
 from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, Outcome, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
+from fastgrpo_sandbox.weight import count_values
 
+log = logging.getLogger("fastgrpo_sandbox")
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
 PLAIN = b"S"  # begins a payload that is nothing but the source of a script
 SECRET = b"U"  # begins one whose secret stays with the native module
 SECRET_BYTES = 32
-DAY_S = 86400
-MAX_PROCESSES = 256  # the fork server follows chains of as many, so none is out of its sight
 MAX_CALLS = 256  # of one session, unanswered
-MAX_SAID = 16 << 20  # bytes of all calls of one session; decoded, they may take seventy times the memory
+MAX_SAID = 16 << 20  # bytes of all calls of one session
+MAX_VALUES = 1 << 16  # of one session in this process at once: in its unanswered calls, or in its result
 MAX_ANSWER = 16 << 20
 
 
@@ -46,7 +49,17 @@ class Parcel(msgspec.Struct, frozen=True):
     session: bool = False
 
     def outcome(self, done: Done) -> Outcome:
-        return outcome_of(done, self.limits, self.expected(), SessionResult if self.session else Result)
+        """What became of the job. A frame that is too much to decode, or raises meanwhile, is no frame."""
+        form = SessionResult if self.session else Result
+        unheard = msgspec.structs.replace(done, results=0, result=b"", verdicts=0, verdict=b"")
+        if self.session and count_values(done.result, MAX_VALUES) > MAX_VALUES:
+            outcome = outcome_of(unheard, self.limits, None, form)
+            return msgspec.structs.replace(outcome, error=f"the result has more than {MAX_VALUES} values")
+        try:
+            return outcome_of(done, self.limits, self.expected(), form)
+        except Exception as error:
+            log.warning("result could not be read: error=%r", error)
+            return outcome_of(unheard, self.limits, self.expected(), form)
 
     def expected(self) -> Expected | None:
         """What a verdict must look like; None for a job without tests."""
@@ -147,13 +160,6 @@ def _checked(parcel: Parcel) -> Parcel:
     size = len(parcel.payload) + len(parcel.stdin) + len(parcel.judge)
     if size > MAX_PAYLOAD:
         raise Rejected(f"the job has {size} bytes of code, tests and input; the limit is {MAX_PAYLOAD}")
-    limits = parcel.limits
-    if not (0 < limits.wall_s <= DAY_S and 0 < limits.cpu_s <= DAY_S):
-        raise Rejected("wall_s and cpu_s must be positive and at most a day")
-    if not (0 < limits.memory_mb <= 1 << 20 and 0 < limits.processes <= MAX_PROCESSES):
-        raise Rejected(f"memory_mb must be 1 to {1 << 20}, processes 1 to {MAX_PROCESSES}")
-    if not (0 <= limits.output_bytes <= 4 << 20 and 1 <= limits.tmp_mb <= 4096 and 16 <= limits.files <= 4096):
-        raise Rejected("output_bytes must be at most 4 MiB, tmp_mb 1 to 4096, files 16 to 4096")
     return parcel
 
 
@@ -175,7 +181,17 @@ class Running:
         self.kill()
 
     def on_done(self, body: bytes) -> None:
-        self._end(self.parcel.outcome(parse_done(body)))
+        try:
+            done = parse_done(body)
+        except struct.error:
+            return self.on_lost("the fork server's report is too short")
+        self._end(self.parcel.outcome(done))
+
+    def on_fault(self, error: Exception) -> None:
+        """A frame of the job's could not be read, for whatever reason: its own doing, whose neighbours go on."""
+        self.kill()
+        tests = (False,) * (self.parcel.test_count or 0)
+        self._end(Outcome("failed", error=f"a frame of the job's could not be read: {error!r}", tests=tests))
 
     def on_lost(self, reason: str) -> None:
         self._end(Outcome("infrastructure", error=reason))
@@ -199,6 +215,7 @@ class RunningSession(Running):
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault: Outcome | None = None
         self._said = 0
+        self._held = 0  # values of unanswered calls
         super().__init__(cell, parcel)
 
     def on_call(self, body: bytes) -> None:
@@ -207,21 +224,32 @@ class RunningSession(Running):
         self._said += len(body)
         if self._said > MAX_SAID:
             return self._stop(Outcome("failed", error=f"more than {MAX_SAID} bytes of calls"))
+        values = count_values(body, MAX_VALUES)
+        if self._held + values > MAX_VALUES:
+            return self._stop(Outcome("failed", error=f"more than {MAX_VALUES} values in calls unanswered at once"))
         try:
             call = msgspec.msgpack.decode(body, type=_Call)
-        except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        except Exception as error:
             return self._stop(Outcome("failed", error=f"malformed call: {error}"))
         if len(self._tasks) >= MAX_CALLS:
             return self._stop(Outcome("failed", error=f"more than {MAX_CALLS} calls unanswered at once"))
+        self._held += values
         task = asyncio.get_running_loop().create_task(self._answer(call))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._answered(task, values))
+
+    def _answered(self, task: asyncio.Task[None], values: int) -> None:
+        self._held -= values
+        self._tasks.discard(task)
 
     async def _answer(self, call: _Call) -> None:
         try:
             answer = (call.number, True, await self._handler(call.method, call.params))
         except CallError as error:
             answer = (call.number, False, str(error))
+        except asyncio.CancelledError:
+            self._stop(Outcome("infrastructure", error=f"handler of {call.method!r} was cancelled"))
+            raise
         except Exception as error:
             return self._stop(Outcome("infrastructure", error=f"handler of {call.method!r}: {error!r}"))
         try:
@@ -240,6 +268,7 @@ class RunningSession(Running):
     def _end(self, outcome: Outcome) -> None:
         for task in self._tasks:
             task.cancel()
-        if self._fault is not None and outcome.status == "killed":
-            outcome = msgspec.structs.replace(outcome, status=self._fault.status, error=self._fault.error)
+        # Its own fault stands, however it ended; one of ours counts only where it was what ended the session.
+        if self._fault is not None and (outcome.status == "killed" or self._fault.status == "failed"):
+            outcome = msgspec.structs.replace(outcome, status=self._fault.status, error=self._fault.error, value=None)
         super()._end(outcome)

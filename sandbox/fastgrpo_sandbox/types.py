@@ -6,6 +6,16 @@ from typing import Any, Literal
 
 import msgspec
 
+DAY_S = 86400
+MAX_PROCESSES = 256  # the fork server follows chains of as many, so none is out of its sight
+RANGES: dict[str, tuple[int, int]] = {
+    "memory_mb": (1, 1 << 20),
+    "processes": (1, MAX_PROCESSES),
+    "output_bytes": (0, 4 << 20),
+    "tmp_mb": (1, 4096),
+    "files": (16, 4096),
+}
+
 Status = Literal["ok", "failed", "timeout", "memory", "output_limit", "killed", "rejected", "infrastructure"]
 VerdictBy = Literal["", "judge", "host", "same-process"]
 
@@ -27,6 +37,8 @@ class Limits(msgspec.Struct, frozen=True):
     each; tmp_mb sizes the private /tmp; files is the number of open descriptors. Memory that processes share without a
     file is denied, since polling would not count it. CPU time is that of live processes and of children that were
     waited for: what a job lets go unseen, by ignoring SIGCHLD, only wall_s and processes bound.
+
+    Seconds may be fractions, the rest are whole numbers. Raises ValueError for another type or a value out of range.
     """
 
     wall_s: float = 10.0
@@ -36,6 +48,16 @@ class Limits(msgspec.Struct, frozen=True):
     output_bytes: int = 65536
     tmp_mb: int = 16
     files: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("wall_s", "cpu_s"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value <= DAY_S:
+                raise ValueError(f"Limits.{name} is {value!r}: give seconds, more than 0 and at most a day ({DAY_S}).")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"Limits.{name} is {value!r}: give a whole number from {least} to {most}.")
 
 
 class CheckTests(msgspec.Struct, frozen=True, tag="check"):

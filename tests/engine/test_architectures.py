@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config
+from transformers import (
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
 
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
@@ -23,6 +31,17 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
 }
 
 
+# Soft caps, a sliding window and scaled logits, with bounds that a random model feels; their weights are copied.
+COPIED: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "Gemma2ForCausalLM": (
+        Gemma2Config,
+        {"head_dim": 32, "sliding_window": 16, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.0},
+    ),
+    "CohereForCausalLM": (CohereConfig, {"logit_scale": 0.25}),
+    "GraniteForCausalLM": (GraniteConfig, {"logits_scaling": 3.0}),
+}
+
+
 def test_every_shared_architecture_is_tested() -> None:
     assert set(KINDS) | {"Qwen2ForCausalLM"} == SHARED_ARCHITECTURES
 
@@ -33,7 +52,7 @@ def test_vllm_samples_from_the_trainers_memory(name: str, tmp_path: Path) -> Non
     kind, changes = KINDS[name]
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
     assert type(policy.model).__name__ == name
-    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gb=0.05)
+    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
     try:
         with torch.no_grad():
             # Not the weights that vLLM read from the folder.
@@ -48,5 +67,22 @@ def test_vllm_samples_from_the_trainers_memory(name: str, tmp_path: Path) -> Non
         report = engine.sync(policy)
         assert report.bytes_copied == 0
         assert report.parity_max < 1e-4
+    finally:
+        engine.close()
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", COPIED)
+def test_what_a_model_does_to_its_logits_is_alike_in_vllm_and_in_the_trainer(name: str, tmp_path: Path) -> None:
+    kind, changes = COPIED[name]
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
+    assert type(policy.model).__name__ == name
+    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
+    try:
+        assert engine.sync(policy).parity_max < 1e-3
+        with torch.no_grad():
+            policy.head_weight.mul_(1.5)
+        assert engine.sync(policy).parity_max < 1e-3
+        assert policy.copies_weights
     finally:
         engine.close()

@@ -15,7 +15,7 @@ import torch
 from fastgrpo.cli import parse
 from fastgrpo.policy.model import load_policy
 from fastgrpo.training.checkpoint import Checkpoints, load
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "failing_ranks.py"
 # A killed rank says nothing itself: torchrun names it.
@@ -49,4 +49,4 @@ def test_a_failing_rank_ends_all_of_them(how: str, tiny_folder: Path, tmp_path: 
     assert checkpoint is not None
     config = parse(["--config", str(tmp_path / "failing/config.toml")], program="").config
     policy = load_policy(checkpoint)
-    assert load(checkpoint, config, AdamW(policy.model.parameters(), lr=1.0).load) >= 1
+    assert load(checkpoint, config, AdamW(policy.model.parameters(), AdamWOptions(lr=1.0)).load) >= 1

@@ -16,11 +16,12 @@ from torch import multiprocessing
 from fastgrpo.config import resolve
 from fastgrpo.engine.engine import Engine, SyncReport
 from fastgrpo.errors import UserError
-from fastgrpo.plan import memory_plan
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.train import train
-from fastgrpo.types import Execution, RewardTerms
+from fastgrpo.tasks import Task
+from fastgrpo.train import run as run_training
+from fastgrpo.training.workload import memory_plan
+from fastgrpo.types import Result, Reward, Rollout
 
 two_gpus_or_none = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need two GPUs")
 
@@ -31,19 +32,16 @@ class EvenBytes:
     def prompt(self, problem: Any) -> str:
         return problem.prompt
 
-    async def execute(self, problem: Any, completion: str, seed: int) -> Execution:
+    async def execute(self, problem: Any, completion: str, seed: int) -> float:
         numbers = completion.encode()
         rate = sum(number % 2 == 0 for number in numbers) / max(len(numbers), 1)
-        return Execution(status="ok", pass_rate=rate, workflow=completion)
+        return rate
 
-    def feedback_text(self, execution: Execution) -> str:
+    def feedback_text(self, execution: float) -> str:
         return "again"
 
-    def rewards(self, problem: Any, executions: list[Execution]) -> list[RewardTerms]:
-        return [
-            RewardTerms(total=e.pass_rate, performance=e.pass_rate, complexity=0.0, diversity=0.0, format=0.0)
-            for e in executions
-        ]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
 
 
 @asynccontextmanager
@@ -59,12 +57,12 @@ def load_problems(config):
 
 def run(model: Path, runs: Path, name: str, *, steps: int, tensor_parallel: int, resume: bool = False) -> None:
     values = {"model.path": str(model), "runs": str(runs), "name": name, "engine.tensor_parallel": tensor_parallel}
-    values |= {"engine.max_model_len": 64, "engine.max_num_seqs": 16, "engine.kv_cache_gb": 0.05}
+    values |= {"engine.max_model_len": 64, "engine.max_num_seqs": 16, "engine.kv_cache_gib": 0.05}
     values |= {"grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 12, "grpo.rounds": 2}
     values |= {"grpo.lr": 1e-3, "grpo.kl_weight": 0.05, "grpo.micro_batch_tokens": 96, "grpo.steps": steps}
     values |= {"eval.samples": 2, "checkpoint.every": 1}
     config = resolve(values)
-    asyncio.run(train(config, resume=resume, load_problems=load_problems, open_environment=open_even_bytes))
+    asyncio.run(run_training(config, resume=resume, task=Task(load_problems, open_even_bytes)))
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

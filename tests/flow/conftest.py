@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.protocol import Reply, Request
-from fastgrpo.types import Problem
 from fastgrpo_sandbox import AssertTests, Outcome
 
 ADD = Problem(
@@ -29,6 +29,7 @@ class ScriptedWorker:
     """Answers in turn from a script of texts, exceptions or functions of the request; records the requests."""
 
     def __init__(self, *answers: str | Exception | Callable[[Request], str], seconds: float = 0.0) -> None:
+        self.names = ("large", "small")
         self.answers = list(answers)
         self.seconds = seconds
         self.requests: list[Request] = []

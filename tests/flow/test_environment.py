@@ -13,8 +13,8 @@ from bench.structures import WORKFLOWS, completion
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.limits import WorkflowLimits
+from fastgrpo.flow.types import Execution
 from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, WorkerError
-from fastgrpo.types import Execution
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker
 
@@ -58,10 +58,11 @@ def test_a_right_workflow_is_scored_on_hidden_tests(jail: Jail) -> None:
     [right, wrong] = jail.execute(ScriptedWorker(RIGHT, WRONG), WORKFLOWS["generate"], WORKFLOWS["generate"])
     assert sorted((right.pass_rate, wrong.pass_rate)) == [0.0, 1.0]
     good = right if right.pass_rate else wrong
-    assert (good.status, good.public_pass_rate, good.solution) == ("ok", 1.0, ADD.solution)
+    assert (good.status, good.public_pass_rate, good.solution) == ("ok", 1.0, ADD.solution.rstrip())
     assert good.feedback == "All 1 public tests pass."
     assert [call.operator for call in good.calls] == ["generate"]
     assert 0 < good.complexity < 0.2
+    assert good.structure == "generate"
     assert good.workflow == WORKFLOWS["generate"]
     assert good.seconds > 0
 
@@ -72,10 +73,43 @@ def test_every_canonical_structure_runs(jail: Jail) -> None:
 
     worker = ScriptedWorker(answer)
     executions = jail.execute(worker, *WORKFLOWS.values(), limits=WorkflowLimits())
-    assert [(execution.status, execution.pass_rate) for execution in executions] == [("ok", 1.0)] * 6
+    assert [(execution.status, execution.pass_rate) for execution in executions] == [("ok", 1.0)] * len(WORKFLOWS)
     by_name = dict(zip(WORKFLOWS, executions, strict=True))
     assert [call.operator for call in by_name["generate, review, revise"].calls] == ["generate", "review", "revise"]
     assert len(by_name["3 generate, ensemble"].calls) == 4
+
+
+HIDDEN = {
+    "exec": """names = dict(globals())
+    exec("async def draft(): return [await generate(None) for _ in range(8)][-1]", names)
+    return await names["draft"]()""",
+    "frames": """import sys
+    call = sys._getframe(1).f_locals["call"]
+    return [await call("gen" "erate", instruction="") for _ in range(8)][-1]""",
+    "globals": """for _ in range(8): code = await globals()["gen" "erate"](problem)
+    return code""",
+    "unpacked retries": 'return (await test(problem, "", **{"retries": 8})).code',
+    "never awaited": """calls = [asyncio.ensure_future(generate(problem, str(i))) for i in range(20)]
+    await asyncio.sleep(0.2)
+    return await calls[0]""",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_the_host_served_is_the_cost_whatever_the_text_shows(jail: Jail, name: str) -> None:
+    worker = ScriptedWorker(RIGHT)
+    [execution] = jail.execute(worker, body(HIDDEN[name]), limits=WorkflowLimits())
+    assert (execution.status, execution.pass_rate) == ("ok", 1.0)
+    assert execution.requests == len(worker.requests)
+    assert execution.complexity >= (5 / 13 if name == "unpacked retries" else 8 / 16)
+
+
+def test_a_worker_without_names_has_one(jail: Jail) -> None:
+    worker = ScriptedWorker(RIGHT)
+    del worker.names
+    [plain, named] = jail.execute(worker, WORKFLOWS["generate"], body("return await generate(problem, worker='small')"))
+    assert plain.status == "ok"
+    assert "no worker 'small'; choose one of: worker" in named.error
 
 
 def test_parallel_calls_overlap(jail: Jail) -> None:
@@ -190,7 +224,7 @@ def test_a_failing_jail_is_tried_again_then_infrastructure(jail: Jail, failures:
     environment = WorkflowEnvironment(flaky, ScriptedWorker(RIGHT))
     execution = jail.run(environment.execute(ADD, completion(WORKFLOWS["generate"]), 1))
     assert execution.status == status
-    assert len(execution.calls) == 2
+    assert [len(calls) for calls in (execution.calls, execution.wasted)] == [1, 1]
     assert execution.pass_rate == (status == "ok")
 
 

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.limits import WorkflowLimits
-from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line
+from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line, program_after
+from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
-from fastgrpo.types import Problem
-from fastgrpo_sandbox import CallError
+from fastgrpo_sandbox import AssertTests, CallError, extract_code
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool
 
-GOOD, BAD = ADD.solution, "def add(a, b):\n    return a - b\n"
+GOOD, BAD = ADD.solution.rstrip(), "def add(a, b):\n    return a - b"
 
 
 def host(worker: ScriptedWorker, pool: Any = None, seed: int = 0, **limits: Any) -> OperatorHost:
@@ -35,6 +36,92 @@ def test_generate_returns_the_code_and_accounts_for_it() -> None:
     assert call(operators, "generate", instruction="") == GOOD
     [account] = operators.calls
     assert (account.operator, account.prompt_tokens, account.cost_usd) == ("generate", 10, 0.01)
+
+
+def test_a_call_is_in_the_account_from_its_arrival_on() -> None:
+    """Whether it is still open when the workflow ends, cancelled with it, or refused."""
+    worker = ScriptedWorker(RIGHT, seconds=60)
+    operators = host(worker)
+
+    async def use() -> None:
+        tasks = [asyncio.ensure_future(operators("generate", {"instruction": ""})) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert [call.requests for call in operators.calls] == [1] * 20
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(use())
+    assert len(operators.calls) == len(worker.requests) == 20
+    assert {(call.requests, call.answered, call.tokens) for call in operators.calls} == {(1, 0, 0)}
+
+
+def test_refused_calls_and_retries_are_in_the_account() -> None:
+    operators = host(ScriptedWorker(WRONG))
+    for method, params in (("fly", {}), ("review", {"code": 3}), ("generate", {"instruction": "", "worker": "huge"})):
+        with pytest.raises(CallError):
+            call(operators, method, **params)
+    call(operators, "test", code=BAD, retries=2)
+    assert [each.operator for each in operators.calls] == ["fly", "review", "generate", "test"]
+    assert [each.requests for each in operators.calls] == [0, 0, 0, 2]
+    tested = operators.calls[-1]
+    assert (tested.retries, tested.answered, tested.tokens, tested.seconds) == (2, 2, 30, 1.0)
+
+
+def test_the_account_of_a_workflow_that_asks_for_ever_is_bounded() -> None:
+    operators = host(ScriptedWorker(RIGHT))
+
+    async def use() -> None:
+        for _ in range(1000):
+            with contextlib.suppress(CallError):
+                await operators("generate", {"instruction": ""})
+
+    asyncio.run(use())
+    assert sum(each.requests for each in operators.calls) == WorkflowLimits().calls
+    assert len(operators.calls) < 1000
+
+
+def test_worker_and_temperature_are_passed_on() -> None:
+    worker = ScriptedWorker("A")
+    operators = host(worker)
+    plain: dict[str, dict[str, Any]] = {
+        "generate": {"instruction": ""},
+        "custom": {"input": "x", "instruction": ""},
+        "review": {"code": BAD},
+        "revise": {"code": BAD, "feedback": ""},
+        "ensemble": {"codes": [BAD, GOOD]},
+        "test": {"code": BAD, "retries": 1},
+    }
+    for method, params in plain.items():
+        call(operators, method, **params, worker="small", temperature=1)
+        call(operators, method, **params)
+    asked = [(request.operator, request.worker, request.temperature) for request in worker.requests]
+    assert asked == [(name, *rest) for name in plain for rest in (("small", 1.0), ("large", None))]
+    assert [each.worker for each in operators.calls] == ["small", "large"] * 6
+    seeds = [request.seed for request in worker.requests]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("value", [-0.1, 2.5, float("nan"), float("inf"), "hot", True, [1]])
+def test_a_temperature_that_is_none_is_refused(value: Any) -> None:
+    with pytest.raises(CallError, match="temperature"):
+        call(host(ScriptedWorker(RIGHT)), "generate", instruction="", temperature=value)
+
+
+def test_an_unknown_worker_is_refused_with_those_there_are() -> None:
+    with pytest.raises(CallError, match="no worker 'huge'; choose one of: large, small"):
+        call(host(ScriptedWorker(RIGHT)), "generate", instruction="", worker="huge")
+
+
+def test_a_test_that_is_hidden_too_is_not_shown() -> None:
+    """Its text holds the answer, and so may the error of the run."""
+    tests = AssertTests(asserts=("assert add(6, 36) == 42",))
+    single = replace(ADD, public_tests=tests, hidden_tests=tests)
+    worker = ScriptedWorker(WRONG)
+    operators = OperatorHost(single, worker, TrustingPool(), WorkflowLimits(), 0)
+    passed, _, feedback = call(operators, "test", code=BAD, retries=1)
+    assert (passed, feedback) == (False, "1 of 1 public tests fail.")
+    assert "42" not in str([request.messages for request in worker.requests])
 
 
 def test_review_and_ensemble_and_custom() -> None:
@@ -86,6 +173,8 @@ def test_no_secret_is_in_a_message() -> None:
         ("test", {"code": GOOD, "retries": 99}),
         ("test", {"code": GOOD, "retries": -1}),
         ("test", {"code": GOOD, "retries": True}),
+        ("generate", {"instruction": "", "worker": None}),
+        ("generate", {"instruction": "", "temprature": 1.0}),
         ("custom", {"input": "x" * 200_000, "instruction": ""}),
         ("generate", {"instruction": "", "operator": "test"}),
     ],
@@ -167,7 +256,7 @@ def test_request_seeds_depend_on_content_not_on_the_order_of_arrival() -> None:
     ],
 )
 def test_code_of_a_reply(reply: str, code: str) -> None:
-    assert messages.extract_code(reply) == code
+    assert extract_code(reply) == code.rstrip()
 
 
 def test_choice_and_verdict_without_any() -> None:
@@ -182,7 +271,7 @@ def test_choice_and_verdict_without_any() -> None:
 @settings(deadline=None)
 @given(st.text(), st.integers(1, 16))
 def test_any_reply_is_understood(reply: str, count: int) -> None:
-    assert isinstance(messages.extract_code(reply), str)
+    assert isinstance(extract_code(reply), str)
     assert 0 <= messages.extract_choice(reply, count) < count
     assert isinstance(messages.extract_verdict(reply)[0], bool)
 
@@ -191,7 +280,7 @@ def test_any_reply_is_understood(reply: str, count: int) -> None:
 def test_a_reply_that_runs_away_is_read_in_no_time(reply: str) -> None:
     began = time.process_time()
     messages.extract_verdict(reply)
-    messages.extract_code(reply)
+    extract_code(reply)
     assert time.process_time() - began < 2  # was the square of its length: a minute
 
 
@@ -200,3 +289,20 @@ def test_messages_show_problem_and_code(problem: Problem) -> None:
     assert system["role"] == "system"
     assert problem.prompt in user["content"]
     assert BAD.strip() in user["content"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from __future__ import annotations\nx: Later = 1",
+        '"""Text."""\nfrom __future__ import annotations\nx: Later = 1',
+        "from __future__ import (\n    annotations,\n    division,\n)\nx: Later = 1",
+        "x = 1",
+    ],
+)
+def test_a_program_after_its_preamble(code: str) -> None:
+    names: dict[str, object] = {}
+    exec(program_after("import math", code), names)
+    assert names["x"] == 1
+    assert "math" in names
+    assert program_after("", code) == code

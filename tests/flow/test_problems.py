@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastgrpo.errors import UserError
 from fastgrpo.flow import problems as data
-from fastgrpo.types import Problem
+from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, UnittestTests, count_tests
 
 OWN = {

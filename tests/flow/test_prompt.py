@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fastgrpo.flow import problems as data
-from fastgrpo.flow.complexity import OPERATORS
+from fastgrpo.flow.names import OPERATORS
 from fastgrpo.flow.parse import parse_completion
 from fastgrpo.flow.prompt import query_prompt, round_feedback
-from fastgrpo.types import Execution
+from fastgrpo.flow.types import Execution
 
 
 def test_the_short_prompt_adds_a_few_words() -> None:
@@ -24,6 +24,13 @@ def test_the_full_prompt_describes_every_operator_and_a_valid_example() -> None:
     assert all(f"- {name}(" in text for name in OPERATORS)
     example = text[text.index("<think>One") : text.index("The problem:")]
     assert parse_completion(example).source.startswith("async def workflow")
+
+
+def test_the_full_prompt_names_the_workers_where_there_is_a_choice() -> None:
+    problem = data.load("humaneval")[0]
+    assert 'worker="small" or "tiny"' in query_prompt(problem, "full", ("large", "small", "tiny"))
+    assert "{workers}" not in query_prompt(problem, "full", ("one",))
+    assert "worker=" not in query_prompt(problem, "full", ("one",))
 
 
 def test_feedback_shows_public_results_only() -> None:

@@ -8,18 +8,22 @@ import random
 import signal
 import sys
 import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Never
+from unittest import mock
 
-from fastgrpo.config import resolve
+from fastgrpo.cli import run_async
+from fastgrpo.config import Config, resolve
 from fastgrpo.engine.engine import Completion, SyncReport
 from fastgrpo.errors import run_program
 from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.runtime import run_async
-from fastgrpo.train import train
+from fastgrpo.tasks import Task
+from fastgrpo.train import run
 from fastgrpo.training import learner
-from fastgrpo.types import Execution, RewardTerms
+from fastgrpo.types import Result, Reward, Rollout
 
 HOW, MODEL, RUNS = sys.argv[1:]
 RANK = os.environ["RANK"]
@@ -35,7 +39,7 @@ class RandomEngine:
     def busy(self) -> bool:
         return bool(self.open)
 
-    def submit(self, key: int, prompt_ids: list[int], *, seed: int, **options) -> None:
+    def submit(self, key: int, prompt_ids: list[int], *, seed: int, **options: object) -> None:
         self.open.append((key, seed))
 
     def step(self) -> list[Completion]:
@@ -46,7 +50,7 @@ class RandomEngine:
     def abort_all(self) -> None:
         self.open.clear()
 
-    def sync(self, policy) -> SyncReport:
+    def sync(self, policy: object) -> SyncReport:
         return SyncReport(0.0, 0, 0.0, 0.0, 0.0)
 
     def sleep(self) -> None: ...
@@ -57,58 +61,63 @@ class RandomEngine:
 class Failing:
     """Rewards the length of the completion, and fails on rank 1 once the first step has left its checkpoint."""
 
-    def prompt(self, problem) -> str:
+    def prompt(self, problem: Any) -> str:
         return problem.prompt
 
-    async def execute(self, problem, completion: str, seed: int) -> Execution:
+    async def execute(self, problem: Any, completion: str, seed: int) -> float:
         if RANK == "1" and (Path(RUNS) / "failing/checkpoints/step-000001").exists():
             self.fail()
-        return Execution(status="ok", pass_rate=(seed % 7) / 7, workflow=completion)
+        return (seed % 7) / 7
 
     def fail(self) -> None:
         Path(RUNS, "failed").touch()
         if HOW == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         elif HOW == "raises":
-            raise ZeroDivisionError("a reward divides by zero")
+            mock.patch.object(learner.Learner, "update", divide_by_zero).start()
         elif HOW == "hangs":
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            LLMEngine.step = lambda self: time.sleep(1000)
+            mock.patch.object(LLMEngine, "step", hang).start()
 
-    def feedback_text(self, execution) -> str:
+    def feedback_text(self, execution: float) -> str:
         return "again"
 
-    def rewards(self, problem, executions):
-        return [
-            RewardTerms(total=e.pass_rate, performance=e.pass_rate, complexity=0.0, diversity=0.0, format=0.0)
-            for e in executions
-        ]
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
+        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
+
+
+def hang(_: object) -> None:
+    time.sleep(1000)
+
+
+def divide_by_zero(*_: object, **__: object) -> Never:
+    raise ZeroDivisionError("an update divides by zero")
 
 
 @asynccontextmanager
-async def open_environment(config, log):
+async def open_environment(config: Config, log: object) -> AsyncIterator[Failing]:
     yield Failing()
 
 
 @contextmanager
-def random_engine(*_, **__):
+def random_engine(*_: object, **__: object) -> Iterator[RandomEngine]:
     yield RandomEngine()
 
 
-def load_problems(config):
+def load_problems(config: Config) -> tuple[list[Any], list[Any]]:
     return [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=0.5) for i in range(4)], []
 
 
 def main() -> None:
-    values = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gb": 0.05}
+    values: dict[str, Any] = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gib": 0.05}
     values |= {"engine.step_timeout_s": 3.0, "grpo.prompts_per_step": 2, "grpo.group_size": 4, "checkpoint.every": 1}
     values |= {"grpo.max_new_tokens": 16, "model.path": MODEL, "runs": RUNS, "name": "failing"}
     if HOW != "hangs":
-        learner.open_engine = random_engine
+        mock.patch.object(learner, "open_engine", random_engine).start()
     Path(RUNS, f"rank{RANK}.pid").write_text(str(os.getpid()))
     with joined_ranks():
-        run_async(lambda: train(resolve(values), load_problems=load_problems, open_environment=open_environment))
+        run_async(lambda: run(resolve(values), task=Task(load_problems, open_environment)))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference
+from fastgrpo.kernels import LossOutput, linear_grpo_loss, linear_logprob, reference
 from fastgrpo.kernels.reference import LogitTransform, LossOptions, TokenInputs
 
 SLACK = 1e-5
@@ -40,18 +42,15 @@ class Head:
         return LogitTransform(self.temperature, self.softcap)
 
     def to(self, dtype: torch.dtype) -> Head:
-        leaves = [
-            None if x is None else x.detach().to(dtype).requires_grad_() for x in (self.hidden_NH, self.weight_VH)
-        ]
-        bias_V = None if self.bias_V is None else self.bias_V.detach().to(dtype).requires_grad_()
-        return Head(leaves[0], leaves[1], self.targets_N, bias_V, self.temperature, self.softcap)
+        hidden_NH, weight_VH, *bias = (x.detach().to(dtype).requires_grad_() for x in self.leaves)
+        return Head(hidden_NH, weight_VH, self.targets_N, bias[0] if bias else None, self.temperature, self.softcap)
 
-    def keywords(self) -> dict[str, object]:
+    def keywords(self) -> dict[str, Any]:
         return {"temperature": self.temperature, "softcap": self.softcap, "bias": self.bias_V}
 
 
 def random_head(
-    n: int, h: int, v: int, *, device: torch.device, dtype: torch.dtype = torch.float32, scale: float = 2.0, **rest
+    n: int, h: int, v: int, *, device: torch.device, dtype: torch.dtype = torch.float32, scale: float = 2.0, **rest: Any
 ) -> Head:
     """Logits of standard deviation `scale`; targets at both edges of the vocabulary and anywhere between.
 
@@ -91,19 +90,21 @@ def _tensors(head: Head) -> tuple[Tensor, Tensor, Tensor]:
     return head.hidden_NH, head.weight_VH, head.targets_N
 
 
-def fused_loss(head: Head, tokens: TokenInputs, options: LossOptions, **rest):
-    return linear_grpo_loss(*_tensors(head), **tokens._asdict(), **options._asdict(), **head.keywords(), **rest)
+def fused_loss(head: Head, tokens: TokenInputs, options: LossOptions, **rest: Any) -> LossOutput:
+    keywords = tokens._asdict() | options._asdict() | head.keywords() | rest
+    return linear_grpo_loss(*_tensors(head), **keywords)
 
 
-def fused_logprob(head: Head, **rest):
-    return linear_logprob(*_tensors(head), **head.keywords(), **rest)
+def fused_logprob(head: Head, **rest: Any) -> tuple[Tensor, Tensor | None]:
+    keywords = head.keywords() | rest
+    return linear_logprob(*_tensors(head), **keywords)
 
 
 def dense_loss(head: Head, tokens: TokenInputs, options: LossOptions, dtype: torch.dtype | None = None) -> list[Tensor]:
     """[loss, logprobs, entropy, *gradients] of the oracle, in another dtype if asked."""
     head = head if dtype is None else head.to(dtype)
     if dtype == torch.float64:
-        tokens = TokenInputs(*(None if x is None else x.double() for x in tokens))
+        tokens = TokenInputs._make(None if x is None else x.double() for x in tokens)
     loss, logprobs_N, entropy_N, _ = reference.linear_grpo_loss(
         *_tensors(head), tokens, options, head.transform, head.bias_V
     )
@@ -118,16 +119,20 @@ def dense_logprob(head: Head, grads: tuple[Tensor, Tensor], dtype: torch.dtype |
     return [x.detach() for x in (*outputs, *found)]
 
 
-def assert_as_good_as_eager(ours: list[Tensor], eager: list[Tensor], exact: list[Tensor], keep=slice(None)) -> None:
+def assert_as_good_as_eager(
+    ours: list[Tensor], eager: list[Tensor], exact: list[Tensor], keep: slice | Tensor = slice(None)
+) -> None:
     """Largest error at most eager torch's own in the same dtype + 1e-5, for each of the results."""
     assert len(ours) == len(eager) == len(exact)
     dtype = ours[-1].dtype
     for i, (mine, theirs, truth) in enumerate(zip(ours, eager, exact, strict=True)):
-        rows = keep if i in (1, 2) and truth.dim() == 1 else ...
-        error, allowed = ((x.double() - truth)[rows].abs() for x in (mine, theirs))
-        error, allowed = (x.max().item() if x.numel() else 0.0 for x in (error, allowed))
+        rows: slice | Tensor | EllipsisType = keep if i in (1, 2) and truth.dim() == 1 else ...
+        error, allowed = (_largest((x.double() - truth)[rows]) for x in (mine, theirs))
         if truth.dim() == 0:  # one number's error is luck: a loss may be as far off as one of its logprobs
-            logprob_error = (eager[1].double() - exact[1])[keep].abs()
-            allowed = max(allowed, logprob_error.max().item() if logprob_error.numel() else 0.0)
+            allowed = max(allowed, _largest((eager[1].double() - exact[1])[keep]))
         factor = FACTOR * (SCATTER if dtype == torch.bfloat16 else 1.0)
         assert error <= factor * allowed + SLACK, f"result {i}: error {error:.3g}, eager's {allowed:.3g}"
+
+
+def _largest(errors: Tensor) -> float:
+    return errors.abs().max().item() if errors.numel() else 0.0

@@ -78,6 +78,19 @@ def test_big_shapes(shape, dtype, device):
     check_loss(head, random_tokens(head), LOSSES["grpo"], chunk=128)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuBLAS wants a workspace of its own to be deterministic")
+def test_memory_that_nobody_wrote_is_not_read(device):
+    """torch then fills it with NaN. A bf16 product over an odd vocabulary reads the padding of its rows."""
+    head = random_head(44, 128, 1003, device=device, dtype=torch.bfloat16)
+    torch.use_deterministic_algorithms(True)
+    try:
+        output = fused_loss(head, random_tokens(head), LOSSES["grpo"])
+        gradients = torch.autograd.grad(output.loss, head.leaves)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "rest",
@@ -137,7 +150,6 @@ def test_on_policy_is_the_gradient_of_advantage_times_logprob(device):
         output = fused_loss(head, tokens, LossOptions(ratio))
         for mine, theirs in zip(torch.autograd.grad(output.loss, head.leaves), expected, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
-        assert output.statistics.ratio_max == 1
 
 
 def test_sequence_ratio_on_policy_is_one(device):
@@ -278,7 +290,6 @@ def test_statistics(loss, device):
         fields.clipped_low_N.sum(),
         fields.clipped_high_N.sum(),
         fields.importance_capped_N.sum(),
-        fields.ratio_N.max(),
     )
     found = fused_loss(head, tokens, LOSSES[loss], chunk=7).statistics
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), atol=1e-4, rtol=1e-4)

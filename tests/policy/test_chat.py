@@ -1,43 +1,152 @@
-"""Token ids of prompts and feedback, with and without a chat template."""
+"""Token ids of prompts, answers and feedback: without a chat template, and with those of well-known models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
-from fastgrpo.policy.chat import completion_ids, feedback_ids, prompt_ids
+from fastgrpo.config import Model
+from fastgrpo.errors import UserError
+from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import END, train_tokenizer
+from tests.helpers.tiny_model import save_tiny_model
 
-TEMPLATE = (
+PLAIN = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}"
     "{% if m['role'] == 'assistant' %}" + END + "{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+# Qwen's: an end of a turn that is not the tokenizer's own, and thoughts that can be switched off.
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1].strip() }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+# DeepSeek's and QwQ's: the prompt opens the thoughts.
+OPENED = CHATML.replace("assistant\n{%", "assistant\n<think>\n{%")
+# Gemma's: no system role, an end of a turn beside the end of a text.
+GEMMA = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+# Llama 2's: a space before the end; GLM's: the next turn's opening is the end of the last one.
+LLAMA = (
+    "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }} " + END + "{% else %}"
+    "[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
+)
+GLM = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>")
+TEMPLATES = {
+    "plain": (PLAIN, END),
+    "chatml": (CHATML, "<|im_end|>"),
+    "opened": (OPENED, "<|im_end|>"),
+    "gemma": (GEMMA, "<end_of_turn>"),
+    "llama": (LLAMA, END),
+    "glm": (GLM, "<|user|>"),
+}
 
 
-@pytest.fixture
-def plain():
-    return train_tokenizer(["write a workflow", "[user] [assistant]"], 300)
+def tokenizer(template: str | None = None, *, special: tuple[str, ...] = SPECIAL) -> Any:
+    made = train_tokenizer(["write a workflow", "[user] [assistant]"], 300)
+    made.add_tokens([AddedToken(token, special=True) for token in special])
+    made.chat_template = template
+    return made
 
 
-@pytest.fixture
-def chat(plain):
-    plain.chat_template = TEMPLATE
-    return plain
+def chat(name: str, **options: Any) -> Chat:
+    return Chat(tokenizer(TEMPLATES[name][0]), **options)
 
 
-def test_without_a_template_the_text_is_all_there_is(plain) -> None:
-    assert plain.decode(prompt_ids(plain, "query")) == "query"
-    assert plain.decode(feedback_ids(plain, "try again", plain.eos_token_id)) == "try again"
+def test_without_a_template_the_text_is_all_there_is() -> None:
+    plain = Chat(tokenizer())
+    assert plain.tokenizer.decode(plain.prompt_ids("query")) == "query"
+    assert plain.tokenizer.decode(plain.feedback_ids("try again", plain.turn_end_id)) == "try again"
+    assert plain.stop_token_ids == [plain.tokenizer.eos_token_id] == plain.completion_ids("text")[-1:]
 
 
-def test_completions_end_with_the_token_that_generation_stops_at(plain) -> None:
-    assert completion_ids(plain, "text")[-1] == plain.eos_token_id
+def test_a_template_frames_the_query() -> None:
+    ids = chat("plain").prompt_ids("query")
+    assert chat("plain").tokenizer.decode(ids) == "[user]query\n[assistant]"
 
 
-def test_a_template_frames_the_query(chat) -> None:
-    assert chat.decode(prompt_ids(chat, "query")) == "[user]query\n[assistant]"
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_turn_ends_where_the_template_ends_it(name: str) -> None:
+    made = chat(name)
+    end = made.tokenizer.convert_tokens_to_ids(TEMPLATES[name][1])
+    assert made.turn_end_id == end == made.completion_ids("x")[-1]
+    assert set(made.stop_token_ids) == {end, made.tokenizer.eos_token_id}
 
 
-def test_feedback_continues_the_conversation_without_a_second_end(chat) -> None:
-    after_stop = feedback_ids(chat, "again", chat.eos_token_id)
-    assert chat.decode(after_stop) == "\n[user]again\n[assistant]"
-    cut_short = feedback_ids(chat, "again", 5)
-    assert cut_short == [chat.eos_token_id, *after_stop]
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_turns_are_appended_to_what_was_sampled(name: str) -> None:
+    """Where nothing is dropped from earlier turns, the whole conversation is the one that the template renders."""
+    made = chat(name)
+    answer = [*made.tokenizer.encode("x <b>", add_special_tokens=False), made.turn_end_id]
+    ids = [*made.prompt_ids("?"), *answer, *made.feedback_ids("again", answer[-1])]
+    text = made.tokenizer.decode(ids)
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x <b>"}]
+    turns.append({"role": "user", "content": "again"})
+    rendered = made.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    expected = rendered.replace("assistant\nx", "assistant\n<think>\nx") if name == "opened" else rendered
+    assert text.replace(" ", "") == expected.replace(" ", "")
+    cut = answer[:-1]
+    assert made.feedback_ids("again", cut[-1])[: 1 + (name == "llama")][-1] == made.turn_end_id
+
+
+def test_thoughts_stay_in_what_is_trained_and_are_not_opened_twice() -> None:
+    made = chat("opened")
+    prompt = made.tokenizer.decode(made.prompt_ids("q"))
+    assert prompt.endswith("<think>\n")
+    for text in ("<think>why</think>\nx", "<think>\nwhy</think>\nx"):
+        assert made.tokenizer.decode(made.completion_ids(text)) == "why</think>\nx<|im_end|>"
+    assert chat("chatml").text(chat("chatml").completion_ids("<think>why</think>")) == "<think>why</think>"
+
+
+def test_tags_that_are_special_tokens_reach_the_parser() -> None:
+    made = Chat(tokenizer(CHATML, special=(*SPECIAL, "<think>", "</think>")))
+    for end in made.stop_token_ids:
+        ids = [*made.completion_ids("<think>why</think>\nx")[:-1], end]
+        assert made.text(ids) == "<think>why</think>\nx"
+        assert made.text(ids[:-1]) == "<think>why</think>\nx", "cut by the length"
+
+
+def test_system_prompt_and_template_arguments() -> None:
+    made = chat("chatml", system_prompt="be brief", template_kwargs={"enable_thinking": False})
+    prompt = made.tokenizer.decode(made.prompt_ids("q"))
+    assert prompt.startswith("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nq<|im_end|>")
+    assert prompt.endswith("<think>\n\n</think>\n\n")
+    feedback = made.tokenizer.decode(made.feedback_ids("again", made.turn_end_id))
+    assert "be brief" not in feedback
+    assert feedback.endswith("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "message"),
+    [
+        (GEMMA, {"system_prompt": "x"}, "System role not supported; check model.system_prompt"),
+        ("{{ nothing.at.all }}", {}, "chat template fails"),
+        (None, {"system_prompt": "x"}, "model.system_prompt needs a chat template"),
+        (None, {"template_kwargs": {"a": 1}}, "model.chat_template_kwargs needs a chat template"),
+    ],
+)
+def test_what_a_template_refuses_is_a_user_error(template: str | None, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Chat(tokenizer(template), **options)
+
+
+def test_every_end_token_of_the_folder_stops(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path)
+    assert load_chat(folder, Model()).stop_token_ids == [256]
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [256, 5, 7]}))
+    made = load_chat(folder, Model())
+    assert made.stop_token_ids == [5, 7, 256]
+    assert made.text([65, 7]) == made.tokenizer.decode([65])

@@ -10,19 +10,19 @@ from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 
 from fastgrpo.config import resolve
-from fastgrpo.policy.fsdp import optimizer_of
-from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.policy.model import Policy, load_policy, policy_device
 from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.runtime import policy_device
+from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.learner import update
 from fastgrpo.training.loss import sft_loss
+from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Sample
 from tests.helpers.tiny_model import save_tiny_model
 
 BUDGET, STEPS = 24, 3
 # AdamW divides by the size of a gradient: with this eps rounding stays rounding where a gradient is next to nothing.
-OPTIONS = {"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-4, "max_grad_norm": 0.5, "skip_grad_norm": 1e3}
+OPTIONS = AdamWOptions(lr=1e-3, weight_decay=0.1, eps=1e-4, max_grad_norm=0.5, skip_grad_norm=1e3)
 # The ratio to an old policy and the KL to a reference: every way through the head.
 CONFIG = resolve({"grpo.loss": "gspo", "grpo.kl_weight": 0.1, "grpo.epochs_per_batch": 2, "model.path": "any"}).grpo
 
@@ -41,7 +41,7 @@ def samples(step: int) -> list[Sample]:
 
 def policies(folder: Path, sharded: bool) -> tuple[Policy, Policy]:
     torch.set_num_threads(1)
-    policy = load_policy(folder, device=policy_device(), sharded=sharded, activation_checkpointing=True)
+    policy = load_policy(folder, device=policy_device(), sharded=sharded, gradient_checkpointing=True)
     return policy, load_policy(folder, device=policy_device(), sharded=sharded, trained=False)
 
 
@@ -62,7 +62,7 @@ def rank_main(rank: int, folder: Path, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     with joined_ranks():
         sharded = policies(folder / "model", sharded=True)
-        optimizer = optimizer_of(sharded[0], **OPTIONS)
+        optimizer = optimizer_of(sharded[0], OPTIONS)
         reports = steps(sharded, optimizer, range(STEPS - 1))
         optimizer.save(folder / "state")
         reports += steps(sharded, optimizer, range(STEPS - 1, STEPS))
@@ -76,7 +76,7 @@ def resumed_alone(folder: Path) -> dict[str, torch.Tensor]:
     distributed.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
     try:
         sharded = policies(folder / "model", sharded=True)
-        optimizer = optimizer_of(sharded[0], **OPTIONS)
+        optimizer = optimizer_of(sharded[0], OPTIONS)
         optimizer.load(folder / "state")
         steps(sharded, optimizer, range(STEPS - 1, STEPS))
         return {name: weight.cpu() for name, weight in sharded[0].weights()}
@@ -96,7 +96,7 @@ def assert_same(found: dict[str, torch.Tensor], policy: Policy) -> None:
 def test_sharded_steps_are_those_of_one_rank_and_resume_on_another_number(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model", vocab_size=301)
     whole = policies(tmp_path / "model", sharded=False)
-    expected = steps(whole, optimizer_of(whole[0], **OPTIONS), range(STEPS))
+    expected = steps(whole, optimizer_of(whole[0], OPTIONS), range(STEPS))
     assert [report["skipped"] for report in expected] == [0.0, 1.0, 0.0]
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -14,11 +14,12 @@ from fastgrpo.config import Config, resolve
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.policy import lora
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.model import BasePolicy, Policy, load_policy
-from fastgrpo.record.log import PhaseTimer
+from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.training.learner import Learner, update
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate
 
@@ -39,7 +40,7 @@ def adapted(folder: Path) -> Policy:
 @pytest.mark.engine
 def test_vllm_samples_from_the_merged_weights(engine: Engine, tiny_folder: Path) -> None:
     policy, plain = adapted(tiny_folder), load_policy(tiny_folder)
-    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
     for step in range(2):
         before = policy.logprobs(PROMPTS)
         update(policy, optimizer, samples(step), Config().grpo, budget=64)
@@ -57,7 +58,7 @@ def test_vllm_samples_from_the_merged_weights(engine: Engine, tiny_folder: Path)
 
 def test_the_base_is_the_reference_and_the_adapters_train_on(tiny_folder: Path) -> None:
     policy, plain = adapted(tiny_folder), load_policy(tiny_folder)
-    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
     base = BasePolicy(policy.model, policy.tokenizer)
     grpo = resolve({"grpo.kl_weight": 0.1}).grpo
     kl = [update(policy, optimizer, samples(step), grpo, base, budget=64)["kl"] for step in range(2)]
@@ -69,7 +70,7 @@ def test_the_base_is_the_reference_and_the_adapters_train_on(tiny_folder: Path) 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_only_adapters_of_the_decoder_have_gradients(tiny_folder: Path, checkpointing: bool) -> None:
-    policy = load_policy(tiny_folder, lora_rank=4, activation_checkpointing=checkpointing)
+    policy = load_policy(tiny_folder, lora_rank=4, gradient_checkpointing=checkpointing)
     trained = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
     assert trained == lora.adapter_state(policy.model).keys()
     assert len(trained) == 2 * 7 * policy.model.config.num_hidden_layers
@@ -78,7 +79,7 @@ def test_only_adapters_of_the_decoder_have_gradients(tiny_folder: Path, checkpoi
 
 def test_the_saved_model_is_plain_and_merged(tiny_folder: Path, tmp_path: Path) -> None:
     policy = adapted(tiny_folder)
-    update(policy, AdamW(policy.model.parameters(), lr=1e-2), samples(0), Config().grpo, budget=64)
+    update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
     policy.save_hf(tmp_path)
     merged = load_policy(tmp_path)
     assert not any(lora.is_adapter(name) for name in AutoModelForCausalLM.from_pretrained(tmp_path).state_dict())
@@ -90,7 +91,8 @@ def learner(folder: Path, runs: Path) -> Learner:
     config = resolve({"model.path": str(folder), "model.lora_rank": 4, "grpo.lr": 1e-2, "runs": str(runs)})
     engine: Any = SimpleNamespace(sleep=lambda: None)
     plan: Any = SimpleNamespace(micro_batch_tokens=64)
-    return Learner(config, engine, adapted(folder), None, plan)
+    policy = adapted(folder)
+    return Learner(config, engine, policy, Chat(policy.tokenizer), None, plan)
 
 
 def steps(learner: Learner, count: int) -> list[float]:

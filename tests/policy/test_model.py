@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
@@ -43,7 +44,7 @@ def gradients(policy: Policy, hidden: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_is_one_sequence_at_a_time(tiny_folder: Path, checkpointing: bool) -> None:
-    policy = load_policy(tiny_folder, activation_checkpointing=checkpointing)
+    policy = load_policy(tiny_folder, gradient_checkpointing=checkpointing)
     single = [packed_hidden(policy, [part]) for part in sequences()]
     packed = packed_hidden(policy, sequences())
     torch.testing.assert_close(packed, torch.cat(single), atol=2e-6, rtol=1e-5)
@@ -122,10 +123,9 @@ def test_folder_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     shutil.copytree(tiny_folder, folder)
     (folder / "config.json").write_text('{"model_type": "no-such-model"}')
-    with pytest.raises(UserError, match=f"{folder} does not load"):
-        load_policy(folder)
-    with pytest.raises(UserError, match=f"{folder} has no usable config.json"):
-        load_config(folder)
+    for load in (load_policy, load_config):
+        with pytest.raises(UserError, match=f"{folder} has no usable config.json"):
+            load(folder)
 
 
 def test_a_tokenizer_without_an_end_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
@@ -138,11 +138,73 @@ def test_a_tokenizer_without_an_end_is_refused(tiny_folder: Path, tmp_path: Path
             load(folder)
 
 
-def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:
-    folder = save_tiny_model(
-        tmp_path, use_sliding_window=True, sliding_window=16, max_window_layers=0, num_hidden_layers=1
-    )
-    policy = load_policy(folder)
-    packed_hidden(policy, [torch.arange(16)])
-    with pytest.raises(ValueError, match="sliding window of 16"):
-        packed_hidden(policy, [torch.arange(17)])
+def weights_without(folder: Path, name: str, value: torch.Tensor | None = None) -> None:
+    weights = load_file(folder / "model.safetensors")
+    found = weights.pop(name)
+    if value is not None:
+        weights[name] = value.expand_as(found).contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_missing_weight_is_named_and_not_drawn_at_random(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path)
+    weights_without(folder, "model.layers.1.self_attn.q_proj.weight")
+    with pytest.raises(UserError, match=r"has no weight model\.layers\.1\.self_attn\.q_proj\.weight: save it"):
+        load_policy(folder)
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path)
+    weights_without(folder, "model.norm.weight", torch.tensor(float("nan")))
+    with pytest.raises(UserError, match=r"not finite in model\.norm\.weight: it is damaged"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1\n", b""])
+def test_damaged_weights_are_a_user_error(tmp_path: Path, content: bytes) -> None:
+    folder = save_tiny_model(tmp_path)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="does not load as a Hugging Face causal LM"):
+        load_policy(folder)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors may not be read by this user"):
+        load_policy(folder)
+    monkeypatch.undo()
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere")
+    (folder / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"model\.safetensors is a link to a file that does not exist"):
+        load_config(folder)
+
+
+def test_generation_settings_are_saved_as_they_came(tmp_path: Path) -> None:
+    """transformers loads a temperature without sampling, and refuses to save it."""
+    folder = save_tiny_model(tmp_path / "first")
+    settings = {"do_sample": False, "temperature": 0.7, "top_p": 0.9, "eos_token_id": [256, 5]}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    load_policy(folder).save_hf(tmp_path / "second")
+    saved = json.loads((tmp_path / "second/generation_config.json").read_text())
+    assert {name: saved[name] for name in ("temperature", "top_p", "eos_token_id")} == {
+        name: settings[name] for name in ("temperature", "top_p", "eos_token_id")
+    }
+    load_policy(tmp_path / "second")
+
+
+def test_an_end_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path, vocab_size=200, pad_token_id=None)
+    with pytest.raises(UserError, match="ends with token 256 and the model knows 200"):
+        load_policy(folder)
+
+
+def test_a_models_own_code_is_not_run(tmp_path: Path) -> None:
+    """Nor is anybody asked whether it may be."""
+    folder = save_tiny_model(tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.OddModel"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "odd.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match="custom code"):
+        load_config(folder)

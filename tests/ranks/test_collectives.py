@@ -12,8 +12,9 @@ from torch import distributed, multiprocessing
 
 from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.model import load_policy
-from fastgrpo.ranks.collectives import joined_ranks
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.ranks import collectives
+from fastgrpo.ranks.collectives import RankError, awaiting, joined_ranks, over_ranks
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Runs
 
 TOKENS = 40
@@ -26,9 +27,9 @@ def rank_main(rank: int, folder: str, port: int) -> None:
     with joined_ranks() as joined:
         assert joined == (rank, 2)
         policy = load_policy(folder)
-        engine = Engine(folder, max_model_len=64, kv_cache_gb=0.05, max_num_seqs=8)
+        engine = Engine(folder, max_model_len=64, kv_cache_gib=0.05, max_num_seqs=8)
         engine.sync(policy)
-        optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+        optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
         bounds = torch.tensor([0, TOKENS]).int(), TOKENS
         for _ in range(2):
             token_ids = torch.arange(TOKENS) + 100 * rank
@@ -61,3 +62,16 @@ def test_two_ranks_train_and_generate_from_the_same_weights(tiny_folder: Path) -
     assert ranks[0]["first"] == ranks[1]["first"]
     for name, weight in ranks[0]["weights"].items():
         assert torch.equal(weight, ranks[1]["weights"][name])
+
+
+def test_what_fails_in_a_collective_is_another_ranks_doing_but_for_memory() -> None:
+    with pytest.raises(RankError, match="waited for the weights: connection reset"), awaiting("the weights"):
+        raise RuntimeError("first line\nconnection reset")
+    with pytest.raises(torch.OutOfMemoryError), awaiting("the weights"):
+        raise torch.OutOfMemoryError("2 GiB wanted")
+
+
+def test_metrics_are_folded_over_the_ranks_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "gather_all", lambda own, what: [own, {"a": 3.0, "peak": 5.0}, {"peak": 7.0}])
+    assert over_ranks({"a": 1.0}, {"peak": max}) == {"a": 2.0, "peak": 7.0}
+    assert over_ranks({}, {"peak": max}) == {"a": 3.0, "peak": 7.0}

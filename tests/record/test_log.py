@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastgrpo.errors import UserError
 from fastgrpo.record.display import Display, duration, sparkline
-from fastgrpo.record.log import JsonLines, PhaseTimer, RunLog
+from fastgrpo.record.log import JsonLines, RunLog
+from fastgrpo.record.phases import PhaseTimer
 
 
 def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict]:

@@ -1,20 +1,24 @@
 """Rollouts over a scripted engine: order, masks, rounds, seeds, failures. The real engine has its own tests."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fastgrpo.errors import UserError
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.rollouts import Rollouts, Sampling, collect, generator
+from fastgrpo.rollouts.generator import open_generator
+from fastgrpo.rollouts.rollouts import Rollouts, Sampling, collect, fitting
 from fastgrpo.training.schedule import update_beside
-from fastgrpo.types import RewardTerms
+from fastgrpo.types import Result, Reward
 
 TOKENIZER = train_tokenizer(["solve this problem please", "feedback: try again", "abcdefgh"], 320)
 SAMPLING = Sampling(max_new_tokens=8, max_model_len=200)
@@ -50,27 +54,35 @@ class ScriptedEngine:
 
 
 class ScriptedEnvironment:
-    def __init__(self, statuses: dict[int, str] | None = None) -> None:
+    """Rewards each rollout with 1; the executions whose numbers, from 1, are in `failures` do what is there."""
+
+    def __init__(self, failures: dict[int, Callable[[], Awaitable[None]]] | None = None) -> None:
         self.executed: list[tuple[str, int]] = []
-        self.statuses = statuses or {}
+        self.failures = failures or {}
 
     def prompt(self, problem) -> str:
         return f"solve {problem.id}"
 
-    async def execute(self, problem, completion: str, seed: int):
+    async def execute(self, problem, completion: str, seed: int) -> int:
         self.executed.append((completion, seed))
-        return SimpleNamespace(status=self.statuses.get(len(self.executed), "ok"))
+        number = len(self.executed)
+        if number in self.failures:
+            await self.failures[number]()
+        return number
 
-    def feedback_text(self, execution) -> str:
+    def feedback_text(self, execution: int) -> str:
         return "feedback: try again"
 
-    def rewards(self, problem, executions):
-        return [
-            None
-            if execution.status == "infrastructure"
-            else RewardTerms(total=1.0, performance=1.0, complexity=0.0, diversity=0.0, format=0.0)
-            for execution in executions
-        ]
+    def results(self, problem, rollouts):
+        return [Result(reward=Reward(total=1.0), metrics={"rounds": len(r.executions)}) for r in rollouts]
+
+
+async def raises() -> None:
+    raise ZeroDivisionError("a reward divides by zero")
+
+
+async def hangs() -> None:
+    await asyncio.Event().wait()
 
 
 def problems(count: int) -> list[SimpleNamespace]:
@@ -79,7 +91,7 @@ def problems(count: int) -> list[SimpleNamespace]:
 
 def gather(engine, environment, count=2, size=3, sampling=SAMPLING, seed=0):
     return asyncio.run(
-        collect(engine, environment, TOKENIZER, problems(count), group_size=size, sampling=sampling, seed=seed)
+        collect(engine, environment, Chat(TOKENIZER), problems(count), group_size=size, sampling=sampling, seed=seed)
     )
 
 
@@ -124,16 +136,72 @@ def test_two_rounds_append_feedback_that_the_loss_does_not_see() -> None:
     assert [p for p, m in zip(rollout.logprobs, rollout.loss_mask, strict=True) if not m] == [0.0] * (
         len(prompt) + len(feedback)
     )
-    assert len(rollout.executions) == len(rollout.completions) == 2
+    assert rollout.result.metrics == {"rounds": 2.0}
+    assert len(rollout.completions) == 2
     assert engine.seen[1][0] == prompt + completion + feedback
 
 
-def test_an_infrastructure_failure_ends_the_rollout_without_a_reward() -> None:
-    sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2)
-    group = gather(ScriptedEngine(), ScriptedEnvironment({1: "infrastructure"}), 1, 2, sampling)[0]
-    assert sorted(rollout.infrastructure for rollout in group.rollouts) == [False, True]
-    failed = next(rollout for rollout in group.rollouts if rollout.infrastructure)
-    assert len(failed.executions) == 1
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [(raises, "p0: execute raised ZeroDivisionError: a reward divides by zero"), (hangs, "took longer than grpo.exec")],
+)
+def test_an_environment_that_fails_once_costs_one_rollout(failure, reason: str) -> None:
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2, execute_s=0.5)
+    group = gather(ScriptedEngine(), ScriptedEnvironment({1: failure}), 1, 3, sampling)[0]
+    assert sorted(rollout.reward is None for rollout in group.rollouts) == [False, False, True]
+    failed = next(rollout for rollout in group.rollouts if rollout.reward is None)
+    assert failed.result.status == "infrastructure"
+    assert reason in failed.result.error
+    assert len(failed.completions) == 1
+
+
+def test_a_straggler_is_left_out_so_that_its_step_goes_on() -> None:
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, straggler_s=0.1)
+    group = gather(ScriptedEngine(), ScriptedEnvironment({2: hangs}), 1, 3, sampling)[0]
+    reasons = [rollout.result.error for rollout in group.rollouts if rollout.reward is None]
+    assert reasons == ["p0: execute still ran grpo.straggler_s = 0.1 s after the step's last completion"]
+
+
+def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
+    """Each of six executions waits until the engine has decoded all others, which a blocked loop would prevent."""
+    decoded, left = threading.Event(), iter(range(5, -1, -1))
+    engine = ScriptedEngine(lambda: decoded.set() if next(left) == 0 else None)
+
+    class Blocking(ScriptedEnvironment):
+        def execute(self, problem, completion: str, seed: int) -> int:  # type: ignore[override]
+            assert decoded.wait(timeout=20)
+            return 1
+
+    group = gather(engine, Blocking(), count=1, size=6)[0]
+    assert [rollout.result.status for rollout in group.rollouts] == ["ok"] * 6
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        ([Result(reward=Reward(total=1.0))], "one Result for each of 3 rollouts, got 1 values"),
+        (None, "got NoneType"),
+        ([1.0] * 3, "fastgrpo.types.Result objects, got float"),
+        ([Result(reward=Reward(total=float("nan")))] * 3, "the reward must be finite, got nan"),
+        ([Result(reward=Reward(total="high"))] * 3, "the reward must be a number, got 'high'"),
+        ([Result(reward=Reward(total=1.0, terms={"a": None}))] * 3, "the reward's term 'a' must be a number"),
+        ([Result()] * 3, "a result of status 'ok' has no reward"),
+    ],
+)
+def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -> None:
+    environment = ScriptedEnvironment()
+    environment.results = lambda problem, rollouts: returned  # type: ignore[method-assign]
+    group = gather(ScriptedEngine(), environment, count=1)[0]
+    assert all(rollout.reward is None and reason in rollout.result.error for rollout in group.rollouts)
+
+
+def test_rewards_of_any_number_type_become_floats() -> None:
+    environment = ScriptedEnvironment()
+    totals = [True, 2, np.float32(0.5)]
+    environment.results = lambda problem, rollouts: [Result(reward=Reward(total=t)) for t in totals]  # type: ignore
+    group = gather(ScriptedEngine(), environment, count=1)[0]
+    assert [rollout.reward.total for rollout in group.rollouts] == [1.0, 2.0, 0.5]
+    assert all(type(rollout.reward.total) is float for rollout in group.rollouts)
 
 
 def test_execution_starts_while_other_completions_are_still_decoding() -> None:
@@ -153,9 +221,12 @@ def test_an_engine_failure_is_raised_as_it_is_and_leaves_nothing_running() -> No
     assert engine.aborted
 
 
-def test_a_prompt_that_cannot_fit_names_the_problem_and_the_settings() -> None:
-    with pytest.raises(UserError, match=r"p0 has .* grpo.max_new_tokens = 8 .* engine.max_model_len = 9"):
-        gather(ScriptedEngine(), ScriptedEnvironment(), sampling=Sampling(max_new_tokens=8, max_model_len=9))
+def test_prompts_that_leave_no_room_are_found_before_a_step_draws_them() -> None:
+    named = [SimpleNamespace(id="p"), SimpleNamespace(id="p" * 90)]
+    fits = fitting(named, ScriptedEnvironment(), Chat(TOKENIZER), Sampling(max_new_tokens=8, max_model_len=40))
+    assert fits == [True, False]
+    with pytest.raises(UserError, match=r"no prompt fits: .* engine.max_model_len = 9 less grpo.max_new_tokens = 8"):
+        fitting(named, ScriptedEnvironment(), Chat(TOKENIZER), Sampling(max_new_tokens=8, max_model_len=9))
 
 
 def test_a_completion_that_never_comes_ends_at_its_deadline() -> None:
@@ -173,7 +244,9 @@ def test_cancelling_a_collection_aborts_the_engine() -> None:
 
     async def cancelled() -> None:
         task = asyncio.create_task(
-            collect(engine, ScriptedEnvironment(), TOKENIZER, problems(2), group_size=2, sampling=SAMPLING, seed=0)
+            collect(
+                engine, ScriptedEnvironment(), Chat(TOKENIZER), problems(2), group_size=2, sampling=SAMPLING, seed=0
+            )
         )
         await asyncio.sleep(0.05)
         task.cancel()
@@ -199,9 +272,9 @@ class PatientEnvironment(ScriptedEnvironment):
 
 @asynccontextmanager
 async def under_way(engine, environment, *, rounds: int = 1):
-    async with generator(engine) as face:
-        sampling = replace(SAMPLING, rounds=rounds)
-        rollouts = Rollouts(face, environment, TOKENIZER, problems(2), group_size=2, sampling=sampling, seed=0)
+    chat, sampling = Chat(TOKENIZER), replace(SAMPLING, rounds=rounds)
+    async with open_generator(engine) as generator:
+        rollouts = Rollouts(generator, environment, chat, problems(2), group_size=2, sampling=sampling, seed=0)
         yield rollouts
         await rollouts.cancel()
 

@@ -102,6 +102,37 @@ time.sleep(20)
     assert pool.run(code, limits=Limits(memory_mb=100, wall_s=30, processes=120)).status == "memory"
 
 
+@pytest.mark.parametrize("end", ["libc.syscall(60, 0)", "time.sleep(9)"], ids=["leader exits", "leader lives"])
+def test_08_memory_of_a_process_whose_leading_thread_has_exited_is_that_of_another(pool, end):
+    code = (
+        PRELUDE
+        + f"""
+import threading, time
+def hold():
+    held = [bytearray(10 << 20) for _ in range(9) if time.sleep(0.02) is None]
+    time.sleep(9)
+for _ in range(6):
+    if os.fork() == 0:
+        threading.Thread(target=hold).start()
+        {end}
+time.sleep(9)
+"""
+    )
+    assert pool.run(code, limits=Limits(memory_mb=128, wall_s=30, cpu_s=20)).status == "memory"
+
+
+def test_08_a_program_that_was_executed_has_no_pages_of_the_warm_interpreter(pool):
+    """Ten of 14 MiB each, where a fork of the server's own program would be granted what it shares with it."""
+    code = """
+import subprocess, sys, time
+hold = "import time; x = bytearray(14 << 20); time.sleep(9)"
+started = [subprocess.Popen([sys.executable, "-S", "-c", hold]) for _ in range(10)]
+time.sleep(9)
+"""
+    assert pool.run(code, limits=Limits(memory_mb=120, wall_s=30, cpu_s=20)).status == "memory"
+    assert pool.run(code.replace("9", "0.5"), limits=Limits(memory_mb=300, wall_s=30, cpu_s=20)).status == "ok"
+
+
 def test_08_forks_times_memory_held_by_cgroup_or_resident_polling(pool):
     code = """
 import os, time

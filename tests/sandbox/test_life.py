@@ -292,13 +292,9 @@ def test_bad_jobs_are_rejected_before_they_run():
             await pool.run("x", files={"../x": "y"}),
             await pool.run("x", files={"/etc/x": "y"}),
             await pool.run("x" * (9 << 20)),
-            await pool.run("x", limits=Limits(wall_s=0)),
-            await pool.run("x", limits=Limits(files=1)),
             await pool.run("x = '\ud800'"),
             await pool.run("x", stdin="\ud800"),
             await pool.run("x", files={"x": "\ud800"}),
-            await pool.run("x", limits=Limits(cpu_s=float("inf"))),
-            await pool.run("x", limits=Limits(memory_mb=1 << 32)),
         ]
 
     assert {outcome.status for outcome in in_pool(work)} == {"rejected"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 from pathlib import Path
 
 import pytest
@@ -158,14 +159,14 @@ def test_calls_that_would_fill_the_host_are_stopped(pool):
     code = """
 import os
 async def main(call):
-    body = b'\\x93\\x01\\xa1x\\x81\\xa1a' + b'\\xdb' + (3 << 20).to_bytes(4, 'big') + b'y' * (3 << 20)
+    body = b'\\x93\\x01\\xa1x\\x81\\xa1a' + b'\\xdb' + (1 << 19).to_bytes(4, 'big') + b'y' * (1 << 19)
     while True:
         left = memoryview(len(body).to_bytes(4, 'little') + b'C' + body)
         while left: left = left[os.write(3, left):]
 """
     outcome = session(pool, code, handler, limits=Limits(wall_s=60))
     assert (outcome.status, outcome.error) == ("failed", "more than 16777216 bytes of calls")
-    assert calls <= 5
+    assert calls <= 32
 
 
 def test_a_session_that_does_not_read_costs_the_server_nothing(pool):
@@ -198,8 +199,59 @@ def test_large_values_cross_both_ways(pool):
     async def handler(method, params):
         return params["text"] * 2
 
-    code = "async def main(call): return len(await call('x', text='a' * 3_000_000))"
-    assert session(pool, code, handler).value == 6_000_000
+    code = "async def main(call): return len(await call('x', text='a' * 1_000_000))"
+    assert session(pool, code, handler).value == 2_000_000
+
+
+@pytest.mark.parametrize("code", ["await call('x', text='a' * 2**20)", "return 'a' * 2**20"])
+def test_a_value_too_long_to_cross_is_an_error_of_the_code(pool, code):
+    outcome = session(pool, f"async def main(call): {code}")
+    assert outcome.status == "failed"
+    assert "ValueError" in outcome.error
+    assert "at most 1048576 can cross at once" in outcome.error
+
+
+def test_a_call_too_long_to_cross_costs_no_other(pool):
+    code = "async def main(call):\n    try: await call('x', text='a' * 2**20)\n    except ValueError: return await call('x', text='b')"
+    assert session(pool, code).value == {"text": "b"}
+
+
+@pytest.mark.parametrize("where", ["call", "result"])
+def test_a_megabyte_of_empty_lists_is_counted_not_decoded(pool, where):
+    """Decoded, each takes seventy times its byte; in a string the same bytes cost nothing."""
+    body = "b'\\xdd' + (1_000_000).to_bytes(4, 'big') + bytes([0x90]) * 1_000_000"
+    frames = {
+        "call": f"b'C', b'\\x93\\x01\\xa1x\\x81\\xa1a' + {body}",
+        "result": f"b'R', b'\\x94\\xa0\\xa0' + {body} + b'\\x90'",
+    }
+    code = f"""
+import os
+kind, body = {frames[where]}
+left = len(body).to_bytes(4, 'little') + kind + body
+while left: left = left[os.write(3, left):]
+async def main(call): await call('x')
+"""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcome = session(pool, code)
+    assert outcome.status == "failed"
+    assert "more than 65536 values" in outcome.error
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30 << 10
+    assert session(pool, "async def main(call, data): return data", inputs={"data": b"\x90" * 500_000}).status == "ok"
+
+
+def test_a_fault_stands_however_the_session_ends(pool):
+    code = "import os\nasync def main(call): os.write(3, b'\\x02\\0\\0\\0C\\xc1\\xc1'); return 1"
+    outcome = session(pool, code)
+    assert (outcome.status, outcome.value) == ("failed", None)
+
+
+def test_a_handler_that_is_cancelled_is_infrastructure(pool):
+    async def handler(method, params):
+        raise asyncio.CancelledError
+
+    outcome = session(pool, "async def main(call): await call('x')", handler, limits=Limits(wall_s=30))
+    assert outcome.status == "infrastructure"
+    assert "cancelled" in outcome.error
 
 
 def test_many_sessions_at_once(pool):

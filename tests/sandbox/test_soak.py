@@ -15,9 +15,9 @@ from sandbox_soak import Soak
 
 
 @pytest.mark.jail
-@pytest.mark.parametrize("kills_every", [0.0, 0.1])
-def test_soak(kills_every):
-    soak = Soak(kills_every)
+@pytest.mark.parametrize(("kills_every", "malformed"), [(0.0, 0.0), (0.0, 0.5), (0.1, 0.1)])
+def test_soak(kills_every, malformed):
+    soak = Soak(kills_every, malformed)
     asyncio.run(soak.run(400))
     assert soak.wrong == {}
     assert soak.seen.total() == 800
@@ -26,3 +26,4 @@ def test_soak(kills_every):
     assert (soak.kills > 0) == (kills_every > 0)
     # A kill may find its cell idle.
     assert soak.kills or not soak.seen["infrastructure"]
+    assert (sum(count for end, count in soak.seen.items() if "malformed" in end) > 0) == (malformed > 0)

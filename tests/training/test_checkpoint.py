@@ -15,7 +15,7 @@ from fastgrpo.config import Config, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.training import checkpoint
 from fastgrpo.training.checkpoint import Checkpoints, load
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 
 
 def save_hf(folder: Path) -> None:
@@ -45,11 +45,11 @@ def names(folder: Path) -> list[str]:
 
 def test_state_comes_back(tmp_path: Path) -> None:
     parameter = torch.nn.Parameter(torch.randn(3))
-    optimizer = AdamW([parameter], lr=1e-2)
+    optimizer = AdamW([parameter], AdamWOptions(lr=1e-2))
     parameter.sum().backward()
     optimizer.step()
     path = save(Checkpoints(tmp_path), 7, save_state=optimizer.save)
-    other = AdamW([torch.nn.Parameter(torch.zeros(3))], lr=1e-2)
+    other = AdamW([torch.nn.Parameter(torch.zeros(3))], AdamWOptions(lr=1e-2))
     assert (load(path, Config(), other.load), path.name) == (7, "step-000007")
     assert torch.equal(other.shards[0].exp_avg, optimizer.shards[0].exp_avg)
     assert (path / "config.json").read_text() == "{}"
@@ -65,12 +65,43 @@ def test_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
     assert checkpoints.latest() == tmp_path / "step-000005"
 
 
-def test_same_step_again_replaces_it(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    save(checkpoints, 1, state={"x": 1})
-    save(checkpoints, 1, state={"x": 2})
+def test_another_run_replaces_the_same_step(tmp_path: Path) -> None:
+    save(Checkpoints(tmp_path), 1, state={"x": 1})
+    save(Checkpoints(tmp_path), 1, state={"x": 2})
     assert names(tmp_path) == ["step-000001"]
     assert state_of(tmp_path / "step-000001") == {"x": 2}
+
+
+def test_a_step_is_written_once_and_scored_later(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1, state="first")
+
+    def written_twice(folder: Path) -> None:
+        raise AssertionError
+
+    assert save(checkpoints, 1, save_state=written_twice, save_hf=written_twice, score=0.5) == checkpoints.latest()
+    assert state_of(checkpoints.best()) == "first"
+    save(checkpoints, 2)
+    assert names(tmp_path) == ["step-000001", "step-000002"], "the best one stays"
+
+
+def test_a_process_killed_while_it_replaces_a_checkpoint_leaves_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(Checkpoints(tmp_path), 1, state="old")
+
+    def killed(partial: Path, final: Path) -> None:
+        final.rename(final.with_name(f".{final.name}{checkpoint.EARLIER}"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(Checkpoints(tmp_path), 1, state="new")
+    monkeypatch.undo()
+    assert state_of(Checkpoints(tmp_path).latest()) == "old"
+    save(Checkpoints(tmp_path), 2)
+    assert names(tmp_path) == ["step-000001", "step-000002"]
+    assert state_of(tmp_path / "step-000001") == "old"
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "no manifest", "killed while writing"])
@@ -150,7 +181,7 @@ def test_a_key_younger_than_the_checkpoint_had_its_default(tmp_path: Path) -> No
 
 
 def test_damaged_state_is_a_user_error(tmp_path: Path) -> None:
-    optimizer = AdamW([torch.nn.Parameter(torch.randn(3))], lr=1e-2)
+    optimizer = AdamW([torch.nn.Parameter(torch.randn(3))], AdamWOptions(lr=1e-2))
     path = save(Checkpoints(tmp_path), 1, save_state=optimizer.save)
     (state,) = (path / checkpoint.STATE).iterdir()
     state.write_bytes(b"x" * state.stat().st_size)
@@ -162,6 +193,8 @@ def test_damaged_state_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_state_of_another_model_is_a_user_error(tmp_path: Path) -> None:
-    path = save(Checkpoints(tmp_path), 1, save_state=AdamW([torch.nn.Parameter(torch.randn(3))], lr=1e-2).save)
+    path = save(
+        Checkpoints(tmp_path), 1, save_state=AdamW([torch.nn.Parameter(torch.randn(3))], AdamWOptions(lr=1e-2)).save
+    )
     with pytest.raises(UserError, match="is damaged"):
-        load(path, Config(), AdamW([torch.nn.Parameter(torch.randn(5))], lr=1e-2).load)
+        load(path, Config(), AdamW([torch.nn.Parameter(torch.randn(5))], AdamWOptions(lr=1e-2)).load)

@@ -13,7 +13,7 @@ from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
 from fastgrpo.ranks.collectives import RankError, gather_all, joined_ranks
 from fastgrpo.training.learner import update
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 
 BUDGET = 24
@@ -36,7 +36,7 @@ def two_steps(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, flo
     """Weights and metrics after a step with work for every rank, and one with a single sequence for all."""
     torch.set_num_threads(1)
     policy = load_policy(folder)
-    optimizer = AdamW(policy.model.parameters(), lr=1e-2)
+    optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
     reports = [update(policy, optimizer, samples(count), CONFIG, budget=BUDGET) for count in (7, 1)]
     return {name: tensor.detach().clone() for name, tensor in policy.model.state_dict().items()}, reports
 

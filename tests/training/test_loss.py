@@ -6,11 +6,11 @@ import msgspec
 import pytest
 import torch
 
-from fastgrpo.config import LOSS_PRESETS, Grpo
+from fastgrpo.config import LOSS_PRESETS, Grpo, resolve
 from fastgrpo.training.learner import to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
-from fastgrpo.training.packing import pack, sequence_weights
-from fastgrpo.types import Group, RewardTerms, Rollout, Sample
+from fastgrpo.training.packing import pack, rank_batches, sequence_weights
+from fastgrpo.types import UNENDED, Group, Result, Reward, Rollout, Sample
 
 VOCAB, WIDTH = 37, 16
 
@@ -23,6 +23,9 @@ class TinyPolicy:
         self.embedding = torch.randn(VOCAB, WIDTH, generator=generator).requires_grad_()
         self.head_weight = torch.randn(VOCAB, WIDTH, generator=generator).requires_grad_()
         self.device = torch.device("cpu")
+
+    def head(self, temperature: float) -> dict[str, Any]:
+        return {"weight_VH": self.head_weight, "temperature": temperature}
 
     def gathered(self, compute):
         return compute()
@@ -88,7 +91,10 @@ def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torc
         if config.ratio == "cispo":
             objective = clipped.detach() * sample.advantage * logp
         distance = old - 0.05 - logp
-        importance = (old - sampler).exp().clamp(max=config.tis_cap) if config.tis_cap else 1.0
+        mismatch = old - sampler
+        if config.ratio == "sequence":
+            mismatch = mismatch.mean()
+        importance = mismatch.exp().clamp(max=config.tis_cap)
         loss = -importance * objective
         loss = loss + config.kl_weight * (distance.exp() - distance - 1)
         divisor = {"token": tokens, "sequence": len(items) * len(logp), "constant": len(items) * config.max_new_tokens}
@@ -98,11 +104,10 @@ def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torc
 
 @pytest.mark.parametrize("name", sorted(LOSS_PRESETS))
 def test_every_loss_has_its_papers_gradient(name: str) -> None:
-    """With clips that hold for some of the ratios. GSPO's gradient goes through the whole sequence's ratio, in which
-    weights of single tokens, TIS's, have no place."""
-    clip, cap = (0.02, 0.0) if name == "gspo" else (0.05, 2.0)
+    """With clips and caps that hold for some of the ratios and weights."""
+    clip = 0.02 if name == "gspo" else 0.05
     preset = LOSS_PRESETS[name] | {"clip_low": clip, "clip_high": clip}
-    config = msgspec.structs.replace(Grpo(), kl_weight=1e-3, tis_cap=cap, **preset)
+    config = msgspec.structs.replace(Grpo(), kl_weight=1e-3, tis_cap=0.5, **preset)
     policy = TinyPolicy()
     found = step_gradient(policy, samples(), config, 64)
     textbook_loss(policy, samples(), config).backward()
@@ -132,30 +137,53 @@ def test_sft_is_the_token_mean_of_the_negative_log_likelihood() -> None:
 
 
 def rollout(total: float | None) -> Rollout:
-    terms = None
-    if total is not None:
-        terms = RewardTerms(total=total, performance=total, complexity=0.0, diversity=0.0, format=0.0)
-    return Rollout([1, 2, 3], [0, 1, 1], [0.0, -1.0, -1.0], ["x"], [None], reward=terms)
+    result = UNENDED if total is None else Result(reward=Reward(total=total))
+    return Rollout([1, 2, 3], [0, 1, 1], [0.0, -1.0, -1.0], ["x"], result=result)
 
 
-def test_groups_without_variance_and_infrastructure_failures_stay_out_of_the_batch() -> None:
-    even = Group(None, [rollout(0.5), rollout(0.5), rollout(0.5)])
-    mixed = Group(None, [rollout(0.0), rollout(None), rollout(1.0)])
-    chosen = to_samples([even, mixed], Grpo())
+def uneven() -> list[Group]:
+    """A group without variance, and one of which a rollout failed."""
+    even = Group(None, "", [rollout(0.5), rollout(0.5), rollout(0.5)])
+    return [even, Group(None, "", [rollout(0.0), rollout(None), rollout(1.0)])]
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["dapo", "cispo"])
+def test_a_mean_over_tokens_leaves_groups_without_variance_out(name: str, kl_weight: float) -> None:
+    chosen = to_samples(uneven(), resolve({"grpo.loss": name, "grpo.kl_weight": kl_weight}).grpo)
     assert sorted(sample.advantage for sample in chosen) == pytest.approx([-0.7071, 0.7071], abs=1e-3)
-    with_kl = to_samples([even, mixed], msgspec.structs.replace(Grpo(), kl_weight=0.1))
-    assert len(with_kl) == 5
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "gspo"])
+def test_other_normalisers_count_every_sequence_whatever_the_kl_weight(name: str, kl_weight: float) -> None:
+    """GRPO's mean over answers and Dr. GRPO's constant do not depend on how many groups have a variance."""
+    config = resolve({"grpo.loss": name, "grpo.kl_weight": kl_weight, "grpo.max_new_tokens": 10}).grpo
+    chosen = to_samples(uneven(), config)
+    assert [sample.advantage for sample in chosen[:3]] == [0.0, 0.0, 0.0]
+    assert [sample.loss_tokens for sample in chosen] == ([2] if kl_weight else [0]) * 3 + [2, 2]
+    batches = rank_batches(chosen, config.normaliser, config.max_new_tokens, 100, "cpu")
+    weights = torch.cat([batch.weights_N for batch in batches])
+    assert len(weights) == (10 if kl_weight else 4)
+    expected = 1 / (5 * 10) if name == "dr_grpo" else 1 / (5 * 2)
+    torch.testing.assert_close(weights, torch.full_like(weights, expected))
+
+
+def test_a_step_of_groups_without_variance_has_nothing_to_compute() -> None:
+    config = resolve({"grpo.loss": "dr_grpo"}).grpo
+    chosen = to_samples(uneven()[:1], config)
+    assert rank_batches(chosen, config.normaliser, 10, 100, "cpu") == []
 
 
 def test_a_rollout_at_its_groups_mean_counts_in_the_normalisers() -> None:
     """DAPO's 1 / sum of |o_i| and GRPO's 1 / G run over all members of a group, also those that move nothing."""
-    chosen = to_samples([Group(None, [rollout(0.0), rollout(0.5), rollout(1.0)])], Grpo())
+    chosen = to_samples([Group(None, "", [rollout(0.0), rollout(0.5), rollout(1.0)])], Grpo())
     assert [sample.advantage for sample in chosen] == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
 
 
 def test_an_infrastructure_failure_does_not_move_its_groups_baseline() -> None:
-    with_failure = to_samples([Group(None, [rollout(0.2), rollout(None), rollout(0.8)])], Grpo())
-    without = to_samples([Group(None, [rollout(0.2), rollout(0.8)])], Grpo())
+    with_failure = to_samples([Group(None, "", [rollout(0.2), rollout(None), rollout(0.8)])], Grpo())
+    without = to_samples([Group(None, "", [rollout(0.2), rollout(0.8)])], Grpo())
     assert [sample.advantage for sample in with_failure] == [sample.advantage for sample in without]
 
 

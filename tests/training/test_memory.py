@@ -29,7 +29,7 @@ QWEN_7B = Qwen2Config(
     num_key_value_heads=4,
     tie_word_embeddings=False,
 )
-WORKLOAD = Workload(micro_batch_tokens=16384, max_num_seqs=512, max_model_len=1536, activation_checkpointing=True)
+WORKLOAD = Workload(micro_batch_tokens=16384, max_num_seqs=512, max_model_len=1536, gradient_checkpointing=True)
 
 
 def test_known_sizes() -> None:
@@ -57,27 +57,27 @@ def test_seven_billion_fit_on_one_with_the_optimizer_on_the_host() -> None:
 
 def test_kv_cache_is_all_that_is_wanted_or_all_that_is_left() -> None:
     roomy = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8), 140 * GIB)
-    assert roomy.kv_cache_gb * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)
+    assert roomy.kv_cache_gib * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)
     tight = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8), 50 * GIB)
-    assert tight.kv_cache_gb < roomy.kv_cache_gb
+    assert tight.kv_cache_gib < roomy.kv_cache_gib
     assert tight.generating == pytest.approx(50 * GIB, rel=1e-6)
     tight.check()
-    assert plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gb=3.5), 50 * GIB).kv_cache_gb == 3.5
+    assert plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gib=3.5), 50 * GIB).kv_cache_gib == 3.5
 
 
 def test_a_kv_cache_beside_training_leaves_room_for_one_group_a_micro_batch() -> None:
     workload = replace(WORKLOAD, ranks=8, group_tokens=6000)
     apart, beside = (plan_memory(QWEN_7B, replace(workload, overlapped=value), 64 * GIB) for value in (False, True))
     assert (apart.micro_batch_tokens, beside.micro_batch_tokens) == (16384, 6000)
-    assert beside.kv_cache_gb < apart.kv_cache_gb
+    assert beside.kv_cache_gib < apart.kv_cache_gib
     assert beside.training == pytest.approx(64 * GIB, rel=1e-6)
     beside.check()
     roomy = plan_memory(QWEN_7B, replace(workload, overlapped=True), 140 * GIB)
     assert roomy.micro_batch_tokens == 16384
-    assert roomy.kv_cache_gb * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)
+    assert roomy.kv_cache_gib * GIB == 512 * 1536 * kv_bytes_per_token(QWEN_7B, torch.bfloat16)
     undivided = plan_memory(QWEN_7B, replace(workload, group_tokens=20_000, overlapped=True), 64 * GIB)
     assert undivided.micro_batch_tokens == 16384
-    tight = plan_memory(QWEN_7B, replace(workload, overlapped=True, kv_cache_gb=8.0), 52 * GIB)
+    tight = plan_memory(QWEN_7B, replace(workload, overlapped=True, kv_cache_gib=8.0), 52 * GIB)
     assert tight.micro_batch_tokens < 16384
     tight.check()
 
@@ -86,7 +86,7 @@ def test_what_vllm_computes_with_is_beside_training_only_where_both_overlap() ->
     name = "vLLM's logits and activations"
     apart, beside, on_cpu = (
         {item.name: item for item in plan_memory(QWEN_7B, replace(WORKLOAD, **change), 140 * GIB).items}
-        for change in ({}, {"overlapped": True}, {"on_gpu": False, "kv_cache_gb": 1.0})
+        for change in ({}, {"overlapped": True}, {"on_gpu": False, "kv_cache_gib": 1.0})
     )
     assert apart[name].size == 12 * 512 * 152064 * 4
     assert (apart[name].generating, apart[name].training, beside[name].training) == (True, False, True)
@@ -101,7 +101,7 @@ def test_lora_needs_state_for_its_adapters_alone() -> None:
 
 
 def test_sharded_training_and_a_tensor_parallel_vllm_divide_what_they_can() -> None:
-    workload = replace(WORKLOAD, ranks=8, tensor_parallel=2, kv_cache_gb=4.0, reference=True)
+    workload = replace(WORKLOAD, ranks=8, tensor_parallel=2, kv_cache_gib=4.0, reference=True)
     sizes = {item.name: item.size for item in plan_memory(QWEN_7B, workload, 80 * 10**9).items}
     parameters, tables = count_parameters(QWEN_7B), 2 * 152064 * 3584
     assert sizes["vLLM's weights"] == parameters
@@ -115,7 +115,7 @@ def test_sharded_training_and_a_tensor_parallel_vllm_divide_what_they_can() -> N
 
 
 def test_token_budget_shrinks_to_what_fits() -> None:
-    workload = replace(WORKLOAD, ranks=8, activation_checkpointing=False, kv_cache_gb=1.0)
+    workload = replace(WORKLOAD, ranks=8, gradient_checkpointing=False, kv_cache_gib=1.0)
     wide = plan_memory(QWEN_7B, workload, 200 * GIB)
     narrow = plan_memory(QWEN_7B, workload, 60 * GIB)
     assert wide.micro_batch_tokens == 16384
@@ -124,6 +124,20 @@ def test_token_budget_shrinks_to_what_fits() -> None:
     hopeless = plan_memory(QWEN_7B, replace(workload, ranks=512, max_model_len=16384), 40 * GIB)
     with pytest.raises(UserError, match=r"training needs .* set model.gradient_checkpointing or lower grpo"):
         hopeless.check()
+
+
+def test_without_a_gpu_micro_batches_shrink_beside_the_kv_cache() -> None:
+    small = Qwen2Config(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4)
+    workload = replace(WORKLOAD, on_gpu=False, kv_cache_gib=1.0, dtype=torch.float32)
+    workload = replace(workload, max_model_len=1024, gradient_checkpointing=False)
+    need = {
+        tokens: plan_memory(small, replace(workload, micro_batch_tokens=tokens), 2**60).training
+        for tokens in (1024, 8192)
+    }
+    for capacity in range(need[1024], need[8192], (need[8192] - need[1024]) // 40):
+        plan = plan_memory(small, workload, capacity)
+        plan.check()
+        assert 1024 <= plan.micro_batch_tokens <= 8192
 
 
 def test_table_names_every_item_and_the_sums() -> None:
@@ -137,7 +151,7 @@ def test_table_names_every_item_and_the_sums() -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_what_autograd_keeps(tiny_folder: Path, checkpointing: bool) -> None:
     """The bytes that forward saves for backward, parameters aside, against the plan's formula."""
-    policy = load_policy(tiny_folder, activation_checkpointing=checkpointing)
+    policy = load_policy(tiny_folder, gradient_checkpointing=checkpointing)
     weights = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
     kept: dict[int, int] = {}
 

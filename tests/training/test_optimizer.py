@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from fastgrpo.ranks.collectives import RankError
 from fastgrpo.training import checkpoint
 from fastgrpo.training import optimizer as optimizer_module
 from fastgrpo.training import slices as shards
-from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 
-OPTIONS = {"lr": 3e-2, "betas": (0.8, 0.9), "weight_decay": 0.1, "max_grad_norm": 0.5}
+OPTIONS = AdamWOptions(lr=3e-2, betas=(0.8, 0.9), weight_decay=0.1, max_grad_norm=0.5)
 STEPS, MICRO_BATCHES = 4, 4
 
 
@@ -42,15 +43,15 @@ def reference(steps: int = STEPS) -> tuple[list[torch.Tensor], list[float]]:
     """torch's own AdamW with its own clipping, unsharded."""
     model = make_model()
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": OPTIONS["weight_decay"]},
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": OPTIONS.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=OPTIONS["lr"], betas=OPTIONS["betas"])
+    adam = torch.optim.AdamW(groups, lr=OPTIONS.lr, betas=OPTIONS.betas)
     norms = []
     for step in range(steps):
         adam.zero_grad()
         backward(model, step, range(MICRO_BATCHES))
-        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), OPTIONS["max_grad_norm"])))
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), OPTIONS.max_grad_norm)))
         adam.step()
     return [p.detach() for p in model.parameters()], norms
 
@@ -66,10 +67,10 @@ def train(model: nn.Module, optimizer: AdamW, steps: range, share: range) -> lis
 def test_one_rank_is_torchs_adamw() -> None:
     expected, norms = reference()
     model = make_model()
-    assert train(model, AdamW(model.parameters(), **OPTIONS), range(STEPS), range(MICRO_BATCHES)) == pytest.approx(
+    assert train(model, AdamW(model.parameters(), OPTIONS), range(STEPS), range(MICRO_BATCHES)) == pytest.approx(
         norms, rel=1e-5
     )
-    assert max(norms) > OPTIONS["max_grad_norm"], "the test must clip"
+    assert max(norms) > OPTIONS.max_grad_norm, "the test must clip"
     for parameter, value in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), value, atol=1e-6, rtol=1e-6)
 
@@ -78,7 +79,7 @@ def test_bf16_parameters_follow_an_fp32_master() -> None:
     """Steps far below bf16's resolution must add up."""
     model = nn.Linear(64, 64, bias=False).to(torch.bfloat16)
     start = model.weight.detach().float()
-    optimizer = AdamW(model.parameters(), lr=1e-5)
+    optimizer = AdamW(model.parameters(), AdamWOptions(lr=1e-5))
     for _ in range(200):
         model.weight.sum().backward()
         optimizer.step()
@@ -90,11 +91,11 @@ def test_offloaded_state_takes_the_same_steps_in_pieces(monkeypatch: pytest.Monk
     monkeypatch.setattr(optimizer_module, "PIECE_ELEMENTS", 32)
     for dtype in (torch.float32, torch.bfloat16):
         there, offloaded = make_model(dtype), make_model(dtype)
-        optimizer = AdamW(offloaded.parameters(), **OPTIONS, offload=True)
-        norms = train(there, AdamW(there.parameters(), **OPTIONS), range(4), range(2))
+        optimizer = AdamW(offloaded.parameters(), OPTIONS, offload=True)
+        norms = train(there, AdamW(there.parameters(), OPTIONS), range(4), range(2))
         assert norms[:2] == train(offloaded, optimizer, range(2), range(2))
         optimizer.save(tmp_path / str(dtype))
-        optimizer = AdamW(offloaded.parameters(), **OPTIONS)
+        optimizer = AdamW(offloaded.parameters(), OPTIONS)
         optimizer.load(tmp_path / str(dtype))
         assert norms[2:] == train(offloaded, optimizer, range(2, 4), range(2))
         for ours, theirs in zip(offloaded.parameters(), there.parameters(), strict=True):
@@ -104,14 +105,14 @@ def test_offloaded_state_takes_the_same_steps_in_pieces(monkeypatch: pytest.Monk
 def test_resume_continues_to_the_same_numbers(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         straight = make_model(dtype)
-        train(straight, AdamW(straight.parameters(), **OPTIONS), range(4), range(2))
+        train(straight, AdamW(straight.parameters(), OPTIONS), range(4), range(2))
         first = make_model(dtype)
-        optimizer = AdamW(first.parameters(), **OPTIONS)
+        optimizer = AdamW(first.parameters(), OPTIONS)
         train(first, optimizer, range(2), range(2))
         optimizer.save(tmp_path / str(dtype))
         second = make_model(dtype)
         second.load_state_dict(first.state_dict())
-        resumed = AdamW(second.parameters(), **OPTIONS)
+        resumed = AdamW(second.parameters(), OPTIONS)
         resumed.load(tmp_path / str(dtype))
         train(second, resumed, range(2, 4), range(2))
         for ours, theirs in zip(second.parameters(), straight.parameters(), strict=True):
@@ -122,7 +123,7 @@ def test_resume_continues_to_the_same_numbers(tmp_path: Path) -> None:
 def test_a_bad_gradient_is_skipped_and_forgotten(bad: float) -> None:
     model = make_model()
     before = [p.detach().clone() for p in model.parameters()]
-    optimizer = AdamW(model.parameters(), **OPTIONS, skip_grad_norm=1e6)
+    optimizer = AdamW(model.parameters(), replace(OPTIONS, skip_grad_norm=1e6))
     (model(micro_batch(0, 0, torch.float32)).sum() * bad).backward()
     report = optimizer.step()
     assert report.skipped
@@ -138,7 +139,7 @@ def test_moved_parameters_are_still_the_ones_updated() -> None:
     """A weight sync turns parameters into views of other memory after the optimizer was made."""
     expected, _ = reference()
     model = make_model()
-    optimizer = AdamW(model.parameters(), **OPTIONS)
+    optimizer = AdamW(model.parameters(), OPTIONS)
     memory = [torch.zeros(2 * p.numel()) for p in model.parameters()]
     for parameter, target in zip(model.parameters(), memory, strict=True):
         view = target[: parameter.numel()].view(parameter.shape)
@@ -151,8 +152,8 @@ def test_moved_parameters_are_still_the_ones_updated() -> None:
 def test_a_new_optimizer_takes_over_the_gradients() -> None:
     expected, _ = reference()
     model = make_model()
-    AdamW(model.parameters(), **OPTIONS)
-    train(model, AdamW(model.parameters(), **OPTIONS), range(STEPS), range(MICRO_BATCHES))
+    AdamW(model.parameters(), OPTIONS)
+    train(model, AdamW(model.parameters(), OPTIONS), range(STEPS), range(MICRO_BATCHES))
     for parameter, value in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.detach(), value, atol=1e-6, rtol=1e-6)
 
@@ -172,7 +173,7 @@ def rank_main(rank: int, folder: str, resume: bool) -> None:
     shards.SMALL_ELEMENTS = 40
     join(rank, folder, 60)
     model = make_model()
-    optimizer = AdamW(model.parameters(), **OPTIONS)
+    optimizer = AdamW(model.parameters(), OPTIONS)
     half = range(rank * MICRO_BATCHES // 2, (rank + 1) * MICRO_BATCHES // 2)
     norms = []
     if resume:
@@ -212,7 +213,7 @@ def test_two_ranks_are_one_and_resume_on_one(tmp_path: Path) -> None:
     shards = {path.name.split("-")[1] for path in (tmp_path / "state").iterdir()}
     assert shards == {"00001", "00002"}, "each rank writes its own"
     model = make_model()
-    resumed = AdamW(model.parameters(), **OPTIONS)
+    resumed = AdamW(model.parameters(), OPTIONS)
     restore(model, resumed, tmp_path)
     train(model, resumed, range(STEPS - 1, STEPS), range(MICRO_BATCHES))
     assert_same(model.parameters(), expected)
@@ -221,7 +222,7 @@ def test_two_ranks_are_one_and_resume_on_one(tmp_path: Path) -> None:
 def test_one_rank_resumes_on_two(tmp_path: Path) -> None:
     expected, norms = reference()
     model = make_model()
-    optimizer = AdamW(model.parameters(), **OPTIONS)
+    optimizer = AdamW(model.parameters(), OPTIONS)
     train(model, optimizer, range(STEPS - 1), range(MICRO_BATCHES))
     optimizer.save(tmp_path / "state")
     torch.save([p.detach() for p in model.parameters()], tmp_path / "weights.pt")
@@ -238,7 +239,7 @@ def mixed_parameters() -> list[nn.Parameter]:
 
 
 def mixed_steps(parameters: list[nn.Parameter], ranks: int) -> None:
-    optimizer = AdamW(parameters, **OPTIONS)
+    optimizer = AdamW(parameters, OPTIONS)
     for _ in range(3):
         (sum((parameter.float() - 0.3).square().sum() for parameter in parameters) / ranks).backward()
         optimizer.step()
@@ -264,7 +265,7 @@ def test_parameters_of_two_dtypes_come_together_unharmed(tmp_path: Path) -> None
 def stalled_rank_main(rank: int, folder: str) -> None:
     join(rank, folder, 3)
     model = make_model()
-    optimizer = AdamW(model.parameters(), **OPTIONS)
+    optimizer = AdamW(model.parameters(), OPTIONS)
     if rank == 1:
         time.sleep(8)
         os._exit(0)

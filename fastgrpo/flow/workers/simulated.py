@@ -1,6 +1,6 @@
-"""The offline default: a worker that is simulated, not a model. It knows the solutions and errs by the dice.
+"""The offline default: two workers that are simulated, not models. They know the solutions and err by the dice.
 
-It answers `generate` with the canonical solution or with a really broken mutation of it (checked in a jail to fail
+They answer `generate` with the canonical solution or with a really broken mutation of it (checked in a jail to fail
 hidden tests), by odds that fall with the problem's difficulty; the other operators change those odds in the way they do
 for real workers. What a run with it measures is how well a policy uses the operators, never how well anything writes
 code: replies are drawn from the host's secrets.
@@ -14,7 +14,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -22,9 +22,9 @@ import msgspec
 
 from fastgrpo.flow.messages import letter
 from fastgrpo.flow.problems import describe_tests
+from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.mutants import Mutation, mutations
 from fastgrpo.flow.workers.protocol import Reply, Request, WorkerError
-from fastgrpo.types import Problem
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 from fastgrpo_sandbox.guest.syntax import parse
 
@@ -39,26 +39,30 @@ _SHOWN_CHARS = 200
 
 
 class Skill(msgspec.Struct, frozen=True, kw_only=True):
-    """The odds, for a problem of difficulty d in [0, 1].
+    """The odds of one worker, for a problem of difficulty d in [0, 1].
 
     `generate` is right with easiest - (easiest - hardest) / (1 + exp((midpoint - d) / width)): reliable up to some
     difficulty, unreliable beyond it; a plan from `custom` in its instruction removes the share `plan` of the failures.
-    `review` notices broken code with `notices` and rejects right code with `false_alarm`. `revise` and the reflection
-    of `test` correct broken code with the odds of the best feedback they got, times 1 - d/2, and spoil right code with
-    `spoils`. `ensemble` takes the majority; in a tie it sees the right one with `judges`. Prices are US dollars for a
-    million tokens.
+    What is broken fails public tests too with `visible`, where the problem has such answers. `review` notices broken
+    code with `notices` and rejects right code with `false_alarm`. `revise` and the reflection of `test` correct broken
+    code with the odds of the best feedback they got, times 1 - d/2, and spoil right code with `spoils`. `ensemble`
+    takes the majority; in a tie it sees the right one with `judges`. Prices are US dollars for a million tokens.
+
+    As with real workers of 0.5 to 1.5 B, a new draft helps more than a correction, and four drafts at most until public
+    tests pass gain far more than any one call.
     """
 
     easiest: float = 0.985
     hardest: float = 0.2
     midpoint: float = 0.45
     width: float = 0.06
+    visible: float = 0.85
     plan: float = 0.15
-    notices: float = 0.7
+    notices: float = 0.6
     false_alarm: float = 0.06
-    fixes_blind: float = 0.25
-    fixes_reviewed: float = 0.55
-    fixes_tested: float = 0.9
+    fixes_blind: float = 0.1
+    fixes_reviewed: float = 0.3
+    fixes_tested: float = 0.45
     spoils: float = 0.05
     judges: float = 0.4
     tokens_per_s: float = 100.0
@@ -70,6 +74,26 @@ class Skill(msgspec.Struct, frozen=True, kw_only=True):
         """Probability that one plain generate is right."""
         fall = 1.0 / (1.0 + math.exp((self.midpoint - difficulty) / self.width))
         return self.easiest - (self.easiest - self.hardest) * fall
+
+
+# The second worker is far cheaper, and right where problems are easy.
+SKILLS = {
+    "large": Skill(),
+    "small": Skill(
+        easiest=0.95,
+        hardest=0.1,
+        midpoint=0.3,
+        plan=0.05,
+        notices=0.4,
+        fixes_reviewed=0.2,
+        fixes_tested=0.3,
+        judges=0.2,
+        tokens_per_s=300.0,
+        first_token_s=0.2,
+        prompt_price=0.15,
+        completion_price=0.6,
+    ),
+}
 
 
 class Mutant(msgspec.Struct, frozen=True):
@@ -90,9 +114,17 @@ class Bank(msgspec.Struct, frozen=True):
         """The mutant with this normalised source."""
         return next((mutant for mutant in self.mutants if mutant.source == normal), None)
 
+    def broken(self, draw: random.Random, visible: float) -> str:
+        """A broken program: with the odds `visible`, where there are both kinds, one that public tests notice."""
+        noticed = draw.random() < visible
+        return draw.choice([mutant for mutant in self.mutants if mutant.visible == noticed] or self.mutants).source
+
 
 class SimulatedWorker:
-    """Deterministic: all draws come from (seed, problem id, operator, request seed). Mutants are made on first use."""
+    """Deterministic: all draws come from (seed, problem id, operator, request seed). Mutants are made on first use.
+
+    At temperature 0 the request's seed draws nothing: the same question has the same answer.
+    """
 
     def __init__(
         self,
@@ -100,9 +132,10 @@ class SimulatedWorker:
         *,
         seed: int = 0,
         latency_scale: float = 0.0,
-        skill: Skill = Skill(),  # noqa: B008 - frozen
+        skills: Mapping[str, Skill] = SKILLS,
     ) -> None:
-        self._pool, self._seed, self._latency_scale, self._skill = pool, seed, latency_scale, skill
+        self.names = tuple(skills)
+        self._pool, self._seed, self._latency_scale, self._skills = pool, seed, latency_scale, skills
         self._banks: dict[str, asyncio.Task[Bank]] = {}
         self._verdicts: dict[tuple[str, str], bool] = {}
 
@@ -120,11 +153,12 @@ class SimulatedWorker:
     async def ask(self, request: Request) -> Reply:
         """Answer by the odds of `Skill`; waits the simulated latency times `latency_scale`."""
         bank = await self.bank(request.problem)
-        draw = random.Random(f"{self._seed}/{request.problem.id}/{request.operator}/{request.seed}")
+        seed = 0 if request.temperature == 0 else request.seed
+        draw = random.Random(f"{self._seed}/{request.problem.id}/{request.operator}/{seed}")
         text = await self._answer(request, bank, draw)
         prompt_tokens = sum(len(message["content"]) for message in request.messages) // 4
         completion_tokens = len(text) // 4 + 1
-        skill = self._skill
+        skill = self._skill(request)
         seconds = skill.first_token_s + completion_tokens / skill.tokens_per_s
         if self._latency_scale:
             await asyncio.sleep(seconds * self._latency_scale)
@@ -142,6 +176,9 @@ class SimulatedWorker:
             task.cancel()
         await asyncio.gather(*self._banks.values(), return_exceptions=True)
 
+    def _skill(self, request: Request) -> Skill:
+        return self._skills[request.worker or self.names[0]]
+
     async def _answer(self, request: Request, bank: Bank, draw: random.Random) -> str:
         match request.operator:
             case "generate":
@@ -156,27 +193,28 @@ class SimulatedWorker:
                 return await self._revise(request, bank, draw)
 
     def _generate(self, request: Request, bank: Bank, draw: random.Random) -> str:
-        failure = 1.0 - self._skill.generates(request.problem.difficulty)
+        skill = self._skill(request)
+        failure = 1.0 - skill.generates(request.problem.difficulty)
         if _plan_mark(request.problem) in request.messages[-1]["content"]:
-            failure *= 1.0 - self._skill.plan
-        return _block(bank.right if draw.random() >= failure else draw.choice(bank.mutants).source)
+            failure *= 1.0 - skill.plan
+        return _block(bank.right if draw.random() >= failure else bank.broken(draw, skill.visible))
 
     async def _review(self, request: Request, bank: Bank, draw: random.Random) -> str:
-        code = normalised(request.codes[0])
+        code, skill = normalised(request.codes[0]), self._skill(request)
         right = await self._is_right(request.problem, bank, code)
-        if draw.random() >= (self._skill.false_alarm if right else self._skill.notices):
+        if draw.random() >= (skill.false_alarm if right else skill.notices):
             return "Verdict: correct"
         mutant = bank.mutant(code)
         return f"Verdict: incorrect\n{mutant.hint if mutant else 'An edge case is not handled.'}"
 
     async def _revise(self, request: Request, bank: Bank, draw: random.Random) -> str:
-        code, skill = normalised(request.codes[0]), self._skill
+        code, skill = normalised(request.codes[0]), self._skill(request)
         if await self._is_right(request.problem, bank, code):
             keep = draw.random() >= skill.spoils
-            return _block(code if keep else draw.choice(bank.mutants).source)
+            return _block(code if keep else bank.broken(draw, skill.visible))
         odds = {"test": skill.fixes_tested, "review": skill.fixes_reviewed, "": skill.fixes_blind}
         fixed = draw.random() < odds[_usefulness(request, bank.mutant(code))] * (1 - request.problem.difficulty / 2)
-        return _block(bank.right if fixed else draw.choice(bank.mutants).source)
+        return _block(bank.right if fixed else bank.broken(draw, skill.visible))
 
     async def _ensemble(self, request: Request, bank: Bank, draw: random.Random) -> str:
         codes = [normalised(code) for code in request.codes]
@@ -184,7 +222,9 @@ class SimulatedWorker:
         tied = [code for code, count in votes.items() if count == max(votes.values())]
         verdicts = await asyncio.gather(*[self._is_right(request.problem, bank, code) for code in tied])
         right = [code for code, fine in zip(tied, verdicts, strict=True) if fine]
-        chosen = right[0] if len(tied) > 1 and right and draw.random() < self._skill.judges else draw.choice(tied)
+        chosen = (
+            right[0] if len(tied) > 1 and right and draw.random() < self._skill(request).judges else draw.choice(tied)
+        )
         return letter(codes.index(chosen))
 
     async def _is_right(self, problem: Problem, bank: Bank, normal: str) -> bool:
@@ -198,6 +238,8 @@ class SimulatedWorker:
         return self._verdicts[key]
 
     async def _make_bank(self, problem: Problem) -> Bank:
+        if problem.solution is None:
+            raise WorkerError(f"simulated workers have no solution of {problem.id} to imitate")
         candidates = mutations(problem.solution, _TRIALS, seed=f"{self._seed}/{problem.id}")
         mutants: list[Mutant] = []
         for batch in (candidates[: _TRIALS // 2], candidates[_TRIALS // 2 :]):

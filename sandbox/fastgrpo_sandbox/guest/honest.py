@@ -18,7 +18,16 @@ from typing import Any
 TESTS = "tests.py"
 LIBRARY = (os.path.dirname(os.__file__) + "/", "/jail/")
 DECIDING = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__sub__", "__rsub__", "__abs__", "__round__")
-COMPARING = ("Equal", "Equals", "AlmostEqual", "AlmostEquals", "CountEqual", "ListEqual", "TupleEqual", "DictEqual")
+COMPARING: tuple[str, ...] = (
+    "Equal",
+    "Equals",
+    "AlmostEqual",
+    "AlmostEquals",
+    "CountEqual",
+    "ListEqual",
+    "TupleEqual",
+    "DictEqual",
+)
 COMPARING += ("SetEqual", "SequenceEqual", "MultiLineEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "In")
 CONTAINERS = (list, tuple, dict, set, frozenset)
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -67,7 +76,7 @@ def _answers(value: Any) -> bool:
     waiting, seen = [value], set()
     while waiting:
         item = waiting.pop()
-        if _is_own(type(item)):
+        if _is_own(type(item)):  # type: ignore[arg-type]
             return True
         if isinstance(item, CONTAINERS) and id(item) not in seen:
             seen.add(id(item))

@@ -31,7 +31,8 @@ def unittest_names(source: str) -> tuple[str, ...]:
         if known.isdisjoint(map(_last_name, cls.bases)):
             continue
         known.add(cls.name)
-        methods = [f"{cls.name}.{item.name}" for item in cls.body if _is_test(item) and not _is_skipped(item)]
+        functions = [item for item in cls.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+        methods = [f"{cls.name}.{item.name}" for item in functions if _is_test(item) and not _is_skipped(item)]
         if not _is_skipped(cls):
             found += methods or ([cls.name] if cls.name in made else [])
     return tuple(found)

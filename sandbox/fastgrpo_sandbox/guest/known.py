@@ -85,7 +85,7 @@ def error(name: str, args: tuple[Any, ...], state: dict[str, Any]) -> BaseExcept
         raise ValueError(f"{name} is no exception")
     if kind.__module__ == "builtins":
         with contextlib.suppress(TypeError):
-            kind.__init__(made, *args)
+            kind.__init__(made, *args)  # type: ignore[misc]
     made.args = args
     vars(made).update(state)
     return made

@@ -114,7 +114,7 @@ class Objects:
     def take(self, name: str, body: Any, codec: Codec) -> Any:
         match name:
             case "yours":
-                return self._named(body) if isinstance(body, str) else self.lent[body]
+                return self._named(body) if isinstance(body, str) else self.lent[body]  # type: ignore[misc]
             case "type":
                 return known(body)
             case "error":

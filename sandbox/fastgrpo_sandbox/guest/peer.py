@@ -185,7 +185,7 @@ def _may_end_a_loop(operation: str, name: str) -> bool:
 
 
 def _not_ending_loops(error: Any) -> BaseException:
-    """A StopIteration that comes out of a function would end the loop of the tests around it as if all was well."""
+    """A StopIteration that comes out of a function would end the loop that called it, as if all was well."""
     if isinstance(error, StopIteration | StopAsyncIteration):
         return RuntimeError(f"the solution raised {type(error).__name__}")
     return error if isinstance(error, BaseException) else RuntimeError("the solution raised what is no exception")
@@ -209,7 +209,7 @@ def _split(values: list[Any], names: list[str]) -> tuple[list[Any], dict[str, An
 
 def _special(found: Any, name: str, args: list[Any]) -> Any:
     if name == "__getitem__" and isinstance(found, type):
-        return found[args[0]]
+        return found[args[0]]  # type: ignore[index]
     if name == "__iter__":
         return iter(found)
     return getattr(type(found), name)(found, *args)

@@ -128,7 +128,7 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
     "pathlib.PurePosixPath": (lambda value: (str(value),), None),
     "re.Pattern": (
         lambda value: (value.pattern, value.flags),
-        lambda *parts: _of("re.compile")(*parts),  # noqa: PLW0108 - imported when it is wanted
+        lambda *parts: _of("re.compile")(*parts),  # noqa: PLW0108 - imported on use
     ),
 }
 

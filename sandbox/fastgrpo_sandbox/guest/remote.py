@@ -82,7 +82,7 @@ class Remote:
     _fastgrpo_base_: type = object
 
     @property
-    def __dict__(self) -> Any:
+    def __dict__(self) -> Any:  # type: ignore[override]
         return _ask(self, "get", "__dict__")
 
     def __getattr__(self, name: str) -> Any:
@@ -130,7 +130,7 @@ class Iterator(Remote):
 class Generator(Iterator):
     """A generator, which has a type that tests ask for."""
 
-    __class__ = property(lambda self: types.GeneratorType)  # type: ignore[assignment]
+    __class__ = property(lambda self: types.GeneratorType)
 
     def send(self, value: Any) -> Any:
         return _ask(self, "special", "send", value)

@@ -30,11 +30,12 @@ class _Host:
         loop.add_reader(channel, self.readable)
 
     async def call(self, method: str, **params: Any) -> Any:
-        """The handler's answer. Raises CallError with the handler's text."""
+        """The handler's answer. Raises CallError with the handler's text, TypeError for what is not plain data and
+        ValueError for a call that is too long."""
         self.last += 1
         number = self.last
-        answer = self.waiting[number] = self.loop.create_future()
         send_frame(self.channel, CALL, msgspec.msgpack.encode((number, method, params)))
+        answer = self.waiting[number] = self.loop.create_future()
         return await answer
 
     def readable(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 CHANNEL = 3
 CALL, RESULT = b"C", b"R"
+MAX_FRAME = 1 << 20  # that the fork server takes from a child
 MAX_PEER_FRAME = 16 << 20
 ERROR_CHARACTERS = 4000
 NIL = b"\xc0"
@@ -54,16 +55,26 @@ def frame(kind: bytes, body: bytes) -> bytes:
 
 
 def send_frame(channel: int, kind: bytes, body: bytes) -> None:
+    """Raises ValueError where the fork server would take the frame for an attack, with nothing sent."""
+    _check(len(body), MAX_FRAME)
     write_all(channel, frame(kind, body))
 
 
+def _check(length: int, most: int) -> None:
+    if length > most:
+        raise ValueError(f"{length} bytes are too long to send: at most {most} can cross at once")
+
+
 def send_peer(fd: int, data: bytes) -> None:
+    """One frame to the other process; whoever must not send more than `MAX_PEER_FRAME` checks before."""
     write_all(fd, len(data).to_bytes(4, "little") + data)
 
 
 def read_peer(fd: int, limit: int | None) -> bytes:
-    """One frame from the other process, of at most `limit` bytes where there is one. Raises EOFError when it is gone
-    and ValueError when the frame is too long."""
+    """One frame from the other process, of at most `limit` bytes where there is one.
+
+    Raises EOFError when the process is gone and ValueError when the frame is too long.
+    """
     length = int.from_bytes(read_exactly(fd, 4), "little")
     if limit is not None and length > limit:
         raise ValueError("frame too long")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastgrpo.config import Workers
 from fastgrpo.errors import UserError
+from fastgrpo.flow.workers.endpoint import Endpoint
 from fastgrpo.flow.workers.openai import OpenAIWorker
-from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, WorkerError
+from fastgrpo.flow.workers.protocol import NoAnswer, Reply, Request, RequestRejected, WorkerError
 from tests.flow.conftest import ADD
 
 
@@ -30,7 +34,8 @@ class Stub(ThreadingHTTPServer):
         self.script: list[tuple[int, dict[str, Any]]] = []
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str] = []
-        self.delay_s = 0.0
+        self.delay_s, self.trickle_s = 0.0, 0.0
+        self.headers: dict[str, str] = {}
         self.lock, self.inside, self.most = threading.Lock(), 0, 0
 
     @property
@@ -56,8 +61,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        with contextlib.suppress(ConnectionError):
+            for piece in [data[i : i + 8] for i in range(0, len(data), 8)] if self.server.trickle_s else [data]:
+                self.wfile.write(piece)
+                time.sleep(self.server.trickle_s)
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
@@ -93,6 +103,10 @@ def endpoint(stub: Stub, **settings: Any) -> Workers:
 def request(text: str = "hello", seed: int = 1) -> Request:
     messages = [{"role": "user", "content": text}]
     return Request(operator="generate", problem=ADD, messages=messages, codes=("secret code",), seed=seed)
+
+
+def request_of(**fields: Any) -> Request:
+    return msgspec.structs.replace(request(), **fields)
 
 
 def ask(endpoint: Workers, *requests: Request) -> list[Reply]:
@@ -139,8 +153,8 @@ def test_retries_are_exhausted_in_one_sentence(stub: Stub) -> None:
     ("status", "said"),
     [
         (401, "set the environment variable OPENAI_API_KEY"),
-        (404, "does not know the model 'stub'"),
-        (400, "answered 400"),
+        (404, r"answered 404: no; correct workers\.model \('stub'\) or workers\.base_url"),
+        (400, "answered 400: no"),
     ],
 )
 def test_lasting_failures_are_not_tried_again(stub: Stub, status: int, said: str) -> None:
@@ -157,7 +171,9 @@ def test_too_long_a_request_is_the_workflows_fault(stub: Stub) -> None:
 
 
 def test_an_unreachable_endpoint_is_one_sentence(stub: Stub) -> None:
-    with pytest.raises(WorkerError, match=r"cannot be reached; start it or correct workers\.base_url") as caught:
+    with pytest.raises(
+        WorkerError, match=r"cannot be reached \(.*(refused|failed).*; start it or correct workers\.base"
+    ) as caught:
         ask(endpoint(stub, base_url="http://127.0.0.1:9/v1", retries=1), request())
     assert "\n" not in str(caught.value)
 
@@ -170,10 +186,129 @@ def test_a_silent_endpoint_meets_its_deadline(stub: Stub) -> None:
     assert time.perf_counter() - start < 3
 
 
-def test_an_answer_without_choices_is_a_failure(stub: Stub) -> None:
-    stub.script = [(200, chat(1) | {"choices": []})]
-    with pytest.raises(WorkerError, match="without choices"):
+def test_an_answer_that_trickles_meets_the_deadline_too(stub: Stub) -> None:
+    stub.trickle_s = 0.05
+    with pytest.raises(WorkerError, match=r"did not answer within 0\.3 s"):
+        ask(endpoint(stub, timeout_s=0.3, retries=0), request())
+
+
+def test_an_error_under_status_200_is_tried_again(stub: Stub) -> None:
+    stub.script = [(200, chat(1) | {"choices": []}), (200, {"error": {"message": "Provider returned error"}})]
+    assert ask(endpoint(stub), request())[0].text == "answer 3"
+    stub.script = [(200, {"error": {"message": "Provider returned error"}})] * 9
+    with pytest.raises(WorkerError, match=r"answered with an error: Provider returned error \(2 attempts\)"):
+        ask(endpoint(stub, retries=1), request())
+
+
+def test_the_time_that_the_endpoint_asks_for_is_waited_and_bounded(stub: Stub) -> None:
+    stub.script = [(429, {"error": {"message": "busy"}})]
+    stub.headers = {"Retry-After": "0.4"}
+    start = time.perf_counter()
+    [reply] = ask(endpoint(stub), request())
+    assert time.perf_counter() - start > 0.4
+    assert reply.seconds < 0.4  # what was waited is not the answer's time
+    one = Endpoint(endpoint(stub), backoff_s=0.01)
+    assert one._pause(0, 3600.0) == 60.0
+    assert one._pause(0, 0.0) <= 0.01
+
+
+def test_no_answer_is_typed_and_never_cached(stub: Stub, tmp_path: Path) -> None:
+    empty = chat(1)
+    empty["choices"][0] |= {"finish_reason": "length", "message": {"role": "assistant", "content": None}}
+    stub.script = [(200, empty)]
+    cached = endpoint(stub, cache_dir=str(tmp_path))
+    with pytest.raises(NoAnswer, match=r"raise workers\.max_tokens \(1 attempt\)"):
+        ask(cached, request())
+    assert ask(cached, request())[0].text == "answer 2"
+
+
+def test_the_newer_name_of_max_tokens_is_found(stub: Stub) -> None:
+    said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    stub.script = [(400, {"error": {"message": said, "code": "unsupported_parameter"}})] * 2
+    assert len(ask(endpoint(stub, max_tokens=7), request(seed=1), request(seed=2))) == 2
+    assert [body.get("max_completion_tokens") for body in stub.bodies[2:]] == [7, 7]
+    assert not any("max_tokens" in body for body in stub.bodies[2:])
+
+
+@pytest.mark.parametrize("name", ["temperature", "seed"])
+def test_a_refused_parameter_is_named_and_can_be_dropped(stub: Stub, name: str, tmp_path: Path) -> None:
+    stub.script = [(400, {"error": {"message": f"Unsupported value: '{name}' does not support this."}})]
+    with pytest.raises(WorkerError, match=rf"if it refuses {name}, name that in workers\.drop"):
         ask(endpoint(stub), request())
+    cached = endpoint(stub, drop=f"{name}, max_tokens", extra_body='{"top_p": 0.9}', cache_dir=str(tmp_path))
+    first, second = ask(cached, request(seed=1), request(seed=2))
+    assert first.text != second.text
+    assert {name, "max_tokens"}.isdisjoint(stub.bodies[-1])
+    assert stub.bodies[-1]["top_p"] == 0.9
+
+
+def test_workers_are_asked_by_name_at_their_own_price(stub: Stub) -> None:
+    others = {"small": {"model": "tiny", "prompt_price": 1.0}, "large": {"temperature": 0.1}}
+    settings = endpoint(stub, name="main", prompt_price=2.0, others=others)
+    asked = [request(), request_of(worker="small", temperature=0.0), request_of(worker="large")]
+    costs = [ask(settings, each)[0].cost_usd for each in [*asked, request_of(worker="main")]]
+    assert costs == pytest.approx([0.002, 0.001, 0.002, 0.002])
+    assert [body["model"] for body in stub.bodies] == ["stub", "tiny", "stub", "stub"]
+    assert [body["temperature"] for body in stub.bodies] == [0.7, 0.0, 0.1, 0.7]
+    with pytest.raises(RequestRejected, match=r"no worker 'huge'; choose one of: main, small, large"):
+        ask(settings, request_of(worker="huge"))
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "localhost:8000", "ftp://x/v1", "http://", "http://a b/v1"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"is no address such as http://localhost:8000/v1"):
+        OpenAIWorker(Workers(base_url=url, model="m"))
+
+
+@pytest.mark.parametrize("url", [" {}", "{}/", "{}/chat/completions", "{}\n"])
+def test_an_address_is_read_as_meant(stub: Stub, url: str) -> None:
+    assert ask(endpoint(stub, base_url=url.format(stub.url)), request())[0].text == "answer 1"
+
+
+def test_a_key_is_sent_without_white_space_or_refused(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-abc\n")
+    ask(endpoint(stub), request())
+    assert stub.keys == ["Bearer sk-abc"]
+    for broken in ("sk-\u201c", "sk a", "sk\na"):
+        monkeypatch.setenv("OPENAI_API_KEY", broken)
+        with pytest.raises(UserError, match="the key in OPENAI_API_KEY"):
+            OpenAIWorker(endpoint(stub))
+
+
+def test_a_proxy_in_the_way_is_named(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(WorkerError, match=r"through the proxy http://127\.0\.0\.1:9 .*NO_PROXY=127\.0\.0\.1"):
+        ask(endpoint(stub, retries=0), request())
+
+
+def test_a_refusal_for_length_is_seen_once(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
+    stub.script = [(400, {"error": {"message": "maximum context length is 4096"}})] * 2
+
+    async def main() -> None:
+        worker = OpenAIWorker(endpoint(stub))
+        for _ in range(2):
+            with pytest.raises(RequestRejected, match="maximum context length is 4096"):
+                await worker.ask(request())
+        await worker.aclose()
+
+    asyncio.run(main())
+    assert [record.message.count("lower workers.max_tokens") for record in caplog.records] == [1]
+
+
+def test_the_wait_for_a_turn_and_for_the_next_attempt_is_told(stub: Stub) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        told.append("waits")
+        yield
+        told.append("goes on")
+
+    stub.script = [(503, {"error": {"message": "busy"}})]
+    ask(endpoint(stub), request_of(waiting=waiting))
+    assert told == ["waits", "goes on"] * 2
 
 
 def test_concurrency_is_bounded(stub: Stub) -> None:

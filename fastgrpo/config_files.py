@@ -1,0 +1,97 @@
+"""The configuration on disk: TOML in and out, the run's folder, and what a continuation may change."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fastgrpo.config import Config, resolve
+from fastgrpo.config_keys import KEYS, checked
+from fastgrpo.errors import UserError
+
+# What may differ between a run and its continuation: none of it changes what a finished step computed.
+FREE_TO_CHANGE = re.compile(
+    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
+    r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
+    r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
+    r"|model\.offload_optimizer"
+    r"|engine\.(gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
+)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Dotted, checked values of a TOML file. Raises `UserError` for a missing, broken or wrong file."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    return checked(dict(_flatten(tables)), source=str(path))
+
+
+def _flatten(tables: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The configuration as dotted name to value, in the order of `KEYS`."""
+    return dict(_flatten(msgspec.to_builtins(config)))
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML that `read_toml` reads back to the same configuration."""
+    lines, section = [], ""
+    for name, value in sorted(flat(config).items(), key=lambda item: "." in item[0]):
+        table, _, key = name.rpartition(".")
+        if table != section:
+            section = table
+            lines.append(f"\n[{section}]")
+        text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines.append(f"{key} = {text}")
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def refuse_changes(saved: dict[str, Any], config: Config, *, source: Path) -> None:
+    """Raise `UserError` where `config` differs from the dotted values `saved` in something that changes the numbers.
+
+    A key that is missing, because it is younger than `saved`, had its default.
+    """
+    saved, now = {name: key.default for name, key in KEYS.items()} | saved, flat(config)
+    for name in sorted(saved.keys() | now.keys()):
+        if saved.get(name) != now.get(name) and not FREE_TO_CHANGE.fullmatch(name):
+            raise UserError(
+                f"cannot resume {source}: {name} was {saved.get(name)!r} and is now {now.get(name)!r}; "
+                "set it back, or start a new run under another --name"
+            )
+
+
+def open_folder(config: Config, *, resume: bool) -> Path:
+    """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
+
+    Raises `UserError` where the folder cannot be written, or with `resume` where `config` would change the numbers.
+    """
+    folder = config.folder
+    if resume:
+        saved = folder / "config.toml"
+        refuse_changes(flat(resolve(read_toml(saved))), config, source=saved)
+    try:
+        if not resume and (folder / "config.toml").exists():
+            taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+            folder.rename(next(path for path in taken if not path.exists()))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the run's folder {folder}: {error.strerror}; free space or set --runs") from None
+    return folder

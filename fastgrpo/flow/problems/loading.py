@@ -1,0 +1,69 @@
+"""A run's problems: the configured data sets loaded, tried, split and weighted."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+from fastgrpo.config import Config
+from fastgrpo.errors import UserError
+from fastgrpo.flow.problems.files import load_sets, ranked
+from fastgrpo.flow.problems.scoring import solvable
+from fastgrpo.flow.problems.splitting import split
+from fastgrpo.flow.types import Problem
+from fastgrpo.ranks.collectives import gather_all, rank_and_world
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def load_problems(config: Config) -> tuple[list[Problem], list[Problem]]:
+    """(training, held-out) problems of all data sets; the splits follow `config.seed`, set by set.
+
+    Problems whose own solution fails are left out (`scoring.solvable`). Of a set with a larger weight problems come
+    more than once among those to train on, of none less than once. Raises UserError.
+    """
+    first = rank_and_world()[0] == 0
+    sets = gather_all(_usable_sets(config) if first else None, "the trial of the problems' solutions")[0]
+    held_out = _of_each(config.data.held_out, sets, "data.held_out")
+    weights = _of_each(config.data.weights, sets, "data.weights")
+    parts = [split(problems, count, config.seed) for problems, count in zip(sets, held_out, strict=True)]
+    train = [
+        problem
+        for part, weight in zip(parts, weights, strict=True)
+        for problem in _weighted(part[0], weight / min(weights), config.seed)
+    ]
+    return train, [problem for _, test in parts for problem in test]
+
+
+def _usable_sets(config: Config) -> list[list[Problem]]:
+    sets = [ranked(solvable(problems, config.data, config.sandbox)) for problems in load_sets(config.data.dataset)]
+    for problems in sets:
+        name, count = problems[0].dataset, len(problems)
+        if config.workers.kind == "simulated" and (missing := sum(problem.solution is None for problem in problems)):
+            raise UserError(
+                f"{missing} of {count} problems of {name} have no solution, from which simulated workers make their "
+                "answers: set workers.kind to openai"
+            )
+        if shared := sum(problem.shared_test for problem in problems):
+            log.warning(
+                "%d of %d problems of %s have one test, which is public and hidden at once", shared, count, name
+            )
+    return sets
+
+
+def _of_each(value: T | tuple[T, ...], sets: Sequence[object], key: str) -> tuple[T, ...]:
+    """A key's value for each data set: one for all, or as many as there are."""
+    values = value if isinstance(value, tuple) else (value,) * len(sets)
+    if len(values) != len(sets):
+        raise UserError(f"{key} has {len(values)} values and data.dataset names {len(sets)}: give one, or one for each")
+    return values
+
+
+def _weighted(problems: Sequence[Problem], times: float, seed: int) -> list[Problem]:
+    """Each problem `times` times, where that is no whole number some of them, drawn, once more."""
+    more = round((times - int(times)) * len(problems))
+    drawn = random.Random(f"{seed}/weights").sample(range(len(problems)), more)
+    return list(problems) * int(times) + [problems[index] for index in sorted(drawn)]

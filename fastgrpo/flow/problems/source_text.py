@@ -1,0 +1,63 @@
+"""The text of parts of a data set's tests, as it goes into tests of their own."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+LONG_CHARS = 300
+
+
+class SourceText:
+    """A source of which expressions' own texts are cut: for long tables far faster than to write them anew."""
+
+    def __init__(self, source: str) -> None:
+        self._lines = source.encode().splitlines(keepends=True)
+
+    def of(self, node: ast.expr) -> str:
+        """The expression as it is written."""
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        if first == last:
+            return self._lines[first][node.col_offset : node.end_col_offset].decode()
+        ends = self._lines[first][node.col_offset :], self._lines[last][: node.end_col_offset]
+        return b"".join([ends[0], *self._lines[first + 1 : last], ends[1]]).decode()
+
+    def names(self, node: ast.expr, name: str) -> bool:
+        """True where the expression's text may speak of `name`."""
+        return re.search(rf"\b{name}\b", self.of(node)) is not None
+
+    def value(self, node: ast.expr) -> str:
+        """The expression's text; a long one as a string that the judge evaluates, which the host need not compile."""
+        text = self.of(node)
+        if len(text) <= LONG_CHARS:
+            return text
+        return f"json.loads({text!r})" if _is_json(text) else f"eval({text!r})"
+
+
+def _is_json(text: str) -> bool:
+    """True for text that JSON and Python read as the same value."""
+    if "\\" in text:
+        return False
+    try:
+        return isinstance(json.loads(text, parse_constant=ast.literal_eval), list)
+    except ValueError:
+        return False
+
+
+@cache
+def _stand_in() -> str:
+    return Path(__file__).with_name("numpy_stand_in.py").read_text(encoding="utf-8")
+
+
+def statement_text(node: ast.stmt) -> str:
+    """The statement's text; `import numpy` takes the stand-in where the jail has no numpy."""
+    text = ast.unparse(node)
+    match node:
+        case ast.Import(names=[ast.alias(name="numpy", asname=name)]):
+            name = name or "numpy"
+            made = f"    import types\n    {name} = types.ModuleType('numpy')\n    exec({_stand_in()!r}, vars({name}))"
+            return f"try:\n    {text}\nexcept ImportError:\n{made}"
+    return text

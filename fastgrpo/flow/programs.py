@@ -1,0 +1,68 @@
+"""The plain code task: the policy writes the program itself, and hidden tests score it. No workflow, no workers.
+
+It is the commonest reinforcement learning for code, and the baseline of every experiment with workflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastgrpo.config import Config
+from fastgrpo.flow.environment import status_of
+from fastgrpo.flow.limits import WorkflowLimits, run_limits
+from fastgrpo.flow.operators import public_feedback, run_all_tests
+from fastgrpo.flow.task import open_pool
+from fastgrpo.flow.types import Execution, Problem
+from fastgrpo.record.log import RunLog
+from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
+from fastgrpo_sandbox import SandboxPool, extract_code
+
+
+class ProgramEnvironment:
+    """Runs the policy's programs in `pool`'s jails; the reward is the share of hidden tests passed."""
+
+    def __init__(self, pool: SandboxPool) -> None:
+        self._pool = pool
+
+    def prompt(self, problem: Problem) -> str:
+        """The problem's own prompt, and the form of the answer."""
+        return f"{problem.prompt}\n\nAnswer with the complete program in one Python block.\n"
+
+    async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
+        """The program in a chat answer, whatever surrounds it, judged on public and hidden tests in one run."""
+        code = extract_code(completion, problem.entry_point)
+        public, hidden = await run_all_tests(self._pool, problem, code, limits=WorkflowLimits())
+        if INFRASTRUCTURE in (public.status, hidden.status):
+            return Execution(status=INFRASTRUCTURE, solution=code, error=hidden.error or public.error)
+        return Execution(
+            status=status_of(hidden),
+            solution=code,
+            pass_rate=hidden.pass_rate,
+            public_pass_rate=public.pass_rate,
+            feedback=public_feedback(problem, public),
+        )
+
+    def feedback_text(self, execution: Execution) -> str | None:
+        """What the policy reads between two rounds: public tests only; None after a failure of the jails."""
+        return None if execution.status == INFRASTRUCTURE else execution.feedback
+
+    def results(self, problem: Problem, rollouts: list[Rollout]) -> list[Result]:
+        """One result for each rollout of a group, from its last program."""
+        return [_result(problem, rollout.executions[-1]) for rollout in rollouts]
+
+
+def _result(problem: Problem, last: Execution) -> Result:
+    if last.status == INFRASTRUCTURE:
+        return Result(status=INFRASTRUCTURE, error=last.error)
+    metrics = {"pass_rate": last.pass_rate, "solved": float(last.pass_rate == 1.0)}
+    tests = {"public": last.public_pass_rate, "hidden": last.pass_rate}
+    record = {"difficulty": problem.difficulty, "solution": last.solution, "tests": tests}
+    return Result(status=last.status, reward=Reward(total=last.pass_rate), metrics=metrics, record=record)
+
+
+@asynccontextmanager
+async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[ProgramEnvironment]:
+    """The plain code task with a jail pool of its own; `log` shows the jails in flight."""
+    async with open_pool(config.sandbox.cells, run_limits(config.sandbox), log) as pool:
+        yield ProgramEnvironment(pool)

@@ -1,0 +1,71 @@
+"""The FlowReasoner task as the programs open it: its problems, its jails and workers, its environment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+
+from fastgrpo.config import Config, Workers
+from fastgrpo.errors import UserError
+from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.limits import WorkflowLimits, run_limits
+from fastgrpo.flow.workers.openai import OpenAIWorker
+from fastgrpo.flow.workers.protocol import Worker
+from fastgrpo.flow.workers.simulated import SimulatedWorker
+from fastgrpo.record.log import RunLog
+from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable
+
+
+@asynccontextmanager
+async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[WorkflowEnvironment]:
+    """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight."""
+    sandbox = config.sandbox
+    async with open_pool(sandbox.cells, run_limits(sandbox), log) as pool:
+        worker = open_worker(config.workers, pool, seed=config.seed)
+        try:
+            yield WorkflowEnvironment(
+                pool,
+                worker,
+                weights=config.reward,
+                limits=WorkflowLimits(
+                    at_once=sandbox.workflows,
+                    # Above the endpoint's own deadline, after which it is tried again.
+                    call_s=1.5 * config.workers.timeout_s,
+                    session=msgspec.structs.replace(WorkflowLimits().session, wall_s=sandbox.workflow_s),
+                ),
+                instruction=config.data.instruction,
+            )
+        finally:
+            await worker.aclose()
+
+
+@asynccontextmanager
+async def open_pool(cells: int, limits: Limits, log: RunLog | None) -> AsyncIterator[SandboxPool]:
+    """A jail pool, whose jails in flight `log` shows. Raises UserError where this machine cannot run jails."""
+    async with AsyncExitStack() as stack:
+        try:
+            pool = await stack.enter_async_context(SandboxPool(cells=cells or None, limits=limits))
+        except SandboxUnavailable as error:
+            raise UserError(str(error)) from error
+        watcher = asyncio.create_task(_watch(pool, log)) if log else None
+        try:
+            yield pool
+        finally:
+            if watcher:
+                watcher.cancel()
+
+
+async def _watch(pool: SandboxPool, log: RunLog) -> None:
+    while True:
+        log.status(jails=pool.stats()["running"])
+        await asyncio.sleep(0.25)
+
+
+def open_worker(config: Workers, pool: SandboxPool, *, seed: int) -> Worker:
+    """Who answers the operators, as configured."""
+    if config.kind == "simulated":
+        return SimulatedWorker(pool, seed=seed, latency_scale=config.latency_scale)
+    return OpenAIWorker(config)

@@ -1,0 +1,71 @@
+"""Which models are trained as vLLM samples them: what their heads do to the logits, and what is refused by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from fastgrpo.errors import UserError
+from fastgrpo.kernels.reference import LogitTransform
+
+# Kinds of layers that keep the sequences of a packed row apart; others (linear attention, convolutions) run on through.
+PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
+
+
+def logit_transform(config: PretrainedConfig) -> LogitTransform:
+    """What the model does to its head's products: Gemma's soft cap; Cohere's and Granite's scale, as a temperature."""
+    config = config.get_text_config()
+    temperature = 1.0
+    if config.model_type.startswith("cohere"):
+        temperature = 1.0 / config.logit_scale
+    elif config.model_type.startswith("granite"):
+        temperature = config.logits_scaling
+    return LogitTransform(temperature, getattr(config, "final_logit_softcapping", None))
+
+
+def check_architecture(path: Path, config: PretrainedConfig) -> None:
+    """Raise UserError naming what of the model in `path` cannot be trained; no weight is read."""
+    if getattr(config, "quantization_config", None):
+        method = config.quantization_config.get("quant_method", "unknown")
+        raise UserError(f"model folder {path} is quantized ({method}): train the model that it was made from")
+    text = config.get_text_config()
+    odd = sorted(set(getattr(text, "layer_types", None) or ()) - PACKABLE_LAYERS)
+    if odd:
+        raise UserError(f"model folder {path} has layers of the kind {', '.join(odd)}, which cannot be trained packed")
+    with torch.device("meta"):
+        names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
+    if any(name.endswith("sinks") for name in names):
+        raise UserError(f"model folder {path} ({config.model_type}) has attention sinks, which cannot be trained here")
+
+
+def check_weights(path: Path, model: nn.Module, missing: Collection[str]) -> None:
+    """Raise UserError where the folder lacks weights, which were then drawn at random, or has some that are not finite.
+
+    `missing`: names of those that were not found.
+    """
+    if missing:
+        raise UserError(
+            f"model folder {path} has no weight {_some(missing)}: save it with transformers' save_pretrained"
+        )
+    broken = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
+    if broken:
+        raise UserError(f"model folder {path} has numbers that are not finite in {_some(broken)}: it is damaged")
+
+
+def check_readable(path: Path) -> None:
+    """Raise UserError naming a file of the folder that is a broken link or may not be read."""
+    for file in sorted(path.iterdir()):
+        if not file.exists():
+            raise UserError(f"{file} is a link to a file that does not exist: download the model again")
+        if file.is_file() and not os.access(file, os.R_OK):
+            raise UserError(f"{file} may not be read by this user: change its permissions")
+
+
+def _some(names: Collection[str]) -> str:
+    first, *rest = sorted(names)
+    return first + (f" and {len(rest)} more" if rest else "")

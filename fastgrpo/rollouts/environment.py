@@ -1,0 +1,131 @@
+"""The contract between the engine and a task, and the border where what a task returns is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
+
+Value = TypeVar("Value")
+
+
+class Environment(Protocol):
+    """What the loop needs from a task: any object with these four methods trains with the same engine.
+
+    Problems are objects of the task's own with a unique `id`; so is what `execute` returns. `execute` and `results` may
+    be coroutines or plain functions; a plain one runs in a thread, so that decoding goes on meanwhile.
+    """
+
+    def prompt(self, problem: Any) -> str | list[dict[str, str]]:
+        """The text that the policy reads first, or the messages of a conversation."""
+
+    def execute(self, problem: Any, completion: str, seed: int) -> Any:
+        """Run one completion. One that raises or outlasts `grpo.execute_s` leaves its rollout without a reward."""
+
+    def feedback_text(self, execution: Any) -> str | None:
+        """What the policy reads between two rounds; None ends the rollout."""
+
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result] | Awaitable[list[Result]]:
+        """One result for each rollout of a group, from its `executions`, one a round."""
+
+
+class EnvironmentFailure(Exception):
+    """The environment raised, hung or returned what is no result; the message is one sentence."""
+
+
+async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Timeout) -> Any:
+    """The value of an environment's `function`, coroutine or plain.
+
+    Raises EnvironmentFailure, whatever goes wrong; TimeoutError where `clock` expires.
+    """
+    try:
+        async with clock:
+            return await (
+                function(*arguments) if inspect.iscoroutinefunction(function) else _aside(function, arguments)
+            )
+    except EnvironmentFailure:
+        raise
+    except Exception as error:
+        if clock.expired():
+            raise
+        name = getattr(function, "__name__", "the environment")
+        raise EnvironmentFailure(f"{name} raised {type(error).__name__}: {error}") from error
+
+
+async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Value:
+    """`function(*arguments)` in a thread of its own: one that hangs holds up neither other calls nor the exit."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Value] = loop.create_future()
+
+    def settle(error: Exception | None, value: Any) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(value)
+        else:
+            done.set_exception(error)
+
+    def tell(error: Exception | None, value: Any) -> None:
+        # The loop may have ended meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, error, value)
+
+    def call() -> None:
+        try:
+            value = function(*arguments)
+        except BaseException as error:
+            tell(error if isinstance(error, Exception) else RuntimeError(repr(error)), None)
+        else:
+            tell(None, value)
+
+    threading.Thread(target=call, name="environment", daemon=True).start()
+    return await done
+
+
+def checked_results(results: Any, count: int) -> list[Result]:
+    """`results` as `count` sound results: numbers are finite floats, and a reward is there unless the task failed.
+
+    Raises EnvironmentFailure naming what is wrong.
+    """
+    if not isinstance(results, list | tuple) or len(results) != count:
+        found = f"{len(results)} values" if isinstance(results, list | tuple) else type(results).__name__
+        raise EnvironmentFailure(
+            f"results must return a list with one Result for each of {count} rollouts, got {found}"
+        )
+    return [_checked(result) for result in results]
+
+
+def _checked(result: Any) -> Result:
+    if not isinstance(result, Result):
+        raise EnvironmentFailure(f"results must return fastgrpo.types.Result objects, got {type(result).__name__}")
+    if result.status == INFRASTRUCTURE:
+        return Result(status=INFRASTRUCTURE, error=result.error, record=result.record)
+    if result.reward is None:
+        raise EnvironmentFailure(f"a result of status {result.status!r} has no reward")
+    reward = Reward(
+        total=_number("the reward", result.reward.total),
+        terms={name: _number(f"the reward's term {name!r}", value) for name, value in result.reward.terms.items()},
+    )
+    metrics = {name: _number(f"the metric {name!r}", value) for name, value in result.metrics.items()}
+    return Result(status=result.status, reward=reward, metrics=metrics, record=result.record, error=result.error)
+
+
+def _number(what: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise EnvironmentFailure(f"{what} must be a number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise EnvironmentFailure(f"{what} must be finite, got {number}")
+    return number
+
+
+def failed(reason: str) -> Result:
+    """The result of a rollout that a failure of the environment ended."""
+    return Result(status=INFRASTRUCTURE, error=reason)

@@ -1,0 +1,123 @@
+"""The engine's step loop in a thread of its own, awaited request by request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastgrpo.engine.tensor_parallel import Lockstep
+
+if TYPE_CHECKING:
+    from fastgrpo.engine.engine import Completion, Engine
+
+
+class Generator:
+    """An engine whose step loop is awaited: `await complete(...)` while other requests are decoding.
+
+    `lockstep`: the ranks that hold the engine together; a rank that follows has no requests of its own.
+    """
+
+    def __init__(self, engine: Engine, thread: ThreadPoolExecutor, lockstep: Lockstep) -> None:
+        self._engine, self._thread, self._lockstep, self.ranks = engine, thread, lockstep, lockstep.ranks
+        self._waiting: dict[int, asyncio.Future[Completion]] = {}
+        self._submitted: list[tuple[int, list[int], dict[str, Any]]] = []
+        self._wake = asyncio.Event()
+        self._next_key = 0
+
+    async def complete(self, prompt_ids: list[int], *, deadline_s: float, **sampling: Any) -> Completion:
+        """One completion; raises TimeoutError after `deadline_s` and whatever the engine raised if it failed."""
+        key, self._next_key = self._next_key, self._next_key + 1
+        future = self._waiting[key] = asyncio.get_running_loop().create_future()
+        self._submitted.append((key, prompt_ids, sampling))
+        self._wake.set()
+        try:
+            return await asyncio.wait_for(future, deadline_s)
+        finally:
+            self._waiting.pop(key, None)
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        """Around rollouts: a rank that follows has none, and steps the engine until the leader's are over."""
+        self._lockstep.begin()
+        yield
+        self._lockstep.end()
+        if not self._lockstep.leads:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._follow)
+
+    async def drive(self) -> None:
+        """Step the engine while requests are open; ends by cancellation, or by failing every open request."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while self._submitted or self._engine.busy:
+                    requests, self._submitted = self._submitted, []
+                    self._deliver(await loop.run_in_executor(self._thread, self._advance, requests))
+            except Exception as error:
+                self._fail(error)
+                raise
+
+    def _follow(self) -> None:
+        while (requests := self._lockstep.hear()) is not None:
+            self._advance(requests)
+
+    def _advance(self, requests: list[tuple[int, list[int], dict[str, Any]]]) -> list[Completion]:
+        self._lockstep.tell(requests)
+        for key, ids, sampling in requests:
+            self._engine.submit(key, ids, **sampling)
+        return self._engine.step()
+
+    def _deliver(self, completions: list[Completion]) -> None:
+        for completion in completions:
+            future = self._waiting.get(completion.key)
+            if future is not None and not future.done():
+                future.set_result(completion)
+
+    def _fail(self, error: Exception) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(error)
+
+
+@asynccontextmanager
+async def open_generator(engine: Engine, *, own_stream: bool = False, ranks: int = 1) -> AsyncIterator[Generator]:
+    """A `Generator` whose step loop lives as long as the block; requests still open at its end are aborted.
+
+    `own_stream`: on a GPU the engine's kernels go before those that other threads launch meanwhile. `ranks` hold the
+    engine together, and all of them enter the block.
+    """
+    lockstep, thread = Lockstep(ranks), device_thread("engine", own_stream=own_stream)
+    generator = Generator(engine, thread, lockstep)
+    driver = asyncio.create_task(generator.drive(), name="engine-steps")
+    try:
+        yield generator
+    finally:
+        driver.cancel()
+        await asyncio.gather(driver, return_exceptions=True)
+        # A step under way ends first, on a rank that follows the leader's rollouts.
+        thread.shutdown()
+        lockstep.end()
+        engine.abort_all()
+
+
+def device_thread(name: str, *, own_stream: bool = False) -> ThreadPoolExecutor:
+    """A one-thread executor bound to the caller's GPU and stream (torch tracks both per thread).
+
+    `own_stream`: bound to a new stream of high priority instead.
+    """
+    if not torch.cuda.is_available():
+        return ThreadPoolExecutor(1, thread_name_prefix=name)
+    device = torch.cuda.current_device()
+    stream = torch.cuda.Stream(priority=-1) if own_stream else torch.cuda.current_stream()
+
+    def begin() -> None:
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(stream)
+
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=begin)

@@ -1,0 +1,102 @@
+"""A worker model of one's own: `python -m fastgrpo.serve_worker --model FOLDER [--port 8000]`.
+
+Starts vLLM's own OpenAI-compatible server with settings that fit this machine, says when it answers and which keys
+`[workers]` needs, and stops it on Ctrl-C. On a GPU it takes nine tenths of the memory: give it one that trains nothing
+(CUDA_VISIBLE_DEVICES).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastgrpo.errors import UserError, run_program
+
+NAME = "worker"
+START_S = 900.0
+STOP_S = 20.0
+# Without a GPU: one GiB of cache instead of most of the memory, and no prefill in pieces, during which a request with a
+# seed ends the server ("CPU Generator does not use offset").
+_CPU_FLAGS = ("--max-num-seqs", "32", "--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens")
+_CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
+def command_line(model: Path, port: int, max_model_len: int, *, gpu: bool) -> list[str]:
+    """The command that serves `model` to this machine alone; prompt and answer have `max_model_len` tokens together."""
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    address = ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
+    length = str(max_model_len)
+    return [*server, *address, "--max-model-len", length, *(() if gpu else (*_CPU_FLAGS, str(2 * max_model_len)))]
+
+
+def environment(of: Mapping[str, str], *, gpu: bool) -> dict[str, str]:
+    """The server's environment: `of`, whose own settings win."""
+    return dict(of) if gpu else _CPU_ENVIRONMENT | dict(of)
+
+
+def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, *, within_s: float) -> None:
+    """Raises `UserError` where the server ends first or takes longer."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        if (code := server.poll()) is not None:
+            raise UserError(f"vLLM's server ended with exit status {code}: its reason is above")
+        try:
+            with direct.open(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise UserError(f"vLLM's server did not answer on port {port} within {within_s:g} s: try a smaller model")
+
+
+def serve(command: list[str], variables: dict[str, str], port: int) -> int:
+    """Run the server until it ends or is interrupted; returns its exit status."""
+    with subprocess.Popen(command, env=variables, start_new_session=True) as server:
+        try:
+            wait_until_it_answers(server, port, within_s=START_S)
+            print(
+                f'the worker answers; set\n\n[workers]\nkind = "openai"\nbase_url = "http://127.0.0.1:{port}/v1"\n'
+                f'model = "{NAME}"\n',
+                flush=True,
+            )
+            return server.wait()
+        finally:
+            _stop(server)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """The server and the processes it started, which are a group of their own."""
+    for number, seconds in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, None)):
+        if server.poll() is None:
+            os.killpg(server.pid, number)
+            try:
+                server.wait(seconds)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def main() -> int:
+    """Serve one model."""
+    parser = argparse.ArgumentParser(prog="python -m fastgrpo.serve_worker", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face causal LM folder")
+    parser.add_argument("--port", type=int, default=8000, help="port on this machine (8000)")
+    parser.add_argument("--max-model-len", type=int, default=4096, help="tokens of prompt + answer (4096)")
+    chosen = parser.parse_args()
+    if not (chosen.model / "config.json").is_file():
+        raise UserError(f"--model {chosen.model} is no Hugging Face folder: there is no config.json in it")
+    gpu = os.path.exists("/dev/nvidiactl")
+    command = command_line(chosen.model, chosen.port, chosen.max_model_len, gpu=gpu)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return serve(command, environment(os.environ, gpu=gpu), chosen.port)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,97 @@
+"""Which task a run trains: FlowReasoner's workflows, plain programs, or reward functions over rows."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, NamedTuple
+
+from fastgrpo.config import Config
+from fastgrpo.errors import UserError
+from fastgrpo.flow import programs, task
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.record.log import RunLog
+from fastgrpo.rollouts.dataset import hold_out, read_examples
+from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.reward_functions import RewardFunctions
+
+Problems = tuple[list[Any], list[Any]]
+
+
+class Task(NamedTuple):
+    """What a run trains on: (training, held-out) problems, and the environment opened for the length of the run.
+
+    `distilled`: stage 1 can teach it to a policy that knows nothing, so that no model need be named.
+    """
+
+    load_problems: Callable[[Config], Problems]
+    open_environment: Callable[[Config, RunLog | None], AbstractAsyncContextManager[Any]]
+    distilled: bool = False
+
+
+def task_of(config: Config) -> Task:
+    """The task that the configuration names. Raises UserError where a reward function cannot be found."""
+    if config.data.reward:
+        return reward_task([find_function(name) for name in config.data.reward.split(",")])
+    if config.task == "code":
+        return Task(load_problems, programs.open_environment)
+    return Task(load_problems, task.open_environment, distilled=True)
+
+
+def reward_task(
+    functions: Sequence[Callable[..., Any]],
+    weights: Sequence[float] | None = None,
+    dataset: Any = None,
+    eval_dataset: Any = None,
+) -> Task:
+    """Reward functions in TRL's form over the rows of `dataset`, None = those of `data.dataset`."""
+
+    def load(config: Config) -> Problems:
+        rows = read_examples(_named(config) if dataset is None else dataset)
+        if eval_dataset is not None:
+            return rows, read_examples(eval_dataset, split="test")
+        return hold_out(rows, _count(config), config.seed)
+
+    @asynccontextmanager
+    async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
+        yield RewardFunctions(functions, weights, deadline_s=config.grpo.execute_s)
+
+    return Task(load, open_environment)
+
+
+def environment_task(environment: Environment, problems: Iterable[Any], held_out: Iterable[Any] = ()) -> Task:
+    """An environment of the caller's own on its own problems."""
+
+    @asynccontextmanager
+    async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
+        yield environment
+
+    return Task(lambda config: (list(problems), list(held_out)), open_environment)
+
+
+def find_function(name: str) -> Callable[..., Any]:
+    """The function called `module:function`, also of a file in the present folder. Raises UserError."""
+    module, _, function = name.strip().partition(":")
+    if not module or not function:
+        raise UserError(f"data.reward names functions as module:function, got {name!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the reward function {name} cannot be imported: {error}") from error
+
+
+def _named(config: Config) -> str:
+    dataset = config.data.dataset
+    if not isinstance(dataset, str):
+        raise UserError("data.reward goes with one data set: name one in data.dataset")
+    return dataset
+
+
+def _count(config: Config) -> int:
+    held_out = config.data.held_out
+    return held_out if isinstance(held_out, int) else sum(held_out)

@@ -1,0 +1,104 @@
+"""One GRPO update: packed micro-batches, loss, gradients, optimizer steps, and the numbers that they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from fastgrpo.config import Grpo
+from fastgrpo.policy.model import Policy
+from fastgrpo.ranks.collectives import over_ranks
+from fastgrpo.training.flops import training_flops
+from fastgrpo.training.fsdp_optimizer import ShardedAdamW
+from fastgrpo.training.loss import policy_loss, token_logprobs
+from fastgrpo.training.optimizer import AdamW
+from fastgrpo.training.packing import rank_batches
+from fastgrpo.types import Batch, Sample
+
+TOKEN_MEANS = ("entropy", "kl", "clip_fraction", "importance_capped", "sampler_parity")
+
+
+def update(
+    policy: Policy,
+    optimizer: AdamW | ShardedAdamW,
+    samples: Sequence[Sample],
+    config: Grpo,
+    reference: Policy | None = None,
+    *,
+    budget: int,
+    phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    before_step: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """`config.epochs_per_batch` optimizer steps on `samples`, those of all ranks; returns the step's metrics.
+
+    Each rank computes its share in micro-batches of at most `budget` tokens. `phase` is entered with the name of what
+    is timed; the weights stay as they are until `before_step` returns. An empty `samples` (no group with variance)
+    leaves the policy as it is.
+
+    Samples from the weights before the present ones (`grpo.max_lag` 1) are corrected by the ratio to the policy that
+    sampled them, vLLM's own logprobs, and the loss's clip truncates it: PPO with the behaviour policy as the old one
+    (arXiv 1707.06347, eq. 7), CISPO's truncated weight, GSPO's sequence ratio. `tis_cap` then has nothing left to
+    correct. Decoupled PPO (AReaL, arXiv 2505.24298) would clip around the present policy instead and correct by
+    min(ratio, `tis_cap`) alone; with one step a batch nothing is clipped then, and the demo's rewards fell.
+
+    `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step; with
+    `max_lag` 1 it includes what one update moved, and only the sync's check speaks of the weights.
+    """
+    batches = rank_batches(samples, config.normaliser, config.max_new_tokens, budget, policy.device)
+    for batch in batches:
+        if config.epochs_per_batch > 1:
+            batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
+        if config.max_lag:
+            batch.old_logprobs_N = batch.sampled_logprobs_N
+        if reference is not None:
+            batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
+    metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
+    for epoch in range(config.epochs_per_batch if batches else 0):
+        with phase("forward_backward"):
+            sums = _accumulate(policy, batches, config) | {"flop": training_flops(policy.model, batches)}
+            measured = _token_means(over_ranks(sums, dict.fromkeys(sums, sum) | {"sampler_parity_max": max}))
+        before_step()
+        with phase("optimizer"):
+            step = optimizer.step()
+            if policy.device.type == "cuda":
+                torch.cuda.synchronize(policy.device)
+        measured |= {"grad_norm": step.grad_norm, "skipped": float(step.skipped), "lr": optimizer.lr}
+        # Later epochs are off-policy by design: parity and entropy are those of the policy that sampled.
+        later = ("clip_fraction", "grad_norm", "skipped") if step.skipped else ("clip_fraction",)
+        metrics = measured | metrics if epoch == 0 else metrics | {name: measured[name] for name in later}
+    return metrics
+
+
+def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[str, float]:
+    """Gradients of the whole step, summed over micro-batches, and its statistics (read from the device once).
+
+    Those of `TOKEN_MEANS` are sums over "tokens", so that ranks with unequal shares add up to one mean.
+    """
+    loss, statistics, gaps = torch.zeros((), device=policy.device), None, []
+    for batch in batches:
+        output = policy_loss(policy, batch, config)
+        policy.backward(output.loss)
+        loss += output.loss.detach()
+        statistics = output.statistics if statistics is None else statistics.merge(output.statistics)
+        gaps.append((output.logprobs_N - batch.sampled_logprobs_N).abs())
+    gap_N = torch.cat(gaps)
+    # Dropped tokens have no logprob; a rank may have been given nothing but those.
+    gap_N = gap_N[gap_N.isfinite()]
+    assert statistics is not None, "an update has at least one batch"
+    return {
+        "loss": float(loss),
+        "tokens": float(statistics.tokens),
+        "entropy": float(statistics.entropy),
+        "kl": float(statistics.kl),
+        "clip_fraction": float(statistics.clipped_low + statistics.clipped_high),
+        "importance_capped": float(statistics.importance_capped),
+        "sampler_parity": float(gap_N.sum()),
+        "sampler_parity_max": float(gap_N.max()) if len(gap_N) else 0.0,
+    }
+
+
+def _token_means(sums: dict[str, float]) -> dict[str, float]:
+    tokens = max(sums["tokens"], 1.0)
+    return {name: total / tokens if name in TOKEN_MEANS else total for name, total in sums.items() if name != "tokens"}

@@ -1,0 +1,173 @@
+"""Tests in the forms that data sets of code have them, as AssertTests, CheckTests, UnittestTests or StdioTests."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import msgspec
+
+from fastgrpo_sandbox.counting import count_tests
+from fastgrpo_sandbox.extract import defined_names
+from fastgrpo_sandbox.guest.instrument import unittest_names
+from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
+
+# Tried in this order; the first that a row fills has its tests.
+COLUMNS = (
+    *("tests", "asserts", "test_list", "test", "unittest", "check", "stdio", "test_cases"),
+    *("input_output", "verification_info", "ground_truth", "reward_model", "assert_case", "functional"),
+)
+SETUPS = ("setup", "test_setup_code", "test_imports")
+PLAIN = "def plain(value):\n    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value\n"
+
+
+def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
+    """The tests in a row of a data set.
+
+    Understood are a column of our own Tests (`tests`), assertions as a list or text (`asserts`, MBPP's `test_list`),
+    HumanEval's `test` with `entry_point`, unittest classes (`test`, `unittest`), input and output pairs (`stdio`,
+    `test_cases`, `inputs` with `outputs`, also as JSON in `input_output`, `verification_info`, `ground_truth` or
+    `reward_model`), and calls (`fn_name` beside `inputs`). `setup`, `test_setup_code` and `test_imports` are trusted
+    code for the tests. `code` is the solution, whose `class Solution` decides how `fn_name` is called.
+    Raises ValueError with one sentence where there are none, or none that can be counted.
+    """
+    try:
+        tests = _read(row, row, code)
+        asserts = tests.asserts if isinstance(tests, AssertTests) else ()
+        if count_tests(tests) > 0 and all(count_tests(CheckTests(text, "")) > 0 for text in asserts):
+            return tests
+    except (SyntaxError, IndexError, RecursionError) as error:
+        raise ValueError(f"the tests cannot be counted: {error}") from None
+    raise ValueError("the tests, or one of them, hold no assertion, unittest method or case: no solution could pass")
+
+
+def _read(value: Any, row: Mapping[str, Any], code: str) -> Tests:
+    """Any of the forms, by what it looks like; `row` has the columns beside it."""
+    if isinstance(value, get_args(Tests)):
+        return value
+    if isinstance(value, str):
+        return _read_text(value, row, code)
+    if isinstance(value, Mapping):
+        return _read_mapping(value, row, code)
+    if isinstance(value, Sequence) and value:
+        return _read_list(value, row, code)
+    raise ValueError(f"tests of type {type(value).__name__} are not understood: give assertions, pairs or source")
+
+
+def _read_text(text: str, row: Mapping[str, Any], code: str) -> Tests:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return _read_source(text, row)
+    if isinstance(value, Mapping | list):
+        return _read(value, row, code)
+    raise ValueError("tests as text must be Python source or JSON of a list or an object")
+
+
+def _read_mapping(value: Mapping[str, Any], row: Mapping[str, Any], code: str) -> Tests:
+    if value is not row and value.get("type") in ("check", "assert", "unittest", "stdio"):
+        try:
+            return msgspec.convert(value, Tests)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"the tests are malformed: {error}") from None
+    for column in COLUMNS:
+        if value.get(column) not in (None, "", [], (), {}):
+            return _read(value[column], {**row, **value}, code)
+    if "inputs" in value and "outputs" in value:
+        return _paired(value["inputs"], value["outputs"], value.get("fn_name") or row.get("fn_name"), code)
+    raise ValueError(f"no tests in {', '.join(map(repr, value)) or 'an empty row'}: give one of {', '.join(COLUMNS)}")
+
+
+def _read_list(values: Sequence[Any], row: Mapping[str, Any], code: str) -> Tests:
+    if all(isinstance(value, str) for value in values):
+        return AssertTests(asserts=tuple(values), setup=_setup(row))
+    if all(isinstance(value, Mapping) and {"input", "output"} <= value.keys() for value in values):
+        names = {value.get("fn_name") for value in values} - {None, ""}
+        return _paired([v["input"] for v in values], [v["output"] for v in values], next(iter(names), None), code)
+    if all(isinstance(value, Sequence) and len(value) == 2 for value in values):
+        return _paired([pair[0] for pair in values], [pair[1] for pair in values], None, "")
+    raise ValueError("a list of tests must hold assertions, [input, output] pairs or {input, output} objects")
+
+
+def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
+    """unittest classes, `check(candidate)`, assertions, or a script that must end without an error."""
+    try:
+        tree, names = parse(source), unittest_names(source)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ValueError(f"the tests do not parse: {error}") from None
+    setup = _setup(row)
+    if names:
+        return UnittestTests(source=source, setup=setup)
+    entry_point = row.get("entry_point") or ""
+    if entry_point and "check" in defined_names(source):
+        return CheckTests(source=source, entry_point=entry_point, setup=setup)
+    if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+        return UnittestTests(source=_as_unittest(source), setup=setup)
+    kinds = {type(node) for node in tree.body}
+    if kinds <= {ast.Assert, ast.Import, ast.ImportFrom}:
+        lines = [ast.unparse(node) for node in tree.body if not isinstance(node, ast.Assert)]
+        asserts = tuple(ast.unparse(node) for node in tree.body if isinstance(node, ast.Assert))
+        return AssertTests(asserts=asserts, setup="\n".join([setup, *lines]))
+    return AssertTests(asserts=(source,), setup=setup)
+
+
+def _as_unittest(source: str) -> str:
+    """One test of a script without assertions: it runs in the solution's namespace and must not raise or exit."""
+    body = f"        exec(compile({source!r}, 'tests.py', 'exec'), globals())\n"
+    return f"import unittest\nclass Script(unittest.TestCase):\n    def test_script(self):\n{body}"
+
+
+def _paired(inputs: Any, outputs: Any, fn_name: str | None, code: str) -> Tests:
+    if not isinstance(inputs, Sequence) or not isinstance(outputs, Sequence) or len(inputs) != len(outputs):
+        raise ValueError("inputs and outputs must be lists of one length")
+    if fn_name:
+        return _calls(fn_name, inputs, outputs, code)
+    return StdioTests(
+        cases=tuple((_lines(given), _lines(wanted)) for given, wanted in zip(inputs, outputs, strict=True))
+    )
+
+
+def _lines(value: Any) -> str:
+    """APPS has some texts as lists of lines."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        return "\n".join(map(str, value))
+    return str(value)
+
+
+def _calls(fn_name: str, inputs: Sequence[Any], outputs: Sequence[Any], code: str) -> AssertTests:
+    """APPS' and LiveCodeBench's calls. JSON has no tuples, so a tuple is the list of its items."""
+    if not fn_name.isidentifier():
+        raise ValueError(f"fn_name {fn_name!r} is not the name of a function")
+    names = defined_names(code)
+    target = f"Solution().{fn_name}" if "Solution" in names and fn_name not in names else fn_name
+    asserts = []
+    for given, wanted in zip(inputs, outputs, strict=True):
+        arguments = ", ".join(map(repr, _arguments(given)))
+        asserts.append(f"assert plain({target}({arguments})) == {_value(wanted)!r}")
+    return AssertTests(asserts=tuple(asserts), setup=PLAIN)
+
+
+def _arguments(given: Any) -> list[Any]:
+    """Arguments as a list, or LiveCodeBench's text: one JSON value a line."""
+    if isinstance(given, str):
+        return [_value(line) for line in given.splitlines() if line.strip()]
+    return list(given) if isinstance(given, Sequence) else [given]
+
+
+def _value(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _setup(row: Mapping[str, Any]) -> str:
+    parts = [row.get(column) or "" for column in SETUPS]
+    return "\n".join(part if isinstance(part, str) else "\n".join(map(str, part)) for part in parts if part)

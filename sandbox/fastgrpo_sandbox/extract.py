@@ -1,0 +1,175 @@
+"""The program in a chat answer: fenced blocks, reasoning before them, usage after them. Standard library only."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fastgrpo_sandbox.guest.syntax import parse
+
+THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
+FENCE = re.compile(r"^([ \t>]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
+END_MARKS = re.compile(r"[ \t]*(<[^>\n]*>[ \t]*)*")  # a chat template's end tokens may stand behind the last fence
+PYTHON = re.compile(r"\W*(python|py)[\d.]*\W*", re.IGNORECASE)
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+FIRST_LINE = re.compile(r"^(?:(?:def|async def|class|import|from) |@\w|\w+ ?=)", re.MULTILINE)
+STARTS = 8  # lines at which a program without fences is looked for
+
+
+class _Block(NamedTuple):
+    language: str
+    text: str
+    complete: bool
+
+    @property
+    def is_python(self) -> bool:
+        return PYTHON.fullmatch(self.language) is not None
+
+
+def extract_code(answer: str, entry_point: str = "") -> str:
+    """The program that `answer` gives; "" where it gives none.
+
+    What is thought before the last `</think>` is left out, and all of an answer that never ends its thought. Of the
+    fenced blocks those marked as Python count (python, Python, python3, py), else those without a mark, and complete
+    ones before one cut off at the end. The last of them is the program, unless it only uses or shows what an earlier
+    one defines, or an earlier one alone defines `entry_point`; earlier blocks whose functions or classes it needs are
+    put before it. An answer without a fence is a program itself, less the prose around it.
+    """
+    answer = without_thought(answer).replace("\ufeff", "").encode(errors="replace").decode()
+    blocks = list(_blocks(answer, strings=True))
+    if not all(block.complete for block in blocks):
+        blocks = list(_blocks(answer, strings=False))
+    if not blocks:
+        return _spaced(_bare(answer)).strip("\n")
+    texts = [_spaced(block.text) for block in _candidates(blocks)]
+    return _program(texts, entry_point).strip("\n") if texts else ""
+
+
+def without_thought(answer: str) -> str:
+    """`answer` after its last `</think>`; "" of one that begins with a thought and never ends it."""
+    if answer.lstrip().startswith(THOUGHT) and END_OF_THOUGHT not in answer:
+        return ""
+    return answer.rpartition(END_OF_THOUGHT)[2]
+
+
+def defined_names(code: str) -> set[str]:
+    """Functions and classes at the top level of `code`; none where it does not parse."""
+    tree = _parsed(code)
+    return {node.name for node in tree.body if isinstance(node, DEFINITIONS)} if tree else set()
+
+
+def _blocks(answer: str, *, strings: bool) -> Iterator[_Block]:
+    """Fenced blocks in order. A fence with a language inside a block begins a new one: the first was never closed.
+
+    With `strings` a fence between three quotes, as in a docstring with an example, is none.
+    """
+    opened: re.Match[str] | None = None
+    lines: list[str] = []
+    quoted = False
+    for line in answer.replace("\r\n", "\n").split("\n"):
+        if opened is not None and not quoted and _closes(line, opened):
+            yield _Block(opened[3], _dedented(lines, opened[1]), True)
+            opened = None
+        elif not quoted and (fence := FENCE.match(line)) and (opened is None or fence[3]):
+            opened, lines = fence, []
+        elif opened is not None:
+            lines.append(line)
+            quoted ^= strings and (line.count('"""') + line.count("'''")) % 2 == 1
+    if opened is not None:
+        yield _Block(opened[3], _dedented(lines, opened[1]), False)
+
+
+def _closes(line: str, opened: re.Match[str]) -> bool:
+    mark = line.lstrip(" \t>")
+    rest = mark.lstrip(opened[2][0])
+    return len(mark) - len(rest) >= len(opened[2]) and END_MARKS.fullmatch(rest) is not None
+
+
+def _dedented(lines: list[str], indent: str) -> str:
+    return "\n".join(line.removeprefix(indent) for line in lines)
+
+
+def _candidates(blocks: list[_Block]) -> list[_Block]:
+    """The blocks that may be the program, best kind only: marked before unmarked, complete before cut off."""
+    marked = [block for block in blocks if block.is_python]
+    kind = marked or [block for block in blocks if not block.language]
+    kind = [block for block in kind if block.complete] or kind
+    if marked:
+        return [block for block in kind if not block.text.lstrip().startswith(">>>")]
+    return [block for block in kind if _parsed(block.text)] or kind
+
+
+def _program(texts: list[str], entry_point: str) -> str:
+    while len(texts) > 1 and (_only_shows(texts[-1], texts[:-1]) or _is_beside(entry_point, texts)):
+        texts.pop()
+    if len(texts) == 1:
+        return texts[0]
+    program, needed = texts[-1], _free_names(texts[-1])
+    for text in reversed(texts[:-1]):
+        if needed & defined_names(text):
+            program, needed = f"{text}\n\n{program}", needed | _free_names(text)
+    return program
+
+
+def _only_shows(text: str, earlier: list[str]) -> bool:
+    """Whether a block defines nothing and calls what an earlier one defines, or is only a value: an output."""
+    tree = _parsed(text)
+    if tree is None or defined_names(text):
+        return False
+    if not any(isinstance(node, ast.Call | ast.stmt) and not isinstance(node, ast.Expr) for node in ast.walk(tree)):
+        return True
+    return bool(_free_names(text) & set().union(*map(defined_names, earlier)))
+
+
+def _is_beside(entry_point: str, texts: list[str]) -> bool:
+    """Whether an earlier one of `texts` defines the entry point and the last does not, as tests of it do."""
+    return entry_point not in defined_names(texts[-1]) and any(entry_point in defined_names(text) for text in texts)
+
+
+def _bare(answer: str) -> str:
+    """An answer without a fence, from the first line on with which the rest is Python, less the prose behind it."""
+    if _parsed(answer) is not None:
+        return answer
+    for start, _ in zip(FIRST_LINE.finditer(answer), range(STARTS), strict=False):
+        rest = answer[start.start() :]
+        program = rest if _parsed(rest) else "\n".join(rest.split("\n")[: _first_error(rest)])
+        if program.strip() and _parsed(program) is not None:
+            return program
+    return answer
+
+
+def _first_error(text: str) -> int:
+    """Lines before the first that is no Python."""
+    try:
+        parse(text)
+    except SyntaxError as error:
+        return (error.lineno or 1) - 1
+    except (ValueError, RecursionError, MemoryError, SystemError):
+        pass
+    return 0
+
+
+def _spaced(program: str) -> str:
+    """Blanks that a copy has made unbreakable are blanks again where that makes it Python."""
+    plain = program.replace("\u00a0", " ")
+    return plain if plain != program and _parsed(program) is None and _parsed(plain) is not None else program
+
+
+def _free_names(text: str) -> set[str]:
+    """Names that `text` reads or imports, less the functions and classes that it defines."""
+    tree = _parsed(text)
+    if tree is None:
+        return set()
+    nodes = list(ast.walk(tree))
+    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    read |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return read - defined_names(text)
+
+
+def _parsed(text: str) -> ast.Module | None:
+    try:
+        return parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, SystemError):
+        return None

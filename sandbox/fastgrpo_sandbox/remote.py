@@ -1,0 +1,257 @@
+"""Jails on other hosts: the pool's `run` over HTTP, to servers started by `python -m fastgrpo_sandbox serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests
+
+if TYPE_CHECKING:
+    import aiohttp
+
+log = logging.getLogger("fastgrpo_sandbox")
+MSGPACK = "application/msgpack"
+NEEDS_EXTRA = "jails over HTTP need aiohttp and prometheus-client: install them with `pip install 'fastgrpo[serve]'`"
+CONNECT_S = 10.0
+GRACE_S = 60.0  # beyond a job's own wall time, for one answer
+PAUSE_S = 0.5  # before a host that failed is asked again, doubled with each failure in a row
+MAX_PAUSE_S = 30.0
+PROBE_S = 30.0
+LOOK_S = 1.0  # how often a job that waits looks for itself
+LOST_TRIES = 3  # of a job whose jail failed
+
+
+class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The body of `POST /run`, as msgpack or JSON: SandboxPool.run's arguments. `files` are bytes (base64 in JSON);
+    `tests` carry their form in `type` ("check", "assert", "unittest" or "stdio"). The answer is an Outcome."""
+
+    code: str
+    stdin: str = ""
+    files: dict[str, bytes] = {}
+    tests: Tests | None = None
+    limits: Limits | None = None
+
+    @property
+    def jobs(self) -> int:
+        """How many jails it takes: one for each case of StdioTests."""
+        return max(1, len(self.tests.cases)) if isinstance(self.tests, StdioTests) else 1
+
+
+class _Host:
+    """One server: how many of our jobs it has, how many it takes, and when it may be asked again after a failure."""
+
+    def __init__(self, url: str, most: int) -> None:
+        self.url = url.rstrip("/")
+        self.in_flight = 0
+        self.failures = 0  # in a row
+        self.fault = ""
+        self._most = most
+        self._room = float(most)
+        self._ready_at = 0.0
+
+    def pause_s(self) -> float:
+        """How long it must not be asked."""
+        return max(0.0, self._ready_at - time.monotonic())
+
+    @property
+    def is_free(self) -> bool:
+        return self.in_flight < self._room and not self.pause_s()
+
+    def answered(self) -> None:
+        """It took a job: it has room for a little more than it had, until it says otherwise."""
+        self.failures = 0
+        self._room = min(self._most, self._room + 1 / self._room)
+
+    def failed(self, reason: str) -> None:
+        pause = min(PAUSE_S * 2**self.failures, MAX_PAUSE_S)
+        self.failures += 1
+        self.fault = reason
+        self._ready_at = time.monotonic() + pause
+        log.warning("jail server failed: url=%s pause_s=%.1f reason=%r", self.url, pause, reason)
+
+    def is_full(self, retry_after_s: float) -> None:
+        """It has room for our other jobs, whose ends say when there is more; without any, it says itself."""
+        self._room = max(1, self.in_flight - 1)
+        if self.in_flight == 1:
+            self._ready_at = time.monotonic() + retry_after_s
+
+
+class RemotePool:
+    """`async with RemotePool(["http://host:8080"], key=...) as pool: outcome = await pool.run(code, tests=...)`.
+
+    Each job goes to the host that has the fewest of ours under way. A host that is full (429) is asked again when it
+    says, one that fails after a pause, and meanwhile the others; a job whose jail failed is run again elsewhere. key:
+    the servers' bearer key. in_flight: jobs, and so connections, for each host; the rest wait their turn here.
+    deadline_s: for one job from its turn on, all tries together; then its outcome is `infrastructure`.
+    Raises SandboxUnavailable on entry where no host runs a job, and ImportError without the extra `serve`.
+    """
+
+    def __init__(self, urls: Sequence[str], key: str = "", in_flight: int = 256, deadline_s: float = 600.0) -> None:
+        if isinstance(urls, str) or not urls:
+            raise ValueError('urls must be a list of at least one server, such as ["http://127.0.0.1:8080"]')
+        self._hosts = [_Host(url.strip(), in_flight) for url in urls]
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._key = key
+        self._turns = asyncio.Semaphore(in_flight * len(urls))
+        self._deadline_s = deadline_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> RemotePool:
+        try:
+            import aiohttp
+        except ImportError:
+            raise ImportError(NEEDS_EXTRA) from None
+        headers = {"Content-Type": MSGPACK, "Accept": MSGPACK}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+        self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
+        try:
+            faults = [fault for fault in await asyncio.gather(*map(self._probe, self._hosts)) if fault]
+            if len(faults) == len(self._hosts):
+                raise SandboxUnavailable(f"no jail server works: {'; '.join(faults)}")
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Drops what is under way, which the servers then end."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def run(
+        self,
+        code: str,
+        *,
+        stdin: str = "",
+        files: Mapping[str, str | bytes] | None = None,
+        tests: Tests | None = None,
+        limits: Limits | None = None,
+    ) -> Outcome:
+        """SandboxPool.run on another host. Cancelling ends the job there. Never raises for what the code does."""
+        try:
+            content = {path: data.encode() if isinstance(data, str) else data for path, data in (files or {}).items()}
+            request = RunRequest(code, stdin, content, tests, limits)
+            body = msgspec.msgpack.encode(request)
+        except (UnicodeEncodeError, TypeError) as error:
+            return Outcome("rejected", error=f"the job cannot be sent: {error}")
+        wall_s = (limits or Limits()).wall_s * request.jobs + GRACE_S
+        async with self._turns:
+            return await self._run_somewhere(body, wall_s)
+
+    async def _run_somewhere(self, body: bytes, wall_s: float) -> Outcome:
+        ends_at = time.monotonic() + self._deadline_s
+        lost: list[Outcome] = []
+        while len(lost) < LOST_TRIES and (left := ends_at - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    host = await self._turn()
+            except TimeoutError:
+                break
+            answer = await self._ask(host, body, min(wall_s, left))
+            if answer is None:
+                continue
+            if answer.status != "infrastructure":
+                return answer
+            host.failed(answer.error)
+            lost.append(answer)
+        faults = "; ".join(f"{host.url}: {host.fault}" for host in self._hosts if host.fault)
+        nothing = Outcome("infrastructure", error=f"no outcome within {self._deadline_s:.0f} s; {faults}")
+        return lost[-1] if lost else nothing
+
+    async def _turn(self) -> _Host:
+        """The least busy host that is free, with one more of ours; waits for one."""
+        while not (free := [host for host in self._hosts if host.is_free]):
+            await self._freed(min([LOOK_S, *filter(None, (host.pause_s() for host in self._hosts))]))
+        best = min(free, key=lambda host: host.in_flight)
+        best.in_flight += 1
+        return best
+
+    async def _freed(self, timeout_s: float) -> None:
+        """Returns when a job of ours has ended, for the first that waits, or after `timeout_s`."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await waiter
+
+    def _give_back(self, host: _Host) -> None:
+        host.in_flight -= 1
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                return waiter.set_result(None)
+
+    async def _ask(self, host: _Host, body: bytes, timeout_s: float) -> Outcome | None:
+        """One try on a host whose turn it is. None when it was full or failed, which the host then knows."""
+        import aiohttp
+
+        assert self._session is not None, "a RemotePool runs jobs inside its `async with` block"
+        try:
+            async with asyncio.timeout(timeout_s), self._session.post(f"{host.url}/run", data=body) as response:
+                answer = await response.read()
+                return _outcome(host, response.status, response.headers.get("Retry-After", ""), answer)
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+            host.failed(str(error) or type(error).__name__)
+            return None
+        finally:
+            self._give_back(host)
+
+    async def _probe(self, host: _Host) -> str:
+        """What is wrong with a host; "" when it runs a job."""
+        answer = None
+        body = msgspec.msgpack.encode(RunRequest("print(6 * 7)"))
+        ends_at = time.monotonic() + PROBE_S
+        while answer is None and not host.failures and (left := ends_at - time.monotonic()) > 0:
+            await asyncio.sleep(min(host.pause_s(), left))
+            host.in_flight += 1
+            answer = await self._ask(host, body, left)
+        fine = answer is not None and answer.stdout == "42\n"
+        return "" if fine else f"{host.url}: {answer.error if answer else host.fault or 'no answer'}"
+
+    def stats(self) -> dict[str, float]:
+        """Counters for a live display: jobs under way, hosts, and hosts that have failed since they last answered."""
+        return {
+            "running": float(sum(host.in_flight for host in self._hosts)),
+            "hosts": float(len(self._hosts)),
+            "hosts_failed": float(sum(host.failures > 0 for host in self._hosts)),
+        }
+
+
+def _outcome(host: _Host, status: int, retry_after: str, answer: bytes) -> Outcome | None:
+    """An answer's outcome. Raises msgspec.DecodeError for what is not one."""
+    if status == 200:
+        outcome = msgspec.msgpack.decode(answer, type=Outcome)
+        host.answered()
+        return outcome
+    if status == 429:
+        host.is_full(float(retry_after) if retry_after.isdigit() else PAUSE_S)
+        return None
+    said = _sentence(answer) or f"HTTP {status}"
+    if status in (413, 422):
+        return Outcome("rejected", error=said)
+    host.failed(said)
+    return None
+
+
+def _sentence(answer: bytes) -> str:
+    try:
+        body: Any = msgspec.json.decode(answer)
+        return str(body["error"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,119 @@
+"""Rewards for code in the forms that trainers call: TRL's reward function, verl's compute_score, firejail's executor.
+
+They score by the fraction of tests passed, run in jails of this process' own pool (see shared.py), or of the servers
+that `configure(urls=[...])` or FASTGRPO_SANDBOX_URLS name: many processes that score on one machine share its cores
+best through one server. A failure of the jails is never a score.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from fastgrpo_sandbox.columns import read_tests
+from fastgrpo_sandbox.extract import defined_names, extract_code
+from fastgrpo_sandbox.shared import jails
+from fastgrpo_sandbox.types import Outcome, SandboxUnavailable, StdioTests, Tests
+
+log = logging.getLogger("fastgrpo_sandbox")
+STDIO_BYTES = 4 << 20  # of output: what contests ask for does not fit the usual limit
+Completion = str | Sequence[Mapping[str, Any]]  # text, or chat messages of which the last has it
+
+
+def configure(**options: Any) -> None:
+    """Sets what this process' pool is opened with: RemotePool's arguments where `urls` is among them, else
+    SandboxPool's (cells, limits, preload). Without a call the variables FASTGRPO_SANDBOX_URLS (separated by commas) and
+    FASTGRPO_SANDBOX_KEY name servers, and without these the jails are this machine's."""
+    jails.configure(**options)
+
+
+def code_reward(
+    completions: Sequence[Completion], prompts: Sequence[Completion] | None = None, **columns: Any
+) -> list[float | None]:
+    """TRL's reward function: `GRPOTrainer(reward_funcs=[code_reward])`, the data set's columns having the tests.
+
+    Returns, for each completion, the fraction of its tests that the program in it passes, in [0, 1], or None where that
+    is not known: the jails failed, or the row has no tests that can be read (see columns.read_tests for their forms). A
+    prompt that is the beginning of a Python program, as HumanEval's, is put before a completion that does not define
+    the row's `entry_point`. Raises ValueError where no row has tests, SandboxUnavailable where jails cannot run.
+    """
+    count = len(completions)
+    rows = [{name: values[i] for name, values in columns.items() if _is_column(values, count)} for i in range(count)]
+    jobs: dict[int, dict[str, Any]] = {}
+    faults: dict[int, str] = {}
+    for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+        code = _program(completion, prompts[i] if prompts else "", row.get("entry_point") or "")
+        try:
+            jobs[i] = _job(code, read_tests(row, code))
+        except ValueError as error:
+            faults[i] = str(error)
+    if faults and not jobs:
+        raise ValueError(f"code_reward found tests in none of {count} rows: {next(iter(faults.values()))}")
+    outcomes = dict(zip(jobs, jails.run_all(list(jobs.values())), strict=True))
+    faults |= {i: outcome.error for i, outcome in outcomes.items() if outcome.status == "infrastructure"}
+    if faults:
+        log.warning("no reward: rows=%d of=%d first=%r", len(faults), count, next(iter(faults.values())))
+    return [None if i in faults else outcomes[i].pass_rate for i in range(count)]
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, **_: Any
+) -> float:
+    """verl's reward function: `custom_reward_function.path=.../rewards.py`, its default name.
+
+    ground_truth: the tests in any of the forms of columns.read_tests, as JSON or as they are; verl's own sets have
+    `{"inputs": [...], "outputs": [...]}`, with `fn_name` for calls, or `{"assert_case": [...]}`. extra_info: columns
+    beside them, such as `entry_point` and `setup`. data_source and what else verl passes decide nothing here.
+    Returns the fraction of tests passed. Raises ValueError for tests that cannot be read and SandboxUnavailable where
+    the jails fail, since a float could not say so.
+    """
+    code = extract_code(solution_str, (extra_info or {}).get("entry_point") or "")
+    tests = read_tests({**(extra_info or {}), "tests": ground_truth}, code)
+    return _known(jails.run_all([_job(code, tests)])[0]).pass_rate
+
+
+def code_exec(code: str, stdin: str | None = None, timeout: float = 10.0) -> tuple[bool, str]:
+    """firejail's executor of Code-R1: (True, stdout) when the script ended without an error, else (False, what it
+    printed and raised). On its own word: use tests where forging matters. timeout: seconds of wall clock and CPU.
+    Raises SandboxUnavailable where the jails fail."""
+    limits = msgspec.structs.replace(jails.limits, wall_s=timeout, cpu_s=timeout)
+    outcome = _known(jails.run_all([{"code": code, "stdin": stdin or "", "limits": limits}])[0])
+    if outcome.status == "ok":
+        return True, outcome.stdout
+    return False, "\n".join(filter(None, (outcome.stdout, outcome.stderr, outcome.error)))
+
+
+def _job(code: str, tests: Tests) -> dict[str, Any]:
+    if not isinstance(tests, StdioTests):
+        return {"code": code, "tests": tests, "limits": jails.limits}
+    return {"code": code, "tests": tests, "limits": msgspec.structs.replace(jails.limits, output_bytes=STDIO_BYTES)}
+
+
+def _known(outcome: Outcome) -> Outcome:
+    if outcome.status == "infrastructure":
+        raise SandboxUnavailable(f"the jails lost a job, which says nothing of its code: {outcome.error}")
+    return outcome
+
+
+def _is_column(values: Any, count: int) -> bool:
+    """TRL passes its own state and loggers beside the data set's columns."""
+    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) == count
+
+
+def _program(completion: Completion, prompt: Completion, entry_point: str) -> str:
+    code = extract_code(_text(completion), entry_point)
+    if isinstance(prompt, str) and entry_point not in defined_names(code) and entry_point in defined_names(prompt):
+        return prompt + code
+    return code
+
+
+def _text(completion: Completion) -> str:
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1].get("content") if completion else ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content or ())

@@ -1,0 +1,104 @@
+"""What stands between requests and the pool: admission, the server's caps on limits, and answers without secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+
+from fastgrpo_sandbox.pool import RUNS_PER_CELL, SandboxPool
+from fastgrpo_sandbox.remote import RunRequest
+from fastgrpo_sandbox.types import Limits, Outcome
+
+log = logging.getLogger("fastgrpo_sandbox")
+MAX_RETRY_S = 30
+LOST = "the jail failed, not the code; the server's log says why"
+
+
+class Busy(Exception):
+    """The queue is full; `retry_after_s` is when a place should be free."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"the queue is full; ask again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class Lost(Exception):
+    """The jails failed and the asked-for form has no word for that."""
+
+    def __init__(self) -> None:
+        super().__init__(LOST)
+
+
+class Refused(ValueError):
+    """The request asks for what this server does not offer; the text is one sentence for its sender."""
+
+
+class Jails:
+    """Runs jobs in `pool`, at most `places` under way or waiting; `caps` bounds what any of them may use.
+
+    A request is taken while a place is free and then whole, so that one of many jobs is not starved by small ones.
+    """
+
+    def __init__(self, pool: SandboxPool, places: int, caps: Limits) -> None:
+        self.pool = pool
+        self.places = places
+        self.caps = caps
+        self.taken = 0
+        self._usual = self.capped(Limits())
+
+    def admit(self) -> None:
+        """Raises Busy while no place is free."""
+        if self.taken >= self.places:
+            stats = self.pool.stats()
+            wait_s = stats["run_s_p50"] * self.taken / (RUNS_PER_CELL * max(stats["cells"], 1))
+            raise Busy(min(MAX_RETRY_S, max(1, math.ceil(wait_s))))
+
+    async def run(self, job: RunRequest) -> Outcome:
+        """The outcome of one job. Cancelling ends it. Raises Busy, and SandboxUnavailable once no cell can start."""
+        with self._places([job]):
+            return await self._run(job)
+
+    async def run_all(self, jobs: Sequence[RunRequest]) -> list[Outcome]:
+        """Outcomes in order, the jobs run side by side."""
+        with self._places(jobs):
+            tasks = [asyncio.ensure_future(self._run(job)) for job in jobs]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    @contextmanager
+    def _places(self, jobs: Sequence[RunRequest]) -> Iterator[None]:
+        self.admit()
+        places = sum(job.jobs for job in jobs)
+        self.taken += places
+        try:
+            yield
+        finally:
+            self.taken -= places
+
+    async def _run(self, job: RunRequest) -> Outcome:
+        limits = self.capped(job.limits) if job.limits else self._usual
+        outcome = await self.pool.run(job.code, stdin=job.stdin, files=job.files, tests=job.tests, limits=limits)
+        if outcome.status == "infrastructure":  # its reason may name the host's own files
+            return msgspec.structs.replace(outcome, error=LOST)
+        return outcome
+
+    def limits(self, seconds: float, memory_mb: int = 0) -> Limits:
+        """The caps with less time, and less memory (MiB) where any is asked for. Raises Refused for a time of none."""
+        if not seconds > 0:
+            raise Refused(f"a time limit of {seconds} s lets nothing run: give more than 0")
+        seconds = min(seconds, self.caps.wall_s)
+        memory_mb = min(memory_mb, self.caps.memory_mb) if memory_mb > 0 else self.caps.memory_mb
+        return msgspec.structs.replace(self.caps, wall_s=seconds, cpu_s=seconds, memory_mb=memory_mb)
+
+    def capped(self, limits: Limits) -> Limits:
+        """`limits`, none above the server's."""
+        names = Limits.__struct_fields__
+        return Limits(**{name: min(getattr(limits, name), getattr(self.caps, name)) for name in names})

@@ -1,0 +1,146 @@
+"""`python -m fastgrpo_sandbox serve`: jails for other programs and other hosts, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import ipaddress
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from fastgrpo_sandbox.pool import RUNS_PER_CELL, SandboxPool
+from fastgrpo_sandbox.remote import NEEDS_EXTRA
+from fastgrpo_sandbox.types import Limits, SandboxUnavailable
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+DAY_S = 86400
+MAX_PORT = 65535
+DRAIN_S = 30.0
+CLOSE_S = 5.0
+CAPS = Limits(wall_s=60, cpu_s=60, memory_mb=1024, processes=64, output_bytes=4 << 20, tmp_mb=64, files=256)
+USER_ERROR = 2
+
+
+class ServeError(Exception):
+    """What its starter can mend; one sentence."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the server. Returns 0 after a graceful stop and 2 after one sentence on stderr."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        key = _key(options.host, options.key_env)
+        _check(options)
+        _allow_connections()
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(options, key))
+    except (ServeError, SandboxUnavailable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m fastgrpo_sandbox serve", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; any but loopback needs a key")
+    parser.add_argument("--port", type=int, default=8080, help="0 takes a free one and says which")
+    parser.add_argument("--key-env", default="", metavar="NAME", help="environment variable that holds the bearer key")
+    parser.add_argument("--cells", type=int, default=None, help="bubblewrap cells, 8 jobs each (default: one a core)")
+    parser.add_argument("--queue", type=int, default=1024, help="jobs that may wait; beyond them the answer is 429")
+    parser.add_argument("--wall-s", type=float, default=CAPS.wall_s, help="most seconds for one job")
+    parser.add_argument("--memory-mb", type=int, default=CAPS.memory_mb, help="most MiB for one job")
+    preload = "module imported in every cell, such as numpy; makes all installed packages readable in the jails"
+    parser.add_argument("--preload", action="append", default=[], metavar="MODULE", help=preload)
+    return parser
+
+
+def _key(host: str, name: str) -> str:
+    key = os.environ.get(name, "") if name else ""
+    if name and not key:
+        raise ServeError(f"--key-env names {name}, which is not set or empty: export it, or leave --key-env out")
+    if not key and not _is_loopback(host):
+        raise ServeError(f"{host} can be reached from other machines: name the variable of a key with --key-env")
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _allow_connections() -> None:
+    """Each is a descriptor, and the usual soft limit is 1024; jobs have a limit of their own."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+async def _serve(options: argparse.Namespace, key: str) -> None:
+    try:
+        from aiohttp import web
+
+        from fastgrpo_sandbox.serving.app import App
+    except ImportError:
+        raise ServeError(NEEDS_EXTRA) from None
+    from fastgrpo_sandbox.serving.jails import Jails
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with SandboxPool(cells=options.cells, preload=options.preload) as pool:
+        places = RUNS_PER_CELL * int(pool.stats()["cells"]) + options.queue
+        app = App(Jails(pool, places, _caps(options)), key)
+        runner = web.AppRunner(app.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, options.host, options.port)
+            await _listen(site, options)
+            host, port = runner.addresses[0][:2]
+            print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+            await stop.wait()
+            if not await app.drained(DRAIN_S):
+                logging.warning("stopped with jobs under way: drain_s=%.0f", DRAIN_S)
+        finally:
+            await runner.cleanup()
+
+
+async def _listen(site: web.TCPSite, options: argparse.Namespace) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        where = f"port {options.port} of {options.host}"
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(f"{where} is taken by another program: stop that, or choose another --port") from None
+        raise ServeError(f"{where} cannot be listened on: {error.strerror or error}") from None
+
+
+def _caps(options: argparse.Namespace) -> Limits:
+    if not (0 < options.wall_s <= DAY_S and 1 <= options.memory_mb <= 1 << 20):
+        raise ServeError("--wall-s must be more than 0 and at most a day, --memory-mb 1 to 1048576")
+    return replace(CAPS, wall_s=options.wall_s, cpu_s=options.wall_s, memory_mb=options.memory_mb)
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not (0 <= options.port <= MAX_PORT and options.queue >= 0 and (options.cells is None or options.cells > 0)):
+        raise ServeError(f"--port must be 0 to {MAX_PORT}, --queue 0 or more, --cells 1 or more")
+    _caps(options)

@@ -1,0 +1,194 @@
+"""Solutions tried at load: who is left out and why, what deadline the others get, what is kept for the next run."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastgrpo.config import Config, resolve
+from fastgrpo.errors import UserError
+from fastgrpo.flow.problems import scoring
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.problems.scoring import Trial, solvable
+from fastgrpo.flow.types import Problem
+from fastgrpo_sandbox import Limits, Outcome, Tests
+from tests.flow.problems.conftest import Load
+
+OWN = {
+    "id": "right",
+    "prompt": "Add two numbers.",
+    "entry_point": "add",
+    "solution": "def add(a, b):\n    return a + b\n",
+    "asserts": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"],
+}
+WRONG = OWN | {"id": "wrong", "solution": "def add(a, b):\n    return a - b\n"}
+HANGS = OWN | {"id": "hangs", "solution": "def add(a, b):\n    while True: pass\n"}
+UNSOLVED = {key: value for key, value in OWN.items() if key != "solution"} | {"id": "unsolved"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, Trial]:
+    """What the jails would find, by the problem's id."""
+    found: dict[str, Trial] = {}
+    monkeypatch.setattr(scoring, "_tried", lambda problems, _: [found[problem.id] for problem in problems])
+    return found
+
+
+def kept(problems: list[Problem], cpu_s: float = 10.0, **data: Any) -> dict[str, Problem]:
+    config = resolve(
+        {f"data.{key}": value for key, value in data.items()} | {"sandbox.wall_s": 8.0, "sandbox.cpu_s": cpu_s}
+    )
+    return {problem.id: problem for problem in solvable(problems, config.data, config.sandbox)}
+
+
+@pytest.mark.jail
+def test_solutions_that_fail_are_left_out_with_count_and_reason(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    problems = load(OWN, WRONG, HANGS, UNSOLVED)
+    found = kept(problems, cpu_s=0.5)
+    assert list(found) == ["right", "unsolved"]
+    assert found["right"].wall_s == 1.0
+    assert found["unsolved"].wall_s is None
+    [said] = caplog.messages
+    assert said.startswith("2 of the 3 solutions of set fail their own tests here: ")
+    assert "1 x timeout: " in said
+    assert "1 of 2 tests failed (wrong)" in said
+    assert said.endswith("they are left out (data.keep_unsolved)")
+    assert list(kept(problems, cpu_s=0.5, keep_unsolved=True)) == ["right", "wrong", "hangs", "unsolved"]
+
+
+def test_a_solution_that_a_busy_machine_slowed_is_tried_again(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Trial(False, 9.0, "timeout: wall clock limit reached"), Trial(False, 1.0, "wrong"), Trial(True, 0.1)])
+
+    async def attempt(pool: Any, problem: Problem, wall_s: float) -> Trial:
+        allowed.append(wall_s)
+        return next(found)
+
+    monkeypatch.setattr(scoring, "_try", attempt)
+    pool: Any = SimpleNamespace(limits=Limits(wall_s=9.0))
+    allowed: list[float] = []
+    trials = asyncio.run(scoring._try_all(pool, load(OWN, WRONG), 1))
+    assert allowed == [9.0, 9.0, 54.0]
+    assert [trial.passed for trial in trials] == [True, False]
+    assert next(found, None) is None
+
+
+@pytest.mark.parametrize(("wall_s", "cpu_s", "passed"), [(5.0, 0.0, True), (20.0, 0.1, False), (20.0, 4.0, True)])
+def test_a_solution_that_waits_too_long_fails_and_one_that_computes_passes(
+    load: Load, wall_s: float, cpu_s: float, passed: bool
+) -> None:
+    class Pool:
+        limits = Limits(wall_s=10.0)
+
+        async def run(self, code: str, *, tests: Tests, limits: Limits) -> Outcome:
+            return Outcome("ok", tests=(True, True), wall_s=wall_s, cpu_s=cpu_s)
+
+    pool: Any = Pool()
+    trial = asyncio.run(scoring._try(pool, load(OWN)[0], 30.0))
+    assert (trial.passed, trial.reason) == (passed, "" if passed else "timeout: it waits for longer than 10 s")
+
+
+def test_a_set_of_which_nothing_passes_is_refused(load: Load, trials: dict[str, Trial]) -> None:
+    trials["right"] = Trial(False, 0.1, "No module named 'numpy'")
+    with pytest.raises(UserError, match=r"1 of the 1 solutions of set fail .*No module named 'numpy' \(right\); mend"):
+        kept(load(OWN))
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "reason"),
+    [
+        ("failed", "Traceback\nModuleNotFoundError: No module named 'numpy'\n", "No module named 'numpy'"),
+        ("failed", "the tests themselves failed: NameError: x", "NameError: x"),
+        ("timeout", "CPU limit reached", "timeout: CPU limit reached"),
+        ("memory", "", "memory: "),
+    ],
+)
+def test_reasons_are_short(status: str, error: str, reason: str) -> None:
+    assert scoring._reason(status, error) == reason
+
+
+@pytest.mark.parametrize(
+    ("seconds", "factor", "deadline"), [(0.01, 20.0, 1.0), (0.1, 20.0, 2.0), (2.0, 20.0, 8.0), (0.1, 0.0, None)]
+)
+def test_the_deadline_is_a_multiple_of_the_solutions_time(
+    load: Load, trials: dict[str, Trial], seconds: float, factor: float, deadline: float | None
+) -> None:
+    trials["right"] = Trial(True, seconds)
+    assert kept(load(OWN), deadline_factor=factor)["right"].wall_s == deadline
+
+
+def test_a_trial_is_kept_until_anything_changes_that_it_depends_on(
+    load: Load, trials: dict[str, Trial], cache: Path
+) -> None:
+    trials["right"] = Trial(True, 0.1)
+    kept(load(OWN))
+    trials["right"] = Trial(True, 0.2)
+    assert kept(load(OWN))["right"].wall_s == 2.0
+    assert kept(load(OWN | {"asserts": ["assert add(1, 2) == 3"]}))["right"].wall_s == 4.0
+    [file, _] = cache.rglob("*.json")
+    for broken in (b"", b"[", b"[{}]"):
+        for path in cache.rglob("*.json"):
+            path.write_bytes(broken)
+        assert kept(load(OWN))["right"].wall_s == 4.0
+    assert file.parent.name == "solutions"
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(
+    load: Load, trials: dict[str, Trial], cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.write_text("a file where a folder should be")
+    trials["right"] = Trial(True, 0.1)
+    assert kept(load(OWN))["right"].wall_s == 2.0
+    assert "cannot keep" in caplog.text
+
+
+def settings(path: Path, *more: Path, **data: Any) -> Config:
+    keys = {f"data.{key}": value for key, value in data.items()}
+    return resolve({"data.dataset": tuple(map(str, (path, *more))), "data.held_out": 1} | keys)
+
+
+def test_several_sets_are_split_each_and_weighted(load: Load, trials: dict[str, Trial], tmp_path: Path) -> None:
+    for name, count in (("a", 5), ("b", 7)):
+        load(*[OWN | {"id": f"{name}{n}"} for n in range(count)], name=f"{name}.jsonl")
+        trials |= {f"{name}{n}": Trial(True, 0.01) for n in range(count)}
+    files = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    train, held_out = load_problems(settings(*files, held_out=(1, 3), weights=(1.5, 1.0)))
+    assert [problem.dataset for problem in held_out] == ["a", "b", "b", "b"]
+    assert [sum(problem.dataset == name for problem in train) for name in "ab"] == [6, 4]
+    assert {problem.id for problem in train}.isdisjoint(problem.id for problem in held_out)
+    assert len({problem.id for problem in train}) == 8
+    assert (train, held_out) == load_problems(settings(*files, held_out=(1, 3), weights=(1.5, 1.0)))
+    with pytest.raises(UserError, match=r"data\.held_out has 3 values and data\.dataset names 2"):
+        load_problems(settings(*files, held_out=(1, 2, 3)))
+
+
+def test_an_id_in_two_sets_is_refused(load: Load, tmp_path: Path) -> None:
+    load(OWN, name="a.jsonl")
+    load(OWN, name="b.jsonl")
+    with pytest.raises(UserError, match=r"id 'right' is in .*a\.jsonl and in .*b\.jsonl; rename one"):
+        load_problems(settings(tmp_path / "a.jsonl", tmp_path / "b.jsonl"))
+
+
+def test_simulated_workers_need_solutions(load: Load, trials: dict[str, Trial], tmp_path: Path) -> None:
+    load(UNSOLVED, UNSOLVED | {"id": "other"})
+    with pytest.raises(UserError, match=r"2 of 2 problems of set have no solution, .*set workers\.kind to openai"):
+        load_problems(settings(tmp_path / "set.jsonl"))
+
+
+def test_problems_with_one_test_are_counted(
+    load: Load, trials: dict[str, Trial], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trials |= {"right": Trial(True, 0.01), "one": Trial(True, 0.01)}
+    problems = load(OWN, OWN | {"id": "one", "asserts": ["assert add(1, 2) == 3"]})
+    assert [problem.shared_test for problem in problems] == [False, True]
+    load_problems(settings(tmp_path / "set.jsonl"))
+    assert "1 of 2 problems of set have one test, which is public and hidden at once" in caplog.text

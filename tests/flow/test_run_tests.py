@@ -1,0 +1,80 @@
+"""One run for all tests of a problem, its verdicts dealt out to the public and the hidden part."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from fastgrpo.flow.limits import WorkflowLimits
+from fastgrpo.flow.operators import run_all_tests, run_tests
+from fastgrpo.flow.types import Problem
+from fastgrpo_sandbox import AssertTests, Limits, Outcome, Tests
+from tests.flow.conftest import ADD
+
+TESTS = AssertTests(asserts=tuple(f"assert add({n}, 1) == {n + 1}" for n in range(5)))
+FIVE = replace(ADD, tests=TESTS, public=(0, 3))
+
+
+class Pool:
+    """Answers every run with one outcome, and remembers tests and limits."""
+
+    limits = Limits(wall_s=7.0, memory_mb=99)
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.runs: list[tuple[Tests, Limits | None]] = []
+
+    async def run(self, code: str, *, tests: Tests, limits: Limits | None) -> Outcome:
+        self.runs.append((tests, limits))
+        return self.outcome
+
+
+def both(pool: Any, problem: Problem) -> tuple[Outcome, Outcome]:
+    return asyncio.run(run_all_tests(pool, problem, "", limits=WorkflowLimits()))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "public", "hidden"),
+    [
+        ((True,) * 5, "ok", "ok"),
+        ((True, False, True, True, True), "ok", "failed"),
+        ((True, True, True, False, True), "failed", "ok"),
+        ((False,) * 5, "failed", "failed"),
+    ],
+)
+def test_each_part_has_its_own_verdicts(verdicts: tuple[bool, ...], public: str, hidden: str) -> None:
+    whole = Outcome("ok" if all(verdicts) else "failed", tests=verdicts, error="" if all(verdicts) else "some failed")
+    pool = Pool(whole)
+    outcomes = both(pool, FIVE)
+    assert [tests for tests, _ in pool.runs] == [TESTS]
+    assert [outcome.status for outcome in outcomes] == [public, hidden]
+    assert outcomes[0].tests == (verdicts[0], verdicts[3])
+    assert outcomes[1].tests == (verdicts[1], verdicts[2], verdicts[4])
+    assert all(bool(outcome.error) == (outcome.status == "failed") for outcome in outcomes)
+
+
+@pytest.mark.parametrize("status", ["timeout", "memory", "killed", "infrastructure"])
+def test_what_ends_the_run_ends_it_for_both(status: Any) -> None:
+    outcomes = both(Pool(Outcome(status, error="reason", tests=(False,) * 5)), FIVE)
+    assert [(outcome.status, outcome.error) for outcome in outcomes] == [(status, "reason")] * 2
+
+
+def test_a_single_test_is_in_both_parts() -> None:
+    one = replace(FIVE, tests=AssertTests(asserts=TESTS.asserts[:1]), public=(0,))
+    assert [outcome.tests for outcome in both(Pool(Outcome("ok", tests=(True,))), one)] == [(True,), (True,)]
+
+
+def test_a_problem_made_of_two_parts_is_run_twice() -> None:
+    pool = Pool(Outcome("ok"))
+    both(pool, ADD)
+    assert [tests for tests, _ in pool.runs] == [ADD.public_tests, ADD.hidden_tests]
+
+
+@pytest.mark.parametrize(("own", "wall_s"), [(2.0, 2.0), (50.0, 7.0)])
+def test_the_problems_deadline_shortens_the_jails(own: float, wall_s: float) -> None:
+    pool = Pool(Outcome("ok"))
+    asyncio.run(run_tests(pool, replace(ADD, wall_s=own), "", public=True, limits=WorkflowLimits()))  # type: ignore[arg-type]
+    assert pool.runs == [(ADD.public_tests, Limits(wall_s=wall_s, memory_mb=99))]

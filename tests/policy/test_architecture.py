@@ -1,0 +1,117 @@
+"""What a model does to scores and logits is trained as transformers' own forward computes it, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GptOssConfig,
+    GraniteConfig,
+    MistralConfig,
+    PhiConfig,
+    PretrainedConfig,
+    Qwen3NextConfig,
+)
+
+from fastgrpo.config import Grpo
+from fastgrpo.errors import UserError
+from fastgrpo.policy.architecture import logit_transform
+from fastgrpo.policy.model import load_config, load_policy
+from fastgrpo.training.loss import policy_loss, token_logprobs
+from fastgrpo.training.packing import pack
+from fastgrpo.types import Sample
+from tests.helpers.tiny_model import save_tiny_model
+
+# Small bounds, so that a few tokens of a random model feel them.
+GEMMA = {"head_dim": 32, "sliding_window": 9, "final_logit_softcapping": 2.0}
+KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "gemma2": (Gemma2Config, GEMMA | {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),
+    "gemma3": (Gemma3TextConfig, GEMMA | {"num_hidden_layers": 6, "sliding_window_pattern": 2}),
+    "mistral": (MistralConfig, {"sliding_window": 9}),
+    "cohere": (CohereConfig, {"logit_scale": 0.25}),
+    "granite": (GraniteConfig, {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
+    # A bias in the head, and a dropout that vLLM has not.
+    "phi": (PhiConfig, {"tie_word_embeddings": False, "num_key_value_heads": 4, "resid_pdrop": 0.3}),
+}
+PROMPT, ANSWERS = list(range(40, 53)), ([3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8])
+
+
+def samples() -> list[Sample]:
+    """Two answers to one prompt, which is computed once."""
+    return [
+        Sample(PROMPT + ids, [0] * len(PROMPT) + [1] * len(ids), [0.0] * (len(PROMPT) + len(ids)), advantage=sign)
+        for ids, sign in zip(ANSWERS, (1.0, -0.5), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_logprobs_and_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    kind, changes = KINDS[name]
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    (batch,) = pack(samples(), [1.0, 1.0], 100, "cpu")
+    assert batch.runs.key_index_U is not None, "the prompt is shared"
+    expected, loss = [], torch.zeros(())
+    for answer, sample in zip(ANSWERS, samples(), strict=True):
+        logits_TV = plain(torch.tensor([PROMPT + answer])).logits[0, len(PROMPT) - 1 : -1].float() / 0.8
+        logprobs = logits_TV.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).squeeze(1)
+        expected.append(logprobs.detach())
+        loss = loss - sample.advantage * logprobs.sum()
+    found = token_logprobs(policy, batch, 0.8)
+    by_sample = [found[batch.sequence_N == number] for number in range(2)]
+    for ours, theirs in zip(by_sample, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+    policy_loss(policy, batch, Grpo(tis_cap=0.0, temperature=0.8)).loss.backward()
+    loss.backward()
+    theirs = dict(plain.named_parameters())
+    for parameter_name, parameter in policy.model.named_parameters():
+        gradient = theirs[parameter_name].grad
+        assert parameter.grad is not None
+        assert gradient is not None
+        assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, parameter_name
+
+
+def test_the_cases_use_what_they_are_for() -> None:
+    transforms = {name: logit_transform(kind(**changes)) for name, (kind, changes) in KINDS.items()}
+    assert transforms["gemma2"].softcap == transforms["gemma3"].softcap == 2.0
+    assert transforms["cohere"].temperature == 4.0
+    assert transforms["granite"].temperature == 3.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (GptOssConfig, {"num_local_experts": 2, "head_dim": 32}, r"\(gpt_oss\) has attention sinks"),
+        (Qwen3NextConfig, {"num_experts": 2, "num_hidden_layers": 4}, "layers of the kind linear_attention"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_name(
+    kind: type[PretrainedConfig], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save_tiny_model(tmp_path, kind=kind, **changes)
+    for load in (load_config, load_policy):
+        with pytest.raises(UserError, match=message):
+            load(tmp_path)
+
+
+def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(UserError, match=r"is quantized \(awq\)"):
+        load_config(tmp_path)
+
+
+def test_a_head_that_does_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_model(tmp_path, kind=CohereConfig, logit_scale=0.25)
+    monkeypatch.setattr("fastgrpo.policy.model.logit_transform", lambda config: logit_transform(MistralConfig()))
+    with pytest.raises(UserError, match="CohereForCausalLM does more to its logits"):
+        load_policy(tmp_path)

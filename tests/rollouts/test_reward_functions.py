@@ -1,0 +1,98 @@
+"""Reward functions as TRL's users write them, the right ones and those that fail."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fastgrpo.rollouts.environment import EnvironmentFailure
+from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
+from fastgrpo.types import Result, Rollout
+
+
+def rollout(text: str) -> Rollout:
+    return Rollout([7, 8, 1, 2], [0, 0, 1, 1], [0.0] * 4, [text], [text])
+
+
+def rewarded(
+    *functions: Callable[..., Any], weights=None, prompt="Say hi", columns=None, deadline_s=20.0
+) -> list[Result]:
+    environment = RewardFunctions(functions, weights, deadline_s=deadline_s)
+    example = Example("1", prompt, columns or {})
+    return asyncio.run(environment.results(example, [rollout("hi"), rollout("hello")]))
+
+
+def length(completions, **columns) -> list[float]:
+    return [len(text) for text in completions]
+
+
+async def right(prompts, completions, completion_ids, answer, **_) -> list[float]:
+    assert prompts == ["Say hi"] * 2
+    assert completion_ids == [[1, 2]] * 2
+    return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
+
+
+def test_weighted_values_of_plain_and_coroutine_functions_add_up() -> None:
+    results = rewarded(length, right, weights=[0.5, 2.0], columns={"answer": "hello"})
+    assert [result.reward.total for result in results] == [1.0, 4.5]
+    assert results[1].reward.terms == {"length": 2.5, "right": 2.0}
+
+
+def test_a_conversation_is_answered_by_a_message() -> None:
+    def content(completions, **_):
+        return [len(turns[0]["content"]) for turns in completions]
+
+    results = rewarded(content, prompt=[{"role": "user", "content": "Say hi"}])
+    assert [result.reward.total for result in results] == [2.0, 5.0]
+
+
+def test_none_does_not_apply_and_nothing_that_applies_is_no_reward() -> None:
+    def long_only(completions, **_):
+        return [None if len(text) < 3 else 1.0 for text in completions]
+
+    assert [result.reward.terms for result in rewarded(length, long_only)] == [
+        {"length": 2.0},
+        {"length": 5.0, "long_only": 1.0},
+    ]
+    short, long = rewarded(long_only)
+    assert (short.status, short.reward) == ("infrastructure", None)
+    assert long.reward.total == 1.0
+
+
+def broken(completions, **_):
+    raise KeyError("answer")
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda **_: [1.0], "returned 1 values for 2 completions"),
+        (lambda **_: 1.0, "returned 0 values for 2 completions"),
+        (lambda **_: [1.0, float("nan")], "returned nan"),
+        (lambda **_: ["high", 1.0], "returned 'high', which is no number"),
+        (broken, r"reward broken: KeyError\('answer'\)"),
+        (lambda completions: [1.0, 1.0], "unexpected keyword argument"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_one_sentence(function: Callable[..., Any], reason: str) -> None:
+    with pytest.raises(EnvironmentFailure, match=reason):
+        rewarded(function)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_function_that_hangs_ends_at_its_deadline(blocking: bool) -> None:
+    async def waits(**_):
+        await asyncio.Event().wait()
+
+    begun = time.monotonic()
+    with pytest.raises(EnvironmentFailure, match=r"took longer than 0\.2 s"):
+        rewarded((lambda **_: time.sleep(5)) if blocking else waits, deadline_s=0.2)
+    assert time.monotonic() - begun < 4
+
+
+def test_names_and_weights_must_fit() -> None:
+    for functions, weights in (((length, length), None), ((length,), [1.0, 2.0])):
+        with pytest.raises(ValueError, match="different names, and one weight each"):
+            RewardFunctions(functions, weights, deadline_s=1.0)

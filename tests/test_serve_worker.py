@@ -1,0 +1,69 @@
+"""The worker's server: its command line, and that it is waited for, told about and stopped."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastgrpo import serve_worker
+from fastgrpo.errors import UserError
+from fastgrpo.serve_worker import command_line, environment, serve
+
+ANSWERS_ONCE = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    log_message = print
+server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+server.handle_request()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_the_command_line_without_a_gpu() -> None:
+    command = command_line(Path("m"), 8001, 2048, gpu=False)
+    flags = " ".join(command[1:])
+    assert flags == (
+        "-m vllm.entrypoints.openai.api_server --model m --served-model-name worker --host 127.0.0.1 --port 8001 "
+        "--max-model-len 2048 --max-num-seqs 32 --enforce-eager --no-enable-chunked-prefill "
+        "--max-num-batched-tokens 4096"
+    )
+    assert environment({"A": "1"}, gpu=False) == {"A": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    assert environment({"VLLM_CPU_KVCACHE_SPACE": "4"}, gpu=False) == {"VLLM_CPU_KVCACHE_SPACE": "4"}
+
+
+def test_the_command_line_on_a_gpu_is_plain() -> None:
+    assert command_line(Path("m"), 8000, 4096, gpu=True)[-2:] == ["--max-model-len", "4096"]
+    assert environment({"A": "1"}, gpu=True) == {"A": "1"}
+
+
+def test_a_server_is_waited_for_and_its_keys_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    port = free_port()
+    assert serve([sys.executable, "-c", ANSWERS_ONCE, str(port)], {}, port) == 0
+    assert f'base_url = "http://127.0.0.1:{port}/v1"\nmodel = "worker"' in capsys.readouterr().out
+
+
+def test_a_server_that_ends_is_a_users_error() -> None:
+    with pytest.raises(UserError, match="ended with exit status 3"):
+        serve([sys.executable, "-c", "raise SystemExit(3)"], {}, free_port())
+
+
+def test_a_server_that_never_answers_is_a_users_error_and_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_worker, "START_S", 0.2)
+    with pytest.raises(UserError, match=r"did not answer on port \d+ within 0\.2 s"):
+        serve([sys.executable, "-c", "import time; time.sleep(60)"], {}, free_port())
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["serve_worker", "--model", str(tmp_path)])
+    with pytest.raises(UserError, match="no Hugging Face folder"):
+        serve_worker.main()
