@@ -35,7 +35,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
         return [Group(PROBLEM, "prompt", list(rollouts))]
 
     @asynccontextmanager
-    async def environment(config: Config, log: None = None):
+    async def environment(config: Config, log: object = None):
         yield None
 
     @contextmanager
@@ -46,8 +46,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
         monkeypatch.setattr(program, "collect", collect)
         monkeypatch.setattr(program, "open_engine", engine)
         monkeypatch.setattr(program, "load_chat", lambda path, config: None)
-    task = Task(lambda config: ([], [PROBLEM]), environment)
-    monkeypatch.setattr(evaluate, "task_of", lambda config: task)
+    monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))
     monkeypatch.setattr(solve, "open_environment", environment)
     monkeypatch.setattr(solve, "find", lambda dataset, name: PROBLEM)
     return rollouts
