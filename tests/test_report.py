@@ -30,7 +30,7 @@ def evaluation(stages: tuple[str, ...] = ("sft", "grpo"), problems: int = 9) -> 
                 "pass_rate": 0.9 if stage == "grpo" else 0.5,
                 "complexity": number / 10 if stage == "grpo" else 0.3,
                 "worker_calls": 1.0 + number,
-                "worker_tokens": 100.0 * (1 + number // 3),
+                "spent": 1.0 + number // 3,
             },
             "reward": 0.8 - number / 100,
             "status": "ok",

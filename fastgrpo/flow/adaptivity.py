@@ -33,9 +33,11 @@ class Estimate(NamedTuple):
     high: float
 
 
-def observed_of(rows: Iterable[Mapping[str, Any]], cost: str = "worker_tokens") -> list[Observed]:
+def observed_of(rows: Iterable[Mapping[str, Any]], cost: str = "spent") -> list[Observed]:
     """What an evaluation's rows {problem_id, difficulty, workflow, metrics} tell, by the metric `cost`.
 
+    `spent` is in single calls of the same problem: tokens alone would say that a longer problem, which is the harder
+    one, costs more whatever the workflow.
     Rows without a difficulty are left out; a text that is no workflow has no structure.
     """
     return [

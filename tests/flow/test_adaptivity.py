@@ -82,9 +82,9 @@ def test_rows_of_an_evaluation_are_read() -> None:
         "problem_id": "p",
         "difficulty": 0.5,
         "workflow": WORKFLOWS["until passed"],
-        "metrics": {"worker_tokens": 9.0},
+        "metrics": {"spent": 9.0},
     }
-    broken = row | {"workflow": "no code", "metrics": {"worker_tokens": 0.0}}
+    broken = row | {"workflow": "no code", "metrics": {"spent": 0.0}}
     unknown = row | {"difficulty": None}
     assert observed_of([row, broken, unknown]) == [
         Observed("p", 0.5, 9.0, "until(generate test)"),
