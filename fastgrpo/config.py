@@ -203,6 +203,9 @@ class Grpo(Section, frozen=True):
     steps: Annotated[int, Meta(ge=0, description="optimizer steps on fresh rollouts")] = 200
     prompts_per_step: Annotated[int, Meta(ge=1, description="problems (groups) a step")] = 64
     group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
+    refill: Annotated[
+        int, Meta(ge=0, description="further batches that replace a step's groups without variance, at most; 0 = none")
+    ] = 0
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
     execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
@@ -314,6 +317,8 @@ def resolve(values: dict[str, Any]) -> Config:
         raise UserError(f"model.chat_template_kwargs must be a JSON object: {error}") from None
     if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
         raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
+    if config.grpo.max_lag and config.grpo.refill:
+        raise UserError("grpo.max_lag 1 and grpo.refill above 0 exclude each other: set one of them back")
     return config
 
 
