@@ -239,6 +239,12 @@ class Grpo(Section, frozen=True):
     clip_low: Annotated[float, Meta(ge=0, le=1, description="ratio is clipped below 1 - this")] = 0.2
     clip_high: Annotated[float, Meta(ge=0, description="ratio is clipped above 1 + this")] = 0.28
     kl_weight: Annotated[float, Meta(ge=0, description="weight of the k3 KL to the SFT policy; 0 = no reference")] = 0.0
+    overlong_filter: Annotated[
+        bool, Meta(description="truncated completions leave the loss, but not their group's baseline")
+    ] = False
+    overlong_penalty_tokens: Annotated[
+        int, Meta(ge=0, description="the reward falls by up to 1 over the last tokens before max_new_tokens; 0 = off")
+    ] = 0
     tis_cap: Annotated[
         float, Meta(ge=0, description="cap of the importance weight trainer / vLLM; 0 = no correction")
     ] = 2.0
@@ -319,6 +325,8 @@ def resolve(values: dict[str, Any]) -> Config:
         raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
     if config.grpo.max_lag and config.grpo.refill:
         raise UserError("grpo.max_lag 1 and grpo.refill above 0 exclude each other: set one of them back")
+    if config.grpo.overlong_penalty_tokens > config.grpo.max_new_tokens:
+        raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")
     return config
 
 

@@ -212,17 +212,23 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     Infrastructure failures are left out of their group's baseline and of the batch. A group without variance, whose
     advantages are all 0, leaves where tokens are counted, as in DAPO's batches (arXiv 2503.14476, eq. 11). The other
     normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term.
-    With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place.
+    With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place. A
+    truncated rollout that `grpo.overlong_filter` masks is an empty sample too.
     """
     rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
     rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
     group_ids_R = torch.tensor([number for number, _ in rollouts])
     advantages_R = group_advantages(rewards_R, group_ids_R, mode=config.advantage).tolist()
     varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
+    everyone = set(range(len(groups)))
+    moving = everyone if config.kl_weight > 0.0 else varied
+    counted = varied if config.refill or config.normaliser == "token" else everyone
     return [
-        _sample(rollout, advantage) if number in varied or config.kl_weight > 0.0 else Sample.empty()
+        _sample(rollout, advantage)
+        if number in moving and not (config.overlong_filter and rollout.truncated)
+        else Sample.empty()
         for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
-        if rollout.reward is not None and (number in varied or not (config.refill or config.normaliser == "token"))
+        if rollout.reward is not None and number in counted
     ]
 
 

@@ -19,6 +19,7 @@ from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_
 from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
 from fastgrpo.rollouts.rollouts import Rollouts, Sampling
 from fastgrpo.training.learner import Learner, to_samples
+from fastgrpo.training.shaping import shape_rewards
 from fastgrpo.types import Group
 
 
@@ -104,7 +105,7 @@ class Schedule:
         `grpo.refill` rounds are over (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2).
         """
         batches = [self._begun[step]]
-        groups = await batches[0].groups()
+        groups = await self._rewarded(batches[0])
         wanted, leader = len(groups), rank_and_world()[0] // self._generator.ranks * self._generator.ranks
         for extra in range(1, self._config.grpo.refill + 1):
             lacking = gather_all(wanted - sum(map(varies, groups)), "the groups that the other ranks lack")
@@ -113,8 +114,13 @@ class Schedule:
             if lacking[leader]:
                 self._begun[step] = self._begin(step, extra, lacking[leader])
                 batches.append(self._begun[step])
-                groups = groups + await batches[-1].groups()
+                groups = groups + await self._rewarded(batches[-1])
         return self._experience(groups, batches, refilled=len(groups) - wanted)
+
+    async def _rewarded(self, rollouts: Rollouts) -> list[Group]:
+        groups = await rollouts.groups()
+        shape_rewards(groups, self._config.grpo)
+        return groups
 
     def _experience(self, groups: list[Group], batches: Sequence[Rollouts], refilled: int) -> Experience:
         if not groups:

@@ -187,6 +187,19 @@ def test_an_infrastructure_failure_does_not_move_its_groups_baseline() -> None:
     assert [sample.advantage for sample in with_failure] == [sample.advantage for sample in without]
 
 
+@pytest.mark.parametrize("name", ["dapo", "grpo", "dr_grpo"])
+def test_a_filtered_rollout_leaves_the_loss_and_stays_in_its_groups_baseline(name: str) -> None:
+    group = Group(None, "", [rollout(0.0), rollout(0.0), rollout(1.5)])
+    group.rollouts[2].truncated = True
+    config = resolve({"grpo.loss": name, "grpo.overlong_filter": True, "grpo.max_new_tokens": 10}).grpo
+    chosen = to_samples([group], config)
+    assert [sample.loss_tokens for sample in chosen] == [2, 2, 0]
+    assert chosen[0].advantage == pytest.approx(-0.5 if name == "dr_grpo" else -0.5774, abs=1e-4)
+    (batch,) = rank_batches(chosen, config.normaliser, 10, 100, "cpu")
+    divisor = {"dapo": 4, "grpo": 3 * 2, "dr_grpo": 3 * 10}[name]
+    torch.testing.assert_close(batch.weights_N, torch.full((4,), 1 / divisor))
+
+
 def test_samples_count_no_token_without_a_prediction() -> None:
     assert Sample([5, 6], [1, 1], [0.0, 0.0]).loss_tokens == 1
     assert Sample([5, 6], [1, 0], [0.0, 0.0]).loss_tokens == 0

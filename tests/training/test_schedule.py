@@ -93,3 +93,11 @@ def test_a_replica_replaces_its_own_groups_in_rounds_that_all_ranks_begin(monkey
     monkeypatch.setattr(schedules, "gather_all", gathered)
     assert len(ids(experience(configuration(), set(range(40))))) == 4
     assert asked == [0, 0, 0]
+
+
+def test_the_overlong_term_is_logged_and_moves_the_policy() -> None:
+    """The scripted completion, at most 8 tokens, is as long as all others of its group."""
+    found = experience(configuration(refill=0, overlong_penalty_tokens=8, loss="dr_grpo"), set())
+    mean = found.tally.values()
+    assert -1.0 <= mean["reward/overlong"] < 0.0
+    assert mean["reward/total"] == mean["reward/overlong"]
