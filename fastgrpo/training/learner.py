@@ -211,8 +211,8 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
 
     Infrastructure failures are left out of their group's baseline and of the batch. A group without variance, whose
     advantages are all 0, leaves where tokens are counted, as in DAPO's batches (arXiv 2503.14476, eq. 11). The other
-    normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term.
-    With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place. A
+    normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term or an
+    entropy bonus. With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place. A
     truncated rollout that `grpo.overlong_filter` masks is an empty sample too.
     """
     rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
@@ -221,7 +221,7 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     advantages_R = group_advantages(rewards_R, group_ids_R, mode=config.advantage).tolist()
     varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
     everyone = set(range(len(groups)))
-    moving = everyone if config.kl_weight > 0.0 else varied
+    moving = everyone if config.kl_weight > 0.0 or config.entropy_weight > 0.0 else varied
     counted = varied if config.refill or config.normaliser == "token" else everyone
     return [
         _sample(rollout, advantage)

@@ -29,8 +29,9 @@ def policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
 def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
     hidden_NH = policy.hidden(batch)[batch.loss_index_N]
     old_N, sampled_N, sequence_log_ratio_N = batch.old_logprobs_N, batch.sampled_logprobs_N, None
-    if config.ratio == "sequence" and (old_N is not None or config.tis_cap):
-        old_N, sampled_N, sequence_log_ratio_N = _by_sequence(policy, hidden_NH, batch, config.temperature)
+    corrected = config.tis_cap and config.importance_correction.startswith("sequence")
+    if corrected or (config.ratio == "sequence" and old_N is not None):
+        old_N, sampled_N, sequence_log_ratio_N = _by_sequence(policy, hidden_NH, batch, config)
     return linear_grpo_loss(
         hidden_NH,
         targets_N=batch.targets_N,
@@ -45,6 +46,8 @@ def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
         clip_high=config.clip_high,
         kl_weight=config.kl_weight,
         tis_cap=config.tis_cap or None,
+        tis_mask=config.importance_correction.endswith("mask"),
+        entropy_weight=config.entropy_weight,
         **policy.head(config.temperature),
     )
 
@@ -70,23 +73,25 @@ def _head_logprobs(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, temper
 
 @torch.no_grad()
 def _by_sequence(
-    policy: Policy, hidden_NH: torch.Tensor, batch: Batch, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    policy: Policy, hidden_NH: torch.Tensor, batch: Batch, config: Grpo
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(old logprobs, sampler's logprobs, log ratio), [N] each: what gives every token its sequence's ratio and weight.
 
-    GSPO's log ratio is the mean over a sequence's tokens (arXiv 2507.18071, eq. 7). Its importance weight for vLLM's
-    rounding has to be one of the sequence, too: exp of the mean of log pi_old - log pi_sampler.
+    GSPO's log ratio is the mean over a sequence's tokens (arXiv 2507.18071, eq. 7), and so is then that of a sequence's
+    importance weight. Beside other ratios the weight is the sequence's own, the product of its tokens'.
     """
-    logprobs_N = _head_logprobs(policy, hidden_NH, batch, temperature)
+    logprobs_N = _head_logprobs(policy, hidden_NH, batch, config.temperature)
     old_N = logprobs_N if batch.old_logprobs_N is None else batch.old_logprobs_N
-    mismatch_N = _sequence_means(old_N - batch.sampled_logprobs_N, batch.sequence_N)
-    return old_N, old_N - mismatch_N, _sequence_means(logprobs_N - old_N, batch.sequence_N)
+    by_mean, sampled_N = config.ratio == "sequence", batch.sampled_logprobs_N
+    if config.importance_correction.startswith("sequence"):
+        sampled_N = old_N - _over_sequence(old_N - sampled_N, batch.sequence_N, mean=by_mean)
+    return old_N, sampled_N, _over_sequence(logprobs_N - old_N, batch.sequence_N, mean=True) if by_mean else None
 
 
-def _sequence_means(values_N: torch.Tensor, sequence_N: torch.Tensor) -> torch.Tensor:
-    """The mean over each token's sequence."""
+def _over_sequence(values_N: torch.Tensor, sequence_N: torch.Tensor, *, mean: bool) -> torch.Tensor:
+    """The mean or the sum over each token's sequence."""
     sequences, index_N = sequence_N.unique(return_inverse=True)
     sums, counts = values_N.new_zeros(2, len(sequences)).unbind()
     sums.index_add_(0, index_N, values_N)
     counts.index_add_(0, index_N, torch.ones_like(values_N))
-    return (sums / counts)[index_N]
+    return (sums / counts if mean else sums)[index_N]
