@@ -20,6 +20,7 @@ LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
+RewardScale = Literal["advantage", "group", "batch", "none"]
 ImportanceCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -242,6 +243,12 @@ class Grpo(Section, frozen=True):
     advantage: Annotated[Advantage, Meta(description="baseline: group mean and deviation, mean, leave-one-out")] = (
         "grpo"
     )
+    reward_scale: Annotated[
+        RewardScale,
+        Meta(
+            description="what divides advantages: the rewards' deviation in the group or batch; advantage = as it says"
+        ),
+    ] = "advantage"
     clip_low: Annotated[float, Meta(ge=0, le=1, description="ratio is clipped below 1 - this")] = 0.2
     clip_high: Annotated[float, Meta(ge=0, description="ratio is clipped above 1 + this")] = 0.28
     importance_correction: Annotated[
@@ -336,6 +343,8 @@ def resolve(values: dict[str, Any]) -> Config:
         raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
     if config.grpo.max_lag and config.grpo.refill:
         raise UserError("grpo.max_lag 1 and grpo.refill above 0 exclude each other: set one of them back")
+    if config.grpo.advantage == "rloo" and config.grpo.reward_scale == "group":
+        raise UserError("grpo.advantage rloo and grpo.reward_scale group exclude each other: set one of them back")
     if config.grpo.overlong_penalty_tokens > config.grpo.max_new_tokens:
         raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")
     return config

@@ -20,7 +20,7 @@ from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, 
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, over_ranks, plain_array
-from fastgrpo.training.advantage import group_advantages
+from fastgrpo.training.advantage import scaled_advantages
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.flops import throughput
 from fastgrpo.training.fsdp_optimizer import optimizer_of
@@ -213,12 +213,13 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     advantages are all 0, leaves where tokens are counted, as in DAPO's batches (arXiv 2503.14476, eq. 11). The other
     normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term or an
     entropy bonus. With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place. A
-    truncated rollout that `grpo.overlong_filter` masks is an empty sample too.
+    truncated rollout that `grpo.overlong_filter` masks is an empty sample too. With `grpo.reward_scale` batch this is
+    collective.
     """
     rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
     rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
-    group_ids_R = torch.tensor([number for number, _ in rollouts])
-    advantages_R = group_advantages(rewards_R, group_ids_R, mode=config.advantage).tolist()
+    group_ids_R = torch.tensor([number for number, _ in rollouts], dtype=torch.int64)
+    advantages_R = scaled_advantages(rewards_R, group_ids_R, config).tolist()
     varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
     everyone = set(range(len(groups)))
     moving = everyone if config.kl_weight > 0.0 or config.entropy_weight > 0.0 else varied

@@ -123,6 +123,8 @@ class Schedule:
         return groups
 
     def _experience(self, groups: list[Group], batches: Sequence[Rollouts], refilled: int) -> Experience:
+        # A rank without groups has its part in it too: a batch's deviation is that of all ranks.
+        samples = to_samples(groups, self._config.grpo)
         if not groups:
             return Experience([], Tally(), [])
         seconds, last = max(batch.waited for batch in batches)
@@ -130,7 +132,6 @@ class Schedule:
         tally = tally_of(groups, sum(batch.seconds for batch in batches), waited)
         if self._config.grpo.refill:
             tally.sums["groups_refilled"] = float(refilled)
-        samples = to_samples(groups, self._config.grpo)
         return Experience(samples, tally, list(sample_records(groups)), first_failure(groups))
 
     def _begin(self, step: int, extra: int = 0, most: int | None = None) -> Rollouts:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastgrpo.config import LOSS_PRESETS, Grpo, resolve
+from fastgrpo.training import advantage
 from fastgrpo.training.learner import to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
 from fastgrpo.training.packing import pack, rank_batches, sequence_weights
@@ -229,6 +230,36 @@ def test_a_rollout_at_its_groups_mean_counts_in_the_normalisers() -> None:
     """DAPO's 1 / sum of |o_i| and GRPO's 1 / G run over all members of a group, also those that move nothing."""
     chosen = to_samples([Group(None, "", [rollout(0.0), rollout(0.5), rollout(1.0)])], Grpo())
     assert [sample.advantage for sample in chosen] == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "divisor"),
+    [("dapo", "advantage", "group"), ("dr_grpo", "advantage", "none"), ("dr_grpo", "group", "group")]
+    + [(name, scale, scale) for name in ("dapo", "dr_grpo") for scale in ("batch", "none")],
+)
+def test_reward_scale_replaces_what_the_preset_divides_by(name: str, scale: str, divisor: str) -> None:
+    """Two groups, of which one varies three times as much; a failed rollout counts nowhere."""
+    groups = [
+        Group(None, "", [rollout(0.0), rollout(1.0)]),
+        Group(None, "", [rollout(0.0), rollout(None), rollout(3.0)]),
+    ]
+    chosen = to_samples(groups, resolve({"grpo.loss": name, "grpo.reward_scale": scale}).grpo)
+    centred = np.array([-0.5, 0.5, -1.5, 1.5])
+    divisors = {
+        "group": np.array([0.5, 0.5, 1.5, 1.5]) * 2**0.5,
+        "batch": np.std([0.0, 1.0, 0.0, 3.0], ddof=1),
+        "none": 1.0,
+    }
+    assert [sample.advantage for sample in chosen] == pytest.approx(centred / divisors[divisor], rel=1e-5)
+
+
+def test_leave_one_out_is_scaled_by_the_batch_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advantage, "gather_all", lambda mine, what: [mine, [2.0, 4.0]])
+    keys = {"grpo.loss": "dr_grpo", "grpo.advantage": "rloo", "grpo.reward_scale": "batch"}
+    chosen = to_samples([Group(None, "", [rollout(0.0), rollout(1.0)])], resolve(keys).grpo)
+    expected = np.array([-1.0, 1.0]) / np.std([0.0, 1.0, 2.0, 4.0], ddof=1)
+    assert [sample.advantage for sample in chosen] == pytest.approx(expected, rel=1e-5)
+    assert to_samples([], resolve(keys).grpo) == [], "a rank without rollouts has its part in the collective"
 
 
 def test_an_infrastructure_failure_does_not_move_its_groups_baseline() -> None:
