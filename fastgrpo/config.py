@@ -243,18 +243,21 @@ class Grpo(Section, frozen=True):
     advantage: Annotated[Advantage, Meta(description="baseline: group mean and deviation, mean, leave-one-out")] = (
         "grpo"
     )
-    reward_scale: Annotated[
-        RewardScale,
-        Meta(
-            description="what divides advantages: the rewards' deviation in the group or batch; advantage = as it says"
-        ),
-    ] = "advantage"
     clip_low: Annotated[float, Meta(ge=0, le=1, description="ratio is clipped below 1 - this")] = 0.2
     clip_high: Annotated[float, Meta(ge=0, description="ratio is clipped above 1 + this")] = 0.28
     importance_correction: Annotated[
         ImportanceCorrection,
         Meta(description="unit of the importance weight trainer / vLLM; above tis_cap it is the cap, or 0"),
     ] = "token_truncate"
+    reward_scale: Annotated[
+        RewardScale,
+        Meta(
+            description="what divides advantages: the rewards' deviation in the group or batch; advantage = as it says"
+        ),
+    ] = "advantage"
+    loss_function: Annotated[
+        str, Meta(description="module:function of a loss by token, in place of ratio, clips and importance weight")
+    ] = ""
     kl_weight: Annotated[float, Meta(ge=0, description="weight of the k3 KL to the SFT policy; 0 = no reference")] = 0.0
     entropy_weight: Annotated[float, Meta(ge=0, description="weight of the entropy bonus, by token; 0 = none")] = 0.0
     overlong_filter: Annotated[

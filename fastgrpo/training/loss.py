@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastgrpo.kernels import LossOutput, linear_grpo_loss, linear_logprob
+from fastgrpo.training.custom_loss import LossTokens, custom_loss
 from fastgrpo.types import Batch
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
 def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
     hidden_NH = policy.hidden(batch)[batch.loss_index_N]
     old_N, sampled_N, sequence_log_ratio_N = batch.old_logprobs_N, batch.sampled_logprobs_N, None
+    if config.loss_function:
+        return _custom_loss(policy, hidden_NH, batch, config)
     corrected = config.tis_cap and config.importance_correction.startswith("sequence")
     if corrected or (config.ratio == "sequence" and old_N is not None):
         old_N, sampled_N, sequence_log_ratio_N = _by_sequence(policy, hidden_NH, batch, config)
@@ -50,6 +53,32 @@ def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
         entropy_weight=config.entropy_weight,
         **policy.head(config.temperature),
     )
+
+
+def _custom_loss(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, config: Grpo) -> LossOutput:
+    """The loss of `grpo.loss_function`: its slope is that of -A log pi with A = -slope, so the head's one pass has it.
+
+    The KL term and the entropy bonus are added as ever. Its logprobs cost one more product with the head.
+    """
+    with torch.no_grad():
+        logprobs_N = _head_logprobs(policy, hidden_NH, batch, config.temperature)
+    old_N = logprobs_N if batch.old_logprobs_N is None else batch.old_logprobs_N
+    loss_N, slope_N = custom_loss(
+        config.loss_function,
+        LossTokens(logprobs_N, old_N, batch.sampled_logprobs_N, batch.advantages_N, batch.weights_N, batch.sequence_N),
+    )
+    output = linear_grpo_loss(
+        hidden_NH,
+        targets_N=batch.targets_N,
+        advantages_N=-slope_N,
+        token_weights_N=batch.weights_N,
+        ref_logprobs_N=batch.ref_logprobs_N,
+        ratio="cispo",
+        kl_weight=config.kl_weight,
+        entropy_weight=config.entropy_weight,
+        **policy.head(config.temperature),
+    )
+    return output._replace(loss=output.loss + ((loss_N - slope_N * logprobs_N) * batch.weights_N).sum())
 
 
 def sft_loss(policy: Policy, batch: Batch) -> torch.Tensor:

@@ -18,10 +18,11 @@ def shape_rewards(groups: Sequence[Group], config: Grpo) -> None:
     """
     if not config.overlong_penalty_tokens:
         return
-    for rollout in (rollout for group in groups for rollout in group.rollouts if rollout.reward is not None):
-        length = config.max_new_tokens if rollout.truncated else _longest_completion(rollout)
-        penalty = overlong_penalty(length, config.max_new_tokens, config.overlong_penalty_tokens)
-        rollout.result = msgspec.structs.replace(rollout.result, reward=_with_term(rollout.reward, penalty))
+    for rollout in (rollout for group in groups for rollout in group.rollouts):
+        if rollout.reward is not None:
+            length = config.max_new_tokens if rollout.truncated else _longest_completion(rollout)
+            penalty = overlong_penalty(length, config.max_new_tokens, config.overlong_penalty_tokens)
+            rollout.result = msgspec.structs.replace(rollout.result, reward=_with_term(rollout.reward, penalty))
 
 
 def overlong_penalty(length: int, limit: int, soft: int) -> float:
