@@ -20,22 +20,29 @@ LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
+RewardScale = Literal["advantage", "group", "batch", "none"]
+ImportanceCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 EfficiencyBy = Literal["tokens", "calls", "dollars", "seconds"]
 
+PRESET_KEYS = ("ratio", "normaliser", "advantage", "clip_low", "clip_high", "importance_correction")
+
 # What each name in the literature means in our two orthogonal choices (ratio x normaliser), its advantage and clips.
 LOSS_PRESETS: dict[str, dict[str, Any]] = {
-    # DeepSeekMath, arXiv 2402.03300, eq. 3: mean over each answer's tokens, then over answers.
-    "grpo": {"ratio": "token", "normaliser": "sequence", "advantage": "grpo", "clip_low": 0.2, "clip_high": 0.2},
-    # Dr. GRPO, arXiv 2503.20783: no division by the group's deviation, nor by the answer's length.
-    "dr_grpo": {"ratio": "token", "normaliser": "constant", "advantage": "dr_grpo", "clip_low": 0.2, "clip_high": 0.2},
-    # DAPO, arXiv 2503.14476: mean over all tokens, clip-higher.
-    "dapo": {"ratio": "token", "normaliser": "token", "advantage": "grpo", "clip_low": 0.2, "clip_high": 0.28},
-    # GSPO, arXiv 2507.18071: length-normalised sequence ratio, so clips are far tighter.
-    "gspo": {"ratio": "sequence", "normaliser": "sequence", "advantage": "grpo", "clip_low": 3e-4, "clip_high": 4e-4},
-    # CISPO, arXiv 2506.13585: the ratio is clipped as a constant weight; clip_low 1.0 = no lower bound.
-    "cispo": {"ratio": "cispo", "normaliser": "token", "advantage": "grpo", "clip_low": 1.0, "clip_high": 4.0},
+    name: dict(zip(PRESET_KEYS, values, strict=True))
+    for name, values in {
+        # DeepSeekMath, arXiv 2402.03300, eq. 3: mean over each answer's tokens, then over answers.
+        "grpo": ("token", "sequence", "grpo", 0.2, 0.2, "token_truncate"),
+        # Dr. GRPO, arXiv 2503.20783: no division by the group's deviation, nor by the answer's length.
+        "dr_grpo": ("token", "constant", "dr_grpo", 0.2, 0.2, "token_truncate"),
+        # DAPO, arXiv 2503.14476: mean over all tokens, clip-higher.
+        "dapo": ("token", "token", "grpo", 0.2, 0.28, "token_truncate"),
+        # GSPO, arXiv 2507.18071: length-normalised sequence ratio, so clips are far tighter.
+        "gspo": ("sequence", "sequence", "grpo", 3e-4, 4e-4, "sequence_truncate"),
+        # CISPO, arXiv 2506.13585: the ratio is clipped as a constant weight; clip_low 1.0 = no lower bound.
+        "cispo": ("cispo", "token", "grpo", 1.0, 4.0, "token_truncate"),
+    }.items()
 }
 
 
@@ -203,6 +210,9 @@ class Grpo(Section, frozen=True):
     steps: Annotated[int, Meta(ge=0, description="optimizer steps on fresh rollouts")] = 200
     prompts_per_step: Annotated[int, Meta(ge=1, description="problems (groups) a step")] = 64
     group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
+    refill: Annotated[
+        int, Meta(ge=0, description="further batches that replace a step's groups without variance, at most; 0 = none")
+    ] = 0
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
     execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
@@ -227,7 +237,7 @@ class Grpo(Section, frozen=True):
     skip_grad_norm: Annotated[float, Meta(gt=0, description="a step with a larger gradient norm is skipped")] = 1e3
     max_skipped: Annotated[int, Meta(ge=1, description="stop after this many skipped steps in a row")] = 5
     max_grad_norm: Annotated[float, Meta(gt=0, description="clip the gradient's global norm")] = 1.0
-    loss: Annotated[LossName, Meta(description="sets the next five where they are not set themselves")] = "dapo"
+    loss: Annotated[LossName, Meta(description="sets the next six where they are not set themselves")] = "dapo"
     ratio: Annotated[Ratio, Meta(description="importance ratio: of a token, a sequence, or CISPO's weight")] = "token"
     normaliser: Annotated[Normaliser, Meta(description="mean over tokens, over sequences, or a constant")] = "token"
     advantage: Annotated[Advantage, Meta(description="baseline: group mean and deviation, mean, leave-one-out")] = (
@@ -235,7 +245,27 @@ class Grpo(Section, frozen=True):
     )
     clip_low: Annotated[float, Meta(ge=0, le=1, description="ratio is clipped below 1 - this")] = 0.2
     clip_high: Annotated[float, Meta(ge=0, description="ratio is clipped above 1 + this")] = 0.28
+    importance_correction: Annotated[
+        ImportanceCorrection,
+        Meta(description="unit of the importance weight trainer / vLLM; above tis_cap it is the cap, or 0"),
+    ] = "token_truncate"
+    reward_scale: Annotated[
+        RewardScale,
+        Meta(
+            description="what divides advantages: the rewards' deviation in the group or batch; advantage = as it says"
+        ),
+    ] = "advantage"
+    loss_function: Annotated[
+        str, Meta(description="module:function of a loss by token, in place of ratio, clips and importance weight")
+    ] = ""
     kl_weight: Annotated[float, Meta(ge=0, description="weight of the k3 KL to the SFT policy; 0 = no reference")] = 0.0
+    entropy_weight: Annotated[float, Meta(ge=0, description="weight of the entropy bonus, by token; 0 = none")] = 0.0
+    overlong_filter: Annotated[
+        bool, Meta(description="truncated completions leave the loss, but not their group's baseline")
+    ] = False
+    overlong_penalty_tokens: Annotated[
+        int, Meta(ge=0, description="the reward falls by up to 1 over the last tokens before max_new_tokens; 0 = off")
+    ] = 0
     tis_cap: Annotated[
         float, Meta(ge=0, description="cap of the importance weight trainer / vLLM; 0 = no correction")
     ] = 2.0
@@ -314,6 +344,12 @@ def resolve(values: dict[str, Any]) -> Config:
         raise UserError(f"model.chat_template_kwargs must be a JSON object: {error}") from None
     if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
         raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
+    if config.grpo.max_lag and config.grpo.refill:
+        raise UserError("grpo.max_lag 1 and grpo.refill above 0 exclude each other: set one of them back")
+    if config.grpo.advantage == "rloo" and config.grpo.reward_scale == "group":
+        raise UserError("grpo.advantage rloo and grpo.reward_scale group exclude each other: set one of them back")
+    if config.grpo.overlong_penalty_tokens > config.grpo.max_new_tokens:
+        raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")
     return config
 
 

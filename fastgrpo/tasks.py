@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple
@@ -13,6 +10,7 @@ from fastgrpo.config import Config
 from fastgrpo.errors import UserError
 from fastgrpo.flow import programs, task
 from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.dataset import hold_out, read_examples
 from fastgrpo.rollouts.environment import Environment
@@ -35,7 +33,7 @@ class Task(NamedTuple):
 def task_of(config: Config) -> Task:
     """The task that the configuration names. Raises UserError where a reward function cannot be found."""
     if config.data.reward:
-        return reward_task([find_function(name) for name in config.data.reward.split(",")])
+        return reward_task([find_function(name, "data.reward") for name in config.data.reward.split(",")])
     if config.task == "code":
         return Task(load_problems, programs.open_environment)
     return Task(load_problems, task.open_environment, distilled=True)
@@ -70,19 +68,6 @@ def environment_task(environment: Environment, problems: Iterable[Any], held_out
         yield environment
 
     return Task(lambda config: (list(problems), list(held_out)), open_environment)
-
-
-def find_function(name: str) -> Callable[..., Any]:
-    """The function called `module:function`, also of a file in the present folder. Raises UserError."""
-    module, _, function = name.strip().partition(":")
-    if not module or not function:
-        raise UserError(f"data.reward names functions as module:function, got {name!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"the reward function {name} cannot be imported: {error}") from error
 
 
 def _named(config: Config) -> str:

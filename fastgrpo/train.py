@@ -154,13 +154,18 @@ def refuse_idle_ranks(config: Config) -> None:
         raise UserError(f"grpo.prompts_per_step = {problems} is below the {replicas} {units}: raise it")
 
 
-def draw_problems(problems: Sequence[Any], config: Config, step: int) -> list[Any]:
-    """This replica's problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone."""
-    first = step * config.grpo.prompts_per_step
+def draw_problems(problems: Sequence[Any], config: Config, step: int, extra: int = 0) -> list[Any]:
+    """This replica's problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone.
+
+    `extra` is 0, or the number, from 1, of one of the step's `grpo.refill` further batches, of shuffles of their own.
+    """
+    order_of = f"{config.seed}/refill" if extra else f"{config.seed}/order"
+    batch = step * config.grpo.refill + extra - 1 if extra else step
+    first = batch * config.grpo.prompts_per_step
     chosen: list[Any] = []
     for position in range(first, first + config.grpo.prompts_per_step)[replica_share(config.engine.tensor_parallel)]:
         epoch, index = divmod(position, len(problems))
-        order = random.Random(f"{config.seed}/order/{epoch}").sample(range(len(problems)), len(problems))
+        order = random.Random(f"{order_of}/{epoch}").sample(range(len(problems)), len(problems))
         chosen.append(problems[order[index]])
     return chosen
 

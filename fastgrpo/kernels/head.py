@@ -77,6 +77,8 @@ def linear_grpo_loss(
     clip_high: float = 0.2,
     kl_weight: float = 0.0,
     tis_cap: float | None = None,
+    tis_mask: bool = False,
+    entropy_weight: float = 0.0,
     temperature: float = 1.0,
     bias: Tensor | None = None,
     softcap: float | None = None,
@@ -91,10 +93,12 @@ def linear_grpo_loss(
     ratio "token": PPO's clipped ratio to `old_logprobs_N` (grpo, dapo, dr_grpo; None means on-policy: ratio 1);
     "sequence": the ratio's value is exp(sequence_log_ratio_N), its gradient each token's (gspo);
     "cispo": clipped and detached ratio times logprob. `kl_weight` weighs the k3 estimate of KL(policy, reference);
-    `tis_cap` caps the detached weight exp(old - sampled) that multiplies the policy term.
+    `tis_cap` caps the detached weight exp(old - sampled) that multiplies the policy term; with `tis_mask` one above
+    it is 0. `entropy_weight` times the entropy is a bonus, whose gradient comes from the same pass.
 
-    Tokens of zero weight, or of zero advantage where `kl_weight` is 0, cost nothing: they are dropped before any
-    product, get no gradient and no statistics. Gradients are made here and scaled in backward, which can run once.
+    Tokens of zero weight, or of zero advantage where `kl_weight` and `entropy_weight` are 0, cost nothing: they are
+    dropped before any product, get no gradient and no statistics. Gradients are made here and scaled in backward, which
+    can run once.
 
     Raises ValueError naming the argument for wrong shapes, dtypes, devices, options or targets outside the vocabulary.
     """
@@ -103,10 +107,11 @@ def linear_grpo_loss(
         advantages_N, token_weights_N, old_logprobs_N, ref_logprobs_N, sampled_logprobs_N, sequence_log_ratio_N
     )
     validate.loss_arguments(hidden_NH, tokens, ratio, (clip_low, clip_high), kl_weight, tis_cap)
-    constants = (ratio, float(clip_low), float(clip_high), float(kl_weight), tis_cap, float(temperature), softcap)
+    validate.entropy_weight(entropy_weight)
+    options = (ratio, float(clip_low), float(clip_high), float(kl_weight), tis_cap, tis_mask, float(entropy_weight))
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_NH, weight_VH, bias)]
     loss, report_FN, statistics, *_ = torch.ops.fastgrpo.linear_grpo_loss(
-        hidden_NH, weight_VH, bias, targets_N, *tokens, *constants, wanted, chunk
+        hidden_NH, weight_VH, bias, targets_N, *tokens, *options, float(temperature), softcap, wanted, chunk
     )
     logprobs_N, entropy_N = report_FN[0].detach(), report_FN[1].detach()
     return LossOutput(loss, logprobs_N, entropy_N, LossStatistics(*statistics.detach().unbind()))

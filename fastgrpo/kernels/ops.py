@@ -167,6 +167,8 @@ def linear_grpo_loss(
     clip_high: float,
     kl_weight: float,
     tis_cap: Optional[float],  # noqa: UP045
+    tis_mask: bool,
+    entropy_weight: float,
     temperature: float,
     softcap: Optional[float],  # noqa: UP045
     wanted: list[bool],
@@ -176,7 +178,7 @@ def linear_grpo_loss(
     tokens = TokenInputs(
         advantages_N, token_weights_N, old_logprobs_N, ref_logprobs_N, sampled_logprobs_N, sequence_log_ratio_N
     )
-    options = LossOptions(cast(Ratio, ratio), clip_low, clip_high, kl_weight, tis_cap)
+    options = LossOptions(cast(Ratio, ratio), clip_low, clip_high, kl_weight, tis_cap, tis_mask, entropy_weight)
     report_FN, gradients = chunked.loss_and_gradients(
         hidden_NH,
         targets_N,
@@ -197,14 +199,14 @@ def linear_grpo_loss(
 def _begin_selection(
     tokens: TokenInputs, options: LossOptions, targets_N: Tensor, vocabulary: int
 ) -> Callable[[], Tensor | None]:
-    """Finds the tokens that can move the policy: neither weight nor advantage (or KL) is zero.
+    """Finds the tokens that can move the policy: neither weight nor advantage (or KL or entropy bonus) is zero.
 
     The returned function gives their indices, None for all, and checks that targets index the vocabulary.
     """
     if not len(targets_N):
         return lambda: None
     kept_N = tokens.token_weights_N != 0
-    if options.kl_weight == 0:
+    if options.kl_weight == options.entropy_weight == 0:
         kept_N &= tokens.advantages_N != 0
     fetch = _begin_fetch(torch.stack([*torch.aminmax(targets_N), kept_N.sum()]))
 
@@ -251,7 +253,7 @@ def _differentiate_loss(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -
         if want and grad_loss is not None:
             torch.ops.fastgrpo.scale_(gradient, grad_loss)
     usable = [want and grad_loss is not None for want in ctx.wanted]
-    return *(grad if use else None for grad, use in zip(gradients, usable, strict=True)), *[None] * 16
+    return *(grad if use else None for grad, use in zip(gradients, usable, strict=True)), *[None] * 18
 
 
 linear_grpo_loss.register_autograd(_differentiate_loss, setup_context=_save_loss)

@@ -52,6 +52,8 @@ class LossOptions(NamedTuple):
     clip_high: float = 0.2
     kl_weight: float = 0.0
     tis_cap: float | None = None
+    tis_mask: bool = False
+    entropy_weight: float = 0.0
 
 
 class PolicyLoss(NamedTuple):
@@ -96,11 +98,12 @@ def scaled_logits(raw_NV: Tensor, transform: LogitTransform) -> Tensor:
 
 
 def importance_weight(old_N: Tensor, tokens: TokenInputs, options: LossOptions) -> tuple[Tensor, Tensor]:
-    """Truncated importance weight min(pi_old / pi_sampler, cap) (Yao et al. 2025, TIS) and where the cap held."""
+    """Importance weight w = pi_old / pi_sampler and where w > cap: there it is the cap (Yao et al. 2025, TIS), or 0."""
     if tokens.sampled_logprobs_N is None or options.tis_cap is None:
         return torch.ones_like(old_N), torch.zeros_like(old_N)
     weight_N = (old_N - tokens.sampled_logprobs_N).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
-    return weight_N.clamp(max=options.tis_cap), (weight_N > options.tis_cap).to(old_N.dtype)
+    above_N, beyond = weight_N > options.tis_cap, 0.0 if options.tis_mask else options.tis_cap
+    return weight_N.masked_fill(above_N, beyond), above_N.to(old_N.dtype)
 
 
 def policy_ratio(logprobs_N: Tensor, old_N: Tensor, tokens: TokenInputs, options: LossOptions) -> Tensor:
@@ -182,7 +185,11 @@ def linear_grpo_loss(
     transform: LogitTransform | None = None,
     bias_V: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, PolicyLoss]:
-    """(loss, logprobs_N, entropy_N, per-token report); the loss is the sum of the weighted token losses."""
+    """(loss, logprobs_N, entropy_N, per-token report); the loss is the sum of the weighted token losses.
+
+    The bonus, `entropy_weight` times each token's weighted entropy, is in the loss and not in the report.
+    """
     logprobs_N, entropy_N = linear_logprob(hidden_NH, weight_VH, targets_N, transform, bias_V)
     report = policy_loss(logprobs_N, tokens, options)
-    return report.loss_N.sum(), logprobs_N.detach(), entropy_N.detach(), report
+    bonus = options.entropy_weight * (tokens.token_weights_N * entropy_N).sum()
+    return report.loss_N.sum() - bonus, logprobs_N.detach(), entropy_N.detach(), report

@@ -66,9 +66,13 @@ def loss_rows(
     torch.gather(logprobs_CV, 1, targets_C[:, None], out=logprob_C[:, None])
     torch.sum(logprobs_CV.exp().mul_(logprobs_CV), dim=-1, out=entropy_C).neg_()
     torch.stack(policy_loss(logprob_C, tokens, options), out=report_FC[2:])
+    grad_entropy_C = None
+    if options.entropy_weight:
+        grad_entropy_C = -options.entropy_weight * tokens.token_weights_N
+        report_FC[2] += grad_entropy_C * entropy_C
     if gradient:
         grad_C = policy_loss_slope(logprob_C, tokens, options)
-        _write_dlogits(logits_CV, logprobs_CV, targets_C, transform, None, grad_C, None)
+        _write_dlogits(logits_CV, logprobs_CV, targets_C, transform, entropy_C, grad_C, grad_entropy_C)
 
 
 def _write_dlogits(

@@ -130,7 +130,7 @@ def _write_dlogits(
 @triton.jit
 def _policy_loss(
     logprob, token, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-    low, high, kl_weight, tis_cap, RATIO: tl.constexpr,
+    low, high, kl_weight, tis_cap, RATIO: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """`reference.policy_loss` of one token, and its derivative by the token's logprob."""
     advantage, weight = tl.load(advantages_ptr + token), tl.load(weights_ptr + token)
@@ -156,7 +156,8 @@ def _policy_loss(
     importance, capped = weight * 0.0 + 1.0, weight != weight
     if sampled_ptr is not None:
         exact = tl.exp(tl.minimum(tl.maximum(old - tl.load(sampled_ptr + token), -BOUND), BOUND))
-        importance, capped = tl.minimum(exact, tis_cap), exact > tis_cap
+        capped = exact > tis_cap
+        importance = tl.where(capped, 0.0 if MASK else tis_cap, exact)
     loss, d_loss, kl = -importance * objective, -importance * d_objective, weight * 0.0
     if ref_ptr is not None:
         distance = tl.load(ref_ptr + token) - logprob
@@ -215,8 +216,9 @@ def _dlogits_kernel(
 def _loss_kernel(
     logits_ptr, pitch, vocabulary, targets_ptr, report_ptr, report_pitch,
     advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-    low, high, kl_weight, tis_cap, softcap, scale, rows,
-    RATIO: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+    low, high, kl_weight, tis_cap, entropy_weight, softcap, scale, rows,
+    RATIO: tl.constexpr, MASK: tl.constexpr, BONUS: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr,
+    LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         row_ptr = logits_ptr + row * pitch.to(tl.int64)
@@ -227,8 +229,13 @@ def _loss_kernel(
         logprob = (_capped(target_raw, softcap, SOFTCAP) - largest) * (scale * LN_2) - tl.log(total)
         loss, d_loss, kl, below, above, capped = _policy_loss(
             logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-            low, high, kl_weight, tis_cap, RATIO,
+            low, high, kl_weight, tis_cap, RATIO, MASK,
         )  # fmt: skip
+        shift, grad_entropy = largest * scale, d_loss
+        if BONUS:
+            grad_entropy = -entropy_weight * tl.load(weights_ptr + row)
+            loss += grad_entropy * entropy
+            shift, total = shift + tl.log2(total), 1.0
         cell_ptr = report_ptr + row
         tl.store(cell_ptr, logprob)
         tl.store(cell_ptr + report_pitch, entropy)
@@ -240,8 +247,8 @@ def _loss_kernel(
         if GRADIENT:
             tl.debug_barrier()  # every thread has the target's logit before any overwrites it
             _write_dlogits(
-                row_ptr, vocabulary, target, target_raw, largest * scale, total, logprob, entropy, d_loss, d_loss,
-                softcap, scale, SOFTCAP, False, LANES, UNROLL,
+                row_ptr, vocabulary, target, target_raw, shift, total, logprob, entropy, d_loss, grad_entropy,
+                softcap, scale, SOFTCAP, BONUS, LANES, UNROLL,
             )  # fmt: skip
 
 
@@ -296,9 +303,11 @@ def loss_rows(
     # The kernel takes a field's elements for neighbours: a column of a matrix, or an expanded number, is copied.
     targets_C, fields = targets_C.contiguous(), [None if x is None else x.contiguous() for x in tokens]
     rows, vocabulary = logits_CV.shape
-    bounds = (1.0 - options.clip_low, 1.0 + options.clip_high, options.kl_weight, options.tis_cap or 0.0)
-    arguments = (targets_C, report_FC, report_FC.stride(0), *fields, *bounds, *_constants(transform), rows)
-    constants = {"RATIO": options.ratio, "GRADIENT": gradient, "SOFTCAP": bool(transform.softcap)}
+    bounds = (1.0 - options.clip_low, 1.0 + options.clip_high)
+    weights = (options.kl_weight, options.tis_cap or 0.0, options.entropy_weight)
+    arguments = (targets_C, report_FC, report_FC.stride(0), *fields, *bounds, *weights, *_constants(transform), rows)
+    constants = {"RATIO": options.ratio, "MASK": options.tis_mask, "BONUS": options.entropy_weight > 0}
+    constants |= {"GRADIENT": gradient, "SOFTCAP": bool(transform.softcap)}
     programs = min(rows, resident_rows(logits_CV.device, vocabulary))
     _launch(_loss_kernel, programs, loss_row_block(vocabulary), logits_CV, *arguments, **constants)
 

@@ -74,6 +74,11 @@ def loss_arguments(
     )
 
 
+def entropy_weight(weight: float) -> None:
+    """A bonus, never a penalty."""
+    require(math.isfinite(weight) and weight >= 0, "entropy_weight", "a number of at least 0", weight)
+
+
 def target_range(lowest: float, highest: float, vocabulary: int) -> None:
     """Targets index the vocabulary."""
     got = int(lowest) if lowest < 0 else int(highest)

@@ -96,7 +96,7 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
             for name, value in rollout.result.metrics.items():
                 tally.add(name, value)
     for group in groups:
-        tally.add("groups_without_variance", _even(group))
+        tally.add("groups_without_variance", not varies(group))
     tally.sums = {
         "rollouts": float(len(rollouts)),
         "infrastructure": float(sum(rollout.reward is None for rollout in rollouts)),
@@ -131,6 +131,6 @@ def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _even(group: Group) -> bool:
-    """True where every rollout earned the same, so that no advantage is left."""
-    return len({rollout.reward.total for rollout in group.rollouts if rollout.reward is not None}) < 2
+def varies(group: Group) -> bool:
+    """False where every rollout earned the same, so that no advantage is left."""
+    return len({rollout.reward.total for rollout in group.rollouts if rollout.reward is not None}) > 1

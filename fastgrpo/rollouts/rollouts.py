@@ -78,7 +78,7 @@ class Rollouts:
         *,
         group_size: int,
         sampling: Sampling,
-        seed: int,
+        seed: int | str,
     ) -> None:
         self._generator, self._environment = generator, environment
         self._chat, self._sampling = chat, sampling

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from statistics import stdev
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fastgrpo.config import Grpo
 from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.reference import STD_EPSILON
 from fastgrpo.kernels.validate import require
+from fastgrpo.ranks.collectives import gather_all
 
 AdvantageMode = Literal["grpo", "dr_grpo", "rloo"]
 ID_DTYPES = (torch.int32, torch.int64)
@@ -33,6 +36,26 @@ def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: AdvantageMode
 
         return advantage_triton.group_advantages(rewards_R, group_ids_R, mode)
     return _group_advantages_torch(rewards_R, group_ids_R, mode)
+
+
+def scaled_advantages(rewards_R: Tensor, group_ids_R: Tensor, config: Grpo) -> Tensor:
+    """`group_advantages` of this rank's rewards, divided by what `config.reward_scale` says.
+
+    group: the deviation in the group, none: nothing, whatever `config.advantage` says of it. batch: that of all rewards
+    of the step (arXiv 2508.08221), which makes this collective.
+    """
+    scale, mode = config.reward_scale, config.advantage
+    if scale != "advantage" and mode != "rloo":
+        mode = "grpo" if scale == "group" else "dr_grpo"
+    advantages_R = group_advantages(rewards_R, group_ids_R, mode)
+    return advantages_R / (_step_deviation(rewards_R) + STD_EPSILON) if scale == "batch" else advantages_R
+
+
+def _step_deviation(rewards_R: Tensor) -> float:
+    """Over the rewards of all ranks, with n - 1; 0 for fewer than two."""
+    shares = gather_all(rewards_R[~rewards_R.isnan()].tolist(), "the rewards of the other ranks")
+    rewards = [reward for share in shares for reward in share]
+    return stdev(rewards) if len(rewards) > 1 else 0.0
 
 
 def _check(rewards_R: Tensor, group_ids_R: Tensor, mode: str) -> None:

@@ -14,13 +14,14 @@ import torch
 from fastgrpo.config import Config, Grpo
 from fastgrpo.engine.engine import Engine, open_engine
 from fastgrpo.errors import UserError
+from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, policy_device, policy_dtype
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, over_ranks, plain_array
-from fastgrpo.training.advantage import group_advantages
+from fastgrpo.training.advantage import scaled_advantages
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.flops import throughput
 from fastgrpo.training.fsdp_optimizer import optimizer_of
@@ -168,6 +169,8 @@ class Learner:
 @contextmanager
 def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learner]:
     """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
+    if config.grpo.loss_function:
+        find_function(config.grpo.loss_function, "grpo.loss_function")
     checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
     sharded = config.engine.tensor_parallel > 1
     settings: dict[str, Any] = {"device": policy_device(), "dtype": policy_dtype(config), "sharded": sharded}
@@ -211,17 +214,25 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
 
     Infrastructure failures are left out of their group's baseline and of the batch. A group without variance, whose
     advantages are all 0, leaves where tokens are counted, as in DAPO's batches (arXiv 2503.14476, eq. 11). The other
-    normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term.
+    normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term or an
+    entropy bonus. With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place. A
+    truncated rollout that `grpo.overlong_filter` masks is an empty sample too. With `grpo.reward_scale` batch this is
+    collective.
     """
     rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
     rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
-    group_ids_R = torch.tensor([number for number, _ in rollouts])
-    advantages_R = group_advantages(rewards_R, group_ids_R, mode=config.advantage).tolist()
+    group_ids_R = torch.tensor([number for number, _ in rollouts], dtype=torch.int64)
+    advantages_R = scaled_advantages(rewards_R, group_ids_R, config).tolist()
     varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
+    everyone = set(range(len(groups)))
+    moving = everyone if config.kl_weight > 0.0 or config.entropy_weight > 0.0 else varied
+    counted = varied if config.refill or config.normaliser == "token" else everyone
     return [
-        _sample(rollout, advantage) if number in varied or config.kl_weight > 0.0 else Sample.empty()
+        _sample(rollout, advantage)
+        if number in moving and not (config.overlong_filter and rollout.truncated)
+        else Sample.empty()
         for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
-        if rollout.reward is not None and (number in varied or config.normaliser != "token")
+        if rollout.reward is not None and number in counted
     ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastgrpo.kernels import LossOutput, linear_grpo_loss, linear_logprob
+from fastgrpo.training.custom_loss import LossTokens, custom_loss
 from fastgrpo.types import Batch
 
 if TYPE_CHECKING:
@@ -29,8 +30,11 @@ def policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
 def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
     hidden_NH = policy.hidden(batch)[batch.loss_index_N]
     old_N, sampled_N, sequence_log_ratio_N = batch.old_logprobs_N, batch.sampled_logprobs_N, None
-    if config.ratio == "sequence" and (old_N is not None or config.tis_cap):
-        old_N, sampled_N, sequence_log_ratio_N = _by_sequence(policy, hidden_NH, batch, config.temperature)
+    if config.loss_function:
+        return _custom_loss(policy, hidden_NH, batch, config)
+    corrected = config.tis_cap and config.importance_correction.startswith("sequence")
+    if corrected or (config.ratio == "sequence" and old_N is not None):
+        old_N, sampled_N, sequence_log_ratio_N = _by_sequence(policy, hidden_NH, batch, config)
     return linear_grpo_loss(
         hidden_NH,
         targets_N=batch.targets_N,
@@ -45,8 +49,36 @@ def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
         clip_high=config.clip_high,
         kl_weight=config.kl_weight,
         tis_cap=config.tis_cap or None,
+        tis_mask=config.importance_correction.endswith("mask"),
+        entropy_weight=config.entropy_weight,
         **policy.head(config.temperature),
     )
+
+
+def _custom_loss(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, config: Grpo) -> LossOutput:
+    """The loss of `grpo.loss_function`: its slope is that of -A log pi with A = -slope, so the head's one pass has it.
+
+    The KL term and the entropy bonus are added as ever. Its logprobs cost one more product with the head.
+    """
+    with torch.no_grad():
+        logprobs_N = _head_logprobs(policy, hidden_NH, batch, config.temperature)
+    old_N = logprobs_N if batch.old_logprobs_N is None else batch.old_logprobs_N
+    loss_N, slope_N = custom_loss(
+        config.loss_function,
+        LossTokens(logprobs_N, old_N, batch.sampled_logprobs_N, batch.advantages_N, batch.weights_N, batch.sequence_N),
+    )
+    output = linear_grpo_loss(
+        hidden_NH,
+        targets_N=batch.targets_N,
+        advantages_N=-slope_N,
+        token_weights_N=batch.weights_N,
+        ref_logprobs_N=batch.ref_logprobs_N,
+        ratio="cispo",
+        kl_weight=config.kl_weight,
+        entropy_weight=config.entropy_weight,
+        **policy.head(config.temperature),
+    )
+    return output._replace(loss=output.loss + ((loss_N - slope_N * logprobs_N) * batch.weights_N).sum())
 
 
 def sft_loss(policy: Policy, batch: Batch) -> torch.Tensor:
@@ -70,23 +102,25 @@ def _head_logprobs(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, temper
 
 @torch.no_grad()
 def _by_sequence(
-    policy: Policy, hidden_NH: torch.Tensor, batch: Batch, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    policy: Policy, hidden_NH: torch.Tensor, batch: Batch, config: Grpo
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(old logprobs, sampler's logprobs, log ratio), [N] each: what gives every token its sequence's ratio and weight.
 
-    GSPO's log ratio is the mean over a sequence's tokens (arXiv 2507.18071, eq. 7). Its importance weight for vLLM's
-    rounding has to be one of the sequence, too: exp of the mean of log pi_old - log pi_sampler.
+    GSPO's log ratio is the mean over a sequence's tokens (arXiv 2507.18071, eq. 7), and so is then that of a sequence's
+    importance weight. Beside other ratios the weight is the sequence's own, the product of its tokens'.
     """
-    logprobs_N = _head_logprobs(policy, hidden_NH, batch, temperature)
+    logprobs_N = _head_logprobs(policy, hidden_NH, batch, config.temperature)
     old_N = logprobs_N if batch.old_logprobs_N is None else batch.old_logprobs_N
-    mismatch_N = _sequence_means(old_N - batch.sampled_logprobs_N, batch.sequence_N)
-    return old_N, old_N - mismatch_N, _sequence_means(logprobs_N - old_N, batch.sequence_N)
+    by_mean, sampled_N = config.ratio == "sequence", batch.sampled_logprobs_N
+    if config.importance_correction.startswith("sequence"):
+        sampled_N = old_N - _over_sequence(old_N - sampled_N, batch.sequence_N, mean=by_mean)
+    return old_N, sampled_N, _over_sequence(logprobs_N - old_N, batch.sequence_N, mean=True) if by_mean else None
 
 
-def _sequence_means(values_N: torch.Tensor, sequence_N: torch.Tensor) -> torch.Tensor:
-    """The mean over each token's sequence."""
+def _over_sequence(values_N: torch.Tensor, sequence_N: torch.Tensor, *, mean: bool) -> torch.Tensor:
+    """The mean or the sum over each token's sequence."""
     sequences, index_N = sequence_N.unique(return_inverse=True)
     sums, counts = values_N.new_zeros(2, len(sequences)).unbind()
     sums.index_add_(0, index_N, values_N)
     counts.index_add_(0, index_N, torch.ones_like(values_N))
-    return (sums / counts)[index_N]
+    return (sums / counts if mean else sums)[index_N]

@@ -15,10 +15,12 @@ from fastgrpo.errors import UserError
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import Environment
-from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_ranks, sample_records, tally_of
+from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_ranks, sample_records, tally_of, varies
 from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
 from fastgrpo.rollouts.rollouts import Rollouts, Sampling
 from fastgrpo.training.learner import Learner, to_samples
+from fastgrpo.training.shaping import shape_rewards
+from fastgrpo.types import Group
 
 
 class Schedule:
@@ -33,7 +35,7 @@ class Schedule:
         generator: Generator,
         learner: Learner,
         environment: Environment,
-        draw: Callable[[int], list[Any]],
+        draw: Callable[[int, int], list[Any]],
         config: Config,
     ) -> None:
         self._generator, self._learner, self._environment, self._draw = generator, learner, environment, draw
@@ -53,7 +55,7 @@ class Schedule:
         """The next update's rollouts, all with their results."""
         learner = self._learner
         if learner.experience is None:
-            learner.experience = await _finished(self._begun[learner.step], self._config)
+            learner.experience = await self._finished(learner.step)
             del self._begun[learner.step]
         return learner.experience
 
@@ -96,23 +98,64 @@ class Schedule:
         for rollouts in self._begun.values():
             await rollouts.cancel()
 
-    def _begin(self, step: int) -> Rollouts:
+    async def _finished(self, step: int) -> Experience:
+        """The step's rollouts with their results, and those that replace its groups without variance.
+
+        Every replica replaces its own, in rounds that all ranks begin together, until no group is lacking anywhere or
+        `grpo.refill` rounds are over (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2).
+        """
+        batches = [self._begun[step]]
+        groups = await self._rewarded(batches[0])
+        wanted, leader = len(groups), rank_and_world()[0] // self._generator.ranks * self._generator.ranks
+        for extra in range(1, self._config.grpo.refill + 1):
+            lacking = gather_all(wanted - sum(map(varies, groups)), "the groups that the other ranks lack")
+            if not any(lacking):
+                break
+            if lacking[leader]:
+                self._begun[step] = self._begin(step, extra, lacking[leader])
+                batches.append(self._begun[step])
+                groups = groups + await self._rewarded(batches[-1])
+        return self._experience(groups, batches, refilled=len(groups) - wanted)
+
+    async def _rewarded(self, rollouts: Rollouts) -> list[Group]:
+        groups = await rollouts.groups()
+        shape_rewards(groups, self._config.grpo)
+        return groups
+
+    def _experience(self, groups: list[Group], batches: Sequence[Rollouts], refilled: int) -> Experience:
+        # A rank without groups has its part in it too: a batch's deviation is that of all ranks.
+        samples = to_samples(groups, self._config.grpo)
+        if not groups:
+            return Experience([], Tally(), [])
+        seconds, last = max(batch.waited for batch in batches)
+        waited = seconds, f"rank {rank_and_world()[0]}: {last}"
+        tally = tally_of(groups, sum(batch.seconds for batch in batches), waited)
+        if self._config.grpo.refill:
+            tally.sums["groups_refilled"] = float(refilled)
+        return Experience(samples, tally, list(sample_records(groups)), first_failure(groups))
+
+    def _begin(self, step: int, extra: int = 0, most: int | None = None) -> Rollouts:
+        """The step's rollouts; with `extra`, those of `most` problems of its further batch of that number."""
+        seed = self._config.seed * 1_000_003 + step
         return Rollouts(
             self._generator,
             self._environment,
             self._learner.chat,
-            self._draw(step),
+            self._draw(step, extra)[:most],
             group_size=self._config.grpo.group_size,
             sampling=Sampling.of(self._config),
-            seed=self._config.seed * 1_000_003 + step,
+            seed=f"{seed}/refill/{extra}" if extra else str(seed),
         )
 
 
 @asynccontextmanager
 async def open_schedule(
-    learner: Learner, environment: Environment, draw: Callable[[int], list[Any]], config: Config
+    learner: Learner, environment: Environment, draw: Callable[[int, int], list[Any]], config: Config
 ) -> AsyncIterator[Schedule]:
-    """A `Schedule` over the learner's engine, which nobody else may use meanwhile; `draw(step)`: a step's problems."""
+    """A `Schedule` over the learner's engine, which nobody else may use meanwhile.
+
+    `draw(step, 0)`: the step's problems; `draw(step, extra)`: those of its further batches, from 1 to `grpo.refill`.
+    """
     lag = config.grpo.max_lag
     if lag:
         share_cores()
@@ -147,16 +190,6 @@ async def update_beside(under_way: Sequence[Rollouts], learner: Learner, log: Ru
         finally:
             engine_free.cancel()
             await asyncio.gather(update, return_exceptions=True)
-
-
-async def _finished(rollouts: Rollouts, config: Config) -> Experience:
-    groups = await rollouts.groups()
-    if not groups:
-        return Experience([], Tally(), [])
-    tally = tally_of(
-        groups, rollouts.seconds, (rollouts.waited[0], f"rank {rank_and_world()[0]}: {rollouts.waited[1]}")
-    )
-    return Experience(to_samples(groups, config.grpo), tally, list(sample_records(groups)), first_failure(groups))
 
 
 def share_cores() -> None:

@@ -29,6 +29,9 @@ LOSSES = {
     "gspo": LossOptions("sequence", clip_low=3e-4, clip_high=4e-4),
     "gspo_wide": LossOptions("sequence", clip_low=0.3, clip_high=0.3, kl_weight=0.1),
     "cispo": LossOptions("cispo", clip_low=1.0, clip_high=0.3, tis_cap=1.1),
+    "masked": LossOptions("token", tis_cap=1.1, tis_mask=True),
+    "entropy": LossOptions("token", kl_weight=0.04, entropy_weight=0.3),
+    "entropy_alone": LossOptions("cispo", clip_low=1.0, entropy_weight=2.0),
 }
 SHAPES = [(1, 64, 1003), (7, 96, 2100), (5, 64, 129), (9, 64, 16)]
 ROWS = 7 if INTERPRETED else 23  # the interpreter takes about 10 ms a row
@@ -44,7 +47,7 @@ def fused(head, tokens, options, **rest):
 
 def check_loss(head, tokens, options, **rest) -> None:
     kept_N = tokens.token_weights_N != 0
-    if options.kl_weight == 0:
+    if options.kl_weight == options.entropy_weight == 0:
         kept_N &= tokens.advantages_N != 0
     exact, eager = dense_loss(head, tokens, options, torch.float64), dense_loss(head, tokens, options)
     assert_as_good_as_eager(fused(head, tokens, options, **rest), eager, exact, keep=kept_N)
@@ -150,6 +153,35 @@ def test_on_policy_is_the_gradient_of_advantage_times_logprob(device):
         output = fused_loss(head, tokens, LossOptions(ratio))
         for mine, theirs in zip(torch.autograd.grad(output.loss, head.leaves), expected, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rest", [{}, {"bias": True, "softcap": 5.0, "temperature": 1.3}], ids=str)
+def test_the_entropy_bonus_with_every_logit_transform(rest, device):
+    head = random_head(11, 64, 200, device=device, **rest)
+    check_loss(head, random_tokens(head), LOSSES["entropy"], chunk=4)
+
+
+def test_a_token_without_advantage_still_earns_its_entropy_bonus(device):
+    head = random_head(9, 64, 100, device=device)
+    tokens = random_tokens(head)._replace(advantages_N=torch.zeros(9, device=device))
+    output = fused_loss(head, tokens, LossOptions(entropy_weight=0.5))
+    _, entropy_N = fused_logprob(head)
+    torch.testing.assert_close(output.loss, -0.5 * (tokens.token_weights_N * entropy_N).sum())
+    found = torch.autograd.grad(output.loss, head.leaves)
+    expected = torch.autograd.grad(-0.5 * (tokens.token_weights_N * entropy_N).sum(), head.leaves)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_a_masked_importance_weight_takes_the_policy_term_and_leaves_the_kl(device):
+    head = random_head(9, 64, 100, device=device)
+    tokens = random_tokens(head)
+    tokens = tokens._replace(sampled_logprobs_N=tokens.old_logprobs_N - 3.0)
+    masked = LossOptions(kl_weight=0.1, tis_cap=2.0, tis_mask=True)
+    kl_alone = tokens._replace(advantages_N=torch.zeros(9, device=device))
+    output = fused_loss(head, tokens, masked)
+    assert output.statistics.importance_capped == 9
+    torch.testing.assert_close(output.loss, fused_loss(head, kl_alone, masked).loss)
 
 
 def test_sequence_ratio_on_policy_is_one(device):

@@ -3,10 +3,12 @@
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
 from fastgrpo.config import LOSS_PRESETS, Grpo, resolve
+from fastgrpo.training import advantage
 from fastgrpo.training.learner import to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
 from fastgrpo.training.packing import pack, rank_batches, sequence_weights
@@ -80,22 +82,29 @@ def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torc
     for sample in items:
         ids, mask = torch.tensor(sample.token_ids), torch.tensor(sample.loss_mask[1:]).bool()
         logits = (policy.embedding[ids] + 0.01 * torch.arange(len(ids))[:, None]) @ policy.head_weight.T
-        logp = logits.log_softmax(-1)[:-1].gather(1, ids[1:, None]).squeeze(1)[mask]
+        everything = logits.log_softmax(-1)[:-1]
+        entropy = -(everything.exp() * everything).sum(-1)[mask]
+        logp = everything.gather(1, ids[1:, None]).squeeze(1)[mask]
         old = logp.detach() + 0.1 * torch.sin(ids[1:][mask].float())
         sampler = torch.tensor(sample.logprobs)[1:][mask]
         ratio = (logp - old).exp()
         if config.ratio == "sequence":
             ratio = (logp - old).mean().exp().expand(len(logp))
+            if config.importance_correction.startswith("token"):
+                # Under a weight for each token the two differ, and eq. 13 is what GSPO-token says.
+                ratio = ratio.detach() * (logp - logp.detach()).exp()
         clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
         objective = torch.minimum(ratio * sample.advantage, clipped * sample.advantage)
         if config.ratio == "cispo":
             objective = clipped.detach() * sample.advantage * logp
         distance = old - 0.05 - logp
         mismatch = old - sampler
-        if config.ratio == "sequence":
-            mismatch = mismatch.mean()
-        importance = mismatch.exp().clamp(max=config.tis_cap)
-        loss = -importance * objective
+        unit, beyond = config.importance_correction.split("_")
+        if unit == "sequence":
+            mismatch = mismatch.mean() if config.ratio == "sequence" else mismatch.sum()
+        importance = mismatch.exp()
+        importance = torch.where(importance > config.tis_cap, config.tis_cap * (beyond == "truncate"), importance)
+        loss = -importance * objective - config.entropy_weight * entropy
         loss = loss + config.kl_weight * (distance.exp() - distance - 1)
         divisor = {"token": tokens, "sequence": len(items) * len(logp), "constant": len(items) * config.max_new_tokens}
         total = total + loss.sum() / divisor[config.normaliser]
@@ -108,11 +117,53 @@ def test_every_loss_has_its_papers_gradient(name: str) -> None:
     clip = 0.02 if name == "gspo" else 0.05
     preset = LOSS_PRESETS[name] | {"clip_low": clip, "clip_high": clip}
     config = msgspec.structs.replace(Grpo(), kl_weight=1e-3, tis_cap=0.5, **preset)
+    assert_textbook_gradient(config, samples())
+
+
+def assert_textbook_gradient(config: Grpo, items: list[Sample]) -> torch.Tensor:
     policy = TinyPolicy()
-    found = step_gradient(policy, samples(), config, 64)
-    textbook_loss(policy, samples(), config).backward()
+    found = step_gradient(policy, items, config, 64)
+    textbook_loss(policy, items, config).backward()
     expected = policy.gradient()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    return found
+
+
+@pytest.mark.parametrize("correction", ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"])
+@pytest.mark.parametrize("name", sorted(LOSS_PRESETS))
+def test_every_importance_correction_has_its_textbook_gradient(name: str, correction: str) -> None:
+    """With sampler's logprobs near the old ones, so that some tokens and some sequences are above the cap."""
+    preset = LOSS_PRESETS[name] | {"clip_low": 0.5, "clip_high": 0.5}
+    preset |= {"importance_correction": correction, "tis_cap": 1.01}
+    config = msgspec.structs.replace(Grpo(), **preset)
+    items, policy = samples(), TinyPolicy()
+    for number, batch in enumerate(pack([item], [1.0], 100, "cpu")[0] for item in items):
+        near = token_logprobs(policy, batch, 1.0).numpy() + 0.02 * np.sin(np.arange(len(batch.targets_N)) + number)
+        items[number].logprobs[2:] = near
+    found = assert_textbook_gradient(config, items)
+    unbounded = msgspec.structs.replace(config, tis_cap=1e9)
+    assert not torch.equal(found, step_gradient(policy, items, unbounded, 64)), "the cap holds for some"
+
+
+@pytest.mark.parametrize("name", sorted(LOSS_PRESETS))
+def test_the_entropy_bonus_has_its_textbook_gradient(name: str) -> None:
+    config = msgspec.structs.replace(Grpo(), entropy_weight=0.05, **LOSS_PRESETS[name])
+    assert_textbook_gradient(config, samples())
+
+
+def test_a_sequence_weight_without_old_logprobs_is_that_of_the_present_policy() -> None:
+    """On-policy and all masked, nothing but the sequences at or below the cap is left."""
+    config = msgspec.structs.replace(Grpo(), importance_correction="sequence_mask", tis_cap=1.0)
+    policy, items = TinyPolicy(), samples(4)
+    gradients = []
+    for far in (0.5, -0.5):
+        for number, batch in enumerate(pack([item], [1.0], 100, "cpu")[0] for item in items):
+            items[number].logprobs[2:] = token_logprobs(policy, batch, 1.0).numpy() + far
+        for batch in pack(items, [1.0] * 4, 100, "cpu"):
+            policy_loss(policy, batch, config).loss.backward()
+        gradients.append(policy.gradient())
+    assert gradients[0].norm() > 0
+    assert gradients[1].norm() == 0
 
 
 def test_normalisers_weigh_tokens_as_their_papers_do() -> None:
@@ -181,10 +232,53 @@ def test_a_rollout_at_its_groups_mean_counts_in_the_normalisers() -> None:
     assert [sample.advantage for sample in chosen] == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "scale", "divisor"),
+    [("dapo", "advantage", "group"), ("dr_grpo", "advantage", "none"), ("dr_grpo", "group", "group")]
+    + [(name, scale, scale) for name in ("dapo", "dr_grpo") for scale in ("batch", "none")],
+)
+def test_reward_scale_replaces_what_the_preset_divides_by(name: str, scale: str, divisor: str) -> None:
+    """Two groups, of which one varies three times as much; a failed rollout counts nowhere."""
+    groups = [
+        Group(None, "", [rollout(0.0), rollout(1.0)]),
+        Group(None, "", [rollout(0.0), rollout(None), rollout(3.0)]),
+    ]
+    chosen = to_samples(groups, resolve({"grpo.loss": name, "grpo.reward_scale": scale}).grpo)
+    centred = np.array([-0.5, 0.5, -1.5, 1.5])
+    divisors = {
+        "group": np.array([0.5, 0.5, 1.5, 1.5]) * 2**0.5,
+        "batch": np.std([0.0, 1.0, 0.0, 3.0], ddof=1),
+        "none": 1.0,
+    }
+    assert [sample.advantage for sample in chosen] == pytest.approx(centred / divisors[divisor], rel=1e-5)
+
+
+def test_leave_one_out_is_scaled_by_the_batch_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advantage, "gather_all", lambda mine, what: [mine, [2.0, 4.0]])
+    keys = {"grpo.loss": "dr_grpo", "grpo.advantage": "rloo", "grpo.reward_scale": "batch"}
+    chosen = to_samples([Group(None, "", [rollout(0.0), rollout(1.0)])], resolve(keys).grpo)
+    expected = np.array([-1.0, 1.0]) / np.std([0.0, 1.0, 2.0, 4.0], ddof=1)
+    assert [sample.advantage for sample in chosen] == pytest.approx(expected, rel=1e-5)
+    assert to_samples([], resolve(keys).grpo) == [], "a rank without rollouts has its part in the collective"
+
+
 def test_an_infrastructure_failure_does_not_move_its_groups_baseline() -> None:
     with_failure = to_samples([Group(None, "", [rollout(0.2), rollout(None), rollout(0.8)])], Grpo())
     without = to_samples([Group(None, "", [rollout(0.2), rollout(0.8)])], Grpo())
     assert [sample.advantage for sample in with_failure] == [sample.advantage for sample in without]
+
+
+@pytest.mark.parametrize("name", ["dapo", "grpo", "dr_grpo"])
+def test_a_filtered_rollout_leaves_the_loss_and_stays_in_its_groups_baseline(name: str) -> None:
+    group = Group(None, "", [rollout(0.0), rollout(0.0), rollout(1.5)])
+    group.rollouts[2].truncated = True
+    config = resolve({"grpo.loss": name, "grpo.overlong_filter": True, "grpo.max_new_tokens": 10}).grpo
+    chosen = to_samples([group], config)
+    assert [sample.loss_tokens for sample in chosen] == [2, 2, 0]
+    assert chosen[0].advantage == pytest.approx(-0.5 if name == "dr_grpo" else -0.5774, abs=1e-4)
+    (batch,) = rank_batches(chosen, config.normaliser, 10, 100, "cpu")
+    divisor = {"dapo": 4, "grpo": 3 * 2, "dr_grpo": 3 * 10}[name]
+    torch.testing.assert_close(batch.weights_N, torch.full((4,), 1 / divisor))
 
 
 def test_samples_count_no_token_without_a_prediction() -> None:

@@ -1,0 +1,27 @@
+"""Functions that a configuration names as `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from fastgrpo.errors import UserError
+
+
+def find_function(name: str, key: str) -> Callable[..., Any]:
+    """The function called `module:function` in the configuration's `key`, also of a file in the present folder.
+
+    Raises UserError.
+    """
+    module, _, function = name.strip().partition(":")
+    if not module or not function:
+        raise UserError(f"{key} names functions as module:function, got {name!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{key}: the function {name} cannot be imported: {error}") from error

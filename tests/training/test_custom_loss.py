@@ -1,0 +1,96 @@
+"""A loss named in the configuration: its gradient through the head, and one sentence for what is none."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+
+from fastgrpo.config import LOSS_PRESETS, Grpo
+from fastgrpo.errors import UserError
+from fastgrpo.training.custom_loss import LossTokens
+from fastgrpo.training.loss import policy_loss
+from fastgrpo.training.packing import pack
+from tests.training.test_loss import TinyPolicy, samples, step_gradient
+
+
+def ppo(tokens: LossTokens) -> torch.Tensor:
+    """DAPO's clipped objective."""
+    ratio_N = (tokens.logprobs_N - tokens.old_logprobs_N).exp()
+    clipped_N = ratio_N.clamp(0.95, 1.05)
+    return -torch.minimum(ratio_N * tokens.advantages_N, clipped_N * tokens.advantages_N)
+
+
+def by_sequence(tokens: LossTokens) -> torch.Tensor:
+    """GSPO's, in which every token's loss holds the logprobs of its whole sequence."""
+    _, index_N = tokens.sequence_N.unique(return_inverse=True)
+    log_ratio_N = tokens.logprobs_N - tokens.old_logprobs_N
+    sums = log_ratio_N.new_zeros(int(index_N.max()) + 1).index_add(0, index_N, log_ratio_N)
+    ratio_N = (sums / index_N.bincount()).exp()[index_N]
+    clipped_N = ratio_N.clamp(0.95, 1.05)
+    return -torch.minimum(ratio_N * tokens.advantages_N, clipped_N * tokens.advantages_N)
+
+
+def short(tokens: LossTokens) -> torch.Tensor:
+    return tokens.logprobs_N[1:]
+
+
+def number(tokens: LossTokens) -> float:
+    return 1.0
+
+
+def detached(tokens: LossTokens) -> torch.Tensor:
+    return tokens.logprobs_N.detach()
+
+
+def infinite(tokens: LossTokens) -> torch.Tensor:
+    return tokens.logprobs_N / 0.0
+
+
+def steep(tokens: LossTokens) -> torch.Tensor:
+    return (tokens.logprobs_N * 0.0).sqrt()
+
+
+def raising(tokens: LossTokens) -> torch.Tensor:
+    raise ZeroDivisionError("by nothing")
+
+
+def configuration(function: str, **keys: object) -> Grpo:
+    return msgspec.structs.replace(Grpo(), loss_function=f"{__name__}:{function}", **keys)
+
+
+@pytest.mark.parametrize(("function", "name"), [("ppo", "dapo"), ("by_sequence", "gspo")])
+def test_a_preset_written_as_a_function_has_the_presets_gradient(function: str, name: str) -> None:
+    """With the KL term and the entropy bonus, which are the engine's."""
+    keys = LOSS_PRESETS[name] | {"clip_low": 0.05, "clip_high": 0.05, "kl_weight": 0.1, "entropy_weight": 0.05}
+    expected = step_gradient(TinyPolicy(), samples(), msgspec.structs.replace(Grpo(), tis_cap=0.0, **keys), 64)
+    found = step_gradient(TinyPolicy(), samples(), configuration(function, **keys), 64)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_the_loss_is_the_functions_weighted_sum() -> None:
+    policy, items = TinyPolicy(), samples(4)
+    (batch,) = pack(items, [0.1, 0.2, 0.3, 0.4], 1000, "cpu")
+    loss = policy_loss(policy, batch, configuration("ppo")).loss
+    # On-policy: every ratio is 1.
+    torch.testing.assert_close(loss, -(batch.advantages_N * batch.weights_N).sum(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("short", r"short must return a tensor \[\d+\] made of tokens.logprobs_N, got shape \[\d+\]"),
+        ("number", "number must return a tensor .* got float"),
+        ("detached", "detached must return a tensor .* made of tokens.logprobs_N"),
+        ("infinite", "infinite returned a loss that is not finite"),
+        ("steep", "the gradient of .*steep is not finite"),
+        ("raising", "raising raised ZeroDivisionError: by nothing"),
+        ("missing", "the function .*missing cannot be imported"),
+    ],
+)
+def test_what_is_no_loss_is_one_sentence(function: str, message: str) -> None:
+    (batch, *_) = pack(samples(2), [1.0, 1.0], 1000, "cpu")
+    with pytest.raises(UserError, match=message) as caught:
+        policy_loss(TinyPolicy(), batch, configuration(function))
+    assert "grpo.loss_function" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,103 @@
+"""Dynamic sampling over a scripted engine: groups without variance are replaced, up to a budget, and the same again."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from fastgrpo.config import Config, resolve
+from fastgrpo.policy.chat import Chat
+from fastgrpo.rollouts.experience import Experience
+from fastgrpo.rollouts.generator import open_generator
+from fastgrpo.train import draw_problems
+from fastgrpo.training import schedule as schedules
+from fastgrpo.training.schedule import Schedule
+from fastgrpo.types import Result, Reward
+from tests.rollouts.test_rollouts import TOKENIZER, ScriptedEngine, ScriptedEnvironment, problems
+
+
+class Environment(ScriptedEnvironment):
+    """A group varies where its problem's number is in `varied`."""
+
+    def __init__(self, varied: set[int]) -> None:
+        super().__init__()
+        self.varied = varied
+
+    def results(self, problem, rollouts):
+        varies = int(problem.id[1:]) in self.varied
+        return [Result(reward=Reward(total=float(varies and i == 0))) for i in range(len(rollouts))]
+
+
+def configuration(**grpo: object) -> Config:
+    keys = {"prompts_per_step": 4, "group_size": 2, "max_new_tokens": 8, "refill": 3} | grpo
+    return resolve({f"grpo.{name}": value for name, value in keys.items()} | {"engine.max_model_len": 200})
+
+
+def experience(config: Config, varied: set[int], step: int = 0) -> Experience:
+    async def main() -> Experience:
+        learner = SimpleNamespace(step=step, experience=None, chat=Chat(TOKENIZER))
+        draw = partial(draw_problems, problems(40), config)
+        async with open_generator(ScriptedEngine()) as generator:
+            schedule = Schedule(generator, learner, Environment(varied), draw, config)
+            await schedule.generated()
+            return await asyncio.wait_for(schedule.experience(), 60)
+
+    return asyncio.run(main())
+
+
+def ids(found: Experience) -> list[str]:
+    """The problem of each group."""
+    return [record["problem_id"] for record in found.records[::2]]
+
+
+def test_groups_without_variance_are_replaced_by_as_many_further_ones() -> None:
+    config = configuration()
+    numbers = [int(p.id[1:]) for p in draw_problems(problems(40), config, 0)]
+    further = [[int(p.id[1:]) for p in draw_problems(problems(40), config, 0, extra)] for extra in (1, 2, 3)]
+    # Two of the first four vary, one of the first batch's two, and the second batch's one.
+    found = experience(config, {*numbers[:2], further[0][0], further[1][0]})
+    assert ids(found) == [f"p{number}" for number in [*numbers, *further[0][:2], further[1][0]]]
+    assert found.tally.sums["groups_refilled"] == 3
+    assert found.tally.sums["rollouts"] == 14
+    assert sorted(sample.advantage for sample in found.samples) == pytest.approx([-0.7071] * 4 + [0.7071] * 4, abs=1e-3)
+
+
+@pytest.mark.parametrize("refill", [0, 1, 3])
+def test_the_budget_bounds_what_a_step_without_any_variance_samples(refill: int) -> None:
+    found = experience(configuration(refill=refill, loss="dr_grpo"), set())
+    assert len(ids(found)) == 4 * (1 + refill)
+    assert len(found.samples) == (0 if refill else 8)
+
+
+def test_a_full_step_samples_nothing_further() -> None:
+    assert len(ids(experience(configuration(), set(range(40))))) == 4
+
+
+def test_a_resumed_step_refills_with_the_same_problems_and_other_steps_with_others() -> None:
+    config = configuration()
+    assert ids(experience(config, set(), step=5)) == ids(experience(config, set(), step=5))
+    drawn = [draw_problems(list(range(40)), config, step, extra) for step in range(3) for extra in (1, 2, 3)]
+    assert len({number for batch in drawn for number in batch}) == 36
+
+
+def test_a_replica_replaces_its_own_groups_in_rounds_that_all_ranks_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def gathered(value: int, what: str) -> list[int]:
+        asked.append(value)
+        return [value, 2]
+
+    monkeypatch.setattr(schedules, "gather_all", gathered)
+    assert len(ids(experience(configuration(), set(range(40))))) == 4
+    assert asked == [0, 0, 0]
+
+
+def test_the_overlong_term_is_logged_and_moves_the_policy() -> None:
+    """The scripted completion, at most 8 tokens, is as long as all others of its group."""
+    found = experience(configuration(refill=0, overlong_penalty_tokens=8, loss="dr_grpo"), set())
+    mean = found.tally.values()
+    assert -1.0 <= mean["reward/overlong"] < 0.0
+    assert mean["reward/total"] == mean["reward/overlong"]
