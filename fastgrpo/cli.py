@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from uvloop import new_event_loop
@@ -38,18 +39,27 @@ class CommandLine(NamedTuple):
     resume: bool
     dry_run: bool
     arguments: tuple[str, ...]
+    flags: frozenset[str] = frozenset()
 
 
-def parse(arguments: Sequence[str], *, program: str, positional: str = "", of_run: bool = False) -> CommandLine:
+def parse(
+    arguments: Sequence[str],
+    *,
+    program: str,
+    positional: str = "",
+    of_run: bool = False,
+    flags: Mapping[str, str] = MappingProxyType({}),
+) -> CommandLine:
     """Read a command line: `--config FILE`, `--section.key VALUE`, flags; with `--resume` the run's own configuration.
 
-    `positional` names what the program takes besides (shown by `--help`); empty = nothing. With `of_run` a model that
-    a run wrote comes with that run's configuration, where no file is given. Exits 0 after `--help`.
+    `positional` names what the program takes besides (shown by `--help`), empty = nothing; `flags` are the program's
+    own without a value, each with its meaning. With `of_run` a model that a run wrote comes with that run's
+    configuration, where no file is given. Exits 0 after `--help`.
     Raises `UserError` for anything it does not know.
     """
-    options, flags, rest = _split(arguments)
-    if "--help" in flags:
-        print(usage(program, positional))
+    options, given, rest = _split(arguments, flags)
+    if "--help" in given:
+        print(usage(program, positional, flags))
         raise SystemExit(0)
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}: keys are set as --section.key VALUE; --help lists them")
@@ -59,12 +69,13 @@ def parse(arguments: Sequence[str], *, program: str, positional: str = "", of_ru
         file = _configuration_of(overrides.get("model.path", ""))
     values = read_toml(Path(file)) if file is not None else {} if overrides.get("model.path") else read_toml(DEMO)
     config = resolve(layered(values, overrides))
-    if "--resume" in flags and file is None:
+    if "--resume" in given and file is None:
         saved = config.folder / "config.toml"
         if not saved.exists():
             raise UserError(f"nothing to resume: {saved} does not exist; check --name, or leave --resume out")
         config = resolve(layered(read_toml(saved), overrides))
-    return CommandLine(config, "--resume" in flags, "--dry-run" in flags, tuple(rest))
+    own = frozenset(given & flags.keys())
+    return CommandLine(config, "--resume" in given, "--dry-run" in given, tuple(rest), own)
 
 
 def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -83,14 +94,14 @@ def _configuration_of(model: str) -> str | None:
     return None
 
 
-def _split(arguments: Sequence[str]) -> tuple[dict[str, str], set[str], list[str]]:
+def _split(arguments: Sequence[str], own: Container[str] = ()) -> tuple[dict[str, str], set[str], list[str]]:
     """`--key VALUE` and `--key=VALUE`, flags without a value, and the rest."""
     options, flags, rest = {}, set(), []
     remaining = list(arguments)
     while remaining:
         word = remaining.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        if word in ("--resume", "--dry-run", "--help", "-h"):
+        if word in ("--resume", "--dry-run", "--help", "-h") or word in own:
             flags.add("--help" if word == "-h" else word)
         elif not word.startswith("--"):
             rest.append(word)
@@ -102,13 +113,13 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], set[str], list[str
     return options, flags, rest
 
 
-def usage(program: str, positional: str = "") -> str:
+def usage(program: str, positional: str = "", own: Mapping[str, str] = MappingProxyType({})) -> str:
     """The `--help` text: flags, then every key with its choices, default and meaning."""
     lines = [
         f"usage: python -m {program} {positional} [--config FILE] [--section.key VALUE ...]".replace("  ", " "),
         "",
     ]
-    lines += [f"  {flag:<15} {text}" for flag, text in FLAGS.items()]
+    lines += [f"  {flag:<15} {text}" for flag, text in (FLAGS | dict(own)).items()]
     for _, title, keys in sections():
         lines += ["", f"{title}:"]
         for key in keys:

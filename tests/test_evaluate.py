@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.structures import WORKFLOWS
 from fastgrpo import evaluate, solve
 from fastgrpo.cli import CommandLine
 from fastgrpo.config import Config, resolve
 from fastgrpo.engine import engine as engine_module
 from fastgrpo.errors import UserError
+from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.tasks import Task
 from fastgrpo.types import Group, Result, Reward, Rollout
 
