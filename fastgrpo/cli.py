@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from uvloop import new_event_loop
 
@@ -28,6 +28,7 @@ FLAGS = {
 }
 
 
+Value = TypeVar("Value")
 SHORT = {"model": "model.path", "dataset": "data.dataset", "reward": "data.reward"}
 DEMO = Path(__file__).with_name("demo.toml")
 
@@ -135,7 +136,7 @@ def sections() -> Iterator[tuple[str, str, list[Key]]]:
         yield section, title, [key for key in KEYS.values() if key.name.rpartition(".")[0] == section]
 
 
-def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a program's coroutine under uvloop."""
+def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
+    """Run a program's coroutine under uvloop and return what it does."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(main())
+        return runner.run(main())

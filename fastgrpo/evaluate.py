@@ -217,19 +217,19 @@ async def evaluate_model(
         return await evaluate(engine, environment, load_chat(model, config.model), problems, config, stage)
 
 
-async def compare(config: Config, models: Mapping[str, str]) -> list[EvalRow]:
-    """The rows of every fixed workflow and of each of the `models` on the held-out problems.
+async def compare(config: Config, models: Mapping[str, str], *, controls: bool = True) -> list[EvalRow]:
+    """The rows of every fixed workflow, with `controls`, and of each of the `models` on the held-out problems.
 
     Raises UserError where the task has no workflows, or where nothing could be measured.
     """
     task = task_of(config)
     if not task.distilled:
-        raise UserError("--baselines are fixed workflows: leave task and data.reward as they are by default")
+        raise UserError("fixed workflows answer problems with tests: leave task and data.reward as they are by default")
     # A cached answer costs nothing and takes no time.
     config = msgspec.structs.replace(config, workers=msgspec.structs.replace(config.workers, cache_dir=""))
     train, held_out = task.load_problems(config)
     async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
-        rows = await baselines(environment, train, held_out, config)
+        rows = await baselines(environment, train, held_out, config) if controls else []
         for stage, model in models.items():
             rows += await evaluate_model(model, environment, held_out, config, stage)
     return _measured(rows, held_out)

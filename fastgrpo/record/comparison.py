@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 from matplotlib.figure import Figure
 
 from fastgrpo.errors import UserError
-from fastgrpo.record.problem_statistics import by_problem, interval
-from fastgrpo.record.report_figures import svg
+from fastgrpo.record.problem_statistics import by_problem, interval, thirds
+from fastgrpo.record.report_figures import THIRDS, svg
 
 Row = Mapping[str, Any]
 # Metric, heading, scale, decimals.
@@ -29,19 +30,21 @@ COLUMNS = (
 def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str = "") -> str:
     """`name`.jsonl, .md and .svg in `folder` from rows {stage, problem_id, dataset, solved, worker_tokens, ...}.
 
-    Returns the Markdown: a table of all problems, of each data set where there are several, then `more`.
+    `name`-tests.svg has public against hidden pass rates. Returns the Markdown: a table of all problems, of each data
+    set where there are several, then `more` and the table of public against hidden pass rates.
     Raises UserError where the folder cannot be written.
     """
-    text = "\n".join([*_tables(rows), more])
+    text = "\n".join([*_tables(rows), more, f"## Public against hidden tests\n\n{gap_table(rows)}"])
     files = {
-        "jsonl": "".join(msgspec.json.encode(row).decode() + "\n" for row in rows),
-        "md": text,
-        "svg": cost_figure(rows),
+        ".jsonl": "".join(msgspec.json.encode(row).decode() + "\n" for row in rows),
+        ".md": text,
+        ".svg": cost_figure(rows),
+        "-tests.svg": gap_figure(rows),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for ending, content in files.items():
-            (folder / f"{name}.{ending}").write_text(content, encoding="utf-8")
+            (folder / f"{name}{ending}").write_text(content, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; free space or set --runs") from error
     return text
@@ -104,6 +107,44 @@ def gains(rows: Sequence[Row], reference: str) -> str:
 def _pairs(rows: Sequence[Row], stage: str, reference: str, key: str) -> list[tuple[float, float]]:
     ours, theirs = by_problem(rows, stage, key), by_problem(rows, reference, key)
     return [(ours[problem], theirs[problem]) for problem in sorted(ours.keys() & theirs.keys())]
+
+
+def gap_table(rows: Sequence[Row]) -> str:
+    """Pass rates of public and of hidden tests, and by how many points they differ, for each third of difficulty."""
+    lines = [["", "problems", "public, %", "hidden, %", "public - hidden, points", "complexity", "texts"]]
+    for stage in stages_of(rows):
+        for part, problems in zip(THIRDS, thirds(rows), strict=True):
+            some = [row for row in rows if row["stage"] == stage and row["problem_id"] in problems]
+            pairs = _tested(some, stage)
+            if pairs:
+                public, hidden = ([100 * value for value in column] for column in zip(*pairs, strict=True))
+                gap = spread([p - h for p, h in zip(public, hidden, strict=True)], 1)
+                complexity = by_problem(some, stage, "complexity").values()
+                weight = f"{np.mean(list(complexity)):.2f}" if complexity else ""
+                texts = str(len({row["workflow"] for row in some}))
+                lines.append([stage, part, f"{np.mean(public):.1f}", f"{np.mean(hidden):.1f}", gap, weight, texts])
+    return markdown(lines)
+
+
+def _tested(rows: Sequence[Row], stage: str) -> list[tuple[float, float]]:
+    """(public, hidden) pass rate of each problem."""
+    public, hidden = (by_problem(rows, stage, key) for key in ("public_pass_rate", "pass_rate"))
+    return [(public[problem], hidden[problem]) for problem in sorted(public.keys() & hidden.keys())]
+
+
+def gap_figure(rows: Sequence[Row]) -> str:
+    """Public less hidden pass rate in points over the thirds of difficulty, a line for each stage: an SVG."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for stage in stages_of(rows):
+            parts = [_tested([row for row in rows if row["problem_id"] in part], stage) for part in thirds(rows)]
+            gaps = [100 * float(np.mean([p - h for p, h in pairs])) if pairs else np.nan for pairs in parts]
+            axes.plot(THIRDS, gaps, marker="o", label=stage)
+        axes.set(ylabel="public - hidden pass rate, points")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return svg(9, 3.4, draw)
 
 
 def cost_figure(rows: Sequence[Row]) -> str:
