@@ -115,7 +115,7 @@ def test_the_flag_is_the_programs_own() -> None:
     given = ["--baselines", "--seed", "3"]
     command = parse(given, program="fastgrpo.evaluate", flags={"--baselines": "compare"})
     assert (command.flags, command.config.seed) == ({"--baselines"}, 3)
-    with pytest.raises(UserError, match="unexpected argument '3'|--baselines"):
+    with pytest.raises(UserError, match="unexpected argument '3'"):
         parse(given, program="fastgrpo.train")
 
 
