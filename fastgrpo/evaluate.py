@@ -13,7 +13,7 @@ import math
 import random
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
     """Means over `rows`: the reward, and each of the environment's metrics over the rows that have it.
 
     Where the rows have a `complexity`, also its means on the easiest and on the hardest third of the problems; where
-    they have workers' calls, how the policy adapts to the problem (`fastgrpo.flow.adaptivity`).
+    they have what was `spent` in single calls, how the policy adapts to the problem (`fastgrpo.flow.adaptivity`): in
+    tokens one call to the worker costs more where the problem is harder, and would already count as adapting.
     """
     if not rows:
         return {}
@@ -136,7 +137,7 @@ def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
     names = dict.fromkeys(name for row in rows for name in row.metrics)
     means = {name: statistics.fmean(row.metrics[name] for row in rows if name in row.metrics) for name in names}
     means["reward"] = statistics.fmean(row.reward for row in rows)
-    return means | _by_difficulty(rows) | adaptivity(observed_of(plain))
+    return means | _by_difficulty(rows) | adaptivity(observed_of(plain, "spent"))
 
 
 def _by_difficulty(rows: Sequence[EvalRow]) -> dict[str, float]:
@@ -244,8 +245,15 @@ def _measured(rows: list[EvalRow], problems: Sequence[Any]) -> list[EvalRow]:
 def write_rows(folder: Path, name: str, rows: Sequence[EvalRow]) -> str:
     """The comparison of the rows' stages in `folder` (`write_comparison`); returns its Markdown."""
     plain = [row.plain() for row in rows]
-    more = [f"## What is gained, and what it costs\n\n{gains(plain, ALONE)}"] if ALONE in stages_of(plain) else []
-    return write_comparison(folder, name, plain, "\n".join([*more, _adaptivity(plain)]))
+    return write_comparison(folder, name, plain, "\n".join([*_gains(plain), _adaptivity(plain)]))
+
+
+def _gains(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table for each worker: stages of several begin with its name."""
+    for alone in stages_of(rows):
+        if alone.endswith(ALONE):
+            own = [row for row in rows if row["stage"].startswith(alone.removesuffix(ALONE))]
+            yield f"## What is gained over {alone}, and what it costs\n\n{gains(own, alone)}"
 
 
 def _adaptivity(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -121,7 +121,7 @@ def test_the_flag_is_the_programs_own() -> None:
 
 def test_how_the_policy_adapts_is_in_the_summary() -> None:
     def row(number: int, calls: float) -> evaluate.EvalRow:
-        metrics = {"pass_rate": 1.0, "worker_tokens": 100 * calls}
+        metrics = {"pass_rate": 1.0, "spent": calls, "worker_tokens": 100 * calls * (1 + number)}
         code = WORKFLOWS["generate" if calls == 1 else "until passed"]
         problem = {"problem_id": f"p{number}", "difficulty": number / 9}
         return evaluate.EvalRow(stage="grpo", status="ok", reward=1.0, metrics=metrics, workflow=code, **problem)

@@ -105,7 +105,9 @@ def test_another_worker_answers_the_same_policy(stubs: Stubs, tmp_path: Path) ->
     assert stubs.trained == []
     asked = [(run.workers.model, run.workers.others, models) for run, models, _ in stubs.compared]
     assert asked == [("one", {}, {"policy": "policy"}), ("two", {}, {"policy": "policy"})]
-    assert "| small: policy |" in text
+    assert (
+        "| small: policy | 0.0 [0.0, 0.0] | 1.00 |" in text.partition("## What is gained over small: worker alone")[2]
+    )
 
 
 def test_a_swap_needs_another_worker(stubs: Stubs, tmp_path: Path) -> None:
