@@ -1,4 +1,4 @@
-# make train | make test | make bench | make lint: each does all the set-up it needs, once, into .venv.
+# make train | make real | make test | make bench | make lint: each does all the set-up it needs, once, into .venv.
 # ARGS goes to the program: make train ARGS="--grpo.steps 10". PYTHON is the interpreter that .venv is made from.
 PYTHON ?= python3
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -7,7 +7,7 @@ PY := .venv/bin/python
 PACKAGES := .venv/packages-$(EXTRA)
 READY := .venv/ready-$(EXTRA)
 
-.PHONY: setup train test bench lint doctor sanitize
+.PHONY: setup train real test bench lint doctor sanitize
 
 # Warnings of the jail's C code are errors here, not on a user's unknown compiler.
 export FASTGRPO_WERROR := 1
@@ -17,6 +17,15 @@ setup: $(READY)
 
 train: $(READY)
 	$(PY) -m fastgrpo.train $(ARGS)
+
+# A policy against a real worker that is served meanwhile, then both beside fixed workflows: 20 minutes on two cores.
+# WORKER is a Hugging Face folder, or a name on the hub.
+WORKER ?= Qwen/Qwen2.5-Coder-0.5B-Instruct
+
+real: $(READY)
+	$(PY) -m fastgrpo.serve_worker --model $(WORKER) --max-model-len 2048 -- sh -ec '\
+	$(PY) -m fastgrpo.train --config examples/real.toml $(ARGS); \
+	$(PY) -m fastgrpo.evaluate --baselines --model "$$(ls -d runs/real/checkpoints/step-* | tail -1)"'
 
 test: lint
 	$(PY) -m pytest $(ARGS)

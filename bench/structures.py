@@ -20,56 +20,12 @@ from rich.table import Table
 
 from fastgrpo.config import RewardWeights
 from fastgrpo.flow import problems as data
+from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.reward import group_rewards, spent_calls
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo_sandbox import SandboxPool
-
-_BODIES = {
-    "generate": "return await generate(problem)",
-    "until passed": """for _ in range(4):
-        code = await generate(problem)
-        if (await test(problem, code, retries=0)).passed:
-            break
-    return code""",
-    "3 generate, first passed": """for code in await asyncio.gather(*[generate(problem) for _ in range(3)]):
-        if (await test(problem, code, retries=0)).passed:
-            break
-    return code""",
-    "small until passed, then large": """for _ in range(2):
-        code = await generate(problem, worker="small")
-        if (await test(problem, code, retries=0)).passed:
-            return code
-    return await generate(problem)""",
-    "plan, until passed": """plan = await custom(problem.prompt, "Plan.")
-    for _ in range(4):
-        code = await generate(problem, plan)
-        if (await test(problem, code, retries=0)).passed:
-            break
-    return code""",
-    "generate, review, revise": """code = await generate(problem)
-    notes = await review(problem, code)
-    if not notes.ok:
-        code = await revise(problem, code, notes.feedback)
-    return code""",
-    "generate, test": """code = await generate(problem)
-    result = await test(problem, code)
-    return result.code""",
-    "3 generate, ensemble": """codes = await asyncio.gather(*[generate(problem) for _ in range(3)])
-    return await ensemble(problem, codes)""",
-    "3 generate, ensemble, test": """codes = await asyncio.gather(*[generate(problem) for _ in range(3)])
-    code = await ensemble(problem, codes)
-    result = await test(problem, code)
-    return result.code""",
-    "generate, test, review, revise": """code = await generate(problem)
-    result = await test(problem, code)
-    notes = await review(problem, result.code)
-    if not notes.ok:
-        return await revise(problem, result.code, notes.feedback)
-    return result.code""",
-}
-WORKFLOWS = {name: f"async def workflow(problem):\n    {body}" for name, body in _BODIES.items()}
 
 
 class Row(NamedTuple):
@@ -81,11 +37,6 @@ class Row(NamedTuple):
     calls: float
     spent: float
     latency_s: float
-
-
-def completion(code: str) -> str:
-    """The code in the policy's format."""
-    return f"<think>Let me see.</think>\n```python\n{code}\n```"
 
 
 def thirds(problems: list[Problem]) -> list[list[Problem]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 from uvloop import new_event_loop
 
@@ -27,6 +28,7 @@ FLAGS = {
 }
 
 
+Value = TypeVar("Value")
 SHORT = {"model": "model.path", "dataset": "data.dataset", "reward": "data.reward"}
 DEMO = Path(__file__).with_name("demo.toml")
 
@@ -38,18 +40,27 @@ class CommandLine(NamedTuple):
     resume: bool
     dry_run: bool
     arguments: tuple[str, ...]
+    flags: frozenset[str] = frozenset()
 
 
-def parse(arguments: Sequence[str], *, program: str, positional: str = "", of_run: bool = False) -> CommandLine:
+def parse(
+    arguments: Sequence[str],
+    *,
+    program: str,
+    positional: str = "",
+    of_run: bool = False,
+    flags: Mapping[str, str] = MappingProxyType({}),
+) -> CommandLine:
     """Read a command line: `--config FILE`, `--section.key VALUE`, flags; with `--resume` the run's own configuration.
 
-    `positional` names what the program takes besides (shown by `--help`); empty = nothing. With `of_run` a model that
-    a run wrote comes with that run's configuration, where no file is given. Exits 0 after `--help`.
+    `positional` names what the program takes besides (shown by `--help`), empty = nothing; `flags` are the program's
+    own without a value, each with its meaning. With `of_run` a model that a run wrote comes with that run's
+    configuration, where no file is given. Exits 0 after `--help`.
     Raises `UserError` for anything it does not know.
     """
-    options, flags, rest = _split(arguments)
-    if "--help" in flags:
-        print(usage(program, positional))
+    options, given, rest = _split(arguments, flags)
+    if "--help" in given:
+        print(usage(program, positional, flags))
         raise SystemExit(0)
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}: keys are set as --section.key VALUE; --help lists them")
@@ -59,12 +70,13 @@ def parse(arguments: Sequence[str], *, program: str, positional: str = "", of_ru
         file = _configuration_of(overrides.get("model.path", ""))
     values = read_toml(Path(file)) if file is not None else {} if overrides.get("model.path") else read_toml(DEMO)
     config = resolve(layered(values, overrides))
-    if "--resume" in flags and file is None:
+    if "--resume" in given and file is None:
         saved = config.folder / "config.toml"
         if not saved.exists():
             raise UserError(f"nothing to resume: {saved} does not exist; check --name, or leave --resume out")
         config = resolve(layered(read_toml(saved), overrides))
-    return CommandLine(config, "--resume" in flags, "--dry-run" in flags, tuple(rest))
+    own = frozenset(given & flags.keys())
+    return CommandLine(config, "--resume" in given, "--dry-run" in given, tuple(rest), own)
 
 
 def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -83,14 +95,14 @@ def _configuration_of(model: str) -> str | None:
     return None
 
 
-def _split(arguments: Sequence[str]) -> tuple[dict[str, str], set[str], list[str]]:
+def _split(arguments: Sequence[str], own: Container[str] = ()) -> tuple[dict[str, str], set[str], list[str]]:
     """`--key VALUE` and `--key=VALUE`, flags without a value, and the rest."""
     options, flags, rest = {}, set(), []
     remaining = list(arguments)
     while remaining:
         word = remaining.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        if word in ("--resume", "--dry-run", "--help", "-h"):
+        if word in ("--resume", "--dry-run", "--help", "-h") or word in own:
             flags.add("--help" if word == "-h" else word)
         elif not word.startswith("--"):
             rest.append(word)
@@ -102,13 +114,13 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], set[str], list[str
     return options, flags, rest
 
 
-def usage(program: str, positional: str = "") -> str:
+def usage(program: str, positional: str = "", own: Mapping[str, str] = MappingProxyType({})) -> str:
     """The `--help` text: flags, then every key with its choices, default and meaning."""
     lines = [
         f"usage: python -m {program} {positional} [--config FILE] [--section.key VALUE ...]".replace("  ", " "),
         "",
     ]
-    lines += [f"  {flag:<15} {text}" for flag, text in FLAGS.items()]
+    lines += [f"  {flag:<15} {text}" for flag, text in (FLAGS | dict(own)).items()]
     for _, title, keys in sections():
         lines += ["", f"{title}:"]
         for key in keys:
@@ -124,7 +136,7 @@ def sections() -> Iterator[tuple[str, str, list[Key]]]:
         yield section, title, [key for key in KEYS.values() if key.name.rpartition(".")[0] == section]
 
 
-def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a program's coroutine under uvloop."""
+def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
+    """Run a program's coroutine under uvloop and return what it does."""
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(main())
+        return runner.run(main())

@@ -64,6 +64,7 @@ class Data(Section, frozen=True):
         str,
         Meta(description="reward functions in TRL's form, module:function, with commas; empty = the task's own"),
     ] = ""
+    problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by seed; 0 = all")] = 0
     instruction: Annotated[
         Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")
     ] = "full"
@@ -281,6 +282,7 @@ class Eval(Section, frozen=True):
 
     samples: Annotated[int, Meta(ge=1, description="workflows sampled for each problem")] = 4
     temperature: Annotated[float, Meta(ge=0, le=2, description="sampling temperature; 0 = greedy")] = 1.0
+    drafts: Annotated[int, Meta(ge=2, le=8, description="drafts of the fixed workflows that draw several")] = 4
 
 
 class Checkpoint(Section, frozen=True):

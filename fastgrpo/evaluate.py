@@ -1,13 +1,19 @@
-"""Evaluation on problems that were never trained on: `python -m fastgrpo.evaluate --model PATH`."""
+"""Evaluation on problems that were never trained on: `python -m fastgrpo.evaluate --model PATH`.
+
+With `--baselines` fixed workflows answer the same problems through the same environment, the policy beside them where a
+model is named.
+"""
 
 from __future__ import annotations
 
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
 import logging
+import math
+import random
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +22,29 @@ import msgspec
 
 from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
+from fastgrpo.config_files import read_toml
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine.engine import Engine, open_engine
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
+from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
+from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.types import Problem
+from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
+from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds
+from fastgrpo.report import adaptivity_table
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import Sampling, collect
 from fastgrpo.tasks import task_of
+from fastgrpo.types import Group, Rollout
 
 log = logging.getLogger(__name__)
+BASELINES = "--baselines"
 
 
 class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +59,12 @@ class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
     reward: float
     metrics: dict[str, float]
     difficulty: float | None = None
+    dataset: str = ""
     workflow: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """The fields, and the metrics beside them."""
+        return self.metrics | msgspec.structs.asdict(self)
 
 
 async def evaluate(
@@ -64,24 +84,43 @@ async def evaluate(
         seed=config.seed + 7_919,
         ranks=config.engine.tensor_parallel,
     )
+    return _of_all_ranks(rows_of(groups, stage))
+
+
+def rows_of(groups: Sequence[Group], stage: str) -> list[EvalRow]:
+    """A row for each rollout with a result; how many have none, and why, is said.
+
+    A `latency_seconds` among the metrics is the environment's: the seconds of writing are added to it.
+    """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     if failed := sum(rollout.reward is None for rollout in rollouts):
         reason = first_failure(groups)
         log.warning("%d of %d rollouts are left out of the evaluation: %s", failed, len(rollouts), reason)
-    rows = [
+    return [
         EvalRow(
             stage=stage,
             problem_id=group.problem.id,
             status=rollout.result.status,
             reward=rollout.reward.total,
-            metrics=rollout.result.metrics,
+            metrics=_with_writing(rollout),
             difficulty=getattr(group.problem, "difficulty", None),
+            dataset=getattr(group.problem, "dataset", ""),
             workflow=rollout.result.record.get("workflow") or rollout.completions[-1],
         )
         for group in groups
         for rollout in group.rollouts
         if rollout.reward is not None
     ]
+
+
+def _with_writing(rollout: Rollout) -> dict[str, float]:
+    metrics = rollout.result.metrics
+    if "latency_seconds" not in metrics:
+        return metrics
+    return metrics | {"latency_seconds": metrics["latency_seconds"] + rollout.writing_s}
+
+
+def _of_all_ranks(rows: list[EvalRow]) -> list[EvalRow]:
     return [row for share in gather_all(rows, "the other ranks' evaluation") for row in share]
 
 
@@ -89,7 +128,8 @@ def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
     """Means over `rows`: the reward, and each of the environment's metrics over the rows that have it.
 
     Where the rows have a `complexity`, also its means on the easiest and on the hardest third of the problems; where
-    they have workers' calls, how the policy adapts to the problem (`fastgrpo.flow.adaptivity`).
+    they have what was `spent` in single calls, how the policy adapts to the problem (`fastgrpo.flow.adaptivity`): in
+    tokens one call to the worker costs more where the problem is harder, and would already count as adapting.
     """
     if not rows:
         return {}
@@ -97,7 +137,7 @@ def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
     names = dict.fromkeys(name for row in rows for name in row.metrics)
     means = {name: statistics.fmean(row.metrics[name] for row in rows if name in row.metrics) for name in names}
     means["reward"] = statistics.fmean(row.reward for row in rows)
-    return means | _by_difficulty(rows) | adaptivity(observed_of(plain))
+    return means | _by_difficulty(rows) | adaptivity(observed_of(plain, "spent"))
 
 
 def _by_difficulty(rows: Sequence[EvalRow]) -> dict[str, float]:
@@ -133,30 +173,122 @@ def read_rows(path: Path) -> list[EvalRow]:
     return msgspec.json.decode(path.read_bytes(), type=list[EvalRow]) if path.exists() else []
 
 
+async def baselines(
+    environment: WorkflowEnvironment | None, train: Sequence[Problem], held_out: Sequence[Problem], config: Config
+) -> list[EvalRow]:
+    """Every fixed workflow on `held_out`, `eval.samples` of each problem; collective over the ranks.
+
+    The best one is chosen by its mean reward, one sample each, on as many of the `train` problems as are held out.
+    """
+
+    async def measure(stage: str, control: Control, problems: Sequence[Problem], samples: int) -> list[EvalRow]:
+        share = problems[replica_share(config.engine.tensor_parallel)]
+        groups = []
+        if environment is not None:
+            groups = await run_control(environment, share, control, samples=samples, seed=config.seed)
+        return _of_all_ranks(rows_of(groups, stage))
+
+    tried, rewards = random.Random(f"{config.seed}/best").sample(train, min(len(train), len(held_out))), {}
+    for name, code in candidates(config.eval.drafts).items():
+        rewards[name] = summary(await measure(name, always(code), tried, 1)).get("reward", -math.inf)
+    best = max(rewards, key=lambda name: rewards[name])
+    controls = {name: always(code) for name, code in fixed_workflows(config.eval.drafts).items()}
+    controls[RANDOM] = drawn(names_of(environment.worker) if environment else ())
+    chosen = f"best on training problems: {best}"
+    controls[chosen] = always(candidates(config.eval.drafts)[best])
+    return [row for name, each in controls.items() for row in await measure(name, each, held_out, config.eval.samples)]
+
+
+def policies(model: str) -> dict[str, str]:
+    """The folders to evaluate by what they are: beside a model after RL also the one that its run began from."""
+    for folder in Path(model).resolve().parents[:2]:
+        if (folder / "config.toml").is_file():
+            start = Path(read_toml(folder / "config.toml").get("model.path") or folder / "sft")
+            if start.name == "sft" and start.is_dir():
+                after = {} if start.resolve() == Path(model).resolve() else {"SFT + RL": model}
+                return {"SFT only": str(start), **after}
+    return {"policy": model}
+
+
+async def evaluate_model(
+    model: str, environment: Environment, problems: Sequence[Any], config: Config, stage: str
+) -> list[EvalRow]:
+    """`evaluate` of the Hugging Face folder `model`, in an engine of its own."""
+    with open_engine(config, Path(model)) as engine:
+        return await evaluate(engine, environment, load_chat(model, config.model), problems, config, stage)
+
+
+async def compare(config: Config, models: Mapping[str, str], *, controls: bool = True) -> list[EvalRow]:
+    """The rows of every fixed workflow, with `controls`, and of each of the `models` on the held-out problems.
+
+    Raises UserError where the task has no workflows, or where nothing could be measured.
+    """
+    task = task_of(config)
+    if not task.distilled:
+        raise UserError("fixed workflows answer problems with tests: leave task and data.reward as they are by default")
+    # A cached answer costs nothing and takes no time.
+    config = msgspec.structs.replace(config, workers=msgspec.structs.replace(config.workers, cache_dir=""))
+    train, held_out = task.load_problems(config)
+    async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
+        rows = await baselines(environment, train, held_out, config) if controls else []
+        for stage, model in models.items():
+            rows += await evaluate_model(model, environment, held_out, config, stage)
+    return _measured(rows, held_out)
+
+
+def _measured(rows: list[EvalRow], problems: Sequence[Any]) -> list[EvalRow]:
+    if problems and not rows:
+        raise UserError("nothing was evaluated: every rollout failed for the reason above, which is not the model's")
+    return rows
+
+
+def write_rows(folder: Path, name: str, rows: Sequence[EvalRow]) -> str:
+    """The comparison of the rows' stages in `folder` (`write_comparison`); returns its Markdown."""
+    plain = [row.plain() for row in rows]
+    return write_comparison(folder, name, plain, "\n".join([*_gains(plain), _adaptivity(plain)]))
+
+
+def _gains(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A table for each worker: stages of several begin with its name."""
+    for alone in stages_of(rows):
+        if alone.endswith(ALONE):
+            own = [row for row in rows if row["stage"].startswith(alone.removesuffix(ALONE))]
+            yield f"## What is gained over {alone}, and what it costs\n\n{gains(own, alone)}"
+
+
+def _adaptivity(rows: Sequence[Mapping[str, Any]]) -> str:
+    table = adaptivity_table(rows)
+    return f"## How the workflows follow the query\n\n{markdown(table)}" if len(table) > 1 else ""
+
+
+async def _baselines(config: Config) -> None:
+    rows = await compare(config, policies(config.model.path) if config.model.path else {})
+    if rank_and_world()[0] == 0:
+        print(write_rows(config.folder, "baselines", rows))
+
+
 async def _main(config: Config) -> None:
     if not config.model.path:
         raise UserError("evaluate needs --model PATH: a Hugging Face folder, such as a checkpoint of a run")
     task = task_of(config)
     _, held_out = task.load_problems(config)
     async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
-        with open_engine(config, Path(config.model.path)) as engine:
-            chat = load_chat(config.model.path, config.model)
-            rows = await evaluate(engine, environment, chat, held_out, config, "evaluate")
-    if held_out and not rows:
-        raise UserError("nothing was evaluated: every rollout failed for the reason above, which is not the model's")
+        rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
     if rank_and_world()[0] == 0:
-        for name, value in summary(rows).items():
+        for name, value in summary(_measured(rows, held_out)).items():
             print(f"{name:16} {value:.4f}")
 
 
 def main() -> None:
-    """Evaluate `--model PATH` on the held-out problems and print the means."""
-    command = parse(sys.argv[1:], program="fastgrpo.evaluate", of_run=True)
+    """Evaluate `--model PATH` on the held-out problems and print the means, or compare with `--baselines`."""
+    flag = {BASELINES: "compare with fixed workflows; --model may be left out"}
+    command = parse(sys.argv[1:], program="fastgrpo.evaluate", of_run=True, flags=flag)
     if command.dry_run:
         return print_plan(command.config)
     require_ready()
+    program = _baselines if BASELINES in command.flags else _main
     with joined_ranks(command.config.engine.tensor_parallel):
-        run_async(lambda: _main(command.config))
+        run_async(lambda: program(command.config))
 
 
 if __name__ == "__main__":

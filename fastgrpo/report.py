@@ -161,12 +161,35 @@ def _evaluation(rows: Sequence[Row]) -> Iterator[str]:
         yield _section("Pass rate before and after", text, figures.pass_rate_figure(rows))
     if thirds(rows)[0]:
         yield from _spending(rows)
+    adapts = adaptivity_table(rows)
+    if len(adapts) > 1:
+        text = "Cost in single calls; 95% bootstrap intervals over problems. 1 and 0 are one cost for every query."
+        yield _section("How the workflows follow the query", text, _table(adapts))
     counts = Counter((row["stage"], row["status"]) for row in rows)
     stages, statuses = (sorted({key[i] for key in counts}, reverse=i == 0) for i in (0, 1))
     table = _table(
         [["stage", *statuses], *([stage, *(counts[stage, status] for status in statuses)] for stage in stages)]
     )
     yield _section("Outcomes", "How the sampled workflows ended.", table)
+
+
+def adaptivity_table(rows: Sequence[Row]) -> list[list[str]]:
+    """A head, then a line for each stage of `rows` {stage, problem_id, difficulty, workflow, metrics} that has enough.
+
+    The measures are those of `fastgrpo.flow.adaptivity`, by the cost in units of one call to the worker.
+    """
+    head = ["", "cost, hardest third over easiest", "information of difficulty about cost, nats"]
+    table = [[*head, "structures", "of the problems' commonest", "entropy of structures, nats"]]
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        found = adaptivity(observed_of([row for row in rows if row["stage"] == stage], "spent"))
+        if found:
+            spreads = [
+                f"{found[name]:.2f} [{found[f'{name}_low']:.2f}, {found[f'{name}_high']:.2f}]"
+                for name in ("cost_hard_over_easy", "cost_information")
+            ]
+            counts = [f"{found[name]:.0f}" for name in ("structures", "structures_by_problem")]
+            table.append([stage, *spreads, *counts, f"{found['structure_entropy']:.2f}"])
+    return table
 
 
 def _spending(rows: Sequence[Row]) -> Iterator[str]:

@@ -1,26 +1,28 @@
-"""A worker model of one's own: `python -m fastgrpo.serve_worker --model FOLDER [--port 8000]`.
+"""A worker model of one's own: `python -m fastgrpo.serve_worker --model FOLDER [--port 8000] [-- COMMAND ...]`.
 
 Starts vLLM's own OpenAI-compatible server with settings that fit this machine, says when it answers and which keys
-`[workers]` needs, and stops it on Ctrl-C. On a GPU it takes nine tenths of the memory: give it one that trains nothing
-(CUDA_VISIBLE_DEVICES).
+`[workers]` needs, and stops it on Ctrl-C, or after COMMAND, which then begins. On a GPU it takes nine tenths of the
+memory: give it one that trains nothing (CUDA_VISIBLE_DEVICES).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastgrpo.errors import UserError, run_program
 
 NAME = "worker"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 START_S = 900.0
 STOP_S = 20.0
 # Without a GPU: one GiB of cache instead of most of the memory, and no prefill in pieces, during which a request with a
@@ -29,9 +31,9 @@ _CPU_FLAGS = ("--max-num-seqs", "32", "--enforce-eager", "--no-enable-chunked-pr
 _CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
-def command_line(model: Path, port: int, max_model_len: int, *, gpu: bool) -> list[str]:
+def command_line(model: str, port: int, max_model_len: int, *, gpu: bool) -> list[str]:
     """The command that serves `model` to this machine alone; prompt and answer have `max_model_len` tokens together."""
-    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     address = ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)]
     length = str(max_model_len)
     return [*server, *address, "--max-model-len", length, *(() if gpu else (*_CPU_FLAGS, str(2 * max_model_len)))]
@@ -57,8 +59,11 @@ def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, *, within_
     raise UserError(f"vLLM's server did not answer on port {port} within {within_s:g} s: try a smaller model")
 
 
-def serve(command: list[str], variables: dict[str, str], port: int) -> int:
-    """Run the server until it ends or is interrupted; returns its exit status."""
+def serve(command: list[str], variables: dict[str, str], port: int, then: Sequence[str] = ()) -> int:
+    """Run the server until it ends or is interrupted; returns its exit status.
+
+    Once it answers `then` is run, where it is given: the server is stopped after it, and its exit status is returned.
+    """
     with subprocess.Popen(command, env=variables, start_new_session=True) as server:
         try:
             wait_until_it_answers(server, port, within_s=START_S)
@@ -67,7 +72,7 @@ def serve(command: list[str], variables: dict[str, str], port: int) -> int:
                 f'model = "{NAME}"\n',
                 flush=True,
             )
-            return server.wait()
+            return subprocess.call(then) if then else server.wait()
         finally:
             _stop(server)
 
@@ -86,16 +91,18 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     """Serve one model."""
     parser = argparse.ArgumentParser(prog="python -m fastgrpo.serve_worker", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face causal LM folder")
+    parser.add_argument("--model", required=True, help="Hugging Face causal LM: its folder, or its name on the hub")
     parser.add_argument("--port", type=int, default=8000, help="port on this machine (8000)")
     parser.add_argument("--max-model-len", type=int, default=4096, help="tokens of prompt + answer (4096)")
+    parser.add_argument("command", nargs="*", help="run this once the server answers, and stop the server after it")
     chosen = parser.parse_args()
-    if not (chosen.model / "config.json").is_file():
+    on_hub = HUB_NAME.fullmatch(chosen.model) and not Path(chosen.model).exists()
+    if not on_hub and not (Path(chosen.model) / "config.json").is_file():
         raise UserError(f"--model {chosen.model} is no Hugging Face folder: there is no config.json in it")
     gpu = os.path.exists("/dev/nvidiactl")
     command = command_line(chosen.model, chosen.port, chosen.max_model_len, gpu=gpu)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return serve(command, environment(os.environ, gpu=gpu), chosen.port)
+    return serve(command, environment(os.environ, gpu=gpu), chosen.port, chosen.command)
 
 
 if __name__ == "__main__":

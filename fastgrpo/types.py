@@ -42,7 +42,8 @@ class Rollout:
 
     `token_ids`, `loss_mask` and `logprobs` have one entry for each token; `loss_mask` is 1 where the policy wrote the
     token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `executions` has what the environment made of each
-    completion. `result` is there once the whole group has ended.
+    completion. `writing_s` seconds passed until the completions were there, beside all that the engine decoded with
+    them. `result` is there once the whole group has ended.
     """
 
     token_ids: list[int]
@@ -51,6 +52,7 @@ class Rollout:
     completions: list[str]
     executions: list[Any] = field(default_factory=list)
     truncated: bool = False
+    writing_s: float = 0.0
     result: Result = UNENDED
 
     @property

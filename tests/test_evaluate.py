@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench.structures import WORKFLOWS
 from fastgrpo import evaluate, solve
-from fastgrpo.cli import CommandLine
+from fastgrpo.cli import CommandLine, parse
 from fastgrpo.config import Config, resolve
 from fastgrpo.engine import engine as engine_module
 from fastgrpo.errors import UserError
+from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.tasks import Task
 from fastgrpo.types import Group, Result, Reward, Rollout
 
@@ -88,9 +88,40 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
         pass
 
 
+def test_fixed_workflows_belong_to_the_workflow_task() -> None:
+    with pytest.raises(UserError, match="fixed workflows answer problems with tests: leave task"):
+        asyncio.run(evaluate.compare(resolve({"task": "code"}), {}))
+
+
+def test_a_model_after_rl_is_shown_beside_its_start(tmp_path: Path) -> None:
+    checkpoint, start = tmp_path / "run/checkpoints/step-000003", tmp_path / "run/sft"
+    for folder in (checkpoint, start):
+        folder.mkdir(parents=True)
+    assert evaluate.policies(str(checkpoint)) == {"policy": str(checkpoint)}
+    (tmp_path / "run/config.toml").write_text("")
+    assert evaluate.policies(str(checkpoint)) == {"SFT only": str(start), "SFT + RL": str(checkpoint)}
+    assert evaluate.policies(str(start)) == {"SFT only": str(start)}
+
+
+def test_the_seconds_of_writing_are_part_of_the_latency() -> None:
+    ended = rollout("ok")
+    ended.result = Result(reward=Reward(total=0.5), metrics={"latency_seconds": 2.0})
+    ended.writing_s = 0.5
+    [row] = evaluate.rows_of([Group(PROBLEM, "prompt", [ended])], "stage")
+    assert row.metrics == {"latency_seconds": 2.5}
+
+
+def test_the_flag_is_the_programs_own() -> None:
+    given = ["--baselines", "--seed", "3"]
+    command = parse(given, program="fastgrpo.evaluate", flags={"--baselines": "compare"})
+    assert (command.flags, command.config.seed) == ({"--baselines"}, 3)
+    with pytest.raises(UserError, match="unexpected argument '3'"):
+        parse(given, program="fastgrpo.train")
+
+
 def test_how_the_policy_adapts_is_in_the_summary() -> None:
     def row(number: int, calls: float) -> evaluate.EvalRow:
-        metrics = {"pass_rate": 1.0, "spent": calls}
+        metrics = {"pass_rate": 1.0, "spent": calls, "worker_tokens": 100 * calls * (1 + number)}
         code = WORKFLOWS["generate" if calls == 1 else "until passed"]
         problem = {"problem_id": f"p{number}", "difficulty": number / 9}
         return evaluate.EvalRow(stage="grpo", status="ok", reward=1.0, metrics=metrics, workflow=code, **problem)

@@ -30,7 +30,7 @@ def free_port() -> int:
 
 
 def test_the_command_line_without_a_gpu() -> None:
-    command = command_line(Path("m"), 8001, 2048, gpu=False)
+    command = command_line("m", 8001, 2048, gpu=False)
     flags = " ".join(command[1:])
     assert flags == (
         "-m vllm.entrypoints.openai.api_server --model m --served-model-name worker --host 127.0.0.1 --port 8001 "
@@ -42,7 +42,7 @@ def test_the_command_line_without_a_gpu() -> None:
 
 
 def test_the_command_line_on_a_gpu_is_plain() -> None:
-    assert command_line(Path("m"), 8000, 4096, gpu=True)[-2:] == ["--max-model-len", "4096"]
+    assert command_line("m", 8000, 4096, gpu=True)[-2:] == ["--max-model-len", "4096"]
     assert environment({"A": "1"}, gpu=True) == {"A": "1"}
 
 
@@ -50,6 +50,23 @@ def test_a_server_is_waited_for_and_its_keys_are_said(capsys: pytest.CaptureFixt
     port = free_port()
     assert serve([sys.executable, "-c", ANSWERS_ONCE, str(port)], {}, port) == 0
     assert f'base_url = "http://127.0.0.1:{port}/v1"\nmodel = "worker"' in capsys.readouterr().out
+
+
+def test_a_command_runs_once_the_server_answers_which_then_stops(tmp_path: Path) -> None:
+    port, server = free_port(), [sys.executable, "-c", ANSWERS_ONCE + "import time; time.sleep(60)"]
+    note = [sys.executable, "-c", f"open({str(tmp_path / 'note')!r}, 'w'); raise SystemExit(7)"]
+    assert serve([*server, str(port)], {}, port, note) == 7
+    assert (tmp_path / "note").exists()
+
+
+def test_a_name_on_the_hub_is_left_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[object] = []
+    monkeypatch.setattr(serve_worker, "serve", lambda *given: served.extend(given) or 0)
+    monkeypatch.setattr(serve_worker.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["serve_worker", "--model", "Qwen/Qwen2.5-Coder-0.5B", "--", "train", "--x", "1"])
+    assert serve_worker.main() == 0
+    assert "Qwen/Qwen2.5-Coder-0.5B" in str(served[0])
+    assert served[3] == ["train", "--x", "1"]
 
 
 def test_a_server_that_ends_is_a_users_error() -> None:

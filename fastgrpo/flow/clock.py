@@ -14,16 +14,24 @@ class Clock:
     """A deadline of `limit_s` seconds that stands still while any task holds it stopped."""
 
     def __init__(self, limit_s: float) -> None:
-        self._left_s, self._stops, self._counted_to = limit_s, 0, 0.0
+        self._limit_s = self._left_s = limit_s
+        self._stops, self._counted_to = 0, 0.0
         self._deadline: asyncio.Timeout | None = None
 
     async def within(self, work: Awaitable[T]) -> T:
-        """The result of `work`. Raises `TimeoutError` where the clock runs out first."""
+        """The result of `work`, after which the clock stands still. Raises `TimeoutError` where it runs out first."""
         try:
             async with asyncio.timeout(self._left_s) as self._deadline:
                 return await work
         finally:
+            if self._deadline:
+                self._hold(self._deadline)
             self._deadline = None
+
+    @property
+    def counted_s(self) -> float:
+        """Seconds counted so far, while the clock stands still."""
+        return self._limit_s - self._left_s
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -31,8 +39,8 @@ class Clock:
         now = asyncio.get_running_loop().time
         if self._stops == 0:
             self._counted_to = now()
-            if self._deadline and (when := self._deadline.when()) is not None:
-                self._left_s = when - now()
+            if self._deadline:
+                self._hold(self._deadline)
             self._reschedule(None)
         self._stops += 1
         try:
@@ -47,6 +55,10 @@ class Clock:
         now = asyncio.get_running_loop().time()
         self._left_s -= now - max(now - seconds, self._counted_to)
         self._counted_to = now
+
+    def _hold(self, deadline: asyncio.Timeout) -> None:
+        if (when := deadline.when()) is not None:
+            self._left_s = when - asyncio.get_running_loop().time()
 
     def _reschedule(self, when: float | None) -> None:
         if self._deadline and not self._deadline.expired():

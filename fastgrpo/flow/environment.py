@@ -100,6 +100,7 @@ class WorkflowEnvironment:
             structure=structure_of(workflow.tree),
             calls=tuple(host.calls),
             seconds=time.perf_counter() - start,
+            latency_s=host.clock.counted_s,
         )
 
     async def _outcome(self, session: Session, clock: Clock) -> Outcome:
@@ -153,11 +154,13 @@ def result_of(
     metrics = {
         **metrics,
         "pass_rate": last.pass_rate,
+        "public_pass_rate": last.public_pass_rate,
         "solved": float(last.pass_rate == 1.0),
         "invalid": float(last.status == "invalid"),
         "worker_calls": float(sum(call.requests for call in calls)),
         "worker_tokens": float(sum(call.tokens for call in calls)),
         "worker_seconds": sum(call.seconds for call in calls),
+        "latency_seconds": sum(execution.latency_s for execution in executions),
         "worker_cost_usd": sum(call.cost_usd for call in [*calls, *wasted]),
     }
     if last.status != "invalid":

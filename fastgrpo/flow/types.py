@@ -73,7 +73,8 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     worker), which is left out of the group's baseline and never scored 0. `pass_rate` in [0, 1] is the share of the
     hidden tests passed; `feedback` holds public-test results only and may be shown to the policy. `calls` is the
     account of the workflow, in the order of arrival, `wasted` that of a first attempt which our own failure ended;
-    `structure` is the canonical form of its code (`structure_of`).
+    `structure` is the canonical form of its code (`structure_of`). `seconds` passed in all; `latency_s` leaves out the
+    wait for its turn and its scoring.
     """
 
     status: ExecutionStatus
@@ -88,6 +89,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     calls: tuple[WorkerCall, ...] = ()
     wasted: tuple[WorkerCall, ...] = ()
     seconds: float = 0.0
+    latency_s: float = 0.0
 
     @property
     def requests(self) -> int:

@@ -182,7 +182,7 @@ class Rollouts:
 
     async def _write(self, rollout: Rollout, seed: int) -> None:
         """One completion of the policy's, appended."""
-        sampling = self._sampling
+        sampling, begun = self._sampling, time.perf_counter()
         completion = await self._generator.complete(
             rollout.token_ids,
             deadline_s=sampling.deadline_s,
@@ -192,6 +192,7 @@ class Rollouts:
             stop_token_ids=self._chat.stop_token_ids,
         )
         _extend(rollout, completion.token_ids, 1, completion.logprobs)
+        rollout.writing_s += time.perf_counter() - begun
         rollout.truncated = completion.finish_reason == "length"
         rollout.completions.append(self._chat.text(completion.token_ids))
 

@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from bench.structures import WORKFLOWS
 from fastgrpo.flow.adaptivity import (
     Observed,
     adaptivity,
@@ -16,6 +15,7 @@ from fastgrpo.flow.adaptivity import (
     entropy,
     observed_of,
 )
+from fastgrpo.flow.baselines import WORKFLOWS
 
 
 def observed(cost: dict[int, float], problems: int = 60, samples: int = 4, noise: float = 0.0) -> list[Observed]:

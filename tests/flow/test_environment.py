@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
-from bench.structures import WORKFLOWS, completion
 from fastgrpo.flow import problems as data
+from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.types import Execution

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.structures import WORKFLOWS
+from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.types import Execution, WorkerCall
 from fastgrpo.types import Rollout

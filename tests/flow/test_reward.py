@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.structures import WORKFLOWS
 from fastgrpo.config import EfficiencyBy, RewardWeights
+from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.diversity import distinctness
 from fastgrpo.flow.names import OPERATORS

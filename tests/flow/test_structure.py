@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.structures import WORKFLOWS
+from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.flow.structure import structure_of, substructures
 
 

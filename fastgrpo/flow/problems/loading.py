@@ -22,11 +22,13 @@ T = TypeVar("T")
 def load_problems(config: Config) -> tuple[list[Problem], list[Problem]]:
     """(training, held-out) problems of all data sets; the splits follow `config.seed`, set by set.
 
+    Of each set `data.problems` are used, as `splitting.split` draws those held out: of all difficulties alike.
     Problems whose own solution fails are left out (`scoring.solvable`). Of a set with a larger weight problems come
     more than once among those to train on, of none less than once. Raises UserError.
     """
     first = rank_and_world()[0] == 0
     sets = gather_all(_usable_sets(config) if first else None, "the trial of the problems' solutions")[0]
+    sets = [_some(problems, config.data.problems, config.seed) for problems in sets]
     held_out = _of_each(config.data.held_out, sets, "data.held_out")
     weights = _of_each(config.data.weights, sets, "data.weights")
     parts = [split(problems, count, config.seed) for problems, count in zip(sets, held_out, strict=True)]
@@ -52,6 +54,10 @@ def _usable_sets(config: Config) -> list[list[Problem]]:
                 "%d of %d problems of %s have one test, which is public and hidden at once", shared, count, name
             )
     return sets
+
+
+def _some(problems: list[Problem], count: int, seed: int) -> list[Problem]:
+    return split(problems, count, seed)[1] if 0 < count < len(problems) else problems
 
 
 def _of_each(value: T | tuple[T, ...], sets: Sequence[object], key: str) -> tuple[T, ...]:

@@ -171,6 +171,16 @@ def test_several_sets_are_split_each_and_weighted(load: Load, trials: dict[str, 
         load_problems(settings(*files, held_out=(1, 2, 3)))
 
 
+def test_a_part_of_each_set_is_drawn_by_the_seed(load: Load, trials: dict[str, Trial], tmp_path: Path) -> None:
+    for name, count in (("a", 9), ("b", 3)):
+        load(*[OWN | {"id": f"{name}{n}"} for n in range(count)], name=f"{name}.jsonl")
+        trials |= {f"{name}{n}": Trial(True, 0.01) for n in range(count)}
+    files = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    train, held_out = load_problems(settings(*files, problems=4))
+    assert [sum(problem.dataset == name for problem in train + held_out) for name in "ab"] == [4, 3]
+    assert (train, held_out) == load_problems(settings(*files, problems=4))
+
+
 def test_an_id_in_two_sets_is_refused(load: Load, tmp_path: Path) -> None:
     load(OWN, name="a.jsonl")
     load(OWN, name="b.jsonl")

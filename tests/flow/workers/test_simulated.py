@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import pytest
 from msgspec.structs import replace
 
-from bench.structures import WORKFLOWS, completion
 from fastgrpo.config import RewardWeights
 from fastgrpo.flow import messages
 from fastgrpo.flow import problems as data
+from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.limits import WorkflowLimits

@@ -1,0 +1,149 @@
+"""The experiments: what each trains and measures, with which keys, and that nothing finished is done again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastgrpo import experiments
+from fastgrpo.config import Config, resolve
+from fastgrpo.config_files import flat, to_toml
+from fastgrpo.errors import UserError
+from fastgrpo.evaluate import EvalRow, save_rows
+from fastgrpo.experiments import EXPERIMENTS, perform
+
+
+class Stubs:
+    """Trainings and measurements that only leave their files."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.trained: list[tuple[Config, bool]] = []
+        self.compared: list[tuple[Config, dict[str, str], bool]] = []
+        monkeypatch.setattr(experiments, "train", self.train)
+        monkeypatch.setattr(experiments, "compare", self.compare)
+
+    def train(self, config: Config, *, resume: bool) -> None:
+        self.trained.append((config, resume))
+        config.folder.mkdir(parents=True, exist_ok=True)
+        (config.folder / "config.toml").write_text(to_toml(config))
+        save_rows(config.folder / "evaluation.json", rows("sft", "grpo"))
+        (config.folder / "report.html").write_text("")
+
+    async def compare(self, config: Config, models: dict[str, str], *, controls: bool = True) -> list[EvalRow]:
+        self.compared.append((config, models, controls))
+        return rows("worker alone", *models)
+
+
+def rows(*stages: str) -> list[EvalRow]:
+    metrics = {"solved": 1.0, "pass_rate": 0.5, "public_pass_rate": 0.75, "worker_tokens": 100.0, "complexity": 0.1}
+    return [
+        EvalRow(
+            stage=stage,
+            problem_id=f"p{number}",
+            status="ok",
+            reward=0.5,
+            metrics=metrics,
+            difficulty=number / 3,
+            dataset="humaneval",
+            workflow="async def workflow(problem):\n    return await generate(problem)",
+        )
+        for stage in stages
+        for number in range(3)
+    ]
+
+
+@pytest.fixture
+def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
+    return Stubs(monkeypatch)
+
+
+def config(tmp_path: Path, **keys: Any) -> Config:
+    return resolve({"runs": str(tmp_path)} | {name.replace("__", "."): value for name, value in keys.items()})
+
+
+def differing(one: Config, other: Config) -> dict[str, Any]:
+    """What `one` has otherwise than `other`, but for its folder."""
+    before = flat(other)
+    return {name: value for name, value in flat(one).items() if before[name] != value and name not in ("name", "runs")}
+
+
+def test_the_ablation_trains_twice_and_differs_by_the_reward_alone(stubs: Stubs, tmp_path: Path) -> None:
+    base = config(tmp_path)
+    text = perform("reward-ablation", base)
+    full, alone = (run for run, _ in stubs.trained)
+    assert differing(full, base) == {}
+    assert differing(alone, base) == {"reward.complexity": 0.0, "reward.efficiency": 0.0, "reward.diversity": 0.0}
+    assert [f"| {stage} |" in text for stage in ("SFT only", "full reward", "performance only")] == [True] * 3
+    folder = tmp_path / "experiments/reward-ablation"
+    names = ("results.md", "results.jsonl", "results.svg", "results-tests.svg")
+    assert all((folder / name).stat().st_size for name in names)
+
+
+def test_the_weights_are_swept_one_at_a_time(stubs: Stubs, tmp_path: Path) -> None:
+    base = config(tmp_path, reward__complexity=0.4, reward__efficiency=0.1)
+    perform("weights", base)
+    swept = [differing(run, base) for run, _ in stubs.trained]
+    assert swept[1:3] == [{"reward.complexity": 0.0}, {"reward.complexity": 0.8}]
+    assert swept[3:] == [{"reward.efficiency": 0.0}, {"reward.efficiency": 0.2}]
+
+
+def test_fine_tuning_alone_takes_no_step_of_rl(stubs: Stubs, tmp_path: Path) -> None:
+    base = config(tmp_path, data__dataset=("humaneval", "mbpp.json"), data__held_out=(131, 341))
+    text = perform("sft-subset", base)
+    [(run, _)] = stubs.trained
+    assert differing(run, base) == {"data.dataset": "humaneval", "data.held_out": 131, "grpo.steps": 0}
+    assert "SFT + RL" not in text
+    assert [(models, controls) for _, models, controls in stubs.compared] == [({}, True)]
+
+
+def test_another_worker_answers_the_same_policy(stubs: Stubs, tmp_path: Path) -> None:
+    endpoint = {"workers.kind": "openai", "workers.base_url": "http://localhost:1/v1", "workers.model": "one"}
+    other = {"workers.others.small.model": "two", "model.path": "policy"}
+    text = perform("worker-swap", resolve({"runs": str(tmp_path)} | endpoint | other))
+    assert stubs.trained == []
+    asked = [(run.workers.model, run.workers.others, models) for run, models, _ in stubs.compared]
+    assert asked == [("one", {}, {"policy": "policy"}), ("two", {}, {"policy": "policy"})]
+    assert (
+        "| small: policy | 0.0 [0.0, 0.0] | 1.00 |" in text.partition("## What is gained over small: worker alone")[2]
+    )
+
+
+def test_a_swap_needs_another_worker(stubs: Stubs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"add a table \[workers\.others\.NAME\]"):
+        perform("worker-swap", config(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["cost", "hacking"])
+def test_a_model_that_is_named_is_measured_and_not_trained(stubs: Stubs, tmp_path: Path, name: str) -> None:
+    perform(name, config(tmp_path, model__path="folder"))
+    assert stubs.trained == []
+    assert [(models, controls) for _, models, controls in stubs.compared] == [({"policy": "folder"}, name == "cost")]
+
+
+def test_public_and_hidden_pass_rates_are_told_by_difficulty(stubs: Stubs, tmp_path: Path) -> None:
+    text = perform("hacking", config(tmp_path, model__path="folder"))
+    assert "| policy | easiest third | 75.0 | 50.0 | 25.0 [25.0, 25.0] | 0.10 | 1 |" in text
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS.keys() - {"worker-swap", "cost", "hacking"}))
+def test_what_is_finished_is_not_done_again_and_what_was_cut_goes_on(stubs: Stubs, tmp_path: Path, name: str) -> None:
+    first = perform(name, config(tmp_path))
+    count, measured = len(stubs.trained), len(stubs.compared)
+    assert perform(name, config(tmp_path)) == first
+    assert (len(stubs.trained), len(stubs.compared)) == (count, measured)
+    (stubs.trained[-1][0].folder / "report.html").unlink()
+    perform(name, config(tmp_path))
+    assert [resume for _, resume in stubs.trained] == [False] * count + [True]
+
+
+def test_another_configuration_is_refused(stubs: Stubs, tmp_path: Path) -> None:
+    perform("sft-subset", config(tmp_path))
+    with pytest.raises(UserError, match="was made with another configuration"):
+        perform("sft-subset", config(tmp_path, seed=1))
+
+
+def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no experiment 'all': choose one of sft-subset, "):
+        perform("all", config(tmp_path))
