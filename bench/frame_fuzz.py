@@ -80,7 +80,7 @@ class Fuzzer:
         self.seen: Counter[str] = Counter()
         with mock.patch.object(cell, "bwrap_spec", return_value={}):
             self.cell = Cell(0, "run", (), 0, None, lambda _: None)
-        self.cell._transport = mock.create_autospec(asyncio.Transport, instance=True)
+        self.cell._transport = self.transport = mock.create_autospec(asyncio.Transport, instance=True)
 
     async def run(self, jobs: int) -> None:
         """Raises AssertionError where a frame reached more than its own job."""
@@ -88,7 +88,7 @@ class Fuzzer:
         for number in range(jobs):
             await self._job(self.rng.choice(list(PARCELS)))
             if number % 100 == 0:
-                self.cell._transport.reset_mock()  # type: ignore[attr-defined]
+                self.transport.reset_mock()
                 self._feed(neighbour.number, DATA, msgspec.msgpack.encode((number, "neighbour", {})))
                 await asyncio.sleep(0)
         assert not self.cell.lost

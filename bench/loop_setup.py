@@ -45,9 +45,9 @@ def settings(work: Workload, model: str, runs: str, steps: int, replicas: int = 
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    """The run's metrics, a row for each step."""
+    """The run's numbers, a row for each step."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "stage"} for row in rows]
+    return [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in rows]
 
 
 def run_steps(setup: Setup, keys: Sequence[str], steps: int) -> list[dict[str, float]]:

@@ -13,6 +13,7 @@ from fastgrpo.cli import CommandLine
 from fastgrpo.config import Config, resolve
 from fastgrpo.engine import engine as engine_module
 from fastgrpo.errors import UserError
+from fastgrpo.tasks import Task
 from fastgrpo.types import Group, Result, Reward, Rollout
 
 CONFIG = resolve({"model.path": "folder"})
@@ -34,7 +35,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
         return [Group(PROBLEM, "prompt", list(rollouts))]
 
     @asynccontextmanager
-    async def environment(config: Config):
+    async def environment(config: Config, log: object = None):
         yield None
 
     @contextmanager
@@ -43,10 +44,10 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
 
     for program in (evaluate, solve):
         monkeypatch.setattr(program, "collect", collect)
-        monkeypatch.setattr(program, "open_environment", environment)
         monkeypatch.setattr(program, "open_engine", engine)
         monkeypatch.setattr(program, "load_chat", lambda path, config: None)
-    monkeypatch.setattr(evaluate, "load_problems", lambda config: ([], [PROBLEM]))
+    monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))
+    monkeypatch.setattr(solve, "open_environment", environment)
     monkeypatch.setattr(solve, "find", lambda dataset, name: PROBLEM)
     return rollouts
 

@@ -48,7 +48,7 @@ def passes(tests: StdioTests, case: int, outcome: Outcome) -> bool:
 
 
 def merge_cases(runs: Sequence[Outcome], tests: Sequence[bool], checks: Sequence[Outcome] = ()) -> Outcome:
-    """One outcome for all cases: infrastructure if any is, else the first that is not ok. `checks` are the checker's."""
+    """One outcome for all cases: infrastructure if any is, else the first that is not ok; `checks`: the checker's."""
     worst = next((o for o in (*runs, *checks) if o.status == "infrastructure"), None)
     worst = worst or next((o for o in runs if o.status != "ok"), None) or (runs[0] if runs else Outcome("ok"))
     wrong = worst.status == "ok" and not all(tests)

@@ -63,16 +63,17 @@ class Limits(msgspec.Struct, frozen=True):
 class CheckTests(msgspec.Struct, frozen=True, tag="check"):
     """HumanEval's form: `source` defines `check(candidate)`; `setup` is trusted code the tests may use.
 
-    The assertions run in a judge process that calls the solution over RPC, so the solution can neither see the expected
-    values nor report its own success. An assertion passes if it ran, held every time, and the code around it ran to its
-    end: of one in a loop the loop, of one in a helper the tests as a whole. `assert False` holds if the tests end
-    without coming to it. `select` names the assertions that count, by their order.
+    The assertions run in a judge process that calls the solution over RPC, so the solution can neither see the
+    expected values nor report its own success. An assertion passes if it ran, held every time, and the code around
+    it ran to its end: of one in a loop the loop, of one in a helper the tests as a whole. `assert False` holds if
+    the tests end without coming to it. `select` names the assertions that count, by their order.
 
-    Plain data and the values of the standard library cross as themselves; functions, iterators and objects stay in their
-    process, and the other side uses them through proxies, whichever side made them. An object of the solution's equals
-    only what is the solution's too, by its own class, and never plain data; one of a subclass of a plain type equals
-    what that value does, whatever its class says. With plain data, other operators work on what the tests made by
-    calling a class, not on what a function returned. A StopIteration that a function raises arrives as a RuntimeError.
+    Plain data and the values of the standard library cross as themselves; functions, iterators and objects stay in
+    their process, and the other side uses them through proxies, whichever side made them. An object of the
+    solution's equals only what is the solution's too, by its own class, and never plain data; one of a subclass of
+    a plain type equals what that value does, whatever its class says. With plain data, other operators work on what
+    the tests made by calling a class, not on what a function returned. A StopIteration that a function raises
+    arrives as a RuntimeError.
     """
 
     source: str
@@ -82,9 +83,9 @@ class CheckTests(msgspec.Struct, frozen=True, tag="check"):
 
 
 class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
-    """MBPP's form: one assertion a line, over names that the solution defines. Judged like CheckTests. Names of `setup`,
-    builtins and the standard library are never taken from the solution, and a line whose only wanted value comes from
-    another function of the solution fails."""
+    """MBPP's form: one assertion a line, over names that the solution defines. Judged like CheckTests. Names of
+    `setup`, builtins and the standard library are never taken from the solution, and a line whose only wanted value
+    comes from another function of the solution fails."""
 
     asserts: tuple[str, ...]
     setup: str = ""
@@ -93,18 +94,18 @@ class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
 class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     """BigCodeBench's form: `source` defines unittest.TestCase classes that share a process with the solution.
 
-    Guaranteed: exit codes, prints, output floods and missing, doubled or malformed verdicts never count as a pass. Nor do
-    a `unittest`, its classes, contextlib, builtins or assertions that are found changed once the solution is imported or
-    once the tests have run. Nor does an object pass by an `__eq__`, order or subtraction that the solution wrote, or a
-    mock's, against what has none such. A test that is expected to fail passes by failing; one under `skip` is not counted,
-    and one that is skipped by a condition passes.
+    Guaranteed: exit codes, prints, output floods and missing, doubled or malformed verdicts never count as a pass.
+    Nor do a `unittest`, its classes, contextlib, builtins or assertions that are found changed once the solution is
+    imported or once the tests have run. Nor does an object pass by an `__eq__`, order or subtraction that the
+    solution wrote, or a mock's, against what has none such. A test that is expected to fail passes by failing; one
+    under `skip` is not counted, and one that is skipped by a condition passes.
 
-    Not guaranteed, since the solution's code runs beside the tests. It can still forge a verdict by reaching the running
-    tests or this project's code through frames, the garbage collector, tracing, threads or native memory; by undoing its
-    changes before they are looked at; by changing a module that the tests use themselves; by answers that the tests take
-    at their word (`assertTrue(f(x).is_right())`), numbers among them that its own operators made of the wanted value; by
-    an `__eq__` compiled under a library's file name. So the outcome is labelled `verdict_by == "same-process"`: use the
-    other forms where forging matters.
+    Not guaranteed, since the solution's code runs beside the tests. It can still forge a verdict by reaching the
+    running tests or this project's code through frames, the garbage collector, tracing, threads or native memory;
+    by undoing its changes before they are looked at; by changing a module that the tests use themselves; by answers
+    that the tests take at their word (`assertTrue(f(x).is_right())`), numbers among them that its own operators
+    made of the wanted value; by an `__eq__` compiled under a library's file name. So the outcome is labelled
+    `verdict_by == "same-process"`: use the other forms where forging matters.
     """
 
     source: str
@@ -112,11 +113,12 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
 
 
 class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
-    """(stdin, expected stdout) pairs, one fresh jail each; the expected text never leaves the host, which compares it.
+    """(stdin, expected stdout) pairs, one fresh jail each; the expected text never leaves the host, which compares
+    it.
 
-    compare "tokens": split at white space; numbers within 1e-6 relative or absolute, unless both are integers; "exact":
-    every character but the line ends at the end. A `checker`, trusted code that defines
-    `checker(input, output, expected) -> bool`, decides instead, in a jail without the solution.
+    compare "tokens": split at white space; numbers within 1e-6 relative or absolute, unless both are integers;
+    "exact": every character but the line ends at the end. A `checker`, trusted code that defines `checker(input,
+    output, expected) -> bool`, decides instead, in a jail without the solution.
     """
 
     cases: tuple[tuple[str, str], ...]

@@ -43,16 +43,20 @@ class Skill(msgspec.Struct, frozen=True, kw_only=True):
 
     `generate` is right with easiest - (easiest - hardest) / (1 + exp((midpoint - d) / width)): reliable up to some
     difficulty, unreliable beyond it; a plan from `custom` in its instruction removes the share `plan` of the failures.
-    `review` notices broken code with `notices` and rejects right code with `false_alarm`. `revise` and the reflection
-    of `test` correct broken code with the odds of the best feedback they got, times 1 - d/2, and spoil right code with
-    `spoils`. `ensemble` takes the majority; in a tie it sees the right one with `judges`. Prices are US dollars for a
-    million tokens. A new draft helps more than a correction does, as was seen with real workers of 0.5 to 1.5 B.
+    What is broken fails public tests too with `visible`, where the problem has such answers. `review` notices broken
+    code with `notices` and rejects right code with `false_alarm`. `revise` and the reflection of `test` correct broken
+    code with the odds of the best feedback they got, times 1 - d/2, and spoil right code with `spoils`. `ensemble`
+    takes the majority; in a tie it sees the right one with `judges`. Prices are US dollars for a million tokens.
+
+    As with real workers of 0.5 to 1.5 B, a new draft helps more than a correction, and four drafts at most until public
+    tests pass gain far more than any one call.
     """
 
     easiest: float = 0.985
     hardest: float = 0.2
     midpoint: float = 0.45
     width: float = 0.06
+    visible: float = 0.85
     plan: float = 0.15
     notices: float = 0.6
     false_alarm: float = 0.06
@@ -109,6 +113,11 @@ class Bank(msgspec.Struct, frozen=True):
     def mutant(self, normal: str) -> Mutant | None:
         """The mutant with this normalised source."""
         return next((mutant for mutant in self.mutants if mutant.source == normal), None)
+
+    def broken(self, draw: random.Random, visible: float) -> str:
+        """A broken program: with the odds `visible`, where there are both kinds, one that public tests notice."""
+        noticed = draw.random() < visible
+        return draw.choice([mutant for mutant in self.mutants if mutant.visible == noticed] or self.mutants).source
 
 
 class SimulatedWorker:
@@ -188,7 +197,7 @@ class SimulatedWorker:
         failure = 1.0 - skill.generates(request.problem.difficulty)
         if _plan_mark(request.problem) in request.messages[-1]["content"]:
             failure *= 1.0 - skill.plan
-        return _block(bank.right if draw.random() >= failure else draw.choice(bank.mutants).source)
+        return _block(bank.right if draw.random() >= failure else bank.broken(draw, skill.visible))
 
     async def _review(self, request: Request, bank: Bank, draw: random.Random) -> str:
         code, skill = normalised(request.codes[0]), self._skill(request)
@@ -202,10 +211,10 @@ class SimulatedWorker:
         code, skill = normalised(request.codes[0]), self._skill(request)
         if await self._is_right(request.problem, bank, code):
             keep = draw.random() >= skill.spoils
-            return _block(code if keep else draw.choice(bank.mutants).source)
+            return _block(code if keep else bank.broken(draw, skill.visible))
         odds = {"test": skill.fixes_tested, "review": skill.fixes_reviewed, "": skill.fixes_blind}
         fixed = draw.random() < odds[_usefulness(request, bank.mutant(code))] * (1 - request.problem.difficulty / 2)
-        return _block(bank.right if fixed else draw.choice(bank.mutants).source)
+        return _block(bank.right if fixed else bank.broken(draw, skill.visible))
 
     async def _ensemble(self, request: Request, bank: Bank, draw: random.Random) -> str:
         codes = [normalised(code) for code in request.codes]

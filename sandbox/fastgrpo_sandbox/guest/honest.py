@@ -1,7 +1,7 @@
 """Comparisons of unittest tests that share a process with the solution: an object whose class answers for its own
 equality or order in code that is neither the library's nor the tests' is not compared with what has none such.
 
-`Y() == 2`, where Y equals everything, is the cheapest of all forged passes. Two objects of that sort are compared as they
+`Y() == 2`, where Y equals everything, is the cheapest of forged passes. Two objects of that sort are compared as they
 wish: the tests mean the class that they construct. This module cannot hold against code that sets out to deceive it.
 """
 

@@ -59,7 +59,7 @@ class _Record:
 
 
 def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
-    """One bool for each assertion of a CheckTests job or each line of an AssertTests job. Raises what the setup does."""
+    """One bool for each assertion of a CheckTests job or line of an AssertTests job. Raises what the setup does."""
     sys.setrecursionlimit(3000)
     solution = Peer(peer)
     namespace: dict[str, Any] = {"__name__": "tests"}
@@ -151,7 +151,7 @@ def warm_up() -> None:
     module = types.ModuleType("solution")
     module.__dict__["f"] = list
     asking, answering = Peer(near.fileno()), Peer(far.fileno(), module)
-    asking.ask("call", "f", [[1, (2.5, "x")]], {})
+    asking.ask("call", "f", "", [[1, (2.5, "x")]])
     answering.serve_one()
     asking.result("call")
     code, count, _ = compile_asserts("assert f(1) == 2\n")

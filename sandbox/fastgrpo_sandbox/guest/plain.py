@@ -85,7 +85,10 @@ KINDS: dict[str, Kind] = {
         list, lambda most: _of("collections.deque")((), most), _deque_fill, lambda value: value.maxlen
     ),
     "collections.defaultdict": Kind(
-        _pairs, lambda factory: _of("collections.defaultdict")(factory), _dict_fill, lambda value: value.default_factory
+        _pairs,
+        lambda factory: _of("collections.defaultdict")(factory, ()),
+        _dict_fill,
+        lambda value: value.default_factory,
     ),
     "collections.OrderedDict": Kind(
         lambda value: list(chain.from_iterable(_of("collections.OrderedDict").items(value))),
@@ -93,7 +96,7 @@ KINDS: dict[str, Kind] = {
         _ordered_fill,
     ),
     "collections.Counter": Kind(_pairs, lambda _: _of("collections.Counter")(), _dict_fill),
-    "array.array": Kind(list, lambda code: _of("array.array")(code), _slice_fill, lambda value: value.typecode),
+    "array.array": Kind(list, lambda code: _of("array.array")(code, ()), _slice_fill, lambda value: value.typecode),
 }
 Parts = Callable[[Any], Sequence[Any]]
 VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the class itself
@@ -123,7 +126,10 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
     "uuid.UUID": (lambda value: (value.hex,), None),
     "pathlib.PosixPath": (lambda value: (str(value),), None),
     "pathlib.PurePosixPath": (lambda value: (str(value),), None),
-    "re.Pattern": (lambda value: (value.pattern, value.flags), lambda *parts: _of("re.compile")(*parts)),
+    "re.Pattern": (
+        lambda value: (value.pattern, value.flags),
+        lambda *parts: _of("re.compile")(*parts),  # noqa: PLW0108 - imported on use
+    ),
 }
 
 
@@ -182,7 +188,8 @@ class Shared:
         """Drops what is old or large. Both sides do so after the same exchange."""
         oldest = self.count - LIVE
         gone = [n for n, content in self.contents.items() if n < oldest or len(content) > LARGE]
-        self.drop(n for n in gone if n not in self.kept)
+        if gone:
+            self.drop(n for n in gone if n not in self.kept)
 
 
 Give = Callable[[Any, "Codec"], Any]
@@ -206,40 +213,40 @@ class Codec:
         self._give = give
         self._take = take
 
-    def pack(self, payload: Any) -> bytes:
-        """A message: what has changed since the last one, and `payload`. Raises what is raised on the way, and then
-        leaves what is shared as it was."""
+    def pack(self, head: list[Any], values: Sequence[Any]) -> bytes:
+        """A message: what has changed since the last one, `head`, which is JSON already, and `values`. Raises what is
+        raised on the way, and then leaves what is shared as it was."""
         first = self.shared.count
         try:
-            changes = [
-                [number, *self._items(kind.items(value))]
-                for number in self.shared.changed()
-                for value, kind in (self.shared.objects[number],)
-            ]
-            data = _encode([changes, self.tag(payload)]).encode("utf-8", "surrogatepass")
+            changes = self._changes() if self.shared.contents else []
+            data = _encode([changes, head, [self.tag(value) for value in values]])
+            return data.encode("utf-8", "surrogatepass")
         except BaseException:
             self.take_back(first)
             raise
-        return data
+
+    def _changes(self) -> list[Any]:
+        shared = self.shared
+        return [[number, *self._items(shared.contents[number])] for number in shared.changed()]
 
     def take_back(self, first: int) -> None:
         """Forgets the containers from `first` on: the message that they were in was not sent."""
         self.shared.drop(range(first, self.shared.count))
         self.shared.count = first
 
-    def unpack(self, data: bytes) -> Any:
-        """Inverse of pack. Raises ValueError, TypeError, KeyError, AttributeError, ArithmeticError or RecursionError
-        for anything malformed."""
+    def unpack(self, data: bytes) -> tuple[list[Any], list[Any]]:
+        """Head and values of a message. Raises ValueError, TypeError, KeyError, AttributeError, ArithmeticError or
+        RecursionError for anything malformed."""
         first = self.shared.count
-        changes, payload = _decode(data.decode("utf-8", "surrogatepass"))
+        changes, head, values = _decode(data.decode("utf-8", "surrogatepass"))
         for number, *items in changes:
             value, kind = self.shared.objects[number]
-            self.shared.contents[number] = ()
             kind.fill(value, [self.untag(item) for item in items])
             self.shared.contents[number] = kind.items(value)
-        found = self.untag(payload)
-        self.shared.settle(first)
-        return found
+        found = [self.untag(value) for value in values]
+        if self.shared.count > first:
+            self.shared.settle(first)
+        return head, found
 
     def tag(self, value: Any) -> Any:
         kind = type(value)
@@ -316,9 +323,9 @@ def _nested(items: list[Any]) -> bool:
 
 def pack(value: Any) -> bytes:
     """Plain data as one message of its own. Raises TypeError for anything else."""
-    return Codec().pack(value)
+    return Codec().pack([], [value])
 
 
 def unpack(data: bytes) -> Any:
     """Inverse of pack; see Codec.unpack."""
-    return Codec().unpack(data)
+    return Codec().unpack(data)[1][0]

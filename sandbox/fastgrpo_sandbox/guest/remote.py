@@ -37,16 +37,21 @@ def place_of(value: Any) -> Place | None:
     return object.__getattribute__(value, "_fastgrpo_place_") if issubclass(kind, Remote) else None
 
 
-def _ask(value: Any, operation: str, *parts: Any) -> Any:
+def _ask(value: Any, operation: str, name: str = "", *args: Any) -> Any:
     peer, target = place_of(value)  # type: ignore[misc]
-    return peer.request(operation, target, *parts)
+    return peer.request(operation, target, name, args)
+
+
+def _invoke(value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    peer, target = place_of(value)  # type: ignore[misc]
+    return peer.request("call", target, "", args, named)
 
 
 class Mirror(type):
     """The class here of a class that lives in the other process; calling it makes an object there."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return _mean(_ask(cls, "call", list(args), kwargs), cls.__name__[:1].isupper())
+        return _mean(_invoke(cls, args, kwargs), cls.__name__[:1].isupper())
 
     def __getattr__(cls, name: str) -> Any:
         return _ask(cls, "get", name)
@@ -55,16 +60,16 @@ class Mirror(type):
         _ask(cls, "set", name, value)
 
     def __len__(cls) -> int:
-        return _ask(cls, "special", "__len__", [])
+        return _ask(cls, "special", "__len__")
 
     def __bool__(cls) -> bool:
         return True
 
     def __iter__(cls) -> Any:
-        return _ask(cls, "special", "__iter__", [])
+        return _ask(cls, "special", "__iter__")
 
     def __getitem__(cls, key: Any) -> Any:
-        return _ask(cls, "special", "__getitem__", [key])
+        return _ask(cls, "special", "__getitem__", key)
 
     def __contains__(cls, item: Any) -> bool:
         return any(item is each or item == each for each in cls)
@@ -93,13 +98,13 @@ class Remote:
         _ask(self, "del", name)
 
     def __str__(self) -> str:
-        return _ask(self, "special", "__str__", [])
+        return _ask(self, "special", "__str__")
 
     def __repr__(self) -> str:
-        return _ask(self, "special", "__repr__", [])
+        return _ask(self, "special", "__repr__")
 
     def __dir__(self) -> Any:
-        return _ask(self, "special", "__dir__", [])
+        return _ask(self, "special", "__dir__")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("an object of another process cannot be copied")
@@ -109,7 +114,7 @@ class Function(Remote):
     """A function, method or other callable without more of interest."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _mean(_ask(self, "call", list(args), kwargs), False)
+        return _mean(_invoke(self, args, kwargs), False)
 
 
 class Iterator(Remote):
@@ -119,7 +124,7 @@ class Iterator(Remote):
         return self
 
     def __next__(self) -> Any:
-        return _ask(self, "special", "__next__", [])
+        return _ask(self, "special", "__next__")
 
 
 class Generator(Iterator):
@@ -128,7 +133,7 @@ class Generator(Iterator):
     __class__ = property(lambda self: types.GeneratorType)
 
     def send(self, value: Any) -> Any:
-        return _ask(self, "special", "send", [value])
+        return _ask(self, "special", "send", value)
 
 
 class Coroutine(Remote):
@@ -170,7 +175,7 @@ def _is_meant(value: Any) -> bool:
 
 def _unary(name: str) -> Callable[..., Any]:
     def ask(self: Any, *args: Any) -> Any:
-        return _ask(self, "special", name, list(args))
+        return _ask(self, "special", name, *args)
 
     return ask
 
@@ -179,7 +184,7 @@ def _binary(name: str) -> Callable[..., Any]:
     def ask(self: Any, other: Any, *more: Any) -> Any:
         if not _may_see(self, other):
             return _as_plain(self, name, other, *more)
-        return _mean(_ask(self, "special", name, [other, *more]), _is_meant(self))
+        return _mean(_ask(self, "special", name, other, *more), _is_meant(self))
 
     return ask
 
@@ -189,7 +194,7 @@ def _order(name: str) -> Callable[[Any, Any], Any]:
         equality = name in ("__eq__", "__ne__")
         if place_of(other) is None and (equality or not _may_see(self, other)):
             return _as_plain(self, name, other)
-        return _ask(self, "special", name, [other])
+        return _ask(self, "special", name, other)
 
     return ask
 
@@ -202,18 +207,18 @@ def _as_plain(self: Any, name: str, *others: Any) -> Any:
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return _mean(_ask(self, "call", list(args), kwargs), False)
+    return _mean(_invoke(self, args, kwargs), False)
 
 
 def _contains(self: Any, item: Any) -> bool:
     """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
     if any("__iter__" in vars(each) for each in type(self).__mro__) and not _may_see(self, item):
         return any(item is each or item == each for each in self)
-    return _ask(self, "special", "__contains__", [item])
+    return _ask(self, "special", "__contains__", item)
 
 
 def _exit(self: Any, kind: Any, error: Any, trace: Any) -> Any:
-    return _ask(self, "special", "__exit__", [kind, error, None])
+    return _ask(self, "special", "__exit__", kind, error, None)
 
 
 def _forwarder(name: str) -> property:

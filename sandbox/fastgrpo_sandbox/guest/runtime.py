@@ -106,8 +106,10 @@ def silence_forked_child() -> None:
 
 
 def end_script() -> None:
-    """What the interpreter does at a program's end and a process that is forked and dropped does not: waits for threads,
-    calls what was registered, and writes out what open files still hold."""
+    """What the interpreter does at a program's end and a process that is dropped does not.
+
+    It waits for threads, calls what was registered, and writes out what open files still hold.
+    """
     threading = sys.modules.get("threading")
     if threading is not None and len(threading._active) > 1:
         threading._shutdown()

@@ -1,9 +1,9 @@
 """unittest in the solution's own process: hardened, and labelled as same-process by the host.
 
 The verdict counts only with a secret that the native module holds outside of Python and adds for the one frame
-that ran the tests. `unittest`, the builtins and the comparisons (honest.py) must be the same after the solution's import,
-and after the tests, as before; the classes that run the tests are those from before. All this stops what cheats on the
-side, not what sets out to deceive this very file: see UnittestTests.
+that ran the tests. `unittest`, the builtins and the comparisons (honest.py) must be the same after the solution's
+import, and after the tests, as before; the classes that run the tests are those from before. All this stops what cheats
+on the side, not what sets out to deceive this very file: see UnittestTests.
 """
 
 from __future__ import annotations

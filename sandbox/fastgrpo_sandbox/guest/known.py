@@ -1,0 +1,91 @@
+"""Classes and functions that both sides of a judged pair have: the standard library's, which cross by name."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .plain import KINDS, SCALARS, name_of
+
+VALUE_MODULES = frozenset({"builtins", "collections", "datetime", "decimal", "fractions", "uuid", "pathlib", "array"})
+PLAIN_BASES: dict[type, Callable[[Any], Sequence[Any]]] = {  # what cannot change, and its constructor's arguments
+    int: lambda value: (int.__int__(value),),
+    str: lambda value: (str.__str__(value),),
+    float: lambda value: (float.__float__(value),),
+    bytes: lambda value: (bytes.__getitem__(value, slice(None)),),
+    complex: lambda value: (value.real, value.imag),
+    tuple: lambda value: list(tuple.__iter__(value)),
+    frozenset: lambda value: list(frozenset.__iter__(value)),
+}
+
+
+def is_library(module: str) -> bool:
+    return module.partition(".")[0] in sys.stdlib_module_names
+
+
+def library_place(value: Any) -> str | None:
+    """The full name of a function or class that is the standard library's own."""
+    module, own = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not (isinstance(module, str) and isinstance(own, str) and is_library(module)):
+        return None
+    return f"{module}.{own}" if getattr(sys.modules.get(module), own, None) is value else None
+
+
+def known_name(kind: type) -> str | None:
+    """The name by which a class crosses: one of a value's modules, or the library's own exceptions."""
+    if kind.__module__ not in VALUE_MODULES and not issubclass(kind, BaseException):
+        return None
+    return library_place(kind)
+
+
+def known(name: Any) -> type:
+    """The class of a name that crossed. Raises ValueError for what is no class of the kinds of `known_name`."""
+    module, _, own = name.rpartition(".")
+    found = getattr(importlib.import_module(module), own) if is_library(module) else None
+    if not isinstance(found, type) or known_name(found) is None:
+        raise ValueError(f"{name} is not a class that may cross")
+    return found
+
+
+def plain_base(kind: type) -> type:
+    """The plain type or library's exception from which a class derives, or object."""
+    for each in kind.__mro__:
+        if each in PLAIN_BASES or (name_of(each) in KINDS and known_name(each)):
+            return each
+        if issubclass(each, BaseException) and known_name(each):
+            return each
+    return object
+
+
+def _attribute(kind: type, name: str) -> Any:
+    return next((vars(each)[name] for each in kind.__mro__ if name in vars(each)), None)
+
+
+def differs(kind: type, base: type, name: str) -> bool:
+    return _attribute(kind, name) is not _attribute(base, name)
+
+
+def overridden(kind: type, base: type) -> set[str]:
+    """Attributes of `base` that a subclass has in a form of its own."""
+    own = (name for each in kind.__mro__[: kind.__mro__.index(base)] for name in vars(each))
+    return {name for name in own if not name.startswith("__") and hasattr(base, name)}
+
+
+def plain_state(error: BaseException) -> dict[str, Any]:
+    return {name: value for name, value in vars(error).items() if type(value) in SCALARS or type(value) is int}
+
+
+def error(name: str, args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    kind = known(name)
+    made = kind.__new__(kind, *args)
+    if not isinstance(made, BaseException):
+        raise ValueError(f"{name} is no exception")
+    if kind.__module__ == "builtins":
+        with contextlib.suppress(TypeError):
+            kind.__init__(made, *args)  # type: ignore[misc]
+    made.args = args
+    vars(made).update(state)
+    return made

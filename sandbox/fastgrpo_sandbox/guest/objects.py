@@ -1,0 +1,168 @@
+"""What cannot cross as plain data: lent under a number by the side that owns it, a proxy (remote.py) on the other.
+
+The judge's side is guarded: modules, frames, code and tracebacks never leave it, since the wanted values lie behind
+them, and the solution's word is not enough to name one of the library's functions here, or a class that is no value's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Callable
+from typing import Any
+
+from . import remote
+from .known import PLAIN_BASES, differs, error, known, known_name, library_place, overridden, plain_base, plain_state
+from .plain import KINDS, Codec, name_of
+
+KEPT_BACK = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)
+FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType)
+
+
+class Objects:
+    """The objects that one side has lent, and its proxies of the other side's. `named` finds the solution's names; the
+    judge's side, which is guarded, has none."""
+
+    def __init__(self, peer: Any, named: Callable[[str], Any] | None) -> None:
+        self._peer = peer
+        self._named = named
+        self.is_guarded = named is None
+        self.lent: list[Any] = []
+        self._numbers: dict[int, int] = {}  # of lent objects, by id()
+        self._told: set[int] = set()  # numbers that the other side has heard of
+        self._telling: list[int] = []
+        self._proxies: dict[Any, Any] = {}
+
+    def sent(self) -> None:
+        """The message in which new objects were lent has left."""
+        if self._telling:
+            self._told.update(self._telling)
+            self._telling.clear()
+
+    def take_back(self, known: int) -> None:
+        """It was not sent: the objects from `known` on are as if never lent."""
+        self._telling.clear()
+        for value in self.lent[known:]:
+            del self._numbers[id(value)]
+        del self.lent[known:]
+
+    def give(self, value: Any, codec: Codec) -> Any:
+        place = remote.place_of(value)
+        if place is not None:
+            return {"yours": place[1]}
+        if isinstance(value, type):
+            known = known_name(value)
+            return {"type": known} if known else {"class": self._class(value)}
+        if isinstance(value, BaseException) and known_name(type(value)):
+            return {"error": [known_name(type(value)), codec.tag(value.args), codec.tag(plain_state(value))]}
+        if isinstance(value, KEPT_BACK):
+            raise TypeError(f"a {type(value).__name__} stays in its own process")
+        if self.is_guarded and isinstance(value, types.BuiltinFunctionType | types.FunctionType):
+            library = library_place(value)
+            if library:
+                return {"function": library}
+        number = self._lend(value)
+        if number in self._told or number in self._telling:
+            return {"mine": [number]}
+        self._telling.append(number)
+        return {"mine": [number, *self._described(value, codec)]}
+
+    def _lend(self, value: Any) -> int:
+        number = self._numbers.setdefault(id(value), len(self.lent))
+        if number == len(self.lent):
+            self.lent.append(value)
+        return number
+
+    def _described(self, value: Any, codec: Codec) -> list[Any]:
+        """A kind of proxy; or a class, and the plain value that the object also is."""
+        kind = type(value)
+        if isinstance(value, FUNCTIONS):
+            return ["function"]
+        if isinstance(value, types.GeneratorType):
+            return ["generator"]
+        if isinstance(value, types.CoroutineType) or (kind.__module__ == "builtins" and hasattr(kind, "__await__")):
+            return ["coroutine"]
+        if hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools"):
+            return ["iterator"]
+        base = plain_base(kind)
+        described = self._class(kind)
+        if base is object:
+            return [described]
+        if issubclass(base, BaseException):
+            return [described, [codec.tag(each) for each in value.args]]
+        name = name_of(base)
+        if name in KINDS:
+            content = codec.container(value, name)
+            codec.shared.kept.add(codec.shared.numbers[id(value)])
+            return [described, content]
+        return [described, [codec.tag(each) for each in PLAIN_BASES[base](value)]]
+
+    def _class(self, kind: type) -> list[Any]:
+        """The number of a class, and the first time what makes a mirror of it."""
+        number = self._lend(kind)
+        if number in self._told or number in self._telling:
+            return [number]
+        self._telling.append(number)
+        base = plain_base(kind)
+        bases = [self._class(each) for each in kind.__bases__ if known_name(each) is None and each is not object]
+        names = [] if base is object else sorted(overridden(kind, base))
+        specials = [each for each in remote.SPECIALS if differs(kind, base, each)]
+        if kind.__hash__ is None and "__hash__" in specials:
+            specials.remove("__hash__")
+        return [number, kind.__name__, bases, None if base is object else known_name(base), specials, names]
+
+    def take(self, name: str, body: Any, codec: Codec) -> Any:
+        match name:
+            case "yours":
+                return self._named(body) if isinstance(body, str) else self.lent[body]  # type: ignore[misc]
+            case "type":
+                return known(body)
+            case "error":
+                return error(*map(codec.untag, body))
+            case "class":
+                return self._mirror(*body)
+            case "function" if not self.is_guarded:
+                module, _, own = body.rpartition(".")
+                return getattr(importlib.import_module(module), own)
+            case "mine":
+                return self._proxy(codec, *body)
+        raise ValueError(f"no value is named {name!r}")
+
+    def _proxy(self, codec: Codec, number: int, kind: Any = None, content: Any = ()) -> Any:
+        if number in self._proxies:
+            return self._proxies[number]
+        if isinstance(kind, str):
+            made = remote.proxy(remote.KINDS[kind], (self._peer, number))
+        else:
+            made = self._instance(codec, self._mirror(*kind), number, content)
+        self._proxies[number] = made
+        return made
+
+    def _instance(self, codec: Codec, kind: Any, number: int, content: Any) -> Any:
+        base = kind._fastgrpo_base_
+        if name_of(base) not in KINDS or base is object:
+            args = tuple(codec.untag(each) for each in content)
+            return remote.proxy(kind, (self._peer, number), (args,) if base in (tuple, frozenset) else args)
+        shared, container = codec.shared, KINDS[name_of(base)]
+        made = remote.proxy(kind, (self._peer, number))
+        items = content if isinstance(content, list) else next(iter(content.values()))[1:]
+        shared.kept.add(shared.add(made, container))
+        container.fill(made, [codec.untag(each) for each in items])
+        return made
+
+    def _mirror(self, number: int, *description: Any) -> type:
+        if number in self._proxies:
+            return self._proxies[number]
+        name, bases, base_name, specials, names = description
+        if any(each.startswith("_") for each in names):
+            raise ValueError("a class cannot say how it is looked at")
+        base = object if base_name is None else known(base_name)
+        if base is not object and plain_base(base) is not base:
+            raise ValueError(f"{base_name} is no plain type")
+        parents = tuple(self._mirror(*each) for each in bases)
+        kinds = tuple(each for each in (base,) if base is not object and not any(issubclass(p, base) for p in parents))
+        made = remote.mirror(
+            (self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), base, specials, names
+        )
+        self._proxies[number] = made
+        return made

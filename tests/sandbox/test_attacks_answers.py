@@ -1,0 +1,355 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
+"""Solutions that answer nothing right and would have the tests pass: by objects that equal everything, by ending in the
+middle, by what they lend and borrow. Not one assertion may pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests
+
+pytestmark = pytest.mark.jail
+
+
+def check(body: str, setup: str = "") -> CheckTests:
+    return CheckTests("def check(candidate):\n" + "".join(f"    {line}\n" for line in body.splitlines()), "f", setup)
+
+
+def A(*lines: str, setup: str = "") -> AssertTests:
+    return AssertTests(lines, setup)
+
+
+Y = "class Y:\n    def __eq__(self,o): return True\n    def __ne__(self,o): return False\n    def __lt__(self,o): return True\n    __le__=__gt__=__ge__=__contains__=__lt__\n    def __sub__(self,o):\n        print('saw', o)\n        return 0.0\n    __rsub__=__add__=__mul__=__truediv__=__sub__\n    def __abs__(self): return 0.0\n    def __round__(self, n=None): return 0\n    def __hash__(self): return hash(2)\n    def __bool__(self): return True\n"
+LIAR = Y + "def f(*x): return Y()"
+NUM = Y.replace("class Y:", "class Y(float):") + "def f(*x): return Y(77.0)"
+LST = Y.replace("class Y:", "class Y(list):").replace("__hash__", "__hsh__") + "def f(*x): return Y([77])"
+EXC = "class E(ValueError):\n    def __eq__(self, o): return True\n    def __str__(self): return 'x'\n"
+UNIT = UnittestTests(
+    "import unittest\nclass TestF(unittest.TestCase):\n    def test_one(self): self.assertEqual(f(1), 2)\n    def test_two(self): self.assertEqual(f(2), 3)\n"
+)
+UNIT2 = UnittestTests(
+    "from unittest import TestCase\nclass TestF(TestCase):\n    def test_one(self):\n        self.assertEqual(f(1), 2)\n    def test_two(self):\n        with self.assertRaises(ValueError): f(2)\n        self.assertTrue(f(3) == 4)\n"
+)
+LOOP = check("for i in range(5):\n    out = candidate(i)\n    assert out == i + 1")
+HELPER = CheckTests(
+    "def assertion(out, exp):\n    assert out == exp\ndef check(candidate):\n    for i in range(5):\n        assertion(candidate(i), i + 1)\n",
+    "f",
+)
+FORGED = [
+    ("check: loop, right once then raises", "def f(x):\n    if x == 0: return 1\n    raise ValueError", LOOP),
+    ("check: loop, right once then hangs", "def f(x):\n    if x == 0: return 1\n    while True: pass", LOOP),
+    ("check: loop, right once then MemoryError", "def f(x):\n    if x == 0: return 1\n    return [0]*10**12", LOOP),
+    (
+        "check: zip(map()) loop ended by StopIteration",
+        "def f(x):\n    if x: raise StopIteration\n    return 1",
+        check("for out, want in zip(map(candidate, range(5)), range(1, 6)):\n    assert out == want"),
+    ),
+    (
+        "asserts: solution supplies the expected's helper",
+        "def expected(x): return 0\ndef f(x): return 0",
+        AssertTests(("assert f(1) == expected(1)",)),
+    ),
+    (
+        "unit: same with from-import",
+        "import unittest\nclass T(unittest.TestCase):\n    def assertEqual(self,*a,**k): pass\n    assertTrue=assertEqual\n    def assertRaises(self,*a,**k):\n        import contextlib\n        return contextlib.nullcontext()\nunittest.TestCase = T\ndef f(x): return 0",
+        UNIT2,
+    ),
+    (
+        "unit: contextlib's __exit__ swallows",
+        "import contextlib\nold = contextlib._GeneratorContextManager.__exit__\ndef ex(self, t, v, tb):\n    old(self, None, None, None) if t is None else None\n    return True\ncontextlib._GeneratorContextManager.__exit__ = ex\ndef f(x): return 0",
+        UNIT,
+    ),
+    (
+        "unit: unittest.TestResult replaced",
+        "import unittest\nclass R(unittest.TestResult):\n    def startTest(self, test):\n        super().startTest(test); self.passed.add(f'{type(test).__name__}.{test._testMethodName}')\nunittest.TestResult = R\ndef f(x): return 0",
+        UNIT,
+    ),
+    (
+        "unit: object equal to its first comparand",
+        "class Y:\n    def __eq__(self,o): return True\n    def __ne__(self,o): return False\n    __hash__ = None\ndef f(x): return Y()",
+        UNIT,
+    ),
+    (
+        "unit: AST/compile hook: code sets a codec / dict subclass",
+        "import builtins\nglobals()['__builtins__'] = {**vars(builtins), '__import__': lambda n, *a, **k: type('M', (), {'TestCase': type('T', (object,), {})})}\ndef f(x): return 0",
+        UNIT,
+    ),
+    ("unit: raise SkipTest", "import unittest\ndef f(x): raise unittest.SkipTest('x')", UNIT),
+    (
+        "unit: _jail.keep twice",
+        "import _jail\ntry: _jail.keep()\nexcept Exception as e: print(e)\ndef f(x): return 0",
+        UNIT,
+    ),
+    *(
+        (f"{n}: approx {i}", c, A(t))
+        for n, c in (("liar", LIAR), ("float", NUM), ("list", LST))
+        for i, t in enumerate(
+            (
+                "assert abs(f(1) - 2.5) < 1e-6",
+                "assert f(1) == 2",
+                "assert 2.5 == f(1)",
+                "assert f(1) in [2, 3]",
+                "assert f(1) in {2, 3}",
+                "assert [f(1)] == [2]",
+                "assert f(1) < 2",
+                "assert 2 > f(1)",
+                "assert (f(1), 3) == (2, 3)",
+                "assert round(f(1) - 2.5, 3) == 0",
+                "assert {'a': f(1)} == {'a': 2}",
+                "assert f(1) == [2]",
+                "import math\nassert math.isclose(f(1), 2.5)",
+                "assert not f(1) != 2",
+                "assert sum(f(1) - x for x in [2]) == 0.0",
+                "assert f(1) - 2 == 0",
+                "assert 2 - f(1) == 0",
+                "assert not (f(1) - 2)",
+                "assert f(1) == 2 and f(2) == 3",
+            )
+        )
+    ),
+    (
+        "def f as class",
+        Y.replace("class Y:", "class f:\n    def __init__(self, *a): pass"),
+        A("assert abs(f(1) - 2.5) < 1e-6", "assert f(1) == 2"),
+    ),
+    (
+        "named class returns itself",
+        Y.replace("class Y:", "class Circle:\n    def __init__(self, *a): pass\n    def area(self): return self"),
+        A(
+            "assert abs(Circle(1).area() - 2.5) < 1e-6",
+            "assert Circle(1).area() == 2",
+            "c = Circle(1)\nr = c.area()\nassert abs(r - 2.5) < 1",
+        ),
+    ),
+    (
+        "Gone is swallowed",
+        "import os\ndef f(x): os._exit(0)",
+        check(
+            "try:\n    candidate(1)\n    assert False\nexcept Exception:\n    pass\ntry:\n    candidate(1)\n    assert False\nexcept:\n    pass"
+        ),
+    ),
+    (
+        "recursive check",
+        "def f(x):\n    if x == 3: return 4\n    raise ValueError",
+        CheckTests(
+            "def check(candidate, n=3):\n    assert candidate(n) == n + 1\n    if n: check(candidate, n - 1)\n", "f"
+        ),
+    ),
+    (
+        "nested helper",
+        "def f(x):\n    if x == 0: return 1\n    raise KeyError",
+        check("def same(a, b):\n    assert a == b\nsame(candidate(0), 1)\nsame(candidate(1), 2)"),
+    ),
+    (
+        "while",
+        "def f(x):\n    if x == 0: return 1\n    raise KeyError",
+        check("i = 0\nwhile i < 3:\n    assert candidate(i) == i + 1\n    i += 1"),
+    ),
+    (
+        "comprehension of helper",
+        "def f(x):\n    if x == 0: return 1\n    raise KeyError",
+        CheckTests(
+            "def same(a, b):\n    assert a == b\n    return True\ndef check(candidate):\n    [same(candidate(i), i + 1) for i in range(3)]\n",
+            "f",
+        ),
+    ),
+    (
+        "generator",
+        "def f(x):\n    if x == 0: return 1\n    raise StopIteration",
+        CheckTests(
+            "def go(candidate):\n    for i in range(3):\n        out = candidate(i)\n        assert out == i + 1\n        yield\ndef check(candidate):\n    for _ in go(candidate): pass\n",
+            "f",
+        ),
+    ),
+    (
+        "try finally in loop",
+        "def f(x):\n    if x == 0: return 1\n    raise KeyError",
+        check("for i in range(3):\n    try:\n        out = candidate(i)\n    finally:\n        assert i < 3"),
+    ),
+    (
+        "with in loop sys.exit",
+        "import sys\ndef f(x):\n    if x == 0: return 1\n    sys.exit(0)",
+        check("for i in range(3):\n    assert candidate(i) == i + 1\n    candidate(i)"),
+    ),
+    (
+        "map StopIteration all",
+        "def f(x):\n    if x: raise StopIteration\n    return True",
+        A("assert all(map(f, [0, 1, 2]))"),
+    ),
+    (
+        "map StopIteration subclass",
+        "class S(StopIteration): pass\ndef f(x):\n    if x: raise S\n    return True",
+        A("assert all(map(f, [0, 1, 2]))", "assert list(map(f, [0, 1])) == [True]"),
+    ),
+    (
+        "callable object raising StopIteration from property",
+        "class C:\n    @property\n    def ok(self): raise StopIteration\ndef f(x): return C()",
+        A("assert all(map(lambda x: f(x).ok, [0, 1, 2]))"),
+    ),
+    (
+        "isclose overridden",
+        "def isclose(*a, **k): return True\nclass math:\n    isclose = isclose\ndef f(): return 77",
+        A("assert math.isclose(f(), 2.5)"),
+    ),
+    (
+        "all/any/isinstance/abs overridden",
+        "def all(*a): return True\nany=isinstance=all\ndef abs(*a): return 0\ndef f(x): return 77",
+        A(
+            "assert all(f(i) == i for i in range(3))",
+            "assert isinstance(f(1), str)",
+            "assert abs(f(1) - 2.5) < 1e-6",
+            "assert any([f(1) == 2])",
+        ),
+    ),
+    (
+        "expected constant supplied",
+        "expected = 5\nEXPECTED = 5\ndef f(x): return 5",
+        A("assert f(1) == expected", "assert f(1) == EXPECTED"),
+    ),
+    (
+        "reads frames of a lent generator",
+        "def f(it):\n    try: return it.gi_frame.f_globals['SECRET']\n    except BaseException as e: return repr(e)",
+        A("assert f(x for x in [1]) == SECRET", setup="SECRET = 'abc'"),
+    ),
+    (
+        "reads globals of a lent function",
+        "def f(g):\n    for n in ('__globals__', '__closure__', '__code__', '__self__', '__class__', '__dict__', '__init__'):\n        try:\n            v = getattr(g, n)\n            if n == '__globals__': return v['SECRET']\n            if n == '__init__': return v.__globals__['SECRET']\n        except BaseException as e: pass\n    return 1",
+        A(
+            "assert f(lambda: 1) == SECRET",
+            "assert f(P()) == SECRET",
+            "assert f(P) == SECRET",
+            "assert f(P().m) == SECRET",
+            setup="SECRET = 'abc'\nclass P:\n    def __init__(self): pass\n    def m(self): pass",
+        ),
+    ),
+    (
+        "names of the judge",
+        "def f(g):\n    peer = type(g).__mro__ and object.__getattribute__(g, '_fastgrpo_place_')[0]\n    out = []\n    for req in (('get', 'SECRET', 'x'), ('name', 'SECRET'), ('call', 'check', [], {}), ('get', 0, '__globals__'), ('special', 0, '__getattribute__', ['__globals__']), ('special', 0, '__reduce_ex__', [2]), ('special', 0, '__dir__', []), ('await', 0), ('set', 0, '__code__', 1)):\n        try: out.append(peer.request(*req))\n        except BaseException as e: out.append(repr(e))\n    print(out)\n    return 'abc' if 'abc' in repr(out) else 0",
+        A("assert f(lambda: 1) == SECRET", setup="SECRET = 'abc'"),
+    ),
+    (
+        "mirror that defines __eq__ by name",
+        "import sys\nfrom guest import peer as P\nP._overridden = lambda kind, base: {'__eq__', '_fastgrpo_base_'}\nclass I(int): pass\ndef f(x): return I(77)",
+        A("assert f(1) == 2"),
+    ),
+    (
+        "specials forged",
+        "from guest import peer as P, remote\nremote.SPECIALS = ('__class__', '__instancecheck__', '__eq__')\nP._differs = lambda *a: True\nclass I: pass\ndef f(x): return I()",
+        A("assert f(1) == 2"),
+    ),
+    (
+        "sends a type that constructs",
+        "import subprocess\ndef f(x): return subprocess.Popen",
+        A("assert f(1)(['true']).wait() == 1"),
+    ),
+    (
+        "sends the library's exec",
+        "from guest import peer as P\nold = P.Peer._give\ndef give(self, v, c): return {'function': 'builtins.exec'} if v is f else old(self, v, c)\nP.Peer._give = give\ndef f(x): return f",
+        A("assert f(1)('1') == 2"),
+    ),
+    (
+        "lies about its library place",
+        "from guest import peer as P\nP._library_place = lambda v: 'operator.f'\ndef f(x): return 1",
+        A("assert f(1) == 2"),
+    ),
+    (
+        "changes an old container later",
+        "kept = []\ndef f(v):\n    kept.append(v)\n    return 3\ndef g(): kept[0][:] = [3]; return 0",
+        A("v = [1]\nassert f(v) == 2"),
+    ),
+    (
+        "callback with an always-equal object",
+        LIAR.replace("def f(*x): return Y()", "def f(g): return g(Y())"),
+        A("assert f(lambda y: y == 5 and 7) == 7", "assert f(lambda y: y) == 7"),
+    ),
+    (
+        "exception equal to all",
+        EXC + "def f(x): raise E('x')",
+        A("try:\n    f(1)\nexcept ValueError as e:\n    got = e\nassert got.args == ('y',)"),
+    ),
+    ("unit: mock.ANY", "from unittest.mock import ANY, MagicMock\ndef f(x): return ANY", UNIT),
+    (
+        "unit: MagicMock eq",
+        "from unittest.mock import MagicMock\nm = MagicMock()\nm.__eq__.return_value = True\ndef f(x): return m",
+        UNIT,
+    ),
+    ("unit: int.__ne__", "class Y(int): __eq__ = int.__ne__\ndef f(x): return Y(77)", UNIT),
+    (
+        "unit: assertTrue ==",
+        "class Y(int):\n    def __eq__(self, o): return True\n    __hash__ = None\ndef f(x):\n    if x == 2: raise ValueError if x != 2 else KeyError\n    return Y(7)",
+        UNIT2,
+    ),
+    (
+        "unit: almost",
+        Y + "def f(x): return Y()",
+        UnittestTests(
+            "import unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertAlmostEqual(f(1), 2.5)\n    def test_b(self): self.assertTrue(abs(f(1) - 2.5) < 1e-6 and f(1) == 3)\n    def test_c(self): self.assertIn(f(1), [2])\n    def test_d(self): self.assertEqual([f(1)], [2])\n    def test_e(self): self.assertEqual(2, f(1))\n    def test_f(self): self.assertLess(f(1), 0)\n    def test_g(self): self.assertTrue(f(1) in (2, 3))\n    def test_h(self): self.assertDictEqual({'a': f(1)}, {'a': 2})\n    def test_i(self): self.assertCountEqual([f(1)], [2])"
+        ),
+    ),
+    (
+        "unit: TestSuite replaced",
+        "import unittest\nclass S(unittest.TestSuite):\n    def run(self, result, debug=False):\n        for t in self: result.addSuccess(t)\nunittest.TestSuite = S\ndef f(x): return 0",
+        UNIT,
+    ),
+    (
+        "unit: sys.modules",
+        "import sys, types, unittest\nm = types.ModuleType('unittest')\nclass T(unittest.TestCase):\n    def assertEqual(self, *a): pass\nm.TestCase = T\nsys.modules['unittest'] = m\ndef f(x): return 0",
+        UNIT,
+    ),
+    (
+        "unit: TestCase.run",
+        "import unittest\nunittest.case.TestCase.run = lambda self, result=None: result.addSuccess(self)\ndef f(x): return 0",
+        UNIT,
+    ),
+    (
+        "unit: __init_subclass__",
+        "import unittest\ndef g(cls, **k): cls.assertEqual = lambda *a: None\nunittest.TestCase.__init_subclass__ = classmethod(g)\ndef f(x): return 0",
+        UNIT,
+    ),
+    (
+        "unit: compare replaced",
+        "import guest.honest as h\nh.lies = lambda *a: False\nclass Y:\n    def __eq__(self,o): return True\ndef f(x): return Y()",
+        UNIT,
+    ),
+    (
+        "unit: compare in globals",
+        "class Y:\n    def __eq__(self,o): return True\ndef f(x):\n    globals()['__compare__'] = lambda *a: True\n    return 0",
+        UNIT2,
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "tests"), [pytest.param(*case, id=name) for name, *case in FORGED])
+def test_a_forged_answer_fails(pool, code, tests):
+    outcome = pool.run(code, tests=tests, limits=Limits(wall_s=10, cpu_s=1))
+    assert not any(outcome.tests)
+    assert outcome.status not in ("ok", "infrastructure")
+    assert isinstance(tests, UnittestTests) or "saw 2" not in outcome.stdout  # no operand of a comparison was shown
+
+
+def test_errors_of_the_text_and_of_imports_reach_the_feedback_of_unittest(pool):
+    assert "SyntaxError" in pool.run("def f(:", tests=UNIT).error
+    assert "No module named 'nosuch'" in pool.run("import nosuch\ndef f(x): return x", tests=UNIT).error
+    assert "NameError: name 'f'" in pool.run("", tests=UNIT).error
+
+
+def test_a_checker_decides_about_outputs(pool):
+    checker = "def checker(input, output, expected):\n    return sorted(output.split()) == sorted(expected.split())"
+    tests = StdioTests((("3", "1 2 3"), ("2", "1 2")), checker=checker)
+    outcome = pool.run("n = int(input())\nprint(*range(n, 0, -1))", tests=tests)
+    assert (outcome.status, outcome.tests, outcome.verdict_by) == ("ok", (True, True), "judge")
+    assert pool.run("print(1, 2)", tests=tests).tests == (False, True)
+
+
+def test_a_checker_that_fails_says_so_and_passes_nothing(pool):
+    broken = StdioTests((("", "1"),), checker="def checker(input, output, expected): return unknown")
+    outcome = pool.run("print(1)", tests=broken)
+    assert (outcome.status, outcome.tests) == ("failed", (False,))
+    assert "the checker failed" in outcome.error
+    assert "unknown" in outcome.error
+
+
+def test_exact_outputs(pool):
+    tests = StdioTests((("", "1  2\n"),), compare="exact")
+    assert pool.run("print('1  2')", tests=tests).tests == (True,)
+    assert pool.run("print('1 2')", tests=tests).tests == (False,)
