@@ -109,11 +109,11 @@ def random_model(size: str, device: str) -> Any:
 def letter_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """One token for each byte and never a merge, so that a text of letters is a prompt of as many tokens.
 
-    Every id of the model decodes to something. The end token's id is above the model's vocabulary: a random model would
-    draw one now and then.
+    Every id of the model decodes to something. The end token is the last: a random model draws it now and then, and
+    `Endless` goes on.
     """
     names = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names += [f"x{number}" for number in range(len(names), vocab_size)] + [END]
+    names += [f"x{number}" for number in range(len(names), vocab_size - 1)] + [END]
     tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -240,7 +240,7 @@ class Endless:
         return getattr(self._engine, name)
 
     def submit(self, key: int, prompt_ids: Sequence[int], **sampling: Any) -> None:
-        self._engine.submit(key, prompt_ids, **sampling | {"stop_token_ids": ()})
+        self._engine.submit(key, prompt_ids, **sampling | {"stop_token_ids": (), "ignore_eos": True})
 
 
 class Setup:

@@ -7,6 +7,7 @@ The columns beside `prompt` are the tests; MBPP's, HumanEval's, APPS' and open-r
 
 import sys
 
+import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -31,6 +32,8 @@ def main(model: str, steps: int) -> None:
         max_completion_length=64,
         logging_steps=1,
         report_to=[],
+        use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(),
     )
     GRPOTrainer(model, reward_funcs=[code_reward], args=settings, train_dataset=rows).train()
 

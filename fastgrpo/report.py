@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from fastgrpo.errors import UserError, run_program
+from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.record import report_figures as figures
 from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 
@@ -177,6 +178,18 @@ def _spending(rows: Sequence[Row]) -> Iterator[str]:
     ):
         if any(row.get(key) is not None for row in rows):
             yield _section(title, text, figures.difficulty_figure(rows, key, label))
+    yield from _adaptivity(rows)
+
+
+def _adaptivity(rows: Sequence[Row]) -> Iterator[str]:
+    stages = dict.fromkeys(row["stage"] for row in rows)
+    measured = {stage: adaptivity(observed_of(row for row in rows if row["stage"] == stage)) for stage in stages}
+    names = dict.fromkeys(name for measures in measured.values() for name in measures)
+    if names:
+        values = [[f"{each[name]:.2f}" if name in each else "" for each in measured.values()] for name in names]
+        table = [[name.replace("_", " "), *found] for name, found in zip(names, values, strict=True)]
+        text = "Entropy and information in nats; low and high are the 95% bootstrap interval over problems."
+        yield _section("Does each query get its own workflow?", text, _table([["", *measured], *table]))
 
 
 def _workflows(evaluation: Sequence[Row], folder: Path) -> Iterator[str]:

@@ -30,6 +30,7 @@ def evaluation(stages: tuple[str, ...] = ("sft", "grpo"), problems: int = 9) -> 
                 "pass_rate": 0.9 if stage == "grpo" else 0.5,
                 "complexity": number / 10 if stage == "grpo" else 0.3,
                 "worker_calls": 1.0 + number,
+                "worker_tokens": 100.0 * (1 + number // 3),
             },
             "reward": 0.8 - number / 100,
             "status": "ok",
@@ -79,6 +80,7 @@ def test_whole_run(tmp_path: Path) -> None:
     assert f"{HOSTILE} grpo 0" in page.text
     assert f"{HOSTILE} sft 0" not in page.text
     assert "seed = 7 # <b>" in page.text
+    assert "cost hard over easy3.003.00" in page.text
     for title in ("Reward and its terms", "Pass rate before and after", "Workflow complexity", "Outcomes", "torch"):
         assert title in page.text
 
