@@ -2,7 +2,7 @@
 
 Metric names, the same in every file: `reward/total`, `reward/performance`, `reward/complexity`, `reward/diversity`,
 `reward/format`, `pass_rate`, `complexity`, `loss`, `kl`, `entropy`, `grad_norm`, `tokens_per_s` (generated),
-`train_tokens_per_s`, `mfu` and `gpu/...` (see `telemetry`), `parity` (mean |logprob difference| of vLLM and trainer
+`train_tokens_per_s`, `mfu` and `gpu/...` (see `record.gpu`), `parity` (mean |logprob difference| of vLLM and trainer
 after the sync, nats), `jails` (in flight), `seconds/step` and `seconds/<phase>`.
 """
 
