@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from fastgrpo.config import LOSS_PRESETS, Config, resolve
 from fastgrpo.config_files import read_toml
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of
 from fastgrpo.errors import UserError
+from fastgrpo.signals import reacting, stopped_by
 
 FLAGS = {
     "--config FILE": "read this TOML file first; without it and without --model, the demo's settings;\n"
@@ -94,11 +96,12 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], set[str], list[str
             flags.add("--help" if word == "-h" else word)
         elif not word.startswith("--"):
             rest.append(word)
-        elif equals or remaining:
+        elif equals or (remaining and not remaining[0].startswith("--")):
             key = SHORT.get(name, name).replace("-", "_")
             options[key] = value if equals else remaining.pop(0)
         else:
-            raise UserError(f"command line: {word} needs a value")
+            instead = f", and {remaining[0]} is an option" if remaining else ""
+            raise UserError(f"command line: {word} needs a value{instead}")
     return options, flags, rest
 
 
@@ -125,6 +128,23 @@ def sections() -> Iterator[tuple[str, str, list[Key]]]:
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a program's coroutine under uvloop."""
+    """Run a program's coroutine under uvloop; a signal cancels it, and KeyboardInterrupt is raised in the end."""
+
+    async def stoppable() -> None:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None, "a coroutine runs in a task"
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+            print("stopping in order; a second signal ends at once", file=sys.stderr, flush=True)
+
+        with reacting(stop):
+            await main()
+
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(main())
+        try:
+            runner.run(stoppable())
+        except asyncio.CancelledError:
+            if stopped_by() is None:
+                raise
+            raise KeyboardInterrupt from None

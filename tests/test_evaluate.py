@@ -36,7 +36,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
 
     @asynccontextmanager
     async def environment(config: Config, log: object = None):
-        yield None
+        yield SimpleNamespace()
 
     @contextmanager
     def engine(config: Config, model: Path):
@@ -44,6 +44,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
 
     for program in (evaluate, solve):
         monkeypatch.setattr(program, "collect", collect)
+        monkeypatch.setattr(program, "fitting", lambda problems, *_: [True] * len(problems))
         monkeypatch.setattr(program, "open_engine", engine)
         monkeypatch.setattr(program, "load_chat", lambda path, config: None)
     monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))

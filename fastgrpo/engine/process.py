@@ -30,7 +30,7 @@ def interrupt_deferred() -> Iterator[None]:
 
 @contextmanager
 def output_kept_back() -> Iterator[None]:
-    """Keep what native code and loggers print at start off the terminal, unless the block fails."""
+    """Keep what native code and loggers print at start off the terminal, unless the block fails by itself."""
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept, ExitStack() as stack:
@@ -43,6 +43,9 @@ def output_kept_back() -> Iterator[None]:
         try:
             yield
             failed = False
+        except KeyboardInterrupt:
+            failed = False
+            raise
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
