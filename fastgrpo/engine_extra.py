@@ -1,4 +1,4 @@
-"""Imported first by every program: one sentence where the engine's packages are missing, or a signal comes meanwhile."""
+"""Imported first by every program: one sentence where the engine's packages are missing or a signal comes meanwhile."""
 
 from __future__ import annotations
 

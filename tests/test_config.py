@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastgrpo import errors
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config, resolve
-from fastgrpo.config_files import flat, open_folder, read_toml, to_toml
+from fastgrpo.config_files import MODEL, flat, open_folder, read_toml, to_toml
 from fastgrpo.config_keys import KEYS, checked
 from fastgrpo.errors import UserError, run_program
 
@@ -42,6 +42,11 @@ def config(*arguments: str) -> Config:
         ("--eval.temperature 2.5", "eval.temperature must be float <= 2.0, got '2.5'"),
         ("--name ../b", "name must be str"),
         ("--seed", "--seed needs a value"),
+        ("--runs --dry-run", "--runs needs a value, and --dry-run is an option"),
+        (
+            "--grpo.max_new_tokens 4096",
+            "grpo.max_new_tokens = 4096 leaves no room for a prompt in engine.max_model_len",
+        ),
         ("--config /nope.toml", "cannot read the configuration file /nope.toml: No such file"),
         ("stray", "unexpected argument 'stray'"),
         ("--workers.kind openai", "set workers.base_url and workers.model too"),
@@ -178,6 +183,35 @@ def test_refused_resume_leaves_the_runs_configuration_as_it_was(tmp_path: Path) 
     assert (folder / "config.toml").read_text() == before
     longer = config("--runs", str(tmp_path), "--resume", "--grpo.steps", "99")
     assert "steps = 99" in (open_folder(longer, resume=True) / "config.toml").read_text()
+
+
+def save_model(folder: Path, *, weights: bytes = bytes(10**6)) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_a_run_continues_with_its_model_wherever_that_is_and_with_no_other(tmp_path: Path) -> None:
+    first = save_model(tmp_path / "first")
+    runs = ["--runs", str(tmp_path / "runs")]
+    open_folder(config(*runs, "--model", str(first)), resume=False)
+    moved = first.rename(tmp_path / "[moved]")
+    open_folder(config(*runs, "--resume", "--model", str(moved)), resume=True)
+    tuned = save_model(tmp_path / "tuned", weights=bytes(500_000) + b"1" + bytes(499_999))
+    with pytest.raises(UserError, match=r"model\.path was '.*moved.*' and is now '.*tuned', which is another model"):
+        open_folder(config(*runs, "--resume", "--model", str(tuned)), resume=True)
+    (moved / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"the files in .*moved.* have changed, which is another model"):
+        open_folder(config(*runs, "--resume"), resume=True)
+
+
+def test_a_run_without_a_digest_continues_where_its_model_was(tmp_path: Path) -> None:
+    model, runs = save_model(tmp_path / "model"), ["--runs", str(tmp_path / "runs")]
+    (open_folder(config(*runs, "--model", str(model)), resume=False) / MODEL).unlink()
+    with pytest.raises(UserError, match="another model"):
+        open_folder(config(*runs, "--resume", "--model", str(save_model(tmp_path / "copy"))), resume=True)
+    open_folder(config(*runs, "--resume"), resume=True)
 
 
 def test_new_run_sets_an_earlier_one_of_its_name_aside(tmp_path: Path) -> None:

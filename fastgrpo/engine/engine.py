@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo.config import Config
-from fastgrpo.engine.process import interrupt_deferred, replaced
+from fastgrpo.engine.process import interrupt_deferred, replaced, without_wildcards
 from fastgrpo.engine.shared_weights import adopt_weights
 from fastgrpo.engine.vllm_patches import idle_inside_blocks, prefixes_cached, vllm_adjusted, vllm_model
 from fastgrpo.errors import UserError
@@ -307,9 +307,9 @@ def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = Non
     Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
     """
     try:
-        with interruptible():
+        with interruptible(), without_wildcards(model) as folder:
             engine = Engine(
-                model,
+                folder,
                 dtype=str(policy_dtype(config)).removeprefix("torch."),
                 max_model_len=config.engine.max_model_len,
                 max_num_seqs=config.engine.max_num_seqs,

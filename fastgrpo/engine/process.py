@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import sys
@@ -54,6 +55,19 @@ def output_kept_back() -> Iterator[None]:
             if failed:
                 kept.seek(0)
                 os.write(2, kept.read())
+
+
+@contextmanager
+def without_wildcards(path: str | os.PathLike[str]) -> Iterator[str]:
+    """`path`, or a link to it where vLLM, which finds a folder's files by `glob`, would read its name as a pattern."""
+    plain = os.fspath(path)
+    if glob.escape(plain) == plain:
+        yield plain
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "model")
+        os.symlink(os.path.abspath(plain), link)
+        yield link
 
 
 @contextmanager
