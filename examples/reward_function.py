@@ -32,7 +32,8 @@ def main() -> None:
         command.config,
         reward=[right_count, brevity],
         reward_weights=[1.0, 0.1],
-        dataset=ROWS,
+        dataset=ROWS[8:],
+        eval_dataset=ROWS[:8],
         resume=command.resume,
         dry_run=command.dry_run,
     )
