@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,15 @@ def test_a_folder_is_found_whatever_its_name(tmp_path: Path, monkeypatch: pytest
     assert Path(name, "model.safetensors").exists()
 
 
+def say_and_raise(error: type[BaseException]) -> None:
+    os.write(1, b"half a page of warnings")
+    raise error
+
+
 @pytest.mark.parametrize(("error", "shown"), [(KeyboardInterrupt, ""), (ValueError, "half a page of warnings")])
 def test_an_interrupted_start_shows_nothing_and_a_failed_one_all(
     capfd: pytest.CaptureFixture[str], error: type[BaseException], shown: str
 ) -> None:
     with pytest.raises(error), output_kept_back():
-        print("half a page of warnings", end="")
-        raise error
+        say_and_raise(error)
     assert capfd.readouterr().err == shown
