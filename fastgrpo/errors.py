@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import NoReturn
 from fastgrpo.signals import signals_handled, stopped_by
 
 USER_ERROR = 2
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR}
 
 
 class UserError(Exception):
@@ -34,6 +36,11 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
             code = main() or 0
     except UserError as error:
         say_error(str(error))
+        code = USER_ERROR
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        say_error(f"cannot use {error.filename or 'a file'}: {error.strerror}; check the disk's space and the owner")
         code = USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

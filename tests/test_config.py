@@ -247,6 +247,8 @@ def test_every_key_is_read_somewhere() -> None:
     ("outcome", "code", "message"),
     [
         (UserError("disk full"), 2, "error: disk full\n"),
+        (OSError(28, "No space left on device", "runs/x"), 2, "error: cannot use runs/x: No space left on device; {CHECK}\n"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "error: cannot use /x: Permission denied; {CHECK}\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (None, 0, ""),
         (3, 3, ""),
@@ -263,7 +265,7 @@ def test_run_program_exit_codes(
     with pytest.raises(SystemExit) as caught:
         run_program(main)
     assert caught.value.code == code
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == message.replace("{CHECK}", "check the disk's space and the owner")
     assert sys.exc_info()[0] is None
 
 
