@@ -52,7 +52,7 @@ def reacting(reaction: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        _reactions.remove(reaction)
+        _reactions.pop()
 
 
 @contextmanager

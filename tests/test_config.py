@@ -247,7 +247,11 @@ def test_every_key_is_read_somewhere() -> None:
     ("outcome", "code", "message"),
     [
         (UserError("disk full"), 2, "error: disk full\n"),
-        (OSError(28, "No space left on device", "runs/x"), 2, "error: cannot use runs/x: No space left on device; {CHECK}\n"),
+        (
+            OSError(28, "No space left on device", "runs/x"),
+            2,
+            "error: cannot use runs/x: No space left on device; {CHECK}\n",
+        ),
         (PermissionError(13, "Permission denied", "/x"), 2, "error: cannot use /x: Permission denied; {CHECK}\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (None, 0, ""),

@@ -24,6 +24,8 @@ async def main():
                 print("begun", flush=True)
                 while True:
                     time.sleep(0.01)
+        with interruptible():
+            pass
         print("begun", flush=True)
         await asyncio.sleep(60)
     finally:
