@@ -24,9 +24,11 @@ _reactions: list[Callable[[], object]] = []
 def handle_signals() -> None:
     """From now on a signal ends the process in one line, or does what the innermost `reacting` block says.
 
-    One that is ignored, as by nohup, stays so.
+    One that is ignored, as by nohup, stays so. Of several ranks only Ctrl-C is handled: with SIGTERM torchrun ends the
+    others where one has failed, and nothing that they do together can end in order then.
     """
-    for number in STOPPING:
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    for number in STOPPING if alone else (signal.SIGINT,):
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _handle)
 

@@ -93,6 +93,14 @@ def test_a_signal_while_a_program_imports_is_one_line(number: signal.Signals) ->
     assert (process.returncode, error) == (128 + number, "interrupted\n")
 
 
+def test_of_several_ranks_torchrun_ends_the_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with started(PROGRAM, "slow", "0") as process:
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (-signal.SIGTERM, "")
+
+
 def test_an_ignored_signal_stays_so() -> None:
     """As under nohup."""
     text = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + PROGRAM
