@@ -46,6 +46,7 @@ def main() -> None:
         dataset=problems[8:],
         eval_dataset=problems[:8],
         resume=command.resume,
+        dry_run=command.dry_run,
     )
 
 

@@ -28,7 +28,15 @@ def brevity(completions: list[str], **_: Any) -> list[float]:
 def main() -> None:
     """Train `--model` on both rewards."""
     command = parse(sys.argv[1:], program="examples.reward_function")
-    fastgrpo.train(command.config, reward=[right_count, brevity], reward_weights=[1.0, 0.1], dataset=ROWS)
+    fastgrpo.train(
+        command.config,
+        reward=[right_count, brevity],
+        reward_weights=[1.0, 0.1],
+        dataset=ROWS[8:],
+        eval_dataset=ROWS[:8],
+        resume=command.resume,
+        dry_run=command.dry_run,
+    )
 
 
 if __name__ == "__main__":

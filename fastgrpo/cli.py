@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from fastgrpo.config import LOSS_PRESETS, Config, resolve
 from fastgrpo.config_files import read_toml
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of
 from fastgrpo.errors import UserError
+from fastgrpo.signals import reacting, stopped_by
 
 FLAGS = {
     "--config FILE": "read this TOML file first; without it and without --model, the demo's settings;\n"
@@ -106,11 +108,12 @@ def _split(arguments: Sequence[str], own: Container[str] = ()) -> tuple[dict[str
             flags.add("--help" if word == "-h" else word)
         elif not word.startswith("--"):
             rest.append(word)
-        elif equals or remaining:
+        elif equals or (remaining and not remaining[0].startswith("--")):
             key = SHORT.get(name, name).replace("-", "_")
             options[key] = value if equals else remaining.pop(0)
         else:
-            raise UserError(f"command line: {word} needs a value")
+            instead = f", and {remaining[0]} is an option" if remaining else ""
+            raise UserError(f"command line: {word} needs a value{instead}")
     return options, flags, rest
 
 
@@ -137,6 +140,23 @@ def sections() -> Iterator[tuple[str, str, list[Key]]]:
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
-    """Run a program's coroutine under uvloop and return what it does."""
+    """What a program's coroutine returns, run under uvloop; a signal cancels it and becomes KeyboardInterrupt."""
+
+    async def stoppable() -> Value:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None, "a coroutine runs in a task"
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+            print("stopping in order; a second signal ends at once", file=sys.stderr, flush=True)
+
+        with reacting(stop):
+            return await main()
+
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main())
+        try:
+            return runner.run(stoppable())
+        except asyncio.CancelledError:
+            if stopped_by() is None:
+                raise
+            raise KeyboardInterrupt from None

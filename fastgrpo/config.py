@@ -115,6 +115,9 @@ class Engine(Section, frozen=True):
         float, Meta(gt=0, description="stop above this mean |logprob difference| vLLM - trainer, nats")
     ] = 0.15
     step_timeout_s: Annotated[float, Meta(gt=0, description="vLLM hangs when a token takes longer than this")] = 40.0
+    completion_timeout_s: Annotated[
+        float, Meta(gt=0, description="stop where a completion, its wait for others included, takes longer than this")
+    ] = 1800.0
     tensor_parallel: Annotated[
         int, Meta(ge=1, description="ranks that hold one vLLM together; above 1 training is sharded over all ranks")
     ] = 1
@@ -340,6 +343,11 @@ def resolve(values: dict[str, Any]) -> Config:
     ):
         if config.engine.tensor_parallel > 1 and value:
             raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
+    if config.grpo.max_new_tokens >= config.engine.max_model_len:
+        raise UserError(
+            f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "
+            f"{config.engine.max_model_len}: lower the one or raise the other"
+        )
     try:
         msgspec.json.decode(config.model.chat_template_kwargs or "{}", type=dict[str, Any])
     except msgspec.DecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -16,13 +17,18 @@ from fastgrpo.config import Config, resolve
 from fastgrpo.config_keys import KEYS, checked
 from fastgrpo.errors import UserError
 
-# What may differ between a run and its continuation: none of it changes what a finished step computed.
+MODEL = "model.digest"
+# Of each file of weights: fine-tuned models differ in it, where names and sizes are alike.
+SAMPLED_BYTES = 2**16
+
+# What may differ between a run and its continuation: none of it changes what a finished step computed. The model may
+# have moved: it is compared by its content (`refuse_another_model`).
 FREE_TO_CHANGE = re.compile(
     r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
     r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
     r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
-    r"|model\.offload_optimizer"
-    r"|engine\.(gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s)"
+    r"|model\.(path|offload_optimizer)"
+    r"|engine\.(gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s|completion_timeout_s)"
 )
 
 
@@ -77,6 +83,41 @@ def refuse_changes(saved: dict[str, Any], config: Config, *, source: Path) -> No
             )
 
 
+def refuse_another_model(folder: Path, earlier: str, now: str) -> None:
+    """Raise `UserError` where the model at `now` is not the one that the run in `folder` began with, then at `earlier`.
+
+    A folder that an older version wrote holds no digest: its model must be where it was.
+    """
+    kept = folder / MODEL
+    began = kept.read_text() if kept.exists() else ""
+    found = model_digest(Path(now)) if now else ""
+    if (began != found) if began else (earlier != now):
+        moved = (
+            f"model.path was {earlier!r} and is now {now!r}" if earlier != now else f"the files in {now} have changed"
+        )
+        raise UserError(
+            f"cannot resume {folder}: {moved}, which is another model; "
+            "set it back, or start a new run under another --name"
+        )
+
+
+def model_digest(model: Path) -> str:
+    """A digest of a model's config.json and of its files of weights: names, sizes and the middle of each.
+
+    Empty where there is no such model.
+    """
+    if not (model / "config.json").is_file():
+        return ""
+    digest = hashlib.blake2b((model / "config.json").read_bytes(), digest_size=16)
+    for path in sorted(path for path in model.iterdir() if path.suffix in (".safetensors", ".bin")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            file.seek(max(0, size - SAMPLED_BYTES) // 2)
+            digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
 def open_folder(config: Config, *, resume: bool) -> Path:
     """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
 
@@ -85,13 +126,16 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     folder = config.folder
     if resume:
         saved = folder / "config.toml"
-        refuse_changes(flat(resolve(read_toml(saved))), config, source=saved)
+        earlier = resolve(read_toml(saved))
+        refuse_changes(flat(earlier), config, source=saved)
+        refuse_another_model(folder, earlier.model.path, config.model.path)
     try:
         if not resume and (folder / "config.toml").exists():
             taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
             folder.rename(next(path for path in taken if not path.exists()))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        (folder / MODEL).write_text(model_digest(Path(config.model.path)) if config.model.path else "")
     except OSError as error:
         raise UserError(f"cannot write the run's folder {folder}: {error.strerror}; free space or set --runs") from None
     return folder

@@ -1,10 +1,14 @@
-"""Imported first by every program: one sentence where the packages of the engine are missing."""
+"""Imported first by every program: one sentence where the engine's packages are missing or a signal comes meanwhile."""
 
 from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
 
+from fastgrpo.signals import handle_signals
+
+PROGRAM = getattr(sys.modules["__main__"], "__spec__", None)
+OWN_PROGRAM = PROGRAM is not None and PROGRAM.name.startswith("fastgrpo.")
 MISSING = [name for name in ("torch", "transformers", "openai", "matplotlib") if find_spec(name) is None]
 
 if MISSING:
@@ -12,7 +16,10 @@ if MISSING:
         f"fastgrpo's engine is not installed ({', '.join(MISSING)} missing): "
         "pip install 'fastgrpo[cpu]' or 'fastgrpo[gpu]' (the jails alone need nothing more)"
     )
-    if (program := getattr(sys.modules["__main__"], "__spec__", None)) and program.name.startswith("fastgrpo."):
+    if OWN_PROGRAM:
         print(f"error: {SENTENCE}", file=sys.stderr)
         sys.exit(2)
     raise ImportError(SENTENCE)
+
+if OWN_PROGRAM:
+    handle_signals()

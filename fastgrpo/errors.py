@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from fastgrpo.signals import signals_handled, stopped_by
+
 USER_ERROR = 2
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR}
 
 
 class UserError(Exception):
@@ -22,13 +27,22 @@ def say_error(sentence: str) -> None:
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
-    """Run a program's `main` and exit: its own code (None = 0), 2 after `UserError`, 130 after Ctrl-C."""
+    """Run a program's `main` and exit: its own code (None = 0), 2 after `UserError`, 128 + the signal that stopped it.
+
+    That is 130 after Ctrl-C and 143 after SIGTERM (see `fastgrpo.signals`).
+    """
     try:
-        code = main() or 0
+        with signals_handled():
+            code = main() or 0
     except UserError as error:
         say_error(str(error))
         code = USER_ERROR
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        say_error(f"cannot use {error.filename or 'a file'}: {error.strerror}; check the disk's space and the owner")
+        code = USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = 128 + (stopped_by() or signal.SIGINT)
     sys.exit(code)

@@ -13,7 +13,7 @@ import math
 import random
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.report import adaptivity_table
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import Sampling, collect
+from fastgrpo.rollouts.rollouts import Sampling, collect, fitting
 from fastgrpo.tasks import task_of
 from fastgrpo.types import Group, Rollout
 
@@ -50,14 +50,15 @@ BASELINES = "--baselines"
 class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
     """One sampled completion of one held-out problem, with the environment's metrics of it.
 
-    `difficulty` in [0, 1] is the problem's, where it has one; `workflow` is what there is to read.
+    What is no finite number is null in a file, and counts in no mean. `difficulty` in [0, 1] is the problem's, where it
+    has one; `workflow` is what there is to read.
     """
 
     stage: str
     problem_id: str
     status: str
-    reward: float
-    metrics: dict[str, float]
+    reward: float | None
+    metrics: dict[str, float | None]
     difficulty: float | None = None
     dataset: str = ""
     workflow: str = ""
@@ -72,7 +73,7 @@ async def evaluate(
 ) -> list[EvalRow]:
     """`config.eval.samples` rollouts of each problem; those that failures of the environment ended are left out.
 
-    Each replica takes its share of the problems; every rank returns all rows.
+    Each replica takes its share of the problems; every rank returns all rows. Raises UserError where all failed.
     """
     groups = await collect(
         engine,
@@ -84,18 +85,27 @@ async def evaluate(
         seed=config.seed + 7_919,
         ranks=config.engine.tensor_parallel,
     )
-    return _of_all_ranks(rows_of(groups, stage))
+    return measured_rows(groups, stage, config)
+
+
+def measured_rows(groups: Sequence[Group], stage: str, config: Config) -> list[EvalRow]:
+    """The rows of all ranks' `groups`; how many rollouts have none, and why, is said. Collective.
+
+    Raises UserError where none has one.
+    """
+    count = sum(len(group.rollouts) for group in groups)
+    ranks = gather_all((rows_of(groups, stage), count, first_failure(groups)), "the other ranks' evaluation")
+    rows = [row for share, _, _ in ranks for row in share]
+    reason = next((failure for _, _, failure in ranks if failure), "")
+    tell_failures(len(rows), sum(count for _, count, _ in ranks), reason, config.grpo.max_infrastructure)
+    return rows
 
 
 def rows_of(groups: Sequence[Group], stage: str) -> list[EvalRow]:
-    """A row for each rollout with a result; how many have none, and why, is said.
+    """A row for each rollout with a result.
 
     A `latency_seconds` among the metrics is the environment's: the seconds of writing are added to it.
     """
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    if failed := sum(rollout.reward is None for rollout in rollouts):
-        reason = first_failure(groups)
-        log.warning("%d of %d rollouts are left out of the evaluation: %s", failed, len(rollouts), reason)
     return [
         EvalRow(
             stage=stage,
@@ -113,15 +123,34 @@ def rows_of(groups: Sequence[Group], stage: str) -> list[EvalRow]:
     ]
 
 
-def _with_writing(rollout: Rollout) -> dict[str, float]:
-    metrics = rollout.result.metrics
-    if "latency_seconds" not in metrics:
-        return metrics
-    return metrics | {"latency_seconds": metrics["latency_seconds"] + rollout.writing_s}
+def _with_writing(rollout: Rollout) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = dict(rollout.result.metrics)
+    latency = metrics.get("latency_seconds")
+    return metrics if latency is None else metrics | {"latency_seconds": latency + rollout.writing_s}
 
 
-def _of_all_ranks(rows: list[EvalRow]) -> list[EvalRow]:
-    return [row for share in gather_all(rows, "the other ranks' evaluation") for row in share]
+def tell_failures(measured: int, rollouts: int, reason: str, limit: float) -> None:
+    """Say how many of the `rollouts` the means leave out. Raises UserError where none was `measured`."""
+    failed = rollouts - measured
+    if failed and not measured:
+        raise UserError(f"nothing was evaluated: all {failed} rollouts failed for a reason not the model's: {reason}")
+    if failed:
+        beyond = f", beyond grpo.max_infrastructure = {limit:g}: the means are those of the rest alone"
+        much = beyond if failed > limit * rollouts else ""
+        log.warning("%d of %d rollouts are left out of the evaluation%s: %s", failed, rollouts, much, reason)
+
+
+def leave_out_long(
+    problems: Sequence[Any], environment: Environment | None, chat: Chat, config: Config, say: Callable[[str], None]
+) -> list[Any]:
+    """The `problems` whose prompts leave room for a completion; how many do not is said. Collective over the ranks."""
+    ranks = config.engine.tensor_parallel
+    fits = fitting(problems, environment, chat, Sampling.of(config)) if environment else []
+    fits = gather_all(fits, "the problems that fit")[rank_and_world()[0] // ranks * ranks]
+    kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
+    if len(kept) < len(problems):
+        say(f"{len(problems) - len(kept)} of {len(problems)} problems are left out: their prompts are too long")
+    return kept
 
 
 def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
@@ -134,9 +163,10 @@ def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
     if not rows:
         return {}
     plain = [msgspec.structs.asdict(row) for row in rows]
-    names = dict.fromkeys(name for row in rows for name in row.metrics)
-    means = {name: statistics.fmean(row.metrics[name] for row in rows if name in row.metrics) for name in names}
-    means["reward"] = statistics.fmean(row.reward for row in rows)
+    columns = [row.metrics | {"reward": row.reward} for row in rows]
+    names = [*dict.fromkeys(name for row in rows for name in row.metrics), "reward"]
+    values = {name: [value for column in columns if (value := column.get(name)) is not None] for name in names}
+    means = {name: statistics.fmean(found) for name, found in values.items() if found}
     return means | _by_difficulty(rows) | adaptivity(observed_of(plain, "spent"))
 
 
@@ -145,7 +175,7 @@ def _by_difficulty(rows: Sequence[EvalRow]) -> dict[str, float]:
     parts = thirds([msgspec.structs.asdict(row) for row in rows])
     for name, problems in (("easy", parts[0]), ("hard", parts[-1])):
         part = [row.metrics for row in rows if row.problem_id in problems]
-        values = [metrics["complexity"] for metrics in part if "complexity" in metrics]
+        values = [value for metrics in part if (value := metrics.get("complexity")) is not None]
         if values:
             means[f"complexity_{name}"] = statistics.fmean(values)
     return means
@@ -169,8 +199,11 @@ def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
 
 
 def read_rows(path: Path) -> list[EvalRow]:
-    """The rows of an earlier evaluation; none where there was none."""
-    return msgspec.json.decode(path.read_bytes(), type=list[EvalRow]) if path.exists() else []
+    """The rows of an earlier evaluation; none where there was none. Raises UserError for what is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=list[EvalRow]) if path.exists() else []
+    except msgspec.MsgspecError as error:
+        raise UserError(f"{path} holds no evaluation ({error}): move it away") from error
 
 
 async def baselines(
@@ -186,7 +219,7 @@ async def baselines(
         groups = []
         if environment is not None:
             groups = await run_control(environment, share, control, samples=samples, seed=config.seed)
-        return _of_all_ranks(rows_of(groups, stage))
+        return measured_rows(groups, stage, config)
 
     tried, rewards = random.Random(f"{config.seed}/best").sample(train, min(len(train), len(held_out))), {}
     for name, code in candidates(config.eval.drafts).items():
@@ -233,12 +266,6 @@ async def compare(config: Config, models: Mapping[str, str], *, controls: bool =
         rows = await baselines(environment, train, held_out, config) if controls else []
         for stage, model in models.items():
             rows += await evaluate_model(model, environment, held_out, config, stage)
-    return _measured(rows, held_out)
-
-
-def _measured(rows: list[EvalRow], problems: Sequence[Any]) -> list[EvalRow]:
-    if problems and not rows:
-        raise UserError("nothing was evaluated: every rollout failed for the reason above, which is not the model's")
     return rows
 
 
@@ -273,10 +300,21 @@ async def _main(config: Config) -> None:
     task = task_of(config)
     _, held_out = task.load_problems(config)
     async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
-        rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
+        chat = load_chat(config.model.path, config.model)
+        held_out = leave_out_long(held_out, environment, chat, config, _say)
+        _say(f"loading {config.model.path} into vLLM")
+        with open_engine(config, Path(config.model.path)) as engine:
+            count = len(held_out) * config.eval.samples
+            _say(f"{count} rollouts of {len(held_out)} held-out problems, {config.eval.samples} of each")
+            rows = await evaluate(engine, environment, chat, held_out, config, "evaluate")
     if rank_and_world()[0] == 0:
-        for name, value in summary(_measured(rows, held_out)).items():
+        for name, value in summary(rows).items():
             print(f"{name:16} {value:.4f}")
+
+
+def _say(text: str) -> None:
+    if rank_and_world()[0] == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:

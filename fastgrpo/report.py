@@ -227,7 +227,9 @@ def _workflows(evaluation: Sequence[Row], folder: Path) -> Iterator[str]:
 def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:
     """Three workflows of the last stage: the best on the easiest and hardest third, and the worst valid one."""
     last = evaluation[-1]["stage"]
-    rows = [row for row in evaluation if row["stage"] == last]
+    rows = [row for row in evaluation if row["stage"] == last and row["reward"] is not None]
+    if not rows:
+        return []
     easiest, _, hardest = (set(part) for part in thirds(rows))
     chosen = []
     for why, problems in (("an easy problem", easiest), ("a hard problem", hardest)):

@@ -32,6 +32,7 @@ from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log
+from fastgrpo.signals import interruptible
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.loss import sft_loss
 from fastgrpo.training.optimizer import AdamWOptions
@@ -67,7 +68,8 @@ async def warm_start(
         lora_alpha=config.model.lora_alpha,
         sharded=config.engine.tensor_parallel > 1,
     )
-    fit(policy, load_chat(model, config.model), traces, config, log)
+    with interruptible():
+        fit(policy, load_chat(model, config.model), traces, config, log)
     partial = finished.with_suffix(".partial")
     policy.save_hf(partial)
     if first:

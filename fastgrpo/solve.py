@@ -23,7 +23,7 @@ from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import load_chat
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, replica_share
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import Sampling, collect
+from fastgrpo.rollouts.rollouts import Sampling, collect, fitting
 
 
 def find(dataset: str | Sequence[str], name: str) -> Problem:
@@ -43,11 +43,14 @@ async def solve(command: CommandLine) -> None:
     problem, model = find(config.data.dataset, names[0]), Path(config.model.path)
     ranks = config.engine.tensor_parallel
     async with of_replica(open_environment(config), ranks) as environment:
+        chat = load_chat(model, config.model)
+        if environment:
+            fitting([problem], environment, chat, Sampling.of(config))
         with open_engine(config, model) as engine:
             groups = await collect(
                 engine,
                 environment,
-                load_chat(model, config.model),
+                chat,
                 [problem][replica_share(ranks)],
                 group_size=config.eval.samples,
                 sampling=replace(Sampling.of(config), temperature=config.eval.temperature),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from fastgrpo.config import Config
@@ -17,26 +18,39 @@ from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.reward_functions import RewardFunctions
 
 Problems = tuple[list[Any], list[Any]]
+Prompt = str | list[dict[str, str]]
 
 
 class Task(NamedTuple):
     """What a run trains on: (training, held-out) problems, and the environment opened for the length of the run.
 
-    `distilled`: stage 1 can teach it to a policy that knows nothing, so that no model need be named.
+    `distilled`: stage 1 can teach it to a policy that knows nothing, so that no model need be named. What a dry run
+    reads, which starts nothing: `list_problems`, where loading does more than read, and the `prompt` of one of them.
     """
 
     load_problems: Callable[[Config], Problems]
     open_environment: Callable[[Config, RunLog | None], AbstractAsyncContextManager[Any]]
     distilled: bool = False
+    list_problems: Callable[[Config], Problems] | None = None
+    prompt: Callable[[Config, Any], Prompt] | None = None
 
 
 def task_of(config: Config) -> Task:
     """The task that the configuration names. Raises UserError where a reward function cannot be found."""
     if config.data.reward:
         return reward_task([find_function(name, "data.reward") for name in config.data.reward.split(",")])
+    untried = partial(load_problems, tried=False)
     if config.task == "code":
-        return Task(load_problems, programs.open_environment)
-    return Task(load_problems, task.open_environment, distilled=True)
+        return Task(
+            load_problems, programs.open_environment, False, untried, lambda _, problem: programs.prompt(problem)
+        )
+    return Task(load_problems, task.open_environment, True, untried, task.prompt)
+
+
+def require_model(config: Config, task: Task) -> None:
+    """Raise UserError where a task that stage 1 cannot teach has no model to begin with."""
+    if not config.model.path and not task.distilled:
+        raise UserError("this task needs a model: name one with --model PATH, or model= from Python")
 
 
 def reward_task(
@@ -57,7 +71,7 @@ def reward_task(
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
         yield RewardFunctions(functions, weights, deadline_s=config.grpo.execute_s)
 
-    return Task(load, open_environment)
+    return Task(load, open_environment, prompt=lambda _, example: example.prompt)
 
 
 def environment_task(environment: Environment, problems: Iterable[Any], held_out: Iterable[Any] = ()) -> Task:
@@ -67,7 +81,8 @@ def environment_task(environment: Environment, problems: Iterable[Any], held_out
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
         yield environment
 
-    return Task(lambda config: (list(problems), list(held_out)), open_environment)
+    prompt = lambda _, problem: environment.prompt(problem)  # noqa: E731
+    return Task(lambda config: (list(problems), list(held_out)), open_environment, prompt=prompt)
 
 
 def _named(config: Config) -> str:

@@ -24,16 +24,16 @@ from fastgrpo.config import Config, resolve
 from fastgrpo.config_keys import checked
 from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
-from fastgrpo.evaluate import evaluate, save_rows, summary
+from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
 from fastgrpo.plan import print_plan
-from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
+from fastgrpo.ranks.collectives import joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
 from fastgrpo.rollouts.environment import Environment
-from fastgrpo.rollouts.rollouts import Sampling, fitting
 from fastgrpo.sft import warm_start
-from fastgrpo.tasks import Task, environment_task, reward_task, task_of
+from fastgrpo.tasks import Task, environment_task, require_model, reward_task, task_of
+from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.learner import Learner, open_learner
 from fastgrpo.training.schedule import open_schedule
 
@@ -48,6 +48,7 @@ def train(
     reward_weights: Sequence[float] | None = None,
     environment: Environment | None = None,
     resume: bool = False,
+    dry_run: bool = False,
 ) -> Path:
     """Train from Python and return the run's folder; `fastgrpo.train(...)` is this function.
 
@@ -55,7 +56,8 @@ def train(
     `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, weighted by `reward_weights`, on the
     rows of `dataset` (dicts, a `datasets.Dataset`, a file, a name on the hub); `data.held_out` of them, or
     `eval_dataset`, are evaluated. `environment` takes any problems in place of rows (see `rollouts.environment`).
-    Without either the task is the one that the configuration names. Raises UserError.
+    Without either the task is the one that the configuration names. `dry_run` prints the plan and starts nothing.
+    Raises UserError.
     """
     if not isinstance(config, Config):
         keys = dict(config or {}) | ({"model.path": str(model)} if model else {})
@@ -69,6 +71,9 @@ def train(
         chosen = reward_task(functions, reward_weights, dataset, eval_dataset)
     else:
         chosen = task_of(config)
+    if dry_run:
+        print_plan(config, chosen)
+        return config.folder
     with joined_ranks(config.engine.tensor_parallel):
         run_async(lambda: run(config, resume=resume, task=chosen))
     return config.folder
@@ -78,12 +83,13 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report."""
     refuse_idle_ranks(config)
     task = task or task_of(config)
-    if not config.model.path and not task.distilled:
-        raise UserError("this task needs a model: name one with --model PATH, or model= from Python")
+    require_model(config, task)
     problems, held_out = task.load_problems(config)
     with open_log(config, resume=resume) as log:
         async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
+            if resume and Checkpoints(config.folder / "checkpoints").latest() is None:
+                log.say(f"{config.folder} has no checkpoint yet: GRPO starts over, from {model}")
             with open_learner(config, model, resume=resume) as learner:
 
                 async def measure(stage: str) -> dict[str, float]:
@@ -92,11 +98,13 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                     log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in summary(rows).items()))
                     return summary(rows)
 
-                problems = leave_out_long(problems, environment, learner, config, log)
-                held_out = leave_out_long(held_out, environment, learner, config, log)
+                problems = leave_out_long(problems, environment, learner.chat, config, log.say)
+                held_out = leave_out_long(held_out, environment, learner.chat, config, log.say)
                 if learner.step == 0:
                     await measure("sft")
                 await improve(learner, environment, problems, config, log)
+                # What ends the evaluation ends no more than that.
+                learner.save()
                 measured = await measure("grpo")
                 learner.save(score=measured.get("reward"))
         if log.folder is not None:
@@ -130,19 +138,6 @@ async def improve(
         except asyncio.CancelledError:
             await schedule.save()
             raise
-
-
-def leave_out_long(
-    problems: Sequence[Any], environment: Environment | None, learner: Learner, config: Config, log: RunLog
-) -> list[Any]:
-    """The `problems` whose prompts leave room for a completion; how many do not is said."""
-    ranks = config.engine.tensor_parallel
-    fits = fitting(problems, environment, learner.chat, Sampling.of(config)) if environment else []
-    fits = gather_all(fits, "the problems that fit")[rank_and_world()[0] // ranks * ranks]
-    kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
-    if len(kept) < len(problems):
-        log.say(f"{len(problems) - len(kept)} of {len(problems)} problems are left out: their prompts are too long")
-    return kept
 
 
 def refuse_idle_ranks(config: Config) -> None:

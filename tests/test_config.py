@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastgrpo import errors
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config, resolve
-from fastgrpo.config_files import flat, open_folder, read_toml, to_toml
+from fastgrpo.config_files import MODEL, flat, open_folder, read_toml, to_toml
 from fastgrpo.config_keys import KEYS, checked
 from fastgrpo.errors import UserError, run_program
 
@@ -42,6 +42,11 @@ def config(*arguments: str) -> Config:
         ("--eval.temperature 2.5", "eval.temperature must be float <= 2.0, got '2.5'"),
         ("--name ../b", "name must be str"),
         ("--seed", "--seed needs a value"),
+        ("--runs --dry-run", "--runs needs a value, and --dry-run is an option"),
+        (
+            "--grpo.max_new_tokens 4096",
+            "grpo.max_new_tokens = 4096 leaves no room for a prompt in engine.max_model_len",
+        ),
         ("--config /nope.toml", "cannot read the configuration file /nope.toml: No such file"),
         ("stray", "unexpected argument 'stray'"),
         ("--workers.kind openai", "set workers.base_url and workers.model too"),
@@ -183,6 +188,35 @@ def test_refused_resume_leaves_the_runs_configuration_as_it_was(tmp_path: Path) 
     assert "steps = 99" in (open_folder(longer, resume=True) / "config.toml").read_text()
 
 
+def save_model(folder: Path, *, weights: bytes = bytes(10**6)) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_a_run_continues_with_its_model_wherever_that_is_and_with_no_other(tmp_path: Path) -> None:
+    first = save_model(tmp_path / "first")
+    runs = ["--runs", str(tmp_path / "runs")]
+    open_folder(config(*runs, "--model", str(first)), resume=False)
+    moved = first.rename(tmp_path / "[moved]")
+    open_folder(config(*runs, "--resume", "--model", str(moved)), resume=True)
+    tuned = save_model(tmp_path / "tuned", weights=bytes(500_000) + b"1" + bytes(499_999))
+    with pytest.raises(UserError, match=r"model\.path was '.*moved.*' and is now '.*tuned', which is another model"):
+        open_folder(config(*runs, "--resume", "--model", str(tuned)), resume=True)
+    (moved / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"the files in .*moved.* have changed, which is another model"):
+        open_folder(config(*runs, "--resume"), resume=True)
+
+
+def test_a_run_without_a_digest_continues_where_its_model_was(tmp_path: Path) -> None:
+    model, runs = save_model(tmp_path / "model"), ["--runs", str(tmp_path / "runs")]
+    (open_folder(config(*runs, "--model", str(model)), resume=False) / MODEL).unlink()
+    with pytest.raises(UserError, match="another model"):
+        open_folder(config(*runs, "--resume", "--model", str(save_model(tmp_path / "copy"))), resume=True)
+    open_folder(config(*runs, "--resume"), resume=True)
+
+
 def test_new_run_sets_an_earlier_one_of_its_name_aside(tmp_path: Path) -> None:
     for seed in range(3):
         folder = open_folder(config("--runs", str(tmp_path), "--seed", str(seed)), resume=False)
@@ -216,6 +250,12 @@ def test_every_key_is_read_somewhere() -> None:
     ("outcome", "code", "message"),
     [
         (UserError("disk full"), 2, "error: disk full\n"),
+        (
+            OSError(28, "No space left on device", "runs/x"),
+            2,
+            "error: cannot use runs/x: No space left on device; {CHECK}\n",
+        ),
+        (PermissionError(13, "Permission denied", "/x"), 2, "error: cannot use /x: Permission denied; {CHECK}\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (None, 0, ""),
         (3, 3, ""),
@@ -232,7 +272,7 @@ def test_run_program_exit_codes(
     with pytest.raises(SystemExit) as caught:
         run_program(main)
     assert caught.value.code == code
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == message.replace("{CHECK}", "check the disk's space and the owner")
     assert sys.exc_info()[0] is None
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from fastgrpo import doctor
 from fastgrpo.doctor import Finding
@@ -51,6 +55,18 @@ def test_jail_of_this_machine() -> None:
 def test_supported_versions(monkeypatch: pytest.MonkeyPatch, name: str, version: str | None, ok: bool) -> None:
     monkeypatch.setattr(doctor, "_version", {name: version}.get)
     assert doctor.package(name).ok is ok
+
+
+def test_the_ranges_are_those_that_the_package_declares() -> None:
+    """The doctor also runs before there is a package to ask."""
+    project = tomllib.loads((Path(doctor.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [Requirement(text) for text in (*extras["engine"], *extras["gpu"])]
+    bounds = {each.name: {bound.operator: bound.version for bound in each.specifier} for each in declared}
+    for name, (low, high) in doctor.SUPPORTED.items():
+        assert Version(bounds[name][">="]).release[:2] == low
+        assert "<" not in bounds[name] or Version(bounds[name]["<"]).release[:2] == high
+    assert Version(project["requires-python"].removeprefix(">=")).release[:2] == doctor.PYTHON[0]
 
 
 def test_cuda_builds_beside_a_cpu_torch_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

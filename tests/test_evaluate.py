@@ -13,6 +13,7 @@ from fastgrpo.config import Config, resolve
 from fastgrpo.engine import engine as engine_module
 from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS
+from fastgrpo.report import write_report
 from fastgrpo.tasks import Task
 from fastgrpo.types import Group, Result, Reward, Rollout
 
@@ -36,7 +37,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
 
     @asynccontextmanager
     async def environment(config: Config, log: object = None):
-        yield None
+        yield SimpleNamespace()
 
     @contextmanager
     def engine(config: Config, model: Path):
@@ -44,6 +45,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
 
     for program in (evaluate, solve):
         monkeypatch.setattr(program, "collect", collect)
+        monkeypatch.setattr(program, "fitting", lambda problems, *_: [True] * len(problems))
         monkeypatch.setattr(program, "open_engine", engine)
         monkeypatch.setattr(program, "load_chat", lambda path, config: None)
     monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))
@@ -65,6 +67,40 @@ def test_nothing_evaluated_is_an_error(collected: list[Rollout]) -> None:
     collected += [rollout("infrastructure")] * 2
     with pytest.raises(UserError, match="nothing was evaluated"):
         asyncio.run(evaluate._main(CONFIG))
+
+
+def test_what_is_said_meanwhile(collected: list[Rollout], capsys: pytest.CaptureFixture[str]) -> None:
+    collected += [rollout("ok")]
+    asyncio.run(evaluate._main(CONFIG))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["loading folder into vLLM", "4 rollouts of 1 held-out problems, 4 of each"]
+
+
+def test_more_failures_than_a_run_bears_are_told(collected: list[Rollout], caplog: pytest.LogCaptureFixture) -> None:
+    collected += [rollout("ok"), *[rollout("infrastructure")] * 2]
+    asyncio.run(evaluate._main(CONFIG))
+    assert "2 of 3 rollouts are left out of the evaluation, beyond grpo.max_infrastructure = 0.5" in caplog.text
+
+
+def test_what_is_no_number_is_null_in_the_file_and_in_no_mean(tmp_path: Path) -> None:
+    path, nan = tmp_path / "evaluation.json", float("nan")
+
+    def row(stage: str, reward: float, share: float) -> evaluate.EvalRow:
+        metrics = {"pass_rate": share, "worker_tokens": share}
+        return evaluate.EvalRow(
+            stage=stage, problem_id="p", status="ok", reward=reward, metrics=metrics, difficulty=0.5
+        )
+
+    evaluate.save_rows(path, [row("sft", nan, nan), row("sft", 0.5, 1.0)])
+    evaluate.save_rows(path, [row("grpo", 1.0, nan)])
+    rows = evaluate.read_rows(path)
+    assert [each.reward for each in rows] == [None, 0.5, 1.0]
+    assert evaluate.summary(rows) == {"pass_rate": 1.0, "worker_tokens": 1.0, "reward": 0.75}
+    (tmp_path / "metrics.jsonl").write_text('{"stage":"grpo","step":1,"loss":null,"reward/total":null}\n')
+    assert write_report(tmp_path).stat().st_size > 0
+    path.write_text('[{"stage": 1}]')
+    with pytest.raises(UserError, match=r"evaluation\.json holds no evaluation .*: move it away"):
+        evaluate.read_rows(path)
 
 
 def test_a_query_that_only_we_failed_is_an_error(collected: list[Rollout]) -> None:
@@ -115,7 +151,7 @@ def test_the_flag_is_the_programs_own() -> None:
     given = ["--baselines", "--seed", "3"]
     command = parse(given, program="fastgrpo.evaluate", flags={"--baselines": "compare"})
     assert (command.flags, command.config.seed) == ({"--baselines"}, 3)
-    with pytest.raises(UserError, match="unexpected argument '3'"):
+    with pytest.raises(UserError, match="--baselines needs a value"):
         parse(given, program="fastgrpo.train")
 
 

@@ -26,9 +26,11 @@ from fastgrpo.policy.model import load_policy
 from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
 from fastgrpo.train import run as run_training
+from fastgrpo.training import learner
 from fastgrpo.training.learner import learning_rate, update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport
 from fastgrpo.types import Result, Reward, Sample
+from tests.helpers.random_engine import random_engine
 
 CORPUS = ["count the vowels in this sentence", "aeiou bcdfg"] * 4
 
@@ -92,7 +94,9 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-def run(model: Path, runs: Path, name: str, *, resume: bool = False, environment=open_vowels, **values) -> Path:
+def run(
+    model: Path, runs: Path, name: str, *, resume: bool = False, environment=open_vowels, problems=None, **values
+) -> Path:
     values = {
         "model.path": str(model),
         "runs": str(runs),
@@ -109,7 +113,7 @@ def run(model: Path, runs: Path, name: str, *, resume: bool = False, environment
         "checkpoint.every": 2,
     } | {key.replace("__", "."): value for key, value in values.items()}
     config = resolve(values)
-    asyncio.run(run_training(config, resume=resume, task=Task(load_vowels, environment)))
+    asyncio.run(run_training(config, resume=resume, task=Task(lambda _: problems or load_vowels(_), environment)))
     return config.folder
 
 
@@ -310,6 +314,42 @@ def test_a_reward_function_and_rows_train_from_python(model: Path, tmp_path: Pat
     assert 0 < row["reward/total"] < 1
     evaluated = json.loads((folder / "evaluation.json").read_text())
     assert len(evaluated) == 2 * 2 * 2
+
+
+@asynccontextmanager
+async def open_dead(config, log):
+    """An environment whose every execution fails, as where its endpoint is gone."""
+    vowels = Vowels()
+
+    async def execute(problem, completion: str, seed: int) -> float:
+        raise ConnectionError("the endpoint is gone")
+
+    vowels.execute = execute
+    yield vowels
+
+
+@pytest.mark.parametrize("held_out", [0, 2])
+def test_a_run_that_fails_throughout_ends_with_the_reason(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    failed = "all 4 rollouts" if held_out else "8 of 8 rollouts of a step"
+    wanted = rf"{failed} failed for a reason .*: p\d: execute raised ConnectionError: the endpoint is gone"
+    problems, others = load_vowels(None)
+    with pytest.raises(UserError, match=wanted):
+        run(model, tmp_path, "dead", environment=open_dead, problems=(problems, others[:held_out]), grpo__steps=2)
+
+
+def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    with pytest.raises(UserError):
+        run(model, tmp_path, "new", environment=open_dead, grpo__steps=1)
+    folder = run(model, tmp_path, "new", resume=True, grpo__steps=1)
+    assert f"{folder} has no checkpoint yet: GRPO starts over, from {model}" in capsys.readouterr().out
+    run(model, tmp_path, "new", resume=True, grpo__steps=1)
+    assert "no checkpoint" not in capsys.readouterr().out
 
 
 def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:

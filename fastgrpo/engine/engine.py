@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from fastgrpo.config import Config
-from fastgrpo.engine.process import interrupt_deferred, replaced
+from fastgrpo.engine.process import interrupt_deferred, replaced, without_wildcards
 from fastgrpo.engine.shared_weights import adopt_weights
 from fastgrpo.engine.vllm_patches import idle_inside_blocks, prefixes_cached, vllm_adjusted, vllm_model
 from fastgrpo.errors import UserError
 from fastgrpo.policy.model import Policy, policy_dtype
 from fastgrpo.ranks.collectives import check_world
 from fastgrpo.ranks.deadlines import within
+from fastgrpo.signals import interruptible
 
 CANARY_SEQUENCES, CANARY_TOKENS = 4, 48
 
@@ -306,18 +307,19 @@ def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = Non
     Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
     """
     try:
-        engine = Engine(
-            model,
-            dtype=str(policy_dtype(config)).removeprefix("torch."),
-            max_model_len=config.engine.max_model_len,
-            max_num_seqs=config.engine.max_num_seqs,
-            kv_cache_gib=kv_cache_gib or (None if torch.cuda.is_available() else config.engine.kv_cache_gib),
-            enforce_eager=config.engine.enforce_eager,
-            seed=config.seed,
-            parity_threshold=config.engine.parity_threshold,
-            step_timeout_s=config.engine.step_timeout_s,
-            tensor_parallel=config.engine.tensor_parallel,
-        )
+        with interruptible(), without_wildcards(model) as folder:
+            engine = Engine(
+                folder,
+                dtype=str(policy_dtype(config)).removeprefix("torch."),
+                max_model_len=config.engine.max_model_len,
+                max_num_seqs=config.engine.max_num_seqs,
+                kv_cache_gib=kv_cache_gib or (None if torch.cuda.is_available() else config.engine.kv_cache_gib),
+                enforce_eager=config.engine.enforce_eager,
+                seed=config.seed,
+                parity_threshold=config.engine.parity_threshold,
+                step_timeout_s=config.engine.step_timeout_s,
+                tensor_parallel=config.engine.tensor_parallel,
+            )
     except ValueError as error:
         # pydantic's errors begin with a line of their own.
         reason = str(error).rpartition("Value error, ")[2].strip().splitlines()[0]

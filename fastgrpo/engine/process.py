@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ def interrupt_deferred() -> Iterator[None]:
 
 @contextmanager
 def output_kept_back() -> Iterator[None]:
-    """Keep what native code and loggers print at start off the terminal, unless the block fails."""
+    """Keep what native code and loggers print at start off the terminal, unless the block fails by itself."""
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept, ExitStack() as stack:
@@ -43,6 +44,9 @@ def output_kept_back() -> Iterator[None]:
         try:
             yield
             failed = False
+        except KeyboardInterrupt:
+            failed = False
+            raise
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -51,6 +55,19 @@ def output_kept_back() -> Iterator[None]:
             if failed:
                 kept.seek(0)
                 os.write(2, kept.read())
+
+
+@contextmanager
+def without_wildcards(path: str | os.PathLike[str]) -> Iterator[str]:
+    """`path`, or a link to it where vLLM, which finds a folder's files by `glob`, would read its name as a pattern."""
+    plain = os.fspath(path)
+    if glob.escape(plain) == plain:
+        yield plain
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "model")
+        os.symlink(os.path.abspath(plain), link)
+        yield link
 
 
 @contextmanager

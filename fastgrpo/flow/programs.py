@@ -19,6 +19,11 @@ from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 from fastgrpo_sandbox import SandboxPool, extract_code
 
 
+def prompt(problem: Problem) -> str:
+    """What the policy reads: the problem's own prompt, and the form of the answer."""
+    return f"{problem.prompt}\n\nAnswer with the complete program in one Python block.\n"
+
+
 class ProgramEnvironment:
     """Runs the policy's programs in `pool`'s jails; the reward is the share of hidden tests passed."""
 
@@ -27,7 +32,7 @@ class ProgramEnvironment:
 
     def prompt(self, problem: Problem) -> str:
         """The problem's own prompt, and the form of the answer."""
-        return f"{problem.prompt}\n\nAnswer with the complete program in one Python block.\n"
+        return prompt(problem)
 
     async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
         """The program in a chat answer, whatever surrounds it, judged on public and hidden tests in one run."""

@@ -12,6 +12,8 @@ from fastgrpo.config import Config, Workers
 from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.limits import WorkflowLimits, run_limits
+from fastgrpo.flow.prompt import query_prompt
+from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.openai import OpenAIWorker
 from fastgrpo.flow.workers.protocol import Worker
 from fastgrpo.flow.workers.simulated import SimulatedWorker
@@ -40,6 +42,11 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
             )
         finally:
             await worker.aclose()
+
+
+def prompt(config: Config, problem: Problem) -> str:
+    """What the policy reads of `problem`, by the configuration alone."""
+    return query_prompt(problem, config.data.instruction, tuple(config.workers.by_name()))
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from fastgrpo.record.phases import PhaseTimer
 SHOWN = (
     ("reward/total", "reward", ".3f"),
     ("pass_rate", "pass rate", ".1%"),
+    ("infrastructure", "failed for infrastructure", ".0f"),
     ("loss", "loss", ".4f"),
     ("kl", "KL", ".4f"),
     ("entropy", "entropy", ".3f"),
@@ -112,7 +113,8 @@ class Display:
         """Metric, label and format of what there is to show; the terms of any task follow the reward."""
         terms = [(n, f"  {n.removeprefix('reward/')}", ".3f") for n in self._metrics if n.startswith("reward/")]
         terms = [term for term in terms if term[0] != SHOWN[0][0]]
-        return [row for row in (SHOWN[0], *terms, *SHOWN[1:]) if row[0] in self._metrics]
+        shown = [row for row in (SHOWN[0], *terms, *SHOWN[1:]) if row[0] in self._metrics]
+        return [row for row in shown if row[0] != "infrastructure" or self._metrics[row[0]]]
 
     def _line(self) -> str:
         parts = [f"{self._stage} {self._done}/{self._total}"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastgrpo.engine.tensor_parallel import Lockstep
+from fastgrpo.errors import UserError
 
 if TYPE_CHECKING:
     from fastgrpo.engine.engine import Completion, Engine
@@ -30,13 +31,18 @@ class Generator:
         self._next_key = 0
 
     async def complete(self, prompt_ids: list[int], *, deadline_s: float, **sampling: Any) -> Completion:
-        """One completion; raises TimeoutError after `deadline_s` and whatever the engine raised if it failed."""
+        """One completion; raises UserError after `deadline_s` and whatever the engine raised if it failed."""
         key, self._next_key = self._next_key, self._next_key + 1
         future = self._waiting[key] = asyncio.get_running_loop().create_future()
         self._submitted.append((key, prompt_ids, sampling))
         self._wake.set()
         try:
             return await asyncio.wait_for(future, deadline_s)
+        except TimeoutError:
+            raise UserError(
+                f"a completion was not there after engine.completion_timeout_s = {deadline_s:g} s, its wait for others "
+                "included: raise it, or lower grpo.max_new_tokens or the number of rollouts"
+            ) from None
         finally:
             self._waiting.pop(key, None)
 

@@ -52,6 +52,7 @@ class Sampling:
             max_model_len=config.engine.max_model_len,
             temperature=config.grpo.temperature,
             rounds=config.grpo.rounds,
+            deadline_s=config.engine.completion_timeout_s,
             execute_s=config.grpo.execute_s,
             straggler_s=config.grpo.straggler_s,
         )
@@ -239,7 +240,12 @@ async def collect(
 
 def fitting(problems: Sequence[Any], environment: Environment, chat: Chat, sampling: Sampling) -> list[bool]:
     """For each problem, whether its prompt leaves room for a completion. Raises UserError where none does."""
-    lengths = [len(chat.prompt_ids(environment.prompt(problem))) for problem in problems]
+    return prompts_fit([environment.prompt(problem) for problem in problems], chat, sampling)
+
+
+def prompts_fit(prompts: Sequence[str | list[dict[str, str]]], chat: Chat, sampling: Sampling) -> list[bool]:
+    """For each prompt, whether it leaves room for a completion. Raises UserError where none does."""
+    lengths = [len(chat.prompt_ids(prompt)) for prompt in prompts]
     fits = [length <= sampling.prompt_tokens for length in lengths]
     if lengths and not any(fits):
         raise UserError(

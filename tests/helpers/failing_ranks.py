@@ -4,12 +4,11 @@ Run by torchrun from test_failure.py. Only `hangs` starts a real vLLM; the other
 """
 
 import os
-import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Never
@@ -17,45 +16,16 @@ from unittest import mock
 
 from fastgrpo.cli import run_async
 from fastgrpo.config import Config, resolve
-from fastgrpo.engine.engine import Completion, SyncReport
 from fastgrpo.errors import run_program
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.tasks import Task
 from fastgrpo.train import run
 from fastgrpo.training import learner
 from fastgrpo.types import Result, Reward, Rollout
+from tests.helpers.random_engine import random_engine
 
 HOW, MODEL, RUNS = sys.argv[1:]
 RANK = os.environ["RANK"]
-
-
-class RandomEngine:
-    """Completes each request in one step."""
-
-    def __init__(self) -> None:
-        self.open: list[tuple[int, int]] = []
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.open)
-
-    def submit(self, key: int, prompt_ids: list[int], *, seed: int, **options: object) -> None:
-        self.open.append((key, seed))
-
-    def step(self) -> list[Completion]:
-        key, seed = self.open.pop()
-        ids = random.Random(seed).choices(range(100, 200), k=8)
-        return [Completion(key, ids, [-5.0] * len(ids), "length")]
-
-    def abort_all(self) -> None:
-        self.open.clear()
-
-    def sync(self, policy: object) -> SyncReport:
-        return SyncReport(0.0, 0, 0.0, 0.0, 0.0)
-
-    def sleep(self) -> None: ...
-
-    def wake(self) -> None: ...
 
 
 class Failing:
@@ -98,11 +68,6 @@ def divide_by_zero(*_: object, **__: object) -> Never:
 @asynccontextmanager
 async def open_environment(config: Config, log: object) -> AsyncIterator[Failing]:
     yield Failing()
-
-
-@contextmanager
-def random_engine(*_: object, **__: object) -> Iterator[RandomEngine]:
-    yield RandomEngine()
 
 
 def load_problems(config: Config) -> tuple[list[Any], list[Any]]:

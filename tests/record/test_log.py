@@ -194,3 +194,14 @@ def test_sparkline_and_duration() -> None:
     assert sparkline((0.0, 0.5, 1.0)) == "▁▅█"
     assert sparkline((2.0, 2.0)) == "▁▁"
     assert [duration(s) for s in (0.4, 45, 190, 7500)] == ["0s", "45s", "3m10s", "2h05m"]
+
+
+def test_failures_of_the_infrastructure_are_in_the_step_line_where_there_are_any(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    display = Display("demo", PhaseTimer(), live=False)
+    display.stage("grpo", total=2, done=0)
+    display.step(1, {"reward/total": 0.5, "infrastructure": 0.0})
+    assert "infrastructure" not in capsys.readouterr().out
+    display.step(2, {"reward/total": 0.5, "infrastructure": 3.0})
+    assert "| failed for infrastructure 3" in capsys.readouterr().out

@@ -234,7 +234,7 @@ def test_a_completion_that_never_comes_ends_at_its_deadline() -> None:
         def step(self):
             return []
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(UserError, match=r"not there after engine\.completion_timeout_s = 0\.2 s.*: raise it"):
         gather(Stuck(), ScriptedEnvironment(), sampling=Sampling(max_new_tokens=8, max_model_len=200, deadline_s=0.2))
 
 

@@ -157,7 +157,7 @@ def test_interrupt_and_bugs_pass_through_and_leave_nothing(tmp_path: Path) -> No
         assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("change", [{"grpo.lr": 0.5}, {"model.path": "/other"}, {"seed": 1}, {"grpo.loss": "gspo"}])
+@pytest.mark.parametrize("change", [{"grpo.lr": 0.5}, {"model.lora_rank": 8}, {"seed": 1}, {"grpo.loss": "gspo"}])
 def test_refuses_to_resume_with_another_configuration(tmp_path: Path, change: dict[str, Any]) -> None:
     path = save(Checkpoints(tmp_path), 1)
     with pytest.raises(UserError, match=r"cannot resume .*step-000001: .* was .* and is now .*another --name"):

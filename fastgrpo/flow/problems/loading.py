@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def load_problems(config: Config) -> tuple[list[Problem], list[Problem]]:
+def load_problems(config: Config, *, tried: bool = True) -> tuple[list[Problem], list[Problem]]:
     """(training, held-out) problems of all data sets; the splits follow `config.seed`, set by set.
 
     Of each set `data.problems` are used, as `splitting.split` draws those held out: of all difficulties alike.
-    Problems whose own solution fails are left out (`scoring.solvable`). Of a set with a larger weight problems come
-    more than once among those to train on, of none less than once. Raises UserError.
+    Problems whose own solution fails are left out (`scoring.solvable`), unless none is to be `tried`. Of a set with a
+    larger weight problems come more than once among those to train on, of none less than once. Raises UserError.
     """
     first = rank_and_world()[0] == 0
-    sets = gather_all(_usable_sets(config) if first else None, "the trial of the problems' solutions")[0]
+    sets = gather_all(_usable_sets(config, tried) if first else None, "the trial of the problems' solutions")[0]
     sets = [_some(problems, config.data.problems, config.seed) for problems in sets]
     held_out = _of_each(config.data.held_out, sets, "data.held_out")
     weights = _of_each(config.data.weights, sets, "data.weights")
@@ -40,8 +40,11 @@ def load_problems(config: Config) -> tuple[list[Problem], list[Problem]]:
     return train, [problem for _, test in parts for problem in test]
 
 
-def _usable_sets(config: Config) -> list[list[Problem]]:
-    sets = [ranked(solvable(problems, config.data, config.sandbox)) for problems in load_sets(config.data.dataset)]
+def _usable_sets(config: Config, tried: bool) -> list[list[Problem]]:
+    sets = load_sets(config.data.dataset)
+    if tried:
+        sets = [solvable(problems, config.data, config.sandbox) for problems in sets]
+    sets = [ranked(problems) for problems in sets]
     for problems in sets:
         name, count = problems[0].dataset, len(problems)
         if config.workers.kind == "simulated" and (missing := sum(problem.solution is None for problem in problems)):

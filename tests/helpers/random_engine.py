@@ -1,0 +1,43 @@
+"""An engine that draws random completions, for the loop around it: no vLLM starts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastgrpo.engine.engine import Completion, SyncReport
+
+
+class RandomEngine:
+    """Completes each request in one step."""
+
+    def __init__(self) -> None:
+        self.open: list[tuple[int, int]] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.open)
+
+    def submit(self, key: int, prompt_ids: list[int], *, seed: int, **options: object) -> None:
+        self.open.append((key, seed))
+
+    def step(self) -> list[Completion]:
+        key, seed = self.open.pop()
+        ids = random.Random(seed).choices(range(100, 200), k=8)
+        return [Completion(key, ids, [-5.0] * len(ids), "length")]
+
+    def abort_all(self) -> None:
+        self.open.clear()
+
+    def sync(self, policy: object) -> SyncReport:
+        return SyncReport(0.0, 0, 0.0, 0.0, 0.0)
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+@contextmanager
+def random_engine(*_: object, **__: object) -> Iterator[RandomEngine]:
+    yield RandomEngine()

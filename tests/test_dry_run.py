@@ -1,0 +1,69 @@
+"""A dry run prints the plan; it trains, starts and writes nothing, in any program."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from fastgrpo.config import resolve
+from fastgrpo.errors import UserError
+from fastgrpo.plan import print_plan
+from fastgrpo.policy.demo_policy import create_policy
+from fastgrpo.tasks import environment_task, reward_task
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy") / "[model]"
+    create_policy(["count the vowels in this sentence", "aeiou bcdfg"] * 4, folder, seed=0, vocab_size=400)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to work in, and no jail, no vLLM."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for part in ("engine.engine.Engine.__init__", "flow.task.SandboxPool", "flow.problems.scoring.BlockingSandboxPool"):
+        monkeypatch.setattr(f"fastgrpo.{part}", lambda *_, **__: pytest.fail("a dry run started something"))
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["fastgrpo.train", "fastgrpo.sft", "fastgrpo.evaluate", "fastgrpo.solve", "own_task.py", "reward_function.py"],
+)
+def test_a_dry_run_prints_the_plan_alone(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--model", str(model), "--dry-run"])
+    example = runpy.run_path(str(ROOT / "examples" / program)) if program.endswith(".py") else {}
+    (example.get("main") or import_module(program).main)()
+    out, error = capsys.readouterr()
+    assert error == ""
+    for part in ("[grpo]", "problems  ", "stage 2  ", "memory of one device"):
+        assert part in out
+    assert list(Path.cwd().iterdir()) == []
+    assert not (tmp_path / "cache" / "fastgrpo").exists()
+
+
+def test_the_problems_that_do_not_fit_are_counted(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"model.path": str(model), "engine.max_model_len": 32, "grpo.max_new_tokens": 16, "data.held_out": 1}
+    rows = [{"prompt": "count"}, {"prompt": "count"}, {"prompt": "count the vowels " * 40}]
+    print_plan(resolve(keys), reward_task([len], dataset=rows))
+    assert "too long        1 of these problems" in capsys.readouterr().out
+    Path("rows.jsonl").write_text(json.dumps(rows[2]) + "\n" + json.dumps(rows[2]))
+    with pytest.raises(UserError, match=r"no prompt fits: .*raise engine\.max_model_len"):
+        print_plan(resolve(keys), reward_task([len], dataset="rows.jsonl"))
+
+
+def test_a_task_without_a_model_is_refused_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="this task needs a model"):
+        print_plan(resolve({}), environment_task(object(), []))  # type: ignore[arg-type]
