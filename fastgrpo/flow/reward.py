@@ -27,7 +27,7 @@ def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> li
 
     `total = performance - complexity - efficiency + diversity - format`, each term with its weight: w_p x pass rate,
     w_c x complexity, w_e x efficiency, w_d x distinctness, w_f for a completion without a workflow. The paper publishes
-    no weights; ours were chosen by `bench/structures.py`. Only workflows that returned a solution (status "ok") count
+    no weights; ours are a choice (`docs/experiments.md`). Only workflows that returned a solution (status "ok") count
     as members of the group's diversity, so that failing in a new way earns nothing.
     """
     trees = [parse(execution.workflow) if execution.status == "ok" else None for execution in executions]

@@ -48,8 +48,8 @@ class Skill(msgspec.Struct, frozen=True, kw_only=True):
     code with the odds of the best feedback they got, times 1 - d/2, and spoil right code with `spoils`. `ensemble`
     takes the majority; in a tie it sees the right one with `judges`. Prices are US dollars for a million tokens.
 
-    As with real workers of 0.5 to 1.5 B, a new draft helps more than a correction, and four drafts at most until public
-    tests pass gain far more than any one call.
+    As with real workers of 0.5 to 1.5 B (`docs/experiments.md`), a new draft helps more than a correction. The figures
+    themselves are guesses, chosen so that the demo has something to learn.
     """
 
     easiest: float = 0.985

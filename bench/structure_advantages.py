@@ -1,0 +1,80 @@
+"""What each workflow structure earns in GRPO's eyes, from a run's samples: with and without the group's deviation.
+
+    python bench/structure_advantages.py runs/NAME/samples.jsonl [--steps 3]
+
+Prints, for the first steps, each structure's mean advantage with GRPO's division by the group's deviation (arXiv
+2402.03300, eq. 3) and without it (Dr. GRPO, arXiv 2503.20783), by groups in which all, none or some rollouts solve.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgrpo.report import read_rows
+
+KINDS = ("all solve", "none solves", "some solve")
+
+
+class Earned(NamedTuple):
+    """One rollout's advantages in a group of this kind."""
+
+    structure: str
+    kind: str
+    over_deviation: float
+    difference: float
+
+
+def earned(rows: Iterable[Mapping[str, Any]]) -> Iterator[Earned]:
+    """The advantages of all rollouts in groups whose rewards vary."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["step"], row["problem_id"]].append(row)
+    for group in groups.values():
+        totals = np.array([row["reward"]["total"] for row in group])
+        if totals.std() == 0:
+            continue
+        solved = np.array([row["tests"]["hidden"] == 1.0 for row in group])
+        kind = KINDS[0] if solved.all() else KINDS[2] if solved.any() else KINDS[1]
+        difference = totals - totals.mean()
+        for row, each in zip(group, difference, strict=True):
+            yield Earned(row.get("structure") or "invalid", kind, each / totals.std(ddof=1), each)
+
+
+def table(found: list[Earned], most: int = 10) -> str:
+    """Markdown: the commonest structures, their mean advantages, and both by kind of group as `over / without`."""
+    by_structure = defaultdict(list)
+    for each in found:
+        by_structure[each.structure].append(each)
+    lines = [f"| structure | rollouts | over deviation | without | {' | '.join(KINDS)} |", "|" + " --- |" * 7]
+    for structure, rows in sorted(by_structure.items(), key=lambda item: -len(item[1]))[:most]:
+        cells = [_means([row for row in rows if row.kind == kind]) for kind in KINDS]
+        over, without = np.mean([row[2:] for row in rows], axis=0)
+        lines.append(f"| {structure} | {len(rows)} | {over:+.3f} | {without:+.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _means(rows: list[Earned]) -> str:
+    if not rows:
+        return ""
+    over, without = np.mean([row[2:] for row in rows], axis=0)
+    return f"{over:+.2f} / {without:+.3f}"
+
+
+def main() -> None:
+    """Print the table of one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("samples", type=Path)
+    parser.add_argument("--steps", type=int, default=3, help="the first steps of GRPO (3)")
+    options = parser.parse_args()
+    rows = [row for row in read_rows(options.samples) if row["stage"] == "grpo" and row.get("reward")]
+    print(table(list(earned(row for row in rows if row["step"] <= options.steps))))
+
+
+if __name__ == "__main__":
+    main()
