@@ -109,14 +109,17 @@ def _checked(result: Any) -> Result:
     if result.reward is None:
         raise EnvironmentFailure(f"a result of status {result.status!r} has no reward")
     reward = Reward(
-        total=_number("the reward", result.reward.total),
-        terms={name: _number(f"the reward's term {name!r}", value) for name, value in result.reward.terms.items()},
+        total=finite_number("the reward", result.reward.total),
+        terms={
+            name: finite_number(f"the reward's term {name!r}", value) for name, value in result.reward.terms.items()
+        },
     )
-    metrics = {name: _number(f"the metric {name!r}", value) for name, value in result.metrics.items()}
+    metrics = {name: finite_number(f"the metric {name!r}", value) for name, value in result.metrics.items()}
     return Result(status=result.status, reward=reward, metrics=metrics, record=result.record, error=result.error)
 
 
-def _number(what: str, value: Any) -> float:
+def finite_number(what: str, value: Any) -> float:
+    """`value` as a float; raises EnvironmentFailure naming `what` where it is none, or not finite."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from fastgrpo.rollouts.environment import EnvironmentFailure, ask, failed
+from fastgrpo.rollouts.environment import EnvironmentFailure, ask, failed, finite_number
 from fastgrpo.types import Result, Reward, Rollout
 
 Message = dict[str, str]
@@ -80,7 +79,7 @@ class RewardFunctions:
         values = list(returned) if hasattr(returned, "__iter__") else []
         if len(values) != count:
             raise EnvironmentFailure(f"reward {name} returned {len(values)} values for {count} completions")
-        return [None if value is None else _number(name, value) for value in values]
+        return [None if value is None else finite_number(f"what reward {name} returns", value) for value in values]
 
 
 def _arguments(problem: Example, rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
@@ -90,16 +89,6 @@ def _arguments(problem: Example, rollouts: Sequence[Rollout]) -> dict[str, list[
     ids = [[t for t, m in zip(r.token_ids, r.loss_mask, strict=True) if m] for r in rollouts]
     own: dict[str, list[Any]] = {"prompts": [problem.prompt] * size, "completions": completions, "completion_ids": ids}
     return {name: [value] * size for name, value in problem.columns.items()} | own
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise EnvironmentFailure(f"reward {name} returned {value!r}, which is no number") from None
-    if not math.isfinite(number):
-        raise EnvironmentFailure(f"reward {name} returned {number}")
-    return number
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -70,8 +70,8 @@ def broken(completions, **_):
     [
         (lambda **_: [1.0], "returned 1 values for 2 completions"),
         (lambda **_: 1.0, "returned 0 values for 2 completions"),
-        (lambda **_: [1.0, float("nan")], "returned nan"),
-        (lambda **_: ["high", 1.0], "returned 'high', which is no number"),
+        (lambda **_: [1.0, float("nan")], "must be finite, got nan"),
+        (lambda **_: ["high", 1.0], "must be a number, got 'high'"),
         (broken, r"reward broken: KeyError\('answer'\)"),
         (lambda completions: [1.0, 1.0], "unexpected keyword argument"),
     ],
