@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo_sandbox import cgroup, doctor, launch
+from fastgrpo_sandbox import cgroup, launch, requirements
 
 Tree = Callable[..., Path]
 
@@ -133,11 +133,11 @@ def test_a_cell_whose_group_refuses_it_does_without(tmp_path):
 
 def test_the_doctor_says_which_and_why(tree, monkeypatch):
     proc = tree("/", kind="cgroup")
-    (check,) = [check for check in doctor.checks(proc) if check.name == "memory"]
+    (check,) = [check for check in requirements.checks(proc) if check.name == "memory"]
     assert check.fine
     assert check.found.startswith("by polling: no cgroup v2")
-    monkeypatch.setattr(doctor, "open_base", lambda proc: cgroup.Base(Path("/cg")))
-    assert [check.found for check in doctor.checks(proc) if check.name == "memory"] == ["by cgroup, below /cg"]
+    monkeypatch.setattr(requirements, "open_base", lambda proc: cgroup.Base(Path("/cg")))
+    assert [check.found for check in requirements.checks(proc) if check.name == "memory"] == ["by cgroup, below /cg"]
 
 
 def test_only_empty_groups_of_dead_hosts_are_swept(tmp_path, monkeypatch):

@@ -47,8 +47,14 @@ def test_what_a_solution_printed_before_it_failed_is_there(pool):
     assert {outcome.stdout for outcome in outcomes} == {"said\n"}
 
 
-def test_one_request_too_long_costs_its_own_assertion_alone(pool):
+def test_an_argument_of_the_tests_may_be_long(pool):
     lines = ("[1]) == 1", "'a' * (17 << 20)) == 17 << 20", "[1, 2]) == 2")
     source = "def check(c):\n" + "".join(f"    assert c({line}\n" for line in lines)
     outcome = pool.run("def f(v): return len(v)", tests=CheckTests(source, "f"))
+    assert outcome.tests == (True, True, True)
+
+
+def test_one_answer_too_long_costs_its_own_assertion_alone(pool):
+    source = "def check(c):\n" + "".join(f"    assert len(c({size})) == {size}\n" for size in (1, 17 << 20, 2))
+    outcome = pool.run("def f(n): return 'a' * n", tests=CheckTests(source, "f"))
     assert outcome.tests == (True, False, True)
