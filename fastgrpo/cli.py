@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from uvloop import new_event_loop
 
-from fastgrpo.config import LOSS_PRESETS, Config, resolve
+from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import read_toml
-from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of
+from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.signals import reacting, stopped_by
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from fastgrpo import errors
 from fastgrpo.cli import parse, usage
-from fastgrpo.config import LOSS_PRESETS, Config, resolve
+from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import MODEL, flat, open_folder, read_toml, to_toml
-from fastgrpo.config_keys import KEYS, checked
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.config_keys import KEYS, checked, resolve
+from fastgrpo.errors import UserError
+from fastgrpo.program import run_program
 
 ENDPOINT = "--workers.kind openai --workers.base_url http://localhost:8000/v1 --workers.model large"
 

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 import fastgrpo
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy

@@ -26,10 +26,8 @@ from torch.optim.adamw import adamw
 
 from fastgrpo.ranks.collectives import awaiting, rank_and_world
 from fastgrpo.training.checkpoint import load_tensors, save_tensors
+from fastgrpo.training.pieces import PIECE_ELEMENTS
 from fastgrpo.training.slices import GradientBuckets, Shard, gather_updated, slice_of
-
-# Of offloaded state on the device at once.
-PIECE_ELEMENTS = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from fastgrpo.config import resolve
+from fastgrpo.config_keys import resolve
 from fastgrpo.engine.engine import Engine, SyncReport
 from fastgrpo.errors import UserError
 from fastgrpo.policy.model import Policy, load_policy

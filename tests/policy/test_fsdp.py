@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 
-from fastgrpo.config import resolve
+from fastgrpo.config_keys import resolve
 from fastgrpo.policy.model import Policy, load_policy, policy_device
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.training.fsdp_optimizer import optimizer_of

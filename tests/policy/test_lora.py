@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
+from fastgrpo.config_keys import resolve
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.policy import lora

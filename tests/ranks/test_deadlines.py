@@ -14,7 +14,7 @@ CHILD = """
 import sys, time
 from torch.distributed import TCPStore
 from fastgrpo.ranks import deadlines as watch
-from fastgrpo.errors import run_program
+from fastgrpo.program import run_program
 
 watch.POLL_S, watch.SILENT_POLLS, watch.GRACE_S = 0.1, 10, 0.1
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from fastgrpo.config import resolve
+from fastgrpo.config_keys import resolve
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
 from fastgrpo.ranks.collectives import RankError, gather_all, joined_ranks
