@@ -62,7 +62,7 @@ def parse(
     """
     options, given, rest = _split(arguments, flags)
     if "--help" in given:
-        print(usage(program, positional, flags))
+        print(usage(program, positional, flags), flush=True)
         raise SystemExit(0)
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}: keys are set as --section.key VALUE; --help lists them")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -17,14 +19,21 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISD
 def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Run a program's `main` and exit: its own code (None = 0), 2 after `UserError`, 128 + the signal that stopped it.
 
-    That is 130 after Ctrl-C and 143 after SIGTERM (see `fastgrpo.signals`).
+    That is 130 after Ctrl-C, 143 after SIGTERM (see `fastgrpo.signals`), and 141 where `| head` has read enough.
     """
     try:
         with signals_handled():
             code = main() or 0
+            sys.stdout.flush()
     except UserError as error:
         say_error(str(error))
         code = USER_ERROR
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        code = 128 + signal.SIGPIPE
+        # What Python still holds for the reader goes nowhere, without a complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -34,3 +43,10 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = 128 + (stopped_by() or signal.SIGINT)
     sys.exit(code)
+
+
+def _reader_gone() -> bool:
+    """True where standard output is a pipe that nobody reads any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
