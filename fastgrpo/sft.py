@@ -89,7 +89,14 @@ async def _distill(config: Config, environment: WorkflowEnvironment, problems: S
     teacher = ScriptedTeacher(names) if sft.teacher == "scripted" else ModelTeacher(worker, names)
     with log.phase("distill"):
         failures = await distill(
-            environment, teacher, problems, traces, rounds=sft.rounds, samples=sft.teacher_samples, seed=config.seed
+            environment,
+            teacher,
+            problems,
+            traces,
+            rounds=sft.rounds,
+            samples=sft.teacher_samples,
+            seed=config.seed,
+            concurrency=config.workers.concurrency,
         )
     made = read_traces(traces.path)
     learned, wanted = len(selected(made, problems, sft)), len(problems) * sft.teacher_samples

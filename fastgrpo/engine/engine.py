@@ -127,6 +127,9 @@ class Engine:
         if on_gpu:
             # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.
             options["block_size"] = 64
+            # vLLM refuses a GPU that others use too unless it is told to expect less than nearly all of it.
+            free, total = torch.cuda.mem_get_info(self._device)
+            options["gpu_memory_utilization"] = 0.9 * free / total
         else:
             # A partial (chunked) prefill rewinds the request's seeded generator, which CPU generators cannot do.
             options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}

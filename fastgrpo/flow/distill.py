@@ -25,9 +25,10 @@ async def distill(
     rounds: int,
     samples: int,
     seed: int,
-    concurrency: int = 32,
+    concurrency: int,
 ) -> list[str]:
-    """Append `samples` traces of each problem, at most `rounds` rounds each, to `traces`; none that is there already.
+    """Append `samples` traces of each problem, at most `rounds` rounds each, to `traces`,
+    `concurrency` of them at once; none that is there already.
 
     Returns the reasons of those that our own failures prevented. After `concurrency` of these in a row the rest is not
     tried: an endpoint that is gone would be waited for again and again. Raises UserError on a full disk.

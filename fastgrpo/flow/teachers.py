@@ -51,7 +51,7 @@ class ScriptedTeacher:
         draw = random.Random(f"{seed}/{problem.id}/{len(rounds)}")
         first, draft = draw.choice(self._begins)(draw)
         kind = draw.choice(_PERSISTENT if rounds else _KINDS)
-        then = kind(draft, draw.choice((4, 5, 6) if rounds else (2, 3, 4)))
+        then = kind(draft, draw.choice(_MANY if rounds else _COUNTS))
         opening = "The tests fail, so do more." if rounds else _length(problem.prompt)
         reasoning = " ".join(filter(None, (opening, first.say, then.say, draft.say)))
         body = "\n    ".join((*first.lines, *then.lines))
@@ -163,4 +163,6 @@ def _reviewed(draft: _Draft, count: int) -> _Step:
 
 
 _PERSISTENT: tuple[Callable[[_Draft, int], _Step], ...] = (_until_passed, _hint_by_hint, _hotter)
+# How many drafts are made at most; after a failed round.
+_COUNTS, _MANY = (2, 3, 4, 6, 8), (4, 6, 8)
 _KINDS = (_once, _once, _once, *_PERSISTENT, _until_passed, _first_passed, _vote, _corrected, _reviewed)

@@ -44,7 +44,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def run(file: Path, environment: ScriptedEnvironment, teacher: Any = None, **settings: int) -> list[str]:
-    settings = {"rounds": 3, "samples": 1, "seed": 3} | settings
+    settings = {"rounds": 3, "samples": 1, "seed": 3, "concurrency": 32} | settings
     work = distill(environment, teacher or ScriptedTeacher(), [PROBLEM], TraceFile(file), **settings)  # type: ignore[arg-type]
     return asyncio.run(work)
 
