@@ -22,17 +22,6 @@ def signals_reach_programs() -> None:
             signal.signal(number, handler)
 
 
-@pytest.fixture(autouse=True)
-def whole_gpu(request: pytest.FixtureRequest) -> None:
-    """vLLM does not start beside others on a GPU: it wants 92 % of the memory free."""
-    if request.node.get_closest_marker("engine"):
-        import torch
-
-        free, total = torch.cuda.mem_get_info() if torch.cuda.is_available() else (1, 1)
-        if free < 0.92 * total:
-            pytest.skip(f"vLLM needs 92 % of the GPU's memory, and another process holds {1 - free / total:.0%}")
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a Qwen2 of random weights, small enough for every test of the engine and the policy."""
