@@ -12,6 +12,7 @@ from fastgrpo.ranks.collectives import RankError, gather_all, joined_ranks
 from fastgrpo.training.learner import update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
+from tests.helpers.marks import two_gpus_or_none
 from tests.helpers.ranks import run_two_ranks
 
 BUDGET = 24
@@ -50,6 +51,7 @@ def rank_main(rank: int, folder: str) -> None:
         torch.save({"weights": weights, "reports": reports}, f"{folder}/rank{rank}.pt")
 
 
+@two_gpus_or_none
 @pytest.mark.timeout(300)
 def test_two_ranks_take_the_same_step_as_one(tmp_path: Path) -> None:
     create_policy(["some text to learn from"] * 3, tmp_path, seed=0, vocab_size=300)
