@@ -11,6 +11,8 @@ READY := .venv/ready-$(EXTRA)
 
 # Warnings of the jail's C code are errors here, not on a user's unknown compiler.
 export FASTGRPO_WERROR := 1
+# Images often set it. Without bytecode every process compiles torch, transformers and vLLM anew: half a minute each.
+unexport PYTHONDONTWRITEBYTECODE
 
 setup: $(READY)
 	@:

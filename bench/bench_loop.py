@@ -22,7 +22,7 @@ from loop_setup import metrics, settings
 from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.engine.engine import Engine
-from fastgrpo.errors import run_program
+from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica
 from fastgrpo.record.log import open_log
 from fastgrpo.train import improve

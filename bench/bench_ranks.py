@@ -17,7 +17,7 @@ import torch
 from engine_setup import CUDA, GIB, SHAPES, random_model, report, save, timed
 from torch import nn
 
-from fastgrpo.errors import run_program
+from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import all_gather, joined_ranks, over_ranks
 from fastgrpo.training.slices import Shard, gather_updated, slice_of
 

@@ -6,6 +6,7 @@ worst case: on hosts of their own the server has them all.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import os
@@ -159,6 +160,15 @@ def table(found: dict[str, list[Round]]) -> list[str]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("served", nargs="?", choices=["cold"], help="only serve cold bubblewrap, as the benchmark does")
+    if parser.parse_args().served:
+        return uvloop.run(serve_cold())
+    measure_and_write()
+
+
+def measure_and_write() -> None:
+    """The table of all systems, printed and in results/serve.md."""
     with server("-m", "fastgrpo_sandbox", "serve", "--port", "0") as url, server(__file__, "cold") as cold_url:
         found = uvloop.run(measure(url, cold_url))
     lines = [
@@ -177,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve_cold()) if sys.argv[1:] == ["cold"] else main()
+    main()

@@ -7,6 +7,8 @@ products over those columns alone, and the error of the gradients that way besid
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from bench_loss_head import make_case, milliseconds
 from torch import Tensor
@@ -38,6 +40,7 @@ def kept_blocks(above_NV: Tensor) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
     case = make_case(ROWS, HIDDEN, VOCABULARY)
     hidden_NH, weight_VH = case.hidden_NH.detach(), case.weight_VH.detach()

@@ -8,6 +8,7 @@ beside the folders, such as types.py, counts as a folder. `tests/test_imports.py
 
 from __future__ import annotations
 
+import argparse
 import ast
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -104,6 +105,7 @@ def described(name: str, graph: Graph) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     everything = files()
     for package in ("fastgrpo", "fastgrpo_sandbox"):
         inside = {name: targets for name, targets in everything.items() if name.split(".")[0] == package}

@@ -5,6 +5,7 @@ python bench/plot_loss_head.py
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def forward_and_backward(text: str) -> list[tuple[str, float]]:
 
 def main() -> None:
     """Draw one bar a system, the floor and ours in colour."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows = forward_and_backward((HERE / "results" / "loss_head.md").read_text())[::-1]
     figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
     colours = [

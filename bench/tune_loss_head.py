@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from unittest import mock
 
 import torch
@@ -53,6 +54,7 @@ def time_chunks(case: Case) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     if DEVICE.type != "cuda":
         raise SystemExit("tuning needs a GPU: a CPU's sizes are those of its caches")
     for rows, hidden, vocabulary in SHAPES:

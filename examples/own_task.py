@@ -11,7 +11,7 @@ from typing import Any
 
 import fastgrpo
 from fastgrpo.cli import parse
-from fastgrpo.errors import run_program
+from fastgrpo.program import run_program
 from fastgrpo.types import Result, Reward, Rollout
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import fastgrpo
 from fastgrpo.cli import parse
-from fastgrpo.errors import run_program
+from fastgrpo.program import run_program
 
 ROWS = [{"prompt": f"Name {n} colours.", "wanted": n} for n in range(1, 41)]
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from uvloop import new_event_loop
 
-from fastgrpo.config import LOSS_PRESETS, Config, resolve
+from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import read_toml
-from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of
+from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.signals import reacting, stopped_by
 
@@ -62,7 +62,7 @@ def parse(
     """
     options, given, rest = _split(arguments, flags)
     if "--help" in given:
-        print(usage(program, positional, flags))
+        print(usage(program, positional, flags), flush=True)
         raise SystemExit(0)
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}: keys are set as --section.key VALUE; --help lists them")

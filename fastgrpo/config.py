@@ -1,4 +1,4 @@
-"""The one configuration: every key, its bounds, and which exclude each other.
+"""The one configuration: every key with its bounds.
 
 Every key is declared once: type, default, bounds and help line together. Defaults suit a language model of billions of
 parameters on a GPU; `demo.toml` beside this file has those of the embedded policy, which runs where no model is named.
@@ -12,8 +12,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
-
-from fastgrpo.errors import UserError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
@@ -320,66 +318,3 @@ class Config(Section, frozen=True):
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.runs) / self.name
-
-
-def resolve(values: dict[str, Any]) -> Config:
-    """The configuration with checked dotted `values` over `grpo.loss`'s preset over the defaults."""
-    preset = LOSS_PRESETS[values.get("grpo.loss", Grpo().loss)]
-    nested: dict[str, Any] = {}
-    for name, value in ({f"grpo.{key}": value for key, value in preset.items()} | values).items():
-        *tables, key = name.split(".")
-        table = nested
-        for part in tables:
-            table = table.setdefault(part, {})
-        table[key] = value
-    config = msgspec.convert(nested, Config)
-    _check_workers(config.workers)
-    if config.sft.teacher == "openai" and config.workers.kind != "openai":
-        raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
-    for key, value in (
-        ("grpo.max_lag", config.grpo.max_lag),
-        ("model.lora_rank", config.model.lora_rank),
-        ("model.offload_optimizer", config.model.offload_optimizer),
-    ):
-        if config.engine.tensor_parallel > 1 and value:
-            raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
-    if config.grpo.max_new_tokens >= config.engine.max_model_len:
-        raise UserError(
-            f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "
-            f"{config.engine.max_model_len}: lower the one or raise the other"
-        )
-    try:
-        msgspec.json.decode(config.model.chat_template_kwargs or "{}", type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise UserError(f"model.chat_template_kwargs must be a JSON object: {error}") from None
-    if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
-        raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
-    if config.grpo.max_lag and config.grpo.refill:
-        raise UserError("grpo.max_lag 1 and grpo.refill above 0 exclude each other: set one of them back")
-    if config.grpo.advantage == "rloo" and config.grpo.reward_scale == "group":
-        raise UserError("grpo.advantage rloo and grpo.reward_scale group exclude each other: set one of them back")
-    if config.grpo.overlong_penalty_tokens > config.grpo.max_new_tokens:
-        raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")
-    return config
-
-
-def _check_workers(workers: Workers) -> None:
-    if workers.kind == "simulated":
-        if workers.others:
-            raise UserError("workers.others name endpoints: set workers.kind to openai too")
-        return
-    if workers.name in workers.others:
-        raise UserError(f"workers.name and workers.others.{workers.name} are one name: change one of them")
-    for name, worker in workers.by_name().items():
-        _check_endpoint(worker, "workers" if name == workers.name else f"workers.others.{name}")
-
-
-def _check_endpoint(worker: Workers, section: str) -> None:
-    if not (worker.base_url and worker.model):
-        raise UserError(f"workers.kind is openai: set {section}.base_url and {section}.model too")
-    if unknown := set(worker.dropped) - {"max_tokens", "temperature", "seed"}:
-        raise UserError(f"{section}.drop names {min(unknown)!r}: only max_tokens, temperature and seed can be dropped")
-    try:
-        msgspec.json.decode(worker.extra_body or "{}", type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise UserError(f'{section}.extra_body must be a JSON object such as {{"top_p": 0.9}}: {error}') from None

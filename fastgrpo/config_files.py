@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.config import Config, resolve
-from fastgrpo.config_keys import KEYS, checked
+from fastgrpo.config import Config
+from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError
 
 MODEL = "model.digest"

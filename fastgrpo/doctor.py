@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.errors import UserError
+from fastgrpo.program import run_program
 
 # (lowest, first too new); torch and triton are the ones that these versions of vLLM pin.
 SUPPORTED = {"vllm": ((0, 25), (0, 33)), "torch": ((2, 11), (2, 14)), "triton": ((3, 6), (3, 10))}

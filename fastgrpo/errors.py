@@ -1,18 +1,11 @@
-"""What a user sees when something is wrong: one sentence and an exit code, never a traceback."""
+"""What a user sees when something is wrong: one sentence, never a traceback."""
 
 from __future__ import annotations
 
-import errno
 import os
-import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
-
-from fastgrpo.signals import signals_handled, stopped_by
 
 USER_ERROR = 2
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR}
 
 
 class UserError(Exception):
@@ -24,25 +17,3 @@ def say_error(sentence: str) -> None:
     """Print an error, with the rank that it came from under torchrun."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     print(f"error: {rank}{sentence}", file=sys.stderr, flush=True)
-
-
-def run_program(main: Callable[[], int | None]) -> NoReturn:
-    """Run a program's `main` and exit: its own code (None = 0), 2 after `UserError`, 128 + the signal that stopped it.
-
-    That is 130 after Ctrl-C and 143 after SIGTERM (see `fastgrpo.signals`).
-    """
-    try:
-        with signals_handled():
-            code = main() or 0
-    except UserError as error:
-        say_error(str(error))
-        code = USER_ERROR
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        say_error(f"cannot use {error.filename or 'a file'}: {error.strerror}; check the disk's space and the owner")
-        code = USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 128 + (stopped_by() or signal.SIGINT)
-    sys.exit(code)

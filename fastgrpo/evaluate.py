@@ -25,7 +25,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine.engine import Engine, open_engine
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.errors import UserError
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.environment import WorkflowEnvironment
@@ -33,6 +33,7 @@ from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
+from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds

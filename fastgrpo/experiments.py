@@ -19,12 +19,14 @@ from typing import Any
 import msgspec
 
 from fastgrpo.cli import parse, run_async
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
+from fastgrpo.config_keys import resolve
 from fastgrpo.doctor import require_ready
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.errors import UserError
 from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
 from fastgrpo.plan import print_plan
+from fastgrpo.program import run_program
 from fastgrpo.train import train
 from fastgrpo.training.checkpoint import Checkpoints
 

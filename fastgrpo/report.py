@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.errors import UserError
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
+from fastgrpo.program import run_program
 from fastgrpo.record import report_figures as figures
 from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 

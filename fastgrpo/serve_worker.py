@@ -19,7 +19,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.errors import UserError
+from fastgrpo.program import run_program
 
 NAME = "worker"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -17,7 +17,7 @@ import torch
 from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config, Sft
 from fastgrpo.doctor import require_ready
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.errors import UserError
 from fastgrpo.flow.distill import distill
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.loading import load_problems
@@ -30,6 +30,7 @@ from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
+from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.signals import interruptible

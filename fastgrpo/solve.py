@@ -15,12 +15,13 @@ from pathlib import Path
 
 from fastgrpo.cli import CommandLine, parse, run_async
 from fastgrpo.engine.engine import open_engine
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.errors import UserError
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import load_chat
+from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, replica_share
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import Sampling, collect, fitting

@@ -20,12 +20,13 @@ from typing import Any
 import msgspec
 
 from fastgrpo.cli import parse, run_async
-from fastgrpo.config import Config, resolve
-from fastgrpo.config_keys import checked
+from fastgrpo.config import Config
+from fastgrpo.config_keys import checked, resolve
 from fastgrpo.doctor import require_ready
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.errors import UserError
 from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
 from fastgrpo.plan import print_plan
+from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log

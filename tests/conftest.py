@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,15 @@ import pytest
 
 if TYPE_CHECKING:
     from fastgrpo.engine.engine import Engine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_reach_programs() -> None:
+    """Programs that tests start do not ignore what nohup, or a shell's background, has pytest ignore: an exec resets
+    handlers alone."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +33,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(tiny_folder: Path) -> Iterator[Engine]:
     """One vLLM engine for a module's tests: a process can have one at a time, and starting it is the slow part."""
+    from fastgrpo.config import Config
     from fastgrpo.engine.engine import Engine
+    from fastgrpo.policy.model import policy_dtype
 
-    engine = Engine(tiny_folder, max_model_len=256, max_num_seqs=16, kv_cache_gib=0.1)
+    dtype = str(policy_dtype(Config())).removeprefix("torch.")
+    engine = Engine(tiny_folder, dtype=dtype, max_model_len=256, max_num_seqs=16, kv_cache_gib=0.1)
     yield engine
     engine.close()

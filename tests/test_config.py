@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from hypothesis import strategies as st
 
 from fastgrpo import errors
 from fastgrpo.cli import parse, usage
-from fastgrpo.config import LOSS_PRESETS, Config, resolve
+from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import MODEL, flat, open_folder, read_toml, to_toml
-from fastgrpo.config_keys import KEYS, checked
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.config_keys import KEYS, checked, resolve
+from fastgrpo.errors import UserError
+from fastgrpo.program import run_program
 
 ENDPOINT = "--workers.kind openai --workers.base_url http://localhost:8000/v1 --workers.model large"
 
@@ -274,6 +277,18 @@ def test_run_program_exit_codes(
     assert caught.value.code == code
     assert capsys.readouterr().err == message.replace("{CHECK}", "check the disk's space and the owner")
     assert sys.exc_info()[0] is None
+
+
+@pytest.mark.parametrize("main", ["parse(['--help'], program='any')", "print('much')", "print('much ' * 100_000)"])
+def test_a_reader_that_has_read_enough_ends_a_program_without_a_word(main: str) -> None:
+    code = f"from fastgrpo.cli import parse; from fastgrpo.program import run_program; run_program(lambda: {main})"
+    read, write = os.pipe()
+    os.close(read)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open(write, "wb") as gone:
+        command = [sys.executable, "-c", code]
+        ended = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, env=environment, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 def test_without_a_model_the_demo_runs_and_with_one_its_settings_do_not_apply() -> None:

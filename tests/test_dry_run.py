@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo.config import resolve
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.demo_policy import create_policy

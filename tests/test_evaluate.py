@@ -9,7 +9,8 @@ import pytest
 
 from fastgrpo import evaluate, solve
 from fastgrpo.cli import CommandLine, parse
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
+from fastgrpo.config_keys import resolve
 from fastgrpo.engine import engine as engine_module
 from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from fastgrpo import experiments
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.evaluate import EvalRow, save_rows
 from fastgrpo.experiments import EXPERIMENTS, perform

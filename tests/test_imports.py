@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.import_graph import circle, files, folder_of, folders
+from bench.import_graph import circle, files, folder_of, folders, tower
 
 GRAPH = files()
 ENGINE = ("rollouts", "engine", "policy", "training", "kernels", "ranks", "record")
@@ -47,3 +47,10 @@ def test_no_circle_between_files() -> None:
 
 def test_no_circle_between_folders() -> None:
     assert circle(folders(GRAPH)) == []
+
+
+def test_no_file_stands_higher_than_eleven_floors_within_its_package() -> None:
+    for package in ("fastgrpo", "fastgrpo_sandbox"):
+        own = {name for name in GRAPH if name.split(".")[0] == package}
+        chain = tower({name: GRAPH[name] & own for name in own})
+        assert len(chain) <= 11, " -> ".join(chain)

@@ -14,7 +14,7 @@ PROGRAM = """
 import asyncio, sys, time
 from fastgrpo import signals
 from fastgrpo.cli import run_async
-from fastgrpo.errors import run_program
+from fastgrpo.program import run_program
 from fastgrpo.signals import interruptible
 
 async def main():

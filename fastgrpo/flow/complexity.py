@@ -15,11 +15,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Container, Mapping, Sequence
 
-from fastgrpo.flow.names import OPERATORS, meanings
+from fastgrpo.flow.names import DEFAULT_RETRIES, OPERATORS, meanings, written_retries
 from fastgrpo.flow.types import WorkerCall
-
-DEFAULT_RETRIES = 2
-MOST_RETRIES = 8
 
 _RETRY = 0.5
 _WEIGHTS = dict.fromkeys(OPERATORS, 1.0) | {"test": 1 + _RETRY * DEFAULT_RETRIES}
@@ -68,10 +65,3 @@ def _weight(node: ast.AST, weights: Mapping[str, float]) -> float:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "test":
         return _RETRY * (written_retries(node) - DEFAULT_RETRIES)
     return 0
-
-
-def written_retries(call: ast.Call) -> int:
-    """The retries of a `test` call as written; the default where they are not a literal."""
-    given = [keyword.value for keyword in call.keywords if keyword.arg == "retries"] + call.args[2:3]
-    value = given[0].value if given and isinstance(given[0], ast.Constant) else DEFAULT_RETRIES
-    return max(0, min(value, MOST_RETRIES)) if type(value) is int else DEFAULT_RETRIES

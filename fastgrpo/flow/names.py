@@ -1,4 +1,4 @@
-"""The operators' names, and what other names in a workflow's code may stand for."""
+"""The operators in a workflow's code: their names, what other names may stand for, the retries that a test asks for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 
 OPERATORS = ("generate", "custom", "review", "revise", "ensemble", "test")
+DEFAULT_RETRIES = 2
+MOST_RETRIES = 8
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -63,3 +65,10 @@ def _callable_parts(value: ast.expr | None) -> list[ast.AST]:
         case ast.Starred(value=inner):
             return _callable_parts(inner)
     return []
+
+
+def written_retries(call: ast.Call) -> int:
+    """The retries of a `test` call as written; the default where they are not a literal."""
+    given = [keyword.value for keyword in call.keywords if keyword.arg == "retries"] + call.args[2:3]
+    value = given[0].value if given and isinstance(given[0], ast.Constant) else DEFAULT_RETRIES
+    return max(0, min(value, MOST_RETRIES)) if type(value) is int else DEFAULT_RETRIES

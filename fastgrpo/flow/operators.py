@@ -17,9 +17,9 @@ from msgspec.structs import replace
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.clock import Clock
-from fastgrpo.flow.complexity import MOST_RETRIES
 from fastgrpo.flow.limits import WorkflowLimits
-from fastgrpo.flow.problems import describe_tests, preamble
+from fastgrpo.flow.names import MOST_RETRIES
+from fastgrpo.flow.problems.splitting import describe_tests, preamble
 from fastgrpo.flow.types import Problem, WorkerCall
 from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, Worker, WorkerError, names_of
 from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests, extract_code

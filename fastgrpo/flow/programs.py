@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 
 from fastgrpo.config import Config
 from fastgrpo.flow.environment import status_of
+from fastgrpo.flow.jails import open_pool
 from fastgrpo.flow.limits import WorkflowLimits, run_limits
 from fastgrpo.flow.operators import public_feedback, run_all_tests
-from fastgrpo.flow.task import open_pool
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.record.log import RunLog
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout

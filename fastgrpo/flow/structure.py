@@ -14,8 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fastgrpo.flow.complexity import written_retries
-from fastgrpo.flow.names import OPERATORS, Function, meanings
+from fastgrpo.flow.names import OPERATORS, Function, meanings, written_retries
 
 # Code behind names is followed so deep and so often: it may be hostile.
 _DEEPEST = 6

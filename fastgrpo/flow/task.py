@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import msgspec
 
 from fastgrpo.config import Config, Workers
-from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.jails import open_pool
 from fastgrpo.flow.limits import WorkflowLimits, run_limits
 from fastgrpo.flow.prompt import query_prompt
 from fastgrpo.flow.types import Problem
@@ -18,7 +17,7 @@ from fastgrpo.flow.workers.openai import OpenAIWorker
 from fastgrpo.flow.workers.protocol import Worker
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.record.log import RunLog
-from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable
+from fastgrpo_sandbox import SandboxPool
 
 
 @asynccontextmanager
@@ -47,28 +46,6 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
 def prompt(config: Config, problem: Problem) -> str:
     """What the policy reads of `problem`, by the configuration alone."""
     return query_prompt(problem, config.data.instruction, tuple(config.workers.by_name()))
-
-
-@asynccontextmanager
-async def open_pool(cells: int, limits: Limits, log: RunLog | None) -> AsyncIterator[SandboxPool]:
-    """A jail pool, whose jails in flight `log` shows. Raises UserError where this machine cannot run jails."""
-    async with AsyncExitStack() as stack:
-        try:
-            pool = await stack.enter_async_context(SandboxPool(cells=cells or None, limits=limits))
-        except SandboxUnavailable as error:
-            raise UserError(str(error)) from error
-        watcher = asyncio.create_task(_watch(pool, log)) if log else None
-        try:
-            yield pool
-        finally:
-            if watcher:
-                watcher.cancel()
-
-
-async def _watch(pool: SandboxPool, log: RunLog) -> None:
-    while True:
-        log.status(jails=pool.stats()["running"])
-        await asyncio.sleep(0.25)
 
 
 def open_worker(config: Workers, pool: SandboxPool, *, seed: int) -> Worker:

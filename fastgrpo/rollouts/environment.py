@@ -19,7 +19,8 @@ class Environment(Protocol):
     """What the loop needs from a task: any object with these four methods trains with the same engine.
 
     Problems are objects of the task's own with a unique `id`; so is what `execute` returns. `execute` and `results` may
-    be coroutines or plain functions; a plain one runs in a thread, so that decoding goes on meanwhile.
+    be coroutines or plain functions; a plain one runs in a thread, so that decoding goes on meanwhile. `prompt`, and
+    `feedback_text` where it is plain, run in the loop's own thread: they must not wait.
     """
 
     def prompt(self, problem: Any) -> str | list[dict[str, str]]:
@@ -39,16 +40,16 @@ class EnvironmentFailure(Exception):
     """The environment raised, hung or returned what is no result; the message is one sentence."""
 
 
-async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Timeout) -> Any:
-    """The value of an environment's `function`, coroutine or plain.
+async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Timeout, inline: bool = False) -> Any:
+    """The value of an environment's `function`, coroutine or plain; a plain one has a thread unless it runs `inline`.
 
     Raises EnvironmentFailure, whatever goes wrong; TimeoutError where `clock` expires.
     """
     try:
         async with clock:
-            return await (
-                function(*arguments) if inspect.iscoroutinefunction(function) else _aside(function, arguments)
-            )
+            if inspect.iscoroutinefunction(function):
+                return await function(*arguments)
+            return function(*arguments) if inline else await _aside(function, arguments)
     except EnvironmentFailure:
         raise
     except Exception as error:

@@ -160,13 +160,13 @@ class Rollouts:
                 self._written()
         return rollout
 
-    async def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def _ask(self, function: Callable[..., Any], *arguments: Any, inline: bool = False) -> Any:
         """The environment's answer within `execute_s`; an execution ends sooner where it is a straggler."""
         clock, execution = asyncio.timeout(self._sampling.execute_s), function == self._environment.execute
         if execution:
             self._executing.add(clock)
         try:
-            return await ask(function, *arguments, clock=clock)
+            return await ask(function, *arguments, clock=clock, inline=inline)
         except TimeoutError:
             if execution and self._dropping:
                 late = f"grpo.straggler_s = {self._sampling.straggler_s:g} s after the step's last completion"
@@ -199,7 +199,7 @@ class Rollouts:
 
     async def _continued(self, rollout: Rollout) -> bool:
         """The last execution's feedback appended; False where the environment has none or no room is left for it."""
-        text = await self._ask(self._environment.feedback_text, rollout.executions[-1])
+        text = await self._ask(self._environment.feedback_text, rollout.executions[-1], inline=True)
         if text is None:
             return False
         feedback = self._chat.feedback_ids(text, rollout.token_ids[-1])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastgrpo.kernels import LossOutput, linear_grpo_loss, linear_logprob
+from fastgrpo.kernels.head import LossOutput, linear_grpo_loss, linear_logprob
 from fastgrpo.training.custom_loss import LossTokens, custom_loss
 from fastgrpo.types import Batch
 

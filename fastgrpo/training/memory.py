@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
-from fastgrpo.training.optimizer import PIECE_ELEMENTS
-from fastgrpo.training.slices import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT
+from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
 
 GIB = 2**30
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.

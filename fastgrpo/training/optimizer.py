@@ -26,10 +26,8 @@ from torch.optim.adamw import adamw
 
 from fastgrpo.ranks.collectives import awaiting, rank_and_world
 from fastgrpo.training.checkpoint import load_tensors, save_tensors
+from fastgrpo.training.pieces import PIECE_ELEMENTS
 from fastgrpo.training.slices import GradientBuckets, Shard, gather_updated, slice_of
-
-# Of offloaded state on the device at once.
-PIECE_ELEMENTS = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +62,10 @@ class AdamW:
         """`lr` may change between steps. `offload` keeps master weights and moments in the host's memory."""
         self.lr, self.options, self.offload = options.lr, options, offload
         self.rank, self.world = rank_and_world()
-        if self.world > 1:
-            on_host = offload or not torch.cuda.is_available()
-            self._mesh = DeviceMesh("cpu" if on_host else "cuda", range(self.world))
         self.shards = [self._shard(parameter) for parameter in parameters if parameter.requires_grad]
+        if self.world > 1:
+            # Where the state is: on another device DTensor would hold copies of it.
+            self._mesh = DeviceMesh(self.shards[0].exp_avg.device.type, range(self.world))
         self._buckets = GradientBuckets(len(self.shards), self.world)
         for index, shard in enumerate(self.shards):
             shard.parameter.register_post_accumulate_grad_hook(_arrival(weakref.ref(self), index))

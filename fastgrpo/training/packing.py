@@ -13,28 +13,8 @@ import torch
 
 from fastgrpo.config import Normaliser
 from fastgrpo.ranks.collectives import rank_and_world
+from fastgrpo.training.pieces import partition
 from fastgrpo.types import Batch, Runs, Sample
-
-
-def partition(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped by first-fit decreasing, each group at most `budget` tokens; a longer sequence stands alone.
-
-    First-fit decreasing needs at most 11/9 of the fewest possible groups. Ties keep the input's order.
-    """
-    if budget < 1:
-        raise ValueError(f"budget must be at least 1 token, got {budget}")
-    groups: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        need = lengths[index]
-        fit = next((g for g, free in enumerate(room) if free >= need), None)
-        if fit is None:
-            groups.append([index])
-            room.append(budget - need)
-        else:
-            groups[fit].append(index)
-            room[fit] -= need
-    return groups
 
 
 def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:

@@ -16,11 +16,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fastgrpo.ranks.collectives import all_gather, awaiting, reduce_scatter
-from fastgrpo.training.packing import partition
+from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, partition
 
-# Of gradients, or of parameters that are gathered together.
-BUCKET_ELEMENTS = 32 * 2**20
-BUCKETS_IN_FLIGHT = 2
 # Larger parameters are gathered in their place.
 SMALL_ELEMENTS = 2**20
 

@@ -20,6 +20,7 @@ from transformers import (
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
 from fastgrpo.policy.model import load_policy
+from tests.helpers.marks import exact
 from tests.helpers.tiny_model import save_tiny_model
 
 KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
@@ -47,6 +48,7 @@ def test_every_shared_architecture_is_tested() -> None:
 
 
 @pytest.mark.engine
+@exact
 @pytest.mark.parametrize("name", KINDS)
 def test_vllm_samples_from_the_trainers_memory(name: str, tmp_path: Path) -> None:
     kind, changes = KINDS[name]
@@ -72,6 +74,7 @@ def test_vllm_samples_from_the_trainers_memory(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.engine
+@exact
 @pytest.mark.parametrize("name", COPIED)
 def test_what_a_model_does_to_its_logits_is_alike_in_vllm_and_in_the_trainer(name: str, tmp_path: Path) -> None:
     kind, changes = COPIED[name]

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastgrpo.config import Config
 from fastgrpo.engine.engine import Completion, Engine, ParityError
-from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.types import Runs
+from tests.helpers.marks import exact
 
 pytestmark = pytest.mark.engine
 
@@ -20,7 +22,7 @@ PROMPTS = [[(31 * i + 7 * j) % 1000 for j in range(20 + 11 * i)] for i in range(
 
 @pytest.fixture(scope="module")
 def policy(tiny_folder: Path) -> Policy:
-    return load_policy(tiny_folder)
+    return load_policy(tiny_folder, device=policy_device(), dtype=policy_dtype(Config()))
 
 
 @pytest.fixture
@@ -68,6 +70,7 @@ def assert_parity(policy: Policy, completions: list[Completion], temperature: fl
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
 
 
+@exact
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_sampled_logprobs_are_the_trainers(synced: Engine, policy: Policy, temperature: float) -> None:
     completions = generate(synced, temperature=temperature)
@@ -76,6 +79,7 @@ def test_sampled_logprobs_are_the_trainers(synced: Engine, policy: Policy, tempe
     assert_parity(policy, completions, temperature)
 
 
+@exact
 def test_weights_are_shared_and_steps_reach_vllm(synced: Engine, policy: Policy) -> None:
     before = generate(synced, temperature=0.0)
     for _ in range(3):
@@ -88,6 +92,7 @@ def test_weights_are_shared_and_steps_reach_vllm(synced: Engine, policy: Policy)
     assert [c.token_ids for c in after] != [c.token_ids for c in before]
 
 
+@exact
 def test_prefixes_cached_before_a_step_are_forgotten(synced: Engine, policy: Policy) -> None:
     long_prompt = [(13 * j) % 1000 for j in range(200)]
     synced.submit(0, long_prompt, max_tokens=2)
@@ -104,6 +109,7 @@ def test_prefixes_cached_before_a_step_are_forgotten(synced: Engine, policy: Pol
     torch.testing.assert_close(torch.tensor(finished[0].logprobs), expected, atol=1e-4, rtol=0)
 
 
+@exact
 def test_a_seeded_request_does_not_depend_on_its_company(synced: Engine) -> None:
     together = generate(synced)
     synced.submit(3, PROMPTS[3], max_tokens=24, seed=103)
@@ -124,6 +130,7 @@ def test_finished_completions_leave_at_once(synced: Engine) -> None:
     assert left_at[0] < left_at[2] < left_at[1] == steps
 
 
+@exact
 def test_stops_at_the_stop_token_and_keeps_it(synced: Engine) -> None:
     free = generate(synced, temperature=0.0)[0]
     stop = free.token_ids[5]
@@ -133,6 +140,7 @@ def test_stops_at_the_stop_token_and_keeps_it(synced: Engine) -> None:
     assert free.finish_reason == "length"
 
 
+@exact
 def test_score_is_the_trainers_logprob(synced: Engine, policy: Policy) -> None:
     scores = synced.score(PROMPTS)
     for ours, theirs in zip(policy.logprobs(PROMPTS), scores, strict=True):
@@ -141,6 +149,7 @@ def test_score_is_the_trainers_logprob(synced: Engine, policy: Policy) -> None:
     assert synced.score([np.array(prompt, np.int32) for prompt in PROMPTS]) == scores
 
 
+@exact
 def test_interrupt_during_a_step_leaves_the_engine_usable(synced: Engine) -> None:
     expected = generate(synced)
     inner = synced._llm.step
@@ -173,6 +182,7 @@ def test_a_busy_engine_refuses_sync_score_and_a_second_key(synced: Engine, polic
         synced.submit(1, PROMPTS[1], max_tokens=4)
 
 
+@exact
 def test_unknown_architecture_is_copied_at_each_sync(
     synced: Engine, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,6 +200,7 @@ def test_unknown_architecture_is_copied_at_each_sync(
     ]
 
 
+@exact
 def test_a_second_policy_does_not_overwrite_the_first(synced: Engine, policy: Policy, tiny_folder: Path) -> None:
     expected = [parameter.detach().clone() for parameter in policy.model.parameters()]
     other = load_policy(tiny_folder)
@@ -203,6 +214,7 @@ def test_a_second_policy_does_not_overwrite_the_first(synced: Engine, policy: Po
     assert_parity(policy, generate(synced))
 
 
+@exact
 def test_sync_raises_when_vllm_has_other_weights(
     synced: Engine, policy: Policy, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

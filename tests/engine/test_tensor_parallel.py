@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing
 
-from fastgrpo.config import resolve
+from fastgrpo.config_keys import resolve
 from fastgrpo.engine.engine import Engine, SyncReport
 from fastgrpo.errors import UserError
 from fastgrpo.policy.model import Policy, load_policy
@@ -22,8 +20,8 @@ from fastgrpo.tasks import Task
 from fastgrpo.train import run as run_training
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Result, Reward, Rollout
-
-two_gpus_or_none = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need two GPUs")
+from tests.helpers.marks import two_gpus_or_none
+from tests.helpers.ranks import run_two_ranks
 
 
 class EvenBytes:
@@ -70,10 +68,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [row for row in rows if row["stage"] == "grpo"]
 
 
-def rank_main(rank: int, model: Path, folder: Path, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def rank_main(rank: int, model: Path, folder: Path) -> None:
     sync, copied = Engine.sync, []
 
     def watched_sync(engine: Engine, policy: Policy) -> SyncReport:
@@ -95,10 +90,7 @@ def rank_main(rank: int, model: Path, folder: Path, port: int) -> None:
 @pytest.mark.timeout(600)
 @two_gpus_or_none
 def test_two_ranks_with_one_vllm_are_one_rank(tiny_folder: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(rank_main, args=(tiny_folder, tmp_path, port), nprocs=2)
+    run_two_ranks(rank_main, tiny_folder, tmp_path)
     run(tiny_folder, tmp_path, "alone", steps=3, tensor_parallel=1)
     alone, shared = metrics(tmp_path / "alone"), metrics(tmp_path / "shared")
     assert [row["step"] for row in shared] == [1, 2, 3]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
+from fastgrpo.config_keys import resolve
 from fastgrpo.evaluate import EvalRow, baselines, write_rows
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.baselines import ALONE, RANDOM, always, candidates, drawn, fixed_workflows, run_control

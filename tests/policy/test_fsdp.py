@@ -1,15 +1,13 @@
 """A policy sharded by FSDP2 over ranks takes the steps of an unsharded one, and resumes on another number of ranks."""
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import distributed, multiprocessing
+from torch import distributed
 
-from fastgrpo.config import resolve
+from fastgrpo.config_keys import resolve
 from fastgrpo.policy.model import Policy, load_policy, policy_device
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.training.fsdp_optimizer import optimizer_of
@@ -18,6 +16,8 @@ from fastgrpo.training.loss import sft_loss
 from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Sample
+from tests.helpers.marks import two_gpus_or_none
+from tests.helpers.ranks import run_two_ranks
 from tests.helpers.tiny_model import save_tiny_model
 
 BUDGET, STEPS = 24, 3
@@ -57,9 +57,7 @@ def steps(policies: tuple[Policy, Policy], optimizer, which: range) -> list[dict
     return reports
 
 
-def rank_main(rank: int, folder: Path, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+def rank_main(rank: int, folder: Path) -> None:
     with joined_ranks():
         sharded = policies(folder / "model", sharded=True)
         optimizer = optimizer_of(sharded[0], OPTIONS)
@@ -91,17 +89,14 @@ def assert_same(found: dict[str, torch.Tensor], policy: Policy) -> None:
         torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=5e-6)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need two GPUs")
+@two_gpus_or_none
 @pytest.mark.timeout(300)
 def test_sharded_steps_are_those_of_one_rank_and_resume_on_another_number(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model", vocab_size=301)
     whole = policies(tmp_path / "model", sharded=False)
     expected = steps(whole, optimizer_of(whole[0], OPTIONS), range(STEPS))
     assert [report["skipped"] for report in expected] == [0.0, 1.0, 0.0]
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(rank_main, args=(tmp_path, port), nprocs=2)
+    run_two_ranks(rank_main, tmp_path)
     for rank in range(2):
         reports = torch.load(tmp_path / f"reports{rank}.pt", weights_only=True)
         for found, report in zip(reports, expected, strict=True):

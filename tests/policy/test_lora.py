@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
+from fastgrpo.config_keys import resolve
 from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.policy import lora
@@ -22,6 +23,7 @@ from fastgrpo.training.learner import Learner, update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate
+from tests.helpers.marks import exact
 
 
 def samples(seed: int) -> list[Sample]:
@@ -38,6 +40,7 @@ def adapted(folder: Path) -> Policy:
 
 
 @pytest.mark.engine
+@exact
 def test_vllm_samples_from_the_merged_weights(engine: Engine, tiny_folder: Path) -> None:
     policy, plain = adapted(tiny_folder), load_policy(tiny_folder)
     optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))

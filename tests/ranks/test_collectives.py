@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.model import load_policy
@@ -16,14 +14,13 @@ from fastgrpo.ranks import collectives
 from fastgrpo.ranks.collectives import RankError, awaiting, joined_ranks, over_ranks
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Runs
+from tests.helpers.marks import exact
+from tests.helpers.ranks import run_two_ranks
 
 TOKENS = 40
 
 
-def rank_main(rank: int, folder: str, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def rank_main(rank: int, folder: str) -> None:
     with joined_ranks() as joined:
         assert joined == (rank, 2)
         policy = load_policy(folder)
@@ -52,12 +49,10 @@ def rank_main(rank: int, folder: str, port: int) -> None:
 
 
 @pytest.mark.engine
+@exact
 @pytest.mark.timeout(600)
 def test_two_ranks_train_and_generate_from_the_same_weights(tiny_folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(rank_main, args=(str(tiny_folder), port), nprocs=2)
+    run_two_ranks(rank_main, str(tiny_folder))
     ranks = [torch.load(tiny_folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert ranks[0]["first"] == ranks[1]["first"]
     for name, weight in ranks[0]["weights"].items():

@@ -2,54 +2,73 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
 
+from fastgrpo.program import run_program
+from fastgrpo.ranks import deadlines
 from fastgrpo.ranks.deadlines import Peers
+from tests.helpers.ranks import processes
 
-CHILD = """
-import sys, time
-from torch.distributed import TCPStore
-from fastgrpo.ranks import deadlines as watch
-from fastgrpo.errors import run_program
 
-watch.POLL_S, watch.SILENT_POLLS, watch.GRACE_S = 0.1, 10, 0.1
+def rank_main(port: int, said: Path, block: Callable[[], object]) -> None:
+    """Rank 0 of two runs `block`; its standard error goes to the file `said`."""
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    deadlines.POLL_S, deadlines.SILENT_POLLS, deadlines.GRACE_S = 0.1, 10, 0.1
 
-def main():
-    with watch.listening(TCPStore("localhost", int(sys.argv[1]), is_master=False), 0, 2):
-        {}
+    def main() -> None:
+        with deadlines.listening(TCPStore("localhost", port, is_master=False), 0, 2):
+            block()
 
-run_program(main)
-"""
+    run_program(main)
+
+
+def wait_within_a_deadline() -> None:
+    with deadlines.within(0.2, "waited too long"):
+        time.sleep(60)
+
+
+def fail() -> None:
+    raise ValueError("a reward of text")
+
+
+def ended(store: TCPStore, folder: Path, block: Callable[[], object]) -> tuple[int | None, str]:
+    """Exit code and standard error of rank 0, which runs `block`."""
+    process = processes().Process(target=rank_main, args=(store.port, folder / "said", block))
+    process.start()
+    process.join(60)
+    process.kill()
+    return process.exitcode, (folder / "said").read_text()
 
 
 @pytest.mark.parametrize(
     ("peer", "block", "code", "said"),
     [
-        ("silent", "time.sleep(60)", 2, "error: rank 1 is gone: no sign of life for 1 s\n"),
-        ("tells", "time.sleep(60)", 2, "error: rank 1 failed: no space left\n"),
-        ("leaves", "time.sleep(3)", 0, ""),
-        ("leaves", "with watch.within(0.2, 'waited too long'): time.sleep(60)", 2, "error: waited too long\n"),
+        ("silent", partial(time.sleep, 60), 2, "error: rank 1 is gone: no sign of life for 1 s\n"),
+        ("tells", partial(time.sleep, 60), 2, "error: rank 1 failed: no space left\n"),
+        ("leaves", partial(time.sleep, 3), 0, ""),
+        ("leaves", wait_within_a_deadline, 2, "error: waited too long\n"),
     ],
 )
-def test_a_rank_ends_when_it_must_and_says_why(peer: str, block: str, code: int, said: str) -> None:
+def test_a_rank_ends_when_it_must_and_says_why(
+    tmp_path: Path, peer: str, block: Callable[[], object], code: int, said: str
+) -> None:
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     other = Peers(store, 1, 2)
     if peer == "tells":
         other.tell("no space left")
     elif peer == "leaves":
         other.leave()
-    child = [sys.executable, "-c", CHILD.format(block), str(store.port)]
-    ended = subprocess.run(child, capture_output=True, text=True, timeout=60, check=False)
-    assert (ended.returncode, ended.stderr) == (code, said)
+    assert ended(store, tmp_path, block) == (code, said)
 
 
-def test_what_a_rank_raises_reaches_the_others() -> None:
+def test_what_a_rank_raises_reaches_the_others(tmp_path: Path) -> None:
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    child = [sys.executable, "-c", CHILD.format("raise ValueError('a reward of text')"), str(store.port)]
-    ended = subprocess.run(child, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 1
+    assert ended(store, tmp_path, fail)[0] == 1
     assert store.get("failed") == b"rank 0 failed: a reward of text"

@@ -141,6 +141,33 @@ def test_two_rounds_append_feedback_that_the_loss_does_not_see() -> None:
     assert engine.seen[1][0] == prompt + completion + feedback
 
 
+def test_plain_feedback_has_no_thread_and_a_coroutine_is_awaited() -> None:
+    threads = []
+
+    class Plain(ScriptedEnvironment):
+        def feedback_text(self, execution: int) -> None:
+            threads.append(threading.current_thread())
+
+    class Waiting(ScriptedEnvironment):
+        async def feedback_text(self, execution: int) -> str:
+            await asyncio.sleep(0)
+            return "feedback: try again"
+
+    class Failing(ScriptedEnvironment):
+        def feedback_text(self, execution: int) -> str:
+            raise ZeroDivisionError("feedback divides by zero")
+
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2)
+    rounds, reasons = [], []
+    for environment in (Plain(), Waiting(), Failing()):
+        (rollout,) = gather(ScriptedEngine(), environment, 1, 1, sampling)[0].rollouts
+        rounds.append(len(rollout.executions))
+        reasons.append(rollout.result.error)
+    assert threads == [threading.main_thread()]
+    assert rounds == [1, 2, 1]
+    assert reasons == ["", "", "p0: feedback_text raised ZeroDivisionError: feedback divides by zero"]
+
+
 @pytest.mark.parametrize(
     ("failure", "reason"),
     [(raises, "p0: execute raised ZeroDivisionError: a reward divides by zero"), (hangs, "took longer than grpo.exec")],

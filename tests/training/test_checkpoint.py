@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.training import checkpoint
 from fastgrpo.training.checkpoint import Checkpoints, load

@@ -1,20 +1,19 @@
 """A GRPO step over two ranks is the step of one: same samples, same gradient, same weights."""
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-from torch import multiprocessing
 
-from fastgrpo.config import resolve
+from fastgrpo.config_keys import resolve
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
 from fastgrpo.ranks.collectives import RankError, gather_all, joined_ranks
 from fastgrpo.training.learner import update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
+from tests.helpers.marks import two_gpus_or_none
+from tests.helpers.ranks import run_two_ranks
 
 BUDGET = 24
 CONFIG = resolve({"grpo.loss": "dapo", "grpo.tis_cap": 2.0, "model.path": "any"}).grpo
@@ -41,9 +40,7 @@ def two_steps(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, flo
     return {name: tensor.detach().clone() for name, tensor in policy.model.state_dict().items()}, reports
 
 
-def rank_main(rank: int, folder: str, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+def rank_main(rank: int, folder: str) -> None:
     with joined_ranks():
         assert gather_all(f"from {rank}", "greetings") == ["from 0", "from 1"]
         with pytest.raises(
@@ -54,14 +51,12 @@ def rank_main(rank: int, folder: str, port: int) -> None:
         torch.save({"weights": weights, "reports": reports}, f"{folder}/rank{rank}.pt")
 
 
+@two_gpus_or_none
 @pytest.mark.timeout(300)
 def test_two_ranks_take_the_same_step_as_one(tmp_path: Path) -> None:
     create_policy(["some text to learn from"] * 3, tmp_path, seed=0, vocab_size=300)
     weights, reports = two_steps(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(rank_main, args=(str(tmp_path), port), nprocs=2)
+    run_two_ranks(rank_main, str(tmp_path))
     for rank in range(2):
         found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
         for name, tensor in weights.items():

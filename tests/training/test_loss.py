@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastgrpo.config import LOSS_PRESETS, Grpo, resolve
+from fastgrpo.config import LOSS_PRESETS, Grpo
+from fastgrpo.config_keys import resolve
 from fastgrpo.training import advantage
 from fastgrpo.training.learner import to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 
 from fastgrpo.ranks.collectives import RankError
 from fastgrpo.training import checkpoint
 from fastgrpo.training import optimizer as optimizer_module
 from fastgrpo.training import slices as shards
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
+from tests.helpers.ranks import run_two_ranks
 
 OPTIONS = AdamWOptions(lr=3e-2, betas=(0.8, 0.9), weight_decay=0.1, max_grad_norm=0.5)
 STEPS, MICRO_BATCHES = 4, 4
@@ -159,7 +160,6 @@ def test_a_new_optimizer_takes_over_the_gradients() -> None:
 
 
 def join(rank: int, folder: str, timeout_s: float) -> None:
-    torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=timeout_s)
     )
@@ -196,7 +196,7 @@ def restore(model: nn.Module, optimizer: AdamW, folder: Path) -> None:
 
 def two_ranks(folder: Path, *, resume: bool = False) -> list[dict[str, Any]]:
     (folder / "store").unlink(missing_ok=True)
-    multiprocessing.spawn(rank_main, args=(str(folder), resume), nprocs=2)
+    run_two_ranks(rank_main, str(folder), resume)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -257,7 +257,7 @@ def mixed_rank_main(rank: int, folder: str) -> None:
 def test_parameters_of_two_dtypes_come_together_unharmed(tmp_path: Path) -> None:
     expected = mixed_parameters()
     mixed_steps(expected, ranks=1)
-    multiprocessing.spawn(mixed_rank_main, args=(str(tmp_path),), nprocs=2)
+    run_two_ranks(mixed_rank_main, str(tmp_path))
     for rank in range(2):
         assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=True), [p.detach() for p in expected])
 
@@ -278,4 +278,4 @@ def stalled_rank_main(rank: int, folder: str) -> None:
 
 
 def test_a_rank_that_stalls_is_named_within_the_deadline(tmp_path: Path) -> None:
-    multiprocessing.spawn(stalled_rank_main, args=(str(tmp_path),), nprocs=2)
+    run_two_ranks(stalled_rank_main, str(tmp_path))

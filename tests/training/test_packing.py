@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo.training.packing import balance, families, pack, partition
+from fastgrpo.training.packing import balance, families, pack
+from fastgrpo.training.pieces import partition
 from fastgrpo.types import Batch, Sample
 
 lengths = st.lists(st.integers(1, 60), max_size=40)

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
+from fastgrpo.config_keys import resolve
 from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.rollouts.generator import open_generator

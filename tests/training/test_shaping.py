@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastgrpo.config import Grpo, resolve
+from fastgrpo.config import Grpo
+from fastgrpo.config_keys import resolve
 from fastgrpo.training.shaping import overlong_penalty, shape_rewards
 from fastgrpo.types import INFRASTRUCTURE, UNENDED, Group, Result, Reward, Rollout
 

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from fastgrpo.flow.problems.splitting import TO_THE_END, describe_tests, part, preamble, public_indices, split_tests
+from fastgrpo.flow.problems.source_text import TO_THE_END
+from fastgrpo.flow.problems.splitting import describe_tests, part, preamble, public_indices, split_tests
 from fastgrpo.flow.problems.unrolling import asserts_in_helpers, one_by_one
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, UnittestTests

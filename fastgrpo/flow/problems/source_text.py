@@ -9,6 +9,13 @@ from functools import cache
 from pathlib import Path
 
 LONG_CHARS = 300
+# Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
+TO_THE_END = "\nassert True"
+
+
+def is_empty(node: ast.Assert) -> bool:
+    """True for an assertion of a constant, which tests nothing."""
+    return isinstance(node.test, ast.Constant)
 
 
 class SourceText:

@@ -11,13 +11,11 @@ from itertools import pairwise
 from msgspec.structs import replace
 
 from fastgrpo.errors import UserError
+from fastgrpo.flow.problems.source_text import TO_THE_END, is_empty
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.instrument import TEST_BASES
 from fastgrpo_sandbox.guest.syntax import parse
-
-# Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
-TO_THE_END = "\nassert True"
 
 
 @lru_cache(maxsize=4096)
@@ -69,11 +67,6 @@ class _Without(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> ast.AST:
         """The node, its children without the unwanted ones."""
         return ast.Pass() if id(node) in self._unwanted else self.generic_visit(node)
-
-
-def is_empty(node: ast.Assert) -> bool:
-    """True for an assertion of a constant, which tests nothing."""
-    return isinstance(node.test, ast.Constant)
 
 
 def _asserts(tree: ast.Module) -> list[ast.stmt]:

@@ -6,8 +6,7 @@ import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from fastgrpo.flow.problems.source_text import LONG_CHARS, SourceText, statement_text
-from fastgrpo.flow.problems.splitting import TO_THE_END, is_empty
+from fastgrpo.flow.problems.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, statement_text
 from fastgrpo_sandbox import AssertTests
 from fastgrpo_sandbox.guest.syntax import parse
 

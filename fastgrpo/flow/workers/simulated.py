@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 
 from fastgrpo.flow.messages import letter
-from fastgrpo.flow.problems import describe_tests
+from fastgrpo.flow.problems.splitting import describe_tests
 from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.mutants import Mutation, mutations
 from fastgrpo.flow.workers.protocol import Reply, Request, WorkerError

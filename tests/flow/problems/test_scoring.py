@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fastgrpo.config import Config, resolve
+from fastgrpo.config import Config
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.flow.problems import scoring
 from fastgrpo.flow.problems.loading import load_problems

@@ -1,0 +1,52 @@
+"""How a program ends: its exit status, after an error, a signal or a reader that is gone. Standard library alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from fastgrpo.errors import USER_ERROR, UserError, say_error
+from fastgrpo.signals import signals_handled, stopped_by
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR}
+
+
+def run_program(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program's `main` and exit: its own code (None = 0), 2 after `UserError`, 128 + the signal that stopped it.
+
+    That is 130 after Ctrl-C, 143 after SIGTERM (see `fastgrpo.signals`), and 141 where `| head` has read enough.
+    """
+    try:
+        with signals_handled():
+            code = main() or 0
+            sys.stdout.flush()
+    except UserError as error:
+        say_error(str(error))
+        code = USER_ERROR
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        code = 128 + signal.SIGPIPE
+        # What Python still holds for the reader goes nowhere, without a complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        say_error(f"cannot use {error.filename or 'a file'}: {error.strerror}; check the disk's space and the owner")
+        code = USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 128 + (stopped_by() or signal.SIGINT)
+    sys.exit(code)
+
+
+def _reader_gone() -> bool:
+    """True where standard output is a pipe that nobody reads any more, as after `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
