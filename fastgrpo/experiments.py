@@ -11,13 +11,14 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from fastgrpo import forging
 from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config, resolve
 from fastgrpo.config_files import flat, to_toml
@@ -25,10 +26,15 @@ from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
 from fastgrpo.plan import print_plan
+from fastgrpo.tasks import Task
 from fastgrpo.train import train
 from fastgrpo.training.checkpoint import Checkpoints
 
 Rows = list[EvalRow]
+AUDITED: Mapping[forging.Verdict, str] = {
+    "judge": "paid by the judge",
+    "unsafe peer": "paid by the judged process itself",
+}
 PERFORMANCE_ONLY = {"reward.complexity": 0.0, "reward.efficiency": 0.0, "reward.diversity": 0.0}
 
 
@@ -89,6 +95,21 @@ def hacking(config: Config, folder: Path) -> Rows:
     return measured(folder / "policies.json", partial(compare, config, policies(model), controls=False))
 
 
+def forging_audit(config: Config, folder: Path) -> Rows:
+    """The same training paid by the judge's verdict, and by one taken in the judged process, as the peers do."""
+    start = config.model.path or taught(config, folder)
+    rows: Rows = []
+    steps: list[dict[str, Any]] = []
+    for pays, stage in AUDITED.items():
+        run = trained(config, folder, pays.replace(" ", "-"), {"model.path": start}, forging.audit_task(pays))
+        rows += rows_of_run(run, {"grpo": stage} if rows else {"sft": "before RL", "grpo": stage})
+        steps += forging.steps_of(run, stage)
+    tried = run_async(lambda: forging.fooled(config))
+    tables = f"{forging.steps_table(steps)}\n{tried}\n"
+    write(folder, {"steps.md": tables, "steps.jsonl": lines_of(steps), "steps.svg": forging.steps_figure(steps)})
+    return rows
+
+
 EXPERIMENTS: Mapping[str, Callable[[Config, Path], Rows]] = {
     "sft-subset": sft_subset,
     "reward-ablation": reward_ablation,
@@ -96,6 +117,7 @@ EXPERIMENTS: Mapping[str, Callable[[Config, Path], Rows]] = {
     "weights": weights,
     "cost": cost,
     "hacking": hacking,
+    "forging": forging_audit,
 }
 
 
@@ -104,12 +126,23 @@ def with_worker(config: Config, name: str) -> Config:
     return msgspec.structs.replace(config, workers=config.workers.by_name()[name])
 
 
-def trained(config: Config, folder: Path, name: str, keys: Mapping[str, Any]) -> Config:
-    """The configuration of the run `name` in `folder`, which differs by `keys`, once it has been trained to its end."""
+def trained(config: Config, folder: Path, name: str, keys: Mapping[str, Any], task: Task | None = None) -> Config:
+    """The configuration of the run `name` in `folder`, which differs by `keys`, once it has been trained to its end.
+
+    `task` None is the one that the configuration names.
+    """
     run = resolve(flat(config) | dict(keys) | {"name": name, "runs": str(folder)})
     if not (run.folder / "report.html").exists():
-        train(run, resume=(run.folder / "config.toml").exists())
+        train(run, resume=(run.folder / "config.toml").exists(), task=task)
     return run
+
+
+def taught(config: Config, folder: Path) -> str:
+    """The folder of the forging audit's first policy, once it has been taught."""
+    run = resolve(flat(config) | {"name": "taught", "runs": str(folder), "sft.keep": "all", "sft.min_pass_rate": 0.0})
+    if (run.folder / "sft").exists():
+        return str(run.folder / "sft")
+    return str(run_async(partial(forging.teach, run, resume=(run.folder / "config.toml").exists())))
 
 
 def policy(config: Config, folder: Path) -> str:
@@ -132,6 +165,21 @@ def measured(path: Path, measure: Callable[[], Coroutine[Any, Any, Rows]]) -> Ro
     return read_rows(path)
 
 
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as JSON lines."""
+    return "".join(msgspec.json.encode(row).decode() + "\n" for row in rows)
+
+
+def write(folder: Path, files: Mapping[str, str]) -> None:
+    """Texts by their names in `folder`. Raises UserError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; free space or set --runs") from None
+
+
 def perform(name: str, config: Config) -> str:
     """Do what is left of the experiment `name` and return its Markdown, which is also in its folder.
 
@@ -143,11 +191,7 @@ def perform(name: str, config: Config) -> str:
     saved = folder / "config.toml"
     if saved.exists() and saved.read_text(encoding="utf-8") != to_toml(config):
         raise UserError(f"{folder} was made with another configuration: move it away, or set --runs")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        saved.write_text(to_toml(config), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; free space or set --runs") from None
+    write(folder, {saved.name: to_toml(config)})
     return write_rows(folder, "results", EXPERIMENTS[name](config, folder))
 
 

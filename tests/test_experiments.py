@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.json import encode
 
-from fastgrpo import experiments
+from fastgrpo import experiments, forging
 from fastgrpo.config import Config, resolve
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.errors import UserError
@@ -23,13 +24,24 @@ class Stubs:
         self.compared: list[tuple[Config, dict[str, str], bool]] = []
         monkeypatch.setattr(experiments, "train", self.train)
         monkeypatch.setattr(experiments, "compare", self.compare)
+        monkeypatch.setattr(forging, "teach", self.teach)
+        monkeypatch.setattr(forging, "fooled", self.fooled)
 
-    def train(self, config: Config, *, resume: bool) -> None:
+    def train(self, config: Config, *, resume: bool, task: object = None) -> None:
         self.trained.append((config, resume))
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / "config.toml").write_text(to_toml(config))
         save_rows(config.folder / "evaluation.json", rows("sft", "grpo"))
+        step = {"stage": "grpo", "paid": 0.5, "solved": 0.25, "hacked": 0.25, "fooled": 0.25, "forged": 0.5}
+        (config.folder / "metrics.jsonl").write_bytes(b"".join(encode(step | {"step": n}) + b"\n" for n in range(1, 9)))
         (config.folder / "report.html").write_text("")
+
+    async def teach(self, config: Config, *, resume: bool) -> Path:
+        (config.folder / "sft").mkdir(parents=True)
+        return config.folder / "sft"
+
+    async def fooled(self, config: Config) -> str:
+        return "| forgery |"
 
     async def compare(self, config: Config, models: dict[str, str], *, controls: bool = True) -> list[EvalRow]:
         self.compared.append((config, models, controls))
@@ -96,6 +108,19 @@ def test_fine_tuning_alone_takes_no_step_of_rl(stubs: Stubs, tmp_path: Path) -> 
     assert differing(run, base) == {"data.dataset": "humaneval", "data.held_out": 131, "grpo.steps": 0}
     assert "SFT + RL" not in text
     assert [(models, controls) for _, models, controls in stubs.compared] == [({}, True)]
+
+
+def test_the_audit_pays_the_same_training_by_two_verdicts(stubs: Stubs, tmp_path: Path) -> None:
+    perform("forging", config(tmp_path))
+    judged, unsafe = (run for run, _ in stubs.trained)
+    assert judged.name == "judge"
+    assert unsafe.name == "unsafe-peer"
+    assert differing(judged, unsafe) == {}
+    assert judged.model.path == str(tmp_path / "experiments/forging/taught/sft")
+    table = (tmp_path / "experiments/forging/steps.md").read_text()
+    assert "| paid by the judged process itself | 6 to 8 | 50.0 | 25.0 | 25.0 | 50 | 50.0 |" in table
+    assert "| forgery |" in table
+    assert (tmp_path / "experiments/forging/steps.svg").read_text().startswith("<svg")
 
 
 def test_another_worker_answers_the_same_policy(stubs: Stubs, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class WorkflowEnvironment:
         limits: WorkflowLimits = WorkflowLimits(),  # noqa: B008 - frozen
         instruction: Instruction = "short",
     ) -> None:
-        self._pool, self.worker = pool, worker
+        self.pool, self.worker = pool, worker
         self._weights, self._limits, self._instruction = weights, limits, instruction
         self._slots = asyncio.Semaphore(limits.at_once)
 
@@ -80,17 +80,17 @@ class WorkflowEnvironment:
 
     async def score(self, problem: Problem, solution: str, *, public: bool = False) -> Outcome:
         """The solution's outcome on the hidden (or public) tests; `pass_rate` is the share passed."""
-        return await run_tests(self._pool, problem, solution, public=public, limits=self._limits)
+        return await run_tests(self.pool, problem, solution, public=public, limits=self._limits)
 
     async def _attempt(self, problem: Problem, workflow: Workflow, seed: int) -> Execution:
         start = time.perf_counter()
-        host = OperatorHost(problem, self.worker, self._pool, self._limits, seed)
+        host = OperatorHost(problem, self.worker, self.pool, self._limits, seed)
         # The problem's id stays outside: a workflow is to depend on the query's text, not on its name.
         inputs = {
             "code": workflow.source,
             "problem": {"prompt": problem.prompt, "entry_point": problem.entry_point},
         }
-        async with self._pool.session(guest_source(), on_call=host, inputs=inputs, limits=self._limits.jail) as session:
+        async with self.pool.session(guest_source(), on_call=host, inputs=inputs, limits=self._limits.jail) as session:
             outcome = await self._outcome(session, host.clock)
         result = await self._result(problem, outcome, host.tested)
         return replace(
@@ -128,7 +128,7 @@ class WorkflowEnvironment:
     async def _scored(self, problem: Problem, solution: str, public: Outcome | None) -> Execution:
         """Hidden tests, and public ones unless the workflow's own test of this solution tells their outcome."""
         if public is None:
-            public, hidden = await run_all_tests(self._pool, problem, solution, limits=self._limits)
+            public, hidden = await run_all_tests(self.pool, problem, solution, limits=self._limits)
         else:
             hidden = await self.score(problem, solution)
         if "infrastructure" in (hidden.status, public.status):

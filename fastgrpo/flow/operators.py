@@ -212,7 +212,7 @@ def _chars(value: Any) -> int:
 
 async def run_tests(pool: SandboxPool, problem: Problem, code: str, *, public: bool, limits: WorkflowLimits) -> Outcome:
     """Run a solution against the problem's public or hidden tests, with the imports and helpers its prompt gives."""
-    return await _run(pool, problem, code, problem.public_tests if public else problem.hidden_tests, limits)
+    return await run_program(pool, problem, code, problem.public_tests if public else problem.hidden_tests, limits)
 
 
 async def run_all_tests(
@@ -222,20 +222,27 @@ async def run_all_tests(
     if problem.tests is None:
         public_run = await run_tests(pool, problem, code, public=True, limits=limits)
         return public_run, await run_tests(pool, problem, code, public=False, limits=limits)
-    outcome = await _run(pool, problem, code, problem.tests, limits)
+    outcome = await run_program(pool, problem, code, problem.tests, limits)
     public = [passed for index, passed in enumerate(outcome.tests) if index in problem.public]
     hidden = [passed for index, passed in enumerate(outcome.tests) if index not in problem.public] or public
     return _outcome_of(outcome, public), _outcome_of(outcome, hidden)
 
 
-async def _run(pool: SandboxPool, problem: Problem, code: str, tests: Tests, limits: WorkflowLimits) -> Outcome:
-    """One run within the problem's own deadline, where it has one."""
-    given = problem.given or preamble(problem.prompt, problem.entry_point)
+async def run_program(
+    pool: SandboxPool, problem: Problem, code: str, tests: Tests | None, limits: WorkflowLimits
+) -> Outcome:
+    """One run, after what the problem gives and within its own deadline, where it has one; without tests a script's."""
+    given = given_to(problem)
     bounds = limits.tests
     if problem.wall_s is not None:
         bounds = bounds or pool.limits
         bounds = replace(bounds, wall_s=min(bounds.wall_s, problem.wall_s))
     return await pool.run(program_after(given, code), tests=tests, limits=bounds)
+
+
+def given_to(problem: Problem) -> str:
+    """The imports and helpers that every solution of the problem may lean on."""
+    return problem.given or preamble(problem.prompt, problem.entry_point)
 
 
 def _outcome_of(whole: Outcome, tests: Sequence[bool]) -> Outcome:
