@@ -26,7 +26,7 @@ from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
 from fastgrpo.plan import print_plan
-from fastgrpo.tasks import Task
+from fastgrpo.tasks import Task, task_of
 from fastgrpo.train import train
 from fastgrpo.training.checkpoint import Checkpoints
 
@@ -89,6 +89,13 @@ def cost(config: Config, folder: Path) -> Rows:
     return measured(folder / "comparison.json", partial(compare, config, policies(model)))
 
 
+def numbers(config: Config, folder: Path) -> Rows:
+    """Questions without tests, whose answer is a number that the host compares: the policy beside the controls."""
+    if any(problem.answer is None for problem in task_of(config).load_problems(config)[1]):
+        raise UserError("numbers asks questions with answers: set data.dataset to a file in GSM8K's form; docs/data.md")
+    return cost(config, folder)
+
+
 def hacking(config: Config, folder: Path) -> Rows:
     """Public against hidden pass rates before and after RL: a gap that grows is a test that is gamed."""
     model = policy(config, folder)
@@ -117,6 +124,7 @@ EXPERIMENTS: Mapping[str, Callable[[Config, Path], Rows]] = {
     "weights": weights,
     "cost": cost,
     "hacking": hacking,
+    "numbers": numbers,
     "forging": forging_audit,
 }
 

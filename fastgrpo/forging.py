@@ -36,7 +36,7 @@ from fastgrpo.record.report_figures import svg
 from fastgrpo.sft import warm_start
 from fastgrpo.tasks import Task
 from fastgrpo.types import INFRASTRUCTURE, Result, Rollout
-from fastgrpo_sandbox import AssertTests, CheckTests, Outcome, SandboxPool, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox import AssertTests, CheckTests, Outcome, SandboxPool, Tests, UnittestTests
 
 Verdict = Literal["judge", "unsafe peer"]
 FORGED_SHARE = 0.125  # of the traces that the policy begins with
@@ -77,11 +77,11 @@ def one_program(tests: Tests, solution: str) -> str:
     match tests:
         case CheckTests(source, entry_point, setup):
             return f"{setup}\n{solution}\n{source}\ncheck({entry_point})\n"
-        case AssertTests(asserts, setup):
+        case AssertTests(asserts, setup) if asserts:
             return "\n".join([setup, solution, *asserts, ""])
         case UnittestTests(source, setup):
             return f"{setup}\n{solution}\n{source}\nimport unittest\nunittest.main()\n"
-        case StdioTests():
+        case _:
             raise UserError("the forging audit needs tests that call the solution, not those of input and output")
 
 

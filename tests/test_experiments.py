@@ -147,12 +147,21 @@ def test_a_model_that_is_named_is_measured_and_not_trained(stubs: Stubs, tmp_pat
     assert [(models, controls) for _, models, controls in stubs.compared] == [({"policy": "folder"}, name == "cost")]
 
 
+def test_numbers_are_compared_on_questions_alone(stubs: Stubs, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_bytes(b"".join(encode({"question": "?" * n, "answer": n}) + b"\n" for n in range(1, 9)))
+    perform("numbers", config(tmp_path, model__path="folder", data__dataset=str(questions), data__held_out=4))
+    assert [(models, controls) for _, models, controls in stubs.compared] == [({"policy": "folder"}, True)]
+    with pytest.raises(UserError, match="to a file of GSM8K's form"):
+        perform("numbers", config(tmp_path / "other"))
+
+
 def test_public_and_hidden_pass_rates_are_told_by_difficulty(stubs: Stubs, tmp_path: Path) -> None:
     text = perform("hacking", config(tmp_path, model__path="folder"))
     assert "| policy | easiest third | 75.0 | 50.0 | 25.0 [25.0, 25.0] | 0.10 | 1 |" in text
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS.keys() - {"worker-swap", "cost", "hacking"}))
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS.keys() - {"worker-swap", "cost", "hacking", "numbers"}))
 def test_what_is_finished_is_not_done_again_and_what_was_cut_goes_on(stubs: Stubs, tmp_path: Path, name: str) -> None:
     first = perform(name, config(tmp_path))
     count, measured = len(stubs.trained), len(stubs.compared)

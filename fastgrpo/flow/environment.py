@@ -154,7 +154,6 @@ def result_of(
     metrics = {
         **metrics,
         "pass_rate": last.pass_rate,
-        "public_pass_rate": last.public_pass_rate,
         "solved": float(last.pass_rate == 1.0),
         "invalid": float(last.status == "invalid"),
         "worker_calls": float(sum(call.requests for call in calls)),
@@ -163,6 +162,8 @@ def result_of(
         "latency_seconds": sum(execution.latency_s for execution in executions),
         "worker_cost_usd": sum(call.cost_usd for call in [*calls, *wasted]),
     }
+    if problem.shown_tests:
+        metrics["public_pass_rate"] = last.public_pass_rate
     if last.status != "invalid":
         metrics["complexity"] = last.complexity
     record = {

@@ -20,13 +20,16 @@ from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import MOST_RETRIES
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.problems import describe_tests, preamble
-from fastgrpo.flow.types import Problem, WorkerCall
+from fastgrpo.flow.problems.numbers import is_right, vote
+from fastgrpo.flow.types import NO_TESTS, Problem, WorkerCall
 from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, Worker, WorkerError, names_of
 from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests, extract_code
+from fastgrpo_sandbox.extract import without_thought
 
 _SHOWN_TESTS = 3
 _SHOWN_CHARS = 400
 _NAME_CHARS = 64
+NO_PUBLIC_TESTS = "This problem has no public tests."
 # Calls beyond the budget are refused; that many are in the account, which would grow without bound.
 _ACCOUNT = 256
 _FUTURE = re.compile(r"^from __future__ import (\([^)]*\)|.*)", re.MULTILINE)
@@ -118,17 +121,22 @@ class OperatorHost:
         ask = partial(self._ask, call, account)
         match call:
             case Generate(instruction):
-                return extract_code((await ask(messages.generate(problem, instruction))).text, problem.entry_point)
+                return solution_of(problem, (await ask(messages.generate(problem, instruction))).text)
             case Custom(text, instruction):
                 return (await ask(messages.custom(text, instruction))).text
             case Review(code):
                 return messages.extract_verdict((await ask(messages.review(problem, code), (code,))).text)
             case Revise(code, feedback):
                 reply = await ask(messages.revise(problem, code, feedback), (code,), feedback)
-                return extract_code(reply.text, problem.entry_point)
+                return solution_of(problem, reply.text)
+            case Ensemble(codes) if problem.answer is not None:
+                return codes[vote(codes)]
             case Ensemble(codes):
                 reply = await ask(messages.ensemble(problem, codes), tuple(codes))
                 return codes[messages.extract_choice(reply.text, len(codes))]
+            case Test(code) if not problem.shown_tests:
+                self._spend()
+                return False, code, NO_PUBLIC_TESTS
             case Test(code, retries):
                 return await self._test(code, retries, ask)
 
@@ -146,7 +154,7 @@ class OperatorHost:
             if outcome.pass_rate == 1.0 or attempt == retries:
                 return outcome.pass_rate == 1.0, code, feedback
             reply = await ask(messages.reflect(self._problem, code, feedback), (code,), feedback)
-            code = extract_code(reply.text, self._problem.entry_point)
+            code = solution_of(self._problem, reply.text)
         raise AssertionError("unreachable")
 
     async def _ask(
@@ -211,8 +219,27 @@ def _chars(value: Any) -> int:
 
 
 async def run_tests(pool: SandboxPool, problem: Problem, code: str, *, public: bool, limits: WorkflowLimits) -> Outcome:
-    """Run a solution against the problem's public or hidden tests, with the imports and helpers its prompt gives."""
-    return await run_program(pool, problem, code, problem.public_tests if public else problem.hidden_tests, limits)
+    """Run a solution against the problem's public or hidden tests, with the imports and helpers its prompt gives.
+
+    Where there are none, none passes; an answer that the host knows is the only hidden test.
+    """
+    tests = problem.public_tests if public else problem.hidden_tests
+    if tests == NO_TESTS:
+        return _compared(problem, code) if not public and problem.answer is not None else Outcome("failed")
+    return await run_program(pool, problem, code, tests, limits)
+
+
+def _compared(problem: Problem, text: str) -> Outcome:
+    """Whether a solution's text gives the number that is asked for: no jail is needed."""
+    right = is_right(text, problem.answer or "")
+    return Outcome("ok" if right else "failed", tests=(right,), verdict_by="host")
+
+
+def solution_of(problem: Problem, reply: str) -> str:
+    """The solution in a reply: its program, or all that it says where a number is asked for."""
+    if problem.answer is not None:
+        return without_thought(reply).strip()
+    return extract_code(reply, problem.entry_point)
 
 
 async def run_all_tests(
@@ -264,6 +291,8 @@ def public_feedback(problem: Problem, outcome: Outcome) -> str:
 
     A test that is hidden as well, because the problem has no other, is not shown: its text holds the answer.
     """
+    if not problem.shown_tests:
+        return NO_PUBLIC_TESTS
     described = describe_tests(problem.public_tests)
     passed = outcome.tests or (False,) * len(described)
     if outcome.pass_rate == 1.0:

@@ -6,7 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from fastgrpo_sandbox import Tests
+from fastgrpo_sandbox import AssertTests, Tests
+
+NO_TESTS = AssertTests(asserts=())
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +19,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     `given` are imports that a solution may lean on, where they are not what the prompt begins with.
     `tests` are both parts in one, which one run judges, and `public` the indices of the public ones in it.
     `difficulty` in [0, 1] is the problem's rank in its dataset (see `problems.measure_difficulty`), 1 the hardest.
+    `answer` is the number that is asked for, where there are no tests and the host reads it in a solution's text.
     `wall_s` is the deadline of a run of its tests in seconds; None = the jails' own. `dataset` names where it is from.
     """
 
@@ -29,6 +32,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     hidden_tests: Tests
     tests: Tests | None = None
     public: tuple[int, ...] = ()
+    answer: str | None = None
     difficulty: float = 0.5
     wall_s: float | None = None
     dataset: str = ""
@@ -36,7 +40,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def shared_test(self) -> bool:
         """True where the only test is public and hidden at once: its text would give the hidden answer away."""
-        return self.public_tests == self.hidden_tests
+        return self.public_tests == self.hidden_tests != NO_TESTS
+
+    @property
+    def shown_tests(self) -> bool:
+        """True where there are public tests."""
+        return self.public_tests != NO_TESTS
 
 
 class WorkerCall(msgspec.Struct, kw_only=True):

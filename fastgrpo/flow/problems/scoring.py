@@ -43,10 +43,10 @@ class Trial(msgspec.Struct, frozen=True):
 def solvable(problems: Sequence[Problem], data: Data, sandbox: Sandbox) -> list[Problem]:
     """The problems of one data set whose own solution passes, with the deadline that its time sets.
 
-    Those whose solution fails are left out, or kept with `data.keep_unsolved`; those that have none are kept as they
-    are. Raises UserError where no solution passes, or the jails do not work.
+    Those whose solution fails are left out, or kept with `data.keep_unsolved`; those that have none, or
+    ask for a number, are kept as they are. Raises UserError where no solution passes, or the jails do not work.
     """
-    solved = [problem for problem in problems if problem.solution is not None]
+    solved = [problem for problem in problems if problem.solution is not None and problem.answer is None]
     trials = dict(zip((problem.id for problem in solved), _trials(solved, sandbox), strict=True))
     failed = {name: trial for name, trial in trials.items() if not trial.passed}
     if failed:
