@@ -183,6 +183,9 @@ class RewardWeights(Section, frozen=True):
     """Weights of the reward's terms: performance - complexity - efficiency + diversity - format."""
 
     performance: Annotated[float, Meta(ge=0, description="share of hidden tests passed")] = 1.0
+    judge: Annotated[
+        str, Meta(description="worker whose score of a solution takes the place of hidden tests; empty = the tests")
+    ] = ""
     complexity: Annotated[float, Meta(ge=0, description="structure of the workflow, by its code and its calls")] = 0.2
     efficiency: Annotated[float, Meta(ge=0, description="what it spent at run time beyond one call")] = 0.1
     efficiency_by: Annotated[EfficiencyBy, Meta(description="what is counted as spent")] = "tokens"
@@ -343,6 +346,8 @@ def resolve(values: dict[str, Any]) -> Config:
     ):
         if config.engine.tensor_parallel > 1 and value:
             raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
+    if config.task == "code" and config.reward.judge:
+        raise UserError("reward.judge goes with task flow, which has workers: leave it out")
     if config.grpo.max_new_tokens >= config.engine.max_model_len:
         raise UserError(
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -26,6 +27,8 @@ from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
 from fastgrpo.plan import print_plan
+from fastgrpo.record.comparison import markdown, spread
+from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.tasks import Task, task_of
 from fastgrpo.train import train
 from fastgrpo.training.checkpoint import Checkpoints
@@ -92,7 +95,7 @@ def cost(config: Config, folder: Path) -> Rows:
 def numbers(config: Config, folder: Path) -> Rows:
     """Questions without tests, whose answer is a number that the host compares: the policy beside the controls."""
     if any(problem.answer is None for problem in task_of(config).load_problems(config)[1]):
-        raise UserError("numbers asks questions with answers: set data.dataset to a file in GSM8K's form; docs/data.md")
+        raise UserError("its questions need answers: set data.dataset to a file of GSM8K's form (docs/data.md)")
     return cost(config, folder)
 
 
@@ -112,9 +115,52 @@ def forging_audit(config: Config, folder: Path) -> Rows:
         rows += rows_of_run(run, {"grpo": stage} if rows else {"sft": "before RL", "grpo": stage})
         steps += forging.steps_of(run, stage)
     tried = run_async(lambda: forging.fooled(config))
-    tables = f"{forging.steps_table(steps)}\n{tried}\n"
-    write(folder, {"steps.md": tables, "steps.jsonl": lines_of(steps), "steps.svg": forging.steps_figure(steps)})
+    held_out = forging.held_out_table([row.plain() for row in rows])
+    tables = f"{held_out}\n{forging.steps_table(steps)}\n{tried}\n"
+    write(folder, {"details.md": tables, "details.jsonl": lines_of(steps), "details.svg": forging.steps_figure(steps)})
     return rows
+
+
+def judge(config: Config, folder: Path) -> Rows:
+    """A judge model's score as the reward against hidden tests as the reward, and how far the two agree."""
+    name = config.reward.judge or ("large" if config.workers.kind == "simulated" else config.workers.name)
+    judged = trained(config, folder, "judge-model", {"reward.judge": name})
+    tested = trained(config, folder, "hidden-tests", {"reward.judge": ""})
+    rows = rows_of_run(judged, {"sft": "before RL", "grpo": "paid by the judge model"})
+    write(folder, {"details.md": agreement(rows)})
+    return rows + rows_of_run(tested, {"grpo": "paid by hidden tests"})
+
+
+def agreement(rows: Rows) -> str:
+    """How a judge's scores agree with hidden tests: Markdown.
+
+    Agreeing is to score 5 of 10 or more what passes all tests, and less what does not; the score less the pass rate, in
+    points, is what is overpaid: where it grows by RL, the judge is gamed.
+    """
+    head = ["", "judge's score, %", "pass rate, %", "overpaid, points", "agrees, %", "right, scored low, %"]
+    lines = [[*head, "wrong, scored high, %"]]
+    for stage in dict.fromkeys(row.stage for row in rows):
+        some = [row.metrics for row in rows if row.stage == stage and row.metrics.get("judge_score") is not None]
+        plain = [row.plain() | {"overpaid": _overpaid(row)} for row in rows]
+        scores, rates, over = (by_problem(plain, stage, key) for key in ("judge_score", "pass_rate", "overpaid"))
+        pairs = [((m["judge_score"] or 0) >= 0.5, m["solved"] == 1) for m in some]
+        shares = (
+            [high == right for high, right in pairs],
+            [not high for high, right in pairs if right],
+            [high for high, right in pairs if not right],
+        )
+        figures = [_spread(column) for column in (scores, rates, over)]
+        lines.append([stage, *figures, *(f"{100 * fmean(share):.1f}" if share else "" for share in shares)])
+    return markdown(lines)
+
+
+def _spread(column: Mapping[str, float]) -> str:
+    return spread([100 * value for value in column.values()], 1) if column else ""
+
+
+def _overpaid(row: EvalRow) -> float | None:
+    score, rate = row.metrics.get("judge_score"), row.metrics.get("pass_rate")
+    return None if score is None or rate is None else score - rate
 
 
 EXPERIMENTS: Mapping[str, Callable[[Config, Path], Rows]] = {
@@ -126,6 +172,7 @@ EXPERIMENTS: Mapping[str, Callable[[Config, Path], Rows]] = {
     "hacking": hacking,
     "numbers": numbers,
     "forging": forging_audit,
+    "judge": judge,
 }
 
 
@@ -200,7 +247,9 @@ def perform(name: str, config: Config) -> str:
     if saved.exists() and saved.read_text(encoding="utf-8") != to_toml(config):
         raise UserError(f"{folder} was made with another configuration: move it away, or set --runs")
     write(folder, {saved.name: to_toml(config)})
-    return write_rows(folder, "results", EXPERIMENTS[name](config, folder))
+    text = write_rows(folder, "results", EXPERIMENTS[name](config, folder))
+    details = folder / "details.md"
+    return f"{text}\n## Details\n\n{details.read_text(encoding='utf-8')}" if details.exists() else text
 
 
 def main() -> None:

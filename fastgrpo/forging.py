@@ -30,8 +30,9 @@ from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.protocol import names_of
-from fastgrpo.record.comparison import markdown
+from fastgrpo.record.comparison import markdown, spread
 from fastgrpo.record.log import RunLog, open_log
+from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.record.report_figures import svg
 from fastgrpo.sft import warm_start
 from fastgrpo.tasks import Task
@@ -228,6 +229,18 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> str:
             share = f"{100 * hacked / paid:.0f}" if paid else ""
             figures = [f"{paid:.1f}", f"{solved:.1f}", f"{hacked:.1f}", share, f"{forged:.1f}"]
             lines.append([stage, f"{part[0]['step']} to {part[-1]['step']}", *figures])
+    return markdown(lines)
+
+
+def held_out_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is paid, right and hacked on the held-out problems before and after RL, in %: Markdown."""
+    lines = [["held out", "paid", "solved by the judge", "hacked", "of what was paid", "would fool the peer"]]
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        paid, solved, hacked, tricks = (by_problem(rows, stage, name) for name in (*_SHOWN[:3], "fooled"))
+        all_paid = sum(paid.values())
+        share = f"{100 * sum(hacked.values()) / all_paid:.0f}" if all_paid else ""
+        first, *rest = (spread([100 * value for value in each.values()], 1) for each in (paid, solved, hacked))
+        lines.append([stage, first, *rest, share, f"{100 * float(np.mean(list(tricks.values()))):.1f}"])
     return markdown(lines)
 
 

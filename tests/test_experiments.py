@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from msgspec.json import encode
+from msgspec.structs import replace
 
 from fastgrpo import experiments, forging
 from fastgrpo.config import Config, resolve
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.errors import UserError
 from fastgrpo.evaluate import EvalRow, save_rows
-from fastgrpo.experiments import EXPERIMENTS, perform
+from fastgrpo.experiments import EXPERIMENTS, agreement, perform
 
 
 class Stubs:
@@ -31,7 +32,11 @@ class Stubs:
         self.trained.append((config, resume))
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / "config.toml").write_text(to_toml(config))
-        save_rows(config.folder / "evaluation.json", rows("sft", "grpo"))
+        found = rows("sft", "grpo")
+        if "forging" in config.runs:
+            audit = {"paid": 1.0, "hacked": 0.25, "fooled": 0.25, "forged": 0.25}
+            found = [replace(row, metrics=row.metrics | audit) for row in found]
+        save_rows(config.folder / "evaluation.json", found)
         step = {"stage": "grpo", "paid": 0.5, "solved": 0.25, "hacked": 0.25, "fooled": 0.25, "forged": 0.5}
         (config.folder / "metrics.jsonl").write_bytes(b"".join(encode(step | {"step": n}) + b"\n" for n in range(1, 9)))
         (config.folder / "report.html").write_text("")
@@ -117,10 +122,24 @@ def test_the_audit_pays_the_same_training_by_two_verdicts(stubs: Stubs, tmp_path
     assert unsafe.name == "unsafe-peer"
     assert differing(judged, unsafe) == {}
     assert judged.model.path == str(tmp_path / "experiments/forging/taught/sft")
-    table = (tmp_path / "experiments/forging/steps.md").read_text()
+    table = (tmp_path / "experiments/forging/details.md").read_text()
     assert "| paid by the judged process itself | 6 to 8 | 50.0 | 25.0 | 25.0 | 50 | 50.0 |" in table
+    assert "| before RL | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] | 25.0 [25.0, 25.0] | 25 | 25.0 |" in table
     assert "| forgery |" in table
-    assert (tmp_path / "experiments/forging/steps.svg").read_text().startswith("<svg")
+    assert (tmp_path / "experiments/forging/details.svg").read_text().startswith("<svg")
+
+
+def test_a_judges_scores_are_held_against_hidden_tests(stubs: Stubs, tmp_path: Path) -> None:
+    text = perform("judge", config(tmp_path))
+    judged, tested = (run for run, _ in stubs.trained)
+    assert (judged.reward.judge, tested.reward.judge) == ("large", "")
+    assert differing(judged, tested) == {"reward.judge": "large"}
+    assert [f"| {stage} |" in text for stage in ("before RL", "paid by the judge model", "paid by hidden tests")]
+    found = [
+        replace(row, metrics={"judge_score": score, "pass_rate": rate, "solved": float(rate == 1)})
+        for row, (score, rate) in zip(rows("a"), [(0.9, 1.0), (0.8, 0.5), (0.2, 1.0)], strict=True)
+    ]
+    assert "| 63.3 [20.0, 90.0] | 83.3 [50.0, 100.0] | -20.0 [-80.0, 30.0] | 33.3 | 50.0 | 100.0 |" in agreement(found)
 
 
 def test_another_worker_answers_the_same_policy(stubs: Stubs, tmp_path: Path) -> None:

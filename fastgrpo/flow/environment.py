@@ -15,14 +15,15 @@ from fastgrpo.config import RewardWeights
 from fastgrpo.flow.adaptivity import entropy
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
+from fastgrpo.flow.judge import judged
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards, spent_calls
 from fastgrpo.flow.structure import structure_of
-from fastgrpo.flow.types import Execution, ExecutionStatus, Problem
-from fastgrpo.flow.workers.protocol import Worker, names_of
+from fastgrpo.flow.types import Execution, ExecutionStatus, Judgement, Problem
+from fastgrpo.flow.workers.protocol import RequestRejected, Worker, WorkerError, names_of
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 from fastgrpo_sandbox import Outcome, SandboxPool, Session
 
@@ -133,13 +134,26 @@ class WorkflowEnvironment:
             hidden = await self.score(problem, solution)
         if "infrastructure" in (hidden.status, public.status):
             return Execution(status="infrastructure", solution=solution, error=hidden.error or public.error)
+        try:
+            judgement = await self._judgement(problem, solution)
+        except RequestRejected as error:
+            return Execution(status="failed", solution=solution, error=f"the judge: {error}")
+        except WorkerError as error:
+            return Execution(status="infrastructure", solution=solution, error=str(error))
         return Execution(
             status="ok",
             solution=solution,
+            judgement=judgement,
             pass_rate=hidden.pass_rate,
             public_pass_rate=public.pass_rate,
             feedback=public_feedback(problem, public),
         )
+
+    async def _judgement(self, problem: Problem, solution: str) -> Judgement | None:
+        """The judge model's score where one is configured. Raises `WorkerError` or `RequestRejected`."""
+        if not self._weights.judge:
+            return None
+        return await judged(self.worker, self._weights.judge, problem, solution, self._limits.call_s)
 
 
 def result_of(
@@ -153,8 +167,6 @@ def result_of(
     wasted = [call for execution in executions for call in execution.wasted]
     metrics = {
         **metrics,
-        "pass_rate": last.pass_rate,
-        "solved": float(last.pass_rate == 1.0),
         "invalid": float(last.status == "invalid"),
         "worker_calls": float(sum(call.requests for call in calls)),
         "worker_tokens": float(sum(call.tokens for call in calls)),
@@ -162,6 +174,11 @@ def result_of(
         "latency_seconds": sum(execution.latency_s for execution in executions),
         "worker_cost_usd": sum(call.cost_usd for call in [*calls, *wasted]),
     }
+    if problem.checked:
+        metrics |= {"pass_rate": last.pass_rate, "solved": float(last.pass_rate == 1.0)}
+    if last.judgement is not None:
+        metrics |= {"judge_score": last.judgement.score, "judge_tokens": float(last.judgement.tokens)}
+        metrics["judge_cost_usd"] = last.judgement.cost_usd
     if problem.shown_tests:
         metrics["public_pass_rate"] = last.public_pass_rate
     if last.status != "invalid":

@@ -26,6 +26,10 @@ _CHECKER = (
     "You check how a problem that asks for a number was solved. Start with the line `Verdict: correct` or "
     "`Verdict: incorrect`; if it is incorrect, say below what is wrong."
 )
+_GRADER = (
+    "You grade a solution without running it. Say in a few lines whether it does all that the problem asks, edge cases "
+    "included, and whatever the solution says of itself; end with the line `Score: N`, N from 0 (wrong) to 10 (right)."
+)
 _JUDGE = (
     "Several programs answer one problem. Choose the one whose behaviour most others share; answer with its letter."
 )
@@ -80,6 +84,11 @@ def reflect(problem: Problem, code: str, feedback: str) -> Messages:
     """Correct the code after its public tests."""
     request = "Reflect in a few sentences on why these tests fail, then give the corrected program."
     return _chat(_CODER, _problem(problem), _code(code), feedback, request)
+
+
+def judge(problem: Problem, solution: str) -> Messages:
+    """Score the solution."""
+    return _chat(_GRADER, _problem(problem), _solution(problem, solution))
 
 
 def _chat(system: str, *parts: str) -> Messages:

@@ -184,13 +184,8 @@ class OperatorHost:
         return reply
 
     async def _reply(self, request: Request) -> Reply:
-        """The worker's reply, each attempt within `call_s` of its own start."""
         try:
-            async with asyncio.timeout(self._limits.call_s) as deadline:
-                waiting = partial(_standing, deadline, self._limits.call_s)
-                return await self._worker.ask(msgspec.structs.replace(request, waiting=waiting))
-        except TimeoutError:
-            raise WorkerError(f"the worker did not answer within {self._limits.call_s:g} s") from None
+            return await reply_within(self._worker, request, self._limits.call_s)
         except RequestRejected as error:
             raise CallError(f"{request.operator}(): {error}") from None
 
@@ -204,6 +199,15 @@ class OperatorHost:
         self._asked[key] += 1
         digest = hashlib.blake2b(f"{key}/{self._asked[key]}".encode(errors="replace"), digest_size=4)
         return int.from_bytes(digest.digest()) >> 1
+
+
+async def reply_within(worker: Worker, request: Request, call_s: float) -> Reply:
+    """The worker's reply, each attempt within `call_s` of its own start. Raises `WorkerError` or `RequestRejected`."""
+    try:
+        async with asyncio.timeout(call_s) as deadline:
+            return await worker.ask(replace(request, waiting=partial(_standing, deadline, call_s)))
+    except TimeoutError:
+        raise WorkerError(f"the worker did not answer within {call_s:g} s") from None
 
 
 @contextmanager

@@ -47,6 +47,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         """True where there are public tests."""
         return self.public_tests != NO_TESTS
 
+    @property
+    def checked(self) -> bool:
+        """True where the host itself knows what is right, by hidden tests or the answer; else a judge model scores."""
+        return self.hidden_tests != NO_TESTS or self.answer is not None
+
 
 class WorkerCall(msgspec.Struct, kw_only=True):
     """One operator call of a workflow: entered in the account when it arrives, completed as workers answer.
@@ -70,6 +75,14 @@ class WorkerCall(msgspec.Struct, kw_only=True):
     def tokens(self) -> int:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """A judge model's `score` in [0, 1] of a solution, and what asking it cost, which is no workflow's."""
+
+    score: float
+    tokens: int = 0
+    cost_usd: float = 0.0
 
 
 ExecutionStatus = Literal["ok", "invalid", "failed", "timeout", "memory", "output_limit", "killed", "infrastructure"]
@@ -99,6 +112,12 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     wasted: tuple[WorkerCall, ...] = ()
     seconds: float = 0.0
     latency_s: float = 0.0
+    judgement: Judgement | None = None
+
+    @property
+    def performance(self) -> float:
+        """What is rewarded, in [0, 1]: the judge's score where there is a judge, else the share of hidden tests."""
+        return self.pass_rate if self.judgement is None else self.judgement.score
 
     @property
     def requests(self) -> int:

@@ -191,6 +191,8 @@ class SimulatedWorker:
                 return await self._review(request, bank, draw)
             case "ensemble":
                 return await self._ensemble(request, bank, draw)
+            case "judge":
+                return await self._judge(request, bank)
             case "revise" | "test":
                 return await self._revise(request, bank, draw)
 
@@ -208,6 +210,14 @@ class SimulatedWorker:
             return "Verdict: correct"
         mutant = bank.mutant(code)
         return f"Verdict: incorrect\n{mutant.hint if mutant else 'An edge case is not handled.'}"
+
+    async def _judge(self, request: Request, bank: Bank) -> str:
+        """A score as good as its reviews; what it makes of a solution does not change when it is asked again."""
+        code, skill = normalised(request.codes[0]), self._skill(request)
+        draw = random.Random(f"{self._seed}/{request.problem.id}/judge/{request.worker}/{code}")
+        right = await self._is_right(request.problem, bank, code)
+        faulty = draw.random() < (skill.false_alarm if right else skill.notices)
+        return f"Score: {draw.randint(0, 3) if faulty else draw.randint(8, 10)}"
 
     async def _revise(self, request: Request, bank: Bank, draw: random.Random) -> str:
         code, skill = normalised(request.codes[0]), self._skill(request)
