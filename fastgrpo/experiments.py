@@ -124,8 +124,8 @@ def forging_audit(config: Config, folder: Path) -> Rows:
 def judge(config: Config, folder: Path) -> Rows:
     """A judge model's score as the reward against hidden tests as the reward, and how far the two agree."""
     name = config.reward.judge or ("large" if config.workers.kind == "simulated" else config.workers.name)
-    judged = trained(config, folder, "judge-model", {"reward.judge": name})
     tested = trained(config, folder, "hidden-tests", {"reward.judge": ""})
+    judged = trained(config, folder, "judge-model", {"reward.judge": name})
     rows = rows_of_run(judged, {"sft": "before RL", "grpo": "paid by the judge model"})
     write(folder, {"details.md": agreement(rows)})
     return rows + rows_of_run(tested, {"grpo": "paid by hidden tests"})

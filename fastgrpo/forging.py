@@ -83,7 +83,7 @@ def one_program(tests: Tests, solution: str) -> str:
         case UnittestTests(source, setup):
             return f"{setup}\n{solution}\n{source}\nimport unittest\nunittest.main()\n"
         case _:
-            raise UserError("the forging audit needs tests that call the solution, not those of input and output")
+            raise UserError("the forging audit needs problems whose tests call the solution: set data.dataset")
 
 
 def forging_workflow(way: str) -> str:
@@ -171,7 +171,15 @@ def _audit(audited: Audited, paid: bool) -> dict[str, float]:
 
 def audit_task(pays: Verdict) -> Task:
     """The workflow task whose reward is the verdict that `pays`."""
-    return Task(load_problems, partial(_open, pays))
+    return Task(_audited_problems, partial(_open, pays))
+
+
+def _audited_problems(config: Config) -> tuple[list[Problem], list[Problem]]:
+    """The run's problems. Raises UserError where the peers' verdict cannot be had of one."""
+    parts = load_problems(config)
+    for problem in (*parts[0], *parts[1]):
+        one_program(problem.hidden_tests, "")
+    return parts
 
 
 @asynccontextmanager
@@ -182,7 +190,7 @@ async def _open(pays: Verdict, config: Config, log: RunLog | None = None) -> Asy
 
 async def teach(config: Config, *, resume: bool) -> Path:
     """The folder of a policy that has learned honest and forging workflows alike."""
-    problems, _ = load_problems(config)
+    problems, _ = _audited_problems(config)
     with open_log(config, resume=resume) as log:
         async with workflows.open_environment(config, log) as environment:
             teacher = ForgingTeacher(names_of(environment.worker))

@@ -131,7 +131,7 @@ def test_the_audit_pays_the_same_training_by_two_verdicts(stubs: Stubs, tmp_path
 
 def test_a_judges_scores_are_held_against_hidden_tests(stubs: Stubs, tmp_path: Path) -> None:
     text = perform("judge", config(tmp_path))
-    judged, tested = (run for run, _ in stubs.trained)
+    tested, judged = (run for run, _ in stubs.trained)
     assert (judged.reward.judge, tested.reward.judge) == ("large", "")
     assert differing(judged, tested) == {"reward.judge": "large"}
     assert [f"| {stage} |" in text for stage in ("before RL", "paid by the judge model", "paid by hidden tests")]

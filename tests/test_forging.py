@@ -105,5 +105,5 @@ def test_tests_stand_behind_the_solution_in_one_program() -> None:
     check = CheckTests(source="def check(candidate):\n    assert candidate()", entry_point="f", setup="import math")
     assert one_program(check, "SOLUTION").index("SOLUTION") < one_program(check, "SOLUTION").index("check(f)")
     assert one_program(UnittestTests(source="TESTS"), "").endswith("unittest.main()\n")
-    with pytest.raises(UserError, match="not those of input and output"):
+    with pytest.raises(UserError, match="needs problems whose tests call the solution"):
         one_program(StdioTests(cases=(("1", "2"),)), "")
