@@ -181,6 +181,9 @@ class RewardWeights(Section, frozen=True):
     """Weights of the reward's terms: performance - complexity - efficiency + diversity - format."""
 
     performance: Annotated[float, Meta(ge=0, description="share of hidden tests passed")] = 1.0
+    judge: Annotated[
+        str, Meta(description="worker whose score of a solution takes the place of hidden tests; empty = the tests")
+    ] = ""
     complexity: Annotated[float, Meta(ge=0, description="structure of the workflow, by its code and its calls")] = 0.2
     efficiency: Annotated[float, Meta(ge=0, description="what it spent at run time beyond one call")] = 0.1
     efficiency_by: Annotated[EfficiencyBy, Meta(description="what is counted as spent")] = "tokens"

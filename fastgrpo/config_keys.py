@@ -105,6 +105,8 @@ def resolve(values: dict[str, Any]) -> Config:
     ):
         if config.engine.tensor_parallel > 1 and value:
             raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
+    if config.task == "code" and config.reward.judge:
+        raise UserError("reward.judge goes with task flow, which has workers: leave it out")
     if config.grpo.max_new_tokens >= config.engine.max_model_len:
         raise UserError(
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "

@@ -11,13 +11,15 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
 import os
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
 
+from fastgrpo import forging
 from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
@@ -27,10 +29,17 @@ from fastgrpo.errors import UserError
 from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
 from fastgrpo.plan import print_plan
 from fastgrpo.program import run_program
+from fastgrpo.record.comparison import markdown, spread
+from fastgrpo.record.problem_statistics import by_problem
+from fastgrpo.tasks import Task, task_of
 from fastgrpo.train import train
 from fastgrpo.training.checkpoint import Checkpoints
 
 Rows = list[EvalRow]
+AUDITED: Mapping[forging.Verdict, str] = {
+    "judge": "paid by the judge",
+    "unsafe peer": "paid by the judged process itself",
+}
 PERFORMANCE_ONLY = {"reward.complexity": 0.0, "reward.efficiency": 0.0, "reward.diversity": 0.0}
 
 
@@ -85,10 +94,75 @@ def cost(config: Config, folder: Path) -> Rows:
     return measured(folder / "comparison.json", partial(compare, config, policies(model)))
 
 
+def numbers(config: Config, folder: Path) -> Rows:
+    """Questions without tests, whose answer is a number that the host compares: the policy beside the controls."""
+    if any(problem.answer is None for problem in task_of(config).load_problems(config)[1]):
+        raise UserError("its questions need answers: set data.dataset to a file of GSM8K's form (docs/data.md)")
+    return cost(config, folder)
+
+
 def hacking(config: Config, folder: Path) -> Rows:
     """Public against hidden pass rates before and after RL: a gap that grows is a test that is gamed."""
     model = policy(config, folder)
     return measured(folder / "policies.json", partial(compare, config, policies(model), controls=False))
+
+
+def forging_audit(config: Config, folder: Path) -> Rows:
+    """The same training paid by the judge's verdict, and by one taken in the judged process, as the peers do."""
+    start = config.model.path or taught(config, folder)
+    rows: Rows = []
+    steps: list[dict[str, Any]] = []
+    for pays, stage in AUDITED.items():
+        run = trained(config, folder, pays.replace(" ", "-"), {"model.path": start}, forging.audit_task(pays))
+        rows += rows_of_run(run, {"grpo": stage} if rows else {"sft": "before RL", "grpo": stage})
+        steps += forging.steps_of(run, stage)
+    tried = run_async(lambda: forging.fooled(config))
+    held_out = forging.held_out_table([row.plain() for row in rows])
+    tables = f"{held_out}\n{forging.steps_table(steps)}\n{tried}\n"
+    write(folder, {"details.md": tables, "details.jsonl": lines_of(steps), "details.svg": forging.steps_figure(steps)})
+    return rows
+
+
+def judge(config: Config, folder: Path) -> Rows:
+    """A judge model's score as the reward against hidden tests as the reward, and how far the two agree."""
+    name = config.reward.judge or ("large" if config.workers.kind == "simulated" else config.workers.name)
+    tested = trained(config, folder, "hidden-tests", {"reward.judge": ""})
+    judged = trained(config, folder, "judge-model", {"reward.judge": name})
+    rows = rows_of_run(judged, {"sft": "before RL", "grpo": "paid by the judge model"})
+    write(folder, {"details.md": agreement(rows)})
+    return rows + rows_of_run(tested, {"grpo": "paid by hidden tests"})
+
+
+def agreement(rows: Rows) -> str:
+    """How a judge's scores agree with hidden tests: Markdown.
+
+    Agreeing is to score 5 of 10 or more what passes all tests, and less what does not; the score less the pass rate, in
+    points, is what is overpaid: where it grows by RL, the judge is gamed.
+    """
+    head = ["", "judge's score, %", "pass rate, %", "overpaid, points", "agrees, %", "right, scored low, %"]
+    lines = [[*head, "wrong, scored high, %"]]
+    for stage in dict.fromkeys(row.stage for row in rows):
+        some = [row.metrics for row in rows if row.stage == stage and row.metrics.get("judge_score") is not None]
+        plain = [row.plain() | {"overpaid": _overpaid(row)} for row in rows]
+        scores, rates, over = (by_problem(plain, stage, key) for key in ("judge_score", "pass_rate", "overpaid"))
+        pairs = [((m["judge_score"] or 0) >= 0.5, m["solved"] == 1) for m in some]
+        shares = (
+            [high == right for high, right in pairs],
+            [not high for high, right in pairs if right],
+            [high for high, right in pairs if not right],
+        )
+        figures = [_spread(column) for column in (scores, rates, over)]
+        lines.append([stage, *figures, *(f"{100 * fmean(share):.1f}" if share else "" for share in shares)])
+    return markdown(lines)
+
+
+def _spread(column: Mapping[str, float]) -> str:
+    return spread([100 * value for value in column.values()], 1) if column else ""
+
+
+def _overpaid(row: EvalRow) -> float | None:
+    score, rate = row.metrics.get("judge_score"), row.metrics.get("pass_rate")
+    return None if score is None or rate is None else score - rate
 
 
 EXPERIMENTS: Mapping[str, Callable[[Config, Path], Rows]] = {
@@ -98,6 +172,9 @@ EXPERIMENTS: Mapping[str, Callable[[Config, Path], Rows]] = {
     "weights": weights,
     "cost": cost,
     "hacking": hacking,
+    "numbers": numbers,
+    "forging": forging_audit,
+    "judge": judge,
 }
 
 
@@ -106,12 +183,23 @@ def with_worker(config: Config, name: str) -> Config:
     return msgspec.structs.replace(config, workers=config.workers.by_name()[name])
 
 
-def trained(config: Config, folder: Path, name: str, keys: Mapping[str, Any]) -> Config:
-    """The configuration of the run `name` in `folder`, which differs by `keys`, once it has been trained to its end."""
+def trained(config: Config, folder: Path, name: str, keys: Mapping[str, Any], task: Task | None = None) -> Config:
+    """The configuration of the run `name` in `folder`, which differs by `keys`, once it has been trained to its end.
+
+    `task` None is the one that the configuration names.
+    """
     run = resolve(flat(config) | dict(keys) | {"name": name, "runs": str(folder)})
     if not (run.folder / "report.html").exists():
-        train(run, resume=(run.folder / "config.toml").exists())
+        train(run, resume=(run.folder / "config.toml").exists(), task=task)
     return run
+
+
+def taught(config: Config, folder: Path) -> str:
+    """The folder of the forging audit's first policy, once it has been taught."""
+    run = resolve(flat(config) | {"name": "taught", "runs": str(folder), "sft.keep": "all", "sft.min_pass_rate": 0.0})
+    if (run.folder / "sft").exists():
+        return str(run.folder / "sft")
+    return str(run_async(partial(forging.teach, run, resume=(run.folder / "config.toml").exists())))
 
 
 def policy(config: Config, folder: Path) -> str:
@@ -134,6 +222,21 @@ def measured(path: Path, measure: Callable[[], Coroutine[Any, Any, Rows]]) -> Ro
     return read_rows(path)
 
 
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as JSON lines."""
+    return "".join(msgspec.json.encode(row).decode() + "\n" for row in rows)
+
+
+def write(folder: Path, files: Mapping[str, str]) -> None:
+    """Texts by their names in `folder`. Raises UserError where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; free space or set --runs") from None
+
+
 def perform(name: str, config: Config) -> str:
     """Do what is left of the experiment `name` and return its Markdown, which is also in its folder.
 
@@ -145,12 +248,10 @@ def perform(name: str, config: Config) -> str:
     saved = folder / "config.toml"
     if saved.exists() and saved.read_text(encoding="utf-8") != to_toml(config):
         raise UserError(f"{folder} was made with another configuration: move it away, or set --runs")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        saved.write_text(to_toml(config), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; free space or set --runs") from None
-    return write_rows(folder, "results", EXPERIMENTS[name](config, folder))
+    write(folder, {saved.name: to_toml(config)})
+    text = write_rows(folder, "results", EXPERIMENTS[name](config, folder))
+    details = folder / "details.md"
+    return f"{text}\n## Details\n\n{details.read_text(encoding='utf-8')}" if details.exists() else text
 
 
 def main() -> None:

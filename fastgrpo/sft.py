@@ -22,7 +22,7 @@ from fastgrpo.flow.distill import distill
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
-from fastgrpo.flow.teachers import ModelTeacher, ScriptedTeacher
+from fastgrpo.flow.teachers import ModelTeacher, ScriptedTeacher, Teacher
 from fastgrpo.flow.traces import Trace, TraceFile, read_traces, selected
 from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.protocol import names_of
@@ -44,15 +44,22 @@ TRACES = "traces.jsonl"
 
 
 async def warm_start(
-    config: Config, environment: WorkflowEnvironment, problems: Sequence[Problem], log: RunLog
+    config: Config,
+    environment: WorkflowEnvironment,
+    problems: Sequence[Problem],
+    log: RunLog,
+    teacher: Teacher | None = None,
 ) -> Path:
-    """The folder of the fine-tuned policy, in Hugging Face format; what an interrupted start did is not done again."""
+    """The folder of the fine-tuned policy, in Hugging Face format; what an interrupted start did is not done again.
+
+    `teacher` None is the one that is configured.
+    """
     finished = config.folder / "sft"
     if finished.exists():
         return finished
     first = rank_and_world()[0] == 0
     if first:
-        await _distill(config, environment, problems, log)
+        await _distill(config, environment, problems, log, teacher)
     gather_all(None, "the first rank's traces")
     traces = selected(read_traces(config.folder / TRACES), problems, config.sft)
     model = Path(config.model.path or config.folder / "initial")
@@ -79,14 +86,21 @@ async def warm_start(
     return finished
 
 
-async def _distill(config: Config, environment: WorkflowEnvironment, problems: Sequence[Problem], log: RunLog) -> None:
+async def _distill(
+    config: Config,
+    environment: WorkflowEnvironment,
+    problems: Sequence[Problem],
+    log: RunLog,
+    teacher: Teacher | None = None,
+) -> None:
     """The teacher's traces into the run's folder, less those that are there.
 
     Raises UserError where more failed than were made, or none is worth learning.
     """
     sft, traces, worker = config.sft, TraceFile(config.folder / TRACES), environment.worker
     names = names_of(worker)
-    teacher = ScriptedTeacher(names) if sft.teacher == "scripted" else ModelTeacher(worker, names)
+    if teacher is None:
+        teacher = ScriptedTeacher(names) if sft.teacher == "scripted" else ModelTeacher(worker, names)
     with log.phase("distill"):
         failures = await distill(
             environment,

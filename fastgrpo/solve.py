@@ -67,7 +67,10 @@ async def solve(command: CommandLine) -> None:
     print(
         f"# workflow ({len(best['worker_calls'])} worker calls)\n{best['workflow']}\n\n# solution\n{best['solution']}\n"
     )
-    print(f"# public tests passed: {best['tests']['public']:.0%} (best of {len(records)} workflows)")
+    if problem.shown_tests:
+        print(f"# public tests passed: {best['tests']['public']:.0%} (best of {len(records)} workflows)")
+    else:
+        print(f"# no public tests: the first of {len(records)} workflows")
 
 
 def main() -> None:

@@ -48,6 +48,7 @@ def train(
     reward: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     reward_weights: Sequence[float] | None = None,
     environment: Environment | None = None,
+    task: Task | None = None,
     resume: bool = False,
     dry_run: bool = False,
 ) -> Path:
@@ -57,7 +58,8 @@ def train(
     `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, weighted by `reward_weights`, on the
     rows of `dataset` (dicts, a `datasets.Dataset`, a file, a name on the hub); `data.held_out` of them, or
     `eval_dataset`, are evaluated. `environment` takes any problems in place of rows (see `rollouts.environment`).
-    Without either the task is the one that the configuration names. `dry_run` prints the plan and starts nothing.
+    `task` is all of that in one (`fastgrpo.tasks`).
+    Without any of them the task is the one that the configuration names. `dry_run` prints the plan and starts nothing.
     Raises UserError.
     """
     if not isinstance(config, Config):
@@ -65,7 +67,9 @@ def train(
         config = resolve(checked(keys, source="train(config)"))
     elif model:
         config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
-    if environment is not None:
+    if task is not None:
+        chosen = task
+    elif environment is not None:
         chosen = environment_task(environment, dataset or (), eval_dataset or ())
     elif reward:
         functions = [reward] if callable(reward) else reward

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.json import encode
+from msgspec.structs import replace
 
-from fastgrpo import experiments
+from fastgrpo import experiments, forging
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.evaluate import EvalRow, save_rows
-from fastgrpo.experiments import EXPERIMENTS, perform
+from fastgrpo.experiments import EXPERIMENTS, agreement, perform
 
 
 class Stubs:
@@ -24,13 +26,28 @@ class Stubs:
         self.compared: list[tuple[Config, dict[str, str], bool]] = []
         monkeypatch.setattr(experiments, "train", self.train)
         monkeypatch.setattr(experiments, "compare", self.compare)
+        monkeypatch.setattr(forging, "teach", self.teach)
+        monkeypatch.setattr(forging, "fooled", self.fooled)
 
-    def train(self, config: Config, *, resume: bool) -> None:
+    def train(self, config: Config, *, resume: bool, task: object = None) -> None:
         self.trained.append((config, resume))
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / "config.toml").write_text(to_toml(config))
-        save_rows(config.folder / "evaluation.json", rows("sft", "grpo"))
+        found = rows("sft", "grpo")
+        if "forging" in config.runs:
+            audit = {"paid": 1.0, "hacked": 0.25, "fooled": 0.25, "forged": 0.25}
+            found = [replace(row, metrics=row.metrics | audit) for row in found]
+        save_rows(config.folder / "evaluation.json", found)
+        step = {"stage": "grpo", "paid": 0.5, "solved": 0.25, "hacked": 0.25, "fooled": 0.25, "forged": 0.5}
+        (config.folder / "metrics.jsonl").write_bytes(b"".join(encode(step | {"step": n}) + b"\n" for n in range(1, 9)))
         (config.folder / "report.html").write_text("")
+
+    async def teach(self, config: Config, *, resume: bool) -> Path:
+        (config.folder / "sft").mkdir(parents=True)
+        return config.folder / "sft"
+
+    async def fooled(self, config: Config) -> str:
+        return "| forgery |"
 
     async def compare(self, config: Config, models: dict[str, str], *, controls: bool = True) -> list[EvalRow]:
         self.compared.append((config, models, controls))
@@ -99,6 +116,33 @@ def test_fine_tuning_alone_takes_no_step_of_rl(stubs: Stubs, tmp_path: Path) -> 
     assert [(models, controls) for _, models, controls in stubs.compared] == [({}, True)]
 
 
+def test_the_audit_pays_the_same_training_by_two_verdicts(stubs: Stubs, tmp_path: Path) -> None:
+    perform("forging", config(tmp_path))
+    judged, unsafe = (run for run, _ in stubs.trained)
+    assert judged.name == "judge"
+    assert unsafe.name == "unsafe-peer"
+    assert differing(judged, unsafe) == {}
+    assert judged.model.path == str(tmp_path / "experiments/forging/taught/sft")
+    table = (tmp_path / "experiments/forging/details.md").read_text()
+    assert "| paid by the judged process itself | 6 to 8 | 50.0 | 25.0 | 25.0 | 50 | 50.0 |" in table
+    assert "| before RL | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] | 25.0 [25.0, 25.0] | 25 | 25.0 |" in table
+    assert "| forgery |" in table
+    assert (tmp_path / "experiments/forging/details.svg").read_text().startswith("<svg")
+
+
+def test_a_judges_scores_are_held_against_hidden_tests(stubs: Stubs, tmp_path: Path) -> None:
+    text = perform("judge", config(tmp_path))
+    tested, judged = (run for run, _ in stubs.trained)
+    assert (judged.reward.judge, tested.reward.judge) == ("large", "")
+    assert differing(judged, tested) == {"reward.judge": "large"}
+    assert [f"| {stage} |" in text for stage in ("before RL", "paid by the judge model", "paid by hidden tests")]
+    found = [
+        replace(row, metrics={"judge_score": score, "pass_rate": rate, "solved": float(rate == 1)})
+        for row, (score, rate) in zip(rows("a"), [(0.9, 1.0), (0.8, 0.5), (0.2, 1.0)], strict=True)
+    ]
+    assert "| 63.3 [20.0, 90.0] | 83.3 [50.0, 100.0] | -20.0 [-80.0, 30.0] | 33.3 | 50.0 | 100.0 |" in agreement(found)
+
+
 def test_another_worker_answers_the_same_policy(stubs: Stubs, tmp_path: Path) -> None:
     endpoint = {"workers.kind": "openai", "workers.base_url": "http://localhost:1/v1", "workers.model": "one"}
     other = {"workers.others.small.model": "two", "model.path": "policy"}
@@ -123,12 +167,21 @@ def test_a_model_that_is_named_is_measured_and_not_trained(stubs: Stubs, tmp_pat
     assert [(models, controls) for _, models, controls in stubs.compared] == [({"policy": "folder"}, name == "cost")]
 
 
+def test_numbers_are_compared_on_questions_alone(stubs: Stubs, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_bytes(b"".join(encode({"question": "?" * n, "answer": n}) + b"\n" for n in range(1, 9)))
+    perform("numbers", config(tmp_path, model__path="folder", data__dataset=str(questions), data__held_out=4))
+    assert [(models, controls) for _, models, controls in stubs.compared] == [({"policy": "folder"}, True)]
+    with pytest.raises(UserError, match="to a file of GSM8K's form"):
+        perform("numbers", config(tmp_path / "other"))
+
+
 def test_public_and_hidden_pass_rates_are_told_by_difficulty(stubs: Stubs, tmp_path: Path) -> None:
     text = perform("hacking", config(tmp_path, model__path="folder"))
     assert "| policy | easiest third | 75.0 | 50.0 | 25.0 [25.0, 25.0] | 0.10 | 1 |" in text
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS.keys() - {"worker-swap", "cost", "hacking"}))
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS.keys() - {"worker-swap", "cost", "hacking", "numbers"}))
 def test_what_is_finished_is_not_done_again_and_what_was_cut_goes_on(stubs: Stubs, tmp_path: Path, name: str) -> None:
     first = perform(name, config(tmp_path))
     count, measured = len(stubs.trained), len(stubs.compared)

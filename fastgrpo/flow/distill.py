@@ -84,7 +84,7 @@ async def _trace(
         workflow=workflow,
         rounds=len(history),
         status=last.status if workflow else "invalid",
-        pass_rate=last.pass_rate,
+        pass_rate=last.performance,
         reward=result.reward.total if result.reward else 0.0,
     )
 

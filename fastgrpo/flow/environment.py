@@ -15,14 +15,15 @@ from fastgrpo.config import RewardWeights
 from fastgrpo.flow.adaptivity import entropy
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
+from fastgrpo.flow.judge import judged
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards, spent_calls
 from fastgrpo.flow.structure import structure_of
-from fastgrpo.flow.types import Execution, ExecutionStatus, Problem
-from fastgrpo.flow.workers.protocol import Worker, names_of
+from fastgrpo.flow.types import Execution, ExecutionStatus, Judgement, Problem
+from fastgrpo.flow.workers.protocol import RequestRejected, Worker, WorkerError, names_of
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 from fastgrpo_sandbox import Outcome, SandboxPool, Session
 
@@ -39,7 +40,7 @@ class WorkflowEnvironment:
         limits: WorkflowLimits = WorkflowLimits(),  # noqa: B008 - frozen
         instruction: Instruction = "short",
     ) -> None:
-        self._pool, self.worker = pool, worker
+        self.pool, self.worker = pool, worker
         self._weights, self._limits, self._instruction = weights, limits, instruction
         self._slots = asyncio.Semaphore(limits.at_once)
 
@@ -80,17 +81,17 @@ class WorkflowEnvironment:
 
     async def score(self, problem: Problem, solution: str, *, public: bool = False) -> Outcome:
         """The solution's outcome on the hidden (or public) tests; `pass_rate` is the share passed."""
-        return await run_tests(self._pool, problem, solution, public=public, limits=self._limits)
+        return await run_tests(self.pool, problem, solution, public=public, limits=self._limits)
 
     async def _attempt(self, problem: Problem, workflow: Workflow, seed: int) -> Execution:
         start = time.perf_counter()
-        host = OperatorHost(problem, self.worker, self._pool, self._limits, seed)
+        host = OperatorHost(problem, self.worker, self.pool, self._limits, seed)
         # The problem's id stays outside: a workflow is to depend on the query's text, not on its name.
         inputs = {
             "code": workflow.source,
             "problem": {"prompt": problem.prompt, "entry_point": problem.entry_point},
         }
-        async with self._pool.session(guest_source(), on_call=host, inputs=inputs, limits=self._limits.jail) as session:
+        async with self.pool.session(guest_source(), on_call=host, inputs=inputs, limits=self._limits.jail) as session:
             outcome = await self._outcome(session, host.clock)
         result = await self._result(problem, outcome, host.tested)
         return replace(
@@ -128,18 +129,31 @@ class WorkflowEnvironment:
     async def _scored(self, problem: Problem, solution: str, public: Outcome | None) -> Execution:
         """Hidden tests, and public ones unless the workflow's own test of this solution tells their outcome."""
         if public is None:
-            public, hidden = await run_all_tests(self._pool, problem, solution, limits=self._limits)
+            public, hidden = await run_all_tests(self.pool, problem, solution, limits=self._limits)
         else:
             hidden = await self.score(problem, solution)
         if "infrastructure" in (hidden.status, public.status):
             return Execution(status="infrastructure", solution=solution, error=hidden.error or public.error)
+        try:
+            judgement = await self._judgement(problem, solution)
+        except RequestRejected as error:
+            return Execution(status="failed", solution=solution, error=f"the judge: {error}")
+        except WorkerError as error:
+            return Execution(status="infrastructure", solution=solution, error=str(error))
         return Execution(
             status="ok",
             solution=solution,
+            judgement=judgement,
             pass_rate=hidden.pass_rate,
             public_pass_rate=public.pass_rate,
             feedback=public_feedback(problem, public),
         )
+
+    async def _judgement(self, problem: Problem, solution: str) -> Judgement | None:
+        """The judge model's score where one is configured. Raises `WorkerError` or `RequestRejected`."""
+        if not self._weights.judge:
+            return None
+        return await judged(self.worker, self._weights.judge, problem, solution, self._limits.call_s)
 
 
 def result_of(
@@ -153,9 +167,6 @@ def result_of(
     wasted = [call for execution in executions for call in execution.wasted]
     metrics = {
         **metrics,
-        "pass_rate": last.pass_rate,
-        "public_pass_rate": last.public_pass_rate,
-        "solved": float(last.pass_rate == 1.0),
         "invalid": float(last.status == "invalid"),
         "worker_calls": float(sum(call.requests for call in calls)),
         "worker_tokens": float(sum(call.tokens for call in calls)),
@@ -163,6 +174,13 @@ def result_of(
         "latency_seconds": sum(execution.latency_s for execution in executions),
         "worker_cost_usd": sum(call.cost_usd for call in [*calls, *wasted]),
     }
+    if problem.checked:
+        metrics |= {"pass_rate": last.pass_rate, "solved": float(last.pass_rate == 1.0)}
+    if last.judgement is not None:
+        metrics |= {"judge_score": last.judgement.score, "judge_tokens": float(last.judgement.tokens)}
+        metrics["judge_cost_usd"] = last.judgement.cost_usd
+    if problem.shown_tests:
+        metrics["public_pass_rate"] = last.public_pass_rate
     if last.status != "invalid":
         metrics["complexity"] = last.complexity
     record = {

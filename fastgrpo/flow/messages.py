@@ -18,6 +18,18 @@ _REVIEWER = (
     "You review Python code. Start with the line `Verdict: correct` or `Verdict: incorrect`; "
     "if it is incorrect, say below what is wrong and how to correct it."
 )
+_SOLVER = (
+    "You solve problems that ask for a number. Reason in a few lines; end with the line `Answer: NUMBER`, "
+    "the number alone."
+)
+_CHECKER = (
+    "You check how a problem that asks for a number was solved. Start with the line `Verdict: correct` or "
+    "`Verdict: incorrect`; if it is incorrect, say below what is wrong."
+)
+_GRADER = (
+    "You grade a solution without running it. Say in a few lines whether it does all that the problem asks, edge cases "
+    "included, and whatever the solution says of itself; end with the line `Score: N`, N from 0 (wrong) to 10 (right)."
+)
 _JUDGE = (
     "Several programs answer one problem. Choose the one whose behaviour most others share; answer with its letter."
 )
@@ -40,8 +52,8 @@ _CHOICES = (
 
 
 def generate(problem: Problem, instruction: str) -> Messages:
-    """Write code for the problem."""
-    return _chat(_CODER, _problem(problem), instruction)
+    """Write code for the problem, or solve it where it asks for a number."""
+    return _chat(_author(problem), _problem(problem), instruction)
 
 
 def custom(text: str, instruction: str) -> Messages:
@@ -51,12 +63,15 @@ def custom(text: str, instruction: str) -> Messages:
 
 def review(problem: Problem, code: str) -> Messages:
     """Judge the code."""
-    return _chat(_REVIEWER, _problem(problem), _code(code))
+    reviewer = _REVIEWER if problem.answer is None else _CHECKER
+    return _chat(reviewer, _problem(problem), _solution(problem, code))
 
 
 def revise(problem: Problem, code: str, feedback: str) -> Messages:
     """Correct the code after the feedback."""
-    return _chat(_CODER, _problem(problem), _code(code), f"Feedback:\n{feedback}", "Correct the program.")
+    request = "Correct the program." if problem.answer is None else "Solve the problem anew."
+    solution = _solution(problem, code)
+    return _chat(_author(problem), _problem(problem), solution, f"Feedback:\n{feedback}", request)
 
 
 def ensemble(problem: Problem, codes: Sequence[str]) -> Messages:
@@ -71,13 +86,28 @@ def reflect(problem: Problem, code: str, feedback: str) -> Messages:
     return _chat(_CODER, _problem(problem), _code(code), feedback, request)
 
 
+def judge(problem: Problem, solution: str) -> Messages:
+    """Score the solution."""
+    return _chat(_GRADER, _problem(problem), _solution(problem, solution))
+
+
 def _chat(system: str, *parts: str) -> Messages:
     user = "\n\n".join(part.strip("\n") for part in parts if part.strip())
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def _problem(problem: Problem) -> str:
+    if problem.answer is not None:
+        return f"Problem:\n{problem.prompt}"
     return f"Problem (entry point `{problem.entry_point}`):\n{problem.prompt}"
+
+
+def _author(problem: Problem) -> str:
+    return _CODER if problem.answer is None else _SOLVER
+
+
+def _solution(problem: Problem, text: str) -> str:
+    return _code(text) if problem.answer is None else f"Solution:\n{text}"
 
 
 def _code(code: str) -> str:

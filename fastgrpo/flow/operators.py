@@ -19,14 +19,17 @@ from fastgrpo.flow import messages
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.names import MOST_RETRIES
+from fastgrpo.flow.problems.numbers import is_right, vote
 from fastgrpo.flow.problems.splitting import describe_tests, preamble
-from fastgrpo.flow.types import Problem, WorkerCall
+from fastgrpo.flow.types import NO_TESTS, Problem, WorkerCall
 from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, Worker, WorkerError, names_of
 from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests, extract_code
+from fastgrpo_sandbox.extract import without_thought
 
 _SHOWN_TESTS = 3
 _SHOWN_CHARS = 400
 _NAME_CHARS = 64
+NO_PUBLIC_TESTS = "This problem has no public tests."
 # Calls beyond the budget are refused; that many are in the account, which would grow without bound.
 _ACCOUNT = 256
 _FUTURE = re.compile(r"^from __future__ import (\([^)]*\)|.*)", re.MULTILINE)
@@ -118,17 +121,22 @@ class OperatorHost:
         ask = partial(self._ask, call, account)
         match call:
             case Generate(instruction):
-                return extract_code((await ask(messages.generate(problem, instruction))).text, problem.entry_point)
+                return solution_of(problem, (await ask(messages.generate(problem, instruction))).text)
             case Custom(text, instruction):
                 return (await ask(messages.custom(text, instruction))).text
             case Review(code):
                 return messages.extract_verdict((await ask(messages.review(problem, code), (code,))).text)
             case Revise(code, feedback):
                 reply = await ask(messages.revise(problem, code, feedback), (code,), feedback)
-                return extract_code(reply.text, problem.entry_point)
+                return solution_of(problem, reply.text)
+            case Ensemble(codes) if problem.answer is not None:
+                return codes[vote(codes)]
             case Ensemble(codes):
                 reply = await ask(messages.ensemble(problem, codes), tuple(codes))
                 return codes[messages.extract_choice(reply.text, len(codes))]
+            case Test(code) if not problem.shown_tests:
+                self._spend()
+                return False, code, NO_PUBLIC_TESTS
             case Test(code, retries):
                 return await self._test(code, retries, ask)
 
@@ -146,7 +154,7 @@ class OperatorHost:
             if outcome.pass_rate == 1.0 or attempt == retries:
                 return outcome.pass_rate == 1.0, code, feedback
             reply = await ask(messages.reflect(self._problem, code, feedback), (code,), feedback)
-            code = extract_code(reply.text, self._problem.entry_point)
+            code = solution_of(self._problem, reply.text)
         raise AssertionError("unreachable")
 
     async def _ask(
@@ -176,13 +184,8 @@ class OperatorHost:
         return reply
 
     async def _reply(self, request: Request) -> Reply:
-        """The worker's reply, each attempt within `call_s` of its own start."""
         try:
-            async with asyncio.timeout(self._limits.call_s) as deadline:
-                waiting = partial(_standing, deadline, self._limits.call_s)
-                return await self._worker.ask(msgspec.structs.replace(request, waiting=waiting))
-        except TimeoutError:
-            raise WorkerError(f"the worker did not answer within {self._limits.call_s:g} s") from None
+            return await reply_within(self._worker, request, self._limits.call_s)
         except RequestRejected as error:
             raise CallError(f"{request.operator}(): {error}") from None
 
@@ -198,6 +201,15 @@ class OperatorHost:
         return int.from_bytes(digest.digest()) >> 1
 
 
+async def reply_within(worker: Worker, request: Request, call_s: float) -> Reply:
+    """The worker's reply, each attempt within `call_s` of its own start. Raises `WorkerError` or `RequestRejected`."""
+    try:
+        async with asyncio.timeout(call_s) as deadline:
+            return await worker.ask(replace(request, waiting=partial(_standing, deadline, call_s)))
+    except TimeoutError:
+        raise WorkerError(f"the worker did not answer within {call_s:g} s") from None
+
+
 @contextmanager
 def _standing(deadline: asyncio.Timeout, seconds: float) -> Iterator[None]:
     """No deadline inside; afterwards it is `seconds` away again."""
@@ -211,8 +223,27 @@ def _chars(value: Any) -> int:
 
 
 async def run_tests(pool: SandboxPool, problem: Problem, code: str, *, public: bool, limits: WorkflowLimits) -> Outcome:
-    """Run a solution against the problem's public or hidden tests, with the imports and helpers its prompt gives."""
-    return await _run(pool, problem, code, problem.public_tests if public else problem.hidden_tests, limits)
+    """Run a solution against the problem's public or hidden tests, with the imports and helpers its prompt gives.
+
+    Where there are none, none passes; an answer that the host knows is the only hidden test.
+    """
+    tests = problem.public_tests if public else problem.hidden_tests
+    if tests == NO_TESTS:
+        return _compared(problem, code) if not public and problem.answer is not None else Outcome("failed")
+    return await run_program(pool, problem, code, tests, limits)
+
+
+def _compared(problem: Problem, text: str) -> Outcome:
+    """Whether a solution's text gives the number that is asked for: no jail is needed."""
+    right = is_right(text, problem.answer or "")
+    return Outcome("ok" if right else "failed", tests=(right,), verdict_by="host")
+
+
+def solution_of(problem: Problem, reply: str) -> str:
+    """The solution in a reply: its program, or all that it says where a number is asked for."""
+    if problem.answer is not None:
+        return without_thought(reply).strip()
+    return extract_code(reply, problem.entry_point)
 
 
 async def run_all_tests(
@@ -222,20 +253,27 @@ async def run_all_tests(
     if problem.tests is None:
         public_run = await run_tests(pool, problem, code, public=True, limits=limits)
         return public_run, await run_tests(pool, problem, code, public=False, limits=limits)
-    outcome = await _run(pool, problem, code, problem.tests, limits)
+    outcome = await run_program(pool, problem, code, problem.tests, limits)
     public = [passed for index, passed in enumerate(outcome.tests) if index in problem.public]
     hidden = [passed for index, passed in enumerate(outcome.tests) if index not in problem.public] or public
     return _outcome_of(outcome, public), _outcome_of(outcome, hidden)
 
 
-async def _run(pool: SandboxPool, problem: Problem, code: str, tests: Tests, limits: WorkflowLimits) -> Outcome:
-    """One run within the problem's own deadline, where it has one."""
-    given = problem.given or preamble(problem.prompt, problem.entry_point)
+async def run_program(
+    pool: SandboxPool, problem: Problem, code: str, tests: Tests | None, limits: WorkflowLimits
+) -> Outcome:
+    """One run, after what the problem gives and within its own deadline, where it has one; without tests a script's."""
+    given = given_to(problem)
     bounds = limits.tests
     if problem.wall_s is not None:
         bounds = bounds or pool.limits
         bounds = replace(bounds, wall_s=min(bounds.wall_s, problem.wall_s))
     return await pool.run(program_after(given, code), tests=tests, limits=bounds)
+
+
+def given_to(problem: Problem) -> str:
+    """The imports and helpers that every solution of the problem may lean on."""
+    return problem.given or preamble(problem.prompt, problem.entry_point)
 
 
 def _outcome_of(whole: Outcome, tests: Sequence[bool]) -> Outcome:
@@ -257,6 +295,8 @@ def public_feedback(problem: Problem, outcome: Outcome) -> str:
 
     A test that is hidden as well, because the problem has no other, is not shown: its text holds the answer.
     """
+    if not problem.shown_tests:
+        return NO_PUBLIC_TESTS
     described = describe_tests(problem.public_tests)
     passed = outcome.tests or (False,) * len(described)
     if outcome.pass_rate == 1.0:

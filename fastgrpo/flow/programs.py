@@ -12,15 +12,17 @@ from fastgrpo.config import Config
 from fastgrpo.flow.environment import status_of
 from fastgrpo.flow.jails import open_pool
 from fastgrpo.flow.limits import WorkflowLimits, run_limits
-from fastgrpo.flow.operators import public_feedback, run_all_tests
+from fastgrpo.flow.operators import public_feedback, run_all_tests, solution_of
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.record.log import RunLog
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
-from fastgrpo_sandbox import SandboxPool, extract_code
+from fastgrpo_sandbox import SandboxPool
 
 
 def prompt(problem: Problem) -> str:
     """What the policy reads: the problem's own prompt, and the form of the answer."""
+    if problem.answer is not None:
+        return f"{problem.prompt}\n\nReason in a few lines; end with the line `Answer: NUMBER`.\n"
     return f"{problem.prompt}\n\nAnswer with the complete program in one Python block.\n"
 
 
@@ -36,7 +38,7 @@ class ProgramEnvironment:
 
     async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
         """The program in a chat answer, whatever surrounds it, judged on public and hidden tests in one run."""
-        code = extract_code(completion, problem.entry_point)
+        code = solution_of(problem, completion)
         public, hidden = await run_all_tests(self._pool, problem, code, limits=WorkflowLimits())
         if INFRASTRUCTURE in (public.status, hidden.status):
             return Execution(status=INFRASTRUCTURE, solution=code, error=hidden.error or public.error)

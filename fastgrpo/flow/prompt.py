@@ -46,6 +46,13 @@ async def workflow(problem):
 The problem:
 """
 
+_OF_NUMBERS = """
+This problem asks for a number: what generate, revise and the workflow return is a text that ends with the answer.
+It has no public tests, so test() passes nothing; ensemble takes the answer that most of the texts give, at no cost.
+
+The problem:
+"""
+
 
 def query_prompt(problem: Problem, instruction: Instruction, workers: Sequence[str] = ()) -> str:
     """The policy's prompt. "short", a few fixed words, is for a policy that learned the operators by SFT.
@@ -53,7 +60,8 @@ def query_prompt(problem: Problem, instruction: Instruction, workers: Sequence[s
     `workers`: those that a workflow may choose from, the default first.
     """
     if instruction == "full":
-        return _FULL.replace("{workers}", _choice(workers)) + problem.prompt
+        full = _FULL.replace("{workers}", _choice(workers))
+        return (full if problem.answer is None else full.replace("\nThe problem:\n", _OF_NUMBERS)) + problem.prompt
     return f"Problem:\n{problem.prompt.strip()}\nWorkflow:\n"
 
 

@@ -25,7 +25,8 @@ _HALF_EXCESS = 4.0
 def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> list[Reward | None]:
     """One reward for each execution of a group; None for an infrastructure failure, which is nobody's merit or fault.
 
-    `total = performance - complexity - efficiency + diversity - format`, each term with its weight: w_p x pass rate,
+    `total = performance - complexity - efficiency + diversity - format`, each term with its weight: w_p x pass rate
+    (or the judge model's score, `reward.judge`),
     w_c x complexity, w_e x efficiency, w_d x distinctness, w_f for a completion without a workflow. The paper publishes
     no weights; ours are a choice (`docs/experiments.md`). Only workflows that returned a solution (status "ok") count
     as members of the group's diversity, so that failing in a new way earns nothing.
@@ -40,7 +41,7 @@ def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> li
 
 
 def _terms(execution: Execution, distinct: float, spent: float, weights: RewardWeights) -> Reward:
-    performance = weights.performance * execution.pass_rate
+    performance = weights.performance * execution.performance
     complexity = weights.complexity * execution.complexity
     efficiency = weights.efficiency * inefficiency(spent)
     diversity = weights.diversity * distinct

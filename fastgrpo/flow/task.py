@@ -14,7 +14,7 @@ from fastgrpo.flow.limits import WorkflowLimits, run_limits
 from fastgrpo.flow.prompt import query_prompt
 from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.openai import OpenAIWorker
-from fastgrpo.flow.workers.protocol import Worker
+from fastgrpo.flow.workers.protocol import Worker, names_of
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.record.log import RunLog
 from fastgrpo_sandbox import SandboxPool
@@ -27,6 +27,9 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
     async with open_pool(sandbox.cells, run_limits(sandbox), log) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)
         try:
+            if config.reward.judge and config.reward.judge not in names_of(worker):
+                known = ", ".join(names_of(worker))
+                raise UserError(f"reward.judge = {config.reward.judge!r} is no worker: choose one of {known}")
             yield WorkflowEnvironment(
                 pool,
                 worker,

@@ -6,7 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from fastgrpo_sandbox import Tests
+from fastgrpo_sandbox import AssertTests, Tests
+
+NO_TESTS = AssertTests(asserts=())
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +19,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     `given` are imports that a solution may lean on, where they are not what the prompt begins with.
     `tests` are both parts in one, which one run judges, and `public` the indices of the public ones in it.
     `difficulty` in [0, 1] is the problem's rank in its dataset (see `problems.measure_difficulty`), 1 the hardest.
+    `answer` is the number that is asked for, where there are no tests and the host reads it in a solution's text.
     `wall_s` is the deadline of a run of its tests in seconds; None = the jails' own. `dataset` names where it is from.
     """
 
@@ -29,6 +32,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     hidden_tests: Tests
     tests: Tests | None = None
     public: tuple[int, ...] = ()
+    answer: str | None = None
     difficulty: float = 0.5
     wall_s: float | None = None
     dataset: str = ""
@@ -36,7 +40,17 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def shared_test(self) -> bool:
         """True where the only test is public and hidden at once: its text would give the hidden answer away."""
-        return self.public_tests == self.hidden_tests
+        return self.public_tests == self.hidden_tests != NO_TESTS
+
+    @property
+    def shown_tests(self) -> bool:
+        """True where there are public tests."""
+        return self.public_tests != NO_TESTS
+
+    @property
+    def checked(self) -> bool:
+        """True where the host itself knows what is right, by hidden tests or the answer; else a judge model scores."""
+        return self.hidden_tests != NO_TESTS or self.answer is not None
 
 
 class WorkerCall(msgspec.Struct, kw_only=True):
@@ -61,6 +75,14 @@ class WorkerCall(msgspec.Struct, kw_only=True):
     def tokens(self) -> int:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """A judge model's `score` in [0, 1] of a solution, and what asking it cost, which is no workflow's."""
+
+    score: float
+    tokens: int = 0
+    cost_usd: float = 0.0
 
 
 ExecutionStatus = Literal["ok", "invalid", "failed", "timeout", "memory", "output_limit", "killed", "infrastructure"]
@@ -90,6 +112,12 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     wasted: tuple[WorkerCall, ...] = ()
     seconds: float = 0.0
     latency_s: float = 0.0
+    judgement: Judgement | None = None
+
+    @property
+    def performance(self) -> float:
+        """What is rewarded, in [0, 1]: the judge's score where there is a judge, else the share of hidden tests."""
+        return self.pass_rate if self.judgement is None else self.judgement.score
 
     @property
     def requests(self) -> int:

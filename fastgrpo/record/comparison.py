@@ -31,10 +31,12 @@ def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str = "
     """`name`.jsonl, .md and .svg in `folder` from rows {stage, problem_id, dataset, solved, worker_tokens, ...}.
 
     `name`-tests.svg has public against hidden pass rates. Returns the Markdown: a table of all problems, of each data
-    set where there are several, then `more` and the table of public against hidden pass rates.
+    set where there are several, then `more` and, where there are public tests, their pass rates against hidden ones.
     Raises UserError where the folder cannot be written.
     """
-    text = "\n".join([*_tables(rows), more, f"## Public against hidden tests\n\n{gap_table(rows)}"])
+    public = any(row.get("public_pass_rate") is not None for row in rows)
+    gap = f"## Public against hidden tests\n\n{gap_table(rows)}" if public else ""
+    text = "\n".join([*_tables(rows), more, gap])
     files = {
         ".jsonl": "".join(msgspec.json.encode(row).decode() + "\n" for row in rows),
         ".md": text,

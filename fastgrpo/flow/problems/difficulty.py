@@ -22,12 +22,14 @@ def measure_difficulty(problems: Sequence[Problem]) -> list[float]:
     words = _ranks([len(problem.prompt.split()) for problem in problems])
     solved = [index for index, problem in enumerate(problems) if problem.solution is not None]
     nodes = words.copy()
-    nodes[solved] = _ranks([_size(problems[index].solution or "") for index in solved])
+    nodes[solved] = _ranks([_size(problems[index]) for index in solved])
     return _ranks(0.6 * words + 0.4 * nodes).tolist()
 
 
-def _size(source: str) -> int:
-    return sum(1 for _ in ast.walk(parse(source)))
+def _size(problem: Problem) -> int:
+    """Nodes of a program, words of a worked answer."""
+    source = problem.solution or ""
+    return len(source.split()) if problem.answer is not None else sum(1 for _ in ast.walk(parse(source)))
 
 
 def _ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.problems.contests import Apps, CodeContests, DeepCoder, LiveCodeBench
 from fastgrpo.flow.problems.difficulty import measure_difficulty
 from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, EvalPlus, HumanEval, LeetCode, Mbpp, OwnProblem
+from fastgrpo.flow.problems.numbers import NumberProblem
 from fastgrpo.flow.types import Problem
 
 
@@ -40,6 +41,7 @@ FORMS: tuple[tuple[frozenset[str], type[Format]], ...] = (
     (frozenset({"completion", "entry_point", "test"}), LeetCode),
     (frozenset({"code", "test_list"}), Mbpp),
     (frozenset({"problem", "tests"}), DeepCoder),
+    (frozenset({"question", "answer"}), NumberProblem),
     (frozenset({"id", "prompt"}), OwnProblem),
 )
 _ONE = msgspec.json.Decoder(dict[str, Any])
@@ -52,9 +54,9 @@ def load(dataset: str | Sequence[str]) -> list[Problem]:
 
     A file is a JSON list, JSON lines or, where pyarrow is installed, parquet; .gz is unpacked. Each record's fields
     tell its form: HumanEval(+), MBPP (full, sanitized, plus), BigCodeBench, ClassEval, LiveCodeBench, APPS, TACO,
-    CodeContests, DeepCoder, LeetCode's `class Solution`, or your own (`OwnProblem`). Problems come with their data
-    set's name and their measured difficulty in it. Raises `UserError` naming file, line and fix for a missing or empty
-    file, a malformed record, a problem without tests or an id that comes twice.
+    CodeContests, DeepCoder, LeetCode's `class Solution`, GSM8K's form (`NumberProblem`) or your own (`OwnProblem`).
+    Problems come with their data set's name and their measured difficulty in it. Raises `UserError` naming file, line
+    and fix for a missing or empty file, a malformed record, a problem without tests or an id that comes twice.
     """
     return [problem for problems in load_sets(dataset) for problem in problems]
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from fastgrpo.flow.problems.source_text import TO_THE_END
 from fastgrpo.flow.problems.splitting import describe_tests, part, preamble, public_indices, split_tests
 from fastgrpo.flow.problems.unrolling import asserts_in_helpers, one_by_one
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.types import NO_TESTS, Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.guest.syntax import parse
 
@@ -27,6 +27,7 @@ class OwnProblem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `asserts`: assert statements that call `entry_point`; `check`: source that defines `check(candidate)`; `unittest`:
     source with TestCase classes; `stdio`: [input, expected output] pairs. `setup`: trusted code that the tests use.
+    `judged` true is a problem without tests, which a judge model scores (`reward.judge`).
     `entry_point` is a function, a class or, as in `Solution().add`, a method; a stdio problem needs none. `solution`, a
     complete program, may be left out: the problem is then not tried at load, and is no use to simulated workers.
     """
@@ -40,13 +41,28 @@ class OwnProblem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unittest: str = ""
     stdio: list[tuple[str, str]] = []
     setup: str = ""
+    judged: bool = False
 
     def problem(self, name: str) -> Problem:
         """The problem in the engine's form."""
-        return made(str(self.id), self.prompt, self.entry_point, self.solution, self._tests())
+        if not self.judged:
+            return made(str(self.id), self.prompt, self.entry_point, self.solution, self._tests())
+        if any(self._given()):
+            raise ValueError("has tests, and is to be judged: leave out either")
+        return Problem(
+            id=str(self.id),
+            prompt=self.prompt,
+            entry_point=self.entry_point,
+            solution=self.solution or None,
+            public_tests=NO_TESTS,
+            hidden_tests=NO_TESTS,
+        )
+
+    def _given(self) -> tuple[object, ...]:
+        return self.asserts, self.check, self.unittest, self.stdio
 
     def _tests(self) -> Tests:
-        if sum(map(bool, (self.asserts, self.check, self.unittest, self.stdio))) != 1:
+        if sum(map(bool, self._given())) != 1:
             raise ValueError("has no tests: give exactly one of asserts, check, unittest or stdio")
         if self.asserts:
             return AssertTests(asserts=tuple(map(_asserting, self.asserts)), setup=self.setup)

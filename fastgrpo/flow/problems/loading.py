@@ -52,11 +52,20 @@ def _usable_sets(config: Config, tried: bool) -> list[list[Problem]]:
                 f"{missing} of {count} problems of {name} have no solution, from which simulated workers make their "
                 "answers: set workers.kind to openai"
             )
+        if untested := sum(not problem.checked for problem in problems):
+            _require_judge(config, f"{untested} of {count} problems of {name} have no tests")
         if shared := sum(problem.shared_test for problem in problems):
             log.warning(
                 "%d of %d problems of %s have one test, which is public and hidden at once", shared, count, name
             )
     return sets
+
+
+def _require_judge(config: Config, said: str) -> None:
+    if not config.reward.judge:
+        raise UserError(f"{said}: give them some, or name the worker that judges in reward.judge (task flow)")
+    if config.workers.kind == "simulated":
+        raise UserError(f"{said}, by which simulated workers know what is right: set workers.kind to openai")
 
 
 def _some(problems: list[Problem], count: int, seed: int) -> list[Problem]:

@@ -20,7 +20,7 @@ from fastgrpo.config import Data, Sandbox
 from fastgrpo.errors import UserError
 from fastgrpo.flow.limits import WorkflowLimits, run_limits
 from fastgrpo.flow.operators import last_line, run_all_tests
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.types import NO_TESTS, Problem
 from fastgrpo_sandbox import BlockingSandboxPool, SandboxPool, SandboxUnavailable
 
 log = logging.getLogger(__name__)
@@ -43,10 +43,10 @@ class Trial(msgspec.Struct, frozen=True):
 def solvable(problems: Sequence[Problem], data: Data, sandbox: Sandbox) -> list[Problem]:
     """The problems of one data set whose own solution passes, with the deadline that its time sets.
 
-    Those whose solution fails are left out, or kept with `data.keep_unsolved`; those that have none are kept as they
-    are. Raises UserError where no solution passes, or the jails do not work.
+    Those whose solution fails are left out, or kept with `data.keep_unsolved`; those that have none, or
+    no tests, are kept as they are. Raises UserError where no solution passes, or the jails do not work.
     """
-    solved = [problem for problem in problems if problem.solution is not None]
+    solved = [problem for problem in problems if problem.solution is not None and problem.hidden_tests != NO_TESTS]
     trials = dict(zip((problem.id for problem in solved), _trials(solved, sandbox), strict=True))
     failed = {name: trial for name, trial in trials.items() if not trial.passed}
     if failed:

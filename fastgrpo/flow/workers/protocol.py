@@ -10,7 +10,8 @@ import msgspec
 
 from fastgrpo.flow.types import Problem
 
-Operator = Literal["generate", "custom", "review", "revise", "ensemble", "test"]
+# "judge" is the host's own question, which no workflow can ask.
+Operator = Literal["generate", "custom", "review", "revise", "ensemble", "test", "judge"]
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

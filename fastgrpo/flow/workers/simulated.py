@@ -15,12 +15,14 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
 import msgspec
 
 from fastgrpo.flow.messages import letter
+from fastgrpo.flow.problems.numbers import is_right
 from fastgrpo.flow.problems.splitting import describe_tests
 from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.mutants import Mutation, mutations
@@ -189,6 +191,8 @@ class SimulatedWorker:
                 return await self._review(request, bank, draw)
             case "ensemble":
                 return await self._ensemble(request, bank, draw)
+            case "judge":
+                return await self._judge(request, bank)
             case "revise" | "test":
                 return await self._revise(request, bank, draw)
 
@@ -197,7 +201,7 @@ class SimulatedWorker:
         failure = 1.0 - skill.generates(request.problem.difficulty)
         if _plan_mark(request.problem) in request.messages[-1]["content"]:
             failure *= 1.0 - skill.plan
-        return _block(bank.right if draw.random() >= failure else bank.broken(draw, skill.visible))
+        return _block(request, bank.right if draw.random() >= failure else bank.broken(draw, skill.visible))
 
     async def _review(self, request: Request, bank: Bank, draw: random.Random) -> str:
         code, skill = normalised(request.codes[0]), self._skill(request)
@@ -207,14 +211,22 @@ class SimulatedWorker:
         mutant = bank.mutant(code)
         return f"Verdict: incorrect\n{mutant.hint if mutant else 'An edge case is not handled.'}"
 
+    async def _judge(self, request: Request, bank: Bank) -> str:
+        """A score as good as its reviews; what it makes of a solution does not change when it is asked again."""
+        code, skill = normalised(request.codes[0]), self._skill(request)
+        draw = random.Random(f"{self._seed}/{request.problem.id}/judge/{request.worker}/{code}")
+        right = await self._is_right(request.problem, bank, code)
+        faulty = draw.random() < (skill.false_alarm if right else skill.notices)
+        return f"Score: {draw.randint(0, 3) if faulty else draw.randint(8, 10)}"
+
     async def _revise(self, request: Request, bank: Bank, draw: random.Random) -> str:
         code, skill = normalised(request.codes[0]), self._skill(request)
         if await self._is_right(request.problem, bank, code):
             keep = draw.random() >= skill.spoils
-            return _block(code if keep else bank.broken(draw, skill.visible))
+            return _block(request, code if keep else bank.broken(draw, skill.visible))
         odds = {"test": skill.fixes_tested, "review": skill.fixes_reviewed, "": skill.fixes_blind}
         fixed = draw.random() < odds[_usefulness(request, bank.mutant(code))] * (1 - request.problem.difficulty / 2)
-        return _block(bank.right if fixed else bank.broken(draw, skill.visible))
+        return _block(request, bank.right if fixed else bank.broken(draw, skill.visible))
 
     async def _ensemble(self, request: Request, bank: Bank, draw: random.Random) -> str:
         codes = [normalised(code) for code in request.codes]
@@ -231,6 +243,8 @@ class SimulatedWorker:
         """Whether code is right; code that is not the worker's own is run against the hidden tests."""
         if normal == bank.right or bank.mutant(normal):
             return normal == bank.right
+        if problem.answer is not None:
+            return is_right(normal, problem.answer)
         key = (problem.id, normal)
         if key not in self._verdicts:
             outcome = await self._try(problem, normal, hidden=True, limits=_FOREIGN)
@@ -238,6 +252,8 @@ class SimulatedWorker:
         return self._verdicts[key]
 
     async def _make_bank(self, problem: Problem) -> Bank:
+        if problem.answer is not None:
+            return _bank_of_numbers(problem, self._seed)
         if problem.solution is None:
             raise WorkerError(f"simulated workers have no solution of {problem.id} to imitate")
         candidates = mutations(problem.solution, _TRIALS, seed=f"{self._seed}/{problem.id}")
@@ -288,5 +304,16 @@ def _plan_mark(problem: Problem) -> str:
     return f"(outline {hashlib.blake2b(problem.id.encode(), digest_size=4).hexdigest()})"
 
 
-def _block(code: str) -> str:
-    return f"```python\n{code}\n```"
+def _block(request: Request, code: str) -> str:
+    return code if request.problem.answer is not None else f"```python\n{code}\n```"
+
+
+def _bank_of_numbers(problem: Problem, seed: int) -> Bank:
+    """The worked answer, and others that end with a number near it."""
+    text, _, answer = (problem.solution or "").rpartition("Answer: ")
+    right = Fraction(answer)
+    near = [right + 1, right - 1, right + 10, 2 * right, right / 2, -right]
+    wrong = [number for number in dict.fromkeys(near) if number != right]
+    chosen = random.Random(f"{seed}/{problem.id}/numbers").sample(wrong, min(len(wrong), _MUTANTS))
+    mutants = (Mutant(normalised(f"{text}Answer: {number}"), f"It is not {number}.", False) for number in chosen)
+    return Bank(normalised(problem.solution or ""), tuple(mutants))

@@ -1,0 +1,185 @@
+"""A judge model in the place of tests: its answer read, its failures typed, its score the reward."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.json import encode
+from msgspec.structs import replace
+
+from fastgrpo.config import Config, Data, RewardWeights, Workers
+from fastgrpo.config_keys import resolve
+from fastgrpo.errors import UserError
+from fastgrpo.flow import task
+from fastgrpo.flow.baselines import WORKFLOWS, completion
+from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.judge import NoScore, extract_score, judged
+from fastgrpo.flow.problems import load
+from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.problems.numbers import NumberProblem
+from fastgrpo.flow.types import NO_TESTS
+from fastgrpo.flow.workers.protocol import Request, RequestRejected, WorkerError
+from fastgrpo.flow.workers.simulated import SimulatedWorker
+from fastgrpo.types import Result, Rollout
+from fastgrpo_sandbox import SandboxPool
+from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        ("It handles all.\nScore: 8", 0.8),
+        ("**Score:** 7/10", 0.7),
+        ("Score: 10.", 1.0),
+        ("The score is 4", 0.4),
+        ("Score: 6.5 / 10", 0.65),
+        ("Score: 9? No.\nScore: 2", 0.2),
+        ("<think>Score: 9</think>Score: 1", 0.1),
+        ("score = 0", 0.0),
+        ("Score: 85", None),
+        ("Score: 85/100", None),
+        ("Score: high", None),
+        ("It is right.", None),
+        ("", None),
+    ],
+)
+def test_the_score_that_is_meant(reply: str, score: float | None) -> None:
+    assert extract_score(reply) == score
+
+
+def ask(*answers: Any, call_s: float = 5.0, seconds: float = 0.0) -> tuple[Any, ScriptedWorker]:
+    worker = ScriptedWorker(*answers, seconds=seconds)
+    return asyncio.run(judged(worker, "small", ADD, "def add(a, b): ...", call_s)), worker
+
+
+def test_the_judge_reads_problem_and_solution_and_no_test() -> None:
+    judgement, worker = ask("Score: 9")
+    assert (judgement.score, judgement.tokens) == (0.9, 15)
+    [request] = worker.requests
+    assert (request.operator, request.worker, request.temperature) == ("judge", "small", 0.0)
+    text = str(request.messages)
+    assert ADD.prompt in text
+    assert "def add(a, b): ..." in text
+    assert "assert" not in text
+
+
+def test_an_answer_without_a_score_is_asked_for_once_more() -> None:
+    judgement, worker = ask("It is fine.", "Score: 5")
+    assert (judgement.score, judgement.tokens) == (0.5, 30)
+    first, second = worker.requests
+    assert first.seed != second.seed
+    assert (first.temperature, second.temperature) == (0.0, None)
+
+
+def test_no_score_and_no_answer_in_time_are_failures_of_ours() -> None:
+    with pytest.raises(NoScore, match=r"the judge gave no `Score: N` from 0 to 10: it ends with 'It is fine\.'"):
+        ask("It is fine.")
+    with pytest.raises(WorkerError, match=r"the worker did not answer within 0\.05 s"):
+        ask("Score: 5", call_s=0.05, seconds=5.0)
+
+
+class Judging(ScriptedWorker):
+    """Writes `code`, and judges as `verdict` says."""
+
+    def __init__(self, code: str, verdict: str | Exception) -> None:
+        def answer(request: Request) -> str:
+            if request.operator != "judge":
+                return code
+            if isinstance(verdict, Exception):
+                raise verdict
+            return verdict
+
+        super().__init__(answer)
+
+
+def results(code: str, verdict: str | Exception, **changes: Any) -> Result:
+    async def main() -> Result:
+        async with SandboxPool(cells=1) as pool:
+            problem = replace(ADD, **changes)
+            environment = WorkflowEnvironment(pool, Judging(code, verdict), weights=RewardWeights(judge="small"))
+            text = completion(WORKFLOWS["generate"])
+            execution = await environment.execute(problem, text, 1)
+            [result] = environment.results(problem, [Rollout([], [], [], [text], [execution])])
+            return result
+
+    return asyncio.run(main())
+
+
+@pytest.mark.jail
+def test_the_score_is_the_reward_and_the_tests_are_still_told() -> None:
+    result = results(WRONG, "Score: 9")
+    assert result.reward is not None
+    assert result.reward.terms["performance"] == 0.9
+    assert (result.metrics["judge_score"], result.metrics["pass_rate"], result.metrics["solved"]) == (0.9, 0.0, 0.0)
+    assert (result.metrics["worker_calls"], result.metrics["judge_tokens"]) == (1, 15)
+
+
+@pytest.mark.jail
+def test_without_any_test_the_score_is_all_there_is() -> None:
+    result = results(RIGHT, "Score: 6", public_tests=NO_TESTS, hidden_tests=NO_TESTS)
+    assert result.reward is not None
+    assert result.reward.terms["performance"] == 0.6
+    assert not {"solved", "pass_rate", "public_pass_rate"} & result.metrics.keys()
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize(
+    ("verdict", "status"),
+    [("no score", "infrastructure"), (WorkerError("gone"), "infrastructure"), (RequestRejected("too long"), "failed")],
+)
+def test_a_judge_that_fails_is_never_a_score_of_0(verdict: str | Exception, status: str) -> None:
+    result = results(RIGHT, verdict)
+    assert result.status == status
+    assert (result.reward is None) == (status == "infrastructure")
+
+
+def test_the_simulated_judge_errs_the_same_way_each_time() -> None:
+    no_pool: Any = None
+
+    async def scores() -> list[float]:
+        worker = SimulatedWorker(no_pool, seed=1)
+        problem = NumberProblem("How many?", 2).problem("n")
+        texts = [f"{n}. Answer: {2 + n % 2}" for n in range(200)]
+        return [(await judged(worker, "large", problem, text, 5.0)).score for text in texts]
+
+    found = asyncio.run(scores())
+    assert found == asyncio.run(scores())
+    right, wrong = ([score >= 0.5 for score in found[part::2]] for part in (0, 1))
+    assert 0.85 < sum(right) / 100 < 1.0
+    assert 0.25 < sum(wrong) / 100 < 0.55
+
+
+def test_problems_without_tests_need_a_judge_and_a_real_worker(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    record = {"prompt": "p", "entry_point": "f", "judged": True, "solution": "def f(): ..."}
+    file.write_bytes(b"\n".join(encode(record | {"id": n}) for n in "12"))
+    endpoint = Workers(kind="openai", base_url="http://localhost:1/v1", model="m")
+    config = Config(data=Data(dataset=str(file), held_out=1), workers=endpoint)
+    with pytest.raises(UserError, match="2 of 2 problems of own have no tests: give them some, or name the worker"):
+        load_problems(config)
+    config = replace(config, reward=RewardWeights(judge="worker"))
+    assert [len(part) for part in load_problems(config)] == [1, 1]
+    with pytest.raises(UserError, match="no tests, by which simulated workers know what is right"):
+        load_problems(replace(config, workers=Workers()))
+
+
+def test_a_problem_has_tests_or_is_judged(tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_bytes(encode({"id": 1, "prompt": "p", "entry_point": "f", "judged": True, "asserts": ["assert f()"]}))
+    with pytest.raises(UserError, match="the problem has tests, and is to be judged: leave out either"):
+        load(str(file))
+
+
+@pytest.mark.jail
+def test_a_judge_that_is_no_worker_is_named() -> None:
+    async def main() -> None:
+        async with task.open_environment(Config(reward=RewardWeights(judge="huge"))):
+            pass
+
+    with pytest.raises(UserError, match=r"reward\.judge = 'huge' is no worker: choose one of large, small"):
+        asyncio.run(main())
+    with pytest.raises(UserError, match=r"reward\.judge goes with task flow"):
+        resolve({"task": "code", "reward.judge": "large"})
