@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from fastgrpo.config import Config, Workers
+from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.jails import open_pool
 from fastgrpo.flow.limits import WorkflowLimits, run_limits
