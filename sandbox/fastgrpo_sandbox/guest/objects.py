@@ -128,6 +128,10 @@ class Objects:
                 return self._proxy(codec, *body)
         raise ValueError(f"no value is named {name!r}")
 
+    def replace(self, place: Any, proxy: Any) -> None:
+        """Takes another proxy for the object at `place`."""
+        self._proxies[place[1]] = proxy
+
     def _proxy(self, codec: Codec, number: int, kind: Any = None, content: Any = ()) -> Any:
         if number in self._proxies:
             return self._proxies[number]

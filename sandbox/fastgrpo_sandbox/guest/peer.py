@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import remote
+from .inherit import derive, inherited, method
 from .known import is_library, library_place
 from .objects import Objects
 from .plain import Codec
@@ -88,6 +89,11 @@ class Peer:
         """A function of the solution, by name, without asking whether there is one."""
         return remote.proxy(remote.Function, (self, name))
 
+    def stand_in(self, made: Any, derived: type) -> type:
+        """From now on `derived` stands for what `made` stood for. Returns it."""
+        self._objects.replace(remote.place_of(made), derived)
+        return derived
+
     def _send(self, head: list[Any], values: Sequence[Any]) -> None:
         first, known = self._codec.shared.count, len(self._objects.lent)
         try:
@@ -134,7 +140,7 @@ class Peer:
         kind, output = "value", io.StringIO() if is_redirected else None
         self._answering += 1
         try:
-            found = self._objects.lent[target] if isinstance(target, int) else self._named(target)
+            found = self._found(target)
             args, kwargs = _split(values, named) if named else (values, NOTHING)
             with contextlib.redirect_stdout(output) if output else NO_CHANGE:
                 value = self._perform(operation, found, name, args, kwargs)
@@ -156,6 +162,9 @@ class Peer:
         except BaseException as error:
             self._send(["raise", printed], [ValueError(f"the answer cannot be sent: {error}")])
 
+    def _found(self, target: Any) -> Any:
+        return self._objects.lent[target] if isinstance(target, int) else None if target is None else self._named(target)
+
     def _named(self, name: str) -> Any:
         if self._module is None:
             raise AttributeError("the names of the tests are their own")
@@ -170,13 +179,21 @@ class Peer:
             case "get":
                 return getattr(found, name)
             case "set":
-                return setattr(found, name, args[0])
+                is_method = isinstance(found, type) and isinstance(args[0], remote.Function)
+                return setattr(found, name, method(args[0], name) if is_method else args[0])
             case "del":
                 return delattr(found, name)
             case "name":
                 return [library_place(found), found]
             case "await":
                 return _run(found)
+            case "subclass":
+                made = derive(name, *args)
+                return [made, inherited(made)]
+            case "super":
+                return getattr(super(args[0], found), name)
+            case "super special":
+                return getattr(super(args[0], found), name)(*args[1:])
         return _special(found, name, args)
 
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from .inherit import told
+from .known import known_name
 
 UNARY = (
     *("__len__", "__getitem__", "__setitem__", "__delitem__", "__iter__", "__next__", "__reversed__", "__enter__"),
@@ -26,6 +29,7 @@ BINARY = tuple(f"__{prefix}{name}__" for name in (*ARITHMETIC, *BITS) for prefix
 BINARY += ("__divmod__", "__rdivmod__")
 OWN = ("__call__", "__contains__", "__exit__", "__await__")  # each with a forwarder of its own
 SPECIALS = (*UNARY, *ORDER, *BINARY, *OWN)
+ABOVE = ("__init__", "__new__", "__post_init__", "__setattr__", "__delattr__", "__getattr__")  # that super() may find
 Place = tuple[Any, Any]  # the peer, and the number or name of the object there
 
 
@@ -50,6 +54,17 @@ def _invoke(value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
 class Mirror(type):
     """The class here of a class that lives in the other process; calling it makes an object there."""
 
+    def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any], **named: Any) -> Any:
+        """A class statement of this side over a class of the other (inherit.py)."""
+        peer = next(place_of(each) for each in bases if place_of(each))[0]  # type: ignore[index]
+        theirs = [each for each in bases if place_of(each) or known_name(each)]
+        entries = told(bases, space, lambda each: place_of(each) is not None)
+        made, names = peer.request("subclass", None, name, [theirs, named, entries])
+        return peer.stand_in(made, derived(made, names, bases, space))
+
+    def __init__(cls, *args: Any, **named: Any) -> None:
+        pass
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return _mean(_invoke(cls, args, kwargs), cls.__name__[:1].isupper())
 
@@ -58,6 +73,8 @@ class Mirror(type):
 
     def __setattr__(cls, name: str, value: Any) -> None:
         _ask(cls, "set", name, value)
+        if name in FORWARDERS and "__getattribute__" in vars(cls):
+            type.__setattr__(cls, name, value)
 
     def __len__(cls) -> int:
         return _ask(cls, "special", "__len__")
@@ -173,30 +190,37 @@ def _is_meant(value: Any) -> bool:
     return object.__getattribute__(value, "_fastgrpo_meant_")
 
 
-def _unary(name: str) -> Callable[..., Any]:
-    def ask(self: Any, *args: Any) -> Any:
-        return _ask(self, "special", name, *args)
-
-    return ask
+Ask = Callable[..., Any]  # of an object, an operator's name and its operands
 
 
-def _binary(name: str) -> Callable[..., Any]:
-    def ask(self: Any, other: Any, *more: Any) -> Any:
+def _special(value: Any, name: str, *args: Any) -> Any:
+    return _ask(value, "special", name, *args)
+
+
+def _unary(name: str, ask: Ask = _special) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any) -> Any:
+        return ask(self, name, *args)
+
+    return forward
+
+
+def _binary(name: str, ask: Ask = _special) -> Callable[..., Any]:
+    def forward(self: Any, other: Any, *more: Any) -> Any:
         if not _may_see(self, other):
             return _as_plain(self, name, other, *more)
-        return _mean(_ask(self, "special", name, other, *more), _is_meant(self))
+        return _mean(ask(self, name, other, *more), _is_meant(self))
 
-    return ask
+    return forward
 
 
-def _order(name: str) -> Callable[[Any, Any], Any]:
-    def ask(self: Any, other: Any) -> Any:
+def _order(name: str, ask: Ask = _special) -> Callable[[Any, Any], Any]:
+    def forward(self: Any, other: Any) -> Any:
         equality = name in ("__eq__", "__ne__")
         if place_of(other) is None and (equality or not _may_see(self, other)):
             return _as_plain(self, name, other)
-        return _ask(self, "special", name, other)
+        return ask(self, name, other)
 
-    return ask
+    return forward
 
 
 def _as_plain(self: Any, name: str, *others: Any) -> Any:
@@ -210,24 +234,32 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
     return _mean(_invoke(self, args, kwargs), False)
 
 
-def _contains(self: Any, item: Any) -> bool:
-    """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
-    if any("__iter__" in vars(each) for each in type(self).__mro__) and not _may_see(self, item):
-        return any(item is each or item == each for each in self)
-    return _ask(self, "special", "__contains__", item)
+def _containing(ask: Ask = _special) -> Callable[[Any, Any], bool]:
+    def contains(self: Any, item: Any) -> bool:
+        """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
+        if any("__iter__" in vars(each) for each in type(self).__mro__) and not _may_see(self, item):
+            return any(item is each or item == each for each in self)
+        return ask(self, "__contains__", item)
+
+    return contains
 
 
-def _exit(self: Any, kind: Any, error: Any, trace: Any) -> Any:
-    return _ask(self, "special", "__exit__", kind, error, None)
+def _exiting(ask: Ask = _special) -> Callable[..., Any]:
+    return lambda self, kind, error, trace: ask(self, "__exit__", kind, error, None)
 
 
 def _forwarder(name: str) -> property:
     return property(lambda self: _ask(self, "get", name))
 
 
-FORWARDERS: dict[str, Any] = {name: _unary(name) for name in UNARY}
-FORWARDERS |= {name: _order(name) for name in ORDER} | {name: _binary(name) for name in BINARY}
-FORWARDERS |= {"__call__": _call, "__contains__": _contains, "__exit__": _exit, "__await__": Coroutine.__await__}
+def _forwarders(ask: Ask = _special) -> dict[str, Any]:
+    found: dict[str, Any] = {name: _unary(name, ask) for name in UNARY}
+    found |= {name: _order(name, ask) for name in ORDER} | {name: _binary(name, ask) for name in BINARY}
+    found |= {"__contains__": _containing(ask), "__exit__": _exiting(ask)}
+    return found | {"__call__": _call, "__await__": Coroutine.__await__}
+
+
+FORWARDERS = _forwarders()
 
 
 def mirror(place: Place, name: str, bases: tuple[type, ...], base: type, specials: list[str], names: list[str]) -> type:
@@ -244,6 +276,45 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], base: type, special
         except TypeError:
             continue
     raise TypeError(f"no class can stand for {name}")
+
+
+class _Above:
+    """An attribute as `super()` finds it."""
+
+    def __init__(self, name: str, owner: list[Any]) -> None:
+        self.name, self.owner = name, owner
+
+    def __get__(self, value: Any, kind: Any = None) -> Any:
+        return _ask(kind if value is None else value, "super", self.name, self.owner[0])
+
+
+def derived(made: Any, names: Iterable[str], bases: tuple[type, ...], space: dict[str, Any]) -> type:
+    """The class of a class statement whose other half `made` stands for: its own methods run here, `super()` asks."""
+    owner = [made]
+    ask: Ask = lambda value, name, *args: _ask(value, "super special", name, owner[0], *args)  # noqa: E731
+    operators = _forwarders(ask)
+    asked = [name for name in names if not name.startswith(("__", "_fastgrpo_"))]
+    above = {name: _Above(name, owner) for name in (*asked, *ABOVE)}
+    above |= {name: operators[name] for name in vars(made) if name in FORWARDERS}
+    if "__call__" in above:
+        above["__call__"] = _Above("__call__", owner)
+    if "__eq__" in above and "__hash__" not in above:
+        above["__hash__"] = operators["__hash__"]
+    parent = type.__new__(Mirror, made.__name__, (made,), above)
+    local = {name: value for name, value in space.items() if name.startswith("__") or callable(value)}
+    local = {name: value for name, value in local.items() if name not in (*ABOVE, "__slots__", "__init_subclass__")}
+    local |= {"__getattribute__": _attribute, "__setattr__": Remote.__setattr__, "__delattr__": Remote.__delattr__}
+    local["__getattr__"] = Remote.__getattr__
+    rest = [each for each in bases if place_of(each) is None and not issubclass(made, each)]
+    after = place_of(bases[0]) is not None
+    owner[0] = type.__new__(Mirror, made.__name__, (parent, *rest) if after else (*rest, parent), local)
+    return owner[0]
+
+
+def _attribute(self: Any, name: str) -> Any:
+    if name.startswith(("__", "_fastgrpo_")):
+        return object.__getattribute__(self, name)
+    return _ask(self, "get", name)
 
 
 def proxy(kind: type, place: Place, args: tuple[Any, ...] = ()) -> Any:
