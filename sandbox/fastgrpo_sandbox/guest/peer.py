@@ -20,6 +20,7 @@ from .inherit import derive, inherited, method
 from .known import is_library, library_place
 from .objects import Objects
 from .plain import Codec
+from .tasks import Tasks
 from .wire import MAX_PEER_FRAME, read_peer, send_peer
 
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
@@ -44,6 +45,7 @@ class Peer:
         self._codec = Codec(self._objects.give, self._objects.take)
         self._turn = RLock()
         self._answering = 0
+        self._tasks = Tasks()
 
     # ---- asking ----
 
@@ -185,8 +187,10 @@ class Peer:
                 return delattr(found, name)
             case "name":
                 return [library_place(found), found]
-            case "await":
-                return _run(found)
+            case "await" | "cancel":
+                return self._tasks.advance(found, operation == "cancel")
+            case "copy":
+                return getattr(importlib.import_module("copy"), name)(found)
             case "subclass":
                 made = derive(name, *args)
                 return [made, inherited(made)]
@@ -215,7 +219,7 @@ def _is_allowed(operation: str, name: Any) -> bool:
     """Whether the solution's process may do this to an object of the tests."""
     if operation in ("get", "set", "del"):
         return isinstance(name, str) and (not name.startswith("_") or (operation, name) in NAMES)
-    return operation == "call" or (operation == "special" and name in (*remote.SPECIALS, "send"))
+    return operation in ("call", "await", "cancel") or (operation == "special" and name in (*remote.SPECIALS, "send"))
 
 
 def _split(values: list[Any], names: list[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -230,21 +234,6 @@ def _special(found: Any, name: str, args: list[Any]) -> Any:
     if name == "__iter__":
         return iter(found)
     return getattr(type(found), name)(found, *args)
-
-
-_loops: list[Any] = []
-
-
-def _run(awaitable: Any) -> Any:
-    """What an awaitable gives, on the one event loop of this process."""
-    import asyncio  # 20 ms that most jobs need not pay for
-
-    async def wait() -> Any:
-        return await awaitable
-
-    if not _loops:
-        _loops.append(asyncio.new_event_loop())
-    return _loops[0].run_until_complete(wait())
 
 
 def _is_redirected() -> bool:

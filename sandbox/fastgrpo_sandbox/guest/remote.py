@@ -30,6 +30,7 @@ BINARY += ("__divmod__", "__rdivmod__")
 OWN = ("__call__", "__contains__", "__exit__", "__await__")  # each with a forwarder of its own
 SPECIALS = (*UNARY, *ORDER, *BINARY, *OWN)
 ABOVE = ("__init__", "__new__", "__post_init__", "__setattr__", "__delattr__", "__getattr__")  # that super() may find
+PAUSE_S = 0.0005  # between two looks at what the other side awaits
 Place = tuple[Any, Any]  # the peer, and the number or name of the object there
 
 
@@ -76,6 +77,12 @@ class Mirror(type):
         if name in FORWARDERS and "__getattribute__" in vars(cls):
             type.__setattr__(cls, name, value)
 
+    def __delattr__(cls, name: str) -> None:
+        _ask(cls, "del", name)
+
+    def __dir__(cls) -> Any:
+        return _ask(cls, "special", "__dir__")
+
     def __len__(cls) -> int:
         return _ask(cls, "special", "__len__")
 
@@ -102,6 +109,10 @@ class Remote:
     def __dict__(self) -> Any:  # type: ignore[override]
         return _ask(self, "get", "__dict__")
 
+    @property
+    def __annotations__(self) -> Any:  # type: ignore[override]
+        return _ask(self, "get", "__annotations__")
+
     def __getattr__(self, name: str) -> Any:
         return _ask(self, "get", name)
 
@@ -123,15 +134,33 @@ class Remote:
     def __dir__(self) -> Any:
         return _ask(self, "special", "__dir__")
 
+    def __copy__(self) -> Any:
+        return _mean(_ask(self, "copy", "copy"), _is_meant(self))
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _mean(_ask(self, "copy", "deepcopy"), _is_meant(self))
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("an object of another process cannot be copied")
 
 
-class Function(Remote):
-    """A function, method or other callable without more of interest."""
+class Callback(Remote):
+    """A callable without more of interest."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _mean(_invoke(self, args, kwargs), False)
+
+
+class Function(Callback):
+    """A function, which has a type that tests ask for."""
+
+    __class__ = property(lambda self: types.FunctionType)  # type: ignore[assignment]
+
+
+class Method(Callback):
+    """A method of an object."""
+
+    __class__ = property(lambda self: types.MethodType)  # type: ignore[assignment]
 
 
 class Iterator(Remote):
@@ -154,24 +183,63 @@ class Generator(Iterator):
 
 
 class Coroutine(Remote):
-    """What can be awaited; its own process runs it to its end when this one waits for it."""
+    """What can be awaited. It runs on a loop of its own process, a slice at a time, so that both sides' tasks go on."""
 
     def __await__(self) -> Any:
-        return _ask(self, "await")
-        yield
+        from asyncio import CancelledError, _get_running_loop, sleep
+
+        operation = "await"
+        while True:
+            done, value = _ask(self, operation)
+            if done:
+                return value
+            try:
+                if _get_running_loop() is not None:
+                    yield from sleep(PAUSE_S).__await__()
+                operation = "await"
+            except CancelledError:
+                operation = "cancel"
+
+    def _steps(self) -> Any:
+        try:
+            return object.__getattribute__(self, "_fastgrpo_steps_")
+        except AttributeError:
+            object.__setattr__(self, "_fastgrpo_steps_", self.__await__())
+            return object.__getattribute__(self, "_fastgrpo_steps_")
 
     def send(self, value: Any) -> Any:
-        raise StopIteration(_ask(self, "await"))
+        return self._steps().send(value)
 
     def throw(self, *error: Any) -> Any:
-        raise error[0]
+        return self._steps().throw(*error)
 
     def close(self) -> None:
-        pass
+        self._steps().close()
 
 
-KINDS = {"function": Function, "iterator": Iterator, "generator": Generator, "coroutine": Coroutine}
-Function.__doc__ = property(lambda self: _ask(self, "get", "__doc__"))  # type: ignore[assignment]
+class Described(Remote):
+    """An attribute that a class answers with, and of which tests ask the type."""
+
+    _fastgrpo_kind_: type = property
+
+    __class__ = property(lambda self: type(self)._fastgrpo_kind_)  # type: ignore[assignment]
+
+
+class Static(Described):
+    """A static method, before it is asked of a class."""
+
+    _fastgrpo_kind_ = staticmethod
+
+
+class OfClass(Described):
+    """Likewise a class method."""
+
+    _fastgrpo_kind_ = classmethod
+
+
+KINDS = {"function": Function, "method": Method, "builtin": Callback, "property": Described, "staticmethod": Static}
+KINDS |= {"classmethod": OfClass, "iterator": Iterator, "generator": Generator, "coroutine": Coroutine}
+Remote.__doc__ = property(lambda self: _ask(self, "get", "__doc__"))  # type: ignore[assignment]
 
 
 def _mean(value: Any, meant: bool) -> Any:
