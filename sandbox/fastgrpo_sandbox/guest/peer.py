@@ -76,7 +76,10 @@ class Peer:
         if head[0]:
             sys.stdout.write(head[0])
         if kind == "raise":
-            raise values[0] if _may_end_a_loop(operation, name) else _not_ending_loops(values[0])
+            error = values[0] if _may_end_a_loop(operation, name) else _not_ending_loops(values[0])
+            if len(values) > 1:
+                error.__cause__, error.__context__ = values[1:]
+            raise error
         return values[0]
 
     def name(self, name: str) -> tuple[Any, bool]:
@@ -139,7 +142,7 @@ class Peer:
 
     def _answer(self, head: list[Any], values: list[Any]) -> None:
         operation, target, name, is_redirected, *named = head
-        kind, output = "value", io.StringIO() if is_redirected else None
+        kind, more, output = "value", [], io.StringIO() if is_redirected else None
         self._answering += 1
         try:
             found = self._found(target)
@@ -149,16 +152,21 @@ class Peer:
         except Gone:
             raise
         except BaseException as error:
-            kind, value = "raise", error
+            kind, value, more = "raise", error, self._reasons(error)
         finally:
             self._answering -= 1
         if self._module is not None:
             _show_prints()
-        self._send_answer(kind, output.getvalue() if output else "", value)
+        self._send_answer(kind, output.getvalue() if output else "", [value, *more])
 
-    def _send_answer(self, kind: str, printed: str, value: Any) -> None:
+    def _reasons(self, error: BaseException) -> list[Any]:
+        """What an exception of the solution's was raised from."""
+        reasons = [error.__cause__, error.__context__]
+        return reasons if self._module is not None and any(reasons) else []
+
+    def _send_answer(self, kind: str, printed: str, values: list[Any]) -> None:
         try:
-            self._send([kind, printed], [value])
+            self._send([kind, printed], values)
         except Gone:
             raise
         except BaseException as error:

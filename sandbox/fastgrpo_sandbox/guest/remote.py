@@ -42,6 +42,15 @@ def place_of(value: Any) -> Place | None:
     return object.__getattribute__(value, "_fastgrpo_place_") if issubclass(kind, Remote) else None
 
 
+def _space(kind: type) -> Any:
+    """What a class of this side holds itself."""
+    return type.__dict__["__dict__"].__get__(kind)
+
+
+def _mro(kind: type) -> tuple[type, ...]:
+    return type.__dict__["__mro__"].__get__(kind)
+
+
 def _ask(value: Any, operation: str, name: str = "", *args: Any) -> Any:
     peer, target = place_of(value)  # type: ignore[misc]
     return peer.request(operation, target, name, args)
@@ -66,6 +75,18 @@ class Mirror(type):
     def __init__(cls, *args: Any, **named: Any) -> None:
         pass
 
+    @property
+    def __doc__(cls) -> Any:  # type: ignore[override]
+        return _ask(cls, "get", "__doc__")
+
+    @property
+    def __mro__(cls) -> tuple[type, ...]:  # type: ignore[override]
+        return tuple(each for each in _mro(cls) if each.__module__ != __name__)
+
+    @property
+    def __dict__(cls) -> Any:  # type: ignore[override]
+        return _ask(cls, "get", "__dict__")
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return _mean(_invoke(cls, args, kwargs), cls.__name__[:1].isupper())
 
@@ -74,7 +95,7 @@ class Mirror(type):
 
     def __setattr__(cls, name: str, value: Any) -> None:
         _ask(cls, "set", name, value)
-        if name in FORWARDERS and "__getattribute__" in vars(cls):
+        if name in FORWARDERS and "__getattribute__" in _space(cls):
             type.__setattr__(cls, name, value)
 
     def __delattr__(cls, name: str) -> None:
@@ -155,6 +176,7 @@ class Function(Callback):
     """A function, which has a type that tests ask for."""
 
     __class__ = property(lambda self: types.FunctionType)  # type: ignore[assignment]
+    __globals__: Any = property(lambda self: {})  # where annotations are looked up; the other side's stay there
 
 
 class Method(Callback):
@@ -239,7 +261,8 @@ class OfClass(Described):
 
 KINDS = {"function": Function, "method": Method, "builtin": Callback, "property": Described, "staticmethod": Static}
 KINDS |= {"classmethod": OfClass, "iterator": Iterator, "generator": Generator, "coroutine": Coroutine}
-Remote.__doc__ = property(lambda self: _ask(self, "get", "__doc__"))  # type: ignore[assignment]
+for _kind in (Remote, *KINDS.values()):
+    _kind.__doc__ = property(lambda self: _ask(self, "get", "__doc__"))  # type: ignore[assignment]
 
 
 def _mean(value: Any, meant: bool) -> Any:
@@ -305,7 +328,7 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
 def _containing(ask: Ask = _special) -> Callable[[Any, Any], bool]:
     def contains(self: Any, item: Any) -> bool:
         """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
-        if any("__iter__" in vars(each) for each in type(self).__mro__) and not _may_see(self, item):
+        if any("__iter__" in _space(each) for each in _mro(type(self))) and not _may_see(self, item):
             return any(item is each or item == each for each in self)
         return ask(self, "__contains__", item)
 
@@ -363,7 +386,7 @@ def derived(made: Any, names: Iterable[str], bases: tuple[type, ...], space: dic
     operators = _forwarders(ask)
     asked = [name for name in names if not name.startswith(("__", "_fastgrpo_"))]
     above = {name: _Above(name, owner) for name in (*asked, *ABOVE)}
-    above |= {name: operators[name] for name in vars(made) if name in FORWARDERS}
+    above |= {name: operators[name] for name in _space(made) if name in FORWARDERS}
     if "__call__" in above:
         above["__call__"] = _Above("__call__", owner)
     if "__eq__" in above and "__hash__" not in above:
