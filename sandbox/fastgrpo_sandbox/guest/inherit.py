@@ -7,23 +7,30 @@ tests' own defines is told as if the class did; `late` is that of a base behind 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .known import library_place
+from .known import known_name, library_place
+from .remote import FORWARDERS, Ask, Mirror, Remote, ask, forwarders, place_of, space_of
 
-UNTOLD = ("__module__", "__qualname__", "__classcell__", "__dict__", "__weakref__", "__annotations__", "__del__")
+UNTOLD = ("__module__", "__qualname__", "__classcell__", "__dict__", "__weakref__", "__del__")
+ABOVE = ("__init__", "__new__", "__post_init__", "__setattr__", "__delattr__", "__getattr__")  # that super() may find
 Told = list[list[Any]]
 
 
-def told(bases: Sequence[type], space: Mapping[str, Any], is_mirror: Callable[[type], bool]) -> Told:
+def theirs(bases: Sequence[type]) -> list[type]:
+    """The bases that the other side has, too."""
+    return [each for each in bases if place_of(each) or known_name(each)]
+
+
+def told(bases: Sequence[type], space: Mapping[str, Any]) -> Told:
     """What the class statement `class ...(*bases): space` defines on this side."""
-    first = next(number for number, each in enumerate(bases) if is_mirror(each))
+    first = next(number for number, each in enumerate(bases) if place_of(each))
     found: dict[str, list[Any]] = {}
     for number, base in reversed(list(enumerate(bases))):
-        own = [] if is_mirror(base) else [each for each in base.__mro__ if each is not object and not library_place(each)]
-        for each in reversed(own):
-            found |= _entries(vars(each), late=number > first)
+        for each in reversed(() if place_of(base) else base.__mro__):
+            if each is not object and not library_place(each):
+                found |= _entries(vars(each), late=number > first)
     return list((found | _entries(space, late=False)).values())
 
 
@@ -83,3 +90,42 @@ def method(lent: Any, name: str) -> types.FunctionType:
 def inherited(made: type) -> list[str]:
     """Names that `super()` may find beyond the operators."""
     return sorted(name for base in made.__bases__ for name in dir(base) if isinstance(name, str))
+
+
+class _Above:
+    """An attribute as `super()` finds it."""
+
+    def __init__(self, name: str, owner: list[Any]) -> None:
+        self.name, self.owner = name, owner
+
+    def __get__(self, value: Any, kind: Any = None) -> Any:
+        return ask(kind if value is None else value, "super", self.name, self.owner[0])
+
+
+def derived(made: Any, names: Iterable[str], bases: tuple[type, ...], space: dict[str, Any]) -> type:
+    """The class of a class statement whose other half `made` stands for: its own methods run here, `super()` asks."""
+    owner = [made]
+    by: Ask = lambda value, name, *args: ask(value, "super special", name, owner[0], *args)  # noqa: E731
+    operators = forwarders(by)
+    asked = [name for name in names if not name.startswith(("__", "_fastgrpo_"))]
+    above = {name: _Above(name, owner) for name in (*asked, *ABOVE)}
+    above |= {name: operators[name] for name in space_of(made) if name in FORWARDERS}
+    if "__call__" in above:
+        above["__call__"] = _Above("__call__", owner)
+    if "__eq__" in above and "__hash__" not in above:
+        above["__hash__"] = operators["__hash__"]
+    parent = type.__new__(Mirror, made.__name__, (made,), above)
+    local = {name: value for name, value in space.items() if name.startswith("__") or callable(value)}
+    local = {name: value for name, value in local.items() if name not in (*ABOVE, "__slots__", "__init_subclass__")}
+    local |= {"__getattribute__": _attribute, "__setattr__": Remote.__setattr__, "__delattr__": Remote.__delattr__}
+    local["__getattr__"] = Remote.__getattr__
+    rest = [each for each in bases if place_of(each) is None and not issubclass(made, each)]
+    after = place_of(bases[0]) is not None
+    owner[0] = type.__new__(Mirror, made.__name__, (parent, *rest) if after else (*rest, parent), local)
+    return owner[0]
+
+
+def _attribute(self: Any, name: str) -> Any:
+    if name.startswith(("__", "_fastgrpo_")):
+        return object.__getattribute__(self, name)
+    return ask(self, "get", name)

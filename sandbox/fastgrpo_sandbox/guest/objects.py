@@ -12,8 +12,19 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import remote
-from .known import KEPT_BACK, PLAIN_BASES, differs, error, known, known_name, library_place, overridden
-from .known import plain_base, plain_state
+from .kinds import KINDS as KINDS_OF_OBJECTS
+from .known import (
+    KEPT_BACK,
+    PLAIN_BASES,
+    differs,
+    error,
+    known,
+    known_name,
+    library_place,
+    overridden,
+    plain_base,
+    plain_state,
+)
 from .plain import KINDS, Codec, name_of
 
 DESCRIBED = {  # by their exact types
@@ -148,7 +159,7 @@ class Objects:
         if number in self._proxies:
             return self._proxies[number]
         if isinstance(kind, str):
-            made = remote.proxy(remote.KINDS[kind], (self._peer, number))
+            made = remote.proxy(KINDS_OF_OBJECTS[kind], (self._peer, number))
         else:
             made = self._instance(codec, self._mirror(*kind), number, content)
         self._proxies[number] = made

@@ -15,8 +15,7 @@ from _thread import RLock
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import remote
-from .inherit import derive, inherited, method
+from . import inherit, kinds, remote
 from .known import is_library, library_place
 from .objects import Objects
 from .plain import Codec
@@ -92,10 +91,13 @@ class Peer:
 
     def function(self, name: str) -> Any:
         """A function of the solution, by name, without asking whether there is one."""
-        return remote.proxy(remote.Function, (self, name))
+        return remote.proxy(kinds.Function, (self, name))
 
-    def stand_in(self, made: Any, derived: type) -> type:
-        """From now on `derived` stands for what `made` stood for. Returns it."""
+    def derive(self, name: str, bases: tuple[type, ...], space: dict[str, Any], named: Mapping[str, Any]) -> type:
+        """A class of this side over one of the other's."""
+        known = [inherit.theirs(bases), named, inherit.told(bases, space)]
+        made, names = self.request("subclass", None, name, known)
+        derived = inherit.derived(made, names, bases, space)
         self._objects.replace(remote.place_of(made), derived)
         return derived
 
@@ -173,7 +175,9 @@ class Peer:
             self._send(["raise", printed], [ValueError(f"the answer cannot be sent: {error}")])
 
     def _found(self, target: Any) -> Any:
-        return self._objects.lent[target] if isinstance(target, int) else None if target is None else self._named(target)
+        if isinstance(target, int):
+            return self._objects.lent[target]
+        return None if target is None else self._named(target)
 
     def _named(self, name: str) -> Any:
         if self._module is None:
@@ -189,8 +193,8 @@ class Peer:
             case "get":
                 return getattr(found, name)
             case "set":
-                is_method = isinstance(found, type) and isinstance(args[0], remote.Function)
-                return setattr(found, name, method(args[0], name) if is_method else args[0])
+                is_method = isinstance(found, type) and isinstance(args[0], kinds.Function)
+                return setattr(found, name, inherit.method(args[0], name) if is_method else args[0])
             case "del":
                 return delattr(found, name)
             case "name":
@@ -200,8 +204,8 @@ class Peer:
             case "copy":
                 return getattr(importlib.import_module("copy"), name)(found)
             case "subclass":
-                made = derive(name, *args)
-                return [made, inherited(made)]
+                made = inherit.derive(name, *args)
+                return [made, inherit.inherited(made)]
             case "super":
                 return getattr(super(args[0], found), name)
             case "super special":

@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import is_
@@ -108,9 +109,7 @@ KINDS: dict[str, Kind] = {
         _ordered_fill,
     ),
     "collections.Counter": Kind(_pairs, lambda _: _of("collections.Counter")(), _dict_fill),
-    "collections.UserDict": Kind(
-        lambda value: _pairs(value.data), lambda _: _of("collections.UserDict")(), _data_fill
-    ),
+    "collections.UserDict": Kind(lambda value: _pairs(value.data), lambda _: _of("collections.UserDict")(), _data_fill),
     "collections.UserList": Kind(lambda value: list(value.data), lambda _: _of("collections.UserList")(), _data_fill),
     "types.SimpleNamespace": Kind(
         lambda value: _pairs(vars(value)), lambda _: _of("types.SimpleNamespace")(), _attributes_fill
@@ -148,7 +147,7 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
     "pathlib.PosixPath": (lambda value: (str(value),), None),
     "pathlib.PurePosixPath": (lambda value: (str(value),), None),
     "collections.UserString": (lambda value: (value.data,), None),
-    "mappingproxy": (lambda value: (dict(value),), lambda content: _of("types.MappingProxyType")(content)),
+    "mappingproxy": (lambda value: (dict(value),), types.MappingProxyType),
     "memoryview": (
         lambda value: (value.tobytes(), value.format),
         lambda content, form: memoryview(content).cast(form) if content else memoryview(content),

@@ -9,12 +9,8 @@ that this side itself made by calling a class of the other (see `meant`): the op
 from __future__ import annotations
 
 import contextlib
-import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
-
-from .inherit import told
-from .known import known_name
 
 UNARY = (
     *("__len__", "__getitem__", "__setitem__", "__delitem__", "__iter__", "__next__", "__reversed__", "__enter__"),
@@ -29,7 +25,6 @@ BINARY = tuple(f"__{prefix}{name}__" for name in (*ARITHMETIC, *BITS) for prefix
 BINARY += ("__divmod__", "__rdivmod__")
 OWN = ("__call__", "__contains__", "__exit__", "__await__")  # each with a forwarder of its own
 SPECIALS = (*UNARY, *ORDER, *BINARY, *OWN)
-ABOVE = ("__init__", "__new__", "__post_init__", "__setattr__", "__delattr__", "__getattr__")  # that super() may find
 PAUSE_S = 0.0005  # between two looks at what the other side awaits
 Place = tuple[Any, Any]  # the peer, and the number or name of the object there
 
@@ -42,7 +37,7 @@ def place_of(value: Any) -> Place | None:
     return object.__getattribute__(value, "_fastgrpo_place_") if issubclass(kind, Remote) else None
 
 
-def _space(kind: type) -> Any:
+def space_of(kind: type) -> Any:
     """What a class of this side holds itself."""
     return type.__dict__["__dict__"].__get__(kind)
 
@@ -51,12 +46,12 @@ def _mro(kind: type) -> tuple[type, ...]:
     return type.__dict__["__mro__"].__get__(kind)
 
 
-def _ask(value: Any, operation: str, name: str = "", *args: Any) -> Any:
+def ask(value: Any, operation: str, name: str = "", *args: Any) -> Any:
     peer, target = place_of(value)  # type: ignore[misc]
     return peer.request(operation, target, name, args)
 
 
-def _invoke(value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def invoke(value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     peer, target = place_of(value)  # type: ignore[misc]
     return peer.request("call", target, "", args, named)
 
@@ -67,17 +62,14 @@ class Mirror(type):
     def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any], **named: Any) -> Any:
         """A class statement of this side over a class of the other (inherit.py)."""
         peer = next(place_of(each) for each in bases if place_of(each))[0]  # type: ignore[index]
-        theirs = [each for each in bases if place_of(each) or known_name(each)]
-        entries = told(bases, space, lambda each: place_of(each) is not None)
-        made, names = peer.request("subclass", None, name, [theirs, named, entries])
-        return peer.stand_in(made, derived(made, names, bases, space))
+        return peer.derive(name, bases, space, named)
 
     def __init__(cls, *args: Any, **named: Any) -> None:
         pass
 
     @property
     def __doc__(cls) -> Any:  # type: ignore[override]
-        return _ask(cls, "get", "__doc__")
+        return ask(cls, "get", "__doc__")
 
     @property
     def __mro__(cls) -> tuple[type, ...]:  # type: ignore[override]
@@ -85,36 +77,36 @@ class Mirror(type):
 
     @property
     def __dict__(cls) -> Any:  # type: ignore[override]
-        return _ask(cls, "get", "__dict__")
+        return ask(cls, "get", "__dict__")
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return _mean(_invoke(cls, args, kwargs), cls.__name__[:1].isupper())
+        return mean(invoke(cls, args, kwargs), cls.__name__[:1].isupper())
 
     def __getattr__(cls, name: str) -> Any:
-        return _ask(cls, "get", name)
+        return ask(cls, "get", name)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        _ask(cls, "set", name, value)
-        if name in FORWARDERS and "__getattribute__" in _space(cls):
+        ask(cls, "set", name, value)
+        if name in FORWARDERS and "__getattribute__" in space_of(cls):
             type.__setattr__(cls, name, value)
 
     def __delattr__(cls, name: str) -> None:
-        _ask(cls, "del", name)
+        ask(cls, "del", name)
 
     def __dir__(cls) -> Any:
-        return _ask(cls, "special", "__dir__")
+        return ask(cls, "special", "__dir__")
 
     def __len__(cls) -> int:
-        return _ask(cls, "special", "__len__")
+        return ask(cls, "special", "__len__")
 
     def __bool__(cls) -> bool:
         return True
 
     def __iter__(cls) -> Any:
-        return _ask(cls, "special", "__iter__")
+        return ask(cls, "special", "__iter__")
 
     def __getitem__(cls, key: Any) -> Any:
-        return _ask(cls, "special", "__getitem__", key)
+        return ask(cls, "special", "__getitem__", key)
 
     def __contains__(cls, item: Any) -> bool:
         return any(item is each or item == each for each in cls)
@@ -128,144 +120,44 @@ class Remote:
 
     @property
     def __dict__(self) -> Any:  # type: ignore[override]
-        return _ask(self, "get", "__dict__")
+        return ask(self, "get", "__dict__")
 
     @property
     def __annotations__(self) -> Any:  # type: ignore[override]
-        return _ask(self, "get", "__annotations__")
+        return ask(self, "get", "__annotations__")
 
     def __getattr__(self, name: str) -> Any:
-        return _ask(self, "get", name)
+        return ask(self, "get", name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("__traceback__", "__context__", "__cause__", "__suppress_context__"):
             object.__setattr__(self, name, value)
         else:
-            _ask(self, "set", name, value)
+            ask(self, "set", name, value)
 
     def __delattr__(self, name: str) -> None:
-        _ask(self, "del", name)
+        ask(self, "del", name)
 
     def __str__(self) -> str:
-        return _ask(self, "special", "__str__")
+        return ask(self, "special", "__str__")
 
     def __repr__(self) -> str:
-        return _ask(self, "special", "__repr__")
+        return ask(self, "special", "__repr__")
 
     def __dir__(self) -> Any:
-        return _ask(self, "special", "__dir__")
+        return ask(self, "special", "__dir__")
 
     def __copy__(self) -> Any:
-        return _mean(_ask(self, "copy", "copy"), _is_meant(self))
+        return mean(ask(self, "copy", "copy"), _is_meant(self))
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _mean(_ask(self, "copy", "deepcopy"), _is_meant(self))
+        return mean(ask(self, "copy", "deepcopy"), _is_meant(self))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("an object of another process cannot be copied")
 
 
-class Callback(Remote):
-    """A callable without more of interest."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _mean(_invoke(self, args, kwargs), False)
-
-
-class Function(Callback):
-    """A function, which has a type that tests ask for."""
-
-    __class__ = property(lambda self: types.FunctionType)  # type: ignore[assignment]
-    __globals__: Any = property(lambda self: {})  # where annotations are looked up; the other side's stay there
-
-
-class Method(Callback):
-    """A method of an object."""
-
-    __class__ = property(lambda self: types.MethodType)  # type: ignore[assignment]
-
-
-class Iterator(Remote):
-    """A generator, or an iterator of any kind."""
-
-    def __iter__(self) -> Iterator:
-        return self
-
-    def __next__(self) -> Any:
-        return _ask(self, "special", "__next__")
-
-
-class Generator(Iterator):
-    """A generator, which has a type that tests ask for."""
-
-    __class__ = property(lambda self: types.GeneratorType)
-
-    def send(self, value: Any) -> Any:
-        return _ask(self, "special", "send", value)
-
-
-class Coroutine(Remote):
-    """What can be awaited. It runs on a loop of its own process, a slice at a time, so that both sides' tasks go on."""
-
-    def __await__(self) -> Any:
-        from asyncio import CancelledError, _get_running_loop, sleep
-
-        operation = "await"
-        while True:
-            done, value = _ask(self, operation)
-            if done:
-                return value
-            try:
-                if _get_running_loop() is not None:
-                    yield from sleep(PAUSE_S).__await__()
-                operation = "await"
-            except CancelledError:
-                operation = "cancel"
-
-    def _steps(self) -> Any:
-        try:
-            return object.__getattribute__(self, "_fastgrpo_steps_")
-        except AttributeError:
-            object.__setattr__(self, "_fastgrpo_steps_", self.__await__())
-            return object.__getattribute__(self, "_fastgrpo_steps_")
-
-    def send(self, value: Any) -> Any:
-        return self._steps().send(value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._steps().throw(*error)
-
-    def close(self) -> None:
-        self._steps().close()
-
-
-class Described(Remote):
-    """An attribute that a class answers with, and of which tests ask the type."""
-
-    _fastgrpo_kind_: type = property
-
-    __class__ = property(lambda self: type(self)._fastgrpo_kind_)  # type: ignore[assignment]
-
-
-class Static(Described):
-    """A static method, before it is asked of a class."""
-
-    _fastgrpo_kind_ = staticmethod
-
-
-class OfClass(Described):
-    """Likewise a class method."""
-
-    _fastgrpo_kind_ = classmethod
-
-
-KINDS = {"function": Function, "method": Method, "builtin": Callback, "property": Described, "staticmethod": Static}
-KINDS |= {"classmethod": OfClass, "iterator": Iterator, "generator": Generator, "coroutine": Coroutine}
-for _kind in (Remote, *KINDS.values()):
-    _kind.__doc__ = property(lambda self: _ask(self, "get", "__doc__"))  # type: ignore[assignment]
-
-
-def _mean(value: Any, meant: bool) -> Any:
+def mean(value: Any, meant: bool) -> Any:
     """Marks an object as made by this side, or, where another call returned it, as no longer sure to be."""
     if issubclass(type(value), Remote):
         object.__setattr__(value, "_fastgrpo_meant_", meant)
@@ -285,31 +177,31 @@ Ask = Callable[..., Any]  # of an object, an operator's name and its operands
 
 
 def _special(value: Any, name: str, *args: Any) -> Any:
-    return _ask(value, "special", name, *args)
+    return ask(value, "special", name, *args)
 
 
-def _unary(name: str, ask: Ask = _special) -> Callable[..., Any]:
+def _unary(name: str, by: Ask = _special) -> Callable[..., Any]:
     def forward(self: Any, *args: Any) -> Any:
-        return ask(self, name, *args)
+        return by(self, name, *args)
 
     return forward
 
 
-def _binary(name: str, ask: Ask = _special) -> Callable[..., Any]:
+def _binary(name: str, by: Ask = _special) -> Callable[..., Any]:
     def forward(self: Any, other: Any, *more: Any) -> Any:
         if not _may_see(self, other):
             return _as_plain(self, name, other, *more)
-        return _mean(ask(self, name, other, *more), _is_meant(self))
+        return mean(by(self, name, other, *more), _is_meant(self))
 
     return forward
 
 
-def _order(name: str, ask: Ask = _special) -> Callable[[Any, Any], Any]:
+def _order(name: str, by: Ask = _special) -> Callable[[Any, Any], Any]:
     def forward(self: Any, other: Any) -> Any:
         equality = name in ("__eq__", "__ne__")
         if place_of(other) is None and (equality or not _may_see(self, other)):
             return _as_plain(self, name, other)
-        return ask(self, name, other)
+        return by(self, name, other)
 
     return forward
 
@@ -322,35 +214,52 @@ def _as_plain(self: Any, name: str, *others: Any) -> Any:
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return _mean(_invoke(self, args, kwargs), False)
+    return mean(invoke(self, args, kwargs), False)
 
 
-def _containing(ask: Ask = _special) -> Callable[[Any, Any], bool]:
+def _containing(by: Ask = _special) -> Callable[[Any, Any], bool]:
     def contains(self: Any, item: Any) -> bool:
         """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
-        if any("__iter__" in _space(each) for each in _mro(type(self))) and not _may_see(self, item):
+        if any("__iter__" in space_of(each) for each in _mro(type(self))) and not _may_see(self, item):
             return any(item is each or item == each for each in self)
-        return ask(self, "__contains__", item)
+        return by(self, "__contains__", item)
 
     return contains
 
 
-def _exiting(ask: Ask = _special) -> Callable[..., Any]:
-    return lambda self, kind, error, trace: ask(self, "__exit__", kind, error, None)
+def _exiting(by: Ask = _special) -> Callable[..., Any]:
+    return lambda self, kind, error, trace: by(self, "__exit__", kind, error, None)
 
 
 def _forwarder(name: str) -> property:
-    return property(lambda self: _ask(self, "get", name))
+    return property(lambda self: ask(self, "get", name))
 
 
-def _forwarders(ask: Ask = _special) -> dict[str, Any]:
-    found: dict[str, Any] = {name: _unary(name, ask) for name in UNARY}
-    found |= {name: _order(name, ask) for name in ORDER} | {name: _binary(name, ask) for name in BINARY}
-    found |= {"__contains__": _containing(ask), "__exit__": _exiting(ask)}
-    return found | {"__call__": _call, "__await__": Coroutine.__await__}
+def awaited(self: Any) -> Any:
+    """Waits for what the other process runs, a slice at each look; other tasks of this side go on beside it."""
+    from asyncio import CancelledError, _get_running_loop, sleep
+
+    operation = "await"
+    while True:
+        done, value = ask(self, operation)
+        if done:
+            return value
+        try:
+            if _get_running_loop() is not None:
+                yield from sleep(PAUSE_S).__await__()
+            operation = "await"
+        except CancelledError:
+            operation = "cancel"
 
 
-FORWARDERS = _forwarders()
+def forwarders(by: Ask = _special) -> dict[str, Any]:
+    found: dict[str, Any] = {name: _unary(name, by) for name in UNARY}
+    found |= {name: _order(name, by) for name in ORDER} | {name: _binary(name, by) for name in BINARY}
+    found |= {"__contains__": _containing(by), "__exit__": _exiting(by)}
+    return found | {"__call__": _call, "__await__": awaited}
+
+
+FORWARDERS = forwarders()
 
 
 def mirror(place: Place, name: str, bases: tuple[type, ...], base: type, specials: list[str], names: list[str]) -> type:
@@ -367,45 +276,6 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], base: type, special
         except TypeError:
             continue
     raise TypeError(f"no class can stand for {name}")
-
-
-class _Above:
-    """An attribute as `super()` finds it."""
-
-    def __init__(self, name: str, owner: list[Any]) -> None:
-        self.name, self.owner = name, owner
-
-    def __get__(self, value: Any, kind: Any = None) -> Any:
-        return _ask(kind if value is None else value, "super", self.name, self.owner[0])
-
-
-def derived(made: Any, names: Iterable[str], bases: tuple[type, ...], space: dict[str, Any]) -> type:
-    """The class of a class statement whose other half `made` stands for: its own methods run here, `super()` asks."""
-    owner = [made]
-    ask: Ask = lambda value, name, *args: _ask(value, "super special", name, owner[0], *args)  # noqa: E731
-    operators = _forwarders(ask)
-    asked = [name for name in names if not name.startswith(("__", "_fastgrpo_"))]
-    above = {name: _Above(name, owner) for name in (*asked, *ABOVE)}
-    above |= {name: operators[name] for name in _space(made) if name in FORWARDERS}
-    if "__call__" in above:
-        above["__call__"] = _Above("__call__", owner)
-    if "__eq__" in above and "__hash__" not in above:
-        above["__hash__"] = operators["__hash__"]
-    parent = type.__new__(Mirror, made.__name__, (made,), above)
-    local = {name: value for name, value in space.items() if name.startswith("__") or callable(value)}
-    local = {name: value for name, value in local.items() if name not in (*ABOVE, "__slots__", "__init_subclass__")}
-    local |= {"__getattribute__": _attribute, "__setattr__": Remote.__setattr__, "__delattr__": Remote.__delattr__}
-    local["__getattr__"] = Remote.__getattr__
-    rest = [each for each in bases if place_of(each) is None and not issubclass(made, each)]
-    after = place_of(bases[0]) is not None
-    owner[0] = type.__new__(Mirror, made.__name__, (parent, *rest) if after else (*rest, parent), local)
-    return owner[0]
-
-
-def _attribute(self: Any, name: str) -> Any:
-    if name.startswith(("__", "_fastgrpo_")):
-        return object.__getattribute__(self, name)
-    return _ask(self, "get", name)
 
 
 def proxy(kind: type, place: Place, args: tuple[Any, ...] = ()) -> Any:
