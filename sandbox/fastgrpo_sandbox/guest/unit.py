@@ -44,7 +44,8 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     space["__compare__"] = compare = honest.compare
     if not changed:
         passed = run_tests(space, tests, names, result, suite, case)
-        changed = not is_same(before | bare, fingerprint() | functions(lent)) or space.get("__compare__") is not compare
+        changed = not is_same(before | bare, fingerprint() | functions(lent, bare))
+        changed = changed or space.get("__compare__") is not compare
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
         passed, errors = set(), "the solution changed unittest or the builtins"
