@@ -8,16 +8,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100 };
+enum { SOCKET_KB = 208 /* that one may have sent and nobody read */, FEW_DESCRIPTORS = 256 };
 enum { TICKS = 100 /* in a second, for /proc */, MAX_DEPTH = 256 /* as many processes as a job may have */ };
 
 typedef struct {
     uint64_t cpu_ns, anonymous_kb;
-    uint32_t processes;
+    uint32_t processes, descriptors;
 } usage;
 
 typedef struct {
@@ -27,6 +29,7 @@ typedef struct {
 typedef struct {
     const server *s;
     bool proportional;
+    bool sockets; /* what they may hold is counted */
     usage total;
 } walk;
 
@@ -103,6 +106,27 @@ static bool add_memory(walk *w, const char *folder, pid_t thread, pid_t parent) 
     return true;
 }
 
+/* How many descriptors a process has, by the size that its folder has since Linux 6.2. */
+static uint32_t descriptors_of(const server *s, pid_t pid) {
+    char path[32];
+    struct stat facts;
+    snprintf(path, sizeof path, "%d/fd", pid);
+    return fstatat(s->proc, path, &facts, 0) == 0 ? (uint32_t)facts.st_size : 0;
+}
+
+static uint32_t sockets_of(const server *s, pid_t pid) {
+    char path[32], target[16];
+    uint32_t found = 0;
+    snprintf(path, sizeof path, "%d/fd", pid);
+    int fd = openat(s->proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *all = fd >= 0 ? fdopendir(fd) : NULL;
+    if (all == NULL) return 0;
+    for (struct dirent *entry; (entry = readdir(all));)
+        found += readlinkat(fd, entry->d_name, target, sizeof target) > 7 && memcmp(target, "socket:", 7) == 0;
+    closedir(all);
+    return found;
+}
+
 static void visit_process(walk *w, pid_t pid, pid_t parent, int depth);
 
 static void visit_children(walk *w, const char *folder, pid_t thread, int depth) {
@@ -121,6 +145,8 @@ static void visit_process(walk *w, pid_t pid, pid_t parent, int depth) {
     snprintf(folder, sizeof folder, "%d", pid);
     w->total.cpu_ns += cpu_of(pid) + facts_of(w->s, folder).ended_ns;
     w->total.processes++;
+    w->total.descriptors += descriptors_of(w->s, pid);
+    if (w->sockets) w->total.anonymous_kb += (uint64_t)SOCKET_KB * sockets_of(w->s, pid);
     snprintf(folder, sizeof folder, "%d/task", pid);
     int fd = openat(w->s->proc, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *threads = fd >= 0 ? fdopendir(fd) : NULL;
@@ -135,8 +161,8 @@ static void visit_process(walk *w, pid_t pid, pid_t parent, int depth) {
     closedir(threads);
 }
 
-static usage usage_of(const server *s, pid_t pid, bool proportional) {
-    walk w = {.s = s, .proportional = proportional};
+static usage usage_of(const server *s, pid_t pid, bool proportional, bool sockets) {
+    walk w = {.s = s, .proportional = proportional, .sockets = sockets};
     visit_process(&w, pid, 0, 0);
     return w.total;
 }
@@ -147,11 +173,12 @@ static bool over_output(const job *j) {
 }
 
 static bool over_memory(const server *s, job *j, usage *total) {
-    *total = usage_of(s, j->solution.pid, false);
+    *total = usage_of(s, j->solution.pid, false, false);
     j->many = total->processes > 1;
     if (j->by_cgroup) return false; /* the kernel holds it, and tells the peak at the end */
     uint64_t cap_kb = (uint64_t)j->limits.memory_mb << 10;
-    if (total->anonymous_kb > cap_kb && j->many) *total = usage_of(s, j->solution.pid, true);
+    bool sockets = total->descriptors > FEW_DESCRIPTORS;
+    if (sockets || (total->anonymous_kb > cap_kb && j->many)) *total = usage_of(s, j->solution.pid, j->many, sockets);
     if (total->anonymous_kb + s->base_anon_kb > j->memory_kb) j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
     return total->anonymous_kb > cap_kb;
 }

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from fastgrpo_sandbox import cgroup
+from fastgrpo_sandbox.packages import files_of
 from fastgrpo_sandbox.types import Limits, SandboxUnavailable
 
 log = logging.getLogger("fastgrpo_sandbox")
@@ -97,14 +98,12 @@ def _system_binds() -> tuple[dict[str, str], list[str]]:
 
 
 def _package_binds(preload: tuple[str, ...]) -> dict[str, str]:
-    """msgspec always; with `preload`, the whole folder of installed packages, read-only."""
+    """msgspec always; with `preload`, what these modules need of what is installed, read-only."""
     msgspec_spec = importlib.util.find_spec("msgspec")
     assert msgspec_spec is not None
     assert msgspec_spec.origin is not None
     binds = {os.path.dirname(msgspec_spec.origin): "/jail/lib/msgspec"}
-    if preload:
-        binds[sysconfig.get_path("platlib")] = "/jail/site"
-    return binds
+    return binds | {path: f"/jail/site/{name}" for path, name in files_of(preload).items()}
 
 
 def _hidden(binds: dict[str, str]) -> list[str]:
@@ -146,7 +145,7 @@ def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, ob
         *links,
         *hidden,
         *devices,
-        *("--symlink", "/tmp", "/dev/shm"),
+        *("--symlink", "/tmp", "/dev/shm", "--symlink", "/tmp/stdin", "/dev/stdin"),
         *("--dir", "/tmp", "--proc", "/tmp/proc", "--remount-ro", "/", "--chdir", "/"),
         *("--", python, "-S", "-s", "-P", "-B", "/jail/guest/zygote.py", kind, str(armed), *preload),
     ]

@@ -15,7 +15,13 @@ import msgspec
 
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
-from fastgrpo_sandbox.guest.instrument import compile_asserts, compile_unittest, unittest_names, wanted_names
+from fastgrpo_sandbox.guest.instrument import (
+    compile_asserts,
+    compile_unittest,
+    imported_modules,
+    unittest_names,
+    wanted_names,
+)
 from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, Outcome, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
 from fastgrpo_sandbox.weight import count_values
@@ -23,6 +29,7 @@ from fastgrpo_sandbox.weight import count_values
 log = logging.getLogger("fastgrpo_sandbox")
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
+STDIN = "/dev/stdin"  # a link to a file of the job's: in a jail no path leads to a descriptor
 PLAIN = b"S"  # begins a payload that is nothing but the source of a script
 SECRET = b"U"  # begins one whose secret stays with the native module
 SECRET_BYTES = 32
@@ -70,6 +77,8 @@ class Parcel(msgspec.Struct, frozen=True):
 
 def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tests | None, limits: Limits) -> Parcel:
     """A job of any form but StdioTests, which are several. Raises Rejected."""
+    if STDIN in code:
+        files = {**files, "stdin": stdin}
     job: dict[str, Any] = {"role": "script", "code": _source(code), "files": _files(files)}
     judge, secret, count, select = b"", b"", None, None
     if tests is not None and not isinstance(tests, StdioTests):
@@ -126,8 +135,9 @@ def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
 def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
     """Likewise. Raises Rejected."""
     with _compiling():
-        compiled = compile_unittest(f"{tests.setup}\n{tests.source}")
-        return {"role": "unittest", "names": unittest_names(tests.source), "tests": compiled}
+        whole = f"{tests.setup}\n{tests.source}"
+        job = {"role": "unittest", "names": unittest_names(tests.source), "tests": compile_unittest(whole)}
+        return job | {"modules": imported_modules(whole)}
 
 
 def _count(tests: Tests) -> int:

@@ -322,7 +322,7 @@ class SandboxPool:
         self._counts[outcome.status] += 1
         self._peak_mb = max(self._peak_mb, outcome.memory_mb)
         if outcome.status == "infrastructure":
-            log.warning("job lost: reason=%r", outcome.error)
+            log.info("job lost: reason=%r", outcome.error)  # told by the outcome; a handler's failure is the caller's
         return outcome
 
     def stats(self) -> dict[str, float]:

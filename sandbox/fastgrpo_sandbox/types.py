@@ -69,7 +69,8 @@ class CheckTests(msgspec.Struct, frozen=True, tag="check"):
     the tests end without coming to it. `select` names the assertions that count, by their order.
 
     Plain data and the values of the standard library cross as themselves; functions, iterators and objects stay in
-    their process, and the other side uses them through proxies, whichever side made them. An object of the
+    their process, and the other side uses them through proxies, whichever side made them. A class that the tests
+    derive from one of the solution's is made in the solution's process, with methods that ask back. An object of the
     solution's equals only what is the solution's too, by its own class, and never plain data; one of a subclass of
     a plain type equals what that value does, whatever its class says. With plain data, other operators work on what
     the tests made by calling a class, not on what a function returned. A StopIteration that a function raises
@@ -97,12 +98,14 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     Guaranteed: exit codes, prints, output floods and missing, doubled or malformed verdicts never count as a pass.
     Nor do a `unittest`, its classes, contextlib, builtins or assertions that are found changed once the solution is
     imported or once the tests have run. Nor does an object pass by an `__eq__`, order or subtraction that the
-    solution wrote, or a mock's, against what has none such. A test that is expected to fail passes by failing; one
-    under `skip` is not counted, and one that is skipped by a condition passes.
+    solution wrote, or a mock's, against what has none such. Nor does a module of the standard library that the tests
+    import help, if its functions are found changed, but for mocks at the tests' end. A test that is expected to fail
+    passes by failing; one under `skip` is not counted, and one that is skipped by a condition passes.
 
     Not guaranteed, since the solution's code runs beside the tests. It can still forge a verdict by reaching the
     running tests or this project's code through frames, the garbage collector, tracing, threads or native memory;
-    by undoing its changes before they are looked at; by changing a module that the tests use themselves; by answers
+    by undoing its changes before they are looked at; by changing what the modules that the tests import use in turn,
+    or `sys`; by answers
     that the tests take at their word (`assertTrue(f(x).is_right())`), numbers among them that its own operators
     made of the wanted value; by an `__eq__` compiled under a library's file name. So the outcome is labelled
     `verdict_by == "same-process"`: use the other forms where forging matters.

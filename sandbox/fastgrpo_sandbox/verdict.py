@@ -118,7 +118,7 @@ def _decode(frame: bytes, form: type[Result] = Result, secret: bytes = b"") -> R
         return None
     try:
         return msgspec.msgpack.decode(frame[: len(frame) - len(secret)], type=form)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):  # a text that is no UTF-8 is a ValueError
         return None
 
 

@@ -146,6 +146,40 @@ time.sleep(20)
     assert outcome.memory_mb < 600
 
 
+SOCKETS = """
+import os, socket, time
+def fill(most):
+    kept = []
+    for _ in range(most):
+        ends = socket.socketpair()
+        kept.append(ends)
+        for end in ends:
+            end.setblocking(False)
+            try:
+                while True: end.send(b"x" * 65536)
+            except BlockingIOError: pass
+    time.sleep(20)
+"""
+
+
+def test_08_what_sockets_hold_is_counted(pool):
+    """25 processes with 50 full sockets each: 250 MB of the kernel's that no process has among its pages."""
+    code = SOCKETS + "for _ in range(25):\n    if os.fork() == 0: fill(25)\ntime.sleep(20)\n"
+    assert pool.run(code, limits=Limits(memory_mb=120, wall_s=30, cpu_s=20)).status == "memory"
+
+
+def test_08_descriptors_that_are_no_sockets_hold_nothing(pool):
+    code = """
+import os, time
+for _ in range(12):
+    if os.fork() == 0:
+        kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]
+        time.sleep(0.5); os._exit(0)
+time.sleep(1)
+"""
+    assert pool.run(code, limits=Limits(memory_mb=64)).status == "ok"
+
+
 def test_08_shared_pages_of_forks_count_once(pool):
     code = """
 import os, time

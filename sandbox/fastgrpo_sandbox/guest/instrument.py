@@ -54,8 +54,27 @@ class _Guarded(ast.NodeTransformer):
 def compile_unittest(source: str) -> bytes:
     """A program of unittest tests, its comparisons guarded, marshalled for the jail's interpreter, which is this one.
     Raises SyntaxError."""
-    tree = ast.fix_missing_locations(_Guarded().visit(hoisted(parse(source))))
+    tree = hoisted(parse(source))
+    tree.body = [node for node in tree.body if not _starts_tests(node)]
+    tree = ast.fix_missing_locations(_Guarded().visit(tree))
     return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True))
+
+
+@lru_cache(CACHED)
+def imported_modules(source: str) -> tuple[str, ...]:
+    """The standard library's modules that `source` imports, by full name. Raises SyntaxError."""
+    nodes = list(ast.walk(parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return tuple(sorted(name for name in names if name.partition(".")[0] in sys.stdlib_module_names))
+
+
+def _starts_tests(node: ast.stmt) -> bool:
+    """Whether a statement of the module is what would run it as a program: unittest.main(), or the block around it."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Compare):
+        return "__name__" in (_last_name(node.test.left), _last_name(node.test.comparators[0]))
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and ast.unparse(call.func) == "unittest.main"
 
 
 def _set_classes(tree: ast.Module) -> set[str]:

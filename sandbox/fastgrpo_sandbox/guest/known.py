@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .plain import KINDS, SCALARS, name_of
+from .plain import HOLDERS, KINDS, name_of
 
+KEPT_BACK = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)
+MEMBERS = ("filename", "filename2", "name", "path")  # of exceptions, beside what is in their dict
 VALUE_MODULES = frozenset({"builtins", "collections", "datetime", "decimal", "fractions", "uuid", "pathlib", "array"})
 PLAIN_BASES: dict[type, Callable[[Any], Sequence[Any]]] = {  # what cannot change, and its constructor's arguments
     int: lambda value: (int.__int__(value),),
@@ -53,7 +56,7 @@ def known(name: Any) -> type:
 def plain_base(kind: type) -> type:
     """The plain type or library's exception from which a class derives, or object."""
     for each in kind.__mro__:
-        if each in PLAIN_BASES or (name_of(each) in KINDS and known_name(each)):
+        if each in PLAIN_BASES or (name_of(each) in KINDS.keys() - HOLDERS and known_name(each)):
             return each
         if issubclass(each, BaseException) and known_name(each):
             return each
@@ -75,7 +78,13 @@ def overridden(kind: type, base: type) -> set[str]:
 
 
 def plain_state(error: BaseException) -> dict[str, Any]:
-    return {name: value for name, value in vars(error).items() if type(value) in SCALARS or type(value) is int}
+    """What an exception of the library has beyond its arguments."""
+    own = {name: getattr(error, name, None) for name in MEMBERS}
+    return {name: value for name, value in (own | vars(error)).items() if value is not None and _may_leave(value)}
+
+
+def _may_leave(value: Any) -> bool:
+    return not isinstance(value, KEPT_BACK)
 
 
 def error(name: str, args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
@@ -87,5 +96,9 @@ def error(name: str, args: tuple[Any, ...], state: dict[str, Any]) -> BaseExcept
         with contextlib.suppress(TypeError):
             kind.__init__(made, *args)  # type: ignore[misc]
     made.args = args
-    vars(made).update(state)
+    for own, value in state.items():
+        if own in MEMBERS and hasattr(kind, own):
+            setattr(made, own, value)
+        else:
+            vars(made)[own] = value
     return made

@@ -8,15 +8,36 @@ from __future__ import annotations
 
 import importlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import remote
-from .known import PLAIN_BASES, differs, error, known, known_name, library_place, overridden, plain_base, plain_state
+from .kinds import KINDS as KINDS_OF_OBJECTS
+from .known import (
+    KEPT_BACK,
+    PLAIN_BASES,
+    differs,
+    error,
+    known,
+    known_name,
+    library_place,
+    overridden,
+    plain_base,
+    plain_state,
+)
 from .plain import KINDS, Codec, name_of
 
-KEPT_BACK = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)
-FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodWrapperType)
+DESCRIBED = {  # by their exact types
+    types.FunctionType: "function",
+    types.MethodType: "method",
+    types.BuiltinFunctionType: "builtin",
+    types.MethodWrapperType: "builtin",
+    types.GeneratorType: "generator",
+    property: "property",
+    staticmethod: "staticmethod",
+    classmethod: "classmethod",
+}
+CODE = ("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_nlocals", "co_flags", "co_varnames", "co_name")
 
 
 class Objects:
@@ -55,6 +76,8 @@ class Objects:
             return {"type": known} if known else {"class": self._class(value)}
         if isinstance(value, BaseException) and known_name(type(value)):
             return {"error": [known_name(type(value)), codec.tag(value.args), codec.tag(plain_state(value))]}
+        if isinstance(value, types.CodeType) and not self.is_guarded:
+            return {"code": [codec.tag(getattr(value, name)) for name in CODE]}
         if isinstance(value, KEPT_BACK):
             raise TypeError(f"a {type(value).__name__} stays in its own process")
         if self.is_guarded and isinstance(value, types.BuiltinFunctionType | types.FunctionType):
@@ -76,10 +99,8 @@ class Objects:
     def _described(self, value: Any, codec: Codec) -> list[Any]:
         """A kind of proxy; or a class, and the plain value that the object also is."""
         kind = type(value)
-        if isinstance(value, FUNCTIONS):
-            return ["function"]
-        if isinstance(value, types.GeneratorType):
-            return ["generator"]
+        if kind in DESCRIBED:
+            return [DESCRIBED[kind]]
         if isinstance(value, types.CoroutineType) or (kind.__module__ == "builtins" and hasattr(kind, "__await__")):
             return ["coroutine"]
         if hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools"):
@@ -124,15 +145,21 @@ class Objects:
             case "function" if not self.is_guarded:
                 module, _, own = body.rpartition(".")
                 return getattr(importlib.import_module(module), own)
+            case "code":
+                return _signature_code(map(codec.untag, body))
             case "mine":
                 return self._proxy(codec, *body)
         raise ValueError(f"no value is named {name!r}")
+
+    def replace(self, place: Any, proxy: Any) -> None:
+        """Takes another proxy for the object at `place`."""
+        self._proxies[place[1]] = proxy
 
     def _proxy(self, codec: Codec, number: int, kind: Any = None, content: Any = ()) -> Any:
         if number in self._proxies:
             return self._proxies[number]
         if isinstance(kind, str):
-            made = remote.proxy(remote.KINDS[kind], (self._peer, number))
+            made = remote.proxy(KINDS_OF_OBJECTS[kind], (self._peer, number))
         else:
             made = self._instance(codec, self._mirror(*kind), number, content)
         self._proxies[number] = made
@@ -166,3 +193,8 @@ class Objects:
         )
         self._proxies[number] = made
         return made
+
+
+def _signature_code(values: Iterable[Any]) -> types.CodeType:
+    """Code that does nothing and looks, to whoever asks for a signature, like the other side's."""
+    return (lambda: None).__code__.replace(**dict(zip(CODE, values, strict=True)))

@@ -15,10 +15,11 @@ from _thread import RLock
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import remote
+from . import inherit, kinds, remote
 from .known import is_library, library_place
 from .objects import Objects
 from .plain import Codec
+from .tasks import Tasks
 from .wire import MAX_PEER_FRAME, read_peer, send_peer
 
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
@@ -43,6 +44,7 @@ class Peer:
         self._codec = Codec(self._objects.give, self._objects.take)
         self._turn = RLock()
         self._answering = 0
+        self._tasks = Tasks()
 
     # ---- asking ----
 
@@ -73,7 +75,10 @@ class Peer:
         if head[0]:
             sys.stdout.write(head[0])
         if kind == "raise":
-            raise values[0] if _may_end_a_loop(operation, name) else _not_ending_loops(values[0])
+            error = values[0] if _may_end_a_loop(operation, name) else _not_ending_loops(values[0])
+            if len(values) > 1:
+                error.__cause__, error.__context__ = values[1:]
+            raise error
         return values[0]
 
     def name(self, name: str) -> tuple[Any, bool]:
@@ -86,7 +91,15 @@ class Peer:
 
     def function(self, name: str) -> Any:
         """A function of the solution, by name, without asking whether there is one."""
-        return remote.proxy(remote.Function, (self, name))
+        return remote.proxy(kinds.Function, (self, name))
+
+    def derive(self, name: str, bases: tuple[type, ...], space: dict[str, Any], named: Mapping[str, Any]) -> type:
+        """A class of this side over one of the other's."""
+        known = [inherit.theirs(bases), named, inherit.told(bases, space)]
+        made, names = self.request("subclass", None, name, known)
+        derived = inherit.derived(made, names, bases, space)
+        self._objects.replace(remote.place_of(made), derived)
+        return derived
 
     def _send(self, head: list[Any], values: Sequence[Any]) -> None:
         first, known = self._codec.shared.count, len(self._objects.lent)
@@ -131,30 +144,40 @@ class Peer:
 
     def _answer(self, head: list[Any], values: list[Any]) -> None:
         operation, target, name, is_redirected, *named = head
-        kind, output = "value", io.StringIO() if is_redirected else None
+        kind, more, output = "value", [], io.StringIO() if is_redirected else None
         self._answering += 1
         try:
-            found = self._objects.lent[target] if isinstance(target, int) else self._named(target)
+            found = self._found(target)
             args, kwargs = _split(values, named) if named else (values, NOTHING)
             with contextlib.redirect_stdout(output) if output else NO_CHANGE:
                 value = self._perform(operation, found, name, args, kwargs)
         except Gone:
             raise
         except BaseException as error:
-            kind, value = "raise", error
+            kind, value, more = "raise", error, self._reasons(error)
         finally:
             self._answering -= 1
         if self._module is not None:
             _show_prints()
-        self._send_answer(kind, output.getvalue() if output else "", value)
+        self._send_answer(kind, output.getvalue() if output else "", [value, *more])
 
-    def _send_answer(self, kind: str, printed: str, value: Any) -> None:
+    def _reasons(self, error: BaseException) -> list[Any]:
+        """What an exception of the solution's was raised from."""
+        reasons = [error.__cause__, error.__context__]
+        return reasons if self._module is not None and any(reasons) else []
+
+    def _send_answer(self, kind: str, printed: str, values: list[Any]) -> None:
         try:
-            self._send([kind, printed], [value])
+            self._send([kind, printed], values)
         except Gone:
             raise
         except BaseException as error:
             self._send(["raise", printed], [ValueError(f"the answer cannot be sent: {error}")])
+
+    def _found(self, target: Any) -> Any:
+        if isinstance(target, int):
+            return self._objects.lent[target]
+        return None if target is None else self._named(target)
 
     def _named(self, name: str) -> Any:
         if self._module is None:
@@ -170,13 +193,23 @@ class Peer:
             case "get":
                 return getattr(found, name)
             case "set":
-                return setattr(found, name, args[0])
+                is_method = isinstance(found, type) and isinstance(args[0], kinds.Function)
+                return setattr(found, name, inherit.method(args[0], name) if is_method else args[0])
             case "del":
                 return delattr(found, name)
             case "name":
                 return [library_place(found), found]
-            case "await":
-                return _run(found)
+            case "await" | "cancel":
+                return self._tasks.advance(found, operation == "cancel")
+            case "copy":
+                return getattr(importlib.import_module("copy"), name)(found)
+            case "subclass":
+                made = inherit.derive(name, *args)
+                return [made, inherit.inherited(made)]
+            case "super":
+                return getattr(super(args[0], found), name)
+            case "super special":
+                return getattr(super(args[0], found), name)(*args[1:])
         return _special(found, name, args)
 
 
@@ -198,7 +231,7 @@ def _is_allowed(operation: str, name: Any) -> bool:
     """Whether the solution's process may do this to an object of the tests."""
     if operation in ("get", "set", "del"):
         return isinstance(name, str) and (not name.startswith("_") or (operation, name) in NAMES)
-    return operation == "call" or (operation == "special" and name in (*remote.SPECIALS, "send"))
+    return operation in ("call", "await", "cancel") or (operation == "special" and name in (*remote.SPECIALS, "send"))
 
 
 def _split(values: list[Any], names: list[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -213,21 +246,6 @@ def _special(found: Any, name: str, args: list[Any]) -> Any:
     if name == "__iter__":
         return iter(found)
     return getattr(type(found), name)(found, *args)
-
-
-_loops: list[Any] = []
-
-
-def _run(awaitable: Any) -> Any:
-    """What an awaitable gives, on the one event loop of this process."""
-    import asyncio  # 20 ms that most jobs need not pay for
-
-    async def wait() -> Any:
-        return await awaitable
-
-    if not _loops:
-        _loops.append(asyncio.new_event_loop())
-    return _loops[0].run_until_complete(wait())
 
 
 def _is_redirected() -> bool:

@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import is_
@@ -23,6 +24,7 @@ LIVE = 64  # containers that stay shared after the exchange that brought them
 LARGE = 4096  # items of the largest of these
 SCALARS = frozenset({type(None), bool, str, float})
 CONSTANTS = {"NotImplemented": NotImplemented, "Ellipsis": Ellipsis}
+LIBRARY_CONSTANTS = ("MISSING", "_FIELD", "_FIELD_CLASSVAR", "_FIELD_INITVAR")  # of dataclasses, which asks by identity
 # Not as ASCII: two surrogates side by side would come back from their escapes as one character.
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 _decode = json.JSONDecoder(parse_constant={"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get).decode
@@ -65,6 +67,17 @@ def _slice_fill(value: Any, items: Any) -> None:
     value[:] = type(value)(value.typecode, items) if hasattr(value, "typecode") else items
 
 
+def _attributes_fill(value: Any, items: Sequence[Any]) -> None:
+    _dict_fill(vars(value), items)
+
+
+def _data_fill(value: Any, items: Sequence[Any]) -> None:
+    if isinstance(value.data, dict):
+        _dict_fill(value.data, items)
+    else:
+        value.data[:] = items
+
+
 def _deque_fill(value: Any, items: Iterable[Any]) -> None:
     value.clear()
     value.extend(items)
@@ -96,8 +109,15 @@ KINDS: dict[str, Kind] = {
         _ordered_fill,
     ),
     "collections.Counter": Kind(_pairs, lambda _: _of("collections.Counter")(), _dict_fill),
+    "collections.UserDict": Kind(lambda value: _pairs(value.data), lambda _: _of("collections.UserDict")(), _data_fill),
+    "collections.UserList": Kind(lambda value: list(value.data), lambda _: _of("collections.UserList")(), _data_fill),
+    "types.SimpleNamespace": Kind(
+        lambda value: _pairs(vars(value)), lambda _: _of("types.SimpleNamespace")(), _attributes_fill
+    ),
     "array.array": Kind(list, lambda code: _of("array.array")(code, ()), _slice_fill, lambda value: value.typecode),
 }
+# What these hold is an attribute, for which an object of a subclass answers itself.
+HOLDERS = frozenset({"collections.UserDict", "collections.UserList", "types.SimpleNamespace"})
 Parts = Callable[[Any], Sequence[Any]]
 VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the class itself
     "tuple": (lambda value: list(tuple.__iter__(value)), lambda *items: items),
@@ -126,6 +146,17 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
     "uuid.UUID": (lambda value: (value.hex,), None),
     "pathlib.PosixPath": (lambda value: (str(value),), None),
     "pathlib.PurePosixPath": (lambda value: (str(value),), None),
+    "collections.UserString": (lambda value: (value.data,), None),
+    "mappingproxy": (lambda value: (dict(value),), types.MappingProxyType),
+    "memoryview": (
+        lambda value: (value.tobytes(), value.format),
+        lambda content, form: memoryview(content).cast(form) if content else memoryview(content),
+    ),
+    **{
+        f"ipaddress.IPv{version}{name}": (lambda value: (str(value),), None)
+        for version in (4, 6)
+        for name in ("Address", "Network", "Interface")
+    },
     "re.Pattern": (
         lambda value: (value.pattern, value.flags),
         lambda *parts: _of("re.compile")(*parts),  # noqa: PLW0108 - imported on use
@@ -141,7 +172,7 @@ def name_of(kind: type) -> str:
 def is_genuine(kind: type) -> bool:
     """Whether a class is what its full name says, and not one that calls itself so."""
     module = sys.modules.get(kind.__module__)
-    return kind.__qualname__.startswith("dict_") or getattr(module, kind.__qualname__, None) is kind
+    return kind.__qualname__.startswith(("dict_", "mappingproxy")) or getattr(module, kind.__qualname__, None) is kind
 
 
 class Shared:
@@ -283,6 +314,10 @@ class Codec:
             return {name: self._items(VALUES[name][0](value))}
         if value is NotImplemented or value is Ellipsis:
             return {"constant": str(value)}
+        if kind.__module__ == "dataclasses":
+            for constant in LIBRARY_CONSTANTS:
+                if value is _of(f"dataclasses.{constant}"):
+                    return {"constant": constant}
         return self._give(value, self)
 
     def untag(self, value: Any) -> Any:
@@ -300,7 +335,7 @@ class Codec:
         if name == "seen":
             return self.shared.objects[body][0]
         if name == "constant":
-            return CONSTANTS[body]
+            return _of(f"dataclasses.{body}") if body in LIBRARY_CONSTANTS else CONSTANTS[body]
         if name in KINDS:
             return self._untag_container(KINDS[name], body)
         if name in VALUES:

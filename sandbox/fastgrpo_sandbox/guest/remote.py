@@ -9,7 +9,6 @@ that this side itself made by calling a class of the other (see `meant`): the op
 from __future__ import annotations
 
 import contextlib
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ BINARY = tuple(f"__{prefix}{name}__" for name in (*ARITHMETIC, *BITS) for prefix
 BINARY += ("__divmod__", "__rdivmod__")
 OWN = ("__call__", "__contains__", "__exit__", "__await__")  # each with a forwarder of its own
 SPECIALS = (*UNARY, *ORDER, *BINARY, *OWN)
+PAUSE_S = 0.0005  # between two looks at what the other side awaits
 Place = tuple[Any, Any]  # the peer, and the number or name of the object there
 
 
@@ -37,12 +37,21 @@ def place_of(value: Any) -> Place | None:
     return object.__getattribute__(value, "_fastgrpo_place_") if issubclass(kind, Remote) else None
 
 
-def _ask(value: Any, operation: str, name: str = "", *args: Any) -> Any:
+def space_of(kind: type) -> Any:
+    """What a class of this side holds itself."""
+    return type.__dict__["__dict__"].__get__(kind)
+
+
+def _mro(kind: type) -> tuple[type, ...]:
+    return type.__dict__["__mro__"].__get__(kind)
+
+
+def ask(value: Any, operation: str, name: str = "", *args: Any) -> Any:
     peer, target = place_of(value)  # type: ignore[misc]
     return peer.request(operation, target, name, args)
 
 
-def _invoke(value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def invoke(value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     peer, target = place_of(value)  # type: ignore[misc]
     return peer.request("call", target, "", args, named)
 
@@ -50,26 +59,54 @@ def _invoke(value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
 class Mirror(type):
     """The class here of a class that lives in the other process; calling it makes an object there."""
 
+    def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any], **named: Any) -> Any:
+        """A class statement of this side over a class of the other (inherit.py)."""
+        peer = next(place_of(each) for each in bases if place_of(each))[0]  # type: ignore[index]
+        return peer.derive(name, bases, space, named)
+
+    def __init__(cls, *args: Any, **named: Any) -> None:
+        pass
+
+    @property
+    def __doc__(cls) -> Any:  # type: ignore[override]
+        return ask(cls, "get", "__doc__")
+
+    @property
+    def __mro__(cls) -> tuple[type, ...]:  # type: ignore[override]
+        return tuple(each for each in _mro(cls) if each.__module__ != __name__)
+
+    @property
+    def __dict__(cls) -> Any:  # type: ignore[override]
+        return ask(cls, "get", "__dict__")
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return _mean(_invoke(cls, args, kwargs), cls.__name__[:1].isupper())
+        return mean(invoke(cls, args, kwargs), cls.__name__[:1].isupper())
 
     def __getattr__(cls, name: str) -> Any:
-        return _ask(cls, "get", name)
+        return ask(cls, "get", name)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        _ask(cls, "set", name, value)
+        ask(cls, "set", name, value)
+        if name in FORWARDERS and "__getattribute__" in space_of(cls):
+            type.__setattr__(cls, name, value)
+
+    def __delattr__(cls, name: str) -> None:
+        ask(cls, "del", name)
+
+    def __dir__(cls) -> Any:
+        return ask(cls, "special", "__dir__")
 
     def __len__(cls) -> int:
-        return _ask(cls, "special", "__len__")
+        return ask(cls, "special", "__len__")
 
     def __bool__(cls) -> bool:
         return True
 
     def __iter__(cls) -> Any:
-        return _ask(cls, "special", "__iter__")
+        return ask(cls, "special", "__iter__")
 
     def __getitem__(cls, key: Any) -> Any:
-        return _ask(cls, "special", "__getitem__", key)
+        return ask(cls, "special", "__getitem__", key)
 
     def __contains__(cls, item: Any) -> bool:
         return any(item is each or item == each for each in cls)
@@ -83,81 +120,44 @@ class Remote:
 
     @property
     def __dict__(self) -> Any:  # type: ignore[override]
-        return _ask(self, "get", "__dict__")
+        return ask(self, "get", "__dict__")
+
+    @property
+    def __annotations__(self) -> Any:  # type: ignore[override]
+        return ask(self, "get", "__annotations__")
 
     def __getattr__(self, name: str) -> Any:
-        return _ask(self, "get", name)
+        return ask(self, "get", name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("__traceback__", "__context__", "__cause__", "__suppress_context__"):
             object.__setattr__(self, name, value)
         else:
-            _ask(self, "set", name, value)
+            ask(self, "set", name, value)
 
     def __delattr__(self, name: str) -> None:
-        _ask(self, "del", name)
+        ask(self, "del", name)
 
     def __str__(self) -> str:
-        return _ask(self, "special", "__str__")
+        return ask(self, "special", "__str__")
 
     def __repr__(self) -> str:
-        return _ask(self, "special", "__repr__")
+        return ask(self, "special", "__repr__")
 
     def __dir__(self) -> Any:
-        return _ask(self, "special", "__dir__")
+        return ask(self, "special", "__dir__")
+
+    def __copy__(self) -> Any:
+        return mean(ask(self, "copy", "copy"), _is_meant(self))
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return mean(ask(self, "copy", "deepcopy"), _is_meant(self))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("an object of another process cannot be copied")
 
 
-class Function(Remote):
-    """A function, method or other callable without more of interest."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _mean(_invoke(self, args, kwargs), False)
-
-
-class Iterator(Remote):
-    """A generator, or an iterator of any kind."""
-
-    def __iter__(self) -> Iterator:
-        return self
-
-    def __next__(self) -> Any:
-        return _ask(self, "special", "__next__")
-
-
-class Generator(Iterator):
-    """A generator, which has a type that tests ask for."""
-
-    __class__ = property(lambda self: types.GeneratorType)
-
-    def send(self, value: Any) -> Any:
-        return _ask(self, "special", "send", value)
-
-
-class Coroutine(Remote):
-    """What can be awaited; its own process runs it to its end when this one waits for it."""
-
-    def __await__(self) -> Any:
-        return _ask(self, "await")
-        yield
-
-    def send(self, value: Any) -> Any:
-        raise StopIteration(_ask(self, "await"))
-
-    def throw(self, *error: Any) -> Any:
-        raise error[0]
-
-    def close(self) -> None:
-        pass
-
-
-KINDS = {"function": Function, "iterator": Iterator, "generator": Generator, "coroutine": Coroutine}
-Function.__doc__ = property(lambda self: _ask(self, "get", "__doc__"))  # type: ignore[assignment]
-
-
-def _mean(value: Any, meant: bool) -> Any:
+def mean(value: Any, meant: bool) -> Any:
     """Marks an object as made by this side, or, where another call returned it, as no longer sure to be."""
     if issubclass(type(value), Remote):
         object.__setattr__(value, "_fastgrpo_meant_", meant)
@@ -173,30 +173,37 @@ def _is_meant(value: Any) -> bool:
     return object.__getattribute__(value, "_fastgrpo_meant_")
 
 
-def _unary(name: str) -> Callable[..., Any]:
-    def ask(self: Any, *args: Any) -> Any:
-        return _ask(self, "special", name, *args)
-
-    return ask
+Ask = Callable[..., Any]  # of an object, an operator's name and its operands
 
 
-def _binary(name: str) -> Callable[..., Any]:
-    def ask(self: Any, other: Any, *more: Any) -> Any:
+def _special(value: Any, name: str, *args: Any) -> Any:
+    return ask(value, "special", name, *args)
+
+
+def _unary(name: str, by: Ask = _special) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any) -> Any:
+        return by(self, name, *args)
+
+    return forward
+
+
+def _binary(name: str, by: Ask = _special) -> Callable[..., Any]:
+    def forward(self: Any, other: Any, *more: Any) -> Any:
         if not _may_see(self, other):
             return _as_plain(self, name, other, *more)
-        return _mean(_ask(self, "special", name, other, *more), _is_meant(self))
+        return mean(by(self, name, other, *more), _is_meant(self))
 
-    return ask
+    return forward
 
 
-def _order(name: str) -> Callable[[Any, Any], Any]:
-    def ask(self: Any, other: Any) -> Any:
+def _order(name: str, by: Ask = _special) -> Callable[[Any, Any], Any]:
+    def forward(self: Any, other: Any) -> Any:
         equality = name in ("__eq__", "__ne__")
         if place_of(other) is None and (equality or not _may_see(self, other)):
             return _as_plain(self, name, other)
-        return _ask(self, "special", name, other)
+        return by(self, name, other)
 
-    return ask
+    return forward
 
 
 def _as_plain(self: Any, name: str, *others: Any) -> Any:
@@ -207,27 +214,52 @@ def _as_plain(self: Any, name: str, *others: Any) -> Any:
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return _mean(_invoke(self, args, kwargs), False)
+    return mean(invoke(self, args, kwargs), False)
 
 
-def _contains(self: Any, item: Any) -> bool:
-    """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
-    if any("__iter__" in vars(each) for each in type(self).__mro__) and not _may_see(self, item):
-        return any(item is each or item == each for each in self)
-    return _ask(self, "special", "__contains__", item)
+def _containing(by: Ask = _special) -> Callable[[Any, Any], bool]:
+    def contains(self: Any, item: Any) -> bool:
+        """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
+        if any("__iter__" in space_of(each) for each in _mro(type(self))) and not _may_see(self, item):
+            return any(item is each or item == each for each in self)
+        return by(self, "__contains__", item)
+
+    return contains
 
 
-def _exit(self: Any, kind: Any, error: Any, trace: Any) -> Any:
-    return _ask(self, "special", "__exit__", kind, error, None)
+def _exiting(by: Ask = _special) -> Callable[..., Any]:
+    return lambda self, kind, error, trace: by(self, "__exit__", kind, error, None)
 
 
 def _forwarder(name: str) -> property:
-    return property(lambda self: _ask(self, "get", name))
+    return property(lambda self: ask(self, "get", name))
 
 
-FORWARDERS: dict[str, Any] = {name: _unary(name) for name in UNARY}
-FORWARDERS |= {name: _order(name) for name in ORDER} | {name: _binary(name) for name in BINARY}
-FORWARDERS |= {"__call__": _call, "__contains__": _contains, "__exit__": _exit, "__await__": Coroutine.__await__}
+def awaited(self: Any) -> Any:
+    """Waits for what the other process runs, a slice at each look; other tasks of this side go on beside it."""
+    from asyncio import CancelledError, _get_running_loop, sleep
+
+    operation = "await"
+    while True:
+        done, value = ask(self, operation)
+        if done:
+            return value
+        try:
+            if _get_running_loop() is not None:
+                yield from sleep(PAUSE_S).__await__()
+            operation = "await"
+        except CancelledError:
+            operation = "cancel"
+
+
+def forwarders(by: Ask = _special) -> dict[str, Any]:
+    found: dict[str, Any] = {name: _unary(name, by) for name in UNARY}
+    found |= {name: _order(name, by) for name in ORDER} | {name: _binary(name, by) for name in BINARY}
+    found |= {"__contains__": _containing(by), "__exit__": _exiting(by)}
+    return found | {"__call__": _call, "__await__": awaited}
+
+
+FORWARDERS = forwarders()
 
 
 def mirror(place: Place, name: str, bases: tuple[type, ...], base: type, specials: list[str], names: list[str]) -> type:

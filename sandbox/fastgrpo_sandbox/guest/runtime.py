@@ -195,8 +195,7 @@ def _solution(job: dict[str, Any], peer: int) -> int:
     try:
         module = load(job["code"], "solution")
     except BaseException as error:
-        os.close(peer)
-        report(error)
+        report(error)  # the peer closes with the process
         return 1
     Peer(peer, module).serve()
     return 0

@@ -2,15 +2,19 @@
 
 The verdict counts only with a secret that the native module holds outside of Python and adds for the one frame
 that ran the tests. `unittest`, the builtins and the comparisons (honest.py) must be the same after the solution's
-import, and after the tests, as before; the classes that run the tests are those from before. All this stops what cheats
+import, and after the tests, as before, and likewise the functions of the modules that the tests import, but for what a
+mock stands in for at their end; the classes that run the tests are those from before. All this stops what cheats
 on the side, not what sets out to deceive this very file: see UnittestTests.
 """
 
 from __future__ import annotations
 
 import builtins
+import contextlib
+import importlib
 import marshal
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +23,7 @@ import _jail
 from . import honest
 from .wire import result_body
 
+UNWATCHED = ("sys",)  # whose hooks and streams are there to be replaced
 WATCHED = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib", honest.__name__)
 
 
@@ -30,15 +35,17 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     honest.guard(unittest.TestCase)
     send, body, run_tests, fingerprint, is_same = _jail.verdict, result_body, _run_tests, _fingerprint, _is_same
     result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase  # as they are now
-    names, tests = job["names"], marshal.loads(job["tests"])
-    before = fingerprint()
+    names, tests, lent = job["names"], marshal.loads(job["tests"]), _imported(job["modules"])
+    before, functions = fingerprint(), _functions
+    bare = functions(lent)
     module = load(job["code"], "__main__")
     space = vars(module)
-    changed = not is_same(before, fingerprint()) or space.get("__builtins__") is not builtins
+    changed = not is_same(before | bare, fingerprint() | functions(lent)) or space.get("__builtins__") is not builtins
     space["__compare__"] = compare = honest.compare
     if not changed:
         passed = run_tests(space, tests, names, result, suite, case)
-        changed = not is_same(before, fingerprint()) or space.get("__compare__") is not compare
+        changed = not is_same(before | bare, fingerprint() | functions(lent, bare))
+        changed = changed or space.get("__compare__") is not compare
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
         passed, errors = set(), "the solution changed unittest or the builtins"
@@ -102,6 +109,32 @@ def _fingerprint() -> dict[tuple[str, str], Any]:
                 found[name, key] = (id(value), [(part, _identity(item)) for part, item in vars(value).items()])
             elif not key.startswith("__"):
                 found[name, key] = _identity(value)
+    return found
+
+
+def _imported(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the modules that there are."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    return tuple(name for name in names if name in sys.modules and name not in (*WATCHED, *UNWATCHED))
+
+
+def _functions(
+    modules: tuple[str, ...], mocked: dict[tuple[str, str], Any] | None = None
+) -> dict[tuple[str, str], Any]:
+    """Identity of the modules and of the functions and classes in them; of a mock, what `mocked` has there."""
+    found: dict[tuple[str, str], Any] = {}
+    for name in modules:
+        module = sys.modules.get(name)
+        found["sys.modules", name] = id(module)
+        for key, value in getattr(module, "__dict__", {}).items():
+            if type(value) is types.FunctionType:
+                found[name, key] = (id(value.__code__), id(value.__defaults__))
+            elif mocked is not None and type(type(value)) is type and type(value).__module__ == "unittest.mock":
+                found[name, key] = mocked.get((name, key))
+            elif callable(value):
+                found[name, key] = id(value)
     return found
 
 

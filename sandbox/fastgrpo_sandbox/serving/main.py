@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--queue", type=int, default=1024, help="jobs that may wait; beyond them the answer is 429")
     parser.add_argument("--wall-s", type=float, default=CAPS.wall_s, help="most seconds for one job")
     parser.add_argument("--memory-mb", type=int, default=CAPS.memory_mb, help="most MiB for one job")
-    preload = "module imported in every cell, such as numpy; makes all installed packages readable in the jails"
+    preload = "module imported in every cell, such as numpy; jails can read its package and what that needs"
     parser.add_argument("--preload", action="append", default=[], metavar="MODULE", help=preload)
     return parser
 

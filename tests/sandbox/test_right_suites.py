@@ -1,0 +1,69 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
+"""Right solutions under unittest suites and on standard input, as people write both."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastgrpo_sandbox import StdioTests, UnittestTests
+
+pytestmark = pytest.mark.jail
+
+CLOCK = "import json, math, random, time\ndef stamp(): return json.dumps({'at': time.time()})\ndef roll(): return random.randint(1, 6)\n"
+SUITE = """
+import json, math, random, time, unittest
+from unittest.mock import patch
+class T(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls): cls.patcher = patch('time.time', return_value=5.0); cls.patcher.start()
+    def test_patched(self): self.assertEqual(json.loads(stamp()), {'at': 5.0})
+    @patch('random.randint', side_effect=[2, 3])
+    def test_effects(self, randint):
+        for wanted in (2, 3):
+            with self.subTest(wanted=wanted): self.assertEqual(roll(), wanted)
+        self.assertEqual(randint.call_count, 2)
+"""
+STARTED = "\nif __name__ == '__main__':\n    unittest.main()\n"
+
+
+@pytest.mark.parametrize("end", ["", STARTED, "\nunittest.main(verbosity=2)\n", STARTED.replace("'", '"')])
+def test_a_suite_with_mocks_passes_however_it_would_be_started(pool, end):
+    outcome = pool.run(CLOCK, tests=UnittestTests(SUITE + end))
+    assert (outcome.status, outcome.tests) == ("ok", (True, True)), outcome
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "json.dumps = lambda *a, **k: '2'",
+        "import sys, types\nsys.modules['math'] = types.SimpleNamespace(isclose=lambda *a: True)",
+        "def f(x):\n    math.isclose = lambda *a, **k: True\n    return 77",
+        "def lie(*a, **k): return True\nmath.isclose.__class__\nrandom.choice = lie",
+    ],
+)
+def test_a_solution_that_changes_what_the_tests_import_fails(pool, change):
+    tests = UnittestTests(
+        "import json, math, random, unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertEqual(json.dumps(f(1)), '2')\n    def test_b(self): self.assertTrue(math.isclose(f(1), 2))\n"
+    )
+    outcome = pool.run(f"import json, math, random\ndef f(x): return 77\n{change}\n", tests=tests)
+    assert (outcome.status, outcome.tests) == ("failed", (False, False))
+
+
+def test_standard_input_has_its_name(pool):
+    tests = StdioTests((("1 2\n", "3"), ("é 4\n", "é4")))
+    code = "words = open('/dev/stdin').read().split()\nprint(sum(map(int, words)) if words[0].isdigit() else ''.join(words))"
+    assert pool.run(code, tests=tests).tests == (True, True)
+
+
+def test_a_test_of_no_use_to_the_solution_s_own_class(pool):
+    """What a class of the tests asks of its base by super() is the base's word, and equals no plain data by its word."""
+    from fastgrpo_sandbox import AssertTests
+
+    liar = "class Y:\n    def __eq__(self, o): return True\n    def __ne__(self, o): return False\n    def __hash__(self): return 1\n    def area(self): return Y()\n"
+    lines = (
+        "class T(Y):\n    pass\nassert T() == 5",
+        "class T(Y):\n    def m(self): return super().area()\nassert T().m() == 9",
+        "class T(Y):\n    def __eq__(self, o): return super().__eq__(o)\nassert T() == 5",
+        "class T(Y):\n    pass\nassert T().area() in (9, 10)",
+    )
+    assert not any(pool.run(liar, tests=AssertTests(lines)).tests)
