@@ -295,6 +295,17 @@ class Checkpoint(Section, frozen=True):
     keep: Annotated[int, Meta(ge=1, description="latest checkpoints kept, besides the best")] = 2
 
 
+class Record(Section, frozen=True):
+    """What a run leaves to read."""
+
+    tracker: Annotated[
+        Literal["none", "wandb", "trackio"], Meta(description="where curves and samples go beside TensorBoard")
+    ] = "none"
+    samples_mib: Annotated[
+        int, Meta(ge=0, description="MiB of samples.jsonl with its older parts, the oldest are dropped; 0 = any")
+    ] = 1024
+
+
 class Config(Section, frozen=True):
     """Everything a run depends on."""
 
@@ -315,6 +326,7 @@ class Config(Section, frozen=True):
     grpo: Grpo = Grpo()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
+    record: Record = Record()
 
     @property
     def folder(self) -> Path:

@@ -25,7 +25,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine.engine import Engine, open_engine
-from fastgrpo.errors import UserError, run_program
+from fastgrpo.errors import UserError, run_program, writing
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.environment import WorkflowEnvironment
@@ -191,11 +191,9 @@ def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
     stages = {row.stage for row in rows}
     kept = [row for row in read_rows(path) if row.stage not in stages]
     partial = path.with_suffix(".partial")
-    try:
+    with writing(path):
         partial.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
         partial.rename(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free space and continue with --resume") from error
 
 
 def read_rows(path: Path) -> list[EvalRow]:

@@ -13,12 +13,12 @@ import torch
 
 from fastgrpo.config import Config, Grpo
 from fastgrpo.engine.engine import Engine, open_engine
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, policy_device, policy_dtype
-from fastgrpo.ranks.collectives import gather_all, rank_and_world
+from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, over_ranks, plain_array
 from fastgrpo.training.advantage import scaled_advantages
@@ -127,7 +127,9 @@ class Learner:
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experience is not None:
             tally = over_ranks(self.experience.tally)
-            everything = Experience(self._all_samples(), tally, self.experience.records, self.experience.failure)
+            ranks = gather_first(self.experience.records, "the records of the other ranks' rollouts")
+            records = [record for rank in ranks for record in rank]
+            everything = Experience(self._all_samples(), tally, records, self.experience.failure)
             if rank_and_world()[0] == 0:
                 (folder / EXPERIENCE).write_bytes(everything.to_bytes())
 
@@ -141,7 +143,7 @@ class Learner:
             self.experience = Experience.from_bytes((folder / EXPERIENCE).read_bytes())
             if rank_and_world()[0] != 0:
                 # On any number of ranks the first one holds them all.
-                self.experience.samples = []
+                self.experience.samples, self.experience.records = [], []
                 self.experience.tally = Tally()
 
     def _all_samples(self) -> list[Sample]:
@@ -158,7 +160,8 @@ class Learner:
         self.skipped += 1
         path = self.config.folder / f"skipped-{self.step + 1:06d}.pt"
         if rank_and_world()[0] == 0:
-            torch.save(msgspec.to_builtins(samples, enc_hook=plain_array), path)
+            with writing(path):
+                torch.save(msgspec.to_builtins(samples, enc_hook=plain_array), path)
         if self.skipped >= self.config.grpo.max_skipped:
             raise UserError(
                 f"{self.skipped} steps in a row had a gradient norm that cannot be used (the last one "
