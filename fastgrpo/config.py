@@ -54,8 +54,13 @@ class Data(Section, frozen=True):
     """Problems."""
 
     dataset: Annotated[
-        str | tuple[str, ...], Meta(description="humaneval, or the path of a file of problems; several: a list")
+        str | tuple[str, ...],
+        Meta(description="humaneval, the path of a file of problems or a name on the hub; several: a list"),
     ] = "humaneval"
+    eval_dataset: Annotated[
+        str | tuple[str, ...],
+        Meta(description="sets for evaluation alone, in the place of data.held_out; empty = none"),
+    ] = ""
     weights: Annotated[
         Positive | tuple[Positive, ...],
         Meta(description="how often a problem of each set is drawn, beside one of another set"),
@@ -84,7 +89,16 @@ class Data(Section, frozen=True):
 class Model(Section, frozen=True):
     """The policy."""
 
-    path: Annotated[str, Meta(description="Hugging Face causal LM folder; empty = the embedded tiny model")] = ""
+    path: Annotated[
+        str,
+        Meta(description="causal LM: a Hugging Face folder, a name on the hub or a GGUF file; empty = the tiny one"),
+    ] = ""
+    source: Annotated[
+        str, Meta(description="what path named, where the folder was made from it; recorded, not to be set")
+    ] = ""
+    revision: Annotated[
+        str, Meta(description="the hub's commit, tag or branch of the model, recorded as the commit; empty = main")
+    ] = ""
     system_prompt: Annotated[str, Meta(description="opens every conversation; empty = the chat template's own")] = ""
     chat_template_kwargs: Annotated[
         str, Meta(description='arguments of the chat template as JSON, e.g. {"enable_thinking": false}')

@@ -33,6 +33,7 @@ from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds
@@ -324,7 +325,8 @@ def main() -> None:
     require_ready()
     program = _baselines if BASELINES in command.flags else _main
     with joined_ranks(command.config.engine.tensor_parallel):
-        run_async(lambda: program(command.config))
+        config = with_local_model(command.config)
+        run_async(lambda: program(config))
 
 
 if __name__ == "__main__":

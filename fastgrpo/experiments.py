@@ -25,6 +25,7 @@ from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
 from fastgrpo.plan import print_plan
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.train import train
 from fastgrpo.training.checkpoint import Checkpoints
 
@@ -161,7 +162,7 @@ def main() -> None:
     if "RANK" in os.environ:
         raise UserError("experiments run in one process: start them without torchrun")
     require_ready()
-    print(perform(command.arguments[0], command.config))
+    print(perform(command.arguments[0], with_local_model(command.config)))
 
 
 if __name__ == "__main__":

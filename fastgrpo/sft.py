@@ -30,6 +30,7 @@ from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log
@@ -178,6 +179,8 @@ def _decay(step: int, steps: int) -> float:
 
 
 async def _main(config: Config, *, resume: bool) -> None:
+    with interruptible():
+        config = with_local_model(config, again=resume)
     problems, _ = load_problems(config)
     with open_log(config, resume=resume) as log:
         async with of_replica(open_environment(config, log), config.engine.tensor_parallel) as environment:

@@ -26,12 +26,14 @@ from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, run_program
 from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
 from fastgrpo.plan import print_plan
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.sft import warm_start
+from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Task, environment_task, require_model, reward_task, task_of
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.learner import Learner, open_learner
@@ -84,6 +86,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     refuse_idle_ranks(config)
     task = task or task_of(config)
     require_model(config, task)
+    with interruptible():
+        config = with_local_model(config, again=resume)
     problems, held_out = task.load_problems(config)
     with open_log(config, resume=resume) as log:
         async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
