@@ -231,6 +231,9 @@ class Grpo(Section, frozen=True):
     refill: Annotated[
         int, Meta(ge=0, description="further batches that replace a step's groups without variance, at most; 0 = none")
     ] = 0
+    curriculum: Annotated[
+        float, Meta(ge=0, le=1, description="share of a step's problems drawn by p (1 - p) of the pass rate p so far")
+    ] = 0.0
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
     execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (

@@ -352,6 +352,26 @@ def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
     assert "no checkpoint" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_resumed_curriculum_draws_the_same(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lag: int
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    problems = [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=i / 20) for i in range(20)]
+    keys = {"problems": (problems, []), "grpo__curriculum": 0.5, "grpo__max_lag": lag}
+    whole = run(model, tmp_path, "whole", grpo__steps=6, **keys)
+    run(model, tmp_path, "halves", grpo__steps=2, **keys)
+    halves = run(model, tmp_path, "halves", resume=True, grpo__steps=6, **keys)
+
+    def drawn(folder: Path) -> list[str]:
+        return [json.loads(line)["problem_id"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+    assert len(drawn(whole)) == 6 * 8
+    assert drawn(halves) == drawn(whole)
+    rates = json.loads((whole / "checkpoints" / "step-000006" / "state" / "curriculum.json").read_text())
+    assert sum(count > 0 for _, count in rates.values()) == len(set(drawn(whole)))
+
+
 def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this task needs a model"):
         train({"runs": str(tmp_path)}, reward=vowels, dataset=[{"prompt": "a"}, {"prompt": "b"}])

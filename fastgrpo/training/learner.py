@@ -23,6 +23,7 @@ from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, over_ranks, plain_array
 from fastgrpo.training.advantage import scaled_advantages
 from fastgrpo.training.checkpoint import Checkpoints, load
+from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.flops import throughput
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.memory import MemoryPlan
@@ -31,14 +32,14 @@ from fastgrpo.training.update import update
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Group, Rollout, Sample
 
-EXPERIENCE, ADAPTERS = "experience.msgpack", "adapters.pt"
+EXPERIENCE, ADAPTERS, CURRICULUM = "experience.msgpack", "adapters.pt", "curriculum.json"
 
 
 class Learner:
     """The policy in training with all that steps it: optimizer, reference, vLLM, checkpoints. `step` counts updates.
 
     `experience`: this rank's finished rollouts for the next update. A checkpoint holds them, because with
-    `grpo.max_lag` 1 they come from weights that are gone.
+    `grpo.max_lag` 1 they come from weights that are gone. `curriculum`: the pass rates so far, the same on all ranks.
 
     Under torchrun there is one on each rank, and every method is collective.
     """
@@ -56,6 +57,7 @@ class Learner:
         self.chat = chat
         self.step = self.skipped = 0
         self.experience: Experience | None = None
+        self.curriculum = Curriculum()
         self.optimizer = optimizer_of(
             policy,
             AdamWOptions(
@@ -123,6 +125,8 @@ class Learner:
 
     def _save_state(self, folder: Path) -> None:
         self.optimizer.save(folder)
+        if self.config.grpo.curriculum and rank_and_world()[0] == 0:
+            self.curriculum.save(folder / CURRICULUM)
         if self.policy.adapted and rank_and_world()[0] == 0:
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experience is not None:
@@ -135,6 +139,8 @@ class Learner:
 
     def _load_state(self, folder: Path) -> None:
         self.optimizer.load(folder)
+        if self.config.grpo.curriculum:
+            self.curriculum.load(folder / CURRICULUM)
         if self.policy.adapted:
             saved = torch.load(folder / ADAPTERS, map_location=self.policy.device, weights_only=True)
             for name, tensor in adapter_state(self.policy.model).items():
