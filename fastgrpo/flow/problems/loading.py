@@ -47,7 +47,8 @@ def _usable_sets(config: Config, tried: bool) -> list[list[Problem]]:
     sets = [ranked(problems) for problems in sets]
     for problems in sets:
         name, count = problems[0].dataset, len(problems)
-        if config.workers.kind == "simulated" and (missing := sum(problem.solution is None for problem in problems)):
+        simulated = config.task == "flow" and config.workers.kind == "simulated"
+        if simulated and (missing := sum(problem.solution is None for problem in problems)):
             raise UserError(
                 f"{missing} of {count} problems of {name} have no solution, from which simulated workers make their "
                 "answers: set workers.kind to openai"
