@@ -64,18 +64,20 @@ def reward_task(
 
     def load(config: Config) -> Problems:
         sets = _sets(config.data.dataset if dataset is None else dataset)
-        weights = of_each(config.data.weights, sets, "data.weights")
+        often = of_each(config.data.weights, sets, "data.weights")
         separate = config.data.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(separate, str) and not separate:
             held_out = of_each(config.data.held_out, sets, "data.held_out")
             parts = [hold_out(rows, count, config.seed) for rows, count in zip(sets, held_out, strict=True)]
+            sets, held = [train for train, _ in parts], [row for _, rows in parts for row in rows]
         else:
-            parts = [(rows, []) for rows in sets] + [([], rows) for rows in _sets(separate, "test")]
-        train = zip(parts, weights, strict=False)
-        return (
-            [row for part, weight in train for row in weighted(part[0], weight / min(weights), config.seed)],
-            [row for _, held in parts for row in held],
-        )
+            held = [row for rows in _sets(separate, "test") for row in rows]
+        train = [
+            row
+            for rows, times in zip(sets, often, strict=True)
+            for row in weighted(rows, times / min(often), config.seed)
+        ]
+        return train, held
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
@@ -97,8 +99,8 @@ def environment_task(environment: Environment, problems: Iterable[Any], held_out
 
 def _sets(dataset: Any, split: str = "train") -> list[list[Example]]:
     """The rows of each data set that is named, or of the one that is given; of several, ids begin with the set's."""
-    named = isinstance(dataset, str) or (isinstance(dataset, tuple) and isinstance(dataset[0], str))
-    if not named:
+    several = isinstance(dataset, list | tuple) and all(isinstance(name, str) for name in dataset)
+    if not isinstance(dataset, str) and not (several and dataset):
         return [read_examples(dataset, split)]
     names = set_names(dataset)
     sets = [read_examples(name, split) for name in names]

@@ -26,7 +26,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastgrpo.config import Config
-from fastgrpo.errors import DISK_ERRORS, UserError, writing
+from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, writing
 
 # owner/name, and of a repository of GGUF files owner/name/file.gguf.
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?")
@@ -111,7 +111,8 @@ def _asking(name: str, revision: str) -> Iterator[None]:
         raise UserError(f"the hub does not give the model {name}: {_reason(error)}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise
+            fix = "free space, or set HF_HOME to another disk"
+            raise CannotWrite(f"cannot write the model {name} into the hub's cache: {error.strerror}; {fix}") from None
         how = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
         raise UserError(
             f"{name} is neither a folder here nor in the hub's cache, and {how}: check the name, or download it first "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -158,6 +159,7 @@ def answer(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
         (answer(RepositoryNotFoundError, 404), "neither a folder here nor a model on the hub that you may read"),
         (answer(RevisionNotFoundError, 404), "has no revision 'v9' on the hub: check model.revision"),
         (answer(HfHubHTTPError, 500), "the hub does not give the model org/tiny: no"),
+        (OSError(errno.ENOSPC, "No space left on device"), "into the hub's cache: No space left on device; free space"),
         (LocalEntryNotFoundError("no\nmore"), "nor in the hub's cache, and the hub cannot be reached"),
         (OfflineModeIsEnabled("offline"), "nor in the hub's cache, and the hub cannot be reached"),
         (httpx.ConnectError("no route"), "nor in the hub's cache, and the hub cannot be reached"),

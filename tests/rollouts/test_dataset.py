@@ -112,5 +112,7 @@ def test_training_and_evaluation_sets_of_their_own(fake_hub: list[dict[str, Any]
     train, held_out = reward_task([len]).load_problems(config)
     assert [row.prompt for row in train] == [f"train {n}" for n in range(4)]
     assert [row.prompt for row in held_out] == [f"test {n}" for n in range(4)]
+    both = reward_task([len], dataset=["org/sums", "org/one"], eval_dataset="org/one").load_problems(config)
+    assert len(both[0]) == 5
     given = reward_task([len], dataset=[{"prompt": "a"}], eval_dataset="org/one").load_problems(config)
     assert [[row.prompt for row in rows] for rows in given] == [["a"], ["alone"]]
