@@ -128,7 +128,7 @@ def _converted(folder: Path) -> Path:
     with _made(f"{folder.name}", weights) as (made, missing):
         if missing:
             with _readable(f"the weights of {folder}"):
-                model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+                model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             _save(model, tokenizer, missing)
     return made
@@ -157,7 +157,7 @@ def _dequantised(file: Path) -> PreTrainedModel:
     if hasattr(transformers, "GgufConfig"):
         # Versions that have it keep the quantised blocks unless told otherwise.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
@@ -166,7 +166,7 @@ def _dequantised(file: Path) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def _tie(model: PreTrainedModel) -> None:
+def _tie(model: Any) -> None:
     """Tie embedding and head again where they were one matrix; the head, kept in more bits, serves both."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     if embedding is head or embedding.shape != head.shape:
