@@ -21,7 +21,7 @@ from fastgrpo.signals import reacting, stopped_by
 FLAGS = {
     "--config FILE": "read this TOML file first; without it and without --model, the demo's settings;\n"
     "                  evaluate and solve: without it, that of the run that wrote --model",
-    "--model PATH": "short for --model.path",
+    "--model NAME": "short for --model.path",
     "--dataset NAME": "short for --data.dataset",
     "--reward FUNCTION": "short for --data.reward",
     "--resume": "continue the run from its last checkpoint, with its own configuration",

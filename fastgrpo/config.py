@@ -52,8 +52,13 @@ class Data(Section, frozen=True):
     """Problems."""
 
     dataset: Annotated[
-        str | tuple[str, ...], Meta(description="humaneval, or the path of a file of problems; several: a list")
+        str | tuple[str, ...],
+        Meta(description="humaneval, the path of a file of problems or a name on the hub; several: a list"),
     ] = "humaneval"
+    eval_dataset: Annotated[
+        str | tuple[str, ...],
+        Meta(description="sets for evaluation alone, in the place of data.held_out; empty = none"),
+    ] = ""
     weights: Annotated[
         Positive | tuple[Positive, ...],
         Meta(description="how often a problem of each set is drawn, beside one of another set"),
@@ -82,7 +87,16 @@ class Data(Section, frozen=True):
 class Model(Section, frozen=True):
     """The policy."""
 
-    path: Annotated[str, Meta(description="Hugging Face causal LM folder; empty = the embedded tiny model")] = ""
+    path: Annotated[
+        str,
+        Meta(description="causal LM: a Hugging Face folder, a name on the hub or a GGUF file; empty = the tiny one"),
+    ] = ""
+    source: Annotated[
+        str, Meta(description="what path named, where the folder was made from it; recorded, not to be set")
+    ] = ""
+    revision: Annotated[
+        str, Meta(description="the hub's commit, tag or branch of the model, recorded as the commit; empty = main")
+    ] = ""
     system_prompt: Annotated[str, Meta(description="opens every conversation; empty = the chat template's own")] = ""
     chat_template_kwargs: Annotated[
         str, Meta(description='arguments of the chat template as JSON, e.g. {"enable_thinking": false}')
@@ -218,6 +232,9 @@ class Grpo(Section, frozen=True):
     refill: Annotated[
         int, Meta(ge=0, description="further batches that replace a step's groups without variance, at most; 0 = none")
     ] = 0
+    curriculum: Annotated[
+        float, Meta(ge=0, le=1, description="share of a step's problems drawn by p (1 - p) of the pass rate p so far")
+    ] = 0.0
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
     execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
@@ -296,6 +313,17 @@ class Checkpoint(Section, frozen=True):
     keep: Annotated[int, Meta(ge=1, description="latest checkpoints kept, besides the best")] = 2
 
 
+class Record(Section, frozen=True):
+    """What a run leaves to read."""
+
+    tracker: Annotated[
+        Literal["none", "wandb", "trackio"], Meta(description="where curves and samples go beside TensorBoard")
+    ] = "none"
+    samples_mib: Annotated[
+        int, Meta(ge=0, description="MiB of samples.jsonl with its older parts, the oldest are dropped; 0 = any")
+    ] = 1024
+
+
 class Config(Section, frozen=True):
     """Everything a run depends on."""
 
@@ -316,6 +344,7 @@ class Config(Section, frozen=True):
     grpo: Grpo = Grpo()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
+    record: Record = Record()
 
     @property
     def folder(self) -> Path:

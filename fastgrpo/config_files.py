@@ -15,7 +15,7 @@ import msgspec
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import KEYS, checked, resolve
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 
 MODEL = "model.digest"
 # Of each file of weights: fine-tuned models differ in it, where names and sizes are alike.
@@ -24,10 +24,10 @@ SAMPLED_BYTES = 2**16
 # What may differ between a run and its continuation: none of it changes what a finished step computed. The model may
 # have moved: it is compared by its content (`refuse_another_model`).
 FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval)\..*|sandbox\.cells"
+    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval|record)\..*|sandbox\.cells"
     r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
     r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
-    r"|model\.(path|offload_optimizer)"
+    r"|model\.(path|source|revision|offload_optimizer)"
     r"|engine\.(gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s|completion_timeout_s)"
 )
 
@@ -129,13 +129,11 @@ def open_folder(config: Config, *, resume: bool) -> Path:
         earlier = resolve(read_toml(saved))
         refuse_changes(flat(earlier), config, source=saved)
         refuse_another_model(folder, earlier.model.path, config.model.path)
-    try:
+    with writing(f"the run's folder {folder}", "free space or set --runs"):
         if not resume and (folder / "config.toml").exists():
             taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
             folder.rename(next(path for path in taken if not path.exists()))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
         (folder / MODEL).write_text(model_digest(Path(config.model.path)) if config.model.path else "")
-    except OSError as error:
-        raise UserError(f"cannot write the run's folder {folder}: {error.strerror}; free space or set --runs") from None
     return folder

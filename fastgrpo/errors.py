@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 USER_ERROR = 2
+# What torch and safetensors say, whose errors are no OSError.
+DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 
 
 class UserError(Exception):
     """What ends a run and a user can mend (configuration, model folder, endpoint, disk, a lost rank): one sentence
     naming the culprit and the fix."""
+
+
+class CannotWrite(UserError):
+    """A file could not be written, as where the disk is full: what was whole before is as it was."""
+
+
+@contextmanager
+def writing(what: object, fix: str = "free space, then continue with --resume") -> Iterator[None]:
+    """Raise `CannotWrite` naming `what` and the `fix` where the block, by whatever library, cannot write a file."""
+    try:
+        yield
+    except BaseException as error:
+        # Errors of torch's checkpoints are no `Exception`.
+        if isinstance(error, UserError) or not (isinstance(error, OSError) or DISK_FULL.search(str(error))):
+            raise
+        reason = getattr(error, "strerror", None) or "no space left on the disk"
+        raise CannotWrite(f"cannot write {what}: {reason}; {fix}") from None
 
 
 def say_error(sentence: str) -> None:

@@ -25,7 +25,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.doctor import require_ready
 from fastgrpo.engine.engine import Engine, open_engine
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.environment import WorkflowEnvironment
@@ -33,6 +33,7 @@ from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
@@ -192,11 +193,9 @@ def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
     stages = {row.stage for row in rows}
     kept = [row for row in read_rows(path) if row.stage not in stages]
     partial = path.with_suffix(".partial")
-    try:
+    with writing(path):
         partial.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
         partial.rename(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free space and continue with --resume") from error
 
 
 def read_rows(path: Path) -> list[EvalRow]:
@@ -327,7 +326,8 @@ def main() -> None:
     require_ready()
     program = _baselines if BASELINES in command.flags else _main
     with joined_ranks(command.config.engine.tensor_parallel):
-        run_async(lambda: program(command.config))
+        config = with_local_model(command.config)
+        run_async(lambda: program(config))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError
 from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
 from fastgrpo.plan import print_plan
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
 from fastgrpo.record.comparison import markdown, spread
 from fastgrpo.record.problem_statistics import by_problem
@@ -264,7 +265,7 @@ def main() -> None:
     if "RANK" in os.environ:
         raise UserError("experiments run in one process: start them without torchrun")
     require_ready()
-    print(perform(command.arguments[0], command.config))
+    print(perform(command.arguments[0], with_local_model(command.config)))
 
 
 if __name__ == "__main__":

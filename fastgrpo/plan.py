@@ -11,6 +11,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import to_toml
 from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.model import load_config
 from fastgrpo.rollouts.rollouts import Sampling, prompts_fit
 from fastgrpo.tasks import Task, require_model, task_of
@@ -24,6 +25,7 @@ def print_plan(config: Config, task: Task | None = None) -> None:
     """
     task = task or task_of(config)
     require_model(config, task)
+    config = with_local_model(config, weights=False)
     problems, held_out = (task.list_problems or task.load_problems)(config)
     grpo = config.grpo
     rollouts = grpo.prompts_per_step * grpo.group_size

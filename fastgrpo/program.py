@@ -13,7 +13,16 @@ from typing import NoReturn
 from fastgrpo.errors import USER_ERROR, UserError, say_error
 from fastgrpo.signals import signals_handled, stopped_by
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR, errno.ENOTDIR}
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ENOTDIR,
+}
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:

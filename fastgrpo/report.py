@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.program import run_program
 from fastgrpo.record import report_figures as figures
@@ -91,10 +91,8 @@ def write_report(folder: Path) -> Path:
         ]
     )
     path = folder / "report.html"
-    try:
+    with writing(path, "free space and run fastgrpo.report again"):
         path.write_text(PAGE.format(title=f"fastgrpo: {escape(folder.resolve().name)}", body=body), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free space and run fastgrpo.report again") from None
     return path
 
 

@@ -6,6 +6,7 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
 import math
 import random
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import torch
 from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config, Sft
 from fastgrpo.doctor import require_ready
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.distill import distill
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.loading import load_problems
@@ -29,6 +30,7 @@ from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world
@@ -64,7 +66,8 @@ async def warm_start(
     traces = selected(read_traces(config.folder / TRACES), problems, config.sft)
     model = Path(config.model.path or config.folder / "initial")
     if first and not config.model.path:
-        create_policy([trace.prompt + trace.text for trace in traces], model, seed=config.seed)
+        with writing(f"the initial policy {model}"):
+            create_policy([trace.prompt + trace.text for trace in traces], model, seed=config.seed)
     gather_all(None, "the first rank's initial policy")
     policy = load_policy(
         model,
@@ -78,12 +81,26 @@ async def warm_start(
     )
     with interruptible():
         fit(policy, load_chat(model, config.model), traces, config, log)
-    partial = finished.with_suffix(".partial")
-    policy.save_hf(partial)
-    if first:
-        partial.rename(finished)
+    save_finished(policy, finished)
     gather_all(None, "the first rank's warm-started policy")
     return finished
+
+
+def save_finished(policy: Policy, finished: Path) -> None:
+    """Write the policy into the folder `finished`, which is whole or not there; collective.
+
+    Raises `CannotWrite`, as where the disk is full: then nothing half-written stays.
+    """
+    partial, first = finished.with_suffix(".partial"), rank_and_world()[0] == 0
+    try:
+        with writing(f"the warm-started policy {finished}"):
+            policy.save_hf(partial)
+            if first:
+                partial.rename(finished)
+    except BaseException:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 async def _distill(
@@ -184,6 +201,8 @@ def _decay(step: int, steps: int) -> float:
 
 
 async def _main(config: Config, *, resume: bool) -> None:
+    with interruptible():
+        config = with_local_model(config, again=resume)
     problems, _ = load_problems(config)
     with open_log(config, resume=resume) as log:
         async with of_replica(open_environment(config, log), config.engine.tensor_parallel) as environment:

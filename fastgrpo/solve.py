@@ -21,6 +21,7 @@ from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import load_chat
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, replica_share
 from fastgrpo.rollouts.experience import first_failure
@@ -41,6 +42,7 @@ async def solve(command: CommandLine) -> None:
     config, names = command.config, command.arguments
     if not config.model.path or len(names) != 1:
         raise UserError("solve needs --model PATH and the id of one problem, such as HumanEval/12")
+    config = with_local_model(config)
     problem, model = find(config.data.dataset, names[0]), Path(config.model.path)
     ranks = config.engine.tensor_parallel
     async with of_replica(open_environment(config), ranks) as environment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,9 +14,9 @@ from fastgrpo.flow import programs, task
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.dataset import hold_out, read_examples
+from fastgrpo.rollouts.dataset import hold_out, of_each, read_examples, set_names, weighted
 from fastgrpo.rollouts.environment import Environment
-from fastgrpo.rollouts.reward_functions import RewardFunctions
+from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
 
 Problems = tuple[list[Any], list[Any]]
 Prompt = str | list[dict[str, str]]
@@ -62,10 +63,21 @@ def reward_task(
     """Reward functions in TRL's form over the rows of `dataset`, None = those of `data.dataset`."""
 
     def load(config: Config) -> Problems:
-        rows = read_examples(_named(config) if dataset is None else dataset)
-        if eval_dataset is not None:
-            return rows, read_examples(eval_dataset, split="test")
-        return hold_out(rows, _count(config), config.seed)
+        sets = _sets(config.data.dataset if dataset is None else dataset)
+        often = of_each(config.data.weights, sets, "data.weights")
+        separate = config.data.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(separate, str) and not separate:
+            held_out = of_each(config.data.held_out, sets, "data.held_out")
+            parts = [hold_out(rows, count, config.seed) for rows, count in zip(sets, held_out, strict=True)]
+            sets, held = [train for train, _ in parts], [row for _, rows in parts for row in rows]
+        else:
+            held = [row for rows in _sets(separate, "test") for row in rows]
+        train = [
+            row
+            for rows, times in zip(sets, often, strict=True)
+            for row in weighted(rows, times / min(often), config.seed)
+        ]
+        return train, held
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
@@ -85,13 +97,13 @@ def environment_task(environment: Environment, problems: Iterable[Any], held_out
     return Task(lambda config: (list(problems), list(held_out)), open_environment, prompt=prompt)
 
 
-def _named(config: Config) -> str:
-    dataset = config.data.dataset
-    if not isinstance(dataset, str):
-        raise UserError("data.reward goes with one data set: name one in data.dataset")
-    return dataset
-
-
-def _count(config: Config) -> int:
-    held_out = config.data.held_out
-    return held_out if isinstance(held_out, int) else sum(held_out)
+def _sets(dataset: Any, split: str = "train") -> list[list[Example]]:
+    """The rows of each data set that is named, or of the one that is given; of several, ids begin with the set's."""
+    several = isinstance(dataset, list | tuple) and all(isinstance(name, str) for name in dataset)
+    if not isinstance(dataset, str) and not (several and dataset):
+        return [read_examples(dataset, split)]
+    names = set_names(dataset)
+    sets = [read_examples(name, split) for name in names]
+    if len(sets) == 1:
+        return sets
+    return [[replace(row, id=f"{name}/{row.id}") for row in rows] for name, rows in zip(names, sets, strict=True)]

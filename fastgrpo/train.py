@@ -26,6 +26,7 @@ from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError
 from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
 from fastgrpo.plan import print_plan
+from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
@@ -33,8 +34,10 @@ from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.sft import warm_start
+from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Task, environment_task, require_model, reward_task, task_of
 from fastgrpo.training.checkpoint import Checkpoints
+from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.learner import Learner, open_learner
 from fastgrpo.training.schedule import open_schedule
 
@@ -89,6 +92,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     refuse_idle_ranks(config)
     task = task or task_of(config)
     require_model(config, task)
+    with interruptible():
+        config = with_local_model(config, again=resume)
     problems, held_out = task.load_problems(config)
     with open_log(config, resume=resume) as log:
         async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
@@ -121,7 +126,8 @@ async def improve(
 ) -> None:
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one."""
     log.stage("grpo", config.grpo.steps, done=learner.step)
-    async with open_schedule(learner, environment, partial(draw_problems, problems, config), config) as schedule:
+    draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)
+    async with open_schedule(learner, environment, draw, config) as schedule:
         try:
             with GpuMonitor() as gpu:
                 while learner.step < config.grpo.steps:
@@ -154,20 +160,28 @@ def refuse_idle_ranks(config: Config) -> None:
         raise UserError(f"grpo.prompts_per_step = {problems} is below the {replicas} {units}: raise it")
 
 
-def draw_problems(problems: Sequence[Any], config: Config, step: int, extra: int = 0) -> list[Any]:
+def draw_problems(
+    problems: Sequence[Any], config: Config, step: int, extra: int = 0, curriculum: Curriculum | None = None
+) -> list[Any]:
     """This replica's problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone.
 
     `extra` is 0, or the number, from 1, of one of the step's `grpo.refill` further batches, of shuffles of their own.
+    The `curriculum`, where there is one, draws the share `grpo.curriculum` of them by the pass rates so far.
     """
     order_of = f"{config.seed}/refill" if extra else f"{config.seed}/order"
     batch = step * config.grpo.refill + extra - 1 if extra else step
-    first = batch * config.grpo.prompts_per_step
-    chosen: list[Any] = []
-    for position in range(first, first + config.grpo.prompts_per_step)[replica_share(config.engine.tensor_parallel)]:
+    by_weight = round(config.grpo.curriculum * config.grpo.prompts_per_step) if curriculum else 0
+    evenly = config.grpo.prompts_per_step - by_weight
+    orders: dict[int, list[int]] = {}
+    chosen: list[int] = []
+    for position in range(batch * evenly, (batch + 1) * evenly):
         epoch, index = divmod(position, len(problems))
-        order = random.Random(f"{order_of}/{epoch}").sample(range(len(problems)), len(problems))
-        chosen.append(problems[order[index]])
-    return chosen
+        if epoch not in orders:
+            orders[epoch] = random.Random(f"{order_of}/{epoch}").sample(range(len(problems)), len(problems))
+        chosen.append(orders[epoch][index])
+    if curriculum and by_weight:
+        chosen += curriculum.draw(problems, by_weight, set(chosen), f"{config.seed}/curriculum/{step}/{extra}")
+    return [problems[index] for index in chosen[replica_share(config.engine.tensor_parallel)]]
 
 
 def main() -> None:

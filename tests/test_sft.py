@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 
 from fastgrpo import sft
 from fastgrpo.config import Config, Sft
-from fastgrpo.errors import UserError
+from fastgrpo.errors import CannotWrite, UserError
 from fastgrpo.flow.traces import read_traces
 from fastgrpo.flow.types import Execution, Problem
+from fastgrpo.policy.model import load_policy
 from fastgrpo.record.log import RunLog
 from fastgrpo.types import Result, Reward, Rollout
 from tests.flow.conftest import ADD
@@ -100,3 +102,20 @@ def test_a_resumed_run_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.Monk
     asyncio.run(sft._main(settings, resume=resume))
     assert (settings.folder / "traces.jsonl").exists() == resume
     assert (tmp_path / "run.1" / "traces.jsonl").exists() != resume
+
+
+def test_a_full_disk_under_the_policy_is_one_sentence_and_leaves_nothing_half_written(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    policy, finished = load_policy(tiny_folder), tmp_path / "sft"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(CannotWrite, match=r"cannot write the warm-started policy .*sft: .*; free space") as caught:
+            sft.save_finished(policy, finished)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    sft.save_finished(policy, finished)
+    load_policy(finished)

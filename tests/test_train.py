@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from safetensors.torch import load_file
 
 import fastgrpo
 from fastgrpo.config import Config
+from fastgrpo.config_files import read_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
+from fastgrpo.policy import hub
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
 from fastgrpo.tasks import Task
@@ -96,7 +99,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def run(
-    model: Path, runs: Path, name: str, *, resume: bool = False, environment=open_vowels, problems=None, **values
+    model: Path | str, runs: Path, name: str, *, resume: bool = False, environment=open_vowels, problems=None, **values
 ) -> Path:
     values = {
         "model.path": str(model),
@@ -351,6 +354,48 @@ def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
     assert f"{folder} has no checkpoint yet: GRPO starts over, from {model}" in capsys.readouterr().out
     run(model, tmp_path, "new", resume=True, grpo__steps=1)
     assert "no checkpoint" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_resumed_curriculum_draws_the_same(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lag: int
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    problems = [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=i / 20) for i in range(20)]
+    keys = {"problems": (problems, []), "grpo__curriculum": 0.5, "grpo__max_lag": lag}
+    whole = run(model, tmp_path, "whole", grpo__steps=6, **keys)
+    run(model, tmp_path, "halves", grpo__steps=2, **keys)
+    halves = run(model, tmp_path, "halves", resume=True, grpo__steps=6, **keys)
+
+    def drawn(folder: Path) -> list[str]:
+        return [json.loads(line)["problem_id"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+    assert len(drawn(whole)) == 6 * 8
+    assert drawn(halves) == drawn(whole)
+    rates = json.loads((whole / "checkpoints" / "step-000006" / "state" / "curriculum.json").read_text())
+    assert sum(count > 0 for _, count in rates.values()) == len(set(drawn(whole)))
+
+
+def test_a_model_by_its_name_is_found_again_by_the_commit(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, snapshot = [], tmp_path / "cache" / ("c" * 40)
+
+    def download(name: str, *, revision: str | None, **_: object) -> str:
+        asked.append((name, revision))
+        return str(shutil.copytree(model, snapshot, dirs_exist_ok=True))
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    monkeypatch.chdir(tmp_path)
+    folder = run("org/tiny", tmp_path, "named", grpo__steps=1)
+    recorded = read_toml(folder / "config.toml")
+    assert (recorded["model.source"], recorded["model.revision"]) == ("org/tiny", snapshot.name)
+    shutil.rmtree(snapshot)
+    config = resolve(recorded | {"grpo.steps": 2})
+    asyncio.run(run_training(config, resume=True, task=Task(load_vowels, open_vowels)))
+    assert [row["step"] for row in metrics(folder)] == [1, 2]
+    assert asked == [("org/tiny", None), ("org/tiny", snapshot.name)]
 
 
 def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:

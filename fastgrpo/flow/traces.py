@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from fastgrpo.config import Sft
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.types import ExecutionStatus, Problem
 
 
@@ -44,24 +44,23 @@ class TraceFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with writing(f"the traces {path}"):
             path.touch()
             with path.open("r+b") as file:
                 file.truncate(file.read().rfind(b"\n") + 1)
-        except OSError as error:
-            raise _cannot_write(path, error) from None
         self.found = read_traces(path)
 
     def append(self, trace: Trace) -> None:
         """Write one trace whole, or leave the file as it was and raise `UserError` (disk full)."""
         size = self.path.stat().st_size
-        try:
-            with self.path.open("ab") as file:
-                file.write(msgspec.json.encode(trace) + b"\n")
-        except OSError as error:
-            with suppress(OSError):
-                os.truncate(self.path, size)
-            raise _cannot_write(self.path, error) from None
+        with writing(f"the traces {self.path}"):
+            try:
+                with self.path.open("ab") as file:
+                    file.write(msgspec.json.encode(trace) + b"\n")
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self.path, size)
+                raise
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -95,7 +94,3 @@ def selected(traces: Sequence[Trace], problems: Sequence[Problem], config: Sft) 
         if trace.problem_id not in best or trace.reward > best[trace.problem_id].reward:
             best[trace.problem_id] = trace
     return list(best.values())
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write the traces {path}: {error.strerror}; free space and continue with --resume")

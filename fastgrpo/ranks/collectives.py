@@ -129,3 +129,14 @@ def gather_all(value: Any, what: str) -> list[Any]:
         if other != what:
             raise RankError(f"waited for {what}, but rank {rank} has come for {other}")
     return [value for _, value in values]
+
+
+def gather_first(value: Any, what: str) -> list[Any]:
+    """Every rank's `value`, in rank order, on the first rank, and none on the others; otherwise as `gather_all`."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return [value]
+    values: list[Any] | None = [None] * world if rank == 0 else None
+    with awaiting(what, STAGE_WAIT_S):
+        distributed.gather_object(value, values)
+    return values or []

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import writing
 from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 from fastgrpo.record.report_figures import THIRDS, svg
 
@@ -43,12 +43,10 @@ def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str = "
         ".svg": cost_figure(rows),
         "-tests.svg": gap_figure(rows),
     }
-    try:
+    with writing(f"to {folder}", "free space or set --runs"):
         folder.mkdir(parents=True, exist_ok=True)
         for ending, content in files.items():
             (folder / f"{name}{ending}").write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; free space or set --runs") from error
     return text
 
 

@@ -1,5 +1,7 @@
 """What a run leaves to read: metrics.jsonl, samples.jsonl, TensorBoard events and a live display of the current step.
 
+W&B or trackio beside them (`record.trackers`).
+
 Metric names, the same in every file: `reward/total`, `reward/performance`, `reward/complexity`, `reward/diversity`,
 `reward/format`, `pass_rate`, `complexity`, `loss`, `kl`, `entropy`, `grad_norm`, `tokens_per_s` (generated),
 `train_tokens_per_s`, `mfu` and `gpu/...` (see `record.gpu`), `parity` (mean |logprob difference| of vLLM and trainer
@@ -14,93 +16,33 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
-import msgspec
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fastgrpo.config import Config
-from fastgrpo.config_files import open_folder
-from fastgrpo.errors import UserError
-from fastgrpo.ranks.collectives import gather_all, rank_and_world
+from fastgrpo.config import Config, Record
+from fastgrpo.config_files import flat, open_folder
+from fastgrpo.errors import writing
+from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.display import Display
+from fastgrpo.record.json_lines import JsonLines, RotatingLines
 from fastgrpo.record.phases import PhaseTimer
-
-
-class _Position(msgspec.Struct):
-    """The fields of a line that say where in the run it belongs."""
-
-    stage: str
-    step: int
-
-
-class JsonLines:
-    """An append-only file of JSON lines, one write a line: a full disk loses at most the line being written."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise _cannot_write(path, error) from None
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record whole, or leave the file as it was and raise `UserError` (disk full)."""
-        line = msgspec.json.encode(record) + b"\n"
-        size = os.fstat(self._file).st_size
-        try:
-            written = 0
-            while written < len(line):
-                written += os.write(self._file, line[written:])
-        except OSError as error:
-            os.ftruncate(self._file, size)
-            raise _cannot_write(self.path, error) from None
-
-    def cut(self, stage: str, step: int) -> None:
-        """Drop everything from the first line of `stage` after `step` on, and a line torn by a crash."""
-        end = 0
-        with self.path.open("rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n") or _is_after(line, stage, step):
-                    break
-                end += len(line)
-        os.ftruncate(self._file, end)
-
-    def close(self) -> None:
-        """Flush to the disk and close."""
-        try:
-            os.fsync(self._file)
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
-        finally:
-            os.close(self._file)
-
-
-def _is_after(line: bytes, stage: str, step: int) -> bool:
-    try:
-        position = msgspec.json.decode(line, type=_Position)
-    except msgspec.DecodeError:
-        return True
-    return position.stage == stage and position.step > step
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}; free space and continue with --resume (all before is kept)"
-    )
+from fastgrpo.record.trackers import Tracker, find_tracker
 
 
 class EventFile:
     """TensorBoard scalars of one stage, written in this thread so that an error is ours to report."""
 
     def __init__(self, folder: Path, after_step: int) -> None:
-        if after_step == 0 and folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
-        self._writer = RecordWriter(self.path.open("wb"))
+        with writing(self.path):
+            if after_step == 0 and folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = RecordWriter(self.path.open("wb"))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if after_step:
             # A session log of START makes TensorBoard forget what an interrupted run wrote from this step on.
@@ -109,41 +51,48 @@ class EventFile:
             self._write(start)
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add one point to each metric's curve. Raises `UserError` (disk full)."""
+        """Add one point to each metric's curve. Raises `CannotWrite` (disk full)."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _write(self, event: Event) -> None:
-        try:
+        with writing(self.path):
             self._writer.write(event.SerializeToString())
             self._writer.flush()
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
 
     def close(self) -> None:
         """Close the file; a full disk was reported by the write itself."""
-        try:
+        with writing(self.path):
             self._writer.close()
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
 
 
 class RunLog:
-    """The log of one run's folder: a context manager; every write raises `UserError` where the disk is full.
+    """The log of one run's folder: a context manager; every write raises `CannotWrite` where the disk is full.
 
     `folder` None writes and shows nothing (the other ranks of a distributed run). `live` None shows the live display
-    on a terminal and plain lines elsewhere.
+    on a terminal and plain lines elsewhere. `settings`: what a tracker shows as the run's configuration.
+    Raises `UserError` where the tracker that `record` names is not installed.
     """
 
-    def __init__(self, folder: Path | None, *, live: bool | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        live: bool | None = None,
+        record: Record | None = None,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.folder = folder
         self.timer = PhaseTimer()
         self.phase = self.timer.phase
         self._stage = ""
         self._events: EventFile | None = None
+        self._tracker: Tracker | None = None
         if folder is not None:
+            record = record or Record()
             self._metrics = JsonLines(folder / "metrics.jsonl")
-            self._samples = JsonLines(folder / "samples.jsonl")
+            self._samples = RotatingLines(folder / "samples.jsonl", record.samples_mib * 2**20)
+            self._tracker = find_tracker(record.tracker, folder, settings, self.say)
             self._display = Display(folder.name, self.timer, live=live)
 
     def __enter__(self) -> Self:
@@ -158,14 +107,13 @@ class RunLog:
         self.timer.take()
         if self.folder is None:
             return
-        for file in (self._metrics, self._samples):
-            file.cut(name, done)
+        self._metrics.cut(name, done)
+        self._samples.cut(name, done)
         if self._events is not None:
             self._events.close()
-        try:
-            self._events = EventFile(self.folder / "tensorboard" / name, done)
-        except OSError as error:
-            raise _cannot_write(self.folder / "tensorboard" / name, error) from None
+        self._events = EventFile(self.folder / "tensorboard" / name, done)
+        if self._tracker is not None:
+            self._tracker.stage(name)
         self._display.stage(name, total, done)
 
     def step(self, step: int, metrics: Mapping[str, float], *, waited_for: str = "") -> None:
@@ -179,13 +127,20 @@ class RunLog:
         self._metrics.append({"stage": self._stage, "step": step, "time": time.time(), **row, **waiting})
         if self._events is not None:
             self._events.append(step, row)
+        if self._tracker is not None:
+            self._tracker.step(step, row)
         self._display.step(step, row, waited_for)
 
     def samples(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append plain records (prompt, workflow, worker calls, tests, reward) of the step to samples.jsonl."""
-        if self.folder is not None:
-            for record in records:
-                self._samples.append({"stage": self._stage, "step": step, **record})
+        """Append all ranks' plain records of the step (prompt, completions, reward) to samples.jsonl; collective."""
+        ranks = gather_first(list(records), "the records of the other ranks' rollouts")
+        if self.folder is None:
+            return
+        everyone = [record for rank in ranks for record in rank]
+        for record in everyone:
+            self._samples.append({"stage": self._stage, "step": step, **record})
+        if self._tracker is not None:
+            self._tracker.samples(step, everyone)
 
     def status(self, **values: float) -> None:
         """Show values of the running step, such as `jails` and `tokens_per_s`, on the live display only."""
@@ -202,7 +157,7 @@ class RunLog:
         if self.folder is None:
             return
         with ExitStack() as closing:
-            for part in (self._metrics, self._samples, self._events, self._display):
+            for part in (self._metrics, self._samples, self._events, self._tracker, self._display):
                 if part is not None:
                     closing.callback(part.close)
 
@@ -212,4 +167,4 @@ def open_log(config: Config, *, resume: bool) -> RunLog:
     first = rank_and_world()[0] == 0
     folder = open_folder(config, resume=resume) if first else None
     gather_all(None, "the run's folder")
-    return RunLog(folder)
+    return RunLog(folder, record=config.record, settings=flat(config))

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from fastgrpo.errors import UserError
 from fastgrpo.rollouts.reward_functions import Example
 
+# NAME or OWNER/NAME, then what it has of /CONFIGURATION, @REVISION and :SPLIT.
+HUB_SET = re.compile(
+    r"(?P<path>[\w.-]+(/[\w.-]+)?)(?:/(?P<name>[\w.-]+))?(?:@(?P<revision>[\w.-]+))?(?::(?P<split>\w[^/,]*))?"
+)
+T = TypeVar("T")
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str = "train") -> list[Example]:
-    """The rows of `source` with a `prompt`: a list of dicts, a `datasets.Dataset`, a .jsonl file or a name on the hub.
+    """The rows of `source` with a `prompt`: a list of dicts, a `datasets.Dataset`, a file or a name on the hub.
 
-    `prompt` is text or a list of messages with `role` and `content`; a row's `id`, where it has none, is its number.
+    `split` is what is taken of a name that says none (see `hub_rows`). `prompt` is text or a list of messages with
+    `role` and `content`; a row's `id`, where it has none, is its number.
     Raises UserError naming the row that has no usable prompt, or why there are no rows.
     """
     rows = list(_rows(str(source), split) if isinstance(source, str | Path) else source)
@@ -35,22 +42,75 @@ def hold_out(examples: list[Example], count: int, seed: int) -> tuple[list[Examp
     return [e for n, e in enumerate(examples) if n not in held], [e for n, e in enumerate(examples) if n in held]
 
 
+def set_names(dataset: str | Sequence[str]) -> list[str]:
+    """The data sets that a key names: none where it is empty, one, a list, or several separated by commas."""
+    if not isinstance(dataset, str):
+        return list(dataset)
+    if dataset and Path(dataset).expanduser().exists():
+        return [dataset]
+    return [name.strip() for name in dataset.split(",") if name.strip()]
+
+
+def of_each(value: T | tuple[T, ...], sets: Sequence[object], key: str) -> tuple[T, ...]:
+    """A key's value for each data set: one for all, or as many as there are. Raises UserError."""
+    values = value if isinstance(value, tuple) else (value,) * len(sets)
+    if len(values) != len(sets):
+        raise UserError(f"{key} has {len(values)} values and data.dataset names {len(sets)}: give one, or one for each")
+    return values
+
+
+def weighted(items: Sequence[T], times: float, seed: int) -> list[T]:
+    """Each item `times` times, where that is no whole number some of them, drawn, once more."""
+    more = round((times - int(times)) * len(items))
+    drawn = random.Random(f"{seed}/weights").sample(range(len(items)), more)
+    return list(items) * int(times) + [items[index] for index in sorted(drawn)]
+
+
+def hub_rows(source: str, split: str = "train") -> Iterable[Mapping[str, Any]]:
+    """The rows of a set on the hub, OWNER/NAME[/CONFIGURATION][@REVISION][:SPLIT], or of a folder of its files.
+
+    Without a split of its own `split`, or the only one that there is. Raises UserError where the library is not
+    installed, and for a name that is unknown or gated or cannot be reached.
+    """
+    load_dataset = _library(source)
+    named = HUB_SET.fullmatch(source)
+    parts = {"path": source} if named is None or Path(source).is_dir() else named.groupdict()
+    wanted = parts.pop("split", None)
+    found = _loaded(source, lambda: load_dataset(**{key: value for key, value in parts.items() if value}, split=wanted))
+    if wanted or not isinstance(found, Mapping):
+        return found
+    if split not in found and len(found) > 1:
+        raise UserError(f"the data set {source} has no split {split}: append one as {source}:{next(iter(found))}")
+    return found.get(split) or next(iter(found.values()))
+
+
 def _rows(source: str, split: str) -> Iterable[Mapping[str, Any]]:
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.suffix == ".jsonl" and path.is_file():
         return _json_lines(path)
+    if path.is_file() and path.suffix in FORMATS:
+        load_dataset, kind = _library(source), FORMATS[path.suffix]
+        return _loaded(source, lambda: load_dataset(kind, data_files=str(path), split="train"))
+    return hub_rows(source, split)
+
+
+def _library(source: str) -> Callable[..., Any]:
     try:
         from datasets import load_dataset
     except ImportError:
         raise UserError(f"{source} is no .jsonl file, and other data sets need: pip install 'fastgrpo[hub]'") from None
+    return load_dataset
+
+
+def _loaded(source: str, load: Callable[[], Any]) -> Any:
     try:
-        if path.is_file() and path.suffix in FORMATS:
-            return load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
-        return load_dataset(source, split=split)
+        return load()
     except Exception as error:
         # The library raises whatever its backends do.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the data set {source} does not load: {reason}") from error
+        raise UserError(
+            f"the data set {source} does not load: {reason}; check the name, and HF_TOKEN where it is private or gated"
+        ) from error
 
 
 def _json_lines(path: Path) -> Iterable[dict[str, Any]]:

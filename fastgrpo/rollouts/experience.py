@@ -9,18 +9,20 @@ import msgspec
 import numpy as np
 
 from fastgrpo.ranks.collectives import gather_all
-from fastgrpo.types import INFRASTRUCTURE, Group, Sample
+from fastgrpo.types import INFRASTRUCTURE, Group, Result, Sample
 
 
 class Tally(msgspec.Struct):
     """Numbers that add up over rollouts and ranks: plain sums, means as (sum, count), and the longest wait.
 
-    `waited`: seconds after a rank's last completion until its last result, and whose that was.
+    `waited`: seconds after a rank's last completion until its last result, and whose that was. `passes`: by the
+    problem's id the sum of its rollouts' pass rates and their number.
     """
 
     sums: dict[str, float] = {}
     means: dict[str, tuple[float, int]] = {}
     waited: tuple[float, str] = (0.0, "")
+    passes: dict[str, tuple[float, float]] = {}
 
     def add(self, name: str, value: float) -> None:
         """One more value of the mean `name`."""
@@ -37,6 +39,9 @@ class Tally(msgspec.Struct):
             for name, (total, count) in tally.means.items():
                 before, counted = whole.means.get(name, (0.0, 0))
                 whole.means[name] = before + total, counted + count
+            for name, (passed, rollouts) in tally.passes.items():
+                before, counted = whole.passes.get(name, (0.0, 0.0))
+                whole.passes[name] = before + passed, counted + rollouts
             whole.waited = max(whole.waited, tally.waited)
         return whole
 
@@ -97,12 +102,21 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
                 tally.add(name, value)
     for group in groups:
         tally.add("groups_without_variance", not varies(group))
+        if rates := [pass_rate(rollout.result) for rollout in group.rollouts if rollout.reward is not None]:
+            before, counted = tally.passes.get(str(group.problem.id), (0.0, 0.0))
+            tally.passes[str(group.problem.id)] = before + sum(rates), counted + len(rates)
     tally.sums = {
         "rollouts": float(len(rollouts)),
         "infrastructure": float(sum(rollout.reward is None for rollout in rollouts)),
         "tokens_per_s": sum(sum(rollout.loss_mask) for rollout in rollouts) / seconds,
     }
     return tally
+
+
+def pass_rate(result: Result) -> float:
+    """The environment's own `pass_rate`, else the reward, in [0, 1]."""
+    rate = result.metrics.get("pass_rate", result.reward.total if result.reward else 0.0)
+    return min(max(rate, 0.0), 1.0)
 
 
 def first_failure(groups: Sequence[Group]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -26,14 +25,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, refuse_changes
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 from fastgrpo.ranks.collectives import STAGE_WAIT_S, gather_all, rank_and_world
 from fastgrpo.ranks.deadlines import within
 
 STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
 # Elements of one file of sharded tensors, over all ranks: a file is built in memory.
 FILE_ELEMENTS = 2**28
-DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 
 
 class _Entry(NamedTuple):
@@ -63,38 +61,34 @@ class Checkpoints:
 
         Each is given a folder to write into, on every rank: `save_hf` for model and tokenizer, which the first rank
         writes; `save_state` for each rank's part of the state. A step that this object has written already is given its
-        score alone. Raises `UserError` where it cannot be written: then no half-written folder stays and older
+        score alone. Raises `CannotWrite` where it cannot be written: then no half-written folder stays and older
         checkpoints are as they were.
         """
         final = self.folder / f"step-{step:06d}"
         partial = self.folder / f".{final.name}.partial"
         first = rank_and_world()[0] == 0
         try:
-            if step == self._saved:
-                if first:
+            with writing(f"the checkpoint {final}"):
+                if step != self._saved:
+                    if first:
+                        self._clear()
+                        (partial / STATE).mkdir(parents=True)
+                    gather_all(None, "the checkpoint's folder")
+                    save_state(partial / STATE)
+                    save_hf(partial)
+                    if first:
+                        _write_manifest(partial, step, score, config)
+                        _flush(partial)
+                        _replace(partial, final)
+                elif first:
                     _rescore(final, score)
-            else:
                 if first:
-                    self._clear()
-                    (partial / STATE).mkdir(parents=True)
-                gather_all(None, "the checkpoint's folder")
-                save_state(partial / STATE)
-                save_hf(partial)
-                if first:
-                    _write_manifest(partial, step, score, config)
-                    _flush(partial)
-                    _replace(partial, final)
-            if first:
-                self._remove_old()
-            self._saved = step
-        except BaseException as error:
+                    self._remove_old()
+        except BaseException:
             if first:
                 shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) or DISK_FULL.search(str(error)):
-                reason = getattr(error, "strerror", None) or "no space left on the disk"
-                message = f"cannot write the checkpoint {final}: {reason}; free space, then continue with --resume"
-                raise UserError(message) from None
             raise
+        self._saved = step
         return final
 
     def latest(self) -> Path | None:

@@ -13,16 +13,17 @@ import torch
 
 from fastgrpo.config import Config, Grpo
 from fastgrpo.engine.engine import Engine, open_engine
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, policy_device, policy_dtype
-from fastgrpo.ranks.collectives import gather_all, rank_and_world
+from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, over_ranks, plain_array
 from fastgrpo.training.advantage import scaled_advantages
 from fastgrpo.training.checkpoint import Checkpoints, load
+from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.flops import throughput
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.memory import MemoryPlan
@@ -31,14 +32,14 @@ from fastgrpo.training.update import update
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Group, Rollout, Sample
 
-EXPERIENCE, ADAPTERS = "experience.msgpack", "adapters.pt"
+EXPERIENCE, ADAPTERS, CURRICULUM = "experience.msgpack", "adapters.pt", "curriculum.json"
 
 
 class Learner:
     """The policy in training with all that steps it: optimizer, reference, vLLM, checkpoints. `step` counts updates.
 
     `experience`: this rank's finished rollouts for the next update. A checkpoint holds them, because with
-    `grpo.max_lag` 1 they come from weights that are gone.
+    `grpo.max_lag` 1 they come from weights that are gone. `curriculum`: the pass rates so far, the same on all ranks.
 
     Under torchrun there is one on each rank, and every method is collective.
     """
@@ -56,6 +57,7 @@ class Learner:
         self.chat = chat
         self.step = self.skipped = 0
         self.experience: Experience | None = None
+        self.curriculum = Curriculum()
         self.optimizer = optimizer_of(
             policy,
             AdamWOptions(
@@ -123,16 +125,22 @@ class Learner:
 
     def _save_state(self, folder: Path) -> None:
         self.optimizer.save(folder)
+        if self.config.grpo.curriculum and rank_and_world()[0] == 0:
+            self.curriculum.save(folder / CURRICULUM)
         if self.policy.adapted and rank_and_world()[0] == 0:
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experience is not None:
             tally = over_ranks(self.experience.tally)
-            everything = Experience(self._all_samples(), tally, self.experience.records, self.experience.failure)
+            ranks = gather_first(self.experience.records, "the records of the other ranks' rollouts")
+            records = [record for rank in ranks for record in rank]
+            everything = Experience(self._all_samples(), tally, records, self.experience.failure)
             if rank_and_world()[0] == 0:
                 (folder / EXPERIENCE).write_bytes(everything.to_bytes())
 
     def _load_state(self, folder: Path) -> None:
         self.optimizer.load(folder)
+        if self.config.grpo.curriculum:
+            self.curriculum.load(folder / CURRICULUM)
         if self.policy.adapted:
             saved = torch.load(folder / ADAPTERS, map_location=self.policy.device, weights_only=True)
             for name, tensor in adapter_state(self.policy.model).items():
@@ -141,7 +149,7 @@ class Learner:
             self.experience = Experience.from_bytes((folder / EXPERIENCE).read_bytes())
             if rank_and_world()[0] != 0:
                 # On any number of ranks the first one holds them all.
-                self.experience.samples = []
+                self.experience.samples, self.experience.records = [], []
                 self.experience.tally = Tally()
 
     def _all_samples(self) -> list[Sample]:
@@ -158,7 +166,8 @@ class Learner:
         self.skipped += 1
         path = self.config.folder / f"skipped-{self.step + 1:06d}.pt"
         if rank_and_world()[0] == 0:
-            torch.save(msgspec.to_builtins(samples, enc_hook=plain_array), path)
+            with writing(path):
+                torch.save(msgspec.to_builtins(samples, enc_hook=plain_array), path)
         if self.skipped >= self.config.grpo.max_skipped:
             raise UserError(
                 f"{self.skipped} steps in a row had a gradient norm that cannot be used (the last one "

@@ -67,6 +67,8 @@ class Schedule:
         tally, limit = over_ranks(experience.tally), self._config.grpo.max_infrastructure
         failed, rollouts = tally.sums["infrastructure"], tally.sums["rollouts"]
         if failed <= limit * rollouts and failed < rollouts:
+            if self._config.grpo.curriculum:
+                self._learner.curriculum.add(tally.passes)
             return tally
         reasons = gather_all(experience.failure, "the other ranks' failures")
         # A resumed run draws these rollouts anew.

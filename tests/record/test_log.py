@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import resource
@@ -16,9 +17,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastgrpo.errors import UserError
+from fastgrpo.config import Record
+from fastgrpo.errors import CannotWrite, UserError
+from fastgrpo.record import log as log_module
 from fastgrpo.record.display import Display, duration, sparkline
-from fastgrpo.record.log import JsonLines, RunLog
+from fastgrpo.record.json_lines import PARTS, JsonLines, RotatingLines
+from fastgrpo.record.log import RunLog
 from fastgrpo.record.phases import PhaseTimer
 
 
@@ -81,7 +85,7 @@ def test_full_disk_loses_only_the_line_being_written(tmp_path: Path) -> None:
     file = JsonLines(tmp_path / "metrics.jsonl")
     for step in range(2):
         file.append({"stage": "grpo", "step": step, "text": "x" * 10})
-    with file_size_limit(100), pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl.*--resume") as caught:
+    with file_size_limit(100), pytest.raises(CannotWrite, match=r"cannot write .*metrics\.jsonl.*--resume") as caught:
         file.append({"stage": "grpo", "step": 2, "text": "x" * 10})
     assert "\n" not in str(caught.value)
     assert [row["step"] for row in rows(tmp_path)] == [0, 1]
@@ -91,7 +95,7 @@ def test_full_disk_loses_only_the_line_being_written(tmp_path: Path) -> None:
 
 
 def test_full_disk_under_the_events_is_a_user_error(tmp_path: Path) -> None:
-    with file_size_limit(2000), pytest.raises(UserError, match="cannot write"), RunLog(tmp_path) as log:
+    with file_size_limit(2000), pytest.raises(CannotWrite, match="cannot write"), RunLog(tmp_path) as log:
         train(log, 0, 100)
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, len(rows(tmp_path)) + 1))
 
@@ -120,6 +124,61 @@ def test_cut_keeps_exactly_the_lines_before(
     file.close()
     first = next((i for i, (stage, number) in enumerate(lines) if stage == "grpo" and number > step), len(lines))
     assert [(row["stage"], row["step"]) for row in map(json.loads, path.read_text().splitlines())] == lines[:first]
+
+
+def kept(folder: Path) -> list[int]:
+    """The steps of samples.jsonl and its older parts, the oldest first."""
+    parts = [folder / f"samples.{number}.jsonl" for number in range(PARTS, 0, -1)]
+    found = [path for path in [*parts, folder / "samples.jsonl"] if path.exists()]
+    return [row["step"] for path in found for row in rows(folder, path.name)]
+
+
+def test_samples_are_bounded_and_the_oldest_are_dropped(tmp_path: Path) -> None:
+    with RunLog(tmp_path, record=Record(samples_mib=1)) as log:
+        log.stage("grpo", total=60)
+        for step in range(1, 61):
+            log.samples(step, [{"text": "x" * 30_000}] if step != 50 else [{"text": "x" * 200_000}])
+    files = list(tmp_path.glob("samples*.jsonl"))
+    assert len(files) == PARTS
+    assert sum(path.stat().st_size for path in files) <= 2**20 + 200_000
+    steps = kept(tmp_path)
+    assert steps == list(range(steps[0], 61))
+    assert 1 < steps[0] < 40
+
+
+@pytest.mark.parametrize("step", [0, 3, 17, 25, 29, 30])
+def test_a_cut_reaches_back_through_the_parts(tmp_path: Path, step: int) -> None:
+    path = tmp_path / "samples.jsonl"
+    # Three lines a part.
+    file = RotatingLines(path, PARTS * 200)
+    for number in range(1, 31):
+        file.append({"stage": "grpo", "step": number, "text": "x" * 20})
+    oldest = kept(tmp_path)[0]
+    file.cut("grpo", step)
+    assert kept(tmp_path) == list(range(oldest, step + 1))
+    file.append({"stage": "grpo", "step": step + 1})
+    file.close()
+    assert kept(tmp_path) == [*range(oldest, step + 1), step + 1]
+
+
+def test_a_full_disk_while_rotating_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = RotatingLines(tmp_path / "samples.jsonl", PARTS * 64)
+    file.append({"stage": "grpo", "step": 1, "text": "x" * 40})
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(CannotWrite, match=r"cannot write .*samples\.jsonl: No space left on device; free space"):
+        file.append({"stage": "grpo", "step": 2, "text": "x" * 40})
+
+
+def test_samples_of_all_ranks_are_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "gather_first", lambda own, what: [own, [{"rank": 1}, {"rank": 1}], []])
+    with RunLog(tmp_path) as log:
+        log.stage("grpo", total=1)
+        log.samples(1, [{"rank": 0}])
+    assert [row["rank"] for row in rows(tmp_path, "samples.jsonl")] == [0, 1, 1]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,16 @@
 """Rows as their users have them, and one sentence for those that are none."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.rollouts.dataset import hold_out, read_examples
+from fastgrpo.tasks import reward_task
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
@@ -47,3 +52,67 @@ def test_held_out_rows_follow_the_seed() -> None:
     assert held == hold_out(rows, 3, seed=1)[1] != hold_out(rows, 3, seed=2)[1]
     with pytest.raises(UserError, match="leaves nothing"):
         hold_out(rows, 10, seed=1)
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A `datasets` library whose hub has org/sums in two splits and org/one in one; the calls that it had."""
+    calls: list[dict[str, Any]] = []
+    sums = {name: [{"prompt": f"{name} {n}", "sum": n} for n in range(4)] for name in ("train", "test")}
+
+    def load_dataset(path: str, *, split: str | None = None, **options: Any) -> Any:
+        calls.append({"path": path, "split": split} | options)
+        if path == "org/gated":
+            raise ValueError("Dataset 'org/gated' is a gated dataset on the Hub.\nVisit it")
+        if path not in ("org/sums", "org/one"):
+            raise ConnectionError("Couldn't reach it (offline mode is enabled)")
+        found = sums if path == "org/sums" else {"validation": [{"prompt": "alone"}]}
+        return found[split] if split else found
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    return calls
+
+
+def prompts(source: str, split: str = "train") -> list[Any]:
+    return [example.prompt for example in read_examples(source, split)]
+
+
+def test_names_on_the_hub_with_configuration_revision_and_split(fake_hub: list[dict[str, Any]]) -> None:
+    assert prompts("org/sums")[0] == "train 0"
+    assert prompts("org/sums", "test")[0] == "test 0"
+    assert prompts("org/one") == ["alone"], "the only split that there is"
+    assert prompts("org/sums/hard@abc123:test")[0] == "test 0"
+    assert fake_hub[-1] == {"path": "org/sums", "name": "hard", "revision": "abc123", "split": "test"}
+    with pytest.raises(UserError, match=r"has no split dev: append one as org/sums:train"):
+        prompts("org/sums", "dev")
+
+
+def test_a_gated_set_and_a_hub_out_of_reach_are_one_sentence(fake_hub: list[dict[str, Any]]) -> None:
+    for name, reason in (("org/gated", "gated dataset on the Hub"), ("org/unknown", "offline mode is enabled")):
+        with pytest.raises(UserError, match=rf"{name} does not load: .*{reason}.*HF_TOKEN") as caught:
+            read_examples(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_several_sets_have_weights_and_ids_of_their_own(fake_hub: list[dict[str, Any]]) -> None:
+    names = ("org/sums:train", "org/sums:test")
+    config = resolve({"data.dataset": names, "data.weights": (1.0, 2.0), "data.held_out": (0, 1)})
+    train, held_out = reward_task([len]).load_problems(config)
+    assert sorted(row.id for row in train if row.id.startswith("org/sums:train")) == [
+        f"org/sums:train/{n}" for n in range(4)
+    ]
+    assert len([row for row in train if row.id.startswith("org/sums:test")]) == 6
+    assert len(held_out) == 1
+    with pytest.raises(UserError, match=r"data\.weights has 3 values and data\.dataset names 2"):
+        reward_task([len]).load_problems(resolve({"data.dataset": names, "data.weights": (1.0, 2.0, 3.0)}))
+
+
+def test_training_and_evaluation_sets_of_their_own(fake_hub: list[dict[str, Any]], tmp_path: Path) -> None:
+    config = resolve({"data.dataset": "org/sums", "data.eval_dataset": "org/sums", "data.held_out": 3})
+    train, held_out = reward_task([len]).load_problems(config)
+    assert [row.prompt for row in train] == [f"train {n}" for n in range(4)]
+    assert [row.prompt for row in held_out] == [f"test {n}" for n in range(4)]
+    both = reward_task([len], dataset=["org/sums", "org/one"], eval_dataset="org/one").load_problems(config)
+    assert len(both[0]) == 5
+    given = reward_task([len], dataset=[{"prompt": "a"}], eval_dataset="org/one").load_problems(config)
+    assert [[row.prompt for row in rows] for rows in given] == [["a"], ["alone"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from fastgrpo.flow.problems.difficulty import measure_difficulty
 from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, EvalPlus, HumanEval, LeetCode, Mbpp, OwnProblem
 from fastgrpo.flow.problems.numbers import NumberProblem
 from fastgrpo.flow.types import Problem
+from fastgrpo.rollouts.dataset import hub_rows, set_names
 
 
 class Format(Protocol):
@@ -50,7 +51,7 @@ HUMANEVAL = ("humaneval", "openai_humaneval", "openai/openai_humaneval")
 
 
 def load(dataset: str | Sequence[str]) -> list[Problem]:
-    """The problems of `dataset`: humaneval or files, several as a list or separated by commas.
+    """The problems of `dataset`: humaneval, files or names on the hub, several as a list or separated by commas.
 
     A file is a JSON list, JSON lines or, where pyarrow is installed, parquet; .gz is unpacked. Each record's fields
     tell its form: HumanEval(+), MBPP (full, sanitized, plus), BigCodeBench, ClassEval, LiveCodeBench, APPS, TACO,
@@ -63,7 +64,7 @@ def load(dataset: str | Sequence[str]) -> list[Problem]:
 
 def load_sets(dataset: str | Sequence[str]) -> list[list[Problem]]:
     """As `load`, data set by data set."""
-    files = _names(dataset)
+    files = set_names(dataset) or [str(dataset)]
     sets = [_load_one(name) for name in files]
     seen: dict[str, str] = {}
     for file, problem in ((file, problem) for file, problems in zip(files, sets, strict=True) for problem in problems):
@@ -71,15 +72,6 @@ def load_sets(dataset: str | Sequence[str]) -> list[list[Problem]]:
             raise UserError(f"id {problem.id!r} is in {seen[problem.id]} and in {file}; rename one")
         seen[problem.id] = file
     return sets
-
-
-def _names(dataset: str | Sequence[str]) -> list[str]:
-    """The data sets that the key `data.dataset` names."""
-    if not isinstance(dataset, str):
-        return list(dataset)
-    if Path(dataset).expanduser().exists():
-        return [dataset]
-    return [name.strip() for name in dataset.split(",") if name.strip()] or [dataset]
 
 
 def ranked(problems: Sequence[Problem]) -> list[Problem]:
@@ -96,9 +88,12 @@ def _load_one(name: str) -> list[Problem]:
     else:
         path = Path(name).expanduser()
         called = path.name.partition(".")[0] or path.name
+    on_hub = not path.exists() and "/" in name and not path.suffixes and not name.startswith((".", "/", "~"))
+    if on_hub:
+        called = name.split("/")[1].partition("@")[0].partition(":")[0]
     problems: list[Problem] = []
     seen: dict[str, int] = {}
-    for number, problem in _read(path, called):
+    for number, problem in _read(path, called, enumerate(hub_rows(name), 1) if on_hub else _records(path)):
         if problem.id in seen:
             raise UserError(f"{path}:{number}: id {problem.id!r} is that of line {seen[problem.id]} too; rename one")
         seen[problem.id] = number
@@ -108,9 +103,9 @@ def _load_one(name: str) -> list[Problem]:
     return ranked(problems)
 
 
-def _read(path: Path, called: str) -> Iterator[tuple[int, Problem]]:
-    """(line number, problem) pairs of a file in any of the known formats."""
-    for number, record in _records(path):
+def _read(path: Path, called: str, records: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Problem]]:
+    """(line number, problem) pairs of numbered records in any of the known formats."""
+    for number, record in records:
         yield number, _decoded(path, number, partial(_problem, record, f"{called}/{number}"))
 
 
@@ -154,7 +149,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         ) from None
 
 
-def _problem(record: dict[str, Any], name: str) -> Problem:
+def _problem(record: Mapping[str, Any], name: str) -> Problem:
     known = {field: value for field, value in record.items() if value is not None}
     for fields, form in FORMS:
         if fields <= known.keys():

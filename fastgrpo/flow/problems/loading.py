@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Sequence
-from typing import TypeVar
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError
@@ -14,9 +11,9 @@ from fastgrpo.flow.problems.scoring import solvable
 from fastgrpo.flow.problems.splitting import split
 from fastgrpo.flow.types import Problem
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
+from fastgrpo.rollouts.dataset import of_each, set_names, weighted
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def load_problems(config: Config, *, tried: bool = True) -> tuple[list[Problem], list[Problem]]:
@@ -24,30 +21,34 @@ def load_problems(config: Config, *, tried: bool = True) -> tuple[list[Problem],
 
     Of each set `data.problems` are used, as `splitting.split` draws those held out: of all difficulties alike.
     Problems whose own solution fails are left out (`scoring.solvable`), unless none is to be `tried`. Of a set with a
-    larger weight problems come more than once among those to train on, of none less than once. Raises UserError.
+    larger weight problems come more than once among those to train on, of none less than once. Where
+    `data.eval_dataset` names sets, all problems of theirs are held out, and none of the others. Raises UserError.
     """
     first = rank_and_world()[0] == 0
     sets = gather_all(_usable_sets(config, tried) if first else None, "the trial of the problems' solutions")[0]
     sets = [_some(problems, config.data.problems, config.seed) for problems in sets]
-    held_out = _of_each(config.data.held_out, sets, "data.held_out")
-    weights = _of_each(config.data.weights, sets, "data.weights")
+    count = len(set_names(config.data.dataset))
+    sets, separate = sets[:count], sets[count:]
+    held_out = of_each(0 if separate else config.data.held_out, sets, "data.held_out")
+    weights = of_each(config.data.weights, sets, "data.weights")
     parts = [split(problems, count, config.seed) for problems, count in zip(sets, held_out, strict=True)]
     train = [
         problem
         for part, weight in zip(parts, weights, strict=True)
-        for problem in _weighted(part[0], weight / min(weights), config.seed)
+        for problem in weighted(part[0], weight / min(weights), config.seed)
     ]
-    return train, [problem for _, test in parts for problem in test]
+    return train, [problem for problems in (*(test for _, test in parts), *separate) for problem in problems]
 
 
 def _usable_sets(config: Config, tried: bool) -> list[list[Problem]]:
-    sets = load_sets(config.data.dataset)
+    sets = load_sets([*set_names(config.data.dataset), *set_names(config.data.eval_dataset)])
     if tried:
         sets = [solvable(problems, config.data, config.sandbox) for problems in sets]
     sets = [ranked(problems) for problems in sets]
     for problems in sets:
         name, count = problems[0].dataset, len(problems)
-        if config.workers.kind == "simulated" and (missing := sum(problem.solution is None for problem in problems)):
+        simulated = config.task == "flow" and config.workers.kind == "simulated"
+        if simulated and (missing := sum(problem.solution is None for problem in problems)):
             raise UserError(
                 f"{missing} of {count} problems of {name} have no solution, from which simulated workers make their "
                 "answers: set workers.kind to openai"
@@ -70,18 +71,3 @@ def _require_judge(config: Config, said: str) -> None:
 
 def _some(problems: list[Problem], count: int, seed: int) -> list[Problem]:
     return split(problems, count, seed)[1] if 0 < count < len(problems) else problems
-
-
-def _of_each(value: T | tuple[T, ...], sets: Sequence[object], key: str) -> tuple[T, ...]:
-    """A key's value for each data set: one for all, or as many as there are."""
-    values = value if isinstance(value, tuple) else (value,) * len(sets)
-    if len(values) != len(sets):
-        raise UserError(f"{key} has {len(values)} values and data.dataset names {len(sets)}: give one, or one for each")
-    return values
-
-
-def _weighted(problems: Sequence[Problem], times: float, seed: int) -> list[Problem]:
-    """Each problem `times` times, where that is no whole number some of them, drawn, once more."""
-    more = round((times - int(times)) * len(problems))
-    drawn = random.Random(f"{seed}/weights").sample(range(len(problems)), more)
-    return list(problems) * int(times) + [problems[index] for index in sorted(drawn)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,6 +171,36 @@ def test_several_sets_are_split_each_and_weighted(load: Load, trials: dict[str, 
     assert (train, held_out) == load_problems(settings(*files, held_out=(1, 3), weights=(1.5, 1.0)))
     with pytest.raises(UserError, match=r"data\.held_out has 3 values and data\.dataset names 2"):
         load_problems(settings(*files, held_out=(1, 2, 3)))
+
+
+def test_sets_for_evaluation_alone_take_the_place_of_those_held_out(
+    load: Load, trials: dict[str, Trial], tmp_path: Path
+) -> None:
+    for name, count in (("a", 5), ("b", 2)):
+        load(*[OWN | {"id": f"{name}{n}"} for n in range(count)], name=f"{name}.jsonl")
+        trials |= {f"{name}{n}": Trial(True, 0.01) for n in range(count)}
+    config = settings(tmp_path / "a.jsonl", eval_dataset=str(tmp_path / "b.jsonl"), held_out=3)
+    train, held_out = load_problems(config)
+    assert sorted(problem.id for problem in train) == [f"a{n}" for n in range(5)]
+    assert sorted(problem.id for problem in held_out) == ["b0", "b1"]
+    with pytest.raises(UserError, match=r"id 'a0' is in .*a\.jsonl and in .*a\.jsonl"):
+        load_problems(settings(tmp_path / "a.jsonl", eval_dataset=str(tmp_path / "a.jsonl")))
+
+
+def test_problems_of_the_hub(trials: dict[str, Trial], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(path: str, *, split: str | None, **options: Any) -> dict[str, list[dict[str, Any]]]:
+        assert (path, options) == ("org/problems", {"revision": "v1"})
+        return {"test": [OWN, OWN | {"id": "other"}]}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    trials |= {"right": Trial(True, 0.01), "other": Trial(True, 0.01)}
+    config = resolve({"data.dataset": "org/problems@v1", "data.held_out": 1})
+    train, held_out = load_problems(config)
+    assert {problem.id for problem in train + held_out} == {"right", "other"}
+    assert train[0].dataset == "problems"
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"org/problems@v1 is no .*pip install 'fastgrpo\[hub\]'"):
+        load_problems(config)
 
 
 def test_a_part_of_each_set_is_drawn_by_the_seed(load: Load, trials: dict[str, Trial], tmp_path: Path) -> None:

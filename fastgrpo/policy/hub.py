@@ -1,0 +1,219 @@
+"""Models as they travel: a folder, a name on the hub, weights in .bin files, a GGUF file; each becomes a folder here.
+
+`huggingface_hub` keeps its own cache and honours HF_TOKEN, HF_HOME and HF_HUB_OFFLINE. What is converted lies under
+`~/.cache/fastgrpo/models` (`XDG_CACHE_HOME`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import transformers
+from filelock import FileLock
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from fastgrpo.config import Config
+from fastgrpo.errors import CannotWrite, UserError, writing
+from fastgrpo.program import DISK_ERRORS
+
+# owner/name, and of a repository of GGUF files owner/name/file.gguf.
+HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?")
+# What a causal LM needs, of the repository's own level alone: others hold the same weights for other programs.
+DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
+ELSEWHERE = ["*/*", "consolidated*"]
+# Above this cosine of the two matrices a GGUF's head is its embedding, quantised once more finely.
+TIED_COSINE = 0.98
+
+
+def with_local_model(config: Config, *, again: bool = False, weights: bool = True) -> Config:
+    """The configuration with a folder of this machine as `model.path`.
+
+    `model.source` is then what was named, and `model.revision` the hub's commit. `again`: a resumed run, whose folder
+    may be gone, finds its model by the source. Without `weights` there is all that describes the model.
+    Raises UserError for a name that is unknown or gated, where the hub cannot be reached, and for a broken file.
+    """
+    model = config.model
+    path = Path(model.path).expanduser()
+    if not model.path:
+        return config
+    if path.is_dir():
+        folder = _converted(path) if weights else path
+        return config if folder == Path(model.path) else _with(config, folder, source=model.path)
+    name = model.source if again and model.source else model.path
+    if Path(name).expanduser().is_file() and name.lower().endswith(".gguf"):
+        return _with(config, _from_gguf(Path(name).expanduser(), weights), source=name)
+    found = HUB_NAME.fullmatch(name)
+    if found is None:
+        return config
+    if found["file"]:
+        file = _fetched_file(found["repository"], found["file"], model.revision)
+        return _with(config, _from_gguf(file, weights), source=name, revision=_commit(file, found["repository"]))
+    folder = _fetched(name, model.revision, weights)
+    return _with(config, _converted(folder) if weights else folder, source=name, revision=folder.name)
+
+
+def _with(config: Config, folder: Path, **keys: str) -> Config:
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(folder), **keys))
+
+
+def _fetched(name: str, revision: str, weights: bool) -> Path:
+    """The hub's folder of the model: safetensors, or where there are none .bin files."""
+    wanted = [*DESCRIPTION, "*.safetensors"] if weights else DESCRIPTION
+    with _asking(name, revision):
+        options: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": ELSEWHERE}
+        folder = Path(snapshot_download(name, revision=revision or None, **options))
+        if weights and not any(folder.glob("*.safetensors")):
+            # The same commit: the branch may have moved meanwhile.
+            snapshot_download(name, revision=folder.name, **options | {"allow_patterns": ["pytorch_model*"]})
+    return folder
+
+
+def _fetched_file(name: str, file: str, revision: str) -> Path:
+    with _asking(name, revision):
+        return Path(hf_hub_download(name, file, revision=revision or None))
+
+
+def _commit(file: Path, name: str) -> str:
+    """The commit in the path of a file in the hub's cache, .../models--owner--name/snapshots/COMMIT/file."""
+    folder = f"models--{name.replace('/', '--')}"
+    parts = file.parts
+    return parts[parts.index(folder) + 2] if folder in parts else ""
+
+
+@contextmanager
+def _asking(name: str, revision: str) -> Iterator[None]:
+    """One sentence for whatever the hub answers, or does not."""
+    try:
+        yield
+    except GatedRepoError:
+        raise UserError(
+            f"the model {name} is gated: ask for access on its page and set HF_TOKEN to your token"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{name} is neither a folder here nor a model on the hub that you may read: check the name, or set HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"the model {name} has no revision {revision!r} on the hub: check model.revision") from None
+    except HfHubHTTPError as error:
+        raise UserError(f"the hub does not give the model {name}: {_reason(error)}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            fix = "free space, or set HF_HOME to another disk"
+            raise CannotWrite(f"cannot write the model {name} into the hub's cache: {error.strerror}; {fix}") from None
+        how = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
+        raise UserError(
+            f"{name} is neither a folder here nor in the hub's cache, and {how}: check the name, or download it first "
+            f"({_reason(error)})"
+        ) from error
+
+
+def _converted(folder: Path) -> Path:
+    """The folder itself, or where its weights are .bin files alone, one with safetensors."""
+    weights = sorted(folder.glob("pytorch_model*.bin"))
+    if not weights or any(folder.glob("*.safetensors")) or not (folder / "config.json").is_file():
+        return folder
+    with _made(f"{folder.name}", weights) as (made, missing):
+        if missing:
+            with _readable(f"the weights of {folder}"):
+                model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            _save(model, tokenizer, missing)
+    return made
+
+
+def _from_gguf(file: Path, weights: bool) -> Path:
+    """A folder with what the GGUF file holds, dequantised to bfloat16; without `weights` gone at the exit."""
+    if not weights:
+        folder = Path(tempfile.mkdtemp(prefix="fastgrpo-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        with _readable(f"the GGUF file {file}"):
+            AutoConfig.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+        return folder
+    with _made(file.stem, [file]) as (made, missing):
+        if missing:
+            with _readable(f"the GGUF file {file}"):
+                tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+                model = _dequantised(file)
+            _save(model, tokenizer, missing)
+    return made
+
+
+def _dequantised(file: Path) -> PreTrainedModel:
+    options: dict[str, Any] = {"dtype": torch.bfloat16}
+    if hasattr(transformers, "GgufConfig"):
+        # Versions that have it keep the quantised blocks unless told otherwise.
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+    _tie(model)
+    return model
+
+
+@torch.no_grad()
+def _tie(model: Any) -> None:
+    """Tie embedding and head again where they were one matrix; the head, kept in more bits, serves both."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if embedding is head or embedding.shape != head.shape:
+        return
+    pair = [matrix[:: max(1, len(matrix) // 1024)].float().flatten() for matrix in (embedding, head)]
+    if torch.nn.functional.cosine_similarity(*pair, dim=0) > TIED_COSINE:
+        embedding.copy_(head)
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+
+
+def _save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    with writing(f"the converted model {folder}", "free space, or set XDG_CACHE_HOME to another disk"):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _made(name: str, files: list[Path]) -> Iterator[tuple[Path, Path | None]]:
+    """(the folder made of `files`, and where to write it if it is not made yet); one process makes it, others wait."""
+    states = [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
+    digest = hashlib.blake2b(repr((str(files[0].resolve()), states)).encode(), digest_size=6).hexdigest()
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastgrpo" / "models"
+    made, partial = root / f"{name}-{digest}", root / f".{name}-{digest}.partial"
+    with writing(f"the converted model {made}", "free space, or set XDG_CACHE_HOME to another disk"):
+        root.mkdir(parents=True, exist_ok=True)
+    with FileLock(partial.with_suffix(".lock")):
+        try:
+            yield made, None if made.exists() else partial
+            if not made.exists():
+                partial.rename(made)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """One sentence where transformers cannot read `what`."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{what} needs a package more ({_reason(error)}): pip install 'fastgrpo[gguf]'") from error
+    except Exception as error:
+        # Of a damaged file the readers raise whatever they stumble on.
+        raise UserError(f"{what} cannot be read: {type(error).__name__}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

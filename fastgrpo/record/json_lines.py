@@ -1,0 +1,142 @@
+"""Files of JSON lines that survive crashes and full disks; one that is cut into parts as it grows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fastgrpo.errors import writing
+
+# A file of bounded size is this many parts, of which the oldest is dropped where a new one begins.
+PARTS = 8
+
+
+class _Position(msgspec.Struct):
+    """The fields of a line that say where in the run it belongs."""
+
+    stage: str
+    step: int
+
+
+class JsonLines:
+    """An append-only file of JSON lines, one write a line: a full disk loses at most the line being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _written(path):
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._file).st_size
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record whole, or leave the file as it was and raise `CannotWrite` (disk full)."""
+        self.write(encoded(record))
+
+    def write(self, line: bytes) -> None:
+        """As `append`, of an encoded line."""
+        size, written = self.size, 0
+        with _written(self.path):
+            try:
+                while written < len(line):
+                    written += os.write(self._file, line[written:])
+            except OSError:
+                os.ftruncate(self._file, size)
+                raise
+
+    def cut(self, stage: str, step: int) -> bool:
+        """Drop everything from the first line of `stage` after `step` on, and a line torn by a crash; True if any."""
+        size, end = self.size, 0
+        with self.path.open("rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n") or _is_after(line, stage, step):
+                    break
+                end += len(line)
+        os.ftruncate(self._file, end)
+        return end < size
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        try:
+            with _written(self.path):
+                os.fsync(self._file)
+        finally:
+            os.close(self._file)
+
+
+class RotatingLines:
+    """A `JsonLines` of `limit` bytes at most, 0 = any: NAME.jsonl is the newest of its parts, NAME.1.jsonl the next.
+
+    A line longer than a part, of which there are `PARTS`, is a part of its own.
+    """
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path, self._part_bytes = path, limit // PARTS
+        self._newest = JsonLines(path)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record whole, or leave the file as it was and raise `CannotWrite` (disk full)."""
+        line, size = encoded(record), self._newest.size
+        if self._part_bytes and size and size + len(line) > self._part_bytes:
+            self._rotate()
+        self._newest.write(line)
+
+    def cut(self, stage: str, step: int) -> None:
+        """As `JsonLines.cut`, through all parts from the oldest on."""
+        for number in range(PARTS - 1, 0, -1):
+            if self._part(number).exists() and self._cut_part(number, stage, step):
+                return
+        self._newest.cut(stage, step)
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        self._newest.close()
+
+    def _cut_part(self, number: int, stage: str, step: int) -> bool:
+        """Cut an older part; where it loses a line the newer ones go, and it is the newest."""
+        part = JsonLines(self._part(number))
+        lost = part.cut(stage, step)
+        part.close()
+        if lost:
+            self._newest.close()
+            with _written(self._path):
+                for newer in range(number):
+                    self._part(newer).unlink(missing_ok=True)
+                self._part(number).rename(self._path)
+            self._newest = JsonLines(self._path)
+        return lost
+
+    def _rotate(self) -> None:
+        self._newest.close()
+        with _written(self._path):
+            for number in range(PARTS - 1, 0, -1):
+                if self._part(number - 1).exists():
+                    self._part(number - 1).replace(self._part(number))
+        self._newest = JsonLines(self._path)
+
+    def _part(self, number: int) -> Path:
+        return self._path.with_suffix(f".{number}{self._path.suffix}") if number else self._path
+
+
+def encoded(record: Mapping[str, Any]) -> bytes:
+    """The record's line."""
+    return msgspec.json.encode(record) + b"\n"
+
+
+def _is_after(line: bytes, stage: str, step: int) -> bool:
+    try:
+        position = msgspec.json.decode(line, type=_Position)
+    except msgspec.DecodeError:
+        return True
+    return position.stage == stage and position.step > step
+
+
+def _written(path: Path) -> AbstractContextManager[None]:
+    return writing(path, "free space and continue with --resume (all before is kept)")

@@ -1,0 +1,126 @@
+"""Weights & Biases or trackio beside TensorBoard: the same curves under the same names, and tables of samples."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastgrpo.errors import UserError, writing
+
+PROJECT = "fastgrpo"
+# Rows of a table of samples, and steps from one table to the next.
+TABLE_ROWS, TABLE_EVERY = 16, 10
+COLUMNS = ("step", "problem_id", "status", "reward", "prompt", "completion")
+# What is left to upload then stays on this disk (`wandb sync`).
+FINISH_S = 120.0
+
+
+class Tracker:
+    """The two have one interface. Each stage, as it counts its own steps, is a run: the run's name with the stage's.
+
+    A run that cannot begin is a `UserError`; what fails later ends the tracking, with one line to `say`, and no more.
+    """
+
+    def __init__(
+        self, module: Any, folder: Path, settings: Mapping[str, Any], say: Callable[[str], object], token: str
+    ) -> None:
+        self._module, self._folder, self._settings, self._say, self._token = module, folder, settings, say, token
+        self._run: Any = None
+
+    def stage(self, name: str) -> None:
+        """Begin the stage's run, or go on with it after a resume. Raises UserError."""
+        self.close()
+        called = f"{self._folder.name}-{name}"
+        options: dict[str, Any] = {"name": f"{called}-{self._token}", "embed": False}
+        if self._module.__name__ == "wandb":
+            # Its copy of the console would be drawn over by the live display.
+            quiet = self._module.Settings(console="off", silent=True)
+            options = {"name": called, "id": f"{self._token}-{name}", "dir": str(self._folder), "settings": quiet}
+        try:
+            self._run = self._module.init(
+                project=os.environ.get("WANDB_PROJECT") or PROJECT,
+                group=self._folder.name,
+                config=dict(self._settings),
+                resume="allow",
+                **options,
+            )
+        except Exception as error:
+            raise UserError(
+                f"record.tracker {self._module.__name__} does not start: {_reason(error)}; log in, work offline "
+                "(WANDB_MODE=offline), or set record.tracker back to none"
+            ) from error
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One point of each curve."""
+        self._send(step, lambda: dict(metrics))
+
+    def samples(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """A table of some of the step's rollouts, of the first step and every tenth."""
+        if step % TABLE_EVERY == 1:
+            rows = [_row(step, record) for record in records[:TABLE_ROWS]]
+            self._send(step, lambda: {"samples": self._module.Table(columns=list(COLUMNS), data=rows)})
+
+    def close(self) -> None:
+        """End the stage's run; an upload that outlasts `FINISH_S` is left to the tracker's own means."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        failed: list[Exception] = []
+        thread = threading.Thread(target=_finish, args=(run, failed), name="tracker", daemon=True)
+        thread.start()
+        thread.join(FINISH_S)
+        if thread.is_alive():
+            self._say(f"{self._module.__name__} still uploads after {FINISH_S:.0f} s: left as it is")
+        for error in failed:
+            self._say(f"{self._module.__name__} did not finish: {_reason(error)}")
+
+    def _send(self, step: int, made: Callable[[], dict[str, Any]]) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.log(made(), step=step)
+        except Exception as error:
+            self._say(f"{self._module.__name__} fails ({_reason(error)}): the curves go on in metrics.jsonl alone")
+            self._run = None
+
+
+def find_tracker(name: str, folder: Path, settings: Mapping[str, Any], say: Callable[[str], object]) -> Tracker | None:
+    """The tracker called `name` for the run in `folder`, None for none. Raises UserError where it is not installed.
+
+    The run's id there is kept in the folder: a resumed run goes on, another one of the same name is another.
+    """
+    if name == "none":
+        return None
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"record.tracker {name} cannot be imported ({error}): pip install 'fastgrpo[{name}]'") from None
+    kept = folder / "tracker.id"
+    with writing(kept):
+        if not kept.exists():
+            kept.write_text(uuid.uuid4().hex[:8])
+        return Tracker(module, folder, settings, say, kept.read_text())
+
+
+def _row(step: int, record: Mapping[str, Any]) -> list[Any]:
+    prompt, reward = record.get("prompt", ""), (record.get("reward") or {}).get("total")
+    if not isinstance(prompt, str):
+        prompt = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    completion = "\n\n".join(record.get("completions", ()))
+    return [step, str(record.get("problem_id", "")), record.get("status", ""), reward, prompt, completion]
+
+
+def _finish(run: Any, failed: list[Exception]) -> None:
+    try:
+        run.finish()
+    except Exception as error:
+        failed.append(error)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

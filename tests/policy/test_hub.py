@@ -1,0 +1,258 @@
+"""Models by hub name, in .bin files, behind links and in GGUF; the hub here is a folder of this machine."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors.torch import load_file
+
+from fastgrpo.config import Config
+from fastgrpo.config_files import open_folder
+from fastgrpo.config_keys import resolve
+from fastgrpo.errors import UserError
+from fastgrpo.policy import hub
+from fastgrpo.policy.hub import with_local_model
+from fastgrpo.policy.model import load_policy
+
+COMMIT = "a" * 40
+
+
+def configuration(path: object, **keys: str) -> Config:
+    return resolve({"model.path": str(path)} | {f"model.{name}": value for name, value in keys.items()})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache" / "fastgrpo" / "models"
+
+
+@pytest.fixture
+def fake_hub(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A hub with one model, org/tiny, into a cache of links as the real one; the calls it had."""
+    calls: list[dict[str, Any]] = []
+    shutil.copytree(tiny_folder, tmp_path / "blobs")
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        calls.append({"name": name, "revision": revision, "patterns": allow_patterns})
+        folder = tmp_path / "hub" / "models--org--tiny" / "snapshots" / COMMIT
+        folder.mkdir(parents=True, exist_ok=True)
+        for blob in (tmp_path / "blobs").iterdir():
+            if any(fnmatch(blob.name, pattern) for pattern in allow_patterns) and not (folder / blob.name).exists():
+                (folder / blob.name).symlink_to(blob)
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    return calls
+
+
+def as_bin(folder: Path) -> None:
+    """Replace the folder's safetensors by what older models have."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def same_weights(one: Path | str, other: Path | str) -> bool:
+    ours, theirs = (dict(load_policy(path).model.named_parameters()) for path in (one, other))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_name_on_the_hub_becomes_a_folder_and_its_commit_is_recorded(
+    fake_hub: list[dict[str, Any]], tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = with_local_model(configuration("org/tiny", revision="v1"))
+    assert (config.model.source, config.model.revision) == ("org/tiny", COMMIT)
+    assert same_weights(config.model.path, tiny_folder)
+    assert [(call["name"], call["revision"]) for call in fake_hub] == [("org/tiny", "v1")]
+    run = open_folder(config, resume=False)
+    written = (run / "config.toml").read_text()
+    assert f'revision = "{COMMIT}"' in written
+    assert 'source = "org/tiny"' in written
+
+
+def test_a_resumed_run_finds_its_model_again_by_the_commit(fake_hub: list[dict[str, Any]], tmp_path: Path) -> None:
+    config = with_local_model(configuration("org/tiny"))
+    shutil.rmtree(tmp_path / "hub")
+    with pytest.raises(UserError, match="does not exist"):
+        load_policy(with_local_model(config).model.path)
+    assert with_local_model(config, again=True) == config
+    assert fake_hub[-1]["revision"] == COMMIT
+
+
+def test_a_plan_needs_no_weights(fake_hub: list[dict[str, Any]]) -> None:
+    folder = Path(with_local_model(configuration("org/tiny"), weights=False).model.path)
+    assert (folder / "config.json").exists()
+    assert not list(folder.glob("*.safetensors"))
+
+
+def test_a_model_of_bin_files_on_the_hub_is_converted_once(
+    fake_hub: list[dict[str, Any]], tiny_folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_bin(tmp_path / "blobs")
+    config = with_local_model(configuration("org/tiny"))
+    assert Path(config.model.path).parent == cache
+    assert same_weights(config.model.path, tiny_folder)
+    assert fake_hub[-1]["revision"] == COMMIT
+    monkeypatch.setattr(hub, "_save", lambda *_: pytest.fail("converted twice"))
+    assert with_local_model(configuration("org/tiny")) == config
+
+
+def test_a_folder_of_bin_files_and_one_behind_links(tiny_folder: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(tiny_folder, tmp_path / "old")
+    as_bin(old)
+    config = with_local_model(configuration(old))
+    assert config.model.source == str(old)
+    assert same_weights(config.model.path, tiny_folder)
+    (tmp_path / "link").symlink_to(tiny_folder)
+    assert with_local_model(configuration(tmp_path / "link")).model.path == str(tmp_path / "link")
+    assert same_weights(tmp_path / "link", tiny_folder)
+
+
+def test_sharded_weights(tiny_folder: Path, tmp_path: Path) -> None:
+    load_policy(tiny_folder).model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder / name, tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert same_weights(with_local_model(configuration(tmp_path / "shards")).model.path, tiny_folder)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("a pickle was run",))
+
+
+def test_a_pickle_with_more_than_tensors_is_refused(tiny_folder: Path, tmp_path: Path, cache: Path) -> None:
+    evil = shutil.copytree(tiny_folder, tmp_path / "evil")
+    (evil / "model.safetensors").unlink()
+    (evil / "pytorch_model.bin").write_bytes(pickle.dumps({"w": Evil()}))
+    with pytest.raises(UserError, match=r"the weights of .*evil cannot be read") as caught:
+        with_local_model(configuration(evil))
+    assert "\n" not in str(caught.value)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def answer(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
+    return kind("no\nmore", response=httpx.Response(status, request=httpx.Request("GET", "https://hub")))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (answer(GatedRepoError, 403), "org/tiny is gated: ask for access on its page and set HF_TOKEN"),
+        (answer(RepositoryNotFoundError, 404), "neither a folder here nor a model on the hub that you may read"),
+        (answer(RevisionNotFoundError, 404), "has no revision 'v9' on the hub: check model.revision"),
+        (answer(HfHubHTTPError, 500), "the hub does not give the model org/tiny: no"),
+        (OSError(errno.ENOSPC, "No space left on device"), "into the hub's cache: No space left on device; free space"),
+        (LocalEntryNotFoundError("no\nmore"), "nor in the hub's cache, and the hub cannot be reached"),
+        (OfflineModeIsEnabled("offline"), "nor in the hub's cache, and the hub cannot be reached"),
+        (httpx.ConnectError("no route"), "nor in the hub's cache, and the hub cannot be reached"),
+    ],
+)
+def test_whatever_the_hub_answers_is_one_sentence(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(UserError, match=sentence) as caught:
+        with_local_model(configuration("org/tiny", revision="v9"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_name_is_left_to_the_folders_check() -> None:
+    for path in ("", "nowhere", "/nowhere/at/all", "a/b/c"):
+        assert with_local_model(configuration(path)) == configuration(path)
+
+
+def save_gguf(path: Path, model: Path) -> None:
+    """The tiny Qwen2 as a GGUF file in fp32, its vocabulary that of the tokenizer."""
+    import gguf
+
+    tensors = load_file(model / "model.safetensors")
+    config = json.loads((model / "config.json").read_text())
+    tokenizer = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
+    tokens = sorted(tokenizer, key=tokenizer.__getitem__)
+    tokens += ["ab", *(f"[{n}]" for n in range(len(tokens) + 1, config["vocab_size"]))]
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(256)
+    names = {
+        "model.embed_tokens.": "token_embd.",
+        "model.norm.": "output_norm.",
+        "model.layers.": "blk.",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    for found, tensor in tensors.items():
+        name = found
+        for theirs, ours in sorted(names.items(), key=lambda pair: -len(pair[0])):
+            name = name.replace(theirs, ours)
+        writer.add_tensor(name, tensor.numpy())
+        if name == "token_embd.weight":
+            # As quantised files have it: the head once more, a little more exact.
+            writer.add_tensor("output.weight", (tensor + 1e-4 * tensor.std()).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_becomes_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    save_gguf(tmp_path / "tiny.gguf", tiny_folder)
+    config = with_local_model(configuration(tmp_path / "tiny.gguf"))
+    assert config.model.source == str(tmp_path / "tiny.gguf")
+    policy, original = load_policy(config.model.path), load_policy(tiny_folder)
+    assert policy.model.config.tie_word_embeddings
+    found = dict(policy.model.named_parameters())
+    for name, expected in original.model.named_parameters():
+        torch.testing.assert_close(found[name], expected, atol=2e-2, rtol=1e-2)
+    described = Path(with_local_model(configuration(tmp_path / "tiny.gguf"), weights=False).model.path)
+    assert (described / "tokenizer_config.json").exists()
+    assert not list(described.glob("*.safetensors"))
+
+
+def test_a_broken_gguf_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF" + bytes(10))
+    with pytest.raises(UserError, match=r"the GGUF file .*torn\.gguf") as caught:
+        with_local_model(configuration(tmp_path / "torn.gguf"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,116 @@
+"""The examples do what they say, with a tiny policy and an engine that draws at random; a TRL script becomes ours."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fastgrpo.policy.demo_policy import create_policy
+from fastgrpo.training import learner
+from fastgrpo_sandbox.requirements import explain
+from tests.helpers.random_engine import random_engine
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--name",
+    "run",
+    "--grpo.steps",
+    "1",
+    "--grpo.prompts_per_step",
+    "2",
+    "--grpo.group_size",
+    "2",
+    "--grpo.max_new_tokens",
+    "16",
+    "--engine.max_model_len",
+    "256",
+    "--engine.kv_cache_gib",
+    "0.1",
+    "--eval.samples",
+    "1",
+    "--sandbox.cells",
+    "1",
+    "--data.held_out",
+    "2",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    create_policy(["count the vowels in this sentence", "aeiou bcdfg"] * 4, folder, seed=0, vocab_size=400)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def first_step(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("own_task.py", "vowels"),
+        ("reward_function.py", "reward/brevity"),
+        pytest.param("code_task.py", "pass_rate", marks=pytest.mark.jail),
+    ],
+)
+def test_an_example_trains(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, metric: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--model", str(model), *SMALL])
+    runpy.run_path(str(ROOT / "examples" / name))["main"]()
+    assert metric in first_step(tmp_path / "runs" / "run")
+    assert (tmp_path / "runs" / "run" / "report.html").exists()
+
+
+def scripts() -> tuple[str, str]:
+    """TRL's script and ours, as docs/own-task.md has them."""
+    blocks = re.findall(r"^```python\n# not run.*?\n(.*?)^```$", (ROOT / "docs/own-task.md").read_text(), re.M | re.S)
+    (theirs,) = [block for block in blocks if "GRPOTrainer(" in block]
+    (ours,) = [block for block in blocks if 'model="PATH"' in block and "from datasets" in block]
+    return theirs, ours
+
+
+def test_a_trl_script_becomes_ours_with_ten_changed_lines_at_most() -> None:
+    theirs, ours = (text.splitlines() for text in scripts())
+    changes = difflib.SequenceMatcher(None, theirs, ours, autojunk=False).get_opcodes()
+    changed = sum(max(b - a, d - c) for kind, a, b, c, d in changes if kind != "equal")
+    assert 0 < changed <= 10
+
+
+def test_our_version_of_the_trl_script_trains(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = SimpleNamespace(from_list=lambda rows: rows)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(Dataset=dataset))
+    text = scripts()[1].replace('model="PATH"', f"model={str(model)!r}").replace('"grpo.steps": 20', '"grpo.steps": 1')
+    assert str(model) in text
+    exec(compile(text, "docs/own-task.md", "exec"), {"__name__": "__main__"})
+    step = first_step(tmp_path / "runs" / "colours")
+    assert step["rollouts"] == 64
+    assert 0 < step["reward/total"] == pytest.approx(step["reward/right_count"])
+
+
+def test_the_batch_script_is_sound() -> None:
+    subprocess.run(["bash", "-n", str(ROOT / "examples" / "slurm.sbatch")], check=True)
+
+
+def test_the_image_is_run_with_the_flags_that_the_jails_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgrpo_sandbox.requirements.fixes", lambda: [])
+    flags = re.findall(r"--security-opt [\w=]+", explain("Operation not permitted"))
+    text = (ROOT / "examples" / "Dockerfile").read_text()
+    assert len(flags) == 3
+    assert all(flag in text for flag in flags)
