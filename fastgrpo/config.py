@@ -218,6 +218,7 @@ class Grpo(Section, frozen=True):
         int, Meta(ge=0, description="further batches that replace a step's groups without variance, at most; 0 = none")
     ] = 0
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
+    max_turns: Annotated[int, Meta(ge=1, description="completions of an agent's rollout, at most")] = 64
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
     execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
         600.0

@@ -39,7 +39,8 @@ from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.report import adaptivity_table
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import Sampling, collect, fitting
+from fastgrpo.rollouts.rollouts import collect, fitting
+from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.tasks import task_of
 from fastgrpo.types import Group, Rollout
 

@@ -12,7 +12,8 @@ from fastgrpo.config_files import to_toml
 from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.model import load_config
-from fastgrpo.rollouts.rollouts import Sampling, prompts_fit
+from fastgrpo.rollouts.rollouts import prompts_fit
+from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.tasks import Task, require_model, task_of
 from fastgrpo.training.workload import memory_plan
 

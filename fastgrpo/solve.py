@@ -23,7 +23,8 @@ from fastgrpo.plan import print_plan
 from fastgrpo.policy.chat import load_chat
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, replica_share
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import Sampling, collect, fitting
+from fastgrpo.rollouts.rollouts import collect, fitting
+from fastgrpo.rollouts.sampling import Sampling
 
 
 def find(dataset: str | Sequence[str], name: str) -> Problem:

@@ -17,7 +17,8 @@ from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_ranks, sample_records, tally_of, varies
 from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
-from fastgrpo.rollouts.rollouts import Rollouts, Sampling
+from fastgrpo.rollouts.rollouts import Rollouts
+from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.training.learner import Learner, to_samples
 from fastgrpo.training.shaping import shape_rewards
 from fastgrpo.types import Group
