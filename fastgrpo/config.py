@@ -64,6 +64,10 @@ class Data(Section, frozen=True):
         str,
         Meta(description="reward functions in TRL's form, module:function, with commas; empty = the task's own"),
     ] = ""
+    environment: Annotated[
+        str, Meta(description="verifiers:NAME trains on that environment; empty = the task's own")
+    ] = ""
+    environment_args: Annotated[str, Meta(description="arguments of the environment as JSON")] = ""
     problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by seed; 0 = all")] = 0
     instruction: Annotated[
         Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from fastgrpo.errors import UserError
 from fastgrpo.rollouts.reward_functions import Example
 
+Row = TypeVar("Row")
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -27,7 +28,7 @@ def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str =
     return [_example(number, row) for number, row in enumerate(rows)]
 
 
-def hold_out(examples: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: list[Row], count: int, seed: int) -> tuple[list[Row], list[Row]]:
     """(training, held-out) examples; which `count` are held out follows `seed`. Raises UserError where none is left."""
     if count >= len(examples):
         raise UserError(f"data.held_out = {count} leaves nothing of {len(examples)} rows to train on: lower it")

@@ -14,6 +14,7 @@ from fastgrpo.config import Config
 from fastgrpo.errors import UserError
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.log import RunLog
+from fastgrpo.rollouts.agents import Agent
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_ranks, sample_records, tally_of, varies
 from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
@@ -35,7 +36,7 @@ class Schedule:
         self,
         generator: Generator,
         learner: Learner,
-        environment: Environment,
+        environment: Environment | Agent,
         draw: Callable[[int, int], list[Any]],
         config: Config,
     ) -> None:
@@ -151,7 +152,7 @@ class Schedule:
 
 @asynccontextmanager
 async def open_schedule(
-    learner: Learner, environment: Environment, draw: Callable[[int, int], list[Any]], config: Config
+    learner: Learner, environment: Environment | Agent, draw: Callable[[int, int], list[Any]], config: Config
 ) -> AsyncIterator[Schedule]:
     """A `Schedule` over the learner's engine, which nobody else may use meanwhile.
 
