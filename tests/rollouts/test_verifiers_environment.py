@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,8 @@ from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.tasks import task_of
 from tests.rollouts.test_endpoint import CALL, SAMPLING, TOKENIZER, TOOL, Scripted, split_apart
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 class EmptyModelResponseError(Exception):
@@ -168,3 +171,29 @@ def test_without_the_package_the_sentence_says_what_to_install(monkeypatch: pyte
 def test_problems_have_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     _, train, held_out = loaded(monkeypatch, ToolEnvironment())
     assert sorted(task.id for task in [*train, *held_out]) == [f"train/{n}" for n in range(5)]
+
+
+def test_the_package_itself_runs_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ToolEnv` and `Rubric` of verifiers, whatever version is installed, through its own client."""
+    pytest.importorskip("verifiers", reason="verifiers is not installed beside this vLLM: see docs/own-task.md")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    keys = {"data.environment": "verifiers:verifiers_env", "data.environment_args": '{"rows": 6}', "data.held_out": 2}
+    task = task_of(resolve(keys))
+    train, held_out = task.load_problems(resolve(keys))
+    assert (len(train), len(held_out)) == (4, 2)
+
+    async def opened() -> Any:
+        async with task.open_environment(resolve(keys), None) as environment:
+            return environment
+
+    environment = asyncio.run(opened())
+    answer = train[0].row["answer"]
+    right, wrong = rollouts(environment, train[:1], CALL, CALL, f"It is {answer}.", "No idea")
+    assert right.reward.total > 1.0 > wrong.reward.total > 0.0
+    assert right.result.metrics["right"] == 1.0
+    assert right.result.metrics["total_tool_calls"] == 1.0
+    assert right.result.record["turns"] == 2
+    written = [*split_apart(CALL), *split_apart(f"It is {answer}.")]
+    assert [t for t, m in zip(right.token_ids, right.loss_mask, strict=True) if m] == written
+    assert right.branches == wrong.branches == []
+    assert "<tool_response>\n3" in TOKENIZER.decode(right.token_ids)
