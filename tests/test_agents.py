@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ import fastgrpo
 from fastgrpo.types import Result, Reward
 from tests.helpers.chat_model import TOOL, save_chat_model
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 KEYS = {
     "engine.max_model_len": 320,
     "engine.max_num_seqs": 16,
@@ -80,3 +83,15 @@ def test_a_two_turn_tool_agent_trains(model: Path, tmp_path: Path, lag: int) -> 
     assert rows[0]["sampler_parity"] < (1e-4 if not torch.cuda.is_available() else 2e-2)
     records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {len(record["completions"]) for record in records} == {2}
+
+
+@pytest.mark.engine
+def test_the_example_with_verifiers_trains(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("verifiers", reason="verifiers is not installed beside this vLLM: see docs/own-task.md")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(sys, "argv", ["verifiers_env", f"--model={model}", f"--runs={tmp_path}", "--name=example"])
+    sys.argv += [f"--{name}={value}" for name, value in (KEYS | {"engine.max_model_len": 800}).items()]
+    runpy.run_path(str(EXAMPLES / "verifiers_env.py"), run_name="__main__")
+    rows = metrics(tmp_path / "example")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(row["infrastructure"] == 0 and 0 < row["brevity"] < 1 for row in rows)
