@@ -4,7 +4,7 @@
 
 On a GPU 512 rollouts of 512 + 256 tokens at once, on a CPU 32 short ones. Both ways draw completions of one length for
 the same prompts; they take turns, and the ratio is that of their medians. An agent here is one request by a raw HTTP
-client, or by OpenAI's own, which costs the same Python on a user's side as it does here.
+client, or by OpenAI's own, whose Python runs in the same process.
 """
 
 from __future__ import annotations
@@ -51,12 +51,19 @@ class Raw:
 
 
 class ByOpenAI(Raw):
-    """The same with OpenAI's client, one for each rollout, as agents have it."""
+    """The same with OpenAI's client, whose connections the rollouts share."""
+
+    def __init__(self, texts: Trivial) -> None:
+        super().__init__(texts)
+        self._client = AsyncOpenAI(base_url="http://localhost", api_key="-", timeout=3600)
 
     async def act(self, problem: Any, access: Access, seed: int) -> None:
-        async with AsyncOpenAI(base_url=access.base_url, api_key=access.api_key, timeout=3600) as client:
-            messages: Any = self._messages(problem)
-            await client.chat.completions.create(model=access.model, messages=messages)
+        client = self._client.with_options(base_url=access.base_url, api_key=access.api_key)
+        messages: Any = self._messages(problem)
+        await client.chat.completions.create(model=access.model, messages=messages)
+
+    async def close(self) -> None:
+        await self._client.close()
 
 
 def measure(setup: Setup, name: str, seed: int) -> float:

@@ -40,6 +40,8 @@ class Task(NamedTuple):
 
 def task_of(config: Config) -> Task:
     """The task that the configuration names. Raises UserError where a reward function cannot be found."""
+    if config.data.environment and config.data.reward:
+        raise UserError("data.environment has rewards of its own: leave data.reward out, or data.environment")
     if config.data.environment:
         return verifiers_task(config.data.environment, config.data.environment_args)
     if config.data.reward:
@@ -97,7 +99,10 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Agent]:
-        yield loaded()
+        try:
+            yield loaded()
+        finally:
+            await loaded().close()
 
     return Task(load, open_environment, prompt=lambda _, problem: loaded().prompt(problem))
 

@@ -14,7 +14,10 @@ import pytest
 import torch
 
 import fastgrpo
-from fastgrpo.types import Result, Reward
+from fastgrpo.config import resolve
+from fastgrpo.rollouts.experience import tally_of
+from fastgrpo.training.learner import to_samples
+from fastgrpo.types import Group, Result, Reward, Rollout, Trace
 from tests.helpers.chat_model import TOOL, save_chat_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -83,6 +86,19 @@ def test_a_two_turn_tool_agent_trains(model: Path, tmp_path: Path, lag: int) -> 
     assert rows[0]["sampler_parity"] < (1e-4 if not torch.cuda.is_available() else 2e-2)
     records = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {len(record["completions"]) for record in records} == {2}
+
+
+def test_each_conversation_of_an_agent_is_a_sample_with_its_reward() -> None:
+    def rollout(total: float, *branches: Trace) -> Rollout:
+        result = Result(reward=Reward(total=total))
+        return Rollout([1, 2], [0, 1], [0.0, -1.0], ["a"], result=result, branches=list(branches))
+
+    group = Group(None, "q", [rollout(1.0, Trace([3, 4, 5], [0, 1, 1], [0.0, -2.0, -3.0])), rollout(0.0)])
+    samples = to_samples([group], resolve({"grpo.advantage": "dr_grpo"}).grpo)
+    assert [sample.token_ids.tolist() for sample in samples] == [[1, 2], [3, 4, 5], [1, 2]]
+    assert [sample.advantage for sample in samples] == [0.5, 0.5, -0.5]
+    assert samples[1].logprobs.tolist() == [0.0, -2.0, -3.0]
+    assert tally_of([group], 1.0).means["completion_tokens"] == (4.0, 2)
 
 
 @pytest.mark.engine

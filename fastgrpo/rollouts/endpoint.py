@@ -91,10 +91,10 @@ async def open_endpoint(complete: Complete, chat: Chat, sampling: Sampling) -> A
 
 
 @web.middleware
-async def _errors(http: web.Request, handler: Handler) -> web.StreamResponse:
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever goes wrong in OpenAI's form of an error, and nothing of this host in it."""
     try:
-        return await handler(http)
+        return await handler(request)
     except Exception as problem:
         return _answer(problem)
 

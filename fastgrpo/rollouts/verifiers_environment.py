@@ -39,6 +39,7 @@ class VerifiersEnvironment:
     def __init__(self, environment: Any) -> None:
         clients = importlib.import_module("verifiers.clients")
         self._environment, self._wrapped = environment, clients.OpenAIChatCompletionsClient
+        self._client: AsyncOpenAI | None = None
 
     def tasks(self, *, held_out: bool) -> list[Task]:
         """The rows of its data set for training, or of that for evaluation; none where it has none of its own."""
@@ -58,14 +59,22 @@ class VerifiersEnvironment:
 
     async def act(self, problem: Task, access: Access, seed: int) -> Any:
         """The environment's own rollout; returns its state, which the rubric has not scored yet."""
-        async with AsyncOpenAI(
-            base_url=access.base_url, api_key=access.api_key, timeout=REQUEST_S, max_retries=0
-        ) as client:
-            state = await self._environment.rollout(dict(problem.row), self._wrapped(client), access.model, {})
+        # Rollouts share one client's connections: making one costs more than a request.
+        self._client = self._client or AsyncOpenAI(
+            base_url=access.base_url, api_key="-", max_retries=0, timeout=REQUEST_S
+        )
+        client = self._client.with_options(base_url=access.base_url, api_key=access.api_key)
+        state = await self._environment.rollout(dict(problem.row), self._wrapped(client), access.model, {})
         error = state.get("error")
         if error is not None and not _is_own(error):
             raise EnvironmentFailure(f"the environment of verifiers failed: {_reason(error)}")
         return state
+
+    async def close(self) -> None:
+        """Close the connections that rollouts shared."""
+        if self._client is not None:
+            await self._client.close()
+        self._client = None
 
     async def results(self, problem: Task, rollouts: list[Rollout]) -> list[Result]:
         """The rubric's scores of the group."""

@@ -147,6 +147,7 @@ def refuse(name: str, **_: Any) -> Any:
     [
         ({"data.environment": "gym:adding"}, refuse, "data.environment must be verifiers:NAME, got 'gym:adding'"),
         ({}, refuse, "the environment verifiers:adding does not load: no key for adding"),
+        ({"data.reward": "a:b"}, refuse, "data.environment has rewards of its own"),
         ({}, None, r"has no load_environment: pip install 'fastgrpo\[verifiers\]'"),
         ({"data.environment_args": "{"}, refuse, "data.environment_args is no JSON"),
         ({"data.environment_args": "[]"}, refuse, "data.environment_args must be a JSON object"),
