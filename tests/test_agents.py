@@ -107,7 +107,8 @@ def test_the_example_with_verifiers_trains(model: Path, tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr(sys, "argv", ["verifiers_env", f"--model={model}", f"--runs={tmp_path}", "--name=example"])
     sys.argv += [f"--{name}={value}" for name, value in (KEYS | {"engine.max_model_len": 800}).items()]
-    runpy.run_path(str(EXAMPLES / "verifiers_env.py"), run_name="__main__")
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(EXAMPLES / "verifiers_env.py"), run_name="__main__")
     rows = metrics(tmp_path / "example")
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["infrastructure"] == 0 and 0 < row["brevity"] < 1 for row in rows)
