@@ -36,7 +36,8 @@ from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.rollouts.environment import Environment
-from fastgrpo.rollouts.rollouts import Sampling, collect
+from fastgrpo.rollouts.rollouts import collect
+from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.training import flops as flops_module
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.packing import rank_batches

@@ -24,6 +24,7 @@ FLAGS = {
     "--model NAME": "short for --model.path",
     "--dataset NAME": "short for --data.dataset",
     "--reward FUNCTION": "short for --data.reward",
+    "--environment NAME": "short for --data.environment",
     "--resume": "continue the run from its last checkpoint, with its own configuration",
     "--dry-run": "print the resolved plan and exit",
     "--help": "this text",
@@ -31,7 +32,12 @@ FLAGS = {
 
 
 Value = TypeVar("Value")
-SHORT = {"model": "model.path", "dataset": "data.dataset", "reward": "data.reward"}
+SHORT = {
+    "model": "model.path",
+    "dataset": "data.dataset",
+    "reward": "data.reward",
+    "environment": "data.environment",
+}
 DEMO = Path(__file__).with_name("demo.toml")
 
 

@@ -67,6 +67,10 @@ class Data(Section, frozen=True):
         str,
         Meta(description="reward functions in TRL's form, module:function, with commas; empty = the task's own"),
     ] = ""
+    environment: Annotated[
+        str, Meta(description="verifiers:NAME trains on that environment; empty = the task's own")
+    ] = ""
+    environment_args: Annotated[str, Meta(description="arguments of the environment as JSON")] = ""
     problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by seed; 0 = all")] = 0
     instruction: Annotated[
         Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")
@@ -236,6 +240,7 @@ class Grpo(Section, frozen=True):
         float, Meta(ge=0, le=1, description="share of a step's problems drawn by p (1 - p) of the pass rate p so far")
     ] = 0.0
     rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
+    max_turns: Annotated[int, Meta(ge=1, description="completions of an agent's rollout, at most")] = 64
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
     execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
         600.0

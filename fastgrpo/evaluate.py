@@ -39,9 +39,11 @@ from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, ran
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.report import adaptivity_table
+from fastgrpo.rollouts.agents import Agent
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import Sampling, collect, fitting
+from fastgrpo.rollouts.rollouts import collect, fitting
+from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.tasks import task_of
 from fastgrpo.types import Group, Rollout
 
@@ -71,7 +73,7 @@ class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def evaluate(
-    engine: Engine, environment: Environment, chat: Chat, problems: Sequence[Any], config: Config, stage: str
+    engine: Engine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, stage: str
 ) -> list[EvalRow]:
     """`config.eval.samples` rollouts of each problem; those that failures of the environment ended are left out.
 
@@ -143,7 +145,11 @@ def tell_failures(measured: int, rollouts: int, reason: str, limit: float) -> No
 
 
 def leave_out_long(
-    problems: Sequence[Any], environment: Environment | None, chat: Chat, config: Config, say: Callable[[str], None]
+    problems: Sequence[Any],
+    environment: Environment | Agent | None,
+    chat: Chat,
+    config: Config,
+    say: Callable[[str], None],
 ) -> list[Any]:
     """The `problems` whose prompts leave room for a completion; how many do not is said. Collective over the ranks."""
     ranks = config.engine.tensor_parallel
@@ -244,7 +250,7 @@ def policies(model: str) -> dict[str, str]:
 
 
 async def evaluate_model(
-    model: str, environment: Environment, problems: Sequence[Any], config: Config, stage: str
+    model: str, environment: Environment | Agent, problems: Sequence[Any], config: Config, stage: str
 ) -> list[EvalRow]:
     """`evaluate` of the Hugging Face folder `model`, in an engine of its own."""
     with open_engine(config, Path(model)) as engine:

@@ -13,7 +13,8 @@ from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.model import load_config
-from fastgrpo.rollouts.rollouts import Sampling, prompts_fit
+from fastgrpo.rollouts.rollouts import prompts_fit
+from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.tasks import Task, require_model, task_of
 from fastgrpo.training.workload import memory_plan
 

@@ -25,7 +25,8 @@ from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import joined_ranks, of_replica, replica_share
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import Sampling, collect, fitting
+from fastgrpo.rollouts.rollouts import collect, fitting
+from fastgrpo.rollouts.sampling import Sampling
 
 
 def find(dataset: str | Sequence[str], name: str) -> Problem:

@@ -1,11 +1,12 @@
-"""Which task a run trains: FlowReasoner's workflows, plain programs, or reward functions over rows."""
+"""Which task a run trains: workflows, plain programs, reward functions over rows, environments of verifiers."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from fastgrpo.config import Config
@@ -14,9 +15,11 @@ from fastgrpo.flow import programs, task
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
+from fastgrpo.rollouts.agents import Agent
 from fastgrpo.rollouts.dataset import hold_out, of_each, read_examples, set_names, weighted
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
+from fastgrpo.rollouts.verifiers_environment import load_verifiers
 
 Problems = tuple[list[Any], list[Any]]
 Prompt = str | list[dict[str, str]]
@@ -38,6 +41,10 @@ class Task(NamedTuple):
 
 def task_of(config: Config) -> Task:
     """The task that the configuration names. Raises UserError where a reward function cannot be found."""
+    if config.data.environment and config.data.reward:
+        raise UserError("data.environment has rewards of its own: leave data.reward out, or data.environment")
+    if config.data.environment:
+        return verifiers_task(config.data.environment, config.data.environment_args)
     if config.data.reward:
         return reward_task([find_function(name, "data.reward") for name in config.data.reward.split(",")])
     untried = partial(load_problems, tried=False)
@@ -86,11 +93,38 @@ def reward_task(
     return Task(load, open_environment, prompt=lambda _, example: example.prompt)
 
 
-def environment_task(environment: Environment, problems: Iterable[Any], held_out: Iterable[Any] = ()) -> Task:
-    """An environment of the caller's own on its own problems."""
+def verifiers_task(environment: str, arguments: str = "") -> Task:
+    """The environment `verifiers:NAME` on its own data; it is held out as its author says, else as `data.held_out`.
+
+    Raises UserError for another name; loading raises as `load_verifiers` does.
+    """
+    package, _, name = environment.partition(":")
+    if package != "verifiers" or not name:
+        raise UserError(f"data.environment must be verifiers:NAME, got {environment!r}")
+    loaded = cache(lambda: load_verifiers(name, arguments))
+
+    def load(config: Config) -> Problems:
+        tasks, held_out = (loaded().tasks(held_out=each) for each in (False, True))
+        [count] = of_each(config.data.held_out, [environment], "data.held_out")
+        if not held_out:
+            return hold_out(tasks, count, config.seed)
+        return tasks, random.Random(f"{config.seed}/held-out").sample(held_out, min(count, len(held_out)))
 
     @asynccontextmanager
-    async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
+    async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Agent]:
+        try:
+            yield loaded()
+        finally:
+            await loaded().close()
+
+    return Task(load, open_environment, prompt=lambda _, problem: loaded().prompt(problem))
+
+
+def environment_task(environment: Environment | Agent, problems: Iterable[Any], held_out: Iterable[Any] = ()) -> Task:
+    """An environment or an agent of the caller's own on its own problems."""
+
+    @asynccontextmanager
+    async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment | Agent]:
         yield environment
 
     prompt = lambda _, problem: environment.prompt(problem)  # noqa: E731

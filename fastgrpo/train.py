@@ -32,6 +32,7 @@ from fastgrpo.ranks.collectives import joined_ranks, of_replica, rank_and_world,
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
+from fastgrpo.rollouts.agents import Agent
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.sft import warm_start
 from fastgrpo.signals import interruptible
@@ -50,7 +51,7 @@ def train(
     eval_dataset: Any = None,
     reward: Callable[..., Any] | Sequence[Callable[..., Any]] = (),
     reward_weights: Sequence[float] | None = None,
-    environment: Environment | None = None,
+    environment: Environment | Agent | None = None,
     task: Task | None = None,
     resume: bool = False,
     dry_run: bool = False,
@@ -60,10 +61,10 @@ def train(
     `config`: keys by their dotted names, as on the command line, or a `Config`. `reward`: functions in TRL's form,
     `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, weighted by `reward_weights`, on the
     rows of `dataset` (dicts, a `datasets.Dataset`, a file, a name on the hub); `data.held_out` of them, or
-    `eval_dataset`, are evaluated. `environment` takes any problems in place of rows (see `rollouts.environment`).
-    `task` is all of that in one (`fastgrpo.tasks`).
-    Without any of them the task is the one that the configuration names. `dry_run` prints the plan and starts nothing.
-    Raises UserError.
+    `eval_dataset`, are evaluated. `environment` takes any problems in place of rows: an `Environment`, or an `Agent`,
+    which calls the policy through an OpenAI client (see `rollouts.environment`, `rollouts.agents`). `task` is all of
+    that in one (`fastgrpo.tasks`). Without any of them the task is the one that the configuration names. `dry_run`
+    prints the plan and starts nothing. Raises UserError.
     """
     if not isinstance(config, Config):
         keys = dict(config or {}) | ({"model.path": str(model)} if model else {})
@@ -122,7 +123,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
 
 
 async def improve(
-    learner: Learner, environment: Environment, problems: Sequence[Any], config: Config, log: RunLog
+    learner: Learner, environment: Environment | Agent, problems: Sequence[Any], config: Config, log: RunLog
 ) -> None:
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one."""
     log.stage("grpo", config.grpo.steps, done=learner.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -37,23 +38,48 @@ UNENDED = Result(status=INFRASTRUCTURE, error="the rollout has not ended")
 
 
 @dataclass(slots=True)
-class Rollout:
-    """One sampled trajectory: prompt, completion and, with several rounds, feedback and further completions.
+class Trace:
+    """One sequence as it was sampled: an entry for each token in each of the lists.
 
-    `token_ids`, `loss_mask` and `logprobs` have one entry for each token; `loss_mask` is 1 where the policy wrote the
-    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `executions` has what the environment made of each
-    completion. `writing_s` seconds passed until the completions were there, beside all that the engine decoded with
-    them. `result` is there once the whole group has ended.
+    `loss_mask` is 1 where the policy wrote the token, `logprobs` is vLLM's logprob there and 0.0 elsewhere.
     """
 
     token_ids: list[int]
     loss_mask: list[int]
     logprobs: list[float]
+
+    def extend(self, token_ids: Sequence[int], mask: int, logprobs: Sequence[float]) -> None:
+        """Append tokens that all have the same `mask`."""
+        self.token_ids.extend(token_ids)
+        self.loss_mask.extend([mask] * len(token_ids))
+        self.logprobs.extend(logprobs)
+
+
+@dataclass(slots=True)
+class Rollout(Trace):
+    """One sampled trajectory: prompt, completion and, with several rounds, feedback and further completions.
+
+    `executions` has what the environment made of each completion. `writing_s` seconds passed until the completions were
+    there, beside all that the engine decoded with them. `branches` are an agent's further conversations, which share
+    the reward. `result` is there once the whole group has ended.
+    """
+
     completions: list[str]
     executions: list[Any] = field(default_factory=list)
     truncated: bool = False
     writing_s: float = 0.0
     result: Result = UNENDED
+    branches: list[Trace] = field(default_factory=list)
+
+    @property
+    def traces(self) -> list[Trace]:
+        """The rollout's sequences, each of which is trained."""
+        return [self, *self.branches]
+
+    @property
+    def written(self) -> int:
+        """Tokens that the policy wrote."""
+        return sum(sum(trace.loss_mask) for trace in self.traces)
 
     @property
     def reward(self) -> Reward | None:

@@ -181,14 +181,22 @@ class Engine:
             outputs = self._advance()
         return [self._completion(output) for output in outputs if output.finished]
 
+    def abort(self, keys: Sequence[int]) -> None:
+        """Drop those of the requests `keys` that are unfinished: nobody waits for them any more."""
+        names = [name for key in keys if (name := str(key)) in self._keys]
+        with interrupt_deferred():
+            self._llm.abort_request(names)
+            for name in names:
+                del self._keys[name]
+            if names and not self._keys:
+                self._settle()
+
     def abort_all(self) -> None:
         """Drop every unfinished request; the engine stays usable."""
         with interrupt_deferred():
             self._llm.abort_request(list(self._keys))
             self._keys.clear()
-            # With asynchronous scheduling a batch may still be in flight; its results are dropped here.
-            self._advance()
-            self._advance()
+            self._settle()
 
     def score(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[list[float]]:
         """Logprobs at temperature 1 of tokens 1.. of each sequence (the first token has none). Must not be busy."""
@@ -271,6 +279,11 @@ class Engine:
         # vLLM fails later with the integers of an int32 array.
         self._llm.add_request(name, {"prompt_token_ids": np.asarray(token_ids).tolist()}, params)
         self._keys[name] = key
+
+    def _settle(self) -> None:
+        # With asynchronous scheduling a batch of dropped requests may still be in flight.
+        self._advance()
+        self._advance()
 
     def _advance(self) -> list[Any]:
         # The first step may compile kernels.

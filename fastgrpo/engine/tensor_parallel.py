@@ -34,11 +34,11 @@ class Lockstep:
         """The leader's rollouts begin; the others listen from now on."""
         self._begun = self.leads
 
-    def tell(self, requests: list[Any] | None) -> None:
-        """Let the others submit `requests` and step, as the leader is about to; a follower tells nobody."""
+    def tell(self, work: Any | None) -> None:
+        """Let the others do the `work` and step, as the leader is about to; a follower tells nobody."""
         if self.leads and self.ranks > 1:
             with awaiting("the ranks that share this rank's vLLM", STEP_WAIT_S):
-                distributed.broadcast_object_list([requests], self._first, self._group)
+                distributed.broadcast_object_list([work], self._first, self._group)
 
     def end(self) -> None:
         """The leader's rollouts are over, if they had begun."""
@@ -46,8 +46,8 @@ class Lockstep:
             self._begun = False
             self.tell(None)
 
-    def hear(self) -> list[Any] | None:
-        """What the leader submits before its next step; None where its rollouts are over."""
+    def hear(self) -> Any | None:
+        """What the leader does before its next step; None where its rollouts are over."""
         heard: list[Any] = [None]
         with awaiting(f"the rollouts of rank {self._first}", STAGE_WAIT_S):
             distributed.broadcast_object_list(heard, self._first, self._group)

@@ -22,6 +22,7 @@ from fastgrpo.policy.model import load_tokenizer
 
 _ANSWER = "(the answer)"
 _THINK = "<think>"
+Tools = Sequence[Mapping[str, Any]]
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Chat:
     def turn_end_id(self) -> int:
         """The token that ends the policy's turn: the one that the template writes there, else the tokenizer's."""
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-        first = self._ids(self._after_answer("?").lstrip())[:1] if self.tokenizer.chat_template else []
+        first = self._ids(self._after_answer([_turn("user", "?")]).lstrip())[:1] if self.tokenizer.chat_template else []
         return first[0] if first and first[0] in special else self.tokenizer.eos_token_id
 
     @cached_property
@@ -59,19 +60,26 @@ class Chat:
         """Every token that ends a completion."""
         return sorted({self.tokenizer.eos_token_id, self.turn_end_id, *self.extra_stop_ids})
 
-    def prompt_ids(self, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of a first user turn, or of a conversation's messages, ready for the policy to write."""
+    def prompt_ids(self, prompt: str | Sequence[Mapping[str, Any]], tools: Tools = ()) -> list[int]:
+        """Ids of a first user turn, or of a conversation's messages, ready for the policy to write.
+
+        `tools`: functions that it may call, in OpenAI's form. Raises UserError where the template refuses any of it.
+        """
         turns = [_turn("user", prompt)] if isinstance(prompt, str) else [dict(message) for message in prompt]
         if not self.tokenizer.chat_template:
             return self.tokenizer.encode("\n".join(turn["content"] for turn in turns))
         system = [] if turns[0]["role"] == "system" else self._system
-        return self._ids(self._render([*system, *turns]))
+        return self._ids(self._render([*system, *turns], tools))
 
     def feedback_ids(self, text: str, last_id: int) -> list[int]:
         """Ids that follow a completion ending in token `last_id`: its end, the user's feedback, the next opening."""
+        return self.turn_ids([_turn("user", text)], last_id)
+
+    def turn_ids(self, turns: Sequence[Mapping[str, Any]], last_id: int, tools: Tools = ()) -> list[int]:
+        """Ids that follow a completion ending in token `last_id`: its end, the messages `turns`, the next opening."""
         if not self.tokenizer.chat_template:
-            return self._ids(text)
-        rest = self._after_answer(text)
+            return self._ids("\n".join(turn["content"] for turn in turns))
+        rest = self._after_answer(turns, tools)
         before, end, after = rest.partition(self.tokenizer.decode([self.turn_end_id]))
         written = last_id == self.turn_end_id and end and not before.strip()
         return self._ids(after if written else rest)
@@ -99,18 +107,18 @@ class Chat:
     def _system(self) -> list[dict[str, str]]:
         return [_turn("system", self.system_prompt)] if self.system_prompt else []
 
-    def _after_answer(self, text: str) -> str:
-        """What the template writes from the end of an answer to the opening of the next one, `text` said between."""
-        turns = [_turn("user", "?"), _turn("assistant", _ANSWER), _turn("user", text)]
-        _, answer, after = self._render(turns).partition(_ANSWER)
+    def _after_answer(self, turns: Sequence[Mapping[str, Any]], tools: Tools = ()) -> str:
+        """What the template writes from the end of an answer to the opening of the next one, `turns` said between."""
+        before = [_turn("user", "?"), _turn("assistant", _ANSWER)]
+        _, answer, after = self._render([*before, *map(dict, turns)], tools).partition(_ANSWER)
         if not answer:
             raise UserError("the model's chat template leaves out the assistant's turns: give it one that shows them")
         return after
 
-    def _render(self, turns: list[dict[str, str]]) -> str:
+    def _render(self, turns: list[dict[str, Any]], tools: Tools = ()) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+                turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **self.template_kwargs
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(

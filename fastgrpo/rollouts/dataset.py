@@ -34,7 +34,7 @@ def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str =
     return [_example(number, row) for number, row in enumerate(rows)]
 
 
-def hold_out(examples: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: list[T], count: int, seed: int) -> tuple[list[T], list[T]]:
     """(training, held-out) examples; which `count` are held out follows `seed`. Raises UserError where none is left."""
     if count >= len(examples):
         raise UserError(f"data.held_out = {count} leaves nothing of {len(examples)} rows to train on: lower it")

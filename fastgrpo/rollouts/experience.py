@@ -92,7 +92,7 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tally = Tally(waited=waited)
     for rollout in rollouts:
-        tally.add("completion_tokens", sum(rollout.loss_mask))
+        tally.add("completion_tokens", rollout.written)
         tally.add("truncated", rollout.truncated)
         if rollout.reward is not None:
             tally.add("reward/total", rollout.reward.total)
@@ -108,7 +108,7 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
     tally.sums = {
         "rollouts": float(len(rollouts)),
         "infrastructure": float(sum(rollout.reward is None for rollout in rollouts)),
-        "tokens_per_s": sum(sum(rollout.loss_mask) for rollout in rollouts) / seconds,
+        "tokens_per_s": sum(rollout.written for rollout in rollouts) / seconds,
     }
     return tally
 

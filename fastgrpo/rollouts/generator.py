@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,13 @@ from fastgrpo.errors import UserError
 
 if TYPE_CHECKING:
     from fastgrpo.engine.engine import Completion, Engine
+
+
+class Work(NamedTuple):
+    """What the engine is told before a step: requests (key, token ids, sampling), and keys that nobody waits for."""
+
+    submitted: list[tuple[int, list[int], dict[str, Any]]]
+    dropped: list[int]
 
 
 class Generator:
@@ -27,11 +34,15 @@ class Generator:
         self._engine, self._thread, self._lockstep, self.ranks = engine, thread, lockstep, lockstep.ranks
         self._waiting: dict[int, asyncio.Future[Completion]] = {}
         self._submitted: list[tuple[int, list[int], dict[str, Any]]] = []
+        self._dropped: list[int] = []
         self._wake = asyncio.Event()
         self._next_key = 0
 
     async def complete(self, prompt_ids: list[int], *, deadline_s: float, **sampling: Any) -> Completion:
-        """One completion; raises UserError after `deadline_s` and whatever the engine raised if it failed."""
+        """One completion; raises UserError after `deadline_s` and whatever the engine raised if it failed.
+
+        A wait that is cancelled frees the request's place in the engine.
+        """
         key, self._next_key = self._next_key, self._next_key + 1
         future = self._waiting[key] = asyncio.get_running_loop().create_future()
         self._submitted.append((key, prompt_ids, sampling))
@@ -44,7 +55,10 @@ class Generator:
                 "included: raise it, or lower grpo.max_new_tokens or the number of rollouts"
             ) from None
         finally:
-            self._waiting.pop(key, None)
+            del self._waiting[key]
+            if future.cancelled():
+                self._dropped.append(key)
+                self._wake.set()
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
@@ -62,22 +76,25 @@ class Generator:
             await self._wake.wait()
             self._wake.clear()
             try:
-                while self._submitted or self._engine.busy:
-                    requests, self._submitted = self._submitted, []
-                    self._deliver(await loop.run_in_executor(self._thread, self._advance, requests))
+                while self._submitted or self._dropped or self._engine.busy:
+                    work = Work(self._submitted, self._dropped)
+                    self._submitted, self._dropped = [], []
+                    self._deliver(await loop.run_in_executor(self._thread, self._advance, work))
             except Exception as error:
                 self._fail(error)
                 raise
 
     def _follow(self) -> None:
-        while (requests := self._lockstep.hear()) is not None:
-            self._advance(requests)
+        while (work := self._lockstep.hear()) is not None:
+            self._advance(work)
 
-    def _advance(self, requests: list[tuple[int, list[int], dict[str, Any]]]) -> list[Completion]:
-        self._lockstep.tell(requests)
-        for key, ids, sampling in requests:
+    def _advance(self, work: Work) -> list[Completion]:
+        self._lockstep.tell(work)
+        for key, ids, sampling in work.submitted:
             self._engine.submit(key, ids, **sampling)
-        return self._engine.step()
+        if work.dropped:
+            self._engine.abort(work.dropped)
+        return self._engine.step() if self._engine.busy else []
 
     def _deliver(self, completions: list[Completion]) -> None:
         for completion in completions:

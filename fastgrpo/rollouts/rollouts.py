@@ -11,56 +11,23 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastgrpo.config import Config
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.ranks.collectives import rank_and_world
+from fastgrpo.rollouts.agents import Agent, act
+from fastgrpo.rollouts.endpoint import Endpoint, open_endpoint
 from fastgrpo.rollouts.environment import Environment, EnvironmentFailure, ask, checked_results, failed
 from fastgrpo.rollouts.generator import Generator, open_generator
+from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.types import UNENDED, Group, Rollout
 
 if TYPE_CHECKING:
-    from fastgrpo.engine.engine import Engine
+    from fastgrpo.engine.engine import Completion, Engine
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How completions are drawn, and the deadlines in seconds.
-
-    `deadline_s` bounds the wait for one completion, `execute_s` one answer of the environment, and `straggler_s` (0 =
-    not at all) what still executes after the batch's last completion.
-    """
-
-    max_new_tokens: int
-    max_model_len: int
-    temperature: float = 1.0
-    rounds: int = 1
-    deadline_s: float = 1800.0
-    execute_s: float = 600.0
-    straggler_s: float = 0.0
-
-    @classmethod
-    def of(cls, config: Config) -> Sampling:
-        """How the policy's completions are drawn in training."""
-        return cls(
-            max_new_tokens=config.grpo.max_new_tokens,
-            max_model_len=config.engine.max_model_len,
-            temperature=config.grpo.temperature,
-            rounds=config.grpo.rounds,
-            deadline_s=config.engine.completion_timeout_s,
-            execute_s=config.grpo.execute_s,
-            straggler_s=config.grpo.straggler_s,
-        )
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the longest prompt that leaves room for a completion."""
-        return self.max_model_len - self.max_new_tokens
 
 
 class Rollouts:
@@ -73,7 +40,7 @@ class Rollouts:
     def __init__(
         self,
         generator: Generator,
-        environment: Environment,
+        environment: Environment | Agent,
         chat: Chat,
         problems: Sequence[Any],
         *,
@@ -81,7 +48,9 @@ class Rollouts:
         sampling: Sampling,
         seed: int | str,
     ) -> None:
-        self._generator, self._environment = generator, environment
+        self._generator = generator
+        # With an agent `_endpoint` opens, and rollouts are `_acted`.
+        self._environment: Any = environment
         self._chat, self._sampling = chat, sampling
         self._size, self._writing = group_size, len(problems) * group_size
         self._generated = asyncio.Event()
@@ -89,6 +58,7 @@ class Rollouts:
         self.waited = (0.0, "")
         self._executing: set[asyncio.Timeout] = set()
         self._dropping = False
+        self._endpoint: Endpoint | None = None
         # Numbers as if one replica had all problems, dealt out in turn: no two share one, whatever their number.
         replica, replicas = (number // generator.ranks for number in rank_and_world())
         named = [(problem, f"{seed}/{replica + replicas * number}") for number, problem in enumerate(problems)]
@@ -111,15 +81,22 @@ class Rollouts:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _groups(self, named: Sequence[tuple[Any, str]]) -> list[Group]:
-        async with self._generator.shared():
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._generator.shared())
+            if named and isinstance(self._environment, Agent):
+                served = open_endpoint(self._complete, self._chat, self._sampling)
+                self._endpoint = await stack.enter_async_context(served)
             return await _all(self._group(problem, name) for problem, name in named)
 
     async def _group(self, problem: Any, name: str) -> Group:
         """The rollouts of one problem with their results; a failure of the environment is theirs, never the run's."""
         prompt = self._environment.prompt(problem)
-        ids = self._chat.prompt_ids(prompt)
+        ids = self._chat.prompt_ids(prompt) if self._endpoint is None else []
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
-        rollouts = await _all(self._rollout(problem, ids, seed) for seed in seeds)
+        rollouts = await _all(
+            self._rollout(problem, ids, seed) if self._endpoint is None else self._acted(problem, self._endpoint, seed)
+            for seed in seeds
+        )
         await self._score(problem, [rollout for rollout in rollouts if rollout.result is UNENDED])
         if self._generated.is_set():
             self.waited = time.perf_counter() - self._begun - self.seconds, str(problem.id)
@@ -160,9 +137,17 @@ class Rollouts:
                 self._written()
         return rollout
 
+    async def _acted(self, problem: Any, endpoint: Endpoint, seed: int) -> Rollout:
+        """One trajectory that an agent drives; the engine is free of it when the agent has ended."""
+        try:
+            return await act(self._environment, problem, endpoint, seed, self._sampling.execute_s)
+        finally:
+            self._written()
+
     async def _ask(self, function: Callable[..., Any], *arguments: Any, inline: bool = False) -> Any:
         """The environment's answer within `execute_s`; an execution ends sooner where it is a straggler."""
-        clock, execution = asyncio.timeout(self._sampling.execute_s), function == self._environment.execute
+        clock = asyncio.timeout(self._sampling.execute_s)
+        execution = function == getattr(self._environment, "execute", None)
         if execution:
             self._executing.add(clock)
         try:
@@ -184,18 +169,22 @@ class Rollouts:
     async def _write(self, rollout: Rollout, seed: int) -> None:
         """One completion of the policy's, appended."""
         sampling, begun = self._sampling, time.perf_counter()
-        completion = await self._generator.complete(
-            rollout.token_ids,
-            deadline_s=sampling.deadline_s,
-            max_tokens=min(sampling.max_new_tokens, sampling.max_model_len - len(rollout.token_ids)),
-            temperature=sampling.temperature,
-            seed=seed,
-            stop_token_ids=self._chat.stop_token_ids,
-        )
-        _extend(rollout, completion.token_ids, 1, completion.logprobs)
+        most = min(sampling.max_new_tokens, sampling.max_model_len - len(rollout.token_ids))
+        completion = await self._complete(rollout.token_ids, most, seed)
+        rollout.extend(completion.token_ids, 1, completion.logprobs)
         rollout.writing_s += time.perf_counter() - begun
         rollout.truncated = completion.finish_reason == "length"
         rollout.completions.append(self._chat.text(completion.token_ids))
+
+    async def _complete(self, ids: list[int], most: int, seed: int) -> Completion:
+        return await self._generator.complete(
+            ids,
+            deadline_s=self._sampling.deadline_s,
+            max_tokens=most,
+            temperature=self._sampling.temperature,
+            seed=seed,
+            stop_token_ids=self._chat.stop_token_ids,
+        )
 
     async def _continued(self, rollout: Rollout) -> bool:
         """The last execution's feedback appended; False where the environment has none or no room is left for it."""
@@ -205,7 +194,7 @@ class Rollouts:
         feedback = self._chat.feedback_ids(text, rollout.token_ids[-1])
         if len(rollout.token_ids) + len(feedback) >= self._sampling.max_model_len:
             return False
-        _extend(rollout, feedback, 0, [0.0] * len(feedback))
+        rollout.extend(feedback, 0, [0.0] * len(feedback))
         return True
 
     def _written(self) -> None:
@@ -220,7 +209,7 @@ class Rollouts:
 
 async def collect(
     engine: Engine,
-    environment: Environment,
+    environment: Environment | Agent,
     chat: Chat,
     problems: Sequence[Any],
     *,
@@ -238,7 +227,7 @@ async def collect(
             await rollouts.cancel()
 
 
-def fitting(problems: Sequence[Any], environment: Environment, chat: Chat, sampling: Sampling) -> list[bool]:
+def fitting(problems: Sequence[Any], environment: Environment | Agent, chat: Chat, sampling: Sampling) -> list[bool]:
     """For each problem, whether its prompt leaves room for a completion. Raises UserError where none does."""
     return prompts_fit([environment.prompt(problem) for problem in problems], chat, sampling)
 
@@ -265,9 +254,3 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _extend(rollout: Rollout, token_ids: Sequence[int], mask: int, logprobs: Sequence[float]) -> None:
-    rollout.token_ids.extend(token_ids)
-    rollout.loss_mask.extend([mask] * len(token_ids))
-    rollout.logprobs.extend(logprobs)

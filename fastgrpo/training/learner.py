@@ -30,7 +30,7 @@ from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.update import update
 from fastgrpo.training.workload import memory_plan
-from fastgrpo.types import Group, Rollout, Sample
+from fastgrpo.types import Group, Sample, Trace
 
 EXPERIENCE, ADAPTERS, CURRICULUM = "experience.msgpack", "adapters.pt", "curriculum.json"
 
@@ -225,8 +225,8 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     advantages are all 0, leaves where tokens are counted, as in DAPO's batches (arXiv 2503.14476, eq. 11). The other
     normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term or an
     entropy bonus. With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place. A
-    truncated rollout that `grpo.overlong_filter` masks is an empty sample too. With `grpo.reward_scale` batch this is
-    collective.
+    truncated rollout that `grpo.overlong_filter` masks is an empty sample too. Each conversation of an agent is a
+    sample. With `grpo.reward_scale` batch this is collective.
     """
     rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
     rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
@@ -237,18 +237,19 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     moving = everyone if config.kl_weight > 0.0 or config.entropy_weight > 0.0 else varied
     counted = varied if config.refill or config.normaliser == "token" else everyone
     return [
-        _sample(rollout, advantage)
+        _sample(trace, advantage)
         if number in moving and not (config.overlong_filter and rollout.truncated)
         else Sample.empty()
         for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
         if rollout.reward is not None and number in counted
+        for trace in rollout.traces
     ]
 
 
-def _sample(rollout: Rollout, advantage: float) -> Sample:
+def _sample(trace: Trace, advantage: float) -> Sample:
     return Sample(
-        np.array(rollout.token_ids, np.int32),
-        np.array(rollout.loss_mask, np.bool_),
-        np.array(rollout.logprobs, np.float32),
+        np.array(trace.token_ids, np.int32),
+        np.array(trace.loss_mask, np.bool_),
+        np.array(trace.logprobs, np.float32),
         advantage,
     )

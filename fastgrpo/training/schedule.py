@@ -14,10 +14,12 @@ from fastgrpo.config import Config
 from fastgrpo.errors import UserError
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.log import RunLog
+from fastgrpo.rollouts.agents import Agent
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_ranks, sample_records, tally_of, varies
 from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
-from fastgrpo.rollouts.rollouts import Rollouts, Sampling
+from fastgrpo.rollouts.rollouts import Rollouts
+from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.training.learner import Learner, to_samples
 from fastgrpo.training.shaping import shape_rewards
 from fastgrpo.types import Group
@@ -34,7 +36,7 @@ class Schedule:
         self,
         generator: Generator,
         learner: Learner,
-        environment: Environment,
+        environment: Environment | Agent,
         draw: Callable[[int, int], list[Any]],
         config: Config,
     ) -> None:
@@ -152,7 +154,7 @@ class Schedule:
 
 @asynccontextmanager
 async def open_schedule(
-    learner: Learner, environment: Environment, draw: Callable[[int, int], list[Any]], config: Config
+    learner: Learner, environment: Environment | Agent, draw: Callable[[int, int], list[Any]], config: Config
 ) -> AsyncIterator[Schedule]:
     """A `Schedule` over the learner's engine, which nobody else may use meanwhile.
 

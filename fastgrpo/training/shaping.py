@@ -31,7 +31,7 @@ def overlong_penalty(length: int, limit: int, soft: int) -> float:
 
 
 def _longest_completion(rollout: Rollout) -> int:
-    return max((sum(run) for _, run in groupby(rollout.loss_mask)), default=0)
+    return max((sum(run) for trace in rollout.traces for _, run in groupby(trace.loss_mask)), default=0)
 
 
 def _with_term(reward: Reward, penalty: float) -> Reward:

@@ -27,6 +27,9 @@ class RandomEngine:
         ids = random.Random(seed).choices(range(100, 200), k=8)
         return [Completion(key, ids, [-5.0] * len(ids), "length")]
 
+    def abort(self, keys: list[int]) -> None:
+        self.open = [request for request in self.open if request[0] not in keys]
+
     def abort_all(self) -> None:
         self.open.clear()
 

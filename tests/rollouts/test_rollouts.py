@@ -16,7 +16,8 @@ from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.generator import open_generator
-from fastgrpo.rollouts.rollouts import Rollouts, Sampling, collect, fitting
+from fastgrpo.rollouts.rollouts import Rollouts, collect, fitting
+from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.training.schedule import update_beside
 from fastgrpo.types import Result, Reward
 
@@ -47,6 +48,9 @@ class ScriptedEngine:
         text = TOKENIZER.encode("abc")
         ids = [*text, TOKENIZER.eos_token_id]
         return [SimpleNamespace(key=key, token_ids=ids, logprobs=[-0.5] * len(ids), finish_reason="stop")]
+
+    def abort(self, keys: list[int]) -> None:
+        self.requests = [request for request in self.requests if request[0] not in keys]
 
     def abort_all(self) -> None:
         self.aborted = True
@@ -283,6 +287,23 @@ def test_cancelling_a_collection_aborts_the_engine() -> None:
         asyncio.run(cancelled())
     assert engine.aborted
     assert not engine.busy
+
+
+def test_a_cancelled_wait_frees_its_place_in_the_engine() -> None:
+    async def main() -> None:
+        engine = ScriptedEngine()
+        engine.step = lambda: []  # type: ignore[method-assign]
+        async with open_generator(engine) as generator:
+            waits = [asyncio.create_task(generator.complete([1], deadline_s=10, seed=0)) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            waits[0].cancel()
+            await asyncio.sleep(0.05)
+            assert [key for key, _, _ in engine.requests] == [1]
+            waits[1].cancel()
+            await asyncio.sleep(0.05)
+            assert not engine.busy
+
+    asyncio.run(main())
 
 
 class PatientEnvironment(ScriptedEnvironment):

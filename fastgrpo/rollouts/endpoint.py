@@ -1,0 +1,121 @@
+"""An OpenAI-compatible endpoint over the engine, on loopback: what agents write there is recorded in token ids.
+
+Each rollout has a key of its own, which is how the endpoint knows whose request it is. It lives as long as the batch of
+rollouts that it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import msgspec
+from aiohttp import web
+
+from fastgrpo.policy.chat import Chat
+from fastgrpo.rollouts.openai_form import MODEL, Refused, Request, completion, error, events
+from fastgrpo.rollouts.sampling import Sampling
+from fastgrpo.rollouts.session import Access, Complete, Session
+
+log = logging.getLogger(__name__)
+JSON = "application/json"
+MAX_BODY = 16 << 20  # bytes
+BODY_S = 60.0  # for a body to arrive
+CLOSE_S = 2.0  # for connections still open at the end
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Endpoint:
+    """The sessions under way, by their keys, and the application that serves them."""
+
+    def __init__(self, complete: Complete, chat: Chat, sampling: Sampling) -> None:
+        self._complete, self._chat, self._sampling = complete, chat, sampling
+        self._sessions: dict[str, Session] = {}
+        self.url = ""
+
+    @contextmanager
+    def session(self, seed: int) -> Iterator[tuple[Session, Access]]:
+        """One rollout's session; its key opens nothing after the block, and what is under way then is dropped."""
+        session = Session(self._complete, self._chat, self._sampling, seed)
+        self._sessions[session.key] = session
+        try:
+            yield session, Access(self.url, session.key)
+        finally:
+            del self._sessions[session.key]
+            session.close()
+
+    def application(self) -> web.Application:
+        """The routes, as aiohttp's application."""
+        app = web.Application(middlewares=[_errors], client_max_size=MAX_BODY)
+        app.router.add_post("/v1/chat/completions", self._chat_completions)
+        app.router.add_get("/v1/models", self._models)
+        return app
+
+    async def _chat_completions(self, http: web.Request) -> web.Response:
+        session = self._session(http)
+        async with asyncio.timeout(BODY_S):
+            body = await http.read()
+        request = msgspec.json.decode(body, type=Request)
+        answer = await session.answer(request)
+        if request.stream:
+            return web.Response(body=events(answer, request), content_type="text/event-stream")
+        return web.Response(body=msgspec.json.encode(completion(answer, request)), content_type=JSON)
+
+    async def _models(self, http: web.Request) -> web.Response:
+        self._session(http)
+        model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "fastgrpo"}
+        return web.Response(body=msgspec.json.encode({"object": "list", "data": [model]}), content_type=JSON)
+
+    def _session(self, http: web.Request) -> Session:
+        key = http.headers.get("Authorization", "").removeprefix("Bearer ")
+        if key not in self._sessions:
+            raise Refused("this key belongs to no rollout under way: send the one it was given", "invalid_api_key")
+        return self._sessions[key]
+
+
+@asynccontextmanager
+async def open_endpoint(complete: Complete, chat: Chat, sampling: Sampling) -> AsyncIterator[Endpoint]:
+    """An `Endpoint` that listens on a free port of loopback within the block."""
+    endpoint = Endpoint(complete, chat, sampling)
+    runner = web.AppRunner(endpoint.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
+        host, port = runner.addresses[0][:2]
+        endpoint.url = f"http://{host}:{port}/v1"
+        yield endpoint
+    finally:
+        await runner.cleanup()
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong in OpenAI's form of an error, and nothing of this host in it."""
+    try:
+        return await handler(request)
+    except Exception as problem:
+        return _answer(problem)
+
+
+def _answer(problem: Exception) -> web.Response:
+    match problem:
+        case Refused(code="invalid_api_key" | "ended"):
+            return _response(401, str(problem), problem.code, "authentication_error")
+        case Refused():
+            kind = "server_error" if problem.status >= 500 else "invalid_request_error"
+            return _response(problem.status, str(problem), problem.code, kind)
+        case msgspec.DecodeError() | UnicodeDecodeError() | RecursionError():
+            return _response(400, f"the request is malformed: {problem}", "invalid_request")
+        case TimeoutError():
+            return _response(408, f"the body did not arrive within {BODY_S:.0f} s", "body_timeout")
+        case web.HTTPException():
+            return _response(problem.status, problem.reason, "http")
+    log.error("request failed", exc_info=problem)
+    return _response(500, "the endpoint failed; the run's log says why", "internal", "server_error")
+
+
+def _response(status: int, sentence: str, code: str, kind: str = "invalid_request_error") -> web.Response:
+    headers = {"Retry-After": "1"} if status == 429 else None
+    return web.Response(status=status, body=error(sentence, code, kind), content_type=JSON, headers=headers)

@@ -1,0 +1,213 @@
+"""OpenAI's chat completions as JSON: what is asked, what of it cannot be had, and the answer in both of its forms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fastgrpo.rollouts.tool_calls import Call
+
+MODEL = "policy"
+Limit = Annotated[int, Meta(ge=1)] | None
+
+
+class Refused(Exception):
+    """A request that is answered by an error of HTTP: one sentence, with OpenAI's code for it."""
+
+    def __init__(self, sentence: str, code: str, *, status: int = 400) -> None:
+        super().__init__(sentence)
+        self.code, self.status = code, status
+
+
+class Function(Struct):
+    """The function of a tool call; `arguments` is JSON text."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(Struct):
+    """One of an assistant's tool calls."""
+
+    function: Function
+    id: str = ""
+    type: str = "function"
+
+
+class Part(Struct):
+    """A part of a message's content."""
+
+    type: str
+    text: str = ""
+
+
+class Message(Struct):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All that the content says. Raises Refused for pictures and sounds."""
+        if isinstance(self.content, list):
+            if others := {part.type for part in self.content} - {"text"}:
+                raise Refused(f"content of type {min(others)!r} cannot be read: send text", "unsupported_content")
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+    def turn(self) -> dict[str, Any]:
+        """The message as chat templates read it: arguments of calls are values there, not text."""
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        if self.tool_calls:
+            turn["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": _plain(call.function)} for call in self.tool_calls
+            ]
+        named = {"tool_call_id": self.tool_call_id, "name": self.name}
+        return turn | {key: value for key, value in named.items() if value is not None}
+
+    def same_as(self, other: Message) -> bool:
+        """Whether both say the same to the policy; space around an answer and the form of JSON do not count."""
+        ours, theirs = self.turn(), other.turn()
+        if self.role == "assistant":
+            ours["content"], theirs["content"] = ours["content"].strip(), theirs["content"].strip()
+        return ours == theirs
+
+
+class Request(Struct):
+    """What is asked. `temperature`, `top_p`, `seed` and penalties are not read: the run says how it samples."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    model: str = MODEL
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    max_tokens: Limit = None
+    max_completion_tokens: Limit = None
+    n: int | None = None
+    stop: Any = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    return_token_ids: bool | None = None
+    response_format: dict[str, Any] | None = None
+    logit_bias: dict[str, Any] | None = None
+    functions: list[Any] | None = None
+
+    def refuse_impossible(self) -> None:
+        """Raise Refused, naming what the engine cannot do, or would do against the distribution that is trained."""
+        impossible = {
+            "n above 1": (self.n or 1) != 1,
+            "stop": bool(self.stop),
+            "response_format": (self.response_format or {}).get("type", "text") != "text",
+            "tool_choice other than auto and none": self.tool_choice not in (None, "auto", "none"),
+            "logit_bias": bool(self.logit_bias),
+            "functions (send tools)": bool(self.functions),
+        }
+        if found := [name for name, asked in impossible.items() if asked]:
+            raise Refused(f"{found[0]} is not supported by this endpoint: leave it out", "unsupported_parameter")
+        if any(not self._name(tool) for tool in self.tools or ()):
+            raise Refused("each of tools needs a function with a name", "invalid_tools")
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens to write."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def callable_tools(self) -> list[str]:
+        """Names of the tools that may be called."""
+        return [] if self.tool_choice == "none" else [self._name(tool) for tool in self.tools or ()]
+
+    @staticmethod
+    def _name(tool: dict[str, Any]) -> str:
+        function = tool.get("function")
+        return str(function.get("name") or "") if isinstance(function, dict) else ""
+
+
+class Answer(Struct):
+    """What was written, with the ids that it was written after. `pieces`: each of its tokens as text."""
+
+    prompt_ids: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+    pieces: Sequence[str]
+    message: Message
+    finish_reason: str
+
+
+def answer_of(said: str, calls: Sequence[Call], turn: int) -> Message:
+    """The assistant's message; calls are numbered within the rollout."""
+    numbered = [
+        ToolCall(Function(call.name, call.arguments), f"call_{turn}_{number}") for number, call in enumerate(calls)
+    ]
+    return Message("assistant", said, numbered or None)
+
+
+def completion(answer: Answer, request: Request) -> dict[str, Any]:
+    """A `chat.completion`; token ids as vLLM gives them, where they are asked for."""
+    choice = {"index": 0, "message": _message(answer), "finish_reason": answer.finish_reason}
+    body = _head("chat.completion", request) | {"choices": [choice | _logprobs(answer, request)]}
+    if request.return_token_ids:
+        body["prompt_token_ids"] = answer.prompt_ids
+        body["choices"][0]["token_ids"] = answer.token_ids
+    return body | {"usage": _usage(answer)}
+
+
+def events(answer: Answer, request: Request) -> bytes:
+    """The same for a client that streams: all of it in one event, the end in the next."""
+    delta = _message(answer)
+    if answer.message.tool_calls:
+        delta["tool_calls"] = [{"index": i} | call for i, call in enumerate(delta["tool_calls"])]
+    choices: list[list[dict[str, Any]]] = [
+        [{"index": 0, "delta": delta, "finish_reason": None} | _logprobs(answer, request)],
+        [{"index": 0, "delta": {}, "finish_reason": answer.finish_reason}],
+    ]
+    chunks = [_head("chat.completion.chunk", request) | {"choices": each} for each in choices]
+    if (request.stream_options or {}).get("include_usage"):
+        chunks.append(_head("chat.completion.chunk", request) | {"choices": [], "usage": _usage(answer)})
+    lines = [b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks]
+    return b"".join([*lines, b"data: [DONE]\n\n"])
+
+
+def error(sentence: str, code: str, kind: str = "invalid_request_error") -> bytes:
+    """The body of an error."""
+    return msgspec.json.encode({"error": {"message": sentence, "type": kind, "param": None, "code": code}})
+
+
+def _plain(function: Function) -> dict[str, Any]:
+    try:
+        arguments = msgspec.json.decode(function.arguments)
+    except msgspec.DecodeError:
+        arguments = function.arguments
+    return {"name": function.name, "arguments": arguments}
+
+
+def _head(kind: str, request: Request) -> dict[str, Any]:
+    return {"id": "chatcmpl-fastgrpo", "object": kind, "created": int(time.time()), "model": request.model}
+
+
+def _message(answer: Answer) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.message.content}
+    if answer.message.tool_calls:
+        message["tool_calls"] = [msgspec.to_builtins(call) for call in answer.message.tool_calls]
+    return message
+
+
+def _logprobs(answer: Answer, request: Request) -> dict[str, Any]:
+    if not request.logprobs:
+        return {}
+    found = zip(answer.pieces, answer.logprobs, strict=True)
+    tokens = [{"token": piece, "logprob": p, "bytes": list(piece.encode()), "top_logprobs": []} for piece, p in found]
+    return {"logprobs": {"content": tokens}}
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    prompt, written = len(answer.prompt_ids), len(answer.token_ids)
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}

@@ -1,0 +1,132 @@
+"""Environments of the package `verifiers` as agents: its rollouts run as they are, with our engine behind its client.
+
+What they need of it: `load_environment`, `Environment.rollout` and the rubric's `score_group`, of 0.1.14 to 0.2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from fastgrpo.errors import UserError
+from fastgrpo.rollouts.environment import EnvironmentFailure, failed
+from fastgrpo.rollouts.session import Access
+from fastgrpo.types import Result, Reward, Rollout
+
+NEEDS = "pip install 'fastgrpo[verifiers]', and the environment's own package beside it"
+REQUEST_S = 24 * 3600.0  # the endpoint's own deadlines come first
+# Its errors that the policy brought about: an empty answer, or a conversation that outgrew the model.
+OWN_ERRORS = ("EmptyModelResponseError", "OverlongPromptError", "ToolParseError", "ToolCallError")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One row of an environment's data set. `row`: as the environment reads it."""
+
+    id: str
+    prompt: Any
+    row: dict[str, Any]
+
+
+class VerifiersEnvironment:
+    """An `Agent` of the `environment` of verifiers: what its rubric gives is the reward, its metrics are logged."""
+
+    def __init__(self, environment: Any) -> None:
+        clients = importlib.import_module("verifiers.clients")
+        self._environment, self._wrapped = environment, clients.OpenAIChatCompletionsClient
+        self._client: AsyncOpenAI | None = None
+
+    def tasks(self, *, held_out: bool) -> list[Task]:
+        """The rows of its data set for training, or of that for evaluation; none where it has none of its own."""
+        if held_out and getattr(self._environment, "eval_dataset", None) is None:
+            build = getattr(self._environment, "build_eval_dataset", None)
+            if build is None or build() is None:
+                return []
+        rows = self._environment.get_eval_dataset() if held_out else self._environment.get_dataset()
+        part = "eval" if held_out else "train"
+        return [Task(f"{part}/{row.get('example_id', number)}", row["prompt"], row) for number, row in enumerate(rows)]
+
+    def prompt(self, problem: Task) -> str | list[dict[str, str]]:
+        """The row's messages."""
+        if isinstance(problem.prompt, str):
+            return problem.prompt
+        return [{"role": message["role"], "content": _text(message["content"])} for message in problem.prompt]
+
+    async def act(self, problem: Task, access: Access, seed: int) -> Any:
+        """The environment's own rollout; returns its state, which the rubric has not scored yet."""
+        # Rollouts share one client's connections: making one costs more than a request.
+        self._client = self._client or AsyncOpenAI(
+            base_url=access.base_url, api_key="-", max_retries=0, timeout=REQUEST_S
+        )
+        client = self._client.with_options(base_url=access.base_url, api_key=access.api_key)
+        state = await self._environment.rollout(dict(problem.row), self._wrapped(client), access.model, {})
+        error = state.get("error")
+        if error is not None and not _is_own(error):
+            raise EnvironmentFailure(f"the environment of verifiers failed: {_reason(error)}")
+        return state
+
+    async def close(self) -> None:
+        """Close the connections that rollouts shared."""
+        if self._client is not None:
+            await self._client.close()
+        self._client = None
+
+    async def results(self, problem: Task, rollouts: list[Rollout]) -> list[Result]:
+        """The rubric's scores of the group."""
+        states = [rollout.executions[-1] for rollout in rollouts]
+        rubric = self._environment.rubric
+        await rubric.score_group(states)
+        for state in states:
+            await rubric.cleanup(state)
+        return [_result(state) for state in states]
+
+
+def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
+    """The environment `name` with `arguments`, a JSON object. Raises UserError where it cannot be loaded."""
+    try:
+        values = json.loads(arguments or "{}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"data.environment_args is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"data.environment_args must be a JSON object, got {arguments!r}")
+    try:
+        package = importlib.import_module("verifiers")
+    except ImportError as error:
+        raise UserError(f"verifiers:{name} needs the package verifiers ({error}): {NEEDS}") from error
+    if not hasattr(package, "load_environment"):
+        version = getattr(package, "__version__", "of another version")
+        raise UserError(f"verifiers {version} has no load_environment: {NEEDS}")
+    try:
+        return VerifiersEnvironment(package.load_environment(name, **values))
+    except Exception as error:
+        # Loading runs the environment's own code.
+        raise UserError(f"the environment verifiers:{name} does not load: {error}") from error
+
+
+def _result(state: Any) -> Result:
+    metrics = {name: value for name, value in (state.get("metrics") or {}).items() if value is not None}
+    if state.get("reward") is None:
+        return failed("the rubric gave no reward")
+    record = {"stop_condition": str(state.get("stop_condition")), "turns": len(state.get("trajectory") or ())}
+    status = "truncated" if state.get("is_truncated") else "ok"
+    return Result(status=status, reward=Reward(total=state["reward"]), metrics=metrics, record=record)
+
+
+def _is_own(error: Any) -> bool:
+    return any(kind.__name__ in OWN_ERRORS for kind in type(error).__mro__)
+
+
+def _reason(error: Any) -> str:
+    cause = getattr(error, "__cause__", None)
+    return f"{type(error).__name__}: {error or cause or 'no reason given'}"
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        return "".join(part.get("text", "") for part in content)
+    return content or ""

@@ -1,0 +1,427 @@
+"""The endpoint over a scripted engine, asked by OpenAI's own client: what is recorded, keys, disconnects, hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import openai
+import pytest
+
+from fastgrpo.policy.chat import Chat
+from fastgrpo.rollouts.endpoint import open_endpoint
+from fastgrpo.rollouts.rollouts import collect
+from fastgrpo.rollouts.sampling import Sampling
+from fastgrpo.types import Result, Reward
+from tests.helpers.chat_model import TOOL, chat_tokenizer
+
+TOKENIZER = chat_tokenizer()
+SAMPLING = Sampling(max_new_tokens=40, max_model_len=600, execute_s=20, max_turns=6)
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'
+PROBLEMS = [SimpleNamespace(id="p0")]
+
+
+class Scripted:
+    """Writes the `texts` one after the other, each one token a step at most; `None` is never finished."""
+
+    def __init__(self, *texts: str | None) -> None:
+        self.texts, self.open = list(texts), dict[int, Any]()
+        self.seen: list[list[int]] = []
+        self.options: list[dict[str, Any]] = []
+        self.aborted: list[int] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.open)
+
+    def submit(self, key: int, prompt_ids: list[int], **options: Any) -> None:
+        self.seen.append(list(prompt_ids))
+        self.options.append(options)
+        text = self.texts.pop(0)
+        self.open[key] = None if text is None else split_apart(text)
+
+    def step(self) -> list[Any]:
+        done = [key for key, ids in self.open.items() if ids is not None]
+        answers = [(key, self.open.pop(key)) for key in done]
+        return [
+            SimpleNamespace(key=key, token_ids=ids, logprobs=logprobs_of(ids), finish_reason="stop")
+            for key, ids in answers
+        ]
+
+    def abort(self, keys: list[int]) -> None:
+        self.aborted += keys
+        for key in keys:
+            self.open.pop(key, None)
+
+    def abort_all(self) -> None:
+        self.open.clear()
+
+
+def split_apart(text: str) -> list[int]:
+    """One token a letter: ids that no tokenizer would choose, as a policy may."""
+    return [*(id for letter in text for id in TOKENIZER.encode(letter)), TOKENIZER.convert_tokens_to_ids("<|im_end|>")]
+
+
+def logprobs_of(ids: list[int]) -> list[float]:
+    return [-(token % 97) / 10 - 0.1 for token in ids]
+
+
+class Acting:
+    """An agent made of one coroutine."""
+
+    def __init__(self, act: Callable[[Any], Awaitable[Any]]) -> None:
+        self._act = act
+
+    def prompt(self, problem: Any) -> str:
+        return "What is 1 + 2?"
+
+    async def act(self, problem: Any, access: Any, seed: int) -> Any:
+        async with openai.AsyncOpenAI(base_url=access.base_url, api_key=access.api_key, max_retries=0) as client:
+            return await self._act(client)
+
+    def results(self, problem: Any, rollouts: list[Any]) -> list[Result]:
+        return [Result(reward=Reward(total=1.0), record={"execution": r.executions[-1]}) for r in rollouts]
+
+
+def rollout_of(engine: Scripted, act: Callable[[Any], Awaitable[Any]], sampling: Sampling = SAMPLING, size: int = 1):
+    groups = asyncio.run(
+        collect(engine, Acting(act), Chat(TOKENIZER), PROBLEMS, group_size=size, sampling=sampling, seed=0)
+    )
+    return groups[0].rollouts[0]
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+async def ask(client: openai.AsyncOpenAI, messages: list[Any], **options: Any) -> Any:
+    answer = await client.chat.completions.create(model="policy", messages=messages, **options)
+    return answer.choices[0]
+
+
+async def two_turns(client: openai.AsyncOpenAI) -> str:
+    """What any agent with tools does: call, run, tell, ask again."""
+    messages: list[Any] = [user("What is 1 + 2?")]
+    choice = await ask(client, messages, tools=[TOOL])
+    (call,) = choice.message.tool_calls
+    arguments = json.loads(call.function.arguments)
+    result = {"role": "tool", "tool_call_id": call.id, "content": str(sum(arguments.values()))}
+    messages += [choice.message.model_dump(exclude_none=True), result]
+    return (await ask(client, messages, tools=[TOOL])).message.content
+
+
+def test_a_tool_agent_is_trained_on_what_was_sampled_and_nothing_else() -> None:
+    """The second turn's prefix would be tokenised otherwise; it is appended to the ids all the same."""
+    engine = Scripted(CALL, "It is 3.")
+    rollout = rollout_of(engine, two_turns)
+    first, second = split_apart(CALL), split_apart("It is 3.")
+    assert TOKENIZER.encode(CALL) != first[:-1], "the case is there"
+    prompt = engine.seen[0]
+    told = rollout.token_ids[len(prompt) + len(first) : -len(second)]
+    assert rollout.token_ids == prompt + first + told + second
+    assert engine.seen[1] == prompt + first + told
+    assert TOKENIZER.decode(told) == (
+        "\n<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert rollout.loss_mask == [0] * len(prompt) + [1] * len(first) + [0] * len(told) + [1] * len(second)
+    masked = [0.0] * len(told)
+    assert rollout.logprobs == [0.0] * len(prompt) + logprobs_of(first) + masked + logprobs_of(second)
+    assert rollout.branches == []
+    assert rollout.completions == [CALL, "It is 3."]
+    assert rollout.result.record == {"execution": "It is 3."}
+    assert "add" in TOKENIZER.decode(prompt)
+    assert [option["seed"] for option in engine.options] == [
+        engine.options[0]["seed"],
+        engine.options[0]["seed"] + 1,
+    ]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        [user("q"), {"role": "assistant", "content": "answer"}, user("again")],
+        [user("in short: q"), user("again")],
+        [user("q"), {"role": "assistant", "content": "thought answer"}, {"role": "assistant", "content": "x"}],
+    ],
+    ids=["thoughts dropped", "summed up", "words put in"],
+)
+def test_a_changed_history_begins_a_sample_of_its_own(changed: list[Any]) -> None:
+    async def act(client: openai.AsyncOpenAI) -> None:
+        await ask(client, [user("q")])
+        await ask(client, changed)
+
+    engine = Scripted("thought answer", "second")
+    rollout = rollout_of(engine, act)
+    (branch,) = rollout.branches
+    for trace, prompt, text in zip(rollout.traces, engine.seen, ("thought answer", "second"), strict=True):
+        written = split_apart(text)
+        assert trace.token_ids == prompt + written
+        assert trace.loss_mask == [0] * len(prompt) + [1] * len(written)
+        assert trace.logprobs == [0.0] * len(prompt) + logprobs_of(written)
+    assert engine.seen[1] == Chat(TOKENIZER).prompt_ids(changed)
+    assert rollout.written == sum(branch.loss_mask) + sum(rollout.loss_mask)
+
+
+def test_two_answers_to_the_same_messages_are_two_samples() -> None:
+    async def act(client: openai.AsyncOpenAI) -> None:
+        first = await ask(client, [user("q")])
+        history = [user("q"), {"role": "assistant", "content": first.message.content}, user("go on")]
+        await asyncio.gather(ask(client, history), ask(client, history))
+
+    engine = Scripted("one", "two", "three")
+    rollout = rollout_of(engine, act)
+    (branch,) = rollout.branches
+    assert rollout.token_ids[: -len(split_apart("two"))] == engine.seen[1] == engine.seen[2]
+    # What both share is trained once.
+    assert sum(rollout.loss_mask) == len(split_apart("one")) + len(split_apart("two"))
+    assert branch.loss_mask == [0] * len(engine.seen[2]) + [1] * len(split_apart("three"))
+
+
+def test_space_around_an_answer_and_the_form_of_arguments_change_nothing() -> None:
+    async def act(client: openai.AsyncOpenAI) -> None:
+        choice = await ask(client, [user("q")], tools=[TOOL])
+        message = choice.message.model_dump(exclude_none=True)
+        message["content"] = f" {message['content']}\n"
+        message["tool_calls"][0]["function"]["arguments"] = '{ "b": 2, "a": 1 }'
+        result = {
+            "role": "tool",
+            "tool_call_id": message["tool_calls"][0]["id"],
+            "content": [{"type": "text", "text": "3"}],
+        }
+        await ask(client, [user("q"), message, result], tools=[TOOL])
+
+    assert rollout_of(Scripted(f"I add. {CALL}", "3"), act).branches == []
+
+
+def test_what_is_returned_is_what_was_sampled() -> None:
+    async def act(client: openai.AsyncOpenAI) -> Any:
+        body = {"return_token_ids": True, "seed": 5}
+        answer = await client.chat.completions.create(
+            model="any", messages=[user("q")], logprobs=True, max_tokens=7, temperature=0.1, extra_body=body
+        )
+        return answer.model_dump()
+
+    engine = Scripted("abc")
+    answer = rollout_of(engine, act).result.record["execution"]
+    ids = split_apart("abc")
+    assert answer["prompt_token_ids"] == engine.seen[0]
+    assert answer["choices"][0]["token_ids"] == ids
+    tokens = answer["choices"][0]["logprobs"]["content"]
+    assert [each["logprob"] for each in tokens] == logprobs_of(ids)
+    assert "".join(each["token"] for each in tokens) == "abc<|im_end|>"
+    assert answer["usage"]["total_tokens"] == len(engine.seen[0]) + len(ids)
+    assert engine.options[0]["max_tokens"] == 7
+    assert engine.options[0]["temperature"] == 1.0, "the run's, as it is trained"
+    assert engine.options[0]["seed"] != 5
+
+
+def test_a_client_that_streams_gets_the_same() -> None:
+    async def act(client: openai.AsyncOpenAI) -> Any:
+        stream = await client.chat.completions.create(model="policy", messages=[user("q")], tools=[TOOL], stream=True)
+        chunks = [chunk async for chunk in stream]
+        return [chunks[0].choices[0].delta.tool_calls[0].function.name, chunks[-1].choices[0].finish_reason]
+
+    assert rollout_of(Scripted(CALL), act).result.record["execution"] == ["add", "tool_calls"]
+
+
+def test_a_plain_agent_runs_in_a_thread_with_the_plain_client() -> None:
+    class Plain(Acting):
+        def act(self, problem: Any, access: Any, seed: int) -> str:  # type: ignore[override]
+            assert threading.current_thread() is not threading.main_thread()
+            with openai.OpenAI(base_url=access.base_url, api_key=access.api_key) as client:
+                answer = client.chat.completions.create(model=access.model, messages=[user("q")])
+            return answer.choices[0].message.content
+
+    engine = Scripted(*["abc"] * 4)
+    groups = asyncio.run(
+        collect(engine, Plain(two_turns), Chat(TOKENIZER), PROBLEMS, group_size=4, sampling=SAMPLING, seed=0)
+    )
+    assert [rollout.result.record["execution"] for rollout in groups[0].rollouts] == ["abc"] * 4
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"{", "the request is malformed"),
+        (b"[]", "the request is malformed"),
+        ({"messages": []}, "Expected `array` of length >= 1"),
+        ({"messages": [{"role": "clown", "content": "x"}]}, "Invalid enum value 'clown'"),
+        ({"messages": [user("q")], "n": 2}, "n above 1 is not supported"),
+        ({"messages": [user("q")], "stop": ["x"]}, "stop is not supported"),
+        ({"messages": [user("q")], "max_tokens": 0}, "Expected `int` >= 1"),
+        ({"messages": [user("q")], "tool_choice": "required"}, "tool_choice other than auto and none is not"),
+        ({"messages": [user("q")], "tools": [{"type": "function"}]}, "each of tools needs a function with a name"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url' cannot be read"),
+        ({"messages": [user("q " * 900)]}, "maximum context length is 600 tokens"),
+    ],
+)
+def test_a_bad_request_is_answered_by_a_sentence(body: Any, sentence: str) -> None:
+    async def act(client: openai.AsyncOpenAI) -> None:
+        await ask(client, [user("q")])
+        status, said = await post(client.base_url, client.api_key, body)
+        assert status == 400
+        assert said["error"]["type"] == "invalid_request_error"
+        assert sentence in said["error"]["message"]
+
+    engine = Scripted("fine")
+    assert rollout_of(engine, act).result.status == "ok"
+    assert len(engine.seen) == 1
+
+
+async def post(base_url: Any, key: str, body: Any, path: str = "chat/completions") -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession() as session, session.post(f"{base_url}{path}", data=data, headers=headers) as got:
+        return got.status, await got.json()
+
+
+def test_a_wrong_key_is_401_and_a_key_ends_with_its_rollout() -> None:
+    keys: list[str] = []
+
+    async def act(client: openai.AsyncOpenAI) -> None:
+        await ask(client, [user("q")])
+        keys.append(client.api_key)
+        with pytest.raises(openai.AuthenticationError, match="belongs to no rollout"):
+            await ask(client.with_options(api_key="wrong"), [user("q")])
+        if client.api_key != keys[0]:
+            other = client.with_options(api_key=keys[0])
+            with pytest.raises(openai.AuthenticationError):
+                await always(other.models.list)
+        status, said = await post(client.base_url, client.api_key, {}, path="nothing")
+        assert (status, said["error"]["code"]) == (404, "http")
+        assert (await client.models.list()).data[0].id == "policy"
+
+    assert rollout_of(Scripted("a", "b"), act, size=2).result.status == "ok"
+    assert len(set(keys)) == 2
+
+
+async def always(call: Callable[[], Awaitable[Any]]) -> None:
+    while True:
+        await call()
+
+
+def test_turns_are_bounded() -> None:
+    async def act(client: openai.AsyncOpenAI) -> None:
+        while True:
+            await ask(client, [user("q")])
+
+    rollout = rollout_of(Scripted(*"abcdef"), act)
+    assert rollout.result.status == "infrastructure"
+    assert "at most grpo.max_turns = 6 completions" in rollout.result.error
+
+
+def test_a_client_that_goes_away_frees_its_request() -> None:
+    engine = Scripted(None, "abc")
+
+    async def act(client: openai.AsyncOpenAI) -> str:
+        with pytest.raises(openai.APITimeoutError):
+            await ask(client.with_options(timeout=0.3), [user("q")])
+        for _ in range(100):
+            if engine.aborted:
+                break
+            await asyncio.sleep(0.02)
+        assert engine.aborted == [0]
+        assert not engine.busy
+        return (await ask(client, [user("q")])).message.content
+
+    rollout = rollout_of(engine, act)
+    assert rollout.result.record == {"execution": "abc"}
+    assert len(rollout.traces) == 1
+
+
+async def hangs(client: openai.AsyncOpenAI) -> None:
+    await ask(client, [user("q")])
+    await asyncio.Event().wait()
+
+
+async def raises(client: openai.AsyncOpenAI) -> None:
+    await ask(client, [user("q")])
+    raise ZeroDivisionError("the agent divides")
+
+
+async def idle(client: openai.AsyncOpenAI) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (hangs, "p0: act took longer than grpo.execute_s = 0.3 s without a request to the policy"),
+        (raises, "p0: act raised ZeroDivisionError: the agent divides"),
+        (idle, "p0: act returned without a request to the policy"),
+    ],
+)
+def test_an_agent_that_fails_costs_its_own_rollout(act: Any, reason: str) -> None:
+    rollout = rollout_of(Scripted("abc"), act, Sampling(max_new_tokens=8, max_model_len=600, execute_s=0.3))
+    assert rollout.result.status == "infrastructure"
+    assert rollout.result.error == reason
+
+
+def test_the_deadline_of_an_agent_does_not_count_the_wait_for_the_engine() -> None:
+    class Slow(Scripted):
+        def step(self) -> list[Any]:
+            threading.Event().wait(0.5)
+            return super().step()
+
+    sampling = Sampling(max_new_tokens=8, max_model_len=600, execute_s=0.3)
+    rollout = rollout_of(Slow(CALL, "3"), two_turns, sampling)
+    assert rollout.result.status == "ok"
+    assert rollout.writing_s > 0.9
+
+
+def test_an_engine_that_fails_ends_the_run_with_its_own_error() -> None:
+    class Broken(Scripted):
+        def step(self) -> list[Any]:
+            raise RuntimeError("device lost")
+
+    async def patient(client: openai.AsyncOpenAI) -> None:
+        with pytest.raises(openai.InternalServerError, match="the engine failed"):
+            await ask(client, [user("q")])
+        await asyncio.Event().wait()
+
+    with pytest.raises(RuntimeError, match="device lost"):
+        rollout_of(Broken("abc"), patient)
+
+
+def test_tools_without_a_chat_template_are_refused() -> None:
+    plain = chat_tokenizer()
+    plain.chat_template = None
+
+    async def main() -> tuple[int, Any]:
+        async with served(Chat(plain)) as (url, key):
+            return await post(url, key, {"messages": [user("q")], "tools": [TOOL]})
+
+    status, said = asyncio.run(main())
+    assert status == 400
+    assert "has no chat template, so that tools cannot be shown" in said["error"]["message"]
+
+
+@asynccontextmanager
+async def served(chat: Chat) -> AsyncIterator[tuple[str, str]]:
+    async def never(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with open_endpoint(never, chat, replace(SAMPLING, max_turns=64)) as endpoint:
+        with endpoint.session(0) as (session, access):
+            async with session.clock:
+                yield f"{access.base_url}/", access.api_key
+
+
+def test_the_endpoint_stops_with_requests_under_way() -> None:
+    async def main() -> Any:
+        async with served(Chat(TOKENIZER)) as (url, key):
+            pending = [asyncio.create_task(post(url, key, {"messages": [user("q")]})) for _ in range(18)]
+            await asyncio.sleep(0.3)
+        return await asyncio.wait_for(asyncio.gather(*pending, return_exceptions=True), 10)
+
+    outcomes = asyncio.run(main())
+    refused = [each for each in outcomes if isinstance(each, tuple)]
+    assert [status for status, _ in refused] == [429, 429], "16 requests of a rollout at once"
+    assert all(isinstance(each, aiohttp.ClientError) for each in outcomes if each not in refused)

@@ -1,0 +1,200 @@
+"""Environments of verifiers: what is loaded, run and rewarded. By a stand-in of the package's interface, no more."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fastgrpo.config_keys import resolve
+from fastgrpo.errors import UserError
+from fastgrpo.policy.chat import Chat
+from fastgrpo.rollouts.rollouts import collect
+from fastgrpo.tasks import task_of
+from tests.rollouts.test_endpoint import CALL, SAMPLING, TOKENIZER, TOOL, Scripted, split_apart
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+class EmptyModelResponseError(Exception):
+    """As verifiers calls an answer without content."""
+
+
+class InfraError(Exception):
+    """As verifiers calls a failure of its own."""
+
+
+class Client:
+    """As verifiers wraps a client of OpenAI's."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+
+class Rubric:
+    def __init__(self) -> None:
+        self.cleaned = 0
+
+    async def score_group(self, states: list[dict[str, Any]]) -> None:
+        for number, state in enumerate(states):
+            state["reward"], state["metrics"] = float(number), {"turns": 2.0, "absent": None}
+
+    async def cleanup(self, state: dict[str, Any]) -> None:
+        self.cleaned += 1
+
+
+class ToolEnvironment:
+    """Two turns with a tool, in the package's way: the state has what happened, an error too."""
+
+    def __init__(self, error: Exception | None = None, *, evaluates: bool = False) -> None:
+        self.rubric, self.error, self.eval_dataset = Rubric(), error, self._rows(9) if evaluates else None
+
+    def _rows(self, count: int) -> list[dict[str, Any]]:
+        return [{"prompt": [{"role": "user", "content": f"{n} + 2?"}], "example_id": n} for n in range(count)]
+
+    def get_dataset(self) -> list[dict[str, Any]]:
+        return self._rows(5)
+
+    def get_eval_dataset(self) -> Any:
+        return self.eval_dataset
+
+    async def rollout(self, row: dict[str, Any], client: Client, model: str, sampling_args: Any) -> dict[str, Any]:
+        messages = list(row["prompt"])
+        for turn in range(2):
+            answer = await client.client.chat.completions.create(
+                model=model, messages=messages, tools=[TOOL], **sampling_args
+            )
+            message = answer.choices[0].message
+            messages.append(message.model_dump(exclude_none=True))
+            if turn == 0:
+                messages.append({"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "3"})
+        return {"error": self.error, "completion": messages, "trajectory": [1, 2], "stop_condition": "done"}
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, environment: Any) -> None:
+    package, clients = ModuleType("verifiers"), ModuleType("verifiers.clients")
+    clients.OpenAIChatCompletionsClient = Client  # type: ignore[attr-defined]
+    if environment is not None:
+        package.load_environment = environment  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "verifiers", package)
+    monkeypatch.setitem(sys.modules, "verifiers.clients", clients)
+
+
+def loaded(monkeypatch: pytest.MonkeyPatch, made: ToolEnvironment, **keys: Any) -> tuple[Any, list[Any], list[Any]]:
+    installed(monkeypatch, lambda name, **_: made)
+    config = resolve({"data.environment": "verifiers:adding", "data.held_out": 2} | keys)
+    task = task_of(config)
+    train, held_out = task.load_problems(config)
+
+    async def opened() -> Any:
+        async with task.open_environment(config, None) as environment:
+            return environment
+
+    return asyncio.run(opened()), train, held_out
+
+
+def rollouts(environment: Any, problems: list[Any], *texts: str) -> list[Any]:
+    size = len(texts) // 2
+    engine = Scripted(*texts)
+    groups = asyncio.run(
+        collect(engine, environment, Chat(TOKENIZER), problems, group_size=size, sampling=SAMPLING, seed=0)
+    )
+    return groups[0].rollouts
+
+
+def test_an_environment_is_run_and_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ToolEnvironment()
+    environment, train, held_out = loaded(monkeypatch, made)
+    assert (len(train), len(held_out)) == (3, 2)
+    assert environment.prompt(train[0]) == train[0].prompt
+    found = rollouts(environment, train[:1], CALL, CALL, "3.", "4.")
+    assert [rollout.reward.total for rollout in found] == [0.0, 1.0]
+    assert all(rollout.result.metrics == {"turns": 2.0} for rollout in found)
+    assert all(rollout.result.record == {"stop_condition": "done", "turns": 2} for rollout in found)
+    assert sum(found[0].loss_mask) == len(split_apart(CALL)) + len(split_apart("3."))
+    assert made.rubric.cleaned == 2
+
+
+def test_its_own_evaluation_set_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, train, held_out = loaded(monkeypatch, ToolEnvironment(evaluates=True))
+    assert len(train) == 5
+    assert len({task.id for task in held_out}) == 2
+    assert all(task.id.startswith("eval/") for task in held_out)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(EmptyModelResponseError("empty"), "ok"), (InfraError("gone"), "infrastructure")]
+)
+def test_what_the_policy_brought_about_is_rewarded(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
+) -> None:
+    environment, train, _ = loaded(monkeypatch, ToolEnvironment(error))
+    (rollout,) = rollouts(environment, train[:1], CALL, "")
+    assert rollout.result.status == status
+    assert ("InfraError: gone" in rollout.result.error) == (status == "infrastructure")
+
+
+def refuse(name: str, **_: Any) -> Any:
+    raise ValueError(f"no key for {name}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "load", "sentence"),
+    [
+        ({"data.environment": "gym:adding"}, refuse, "data.environment must be verifiers:NAME, got 'gym:adding'"),
+        ({}, refuse, "the environment verifiers:adding does not load: no key for adding"),
+        ({"data.reward": "a:b"}, refuse, "data.environment has rewards of its own"),
+        ({}, None, r"has no load_environment: pip install 'fastgrpo\[verifiers\]'"),
+        ({"data.environment_args": "{"}, refuse, "data.environment_args is no JSON"),
+        ({"data.environment_args": "[]"}, refuse, "data.environment_args must be a JSON object"),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any], load: Any, sentence: str
+) -> None:
+    installed(monkeypatch, load)
+    config = resolve({"data.environment": "verifiers:adding"} | keys)
+    with pytest.raises(UserError, match=sentence):
+        task_of(config).load_problems(config)
+
+
+def test_without_the_package_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "verifiers", None)
+    config = resolve({"data.environment": "verifiers:adding"})
+    with pytest.raises(UserError, match=r"verifiers:adding needs the package verifiers .*: pip install"):
+        task_of(config).load_problems(config)
+
+
+def test_problems_have_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, train, held_out = loaded(monkeypatch, ToolEnvironment())
+    assert sorted(task.id for task in [*train, *held_out]) == [f"train/{n}" for n in range(5)]
+
+
+def test_the_package_itself_runs_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ToolEnv` and `Rubric` of verifiers, whatever version is installed, through its own client."""
+    pytest.importorskip("verifiers", reason="verifiers is not installed beside this vLLM: see docs/own-task.md")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    keys = {"data.environment": "verifiers:verifiers_env", "data.environment_args": '{"rows": 6}', "data.held_out": 2}
+    task = task_of(resolve(keys))
+    train, held_out = task.load_problems(resolve(keys))
+    assert (len(train), len(held_out)) == (4, 2)
+
+    async def opened() -> Any:
+        async with task.open_environment(resolve(keys), None) as environment:
+            return environment
+
+    environment = asyncio.run(opened())
+    answer = train[0].row["answer"]
+    right, wrong = rollouts(environment, train[:1], CALL, CALL, f"It is {answer}.", "No idea")
+    assert right.reward.total > 1.0 > wrong.reward.total > 0.0
+    assert right.result.metrics["right"] == 1.0
+    assert right.result.metrics["total_tool_calls"] == 1.0
+    assert right.result.record["turns"] == 2
+    written = [*split_apart(CALL), *split_apart(f"It is {answer}.")]
+    assert [t for t, m in zip(right.token_ids, right.loss_mask, strict=True) if m] == written
+    assert right.branches == wrong.branches == []
+    assert "<tool_response>\n3" in TOKENIZER.decode(right.token_ids)
