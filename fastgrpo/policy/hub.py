@@ -172,8 +172,8 @@ def _tie(model: Any) -> None:
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     if embedding is head or embedding.shape != head.shape:
         return
-    pair = [matrix[:: max(1, len(matrix) // 1024)].float().flatten() for matrix in (embedding, head)]
-    if torch.nn.functional.cosine_similarity(*pair, dim=0) > TIED_COSINE:
+    one, other = (matrix[:: max(1, len(matrix) // 1024)].float().flatten() for matrix in (embedding, head))
+    if torch.nn.functional.cosine_similarity(one, other, dim=0) > TIED_COSINE:
         embedding.copy_(head)
         model.config.tie_word_embeddings = True
         model.tie_weights()

@@ -40,8 +40,8 @@ class Tally(msgspec.Struct):
                 before, counted = whole.means.get(name, (0.0, 0))
                 whole.means[name] = before + total, counted + count
             for name, (passed, rollouts) in tally.passes.items():
-                before, counted = whole.passes.get(name, (0.0, 0.0))
-                whole.passes[name] = before + passed, counted + rollouts
+                earlier = whole.passes.get(name, (0.0, 0.0))
+                whole.passes[name] = earlier[0] + passed, earlier[1] + rollouts
             whole.waited = max(whole.waited, tally.waited)
         return whole
 
