@@ -171,13 +171,13 @@ def test_08_what_sockets_hold_is_counted(pool):
 def test_08_descriptors_that_are_no_sockets_hold_nothing(pool):
     code = """
 import os, time
-for _ in range(12):
+for _ in range(24):
     if os.fork() == 0:
         kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]
         time.sleep(0.5); os._exit(0)
 time.sleep(1)
 """
-    assert pool.run(code, limits=Limits(memory_mb=64)).status == "ok"
+    assert pool.run(code, limits=Limits(memory_mb=200)).status == "ok"
 
 
 def test_08_shared_pages_of_forks_count_once(pool):
