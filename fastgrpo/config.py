@@ -276,8 +276,11 @@ class Grpo(Section, frozen=True):
     micro_batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one forward and backward")] = 16384
     epochs_per_batch: Annotated[int, Meta(ge=1, description="optimizer steps on the same rollouts")] = 1
     max_lag: Annotated[
-        int, Meta(ge=0, le=1, description="1 = a step's rollouts begin one step early, beside the training")
+        int, Meta(ge=0, description="updates by which a step's rollouts begin early, beside the training; 0 = none")
     ] = 0
+    in_flight: Annotated[
+        bool, Meta(description="weights change between two decoding steps, under rollouts that go on; needs max_lag")
+    ] = False
 
 
 class Eval(Section, frozen=True):
@@ -353,9 +356,11 @@ def resolve(values: dict[str, Any]) -> Config:
     except msgspec.DecodeError as error:
         raise UserError(f"model.chat_template_kwargs must be a JSON object: {error}") from None
     if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
-        raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
+        raise UserError("grpo.max_lag and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
     if config.grpo.max_lag and config.grpo.refill:
-        raise UserError("grpo.max_lag 1 and grpo.refill above 0 exclude each other: set one of them back")
+        raise UserError("grpo.max_lag and grpo.refill above 0 exclude each other: set one of them back")
+    if config.grpo.in_flight and not config.grpo.max_lag:
+        raise UserError("grpo.in_flight changes weights under rollouts that began early: set grpo.max_lag to 1 or more")
     if config.grpo.advantage == "rloo" and config.grpo.reward_scale == "group":
         raise UserError("grpo.advantage rloo and grpo.reward_scale group exclude each other: set one of them back")
     if config.grpo.overlong_penalty_tokens > config.grpo.max_new_tokens:

@@ -41,7 +41,8 @@ class Rollout:
     """One sampled trajectory: prompt, completion and, with several rounds, feedback and further completions.
 
     `token_ids`, `loss_mask` and `logprobs` have one entry for each token; `loss_mask` is 1 where the policy wrote the
-    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere. `executions` has what the environment made of each
+    token, `logprobs` is vLLM's logprob there and 0.0 elsewhere, and `versions` counts the updates behind the weights
+    that it was sampled from, 0 elsewhere. `executions` has what the environment made of each
     completion. `writing_s` seconds passed until the completions were there, beside all that the engine decoded with
     them. `result` is there once the whole group has ended.
     """
@@ -54,6 +55,7 @@ class Rollout:
     truncated: bool = False
     writing_s: float = 0.0
     result: Result = UNENDED
+    versions: list[int] = field(default_factory=list)
 
     @property
     def reward(self) -> Reward | None:

@@ -139,7 +139,8 @@ class Rollouts:
 
     async def _rollout(self, problem: Any, prompt: list[int], seed: int) -> Rollout:
         """One trajectory: write, run, read the feedback, write again. Feedback tokens are not the policy's: mask 0."""
-        rollout = Rollout(list(prompt), [0] * len(prompt), [0.0] * len(prompt), [])
+        rollout = Rollout([], [], [], [])
+        _extend(rollout, prompt, 0)
         writing = True
         try:
             while writing:
@@ -192,7 +193,7 @@ class Rollouts:
             seed=seed,
             stop_token_ids=self._chat.stop_token_ids,
         )
-        _extend(rollout, completion.token_ids, 1, completion.logprobs)
+        _extend(rollout, completion.token_ids, 1, completion.logprobs, completion.versions)
         rollout.writing_s += time.perf_counter() - begun
         rollout.truncated = completion.finish_reason == "length"
         rollout.completions.append(self._chat.text(completion.token_ids))
@@ -205,7 +206,7 @@ class Rollouts:
         feedback = self._chat.feedback_ids(text, rollout.token_ids[-1])
         if len(rollout.token_ids) + len(feedback) >= self._sampling.max_model_len:
             return False
-        _extend(rollout, feedback, 0, [0.0] * len(feedback))
+        _extend(rollout, feedback, 0)
         return True
 
     def _written(self) -> None:
@@ -267,7 +268,11 @@ async def _all(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _extend(rollout: Rollout, token_ids: Sequence[int], mask: int, logprobs: Sequence[float]) -> None:
+def _extend(
+    rollout: Rollout, token_ids: Sequence[int], mask: int, logprobs: Sequence[float] = (), versions: Sequence[int] = ()
+) -> None:
+    """Append tokens; those that the policy did not write have neither logprobs nor versions."""
     rollout.token_ids.extend(token_ids)
     rollout.loss_mask.extend([mask] * len(token_ids))
-    rollout.logprobs.extend(logprobs)
+    rollout.logprobs.extend(logprobs or [0.0] * len(token_ids))
+    rollout.versions.extend(versions or [0] * len(token_ids))

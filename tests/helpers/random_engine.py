@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastgrpo.engine.engine import Completion, SyncReport
+from fastgrpo.engine.completion import Completion
+from fastgrpo.engine.engine import SyncReport
 
 
 class RandomEngine:
@@ -25,12 +26,15 @@ class RandomEngine:
     def step(self) -> list[Completion]:
         key, seed = self.open.pop()
         ids = random.Random(seed).choices(range(100, 200), k=8)
-        return [Completion(key, ids, [-5.0] * len(ids), "length")]
+        return [Completion(key, ids, [-5.0] * len(ids), "length", [0] * len(ids))]
+
+    def settle(self) -> list[Completion]:
+        return []
 
     def abort_all(self) -> None:
         self.open.clear()
 
-    def sync(self, policy: object) -> SyncReport:
+    def sync(self, policy: object, **options: object) -> SyncReport:
         return SyncReport(0.0, 0, 0.0, 0.0, 0.0)
 
     def sleep(self) -> None: ...
