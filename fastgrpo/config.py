@@ -299,8 +299,11 @@ class Grpo(Section, frozen=True):
     micro_batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one forward and backward")] = 16384
     epochs_per_batch: Annotated[int, Meta(ge=1, description="optimizer steps on the same rollouts")] = 1
     max_lag: Annotated[
-        int, Meta(ge=0, le=1, description="1 = a step's rollouts begin one step early, beside the training")
+        int, Meta(ge=0, description="updates by which a step's rollouts begin early, beside the training; 0 = none")
     ] = 0
+    in_flight: Annotated[
+        bool, Meta(description="weights change between two decoding steps, under rollouts that go on; needs max_lag")
+    ] = False
 
 
 class Eval(Section, frozen=True):

@@ -117,9 +117,11 @@ def resolve(values: dict[str, Any]) -> Config:
     except msgspec.DecodeError as error:
         raise UserError(f"model.chat_template_kwargs must be a JSON object: {error}") from None
     if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
-        raise UserError("grpo.max_lag 1 and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
+        raise UserError("grpo.max_lag and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
     if config.grpo.max_lag and config.grpo.refill:
-        raise UserError("grpo.max_lag 1 and grpo.refill above 0 exclude each other: set one of them back")
+        raise UserError("grpo.max_lag and grpo.refill above 0 exclude each other: set one of them back")
+    if config.grpo.in_flight and not config.grpo.max_lag:
+        raise UserError("grpo.in_flight changes weights under rollouts that began early: set grpo.max_lag to 1 or more")
     if config.grpo.advantage == "rloo" and config.grpo.reward_scale == "group":
         raise UserError("grpo.advantage rloo and grpo.reward_scale group exclude each other: set one of them back")
     if config.grpo.overlong_penalty_tokens > config.grpo.max_new_tokens:

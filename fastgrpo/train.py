@@ -140,7 +140,7 @@ async def improve(
                     with log.phase("train"):
                         metrics = await schedule.update(log)
                     with log.phase("sync"):
-                        metrics |= learner.sync()
+                        metrics |= schedule.sync()
                     log.samples(learner.step, experience.records)
                     log.step(learner.step, metrics | tally.values() | gpu.take(), waited_for=tally.waited[1])
                     with log.phase("checkpoint"):

@@ -41,18 +41,23 @@ UNENDED = Result(status=INFRASTRUCTURE, error="the rollout has not ended")
 class Trace:
     """One sequence as it was sampled: an entry for each token in each of the lists.
 
-    `loss_mask` is 1 where the policy wrote the token, `logprobs` is vLLM's logprob there and 0.0 elsewhere.
+    `loss_mask` is 1 where the policy wrote the token, `logprobs` is vLLM's logprob there and `versions` counts the
+    updates behind the weights that it was sampled from; both are 0 elsewhere.
     """
 
     token_ids: list[int]
     loss_mask: list[int]
     logprobs: list[float]
+    versions: list[int] = field(default_factory=list, kw_only=True)
 
-    def extend(self, token_ids: Sequence[int], mask: int, logprobs: Sequence[float]) -> None:
-        """Append tokens that all have the same `mask`."""
+    def extend(
+        self, token_ids: Sequence[int], mask: int, logprobs: Sequence[float] = (), versions: Sequence[int] = ()
+    ) -> None:
+        """Append tokens that all have the same `mask`; those that the policy did not write have nothing else."""
         self.token_ids.extend(token_ids)
         self.loss_mask.extend([mask] * len(token_ids))
-        self.logprobs.extend(logprobs)
+        self.logprobs.extend(logprobs or [0.0] * len(token_ids))
+        self.versions.extend(versions or [0] * len(token_ids))
 
 
 @dataclass(slots=True)

@@ -60,10 +60,11 @@ def config(*arguments: str) -> Config:
         (f"{ENDPOINT} --workers.others.worker.model m", "workers.name and workers.others.worker are one name"),
         (f"{ENDPOINT} --workers.drop top_p", "workers.drop names 'top_p': only max_tokens, temperature and seed"),
         (f"{ENDPOINT} --workers.others.a.extra_body [1]", "workers.others.a.extra_body must be a JSON object"),
-        ("--grpo.max_lag 1 --grpo.epochs_per_batch 2", "grpo.max_lag 1 and grpo.epochs_per_batch above 1"),
+        ("--grpo.max_lag 1 --grpo.epochs_per_batch 2", "grpo.max_lag and grpo.epochs_per_batch above 1"),
         ("--grpo.max_new_tokens 8 --grpo.overlong_penalty_tokens 9", "overlong_penalty_tokens is above grpo.max_new_t"),
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),
-        ("--grpo.max_lag 1 --grpo.refill 2", "grpo.max_lag 1 and grpo.refill above 0 exclude each other"),
+        ("--grpo.max_lag 1 --grpo.refill 2", "grpo.max_lag and grpo.refill above 0 exclude each other"),
+        ("--grpo.in_flight true", "set grpo.max_lag to 1 or more"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_sentence(arguments: str, message: str) -> None:

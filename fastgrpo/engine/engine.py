@@ -6,6 +6,7 @@ token ids and logprobs come out; text never passes through here.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,18 @@ import torch
 from torch import Tensor
 
 from fastgrpo.config import Config
+from fastgrpo.engine.completion import Completion, OpenRequest
 from fastgrpo.engine.process import interrupt_deferred, replaced, without_wildcards
 from fastgrpo.engine.shared_weights import adopt_weights
-from fastgrpo.engine.vllm_patches import idle_inside_blocks, prefixes_cached, vllm_adjusted, vllm_model
+from fastgrpo.engine.vllm_patches import (
+    forget_prefixes,
+    idle_inside_blocks,
+    nothing_scheduled,
+    prefixes_cached,
+    sampled_tokens,
+    vllm_adjusted,
+    vllm_model,
+)
 from fastgrpo.errors import UserError
 from fastgrpo.policy.model import Policy, policy_dtype
 from fastgrpo.ranks.collectives import check_world
@@ -36,20 +46,11 @@ class ParityError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """One finished request. `logprobs[i]` is that of `token_ids[i]` under the distribution it was sampled from."""
-
-    key: int
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class SyncReport:
     """What a weight sync cost, and the canary's |logprob difference| between vLLM and the trainer, in nats.
 
-    `bytes_copied` on this rank: of a sharded policy's weights, what was gathered to be handed to vLLM.
+    `bytes_copied` on this rank: of a sharded policy's weights, what was gathered to be handed to vLLM. An engine that
+    goes on decoding is not checked: then both differences are nan.
     """
 
     seconds: float
@@ -63,8 +64,9 @@ class Engine:
     """A vLLM engine for one policy on this process's device.
 
     `submit` requests, call `step` while `busy`, take finished completions as they leave. `sync(policy)` must be called
-    once before the first generation and after each optimizer step. Not thread-safe; SIGINT during `step` is delivered
-    after it, so the engine is never torn in the middle and `abort_all` leaves it clean.
+    once before the first generation and after each optimizer step; where requests stay open meanwhile, `settle` comes
+    before that step and `sync(policy, in_flight=True)` before the next `step`. Not thread-safe; SIGINT during `step` is
+    delivered after it, so the engine is never torn in the middle and `abort_all` leaves it clean.
     """
 
     def __init__(
@@ -99,7 +101,8 @@ class Engine:
         self._step_timeout_s, self._stepped = step_timeout_s, False
         self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
         self._device = torch.cuda.current_device() if on_gpu else None
-        self._keys: dict[str, int] = {}
+        self._open: dict[str, OpenRequest] = {}
+        self._version = 0
         self._adopted: Policy | None = None
         kv_gib = kv_cache_gib if kv_cache_gib is not None or on_gpu else 1.0
         options: dict[str, Any] = {
@@ -147,7 +150,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """True while a submitted request is unfinished."""
-        return bool(self._keys)
+        return bool(self._open)
 
     def submit(
         self,
@@ -183,19 +186,30 @@ class Engine:
 
     def abort(self, keys: Sequence[int]) -> None:
         """Drop those of the requests `keys` that are unfinished: nobody waits for them any more."""
-        names = [name for key in keys if (name := str(key)) in self._keys]
+        names = [name for key in keys if (name := str(key)) in self._open]
         with interrupt_deferred():
             self._llm.abort_request(names)
             for name in names:
-                del self._keys[name]
-            if names and not self._keys:
+                del self._open[name]
+            if names and not self._open:
                 self._settle()
+
+    def settle(self) -> list[Completion]:
+        """End the step that vLLM may have launched ahead, begin none, and return what finished.
+
+        Until the next `step` nothing reads the weights, and each open request's tokens are all known.
+        """
+        with interrupt_deferred(), nothing_scheduled(self._llm):
+            outputs = self._advance()
+        if self._device is not None:
+            torch.cuda.current_stream().synchronize()
+        return [self._completion(output) for output in outputs if output.finished]
 
     def abort_all(self) -> None:
         """Drop every unfinished request; the engine stays usable."""
         with interrupt_deferred():
-            self._llm.abort_request(list(self._keys))
-            self._keys.clear()
+            self._llm.abort_request(list(self._open))
+            self._open.clear()
             self._settle()
 
     def score(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[list[float]]:
@@ -206,22 +220,26 @@ class Engine:
         for key, token_ids in enumerate(sequences):
             self._add(key, token_ids, params)
         scores: dict[int, list[float]] = {}
-        while self._keys:
+        while self._open:
             for output in self._advance():
-                scores[self._keys.pop(output.request_id)] = list(output.prompt_logprobs.logprobs)
+                scores[self._open.pop(output.request_id).key] = list(output.prompt_logprobs.logprobs)
         return [scores[key][-(len(ids) - 1) :] for key, ids in enumerate(sequences)]
 
-    def sync(self, policy: Policy) -> SyncReport:
+    def sync(self, policy: Policy, *, version: int = 0, in_flight: bool = False) -> SyncReport:
         """Make vLLM sample from `policy`'s present weights, forget cached prefixes, and check parity on the canary.
+
+        Tokens sampled from now on have the number `version`. `in_flight`: requests may be open, after `settle`; they go
+        on with the new weights over the keys and values that the earlier ones left (PipelineRL, arXiv 2509.19128), and
+        parity is checked where none is.
 
         The first call turns the policy's parameters into views of vLLM's weight tensors (one copy, then none ever
         again: an optimizer step in place is already in vLLM). An architecture outside of
         `shared_weights.SHARED_ARCHITECTURES` is copied in place each time instead, and so is a sharded policy, by all
-        ranks together. A policy synced before gets its own memory back. Must be awake and idle.
+        ranks together. A policy synced before gets its own memory back. Must be awake, and idle but for `in_flight`.
 
         Raises ParityError above `parity_threshold`.
         """
-        if self.busy:
+        if self.busy and not in_flight:
             raise RuntimeError("Engine.sync needs an idle engine: finish or abort the requests in flight first")
         start = time.perf_counter()
         bytes_copied = 0
@@ -230,10 +248,17 @@ class Engine:
                 self._adopted.own_weights()
             bytes_copied = adopt_weights(policy, vllm_model(self._llm))
             self._adopted = policy
+            if in_flight and self._device is not None:
+                torch.cuda.synchronize()
+        if self.busy:
+            forget_prefixes(self._llm)
         # Sleeping has forgotten them already, and vLLM would go through all blocks again, one by one.
-        if prefixes_cached(self._llm) and not self._llm.reset_prefix_cache():
+        elif prefixes_cached(self._llm) and not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: a block is still in use though nothing is running")
+        self._renumber(version)
         synced = time.perf_counter()
+        if self.busy:
+            return SyncReport(synced - start, bytes_copied, 0.0, math.nan, math.nan)
         difference = self._canary_difference(policy)
         report = SyncReport(
             seconds=synced - start,
@@ -265,7 +290,7 @@ class Engine:
         if self._llm is None:
             return
         llm, self._llm = self._llm, None
-        self._keys.clear()
+        self._open.clear()
         destroy = torch.distributed.destroy_process_group
         # vLLM would end the trainer's process group with its own.
         keep_default = (lambda group=None: group and destroy(group)) if self._joined else destroy
@@ -274,11 +299,18 @@ class Engine:
 
     def _add(self, key: int, token_ids: Sequence[int] | np.ndarray, params: Any) -> None:
         name = str(key)
-        if name in self._keys:
+        if name in self._open:
             raise ValueError(f"request {key} is already in flight")
         # vLLM fails later with the integers of an int32 array.
         self._llm.add_request(name, {"prompt_token_ids": np.asarray(token_ids).tolist()}, params)
-        self._keys[name] = key
+        self._open[name] = OpenRequest(key, [(0, self._version)])
+
+    def _renumber(self, version: int) -> None:
+        """Note how many tokens each open request has, none of which is of `version`."""
+        self._version = version
+        counts = sampled_tokens(self._llm) if self._open else {}
+        for name, request in self._open.items():
+            request.spans.append((counts[name], version))
 
     def _settle(self) -> None:
         # With asynchronous scheduling a batch of dropped requests may still be in flight.
@@ -302,12 +334,13 @@ class Engine:
             torch.set_num_threads(threads)
 
     def _completion(self, output: Any) -> Completion:
-        sample = output.outputs[0]
+        sample, request = output.outputs[0], self._open.pop(output.request_id)
         return Completion(
-            key=self._keys.pop(output.request_id),
+            key=request.key,
             token_ids=list(sample.token_ids),
             logprobs=list(sample.logprobs.logprobs),
             finish_reason=str(sample.finish_reason),
+            versions=request.versions(len(sample.token_ids)),
         )
 
     def _canary_difference(self, policy: Policy) -> Tensor:

@@ -120,6 +120,26 @@ def prefixes_cached(llm: Any) -> bool:
     return len(kv_cache_manager(llm).block_pool.cached_block_hash_to_block) > 0
 
 
+def forget_prefixes(llm: Any) -> None:
+    """No later request is served from a block filled until now; open requests keep theirs."""
+    pool = kv_cache_manager(llm).block_pool
+    pool.evict_blocks({block.block_id for block in pool.blocks if block.block_hash is not None})
+
+
+@contextmanager
+def nothing_scheduled(llm: Any) -> Iterator[None]:
+    """A step in the block ends what is launched already and launches nothing."""
+    with replaced(llm.engine_core.engine_core.scheduler, "has_requests", lambda: False):
+        yield
+
+
+def sampled_tokens(llm: Any) -> dict[str, int]:
+    """How many tokens each open request has, by the name it was added with; nothing may be launched meanwhile."""
+    open_requests = llm.engine_core.engine_core.scheduler.requests.values()
+    # vLLM appends a random suffix to the name.
+    return {request.request_id.rpartition("-")[0]: request.num_output_tokens for request in open_requests}
+
+
 def kv_cache_manager(llm: Any) -> Any:
     """What hands out the blocks of the KV cache, in this process."""
     return llm.engine_core.engine_core.scheduler.kv_cache_manager

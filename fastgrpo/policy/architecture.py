@@ -41,6 +41,12 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
         names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
     if any(name.endswith("sinks") for name in names):
         raise UserError(f"model folder {path} ({config.model_type}) has attention sinks, which cannot be trained here")
+    if any("expert" in name or "moe" in name for name in names):
+        # transformers keeps all experts of a layer as one tensor, vLLM in an order of its own.
+        raise UserError(
+            f"model folder {path} ({config.model_type}) is a mixture of experts, which cannot be trained here: take a "
+            "dense model"
+        )
 
 
 def check_weights(path: Path, model: nn.Module, missing: Collection[str]) -> None:

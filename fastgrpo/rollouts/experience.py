@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from fastgrpo.types import INFRASTRUCTURE, Group, Result, Sample
 
 
 class Tally(msgspec.Struct):
-    """Numbers that add up over rollouts and ranks: plain sums, means as (sum, count), and the longest wait.
+    """Numbers that add up over rollouts and ranks: plain sums, means as (sum, count), largest values, the longest wait.
 
     `waited`: seconds after a rank's last completion until its last result, and whose that was. `passes`: by the
     problem's id the sum of its rollouts' pass rates and their number.
@@ -21,6 +22,7 @@ class Tally(msgspec.Struct):
 
     sums: dict[str, float] = {}
     means: dict[str, tuple[float, int]] = {}
+    peaks: dict[str, float] = {}
     waited: tuple[float, str] = (0.0, "")
     passes: dict[str, tuple[float, float]] = {}
 
@@ -42,13 +44,16 @@ class Tally(msgspec.Struct):
             for name, (passed, rollouts) in tally.passes.items():
                 earlier = whole.passes.get(name, (0.0, 0.0))
                 whole.passes[name] = earlier[0] + passed, earlier[1] + rollouts
+            for name, value in tally.peaks.items():
+                whole.peaks[name] = max(whole.peaks.get(name, value), value)
             whole.waited = max(whole.waited, tally.waited)
         return whole
 
     def values(self) -> dict[str, float]:
-        """Each sum and each mean by its name, and the longest wait as `tail_s`."""
+        """Each sum, mean and largest value by its name, and the longest wait as `tail_s`."""
         return (
             self.sums
+            | self.peaks
             | {"tail_s": self.waited[0]}
             | {name: total / count for name, (total, count) in self.means.items()}
         )
@@ -65,14 +70,16 @@ class Experience(msgspec.Struct):
     records: list[dict[str, Any]]
     failure: str = ""
 
-    def to_bytes(self) -> bytes:
-        """As MessagePack, arrays as lists."""
-        return msgspec.msgpack.encode(self, enc_hook=plain_array)
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` wrote."""
-        return msgspec.msgpack.decode(data, type=cls, dec_hook=lambda _, plain: np.array(plain))
+def to_bytes(experiences: list[Experience]) -> bytes:
+    """The rollouts of consecutive steps as MessagePack, arrays as lists."""
+    return msgspec.msgpack.encode(experiences, enc_hook=plain_array)
+
+
+def from_bytes(data: bytes) -> list[Experience]:
+    """What `to_bytes` wrote, or one step's rollouts as older checkpoints have them."""
+    found = msgspec.msgpack.decode(data, type=list[Experience] | Experience, dec_hook=lambda _, plain: np.array(plain))
+    return found if isinstance(found, list) else [found]
 
 
 def plain_array(value: Any) -> list[Any]:
@@ -119,6 +126,22 @@ def pass_rate(result: Result) -> float:
     return min(max(rate, 0.0), 1.0)
 
 
+def add_lag(tally: Tally, groups: Sequence[Group], step: int) -> None:
+    """Add to `tally` how many updates before update `step` (after so many others) the policy's tokens were sampled.
+
+    `lag` is their mean, `lag_max` the most.
+    """
+    written = [
+        np.array(r.versions)[np.array(r.loss_mask, bool)]
+        for group in groups
+        for rollout in group.rollouts
+        for r in rollout.traces
+    ]
+    lags = step - np.concatenate(written)
+    tally.means["lag"] = float(lags.sum()), len(lags)
+    tally.peaks["lag_max"] = float(lags.max(initial=0))
+
+
 def first_failure(groups: Sequence[Group]) -> str:
     """Why the environment failed for the first rollout that has no reward; empty where all have one."""
     results = (rollout.result for group in groups for rollout in group.rollouts)
@@ -131,18 +154,27 @@ def over_ranks(tally: Tally) -> Tally:
 
 
 def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
-    """One plain record a rollout: what was asked, written and rewarded, and the environment's own record of it."""
+    """One plain record a rollout: what was asked, written and rewarded, and the environment's own record of it.
+
+    `versions`: pairs of a number of updates and how many tokens in a row the weights behind them wrote.
+    """
     for group in groups:
         for rollout in group.rollouts:
             yield {
                 "problem_id": group.problem.id,
                 "prompt": group.prompt,
                 "completions": rollout.completions,
+                "versions": _runs(v for v, m in zip(rollout.versions, rollout.loss_mask, strict=True) if m),
                 "status": rollout.result.status,
                 "error": rollout.result.error,
                 "reward": msgspec.to_builtins(rollout.reward),
                 **rollout.result.record,
             }
+
+
+def _runs(values: Iterable[int]) -> list[tuple[int, int]]:
+    """(value, how often in a row), one after another."""
+    return [(value, sum(1 for _ in run)) for value, run in itertools.groupby(values)]
 
 
 def varies(group: Group) -> bool:

@@ -14,7 +14,8 @@ from fastgrpo.engine.tensor_parallel import Lockstep
 from fastgrpo.errors import UserError
 
 if TYPE_CHECKING:
-    from fastgrpo.engine.engine import Completion, Engine
+    from fastgrpo.engine.completion import Completion
+    from fastgrpo.engine.engine import Engine
 
 
 class Work(NamedTuple):
@@ -36,6 +37,8 @@ class Generator:
         self._submitted: list[tuple[int, list[int], dict[str, Any]]] = []
         self._dropped: list[int] = []
         self._wake = asyncio.Event()
+        self._stepping = asyncio.Lock()
+        self.paused = False
         self._next_key = 0
 
     async def complete(self, prompt_ids: list[int], *, deadline_s: float, **sampling: Any) -> Completion:
@@ -69,6 +72,17 @@ class Generator:
         if not self._lockstep.leads:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._follow)
 
+    async def pause(self) -> None:
+        """Stop between two steps, until `resume`: nothing reads the weights meanwhile, and open requests stay."""
+        await self._stepping.acquire()
+        self.paused = True
+        self._deliver(await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.settle))
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self.paused = False
+        self._stepping.release()
+
     async def drive(self) -> None:
         """Step the engine while requests are open; ends by cancellation, or by failing every open request."""
         loop = asyncio.get_running_loop()
@@ -77,9 +91,10 @@ class Generator:
             self._wake.clear()
             try:
                 while self._submitted or self._dropped or self._engine.busy:
-                    work = Work(self._submitted, self._dropped)
-                    self._submitted, self._dropped = [], []
-                    self._deliver(await loop.run_in_executor(self._thread, self._advance, work))
+                    async with self._stepping:
+                        work = Work(self._submitted, self._dropped)
+                        self._submitted, self._dropped = [], []
+                        self._deliver(await loop.run_in_executor(self._thread, self._advance, work))
             except Exception as error:
                 self._fail(error)
                 raise

@@ -116,7 +116,8 @@ class Rollouts:
 
     async def _rollout(self, problem: Any, prompt: list[int], seed: int) -> Rollout:
         """One trajectory: write, run, read the feedback, write again. Feedback tokens are not the policy's: mask 0."""
-        rollout = Rollout(list(prompt), [0] * len(prompt), [0.0] * len(prompt), [])
+        rollout = Rollout([], [], [], [])
+        rollout.extend(prompt, 0)
         writing = True
         try:
             while writing:
@@ -171,7 +172,7 @@ class Rollouts:
         sampling, begun = self._sampling, time.perf_counter()
         most = min(sampling.max_new_tokens, sampling.max_model_len - len(rollout.token_ids))
         completion = await self._complete(rollout.token_ids, most, seed)
-        rollout.extend(completion.token_ids, 1, completion.logprobs)
+        rollout.extend(completion.token_ids, 1, completion.logprobs, completion.versions)
         rollout.writing_s += time.perf_counter() - begun
         rollout.truncated = completion.finish_reason == "length"
         rollout.completions.append(self._chat.text(completion.token_ids))
@@ -194,7 +195,7 @@ class Rollouts:
         feedback = self._chat.feedback_ids(text, rollout.token_ids[-1])
         if len(rollout.token_ids) + len(feedback) >= self._sampling.max_model_len:
             return False
-        rollout.extend(feedback, 0, [0.0] * len(feedback))
+        rollout.extend(feedback, 0)
         return True
 
     def _written(self) -> None:

@@ -89,6 +89,7 @@ class Session:
             first.loss_mask,
             first.logprobs,
             self._texts,
+            versions=first.versions,
             truncated=self._truncated,
             writing_s=self._writing_s,
             branches=traces[1:],
@@ -167,8 +168,8 @@ class Session:
             before = _Conversation([], request.tools or [], trace)
             self._conversations.append(before)
         new = ids[len(trace.token_ids) :]
-        trace.extend(new, 0, [0.0] * len(new))
-        trace.extend(completion.token_ids, 1, completion.logprobs)
+        trace.extend(new, 0)
+        trace.extend(completion.token_ids, 1, completion.logprobs, completion.versions)
         before.messages = [*request.messages, message]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, policy_device, policy_dtype
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
-from fastgrpo.rollouts.experience import Experience, Tally, over_ranks, plain_array
+from fastgrpo.rollouts.experience import Experience, Tally, from_bytes, over_ranks, plain_array, to_bytes
 from fastgrpo.training.advantage import scaled_advantages
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.curriculum import Curriculum
@@ -38,8 +39,8 @@ EXPERIENCE, ADAPTERS, CURRICULUM = "experience.msgpack", "adapters.pt", "curricu
 class Learner:
     """The policy in training with all that steps it: optimizer, reference, vLLM, checkpoints. `step` counts updates.
 
-    `experience`: this rank's finished rollouts for the next update. A checkpoint holds them, because with
-    `grpo.max_lag` 1 they come from weights that are gone. `curriculum`: the pass rates so far, the same on all ranks.
+    `experiences`: this rank's finished rollouts for the next updates, in their order. A checkpoint holds them, because
+    with `grpo.max_lag` they come from weights that are gone. `curriculum`: pass rates so far, the same on all ranks.
 
     Under torchrun there is one on each rank, and every method is collective.
     """
@@ -56,7 +57,7 @@ class Learner:
         self.config, self.engine, self.policy, self.reference, self.plan = config, engine, policy, reference, plan
         self.chat = chat
         self.step = self.skipped = 0
-        self.experience: Experience | None = None
+        self.experiences: list[Experience] = []
         self.curriculum = Curriculum()
         self.optimizer = optimizer_of(
             policy,
@@ -72,14 +73,15 @@ class Learner:
         self.checkpoints = Checkpoints(config.folder / "checkpoints", keep=config.checkpoint.keep)
 
     def update(self, timer: PhaseTimer, before_step: Callable[[], object] = lambda: None) -> dict[str, float]:
-        """One GRPO update on all ranks' `experience`, which is used up; returns its metrics.
+        """One GRPO update on the first of all ranks' `experiences`, which is used up; returns its metrics.
 
         `timer` times its phases. The weights stay as they are until `before_step` returns.
         Raises UserError where memory ran out, and after `grpo.max_skipped` steps in a row with a gradient that cannot
         be used.
         """
         grpo = self.config.grpo
-        samples = self._all_samples()
+        assert self.experiences, "rollouts come before their update"
+        samples = _all_samples(self.experiences[0])
         self.optimizer.lr = learning_rate(grpo, self.step)
         if not grpo.max_lag:
             self.engine.sleep()
@@ -97,17 +99,23 @@ class Learner:
         except torch.OutOfMemoryError as error:
             raise UserError(f"out of GPU memory in training; {self.plan.advice()}") from error
         self._count_skipped(metrics, samples)
-        self.step, self.experience = self.step + 1, None
+        self.step += 1
+        self.experiences.pop(0)
         seconds = timer.spent("forward_backward") / grpo.epochs_per_batch
         tokens = sum(len(sample.token_ids) for sample in samples)
         return metrics | throughput(tokens, metrics.get("flop", 0.0), seconds, self.policy.device)
 
     def sync(self) -> dict[str, float]:
-        """The updated weights into vLLM, in place, with the parity check that stops the run where it fails."""
-        if not self.config.grpo.max_lag:
+        """The updated weights into vLLM, in place, with the parity check that stops the run where it fails.
+
+        With `grpo.in_flight` the engine may be paused in its work, and then there is no check.
+        """
+        grpo = self.config.grpo
+        if not grpo.max_lag:
             self.engine.wake()
-        report = self.engine.sync(self.policy)
-        return {"parity": report.parity_mean, "parity_max": report.parity_max, "sync_seconds": report.seconds}
+        report = self.engine.sync(self.policy, version=self.step, in_flight=grpo.in_flight)
+        checked = {"parity": report.parity_mean, "parity_max": report.parity_max}
+        return {"sync_seconds": report.seconds} | ({} if math.isnan(report.parity_mean) else checked)
 
     def save(self, score: float | None = None) -> None:
         """A resumable checkpoint of the present step."""
@@ -129,13 +137,13 @@ class Learner:
             self.curriculum.save(folder / CURRICULUM)
         if self.policy.adapted and rank_and_world()[0] == 0:
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
-        if self.experience is not None:
-            tally = over_ranks(self.experience.tally)
-            ranks = gather_first(self.experience.records, "the records of the other ranks' rollouts")
-            records = [record for rank in ranks for record in rank]
-            everything = Experience(self._all_samples(), tally, records, self.experience.failure)
+        if self.experiences:
+            everything = [
+                Experience(_all_samples(mine), over_ranks(mine.tally), _all_records(mine), mine.failure)
+                for mine in self.experiences
+            ]
             if rank_and_world()[0] == 0:
-                (folder / EXPERIENCE).write_bytes(everything.to_bytes())
+                (folder / EXPERIENCE).write_bytes(to_bytes(everything))
 
     def _load_state(self, folder: Path) -> None:
         self.optimizer.load(folder)
@@ -146,17 +154,10 @@ class Learner:
             for name, tensor in adapter_state(self.policy.model).items():
                 tensor.copy_(saved[name])
         if (folder / EXPERIENCE).exists():
-            self.experience = Experience.from_bytes((folder / EXPERIENCE).read_bytes())
+            self.experiences = from_bytes((folder / EXPERIENCE).read_bytes())
             if rank_and_world()[0] != 0:
                 # On any number of ranks the first one holds them all.
-                self.experience.samples, self.experience.records = [], []
-                self.experience.tally = Tally()
-
-    def _all_samples(self) -> list[Sample]:
-        """The samples of all ranks, in rank order; collective."""
-        assert self.experience is not None, "rollouts come before their update"
-        shares = gather_all(self.experience.samples, "the rollouts of the other ranks")
-        return [sample for share in shares for sample in share]
+                self.experiences = [Experience([], Tally(), [], one.failure) for one in self.experiences]
 
     def _count_skipped(self, metrics: dict[str, float], samples: Sequence[Sample]) -> None:
         """Keep the batch of a skipped step for inspection, and stop after too many in a row."""
@@ -205,8 +206,20 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
         learner = Learner(config, engine, policy, load_chat(weights, config.model), reference, plan)
         if checkpoint is not None:
             learner.restore(checkpoint)
-        engine.sync(policy)
+        engine.sync(policy, version=learner.step)
         yield learner
+
+
+def _all_samples(experience: Experience) -> list[Sample]:
+    """The samples of all ranks, in rank order; collective."""
+    shares = gather_all(experience.samples, "the rollouts of the other ranks")
+    return [sample for share in shares for sample in share]
+
+
+def _all_records(experience: Experience) -> list[dict[str, Any]]:
+    """The records of all ranks' rollouts on the first rank; collective."""
+    ranks = gather_first(experience.records, "the records of the other ranks' rollouts")
+    return [record for rank in ranks for record in rank]
 
 
 def learning_rate(config: Grpo, step: int) -> float:

@@ -152,14 +152,15 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     tokens = next((tokens for tokens in budgets if sum(_step_sizes(config, workload, tokens)) <= room), budgets[-1])
     activations, transient = _step_sizes(config, workload, tokens)
     kv_setting = "lower engine.max_num_seqs" if workload.on_gpu else "lower engine.kv_cache_gib"
-    shrink = "lower grpo.micro_batch_tokens"
+    held = max(tokens, workload.max_model_len)
+    shrink = "lower grpo.micro_batch_tokens" if held > workload.max_model_len else "lower engine.max_model_len"
     if not workload.gradient_checkpointing:
         shrink = "set model.gradient_checkpointing or " + shrink
     items = (
         *fixed,
         Item("KV cache", kv_cache, kv_setting, training=kept),
-        Item(f"activations, {tokens} tokens", activations, shrink, generating=False),
-        Item(_transient_name(workload), transient, "lower grpo.micro_batch_tokens", generating=False),
+        Item(f"activations, {held} tokens", activations, shrink, generating=False),
+        Item(_transient_name(workload), transient, shrink, generating=False),
     )
     return MemoryPlan(items, capacity, kv_cache / GIB, tokens)
 
@@ -281,7 +282,11 @@ def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int
 
 
 def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tuple[int, int]:
-    """Bytes of a micro-batch of `tokens`: what forward keeps, and the largest working space after it."""
+    """Bytes of a micro-batch of `tokens`, or of the longest sequence, which is never cut.
+
+    First what forward keeps, then the largest working space after it.
+    """
+    tokens = max(tokens, workload.max_model_len)
     b, layers, hidden = workload.dtype.itemsize, config.num_hidden_layers, config.hidden_size
     layer = activation_bytes_per_token(
         config, workload.dtype, compiled=workload.compiled, key_copies=workload.key_copies

@@ -1,10 +1,10 @@
-"""When rollouts happen: with `grpo.max_lag` 1 those of the next update decode while this one computes its gradient."""
+"""When rollouts happen: with `grpo.max_lag` those of the next updates decode while this one computes its gradient."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,16 @@ from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.agents import Agent
 from fastgrpo.rollouts.environment import Environment
-from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_ranks, sample_records, tally_of, varies
+from fastgrpo.rollouts.experience import (
+    Experience,
+    Tally,
+    add_lag,
+    first_failure,
+    over_ranks,
+    sample_records,
+    tally_of,
+    varies,
+)
 from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
 from fastgrpo.rollouts.rollouts import Rollouts
 from fastgrpo.rollouts.sampling import Sampling
@@ -28,8 +37,10 @@ from fastgrpo.types import Group
 class Schedule:
     """The rollouts under way for a learner's next updates, at most `grpo.max_lag` further than the next one.
 
-    Those of update k + 1 begin as soon as the weights of update k are there, and the weights change once their last
-    completion has left the engine. A checkpoint holds them, because the weights that they came from are gone.
+    Those of update k + `max_lag` begin as soon as the weights of update k are there, so that no token is older. The
+    weights change once the last completion of all that are under way has left the engine; with `grpo.in_flight` at the
+    next pause between two of its steps. A checkpoint waits for those that earlier weights have a part in, and holds
+    them: those weights are gone.
     """
 
     def __init__(
@@ -41,25 +52,26 @@ class Schedule:
         config: Config,
     ) -> None:
         self._generator, self._learner, self._environment, self._draw = generator, learner, environment, draw
-        self._config, self._first = config, learner.step
-        self._begun: dict[int, Rollouts] = {}
+        self._config = config
+        # By step, with the number of updates behind the weights that they began with.
+        self._begun: dict[int, tuple[Rollouts, int]] = {}
+        self._synced: dict[str, float] = {}
 
     async def generated(self) -> None:
         """Begin the rollouts that are due and wait until the next update's need the engine no more."""
         learner = self._learner
-        known = learner.experience is not None
+        known = len(learner.experiences)
         for step in range(learner.step + known, learner.step + self._config.grpo.max_lag + 1):
-            self._begun[step] = self._begun.get(step) or self._begin(step)
+            self._begun[step] = self._begun.get(step) or (self._begin(step), learner.step)
         if not known:
-            await self._begun[learner.step].generated()
+            await self._begun[learner.step][0].generated()
 
     async def experience(self) -> Experience:
         """The next update's rollouts, all with their results."""
         learner = self._learner
-        if learner.experience is None:
-            learner.experience = await self._finished(learner.step)
-            del self._begun[learner.step]
-        return learner.experience
+        if not learner.experiences:
+            await self._finish(learner.step)
+        return learner.experiences[0]
 
     async def tally(self, experience: Experience) -> Tally:
         """The numbers of all ranks' rollouts of the next update.
@@ -73,8 +85,8 @@ class Schedule:
                 self._learner.curriculum.add(tally.passes)
             return tally
         reasons = gather_all(experience.failure, "the other ranks' failures")
-        # A resumed run draws these rollouts anew.
-        self._learner.experience = None
+        # A resumed run draws these rollouts, and what came after them, anew.
+        self._learner.experiences.clear()
         self._learner.save()
         raise UserError(
             f"{failed:.0f} of {rollouts:.0f} rollouts of a step failed for a reason that is not the policy's: "
@@ -85,22 +97,57 @@ class Schedule:
         """The learner's update on these rollouts; returns its metrics."""
         if not self._begun:
             return self._learner.update(log.timer)
-        return await update_beside(list(self._begun.values()), self._learner, log)
+        step = self._learner.step
+        try:
+            return await update_beside(self._engine_free, self._learner, log)
+        finally:
+            # An interrupted update may have changed the weights all the same.
+            if self._generator.paused:
+                with log.phase("sync"):
+                    self._synced = self._go_on(sync=self._learner.step > step)
+
+    def sync(self) -> dict[str, float]:
+        """The learner's sync after an update, where it has not been made under way; returns its metrics."""
+        return self._synced if self._config.grpo.in_flight else self._learner.sync()
 
     async def save(self) -> None:
-        """A checkpoint from which a resumed run goes on to the same numbers."""
+        """A checkpoint from which a resumed run goes on, with `grpo.in_flight` unset to the same numbers."""
         await self.settle()
+        if self._config.grpo.in_flight:
+            # The engine has nothing to do but in an interrupted run: parity can be checked.
+            await self._generator.pause()
+            self._go_on(sync=True)
         self._learner.save()
 
     async def settle(self) -> None:
-        """Finish the next update's rollouts where the weights that they came from are gone."""
-        if self._config.grpo.max_lag and self._learner.step > self._first:
-            await self.experience()
+        """Finish the rollouts that weights before the present ones have a part in."""
+        for step in sorted(self._begun):
+            if self._begun[step][1] < self._learner.step:
+                await self._finish(step)
 
     async def cancel(self) -> None:
         """Drop what is under way."""
-        for rollouts in self._begun.values():
+        for rollouts, _ in self._begun.values():
             await rollouts.cancel()
+
+    async def _engine_free(self) -> None:
+        """Wait until the weights may change."""
+        if self._config.grpo.in_flight:
+            return await self._generator.pause()
+        for rollouts, _ in list(self._begun.values()):
+            await rollouts.generated()
+
+    def _go_on(self, *, sync: bool) -> dict[str, float]:
+        """End the engine's pause, with new weights where `sync`; returns the sync's metrics."""
+        try:
+            return self._learner.sync() if sync else {}
+        finally:
+            self._generator.resume()
+
+    async def _finish(self, step: int) -> None:
+        """Wait for the rollouts of `step`, which come after those that the learner has."""
+        self._learner.experiences.append(await self._finished(step))
+        del self._begun[step]
 
     async def _finished(self, step: int) -> Experience:
         """The step's rollouts with their results, and those that replace its groups without variance.
@@ -108,7 +155,7 @@ class Schedule:
         Every replica replaces its own, in rounds that all ranks begin together, until no group is lacking anywhere or
         `grpo.refill` rounds are over (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2).
         """
-        batches = [self._begun[step]]
+        batches = [self._begun[step][0]]
         groups = await self._rewarded(batches[0])
         wanted, leader = len(groups), rank_and_world()[0] // self._generator.ranks * self._generator.ranks
         for extra in range(1, self._config.grpo.refill + 1):
@@ -116,17 +163,17 @@ class Schedule:
             if not any(lacking):
                 break
             if lacking[leader]:
-                self._begun[step] = self._begin(step, extra, lacking[leader])
-                batches.append(self._begun[step])
+                batches.append(self._begin(step, extra, lacking[leader]))
+                self._begun[step] = batches[-1], self._learner.step
                 groups = groups + await self._rewarded(batches[-1])
-        return self._experience(groups, batches, refilled=len(groups) - wanted)
+        return self._experience(step, groups, batches, refilled=len(groups) - wanted)
 
     async def _rewarded(self, rollouts: Rollouts) -> list[Group]:
         groups = await rollouts.groups()
         shape_rewards(groups, self._config.grpo)
         return groups
 
-    def _experience(self, groups: list[Group], batches: Sequence[Rollouts], refilled: int) -> Experience:
+    def _experience(self, step: int, groups: list[Group], batches: Sequence[Rollouts], refilled: int) -> Experience:
         # A rank without groups has its part in it too: a batch's deviation is that of all ranks.
         samples = to_samples(groups, self._config.grpo)
         if not groups:
@@ -136,6 +183,8 @@ class Schedule:
         tally = tally_of(groups, sum(batch.seconds for batch in batches), waited)
         if self._config.grpo.refill:
             tally.sums["groups_refilled"] = float(refilled)
+        if self._config.grpo.max_lag:
+            add_lag(tally, groups, step)
         return Experience(samples, tally, list(sample_records(groups)), first_failure(groups))
 
     def _begin(self, step: int, extra: int = 0, most: int | None = None) -> Rollouts:
@@ -171,28 +220,33 @@ async def open_schedule(
             await schedule.cancel()
 
 
-async def update_beside(under_way: Sequence[Rollouts], learner: Learner, log: RunLog) -> dict[str, float]:
-    """One update in a thread of its own; the weights change once the rollouts `under_way` need the engine no more."""
+async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Learner, log: RunLog) -> dict[str, float]:
+    """One update in a thread of its own; the weights change once `engine_free`, awaited when all else is done, allows.
 
-    async def generated() -> None:
-        for rollouts in under_way:
-            await rollouts.generated()
+    It has been awaited when this returns, whether or not the update changed anything.
+    """
+    asked, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    async def waited() -> None:
+        await asked.wait()
+        await engine_free()
 
     def before_step() -> None:
+        loop.call_soon_threadsafe(asked.set)
         with log.phase("generate"):
-            engine_free.result()
+            free.result()
 
-    loop = asyncio.get_running_loop()
-    engine_free = asyncio.run_coroutine_threadsafe(generated(), loop)
+    free = asyncio.run_coroutine_threadsafe(waited(), loop)
     with device_thread("training") as thread:
         update = loop.run_in_executor(thread, learner.update, log.timer, before_step)
         try:
             metrics = await asyncio.shield(update)
             # An update of no sample at all waits for nobody.
-            await asyncio.wrap_future(engine_free)
+            asked.set()
+            await asyncio.wrap_future(free)
             return metrics
         finally:
-            engine_free.cancel()
+            free.cancel()
             await asyncio.gather(update, return_exceptions=True)
 
 

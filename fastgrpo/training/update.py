@@ -37,14 +37,14 @@ def update(
     is timed; the weights stay as they are until `before_step` returns. An empty `samples` (no group with variance)
     leaves the policy as it is.
 
-    Samples from the weights before the present ones (`grpo.max_lag` 1) are corrected by the ratio to the policy that
-    sampled them, vLLM's own logprobs, and the loss's clip truncates it: PPO with the behaviour policy as the old one
-    (arXiv 1707.06347, eq. 7), CISPO's truncated weight, GSPO's sequence ratio. `tis_cap` then has nothing left to
+    Samples from weights before the present ones (`grpo.max_lag`) are corrected by the ratio to the policy that sampled
+    them, vLLM's own logprobs token by token, and the loss's clip truncates it: PPO with the behaviour policy as the old
+    one (arXiv 1707.06347, eq. 7), CISPO's truncated weight, GSPO's sequence ratio. `tis_cap` then has nothing left to
     correct. Decoupled PPO (AReaL, arXiv 2505.24298) would clip around the present policy instead and correct by
     min(ratio, `tis_cap`) alone; with one step a batch nothing is clipped then, and the demo's rewards fell.
 
     `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step; with
-    `max_lag` 1 it includes what one update moved, and only the sync's check speaks of the weights.
+    `max_lag` it includes what the updates since have moved, and only the sync's check speaks of the weights.
     """
     batches = rank_batches(samples, config.normaliser, config.max_new_tokens, budget, policy.device)
     for batch in batches:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from fastgrpo.config import Config
-from fastgrpo.engine.engine import Completion, Engine, ParityError
+from fastgrpo.engine.completion import Completion
+from fastgrpo.engine.engine import Engine, ParityError
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.types import Runs
 from tests.helpers.marks import exact
@@ -233,3 +235,74 @@ def test_the_process_is_as_before(engine: Engine) -> None:
     torch.set_num_threads(threads + 1)
     assert torch.get_num_threads() == threads + 1
     torch.set_num_threads(threads)
+
+
+def cached_logprobs(folder: Path, states: list[dict[str, torch.Tensor]], completion: Completion) -> list[float]:
+    """The completion's logprobs by transformers' own cache: each token by its version's weights, over older keys."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    cache, unread, found = DynamicCache(config=model.config), list(PROMPTS[completion.key]), []
+    for token, version in zip(completion.token_ids, completion.versions, strict=True):
+        model.load_state_dict(states[version])
+        with torch.no_grad():
+            logits_V = model(torch.tensor([unread]), past_key_values=cache).logits[0, -1]
+        found.append(float(logits_V.log_softmax(-1)[token]))
+        unread = [token]
+    return found
+
+
+def state(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in policy.model.state_dict().items()}
+
+
+def test_weights_change_between_two_steps_and_each_token_knows_its_own(synced: Engine, tiny_folder: Path) -> None:
+    """Requests go on over keys and values of earlier weights; the logprobs are those of the weights that sampled."""
+    policy = load_policy(tiny_folder)
+    synced.sync(policy)
+    states, finished = [state(policy)], []
+    for key, prompt in enumerate(PROMPTS[:-1]):
+        synced.submit(key, prompt, max_tokens=8 + 8 * key, seed=100 + key)
+    for version in (1, 2):
+        for _ in range(10):
+            finished += synced.step()
+        finished += synced.settle()
+        with pytest.raises(RuntimeError, match="idle"):
+            synced.sync(policy)
+        optimizer_steps(policy, 1)
+        report = synced.sync(policy, version=version, in_flight=True)
+        assert report.bytes_copied == 0
+        assert np.isnan(report.parity_mean)
+        states.append(state(policy))
+    # It shares its first block with a request that has filled it with keys of earlier weights.
+    synced.submit(5, PROMPTS[-1], max_tokens=12, seed=105)
+    while synced.busy:
+        finished += synced.step()
+    assert sorted(completion.key for completion in finished) == list(range(6))
+    for completion in finished:
+        expected = cached_logprobs(tiny_folder, states, completion)
+        assert completion.logprobs == pytest.approx(expected, abs=1e-4), completion.key
+        assert completion.versions == sorted(completion.versions)
+    versions = {completion.key: set(completion.versions) for completion in finished}
+    assert versions == {0: {0}, 1: {0, 1}, 2: {0, 1, 2}, 3: {0, 1, 2}, 4: {0, 1, 2}, 5: {2}}
+    assert synced.sync(policy, version=3, in_flight=True).parity_max < 1e-4
+
+
+def test_prefixes_of_earlier_weights_are_forgotten_under_open_requests(synced: Engine, tiny_folder: Path) -> None:
+    policy = load_policy(tiny_folder)
+    synced.sync(policy)
+    long_prompt = [(13 * j) % 1000 for j in range(200)]
+    synced.submit(0, long_prompt, max_tokens=20, seed=0)
+    for _ in range(4):
+        synced.step()
+    finished = synced.settle()
+    optimizer_steps(policy, 1)
+    synced.sync(policy, version=1, in_flight=True)
+    synced.submit(1, long_prompt, max_tokens=4, seed=1)
+    while synced.busy:
+        finished += synced.step()
+    (late,) = (completion for completion in finished if completion.key == 1)
+    expected = policy.logprobs([long_prompt + late.token_ids])[0][-4:]
+    torch.testing.assert_close(torch.tensor(late.logprobs), expected, atol=1e-4, rtol=0)
+    # The other one's second half was computed over its own, earlier keys.
+    (early,) = (completion for completion in finished if completion.key == 0)
+    fresh = policy.logprobs([long_prompt + early.token_ids])[0][-4:]
+    assert (torch.tensor(early.logprobs[-4:]) - fresh).abs().max() > 1e-4

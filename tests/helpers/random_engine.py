@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastgrpo.engine.engine import Completion, SyncReport
+from fastgrpo.engine.completion import Completion
+from fastgrpo.engine.engine import SyncReport
 
 
 class RandomEngine:
@@ -25,7 +26,10 @@ class RandomEngine:
     def step(self) -> list[Completion]:
         key, seed = self.open.pop()
         ids = random.Random(seed).choices(range(100, 200), k=8)
-        return [Completion(key, ids, [-5.0] * len(ids), "length")]
+        return [Completion(key, ids, [-5.0] * len(ids), "length", [0] * len(ids))]
+
+    def settle(self) -> list[Completion]:
+        return []
 
     def abort(self, keys: list[int]) -> None:
         self.open = [request for request in self.open if request[0] not in keys]
@@ -33,7 +37,7 @@ class RandomEngine:
     def abort_all(self) -> None:
         self.open.clear()
 
-    def sync(self, policy: object) -> SyncReport:
+    def sync(self, policy: object, **options: object) -> SyncReport:
         return SyncReport(0.0, 0, 0.0, 0.0, 0.0)
 
     def sleep(self) -> None: ...

@@ -11,13 +11,19 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeConfig,
     MistralConfig,
+    MixtralConfig,
+    OlmoeConfig,
     PhiConfig,
     PretrainedConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
     Qwen3NextConfig,
 )
 
@@ -40,6 +46,17 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "granite": (GraniteConfig, {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
     # A bias in the head, and a dropout that vLLM has not.
     "phi": (PhiConfig, {"tie_word_embeddings": False, "num_key_value_heads": 4, "resid_pdrop": 0.3}),
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+DEEPSEEK = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 64,
+    "first_k_dense_replace": 0,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
 }
 PROMPT, ANSWERS = list(range(40, 53)), ([3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8])
 
@@ -91,6 +108,12 @@ def test_the_cases_use_what_they_are_for() -> None:
     [
         (GptOssConfig, {"num_local_experts": 2, "head_dim": 32}, r"\(gpt_oss\) has attention sinks"),
         (Qwen3NextConfig, {"num_experts": 2, "num_hidden_layers": 4}, "layers of the kind linear_attention"),
+        (Qwen3MoeConfig, EXPERTS | {"num_experts": 4}, r"\(qwen3_moe\) is a mixture of experts"),
+        (Qwen2MoeConfig, EXPERTS | {"num_experts": 4}, r"\(qwen2_moe\) is a mixture of experts"),
+        (OlmoeConfig, {"num_experts": 4}, r"\(olmoe\) is a mixture of experts"),
+        (MixtralConfig, {"num_local_experts": 4}, r"\(mixtral\) is a mixture of experts"),
+        (DeepseekV3Config, DEEPSEEK, r"\(deepseek_v3\) is a mixture of experts"),
+        (GraniteMoeConfig, {"num_local_experts": 4}, r"\(granitemoe\) is a mixture of experts"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(

@@ -101,7 +101,7 @@ def learner(folder: Path, runs: Path) -> Learner:
 def steps(learner: Learner, count: int) -> list[float]:
     norms = []
     for step in range(learner.step, learner.step + count):
-        learner.experience = Experience(samples(step), {}, [])
+        learner.experiences = [Experience(samples(step), {}, [])]
         norms.append(learner.update(PhaseTimer())["grad_norm"])
     return norms
 

@@ -6,7 +6,17 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from fastgrpo.rollouts.experience import Experience, Tally, first_failure, over_ranks, sample_records, tally_of
+from fastgrpo.rollouts.experience import (
+    Experience,
+    Tally,
+    add_lag,
+    first_failure,
+    from_bytes,
+    over_ranks,
+    sample_records,
+    tally_of,
+    to_bytes,
+)
 from fastgrpo.types import Group, Result, Reward, Rollout
 
 PROBLEM = SimpleNamespace(id="p", solution="SECRET")
@@ -16,7 +26,8 @@ def rollout(total: float | None, *, tokens: int = 4, **metrics: float) -> Rollou
     result = Result(reward=Reward(total=total or 0.0, terms={"right": total or 0.0}), metrics=metrics)
     if total is None:
         result = Result(status="infrastructure", error="the endpoint is down")
-    return Rollout([1] * (tokens + 2), [0, 0] + [1] * tokens, [0.0] * (tokens + 2), ["text"], result=result)
+    size = tokens + 2
+    return Rollout([1] * size, [0, 0] + [1] * tokens, [0.0] * size, ["text"], result=result, versions=[0] * size)
 
 
 def group(*rollouts: Rollout) -> Group:
@@ -60,7 +71,9 @@ def test_ranks_with_unequal_shares_have_the_metrics_of_all_rollouts(monkeypatch:
 
 def test_experience_survives_a_checkpoint() -> None:
     experience = Experience([], tally_of([group(rollout(1.0))], seconds=1.0), [{"step": 1}], "down")
-    assert Experience.from_bytes(experience.to_bytes()) == experience
+    assert from_bytes(to_bytes([experience] * 2)) == [experience] * 2
+    # As checkpoints of one step's had it.
+    assert from_bytes(msgspec.msgpack.encode(experience)) == [experience]
 
 
 def test_records_are_plain_and_hold_no_secret() -> None:
@@ -71,3 +84,14 @@ def test_records_are_plain_and_hold_no_secret() -> None:
     assert record["reward"] == {"total": 0.5, "terms": {"right": 0.5}}
     assert "SECRET" not in msgspec.json.encode(record).decode()
     assert json.loads(msgspec.json.encode(record)).keys() == record.keys()
+
+
+def test_the_lag_of_tokens_is_counted_in_updates() -> None:
+    one, other = rollout(1.0, tokens=3), rollout(0.0, tokens=1)
+    one.versions[2:], other.versions[2:] = [4, 4, 6], [7]
+    tally = Tally()
+    add_lag(tally, [group(one, other)], step=7)
+    add_lag(later := Tally(), [group(other)], step=8)
+    assert tally.values()["lag"] == (3 + 3 + 1 + 0) / 4
+    assert Tally.merged([tally, later]).values()["lag_max"] == 3.0
+    assert [record["versions"] for record in sample_records([group(one, other)])] == [[(4, 2), (6, 1)], [(7, 1)]]

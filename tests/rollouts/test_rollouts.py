@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fastgrpo.engine.completion import Completion
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
@@ -42,12 +43,15 @@ class ScriptedEngine:
         self.requests.append((key, list(prompt_ids), options))
         self.seen.append((list(prompt_ids), options))
 
-    def step(self) -> list[SimpleNamespace]:
+    def step(self) -> list[Completion]:
         self.on_step()
         key, _, _ = self.requests.pop()
         text = TOKENIZER.encode("abc")
         ids = [*text, TOKENIZER.eos_token_id]
-        return [SimpleNamespace(key=key, token_ids=ids, logprobs=[-0.5] * len(ids), finish_reason="stop")]
+        return [Completion(key, ids, [-0.5] * len(ids), "stop", [3] * len(ids))]
+
+    def settle(self) -> list[Completion]:
+        return []
 
     def abort(self, keys: list[int]) -> None:
         self.requests = [request for request in self.requests if request[0] not in keys]
@@ -372,7 +376,7 @@ def test_weights_change_when_the_engine_is_free_and_workflows_still_run() -> Non
         environment, engine = PatientEnvironment(), ScriptedEngine(lambda: time.sleep(0.02))
         learner = FakeLearner(engine)
         async with under_way(engine, environment) as rollouts:
-            metrics = await asyncio.wait_for(update_beside([rollouts], learner, RunLog(None)), 10)
+            metrics = await asyncio.wait_for(update_beside(rollouts.generated, learner, RunLog(None)), 10)
         assert metrics == {"loss": 1.0}
         assert learner.busy_at_step == [False]
         assert len(engine.seen) == 4
@@ -387,7 +391,7 @@ def test_an_interrupted_update_leaves_the_weights_as_they_were() -> None:
         engine.step = lambda: []  # type: ignore[method-assign]
         learner = FakeLearner(engine)
         async with under_way(engine, ScriptedEnvironment()) as rollouts:
-            task = asyncio.create_task(update_beside([rollouts], learner, RunLog(None)))
+            task = asyncio.create_task(update_beside(rollouts.generated, learner, RunLog(None)))
             await asyncio.sleep(0.1)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -405,6 +409,30 @@ def test_an_engine_failure_during_the_update_is_the_error_that_ends_it() -> None
         engine = ScriptedEngine(fail)
         async with under_way(engine, ScriptedEnvironment()) as rollouts:
             with pytest.raises(RuntimeError, match="device lost"):
-                await asyncio.wait_for(update_beside([rollouts], FakeLearner(engine), RunLog(None)), 10)
+                await asyncio.wait_for(update_beside(rollouts.generated, FakeLearner(engine), RunLog(None)), 10)
+
+    asyncio.run(main())
+
+
+def test_a_paused_engine_makes_no_step_and_loses_no_request() -> None:
+    async def main() -> None:
+        steps: list[bool] = []
+        engine = ScriptedEngine(lambda: (steps.append(True), time.sleep(0.02))[0])
+        async with open_generator(engine) as generator:
+            rollouts = Rollouts(
+                generator, ScriptedEnvironment(), Chat(TOKENIZER), problems(2), group_size=2, sampling=SAMPLING, seed=0
+            )
+            await asyncio.sleep(0.03)
+            await generator.pause()
+            made = len(steps)
+            assert generator.paused
+            assert engine.busy
+            await asyncio.sleep(0.1)
+            assert len(steps) == made < 4
+            generator.resume()
+            (one, other) = await asyncio.wait_for(rollouts.groups(), 10)
+            assert len(steps) == 4
+            assert one.rollouts[0].versions == [3 * mask for mask in one.rollouts[0].loss_mask]
+            assert len(other.rollouts) == 2
 
     asyncio.run(main())

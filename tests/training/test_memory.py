@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, Qwen2Config
 
 from fastgrpo.errors import UserError
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.training.memory import (
     GIB,
     Workload,
@@ -19,6 +19,7 @@ from fastgrpo.training.memory import (
     plan_memory,
 )
 from fastgrpo.types import Runs
+from tests.helpers.tiny_model import save_tiny_model
 
 QWEN_7B = Qwen2Config(
     vocab_size=152064,
@@ -122,7 +123,7 @@ def test_token_budget_shrinks_to_what_fits() -> None:
     assert 1536 <= narrow.micro_batch_tokens < 16384
     narrow.check()
     hopeless = plan_memory(QWEN_7B, replace(workload, ranks=512, max_model_len=16384), 40 * GIB)
-    with pytest.raises(UserError, match=r"training needs .* set model.gradient_checkpointing or lower grpo"):
+    with pytest.raises(UserError, match=r"training needs .* set model.gradient_checkpointing or lower engine"):
         hopeless.check()
 
 
@@ -140,6 +141,43 @@ def test_without_a_gpu_micro_batches_shrink_beside_the_kv_cache() -> None:
         assert 1024 <= plan.micro_batch_tokens <= 8192
 
 
+def test_a_sequence_longer_than_a_micro_batch_is_planned_whole() -> None:
+    """It is never cut, so that 32 k tokens need room for all of them, whatever the budget says."""
+    long = replace(WORKLOAD, ranks=8, max_model_len=32768, micro_batch_tokens=16384, kv_cache_gib=4.0)
+    same = replace(long, micro_batch_tokens=32768)
+    planned, wider = (plan_memory(QWEN_7B, workload, 140 * GIB) for workload in (long, same))
+    assert planned.micro_batch_tokens == 16384
+    assert planned.training == wider.training
+    assert any(item.name == "activations, 32768 tokens" for item in planned.items)
+    with pytest.raises(UserError, match=r"training needs .* lower engine\.max_model_len"):
+        plan_memory(QWEN_7B, replace(long, gradient_checkpointing=False), 140 * GIB).check()
+
+
+def test_one_long_sequence_keeps_what_many_short_ones_do(tmp_path: Path) -> None:
+    """Attention's scores are never stored: of 8 k tokens in a row each keeps what the plan says."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 8192}
+    policy = load_policy(save_tiny_model(tmp_path, **shape))
+    assert kept_bytes(policy, 8192, 8192) == pytest.approx(kept_bytes(policy, 8192, 64), rel=0.02)
+
+
+def kept_bytes(policy: Policy, tokens: int, length: int) -> int:
+    """The bytes that forward saves for backward, parameters aside, in sequences of `length`."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        bounds = torch.arange(0, tokens + 1, length, dtype=torch.int32), length
+        hidden_TH = policy.forward(torch.arange(tokens) % 1000, torch.arange(tokens) % length, Runs(*bounds, *bounds))
+    assert hidden_TH.shape == (tokens, policy.model.config.hidden_size)
+    return sum(kept.values())
+
+
 def test_table_names_every_item_and_the_sums() -> None:
     plan = plan_memory(QWEN_7B, replace(WORKLOAD, ranks=8, reference=True), 140 * GIB)
     lines = plan.table().splitlines()
@@ -152,24 +190,11 @@ def test_table_names_every_item_and_the_sums() -> None:
 def test_activations_are_what_autograd_keeps(tiny_folder: Path, checkpointing: bool) -> None:
     """The bytes that forward saves for backward, parameters aside, against the plan's formula."""
     policy = load_policy(tiny_folder, gradient_checkpointing=checkpointing)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def save(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     tokens, config = 512, policy.model.config
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-        bounds = torch.arange(0, tokens + 1, 64, dtype=torch.int32), 64
-        hidden_TH = policy.forward(torch.arange(tokens), torch.arange(tokens) % 64, Runs(*bounds, *bounds))
     layer = activation_bytes_per_token(config, torch.float32, compiled=False)
     expected = config.num_hidden_layers * (4 * config.hidden_size if checkpointing else layer)
     last_norm = 2 * 4 * config.hidden_size
-    assert sum(kept.values()) / tokens == pytest.approx(expected + last_norm, rel=0.1)
-    assert hidden_TH.shape == (tokens, config.hidden_size)
+    assert kept_bytes(policy, tokens, 64) / tokens == pytest.approx(expected + last_norm, rel=0.1)
 
 
 def test_capacity_of_this_machine() -> None:

@@ -39,7 +39,7 @@ def configuration(**grpo: object) -> Config:
 
 def experience(config: Config, varied: set[int], step: int = 0) -> Experience:
     async def main() -> Experience:
-        learner = SimpleNamespace(step=step, experience=None, chat=Chat(TOKENIZER))
+        learner = SimpleNamespace(step=step, experiences=[], chat=Chat(TOKENIZER))
         draw = partial(draw_problems, problems(40), config)
         async with open_generator(ScriptedEngine()) as generator:
             schedule = Schedule(generator, learner, Environment(varied), draw, config)

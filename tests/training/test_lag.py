@@ -1,0 +1,133 @@
+"""Rollouts beside training, on the real engine: lag 0, bounded lags, weights that change under rollouts, resumes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgrpo.config import resolve
+from fastgrpo.engine.engine import Engine
+from fastgrpo.policy.demo_policy import create_policy
+from fastgrpo.record.phases import PhaseTimer
+from fastgrpo.rollouts.experience import Experience, Tally, from_bytes
+from fastgrpo.rollouts.rollouts import Sampling, collect
+from fastgrpo.tasks import Task
+from fastgrpo.train import draw_problems
+from fastgrpo.train import run as run_training
+from fastgrpo.training.learner import EXPERIENCE, Learner, open_learner, to_samples
+from tests.test_train import CORPUS, Vowels, load_vowels, metrics, open_interrupting, open_vowels
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    create_policy(CORPUS, folder, seed=0, vocab_size=400)
+    return folder
+
+
+def settings(model: Path, runs: Path, name: str, **grpo: object):
+    keys = {"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 16, "lr": 1e-3, "micro_batch_tokens": 128} | grpo
+    engine = {"max_model_len": 64, "max_num_seqs": 16, "kv_cache_gib": 0.05}
+    return resolve(
+        {"model.path": str(model), "runs": str(runs), "name": name, "eval.samples": 1, "checkpoint.every": 2}
+        | {f"grpo.{key}": value for key, value in keys.items()}
+        | {f"engine.{key}": value for key, value in engine.items()}
+    )
+
+
+def train(config, *, resume: bool = False, environment=open_vowels) -> Path:
+    asyncio.run(run_training(config, resume=resume, task=Task(load_vowels, environment)))
+    return config.folder
+
+
+def lags(folder: Path) -> list[tuple[int, list[int]]]:
+    """For each rollout, the update it was for and how far behind it the weights of each of its tokens were."""
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    # `step` in the log counts the update itself.
+    rows = [row for row in rows if row.get("stage", "grpo") == "grpo"]
+    return [(row["step"], [row["step"] - 1 - v for v, n in row["versions"] for _ in range(n)]) for row in rows]
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in learner.policy.weights()}
+
+
+def test_without_lag_the_loop_takes_turns_bit_by_bit(model: Path, tmp_path: Path, monkeypatch) -> None:
+    """Three steps of the loop leave the very weights of: collect, update, sync; one after another."""
+    config, found = settings(model, tmp_path, "turns", steps=3), {}
+    saved = Learner.save
+    monkeypatch.setattr(Learner, "save", lambda self, score=None: found.update(weights(self)) or saved(self, score))
+    train(config)
+    problems, _ = load_vowels(config)
+    with open_learner(config, model, resume=False) as learner:
+        for step in range(3):
+            groups = asyncio.run(
+                collect(
+                    learner.engine,
+                    Vowels(),
+                    learner.chat,
+                    draw_problems(problems, config, step),
+                    group_size=4,
+                    sampling=Sampling.of(config),
+                    seed=config.seed * 1_000_003 + step,
+                )
+            )
+            learner.experiences = [Experience(to_samples(groups, config.grpo), Tally(), [])]
+            learner.update(PhaseTimer())
+            learner.sync()
+        expected = weights(learner)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    assert all(lag == 0 for _, tokens in lags(config.folder) for lag in tokens)
+
+
+def test_three_updates_ahead_the_lag_is_bounded_and_a_resumed_run_has_the_same_numbers(
+    model: Path, tmp_path: Path
+) -> None:
+    configure = partial(settings, model, tmp_path, max_lag=3)
+    whole = train(configure("whole", steps=5))
+    parts = train(configure("parts", steps=2))
+    state = next((parts / "checkpoints").glob("step-000002")) / "state" / EXPERIENCE
+    assert len(from_bytes(state.read_bytes())) == 3
+    with pytest.raises(asyncio.CancelledError):
+        train(configure("parts", steps=5), resume=True, environment=open_interrupting)
+    train(configure("parts", steps=5), resume=True)
+    assert [row["step"] for row in metrics(parts)] == [1, 2, 3, 4, 5]
+    for one, other in zip(metrics(whole), metrics(parts), strict=True):
+        for name in ("loss", "reward/total", "grad_norm", "sampler_parity", "loss_tokens", "lag", "lag_max"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), (one["step"], name)
+    assert [row["lag_max"] for row in metrics(whole)] == [0, 1, 2, 3, 3]
+    # Each completion is of one version.
+    assert all(set(tokens) == {min(step - 1, 3)} for step, tokens in lags(whole))
+
+
+def test_in_flight_tokens_of_one_rollout_are_of_several_versions_and_survive_a_resume(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding is slowed down, so that updates come while it goes on."""
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: (time.sleep(0.03), step(self))[1])
+    configure = partial(settings, model, tmp_path, max_lag=2, in_flight=True, max_new_tokens=40)
+    folder = train(configure("flight", steps=4))
+    state = next((folder / "checkpoints").glob("step-000004")) / "state" / EXPERIENCE
+    assert len(from_bytes(state.read_bytes())) == 2
+    train(configure("flight", steps=6), resume=True)
+    found = lags(folder)
+    assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4, 5, 6]
+    assert len(found) == 6 * 8
+    assert max(row["lag_max"] for row in metrics(folder)) <= 2
+    assert all(0 <= lag <= 2 for _, tokens in found for lag in tokens)
+    # A rollout's tokens are of ever newer weights, and some have seen them change.
+    assert all(tokens == sorted(tokens, reverse=True) for _, tokens in found)
+    assert any(len(set(tokens)) > 1 for _, tokens in found)
+    # Those that the checkpoint held were not drawn anew by the weights of step 4.
+    assert any(max(tokens) == 2 for number, tokens in found if number == 6)
