@@ -25,7 +25,8 @@ from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.types import UNENDED, Group, Rollout
 
 if TYPE_CHECKING:
-    from fastgrpo.engine.engine import Completion, Engine
+    from fastgrpo.engine.completion import Completion
+    from fastgrpo.engine.engine import Engine
 
 Value = TypeVar("Value")
 

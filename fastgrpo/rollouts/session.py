@@ -22,7 +22,7 @@ from fastgrpo.rollouts.tool_calls import split_calls
 from fastgrpo.types import Rollout, Trace
 
 if TYPE_CHECKING:
-    from fastgrpo.engine.engine import Completion
+    from fastgrpo.engine.completion import Completion
 
 # Requests of one rollout that may be under way at once.
 AT_ONCE = 16

@@ -66,18 +66,18 @@ def _put_together(name: str, kind: str, value: Any) -> Any:
         case "function":
             made = method(value[0], name)
             if value[1]:
-                made.__isabstractmethod__ = True  # type: ignore[attr-defined]
+                made.__isabstractmethod__ = True
             return made
         case "staticmethod":
             return staticmethod(method(value, name))
         case "classmethod":
             return classmethod(method(value, name))
         case "property":
-            return property(*(each and method(each, name) for each in value))
+            return property(*[each and method(each, name) for each in value])
     return value
 
 
-def method(lent: Any, name: str) -> types.FunctionType:
+def method(lent: Any, name: str) -> Any:
     """A function, which binds to an object as what was lent does not."""
 
     def ask(*args: Any, **named: Any) -> Any:

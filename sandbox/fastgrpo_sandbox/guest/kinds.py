@@ -18,14 +18,14 @@ class Callback(Remote):
 class Function(Callback):
     """A function, which has a type that tests ask for."""
 
-    __class__ = property(lambda self: types.FunctionType)  # type: ignore[assignment]
+    __class__ = property(lambda self: types.FunctionType)
     __globals__ = property(lambda self: {})  # where annotations are looked up; the other side's stay there
 
 
 class Method(Callback):
     """A method of an object."""
 
-    __class__ = property(lambda self: types.MethodType)  # type: ignore[assignment]
+    __class__ = property(lambda self: types.MethodType)
 
 
 class Iterator(Remote):
@@ -74,7 +74,7 @@ class Described(Remote):
 
     _fastgrpo_kind_: type = property
 
-    __class__ = property(lambda self: type(self)._fastgrpo_kind_)  # type: ignore[assignment]
+    __class__ = property(lambda self: type(self)._fastgrpo_kind_)
 
 
 class Static(Described):

@@ -72,10 +72,10 @@ class Mirror(type):
         return ask(cls, "get", "__doc__")
 
     @property
-    def __mro__(cls) -> tuple[type, ...]:  # type: ignore[override]
+    def __mro__(cls) -> tuple[type, ...]:
         return tuple(each for each in _mro(cls) if each.__module__ != __name__)
 
-    @property
+    @property  # type: ignore[misc]
     def __dict__(cls) -> Any:  # type: ignore[override]
         return ask(cls, "get", "__dict__")
 
