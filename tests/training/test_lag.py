@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgrpo.config import resolve
+from fastgrpo.config_keys import resolve
 from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.record.phases import PhaseTimer
