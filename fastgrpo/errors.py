@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -9,6 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 USER_ERROR = 2
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ENOTDIR,
+}
 # What torch and safetensors say, whose errors are no OSError.
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 

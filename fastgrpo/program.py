@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
@@ -10,19 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from fastgrpo.errors import USER_ERROR, UserError, say_error
+from fastgrpo.errors import DISK_ERRORS, USER_ERROR, UserError, say_error
 from fastgrpo.signals import signals_handled, stopped_by
-
-DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EISDIR,
-    errno.ENOTDIR,
-}
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:

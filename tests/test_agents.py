@@ -93,7 +93,9 @@ def test_each_conversation_of_an_agent_is_a_sample_with_its_reward() -> None:
         result = Result(reward=Reward(total=total))
         return Rollout([1, 2], [0, 1], [0.0, -1.0], ["a"], result=result, branches=list(branches))
 
-    group = Group(None, "q", [rollout(1.0, Trace([3, 4, 5], [0, 1, 1], [0.0, -2.0, -3.0])), rollout(0.0)])
+    group = Group(
+        SimpleNamespace(id="q"), "q", [rollout(1.0, Trace([3, 4, 5], [0, 1, 1], [0.0, -2.0, -3.0])), rollout(0.0)]
+    )
     samples = to_samples([group], resolve({"grpo.advantage": "dr_grpo"}).grpo)
     assert [sample.token_ids.tolist() for sample in samples] == [[1, 2], [3, 4, 5], [1, 2]]
     assert [sample.advantage for sample in samples] == [0.5, 0.5, -0.5]

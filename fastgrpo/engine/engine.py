@@ -127,15 +127,7 @@ class Engine:
         if tensor_parallel > 1:
             check_world(tensor_parallel)
             options["tensor_parallel_size"] = tensor_parallel
-        if on_gpu:
-            # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.
-            options["block_size"] = 64
-            # vLLM refuses a GPU that others use too unless it is told to expect less than nearly all of it.
-            free, total = torch.cuda.mem_get_info(self._device)
-            options["gpu_memory_utilization"] = 0.9 * free / total
-        else:
-            # A partial (chunked) prefill rewinds the request's seeded generator, which CPU generators cannot do.
-            options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
+        options |= _device_options(max_model_len)
         with vllm_adjusted():
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -347,6 +339,17 @@ class Engine:
         ours = torch.cat(policy.logprobs(self._canary)).cpu()
         theirs = torch.tensor([logprob for scores in self.score(self._canary) for logprob in scores])
         return (ours - theirs).abs()
+
+
+def _device_options(max_model_len: int) -> dict[str, Any]:
+    """What vLLM is told that only a GPU, or only a CPU, needs."""
+    if not torch.cuda.is_available():
+        # A partial (chunked) prefill rewinds the request's seeded generator, which CPU generators cannot do.
+        return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
+    # vLLM refuses a GPU that others use too unless it is told to expect less than nearly all of it.
+    free, total = torch.cuda.mem_get_info()
+    # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.
+    return {"block_size": 64, "gpu_memory_utilization": 0.9 * free / total}
 
 
 @contextmanager

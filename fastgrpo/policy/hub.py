@@ -26,8 +26,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastgrpo.config import Config
-from fastgrpo.errors import CannotWrite, UserError, writing
-from fastgrpo.program import DISK_ERRORS
+from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, writing
 
 # owner/name, and of a repository of GGUF files owner/name/file.gguf.
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?")

@@ -10,14 +10,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 
-from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.openai_form import MODEL, Refused, Request, completion, error, events
 from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.rollouts.session import Access, Complete, Session
+
+if TYPE_CHECKING:
+    from fastgrpo.policy.chat import Chat
 
 log = logging.getLogger(__name__)
 JSON = "application/json"

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgrpo.errors import UserError
-from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.openai_form import MODEL, Answer, Message, Refused, Request, answer_of
 from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.rollouts.tool_calls import split_calls
@@ -23,6 +22,7 @@ from fastgrpo.types import Rollout, Trace
 
 if TYPE_CHECKING:
     from fastgrpo.engine.completion import Completion
+    from fastgrpo.policy.chat import Chat
 
 # Requests of one rollout that may be under way at once.
 AT_ONCE = 16

@@ -71,8 +71,8 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def rank_main(rank: int, model: Path, folder: Path) -> None:
     sync, copied = Engine.sync, []
 
-    def watched_sync(engine: Engine, policy: Policy) -> SyncReport:
-        report = sync(engine, policy)
+    def watched_sync(engine: Engine, policy: Policy, **options: Any) -> SyncReport:
+        report = sync(engine, policy, **options)
         size = policy.sharded_as.itemsize
         copied.append((report.bytes_copied, size * sum(parameter.numel() for parameter in policy.model.parameters())))
         return report

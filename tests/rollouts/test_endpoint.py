@@ -15,6 +15,7 @@ import aiohttp
 import openai
 import pytest
 
+from fastgrpo.engine.completion import Completion
 from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.endpoint import open_endpoint
 from fastgrpo.rollouts.rollouts import collect
@@ -50,10 +51,7 @@ class Scripted:
     def step(self) -> list[Any]:
         done = [key for key, ids in self.open.items() if ids is not None]
         answers = [(key, self.open.pop(key)) for key in done]
-        return [
-            SimpleNamespace(key=key, token_ids=ids, logprobs=logprobs_of(ids), finish_reason="stop")
-            for key, ids in answers
-        ]
+        return [Completion(key, ids, logprobs_of(ids), "stop", [0] * len(ids)) for key, ids in answers]
 
     def abort(self, keys: list[int]) -> None:
         self.aborted += keys
