@@ -21,7 +21,7 @@ from fastgrpo.evaluate import read_rows, summary
 from fastgrpo.report import versions
 
 RESULTS = Path(__file__).parent / "results" / "demo.md"
-COLUMNS = ("pass_rate", "reward", "invalid", "complexity_easy", "complexity_hard")
+COLUMNS = ("pass_rate", "solved", "reward", "invalid", "complexity", "spent", "cost_hard_over_easy")
 
 
 def run(seed: int, runs: Path) -> dict[str, float]:
