@@ -181,8 +181,7 @@ async def standard_library_tasks() -> Rows:
     if not tasks:
         return []
     slow = Limits(wall_s=150, cpu_s=90, memory_mb=1024, processes=64, files=256)  # one task sleeps for 72 s
-    # pandas draws with matplotlib, which it does not require.
-    needed = {"numpy", "matplotlib"}.union(*(task["needs"] for task in runnable))
+    needed = {"numpy"}.union(*(task["needs"] for task in runnable))
     async with SandboxPool(limits=slow, preload=tuple(sorted(needed))) as pool:
         outcomes = await asyncio.gather(*(pool.run(task["code"], tests=task["tests"]) for task in runnable))
     failed = [task["id"] for task, outcome in zip(runnable, outcomes, strict=True) if outcome.status != "ok"]
