@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from fastgrpo.config_files import read_toml
+from fastgrpo.config_keys import resolve
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.training import learner
 from fastgrpo_sandbox.requirements import explain
@@ -114,3 +116,8 @@ def test_the_image_is_run_with_the_flags_that_the_jails_ask_for(monkeypatch: pyt
     text = (ROOT / "examples" / "Dockerfile").read_text()
     assert len(flags) == 3
     assert all(flag in text for flag in flags)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.stem)
+def test_settings_are_read_whole(path: Path) -> None:
+    assert resolve(read_toml(path)).workers.kind == "openai"
