@@ -46,6 +46,11 @@ def writing(what: object, fix: str = "free space, then continue with --resume") 
         raise CannotWrite(f"cannot write {what}: {reason}; {fix}") from None
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def say_error(sentence: str) -> None:
     """Print an error, with the rank that it came from under torchrun."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""

@@ -26,7 +26,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastgrpo.config import Config
-from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, writing
+from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, first_line, writing
 
 # owner/name, and of a repository of GGUF files owner/name/file.gguf.
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?")
@@ -108,7 +108,7 @@ def _asking(name: str, revision: str) -> Iterator[None]:
     except RevisionNotFoundError:
         raise UserError(f"the model {name} has no revision {revision!r} on the hub: check model.revision") from None
     except HfHubHTTPError as error:
-        raise UserError(f"the hub does not give the model {name}: {_reason(error)}") from error
+        raise UserError(f"the hub does not give the model {name}: {first_line(error)}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             fix = "free space, or set HF_HOME to another disk"
@@ -116,7 +116,7 @@ def _asking(name: str, revision: str) -> Iterator[None]:
         how = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached"
         raise UserError(
             f"{name} is neither a folder here nor in the hub's cache, and {how}: check the name, or download it first "
-            f"({_reason(error)})"
+            f"({first_line(error)})"
         ) from error
 
 
@@ -208,11 +208,7 @@ def _readable(what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(f"{what} needs a package more ({_reason(error)}): pip install 'fastgrpo[gguf]'") from error
+        raise UserError(f"{what} needs a package more ({first_line(error)}): pip install 'fastgrpo[gguf]'") from error
     except Exception as error:
         # Of a damaged file the readers raise whatever they stumble on.
-        raise UserError(f"{what} cannot be read: {type(error).__name__}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{what} cannot be read: {type(error).__name__}: {first_line(error)}") from error

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from fastgrpo.config import Config
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, first_line
 from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import check_architecture, check_readable, check_weights, logit_transform
 from fastgrpo.policy.fsdp import gathered, load_sharded
@@ -213,7 +213,7 @@ def load_config(path: str | os.PathLike[str]) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         check_architecture(Path(path), config)
     except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"model folder {path} has no usable config.json: {_first_line(error)}") from error
+        raise UserError(f"model folder {path} has no usable config.json: {first_line(error)}") from error
     return config
 
 
@@ -268,7 +268,7 @@ def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "trust_remote_code": False}
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
     except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
     model, found = loaded
     model.to(device)
@@ -314,10 +314,6 @@ def _save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) 
         model.generation_config = settings
     if settings is not None:
         settings.to_json_file(folder / "generation_config.json")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_folder(path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastgrpo.errors import UserError, writing
+from fastgrpo.errors import UserError, first_line, writing
 
 PROJECT = "fastgrpo"
 # Rows of a table of samples, and steps from one table to the next.
@@ -51,7 +51,7 @@ class Tracker:
             )
         except Exception as error:
             raise UserError(
-                f"record.tracker {self._module.__name__} does not start: {_reason(error)}; log in, work offline "
+                f"record.tracker {self._module.__name__} does not start: {first_line(error)}; log in, work offline "
                 "(WANDB_MODE=offline), or set record.tracker back to none"
             ) from error
 
@@ -77,7 +77,7 @@ class Tracker:
         if thread.is_alive():
             self._say(f"{self._module.__name__} still uploads after {FINISH_S:.0f} s: left as it is")
         for error in failed:
-            self._say(f"{self._module.__name__} did not finish: {_reason(error)}")
+            self._say(f"{self._module.__name__} did not finish: {first_line(error)}")
 
     def _send(self, step: int, made: Callable[[], dict[str, Any]]) -> None:
         if self._run is None:
@@ -85,7 +85,7 @@ class Tracker:
         try:
             self._run.log(made(), step=step)
         except Exception as error:
-            self._say(f"{self._module.__name__} fails ({_reason(error)}): the curves go on in metrics.jsonl alone")
+            self._say(f"{self._module.__name__} fails ({first_line(error)}): the curves go on in metrics.jsonl alone")
             self._run = None
 
 
@@ -120,7 +120,3 @@ def _finish(run: Any, failed: list[Exception]) -> None:
         run.finish()
     except Exception as error:
         failed.append(error)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, first_line
 from fastgrpo.rollouts.reward_functions import Example
 
 # NAME or OWNER/NAME, then what it has of /CONFIGURATION, @REVISION and :SPLIT.
@@ -107,9 +107,9 @@ def _loaded(source: str, load: Callable[[], Any]) -> Any:
         return load()
     except Exception as error:
         # The library raises whatever its backends do.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"the data set {source} does not load: {reason}; check the name, and HF_TOKEN where it is private or gated"
+            f"the data set {source} does not load: {first_line(error)}; check the name, and HF_TOKEN where it is "
+            "private or gated"
         ) from error
 
 
