@@ -9,7 +9,6 @@ writes it to bench/results/demo.md.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from datetime import date
 from pathlib import Path
 
 from fastgrpo.evaluate import read_rows, summary
+from fastgrpo.record.json_lines import read_lines
 from fastgrpo.report import versions
 
 RESULTS = Path(__file__).parent / "results" / "demo.md"
@@ -36,7 +36,7 @@ def run(seed: int, runs: Path) -> dict[str, float]:
     for stage, when in (("sft", "before"), ("grpo", "after")):
         means = summary([row for row in rows if row.stage == stage])
         found |= {f"{column} {when}": means[column] for column in COLUMNS}
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = read_lines(folder / "metrics.jsonl")
     return found | {"seconds/step": statistics.median(row["seconds/step"] for row in steps if row["stage"] == "grpo")}
 
 

@@ -11,7 +11,6 @@ Prints a table and writes it, with the curves, to `--save`, by default bench/res
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 from fastgrpo.cli import DEMO
 from fastgrpo.evaluate import read_rows, summary
+from fastgrpo.record.json_lines import read_lines
 from fastgrpo.report import versions
 
 IN_FLIGHT = "in-flight"
@@ -48,8 +48,7 @@ def lag_keys(mode: str, modes: Sequence[str]) -> list[str]:
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The numbers of the run's GRPO steps."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["stage"] == "grpo"]
+    return [row for row in read_lines(folder / "metrics.jsonl") if row["stage"] == "grpo"]
 
 
 def thirds(rows: Sequence[dict[str, Any]]) -> list[float]:

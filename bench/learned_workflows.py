@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from fastgrpo.flow.adaptivity import Observed, cost_hard_over_easy
+from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.problem_statistics import interval
-from fastgrpo.report import read_rows
 
 Row = Mapping[str, Any]
 COLUMNS = (
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--blocks", default="1-3,21-25", help="steps, first to last (1-3,21-25)")
     parser.add_argument("--alone", type=int, default=8, help="in how many first steps single calls are sought (8)")
     options = parser.parse_args()
-    rows = [row for row in read_rows(options.samples) if row["stage"] == "grpo" and row.get("reward")]
+    rows = [row for row in read_lines(options.samples) if row["stage"] == "grpo" and row.get("reward")]
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     block: list[Row] = []
     for name in options.blocks.split(","):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import open_folder
 from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.chat import Chat
+from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.log import RunLog
 from fastgrpo.train import improve
 from fastgrpo.training.learner import Learner
@@ -46,7 +46,7 @@ def settings(work: Workload, model: str, runs: str, steps: int, replicas: int = 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     """The run's numbers, a row for each step."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_lines(folder / "metrics.jsonl")
     return [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in rows]
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrpo.report import read_rows
+from fastgrpo.record.json_lines import read_lines
 
 KINDS = ("all solve", "none solves", "some solve")
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("samples", type=Path)
     parser.add_argument("--steps", type=int, default=3, help="the first steps of GRPO (3)")
     options = parser.parse_args()
-    rows = [row for row in read_rows(options.samples) if row["stage"] == "grpo" and row.get("reward")]
+    rows = [row for row in read_lines(options.samples) if row["stage"] == "grpo" and row.get("reward")]
     print(table(list(earned(row for row in rows if row["step"] <= options.steps))))
 
 

@@ -31,6 +31,7 @@ from fastgrpo.plan import print_plan
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
 from fastgrpo.record.comparison import markdown, spread
+from fastgrpo.record.json_lines import encoded
 from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.tasks import Task, task_of
 from fastgrpo.train import train
@@ -225,7 +226,7 @@ def measured(path: Path, measure: Callable[[], Coroutine[Any, Any, Rows]]) -> Ro
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as JSON lines."""
-    return "".join(msgspec.json.encode(row).decode() + "\n" for row in rows)
+    return b"".join(map(encoded, rows)).decode()
 
 
 def write(folder: Path, files: Mapping[str, str]) -> None:

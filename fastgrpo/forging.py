@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 from msgspec.structs import replace
@@ -32,6 +31,7 @@ from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.protocol import names_of
 from fastgrpo.record.comparison import markdown, spread
+from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.record.report_figures import svg
@@ -223,9 +223,12 @@ async def _both(pool: SandboxPool, problem: Problem, text: str) -> tuple[bool, b
 
 def steps_of(run: Config, stage: str) -> list[dict[str, Any]]:
     """The audit's metrics of each GRPO step of a run: rows {stage, step, paid, solved, hacked, fooled, forged}."""
-    lines = map(msgspec.json.decode, (run.folder / "metrics.jsonl").read_bytes().splitlines())
     names = ("step", *_SHOWN, "fooled")
-    return [{"stage": stage} | {name: row[name] for name in names} for row in lines if row["stage"] == "grpo"]
+    return [
+        {"stage": stage} | {name: row[name] for name in names}
+        for row in read_lines(run.folder / "metrics.jsonl")
+        if row["stage"] == "grpo"
+    ]
 
 
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.program import run_program
 from fastgrpo.record import report_figures as figures
+from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 
 Row = Mapping[str, Any]
@@ -50,17 +51,6 @@ table {{ border-collapse: collapse }} td, th {{ text-align: left; padding: 2px 1
 """
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; none where it is missing; a last line torn by a crash is left out."""
-    rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            rows.append(msgspec.json.decode(line))
-        except msgspec.DecodeError:
-            break
-    return rows
-
-
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
     """The rows of evaluation.json, their metrics beside the rest; none where it is missing or half written."""
     try:
@@ -78,7 +68,7 @@ def write_report(folder: Path) -> Path:
     """
     if not (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is not a run: it has no metrics.jsonl; name a folder such as runs/demo")
-    metrics = read_rows(folder / "metrics.jsonl")
+    metrics = read_lines(folder / "metrics.jsonl")
     evaluation = read_evaluation(folder / "evaluation.json")
     body = "\n".join(
         [
@@ -242,7 +232,7 @@ def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:
 
 def _from_samples(path: Path) -> Iterator[tuple[str, Row]]:
     """Of a run that was not evaluated yet: its latest three samples with a workflow."""
-    rows = [row for row in read_rows(path) if row.get("workflow")]
+    rows = [row for row in read_lines(path) if row.get("workflow")]
     for row in rows[-3:]:
         yield f"a sample of step {row['step']}", {**row, "reward": (row.get("reward") or {}).get("total")}
 

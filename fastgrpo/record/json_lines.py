@@ -130,6 +130,17 @@ def encoded(record: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode(record) + b"\n"
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; none where it is missing; a last line torn by a crash is left out."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            rows.append(msgspec.json.decode(line))
+        except msgspec.DecodeError:
+            break
+    return rows
+
+
 def _is_after(line: bytes, stage: str, step: int) -> bool:
     try:
         position = msgspec.json.decode(line, type=_Position)
