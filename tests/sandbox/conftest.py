@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastgrpo_sandbox import BlockingSandboxPool, Limits, Outcome, cell
+from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, Limits, Outcome, cell
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -63,6 +63,18 @@ def sanitized() -> Iterator[None]:
 def pool() -> Iterator[BlockingSandboxPool]:
     with BlockingSandboxPool(cells=2, limits=QUICK) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def every_assertion_passes(pool: BlockingSandboxPool) -> Callable[[str, str, tuple[str, ...]], None]:
+    """A check of a right solution: each of the assertions, after their setup, is judged and passes."""
+
+    def check(code: str, setup: str, asserts: tuple[str, ...]) -> None:
+        outcome = pool.run(code, tests=AssertTests(asserts, setup))
+        assert len(outcome.tests) == len(asserts), outcome
+        assert [each for each, passed in zip(asserts, outcome.tests, strict=True) if not passed] == []
+
+    return check
 
 
 @pytest.fixture(scope="session")

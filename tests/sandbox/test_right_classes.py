@@ -5,13 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from fastgrpo_sandbox import AssertTests
-
 pytestmark = pytest.mark.jail
 
-RIGHT = {
-    "subclass abstract in test": (
-        """from abc import ABC, abstractmethod
+SHAPES = """from abc import ABC, abstractmethod
 class Shape(ABC):
     unit = 'cm'
     def __init__(self, name='s'): self.name = name
@@ -26,29 +22,18 @@ class Square(Shape):
     def area(self): return self.s ** 2
 def total(shapes): return sum(x.area() for x in shapes)
 def biggest(shapes): return max(shapes, key=lambda s: s.area())
-""",
+"""
+
+RIGHT = {
+    "subclass abstract in test": (
+        SHAPES,
         "",
         (
             "class T(Shape):\n    def area(self): return 3\nassert T('t').area() == 3\nassert T('t').describe() == 't: 3.0 cm'\nassert T().double() == 6",
         ),
     ),
     "subclass passed back": (
-        """from abc import ABC, abstractmethod
-class Shape(ABC):
-    unit = 'cm'
-    def __init__(self, name='s'): self.name = name
-    @abstractmethod
-    def area(self): ...
-    def describe(self): return f'{self.name}: {self.area():.1f} {self.unit}'
-    def double(self): return 2 * self.area()
-class Square(Shape):
-    def __init__(self, s):
-        super().__init__('sq')
-        self.s = s
-    def area(self): return self.s ** 2
-def total(shapes): return sum(x.area() for x in shapes)
-def biggest(shapes): return max(shapes, key=lambda s: s.area())
-""",
+        SHAPES,
         "",
         (
             "class T(Shape):\n    def area(self): return 3\nassert total([T(), Square(2)]) == 7",
@@ -507,8 +492,5 @@ def run_all(hs, r): return [type(h).__name__ for h in hs if h.handle(r)]
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_every_assertion_passes(pool, name):
-    code, setup, asserts = RIGHT[name]
-    outcome = pool.run(code, tests=AssertTests(asserts, setup))
-    assert len(outcome.tests) == len(asserts), outcome
-    assert [each for each, passed in zip(asserts, outcome.tests, strict=True) if not passed] == []
+def test_a_right_solution_passes(every_assertion_passes, name):
+    every_assertion_passes(*RIGHT[name])
