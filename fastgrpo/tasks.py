@@ -127,8 +127,10 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment | Agent]:
         yield environment
 
-    prompt = lambda _, problem: environment.prompt(problem)  # noqa: E731
-    return Task(lambda config: (list(problems), list(held_out)), open_environment, prompt=prompt)
+    def load(config: Config) -> Problems:
+        return list(problems), list(held_out)
+
+    return Task(load, open_environment, prompt=lambda _, problem: environment.prompt(problem))
 
 
 def _sets(dataset: Any, split: str = "train") -> list[list[Example]]:

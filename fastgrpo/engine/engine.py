@@ -184,7 +184,7 @@ class Engine:
             for name in names:
                 del self._open[name]
             if names and not self._open:
-                self._settle()
+                self._drop_launched()
 
     def settle(self) -> list[Completion]:
         """End the step that vLLM may have launched ahead, begin none, and return what finished.
@@ -202,7 +202,7 @@ class Engine:
         with interrupt_deferred():
             self._llm.abort_request(list(self._open))
             self._open.clear()
-            self._settle()
+            self._drop_launched()
 
     def score(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[list[float]]:
         """Logprobs at temperature 1 of tokens 1.. of each sequence (the first token has none). Must not be busy."""
@@ -304,7 +304,7 @@ class Engine:
         for name, request in self._open.items():
             request.spans.append((counts[name], version))
 
-    def _settle(self) -> None:
+    def _drop_launched(self) -> None:
         # With asynchronous scheduling a batch of dropped requests may still be in flight.
         self._advance()
         self._advance()

@@ -125,7 +125,7 @@ def _converted(folder: Path) -> Path:
     weights = sorted(folder.glob("pytorch_model*.bin"))
     if not weights or any(folder.glob("*.safetensors")) or not (folder / "config.json").is_file():
         return folder
-    with _made(f"{folder.name}", weights) as (made, missing):
+    with _made(folder.name, weights) as (made, missing):
         if missing:
             with _readable(f"the weights of {folder}"):
                 model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)

@@ -162,13 +162,11 @@ class Session:
 
         Where that has grown meanwhile, as with two requests after the same messages, the second is one of its own.
         """
-        trace = before.trace if before is not None else Trace([], [], [])
-        if before is None or ids[: len(trace.token_ids)] != trace.token_ids:
-            trace = Trace([], [], [])
-            before = _Conversation([], request.tools or [], trace)
+        if before is None or ids[: len(before.trace.token_ids)] != before.trace.token_ids:
+            before = _Conversation([], request.tools or [], Trace([], [], []))
             self._conversations.append(before)
-        new = ids[len(trace.token_ids) :]
-        trace.extend(new, 0)
+        trace = before.trace
+        trace.extend(ids[len(trace.token_ids) :], 0)
         trace.extend(completion.token_ids, 1, completion.logprobs, completion.versions)
         before.messages = [*request.messages, message]
 
