@@ -29,8 +29,9 @@ def rollout(status: str) -> Rollout:
 
 
 @pytest.fixture
-def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
-    """The rollouts that both programs get, without engine and jails."""
+def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
+    """The rollouts that both programs get, without engine and jails, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
     rollouts: list[Rollout] = []
 
     async def collect(*_: object, **__: object) -> list[Group]:
@@ -62,6 +63,8 @@ def test_workflows_left_out_are_told(
     asyncio.run(evaluate._main(CONFIG))
     assert "reward           0.5000" in capsys.readouterr().out
     assert "1 of 2 rollouts are left out of the evaluation: the endpoint cannot be reached" in caplog.text
+    [row] = evaluate.read_rows(CONFIG.folder / "evaluation.json")
+    assert (row.stage, row.metrics["pass_rate"]) == ("evaluate", 0.25)
 
 
 def test_nothing_evaluated_is_an_error(collected: list[Rollout]) -> None:
