@@ -71,13 +71,16 @@ class Data(Section, frozen=True):
         str, Meta(description="verifiers:NAME trains on that environment; empty = the task's own")
     ] = ""
     environment_args: Annotated[str, Meta(description="arguments of the environment as JSON")] = ""
-    problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by seed; 0 = all")] = 0
+    seed: Annotated[
+        int, Meta(ge=0, description="draws used and held-out problems, which a run's own seed leaves alike")
+    ] = 0
+    problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by data.seed; 0 = all")] = 0
     instruction: Annotated[
         Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")
     ] = "full"
     held_out: Annotated[
         Count | tuple[Count, ...],
-        Meta(description="problems of each set kept for evaluation, never trained on, drawn by seed"),
+        Meta(description="problems of each set kept for evaluation, never trained on, drawn by data.seed"),
     ] = 44
     keep_unsolved: Annotated[
         bool, Meta(description="keep problems whose own solution fails their tests; else they are left out")
