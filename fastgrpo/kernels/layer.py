@@ -78,7 +78,7 @@ class _NormLinear(torch.autograd.Function):
         ctx: Any, x_TH: Tensor, norm_H: Tensor, eps: float, count: int, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         weights, biases = parameters[:count], parameters[count:]
-        h_TH, scale_T = _passes(x_TH).rms_norm(x_TH, norm_H, eps)
+        h_TH, scale_T = passes_on(x_TH.device).rms_norm(x_TH, norm_H, eps)
         ctx.count = count
         ctx.save_for_backward(x_TH, scale_T, norm_H, *parameters)
         return x_TH.view_as(x_TH), linear(h_TH, stacked(weights), stacked(biases) if biases else None)
@@ -89,7 +89,7 @@ class _NormLinear(torch.autograd.Function):
         x_TH, scale_T, norm_H, *parameters = ctx.saved_tensors
         weights, biases = parameters[: ctx.count], parameters[ctx.count :]
         dh_TH = dy_TF @ stacked(weights)
-        dx_TH, h_TH, dnorm_H = _passes(x_TH).rms_norm_backward(dh_TH, x_TH, norm_H, scale_T, dx_TH)
+        dx_TH, h_TH, dnorm_H = passes_on(x_TH.device).rms_norm_backward(dh_TH, x_TH, norm_H, scale_T, dx_TH)
         dweights = (dy_TF.mT @ h_TH).split([len(weight) for weight in weights])
         dbiases = dy_TF.sum(0).split([len(bias) for bias in biases]) if biases else ()
         return dx_TH, dnorm_H, None, None, *dweights, *dbiases
@@ -107,7 +107,7 @@ class _NormMLP(torch.autograd.Function):
         down_HI: Tensor,
         recompute: bool,
     ) -> Tensor:
-        passes = _passes(x_TH)
+        passes = passes_on(x_TH.device)
         h_TH, scale_T = passes.rms_norm(x_TH, norm_H, eps)
         gate_up_TF = linear(h_TH, stacked((gate_IH, up_IH)))
         del h_TH
@@ -119,7 +119,7 @@ class _NormMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_TH: Tensor) -> tuple[Tensor | None, ...]:
         x_TH, scale_T, norm_H, gate_IH, up_IH, down_HI, gate_up_TF = ctx.saved_tensors
-        passes, weight_FH, recomputed = _passes(x_TH), stacked((gate_IH, up_IH)), gate_up_TF is None
+        passes, weight_FH, recomputed = passes_on(x_TH.device), stacked((gate_IH, up_IH)), gate_up_TF is None
         if recomputed:
             gate_up_TF = linear(passes.rms_norm(x_TH, norm_H, ctx.eps)[0], weight_FH)
         dgate_up_TF, product_TI = passes.swiglu_backward(gate_up_TF, dy_TH @ down_HI, reuse=recomputed)
@@ -147,22 +147,22 @@ class _Rotated(torch.autograd.Function):
         norms = None if query_norm_D is None or key_norm_D is None else (query_norm_D, key_norm_D)
         ctx.eps = eps
         ctx.save_for_backward(None if norms is None else qkv_TF, query_norm_D, key_norm_D, cos_TD, sin_TD)
-        return _passes(qkv_TF).rotate(qkv_TF, norms, eps, cos_TD, sin_TD, heads, kv_heads)
+        return passes_on(qkv_TF.device).rotate(qkv_TF, norms, eps, cos_TD, sin_TD, heads, kv_heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dquery_THD: Tensor, dkey_TGD: Tensor, dvalue_TGD: Tensor) -> tuple[Tensor | None, ...]:
         qkv_TF, query_norm_D, key_norm_D, cos_TD, sin_TD = ctx.saved_tensors
         norms = None if query_norm_D is None else (query_norm_D, key_norm_D)
-        gradients = _passes(cos_TD).rotate_backward(
+        gradients = passes_on(cos_TD.device).rotate_backward(
             dquery_THD, dkey_TGD, dvalue_TGD, qkv_TF, norms, ctx.eps, cos_TD, sin_TD
         )
         return *gradients, *[None] * 5
 
 
-def _passes(tensor: Tensor) -> Any:
-    """The module that has the row passes for this device."""
-    if triton_runs(tensor.device):
+def passes_on(device: torch.device) -> Any:
+    """The module that has the row passes for a device."""
+    if triton_runs(device):
         from fastgrpo.kernels import layer_triton
 
         return layer_triton

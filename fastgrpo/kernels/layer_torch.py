@@ -40,14 +40,13 @@ def swiglu(gate_up_TF: Tensor) -> Tensor:
 
 
 def swiglu_backward(gate_up_TF: Tensor, dproduct_TI: Tensor, *, reuse: bool) -> tuple[Tensor, Tensor]:
-    """(gradient of gate and up, the product once more); overwrites `dproduct_TI`, with `reuse` `gate_up_TF` too."""
+    """(gradient of gate and up, the product once more); may overwrite `dproduct_TI`, with `reuse` `gate_up_TF` too."""
     gate_TI, up_TI = gate_up_TF.chunk(2, dim=-1)
-    gate, up, dproduct = _wide(gate_TI), _wide(up_TI), _wide(dproduct_TI)
-    sigmoid = gate.sigmoid()
-    activated_TI = (gate * sigmoid).to(gate_TI.dtype)
-    product_TI = activated_TI * up_TI
-    dgate = dproduct * up * sigmoid * (1 + gate * (1 - sigmoid))
-    dgate_up_TF = torch.cat([dgate, dproduct * _wide(activated_TI)], dim=-1).to(gate_up_TF.dtype)
+    activated_TI, dproduct = torch.nn.functional.silu(gate_TI), _wide(dproduct_TI)
+    product_TI, dgate_up_TF = activated_TI * up_TI, torch.empty_like(gate_up_TF)
+    dgate_TI, dup_TI = dgate_up_TF.chunk(2, dim=-1)
+    dgate_TI.copy_(torch.ops.aten.silu_backward(dproduct * _wide(up_TI), _wide(gate_TI)))
+    dup_TI.copy_(dproduct * _wide(activated_TI))
     return dgate_up_TF, product_TI
 
 

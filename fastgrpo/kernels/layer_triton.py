@@ -52,6 +52,7 @@ def _norm_backward_kernel(
         dx_RW = scale_R[:, None] * (g_RW - unit_RW * along_R[:, None]) + dresidual_RW
         tl.store(dx_ptr + offset_RW, dx_RW.to(dx_ptr.dtype.element_ty), mask=inside_RW)
         y_RW = (rounded_RW * weight_W[None, :]).to(dy_ptr.dtype.element_ty)
+        tl.debug_barrier()  # every thread has read before any writes
         tl.store(dy_ptr + offset_RW, y_RW, mask=inside_RW)
     tl.store(dweight_ptr + tl.program_id(0) * width + column_W, dweight_W, mask=column_W < width)
 
@@ -82,6 +83,7 @@ def _swiglu_backward_kernel(gate_up_ptr, dproduct_ptr, dgate_up_ptr, inner, BLOC
     dgate_B = dproduct_B * up_B * sigmoid_B * (1.0 + gate_B * (1.0 - sigmoid_B))
     dup_B = dproduct_B * activated_B
     product_B = (activated_B * up_B).to(dproduct_ptr.dtype.element_ty)
+    tl.debug_barrier()  # every thread has read before any writes
     tl.store(dgate_up_ptr + gate_offset_B, dgate_B.to(dgate_up_ptr.dtype.element_ty), mask=inside_B)
     tl.store(dgate_up_ptr + inner + gate_offset_B, dup_B.to(dgate_up_ptr.dtype.element_ty), mask=inside_B)
     tl.store(dproduct_ptr + offset_B, product_B, mask=inside_B)
