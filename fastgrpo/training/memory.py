@@ -93,11 +93,6 @@ class MemoryPlan:
         """Bytes needed in forward and backward."""
         return sum(item.size for item in self.items if item.training)
 
-    @property
-    def largest(self) -> Item:
-        """The largest item that a setting can shrink."""
-        return max((item for item in self.items if item.setting), key=lambda item: item.size)
-
     def table(self) -> str:
         """The plan as lines of text, GiB."""
         lines = [f"{'memory of one device, GiB':<36}{'generating':>12}{'training':>12}"]
@@ -112,12 +107,15 @@ class MemoryPlan:
         for phase, need in (("generation", self.generating), ("training", self.training)):
             if need > self.capacity:
                 raise UserError(
-                    f"{phase} needs {need / GIB:.1f} GiB and {self.capacity / GIB:.1f} GiB are free; {self.advice()}"
+                    f"{phase} needs {need / GIB:.1f} GiB and {self.capacity / GIB:.1f} GiB are free; "
+                    + self.advice(training=phase == "training")
                 )
 
-    def advice(self) -> str:
-        """What to change where memory runs out; also the end of an out-of-memory error's message."""
-        return f"the largest item is {self.largest.name}, {_gib(self.largest.size)} GiB: {self.largest.setting}"
+    def advice(self, *, training: bool = True) -> str:
+        """What to change where memory runs out in a phase; also the end of an out-of-memory error's message."""
+        there = [item for item in self.items if item.setting and (item.training if training else item.generating)]
+        largest = max(there, key=lambda item: item.size)
+        return f"the largest item is {largest.name}, {_gib(largest.size)} GiB: {largest.setting}"
 
 
 def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> MemoryPlan:

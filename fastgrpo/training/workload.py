@@ -15,9 +15,10 @@ from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capaci
 def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:
     """The memory of this device under `config`.
 
-    Raises UserError naming the largest item where it does not fit, or why the model cannot be cut into the ranks of
-    `engine.tensor_parallel`.
+    Raises UserError naming the largest item where it does not fit, why the model cannot be cut into the ranks of
+    `engine.tensor_parallel`, or that sequences of `engine.max_model_len` have positions that the model does not know.
     """
+    _check_positions(model, config.engine.max_model_len)
     _check_divisible(model, config.engine.tensor_parallel)
     device = policy_device()
     workload = Workload(
@@ -45,6 +46,14 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
     plan = plan_memory(model, workload, capacity)
     plan.check()
     return plan
+
+
+def _check_positions(model: PretrainedConfig, length: int) -> None:
+    known = getattr(model, "max_position_embeddings", None)
+    # Scaled rotations reach further than the configuration's number says.
+    kind = (getattr(model, "rope_parameters", None) or {}).get("rope_type", "default")
+    if known and kind == "default" and length > known:
+        raise UserError(f"engine.max_model_len {length} is more than the {known} positions of the model: lower it")
 
 
 def _layers(config: Config, model: PretrainedConfig) -> Layers:
