@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Elements that a program holds at once, and programs for each multiprocessor where they add up gradients.
-TILE, RESIDENT, COLUMNS, TOKENS = 4096, 2, 1024, 32
+COLUMNS, TOKENS = 1024, 32
+# Programs for each multiprocessor where each adds up a part of a weight's gradient.
+RESIDENT = 4
 
 
 @triton.jit
@@ -58,9 +59,9 @@ def _norm_backward_kernel(
 
 
 @triton.jit
-def _swiglu_kernel(gate_up_ptr, product_ptr, inner, BLOCK: tl.constexpr):
-    column_B = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside_B, row = column_B < inner, tl.program_id(0).to(tl.int64)
+def _swiglu_kernel(gate_up_ptr, product_ptr, inner, blocks, BLOCK: tl.constexpr):
+    column_B = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside_B, row = column_B < inner, (tl.program_id(0) // blocks).to(tl.int64)
     gate_ptr = gate_up_ptr + row * 2 * inner + column_B
     gate_B = tl.load(gate_ptr, mask=inside_B, other=0.0).to(tl.float32)
     up_B = tl.load(gate_ptr + inner, mask=inside_B, other=0.0).to(tl.float32)
@@ -70,10 +71,10 @@ def _swiglu_kernel(gate_up_ptr, product_ptr, inner, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _swiglu_backward_kernel(gate_up_ptr, dproduct_ptr, dgate_up_ptr, inner, BLOCK: tl.constexpr):
+def _swiglu_backward_kernel(gate_up_ptr, dproduct_ptr, dgate_up_ptr, inner, blocks, BLOCK: tl.constexpr):
     """Writes the product over its gradient; gate and up may be overwritten by theirs."""
-    column_B = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside_B, row = column_B < inner, tl.program_id(0).to(tl.int64)
+    column_B = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside_B, row = column_B < inner, (tl.program_id(0) // blocks).to(tl.int64)
     gate_offset_B, offset_B = row * 2 * inner + column_B, row * inner + column_B
     gate_B = tl.load(gate_up_ptr + gate_offset_B, mask=inside_B, other=0.0).to(tl.float32)
     up_B = tl.load(gate_up_ptr + inner + gate_offset_B, mask=inside_B, other=0.0).to(tl.float32)
@@ -114,8 +115,9 @@ def _rotate_kernel(
     qkv_ptr, query_ptr, key_ptr, value_ptr, query_weight_ptr, key_weight_ptr, cos_ptr, sin_ptr,
     rows, heads, kv_heads, size, eps, NORM: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    head, half = tl.program_id(1), size // 2
-    row_R, column_D = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, HALF)
+    block, half = tl.program_id(0) // (heads + 2 * kv_heads), size // 2
+    head = tl.program_id(0) % (heads + 2 * kv_heads)
+    row_R, column_D = block * ROWS + tl.arange(0, ROWS), tl.arange(0, HALF)
     inside_RD = (row_R < rows)[:, None] & (column_D < half)[None, :]
     wide_row_R1 = row_R.to(tl.int64)[:, None]
     from_ptr = qkv_ptr + wide_row_R1 * (heads + 2 * kv_heads) * size + head * size + column_D[None, :]
@@ -148,8 +150,9 @@ def _rotate_backward_kernel(
     dquery_ptr, dkey_ptr, dvalue_ptr, qkv_ptr, query_weight_ptr, key_weight_ptr, cos_ptr, sin_ptr, dqkv_ptr,
     dweight_ptr, rows, heads, kv_heads, size, eps, NORM: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    head, half = tl.program_id(1), size // 2
-    row_R, column_D = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, HALF)
+    block, half = tl.program_id(0) // (heads + 2 * kv_heads), size // 2
+    head = tl.program_id(0) % (heads + 2 * kv_heads)
+    row_R, column_D = block * ROWS + tl.arange(0, ROWS), tl.arange(0, HALF)
     inside_RD = (row_R < rows)[:, None] & (column_D < half)[None, :]
     wide_row_R1 = row_R.to(tl.int64)[:, None]
     start_ptr, stride = _head_of(dquery_ptr, dkey_ptr, dvalue_ptr, head, heads, kv_heads, size)
@@ -173,7 +176,7 @@ def _rotate_backward_kernel(
             x_first_RD = tl.load(qkv_ptr + offset_RD, mask=inside_RD, other=0.0).to(tl.float32)
             x_second_RD = tl.load(qkv_ptr + offset_RD + half, mask=inside_RD, other=0.0).to(tl.float32)
             unit_first_RD, unit_second_RD, scale_R = _unit(x_first_RD, x_second_RD, size, eps)
-            to_ptr = dweight_ptr + (tl.program_id(0) * (heads + kv_heads) + head) * size + column_D
+            to_ptr = dweight_ptr + (block * (heads + kv_heads) + head) * size + column_D
             dfirst_D = tl.sum(first_RD * unit_first_RD.to(dtype).to(tl.float32), axis=0)
             dsecond_D = tl.sum(second_RD * unit_second_RD.to(dtype).to(tl.float32), axis=0)
             tl.store(to_ptr, dfirst_D, mask=column_D < half)
@@ -191,7 +194,7 @@ def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor
     """`layer_torch.rms_norm`."""
     x_TH, (rows, width) = x_TH.contiguous(), x_TH.shape
     y_TH, scale_T = torch.empty_like(x_TH), x_TH.new_empty(rows, dtype=torch.float32)
-    block, wide, warps = _row_block(width)
+    block, wide, warps = _row_block(width, tile=4096, each=32)
     if rows:
         _norm_kernel[(triton.cdiv(rows, block),)](
             x_TH, weight_H, y_TH, scale_T, rows, width, eps, ROWS=block, WIDTH=wide, num_warps=warps
@@ -205,7 +208,7 @@ def rms_norm_backward(
     """`layer_torch.rms_norm_backward`; the norm's output is written over `dy_TH`."""
     dy_TH, dresidual_TH, (rows, width) = dy_TH.contiguous(), dresidual_TH.contiguous(), x_TH.shape
     dx_TH = torch.empty_like(dy_TH)
-    block, wide, warps = _row_block(width)
+    block, wide, warps = _row_block(width, tile=2048, each=8)
     programs = max(min(triton.cdiv(rows, block), _resident_programs(x_TH.device)), 1)
     partial_PH = dy_TH.new_empty(programs, width, dtype=torch.float32)
     _norm_backward_kernel[(programs,)](
@@ -219,9 +222,9 @@ def swiglu(gate_up_TF: Tensor) -> Tensor:
     """`layer_torch.swiglu`."""
     rows, inner = len(gate_up_TF), gate_up_TF.shape[1] // 2
     product_TI = gate_up_TF.new_empty(rows, inner)
+    blocks = triton.cdiv(inner, COLUMNS)
     if rows:
-        grid = (rows, triton.cdiv(inner, COLUMNS))
-        _swiglu_kernel[grid](gate_up_TF.contiguous(), product_TI, inner, BLOCK=COLUMNS, num_warps=4)
+        _swiglu_kernel[(rows * blocks,)](gate_up_TF.contiguous(), product_TI, inner, blocks, BLOCK=COLUMNS, num_warps=4)
     return product_TI
 
 
@@ -230,9 +233,11 @@ def swiglu_backward(gate_up_TF: Tensor, dproduct_TI: Tensor, *, reuse: bool) -> 
     gate_up_TF, dproduct_TI = gate_up_TF.contiguous(), dproduct_TI.contiguous()
     rows, inner = dproduct_TI.shape
     dgate_up_TF = gate_up_TF if reuse else torch.empty_like(gate_up_TF)
+    blocks = triton.cdiv(inner, COLUMNS)
     if rows:
-        grid = (rows, triton.cdiv(inner, COLUMNS))
-        _swiglu_backward_kernel[grid](gate_up_TF, dproduct_TI, dgate_up_TF, inner, BLOCK=COLUMNS, num_warps=4)
+        _swiglu_backward_kernel[(rows * blocks,)](
+            gate_up_TF, dproduct_TI, dgate_up_TF, inner, blocks, BLOCK=COLUMNS, num_warps=4
+        )
     return dgate_up_TF, dproduct_TI
 
 
@@ -249,7 +254,7 @@ def rotate(
     rows, size = len(qkv_TF), qkv_TF.shape[1] // (heads + 2 * kv_heads)
     parts = [qkv_TF.new_empty(rows, count, size) for count in (heads, kv_heads, kv_heads)]
     if rows:
-        _rotate_kernel[(triton.cdiv(rows, TOKENS), heads + 2 * kv_heads)](
+        _rotate_kernel[(triton.cdiv(rows, TOKENS) * (heads + 2 * kv_heads),)](
             qkv_TF.contiguous(), *parts, *(norms or (None, None)), cos_TD.contiguous(), sin_TD.contiguous(),
             rows, heads, kv_heads, size, eps,
             NORM=norms is not None, ROWS=TOKENS, HALF=triton.next_power_of_2(size // 2), num_warps=4,
@@ -273,7 +278,7 @@ def rotate_backward(
     blocks = triton.cdiv(rows, TOKENS)
     dweights = None if norms is None else dqkv_TF.new_zeros(blocks, heads + kv_heads, size, dtype=torch.float32)
     if rows:
-        _rotate_backward_kernel[(blocks, heads + 2 * kv_heads)](
+        _rotate_backward_kernel[(blocks * (heads + 2 * kv_heads),)](
             dquery_THD.contiguous(), dkey_TGD.contiguous(), dvalue_TGD.contiguous(),
             None if qkv_TF is None else qkv_TF.contiguous(), *(norms or (None, None)),
             cos_TD.contiguous(), sin_TD.contiguous(), dqkv_TF, dweights, rows, heads, kv_heads, size, eps,
@@ -286,10 +291,11 @@ def rotate_backward(
     return dqkv_TF, dquery_D, dkey_D
 
 
-def _row_block(width: int) -> tuple[int, int, int]:
-    """(rows, columns, warps) of a program that holds whole rows."""
+def _row_block(width: int, *, tile: int, each: int) -> tuple[int, int, int]:
+    """(rows, columns, warps) of a program that holds whole rows, about `tile` elements, `each` of them in a thread."""
     wide = triton.next_power_of_2(width)
-    return max(TILE // wide, 1), wide, 4 if wide <= TILE else 8 if wide <= 2 * TILE else 16
+    rows = max(tile // wide, 1)
+    return rows, wide, min(max(rows * wide // (32 * each), 4), 32)
 
 
 def _resident_programs(device: torch.device) -> int:
