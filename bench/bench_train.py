@@ -29,7 +29,7 @@ from torch.nn.functional import linear
 from fastgrpo.config import Grpo
 from fastgrpo.kernels import layer_torch
 from fastgrpo.kernels.layer import passes_on, stacked
-from fastgrpo.policy import fused_layers
+from fastgrpo.policy import fused_layers, packed_attention
 from fastgrpo.policy.model import Policy
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.loss import policy_loss
@@ -102,8 +102,7 @@ def layers_as(policy: Policy, *fused: str, recompute: bool = False, checkpointin
     finally:
         policy.gradient_checkpointing(False)
         policy.model.zero_grad()
-        for layer in policy.model.base_model.layers:
-            vars(layer).pop("forward", None)
+        fused_layers.restore_layers(policy.model.base_model)
         for name, function in before.items():
             setattr(fused_layers, name, function)
 
@@ -260,9 +259,8 @@ def main() -> None:
     made = samples(policy.head_weight.shape[0], options.tokens, options.length)
     (batch,) = pack(made, [1e-6] * len(made), max(options.tokens, options.length), device)
     name = torch.cuda.get_device_name() if CUDA else platform.processor() or "CPU"
-    attention = (
-        "flash-attn" if fused_layers.packed_attention.__globals__["flash_attn_varlen_func"] else "torch's varlen"
-    )
+    flash = packed_attention._flash_attention(device) if CUDA else None
+    attention = "torch's varlen attention" if flash is None else flash.__module__.split(".")[0]
     title = f"{name}, torch {torch.__version__}, {attention}; {options.size}, {len(batch.input_ids_T)} tokens"
     print(title)
     if options.length:

@@ -38,6 +38,13 @@ def fuse_layers(decoder: nn.Module, *, recompute_mlp: bool = False) -> bool:
     return True
 
 
+def restore_layers(decoder: nn.Module) -> None:
+    """Let the layers of `decoder` run as transformers has them."""
+    layers: Any = decoder.layers
+    for layer in layers:
+        vars(layer).pop("forward", None)
+
+
 def may_fuse(config: PretrainedConfig) -> bool:
     """Whether a model of this configuration has fused layers, unless it has adapters or torch compiles it."""
     return config.model_type in MODELS and config.hidden_act == "silu" and not getattr(config, "mlp_bias", False)

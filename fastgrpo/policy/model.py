@@ -30,7 +30,7 @@ from fastgrpo.errors import UserError, first_line
 from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import check_architecture, check_readable, check_weights, logit_transform
 from fastgrpo.policy.fsdp import gathered, load_sharded
-from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, stack_weights
+from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.ranks.collectives import STEP_WAIT_S, rank_and_world
@@ -150,7 +150,8 @@ class Policy:
             recompute_mlps(decoder)
 
     def compile_layers(self) -> None:
-        """Fuse each decoder layer with torch.compile: a minute at the first step, repaid on GPU."""
+        """Fuse each decoder layer with torch.compile instead: a minute at the first step."""
+        restore_layers(self.model.base_model)
         layers: Any = self.model.base_model.layers
         for layer in layers:
             layer.compile(dynamic=True)

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from fastgrpo.errors import UserError
-from fastgrpo.policy.fused_layers import recompute_mlps
+from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.training.memory import (
     GIB,
@@ -197,8 +197,7 @@ def test_activations_are_what_autograd_keeps(tmp_path: Path, kept: str, kind, la
     options = {"recompute_mlp": kept == "no mlp", "gradient_checkpointing": kept == "hidden states"}
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, head_dim=32), **options)
     if layers == "plain":
-        for layer in policy.model.base_model.layers:
-            del layer.forward
+        restore_layers(policy.model.base_model)
         if kept == "no mlp":
             recompute_mlps(policy.model.base_model)
     tokens, config = 512, policy.model.config
