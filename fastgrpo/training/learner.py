@@ -192,6 +192,7 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
     policy = load_policy(
         weights,
         gradient_checkpointing=config.model.gradient_checkpointing,
+        recompute_mlp=config.model.recompute_mlp,
         compile_layers=config.model.compile,
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,
