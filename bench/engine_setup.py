@@ -247,7 +247,15 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_threshold: float = 0.2) -> None:
+    def __init__(
+        self,
+        folder: str,
+        work: Workload,
+        *,
+        kv_gib: float = 16.0,
+        parity_threshold: float = 0.2,
+        engine: Callable[..., Any] = Engine,
+    ) -> None:
         self.folder, self.work, self.kv_gib = folder, work, kv_gib
         options: dict[str, Any] = {
             "dtype": "bfloat16" if CUDA else "float32",
@@ -256,7 +264,7 @@ class Setup:
             "max_num_seqs": work.sequences,
             "parity_threshold": parity_threshold,
         }
-        self.engine, self.start_seconds = timed(lambda: Engine(folder, **options))
+        self.engine, self.start_seconds = timed(lambda: engine(folder, **options))
         dtype = torch.bfloat16 if CUDA else torch.float32
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
         self.first_sync = self.engine.sync(self.policy)

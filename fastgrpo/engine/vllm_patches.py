@@ -38,16 +38,7 @@ def vllm_adjusted() -> Iterator[None]:
             stack.enter_context(output_kept_back())
             keep_own_logprobs_only()
             if torch.cuda.is_available():
-                from vllm.v1.worker.gpu_worker import Worker
-
-                pool = Worker._maybe_get_memory_pool_context
-                stack.enter_context(
-                    replaced(
-                        Worker,
-                        "_maybe_get_memory_pool_context",
-                        lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag),
-                    )
-                )
+                keep_weights_awake()
             else:
                 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
                 from vllm.model_executor.layers import utils
@@ -67,6 +58,17 @@ def vllm_adjusted() -> Iterator[None]:
             os.environ.pop("LD_PRELOAD", None)
         else:
             os.environ["LD_PRELOAD"] = preload
+
+
+@cache
+def keep_weights_awake() -> None:
+    """vLLM's weights on a GPU live outside its sleep pool; in the process that has its worker, before it loads them."""
+    from vllm.v1.worker.gpu_worker import Worker
+
+    pool = Worker._maybe_get_memory_pool_context
+    Worker._maybe_get_memory_pool_context = (  # type: ignore[method-assign]
+        lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag)
+    )
 
 
 def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:

@@ -1,0 +1,9 @@
+"""What vLLM imports in its worker's process, where that is one of its own, before it loads the model."""
+
+from fastgrpo.engine.vllm_patches import keep_weights_awake
+
+keep_weights_awake()
+
+
+class Worker:
+    """The worker's further base (`worker_extension_cls`): importing it is all it is for."""
