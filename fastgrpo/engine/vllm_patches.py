@@ -37,20 +37,7 @@ def vllm_adjusted() -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(output_kept_back())
             keep_own_logprobs_only()
-            if torch.cuda.is_available():
-                keep_weights_awake()
-            else:
-                from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
-                from vllm.model_executor.layers import utils
-                from vllm.v1.sample import sampler
-
-                sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
-                stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
-                stack.enter_context(
-                    replaced(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False)
-                )
-                # torch 2.13 says so at each of vLLM's gathers.
-                warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
+            stack.enter_context(worker_adjusted())
             yield
     finally:
         torch.set_num_threads = set_num_threads
@@ -60,15 +47,32 @@ def vllm_adjusted() -> Iterator[None]:
             os.environ["LD_PRELOAD"] = preload
 
 
-@cache
-def keep_weights_awake() -> None:
-    """vLLM's weights on a GPU live outside its sleep pool; in the process that has its worker, before it loads them."""
-    from vllm.v1.worker.gpu_worker import Worker
+@contextmanager
+def worker_adjusted() -> Iterator[None]:
+    """`vllm_adjusted`'s part in the process that has vLLM's worker, which loads the model in the block."""
+    with ExitStack() as stack:
+        if torch.cuda.is_available():
+            from vllm.v1.worker.gpu_worker import Worker
 
-    pool = Worker._maybe_get_memory_pool_context
-    Worker._maybe_get_memory_pool_context = (  # type: ignore[method-assign]
-        lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag)
-    )
+            pool = Worker._maybe_get_memory_pool_context
+            stack.enter_context(
+                replaced(
+                    Worker,
+                    "_maybe_get_memory_pool_context",
+                    lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag),
+                )
+            )
+        else:
+            from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+            from vllm.model_executor.layers import utils
+            from vllm.v1.sample import sampler
+
+            sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
+            stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
+            stack.enter_context(replaced(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False))
+            # torch 2.13 says so at each of vLLM's gathers.
+            warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
+        yield
 
 
 def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:

@@ -1,8 +1,10 @@
 """What vLLM imports in its worker's process, where that is one of its own, before it loads the model."""
 
-from fastgrpo.engine.vllm_patches import keep_weights_awake
+from fastgrpo.engine.vllm_patches import worker_adjusted
 
-keep_weights_awake()
+# As long as the process lives.
+_adjusted = worker_adjusted()
+_adjusted.__enter__()
 
 
 class Worker:
