@@ -370,7 +370,7 @@ def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
     environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     # The worker's process is started where this one's GPU is not in use yet, and shares no connection with it.
-    environment["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+    environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     if torch.cuda.is_available():
         index, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index].strip() if visible else str(index)
