@@ -109,7 +109,8 @@ class Engine:
         if worker_process:
             options |= {"distributed_executor_backend": "mp", "worker_extension_cls": "fastgrpo.engine.worker.Worker"}
         options |= _device_options(max_model_len, free_share)
-        with vllm_adjusted():
+        # A worker's process keeps this one's output, and must not keep what is thrown away once the engine has started.
+        with vllm_adjusted(quiet=not worker_process):
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 

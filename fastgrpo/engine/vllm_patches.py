@@ -16,10 +16,10 @@ from fastgrpo.engine.process import output_kept_back, replaced
 
 
 @contextmanager
-def vllm_adjusted() -> Iterator[None]:
+def vllm_adjusted(*, quiet: bool = True) -> Iterator[None]:
     """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
 
-    - One process, quiet.
+    - Its scheduler is in this process; `quiet`: what it prints at start is shown only where it fails.
     - CPU: linear weights stay plain. vLLM would prepack them for oneDNN and empty the parameters; in float32 the plain
       path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
       reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine. Ranks speak
@@ -35,7 +35,8 @@ def vllm_adjusted() -> Iterator[None]:
     preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
     try:
         with ExitStack() as stack:
-            stack.enter_context(output_kept_back())
+            if quiet:
+                stack.enter_context(output_kept_back())
             keep_own_logprobs_only()
             stack.enter_context(worker_adjusted())
             yield

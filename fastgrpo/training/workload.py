@@ -35,6 +35,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         key_copies=_key_copies(config),
         ranks=ranks,
         tensor_parallel=config.engine.tensor_parallel,
+        own_process=config.engine.process == "own",
         on_gpu=device.type == "cuda",
     )
     capacity = device_capacity(device)
