@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import struct
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastgrpo.engine.child import Child
 from fastgrpo.engine.completion import Completion, unpacked
 from fastgrpo.engine.engine import free_memory_share
 from fastgrpo.engine.process import interrupt_deferred
@@ -43,12 +38,8 @@ STEP_S = 0.005
 # What a step may take beyond its deadline before this process says so, when the other one has not.
 GRACE_S = 5.0
 CLOSE_S = 20.0
-HOST = ("-m", "fastgrpo.engine.host")
 # The first step, which may compile, may take as many times longer.
 FIRST = 10
-LAST_WORDS_LINES = 40
-# What torchrun says to its ranks: the engine's process is none of them.
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class EngineDied(UserError):
@@ -74,7 +65,8 @@ class EngineProcess:
         self._requests: list[tuple[int, np.ndarray, dict[str, Any]]] = []
         self._next, self._paused, self._stepped = 0, False, False
         self._signed = time.monotonic()
-        self._child: _Child | None = _Child(self._step_timeout_s + GRACE_S)
+        self._lost: Exception | None = None
+        self._child: Child | None = Child(self._step_timeout_s + GRACE_S)
         gpu = torch.cuda.is_available()
         share = free_memory_share() if gpu else None
         options |= {"model_path": os.fspath(model_path), "seed": seed, "free_share": share}
@@ -134,7 +126,7 @@ class EngineProcess:
         self._requests = [request for request in self._requests if request[0] not in dropped]
         for number in dropped:
             del self._keys[number]
-        if dropped - waiting:
+        if dropped - waiting and self._lost is None:
             self._tell("abort", sorted(dropped - waiting))
 
     def abort_all(self) -> None:
@@ -184,7 +176,7 @@ class EngineProcess:
         if child is None:
             return
         try:
-            with suppress(EngineDied):
+            with suppress(EngineDied, ValueError):
                 if torch.cuda.is_available():
                     # What it gives back makes room for the policy's own weights.
                     self._call("sleep", seconds=CLOSE_S)
@@ -195,10 +187,20 @@ class EngineProcess:
             child.end(GRACE_S)
 
     @property
-    def _alive(self) -> _Child:
+    def _alive(self) -> Child:
+        """The other process; raises what it was lost by, again and again."""
+        if self._lost is not None:
+            raise self._lost
         if self._child is None:
             raise EngineDied("the engine's process has ended")
         return self._child
+
+    def _lose(self, error: Exception, patience_s: float = 0.0) -> Exception:
+        """End the process, if it has not ended within `patience_s`, by an error that is then every later call's."""
+        child = self._alive
+        child.end(patience_s)
+        self._lost = error
+        return error
 
     def _send_requests(self) -> None:
         if self._requests:
@@ -235,8 +237,7 @@ class EngineProcess:
                 return message[1]
             if message is not None and finished is not None:
                 finished += self._finished(message)
-        self._alive.end()
-        raise EngineDied(f"{complaint} after {seconds:g} s{self._alive.said()}")
+        raise self._lose(EngineDied(f"{complaint} after {seconds:g} s{self._alive.said()}"))
 
     def _hear(self, seconds: float) -> tuple[Any, ...] | None:
         """The next message, None if there is none in `seconds`."""
@@ -275,28 +276,25 @@ class EngineProcess:
         if time.monotonic() - self._signed > limit + GRACE_S:
             raise self._hangs(limit)
 
-    def _hangs(self, limit: float) -> EngineDied:
-        self._alive.end()
-        return EngineDied(
-            f"generation hangs: a step of vLLM took over {limit:g} s; raise engine.step_timeout_s if it may"
-        )
+    def _hangs(self, limit: float) -> Exception:
+        complaint = f"a step of vLLM took over {limit:g} s; raise engine.step_timeout_s if it may"
+        return self._lose(EngineDied(f"generation hangs: {complaint}"))
 
     def _failed(self, kind: str, text: str) -> Exception:
-        self._alive.end(GRACE_S)
         if kind == "ValueError":
-            return ValueError(text)
+            return self._lose(ValueError(text), GRACE_S)
         self._alive.show()
-        return EngineDied(f"the engine's process failed: {kind}: {text.splitlines()[0]}")
+        return self._lose(EngineDied(f"the engine's process failed: {kind}: {text.splitlines()[0]}"), GRACE_S)
 
-    def _died(self) -> EngineDied:
+    def _died(self) -> Exception:
         child = self._alive
         child.end(GRACE_S)
         words, status = child.said(), child.process.returncode
         if status == USER_ERROR:
-            return EngineDied(words.removeprefix(": "))
+            return self._lose(EngineDied(words.removeprefix(": ")))
         child.show()
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return EngineDied(f"the engine's process {how}{words}; continue with --resume")
+        return self._lose(EngineDied(f"the engine's process {how}{words}; continue with --resume"))
 
 
 class _Model:
@@ -317,61 +315,3 @@ class _Model:
                 self._load(lent.handles)
             finally:
                 lent.close()
-
-
-class _Child:
-    """The process, its end of the connection, and the file that all it prints goes to."""
-
-    def __init__(self, timeout_s: float) -> None:
-        """A message of which one part comes, or is taken, and for `timeout_s` no other is a BlockingIOError."""
-        ours, theirs = socket.socketpair()
-        limit = struct.pack("ll", int(timeout_s), 0)
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            ours.setsockopt(socket.SOL_SOCKET, option, limit)
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", *HOST, str(theirs.fileno())],
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=self._printed,
-            stderr=self._printed,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
-        theirs.close()
-        self.connection = Connection(ours.detach())
-
-    def end(self, patience_s: float = 0.0) -> None:
-        """The process and what it started are gone, killed after `patience_s`. Idempotent."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(patience_s)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.connection.close()
-
-    def said(self) -> str:
-        """The last line that it printed, after a colon; nothing where there is none."""
-        lines = self._lines()
-        return f": {lines[-1].removeprefix('error: ')}" if lines else ""
-
-    def show(self) -> None:
-        """Print its last lines, which say where it failed."""
-        print("\n".join(self._lines()[-LAST_WORDS_LINES:]), file=sys.stderr, flush=True)
-
-    def _lines(self) -> list[str]:
-        # Where the process writes next is not moved.
-        size = os.fstat(self._printed.fileno()).st_size
-        return os.pread(self._printed.fileno(), size, 0).decode(errors="replace").rstrip().splitlines()
-
-
-def _environment() -> dict[str, str]:
-    """This process's, with its modules and its GPU and without torchrun's ranks."""
-    environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-    # The worker's process is started where this one's GPU is not in use yet, and shares no connection with it.
-    environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    if torch.cuda.is_available():
-        index, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index].strip() if visible else str(index)
-    return environment

@@ -52,7 +52,7 @@ class Lent:
             self._move(on_cpu)
         for name, tensor in tensors.items():
             if name not in on_cpu:
-                self.handles[name] = OnGpu(reduce_tensor(tensor)[1])
+                self.handles[name] = OnGpu(reduce_tensor(tensor.detach().as_subclass(Tensor))[1])
 
     def _move(self, tensors: Mapping[str, Tensor]) -> None:
         size, offsets = 0, {}

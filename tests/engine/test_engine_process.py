@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from fastgrpo.config import Config
-from fastgrpo.engine import engine_process
+from fastgrpo.engine import child, engine_process
 from fastgrpo.engine.completion import Completion, packed, unpacked
 from fastgrpo.engine.engine_process import EngineDied, EngineProcess
 from fastgrpo.engine.weight_sync import ParityError
@@ -228,6 +228,11 @@ def test_the_policy_keeps_its_weights_when_the_process_hangs(tiny_folder: Path, 
         finish(engine)
     assert time.monotonic() - begun < 10
     assert gone(pids)
+    # Whoever asks next hears the same, and what only drops requests has nothing to do.
+    engine.abort_all()
+    assert not engine.busy
+    with pytest.raises(EngineDied, match="generation hangs"):
+        engine.settle()
     engine.close()
     for ours, before in zip(policy.logprobs(PROMPTS), expected, strict=True):
         assert torch.equal(ours, before)
@@ -265,7 +270,7 @@ connection.recv()
 def test_whatever_becomes_of_the_process_is_a_typed_error(
     monkeypatch: pytest.MonkeyPatch, then: str, error: type[Exception], said: str
 ) -> None:
-    monkeypatch.setattr(engine_process, "HOST", ("-c", FAKE + then))
+    monkeypatch.setattr(child, "HOST", ("-c", FAKE + then))
     monkeypatch.setattr(engine_process, "START_S", 1.0 if "sleep" in then else 20.0)
     monkeypatch.setattr(engine_process, "GRACE_S", 1.0)
     with pytest.raises(error, match=said):
@@ -276,7 +281,7 @@ def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     """Here while the engine still starts."""
     program = """
 import os, subprocess, sys, threading, time
-from fastgrpo.engine import engine_process
+from fastgrpo.engine import child, engine_process
 started = []
 popen = subprocess.Popen
 class Watched(popen):
@@ -284,7 +289,7 @@ class Watched(popen):
         super().__init__(*args, **options)
         print(self.pid, flush=True)
         threading.Timer(0.5, os._exit, [0]).start()
-engine_process.subprocess.Popen = Watched
+subprocess.Popen = Watched
 engine_process.EngineProcess("nowhere", max_model_len=16)
 """
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
