@@ -37,6 +37,14 @@ VARIANTS: dict[str, Callable[..., Any]] = {
 LINE = "ROW "
 
 
+def workload(size: str) -> Workload:
+    """What is decoded: on a CPU 32 sequences of 64 + 128 tokens."""
+    work = Workload(size)
+    work.completion_tokens = 256 if CUDA else 128
+    work.max_model_len = work.prompt_tokens + work.completion_tokens + 32
+    return work
+
+
 def prompts_of(work: Workload, encode: Callable[[str], list[int]]) -> list[list[int]]:
     """The token ids of each sequence's prompt."""
     problems, environment = work.problems(1)
@@ -74,7 +82,7 @@ def lock_held() -> Iterator[None]:
 
 def ours(folder: str, size: str, variant: str) -> None:
     """Speeds of the engine started as `variant`, and whether its weights are the policy's."""
-    work = Workload(size).shorter()
+    work = workload(size)
     setup = Setup(folder, work, engine=VARIANTS[variant])
     told(f"{variant}: engine start, s", f"{setup.start_seconds:.1f}")
     told(f"{variant}: parity, nats mean", f"{setup.first_sync.parity_mean:.4f}")
@@ -117,7 +125,7 @@ async def vllm_itself(folder: str, size: str) -> None:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    work = Workload(size).shorter()
+    work = workload(size)
     options: dict[str, Any] = {"kv_cache_memory_bytes": int((16 if CUDA else 0.2) * 2**30), "enforce_eager": not CUDA}
     options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "skip_tokenizer_init": True}
     options |= {"dtype": "bfloat16" if CUDA else "float32", "disable_log_stats": True, "async_scheduling": True}
