@@ -135,8 +135,9 @@ class Engine(Section, frozen=True):
         float, Meta(gt=0, description="stop where a completion, its wait for others included, takes longer than this")
     ] = 1800.0
     process: Annotated[
-        Literal["shared", "own"], Meta(description="vLLM decodes in the trainer's process, or in one of its own")
-    ] = "shared"
+        Literal["auto", "own", "shared"],
+        Meta(description="vLLM decodes in a process of its own, or in the trainer's; auto = own on a GPU"),
+    ] = "auto"
     tensor_parallel: Annotated[
         int, Meta(ge=1, description="ranks that hold one vLLM together; above 1 training is sharded over all ranks")
     ] = 1

@@ -12,7 +12,7 @@ import torch
 from fastgrpo.config import Config
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
-from fastgrpo.engine.process import without_wildcards
+from fastgrpo.engine.process import own_process, without_wildcards
 from fastgrpo.errors import UserError
 from fastgrpo.policy.model import policy_dtype
 from fastgrpo.signals import interruptible
@@ -50,6 +50,6 @@ def _open(config: Config, folder: str, kv_cache_gib: float | None) -> AnyEngine:
         "parity_threshold": config.engine.parity_threshold,
         "step_timeout_s": config.engine.step_timeout_s,
     }
-    if config.engine.process == "own":
+    if own_process(config):
         return EngineProcess(folder, **options)
     return Engine(folder, tensor_parallel=config.engine.tensor_parallel, **options)
