@@ -31,6 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
@@ -254,7 +255,7 @@ class Setup:
         *,
         kv_gib: float = 16.0,
         parity_threshold: float = 0.2,
-        engine: Callable[..., Any] = Engine,
+        engine: Callable[..., Any] = EngineProcess if CUDA else Engine,
     ) -> None:
         self.folder, self.work, self.kv_gib = folder, work, kv_gib
         options: dict[str, Any] = {
