@@ -128,7 +128,7 @@ class Model(Section, frozen=True):
 
 
 class Engine(Section, frozen=True):
-    """vLLM, colocated in the training process."""
+    """vLLM, on the trainer's own device and weights."""
 
     dtype: Annotated[Dtype, Meta(description="weights in vLLM and in the trainer; auto = bfloat16 on a GPU")] = "auto"
     max_model_len: Annotated[int, Meta(ge=16, description="tokens of prompt + completions")] = 4096
@@ -145,6 +145,10 @@ class Engine(Section, frozen=True):
     completion_timeout_s: Annotated[
         float, Meta(gt=0, description="stop where a completion, its wait for others included, takes longer than this")
     ] = 1800.0
+    process: Annotated[
+        Literal["auto", "own", "shared"],
+        Meta(description="vLLM decodes in a process of its own, or in the trainer's; auto = own on a GPU"),
+    ] = "auto"
     tensor_parallel: Annotated[
         int, Meta(ge=1, description="ranks that hold one vLLM together; above 1 training is sharded over all ranks")
     ] = 1

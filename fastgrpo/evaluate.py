@@ -24,7 +24,7 @@ from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.doctor import require_ready
-from fastgrpo.engine.engine import Engine, open_engine
+from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
@@ -73,7 +73,7 @@ class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def evaluate(
-    engine: Engine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, stage: str
+    engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, stage: str
 ) -> list[EvalRow]:
     """`config.eval.samples` rollouts of each problem; those that failures of the environment ended are left out.
 

@@ -11,7 +11,7 @@ from fastgrpo import evaluate, solve
 from fastgrpo.cli import CommandLine, parse
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
-from fastgrpo.engine import engine as engine_module
+from fastgrpo.engine import opening
 from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.report import write_report
@@ -120,10 +120,10 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
             "1 validation error for ModelConfig\n  Value error, max_model_len (8192) is too long\n  For more"
         )
 
-    monkeypatch.setattr(engine_module, "Engine", refuse)
+    monkeypatch.setattr(opening, "Engine", refuse)
     with (
         pytest.raises(UserError, match=r"^vLLM does not start with folder .*: max_model_len \(8192\) is too long$"),
-        engine_module.open_engine(CONFIG, Path("folder")),
+        opening.open_engine(CONFIG, Path("folder")),
     ):
         pass
 
