@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from fastgrpo_sandbox.pool import RUNS_PER_CELL, SandboxPool
+from fastgrpo_sandbox.pool import SandboxPool
 from fastgrpo_sandbox.remote import NEEDS_EXTRA
-from fastgrpo_sandbox.types import Limits, SandboxUnavailable
+from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, SandboxUnavailable
 
 if TYPE_CHECKING:
     from aiohttp import web
