@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import openai
+from openai._base_client import get_platform
 
 from fastgrpo.rollouts.openai_form import Reply
 
@@ -54,9 +55,16 @@ class _Direct(_httpx.AsyncBaseTransport):  # type: ignore[misc]
 
 
 def direct_client(ask: Ask, url: str) -> openai.AsyncOpenAI:
-    """A client of the endpoint at `url` whose requests are answered by `ask`: `with_options` gives it a rollout's key.
+    """A client of the endpoint at `url` whose requests are answered by `ask`: `with_key` gives it a rollout's key.
 
     It waits as long as the endpoint does, and does not ask twice.
     """
     http = _httpx.AsyncClient(transport=_Direct(ask), trust_env=False)
     return openai.AsyncOpenAI(base_url=url, api_key="-", http_client=http, max_retries=0, timeout=REQUEST_S)
+
+
+def with_key(client: openai.AsyncOpenAI, key: str) -> openai.AsyncOpenAI:
+    """A copy for one rollout, which shares the original's connections."""
+    made = client.with_options(api_key=key)
+    made._platform = get_platform()  # else each copy finds it out in a thread
+    return made

@@ -10,14 +10,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 from openai import AsyncOpenAI
 
-from fastgrpo.rollouts.direct_client import direct_client
+from fastgrpo.rollouts.direct_client import direct_client, with_key
 from fastgrpo.rollouts.openai_form import JSON, MODEL, Refused, Reply, Request, completion, error, events
 from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.rollouts.session import Access, Complete, FirstPrompts, Session
@@ -47,7 +47,7 @@ class Endpoint:
         session = Session(self._complete, self._chat, self._sampling, seed, self._first_prompts)
         self._sessions[session.key] = session
         try:
-            yield session, Access(self.url, session.key, lambda: self._client.with_options(api_key=session.key))
+            yield session, Access(self.url, session.key, partial(self._client_of, session.key))
         finally:
             del self._sessions[session.key]
             session.close()
@@ -74,6 +74,9 @@ class Endpoint:
     @cached_property
     def _client(self) -> AsyncOpenAI:
         return direct_client(self.ask, self.url)
+
+    def _client_of(self, key: str) -> AsyncOpenAI:
+        return with_key(self._client, key)
 
     async def _completed(self, session: Session, body: bytes) -> Reply:
         request = msgspec.json.decode(body, type=Request)
