@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from fastgrpo.config import Config
 from fastgrpo.flow.environment import status_of
 from fastgrpo.flow.jails import open_pool
-from fastgrpo.flow.limits import WorkflowLimits, run_limits
+from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import public_feedback, run_all_tests, solution_of
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.record.log import RunLog
@@ -71,5 +71,5 @@ def _result(problem: Problem, last: Execution) -> Result:
 @asynccontextmanager
 async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[ProgramEnvironment]:
     """The plain code task with a jail pool of its own; `log` shows the jails in flight."""
-    async with open_pool(config.sandbox.cells, run_limits(config.sandbox), log) as pool:
+    async with open_pool(config.sandbox, log) as pool:
         yield ProgramEnvironment(pool)
