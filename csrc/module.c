@@ -28,6 +28,7 @@ static PyObject *serve(PyObject *self, PyObject *args) {
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
+    if (!ending_begin()) return NULL;
     image_seal();
     image_pack(proc);
     uint32_t base_mb = address_space_mb(proc); /* before the arena, which children do not inherit */
@@ -110,7 +111,8 @@ static PyObject *receive(PyObject *self, PyObject *args) {
         return Py_BuildValue("(y#i)", payload + taken, (Py_ssize_t)(length - taken), has_peer ? PEER_FD : -1);
     payload[length] = 0;
     plain_source = payload + 1;
-    if (run_source(plain_source, file, module) != 0 || PyObject_CallNoArgs(end) == NULL) return NULL;
+    if (run_source(plain_source, file, module) != 0) return NULL;
+    if (ending_due() && PyObject_CallNoArgs(end) == NULL) return NULL;
     _exit(write(CHANNEL_FD, result.buf, (size_t)result.len) == result.len ? 0 : 1);
 }
 
@@ -134,13 +136,19 @@ static PyObject *verdict(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *seal(PyObject *self, PyObject *args) {
+    image_seal();
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"seal", seal, METH_NOARGS, "seal(): what is made from here on lies together, in pages that hold nothing else."},
     {"serve", serve, METH_VARARGS,
      "serve(host_fd, proc_fd, groups_fd or -1, armed): fork a jailed child for each job; returns None, in a child only."},
     {"receive", receive, METH_VARARGS,
      "receive(file, module, result, end) -> (payload, peer_fd or -1): wait for a job, then confine this child. A plain "
-     "script is run here, in `module`; then this raises what it raises, or calls `end`, sends `result` and ends the "
-     "process."},
+     "script is run here, in `module`; then this raises what it raises, or calls `end` if there is anything left to "
+     "end, sends `result` and ends the process."},
     {"run", run, METH_VARARGS, "run(source, file, module): execute a script and flush what it printed."},
     {"source", source, METH_NOARGS, "source() -> the plain script that receive() ran, or an empty string."},
     {"keep", keep, METH_NOARGS, "keep(): hold the verdict's secret for the calling frame."},
