@@ -11,13 +11,16 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import remote
+from . import mirrors, remote
+from .annotations import alias, alias_parts
 from .kinds import KINDS as KINDS_OF_OBJECTS
 from .known import (
     KEPT_BACK,
     PLAIN_BASES,
+    abstract_bases,
     differs,
     error,
+    is_abstract,
     known,
     known_name,
     library_place,
@@ -71,6 +74,9 @@ class Objects:
         place = remote.place_of(value)
         if place is not None:
             return {"yours": place[1]}
+        parts = alias_parts(value)
+        if parts is not None:
+            return {"alias": [codec.tag(part) for part in parts]}
         if isinstance(value, type):
             known = known_name(value)
             return {"type": known} if known else {"class": self._class(value)}
@@ -78,6 +84,8 @@ class Objects:
             return {"error": [known_name(type(value)), codec.tag(value.args), codec.tag(plain_state(value))]}
         if isinstance(value, types.CodeType) and not self.is_guarded:
             return {"code": [codec.tag(getattr(value, name)) for name in CODE]}
+        if type(value) is types.WrapperDescriptorType and vars(object).get(value.__name__) is value:
+            return {"slot": value.__name__}
         if isinstance(value, KEPT_BACK):
             raise TypeError(f"a {type(value).__name__} stays in its own process")
         if self.is_guarded and isinstance(value, types.BuiltinFunctionType | types.FunctionType):
@@ -130,7 +138,8 @@ class Objects:
         specials = [each for each in remote.SPECIALS if differs(kind, base, each)]
         if kind.__hash__ is None and "__hash__" in specials:
             specials.remove("__hash__")
-        return [number, kind.__name__, bases, None if base is object else known_name(base), specials, names]
+        plain = None if base is object else known_name(base)
+        return [number, kind.__name__, bases, plain, specials, names, abstract_bases(kind, base)]
 
     def take(self, name: str, body: Any, codec: Codec) -> Any:
         match name:
@@ -145,6 +154,10 @@ class Objects:
             case "function" if not self.is_guarded:
                 module, _, own = body.rpartition(".")
                 return getattr(importlib.import_module(module), own)
+            case "alias":
+                return alias(*map(codec.untag, body))
+            case "slot":
+                return _slot(body)
             case "code":
                 return _signature_code(map(codec.untag, body))
             case "mine":
@@ -180,7 +193,7 @@ class Objects:
     def _mirror(self, number: int, *description: Any) -> type:
         if number in self._proxies:
             return self._proxies[number]
-        name, bases, base_name, specials, names = description
+        name, bases, base_name, specials, names, library = description
         if any(each.startswith("_") for each in names):
             raise ValueError("a class cannot say how it is looked at")
         base = object if base_name is None else known(base_name)
@@ -188,11 +201,18 @@ class Objects:
             raise ValueError(f"{base_name} is no plain type")
         parents = tuple(self._mirror(*each) for each in bases)
         kinds = tuple(each for each in (base,) if base is not object and not any(issubclass(p, base) for p in parents))
-        made = remote.mirror(
-            (self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), base, specials, names
-        )
+        form = mirrors.Form(base, specials, names, tuple(filter(is_abstract, map(known, library))))
+        made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form)
         self._proxies[number] = made
         return made
+
+
+def _slot(name: str) -> Any:
+    """What every class has of object, if it has none of its own."""
+    found = vars(object).get(name)
+    if type(found) is not types.WrapperDescriptorType:
+        raise ValueError(f"object has no slot {name!r}")
+    return found
 
 
 def _signature_code(values: Iterable[Any]) -> types.CodeType:

@@ -19,7 +19,8 @@ from typing import Any
 
 import _jail
 
-from . import judge, unit
+from . import judge, remote, unit
+from .annotations import ask_for_hints
 from .peer import Peer
 from .syntax import compile_source
 from .wire import CHANNEL, RESULT, frame, result_body, send_result
@@ -202,6 +203,7 @@ def _solution(job: dict[str, Any], peer: int) -> int:
 
 
 def _judge(job: dict[str, Any], peer: int) -> int:
+    ask_for_hints(remote.type_hints, lambda value: remote.place_of(value) is not None)
     send_result(tests=judge.verdicts(job, peer))
     return 0
 
