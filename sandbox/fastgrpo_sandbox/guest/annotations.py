@@ -9,12 +9,11 @@ import importlib
 import operator
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 FORMS = (typing._SpecialForm, typing._SpecialGenericAlias)  # type: ignore[attr-defined]
 Parts = list[Any]
-_local_hints = typing.get_type_hints
 
 
 def alias_parts(value: Any) -> Parts | None:
@@ -30,7 +29,7 @@ def alias_parts(value: Any) -> Parts | None:
     if kind.__module__ != "typing" or isinstance(value, type):
         return None
     if isinstance(value, FORMS):
-        return ["form", value._name, None]
+        return ["form", value._name, None]  # type: ignore[union-attr]
     return _generic_parts(value) if isinstance(value, typing._GenericAlias) else None  # type: ignore[attr-defined]
 
 
@@ -63,7 +62,7 @@ def alias(sort: str, name: str, args: Sequence[Any] | None) -> Any:
         return form
     if name not in ("Literal", "Annotated") and any(isinstance(each, str) for each in args):
         raise ValueError("text is no type")  # it would be compiled here
-    return form[args[0] if len(args) == 1 else tuple(args)]  # type: ignore[index]
+    return form[args[0] if len(args) == 1 else tuple(args)]
 
 
 def signature_parts(function: Any) -> Parts:
@@ -93,15 +92,3 @@ def signature(parameters: Sequence[Parts], answer: Parts) -> Any:
         for name, kind, default, annotation in parameters
     ]
     return inspect.Signature(made, return_annotation=answer[0] if answer else inspect.Signature.empty)
-
-
-def ask_for_hints(remote_hints: Callable[[Any, bool], Any], is_remote: Callable[[Any], bool]) -> None:
-    """From here on typing.get_type_hints lets the other side answer for what is there: an annotation may be text, and
-    to look at it is to evaluate it."""
-
-    def get_type_hints(obj: Any, globalns: Any = None, localns: Any = None, include_extras: bool = False) -> Any:
-        if is_remote(obj):
-            return remote_hints(obj, include_extras)
-        return _local_hints(obj, globalns, localns, include_extras)
-
-    typing.get_type_hints = get_type_hints  # type: ignore[assignment]

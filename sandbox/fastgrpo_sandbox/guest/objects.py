@@ -41,6 +41,8 @@ DESCRIBED = {  # by their exact types
     classmethod: "classmethod",
 }
 CODE = ("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_nlocals", "co_flags", "co_varnames", "co_name")
+# What every class has of object, if it has none of its own.
+SLOTS = {name: value for name, value in vars(object).items() if type(value) is types.WrapperDescriptorType}
 
 
 class Objects:
@@ -84,7 +86,7 @@ class Objects:
             return {"error": [known_name(type(value)), codec.tag(value.args), codec.tag(plain_state(value))]}
         if isinstance(value, types.CodeType) and not self.is_guarded:
             return {"code": [codec.tag(getattr(value, name)) for name in CODE]}
-        if type(value) is types.WrapperDescriptorType and vars(object).get(value.__name__) is value:
+        if type(value) is types.WrapperDescriptorType and value in SLOTS.values():
             return {"slot": value.__name__}
         if isinstance(value, KEPT_BACK):
             raise TypeError(f"a {type(value).__name__} stays in its own process")
@@ -157,7 +159,7 @@ class Objects:
             case "alias":
                 return alias(*map(codec.untag, body))
             case "slot":
-                return _slot(body)
+                return SLOTS[body]
             case "code":
                 return _signature_code(map(codec.untag, body))
             case "mine":
@@ -205,14 +207,6 @@ class Objects:
         made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form)
         self._proxies[number] = made
         return made
-
-
-def _slot(name: str) -> Any:
-    """What every class has of object, if it has none of its own."""
-    found = vars(object).get(name)
-    if type(found) is not types.WrapperDescriptorType:
-        raise ValueError(f"object has no slot {name!r}")
-    return found
 
 
 def _signature_code(values: Iterable[Any]) -> types.CodeType:

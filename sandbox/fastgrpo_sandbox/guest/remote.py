@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import typing
 from typing import Any
 
 from .annotations import signature
@@ -239,12 +240,18 @@ def itself(value: Any) -> Any:
     return _the_same, (id(value),)
 
 
-copyreg.pickle(Mirror, itself)  # type: ignore[arg-type]
+copyreg.pickle(Mirror, itself)
 
 
-def type_hints(value: Any, include_extras: bool) -> Any:
-    """What typing.get_type_hints says of the object there."""
-    return ask(value, "hints", "", include_extras)
+_hints = typing.get_type_hints
+
+
+def get_type_hints(obj: Any, globalns: Any = None, localns: Any = None, include_extras: bool = False) -> Any:
+    """typing's, but of what is the other side's that side answers: an annotation may be text, and to look at it is to
+    evaluate it."""
+    if place_of(obj) is None:
+        return _hints(obj, globalns, localns, include_extras)
+    return ask(obj, "hints", "", include_extras)
 
 
 def mean(value: Any, meant: bool) -> Any:

@@ -55,9 +55,8 @@ def main(kind: str, armed: str, *preload: str) -> None:
     gc.collect()
     gc.freeze()
 
-    module, serve, run_child = runtime.fresh_module("__main__"), _jail.serve, runtime.run_child
-    serve(0, proc, groups, int(armed))
-    run_child(module)
+    script = runtime.FILE, runtime.fresh_module("__main__"), runtime.FINE, runtime.end_script
+    _jail.serve(0, proc, groups, int(armed), *script, runtime.run_child)
 
 
 def _without_ssl(module: str) -> None:
