@@ -55,6 +55,7 @@ static PyObject *serve(PyObject *self, PyObject *args) {
     server_run(s);
     /* One thread before and after, no lock held, the same thread block: CPython needs no repair after this fork, and each
      * page it would touch is a page to copy. */
+    Py_LeaveRecursiveCall(); /* this call's own, which is not to count against a job's recursion */
     return PyObject_CallOneArg(child, receive);
 }
 

@@ -126,7 +126,27 @@ half = functools.partial(greet, n=3)
 def fib(n: int) -> int: return n
 """
 
+OBSERVED = """from abc import ABC, abstractmethod
+class Observer(ABC):
+    @abstractmethod
+    def update(self, event): ...
+class Subject:
+    def __init__(self): self.all = []
+    def attach(self, o):
+        if not isinstance(o, Observer): raise TypeError('not an observer')
+        self.all.append(o)
+    def notify(self, event): return [o.update(event) for o in self.all]
+"""
+
 RIGHT = {
+    "mocks": (
+        OBSERVED,
+        "from unittest.mock import MagicMock, Mock",
+        (
+            "o = MagicMock(spec=Observer)\no.update.return_value = 7\ns = Subject()\ns.attach(o)\nassert s.notify('e') == [7]\no.update.assert_called_once_with('e')",
+            "s = Subject()\ntry:\n    s.attach(Mock())\n    failed = False\nexcept TypeError:\n    failed = True\nassert failed",
+        ),
+    ),
     "shapes": (
         SHAPES,
         "",

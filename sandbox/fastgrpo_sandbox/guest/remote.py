@@ -171,6 +171,11 @@ class Remote:
 
     _fastgrpo_meant_ = False
     _fastgrpo_base_: type = object
+    _fastgrpo_like_: type | None = None  # a class of this side, where the object is a mock of it
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        return object.__getattribute__(self, "_fastgrpo_like_") or type(self)
 
     @property
     def __dict__(self) -> Any:  # type: ignore[override]
