@@ -252,9 +252,16 @@ def policies(model: str) -> dict[str, str]:
 async def evaluate_model(
     model: str, environment: Environment | Agent, problems: Sequence[Any], config: Config, stage: str
 ) -> list[EvalRow]:
-    """`evaluate` of the Hugging Face folder `model`, in an engine of its own."""
+    """`evaluate` of the Hugging Face folder `model`, in an engine of its own; says what it does meanwhile.
+
+    Problems whose prompts are too long are left out.
+    """
+    chat, samples = load_chat(model, config.model), config.eval.samples
+    problems = leave_out_long(problems, environment, chat, config, _say)
+    _say(f"loading {model} into vLLM")
     with open_engine(config, Path(model)) as engine:
-        return await evaluate(engine, environment, load_chat(model, config.model), problems, config, stage)
+        _say(f"{len(problems) * samples} rollouts of {len(problems)} held-out problems, {samples} of each")
+        return await evaluate(engine, environment, chat, problems, config, stage)
 
 
 async def compare(config: Config, models: Mapping[str, str], *, controls: bool = True) -> list[EvalRow]:
@@ -306,13 +313,7 @@ async def _main(config: Config) -> None:
     task = task_of(config)
     _, held_out = task.load_problems(config)
     async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
-        chat = load_chat(config.model.path, config.model)
-        held_out = leave_out_long(held_out, environment, chat, config, _say)
-        _say(f"loading {config.model.path} into vLLM")
-        with open_engine(config, Path(config.model.path)) as engine:
-            count = len(held_out) * config.eval.samples
-            _say(f"{count} rollouts of {len(held_out)} held-out problems, {config.eval.samples} of each")
-            rows = await evaluate(engine, environment, chat, held_out, config, "evaluate")
+        rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
     if rank_and_world()[0] == 0:
         for name, value in summary(rows).items():
             print(f"{name:16} {value:.4f}")

@@ -20,6 +20,7 @@ from fastgrpo.rollouts.experience import (
     Experience,
     Tally,
     add_lag,
+    add_passes,
     first_failure,
     over_ranks,
     sample_records,
@@ -185,6 +186,8 @@ class Schedule:
             tally.sums["groups_refilled"] = float(refilled)
         if self._config.grpo.max_lag:
             add_lag(tally, groups, step)
+        if self._config.grpo.curriculum:
+            add_passes(tally, groups)
         return Experience(samples, tally, list(sample_records(groups)), first_failure(groups))
 
     def _begin(self, step: int, extra: int = 0, most: int | None = None) -> Rollouts:
