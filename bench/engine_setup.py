@@ -37,11 +37,10 @@ from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.rollouts import collect
-from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.training import flops as flops_module
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Group, Result, Reward, Rollout, Sample
+from fastgrpo.types import Group, Result, Reward, Rollout, Sample, Sampling
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},

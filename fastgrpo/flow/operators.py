@@ -17,12 +17,21 @@ from msgspec.structs import replace
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.clock import Clock
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.names import MOST_RETRIES
 from fastgrpo.flow.problems.numbers import is_right, vote
 from fastgrpo.flow.problems.splitting import describe_tests, preamble
-from fastgrpo.flow.types import NO_TESTS, Problem, WorkerCall
-from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, Worker, WorkerError, names_of
+from fastgrpo.flow.types import (
+    NO_TESTS,
+    Problem,
+    Reply,
+    Request,
+    RequestRejected,
+    Worker,
+    WorkerCall,
+    WorkerError,
+    WorkflowLimits,
+    names_of,
+)
 from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests, extract_code
 from fastgrpo_sandbox.extract import without_thought
 

@@ -1,31 +1,30 @@
-"""The FlowReasoner task as the programs open it: its problems, its jails and workers, its environment."""
+"""The tasks of this folder, workflows and plain programs, as a run opens them: jails, workers, environment."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 
-from fastgrpo.config import Config, Workers
+from fastgrpo.config import Config, Sandbox, Workers
 from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.jails import open_pool
-from fastgrpo.flow.limits import WorkflowLimits, run_limits
+from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.flow.prompt import query_prompt
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.types import Problem, Worker, WorkflowLimits, names_of, run_limits
 from fastgrpo.flow.workers.openai import OpenAIWorker
-from fastgrpo.flow.workers.protocol import Worker, names_of
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.record.log import RunLog
-from fastgrpo_sandbox import SandboxPool
+from fastgrpo_sandbox import SandboxPool, SandboxUnavailable
 
 
 @asynccontextmanager
 async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[WorkflowEnvironment]:
     """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight."""
     sandbox = config.sandbox
-    async with open_pool(sandbox.cells, run_limits(sandbox), log) as pool:
+    async with open_pool(sandbox, log) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)
         try:
             if config.reward.judge and config.reward.judge not in names_of(worker):
@@ -47,6 +46,13 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
             await worker.aclose()
 
 
+@asynccontextmanager
+async def open_programs(config: Config, log: RunLog | None = None) -> AsyncIterator[ProgramEnvironment]:
+    """The plain code task with a jail pool of its own; `log` shows the jails in flight."""
+    async with open_pool(config.sandbox, log) as pool:
+        yield ProgramEnvironment(pool)
+
+
 def prompt(config: Config, problem: Problem) -> str:
     """What the policy reads of `problem`, by the configuration alone."""
     return query_prompt(problem, config.data.instruction, tuple(config.workers.by_name()))
@@ -57,3 +63,25 @@ def open_worker(config: Workers, pool: SandboxPool, *, seed: int) -> Worker:
     if config.kind == "simulated":
         return SimulatedWorker(pool, seed=seed, latency_scale=config.latency_scale)
     return OpenAIWorker(config)
+
+
+@asynccontextmanager
+async def open_pool(sandbox: Sandbox, log: RunLog | None) -> AsyncIterator[SandboxPool]:
+    """The configured jail pool; `log` shows the jails in flight. Raises UserError where this machine runs no jails."""
+    async with AsyncExitStack() as stack:
+        try:
+            pool = await stack.enter_async_context(SandboxPool(cells=sandbox.cells or None, limits=run_limits(sandbox)))
+        except SandboxUnavailable as error:
+            raise UserError(str(error)) from error
+        watcher = asyncio.create_task(_watch(pool, log)) if log else None
+        try:
+            yield pool
+        finally:
+            if watcher:
+                watcher.cancel()
+
+
+async def _watch(pool: SandboxPool, log: RunLog) -> None:
+    while True:
+        log.status(jails=pool.stats()["running"])
+        await asyncio.sleep(0.25)

@@ -16,8 +16,8 @@ import msgspec
 from aiohttp import web
 
 from fastgrpo.rollouts.openai_form import MODEL, Refused, Request, completion, error, events
-from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.rollouts.session import Access, Complete, Session
+from fastgrpo.types import Sampling
 
 if TYPE_CHECKING:
     from fastgrpo.policy.chat import Chat

@@ -132,9 +132,9 @@ def pass_rate(result: Result) -> float:
 
 
 def add_lag(tally: Tally, groups: Sequence[Group], step: int) -> None:
-    """Add to `tally` how many updates before update `step` (after so many others) the policy's tokens were sampled.
+    """Add to `tally` how old the policy's tokens are for an update that `step` others came before, in updates.
 
-    `lag` is their mean, `lag_max` the most.
+    `lag` is the mean over the tokens, `lag_max` the most.
     """
     written = [
         np.array(r.versions)[np.array(r.loss_mask, bool)]

@@ -14,8 +14,7 @@ from fastgrpo.config import Config
 from fastgrpo.errors import UserError
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.agents import Agent
-from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.rollouts.experience import (
     Experience,
     Tally,
@@ -29,10 +28,9 @@ from fastgrpo.rollouts.experience import (
 )
 from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
 from fastgrpo.rollouts.rollouts import Rollouts
-from fastgrpo.rollouts.sampling import Sampling
-from fastgrpo.training.learner import Learner, to_samples
-from fastgrpo.training.shaping import shape_rewards
-from fastgrpo.types import Group
+from fastgrpo.training.advantage import shape_rewards, to_samples
+from fastgrpo.training.learner import Learner
+from fastgrpo.types import Group, Sampling
 
 
 class Schedule:

@@ -19,8 +19,7 @@ from fastgrpo.engine.completion import Completion
 from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.endpoint import open_endpoint
 from fastgrpo.rollouts.rollouts import collect
-from fastgrpo.rollouts.sampling import Sampling
-from fastgrpo.types import Result, Reward
+from fastgrpo.types import Result, Reward, Sampling
 from tests.helpers.chat_model import TOOL, chat_tokenizer
 
 TOKENIZER = chat_tokenizer()

@@ -16,11 +16,13 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, from_bytes
-from fastgrpo.rollouts.rollouts import Sampling, collect
+from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems
 from fastgrpo.train import run as run_training
-from fastgrpo.training.learner import EXPERIENCE, Learner, open_learner, to_samples
+from fastgrpo.training.advantage import to_samples
+from fastgrpo.training.learner import EXPERIENCE, Learner, open_learner
+from fastgrpo.types import Sampling
 from tests.test_train import CORPUS, Vowels, load_vowels, metrics, open_interrupting, open_vowels
 
 pytestmark = pytest.mark.engine

@@ -24,9 +24,8 @@ import msgspec
 from fastgrpo.flow.messages import letter
 from fastgrpo.flow.problems.numbers import is_right
 from fastgrpo.flow.problems.splitting import describe_tests
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.types import Problem, Reply, Request, WorkerError
 from fastgrpo.flow.workers.mutants import Mutation, mutations
-from fastgrpo.flow.workers.protocol import Reply, Request, WorkerError
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 from fastgrpo_sandbox.guest.syntax import parse
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from fastgrpo.errors import UserError
-from fastgrpo.flow.problems import load
+from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.problems.numbers import is_right, read_answer, vote, written
 
 

@@ -13,19 +13,18 @@ from msgspec.structs import replace
 
 from fastgrpo.config import RewardWeights
 from fastgrpo.flow import messages
-from fastgrpo.flow import problems as data
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.limits import WorkflowLimits
-from fastgrpo.flow.types import Execution, Problem
-from fastgrpo.flow.workers.protocol import Request
+from fastgrpo.flow.problems.files import load
+from fastgrpo.flow.problems.splitting import describe_tests
+from fastgrpo.flow.types import Execution, Problem, Request, WorkflowLimits
 from fastgrpo.flow.workers.simulated import SKILLS, Bank, SimulatedWorker, Skill, normalised
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool, extract_code
 
 pytestmark = pytest.mark.jail
 Result = TypeVar("Result")
-PROBLEMS = data.load("humaneval")[3:60:8]
+PROBLEMS = load("humaneval")[3:60:8]
 DRAWS = 300
 
 
@@ -122,7 +121,7 @@ def test_review_notices_what_is_broken() -> None:
 
 def test_revise_is_as_good_as_its_feedback() -> None:
     problem = replace(PROBLEMS[1], difficulty=0.2)
-    failing = data.describe_tests(problem.public_tests)[0]
+    failing = describe_tests(problem.public_tests)[0]
 
     def request(feedback: Callable[[Bank], str]) -> Callable[[Bank], Request]:
         def make(bank: Bank) -> Request:
@@ -236,7 +235,7 @@ def test_executions_repeat_exactly() -> None:
 
 
 def test_structure_pays_where_problems_are_hard_and_costs_where_they_are_easy() -> None:
-    problems = data.load("humaneval")
+    problems = load("humaneval")
     order = sorted(problems, key=lambda problem: problem.difficulty)
     easy, hard = order[:30:3], order[-30::3]
     names = ("generate", "generate, test")
