@@ -356,7 +356,8 @@ async def idle(client: openai.AsyncOpenAI) -> None:
     ],
 )
 def test_an_agent_that_fails_costs_its_own_rollout(act: Any, reason: str) -> None:
-    rollout = rollout_of(Scripted("abc"), act, Sampling(max_new_tokens=8, max_model_len=600, execute_s=0.3))
+    limit = 0.3 if act is hangs else 30.0
+    rollout = rollout_of(Scripted("abc"), act, Sampling(max_new_tokens=8, max_model_len=600, execute_s=limit))
     assert rollout.result.status == "infrastructure"
     assert rollout.result.error == reason
 
