@@ -27,30 +27,20 @@ from typing import Any
 
 import torch
 import uvloop
+from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, random_model, shape, synchronize, timed  # noqa: F401
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+from transformers import PreTrainedTokenizerFast
 
 from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
-from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.rollouts import collect
-from fastgrpo.training import flops as flops_module
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Group, Result, Reward, Rollout, Sample, Sampling
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
-    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
-}
-PEAK_FLOPS = flops_module.PEAK_FLOPS["H200"]
-GIB = 2**30
-CUDA = torch.cuda.is_available()
 
 rows: list[tuple[str, str]] = []
 
@@ -83,29 +73,6 @@ def save(path: Path, title: str) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def shape(size: str) -> Qwen2Config:
-    """The configuration of Qwen2.5 at `size`."""
-    return Qwen2Config(
-        vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
-        num_key_value_heads=4 if size == "7b" else 2,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=size != "7b",
-        **SHAPES[size],
-    )
-
-
-def random_model(size: str, device: str) -> Any:
-    """Random weights in bf16, twice the usual size, so that the distributions are not flat."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(shape(size), dtype=torch.bfloat16, attn_implementation=PACKED)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.mul_(2)
-    return model
-
-
 def letter_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """One token for each byte and never a merge, so that a text of letters is a prompt of as many tokens.
 
@@ -128,21 +95,6 @@ def saved_model(size: str) -> Iterator[str]:
         letter_tokenizer(shape(size).vocab_size).save_pretrained(folder)
         release_memory()
         yield folder
-
-
-def synchronize() -> None:
-    """Wait for the device."""
-    if CUDA:
-        torch.cuda.synchronize()
-
-
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """The function's result and its seconds, to the end of its work on the device."""
-    synchronize()
-    start = time.perf_counter()
-    result = function()
-    synchronize()
-    return result, time.perf_counter() - start
 
 
 def used_gib(device: int | None = None) -> float:
@@ -246,7 +198,15 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_threshold: float = 0.2) -> None:
+    def __init__(
+        self,
+        folder: str,
+        work: Workload,
+        *,
+        kv_gib: float = 16.0,
+        parity_threshold: float = 0.2,
+        engine: Callable[..., Any] = EngineProcess if CUDA else Engine,
+    ) -> None:
         self.folder, self.work, self.kv_gib = folder, work, kv_gib
         options: dict[str, Any] = {
             "dtype": "bfloat16" if CUDA else "float32",
@@ -255,7 +215,7 @@ class Setup:
             "max_num_seqs": work.sequences,
             "parity_threshold": parity_threshold,
         }
-        self.engine, self.start_seconds = timed(lambda: Engine(folder, **options))
+        self.engine, self.start_seconds = timed(lambda: engine(folder, **options))
         dtype = torch.bfloat16 if CUDA else torch.float32
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
         self.first_sync = self.engine.sync(self.policy)

@@ -71,13 +71,16 @@ class Data(Section, frozen=True):
         str, Meta(description="verifiers:NAME trains on that environment; empty = the task's own")
     ] = ""
     environment_args: Annotated[str, Meta(description="arguments of the environment as JSON")] = ""
-    problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by seed; 0 = all")] = 0
+    seed: Annotated[
+        int, Meta(ge=0, description="draws used and held-out problems, which a run's own seed leaves alike")
+    ] = 0
+    problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by data.seed; 0 = all")] = 0
     instruction: Annotated[
         Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")
     ] = "full"
     held_out: Annotated[
         Count | tuple[Count, ...],
-        Meta(description="problems of each set kept for evaluation, never trained on, drawn by seed"),
+        Meta(description="problems of each set kept for evaluation, never trained on, drawn by data.seed"),
     ] = 44
     keep_unsolved: Annotated[
         bool, Meta(description="keep problems whose own solution fails their tests; else they are left out")
@@ -105,8 +108,16 @@ class Model(Section, frozen=True):
     chat_template_kwargs: Annotated[
         str, Meta(description='arguments of the chat template as JSON, e.g. {"enable_thinking": false}')
     ] = ""
-    gradient_checkpointing: Annotated[bool, Meta(description="recompute layers in backward: less memory")] = False
-    compile: Annotated[bool, Meta(description="torch.compile of each decoder layer: a minute, then faster")] = False
+    recompute_mlp: Annotated[
+        bool, Meta(description="recompute MLPs in backward: a quarter of the activations for a tenth more time")
+    ] = False
+    gradient_checkpointing: Annotated[
+        bool,
+        Meta(description="recompute layers in backward: a twentieth of the activations, a quarter more time"),
+    ] = False
+    compile: Annotated[
+        bool, Meta(description="torch.compile of each decoder layer, in place of this package's kernels: a minute")
+    ] = False
     offload_optimizer: Annotated[
         bool, Meta(description="master weights and Adam moments live in the host's memory: less on the GPU")
     ] = False
@@ -117,7 +128,7 @@ class Model(Section, frozen=True):
 
 
 class Engine(Section, frozen=True):
-    """vLLM, colocated in the training process."""
+    """vLLM, on the trainer's own device and weights."""
 
     dtype: Annotated[Dtype, Meta(description="weights in vLLM and in the trainer; auto = bfloat16 on a GPU")] = "auto"
     max_model_len: Annotated[int, Meta(ge=16, description="tokens of prompt + completions")] = 4096
@@ -134,6 +145,10 @@ class Engine(Section, frozen=True):
     completion_timeout_s: Annotated[
         float, Meta(gt=0, description="stop where a completion, its wait for others included, takes longer than this")
     ] = 1800.0
+    process: Annotated[
+        Literal["auto", "own", "shared"],
+        Meta(description="vLLM decodes in a process of its own, or in the trainer's; auto = own on a GPU"),
+    ] = "auto"
     tensor_parallel: Annotated[
         int, Meta(ge=1, description="ranks that hold one vLLM together; above 1 training is sharded over all ranks")
     ] = 1

@@ -28,7 +28,7 @@ FREE_TO_CHANGE = re.compile(
     r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
     r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
     r"|model\.(path|source|revision|offload_optimizer)"
-    r"|engine\.(gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s|completion_timeout_s)"
+    r"|engine\.(process|gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s|completion_timeout_s)"
 )
 
 

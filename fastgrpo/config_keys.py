@@ -102,6 +102,7 @@ def resolve(values: dict[str, Any]) -> Config:
         ("grpo.max_lag", config.grpo.max_lag),
         ("model.lora_rank", config.model.lora_rank),
         ("model.offload_optimizer", config.model.offload_optimizer),
+        ("engine.process own", config.engine.process == "own"),
     ):
         if config.engine.tensor_parallel > 1 and value:
             raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")

@@ -22,7 +22,7 @@ import msgspec
 
 from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
-from fastgrpo.engine.engine import Engine, open_engine
+from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
@@ -70,7 +70,7 @@ class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def evaluate(
-    engine: Engine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, stage: str
+    engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, stage: str
 ) -> list[EvalRow]:
     """`config.eval.samples` rollouts of each problem; those that failures of the environment ended are left out.
 
@@ -81,7 +81,7 @@ async def evaluate(
 
 
 async def _drawn_by(
-    engine: Engine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, seed: int
+    engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, seed: int
 ) -> list[Group]:
     """`eval.samples` rollouts of each of this replica's share of the `problems`."""
     return await collect(
@@ -211,7 +211,7 @@ def _by_difficulty(rows: Sequence[EvalRow]) -> dict[str, float]:
 def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
     """Replace the rows of the same stages in the JSON list at `path`, keeping those of others; the first rank writes.
 
-    Raises UserError where the disk is full; the file is then as it was.
+    Makes the folder. Raises UserError where the disk is full; the file is then as it was.
     """
     if rank_and_world()[0] != 0:
         return
@@ -219,6 +219,7 @@ def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
     kept = [row for row in read_rows(path) if row.stage not in stages]
     partial = path.with_suffix(".partial")
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
         partial.rename(path)
 
@@ -330,6 +331,7 @@ async def _main(config: Config) -> None:
     _, held_out = task.load_problems(config)
     async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
         rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
+    save_rows(config.folder / "evaluation.json", rows)
     if rank_and_world()[0] == 0:
         for name, value in summary(rows).items():
             print(f"{name:16} {value:.4f}")
@@ -341,7 +343,10 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Evaluate `--model PATH` on the held-out problems and print the means, or compare with `--baselines`."""
+    """Evaluate `--model PATH` on the held-out problems, or compare with `--baselines`.
+
+    The means are printed, the rows kept in the run's folder (`--name`): evaluation.json, or baselines.*.
+    """
     flag = {BASELINES: "compare with fixed workflows; --model may be left out"}
     command = command_to_run("fastgrpo.evaluate", of_run=True, flags=flag)
     if command is not None:

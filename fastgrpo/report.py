@@ -33,6 +33,7 @@ SPEED = {
     "gpu/memory_gib": "memory {:.1f} GiB",
     "gpu/joules": "{:,.0f} J a step",
 }
+TAILS = {"tail_s": "the last completion", "tail_after_answers_s": "the last answer of a worker"}
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
@@ -129,7 +130,7 @@ def _training(metrics: Sequence[Row]) -> Iterator[str]:
     yield _section("Reward and its terms", text, figures.reward_figure(rows))
     text = "Parity is the mean difference between vLLM's and the trainer's logprobs of the same tokens."
     yield _section("Health of the training", text, figures.health_figure(rows))
-    text = ", ".join(["Seconds of each step by phase", *_speed(rows)])
+    text = ", ".join(["Seconds of each step by phase", *_speed(rows), *_worst_tails(rows)])
     yield _section("Where the time goes", f"{text}.", figures.time_figure(rows))
 
 
@@ -139,6 +140,14 @@ def _speed(rows: Sequence[Row]) -> Iterator[str]:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             yield text.format(median(values))
+
+
+def _worst_tails(rows: Sequence[Row]) -> Iterator[str]:
+    """The longest waits of a step for what its rollouts still ran."""
+    for name, text in TAILS.items():
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values:
+            yield f"worst step {max(values):.1f} s after {text}"
 
 
 def _evaluation(rows: Sequence[Row]) -> Iterator[str]:

@@ -69,6 +69,7 @@ async def warm_start(
         device=policy_device(),
         dtype=policy_dtype(config),
         gradient_checkpointing=config.model.gradient_checkpointing,
+        recompute_mlp=config.model.recompute_mlp,
         compile_layers=config.model.compile,
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,

@@ -27,6 +27,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     `status` is counted and shown. "infrastructure" means that the environment itself failed: such a rollout has no
     `reward`, is left out of its group's baseline and never scored 0; `error` says why. `metrics` are numbers whose
     means over the rollouts are logged by their names; `record` is added to the rollout's line in samples.jsonl.
+    `answered_at`: when, by `time.perf_counter()`, the last service that the rollout asked, such as a worker model, had
+    answered; None where none was asked.
     """
 
     status: str = "ok"
@@ -34,6 +36,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float] = {}
     record: dict[str, Any] = {}
     error: str = ""
+    answered_at: float | None = None
 
 
 INFRASTRUCTURE: Final = "infrastructure"

@@ -44,7 +44,7 @@ def evaluation(stages: tuple[str, ...] = ("sft", "grpo"), problems: int = 9) -> 
 def write_metrics(folder: Path, steps: int) -> None:
     rows = [
         {"stage": "grpo", "step": step, "reward/total": 0.1 * step, "loss": None, "seconds/step": 1, "seconds/train": 1}
-        | {"train_tokens_per_s": 1000.0 * step, "mfu": None}
+        | {"train_tokens_per_s": 1000.0 * step, "mfu": None, "tail_after_answers_s": 0.5 * step}
         for step in range(1, steps + 1)
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -76,7 +76,7 @@ def test_whole_run(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path))
     assert page.tags.count("svg") == 6
     assert "+40 points" in page.text
-    assert "Seconds of each step by phase, 4,000 trained." in page.text
+    assert "by phase, 4,000 trained, worst step 3.5 s after the last answer of a worker." in page.text
     assert f"{HOSTILE} grpo 0" in page.text
     assert f"{HOSTILE} sft 0" not in page.text
     assert "seed = 7 # <b>" in page.text

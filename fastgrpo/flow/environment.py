@@ -109,6 +109,8 @@ class WorkflowEnvironment:
             calls=tuple(host.calls),
             seconds=time.perf_counter() - start,
             latency_s=host.clock.counted_s,
+            # The judge is asked last of all.
+            answered_at=time.perf_counter() if result.judgement else host.answered_at,
         )
 
     async def _outcome(self, session: Session, clock: Clock) -> Outcome:
@@ -198,7 +200,14 @@ def result_of(
         "solution": last.solution,
         "tests": {"public": last.public_pass_rate, "hidden": last.pass_rate},
     }
-    return Result(status=last.status, reward=reward, metrics=metrics, record=record, error=last.error)
+    return Result(
+        status=last.status,
+        reward=reward,
+        metrics=metrics,
+        record=record,
+        error=last.error,
+        answered_at=last.answered_at,
+    )
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ class JailFailure(Exception):
 
 class OperatorHost:
     """Answers the calls of one workflow; `calls` is its account so far, `tested` its public tests by code, `clock` its
-    time.
+    time, `answered_at` when the last request to a worker had ended (`time.perf_counter()`, None before the first).
 
     A call is in the account from its arrival on, whether it is refused, answered, or still open when the workflow ends.
     Each request's seed depends on the execution's seed, what is asked of whom and how often the same was asked before,
@@ -97,6 +98,7 @@ class OperatorHost:
     def __init__(self, problem: Problem, worker: Worker, pool: SandboxPool, limits: WorkflowLimits, seed: int) -> None:
         self.calls: list[WorkerCall] = []
         self.tested: dict[str, Outcome] = {}
+        self.answered_at: float | None = None
         self._problem, self._worker, self._pool, self._limits, self._seed = problem, worker, pool, limits, seed
         self._names = names_of(worker)
         self._asked: Counter[str] = Counter()
@@ -197,6 +199,8 @@ class OperatorHost:
             return await reply_within(self._worker, request, self._limits.call_s)
         except RequestRejected as error:
             raise CallError(f"{request.operator}(): {error}") from None
+        finally:
+            self.answered_at = time.perf_counter()
 
     def _spend(self) -> None:
         if self._left <= 0:

@@ -14,7 +14,7 @@ from fastgrpo_sandbox import SandboxPool
 def prompt(problem: Problem) -> str:
     """What the policy reads: the problem's own prompt, and the form of the answer."""
     if problem.answer is not None:
-        return f"{problem.prompt}\n\nReason in a few lines; end with the line `Answer: NUMBER`.\n"
+        return f"{problem.prompt}\n\nWork it out step by step. The last line is `Answer: NUMBER`.\n"
     return f"{problem.prompt}\n\nAnswer with the complete program in one Python block.\n"
 
 

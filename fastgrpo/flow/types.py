@@ -101,7 +101,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     hidden tests passed; `feedback` holds public-test results only and may be shown to the policy. `calls` is the
     account of the workflow, in the order of arrival, `wasted` that of a first attempt which our own failure ended;
     `structure` is the canonical form of its code (`structure_of`). `seconds` passed in all; `latency_s` leaves out the
-    wait for its turn and its scoring.
+    wait for its turn and its scoring. `answered_at`: when the last worker that it asked, or the judge, had answered.
     """
 
     status: ExecutionStatus
@@ -117,6 +117,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     wasted: tuple[WorkerCall, ...] = ()
     seconds: float = 0.0
     latency_s: float = 0.0
+    answered_at: float | None = None
     judgement: Judgement | None = None
 
     @property

@@ -30,6 +30,7 @@ from fastgrpo.errors import UserError, first_line
 from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import check_architecture, check_readable, check_weights, logit_transform
 from fastgrpo.policy.fsdp import gathered, load_sharded
+from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.ranks.collectives import STEP_WAIT_S, rank_and_world
@@ -136,8 +137,21 @@ class Policy:
         else:
             self.model.gradient_checkpointing_disable()
 
+    def fuse_layers(self, *, recompute_mlp: bool = False) -> None:
+        """Run the decoder's layers on the kernels of `kernels.layer` where their kind is known, else as they are.
+
+        `recompute_mlp` keeps attention's products and computes the MLP's, two thirds of all, once more in backward.
+        """
+        decoder = self.model.base_model
+        if fuse_layers(decoder, recompute_mlp=recompute_mlp):
+            if self.sharded_as is None:
+                stack_weights(decoder)
+        elif recompute_mlp:
+            recompute_mlps(decoder)
+
     def compile_layers(self) -> None:
-        """Fuse each decoder layer with torch.compile: a minute at the first step, repaid on GPU."""
+        """Fuse each decoder layer with torch.compile instead: a minute at the first step."""
+        restore_layers(self.model.base_model)
         layers: Any = self.model.base_model.layers
         for layer in layers:
             layer.compile(dynamic=True)
@@ -223,6 +237,7 @@ def load_policy(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
+    recompute_mlp: bool = False,
     compile_layers: bool = False,
     lora_rank: int = 0,
     lora_alpha: float = 32.0,
@@ -231,7 +246,8 @@ def load_policy(
 ) -> Policy:
     """Load a Hugging Face causal LM folder for training; the options are `Policy`'s methods of the same names.
 
-    `lora_rank` 0 trains all weights. `sharded` over all ranks; one that is not to be `trained` is smaller then.
+    Layers are fused (`Policy.fuse_layers`) unless torch compiles them. `lora_rank` 0 trains all weights. `sharded` over
+    all ranks; one that is not to be `trained` is smaller then.
 
     Raises UserError if the folder is not a causal LM with its tokenizer and all of its weights, or one whose attention
     or head is not known here.
@@ -255,8 +271,12 @@ def load_policy(
     if lora_rank:
         policy.add_lora(lora_rank, lora_alpha)
     policy.gradient_checkpointing(gradient_checkpointing)
-    if compile_layers:
-        policy.compile_layers()
+    if not compile_layers:
+        policy.fuse_layers(recompute_mlp=recompute_mlp)
+        return policy
+    if recompute_mlp:
+        recompute_mlps(policy.model.base_model)
+    policy.compile_layers()
     return policy
 
 

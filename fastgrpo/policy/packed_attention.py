@@ -21,6 +21,10 @@ try:
 except ImportError:
     flash_attn_varlen_func = None
 try:
+    from flash_attn_interface import flash_attn_varlen_func as flash_attn_3_varlen_func
+except ImportError:
+    flash_attn_3_varlen_func = None
+try:
     from torch.nn.attention.varlen import varlen_attn
 
     VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)
@@ -58,8 +62,8 @@ def packed_attention(
 
     The last query of a run sees all of its keys, the one before it all but one, and so on; with a `sliding_window` the
     newest of these only. `softcap` bounds the scaled scores s to softcap * tanh(s / softcap). There is no dropout, as
-    there is none in vLLM. flash-attn on a GPU where installed, else torch's own varlen attention; one call per run on
-    CPU, and in fp32, which neither knows.
+    there is none in vLLM. flash-attn on a GPU where installed (3 on Hopper, else 2), else torch's own varlen attention;
+    one call per run on CPU, and in fp32, which none of them knows.
     Returns (output_BTHD, None). Raises UserError naming what a model asks for beyond that.
     """
     _refuse(others)
@@ -70,8 +74,8 @@ def packed_attention(
     scores = Scores(scaling or query_THD.shape[-1] ** -0.5, sliding_window, softcap)
     if not query_BHTD.is_cuda or query_BHTD.dtype == torch.float32:
         output_THD = _run_by_run(*heads, *boundaries, scores)
-    elif flash_attn_varlen_func is not None:
-        output_THD = flash_attn_varlen_func(
+    elif (flash := _flash_attention(query_BHTD.device)) is not None:
+        output_THD = flash(
             *heads,
             *boundaries,
             max_length_q,
@@ -81,6 +85,8 @@ def packed_attention(
             window_size=scores.window,
             softcap=softcap or 0.0,
         )
+        # flash-attn 3 returned the sums of exponentials, too, in its first versions.
+        output_THD = output_THD[0] if isinstance(output_THD, tuple) else output_THD
     else:
         output_THD = _torch_varlen(*heads, (*boundaries, max_length_q, max_length_k), scores)
     return output_THD.unsqueeze(0), None
@@ -102,6 +108,13 @@ class Scores(NamedTuple):
         """Which of its run's keys each query sees, bool [Q, K]."""
         mask_QK = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
         return mask_QK if self.sliding_window is None else mask_QK.triu(keys - queries - self.sliding_window + 1)
+
+
+def _flash_attention(device: torch.device) -> Any:
+    """flash-attn's function for packed sequences on this GPU, None where none is installed."""
+    if flash_attn_3_varlen_func is not None and torch.cuda.get_device_capability(device)[0] == 9:
+        return flash_attn_3_varlen_func
+    return flash_attn_varlen_func
 
 
 def _refuse(others: dict[str, Any]) -> None:

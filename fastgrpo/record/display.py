@@ -121,7 +121,10 @@ class Display:
         parts += [f"{label.strip()} {self._metrics[n]:{form}}" for n, label, form in self._shown()]
         parts += [f"{name} {seconds:.1f}s {share:.0%}" for name, seconds, share in self._phases()[:4] if share >= 0.02]
         if self._waited_for:
-            parts.append(f"waited {self._metrics['tail_s']:.0f}s for {self._waited_for}")
+            waited = f"waited {self._metrics['tail_s']:.0f}s for {self._waited_for}"
+            if (rest := self._metrics.get("tail_after_answers_s")) is not None:
+                waited += f", {rest:.1f}s of it after the last answer"
+            parts.append(waited)
         left = self._seconds_left()
         return " | ".join([*parts, f"left {duration(left)}"] if left else parts)
 

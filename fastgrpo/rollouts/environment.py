@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
+import msgspec
+
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ def _checked(result: Any) -> Result:
     if not isinstance(result, Result):
         raise EnvironmentFailure(f"results must return fastgrpo.types.Result objects, got {type(result).__name__}")
     if result.status == INFRASTRUCTURE:
-        return Result(status=INFRASTRUCTURE, error=result.error, record=result.record)
+        return Result(status=INFRASTRUCTURE, error=result.error, record=result.record, answered_at=result.answered_at)
     if result.reward is None:
         raise EnvironmentFailure(f"a result of status {result.status!r} has no reward")
     reward = Reward(
@@ -140,7 +142,7 @@ def _checked(result: Any) -> Result:
         },
     )
     metrics = {name: finite_number(f"the metric {name!r}", value) for name, value in result.metrics.items()}
-    return Result(status=result.status, reward=reward, metrics=metrics, record=result.record, error=result.error)
+    return msgspec.structs.replace(result, reward=reward, metrics=metrics)
 
 
 def finite_number(what: str, value: Any) -> float:

@@ -24,7 +24,7 @@ from fastgrpo.types import UNENDED, Group, Rollout, Sampling
 
 if TYPE_CHECKING:
     from fastgrpo.engine.completion import Completion
-    from fastgrpo.engine.engine import Engine
+    from fastgrpo.engine.opening import AnyEngine
 
 Value = TypeVar("Value")
 
@@ -33,7 +33,8 @@ class Rollouts:
     """`group_size` rollouts of each problem, under way at once; deterministic draws from `seed`.
 
     `seconds` passed until the last completion had left the engine; `waited` tells how many more until the last rollout
-    had its result, and of which problem that rollout was.
+    had its result, and of which problem that rollout was. `after_answers` are those of these that came after the last
+    answer of a service that a rollout asked (`Result.answered_at`); None where none was asked.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Rollouts:
         self._generated = asyncio.Event()
         self._begun, self.seconds = time.perf_counter(), 0.0
         self.waited = (0.0, "")
+        self.after_answers: float | None = None
+        self._answered_at: float | None = None
         self._executing: set[asyncio.Timeout] = set()
         self._dropping = False
         self._endpoint: Endpoint | None = None
@@ -97,9 +100,19 @@ class Rollouts:
             for seed in seeds
         )
         await self._score(problem, [rollout for rollout in rollouts if rollout.result is UNENDED])
-        if self._generated.is_set():
-            self.waited = time.perf_counter() - self._begun - self.seconds, str(problem.id)
+        self._note_end(problem, rollouts)
         return Group(problem, prompt, rollouts)
+
+    def _note_end(self, problem: Any, rollouts: list[Rollout]) -> None:
+        """The group of `problem` has its results: how long the batch waited, should it be the last."""
+        answered = [r.result.answered_at for r in rollouts if r.result.answered_at is not None]
+        self._answered_at = max([*answered, self._answered_at or 0.0]) or None
+        if not self._generated.is_set():
+            return
+        now, written = time.perf_counter(), self._begun + self.seconds
+        self.waited = now - written, str(problem.id)
+        if self._answered_at is not None:
+            self.after_answers = now - max(written, self._answered_at)
 
     async def _score(self, problem: Any, rollouts: list[Rollout]) -> None:
         """Give each of the `rollouts`, which have ended, its result."""
@@ -229,7 +242,7 @@ class Rollouts:
 
 
 async def collect(
-    engine: Engine,
+    engine: AnyEngine,
     environment: Environment | Agent,
     chat: Chat,
     problems: Sequence[Any],

@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from fastgrpo.config import Config, Grpo
-from fastgrpo.engine.engine import Engine, open_engine
+from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, writing
 from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import Chat, load_chat
@@ -46,7 +46,7 @@ class Learner:
     def __init__(
         self,
         config: Config,
-        engine: Engine,
+        engine: AnyEngine,
         policy: Policy,
         chat: Chat,
         reference: Policy | None,
@@ -190,6 +190,7 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
     policy = load_policy(
         weights,
         gradient_checkpointing=config.model.gradient_checkpointing,
+        recompute_mlp=config.model.recompute_mlp,
         compile_layers=config.model.compile,
         lora_rank=config.model.lora_rank,
         lora_alpha=config.model.lora_alpha,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -18,6 +19,7 @@ from fastgrpo.kernels.tuning import CHUNK_BYTES
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
 
 GIB = 2**30
+Layers = Literal["plain", "compiled", "fused"]
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
 GPU_OVERHEAD = 4 * GIB
 # NCCL's buffers; two GPUs held 2.8 GiB more than the rest of the plan.
@@ -26,6 +28,8 @@ NCCL_OVERHEAD = 3 * GIB
 # sequences and a vocabulary of 152 k.
 LOGIT_ROWS = 12
 CPU_OVERHEAD = 2 * GIB
+# A second process with torch and vLLM: on a GPU its CUDA context, on a CPU its modules.
+PROCESS_OVERHEAD = GIB
 TOKEN_STEP = 1024
 
 
@@ -45,10 +49,12 @@ class Workload:
     """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine.
 
     `group_tokens`: tokens of a group at full length, whose prompt is computed once where a micro-batch holds it whole.
-    `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`: adapters of that rank are
-    all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered for each token stored,
-    above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but for the piece at work.
-    `tensor_parallel`: ranks that hold one vLLM together; above 1 training is sharded over all `ranks`.
+    `layers`: who computes them, transformers, torch.compile or `policy.fused_layers`; `recompute_mlp`: without keeping
+    the MLPs' products. `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`:
+    adapters of that rank are all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered
+    for each token stored, above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but
+    for the piece at work. `tensor_parallel`: ranks that hold one vLLM together; above 1 training is sharded over all
+    `ranks`. `own_process`: vLLM has one.
     """
 
     micro_batch_tokens: int
@@ -58,7 +64,8 @@ class Workload:
     kv_cache_gib: float | None = None
     dtype: torch.dtype = torch.bfloat16
     gradient_checkpointing: bool = False
-    compiled: bool = False
+    recompute_mlp: bool = False
+    layers: Layers = "plain"
     offload_optimizer: bool = False
     reference: bool = False
     overlapped: bool = False
@@ -66,6 +73,7 @@ class Workload:
     key_copies: float = 1.0
     ranks: int = 1
     tensor_parallel: int = 1
+    own_process: bool = False
     on_gpu: bool = True
 
 
@@ -88,11 +96,6 @@ class MemoryPlan:
         """Bytes needed in forward and backward."""
         return sum(item.size for item in self.items if item.training)
 
-    @property
-    def largest(self) -> Item:
-        """The largest item that a setting can shrink."""
-        return max((item for item in self.items if item.setting), key=lambda item: item.size)
-
     def table(self) -> str:
         """The plan as lines of text, GiB."""
         lines = [f"{'memory of one device, GiB':<36}{'generating':>12}{'training':>12}"]
@@ -107,21 +110,24 @@ class MemoryPlan:
         for phase, need in (("generation", self.generating), ("training", self.training)):
             if need > self.capacity:
                 raise UserError(
-                    f"{phase} needs {need / GIB:.1f} GiB and {self.capacity / GIB:.1f} GiB are free; {self.advice()}"
+                    f"{phase} needs {need / GIB:.1f} GiB and {self.capacity / GIB:.1f} GiB are free; "
+                    + self.advice(training=phase == "training")
                 )
 
-    def advice(self) -> str:
-        """What to change where memory runs out; also the end of an out-of-memory error's message."""
-        return f"the largest item is {self.largest.name}, {_gib(self.largest.size)} GiB: {self.largest.setting}"
+    def advice(self, *, training: bool = True) -> str:
+        """What to change where memory runs out in a phase; also the end of an out-of-memory error's message."""
+        there = [item for item in self.items if item.setting and (item.training if training else item.generating)]
+        largest = max(there, key=lambda item: item.size)
+        return f"the largest item is {largest.name}, {_gib(largest.size)} GiB: {largest.setting}"
 
 
 def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> MemoryPlan:
     """The plan of a Hugging Face model under `workload` in `capacity` bytes; `check` says whether it holds.
 
     A `kv_cache_gib` of None becomes room for every sequence at full length, or what is left. Too many micro-batch
-    tokens are cut to what fits, in steps of 1,024 or to one group's; a single sequence of `max_model_len` always stays
-    possible. Where both are in memory at once the cache comes first, down to one group's tokens: decoding a part of the
-    sequences after the other costs more than smaller micro-batches do.
+    tokens are cut to what fits, in steps of 1,024 or to one group's, but never below a single sequence of
+    `max_model_len`. Where both are in memory at once the cache comes first, down to one group's tokens: decoding a part
+    of the sequences after the other costs more than smaller micro-batches do.
     """
     parameters = count_parameters(config)
     trained = count_adapters(config, workload.lora_rank) if workload.lora_rank else parameters
@@ -155,7 +161,8 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     held = max(tokens, workload.max_model_len)
     shrink = "lower grpo.micro_batch_tokens" if held > workload.max_model_len else "lower engine.max_model_len"
     if not workload.gradient_checkpointing:
-        shrink = "set model.gradient_checkpointing or " + shrink
+        either = "model.gradient_checkpointing" if workload.recompute_mlp else "model.recompute_mlp"
+        shrink = f"set {either} or {shrink}"
     items = (
         *fixed,
         Item("KV cache", kv_cache, kv_setting, training=kept),
@@ -187,19 +194,29 @@ def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, tensor_para
 
 
 def activation_bytes_per_token(
-    config: PretrainedConfig, dtype: torch.dtype, *, compiled: bool, key_copies: float = 1.0
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    *,
+    layers: Layers = "plain",
+    recompute_mlp: bool = False,
+    key_copies: float = 1.0,
 ) -> int:
     """What one decoder layer keeps of a token for its backward, in bytes.
 
-    Eager: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
+    Plain: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
     attention's output; gate, its activation, up and their product. Compiled, norms keep their input and output, and
-    silu is recomputed. Of a shared prompt's keys and values each of its sequences has a copy.
+    silu is recomputed. Fused, norms keep their input, and the product of the MLP is recomputed too. Norms of heads, as
+    Qwen3's, keep what they are of. With `recompute_mlp` none of the MLP's products is kept. Of a shared prompt's
+    keys and values each of its sequences has a copy.
     """
     b, hidden, inner = dtype.itemsize, config.hidden_size, config.intermediate_size
     attention = int(b * 2 * (head_width(config) + key_copies * _kv_width(config)))
-    if compiled:
-        return 4 * b * hidden + attention + 3 * b * inner
-    return 2 * (4 + 2 * b) * hidden + attention + 4 * b * inner
+    if config.model_type in ("qwen3", "gemma3_text"):
+        normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
+        attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
+    norms = {"plain": 2 * (4 + 2 * b) * hidden, "compiled": 4 * b * hidden, "fused": 2 * b * hidden + 2 * 4}
+    products = {"plain": 4, "compiled": 3, "fused": 2}
+    return norms[layers] + attention + (0 if recompute_mlp else products[layers] * b * inner)
 
 
 def device_capacity(device: torch.device) -> int:
@@ -257,9 +274,10 @@ def _sharded_items(config: PretrainedConfig, parameters: int, workload: Workload
 
 
 def _overhead(workload: Workload) -> int:
+    process = PROCESS_OVERHEAD if workload.own_process else 0
     if not workload.on_gpu:
-        return CPU_OVERHEAD
-    return GPU_OVERHEAD + (NCCL_OVERHEAD if workload.ranks > 1 else 0)
+        return CPU_OVERHEAD + process
+    return GPU_OVERHEAD + process + (NCCL_OVERHEAD if workload.ranks > 1 else 0)
 
 
 def _budgets(workload: Workload) -> list[int]:
@@ -289,18 +307,24 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
     tokens = max(tokens, workload.max_model_len)
     b, layers, hidden = workload.dtype.itemsize, config.num_hidden_layers, config.hidden_size
     layer = activation_bytes_per_token(
-        config, workload.dtype, compiled=workload.compiled, key_copies=workload.key_copies
+        config,
+        workload.dtype,
+        layers=workload.layers,
+        recompute_mlp=workload.recompute_mlp,
+        key_copies=workload.key_copies,
     )
     chunk = CHUNK_BYTES["cuda" if workload.on_gpu else "cpu"]
     head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
+    # The gradients of an MLP's products, its own product in place of one.
+    working = max(head, 3 * tokens * b * config.intermediate_size)
     if not workload.gradient_checkpointing:
-        return tokens * layers * layer, head
+        return tokens * layers * layer, working
     # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.
-    return tokens * layers * b * hidden, max(head, 2 * tokens * layer)
+    return tokens * layers * b * hidden, max(working, 2 * tokens * layer)
 
 
 def _transient_name(workload: Workload) -> str:
-    return "loss head, or one layer recomputed" if workload.gradient_checkpointing else "loss head"
+    return "loss head, or one layer recomputed" if workload.gradient_checkpointing else "loss head, or one MLP"
 
 
 def head_width(config: PretrainedConfig) -> int:

@@ -180,6 +180,9 @@ class Schedule:
         seconds, last = max(batch.waited for batch in batches)
         waited = seconds, f"rank {rank_and_world()[0]}: {last}"
         tally = tally_of(groups, sum(batch.seconds for batch in batches), waited)
+        tails = [batch.after_answers for batch in batches if batch.after_answers is not None]
+        if tails:
+            tally.peaks["tail_after_answers_s"] = max(tails)
         if self._config.grpo.refill:
             tally.sums["groups_refilled"] = float(refilled)
         if self._config.grpo.max_lag:

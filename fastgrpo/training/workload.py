@@ -6,17 +6,20 @@ import torch
 from transformers import PretrainedConfig
 
 from fastgrpo.config import Config
+from fastgrpo.engine.process import own_process
 from fastgrpo.errors import UserError
+from fastgrpo.policy.fused_layers import may_fuse
 from fastgrpo.policy.model import policy_device, policy_dtype
-from fastgrpo.training.memory import MemoryPlan, Workload, device_capacity, plan_memory
+from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capacity, plan_memory
 
 
 def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:
     """The memory of this device under `config`.
 
-    Raises UserError naming the largest item where it does not fit, or why the model cannot be cut into the ranks of
-    `engine.tensor_parallel`.
+    Raises UserError naming the largest item where it does not fit, why the model cannot be cut into the ranks of
+    `engine.tensor_parallel`, or that sequences of `engine.max_model_len` have positions that the model does not know.
     """
+    _check_positions(model, config.engine.max_model_len)
     _check_divisible(model, config.engine.tensor_parallel)
     device = policy_device()
     workload = Workload(
@@ -26,7 +29,8 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         kv_cache_gib=None if device.type == "cuda" else config.engine.kv_cache_gib,
         dtype=policy_dtype(config),
         gradient_checkpointing=config.model.gradient_checkpointing,
-        compiled=config.model.compile,
+        recompute_mlp=config.model.recompute_mlp,
+        layers=_layers(config, model),
         offload_optimizer=config.model.offload_optimizer,
         reference=config.grpo.kl_weight > 0 and not config.model.lora_rank,
         lora_rank=config.model.lora_rank,
@@ -35,6 +39,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         key_copies=_key_copies(config),
         ranks=ranks,
         tensor_parallel=config.engine.tensor_parallel,
+        own_process=own_process(config),
         on_gpu=device.type == "cuda",
     )
     capacity = device_capacity(device)
@@ -43,6 +48,20 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
     plan = plan_memory(model, workload, capacity)
     plan.check()
     return plan
+
+
+def _check_positions(model: PretrainedConfig, length: int) -> None:
+    known = getattr(model, "max_position_embeddings", None)
+    # Scaled rotations reach further than the configuration's number says.
+    kind = (getattr(model, "rope_parameters", None) or {}).get("rope_type", "default")
+    if known and kind == "default" and length > known:
+        raise UserError(f"engine.max_model_len {length} is more than the {known} positions of the model: lower it")
+
+
+def _layers(config: Config, model: PretrainedConfig) -> Layers:
+    if config.model.compile:
+        return "compiled"
+    return "fused" if may_fuse(model) and not config.model.lora_rank else "plain"
 
 
 def _check_divisible(model: PretrainedConfig, tensor_parallel: int) -> None:

@@ -13,6 +13,7 @@ from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.types import Execution, Reply, Request, RequestRejected, WorkerError, WorkflowLimits
+from fastgrpo.types import Rollout
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker
 
@@ -63,6 +64,18 @@ def test_a_right_workflow_is_scored_on_hidden_tests(jail: Jail) -> None:
     assert good.structure == "generate"
     assert good.workflow == WORKFLOWS["generate"]
     assert good.seconds > 0
+
+
+def test_what_comes_after_the_last_answer_is_told(jail: Jail) -> None:
+    before = time.perf_counter()
+    [asked, alone] = jail.execute(
+        ScriptedWorker(RIGHT, seconds=0.2), WORKFLOWS["generate"], body('return "def add(a, b): return a + b"')
+    )
+    assert before + 0.2 <= asked.answered_at < time.perf_counter()
+    assert alone.answered_at is None
+    group = [Rollout([], [], [], [], executions=[execution]) for execution in (asked, alone)]
+    results = WorkflowEnvironment(jail.pool, ScriptedWorker(RIGHT)).results(ADD, group)
+    assert [result.answered_at for result in results] == [asked.answered_at, None]
 
 
 def test_every_canonical_structure_runs(jail: Jail) -> None:

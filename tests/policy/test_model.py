@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
+from fastgrpo.policy import packed_attention
 from fastgrpo.policy.model import Policy, load_config, load_policy, load_tokenizer
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.packing import pack
@@ -80,6 +81,17 @@ def test_a_shared_prompt_changes_nothing(tiny_folder: Path, device: str) -> None
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
     for mine, other in zip(our_grads, their_grads, strict=True):
         assert (mine - other).norm() <= 10 * tolerance * other.norm().clamp(min=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("three", "two", "capability", "chosen"),
+    [("3", "2", 9, "3"), ("3", "2", 10, "2"), (None, "2", 9, "2"), ("3", None, 8, None), (None, None, 9, None)],
+)
+def test_flash_attn_3_is_taken_on_hopper_alone(monkeypatch, three, two, capability: int, chosen) -> None:
+    monkeypatch.setattr(packed_attention, "flash_attn_3_varlen_func", three)
+    monkeypatch.setattr(packed_attention, "flash_attn_varlen_func", two)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    assert packed_attention._flash_attention(torch.device("cuda")) == chosen
 
 
 def test_packed_is_transformers_own_forward(tiny_folder: Path) -> None:

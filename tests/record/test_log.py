@@ -255,6 +255,17 @@ def test_sparkline_and_duration() -> None:
     assert [duration(s) for s in (0.4, 45, 190, 7500)] == ["0s", "45s", "3m10s", "2h05m"]
 
 
+def test_a_long_wait_is_in_the_step_line_with_what_of_it_came_after_the_last_answer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    display = Display("demo", PhaseTimer(), live=False)
+    display.stage("grpo", total=2, done=0)
+    display.step(1, {"tail_s": 12.0, "tail_after_answers_s": 0.5}, waited_for="rank 0: p3")
+    assert "| waited 12s for rank 0: p3, 0.5s of it after the last answer" in capsys.readouterr().out
+    display.step(2, {"tail_s": 12.0}, waited_for="rank 0: p3")
+    assert "p3\n" in capsys.readouterr().out
+
+
 def test_failures_of_the_infrastructure_are_in_the_step_line_where_there_are_any(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -196,6 +196,34 @@ def test_a_straggler_is_left_out_so_that_its_step_goes_on() -> None:
     assert reasons == ["p0: execute still ran grpo.straggler_s = 0.1 s after the step's last completion"]
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_tail_after_the_last_answer_is_told_where_somebody_was_asked(answers: bool) -> None:
+    class Asking(ScriptedEnvironment):
+        async def execute(self, problem, completion: str, seed: int) -> float:  # type: ignore[override]
+            await asyncio.sleep(0.3)
+            answered = time.perf_counter()
+            await asyncio.sleep(0.1)
+            return answered
+
+        def results(self, problem, rollouts):
+            at = [rollout.executions[-1] if answers else None for rollout in rollouts]
+            return [Result(reward=Reward(total=1.0), answered_at=when) for when in at]
+
+    async def ended() -> Rollouts:
+        async with open_generator(ScriptedEngine()) as generator:
+            options = {"group_size": 3, "sampling": SAMPLING, "seed": 0}
+            rollouts = Rollouts(generator, Asking(), Chat(TOKENIZER), problems(2), **options)
+            await rollouts.groups()
+            return rollouts
+
+    rollouts = asyncio.run(ended())
+    assert rollouts.waited[0] >= 0.4
+    if answers:
+        assert 0.1 <= rollouts.after_answers <= rollouts.waited[0] - 0.25
+    else:
+        assert rollouts.after_answers is None
+
+
 def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
     """Each of six executions waits until the engine has decoded all others, which a blocked loop would prevent."""
     decoded, left = threading.Event(), iter(range(5, -1, -1))

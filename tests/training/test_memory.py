@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, Qwen2Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from fastgrpo.errors import UserError
+from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.training.memory import (
     GIB,
+    Layers,
     Workload,
     activation_bytes_per_token,
     count_parameters,
     device_capacity,
+    head_width,
     kv_bytes_per_token,
     plan_memory,
 )
@@ -123,7 +126,7 @@ def test_token_budget_shrinks_to_what_fits() -> None:
     assert 1536 <= narrow.micro_batch_tokens < 16384
     narrow.check()
     hopeless = plan_memory(QWEN_7B, replace(workload, ranks=512, max_model_len=16384), 40 * GIB)
-    with pytest.raises(UserError, match=r"training needs .* set model.gradient_checkpointing or lower engine"):
+    with pytest.raises(UserError, match=r"training needs .* set model.recompute_mlp or lower engine"):
         hopeless.check()
 
 
@@ -186,13 +189,22 @@ def test_table_names_every_item_and_the_sums() -> None:
     assert f"{plan.training / GIB:.2f}" in lines[-2]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_what_autograd_keeps(tiny_folder: Path, checkpointing: bool) -> None:
+@pytest.mark.parametrize("kept", ["everything", "no mlp", "hidden states"])
+@pytest.mark.parametrize("kind", [Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("layers", ["fused", "plain"])
+def test_activations_are_what_autograd_keeps(tmp_path: Path, kept: str, kind, layers: Layers) -> None:
     """The bytes that forward saves for backward, parameters aside, against the plan's formula."""
-    policy = load_policy(tiny_folder, gradient_checkpointing=checkpointing)
+    options = {"recompute_mlp": kept == "no mlp", "gradient_checkpointing": kept == "hidden states"}
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, head_dim=32), **options)
+    if layers == "plain":
+        restore_layers(policy.model.base_model)
+        if kept == "no mlp":
+            recompute_mlps(policy.model.base_model)
     tokens, config = 512, policy.model.config
-    layer = activation_bytes_per_token(config, torch.float32, compiled=False)
-    expected = config.num_hidden_layers * (4 * config.hidden_size if checkpointing else layer)
+    layer = activation_bytes_per_token(config, torch.float32, layers=layers, recompute_mlp=options["recompute_mlp"])
+    # A CPU's attention keeps its output sequence by sequence, too.
+    twice = 4 * head_width(config)
+    expected = config.num_hidden_layers * (4 * config.hidden_size if kept == "hidden states" else layer + twice)
     last_norm = 2 * 4 * config.hidden_size
     assert kept_bytes(policy, tokens, 64) / tokens == pytest.approx(expected + last_norm, rel=0.1)
 

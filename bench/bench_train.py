@@ -1,0 +1,295 @@
+"""Forward and backward of one micro-batch, with each part of the fused layers off and on: tokens/s, MFU, memory.
+
+    python bench/bench_train.py [--size 1.5b] [--tokens 17408] [--compile] [--save FILE]
+    python bench/bench_train.py --length 32768
+
+Random weights of the Qwen2.5 shape, no engine, no download. Groups of 8 answers of 1,024 tokens to a prompt of 512,
+computed once, as many as `--tokens` holds; or with `--length` one sequence of that length. Gradients in bf16 `.grad`
+but for the last row, which has the optimizer: fp32 sums, master weights and moments. MFU counts what
+`training.flops` counts, over 989 TFLOP/s. The kernels are timed alone, in bytes they must move a second; then where the
+time of a step goes, by kind of kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, random_model, shape, synchronize, timed
+from torch.nn.functional import linear
+
+from fastgrpo.config import Grpo
+from fastgrpo.kernels import layer_torch
+from fastgrpo.kernels.layer import passes_on, stacked
+from fastgrpo.policy import fused_layers, packed_attention
+from fastgrpo.policy.model import Policy
+from fastgrpo.training.flops import training_flops
+from fastgrpo.training.loss import policy_loss
+from fastgrpo.training.memory import Workload, activation_bytes_per_token, plan_memory
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
+from fastgrpo.training.packing import pack
+from fastgrpo.types import Batch, Sample
+
+PROMPT, ANSWER, GROUP = (512, 1024, 8) if CUDA else (64, 32, 4)
+KINDS = {
+    "attention": ("flash", "fmha", "attention"),
+    "norms, MLP, rotation": ("_norm_", "_swiglu_", "_rotate_"),
+    "products": ("gemm", "cutlass", "nvjet", "xmma"),
+    "head's rows": ("_loss_kernel", "_fold_kernel", "_dlogits", "_scale_kernel"),
+}
+lines: list[str] = []
+
+
+def say(what: str, value: str) -> None:
+    lines.append(f"| {what} | {value} |")
+    print(f"{what:<52} {value}", flush=True)
+
+
+def samples(vocabulary: int, tokens: int, length: int) -> list[Sample]:
+    """Random tokens with vLLM's place of logprobs filled: groups, or one sequence of `length`."""
+    draw = np.random.default_rng(0)
+    groups, answers, answer = max(tokens // (PROMPT + GROUP * ANSWER), 1), GROUP, ANSWER
+    if length:
+        groups, answers, answer = 1, 1, length - PROMPT
+    made = []
+    for _ in range(groups):
+        prompt = draw.integers(vocabulary, size=PROMPT)
+        for number in range(answers):
+            ids = np.concatenate([prompt, draw.integers(vocabulary, size=answer)])
+            mask = np.repeat([False, True], [PROMPT, answer])
+            made.append(Sample(ids, mask, np.full(len(ids), -12.0), 1.0 if number % 2 else -1.0))
+    return made
+
+
+def plain_norm_linear(x_TH: Any, norm_H: Any, eps: float, weights: Any, biases: Any = ()) -> Any:
+    h_TH = layer_torch.rms_norm(x_TH, norm_H, eps)[0]
+    return x_TH, torch.cat(
+        [linear(h_TH, w, b) for w, b in zip(weights, biases or [None] * len(weights), strict=True)], -1
+    )
+
+
+def plain_norm_mlp(x_TH: Any, norm_H: Any, eps: float, gate: Any, up: Any, down: Any, *, recompute: bool) -> Any:
+    h_TH = layer_torch.rms_norm(x_TH, norm_H, eps)[0]
+    return x_TH + linear(torch.nn.functional.silu(linear(h_TH, gate)) * linear(h_TH, up), down)
+
+
+def plain_rotated(qkv_TF: Any, cos_TD: Any, sin_TD: Any, *, heads: int, kv_heads: int, norms: Any, eps: float) -> Any:
+    return layer_torch.rotate(qkv_TF, norms, eps, cos_TD, sin_TD, heads, kv_heads)
+
+
+PLAIN = {"norm_linear": plain_norm_linear, "norm_mlp": plain_norm_mlp, "rotated": plain_rotated}
+
+
+@contextmanager
+def layers_as(policy: Policy, *fused: str, recompute: bool = False, checkpointing: bool = False) -> Iterator[None]:
+    """The layers with these parts fused and the others in eager torch; none at all are transformers' own layers."""
+    before = {name: getattr(fused_layers, name) for name in PLAIN}
+    if fused:
+        policy.fuse_layers(recompute_mlp=recompute)
+        for name in PLAIN.keys() - set(fused):
+            setattr(fused_layers, name, PLAIN[name])
+    policy.gradient_checkpointing(checkpointing)
+    try:
+        yield
+    finally:
+        policy.gradient_checkpointing(False)
+        policy.model.zero_grad()
+        fused_layers.restore_layers(policy.model.base_model)
+        for name, function in before.items():
+            setattr(fused_layers, name, function)
+
+
+def measured(policy: Policy, batch: Batch, name: str, expected: float = float("nan")) -> None:
+    """One row of the table: median of three. `expected`: GiB of activations by the memory plan."""
+
+    def run() -> None:
+        policy_loss(policy, batch, Grpo(tis_cap=0.0)).loss.backward()
+
+    try:
+        _, first = timed(run)
+        policy.model.zero_grad()
+        run()
+        start = reset_peak()
+        seconds = median(timed(run)[1] for _ in range(3))
+    except torch.OutOfMemoryError:
+        policy.model.zero_grad()
+        reset_peak()
+        return say(name, f"out of memory; the plan says {expected:.1f} GiB of activations")
+    tokens = len(batch.input_ids_T)
+    peak = (torch.cuda.max_memory_allocated() - start) / GIB if CUDA else float("nan")
+    mfu = training_flops(policy.model, [batch]) / seconds / PEAK_FLOPS
+    say(
+        name,
+        f"{1e3 * seconds:6.1f} ms, {tokens / seconds:7,.0f} tokens/s, MFU {mfu:.1%}, "
+        f"{peak:4.1f} GiB above weights and gradients (plan {expected:.1f}; first {first:.1f} s)",
+    )
+
+
+def reset_peak() -> int:
+    """Bytes allocated now; the peak counts from here."""
+    if not CUDA:
+        return 0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def parts(policy: Policy, batch: Batch, length: int) -> None:
+    """The table's rows: parts off and on."""
+    config, tokens = policy.model.config, len(batch.input_ids_T)
+    copies = 1.0 if batch.runs.key_index_U is None else len(batch.runs.key_index_U) / tokens
+
+    def planned(layers: Any, recompute: bool = False) -> float:
+        dtype = policy.head_weight.dtype
+        size = activation_bytes_per_token(config, dtype, layers=layers, recompute_mlp=recompute, key_copies=copies)
+        return tokens * size * config.num_hidden_layers / GIB
+
+    everything = tuple(PLAIN)
+    if not length:
+        with layers_as(policy):
+            measured(policy, batch, "transformers' layers", planned("plain"))
+        for name in everything:
+            with layers_as(policy, name):
+                measured(policy, batch, f"fused: {name} alone")
+    with layers_as(policy, *everything):
+        measured(policy, batch, "fused: all (the default)", planned("fused"))
+    with layers_as(policy, *everything):
+        separate(policy)
+        measured(policy, batch, "  the same, weights not next to each other", planned("fused"))
+    with layers_as(policy, *everything, recompute=True):
+        measured(policy, batch, "fused, model.recompute_mlp", planned("fused", recompute=True))
+    with layers_as(policy, *everything, checkpointing=True):
+        kept = tokens * config.num_hidden_layers * config.hidden_size * policy.head_weight.itemsize / GIB
+        measured(policy, batch, "fused, model.gradient_checkpointing", kept)
+
+
+def separate(policy: Policy) -> None:
+    """Give every parameter memory of its own."""
+    for parameter in policy.model.parameters():
+        parameter.data = parameter.data.clone()
+    first = policy.model.base_model.layers[0].mlp
+    weights = first.gate_proj.weight, first.up_proj.weight
+    assert stacked(weights).data_ptr() != weights[0].data_ptr()
+
+
+def with_optimizer(policy: Policy, batch: Batch, recompute: bool) -> None:
+    """Fused layers, gradients into the optimizer's fp32 sums, and its step."""
+    with layers_as(policy, *PLAIN, recompute=recompute):
+        try:
+            optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-6))
+            measured(policy, batch, "fused, gradients into fp32 sums")
+            say("  the optimizer's step, once for all micro-batches", f"{1e3 * timed(optimizer.step)[1]:6.1f} ms")
+        except torch.OutOfMemoryError:
+            say("fused, with the optimizer", "out of memory: the state does not fit beside this on one GPU")
+
+
+def kernels(size: str, tokens: int) -> None:
+    """Each pass alone, beside the bytes that it must read and write."""
+    config, dtype = shape(size), torch.bfloat16 if CUDA else torch.float32
+    device, hidden, inner = torch.device("cuda" if CUDA else "cpu"), config.hidden_size, config.intermediate_size
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head = hidden // heads
+    x, dy, norm = (torch.randn(*s, device=device, dtype=dtype) for s in ((tokens, hidden), (tokens, hidden), (hidden,)))
+    gate_up, product = (torch.randn(tokens, n * inner, device=device, dtype=dtype) for n in (2, 1))
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * head, device=device, dtype=dtype)
+    cos, sin = (torch.rand(tokens, head, device=device, dtype=dtype) for _ in range(2))
+    passes, options = passes_on(device), (None, 0.0, cos, sin)
+    scale = passes.rms_norm(x, norm, 1e-6)[1]
+    grads = passes.rotate(qkv, *options, heads, kv_heads)
+    units: list[tuple[str, int, Callable[[], Any]]] = [
+        ("rms_norm", 2 * x.nbytes, lambda: passes.rms_norm(x, norm, 1e-6)),
+        ("rms_norm backward", 5 * x.nbytes, lambda: passes.rms_norm_backward(dy.clone(), x, norm, scale, dy)),
+        ("swiglu", 3 * product.nbytes, lambda: passes.swiglu(gate_up)),
+        ("swiglu backward", 6 * product.nbytes, lambda: passes.swiglu_backward(gate_up, product, reuse=False)),
+        ("rotation", 2 * qkv.nbytes, lambda: passes.rotate(qkv, *options, heads, kv_heads)),
+        ("rotation backward", 2 * qkv.nbytes, lambda: passes.rotate_backward(*grads, None, *options)),
+    ]
+    for name, size_bytes, run in units:
+        run()
+        seconds = median(timed(lambda run=run: [run() for _ in range(5)])[1] for _ in range(3)) / 5
+        extra = timed(lambda: [dy.clone() for _ in range(5)])[1] / 5 if name == "rms_norm backward" else 0.0
+        rate = size_bytes / (seconds - extra) / 1e12
+        say(f"kernel: {name}", f"{1e6 * (seconds - extra):7.0f} us, {rate:.2f} TB/s")
+
+
+def breakdown(policy: Policy, batch: Batch) -> None:
+    """Milliseconds of the GPU by kind of kernel in one fused forward and backward, and the longest kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    def run() -> None:
+        policy_loss(policy, batch, Grpo(tis_cap=0.0)).loss.backward()
+        synchronize()
+
+    with layers_as(policy, *PLAIN):
+        run()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            _, seconds = timed(run)
+    spent, by_name = Counter[str](), Counter[str]()
+    for event in profiled.key_averages():
+        kind = next((k for k, words in KINDS.items() if any(w in event.key.lower() for w in words)), "other")
+        spent[kind] += event.self_device_time_total / 1e3
+        by_name[event.key] += event.self_device_time_total / 1e3
+    idle = 1e3 * seconds - sum(spent.values())
+    say(
+        "where a step's time goes, ms", ", ".join(f"{k} {v:.1f}" for k, v in spent.most_common()) + f", idle {idle:.1f}"
+    )
+    for name, spent_ms in by_name.most_common(14):
+        print(f"    {spent_ms:7.2f} ms  {name[:120]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SHAPES, default="1.5b" if CUDA else "tiny")
+    parser.add_argument("--tokens", type=int, default=2 * (PROMPT + GROUP * ANSWER), help="of the micro-batch")
+    parser.add_argument("--length", type=int, default=0, help="one sequence of so many tokens in place of groups")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as well, which takes a minute")
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+    device = torch.device("cuda" if CUDA else "cpu")
+    model = random_model(options.size, device.type).train()
+    policy = Policy(model if CUDA else model.float(), None)  # type: ignore[arg-type]
+    made = samples(policy.head_weight.shape[0], options.tokens, options.length)
+    (batch,) = pack(made, [1e-6] * len(made), max(options.tokens, options.length), device)
+    name = torch.cuda.get_device_name() if CUDA else platform.processor() or "CPU"
+    flash = packed_attention._flash_attention(device) if CUDA else None
+    attention = "torch's varlen attention" if flash is None else flash.__module__.split(".")[0]
+    title = f"{name}, torch {torch.__version__}, {attention}; {options.size}, {len(batch.input_ids_T)} tokens"
+    print(title)
+    if options.length:
+        plan(options.size, options.length)
+    parts(policy, batch, options.length)
+    kernels(options.size, len(batch.input_ids_T))
+    if CUDA:
+        breakdown(policy, batch)
+    if options.compile:
+        policy.compile_layers()
+        with layers_as(policy):
+            measured(policy, batch, "torch.compile of transformers' layers")
+        return
+    with_optimizer(policy, batch, recompute=options.length > 0)
+    if options.save:
+        command = (
+            f"    python bench/bench_train.py --size {options.size} --tokens {options.tokens} --length {options.length}"
+        )
+        text = [f"# {title}", "", command, "", "| what | measured |", "| --- | --- |", *lines, ""]
+        options.save.write_text("\n".join(text), encoding="utf-8")
+
+
+def plan(size: str, length: int) -> None:
+    """What the memory plan says of a run whose sequences may be `length` long, on 80 GB."""
+    for recompute in (False, True):
+        workload = Workload(length, 64, length, layers="fused", recompute_mlp=recompute)
+        need = plan_memory(shape(size), workload, 72 * GIB).training / GIB
+        say(f"plan of one GPU, recompute_mlp {recompute}".lower(), f"{need:.1f} GiB in training")
+
+
+if __name__ == "__main__":
+    main()

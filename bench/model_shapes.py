@@ -1,0 +1,61 @@
+"""The Qwen2.5 shapes with random weights, and a clock: what benchmarks need that start no engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from fastgrpo.policy.packed_attention import PACKED
+from fastgrpo.training import flops
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+}
+PEAK_FLOPS = flops.PEAK_FLOPS["H200"]
+GIB = 2**30
+CUDA = torch.cuda.is_available()
+
+
+def shape(size: str) -> Qwen2Config:
+    """The configuration of Qwen2.5 at `size`."""
+    return Qwen2Config(
+        vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
+        num_key_value_heads=4 if size == "7b" else 2,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=size != "7b",
+        **SHAPES[size],
+    )
+
+
+def random_model(size: str, device: str) -> Any:
+    """Random weights in bf16, twice the usual size, so that the distributions are not flat."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(shape(size), dtype=torch.bfloat16, attn_implementation=PACKED)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(2)
+    return model
+
+
+def synchronize() -> None:
+    """Wait for the device."""
+    if CUDA:
+        torch.cuda.synchronize()
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """The function's result and its seconds, to the end of its work on the device."""
+    synchronize()
+    start = time.perf_counter()
+    result = function()
+    synchronize()
+    return result, time.perf_counter() - start
