@@ -45,7 +45,7 @@ from fastgrpo.types import Group, Rollout, Sampling
 
 log = logging.getLogger(__name__)
 BASELINES = "--baselines"
-EVALUATION = 7_919  # added to the run's seed: an evaluation draws otherwise than training does
+EVALUATION_SEED = 7_919  # added to the run's seed: an evaluation draws otherwise than training does
 
 
 class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +76,7 @@ async def evaluate(
 
     Each replica takes its share of the problems; every rank returns all rows. Raises UserError where all failed.
     """
-    groups = await _drawn_by(engine, environment, chat, problems, config, config.seed + EVALUATION)
+    groups = await _drawn_by(engine, environment, chat, problems, config, config.seed + EVALUATION_SEED)
     return measured_rows(groups, stage, config)
 
 
@@ -273,7 +273,7 @@ async def evaluate_model(
     model: str, environment: Environment | Agent, problems: Sequence[Any], config: Config, stage: str
 ) -> list[EvalRow]:
     """`evaluate` of the Hugging Face folder `model`, as `rollouts_of_model` has it draw."""
-    groups = await rollouts_of_model(model, environment, problems, config, config.seed + EVALUATION)
+    groups = await rollouts_of_model(model, environment, problems, config, config.seed + EVALUATION_SEED)
     return measured_rows(groups, stage, config)
 
 

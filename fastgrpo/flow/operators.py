@@ -87,10 +87,11 @@ class JailFailure(Exception):
 
 
 class OperatorHost:
-    """Answers the calls of one workflow; `calls` is its account so far, `tested` its public tests by code, `clock` its
-    time, `answered_at` when the last request to a worker had ended (`time.perf_counter()`, None before the first).
+    """Answers the calls of one workflow.
 
-    A call is in the account from its arrival on, whether it is refused, answered, or still open when the workflow ends.
+    `calls` is the workflow's account so far, `tested` its public tests by code, `clock` its time; `answered_at` is when
+    the last request to a worker ended (`time.perf_counter()`, None before the first). A call is in the account from its
+    arrival on, whether it is refused, answered, or still open when the workflow ends.
     Each request's seed depends on the execution's seed, what is asked of whom and how often the same was asked before,
     so parallel calls draw the same whatever their order of arrival.
     """

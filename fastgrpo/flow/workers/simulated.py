@@ -211,7 +211,7 @@ class SimulatedWorker:
         return f"Verdict: incorrect\n{mutant.hint if mutant else 'An edge case is not handled.'}"
 
     async def _judge(self, request: Request, bank: Bank) -> str:
-        """A score as good as its reviews; what it makes of a solution does not change when it is asked again."""
+        """A score as good as the worker's reviews; asked again, the same solution has the same score."""
         code, skill = normalised(request.codes[0]), self._skill(request)
         draw = random.Random(f"{self._seed}/{request.problem.id}/judge/{request.worker}/{code}")
         right = await self._is_right(request.problem, bank, code)
