@@ -16,6 +16,8 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.types import Reply, Request, RequestRejected
 from fastgrpo.flow.workers.endpoint import Endpoint
 
+log = logging.getLogger(__name__)
+
 
 class OpenAIWorker:
     """Asks the endpoints of `settings`, by their `names`: sends a request's messages and sampling, nothing else.
@@ -66,11 +68,11 @@ async def _reply(endpoint: Endpoint, body: dict[str, Any], request: Request) -> 
     )
 
 
-log = logging.getLogger(__name__)
-
-
 class Cache:
-    """Answers under `folder`. Raises `UserError` where it cannot be made."""
+    """Workers' answers under `folder`, one file each, named by the hash of what was asked.
+
+    Raises `UserError` where the folder cannot be made.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
