@@ -29,8 +29,11 @@ real: $(READY)
 	$(PY) -m fastgrpo.train --config examples/real.toml $(ARGS); \
 	$(PY) -m fastgrpo.evaluate --baselines --model "$$(ls -d runs/real/checkpoints/step-* | tail -1)"'
 
+# Tests run in two processes, a file at a time in each; a GPU's memory holds one engine, so there in one.
+WORKERS ?= $(if $(filter gpu,$(EXTRA)),0,2)
+
 test: lint
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(READY)
 	$(PY) -m pytest bench $(ARGS)

@@ -56,7 +56,7 @@ from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Problem
 from fastgrpo.policy.model import Policy
 from fastgrpo.rollouts.environment import Environment
-from fastgrpo.training.learner import to_samples
+from fastgrpo.training.advantage import to_samples
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import pack

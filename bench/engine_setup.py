@@ -38,10 +38,9 @@ from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.rollouts import collect
-from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Group, Result, Reward, Rollout, Sample
+from fastgrpo.types import Group, Result, Reward, Rollout, Sample, Sampling
 
 rows: list[tuple[str, str]] = []
 

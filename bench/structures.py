@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fastgrpo.config import RewardWeights
-from fastgrpo.flow import problems as data
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.reward import group_rewards, spent_calls
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.flow.workers.simulated import SimulatedWorker
@@ -71,7 +71,7 @@ async def measure(
 
 async def main(dataset: str, samples: int) -> None:
     """Measure and print the table."""
-    problems, weights, console = data.load(dataset), RewardWeights(), Console(width=150)
+    problems, weights, console = load(dataset), RewardWeights(), Console(width=150)
     async with SandboxPool() as pool:
         worker = SimulatedWorker(pool)
         environment = WorkflowEnvironment(pool, worker)

@@ -96,7 +96,7 @@ def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _configuration_of(model: str) -> str | None:
-    """The configuration of the run that wrote the folder `model`: the held-out problems, prompt and workers are its."""
+    """The configuration of the run that wrote the folder `model`, whose problems, prompt and workers are meant."""
     for folder in Path(model).resolve().parents[:2] if model else ():
         if (folder / "config.toml").is_file() and (folder / "metrics.jsonl").is_file():
             return str(folder / "config.toml")

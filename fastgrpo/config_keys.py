@@ -36,7 +36,7 @@ def _keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
 
 
 KEYS: dict[str, Key] = {key.name: key for key in _keys()}
-# Another worker has the keys of the section but those that say what all of them are.
+# A table [workers.others.NAME] has the keys of [workers], less those that hold for all workers.
 _OF_ANOTHER_WORKER = re.compile(r"workers\.others\.\w{1,64}\.(?!(kind|name|cache_dir|latency_scale)$)(?=\w+$)")
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
 

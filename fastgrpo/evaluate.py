@@ -20,42 +20,39 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
-from fastgrpo.doctor import require_ready
 from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.types import Problem
-from fastgrpo.flow.workers.protocol import names_of
-from fastgrpo.plan import print_plan
+from fastgrpo.flow.types import Problem, names_of
+from fastgrpo.plan import command_to_run, run_on_ranks
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world, replica_share
+from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, replica_share
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.report import adaptivity_table
-from fastgrpo.rollouts.agents import Agent
-from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import collect, fitting
-from fastgrpo.rollouts.sampling import Sampling
+from fastgrpo.signals import interruptible
 from fastgrpo.tasks import task_of
-from fastgrpo.types import Group, Rollout
+from fastgrpo.types import Group, Rollout, Sampling
 
 log = logging.getLogger(__name__)
 BASELINES = "--baselines"
+EVALUATION_SEED = 7_919  # added to the run's seed: an evaluation draws otherwise than training does
 
 
 class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
     """One sampled completion of one held-out problem, with the environment's metrics of it.
 
-    What is no finite number is null in a file, and counts in no mean. `difficulty` in [0, 1] is the problem's, where it
-    has one; `workflow` is what there is to read.
+    A number that is not finite is null in a file and counts in no mean. `difficulty` in [0, 1] and `dataset` are the
+    problem's, where it has them; `workflow` is the code that ran, else the last completion.
     """
 
     stage: str
@@ -79,23 +76,45 @@ async def evaluate(
 
     Each replica takes its share of the problems; every rank returns all rows. Raises UserError where all failed.
     """
-    groups = await collect(
+    groups = await _drawn_by(engine, environment, chat, problems, config, config.seed + EVALUATION_SEED)
+    return measured_rows(groups, stage, config)
+
+
+async def _drawn_by(
+    engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, seed: int
+) -> list[Group]:
+    """`eval.samples` rollouts of each of this replica's share of the `problems`."""
+    return await collect(
         engine,
         environment,
         chat,
         problems[replica_share(config.engine.tensor_parallel)],
         group_size=config.eval.samples,
         sampling=replace(Sampling.of(config), temperature=config.eval.temperature),
-        seed=config.seed + 7_919,
+        seed=seed,
         ranks=config.engine.tensor_parallel,
     )
-    return measured_rows(groups, stage, config)
+
+
+async def rollouts_of_model(
+    model: str, environment: Environment | Agent, problems: Sequence[Any], config: Config, seed: int
+) -> list[Group]:
+    """`eval.samples` rollouts of each problem by the Hugging Face folder `model`, in an engine of its own.
+
+    Each replica has its share. Problems whose prompts are too long are left out; what happens meanwhile is said.
+    """
+    chat, samples = load_chat(model, config.model), config.eval.samples
+    problems = leave_out_long(problems, environment, chat, config, _say)
+    _say(f"loading {model} into vLLM")
+    with open_engine(config, Path(model)) as engine:
+        _say(f"{len(problems) * samples} rollouts of {len(problems)} problems, {samples} of each")
+        return await _drawn_by(engine, environment, chat, problems, config, seed)
 
 
 def measured_rows(groups: Sequence[Group], stage: str, config: Config) -> list[EvalRow]:
-    """The rows of all ranks' `groups`; how many rollouts have none, and why, is said. Collective.
+    """The rows of all ranks' `groups`; a warning tells how many rollouts failed, and why. Collective.
 
-    Raises UserError where none has one.
+    Raises UserError where all of them failed.
     """
     count = sum(len(group.rollouts) for group in groups)
     ranks = gather_all((rows_of(groups, stage), count, first_failure(groups)), "the other ranks' evaluation")
@@ -253,9 +272,9 @@ def policies(model: str) -> dict[str, str]:
 async def evaluate_model(
     model: str, environment: Environment | Agent, problems: Sequence[Any], config: Config, stage: str
 ) -> list[EvalRow]:
-    """`evaluate` of the Hugging Face folder `model`, in an engine of its own."""
-    with open_engine(config, Path(model)) as engine:
-        return await evaluate(engine, environment, load_chat(model, config.model), problems, config, stage)
+    """`evaluate` of the Hugging Face folder `model`, as `rollouts_of_model` has it draw."""
+    groups = await rollouts_of_model(model, environment, problems, config, config.seed + EVALUATION_SEED)
+    return measured_rows(groups, stage, config)
 
 
 async def compare(config: Config, models: Mapping[str, str], *, controls: bool = True) -> list[EvalRow]:
@@ -296,6 +315,8 @@ def _adaptivity(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 async def _baselines(config: Config) -> None:
+    with interruptible():
+        config = with_local_model(config)
     rows = await compare(config, policies(config.model.path) if config.model.path else {})
     if rank_and_world()[0] == 0:
         print(write_rows(config.folder, "baselines", rows))
@@ -304,16 +325,12 @@ async def _baselines(config: Config) -> None:
 async def _main(config: Config) -> None:
     if not config.model.path:
         raise UserError("evaluate needs --model PATH: a Hugging Face folder, such as a checkpoint of a run")
+    with interruptible():
+        config = with_local_model(config)
     task = task_of(config)
     _, held_out = task.load_problems(config)
     async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
-        chat = load_chat(config.model.path, config.model)
-        held_out = leave_out_long(held_out, environment, chat, config, _say)
-        _say(f"loading {config.model.path} into vLLM")
-        with open_engine(config, Path(config.model.path)) as engine:
-            count = len(held_out) * config.eval.samples
-            _say(f"{count} rollouts of {len(held_out)} held-out problems, {config.eval.samples} of each")
-            rows = await evaluate(engine, environment, chat, held_out, config, "evaluate")
+        rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
     save_rows(config.folder / "evaluation.json", rows)
     if rank_and_world()[0] == 0:
         for name, value in summary(rows).items():
@@ -331,14 +348,10 @@ def main() -> None:
     The means are printed, the rows kept in the run's folder (`--name`): evaluation.json, or baselines.*.
     """
     flag = {BASELINES: "compare with fixed workflows; --model may be left out"}
-    command = parse(sys.argv[1:], program="fastgrpo.evaluate", of_run=True, flags=flag)
-    if command.dry_run:
-        return print_plan(command.config)
-    require_ready()
-    program = _baselines if BASELINES in command.flags else _main
-    with joined_ranks(command.config.engine.tensor_parallel):
-        config = with_local_model(command.config)
-        run_async(lambda: program(config))
+    command = command_to_run("fastgrpo.evaluate", of_run=True, flags=flag)
+    if command is not None:
+        program = _baselines if BASELINES in command.flags else _main
+        run_on_ranks(command.config, lambda: program(command.config))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
 import os
-import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,14 +19,13 @@ from typing import Any
 import msgspec
 
 from fastgrpo import forging
-from fastgrpo.cli import parse, run_async
+from fastgrpo.cli import run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
-from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError
 from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
-from fastgrpo.plan import print_plan
+from fastgrpo.plan import command_to_run
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
 from fastgrpo.record.comparison import markdown, spread
@@ -258,14 +256,13 @@ def perform(name: str, config: Config) -> str:
 
 def main() -> None:
     """Perform the experiment named on the command line and print its tables."""
-    command = parse(sys.argv[1:], program="fastgrpo.experiments", positional="NAME", of_run=True)
+    command = command_to_run("fastgrpo.experiments", positional="NAME", of_run=True)
+    if command is None:
+        return
     if len(command.arguments) != 1:
         raise UserError(f"name one experiment: {', '.join(EXPERIMENTS)}")
-    if command.dry_run:
-        return print_plan(command.config)
     if "RANK" in os.environ:
         raise UserError("experiments run in one process: start them without torchrun")
-    require_ready()
     print(perform(command.arguments[0], with_local_model(command.config)))
 
 

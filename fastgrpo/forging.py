@@ -24,12 +24,10 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow import task as workflows
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.jails import open_pool
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import given_to, last_line, program_after, run_program, run_tests
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.teachers import ScriptedTeacher
-from fastgrpo.flow.types import Execution, Problem
-from fastgrpo.flow.workers.protocol import names_of
+from fastgrpo.flow.types import Execution, Problem, WorkflowLimits, names_of
 from fastgrpo.record.comparison import markdown, spread
 from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.log import RunLog, open_log

@@ -1,22 +1,43 @@
-"""What a run will do and need, before it does anything: `--dry-run` prints it, training holds to it."""
+"""How a program begins: its command line, on a machine that is ready; with `--dry-run` what it will do and need."""
 
 from __future__ import annotations
 
-import fastgrpo.engine_extra  # isort: skip # noqa: F401
-
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from fastgrpo.cli import CommandLine, parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import to_toml
+from fastgrpo.doctor import require_ready
 from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.model import load_config
+from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.rollouts.rollouts import prompts_fit
-from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.tasks import Task, require_model, task_of
 from fastgrpo.training.workload import memory_plan
+from fastgrpo.types import Sampling
+
+
+def command_to_run(program: str, **options: Any) -> CommandLine | None:
+    """The program's command line, with the `options` of `cli.parse`; None where `--dry-run` had the plan printed.
+
+    Raises UserError where the command line is wrong or this machine is not ready.
+    """
+    command = parse(sys.argv[1:], program=program, **options)
+    if command.dry_run:
+        print_plan(command.config)
+        return None
+    require_ready()
+    return command
+
+
+def run_on_ranks(config: Config, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run the coroutine that `main` makes to its end, on each of the ranks that torchrun started."""
+    with joined_ranks(config.engine.tensor_parallel):
+        run_async(main)
 
 
 def print_plan(config: Config, task: Task | None = None) -> None:

@@ -240,7 +240,7 @@ def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:
 
 
 def _from_samples(path: Path) -> Iterator[tuple[str, Row]]:
-    """Of a run that was not evaluated yet: its latest three samples with a workflow."""
+    """The latest three samples with a workflow, of a run that was not evaluated yet."""
     rows = [row for row in read_lines(path) if row.get("workflow")]
     for row in rows[-3:]:
         yield f"a sample of step {row['step']}", {**row, "reward": (row.get("reward") or {}).get("total")}

@@ -7,7 +7,6 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 import math
 import random
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,25 +14,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config, Sft
-from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError, writing
-from fastgrpo.flow.distill import distill
+from fastgrpo.flow.distill import Trace, TraceFile, distill, read_traces, selected
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.teachers import ModelTeacher, ScriptedTeacher, Teacher
-from fastgrpo.flow.traces import Trace, TraceFile, read_traces, selected
-from fastgrpo.flow.types import Problem
-from fastgrpo.flow.workers.protocol import names_of
-from fastgrpo.plan import print_plan
+from fastgrpo.flow.types import Problem, names_of
+from fastgrpo.plan import command_to_run, run_on_ranks
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica, rank_and_world
+from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.signals import interruptible
 from fastgrpo.training.fsdp_optimizer import optimizer_of
@@ -213,12 +208,8 @@ async def _main(config: Config, *, resume: bool) -> None:
 
 def main() -> None:
     """Run stage 1 alone."""
-    command = parse(sys.argv[1:], program="fastgrpo.sft")
-    if command.dry_run:
-        return print_plan(command.config)
-    require_ready()
-    with joined_ranks(command.config.engine.tensor_parallel):
-        run_async(lambda: _main(command.config, resume=command.resume))
+    if command := command_to_run("fastgrpo.sft"):
+        run_on_ranks(command.config, lambda: _main(command.config, resume=command.resume))
 
 
 if __name__ == "__main__":

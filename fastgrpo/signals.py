@@ -24,8 +24,8 @@ _reactions: list[Callable[[], object]] = []
 def handle_signals() -> None:
     """From now on a signal ends the process in one line, or does what the innermost `reacting` block says.
 
-    One that is ignored, as by nohup, stays so. Of several ranks only Ctrl-C is handled: with SIGTERM torchrun ends the
-    others where one has failed, and nothing that they do together can end in order then.
+    A signal that is ignored, as by nohup, stays ignored. Of several ranks only Ctrl-C is handled: with SIGTERM torchrun
+    ends the others where one has failed, and nothing that they do together can end in order then.
     """
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     for number in STOPPING if alone else (signal.SIGINT,):

@@ -8,59 +8,40 @@ from __future__ import annotations
 
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
-from fastgrpo.cli import CommandLine, parse, run_async
-from fastgrpo.engine.opening import open_engine
+from fastgrpo.config import Config
 from fastgrpo.errors import UserError
-from fastgrpo.flow import problems as data
+from fastgrpo.evaluate import rollouts_of_model
+from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
-from fastgrpo.plan import print_plan
-from fastgrpo.policy.chat import load_chat
+from fastgrpo.plan import command_to_run, run_on_ranks
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import joined_ranks, of_replica, replica_share
+from fastgrpo.ranks.collectives import of_replica
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import collect, fitting
-from fastgrpo.rollouts.sampling import Sampling
+from fastgrpo.signals import interruptible
 
 
 def find(dataset: str | Sequence[str], name: str) -> Problem:
     """The problem called `name`; UserError where the data sets have none of that name."""
-    problems = data.load(dataset)
+    problems = load(dataset)
     for problem in problems:
         if problem.id == name:
             return problem
     raise UserError(f"{dataset} has no problem {name!r}: its ids look like {problems[0].id!r}")
 
 
-async def solve(command: CommandLine) -> None:
-    """Print the chosen workflow, its solution and how it did on the public tests."""
-    config, names = command.config, command.arguments
+async def solve(config: Config, names: Sequence[str]) -> None:
+    """Print the chosen workflow for the problem named, its solution and how it did on the public tests."""
     if not config.model.path or len(names) != 1:
         raise UserError("solve needs --model PATH and the id of one problem, such as HumanEval/12")
-    config = with_local_model(config)
-    problem, model = find(config.data.dataset, names[0]), Path(config.model.path)
-    ranks = config.engine.tensor_parallel
-    async with of_replica(open_environment(config), ranks) as environment:
-        chat = load_chat(model, config.model)
-        if environment:
-            fitting([problem], environment, chat, Sampling.of(config))
-        with open_engine(config, model) as engine:
-            groups = await collect(
-                engine,
-                environment,
-                chat,
-                [problem][replica_share(ranks)],
-                group_size=config.eval.samples,
-                sampling=replace(Sampling.of(config), temperature=config.eval.temperature),
-                seed=config.seed,
-                ranks=ranks,
-            )
+    with interruptible():
+        config = with_local_model(config)
+    problem = find(config.data.dataset, names[0])
+    async with of_replica(open_environment(config), config.engine.tensor_parallel) as environment:
+        groups = await rollouts_of_model(config.model.path, environment, [problem], config, config.seed)
     if not groups:
         return
     records = [rollout.result.record for rollout in groups[0].rollouts if rollout.reward is not None]
@@ -78,11 +59,8 @@ async def solve(command: CommandLine) -> None:
 
 def main() -> None:
     """Answer one query."""
-    command = parse(sys.argv[1:], program="fastgrpo.solve", positional="PROBLEM_ID", of_run=True)
-    if command.dry_run:
-        return print_plan(command.config)
-    with joined_ranks(command.config.engine.tensor_parallel):
-        run_async(lambda: solve(command))
+    if command := command_to_run("fastgrpo.solve", positional="PROBLEM_ID", of_run=True):
+        run_on_ranks(command.config, lambda: solve(command.config, command.arguments))
 
 
 if __name__ == "__main__":

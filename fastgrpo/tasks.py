@@ -15,9 +15,8 @@ from fastgrpo.flow import programs, task
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.agents import Agent
 from fastgrpo.rollouts.dataset import hold_out, of_each, read_examples, set_names, weighted
-from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
 from fastgrpo.rollouts.verifiers_environment import load_verifiers
 
@@ -28,8 +27,8 @@ Prompt = str | list[dict[str, str]]
 class Task(NamedTuple):
     """What a run trains on: (training, held-out) problems, and the environment opened for the length of the run.
 
-    `distilled`: stage 1 can teach it to a policy that knows nothing, so that no model need be named. What a dry run
-    reads, which starts nothing: `list_problems`, where loading does more than read, and the `prompt` of one of them.
+    `distilled`: stage 1 can teach the task to a policy that knows nothing, so that no model need be named. A dry run,
+    which starts nothing, reads `list_problems`, where `load_problems` does more than read, and the `prompt` of each.
     """
 
     load_problems: Callable[[Config], Problems]
@@ -49,9 +48,7 @@ def task_of(config: Config) -> Task:
         return reward_task([find_function(name, "data.reward") for name in config.data.reward.split(",")])
     untried = partial(load_problems, tried=False)
     if config.task == "code":
-        return Task(
-            load_problems, programs.open_environment, False, untried, lambda _, problem: programs.prompt(problem)
-        )
+        return Task(load_problems, task.open_programs, False, untried, lambda _, problem: programs.prompt(problem))
     return Task(load_problems, task.open_environment, True, untried, task.prompt)
 
 
@@ -94,7 +91,7 @@ def reward_task(
 
 
 def verifiers_task(environment: str, arguments: str = "") -> Task:
-    """The environment `verifiers:NAME` on its own data; it is held out as its author says, else as `data.held_out`.
+    """The environment `verifiers:NAME` on its own data, held out as its author says, else by `data.held_out`.
 
     Raises UserError for another name; loading raises as `load_verifiers` does.
     """

@@ -19,21 +19,18 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.config_keys import checked, resolve
-from fastgrpo.doctor import require_ready
 from fastgrpo.errors import UserError
 from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
-from fastgrpo.plan import print_plan
+from fastgrpo.plan import command_to_run, print_plan, run_on_ranks
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import joined_ranks, of_replica, rank_and_world, replica_share
+from fastgrpo.ranks.collectives import of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
-from fastgrpo.rollouts.agents import Agent
-from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.sft import warm_start
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Task, environment_task, require_model, reward_task, task_of
@@ -62,9 +59,9 @@ def train(
     `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, weighted by `reward_weights`, on the
     rows of `dataset` (dicts, a `datasets.Dataset`, a file, a name on the hub); `data.held_out` of them, or
     `eval_dataset`, are evaluated. `environment` takes any problems in place of rows: an `Environment`, or an `Agent`,
-    which calls the policy through an OpenAI client (see `rollouts.environment`, `rollouts.agents`). `task` is all of
-    that in one (`fastgrpo.tasks`). Without any of them the task is the one that the configuration names. `dry_run`
-    prints the plan and starts nothing. Raises UserError.
+    which calls the policy through an OpenAI client (see `rollouts.environment`). `task` is all of that in one
+    (`fastgrpo.tasks`). Without any of them the task is the one that the configuration names. `dry_run` prints the plan
+    and starts nothing. Raises UserError.
     """
     if not isinstance(config, Config):
         keys = dict(config or {}) | ({"model.path": str(model)} if model else {})
@@ -83,8 +80,7 @@ def train(
     if dry_run:
         print_plan(config, chosen)
         return config.folder
-    with joined_ranks(config.engine.tensor_parallel):
-        run_async(lambda: run(config, resume=resume, task=chosen))
+    run_on_ranks(config, lambda: run(config, resume=resume, task=chosen))
     return config.folder
 
 
@@ -114,7 +110,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                 if learner.step == 0:
                     await measure("sft")
                 await improve(learner, environment, problems, config, log)
-                # What ends the evaluation ends no more than that.
+                # Before the evaluation: whatever ends that, the steps are kept.
                 learner.save()
                 measured = await measure("grpo")
                 learner.save(score=measured.get("reward"))
@@ -187,12 +183,8 @@ def draw_problems(
 
 def main() -> None:
     """Train as the command line says, or print the plan."""
-    command = parse(sys.argv[1:], program="fastgrpo.train")
-    if command.dry_run:
-        return print_plan(command.config)
-    require_ready()
-    with joined_ranks(command.config.engine.tensor_parallel):
-        run_async(lambda: run(command.config, resume=command.resume))
+    if command := command_to_run("fastgrpo.train"):
+        run_on_ranks(command.config, lambda: run(command.config, resume=command.resume))
 
 
 class _Program(ModuleType):

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from fastgrpo.engine.engine import Engine
+
+# How long one example takes says nothing on a busy machine.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two teams of threads on two cores would wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start an engine come first, so that no worker is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("engine")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,7 +16,7 @@ import torch
 import fastgrpo
 from fastgrpo.config_keys import resolve
 from fastgrpo.rollouts.experience import tally_of
-from fastgrpo.training.learner import to_samples
+from fastgrpo.training.advantage import to_samples
 from fastgrpo.types import Group, Result, Reward, Rollout, Trace
 from tests.helpers.chat_model import TOOL, save_chat_model
 

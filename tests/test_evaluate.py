@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastgrpo import evaluate, solve
-from fastgrpo.cli import CommandLine, parse
+from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.engine import opening
@@ -45,11 +45,10 @@ def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
     def engine(config: Config, model: Path):
         yield None
 
-    for program in (evaluate, solve):
-        monkeypatch.setattr(program, "collect", collect)
-        monkeypatch.setattr(program, "fitting", lambda problems, *_: [True] * len(problems))
-        monkeypatch.setattr(program, "open_engine", engine)
-        monkeypatch.setattr(program, "load_chat", lambda path, config: None)
+    monkeypatch.setattr(evaluate, "collect", collect)
+    monkeypatch.setattr(evaluate, "fitting", lambda problems, *_: [True] * len(problems))
+    monkeypatch.setattr(evaluate, "open_engine", engine)
+    monkeypatch.setattr(evaluate, "load_chat", lambda path, config: None)
     monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))
     monkeypatch.setattr(solve, "open_environment", environment)
     monkeypatch.setattr(solve, "find", lambda dataset, name: PROBLEM)
@@ -77,7 +76,7 @@ def test_what_is_said_meanwhile(collected: list[Rollout], capsys: pytest.Capture
     collected += [rollout("ok")]
     asyncio.run(evaluate._main(CONFIG))
     said = capsys.readouterr().err.splitlines()
-    assert said == ["loading folder into vLLM", "4 rollouts of 1 held-out problems, 4 of each"]
+    assert said == ["loading folder into vLLM", "4 rollouts of 1 problems, 4 of each"]
 
 
 def test_more_failures_than_a_run_bears_are_told(collected: list[Rollout], caplog: pytest.LogCaptureFixture) -> None:
@@ -109,9 +108,8 @@ def test_what_is_no_number_is_null_in_the_file_and_in_no_mean(tmp_path: Path) ->
 
 def test_a_query_that_only_we_failed_is_an_error(collected: list[Rollout]) -> None:
     collected += [rollout("infrastructure")] * 2
-    command = CommandLine(CONFIG, resume=False, dry_run=False, arguments=("p",))
     with pytest.raises(UserError, match="every workflow failed: the endpoint cannot be reached"):
-        asyncio.run(solve.solve(command))
+        asyncio.run(solve.solve(CONFIG, ("p",)))
 
 
 def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

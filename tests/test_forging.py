@@ -11,9 +11,9 @@ import pytest
 from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import run_tests
 from fastgrpo.flow.parse import parse_completion
+from fastgrpo.flow.types import WorkflowLimits
 from fastgrpo.forging import FORGERIES, AuditedEnvironment, ForgingTeacher, Verdict, forging_workflow, one_program
 from fastgrpo.forging import unsafe_peer_verdict as unsafe
 from fastgrpo.types import Result, Rollout

@@ -14,7 +14,7 @@ import pytest
 from fastgrpo import sft
 from fastgrpo.config import Config, Sft
 from fastgrpo.errors import CannotWrite, UserError
-from fastgrpo.flow.traces import read_traces
+from fastgrpo.flow.distill import read_traces
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.policy.model import load_policy
 from fastgrpo.record.log import RunLog

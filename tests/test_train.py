@@ -131,13 +131,17 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.engine
-def test_two_steps_resumed_for_two_more_are_four_steps(model: Path, tmp_path: Path) -> None:
+def test_two_steps_resumed_for_two_more_are_four_steps(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run(model, tmp_path, "whole", grpo__steps=4)
     halves = run(model, tmp_path, "halves", grpo__steps=2)
-    # On a GPU vLLM would compile, which writes larger files than this disk takes.
-    full = {"environment": open_on_a_full_disk, "engine__enforce_eager": True}
-    with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-000004: .*; free space, then .*--resume"):
-        run(model, tmp_path, "halves", resume=True, grpo__steps=4, **full)
+    with monkeypatch.context() as patch:
+        # Whatever the steps were that a full disk lost, they are made anew.
+        patch.setattr(learner, "open_engine", random_engine)
+        lost = r"cannot write the checkpoint .*step-000004: .*; free space, then .*--resume"
+        with pytest.raises(UserError, match=lost):
+            run(model, tmp_path, "halves", resume=True, grpo__steps=4, environment=open_on_a_full_disk)
     run(model, tmp_path, "halves", resume=True, grpo__steps=4)
     assert [row["step"] for row in metrics(halves)] == [1, 2, 3, 4]
     for one, other in zip(metrics(whole), metrics(halves), strict=True):
@@ -151,26 +155,6 @@ def test_two_steps_resumed_for_two_more_are_four_steps(model: Path, tmp_path: Pa
     rounding = 1e-4 if not torch.cuda.is_available() else 2e-2
     assert max(row["parity"] for row in metrics(halves)) < rounding
     assert max(row["sampler_parity"] for row in metrics(halves)) < rounding
-
-
-@pytest.mark.engine
-def test_a_run_one_step_ahead_continues_to_the_same_numbers(model: Path, tmp_path: Path) -> None:
-    whole = run(model, tmp_path, "whole", grpo__steps=4, grpo__max_lag=1)
-    parts = run(model, tmp_path, "parts", grpo__steps=2, grpo__max_lag=1)
-    with pytest.raises(asyncio.CancelledError):
-        run(model, tmp_path, "parts", resume=True, environment=open_interrupting, grpo__steps=4, grpo__max_lag=1)
-    run(model, tmp_path, "parts", resume=True, grpo__steps=4, grpo__max_lag=1)
-    assert [row["step"] for row in metrics(parts)] == [1, 2, 3, 4]
-    for one, other in zip(metrics(whole), metrics(parts), strict=True):
-        for name in ("loss", "reward/total", "grad_norm", "sampler_parity", "loss_tokens"):
-            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), (one["step"], name)
-    expected = weights(whole)
-    for name, tensor in weights(parts).items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
-    # vLLM has the trainer's weights after each sync; the samples of all steps but the first are one step old.
-    assert max(row["parity"] for row in metrics(whole)) < (1e-4 if not torch.cuda.is_available() else 2e-2)
-    gaps = [row["sampler_parity"] for row in metrics(whole)]
-    assert all(gap > 2 * gaps[0] for gap in gaps[1:])
 
 
 def test_every_problem_comes_once_in_an_epoch_whatever_the_step_size() -> None:

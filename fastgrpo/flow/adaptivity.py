@@ -17,7 +17,7 @@ _BINS = 3
 
 
 class Observed(NamedTuple):
-    """One workflow that was run: its problem, that one's measured difficulty, what it cost, its canonical structure."""
+    """One workflow that was run: its problem, the problem's difficulty, the workflow's cost and canonical structure."""
 
     problem_id: str
     difficulty: float
@@ -83,7 +83,7 @@ def entropy(values: Iterable[Hashable]) -> float:
 
 
 def cost_hard_over_easy(observed: Sequence[Observed]) -> Estimate:
-    """Mean executed cost on the hardest third of the problems over that on the easiest; nan where that one is 0."""
+    """Mean executed cost on the hardest third of the problems over that on the easiest; nan where the latter is 0."""
     difficulty, cost = _by_problem(observed)
     ranked = cost[np.argsort(difficulty, kind="stable")]
     easiest, _, hardest = np.array_split(ranked, 3)

@@ -1,18 +1,25 @@
-"""Stage 1a, distillation (FlowReasoner, section 3.2): a teacher writes l rounds of {reasoning, workflow}, each followed
-by execution feedback; the reasonings are concatenated to R^, the last workflow is S^, a trace is {prompt, R^, S^}.
+"""Stage 1a, distillation (FlowReasoner, section 3.2): traces made, kept on disk as JSON lines, and selected.
+
+A teacher writes l rounds of {reasoning, workflow}, each followed by execution feedback; the reasonings are concatenated
+to R^, the last workflow is S^, a trace is {prompt, R^, S^}.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
+import msgspec
+
+from fastgrpo.config import Sft
+from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.parse import InvalidWorkflow, parse_completion
 from fastgrpo.flow.teachers import Teacher
-from fastgrpo.flow.traces import Trace, TraceFile
-from fastgrpo.flow.types import Execution, Problem
-from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
+from fastgrpo.flow.types import Execution, ExecutionStatus, Problem, RequestRejected, WorkerError
 from fastgrpo.types import Rollout
 
 
@@ -27,11 +34,11 @@ async def distill(
     seed: int,
     concurrency: int,
 ) -> list[str]:
-    """Append `samples` traces of each problem, at most `rounds` rounds each, to `traces`,
-    `concurrency` of them at once; none that is there already.
+    """Append to `traces` what they lack of `samples` traces of each problem, made `concurrency` at once.
 
-    Returns the reasons of those that our own failures prevented. After `concurrency` of these in a row the rest is not
-    tried: an endpoint that is gone would be waited for again and again. Raises UserError on a full disk.
+    A trace has at most `rounds` rounds. Returns why traces failed, for each that failures of our own prevented. After
+    `concurrency` failures in a row no more are tried: an endpoint that is gone would be waited for again and again.
+    Raises UserError on a full disk.
     """
     limit, failures, in_a_row = asyncio.Semaphore(concurrency), [], 0
     there = {(trace.problem_id, trace.sample) for trace in traces.found}
@@ -96,3 +103,86 @@ def _joined(completions: Sequence[str]) -> tuple[str, str]:
     except InvalidWorkflow:
         return "", ""
     return " ".join(part.reasoning for part in parsed), parsed[-1].source
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """One distilled sample: `text` is what the policy learns to write after `prompt`.
+
+    `sample` counts the problem's traces; `status`, `pass_rate` and `reward` are those of the last round's execution.
+    """
+
+    problem_id: str
+    prompt: str
+    reasoning: str
+    workflow: str
+    rounds: int
+    pass_rate: float
+    sample: int = 0
+    status: ExecutionStatus = "ok"
+    reward: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The completion in the policy's format: R^ in think tags, then S^ in one Python block."""
+        return f"<think>{self.reasoning}</think>\n```python\n{self.workflow}\n```"
+
+
+class TraceFile:
+    """The traces at `path`, to which more are appended; `found` are those that were there.
+
+    A line that a crash has torn is cut off. Raises `UserError` for a file that cannot be written or read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(f"the traces {path}"):
+            path.touch()
+            with path.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+        self.found = read_traces(path)
+
+    def append(self, trace: Trace) -> None:
+        """Write one trace whole, or leave the file as it was and raise `UserError` (disk full)."""
+        size = self.path.stat().st_size
+        with writing(f"the traces {self.path}"):
+            try:
+                with self.path.open("ab") as file:
+                    file.write(msgspec.json.encode(trace) + b"\n")
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self.path, size)
+                raise
+
+
+def read_traces(path: Path) -> list[Trace]:
+    """The traces of a JSONL file; UserError names the file and line that is not one. A torn last line is left out."""
+    decoder, traces = msgspec.json.Decoder(Trace), []
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"cannot read the traces {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            traces.append(decoder.decode(line))
+        except msgspec.MsgspecError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise UserError(f"{path}:{number} is not a trace: {error}") from error
+    return traces
+
+
+def selected(traces: Sequence[Trace], problems: Sequence[Problem], config: Sft) -> list[Trace]:
+    """The traces worth learning, in the order of `problems` and samples: those "ok" with at least `sft.min_pass_rate`.
+
+    With `sft.keep` "best" only each problem's trace of the highest reward, the first among equals.
+    """
+    order = {problem.id: index for index, problem in enumerate(problems)}
+    good = [trace for trace in traces if trace.status == "ok" and trace.pass_rate >= config.min_pass_rate]
+    good.sort(key=lambda trace: (order.get(trace.problem_id, len(order)), trace.problem_id, trace.sample))
+    if config.keep == "all":
+        return good
+    best: dict[str, Trace] = {}
+    for trace in good:
+        if trace.problem_id not in best or trace.reward > best[trace.problem_id].reward:
+            best[trace.problem_id] = trace
+    return list(best.values())

@@ -6,7 +6,6 @@ import asyncio
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -16,14 +15,22 @@ from fastgrpo.flow.adaptivity import entropy
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.judge import judged
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards, spent_calls
 from fastgrpo.flow.structure import structure_of
-from fastgrpo.flow.types import Execution, ExecutionStatus, Judgement, Problem
-from fastgrpo.flow.workers.protocol import RequestRejected, Worker, WorkerError, names_of
+from fastgrpo.flow.types import (
+    Execution,
+    Judgement,
+    Problem,
+    RequestRejected,
+    Worker,
+    WorkerError,
+    WorkflowLimits,
+    names_of,
+    status_of,
+)
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 from fastgrpo_sandbox import Outcome, SandboxPool, Session
 
@@ -207,9 +214,3 @@ def result_of(
 def guest_source() -> str:
     """The text of `guest.py`, which runs in the jail around every workflow."""
     return Path(__file__).with_name("guest.py").read_text(encoding="utf-8")
-
-
-def status_of(outcome: Outcome) -> ExecutionStatus:
-    """An outcome's status as an execution's: code that is refused unread has failed."""
-    status: Any = outcome.status
-    return "failed" if status == "rejected" else status

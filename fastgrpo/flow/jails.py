@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastgrpo.config import Sandbox
 from fastgrpo.errors import UserError
-from fastgrpo.flow.limits import run_limits
+from fastgrpo.flow.types import run_limits
 from fastgrpo_sandbox import SandboxPool, SandboxUnavailable, SpreadPool
 from fastgrpo_sandbox.shared import KEY
 

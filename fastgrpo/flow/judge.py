@@ -13,8 +13,7 @@ import msgspec
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.operators import reply_within
-from fastgrpo.flow.types import Judgement, Problem
-from fastgrpo.flow.workers.protocol import Reply, Request, Worker, WorkerError
+from fastgrpo.flow.types import Judgement, Problem, Reply, Request, Worker, WorkerError
 from fastgrpo_sandbox.extract import without_thought
 
 _BEST = 10

@@ -18,12 +18,21 @@ from msgspec.structs import replace
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.clock import Clock
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.names import MOST_RETRIES
 from fastgrpo.flow.problems.numbers import is_right, vote
 from fastgrpo.flow.problems.splitting import describe_tests, preamble
-from fastgrpo.flow.types import NO_TESTS, Problem, WorkerCall
-from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, Worker, WorkerError, names_of
+from fastgrpo.flow.types import (
+    NO_TESTS,
+    Problem,
+    Reply,
+    Request,
+    RequestRejected,
+    Worker,
+    WorkerCall,
+    WorkerError,
+    WorkflowLimits,
+    names_of,
+)
 from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests, extract_code
 from fastgrpo_sandbox.extract import without_thought
 
@@ -78,10 +87,11 @@ class JailFailure(Exception):
 
 
 class OperatorHost:
-    """Answers the calls of one workflow; `calls` is its account so far, `tested` its public tests by code, `clock` its
-    time, `answered_at` when the last request to a worker had ended (`time.perf_counter()`, None before the first).
+    """Answers the calls of one workflow.
 
-    A call is in the account from its arrival on, whether it is refused, answered, or still open when the workflow ends.
+    `calls` is the workflow's account so far, `tested` its public tests by code, `clock` its time; `answered_at` is when
+    the last request to a worker ended (`time.perf_counter()`, None before the first). A call is in the account from its
+    arrival on, whether it is refused, answered, or still open when the workflow ends.
     Each request's seed depends on the execution's seed, what is asked of whom and how often the same was asked before,
     so parallel calls draw the same whatever their order of arrival.
     """

@@ -5,16 +5,8 @@ It is the commonest reinforcement learning for code, and the baseline of every e
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-from fastgrpo.config import Config
-from fastgrpo.flow.environment import status_of
-from fastgrpo.flow.jails import open_pool
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import public_feedback, run_all_tests, solution_of
-from fastgrpo.flow.types import Execution, Problem
-from fastgrpo.record.log import RunLog
+from fastgrpo.flow.types import Execution, Problem, WorkflowLimits, status_of
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 from fastgrpo_sandbox import SandboxPool
 
@@ -66,10 +58,3 @@ def _result(problem: Problem, last: Execution) -> Result:
     tests = {"public": last.public_pass_rate, "hidden": last.pass_rate}
     record = {"difficulty": problem.difficulty, "solution": last.solution, "tests": tests}
     return Result(status=last.status, reward=Reward(total=last.pass_rate), metrics=metrics, record=record)
-
-
-@asynccontextmanager
-async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[ProgramEnvironment]:
-    """The plain code task with a jail pool of its own; `log` shows the jails in flight."""
-    async with open_pool(config.sandbox, log) as pool:
-        yield ProgramEnvironment(pool)

@@ -9,12 +9,14 @@ Cost is measured in what `reward.efficiency_by` names. It is 0 for one call, 0.2
 
 from __future__ import annotations
 
-from collections import defaultdict
+import ast
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from fastgrpo.config import EfficiencyBy, RewardWeights
-from fastgrpo.flow.diversity import distinctness
+from fastgrpo.flow.structure import substructures
 from fastgrpo.flow.types import Execution, WorkerCall
 from fastgrpo.types import Reward
 from fastgrpo_sandbox.guest.syntax import parse
@@ -25,11 +27,11 @@ _HALF_EXCESS = 4.0
 def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> list[Reward | None]:
     """One reward for each execution of a group; None for an infrastructure failure, which is nobody's merit or fault.
 
-    `total = performance - complexity - efficiency + diversity - format`, each term with its weight: w_p x pass rate
-    (or the judge model's score, `reward.judge`),
-    w_c x complexity, w_e x efficiency, w_d x distinctness, w_f for a completion without a workflow. The paper publishes
-    no weights; ours are a choice (`docs/experiments.md`). Only workflows that returned a solution (status "ok") count
-    as members of the group's diversity, so that failing in a new way earns nothing.
+    `total = performance - complexity - efficiency + diversity - format`, each term with its weight: w_p x pass rate (or
+    the judge model's score, `reward.judge`), w_c x complexity, w_e x efficiency, w_d x distinctness, w_f for a
+    completion without a workflow. The paper publishes no weights; ours are a choice (`docs/experiments.md`). Only
+    workflows that returned a solution (status "ok") count as members of the group's diversity, so that failing in a new
+    way earns nothing.
     """
     trees = [parse(execution.workflow) if execution.status == "ok" else None for execution in executions]
     distinct = distinctness(trees, [execution.calls for execution in executions])
@@ -96,3 +98,30 @@ def _cost(call: WorkerCall, by: EfficiencyBy) -> float:
             return call.cost_usd
         case "seconds":
             return call.seconds
+
+
+def distinctness(trees: Sequence[ast.AST | None], accounts: Sequence[Sequence[WorkerCall]] = ()) -> list[float]:
+    """For each tree, its distance in [0, 1] to the nearest other one; 0 for a copy, for None and for a lone tree.
+
+    Distance is 1 - the weighted Jaccard similarity of the multisets of all parts of the canonical structures
+    (`structure_of`): what is not structure, as unused numbers or other names, makes no workflow distinct. With the
+    `accounts` of the workflows, one for each tree, it is no more than the distance of what the host served to them, so
+    that structure which never runs earns nothing either.
+    """
+    texts = [None if tree is None else substructures(tree) for tree in trees]
+    served = [Counter((call.operator, call.worker, call.retries > 0) for call in account) for account in accounts]
+
+    def distance(i: int, j: int) -> float:
+        text = _distance(texts[i] or Counter(), texts[j] or Counter())
+        return min(text, _distance(served[i], served[j])) if accounts else text
+
+    members = [index for index, text in enumerate(texts) if text is not None]
+    return [
+        min((distance(i, j) for j in members if j != i), default=0.0) if texts[i] is not None else 0.0
+        for i in range(len(trees))
+    ]
+
+
+def _distance(left: Counter[Any], right: Counter[Any]) -> float:
+    total = (left | right).total()
+    return 1.0 - (left & right).total() / total if total else 0.0

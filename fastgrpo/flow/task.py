@@ -1,4 +1,4 @@
-"""The FlowReasoner task as the programs open it: its problems, its jails and workers, its environment."""
+"""The tasks of this folder, workflows and plain programs, as a run opens them: jails, workers, environment."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from fastgrpo.config import Config, Workers
 from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.jails import open_pool
-from fastgrpo.flow.limits import WorkflowLimits
+from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.flow.prompt import query_prompt
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.types import Problem, Worker, WorkflowLimits, names_of
 from fastgrpo.flow.workers.openai import OpenAIWorker
-from fastgrpo.flow.workers.protocol import Worker, names_of
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.record.log import RunLog
 from fastgrpo_sandbox import SandboxPool
@@ -45,6 +44,13 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
             )
         finally:
             await worker.aclose()
+
+
+@asynccontextmanager
+async def open_programs(config: Config, log: RunLog | None = None) -> AsyncIterator[ProgramEnvironment]:
+    """The plain code task with a jail pool of its own; `log` shows the jails in flight."""
+    async with open_pool(config.sandbox, log) as pool:
+        yield ProgramEnvironment(pool)
 
 
 def prompt(config: Config, problem: Problem) -> str:

@@ -8,8 +8,7 @@ from functools import partial
 from typing import NamedTuple, Protocol
 
 from fastgrpo.flow.prompt import query_prompt, round_feedback
-from fastgrpo.flow.types import Execution, Problem
-from fastgrpo.flow.workers.protocol import Request, Worker
+from fastgrpo.flow.types import Execution, Problem, Request, Worker
 
 
 class Teacher(Protocol):

@@ -1,12 +1,17 @@
-"""The nouns of the FlowReasoner task: the problem, the worker's account, what became of a workflow."""
+"""The nouns of the FlowReasoner task: the problem, what became of a workflow and what it may use, who answers it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from fastgrpo_sandbox import AssertTests, Tests
+from fastgrpo_sandbox import AssertTests, Limits, Outcome, Tests
+
+if TYPE_CHECKING:
+    from fastgrpo.config import Sandbox
 
 NO_TESTS = AssertTests(asserts=())
 
@@ -124,3 +129,105 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     def requests(self) -> int:
         """Requests that were sent to the workers."""
         return sum(call.requests for call in self.calls)
+
+
+def status_of(outcome: Outcome) -> ExecutionStatus:
+    """An outcome's status as an execution's: code that is refused unread has failed."""
+    return "failed" if outcome.status == "rejected" else outcome.status
+
+
+# "judge" is the host's own question, which no workflow can ask.
+Operator = Literal["generate", "custom", "review", "revise", "ensemble", "test", "judge"]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One question. A real worker reads `messages` (chat turns, no secret in them) and what follows `feedback` only.
+
+    `codes` and `feedback` repeat what the messages hold, for a simulated worker. `problem` carries the host's secrets:
+    no worker may send it anywhere. `worker` is one of the worker's `names`, empty the first; `temperature` None is its
+    own. A worker enters `waiting()` while the request waits for its turn or for its next attempt: no deadline runs
+    meanwhile, and the request's own begins anew after it.
+    """
+
+    operator: Operator
+    problem: Problem
+    messages: list[dict[str, str]]
+    codes: tuple[str, ...] = ()
+    feedback: str = ""
+    worker: str = ""
+    temperature: float | None = None
+    seed: int = 0
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer and its account: tokens, US dollars, seconds from the sending of what was answered to the answer."""
+
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    seconds: float = 0.0
+
+
+class WorkerError(Exception):
+    """The worker failed: endpoint unreachable, deadline, retries exhausted. Infrastructure, not the policy's fault."""
+
+
+class NoAnswer(WorkerError):
+    """The worker answered without a word: cut off while it reasoned, filtered, refused, or a tool call instead."""
+
+
+class RequestRejected(Exception):
+    """The worker will not answer this one request, e.g. because it exceeds its context: the workflow's fault."""
+
+
+class Worker(Protocol):
+    """A worker model; or several, if it has `names`: what a workflow may choose from, the default first."""
+
+    async def ask(self, request: Request) -> Reply:
+        """The answer to one request. Raises `WorkerError` or `RequestRejected`."""
+
+    async def aclose(self) -> None:
+        """Release connections."""
+
+
+def names_of(worker: Worker) -> tuple[str, ...]:
+    """What a workflow may call the worker's models, the default first."""
+    names: tuple[str, ...] = getattr(worker, "names", ("worker",))
+    return names
+
+
+def run_limits(sandbox: Sandbox) -> Limits:
+    """What one run of a solution may use, as configured."""
+    return Limits(
+        wall_s=sandbox.wall_s,
+        cpu_s=sandbox.cpu_s,
+        memory_mb=sandbox.memory_mb,
+        processes=sandbox.processes,
+        output_bytes=sandbox.output_bytes,
+    )
+
+
+class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds of one workflow. `calls`: worker requests and public-test runs; `at_once`: workflows that run at once.
+
+    `session` are the jail's limits (60 s, arXiv 2504.15257). Its `wall_s` counts what the workflow does itself, the
+    seconds of the answers it gets and of the tests it runs; neither the wait for a turn at a busy worker or jail, nor a
+    failed attempt. `call_s` is the deadline of one attempt at a worker request from its own start, `wait_s` of all
+    waiting of one workflow: beyond them the failure is ours. `text_chars` bounds each text that a workflow sends or
+    returns; `tests` are the limits of one run of the solution against its tests; None = the pool's own.
+    """
+
+    calls: int = 24
+    call_s: float = 90.0
+    wait_s: float = 600.0
+    at_once: int = 64
+    text_chars: int = 100_000
+    session: Limits = Limits(wall_s=60.0, cpu_s=5.0, memory_mb=256)
+    tests: Limits | None = None
+
+    @property
+    def jail(self) -> Limits:
+        """The limits that the jail itself holds: the host's clock stands still where the jail's does not."""
+        return msgspec.structs.replace(self.session, wall_s=self.session.wall_s + self.wait_s)

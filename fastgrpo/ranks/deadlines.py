@@ -22,7 +22,7 @@ from fastgrpo.errors import USER_ERROR, say_error
 POLL_S = 1.0
 # Long enough for a rank that is busy with something that never lets a second thread run.
 SILENT_POLLS = 25
-# What a failed rank and torchrun have to end by themselves, so that the first error seen is that rank's own.
+# Time for a failed rank and torchrun to end by themselves, so that the first error seen is that rank's own.
 GRACE_S = 3.0
 
 _FAILED, _LEFT = "failed", 2**40

@@ -67,7 +67,7 @@ class GpuMonitor:
             self._readings.append(self._read())
 
     def _read(self) -> Reading:
-        """A value that this driver or device does not give is NaN."""
+        """One reading; a value that this driver or device does not give is NaN."""
         reading = [float("nan")] * 3
         questions = (
             lambda: pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100,

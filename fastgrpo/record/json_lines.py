@@ -100,7 +100,7 @@ class RotatingLines:
         self._newest.close()
 
     def _cut_part(self, number: int, stage: str, step: int) -> bool:
-        """Cut an older part; where it loses a line the newer ones go, and it is the newest."""
+        """Cut an older part; True where that dropped a line: newer parts are gone then, and this one is the newest."""
         part = JsonLines(self._part(number))
         lost = part.cut(stage, step)
         part.close()

@@ -21,7 +21,7 @@ FINISH_S = 120.0
 
 
 class Tracker:
-    """The two have one interface. Each stage, as it counts its own steps, is a run: the run's name with the stage's.
+    """W&B or trackio, which have one interface. Each stage is a run there, since it counts its own steps.
 
     A run that cannot begin is a `UserError`; what fails later ends the tracking, with one line to `say`, and no more.
     """

@@ -19,8 +19,8 @@ from openai import AsyncOpenAI
 
 from fastgrpo.rollouts.direct_client import direct_client, with_key
 from fastgrpo.rollouts.openai_form import JSON, MODEL, Refused, Reply, Request, completion, error, events
-from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.rollouts.session import Access, Complete, FirstPrompts, Session
+from fastgrpo.types import Sampling
 
 if TYPE_CHECKING:
     from fastgrpo.policy.chat import Chat

@@ -1,4 +1,4 @@
-"""The contract between the engine and a task, and the border where what a task returns is checked."""
+"""The contract between the engine and a task, in two forms, and the border where what a task returns is checked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
+
+if TYPE_CHECKING:
+    from fastgrpo.rollouts.session import Access
 
 Value = TypeVar("Value")
 
@@ -36,6 +39,27 @@ class Environment(Protocol):
 
     def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result] | Awaitable[list[Result]]:
         """One result for each rollout of a group, from its `executions`, one a round."""
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """What takes the place of an `Environment` where the task calls the policy, and not the policy the task.
+
+    Any object with these three methods. `act` and `results` may be coroutines or plain functions, which run in threads.
+    """
+
+    def prompt(self, problem: Any) -> str | list[dict[str, str]]:
+        """What the first request will show the policy: its length is checked, and it is kept in the records."""
+
+    def act(self, problem: Any, access: Access, seed: int) -> Any:
+        """One rollout, with the policy behind `access`; what it returns is the rollout's only execution.
+
+        One that raises, asks the policy for nothing, or lets `grpo.execute_s` pass without a request under way leaves
+        its rollout without a reward.
+        """
+
+    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result] | Awaitable[list[Result]]:
+        """One result for each rollout of a group, from its `executions`."""
 
 
 class EnvironmentFailure(Exception):

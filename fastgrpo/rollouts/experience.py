@@ -16,8 +16,8 @@ from fastgrpo.types import INFRASTRUCTURE, Group, Result, Sample
 class Tally(msgspec.Struct):
     """Numbers that add up over rollouts and ranks: plain sums, means as (sum, count), largest values, the longest wait.
 
-    `waited`: seconds after a rank's last completion until its last result, and whose that was. `passes`: by the
-    problem's id the sum of its rollouts' pass rates and their number.
+    `waited`: seconds after a rank's last completion until its last result, and whose that was. `passes`: the sum of a
+    problem's pass rates and the number of its rollouts, by its id, where `add_passes` has added them.
     """
 
     sums: dict[str, float] = {}
@@ -109,15 +109,20 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
                 tally.add(name, value)
     for group in groups:
         tally.add("groups_without_variance", not varies(group))
-        if rates := [pass_rate(rollout.result) for rollout in group.rollouts if rollout.reward is not None]:
-            before, counted = tally.passes.get(str(group.problem.id), (0.0, 0.0))
-            tally.passes[str(group.problem.id)] = before + sum(rates), counted + len(rates)
     tally.sums = {
         "rollouts": float(len(rollouts)),
         "infrastructure": float(sum(rollout.reward is None for rollout in rollouts)),
         "tokens_per_s": sum(rollout.written for rollout in rollouts) / seconds,
     }
     return tally
+
+
+def add_passes(tally: Tally, groups: Sequence[Group]) -> None:
+    """Add to `tally.passes` the pass rates of the `groups`: what `grpo.curriculum` draws by."""
+    for group in groups:
+        if rates := [pass_rate(rollout.result) for rollout in group.rollouts if rollout.reward is not None]:
+            before, counted = tally.passes.get(str(group.problem.id), (0.0, 0.0))
+            tally.passes[str(group.problem.id)] = before + sum(rates), counted + len(rates)
 
 
 def pass_rate(result: Result) -> float:
@@ -127,9 +132,9 @@ def pass_rate(result: Result) -> float:
 
 
 def add_lag(tally: Tally, groups: Sequence[Group], step: int) -> None:
-    """Add to `tally` how many updates before update `step` (after so many others) the policy's tokens were sampled.
+    """Add to `tally` how old the policy's tokens are for an update that `step` others came before, in updates.
 
-    `lag` is their mean, `lag_max` the most.
+    `lag` is the mean over the tokens, `lag_max` the most.
     """
     written = [
         np.array(r.versions)[np.array(r.loss_mask, bool)]

@@ -65,7 +65,7 @@ class Generator:
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        """Around rollouts: a rank that follows has none, and steps the engine until the leader's are over."""
+        """A block of rollouts on the rank that leads; one that follows has none and steps the engine until they end."""
         self._lockstep.begin()
         yield
         self._lockstep.end()

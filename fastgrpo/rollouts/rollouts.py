@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.ranks.collectives import rank_and_world
-from fastgrpo.rollouts.agents import Agent, act
 from fastgrpo.rollouts.endpoint import Endpoint, open_endpoint
-from fastgrpo.rollouts.environment import Environment, EnvironmentFailure, ask, checked_results, failed
+from fastgrpo.rollouts.environment import Agent, Environment, EnvironmentFailure, ask, checked_results, failed
 from fastgrpo.rollouts.generator import Generator, open_generator
-from fastgrpo.rollouts.sampling import Sampling
-from fastgrpo.types import UNENDED, Group, Rollout
+from fastgrpo.types import UNENDED, Group, Rollout, Sampling
 
 if TYPE_CHECKING:
     from fastgrpo.engine.completion import Completion
@@ -34,9 +32,9 @@ Value = TypeVar("Value")
 class Rollouts:
     """`group_size` rollouts of each problem, under way at once; deterministic draws from `seed`.
 
-    `seconds` passed until the last completion had left the engine, and `waited` tells how many more until the last
-    rollout had its result, and which problem that one was. `after_answers` are those of them after the last service
-    that a rollout asked had answered (`Result.answered_at`); None where none was asked.
+    `seconds` passed until the last completion had left the engine; `waited` tells how many more until the last rollout
+    had its result, and of which problem that rollout was. `after_answers` are those of these that came after the last
+    answer of a service that a rollout asked (`Result.answered_at`); None where none was asked.
     """
 
     def __init__(
@@ -153,11 +151,32 @@ class Rollouts:
         return rollout
 
     async def _acted(self, problem: Any, endpoint: Endpoint, seed: int) -> Rollout:
-        """One trajectory that an agent drives; the engine is free of it when the agent has ended."""
+        """One trajectory that an agent drives, with all that the policy wrote in it; raises what the engine raised.
+
+        The engine is free of it when the agent has ended.
+        """
+        reason, execution = "", None
         try:
-            return await act(self._environment, problem, endpoint, seed, self._sampling.execute_s)
+            with endpoint.session(seed) as (session, access):
+                try:
+                    execution = await ask(self._environment.act, problem, access, seed, clock=session.clock)
+                except TimeoutError:
+                    limit = f"grpo.execute_s = {self._sampling.execute_s:g} s"
+                    reason = f"act took longer than {limit} without a request to the policy"
+                except EnvironmentFailure as error:
+                    reason = str(error)
+                if session.failure is not None:
+                    raise session.failure
+                rollout = session.rollout()
         finally:
             self._written()
+        if not reason and not rollout.completions:
+            reason = "act returned without a request to the policy"
+        if reason:
+            rollout.result = failed(f"{problem.id}: {reason}")
+        else:
+            rollout.executions.append(execution)
+        return rollout
 
     async def _ask(self, function: Callable[..., Any], *arguments: Any, inline: bool = False) -> Any:
         """The environment's answer within `execute_s`; an execution ends sooner where it is a straggler."""

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgrpo.errors import UserError
 from fastgrpo.rollouts.openai_form import MODEL, Answer, Message, Refused, Request, answer_of
-from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.rollouts.tool_calls import split_calls
-from fastgrpo.types import Rollout, Trace
+from fastgrpo.types import Rollout, Sampling, Trace
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -189,7 +188,7 @@ class Session:
     ) -> None:
         """Append what was written to the conversation it belongs to.
 
-        Where that has grown meanwhile, as with two requests after the same messages, the second is one of its own.
+        Where that conversation has grown meanwhile, as by two requests after the same messages, a new one begins.
         """
         if before is None or ids[: len(before.trace.token_ids)] != before.trace.token_ids:
             before = _Conversation([], request.tools or [], Trace([], [], []))

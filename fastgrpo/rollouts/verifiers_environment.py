@@ -1,6 +1,6 @@
 """Environments of the package `verifiers` as agents: its rollouts run as they are, with our engine behind its client.
 
-What they need of it: `load_environment`, `Environment.rollout` and the rubric's `score_group`, of 0.1.14 to 0.2.
+Used of it are `load_environment`, `Environment.rollout` and the rubric's `score_group`, of versions 0.1.14 to 0.2.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VerifiersEnvironment:
         self._environment, self._wrapped = environment, clients.OpenAIChatCompletionsClient
 
     def tasks(self, *, held_out: bool) -> list[Task]:
-        """The rows of its data set for training, or of that for evaluation; none where it has none of its own."""
+        """The rows of the data set for training, or with `held_out` for evaluation; none where there is no such set."""
         if held_out and getattr(self._environment, "eval_dataset", None) is None:
             build = getattr(self._environment, "build_eval_dataset", None)
             if build is None or build() is None:

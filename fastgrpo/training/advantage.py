@@ -1,10 +1,14 @@
-"""Group advantages: the reward of a rollout relative to the other rollouts of its prompt."""
+"""From the rewards of a step's rollouts to samples: each reward relative to the others of its prompt, its group."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from statistics import stdev
 from typing import Literal
 
+import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +17,7 @@ from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.reference import STD_EPSILON
 from fastgrpo.kernels.validate import require
 from fastgrpo.ranks.collectives import gather_all
+from fastgrpo.types import Group, Reward, Rollout, Sample, Trace
 
 AdvantageMode = Literal["grpo", "dr_grpo", "rloo"]
 ID_DTYPES = (torch.int32, torch.int64)
@@ -95,3 +100,67 @@ def _group_advantages_torch(rewards_R: Tensor, group_ids_R: Tensor, mode: Advant
         advantages_R = centred_R * (count_R / others_R if mode == "rloo" else 1.0)
     spread_R = group_extreme("amax", -torch.inf) > group_extreme("amin", torch.inf)
     return torch.where(valid_R & spread_R, advantages_R, 0.0)
+
+
+def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
+    """The rollouts that the step's normaliser counts, with their advantages.
+
+    Infrastructure failures are left out of their group's baseline and of the batch. A group without variance, whose
+    advantages are all 0, leaves where tokens are counted, as in DAPO's batches (arXiv 2503.14476, eq. 11). The other
+    normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term or an
+    entropy bonus. With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place. A
+    truncated rollout that `grpo.overlong_filter` masks is an empty sample too. Each conversation of an agent is a
+    sample. With `grpo.reward_scale` batch this is collective.
+    """
+    rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
+    rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
+    group_ids_R = torch.tensor([number for number, _ in rollouts], dtype=torch.int64)
+    advantages_R = scaled_advantages(rewards_R, group_ids_R, config).tolist()
+    varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
+    everyone = set(range(len(groups)))
+    moving = everyone if config.kl_weight > 0.0 or config.entropy_weight > 0.0 else varied
+    counted = varied if config.refill or config.normaliser == "token" else everyone
+    return [
+        _sample(trace, advantage)
+        if number in moving and not (config.overlong_filter and rollout.truncated)
+        else Sample.empty()
+        for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
+        if rollout.reward is not None and number in counted
+        for trace in rollout.traces
+    ]
+
+
+def _sample(trace: Trace, advantage: float) -> Sample:
+    return Sample(
+        np.array(trace.token_ids, np.int32),
+        np.array(trace.loss_mask, np.bool_),
+        np.array(trace.logprobs, np.float32),
+        advantage,
+    )
+
+
+def shape_rewards(groups: Sequence[Group], config: Grpo) -> None:
+    """Add the term `overlong` to each reward of the `groups`, in place, where `grpo.overlong_penalty_tokens` asks so.
+
+    A rollout over several rounds is judged by its longest completion; a truncated one costs 1 whatever its length.
+    """
+    if not config.overlong_penalty_tokens:
+        return
+    for rollout in (rollout for group in groups for rollout in group.rollouts):
+        if rollout.reward is not None:
+            length = config.max_new_tokens if rollout.truncated else _longest_completion(rollout)
+            penalty = overlong_penalty(length, config.max_new_tokens, config.overlong_penalty_tokens)
+            rollout.result = msgspec.structs.replace(rollout.result, reward=_with_term(rollout.reward, penalty))
+
+
+def overlong_penalty(length: int, limit: int, soft: int) -> float:
+    """0 up to `limit` - `soft` tokens, then linearly down to -1 at `limit` (DAPO, arXiv 2503.14476, eq. 13)."""
+    return -min(1.0, max(0, length - (limit - soft)) / soft)
+
+
+def _longest_completion(rollout: Rollout) -> int:
+    return max((sum(run) for trace in rollout.traces for _, run in groupby(trace.loss_mask)), default=0)
+
+
+def _with_term(reward: Reward, penalty: float) -> Reward:
+    return Reward(total=reward.total + penalty, terms=reward.terms | {"overlong": penalty})

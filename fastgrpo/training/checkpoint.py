@@ -59,9 +59,9 @@ class Checkpoints:
     ) -> Path:
         """Write checkpoint `step` and delete those no longer kept; returns its folder. Collective over the ranks.
 
-        Each is given a folder to write into, on every rank: `save_hf` for model and tokenizer, which the first rank
-        writes; `save_state` for each rank's part of the state. A step that this object has written already is given its
-        score alone. Raises `CannotWrite` where it cannot be written: then no half-written folder stays and older
+        `save_hf` and `save_state` are called with a folder on every rank: the first rank writes model and tokenizer
+        there, and each rank its part of the state. A step that this object has written already is given its score
+        alone. Raises `CannotWrite` where it cannot be written: then no half-written folder stays and older
         checkpoints are as they were.
         """
         final = self.folder / f"step-{step:06d}"

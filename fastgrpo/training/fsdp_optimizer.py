@@ -1,4 +1,4 @@
-"""AdamW where FSDP2 shards the model (`policy.fsdp`), and the choice between it and the one of whole parameters."""
+"""AdamW where FSDP2 shards the model (`policy.fsdp`), and the choice between the two optimizers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def optimizer_of(policy: Policy, options: AdamWOptions, *, offload: bool = False
 
 
 class ShardedAdamW:
-    """torch's AdamW on the parts of a sharded model, with the face and the rules of `optimizer.AdamW`.
+    """torch's AdamW on the parts of a sharded model, with the methods and the rules of `optimizer.AdamW`.
 
     FSDP2 leaves each part's gradient, summed over micro-batches and ranks in fp32, in `parameter.grad`.
     """

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 
 from fastgrpo.config import Config, Grpo
@@ -22,7 +21,6 @@ from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, 
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, from_bytes, over_ranks, plain_array, to_bytes
-from fastgrpo.training.advantage import scaled_advantages
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.flops import throughput
@@ -31,7 +29,7 @@ from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.update import update
 from fastgrpo.training.workload import memory_plan
-from fastgrpo.types import Group, Sample, Trace
+from fastgrpo.types import Sample
 
 EXPERIENCE, ADAPTERS, CURRICULUM = "experience.msgpack", "adapters.pt", "curriculum.json"
 
@@ -230,40 +228,3 @@ def learning_rate(config: Grpo, step: int) -> float:
     """
     warmed = min(1.0, (step + 1) / (config.warmup_steps + 1))
     return config.lr * warmed * (max(0.0, 1 - step / config.decay_steps) if config.decay_steps else 1.0)
-
-
-def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
-    """The rollouts that the step's normaliser counts, with their advantages.
-
-    Infrastructure failures are left out of their group's baseline and of the batch. A group without variance, whose
-    advantages are all 0, leaves where tokens are counted, as in DAPO's batches (arXiv 2503.14476, eq. 11). The other
-    normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term or an
-    entropy bonus. With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place. A
-    truncated rollout that `grpo.overlong_filter` masks is an empty sample too. Each conversation of an agent is a
-    sample. With `grpo.reward_scale` batch this is collective.
-    """
-    rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
-    rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
-    group_ids_R = torch.tensor([number for number, _ in rollouts], dtype=torch.int64)
-    advantages_R = scaled_advantages(rewards_R, group_ids_R, config).tolist()
-    varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
-    everyone = set(range(len(groups)))
-    moving = everyone if config.kl_weight > 0.0 or config.entropy_weight > 0.0 else varied
-    counted = varied if config.refill or config.normaliser == "token" else everyone
-    return [
-        _sample(trace, advantage)
-        if number in moving and not (config.overlong_filter and rollout.truncated)
-        else Sample.empty()
-        for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
-        if rollout.reward is not None and number in counted
-        for trace in rollout.traces
-    ]
-
-
-def _sample(trace: Trace, advantage: float) -> Sample:
-    return Sample(
-        np.array(trace.token_ids, np.int32),
-        np.array(trace.loss_mask, np.bool_),
-        np.array(trace.logprobs, np.float32),
-        advantage,
-    )

@@ -48,7 +48,7 @@ class Item:
 class Workload:
     """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine.
 
-    `group_tokens`: those of a group at full length, whose prompt is computed once where a micro-batch holds it whole.
+    `group_tokens`: tokens of a group at full length, whose prompt is computed once where a micro-batch holds it whole.
     `layers`: who computes them, transformers, torch.compile or `policy.fused_layers`; `recompute_mlp`: without keeping
     the MLPs' products. `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`:
     adapters of that rank are all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered

@@ -72,7 +72,7 @@ def rank_batches(
 ) -> list[Batch]:
     """This rank's micro-batches of an optimizer step whose `samples` every rank knows in the same order.
 
-    Those without a loss token are not computed; a mean over sequences counts them all the same. Families are balanced
+    Samples without a loss token are not computed; a mean over sequences counts them all the same. Families are balanced
     over the ranks by length. Every rank gets the same number of batches, because each backward ends in a collective: a
     rank with less to do repeats a sequence with weight 0, which costs no loss token.
     """

@@ -14,12 +14,12 @@ from fastgrpo.config import Config
 from fastgrpo.errors import UserError
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.agents import Agent
-from fastgrpo.rollouts.environment import Environment
+from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.rollouts.experience import (
     Experience,
     Tally,
     add_lag,
+    add_passes,
     first_failure,
     over_ranks,
     sample_records,
@@ -28,10 +28,9 @@ from fastgrpo.rollouts.experience import (
 )
 from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
 from fastgrpo.rollouts.rollouts import Rollouts
-from fastgrpo.rollouts.sampling import Sampling
-from fastgrpo.training.learner import Learner, to_samples
-from fastgrpo.training.shaping import shape_rewards
-from fastgrpo.types import Group
+from fastgrpo.training.advantage import shape_rewards, to_samples
+from fastgrpo.training.learner import Learner
+from fastgrpo.types import Group, Sampling
 
 
 class Schedule:
@@ -188,6 +187,8 @@ class Schedule:
             tally.sums["groups_refilled"] = float(refilled)
         if self._config.grpo.max_lag:
             add_lag(tally, groups, step)
+        if self._config.grpo.curriculum:
+            add_passes(tally, groups)
         return Experience(samples, tally, list(sample_records(groups)), first_failure(groups))
 
     def _begin(self, step: int, extra: int = 0, most: int | None = None) -> Rollouts:

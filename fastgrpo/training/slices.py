@@ -135,7 +135,7 @@ def gather_updated(shards: Sequence[Shard], world: int) -> None:
         kind = direct if size >= SMALL_ELEMENTS and size % world == 0 else packed
         kind.setdefault(shard.parameter.dtype, []).append(shard)
     with awaiting("the updated weights of the other ranks"):
-        # These first: the small ones are packed while they travel.
+        # Large parameters first: the small ones are packed while these travel.
         large = [_all_gather_coalesced(same_dtype) for same_dtype in direct.values()]
         in_flight = deque[Bucket]()
         for same_dtype in packed.values():
@@ -164,7 +164,7 @@ def _padded(part: Tensor, size: int) -> Tensor:
 
 
 def _end_gather(bucket: Bucket) -> None:
-    """Wait for it and write the slices into the parameters."""
+    """Wait for the bucket's all-gather and write the slices into the parameters."""
     bucket.work.wait()
     targets, sources = [], []
     for shard, part_WC in zip(bucket.shards, bucket.received.split(bucket.sizes, dim=1), strict=True):

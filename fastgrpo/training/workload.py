@@ -80,12 +80,12 @@ def _check_divisible(model: PretrainedConfig, tensor_parallel: int) -> None:
 
 
 def _group_tokens(config: Config) -> int:
-    """Those of a group whose prompt and completions have full length; the prompt counts once."""
+    """Tokens of a group whose prompt and completions have full length; the prompt counts once."""
     return _prompt_tokens(config) + config.grpo.group_size * config.grpo.max_new_tokens
 
 
 def _key_copies(config: Config) -> float:
-    """Keys for each token of such a group: each completion's run has the prompt's keys, too."""
+    """Keys for each token of a group at full length: each completion's run has the prompt's keys, too."""
     prompt, group = _prompt_tokens(config), config.grpo.group_size
     return (prompt + group * (prompt + config.grpo.max_new_tokens)) / _group_tokens(config)
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastgrpo.flow.types import Problem
-from fastgrpo.flow.workers.protocol import Reply, Request
+from fastgrpo.flow.types import Problem, Reply, Request
 from fastgrpo_sandbox import AssertTests, Outcome
 
 ADD = Problem(

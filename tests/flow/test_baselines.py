@@ -10,9 +10,9 @@ import pytest
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.evaluate import EvalRow, baselines, write_rows
-from fastgrpo.flow import problems as data
 from fastgrpo.flow.baselines import ALONE, RANDOM, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.parse import parse_code, parse_completion
+from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Execution
 from fastgrpo.types import Result, Reward
@@ -66,7 +66,7 @@ def test_a_drawn_workflow_is_well_formed_and_another_for_another_seed() -> None:
 
 @pytest.mark.jail
 def test_every_control_answers_in_the_jails(tmp_path: Any) -> None:
-    problems = sorted(data.load("humaneval"), key=lambda problem: problem.difficulty)[10:160:50]
+    problems = sorted(load("humaneval"), key=lambda problem: problem.difficulty)[10:160:50]
 
     async def main(config: Config) -> list[EvalRow]:
         async with open_environment(config) as environment:

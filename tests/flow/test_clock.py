@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from fastgrpo.flow.clock import Clock
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import OperatorHost
-from fastgrpo.flow.workers.protocol import Reply, Request, WorkerError
+from fastgrpo.flow.types import Reply, Request, WorkerError, WorkflowLimits
 from tests.flow.conftest import ADD, RIGHT, TrustingPool
 
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from fastgrpo.flow.distill import distill
+from fastgrpo.flow.distill import Trace, TraceFile, distill, read_traces
 from fastgrpo.flow.parse import parse_completion
 from fastgrpo.flow.teachers import ScriptedTeacher
-from fastgrpo.flow.traces import Trace, TraceFile, read_traces
-from fastgrpo.flow.types import Execution, Problem
-from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
+from fastgrpo.flow.types import Execution, Problem, RequestRejected, WorkerError
 from fastgrpo.types import Result, Reward, Rollout
 from fastgrpo_sandbox import AssertTests
 

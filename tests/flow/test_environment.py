@@ -9,12 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
-from fastgrpo.flow import problems as data
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.limits import WorkflowLimits
-from fastgrpo.flow.types import Execution
-from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected, WorkerError
+from fastgrpo.flow.problems.files import load
+from fastgrpo.flow.types import Execution, Reply, Request, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo.types import Rollout
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker
@@ -259,7 +257,7 @@ def test_nothing_secret_is_reachable_from_the_jail(jail: Jail) -> None:
 
 
 def test_all_canonical_solutions_pass_and_all_empty_bodies_fail(jail: Jail) -> None:
-    problems = data.load("humaneval")
+    problems = load("humaneval")
 
     environment = WorkflowEnvironment(jail.pool, ScriptedWorker(RIGHT))
 
@@ -273,7 +271,7 @@ def test_all_canonical_solutions_pass_and_all_empty_bodies_fail(jail: Jail) -> N
 
 
 def test_a_solution_may_lean_on_what_the_prompt_gives(jail: Jail) -> None:
-    poly = next(problem for problem in data.load("humaneval") if problem.id == "HumanEval/32")
+    poly = next(problem for problem in load("humaneval") if problem.id == "HumanEval/32")
     alone = poly.solution[poly.solution.index("def find_zero") :]
     assert "def poly" not in alone
 

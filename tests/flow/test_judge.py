@@ -17,11 +17,10 @@ from fastgrpo.flow import task
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.judge import NoScore, extract_score, judged
-from fastgrpo.flow.problems import load
+from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.problems.numbers import NumberProblem
-from fastgrpo.flow.types import NO_TESTS
-from fastgrpo.flow.workers.protocol import Request, RequestRejected, WorkerError
+from fastgrpo.flow.types import NO_TESTS, Request, RequestRejected, WorkerError
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.types import Result, Rollout
 from fastgrpo_sandbox import SandboxPool

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from fastgrpo.flow import messages
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line, program_after
-from fastgrpo.flow.types import Problem
-from fastgrpo.flow.workers.protocol import RequestRejected, WorkerError
+from fastgrpo.flow.types import Problem, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, CallError, extract_code
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgrpo.errors import UserError
-from fastgrpo.flow import problems as data
+from fastgrpo.flow.problems.files import load
+from fastgrpo.flow.problems.splitting import describe_tests, preamble, split, split_tests
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, UnittestTests, count_tests
 
@@ -29,7 +30,7 @@ OWN = {
 
 @pytest.fixture(scope="module")
 def humaneval() -> list[Problem]:
-    return data.load("humaneval")
+    return load("humaneval")
 
 
 def write(path: Path, *records: object) -> Path:
@@ -48,7 +49,7 @@ def test_humaneval_has_164_problems_with_public_and_hidden_tests(humaneval: list
 
 def test_public_tests_reveal_no_hidden_assertion(humaneval: list[Problem]) -> None:
     for problem in humaneval:
-        public, hidden = data.describe_tests(problem.public_tests), data.describe_tests(problem.hidden_tests)
+        public, hidden = describe_tests(problem.public_tests), describe_tests(problem.hidden_tests)
         assert len(public) == count_tests(problem.public_tests)
         assert len(hidden) == count_tests(problem.hidden_tests)
         if len(hidden) > 1:
@@ -57,7 +58,7 @@ def test_public_tests_reveal_no_hidden_assertion(humaneval: list[Problem]) -> No
 
 def test_assertions_that_test_nothing_are_dropped() -> None:
     source = "def check(candidate):\n    assert True, 'x'\n    for i in range(3):\n        assert candidate(i) == i\n"
-    public, hidden = data.split_tests(CheckTests(source=source, entry_point="f"))
+    public, hidden = split_tests(CheckTests(source=source, entry_point="f"))
     assert count_tests(public) == count_tests(hidden) == 1
     assert "assert True" not in hidden.source
 
@@ -66,7 +67,7 @@ def test_assertions_that_test_nothing_are_dropped() -> None:
 @given(st.integers(1, 40))
 def test_every_test_is_public_or_hidden(count: int) -> None:
     asserts = tuple(f"assert f({index})" for index in range(count))
-    public, hidden = data.split_tests(AssertTests(asserts=asserts))
+    public, hidden = split_tests(AssertTests(asserts=asserts))
     assert set(public.asserts) | set(hidden.asserts) == set(asserts)
     assert public.asserts
     assert hidden.asserts
@@ -76,7 +77,7 @@ def test_every_test_is_public_or_hidden(count: int) -> None:
 def test_unittest_methods_are_split_and_helpers_kept() -> None:
     methods = "".join(f"    def test_{name}(self):\n        assert helper()\n" for name in "abc")
     source = f"import unittest\nclass T(unittest.TestCase):\n    def setUp(self):\n        self.x = 1\n{methods}"
-    public, hidden = data.split_tests(UnittestTests(source=source))
+    public, hidden = split_tests(UnittestTests(source=source))
     assert (count_tests(public), count_tests(hidden)) == (1, 2)
     assert "setUp" in public.source
     assert "setUp" in hidden.source
@@ -85,10 +86,10 @@ def test_unittest_methods_are_split_and_helpers_kept() -> None:
 
 def test_preamble_is_imports_and_helpers_only(humaneval: list[Problem]) -> None:
     poly = next(problem for problem in humaneval if problem.id == "HumanEval/32")
-    given_code = data.preamble(poly.prompt, poly.entry_point)
+    given_code = preamble(poly.prompt, poly.entry_point)
     assert "def poly" in given_code
     assert "def find_zero" not in given_code
-    assert data.preamble("Write a function to add numbers.", "add") == ""
+    assert preamble("Write a function to add numbers.", "add") == ""
 
 
 def test_difficulty_is_a_rank_that_prompts_foretell(humaneval: list[Problem]) -> None:
@@ -107,25 +108,25 @@ def spearman(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def test_one_problem_alone_is_of_middle_difficulty(tmp_path: Path) -> None:
-    [problem] = data.load(str(write(tmp_path / "own.jsonl", OWN)))
+    [problem] = load(str(write(tmp_path / "own.jsonl", OWN)))
     assert problem.difficulty == 0.5
 
 
 @pytest.mark.parametrize("held_out", [0, 1, 44, 120])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_split_is_a_stratified_partition(humaneval: list[Problem], held_out: int, seed: int) -> None:
-    train, test = data.split(humaneval, held_out, seed)
+    train, test = split(humaneval, held_out, seed)
     assert len(test) == held_out
     assert sorted(problem.id for problem in train + test) == sorted(problem.id for problem in humaneval)
-    assert (train, test) == data.split(humaneval, held_out, seed)
+    assert (train, test) == split(humaneval, held_out, seed)
     if held_out >= 44:
         assert abs(np.mean([problem.difficulty for problem in test]) - 0.5) < 0.05
-        assert test != data.split(humaneval, held_out, seed + 7)[1]
+        assert test != split(humaneval, held_out, seed + 7)[1]
 
 
 def test_split_needs_something_to_train_on(humaneval: list[Problem]) -> None:
     with pytest.raises(UserError, match=r"data\.held_out = 164 leaves none"):
-        data.split(humaneval, 164)
+        split(humaneval, 164)
 
 
 def test_mbpp_names_its_function_by_a_public_example(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_mbpp_names_its_function_by_a_public_example(tmp_path: Path) -> None:
     }
     path = tmp_path / "mbpp.json"
     path.write_text(json.dumps([record]))
-    [problem] = data.load(str(path))
+    [problem] = load(str(path))
     assert problem.id == "MBPP/2"
     assert problem.entry_point == "add"
     assert "assert add(1, 2) == 3" in problem.prompt
@@ -157,7 +158,7 @@ def test_bigcodebench_line(tmp_path: Path) -> None:
     }
     path = tmp_path / "bcb.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(record).encode()))
-    [problem] = data.load(str(path))
+    [problem] = load(str(path))
     assert problem.solution.endswith("return 1")
     assert isinstance(problem.hidden_tests, UnittestTests)
 
@@ -169,7 +170,7 @@ def test_own_problems_of_every_kind(tmp_path: Path) -> None:
         base | {"id": "b", "check": "def check(candidate):\n    assert candidate(1, 1) == 2\n"},
         base | {"id": "c", "stdio": [["1 2", "3"], ["3 4", "7"]]},
     ]
-    problems = data.load(str(write(tmp_path / "own.jsonl", *records)))
+    problems = load(str(write(tmp_path / "own.jsonl", *records)))
     assert [type(problem.hidden_tests) for problem in problems] == [AssertTests, CheckTests, StdioTests]
     assert problems[2].hidden_tests == StdioTests(cases=(("3 4", "7"),))
 
@@ -200,13 +201,13 @@ def test_a_wrong_file_is_one_clear_sentence(tmp_path: Path, text: str, said: str
     path = tmp_path / "own.jsonl"
     path.write_text(text)
     with pytest.raises(UserError, match=said) as caught:
-        data.load(str(path))
+        load(str(path))
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_one_clear_sentence() -> None:
     with pytest.raises(UserError, match=r"cannot read problems from /nowhere\.jsonl: No such file"):
-        data.load("/nowhere.jsonl")
+        load("/nowhere.jsonl")
 
 
 @settings(deadline=None, max_examples=100)
@@ -216,5 +217,5 @@ def test_any_file_is_problems_or_a_users_error(content: bytes, suffix: str) -> N
         path = Path(folder) / f"x{suffix}"
         path.write_bytes(gzip.compress(content) if suffix.endswith("gz") and len(content) % 2 else content)
         with pytest.raises(UserError) as caught:
-            data.load(str(path))
+            load(str(path))
     assert str(path) in str(caught.value)

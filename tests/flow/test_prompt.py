@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from fastgrpo.flow import problems as data
 from fastgrpo.flow.names import OPERATORS
 from fastgrpo.flow.parse import parse_completion
+from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.prompt import query_prompt, round_feedback
 from fastgrpo.flow.types import Execution
 
 
 def test_the_short_prompt_adds_a_few_words() -> None:
-    for problem in data.load("humaneval")[:20]:
+    for problem in load("humaneval")[:20]:
         text = query_prompt(problem, "short")
         assert problem.prompt.strip() in text
         assert len(text.split()) - len(problem.prompt.split()) <= 4
@@ -18,7 +18,7 @@ def test_the_short_prompt_adds_a_few_words() -> None:
 
 
 def test_the_full_prompt_describes_every_operator_and_a_valid_example() -> None:
-    problem = data.load("humaneval")[0]
+    problem = load("humaneval")[0]
     text = query_prompt(problem, "full")
     assert text.endswith(problem.prompt)
     assert all(f"- {name}(" in text for name in OPERATORS)
@@ -27,7 +27,7 @@ def test_the_full_prompt_describes_every_operator_and_a_valid_example() -> None:
 
 
 def test_the_full_prompt_names_the_workers_where_there_is_a_choice() -> None:
-    problem = data.load("humaneval")[0]
+    problem = load("humaneval")[0]
     assert 'worker="small" or "tiny"' in query_prompt(problem, "full", ("large", "small", "tiny"))
     assert "{workers}" not in query_prompt(problem, "full", ("one",))
     assert "worker=" not in query_prompt(problem, "full", ("one",))

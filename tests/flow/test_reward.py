@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from fastgrpo.config import EfficiencyBy, RewardWeights
 from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.flow.complexity import complexity
-from fastgrpo.flow.diversity import distinctness
 from fastgrpo.flow.names import OPERATORS
-from fastgrpo.flow.reward import group_rewards, inefficiency, spent_calls
+from fastgrpo.flow.reward import distinctness, group_rewards, inefficiency, spent_calls
 from fastgrpo.flow.types import Execution, WorkerCall
 
 ONE, TWO = WORKFLOWS["generate"], WORKFLOWS["3 generate, ensemble, test"]

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import run_all_tests, run_tests
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.types import Problem, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, Tests
 from tests.flow.conftest import ADD
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from fastgrpo.config import Sft
 from fastgrpo.errors import UserError
-from fastgrpo.flow.traces import Trace, TraceFile, read_traces, selected
+from fastgrpo.flow.distill import Trace, TraceFile, read_traces, selected
 from tests.flow.conftest import ADD
 
 TRACE = Trace(problem_id="add", prompt="é\n", reasoning="r", workflow="w", rounds=1, pass_rate=1.0)

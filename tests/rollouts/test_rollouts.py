@@ -18,9 +18,8 @@ from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.generator import open_generator
 from fastgrpo.rollouts.rollouts import Rollouts, collect, fitting
-from fastgrpo.rollouts.sampling import Sampling
 from fastgrpo.training.schedule import update_beside
-from fastgrpo.types import Result, Reward
+from fastgrpo.types import Result, Reward, Sampling
 
 TOKENIZER = train_tokenizer(["solve this problem please", "feedback: try again", "abcdefgh"], 320)
 SAMPLING = Sampling(max_new_tokens=8, max_model_len=200)

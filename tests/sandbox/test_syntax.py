@@ -38,4 +38,4 @@ def test_errors_are_those_of_the_source() -> None:
 
 def test_warnings_of_the_source_are_not_ours(recwarn: pytest.WarningsRecorder) -> None:
     assert parse(r"x = '\.'").body
-    assert not recwarn.list
+    assert not [warning for warning in recwarn.list if "escape sequence" in str(warning.message)]

@@ -11,7 +11,7 @@ import pytest
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
-from fastgrpo.rollouts.experience import Tally, pass_rate, tally_of
+from fastgrpo.rollouts.experience import Tally, add_passes, pass_rate, tally_of
 from fastgrpo.train import draw_problems
 from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.types import Group, Result, Reward, Rollout
@@ -90,6 +90,8 @@ def test_a_steps_pass_rates_add_up_over_groups_and_ranks() -> None:
 
     group = Group(PROBLEMS[0], "", [rollout(5.0, pass_rate=0.5), rollout(-2.0), rollout(None), rollout(0.25)])
     tally = tally_of([group, group], 1.0)
+    assert tally.passes == {}
+    add_passes(tally, [group, group])
     assert tally.passes == {"p0": (1.5, 6)}
     assert Tally.merged([tally, tally]).passes == {"p0": (3.0, 12)}
     assert pass_rate(rollout(7.0).result) == 1.0

@@ -8,8 +8,7 @@ import torch
 
 from fastgrpo.config import LOSS_PRESETS, Grpo
 from fastgrpo.errors import UserError
-from fastgrpo.training.custom_loss import LossTokens
-from fastgrpo.training.loss import policy_loss
+from fastgrpo.training.loss import LossTokens, policy_loss
 from fastgrpo.training.packing import pack
 from tests.training.test_loss import TinyPolicy, samples, step_gradient
 

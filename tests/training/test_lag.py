@@ -16,12 +16,15 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, from_bytes
-from fastgrpo.rollouts.rollouts import Sampling, collect
+from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems
 from fastgrpo.train import run as run_training
-from fastgrpo.training.learner import EXPERIENCE, Learner, open_learner, to_samples
+from fastgrpo.training.advantage import to_samples
+from fastgrpo.training.learner import EXPERIENCE, Learner, open_learner
+from fastgrpo.types import Sampling
 from tests.test_train import CORPUS, Vowels, load_vowels, metrics, open_interrupting, open_vowels
+from tests.test_train import weights as saved_weights
 
 pytestmark = pytest.mark.engine
 
@@ -108,6 +111,13 @@ def test_three_updates_ahead_the_lag_is_bounded_and_a_resumed_run_has_the_same_n
     assert [row["lag_max"] for row in metrics(whole)] == [0, 1, 2, 3, 3]
     # Each completion is of one version.
     assert all(set(tokens) == {min(step - 1, 3)} for step, tokens in lags(whole))
+    expected = saved_weights(whole)
+    for name, tensor in saved_weights(parts).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+    # vLLM has the trainer's weights after each sync; the samples of all steps but the first are of older ones.
+    assert max(row["parity"] for row in metrics(whole)) < (1e-4 if not torch.cuda.is_available() else 2e-2)
+    gaps = [row["sampler_parity"] for row in metrics(whole)]
+    assert all(gap > 2 * gaps[0] for gap in gaps[1:])
 
 
 def test_in_flight_tokens_of_one_rollout_are_of_several_versions_and_survive_a_resume(

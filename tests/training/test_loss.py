@@ -10,7 +10,7 @@ import torch
 from fastgrpo.config import LOSS_PRESETS, Grpo
 from fastgrpo.config_keys import resolve
 from fastgrpo.training import advantage
-from fastgrpo.training.learner import to_samples
+from fastgrpo.training.advantage import to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
 from fastgrpo.training.packing import pack, rank_batches, sequence_weights
 from fastgrpo.types import UNENDED, Group, Result, Reward, Rollout, Sample

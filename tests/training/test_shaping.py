@@ -6,7 +6,7 @@ import pytest
 
 from fastgrpo.config import Grpo
 from fastgrpo.config_keys import resolve
-from fastgrpo.training.shaping import overlong_penalty, shape_rewards
+from fastgrpo.training.advantage import overlong_penalty, shape_rewards
 from fastgrpo.types import INFRASTRUCTURE, UNENDED, Group, Result, Reward, Rollout
 
 

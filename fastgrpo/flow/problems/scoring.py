@@ -19,9 +19,8 @@ import fastgrpo_sandbox
 from fastgrpo.config import Data, Sandbox
 from fastgrpo.errors import UserError
 from fastgrpo.flow.jails import new_pool
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import last_line, run_all_tests
-from fastgrpo.flow.types import NO_TESTS, Problem
+from fastgrpo.flow.types import NO_TESTS, Problem, WorkflowLimits
 from fastgrpo_sandbox import BlockingSandboxPool, SandboxPool, SandboxUnavailable
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ LEAST_DEADLINE_S = 1.0  # below it a busy machine, not the solution, decides
 _SHOWN_REASONS = 3
 _REASON_CHARS = 90
 _PATIENCE = 6.0
-_COMPUTING = 0.05  # of its wall time a program that does not wait has that much of the CPU, even of a busy machine's
+_COMPUTING = 0.05  # share of its wall time that a program which computes has of the CPU, even on a busy machine
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -95,7 +94,7 @@ def _cache_folder() -> Path:
 
 
 def _digest(problems: Sequence[Problem], sandbox: Sandbox) -> str:
-    """Of all that a trial's result depends on: problems, the jails' settings, the judge's own code and its Python."""
+    """A digest of all that trials depend on: problems, the jails' settings, the judge's own code and its Python."""
     jails = replace(sandbox, hosts="", cells=0, workflows=1)
     digest = hashlib.blake2b(msgspec.json.encode([problems, jails, sys.version]), digest_size=16)
     package = Path(fastgrpo_sandbox.__file__).parent
@@ -105,7 +104,7 @@ def _digest(problems: Sequence[Problem], sandbox: Sandbox) -> str:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    """Whole or not at all; where nothing can be written, the next run tries again."""
+    """Write the file whole or not at all; where nothing can be written, the next run tries the solutions again."""
     part = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,10 +128,10 @@ def _tried(problems: Sequence[Problem], sandbox: Sandbox) -> list[Trial]:
 
 
 async def _try_all(pool: SandboxPool, problems: Sequence[Problem], at_once: int) -> list[Trial]:
-    """As many at once as there are jails, so that each is measured almost alone.
+    """A trial of each problem, as many at once as there are jails, so that each is measured almost alone.
 
-    What ran out of wall time has more of it once the others are done, all together since most of it waits: the machine
-    may be busy, and CPU time is limited anyway.
+    Solutions that ran out of wall time are tried again with more of it, all together, once the others are done: the
+    machine may have been busy, most of them only wait, and CPU time is limited anyway.
     """
     wall_s = pool.limits.wall_s
     slots = asyncio.Semaphore(at_once)

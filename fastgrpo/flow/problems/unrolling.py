@@ -1,4 +1,4 @@
-"""Tests that assert in helpers and loop over tables, as HumanEval+'s and MBPP+'s, as tests that count one by one."""
+"""Tests that assert in helpers and loop over tables, as in HumanEval+ and MBPP+, turned into tests that count each."""
 
 from __future__ import annotations
 
@@ -85,8 +85,11 @@ def _finished(nodes: list[ast.stmt], text: str) -> str:
 
 
 class _Unroller:
-    """Statements as tests. `tables` are the lists by name that loops run over, `shared` the statements that all tests
-    need, `given` the expressions to put in the place of names."""
+    """Turns statements into tests.
+
+    `tables` are the lists by name that loops run over, `shared` the statements that all tests need, `given` the
+    expressions to put in the place of names.
+    """
 
     def __init__(
         self, text: SourceText, tables: dict[str, ast.expr], shared: list[ast.stmt], given: dict[str, str]

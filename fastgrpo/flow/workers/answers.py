@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from fastgrpo.flow.workers.protocol import NoAnswer, RequestRejected, WorkerError
+from fastgrpo.flow.types import NoAnswer, RequestRejected, WorkerError
 
 _SHOWN_CHARS = 300
 _PASSING = {408, 409, 425, 429}
@@ -140,8 +140,10 @@ def _absence(choice: _Choice, text: str) -> str:
 
 
 def failure(status: int, body: Any, said: str, headers: Mapping[str, str] | None = None) -> Exception:
-    """What to raise for an answer of HTTP `status` (200 with an error in its body, too) whose JSON is `body`, if any;
-    `said` is its text where it has no other."""
+    """The error to raise for an answer of HTTP `status`, which is 200 too where the body holds an error.
+
+    `body` is the answer's JSON, if any; `said` is shown where that names no reason.
+    """
     codes, reason = _details(body)
     reason = reason or said
     words = f"{' '.join(codes)} {reason}"

@@ -19,8 +19,8 @@ import openai
 
 from fastgrpo.config import Workers
 from fastgrpo.errors import UserError
+from fastgrpo.flow.types import NoAnswer, Request, RequestRejected, WorkerError
 from fastgrpo.flow.workers.answers import Answer, Passing, failure, read_answer
-from fastgrpo.flow.workers.protocol import NoAnswer, Request, RequestRejected, WorkerError
 
 log = logging.getLogger(__name__)
 

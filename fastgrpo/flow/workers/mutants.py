@@ -40,8 +40,10 @@ _FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": 
 
 
 def mutations(source: str, count: int, seed: str) -> list[Mutation]:
-    """At most `count` different single mutations of `source`, drawn with `seed`. Loops by `while` are left as they are,
-    because most changes there never end."""
+    """At most `count` different single mutations of `source`, drawn with `seed`.
+
+    Loops by `while` are left as they are, because most changed ones never end.
+    """
     tree = parse(source)
     sites = [(site, change) for site, node in enumerate(_mutable(tree)) for change in range(len(_changes(node)))]
     random.Random(seed).shuffle(sites)

@@ -1,15 +1,22 @@
-"""Workers behind OpenAI-compatible chat endpoints: who is asked by name, what it costs, what is known already."""
+"""Workers behind OpenAI-compatible chat endpoints: who is asked by name, what it costs, which answers are cached."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fastgrpo.config import Workers
-from fastgrpo.flow.workers.cache import Cache
+from fastgrpo.errors import UserError
+from fastgrpo.flow.types import Reply, Request, RequestRejected
 from fastgrpo.flow.workers.endpoint import Endpoint
-from fastgrpo.flow.workers.protocol import Reply, Request, RequestRejected
+
+log = logging.getLogger(__name__)
 
 
 class OpenAIWorker:
@@ -59,3 +66,41 @@ async def _reply(endpoint: Endpoint, body: dict[str, Any], request: Request) -> 
         cost_usd=cost / 1e6,
         seconds=seconds,
     )
+
+
+class Cache:
+    """Workers' answers under `folder`, one file each, named by the hash of what was asked.
+
+    Raises `UserError` where the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create workers.cache_dir {folder}: {error.strerror}; set another folder") from None
+
+    def _path(self, asked: Any) -> Path:
+        name = hashlib.sha256(msgspec.json.encode(asked, order="deterministic")).hexdigest()
+        return self._folder / name[:2] / f"{name}.json"
+
+    def read(self, asked: Any) -> Reply | None:
+        """The answer to what was asked before, its tokens kept, its price and seconds 0; a broken file is absent."""
+        try:
+            found = msgspec.json.decode(self._path(asked).read_bytes(), type=Reply)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return msgspec.structs.replace(found, cost_usd=0.0, seconds=0.0)
+
+    def write(self, asked: Any, reply: Reply) -> None:
+        """Write the answer whole or not at all; a full disk costs the cache, not the run."""
+        path = self._path(asked)
+        whole = path.with_name(f"{path.name}.{os.getpid()}.{id(reply)}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            whole.write_bytes(msgspec.json.encode(reply))
+            whole.replace(path)
+        except OSError as error:
+            whole.unlink(missing_ok=True)
+            log.warning("cannot cache a worker's answer in %s: %s", path.parent, error.strerror)

@@ -24,9 +24,8 @@ import msgspec
 from fastgrpo.flow.messages import letter
 from fastgrpo.flow.problems.numbers import is_right
 from fastgrpo.flow.problems.splitting import describe_tests
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.types import Problem, Reply, Request, WorkerError
 from fastgrpo.flow.workers.mutants import Mutation, mutations
-from fastgrpo.flow.workers.protocol import Reply, Request, WorkerError
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
 from fastgrpo_sandbox.guest.syntax import parse
 
@@ -212,7 +211,7 @@ class SimulatedWorker:
         return f"Verdict: incorrect\n{mutant.hint if mutant else 'An edge case is not handled.'}"
 
     async def _judge(self, request: Request, bank: Bank) -> str:
-        """A score as good as its reviews; what it makes of a solution does not change when it is asked again."""
+        """A score as good as the worker's reviews; asked again, the same solution has the same score."""
         code, skill = normalised(request.codes[0]), self._skill(request)
         draw = random.Random(f"{self._seed}/{request.problem.id}/judge/{request.worker}/{code}")
         right = await self._is_right(request.problem, bank, code)

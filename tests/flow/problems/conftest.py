@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo.flow import problems as data
-from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import run_all_tests
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.problems import files
+from fastgrpo.flow.types import Problem, WorkflowLimits
 from fastgrpo_sandbox import BlockingSandboxPool, Limits, Outcome
 
 Load = Callable[..., list[Problem]]
@@ -26,7 +25,7 @@ def load(tmp_path: Path) -> Load:
     def write(*records: object, name: str = "set.jsonl") -> list[Problem]:
         path = tmp_path / name
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        return data.load(str(path))
+        return files.load(str(path))
 
     return write
 

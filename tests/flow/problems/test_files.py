@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fastgrpo.errors import UserError
-from fastgrpo.flow import problems as data
 from fastgrpo.flow.problems import files
+from fastgrpo.flow.problems.files import load
 
 OWN: dict[str, Any] = {
     "id": "add",
@@ -42,7 +42,7 @@ LINE = json.dumps(OWN).encode() + b"\n"
 def test_however_it_is_packed(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    [problem] = data.load(str(path))
+    [problem] = load(str(path))
     assert (problem.id, problem.dataset) == ("add", name.partition(".")[0])
 
 
@@ -67,7 +67,7 @@ def test_however_it_is_packed(tmp_path: Path, name: str, content: bytes) -> None
 def test_what_own_problems_may_say(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps(OWN | change))
-    [problem] = data.load(str(path))
+    [problem] = load(str(path))
     assert problem.id == str(change.get("id", "add"))
     assert problem.solution == ((OWN | change)["solution"] or None)
 
@@ -78,7 +78,7 @@ def test_difficulty_without_a_solution_is_the_statements(tmp_path: Path) -> None
         OWN | {"id": n, "prompt": "word " * (9 - n), "solution": None if n else OWN["solution"]} for n in range(3)
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert [problem.difficulty for problem in data.load(str(path))] == [1.0, 0.5, 0.0]
+    assert [problem.difficulty for problem in load(str(path))] == [1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("as_given", [list, ",".join, " , ".join])
@@ -86,19 +86,19 @@ def test_several_files_are_a_list_or_have_commas_between(tmp_path: Path, as_give
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path in paths:
         path.write_text(json.dumps(OWN | {"id": path.stem}))
-    problems = data.load(as_given([str(path) for path in paths]))
+    problems = load(as_given([str(path) for path in paths]))
     assert [(problem.id, problem.dataset) for problem in problems] == [("a", "a"), ("b", "b")]
 
 
 @pytest.mark.parametrize("name", ["humaneval", "HumanEval", "openai_humaneval"])
 def test_humaneval_by_its_names(name: str) -> None:
-    assert {problem.dataset for problem in data.load(name)} == {"humaneval"}
+    assert {problem.dataset for problem in load(name)} == {"humaneval"}
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "own.jsonl").write_bytes(LINE)
-    assert len(data.load("~/own.jsonl")) == 1
+    assert len(load("~/own.jsonl")) == 1
 
 
 def test_parquet_needs_pyarrow_and_is_then_as_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +106,6 @@ def test_parquet_needs_pyarrow_and_is_then_as_any_file(tmp_path: Path, monkeypat
     path.write_bytes(b"PAR1...")
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="is parquet: install pyarrow, or give the problems as JSON lines"):
-        data.load(str(path))
+        load(str(path))
     monkeypatch.setattr(files, "_parquet", lambda _: [OWN])
-    assert [problem.id for problem in data.load(str(path))] == ["add"]
+    assert [problem.id for problem in load(str(path))] == ["add"]

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from fastgrpo.errors import UserError
-from fastgrpo.flow.problems import load
+from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.problems.numbers import is_right, read_answer, vote, written
 
 
@@ -71,9 +71,9 @@ def test_whole_numbers_are_right_exactly_and_others_within_the_tolerance() -> No
     ["1" * 100_000, "1," * 50_000, "\\boxed{" * 14_000, "Answer: 1e99" * 8000, "answer is " * 9000, "- " * 50_000],
 )
 def test_no_text_takes_long(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     read_answer(text)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_the_majority_is_of_answers_not_of_texts() -> None:

@@ -58,7 +58,7 @@ def test_solutions_that_fail_are_left_out_with_count_and_reason(load: Load, capl
     problems = load(OWN, WRONG, HANGS, UNSOLVED)
     found = kept(problems, cpu_s=0.5)
     assert list(found) == ["right", "unsolved"]
-    assert found["right"].wall_s == 1.0
+    assert 1.0 <= found["right"].wall_s <= 8.0
     assert found["unsolved"].wall_s is None
     [said] = caplog.messages
     assert said.startswith("2 of the 3 solutions of set fail their own tests here: ")

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fastgrpo.flow import problems as data
 from fastgrpo.flow.problems.formats import made
+from fastgrpo.flow.problems.splitting import describe_tests
 from fastgrpo.flow.problems.unrolling import GATHERED, SINGLE_ROWS, one_by_one
 from fastgrpo_sandbox import AssertTests
 from fastgrpo_sandbox.guest.syntax import parse
@@ -17,7 +17,7 @@ SAME = "def same(out, exp):\n    assert out == exp\n"
 
 
 def texts(source: str, candidate: str = "f") -> tuple[str, ...]:
-    return data.describe_tests(one_by_one(source, parse(source), candidate))
+    return describe_tests(one_by_one(source, parse(source), candidate))
 
 
 @pytest.mark.parametrize(

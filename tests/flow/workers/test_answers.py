@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastgrpo.flow.types import NoAnswer, RequestRejected, WorkerError
 from fastgrpo.flow.workers.answers import Answer, Passing, failure, read_answer, retry_after
-from fastgrpo.flow.workers.protocol import NoAnswer, RequestRejected, WorkerError
 
 
 def body(content: Any = "fine", finish: str | None = "stop", **message: Any) -> bytes:

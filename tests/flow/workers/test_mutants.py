@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 
-from fastgrpo.flow import problems as data
+from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.workers.mutants import mutations
 
 
 def test_every_humaneval_solution_has_different_mutations() -> None:
-    for problem in data.load("humaneval")[::8]:
+    for problem in load("humaneval")[::8]:
         found = mutations(problem.solution, 8, seed=problem.id)
         sources = {mutation.source for mutation in found}
         assert 4 <= len(found) == len(sources) <= 8

@@ -18,9 +18,9 @@ import pytest
 
 from fastgrpo.config import Workers
 from fastgrpo.errors import UserError
+from fastgrpo.flow.types import NoAnswer, Reply, Request, RequestRejected, WorkerError
 from fastgrpo.flow.workers.endpoint import Endpoint
 from fastgrpo.flow.workers.openai import OpenAIWorker
-from fastgrpo.flow.workers.protocol import NoAnswer, Reply, Request, RequestRejected, WorkerError
 from tests.flow.conftest import ADD
 
 

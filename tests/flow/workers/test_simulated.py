@@ -4,41 +4,62 @@ from __future__ import annotations
 
 import ast
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from statistics import mean
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 from msgspec.structs import replace
 
 from fastgrpo.config import RewardWeights
 from fastgrpo.flow import messages
-from fastgrpo.flow import problems as data
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.limits import WorkflowLimits
-from fastgrpo.flow.types import Execution, Problem
-from fastgrpo.flow.workers.protocol import Request
+from fastgrpo.flow.problems.files import load
+from fastgrpo.flow.problems.splitting import describe_tests
+from fastgrpo.flow.types import Execution, Problem, Request, WorkflowLimits
 from fastgrpo.flow.workers.simulated import SKILLS, Bank, SimulatedWorker, Skill, normalised
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool, extract_code
 
 pytestmark = pytest.mark.jail
 Result = TypeVar("Result")
-PROBLEMS = data.load("humaneval")[3:60:8]
+PROBLEMS = load("humaneval")[3:60:8]
 DRAWS = 300
 
 
-def with_worker(use: Callable[[SandboxPool, SimulatedWorker], Awaitable[Result]], skill: Skill | None = None) -> Result:
-    async def main() -> Result:
-        async with SandboxPool() as pool:
-            worker = SimulatedWorker(pool, seed=7, skills={"one": skill or Skill()})
-            try:
-                return await use(pool, worker)
-            finally:
-                await worker.aclose()
+class Shared:
+    """One pool in one loop for all tests, and the problems' mutants, which depend on the worker's seed alone."""
 
-    return asyncio.run(main())
+    runner: asyncio.Runner
+    pool: SandboxPool
+    banks: ClassVar[dict[str, asyncio.Task[Bank]]] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared() -> Iterator[None]:
+    with asyncio.Runner() as Shared.runner:
+        Shared.pool = SandboxPool()
+        Shared.runner.run(Shared.pool.__aenter__())
+        yield
+        Shared.runner.run(Shared.pool.aclose())
+
+
+def with_worker(
+    use: Callable[[SandboxPool, SimulatedWorker], Awaitable[Result]], skill: Skill | None = None, *, fresh: bool = False
+) -> Result:
+    """What `use` makes of the shared pool and a worker; a `fresh` one makes its mutants anew."""
+
+    async def main() -> Result:
+        worker = SimulatedWorker(Shared.pool, seed=7, skills={"one": skill or Skill()})
+        if not fresh:
+            worker._banks = Shared.banks
+        try:
+            return await use(Shared.pool, worker)
+        finally:
+            await worker.aclose()
+
+    return Shared.runner.run(main())
 
 
 def test_mutants_fail_hidden_tests_and_most_fail_public_ones() -> None:
@@ -122,7 +143,7 @@ def test_review_notices_what_is_broken() -> None:
 
 def test_revise_is_as_good_as_its_feedback() -> None:
     problem = replace(PROBLEMS[1], difficulty=0.2)
-    failing = data.describe_tests(problem.public_tests)[0]
+    failing = describe_tests(problem.public_tests)[0]
 
     def request(feedback: Callable[[Bank], str]) -> Callable[[Bank], Request]:
         def make(bank: Bank) -> Request:
@@ -232,11 +253,11 @@ def test_executions_repeat_exactly() -> None:
         executions = await asyncio.gather(*work)
         return [(execution.pass_rate, execution.solution, len(execution.calls)) for execution in executions]
 
-    assert with_worker(use) == with_worker(use)
+    assert with_worker(use, fresh=True) == with_worker(use, fresh=True)
 
 
 def test_structure_pays_where_problems_are_hard_and_costs_where_they_are_easy() -> None:
-    problems = data.load("humaneval")
+    problems = load("humaneval")
     order = sorted(problems, key=lambda problem: problem.difficulty)
     easy, hard = order[:30:3], order[-30::3]
     names = ("generate", "generate, test")
