@@ -42,6 +42,7 @@ PROMPT, ANSWER, GROUP = (512, 1024, 8) if CUDA else (64, 32, 4)
 KINDS = {
     "attention": ("flash", "fmha", "attention"),
     "norms, MLP, rotation": ("_norm_", "_swiglu_", "_rotate_"),
+    "a shared prompt's keys": ("_sum_copies", "index"),
     "products": ("gemm", "cutlass", "nvjet", "xmma"),
     "head's rows": ("_loss_kernel", "_fold_kernel", "_dlogits", "_scale_kernel"),
 }
