@@ -1,4 +1,4 @@
-"""Where the time of a decoding step goes: bare engine, rollouts, seeds, and other settings of vLLM.
+"""Where the time of a decoding step in this process goes: bare engine, rollouts, seeds, and other settings of vLLM.
 
     python bench/bench_generation.py [--size 1.5b] [--variants default,unspared,block16,synchronous] [--save FILE]
 
@@ -182,7 +182,7 @@ def unspared() -> Iterator[None]:
 def run(size: str, variant: str) -> None:
     """One variant in this process."""
     with saved_model(size) as folder, unspared() if variant == "unspared" else overridden(VARIANTS[variant]):
-        setup = Setup(folder, Workload(size))
+        setup = Setup(folder, Workload(size), engine=engine.Engine)
         report(f"{variant}: engine start, s", f"{setup.start_seconds:.1f}")
         generation(setup)
         sync(setup)

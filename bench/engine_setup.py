@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +32,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
@@ -198,7 +199,15 @@ class Endless:
 class Setup:
     """One engine and one policy that lives in its memory."""
 
-    def __init__(self, folder: str, work: Workload, *, kv_gib: float = 16.0, parity_threshold: float = 0.2) -> None:
+    def __init__(
+        self,
+        folder: str,
+        work: Workload,
+        *,
+        kv_gib: float = 16.0,
+        parity_threshold: float = 0.2,
+        engine: Callable[..., Any] = EngineProcess if CUDA else Engine,
+    ) -> None:
         self.folder, self.work, self.kv_gib = folder, work, kv_gib
         options: dict[str, Any] = {
             "dtype": "bfloat16" if CUDA else "float32",
@@ -207,7 +216,7 @@ class Setup:
             "max_num_seqs": work.sequences,
             "parity_threshold": parity_threshold,
         }
-        self.engine, self.start_seconds = timed(lambda: Engine(folder, **options))
+        self.engine, self.start_seconds = timed(lambda: engine(folder, **options))
         dtype = torch.bfloat16 if CUDA else torch.float32
         self.policy = load_policy(folder, device="cuda" if CUDA else "cpu", dtype=dtype)
         self.first_sync = self.engine.sync(self.policy)

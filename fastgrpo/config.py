@@ -71,13 +71,16 @@ class Data(Section, frozen=True):
         str, Meta(description="verifiers:NAME trains on that environment; empty = the task's own")
     ] = ""
     environment_args: Annotated[str, Meta(description="arguments of the environment as JSON")] = ""
-    problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by seed; 0 = all")] = 0
+    seed: Annotated[
+        int, Meta(ge=0, description="draws used and held-out problems, which a run's own seed leaves alike")
+    ] = 0
+    problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by data.seed; 0 = all")] = 0
     instruction: Annotated[
         Literal["full", "short"], Meta(description="full explains the operators; short is for a policy that knows them")
     ] = "full"
     held_out: Annotated[
         Count | tuple[Count, ...],
-        Meta(description="problems of each set kept for evaluation, never trained on, drawn by seed"),
+        Meta(description="problems of each set kept for evaluation, never trained on, drawn by data.seed"),
     ] = 44
     keep_unsolved: Annotated[
         bool, Meta(description="keep problems whose own solution fails their tests; else they are left out")
@@ -125,7 +128,7 @@ class Model(Section, frozen=True):
 
 
 class Engine(Section, frozen=True):
-    """vLLM, colocated in the training process."""
+    """vLLM, on the trainer's own device and weights."""
 
     dtype: Annotated[Dtype, Meta(description="weights in vLLM and in the trainer; auto = bfloat16 on a GPU")] = "auto"
     max_model_len: Annotated[int, Meta(ge=16, description="tokens of prompt + completions")] = 4096
@@ -142,6 +145,10 @@ class Engine(Section, frozen=True):
     completion_timeout_s: Annotated[
         float, Meta(gt=0, description="stop where a completion, its wait for others included, takes longer than this")
     ] = 1800.0
+    process: Annotated[
+        Literal["auto", "own", "shared"],
+        Meta(description="vLLM decodes in a process of its own, or in the trainer's; auto = own on a GPU"),
+    ] = "auto"
     tensor_parallel: Annotated[
         int, Meta(ge=1, description="ranks that hold one vLLM together; above 1 training is sharded over all ranks")
     ] = 1
@@ -191,6 +198,10 @@ class Workers(Section, frozen=True):
 class Sandbox(Section, frozen=True):
     """Jails that run untrusted code."""
 
+    hosts: Annotated[
+        str | tuple[str, ...],
+        Meta(description="servers that run solutions, as http://HOST:PORT, several: a list; or ray; empty = none"),
+    ] = ""
     cells: Annotated[int, Meta(ge=0, description="jails at once; 0 = chosen from the CPU count")] = 0
     workflows: Annotated[int, Meta(ge=1, description="workflows running at once, each in a jail of its own")] = 1024
     workflow_s: Annotated[float, Meta(gt=0, description="deadline of one workflow with its worker calls, seconds")] = (
@@ -201,6 +212,11 @@ class Sandbox(Section, frozen=True):
     memory_mb: Annotated[int, Meta(ge=32, description="memory of one jail, MiB")] = 512
     processes: Annotated[int, Meta(ge=1, le=256, description="processes and threads of one jail")] = 32
     output_bytes: Annotated[int, Meta(ge=1024, description="stdout + stderr kept before the jail is stopped")] = 65536
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The names in `hosts`."""
+        return tuple(filter(None, (self.hosts,) if isinstance(self.hosts, str) else self.hosts))
 
 
 class RewardWeights(Section, frozen=True):

@@ -24,7 +24,7 @@ from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.doctor import require_ready
-from fastgrpo.engine.engine import Engine, open_engine
+from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, writing
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
@@ -73,7 +73,7 @@ class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def evaluate(
-    engine: Engine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, stage: str
+    engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, stage: str
 ) -> list[EvalRow]:
     """`config.eval.samples` rollouts of each problem; those that failures of the environment ended are left out.
 
@@ -192,7 +192,7 @@ def _by_difficulty(rows: Sequence[EvalRow]) -> dict[str, float]:
 def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
     """Replace the rows of the same stages in the JSON list at `path`, keeping those of others; the first rank writes.
 
-    Raises UserError where the disk is full; the file is then as it was.
+    Makes the folder. Raises UserError where the disk is full; the file is then as it was.
     """
     if rank_and_world()[0] != 0:
         return
@@ -200,6 +200,7 @@ def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
     kept = [row for row in read_rows(path) if row.stage not in stages]
     partial = path.with_suffix(".partial")
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
         partial.rename(path)
 
@@ -313,6 +314,7 @@ async def _main(config: Config) -> None:
             count = len(held_out) * config.eval.samples
             _say(f"{count} rollouts of {len(held_out)} held-out problems, {config.eval.samples} of each")
             rows = await evaluate(engine, environment, chat, held_out, config, "evaluate")
+    save_rows(config.folder / "evaluation.json", rows)
     if rank_and_world()[0] == 0:
         for name, value in summary(rows).items():
             print(f"{name:16} {value:.4f}")
@@ -324,7 +326,10 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Evaluate `--model PATH` on the held-out problems and print the means, or compare with `--baselines`."""
+    """Evaluate `--model PATH` on the held-out problems, or compare with `--baselines`.
+
+    The means are printed, the rows kept in the run's folder (`--name`): evaluation.json, or baselines.*.
+    """
     flag = {BASELINES: "compare with fixed workflows; --model may be left out"}
     command = parse(sys.argv[1:], program="fastgrpo.evaluate", of_run=True, flags=flag)
     if command.dry_run:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastgrpo.cli import CommandLine, parse, run_async
-from fastgrpo.engine.engine import open_engine
+from fastgrpo.engine.opening import open_engine
 from fastgrpo.errors import UserError
 from fastgrpo.flow import problems as data
 from fastgrpo.flow.task import open_environment

@@ -75,14 +75,14 @@ def reward_task(
         separate = config.data.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(separate, str) and not separate:
             held_out = of_each(config.data.held_out, sets, "data.held_out")
-            parts = [hold_out(rows, count, config.seed) for rows, count in zip(sets, held_out, strict=True)]
+            parts = [hold_out(rows, count, config.data.seed) for rows, count in zip(sets, held_out, strict=True)]
             sets, held = [train for train, _ in parts], [row for _, rows in parts for row in rows]
         else:
             held = [row for rows in _sets(separate, "test") for row in rows]
         train = [
             row
             for rows, times in zip(sets, often, strict=True)
-            for row in weighted(rows, times / min(often), config.seed)
+            for row in weighted(rows, times / min(often), config.data.seed)
         ]
         return train, held
 
@@ -107,15 +107,12 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
         tasks, held_out = (loaded().tasks(held_out=each) for each in (False, True))
         [count] = of_each(config.data.held_out, [environment], "data.held_out")
         if not held_out:
-            return hold_out(tasks, count, config.seed)
-        return tasks, random.Random(f"{config.seed}/held-out").sample(held_out, min(count, len(held_out)))
+            return hold_out(tasks, count, config.data.seed)
+        return tasks, random.Random(f"{config.data.seed}/held-out").sample(held_out, min(count, len(held_out)))
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Agent]:
-        try:
-            yield loaded()
-        finally:
-            await loaded().close()
+        yield loaded()
 
     return Task(load, open_environment, prompt=lambda _, problem: loaded().prompt(problem))
 

@@ -11,7 +11,7 @@ from fastgrpo import evaluate, solve
 from fastgrpo.cli import CommandLine, parse
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
-from fastgrpo.engine import engine as engine_module
+from fastgrpo.engine import opening
 from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.report import write_report
@@ -29,8 +29,9 @@ def rollout(status: str) -> Rollout:
 
 
 @pytest.fixture
-def collected(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
-    """The rollouts that both programs get, without engine and jails."""
+def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
+    """The rollouts that both programs get, without engine and jails, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
     rollouts: list[Rollout] = []
 
     async def collect(*_: object, **__: object) -> list[Group]:
@@ -62,6 +63,8 @@ def test_workflows_left_out_are_told(
     asyncio.run(evaluate._main(CONFIG))
     assert "reward           0.5000" in capsys.readouterr().out
     assert "1 of 2 rollouts are left out of the evaluation: the endpoint cannot be reached" in caplog.text
+    [row] = evaluate.read_rows(CONFIG.folder / "evaluation.json")
+    assert (row.stage, row.metrics["pass_rate"]) == ("evaluate", 0.25)
 
 
 def test_nothing_evaluated_is_an_error(collected: list[Rollout]) -> None:
@@ -117,10 +120,10 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
             "1 validation error for ModelConfig\n  Value error, max_model_len (8192) is too long\n  For more"
         )
 
-    monkeypatch.setattr(engine_module, "Engine", refuse)
+    monkeypatch.setattr(opening, "Engine", refuse)
     with (
         pytest.raises(UserError, match=r"^vLLM does not start with folder .*: max_model_len \(8192\) is too long$"),
-        engine_module.open_engine(CONFIG, Path("folder")),
+        opening.open_engine(CONFIG, Path("folder")),
     ):
         pass
 

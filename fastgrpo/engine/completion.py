@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +36,41 @@ class OpenRequest:
         starts, versions = zip(*self.spans, strict=True)
         spans = zip(starts, [*starts[1:], tokens], versions, strict=True)
         return [version for start, end, version in spans for _ in range(start, end)]
+
+
+class Packed(NamedTuple):
+    """Completions as a few arrays, to send: those of their tokens one after another, `lengths` to cut them."""
+
+    keys: list[int]
+    reasons: list[str]
+    lengths: np.ndarray
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
+
+
+def packed(completions: Sequence[Completion]) -> Packed:
+    """The `completions` in arrays: int32, and float32, which vLLM's logprobs are."""
+    return Packed(
+        [completion.key for completion in completions],
+        [completion.finish_reason for completion in completions],
+        np.array([len(completion.token_ids) for completion in completions], np.int32),
+        np.fromiter(chain.from_iterable(completion.token_ids for completion in completions), np.int32),
+        np.fromiter(chain.from_iterable(completion.logprobs for completion in completions), np.float32),
+        np.fromiter(chain.from_iterable(completion.versions for completion in completions), np.int32),
+    )
+
+
+def unpacked(sent: Packed) -> list[Completion]:
+    """What `packed` was given."""
+    ends = np.cumsum(sent.lengths)
+    return [
+        Completion(
+            key,
+            sent.token_ids[start:end].tolist(),
+            sent.logprobs[start:end].tolist(),
+            reason,
+            sent.versions[start:end].tolist(),
+        )
+        for key, reason, start, end in zip(sent.keys, sent.reasons, ends - sent.lengths, ends, strict=True)
+    ]

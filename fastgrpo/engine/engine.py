@@ -1,28 +1,22 @@
-"""Generation: vLLM inside the training process, sampling from the trainer's own weight memory.
+"""Generation: vLLM in this process, sampling from the trainer's own weight memory.
 
-This file and `vllm_patches.py` are all that touches vLLM, imported on first use (it costs seconds). Token ids go in,
-token ids and logprobs come out; text never passes through here.
+`engine_process.py` runs the same in a process of its own. This file and `vllm_patches.py` are all that touches vLLM,
+imported on first use (it costs seconds). Token ids go in, token ids and logprobs come out; text never passes through.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fastgrpo.config import Config
 from fastgrpo.engine.completion import Completion, OpenRequest
-from fastgrpo.engine.process import interrupt_deferred, replaced, without_wildcards
-from fastgrpo.engine.shared_weights import adopt_weights
+from fastgrpo.engine.process import interrupt_deferred, replaced
+from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
 from fastgrpo.engine.vllm_patches import (
     forget_prefixes,
     idle_inside_blocks,
@@ -32,32 +26,12 @@ from fastgrpo.engine.vllm_patches import (
     vllm_adjusted,
     vllm_model,
 )
-from fastgrpo.errors import UserError
-from fastgrpo.policy.model import Policy, policy_dtype
+from fastgrpo.engine.weight_sync import SyncReport, WeightSync
 from fastgrpo.ranks.collectives import check_world
 from fastgrpo.ranks.deadlines import within
-from fastgrpo.signals import interruptible
 
-CANARY_SEQUENCES, CANARY_TOKENS = 4, 48
-
-
-class ParityError(UserError):
-    """vLLM and the trainer disagree on the canary's logprobs: vLLM does not sample from the policy's weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class SyncReport:
-    """What a weight sync cost, and the canary's |logprob difference| between vLLM and the trainer, in nats.
-
-    `bytes_copied` on this rank: of a sharded policy's weights, what was gathered to be handed to vLLM. An engine that
-    goes on decoding is not checked: then both differences are nan.
-    """
-
-    seconds: float
-    bytes_copied: int
-    check_seconds: float
-    parity_mean: float
-    parity_max: float
+if TYPE_CHECKING:
+    from fastgrpo.policy.model import Policy
 
 
 class Engine:
@@ -83,6 +57,8 @@ class Engine:
         parity_threshold: float = 0.1,
         step_timeout_s: float = 40.0,
         tensor_parallel: int = 1,
+        free_share: float | None = None,
+        worker_process: bool = False,
     ) -> None:
         """`kv_cache_gib` (GiB) fixes the KV cache; without it a GPU gives what is free, a CPU 1 GiB.
 
@@ -94,16 +70,19 @@ class Engine:
         process ends.
         `tensor_parallel` ranks in a row hold one engine together: each must submit the same requests, with a seed where
         they are sampled, and step, score and sync as the others do (`fastgrpo.engine.tensor_parallel`).
+        `worker_process`: vLLM launches the kernels in a further process, beside its scheduler. `free_share` of the
+        GPU's memory is free; None = it is looked up.
         vLLM seeds Python's, numpy's and torch's global generators with `seed`.
         """
         on_gpu = torch.cuda.is_available()
         self.max_model_len, self.parity_threshold = max_model_len, parity_threshold
         self._step_timeout_s, self._stepped = step_timeout_s, False
         self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
-        self._device = torch.cuda.current_device() if on_gpu else None
+        # Nothing is on the GPU in this process where the worker has one of its own.
+        self._device = torch.cuda.current_device() if on_gpu and not worker_process else None
         self._open: dict[str, OpenRequest] = {}
-        self._version = 0
-        self._adopted: Policy | None = None
+        self._version, self._seed = 0, seed
+        self._sync: WeightSync | None = None
         kv_gib = kv_cache_gib if kv_cache_gib is not None or on_gpu else 1.0
         options: dict[str, Any] = {
             "model": str(model_path),
@@ -127,17 +106,16 @@ class Engine:
         if tensor_parallel > 1:
             check_world(tensor_parallel)
             options["tensor_parallel_size"] = tensor_parallel
-        options |= _device_options(max_model_len)
-        with vllm_adjusted():
+        if worker_process:
+            options |= {"distributed_executor_backend": "mp", "worker_extension_cls": "fastgrpo.engine.worker.Worker"}
+        options |= _device_options(max_model_len, free_share)
+        # A worker's process keeps this one's output, and must not keep what is thrown away once the engine has started.
+        with vllm_adjusted(quiet=not worker_process):
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
             self._llm: Any = LLMEngine.from_engine_args(EngineArgs(**options))
         idle_inside_blocks(self._llm)
-        generator = torch.Generator().manual_seed(seed)
-        vocab = self._llm.model_config.get_vocab_size()
-        shape = (CANARY_SEQUENCES, min(CANARY_TOKENS, max_model_len - 1))
-        self._canary: list[list[int]] = torch.randint(vocab, shape, generator=generator).tolist()
 
     @property
     def busy(self) -> bool:
@@ -233,38 +211,32 @@ class Engine:
         """
         if self.busy and not in_flight:
             raise RuntimeError("Engine.sync needs an idle engine: finish or abort the requests in flight first")
-        start = time.perf_counter()
-        bytes_copied = 0
-        if self._adopted is not policy or not policy.shares_weights:
-            if self._adopted is not None and self._adopted is not policy:
-                self._adopted.own_weights()
-            bytes_copied = adopt_weights(policy, vllm_model(self._llm))
-            self._adopted = policy
-            if in_flight and self._device is not None:
-                torch.cuda.synchronize()
+        if self._sync is None:
+            vocab = self._llm.model_config.get_vocab_size()
+            self._sync = WeightSync(vllm_model(self._llm), vocab, self.max_model_len, self.parity_threshold, self._seed)
+        return self._sync(policy, partial(self.renew, version), None if self.busy else self.score)
+
+    def renew(self, version: int) -> None:
+        """The weights have changed and have the number `version`: what is cached of earlier ones serves no request."""
         if self.busy:
+            if self._device is not None:
+                torch.cuda.synchronize()
             forget_prefixes(self._llm)
         # Sleeping has forgotten them already, and vLLM would go through all blocks again, one by one.
         elif prefixes_cached(self._llm) and not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: a block is still in use though nothing is running")
-        self._renumber(version)
-        synced = time.perf_counter()
-        if self.busy:
-            return SyncReport(synced - start, bytes_copied, 0.0, math.nan, math.nan)
-        difference = self._canary_difference(policy)
-        report = SyncReport(
-            seconds=synced - start,
-            bytes_copied=bytes_copied,
-            check_seconds=time.perf_counter() - synced,
-            parity_mean=float(difference.mean()),
-            parity_max=float(difference.max()),
-        )
-        if not report.parity_mean <= self.parity_threshold:
-            raise ParityError(
-                f"after a weight sync vLLM and the trainer differ by {report.parity_mean:.3g} nats a token on the "
-                f"canary (limit {self.parity_threshold:g}): vLLM is not sampling from the policy's weights"
-            )
-        return report
+        self._version = version
+        counts = sampled_tokens(self._llm) if self._open else {}
+        for name, request in self._open.items():
+            request.spans.append((counts[name], version))
+
+    def exported_weights(self) -> tuple[Handles, int]:
+        """What another process opens vLLM's weights with, and the size of their vocabulary."""
+        return self._llm.apply_model(export_parameters)[0], self._llm.model_config.get_vocab_size()
+
+    def load_weights(self, weights: Handles) -> None:
+        """Copy weights with the names of Hugging Face, which another process lends, into vLLM's."""
+        self._llm.apply_model(partial(load_lent, weights))
 
     def sleep(self) -> None:
         """Free the KV cache's memory for training (GPU; on CPU nothing). Weights stay: the trainer lives in them."""
@@ -297,13 +269,6 @@ class Engine:
         self._llm.add_request(name, {"prompt_token_ids": np.asarray(token_ids).tolist()}, params)
         self._open[name] = OpenRequest(key, [(0, self._version)])
 
-    def _renumber(self, version: int) -> None:
-        """Note how many tokens each open request has, none of which is of `version`."""
-        self._version = version
-        counts = sampled_tokens(self._llm) if self._open else {}
-        for name, request in self._open.items():
-            request.spans.append((counts[name], version))
-
     def _drop_launched(self) -> None:
         # With asynchronous scheduling a batch of dropped requests may still be in flight.
         self._advance()
@@ -335,51 +300,22 @@ class Engine:
             versions=request.versions(len(sample.token_ids)),
         )
 
-    def _canary_difference(self, policy: Policy) -> Tensor:
-        ours = torch.cat(policy.logprobs(self._canary)).cpu()
-        theirs = torch.tensor([logprob for scores in self.score(self._canary) for logprob in scores])
-        return (ours - theirs).abs()
 
-
-def _device_options(max_model_len: int) -> dict[str, Any]:
+def _device_options(max_model_len: int, free_share: float | None) -> dict[str, Any]:
     """What vLLM is told that only a GPU, or only a CPU, needs."""
     if not torch.cuda.is_available():
         # A partial (chunked) prefill rewinds the request's seeded generator, which CPU generators cannot do.
         return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_model_len)}
     # vLLM refuses a GPU that others use too unless it is told to expect less than nearly all of it.
-    free, total = torch.cuda.mem_get_info()
+    share = free_memory_share() if free_share is None else free_share
     # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.
-    return {"block_size": 64, "gpu_memory_utilization": 0.9 * free / total}
+    return {"block_size": 64, "gpu_memory_utilization": 0.9 * share}
 
 
-@contextmanager
-def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = None) -> Iterator[Engine]:
-    """vLLM in this process, with `model`'s weights; `kv_cache_gib` as planned, None = what the configuration says.
-
-    Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
-    """
-    try:
-        with interruptible(), without_wildcards(model) as folder:
-            engine = Engine(
-                folder,
-                dtype=str(policy_dtype(config)).removeprefix("torch."),
-                max_model_len=config.engine.max_model_len,
-                max_num_seqs=config.engine.max_num_seqs,
-                kv_cache_gib=kv_cache_gib or (None if torch.cuda.is_available() else config.engine.kv_cache_gib),
-                enforce_eager=config.engine.enforce_eager,
-                seed=config.seed,
-                parity_threshold=config.engine.parity_threshold,
-                step_timeout_s=config.engine.step_timeout_s,
-                tensor_parallel=config.engine.tensor_parallel,
-            )
-    except ValueError as error:
-        # pydantic's errors begin with a line of their own.
-        reason = str(error).rpartition("Value error, ")[2].strip().splitlines()[0]
-        raise UserError(f"vLLM does not start with {model} and the [engine] settings: {reason}") from error
-    try:
-        yield engine
-    finally:
-        engine.close()
+def free_memory_share() -> float:
+    """The free share of this GPU's memory."""
+    free, total = torch.cuda.mem_get_info()
+    return free / total
 
 
 def _sampling_params(**options: Any) -> Any:

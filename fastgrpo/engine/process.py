@@ -1,4 +1,4 @@
-"""What vLLM needs kept off this process, or put back after it: signals, its output, its globals."""
+"""Which process vLLM gets, and what it needs kept off this one, or put back after it: signals, output, globals."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import torch
+
+from fastgrpo.config import Config
+
+
+def own_process(config: Config) -> bool:
+    """Whether vLLM gets a process of its own: not where ranks hold it together, who step in turn."""
+    if config.engine.process == "auto":
+        return torch.cuda.is_available() and config.engine.tensor_parallel == 1
+    return config.engine.process == "own"
 
 
 @contextmanager

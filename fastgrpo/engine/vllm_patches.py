@@ -16,10 +16,10 @@ from fastgrpo.engine.process import output_kept_back, replaced
 
 
 @contextmanager
-def vllm_adjusted() -> Iterator[None]:
+def vllm_adjusted(*, quiet: bool = True) -> Iterator[None]:
     """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
 
-    - One process, quiet.
+    - Its scheduler is in this process; `quiet`: what it prints at start is shown only where it fails.
     - CPU: linear weights stay plain. vLLM would prepack them for oneDNN and empty the parameters; in float32 the plain
       path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
       reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine. Ranks speak
@@ -35,31 +35,10 @@ def vllm_adjusted() -> Iterator[None]:
     preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
     try:
         with ExitStack() as stack:
-            stack.enter_context(output_kept_back())
+            if quiet:
+                stack.enter_context(output_kept_back())
             keep_own_logprobs_only()
-            if torch.cuda.is_available():
-                from vllm.v1.worker.gpu_worker import Worker
-
-                pool = Worker._maybe_get_memory_pool_context
-                stack.enter_context(
-                    replaced(
-                        Worker,
-                        "_maybe_get_memory_pool_context",
-                        lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag),
-                    )
-                )
-            else:
-                from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
-                from vllm.model_executor.layers import utils
-                from vllm.v1.sample import sampler
-
-                sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
-                stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
-                stack.enter_context(
-                    replaced(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False)
-                )
-                # torch 2.13 says so at each of vLLM's gathers.
-                warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
+            stack.enter_context(worker_adjusted())
             yield
     finally:
         torch.set_num_threads = set_num_threads
@@ -67,6 +46,34 @@ def vllm_adjusted() -> Iterator[None]:
             os.environ.pop("LD_PRELOAD", None)
         else:
             os.environ["LD_PRELOAD"] = preload
+
+
+@contextmanager
+def worker_adjusted() -> Iterator[None]:
+    """`vllm_adjusted`'s part in the process that has vLLM's worker, which loads the model in the block."""
+    with ExitStack() as stack:
+        if torch.cuda.is_available():
+            from vllm.v1.worker.gpu_worker import Worker
+
+            pool = Worker._maybe_get_memory_pool_context
+            stack.enter_context(
+                replaced(
+                    Worker,
+                    "_maybe_get_memory_pool_context",
+                    lambda self, tag: nullcontext() if tag == "weights" else pool(self, tag),
+                )
+            )
+        else:
+            from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
+            from vllm.model_executor.layers import utils
+            from vllm.v1.sample import sampler
+
+            sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
+            stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
+            stack.enter_context(replaced(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False))
+            # torch 2.13 says so at each of vLLM's gathers.
+            warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
+        yield
 
 
 def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:

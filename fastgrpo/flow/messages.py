@@ -18,9 +18,10 @@ _REVIEWER = (
     "You review Python code. Start with the line `Verdict: correct` or `Verdict: incorrect`; "
     "if it is incorrect, say below what is wrong and how to correct it."
 )
+# Asked to "reason in a few lines", Qwen2.5-Coder-0.5B named a number at once: 0 of 24 GSM8K questions right, 9 so.
 _SOLVER = (
-    "You solve problems that ask for a number. Reason in a few lines; end with the line `Answer: NUMBER`, "
-    "the number alone."
+    "You solve problems that ask for a number. Work it out step by step, one calculation a line. "
+    "The last line is `Answer: NUMBER`, the number alone."
 )
 _CHECKER = (
     "You check how a problem that asks for a number was solved. Start with the line `Verdict: correct` or "

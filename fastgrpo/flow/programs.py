@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from fastgrpo.config import Config
 from fastgrpo.flow.environment import status_of
 from fastgrpo.flow.jails import open_pool
-from fastgrpo.flow.limits import WorkflowLimits, run_limits
+from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.operators import public_feedback, run_all_tests, solution_of
 from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.record.log import RunLog
@@ -22,7 +22,7 @@ from fastgrpo_sandbox import SandboxPool
 def prompt(problem: Problem) -> str:
     """What the policy reads: the problem's own prompt, and the form of the answer."""
     if problem.answer is not None:
-        return f"{problem.prompt}\n\nReason in a few lines; end with the line `Answer: NUMBER`.\n"
+        return f"{problem.prompt}\n\nWork it out step by step. The last line is `Answer: NUMBER`.\n"
     return f"{problem.prompt}\n\nAnswer with the complete program in one Python block.\n"
 
 
@@ -71,5 +71,5 @@ def _result(problem: Problem, last: Execution) -> Result:
 @asynccontextmanager
 async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[ProgramEnvironment]:
     """The plain code task with a jail pool of its own; `log` shows the jails in flight."""
-    async with open_pool(config.sandbox.cells, run_limits(config.sandbox), log) as pool:
+    async with open_pool(config.sandbox, log) as pool:
         yield ProgramEnvironment(pool)

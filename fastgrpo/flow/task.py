@@ -11,7 +11,7 @@ from fastgrpo.config import Config, Workers
 from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.jails import open_pool
-from fastgrpo.flow.limits import WorkflowLimits, run_limits
+from fastgrpo.flow.limits import WorkflowLimits
 from fastgrpo.flow.prompt import query_prompt
 from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.openai import OpenAIWorker
@@ -25,7 +25,7 @@ from fastgrpo_sandbox import SandboxPool
 async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[WorkflowEnvironment]:
     """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight."""
     sandbox = config.sandbox
-    async with open_pool(sandbox.cells, run_limits(sandbox), log) as pool:
+    async with open_pool(sandbox, log) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)
         try:
             if config.reward.judge and config.reward.judge not in names_of(worker):

@@ -15,7 +15,7 @@ from fastgrpo.errors import UserError
 
 if TYPE_CHECKING:
     from fastgrpo.engine.completion import Completion
-    from fastgrpo.engine.engine import Engine
+    from fastgrpo.engine.opening import AnyEngine
 
 
 class Work(NamedTuple):
@@ -31,7 +31,7 @@ class Generator:
     `lockstep`: the ranks that hold the engine together; a rank that follows has no requests of its own.
     """
 
-    def __init__(self, engine: Engine, thread: ThreadPoolExecutor, lockstep: Lockstep) -> None:
+    def __init__(self, engine: AnyEngine, thread: ThreadPoolExecutor, lockstep: Lockstep) -> None:
         self._engine, self._thread, self._lockstep, self.ranks = engine, thread, lockstep, lockstep.ranks
         self._waiting: dict[int, asyncio.Future[Completion]] = {}
         self._submitted: list[tuple[int, list[int], dict[str, Any]]] = []
@@ -124,7 +124,7 @@ class Generator:
 
 
 @asynccontextmanager
-async def open_generator(engine: Engine, *, own_stream: bool = False, ranks: int = 1) -> AsyncIterator[Generator]:
+async def open_generator(engine: AnyEngine, *, own_stream: bool = False, ranks: int = 1) -> AsyncIterator[Generator]:
     """A `Generator` whose step loop lives as long as the block; requests still open at its end are aborted.
 
     `own_stream`: on a GPU the engine's kernels go before those that other threads launch meanwhile. `ranks` hold the

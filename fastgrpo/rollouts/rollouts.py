@@ -26,7 +26,7 @@ from fastgrpo.types import UNENDED, Group, Rollout
 
 if TYPE_CHECKING:
     from fastgrpo.engine.completion import Completion
-    from fastgrpo.engine.engine import Engine
+    from fastgrpo.engine.opening import AnyEngine
 
 Value = TypeVar("Value")
 
@@ -223,7 +223,7 @@ class Rollouts:
 
 
 async def collect(
-    engine: Engine,
+    engine: AnyEngine,
     environment: Environment | Agent,
     chat: Chat,
     problems: Sequence[Any],

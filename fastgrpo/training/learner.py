@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fastgrpo.config import Config, Grpo
-from fastgrpo.engine.engine import Engine, open_engine
+from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, writing
 from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import Chat, load_chat
@@ -48,7 +48,7 @@ class Learner:
     def __init__(
         self,
         config: Config,
-        engine: Engine,
+        engine: AnyEngine,
         policy: Policy,
         chat: Chat,
         reference: Policy | None,

@@ -28,6 +28,8 @@ NCCL_OVERHEAD = 3 * GIB
 # sequences and a vocabulary of 152 k.
 LOGIT_ROWS = 12
 CPU_OVERHEAD = 2 * GIB
+# A second process with torch and vLLM: on a GPU its CUDA context, on a CPU its modules.
+PROCESS_OVERHEAD = GIB
 TOKEN_STEP = 1024
 
 
@@ -52,7 +54,7 @@ class Workload:
     adapters of that rank are all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered
     for each token stored, above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but
     for the piece at work. `tensor_parallel`: ranks that hold one vLLM together; above 1 training is sharded over all
-    `ranks`.
+    `ranks`. `own_process`: vLLM has one.
     """
 
     micro_batch_tokens: int
@@ -71,6 +73,7 @@ class Workload:
     key_copies: float = 1.0
     ranks: int = 1
     tensor_parallel: int = 1
+    own_process: bool = False
     on_gpu: bool = True
 
 
@@ -271,9 +274,10 @@ def _sharded_items(config: PretrainedConfig, parameters: int, workload: Workload
 
 
 def _overhead(workload: Workload) -> int:
+    process = PROCESS_OVERHEAD if workload.own_process else 0
     if not workload.on_gpu:
-        return CPU_OVERHEAD
-    return GPU_OVERHEAD + (NCCL_OVERHEAD if workload.ranks > 1 else 0)
+        return CPU_OVERHEAD + process
+    return GPU_OVERHEAD + process + (NCCL_OVERHEAD if workload.ranks > 1 else 0)
 
 
 def _budgets(workload: Workload) -> list[int]:

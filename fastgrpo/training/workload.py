@@ -6,6 +6,7 @@ import torch
 from transformers import PretrainedConfig
 
 from fastgrpo.config import Config
+from fastgrpo.engine.process import own_process
 from fastgrpo.errors import UserError
 from fastgrpo.policy.fused_layers import may_fuse
 from fastgrpo.policy.model import policy_device, policy_dtype
@@ -38,6 +39,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         key_copies=_key_copies(config),
         ranks=ranks,
         tensor_parallel=config.engine.tensor_parallel,
+        own_process=own_process(config),
         on_gpu=device.type == "cuda",
     )
     capacity = device_capacity(device)

@@ -18,10 +18,9 @@ from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
 from fastgrpo_sandbox.requirements import explain
 from fastgrpo_sandbox.stdio import merge_cases, passes
-from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
+from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
 
 log = logging.getLogger("fastgrpo_sandbox")
-RUNS_PER_CELL = 8
 RESTART_PAUSE_S = 0.2
 RESTART_ATTEMPTS = 5
 WATCH_S = 5.0

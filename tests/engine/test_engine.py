@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from fastgrpo.config import Config
 from fastgrpo.engine.completion import Completion
-from fastgrpo.engine.engine import Engine, ParityError
+from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.weight_sync import ParityError
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.types import Runs
 from tests.helpers.marks import exact
@@ -222,7 +223,7 @@ def test_sync_raises_when_vllm_has_other_weights(
 ) -> None:
     other = load_policy(tiny_folder)
     optimizer_steps(other, 3, learning_rate=1e-2)
-    monkeypatch.setattr("fastgrpo.engine.engine.adopt_weights", lambda *_: 0)
+    monkeypatch.setattr("fastgrpo.engine.weight_sync.adopt_weights", lambda *_: 0)
     with pytest.raises(ParityError, match="differ by"):
         synced.sync(other)
     monkeypatch.undo()

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fastgrpo.config_keys import resolve
-from fastgrpo.engine.engine import Engine, SyncReport
+from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.weight_sync import SyncReport
 from fastgrpo.errors import UserError
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.ranks.collectives import joined_ranks

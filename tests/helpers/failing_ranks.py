@@ -77,7 +77,13 @@ def load_problems(config: Config) -> tuple[list[Any], list[Any]]:
 
 def main() -> None:
     values: dict[str, Any] = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gib": 0.05}
-    values |= {"engine.step_timeout_s": 3.0, "grpo.prompts_per_step": 2, "grpo.group_size": 4, "checkpoint.every": 1}
+    values |= {
+        "engine.process": "shared",
+        "engine.step_timeout_s": 3.0,
+        "grpo.prompts_per_step": 2,
+        "grpo.group_size": 4,
+        "checkpoint.every": 1,
+    }
     values |= {"grpo.max_new_tokens": 16, "model.path": MODEL, "runs": RUNS, "name": "failing"}
     if HOW != "hangs":
         mock.patch.object(learner, "open_engine", random_engine).start()

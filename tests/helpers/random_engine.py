@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastgrpo.engine.completion import Completion
-from fastgrpo.engine.engine import SyncReport
+from fastgrpo.engine.weight_sync import SyncReport
 
 
 class RandomEngine:

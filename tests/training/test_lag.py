@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(model: Path, runs: Path, name: str, **grpo: object):
     keys = {"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 16, "lr": 1e-3, "micro_batch_tokens": 128} | grpo
-    engine = {"max_model_len": 64, "max_num_seqs": 16, "kv_cache_gib": 0.05}
+    engine = {"process": "shared", "max_model_len": 64, "max_num_seqs": 16, "kv_cache_gib": 0.05}
     return resolve(
         {"model.path": str(model), "runs": str(runs), "name": name, "eval.samples": 1, "checkpoint.every": 2}
         | {f"grpo.{key}": value for key, value in keys.items()}

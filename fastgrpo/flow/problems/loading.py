@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def load_problems(config: Config, *, tried: bool = True) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) problems of all data sets; the splits follow `config.seed`, set by set.
+    """(training, held-out) problems of all data sets; the splits follow `config.data.seed`, set by set.
 
     Of each set `data.problems` are used, as `splitting.split` draws those held out: of all difficulties alike.
     Problems whose own solution fails are left out (`scoring.solvable`), unless none is to be `tried`. Of a set with a
@@ -26,16 +26,16 @@ def load_problems(config: Config, *, tried: bool = True) -> tuple[list[Problem],
     """
     first = rank_and_world()[0] == 0
     sets = gather_all(_usable_sets(config, tried) if first else None, "the trial of the problems' solutions")[0]
-    sets = [_some(problems, config.data.problems, config.seed) for problems in sets]
+    sets = [_some(problems, config.data.problems, config.data.seed) for problems in sets]
     count = len(set_names(config.data.dataset))
     sets, separate = sets[:count], sets[count:]
     held_out = of_each(0 if separate else config.data.held_out, sets, "data.held_out")
     weights = of_each(config.data.weights, sets, "data.weights")
-    parts = [split(problems, count, config.seed) for problems, count in zip(sets, held_out, strict=True)]
+    parts = [split(problems, count, config.data.seed) for problems, count in zip(sets, held_out, strict=True)]
     train = [
         problem
         for part, weight in zip(parts, weights, strict=True)
-        for problem in weighted(part[0], weight / min(weights), config.seed)
+        for problem in weighted(part[0], weight / min(weights), config.data.seed)
     ]
     return train, [problem for problems in (*(test for _, test in parts), *separate) for problem in problems]
 

@@ -1,0 +1,111 @@
+"""Held-out rows of several runs side by side, and what a choice by problem could win at most.
+
+    python bench/compare_evaluations.py fixed05/baselines.jsonl "seed 0=rl0/evaluation.json:evaluate" ...
+        [--over "worker alone"] [--data-set NAME]
+
+Each argument is [NAME=]FILE[:STAGE]: a `baselines.jsonl` or an `evaluation.json`, of one stage or all. Prints the
+tables of `fastgrpo.evaluate --baselines` for all of them together: means, what is gained over each `--over`, paired by
+problem, how the cost follows the query, and the commonest texts. Then, of a file of several stages, their oracle: each
+problem gets the workflow with the highest mean reward on every other sample, and is measured on the samples between,
+so that luck in the choice does not count. All intervals are 95 % bootstrap intervals over problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+
+from fastgrpo.record.comparison import comparison_table, gains, markdown, spread, stages_of
+from fastgrpo.record.json_lines import read_lines
+from fastgrpo.report import adaptivity_table
+
+Row = Mapping[str, Any]
+# What the oracle's line shows: metric, scale, decimals.
+SHOWN = (("solved", 100.0, 1), ("worker_calls", 1.0, 2), ("worker_tokens", 1.0, 0), ("reward", 1.0, 3))
+
+
+def rows_of(argument: str) -> Iterator[Row]:
+    """The rows that a [NAME=]FILE[:STAGE] means, metrics beside the fields, under NAME where there is one."""
+    name, _, place = argument.rpartition("=")
+    file, _, stage = place.partition(":")
+    path = Path(file)
+    found = read_lines(path) if path.suffix == ".jsonl" else msgspec.json.decode(path.read_bytes())
+    for row in found:
+        if not stage or row["stage"] == stage:
+            yield row["metrics"] | row | ({"stage": name} if name else {})
+
+
+def texts(rows: Sequence[Row]) -> str:
+    """How many texts each stage wrote for each data set, and the share of the commonest."""
+    lines = [["", "data set", "rollouts", "texts", "commonest"]]
+    by = defaultdict[tuple[str, str], Counter[str]](Counter)
+    for row in rows:
+        by[row["stage"], row["dataset"]][row.get("workflow", "")] += 1
+    for (stage, dataset), counts in by.items():
+        text, times = counts.most_common(1)[0]
+        body = " / ".join(line.strip() for line in text.splitlines()[1:])
+        lines.append([stage, dataset, str(counts.total()), str(len(counts)), f"{times / counts.total():.0%}: `{body}`"])
+    return markdown(lines)
+
+
+def oracle(rows: Sequence[Row]) -> str:
+    """The best workflow of each problem beside the best of all, both chosen on half of the samples."""
+    samples = defaultdict[tuple[str, str], list[Row]](list)
+    for row in rows:
+        samples[row["stage"], row["problem_id"]].append(row)
+    stages = stages_of(rows)
+    problems = [
+        p for p in dict.fromkeys(row["problem_id"] for row in rows) if all(len(samples[s, p]) > 1 for s in stages)
+    ]
+
+    def mean(stage: str, problem: str, half: int, key: str) -> float:
+        return fmean(row[key] for row in samples[stage, problem][half::2])
+
+    def overall(half: int) -> str:
+        return max(stages, key=lambda stage: fmean(mean(stage, problem, half, "reward") for problem in problems))
+
+    chosen = {
+        "one for all problems": lambda problem, half: overall(half),
+        "the best of each problem": lambda problem, half: max(stages, key=lambda s: mean(s, problem, half, "reward")),
+    }
+    lines = [["chosen on half of the samples", "pass@1, %", "calls", "tokens", "reward"]]
+    for name, choose in chosen.items():
+        choices = {(problem, half): choose(problem, half) for problem in problems for half in (0, 1)}
+        cells = [
+            spread(
+                [scale * fmean(mean(choices[p, half], p, 1 - half, key) for half in (0, 1)) for p in problems], digits
+            )
+            for key, scale, digits in SHOWN
+        ]
+        lines.append([name, *cells])
+    return f"{len(problems)} problems, {len(stages)} workflows.\n\n{markdown(lines)}"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="+", help="[NAME=]FILE[:STAGE]")
+    parser.add_argument("--over", action="append", default=[], help="the stage that the others are compared with")
+    parser.add_argument("--data-set", help="only this one's problems")
+    options = parser.parse_args()
+    each = [
+        [row for row in rows_of(argument) if options.data_set in (None, row["dataset"])] for argument in options.rows
+    ]
+    rows = [row for part in each for row in part]
+    print(comparison_table("held out", rows))
+    for stage in options.over:
+        print(gains(rows, stage))
+    print(markdown(adaptivity_table(rows)), texts(rows), sep="\n")
+    for part in each:
+        if len(stages_of(part)) > 1:
+            print(oracle(part))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The engine's own process, as the one that starts it sees it: started, ended, its last words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+import torch
+
+HOST = ("-m", "fastgrpo.engine.host")
+LAST_WORDS_LINES = 40
+# What torchrun says to its ranks: the engine's process is none of them.
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Child:
+    """The process, its end of the connection, and the file that all it prints goes to."""
+
+    def __init__(self, timeout_s: float) -> None:
+        """A message of which one part comes, or is taken, and for `timeout_s` no other is a BlockingIOError."""
+        ours, theirs = socket.socketpair()
+        limit = struct.pack("ll", int(timeout_s), 0)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, limit)
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", *HOST, str(theirs.fileno())],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=self._printed,
+            stderr=self._printed,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+        self._ended = False
+        self.connection = Connection(ours.detach())
+
+    def end(self, patience_s: float = 0.0) -> None:
+        """The process and what it started are gone, killed after `patience_s`. Idempotent."""
+        if self._ended:
+            return
+        self._ended = True
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience_s)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.connection.close()
+
+    def said(self) -> str:
+        """The last line that it printed, after a colon; nothing where there is none."""
+        lines = self._lines()
+        return f": {lines[-1].removeprefix('error: ')}" if lines else ""
+
+    def show(self) -> None:
+        """Print its last lines, which say where it failed."""
+        print("\n".join(self._lines()[-LAST_WORDS_LINES:]), file=sys.stderr, flush=True)
+
+    def _lines(self) -> list[str]:
+        # Where the process writes next is not moved.
+        size = os.fstat(self._printed.fileno()).st_size
+        return os.pread(self._printed.fileno(), size, 0).decode(errors="replace").rstrip().splitlines()
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with its modules and its GPU and without torchrun's ranks."""
+    environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
+    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    # The worker's process is started where this one's GPU is not in use yet, and shares no connection with it.
+    environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if torch.cuda.is_available():
+        index, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index].strip() if visible else str(index)
+    return environment

@@ -1,0 +1,55 @@
+"""The engine that a configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastgrpo.config import Config
+from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.engine_process import EngineProcess
+from fastgrpo.engine.process import own_process, without_wildcards
+from fastgrpo.errors import UserError
+from fastgrpo.policy.model import policy_dtype
+from fastgrpo.signals import interruptible
+
+AnyEngine = Engine | EngineProcess
+
+
+@contextmanager
+def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = None) -> Iterator[AnyEngine]:
+    """vLLM, in this process or its own, with `model`'s weights; `kv_cache_gib` as planned, None = the configuration's.
+
+    Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
+    """
+    try:
+        with interruptible(), without_wildcards(model) as folder:
+            engine = _open(config, folder, kv_cache_gib)
+    except ValueError as error:
+        # pydantic's errors begin with a line of their own.
+        reason = str(error).rpartition("Value error, ")[2].strip().splitlines()[0]
+        raise UserError(f"vLLM does not start with {model} and the [engine] settings: {reason}") from error
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _open(config: Config, folder: str, kv_cache_gib: float | None) -> AnyEngine:
+    options: dict[str, Any] = {
+        "dtype": str(policy_dtype(config)).removeprefix("torch."),
+        "max_model_len": config.engine.max_model_len,
+        "max_num_seqs": config.engine.max_num_seqs,
+        "kv_cache_gib": kv_cache_gib or (None if torch.cuda.is_available() else config.engine.kv_cache_gib),
+        "enforce_eager": config.engine.enforce_eager,
+        "seed": config.seed,
+        "parity_threshold": config.engine.parity_threshold,
+        "step_timeout_s": config.engine.step_timeout_s,
+    }
+    if own_process(config):
+        return EngineProcess(folder, **options)
+    return Engine(folder, tensor_parallel=config.engine.tensor_parallel, **options)
