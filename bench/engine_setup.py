@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 import uvloop
-from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, random_model, shape, synchronize, timed  # noqa: F401
+from model_shapes import CUDA, GIB, random_model, shape, timed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
