@@ -242,7 +242,7 @@ FORGED = [
     (
         "sends a type that constructs",
         "import subprocess\ndef f(x): return subprocess.Popen",
-        A("assert f(1)(['true']).wait() == 1"),
+        A("assert f(1)(['true']).wait() == 44"),
     ),
     (
         "sends the library's exec",

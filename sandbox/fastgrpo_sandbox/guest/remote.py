@@ -173,8 +173,8 @@ class Remote:
     _fastgrpo_base_: type = object
     _fastgrpo_like_: type | None = None  # a class of this side, where the object is a mock of it
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         return object.__getattribute__(self, "_fastgrpo_like_") or type(self)
 
     @property
