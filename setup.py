@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
-SOURCES = ["arena", "image", "seccomp", "child", "spawn", "groups", "job", "watch", "server", "module"]
+SOURCES = ["arena", "image", "ending", "seccomp", "child", "spawn", "groups", "job", "watch", "server", "module"]
 
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 HARDENED = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong"]

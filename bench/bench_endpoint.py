@@ -4,7 +4,7 @@
 
 On a GPU 512 rollouts of 512 + 256 tokens at once, on a CPU 32 short ones. Both ways draw completions of one length for
 the same prompts; they take turns, and the ratio is that of their medians. An agent here is one request by a raw HTTP
-client, or by OpenAI's own, whose Python runs in the same process.
+client, by OpenAI's own over HTTP, or by OpenAI's own as the rollout gives it; their Python runs in the same process.
 """
 
 from __future__ import annotations
@@ -66,12 +66,21 @@ class ByOpenAI(Raw):
         await self._client.close()
 
 
+class Direct(Raw):
+    """The same with the client that the rollout gives."""
+
+    async def act(self, problem: Any, access: Access, seed: int) -> None:
+        messages: Any = self._messages(problem)
+        await access.client().chat.completions.create(model=access.model, messages=messages)
+
+
 def measure(setup: Setup, name: str, seed: int) -> float:
     """Tokens/s of one way, on problems of its own."""
     problems, trivial = setup.work.problems(seed)
-    agents: dict[str, Any] = {"collect": trivial, "endpoint": Raw(trivial), "openai": ByOpenAI(trivial)}
+    ways = {"endpoint": Raw, "openai": ByOpenAI, "client()": Direct}
+    agent = ways[name](trivial) if name in ways else trivial
     setup.engine.sync(setup.policy)
-    groups, seconds = timed(lambda: _collected(setup, problems, agents[name], seed))
+    groups, seconds = timed(lambda: _collected(setup, problems, agent, seed))
     written = sum(rollout.written for group in groups for rollout in group.rollouts)
     assert written == setup.work.generated, f"{written} tokens were written, not {setup.work.generated}"
     return written / seconds
@@ -98,7 +107,7 @@ def main() -> None:
     work = Workload(options.size).shorter() if CUDA else Workload(options.size)
     with saved_model(options.size) as folder:
         setup = Setup(folder, work)
-        found: dict[str, list[float]] = {"collect": [], "endpoint": [], "openai": []}
+        found: dict[str, list[float]] = {"collect": [], "endpoint": [], "openai": [], "client()": []}
         for name in found:
             measure(setup, name, 0)
         for number in range(options.rounds):

@@ -23,7 +23,8 @@
 #define mallinfo2 mallinfo /* its fields are int: enough for a heap that has just been warmed up */
 #endif
 
-enum { POOL_BYTES = 16384, FIRST_BLOCK = 48, SMALLEST = 16, LARGEST_SMALL = 512, SEAL_BYTES = 1 << 18 };
+enum { POOL_BYTES = 16384, FIRST_BLOCK = 48, NEXT_OFFSET = 40 /* in a pool's head: where blocks begin that were never given */ };
+enum { SMALLEST = 16, LARGEST_SMALL = 512, SEAL_BYTES = 1 << 18 };
 enum { LARGEST_HOLE = 1 << 16, MAX_AREAS = 1024, MAPS_BYTES = 1 << 18, COLLAPSE = 25 /* MADV_COLLAPSE, Linux 6.1 */ };
 #define HUGE ((uintptr_t)2 << 20)
 #define SMALLEST_RUN ((uintptr_t)512 << 10)
@@ -32,13 +33,21 @@ enum { LARGEST_HOLE = 1 << 16, MAX_AREAS = 1024, MAPS_BYTES = 1 << 18, COLLAPSE 
 
 /* ---- sealing ---- */
 
+/* Whether this is the second block of a pool that has given no third. One that was used before and is all free again may
+ * give its first two in order as well, but those after them in any. */
+static bool began_pool(const char *first, const char *block, size_t size) {
+    uint32_t next;
+    if (first == NULL || ((uintptr_t)first & (POOL_BYTES - 1)) != FIRST_BLOCK || block != first + size) return false;
+    memcpy(&next, first - FIRST_BLOCK + NEXT_OFFSET, sizeof next);
+    return next <= FIRST_BLOCK + 3 * size;
+}
+
 /* Takes the free blocks of one size of CPython's allocator; it begins a new pool only when no other has a free block. */
 static void seal_blocks(size_t size) {
     char *last = NULL;
     for (size_t taken = 0; taken < SEAL_BYTES; taken += size) {
         char *block = PyObject_Malloc(size);
-        bool began = last != NULL && ((uintptr_t)last & (POOL_BYTES - 1)) == FIRST_BLOCK && block == last + size;
-        if (block == NULL || began) return;
+        if (block == NULL || began_pool(last, block, size)) return;
         last = block;
     }
 }

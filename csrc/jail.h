@@ -2,6 +2,7 @@
  *
  * arena.c    memory for job data that no child inherits (MADV_DONTFORK)
  * image.c    the warm interpreter's memory, made cheap to fork
+ * ending.c   what a script's end has to wait for
  * seccomp.c  the system-call filter
  * child.c    what a child does between clone and untrusted code
  * spawn.c    clone into namespaces, armed children
@@ -128,6 +129,10 @@ void buffer_release(buffer *b);
 /* image.c */
 void image_seal(void);
 void image_pack(int proc);
+
+/* ending.c */
+bool ending_begin(void); /* before any child; false with an exception set */
+bool ending_due(void);
 
 /* seccomp.c */
 int seccomp_begin(void);  /* in the server, for itself and all children */

@@ -20,14 +20,25 @@ static uint32_t address_space_mb(int proc) {
     return (uint32_t)(strtoul(text, NULL, 10) >> 8) + 1;
 }
 
+/* What a child needs for a plain script, known before it is forked: each object fetched in a child copies pages. */
+static struct {
+    PyObject *file, *module, *end;
+    Py_buffer result;
+} script;
+
 static PyObject *serve(PyObject *self, PyObject *args) {
     int host, proc, groups;
     unsigned int armed;
-    if (!PyArg_ParseTuple(args, "iiiI", &host, &proc, &groups, &armed)) return NULL;
+    PyObject *child;
+    if (!PyArg_ParseTuple(args, "iiiIUO!y*OO", &host, &proc, &groups, &armed, &script.file, &PyModule_Type,
+                          &script.module, &script.result, &script.end, &child)) return NULL;
+    PyObject *receive = PyObject_GetAttrString(self, "receive");
+    if (receive == NULL) return NULL;
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
+    if (!ending_begin()) return NULL;
     image_seal();
     image_pack(proc);
     uint32_t base_mb = address_space_mb(proc); /* before the arena, which children do not inherit */
@@ -44,7 +55,8 @@ static PyObject *serve(PyObject *self, PyObject *args) {
     server_run(s);
     /* One thread before and after, no lock held, the same thread block: CPython needs no repair after this fork, and each
      * page it would touch is a page to copy. */
-    Py_RETURN_NONE;
+    Py_LeaveRecursiveCall(); /* this call's own, which is not to count against a job's recursion */
+    return PyObject_CallOneArg(child, receive);
 }
 
 /* ---- a plain script, in C from the job to its result: each Python function called on the way would copy pages ---- */
@@ -101,17 +113,15 @@ static PyObject *receive(PyObject *self, PyObject *args) {
     child_start start;
     char *payload = NULL;
     bool has_peer = false;
-    PyObject *file, *module, *end;
-    Py_buffer result;
-    if (!PyArg_ParseTuple(args, "UO!y*O", &file, &PyModule_Type, &module, &result, &end)) return NULL;
     if (!child_receive(&start, &payload, &has_peer)) _exit(0); /* the server is gone, or never needed this child */
     size_t length = start.payload_bytes, taken = take_secret(payload, length);
     if (payload[0] != PLAIN || memchr(payload, 0, length) != NULL)
         return Py_BuildValue("(y#i)", payload + taken, (Py_ssize_t)(length - taken), has_peer ? PEER_FD : -1);
     payload[length] = 0;
     plain_source = payload + 1;
-    if (run_source(plain_source, file, module) != 0 || PyObject_CallNoArgs(end) == NULL) return NULL;
-    _exit(write(CHANNEL_FD, result.buf, (size_t)result.len) == result.len ? 0 : 1);
+    if (run_source(plain_source, script.file, script.module) != 0) return NULL;
+    if (ending_due() && PyObject_CallNoArgs(script.end) == NULL) return NULL;
+    _exit(write(CHANNEL_FD, script.result.buf, (size_t)script.result.len) == script.result.len ? 0 : 1);
 }
 
 static PyObject *keep(PyObject *self, PyObject *args) {
@@ -134,13 +144,20 @@ static PyObject *verdict(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *seal(PyObject *self, PyObject *args) {
+    image_seal();
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
+    {"seal", seal, METH_NOARGS, "seal(): what is made from here on lies together, in pages that hold nothing else."},
     {"serve", serve, METH_VARARGS,
-     "serve(host_fd, proc_fd, groups_fd or -1, armed): fork a jailed child for each job; returns None, in a child only."},
-    {"receive", receive, METH_VARARGS,
-     "receive(file, module, result, end) -> (payload, peer_fd or -1): wait for a job, then confine this child. A plain "
-     "script is run here, in `module`; then this raises what it raises, or calls `end`, sends `result` and ends the "
-     "process."},
+     "serve(host_fd, proc_fd, groups_fd or -1, armed, file, module, result, end, child): fork a jailed child for each job, "
+     "which calls `child(receive)`. A plain script is run in `module`; where it leaves anything to end, `end` is called, "
+     "and then `result` sent."},
+    {"receive", receive, METH_NOARGS,
+     "receive() -> (payload, peer_fd or -1): wait for a job, then confine this child. A plain script is run here: this "
+     "raises what it raises, or ends the process."},
     {"run", run, METH_VARARGS, "run(source, file, module): execute a script and flush what it printed."},
     {"source", source, METH_NOARGS, "source() -> the plain script that receive() ran, or an empty string."},
     {"keep", keep, METH_NOARGS, "keep(): hold the verdict's secret for the calling frame."},

@@ -198,6 +198,10 @@ class Workers(Section, frozen=True):
 class Sandbox(Section, frozen=True):
     """Jails that run untrusted code."""
 
+    hosts: Annotated[
+        str | tuple[str, ...],
+        Meta(description="servers that run solutions, as http://HOST:PORT, several: a list; or ray; empty = none"),
+    ] = ""
     cells: Annotated[int, Meta(ge=0, description="jails at once; 0 = chosen from the CPU count")] = 0
     workflows: Annotated[int, Meta(ge=1, description="workflows running at once, each in a jail of its own")] = 1024
     workflow_s: Annotated[float, Meta(gt=0, description="deadline of one workflow with its worker calls, seconds")] = (
@@ -208,6 +212,11 @@ class Sandbox(Section, frozen=True):
     memory_mb: Annotated[int, Meta(ge=32, description="memory of one jail, MiB")] = 512
     processes: Annotated[int, Meta(ge=1, le=256, description="processes and threads of one jail")] = 32
     output_bytes: Annotated[int, Meta(ge=1024, description="stdout + stderr kept before the jail is stopped")] = 65536
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The names in `hosts`."""
+        return tuple(filter(None, (self.hosts,) if isinstance(self.hosts, str) else self.hosts))
 
 
 class RewardWeights(Section, frozen=True):

@@ -24,7 +24,7 @@ SAMPLED_BYTES = 2**16
 # What may differ between a run and its continuation: none of it changes what a finished step computed. The model may
 # have moved: it is compared by its content (`refuse_another_model`).
 FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval|record)\..*|sandbox\.cells"
+    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval|record)\..*|sandbox\.(cells|hosts)"
     r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
     r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
     r"|model\.(path|source|revision|offload_optimizer)"

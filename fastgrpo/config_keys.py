@@ -106,6 +106,9 @@ def resolve(values: dict[str, Any]) -> Config:
     ):
         if config.engine.tensor_parallel > 1 and value:
             raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
+    servers = config.sandbox.servers
+    if servers != ("ray",) and not all(server.startswith(("http://", "https://")) for server in servers):
+        raise UserError(f"sandbox.hosts must be ray, or addresses as http://HOST:PORT, got {', '.join(servers)}")
     if config.task == "code" and config.reward.judge:
         raise UserError("reward.judge goes with task flow, which has workers: leave it out")
     if config.grpo.max_new_tokens >= config.engine.max_model_len:

@@ -23,6 +23,7 @@ from fastgrpo.config import Config
 from fastgrpo.errors import UserError
 from fastgrpo.flow import task as workflows
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.jails import open_pool
 from fastgrpo.flow.operators import given_to, last_line, program_after, run_program, run_tests
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.teachers import ScriptedTeacher
@@ -198,7 +199,7 @@ async def teach(config: Config, *, resume: bool) -> Path:
 async def fooled(config: Config) -> str:
     """Which forgery passes by which verdict, a wrong program behind it, on the held-out problems: Markdown."""
     _, problems = load_problems(config)
-    async with workflows.open_pool(config.sandbox, None) as pool:
+    async with open_pool(config.sandbox, None) as pool:
         tried = [("own solution", "{solution}"), ("none, a wrong program", _WRONG)]
         tried += [(way, text + ("" if "def {" in text else _WRONG)) for way, text in FORGERIES.items()]
         found = [await asyncio.gather(*(_both(pool, each, text) for each in problems)) for _, text in tried]

@@ -109,10 +109,7 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Agent]:
-        try:
-            yield loaded()
-        finally:
-            await loaded().close()
+        yield loaded()
 
     return Task(load, open_environment, prompt=lambda _, problem: loaded().prompt(problem))
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import msgspec
 
-from fastgrpo.config import Config, Sandbox, Workers
+from fastgrpo.config import Config, Workers
 from fastgrpo.errors import UserError
 from fastgrpo.flow.environment import WorkflowEnvironment
+from fastgrpo.flow.jails import open_pool
 from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.flow.prompt import query_prompt
-from fastgrpo.flow.types import Problem, Worker, WorkflowLimits, names_of, run_limits
+from fastgrpo.flow.types import Problem, Worker, WorkflowLimits, names_of
 from fastgrpo.flow.workers.openai import OpenAIWorker
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.record.log import RunLog
-from fastgrpo_sandbox import SandboxPool, SandboxUnavailable
+from fastgrpo_sandbox import SandboxPool
 
 
 @asynccontextmanager
@@ -63,25 +63,3 @@ def open_worker(config: Workers, pool: SandboxPool, *, seed: int) -> Worker:
     if config.kind == "simulated":
         return SimulatedWorker(pool, seed=seed, latency_scale=config.latency_scale)
     return OpenAIWorker(config)
-
-
-@asynccontextmanager
-async def open_pool(sandbox: Sandbox, log: RunLog | None) -> AsyncIterator[SandboxPool]:
-    """The configured jail pool; `log` shows the jails in flight. Raises UserError where this machine runs no jails."""
-    async with AsyncExitStack() as stack:
-        try:
-            pool = await stack.enter_async_context(SandboxPool(cells=sandbox.cells or None, limits=run_limits(sandbox)))
-        except SandboxUnavailable as error:
-            raise UserError(str(error)) from error
-        watcher = asyncio.create_task(_watch(pool, log)) if log else None
-        try:
-            yield pool
-        finally:
-            if watcher:
-                watcher.cancel()
-
-
-async def _watch(pool: SandboxPool, log: RunLog) -> None:
-    while True:
-        log.status(jails=pool.stats()["running"])
-        await asyncio.sleep(0.25)

@@ -99,6 +99,16 @@ class Chat:
         ids = completion_ids[:-1] if ended else completion_ids
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def piece(self, token: int) -> str:
+        """One token as text."""
+        if token not in self._pieces:
+            self._pieces[token] = self.tokenizer.decode([token])
+        return self._pieces[token]
+
+    @cached_property
+    def _pieces(self) -> dict[int, str]:
+        return {}
+
     @cached_property
     def _opens_thoughts(self) -> bool:
         return self._render([_turn("user", "?")]).rstrip().endswith(_THINK)

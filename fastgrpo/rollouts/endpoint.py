@@ -10,20 +10,22 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
+from openai import AsyncOpenAI
 
-from fastgrpo.rollouts.openai_form import MODEL, Refused, Request, completion, error, events
-from fastgrpo.rollouts.session import Access, Complete, Session
+from fastgrpo.rollouts.direct_client import direct_client, with_key
+from fastgrpo.rollouts.openai_form import JSON, MODEL, Refused, Reply, Request, completion, error, events
+from fastgrpo.rollouts.session import Access, Complete, FirstPrompts, Session
 from fastgrpo.types import Sampling
 
 if TYPE_CHECKING:
     from fastgrpo.policy.chat import Chat
 
 log = logging.getLogger(__name__)
-JSON = "application/json"
 MAX_BODY = 16 << 20  # bytes
 BODY_S = 60.0  # for a body to arrive
 CLOSE_S = 2.0  # for connections still open at the end
@@ -35,16 +37,17 @@ class Endpoint:
 
     def __init__(self, complete: Complete, chat: Chat, sampling: Sampling) -> None:
         self._complete, self._chat, self._sampling = complete, chat, sampling
+        self._first_prompts = FirstPrompts(chat)
         self._sessions: dict[str, Session] = {}
         self.url = ""
 
     @contextmanager
     def session(self, seed: int) -> Iterator[tuple[Session, Access]]:
         """One rollout's session; its key opens nothing after the block, and what is under way then is dropped."""
-        session = Session(self._complete, self._chat, self._sampling, seed)
+        session = Session(self._complete, self._chat, self._sampling, seed, self._first_prompts)
         self._sessions[session.key] = session
         try:
-            yield session, Access(self.url, session.key)
+            yield session, Access(self.url, session.key, partial(self._client_of, session.key))
         finally:
             del self._sessions[session.key]
             session.close()
@@ -56,23 +59,44 @@ class Endpoint:
         app.router.add_get("/v1/models", self._models)
         return app
 
-    async def _chat_completions(self, http: web.Request) -> web.Response:
-        session = self._session(http)
-        async with asyncio.timeout(BODY_S):
-            body = await http.read()
+    async def ask(self, key: str, body: bytes) -> Reply:
+        """The answer to one body of a chat completion, errors too."""
+        try:
+            return await self._completed(self._session(key), body)
+        except Exception as problem:
+            return _reply(problem)
+
+    async def close(self) -> None:
+        """Close the connections of the clients in this process."""
+        if "_client" in self.__dict__:
+            await self._client.close()
+
+    @cached_property
+    def _client(self) -> AsyncOpenAI:
+        return direct_client(self.ask, self.url)
+
+    def _client_of(self, key: str) -> AsyncOpenAI:
+        return with_key(self._client, key)
+
+    async def _completed(self, session: Session, body: bytes) -> Reply:
         request = msgspec.json.decode(body, type=Request)
         answer = await session.answer(request)
         if request.stream:
-            return web.Response(body=events(answer, request), content_type="text/event-stream")
-        return web.Response(body=msgspec.json.encode(completion(answer, request)), content_type=JSON)
+            return Reply(200, events(answer, request), "text/event-stream")
+        return Reply(200, msgspec.json.encode(completion(answer, request)))
+
+    async def _chat_completions(self, http: web.Request) -> web.Response:
+        session = self._session(_key(http))
+        async with asyncio.timeout(BODY_S):
+            body = await http.read()
+        return _response(await self._completed(session, body))
 
     async def _models(self, http: web.Request) -> web.Response:
-        self._session(http)
+        self._session(_key(http))
         model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "fastgrpo"}
         return web.Response(body=msgspec.json.encode({"object": "list", "data": [model]}), content_type=JSON)
 
-    def _session(self, http: web.Request) -> Session:
-        key = http.headers.get("Authorization", "").removeprefix("Bearer ")
+    def _session(self, key: str) -> Session:
         if key not in self._sessions:
             raise Refused("this key belongs to no rollout under way: send the one it was given", "invalid_api_key")
         return self._sessions[key]
@@ -90,6 +114,7 @@ async def open_endpoint(complete: Complete, chat: Chat, sampling: Sampling) -> A
         endpoint.url = f"http://{host}:{port}/v1"
         yield endpoint
     finally:
+        await endpoint.close()
         await runner.cleanup()
 
 
@@ -99,26 +124,33 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except Exception as problem:
-        return _answer(problem)
+        return _response(_reply(problem))
 
 
-def _answer(problem: Exception) -> web.Response:
+def _reply(problem: Exception) -> Reply:
     match problem:
         case Refused(code="invalid_api_key" | "ended"):
-            return _response(401, str(problem), problem.code, "authentication_error")
+            return _refusal(401, str(problem), problem.code, "authentication_error")
         case Refused():
             kind = "server_error" if problem.status >= 500 else "invalid_request_error"
-            return _response(problem.status, str(problem), problem.code, kind)
+            return _refusal(problem.status, str(problem), problem.code, kind)
         case msgspec.DecodeError() | UnicodeDecodeError() | RecursionError():
-            return _response(400, f"the request is malformed: {problem}", "invalid_request")
+            return _refusal(400, f"the request is malformed: {problem}", "invalid_request")
         case TimeoutError():
-            return _response(408, f"the body did not arrive within {BODY_S:.0f} s", "body_timeout")
+            return _refusal(408, f"the body did not arrive within {BODY_S:.0f} s", "body_timeout")
         case web.HTTPException():
-            return _response(problem.status, problem.reason, "http")
+            return _refusal(problem.status, problem.reason, "http")
     log.error("request failed", exc_info=problem)
-    return _response(500, "the endpoint failed; the run's log says why", "internal", "server_error")
+    return _refusal(500, "the endpoint failed; the run's log says why", "internal", "server_error")
 
 
-def _response(status: int, sentence: str, code: str, kind: str = "invalid_request_error") -> web.Response:
-    headers = {"Retry-After": "1"} if status == 429 else None
-    return web.Response(status=status, body=error(sentence, code, kind), content_type=JSON, headers=headers)
+def _refusal(status: int, sentence: str, code: str, kind: str = "invalid_request_error") -> Reply:
+    return Reply(status, error(sentence, code, kind), headers=(("Retry-After", "1"),) if status == 429 else ())
+
+
+def _response(reply: Reply) -> web.Response:
+    return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
+
+
+def _key(http: web.Request) -> str:
+    return http.headers.get("Authorization", "").removeprefix("Bearer ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from fastgrpo.rollouts.tool_calls import Call
 
 MODEL = "policy"
+JSON = "application/json"
 Limit = Annotated[int, Meta(ge=1)] | None
 
 
@@ -21,6 +22,15 @@ class Refused(Exception):
     def __init__(self, sentence: str, code: str, *, status: int = 400) -> None:
         super().__init__(sentence)
         self.code, self.status = code, status
+
+
+class Reply(NamedTuple):
+    """An answer of HTTP, whoever carries it."""
+
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Function(Struct):

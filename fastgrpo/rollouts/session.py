@@ -20,21 +20,47 @@ from fastgrpo.rollouts.tool_calls import split_calls
 from fastgrpo.types import Rollout, Sampling, Trace
 
 if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
     from fastgrpo.engine.completion import Completion
     from fastgrpo.policy.chat import Chat
 
 # Requests of one rollout that may be under way at once.
 AT_ONCE = 16
+# Beginnings of conversations that are kept, in a batch of rollouts.
+KNOWN = 1024
 # (prompt ids, most new tokens, seed) -> completion.
 Complete = Callable[[list[int], int, int], Awaitable["Completion"]]
 
 
 class Access(NamedTuple):
-    """What an OpenAI client needs to reach the policy on behalf of one rollout."""
+    """What an OpenAI client needs to reach the policy on behalf of one rollout.
+
+    `client()` is one that is made for it, for coroutines in the rollout's own loop: cheaper than any over HTTP.
+    """
 
     base_url: str
     api_key: str
+    client: Callable[[], AsyncOpenAI]
     model: str = MODEL
+
+
+class FirstPrompts:
+    """Ids of how conversations begin, made once for all that begin alike: a group's rollouts do."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self._known: dict[str, list[int]] = {}
+
+    def ids(self, messages: list[Message], tools: list[dict[str, Any]]) -> list[int]:
+        """`Chat.prompt_ids` of the messages."""
+        turns = [message.turn() for message in messages]
+        said = repr((turns, tools))
+        if said not in self._known:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[said] = self._chat.prompt_ids(turns, tools)
+        return self._known[said]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,8 +76,11 @@ class Session:
     `failure` is what the engine raised, of which the agent is told no more than that it failed.
     """
 
-    def __init__(self, complete: Complete, chat: Chat, sampling: Sampling, seed: int) -> None:
+    def __init__(
+        self, complete: Complete, chat: Chat, sampling: Sampling, seed: int, first_prompts: FirstPrompts
+    ) -> None:
         self._complete, self._chat, self._sampling, self._seed = complete, chat, sampling, seed
+        self._first_prompts = first_prompts
         self.key = secrets.token_urlsafe(24)
         self.clock = asyncio.timeout(sampling.execute_s)
         self.failure: Exception | None = None
@@ -76,7 +105,7 @@ class Session:
         self._texts.append(text)
         self._truncated = completion.finish_reason == "length"
         ended = "length" if self._truncated else "tool_calls" if calls else "stop"
-        pieces = [self._chat.tokenizer.decode([token]) for token in completion.token_ids] if request.logprobs else ()
+        pieces = [self._chat.piece(token) for token in completion.token_ids] if request.logprobs else ()
         return Answer(ids, completion.token_ids, completion.logprobs, pieces, message, ended)
 
     def rollout(self) -> Rollout:
@@ -110,7 +139,7 @@ class Session:
                 new = [message.turn() for message in request.messages[len(before.messages) :]]
                 ids = before.trace.token_ids
                 return before, [*ids, *chat.turn_ids(new, ids[-1], tools)]
-            return None, chat.prompt_ids([message.turn() for message in request.messages], tools)
+            return None, self._first_prompts.ids(request.messages, tools)
         except UserError as error:
             raise Refused(str(error), "chat_template") from error
 

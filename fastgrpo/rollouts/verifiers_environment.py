@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openai import AsyncOpenAI
-
 from fastgrpo.errors import UserError
 from fastgrpo.rollouts.environment import EnvironmentFailure, failed
 from fastgrpo.rollouts.session import Access
 from fastgrpo.types import Result, Reward, Rollout
 
 NEEDS = "pip install 'fastgrpo[verifiers]', and the environment's own package beside it"
-REQUEST_S = 24 * 3600.0  # the endpoint's own deadlines come first
 # Its errors that the policy brought about: an empty answer, or a conversation that outgrew the model.
 OWN_ERRORS = ("EmptyModelResponseError", "OverlongPromptError", "ToolParseError", "ToolCallError")
 
@@ -39,7 +36,6 @@ class VerifiersEnvironment:
     def __init__(self, environment: Any) -> None:
         clients = importlib.import_module("verifiers.clients")
         self._environment, self._wrapped = environment, clients.OpenAIChatCompletionsClient
-        self._client: AsyncOpenAI | None = None
 
     def tasks(self, *, held_out: bool) -> list[Task]:
         """The rows of the data set for training, or with `held_out` for evaluation; none where there is no such set."""
@@ -59,22 +55,12 @@ class VerifiersEnvironment:
 
     async def act(self, problem: Task, access: Access, seed: int) -> Any:
         """The environment's own rollout; returns its state, which the rubric has not scored yet."""
-        # Rollouts share one client's connections: making one costs more than a request.
-        self._client = self._client or AsyncOpenAI(
-            base_url=access.base_url, api_key="-", max_retries=0, timeout=REQUEST_S
-        )
-        client = self._client.with_options(base_url=access.base_url, api_key=access.api_key)
-        state = await self._environment.rollout(dict(problem.row), self._wrapped(client), access.model, {})
+        client = self._wrapped(access.client())
+        state = await self._environment.rollout(dict(problem.row), client, access.model, {})
         error = state.get("error")
         if error is not None and not _is_own(error):
             raise EnvironmentFailure(f"the environment of verifiers failed: {_reason(error)}")
         return state
-
-    async def close(self) -> None:
-        """Close the connections that rollouts shared."""
-        if self._client is not None:
-            await self._client.close()
-        self._client = None
 
     async def results(self, problem: Task, rollouts: list[Rollout]) -> list[Result]:
         """The rubric's scores of the group."""

@@ -4,7 +4,9 @@ from fastgrpo_sandbox.blocking import BlockingSandboxPool
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.extract import extract_code
 from fastgrpo_sandbox.pool import SandboxPool, Session
+from fastgrpo_sandbox.ray_servers import ray_servers
 from fastgrpo_sandbox.remote import RemotePool
+from fastgrpo_sandbox.spread import SpreadPool
 from fastgrpo_sandbox.types import (
     AssertTests,
     CallError,
@@ -28,9 +30,11 @@ __all__ = [
     "SandboxPool",
     "SandboxUnavailable",
     "Session",
+    "SpreadPool",
     "StdioTests",
     "Tests",
     "UnittestTests",
     "count_tests",
     "extract_code",
+    "ray_servers",
 ]

@@ -24,13 +24,13 @@ NOBODY = (
 
 
 class BlockingSandboxPool:
-    """`with BlockingSandboxPool() as pool: outcome = pool.run(code)`; the arguments are SandboxPool's, or a RemotePool.
+    """`with BlockingSandboxPool() as pool: outcome = pool.run(code)`; the arguments are SandboxPool's, or a pool.
     Thread-safe."""
 
-    def __init__(self, remote: RemotePool | None = None, **options: Any) -> None:
+    def __init__(self, pool: RemotePool | SandboxPool | None = None, **options: Any) -> None:
         self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sandbox-pool", daemon=True)
-        self.pool = remote or SandboxPool(**options)
+        self.pool = pool or SandboxPool(**options)
 
     def __enter__(self) -> BlockingSandboxPool:
         self._thread.start()

@@ -146,7 +146,7 @@ def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, ob
         *hidden,
         *devices,
         *("--symlink", "/tmp", "/dev/shm", "--symlink", "/tmp/stdin", "/dev/stdin"),
-        *("--dir", "/tmp", "--proc", "/tmp/proc", "--remount-ro", "/", "--chdir", "/"),
+        *("--proc", "/tmp/proc", "--remount-ro", "/", "--chdir", "/"),
         *("--", python, "-S", "-s", "-P", "-B", "/jail/guest/zygote.py", kind, str(armed), *preload),
     ]
     return {"bwrap": bwrap, "libraries": libraries, "binds": binds, "arguments": arguments}

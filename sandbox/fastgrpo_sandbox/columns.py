@@ -85,8 +85,8 @@ def _read_list(values: Sequence[Any], row: Mapping[str, Any], code: str) -> Test
     if all(isinstance(value, str) for value in values):
         return AssertTests(asserts=tuple(values), setup=_setup(row))
     if all(isinstance(value, Mapping) and {"input", "output"} <= value.keys() for value in values):
-        names = {value.get("fn_name") for value in values} - {None, ""}
-        return _paired([v["input"] for v in values], [v["output"] for v in values], next(iter(names), None), code)
+        name = next(filter(None, (value.get("fn_name") for value in values)), None)
+        return _paired([v["input"] for v in values], [v["output"] for v in values], name, code)
     if all(isinstance(value, Sequence) and len(value) == 2 for value in values):
         return _paired([pair[0] for pair in values], [pair[1] for pair in values], None, "")
     raise ValueError("a list of tests must hold assertions, [input, output] pairs or {input, output} objects")
@@ -102,6 +102,8 @@ def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
     if names:
         return UnittestTests(source=source, setup=setup)
     entry_point = row.get("entry_point") or ""
+    if not isinstance(entry_point, str):
+        raise ValueError(f"entry_point {entry_point!r:.40} is not the name of a function")
     if entry_point and "check" in defined_names(source):
         return CheckTests(source=source, entry_point=entry_point, setup=setup)
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
@@ -120,7 +122,7 @@ def _as_unittest(source: str) -> str:
     return f"import unittest\nclass Script(unittest.TestCase):\n    def test_script(self):\n{body}"
 
 
-def _paired(inputs: Any, outputs: Any, fn_name: str | None, code: str) -> Tests:
+def _paired(inputs: Any, outputs: Any, fn_name: Any, code: str) -> Tests:
     if not isinstance(inputs, Sequence) or not isinstance(outputs, Sequence) or len(inputs) != len(outputs):
         raise ValueError("inputs and outputs must be lists of one length")
     if fn_name:
@@ -139,10 +141,10 @@ def _lines(value: Any) -> str:
     return str(value)
 
 
-def _calls(fn_name: str, inputs: Sequence[Any], outputs: Sequence[Any], code: str) -> AssertTests:
+def _calls(fn_name: Any, inputs: Sequence[Any], outputs: Sequence[Any], code: str) -> AssertTests:
     """APPS' and LiveCodeBench's calls. JSON has no tuples, so a tuple is the list of its items."""
-    if not fn_name.isidentifier():
-        raise ValueError(f"fn_name {fn_name!r} is not the name of a function")
+    if not (isinstance(fn_name, str) and fn_name.isidentifier()):
+        raise ValueError(f"fn_name {fn_name!r:.40} is not the name of a function")
     names = defined_names(code)
     target = f"Solution().{fn_name}" if "Solution" in names and fn_name not in names else fn_name
     asserts = []
@@ -170,4 +172,6 @@ def _value(text: Any) -> Any:
 
 def _setup(row: Mapping[str, Any]) -> str:
     parts = [row.get(column) or "" for column in SETUPS]
+    if wrong := [column for column, part in zip(SETUPS, parts, strict=True) if not isinstance(part, str | Sequence)]:
+        raise ValueError(f"{wrong[0]} must be source, or a list of lines")
     return "\n".join(part if isinstance(part, str) else "\n".join(map(str, part)) for part in parts if part)

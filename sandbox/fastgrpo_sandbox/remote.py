@@ -68,15 +68,21 @@ class _Host:
 
     def answered(self) -> None:
         """It took a job: it has room for a little more than it had, until it says otherwise."""
+        if self.failures:
+            log.warning("jail server answers again: url=%s", self.url)
         self.failures = 0
         self._room = min(self._most, self._room + 1 / self._room)
 
     def failed(self, reason: str) -> None:
-        pause = min(PAUSE_S * 2**self.failures, MAX_PAUSE_S)
-        self.failures += 1
+        """It is left alone for a while, longer with each failure; what its other jobs say meanwhile is nothing new."""
         self.fault = reason
+        if self.pause_s():
+            return
+        pause = min(PAUSE_S * 2**self.failures, MAX_PAUSE_S)
         self._ready_at = time.monotonic() + pause
-        log.warning("jail server failed: url=%s pause_s=%.1f reason=%r", self.url, pause, reason)
+        level = logging.DEBUG if self.failures else logging.WARNING
+        log.log(level, "jail server failed: url=%s pause_s=%.1f reason=%r", self.url, pause, reason)
+        self.failures += 1
 
     def is_full(self, retry_after_s: float) -> None:
         """It has room for our other jobs, whose ends say when there is more; without any, it says itself."""

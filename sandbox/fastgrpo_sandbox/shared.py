@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastgrpo_sandbox.blocking import BlockingSandboxPool
-from fastgrpo_sandbox.pool import RUNS_PER_CELL, SandboxPool
+from fastgrpo_sandbox.pool import SandboxPool
 from fastgrpo_sandbox.remote import RemotePool
-from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable
+from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, Outcome, SandboxUnavailable
 
 URLS, KEY = "FASTGRPO_SANDBOX_URLS", "FASTGRPO_SANDBOX_KEY"
 TRIES = 3  # of a job that the jails lost

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 DAY_S = 86400
+RUNS_PER_CELL = 8  # at once
 MAX_PROCESSES = 256  # the fork server follows chains of as many, so none is out of its sight
 RANGES: dict[str, tuple[int, int]] = {
     "memory_mb": (1, 1 << 20),

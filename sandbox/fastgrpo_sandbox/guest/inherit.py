@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .known import known_name, library_place
-from .remote import FORWARDERS, Ask, Mirror, Remote, ask, forwarders, place_of, space_of
+from .mirrors import FORWARDERS, Ask, forwarders
+from .remote import Mirror, Remote, ask, place_of, space_of
 
 UNTOLD = ("__module__", "__qualname__", "__classcell__", "__dict__", "__weakref__", "__del__")
 ABOVE = ("__init__", "__new__", "__post_init__", "__setattr__", "__delattr__", "__getattr__")  # that super() may find

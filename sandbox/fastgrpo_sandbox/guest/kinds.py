@@ -5,7 +5,8 @@ from __future__ import annotations
 import types
 from typing import Any
 
-from .remote import Remote, ask, awaited, invoke, mean
+from .mirrors import awaited
+from .remote import Remote, ask, invoke, itself, mean
 
 
 class Callback(Remote):
@@ -13,6 +14,9 @@ class Callback(Remote):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return mean(invoke(self, args, kwargs), False)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return itself(self)
 
 
 class Function(Callback):

@@ -14,6 +14,9 @@ from .plain import HOLDERS, KINDS, name_of
 KEPT_BACK = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)
 MEMBERS = ("filename", "filename2", "name", "path")  # of exceptions, beside what is in their dict
 VALUE_MODULES = frozenset({"builtins", "collections", "datetime", "decimal", "fractions", "uuid", "pathlib", "array"})
+# Of classes that can be derived from and asked for, and that do nothing by themselves.
+ABSTRACT_MODULES = frozenset({"abc", "enum", "numbers", "collections.abc"})
+ABSTRACT = frozenset({"typing.Generic", "typing.Protocol"})
 PLAIN_BASES: dict[type, Callable[[Any], Sequence[Any]]] = {  # what cannot change, and its constructor's arguments
     int: lambda value: (int.__int__(value),),
     str: lambda value: (str.__str__(value),),
@@ -38,10 +41,22 @@ def library_place(value: Any) -> str | None:
 
 
 def known_name(kind: type) -> str | None:
-    """The name by which a class crosses: one of a value's modules, or the library's own exceptions."""
-    if kind.__module__ not in VALUE_MODULES and not issubclass(kind, BaseException):
-        return None
-    return library_place(kind)
+    """The name by which a class crosses: one of a value's modules, an abstract one, or the library's own exceptions."""
+    if kind is types.NoneType:
+        return "types.NoneType"
+    if kind.__module__ in VALUE_MODULES or is_abstract(kind) or issubclass(kind, BaseException):
+        return library_place(kind)
+    return None
+
+
+def is_abstract(kind: type) -> bool:
+    return kind.__module__ in ABSTRACT_MODULES or name_of(kind) in ABSTRACT
+
+
+def abstract_bases(kind: type, base: type) -> list[str]:
+    """Names of the library's abstract classes that `kind` derives from."""
+    names = [known_name(each) for each in kind.__mro__ if is_abstract(each) and each not in base.__mro__]
+    return [name for name in names if name is not None]
 
 
 def known(name: Any) -> type:

@@ -11,13 +11,16 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import remote
+from . import mirrors, remote
+from .annotations import alias, alias_parts
 from .kinds import KINDS as KINDS_OF_OBJECTS
 from .known import (
     KEPT_BACK,
     PLAIN_BASES,
+    abstract_bases,
     differs,
     error,
+    is_abstract,
     known,
     known_name,
     library_place,
@@ -38,6 +41,8 @@ DESCRIBED = {  # by their exact types
     classmethod: "classmethod",
 }
 CODE = ("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_nlocals", "co_flags", "co_varnames", "co_name")
+# What every class has of object, if it has none of its own.
+SLOTS = {name: value for name, value in vars(object).items() if type(value) is types.WrapperDescriptorType}
 
 
 class Objects:
@@ -71,6 +76,9 @@ class Objects:
         place = remote.place_of(value)
         if place is not None:
             return {"yours": place[1]}
+        parts = alias_parts(value)
+        if parts is not None:
+            return {"alias": [codec.tag(part) for part in parts]}
         if isinstance(value, type):
             known = known_name(value)
             return {"type": known} if known else {"class": self._class(value)}
@@ -78,6 +86,8 @@ class Objects:
             return {"error": [known_name(type(value)), codec.tag(value.args), codec.tag(plain_state(value))]}
         if isinstance(value, types.CodeType) and not self.is_guarded:
             return {"code": [codec.tag(getattr(value, name)) for name in CODE]}
+        if type(value) is types.WrapperDescriptorType and value in SLOTS.values():
+            return {"slot": value.__name__}
         if isinstance(value, KEPT_BACK):
             raise TypeError(f"a {type(value).__name__} stays in its own process")
         if self.is_guarded and isinstance(value, types.BuiltinFunctionType | types.FunctionType):
@@ -108,7 +118,7 @@ class Objects:
         base = plain_base(kind)
         described = self._class(kind)
         if base is object:
-            return [described]
+            return [described, *self._posing(value, kind)]
         if issubclass(base, BaseException):
             return [described, [codec.tag(each) for each in value.args]]
         name = name_of(base)
@@ -117,6 +127,11 @@ class Objects:
             codec.shared.kept.add(codec.shared.numbers[id(value)])
             return [described, content]
         return [described, [codec.tag(each) for each in PLAIN_BASES[base](value)]]
+
+    def _posing(self, value: Any, kind: type) -> list[Any]:
+        """The solution's class that a mock of the tests was told to be like."""
+        place = remote.place_of(value.__class__) if self.is_guarded and value.__class__ is not kind else None
+        return [] if place is None else [place[1]]
 
     def _class(self, kind: type) -> list[Any]:
         """The number of a class, and the first time what makes a mirror of it."""
@@ -130,7 +145,8 @@ class Objects:
         specials = [each for each in remote.SPECIALS if differs(kind, base, each)]
         if kind.__hash__ is None and "__hash__" in specials:
             specials.remove("__hash__")
-        return [number, kind.__name__, bases, None if base is object else known_name(base), specials, names]
+        plain = None if base is object else known_name(base)
+        return [number, kind.__name__, bases, plain, specials, names, abstract_bases(kind, base)]
 
     def take(self, name: str, body: Any, codec: Codec) -> Any:
         match name:
@@ -145,6 +161,10 @@ class Objects:
             case "function" if not self.is_guarded:
                 module, _, own = body.rpartition(".")
                 return getattr(importlib.import_module(module), own)
+            case "alias":
+                return alias(*map(codec.untag, body))
+            case "slot":
+                return SLOTS[body]
             case "code":
                 return _signature_code(map(codec.untag, body))
             case "mine":
@@ -167,6 +187,10 @@ class Objects:
 
     def _instance(self, codec: Codec, kind: Any, number: int, content: Any) -> Any:
         base = kind._fastgrpo_base_
+        if isinstance(content, int) and not self.is_guarded:
+            made = remote.proxy(kind, (self._peer, number))
+            object.__setattr__(made, "_fastgrpo_like_", self.lent[content])
+            return made
         if name_of(base) not in KINDS or base is object:
             args = tuple(codec.untag(each) for each in content)
             return remote.proxy(kind, (self._peer, number), (args,) if base in (tuple, frozenset) else args)
@@ -180,7 +204,7 @@ class Objects:
     def _mirror(self, number: int, *description: Any) -> type:
         if number in self._proxies:
             return self._proxies[number]
-        name, bases, base_name, specials, names = description
+        name, bases, base_name, specials, names, library = description
         if any(each.startswith("_") for each in names):
             raise ValueError("a class cannot say how it is looked at")
         base = object if base_name is None else known(base_name)
@@ -188,9 +212,8 @@ class Objects:
             raise ValueError(f"{base_name} is no plain type")
         parents = tuple(self._mirror(*each) for each in bases)
         kinds = tuple(each for each in (base,) if base is not object and not any(issubclass(p, base) for p in parents))
-        made = remote.mirror(
-            (self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), base, specials, names
-        )
+        form = mirrors.Form(base, specials, names, tuple(filter(is_abstract, map(known, library))))
+        made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form)
         self._proxies[number] = made
         return made
 

@@ -11,11 +11,13 @@ import importlib
 import io
 import sys
 import types
+import typing
 from _thread import RLock
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import inherit, kinds, remote
+from .annotations import signature_parts
 from .known import is_library, library_place
 from .objects import Objects
 from .plain import Codec
@@ -203,6 +205,14 @@ class Peer:
                 return self._tasks.advance(found, operation == "cancel")
             case "copy":
                 return getattr(importlib.import_module("copy"), name)(found)
+            case "pickle":
+                return importlib.import_module("pickle").dumps(found, *args)
+            case "unpickle":
+                return importlib.import_module("pickle").loads(*args)
+            case "signature":
+                return signature_parts(found)
+            case "hints":
+                return typing.get_type_hints(found, include_extras=args[0])
             case "subclass":
                 made = inherit.derive(name, *args)
                 return [made, inherit.inherited(made)]

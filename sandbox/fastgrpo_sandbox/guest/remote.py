@@ -9,8 +9,11 @@ that this side itself made by calling a class of the other (see `meant`): the op
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import copyreg
+import typing
 from typing import Any
+
+from .annotations import signature
 
 UNARY = (
     *("__len__", "__getitem__", "__setitem__", "__delitem__", "__iter__", "__next__", "__reversed__", "__enter__"),
@@ -25,7 +28,6 @@ BINARY = tuple(f"__{prefix}{name}__" for name in (*ARITHMETIC, *BITS) for prefix
 BINARY += ("__divmod__", "__rdivmod__")
 OWN = ("__call__", "__contains__", "__exit__", "__await__")  # each with a forwarder of its own
 SPECIALS = (*UNARY, *ORDER, *BINARY, *OWN)
-PAUSE_S = 0.0005  # between two looks at what the other side awaits
 Place = tuple[Any, Any]  # the peer, and the number or name of the object there
 
 
@@ -42,7 +44,7 @@ def space_of(kind: type) -> Any:
     return type.__dict__["__dict__"].__get__(kind)
 
 
-def _mro(kind: type) -> tuple[type, ...]:
+def mro_of(kind: type) -> tuple[type, ...]:
     return type.__dict__["__mro__"].__get__(kind)
 
 
@@ -56,6 +58,28 @@ def invoke(value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     return peer.request("call", target, "", args, named)
 
 
+class Forwarder(property):
+    """An attribute that is asked of the object."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(lambda value: ask(value, "get", name))
+
+
+# Of a class: what is this side's own affair, and what only its own process can tell.
+KEPT_HERE = frozenset(
+    {*("__name__", "__qualname__", "__module__", "__doc__", "__dict__", "__mro__", "__signature__", "__copy__", "mro")}
+)
+ASKED = frozenset({"__annotations__", "__flags__", "__class__", "__bases__", "__base__"})
+
+
+def _is_stand_in(kind: type, name: str) -> bool:
+    """Whether what a class is found to have is for its objects alone, and would mislead as the class' own attribute."""
+    holder = next((each for each in mro_of(kind) if name in space_of(each)), None)
+    if holder in (Remote, object):
+        return True
+    return holder is not None and issubclass(type(holder), Mirror) and type(space_of(holder)[name]) is Forwarder
+
+
 class Mirror(type):
     """The class here of a class that lives in the other process; calling it makes an object there."""
 
@@ -67,13 +91,30 @@ class Mirror(type):
     def __init__(cls, *args: Any, **named: Any) -> None:
         pass
 
+    def mro(cls) -> list[type]:
+        """The library's abstract classes stand behind object: asked for, they are there; what they define is asked of
+        the other side."""
+        found = type.mro(cls)
+        return found + [each for each in space_of(cls).get("_fastgrpo_library_", ()) if each not in found]
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name.startswith("_fastgrpo_") or name in KEPT_HERE or place_of(cls)[0].is_open:  # type: ignore[index]
+            return type.__getattribute__(cls, name)
+        if name in ASKED or _is_stand_in(cls, name):
+            return ask(cls, "get", name)
+        return type.__getattribute__(cls, name)
+
     @property
     def __doc__(cls) -> Any:  # type: ignore[override]
         return ask(cls, "get", "__doc__")
 
     @property
     def __mro__(cls) -> tuple[type, ...]:
-        return tuple(each for each in _mro(cls) if each.__module__ != __name__)
+        return tuple(sorted((each for each in mro_of(cls) if each is not Remote), key=lambda each: each is object))
+
+    @property
+    def __signature__(cls) -> Any:
+        return signature(*ask(cls, "signature"))
 
     @property  # type: ignore[misc]
     def __dict__(cls) -> Any:  # type: ignore[override]
@@ -87,7 +128,7 @@ class Mirror(type):
 
     def __setattr__(cls, name: str, value: Any) -> None:
         ask(cls, "set", name, value)
-        if name in FORWARDERS and "__getattribute__" in space_of(cls):
+        if name in SPECIALS and "__getattribute__" in space_of(cls):
             type.__setattr__(cls, name, value)
 
     def __delattr__(cls, name: str) -> None:
@@ -111,12 +152,30 @@ class Mirror(type):
     def __contains__(cls, item: Any) -> bool:
         return any(item is each or item == each for each in cls)
 
+    def __instancecheck__(cls, value: Any) -> bool:
+        return type.__instancecheck__(cls, value) or _is_of(cls, "__instancecheck__", value)
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return type.__subclasscheck__(cls, kind) or _is_of(cls, "__subclasscheck__", kind)
+
+
+def _is_of(kind: Mirror, name: str, value: Any) -> bool:
+    """Whether a protocol or abstract class of the other side counts in what is that side's, too."""
+    if place_of(value) is None or place_of(kind)[0].is_open:  # type: ignore[index]
+        return False
+    return ask(kind, "special", name, value) is True
+
 
 class Remote:
     """An object of the other process."""
 
     _fastgrpo_meant_ = False
     _fastgrpo_base_: type = object
+    _fastgrpo_like_: type | None = None  # a class of this side, where the object is a mock of it
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        return object.__getattribute__(self, "_fastgrpo_like_") or type(self)
 
     @property
     def __dict__(self) -> Any:  # type: ignore[override]
@@ -125,6 +184,14 @@ class Remote:
     @property
     def __annotations__(self) -> Any:  # type: ignore[override]
         return ask(self, "get", "__annotations__")
+
+    @property
+    def __signature__(self) -> Any:
+        return signature(*ask(self, "signature"))
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        """Called by name alone: what makes a proxy does without."""
+        ask(self, "get", "__init__")(*args, **named)
 
     def __getattr__(self, name: str) -> Any:
         return ask(self, "get", name)
@@ -148,13 +215,48 @@ class Remote:
         return ask(self, "special", "__dir__")
 
     def __copy__(self) -> Any:
-        return mean(ask(self, "copy", "copy"), _is_meant(self))
+        return mean(ask(self, "copy", "copy"), is_meant(self))
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return mean(ask(self, "copy", "deepcopy"), _is_meant(self))
+        return mean(ask(self, "copy", "deepcopy"), is_meant(self))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("an object of another process cannot be copied")
+        """Its own process takes it apart and makes another of it; here nothing of that is read."""
+        data = ask(self, "pickle", "", int(protocol))
+        _pickled[id(self)] = self
+        return _another, (id(self), data)
+
+
+_pickled: dict[int, Any] = {}  # proxies whose pickles may be read again, by id()
+
+
+def _another(number: int, data: bytes) -> Any:
+    first = _pickled[number]
+    return mean(place_of(first)[0].request("unpickle", None, "", [data]), is_meant(first))  # type: ignore[index]
+
+
+def _the_same(number: int) -> Any:
+    return _pickled[number]
+
+
+def itself(value: Any) -> Any:
+    """The pickle of what is the same object when read again: a class, or a function."""
+    _pickled[id(value)] = value
+    return _the_same, (id(value),)
+
+
+copyreg.pickle(Mirror, itself)
+
+
+_hints = typing.get_type_hints
+
+
+def get_type_hints(obj: Any, globalns: Any = None, localns: Any = None, include_extras: bool = False) -> Any:
+    """typing's, but of what is the other side's that side answers: an annotation may be text, and to look at it is to
+    evaluate it."""
+    if place_of(obj) is None:
+        return _hints(obj, globalns, localns, include_extras)
+    return ask(obj, "hints", "", include_extras)
 
 
 def mean(value: Any, meant: bool) -> Any:
@@ -164,118 +266,13 @@ def mean(value: Any, meant: bool) -> Any:
     return value
 
 
-def _may_see(value: Any, other: Any) -> bool:
+def may_see(value: Any, other: Any) -> bool:
     """Whether an operator of `value` may be asked about `other`."""
-    return place_of(other) is not None or place_of(value)[0].is_open or _is_meant(value)  # type: ignore[index]
+    return place_of(other) is not None or place_of(value)[0].is_open or is_meant(value)  # type: ignore[index]
 
 
-def _is_meant(value: Any) -> bool:
+def is_meant(value: Any) -> bool:
     return object.__getattribute__(value, "_fastgrpo_meant_")
-
-
-Ask = Callable[..., Any]  # of an object, an operator's name and its operands
-
-
-def _special(value: Any, name: str, *args: Any) -> Any:
-    return ask(value, "special", name, *args)
-
-
-def _unary(name: str, by: Ask = _special) -> Callable[..., Any]:
-    def forward(self: Any, *args: Any) -> Any:
-        return by(self, name, *args)
-
-    return forward
-
-
-def _binary(name: str, by: Ask = _special) -> Callable[..., Any]:
-    def forward(self: Any, other: Any, *more: Any) -> Any:
-        if not _may_see(self, other):
-            return _as_plain(self, name, other, *more)
-        return mean(by(self, name, other, *more), _is_meant(self))
-
-    return forward
-
-
-def _order(name: str, by: Ask = _special) -> Callable[[Any, Any], Any]:
-    def forward(self: Any, other: Any) -> Any:
-        equality = name in ("__eq__", "__ne__")
-        if place_of(other) is None and (equality or not _may_see(self, other)):
-            return _as_plain(self, name, other)
-        return by(self, name, other)
-
-    return forward
-
-
-def _as_plain(self: Any, name: str, *others: Any) -> Any:
-    """What the plain type that `self` also is answers."""
-    base = type(self)._fastgrpo_base_
-    operator = getattr(base, name, None)
-    return NotImplemented if base is object or operator is None else operator(self, *others)
-
-
-def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    return mean(invoke(self, args, kwargs), False)
-
-
-def _containing(by: Ask = _special) -> Callable[[Any, Any], bool]:
-    def contains(self: Any, item: Any) -> bool:
-        """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
-        if any("__iter__" in space_of(each) for each in _mro(type(self))) and not _may_see(self, item):
-            return any(item is each or item == each for each in self)
-        return by(self, "__contains__", item)
-
-    return contains
-
-
-def _exiting(by: Ask = _special) -> Callable[..., Any]:
-    return lambda self, kind, error, trace: by(self, "__exit__", kind, error, None)
-
-
-def _forwarder(name: str) -> property:
-    return property(lambda self: ask(self, "get", name))
-
-
-def awaited(self: Any) -> Any:
-    """Waits for what the other process runs, a slice at each look; other tasks of this side go on beside it."""
-    from asyncio import CancelledError, _get_running_loop, sleep
-
-    operation = "await"
-    while True:
-        done, value = ask(self, operation)
-        if done:
-            return value
-        try:
-            if _get_running_loop() is not None:
-                yield from sleep(PAUSE_S).__await__()
-            operation = "await"
-        except CancelledError:
-            operation = "cancel"
-
-
-def forwarders(by: Ask = _special) -> dict[str, Any]:
-    found: dict[str, Any] = {name: _unary(name, by) for name in UNARY}
-    found |= {name: _order(name, by) for name in ORDER} | {name: _binary(name, by) for name in BINARY}
-    found |= {"__contains__": _containing(by), "__exit__": _exiting(by)}
-    return found | {"__call__": _call, "__await__": awaited}
-
-
-FORWARDERS = forwarders()
-
-
-def mirror(place: Place, name: str, bases: tuple[type, ...], base: type, specials: list[str], names: list[str]) -> type:
-    """The class here of a class there. `base` is the plain type or exception that it derives from, or object; specials
-    are those that it defines over `base`, and `names` the attributes."""
-    space: dict[str, Any] = {special: FORWARDERS[special] for special in specials}
-    space |= {each: _forwarder(each) for each in names}
-    space |= {"_fastgrpo_class_": place, "_fastgrpo_base_": base, "__module__": "solution"}
-    if "__eq__" in space and "__hash__" not in space and base is not object:
-        space["__hash__"] = base.__hash__
-    for wanted in (bases, (Remote, base) if base is not object else (Remote,)):
-        try:
-            return type.__new__(Mirror, name, wanted, space)
-        except TypeError:
-            continue
-    raise TypeError(f"no class can stand for {name}")
 
 
 def proxy(kind: type, place: Place, args: tuple[Any, ...] = ()) -> Any:

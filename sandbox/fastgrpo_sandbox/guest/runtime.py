@@ -14,12 +14,14 @@ import random
 import sys
 import traceback
 import types
+import typing
 from _sitebuiltins import Quitter
+from collections.abc import Callable
 from typing import Any
 
 import _jail
 
-from . import judge, unit
+from . import judge, remote, unit
 from .peer import Peer
 from .syntax import compile_source
 from .wire import CHANNEL, RESULT, frame, result_body, send_result
@@ -49,11 +51,11 @@ _source: list[str] = []
 _at_exit: list[int] = []  # callbacks that are none of a script's
 
 
-def run_child(main: types.ModuleType) -> None:
-    """Waits for a job, runs it and ends the process. `main` is where a script runs."""
+def run_child(receive: Callable[[], tuple[bytes, int]]) -> None:
+    """Waits for a job, runs it and ends the process. `receive` runs what is only a script."""
     status = 1
     try:
-        payload, peer = _jail.receive(FILE, main, FINE, end_script)
+        payload, peer = receive()
     except SystemExit as stop:
         status = _stopped(stop)
     except BaseException as error:
@@ -202,6 +204,7 @@ def _solution(job: dict[str, Any], peer: int) -> int:
 
 
 def _judge(job: dict[str, Any], peer: int) -> int:
+    typing.get_type_hints = remote.get_type_hints
     send_result(tests=judge.verdicts(job, peer))
     return 0
 

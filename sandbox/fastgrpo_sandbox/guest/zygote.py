@@ -38,6 +38,8 @@ def main(kind: str, armed: str, *preload: str) -> None:
     for name in WARM:
         importlib.import_module(name)
     import _jail
+
+    _jail.seal()
     from guest import runtime
 
     if kind == "session":
@@ -53,9 +55,8 @@ def main(kind: str, armed: str, *preload: str) -> None:
     gc.collect()
     gc.freeze()
 
-    module = runtime.fresh_module("__main__")
-    _jail.serve(0, proc, groups, int(armed))
-    runtime.run_child(module)
+    script = runtime.FILE, runtime.fresh_module("__main__"), runtime.FINE, runtime.end_script
+    _jail.serve(0, proc, groups, int(armed), *script, runtime.run_child)
 
 
 def _without_ssl(module: str) -> None:

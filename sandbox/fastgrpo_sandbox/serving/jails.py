@@ -7,12 +7,15 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from fastgrpo_sandbox.pool import RUNS_PER_CELL, SandboxPool
 from fastgrpo_sandbox.remote import RunRequest
-from fastgrpo_sandbox.types import Limits, Outcome
+from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, Outcome
+
+if TYPE_CHECKING:
+    from fastgrpo_sandbox.pool import SandboxPool
 
 log = logging.getLogger("fastgrpo_sandbox")
 MAX_RETRY_S = 30

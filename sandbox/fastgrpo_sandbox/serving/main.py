@@ -11,17 +11,20 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from fastgrpo_sandbox.pool import RUNS_PER_CELL, SandboxPool
+from fastgrpo_sandbox.pool import SandboxPool
 from fastgrpo_sandbox.remote import NEEDS_EXTRA
-from fastgrpo_sandbox.types import Limits, SandboxUnavailable
+from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, SandboxUnavailable
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+    from fastgrpo_sandbox.serving.app import App
 
 DAY_S = 86400
 MAX_PORT = 65535
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         _check(options)
         _allow_connections()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(options, key))
+            runner.run(_serve(arguments, options.host, key))
     except (ServeError, SandboxUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -95,7 +98,13 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-async def _serve(options: argparse.Namespace, key: str) -> None:
+@asynccontextmanager
+async def serving(arguments: Sequence[str], key: str) -> AsyncIterator[tuple[App, int]]:
+    """A server in the running loop within the block, and its port; options as on the command line.
+
+    Raises ServeError and SandboxUnavailable.
+    """
+    options = _parser().parse_args(arguments)
     try:
         from aiohttp import web
 
@@ -104,24 +113,27 @@ async def _serve(options: argparse.Namespace, key: str) -> None:
         raise ServeError(NEEDS_EXTRA) from None
     from fastgrpo_sandbox.serving.jails import Jails
 
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with SandboxPool(cells=options.cells, preload=options.preload) as pool:
         places = RUNS_PER_CELL * int(pool.stats()["cells"]) + options.queue
         app = App(Jails(pool, places, _caps(options)), key)
         runner = web.AppRunner(app.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, options.host, options.port)
-            await _listen(site, options)
-            host, port = runner.addresses[0][:2]
-            print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-            await stop.wait()
-            if not await app.drained(DRAIN_S):
-                logging.warning("stopped with jobs under way: drain_s=%.0f", DRAIN_S)
+            await _listen(web.TCPSite(runner, options.host, options.port), options)
+            yield app, runner.addresses[0][1]
         finally:
             await runner.cleanup()
+
+
+async def _serve(arguments: Sequence[str], host: str, key: str) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with serving(arguments, key) as (app, port):
+        print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        await stop.wait()
+        if not await app.drained(DRAIN_S):
+            logging.warning("stopped with jobs under way: drain_s=%.0f", DRAIN_S)
 
 
 async def _listen(site: web.TCPSite, options: argparse.Namespace) -> None:

@@ -1,0 +1,143 @@
+"""Classes for those of the other process, and the operators of their objects, which ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .remote import (
+    BINARY,
+    ORDER,
+    SPECIALS,
+    UNARY,
+    Forwarder,
+    Mirror,
+    Place,
+    Remote,
+    ask,
+    invoke,
+    is_meant,
+    may_see,
+    mean,
+    mro_of,
+    place_of,
+    space_of,
+)
+
+PAUSE_S = 0.0005  # between two looks at what the other side awaits
+Ask = Callable[..., Any]  # of an object, an operator's name and its operands
+
+
+def _special(value: Any, name: str, *args: Any) -> Any:
+    return ask(value, "special", name, *args)
+
+
+def _unary(name: str, by: Ask = _special) -> Callable[..., Any]:
+    def forward(self: Any, *args: Any) -> Any:
+        return by(self, name, *args)
+
+    return forward
+
+
+def _binary(name: str, by: Ask = _special) -> Callable[..., Any]:
+    def forward(self: Any, other: Any, *more: Any) -> Any:
+        if not may_see(self, other):
+            return _as_plain(self, name, other, *more)
+        return mean(by(self, name, other, *more), is_meant(self))
+
+    return forward
+
+
+def _order(name: str, by: Ask = _special) -> Callable[[Any, Any], Any]:
+    def forward(self: Any, other: Any) -> Any:
+        equality = name in ("__eq__", "__ne__")
+        if place_of(other) is None and (equality or not may_see(self, other)):
+            return _as_plain(self, name, other)
+        return by(self, name, other)
+
+    return forward
+
+
+def _as_plain(self: Any, name: str, *others: Any) -> Any:
+    """What the plain type that `self` also is answers."""
+    base = type(self)._fastgrpo_base_
+    operator = getattr(base, name, None)
+    return NotImplemented if base is object or operator is None else operator(self, *others)
+
+
+def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return mean(invoke(self, args, kwargs), False)
+
+
+def _containing(by: Ask = _special) -> Callable[[Any, Any], bool]:
+    def contains(self: Any, item: Any) -> bool:
+        """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
+        if any("__iter__" in space_of(each) for each in mro_of(type(self))) and not may_see(self, item):
+            return any(item is each or item == each for each in self)
+        return by(self, "__contains__", item)
+
+    return contains
+
+
+def _exiting(by: Ask = _special) -> Callable[..., Any]:
+    return lambda self, kind, error, trace: by(self, "__exit__", kind, error, None)
+
+
+def awaited(self: Any) -> Any:
+    """Waits for what the other process runs, a slice at each look; other tasks of this side go on beside it."""
+    from asyncio import CancelledError, _get_running_loop, sleep
+
+    operation = "await"
+    while True:
+        done, value = ask(self, operation)
+        if done:
+            return value
+        try:
+            if _get_running_loop() is not None:
+                yield from sleep(PAUSE_S).__await__()
+            operation = "await"
+        except CancelledError:
+            operation = "cancel"
+
+
+def forwarders(by: Ask = _special) -> dict[str, Any]:
+    found: dict[str, Any] = {name: _unary(name, by) for name in UNARY}
+    found |= {name: _order(name, by) for name in ORDER} | {name: _binary(name, by) for name in BINARY}
+    found |= {"__contains__": _containing(by), "__exit__": _exiting(by)}
+    return found | {"__call__": _call, "__await__": awaited}
+
+
+FORWARDERS = forwarders()
+
+
+class Form(NamedTuple):
+    """How a class of the other side is: the plain type or exception that it derives from, or object; the operators that
+    it defines over that, and the attributes; and the library's abstract classes that it derives from."""
+
+    base: type
+    specials: list[str]
+    names: list[str]
+    library: tuple[type, ...] = ()
+
+
+def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type:
+    """The class here of a class there."""
+    base = form.base
+    inherited = [each for kind in form.library for each in dir(kind) if not each.startswith(("__", "_fastgrpo_"))]
+    defined = {each for kind in form.library for each, value in vars(kind).items() if value is not None}
+    specials = {
+        *form.specials,
+        *(each for each in SPECIALS if each in defined),
+    }  # none of the library's own is run here
+    space: dict[str, Any] = {special: FORWARDERS[special] for special in specials}
+    space |= {each: Forwarder(each) for each in (*form.names, *inherited)}
+    space |= {"_fastgrpo_class_": place, "_fastgrpo_base_": base, "__module__": "solution"}
+    if "__eq__" in space and "__hash__" not in space and base is not object:
+        space["__hash__"] = base.__hash__
+    plain = (Remote, base) if base is not object else (Remote,)
+    for wanted, library in ((bases, form.library), (bases, ()), (plain, ())):
+        try:
+            return type.__new__(Mirror, name, wanted, space | {"_fastgrpo_library_": library})
+        except TypeError:
+            continue
+    raise TypeError(f"no class can stand for {name}")
