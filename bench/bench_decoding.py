@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_setup import CUDA, SHAPES, Setup, Workload, report, rows, save, saved_model, timed, used_gib
+from engine_setup import Setup, Workload, report, rows, save, saved_model, used_gib
+from model_shapes import CUDA, SHAPES, timed
 
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess

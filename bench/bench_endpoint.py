@@ -17,7 +17,8 @@ from typing import Any
 
 import aiohttp
 import uvloop
-from engine_setup import CUDA, SHAPES, Setup, Trivial, Workload, report, save, saved_model, timed
+from engine_setup import Setup, Trivial, Workload, report, save, saved_model
+from model_shapes import CUDA, SHAPES, timed
 from openai import AsyncOpenAI
 
 from fastgrpo.rollouts.session import Access

@@ -29,25 +29,9 @@ import numpy as np
 import torch
 import uvloop
 from bench_generation import generation, sync
-from engine_setup import (
-    CUDA,
-    GIB,
-    PEAK_FLOPS,
-    SHAPES,
-    Setup,
-    Trivial,
-    Workload,
-    emit,
-    flops,
-    random_model,
-    release_memory,
-    report,
-    save,
-    saved_model,
-    timed,
-    used_gib,
-)
+from engine_setup import Setup, Trivial, Workload, emit, flops, release_memory, report, save, saved_model, used_gib
 from loop_setup import run_steps
+from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, random_model, timed
 
 from fastgrpo.config import Config, Grpo
 from fastgrpo.flow.problems.loading import load_problems

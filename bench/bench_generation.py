@@ -25,7 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine_setup import SHAPES, Setup, Workload, report, save, saved_model, timed
+from engine_setup import Setup, Workload, report, save, saved_model
+from model_shapes import SHAPES, timed
 
 from fastgrpo.engine import engine, vllm_patches
 from fastgrpo.engine.process import replaced

@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import cast
 
-from engine_setup import SHAPES, Endless, Workload, report, save, saved_model
+from engine_setup import Endless, Workload, report, save, saved_model
 from loop_setup import metrics, settings
+from model_shapes import SHAPES
 
 from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from engine_setup import CUDA, GIB, SHAPES, random_model, report, save, timed
+from engine_setup import report, save
+from model_shapes import CUDA, GIB, SHAPES, random_model, timed
 from torch import nn
 
 from fastgrpo.program import run_program

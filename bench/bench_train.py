@@ -42,6 +42,7 @@ PROMPT, ANSWER, GROUP = (512, 1024, 8) if CUDA else (64, 32, 4)
 KINDS = {
     "attention": ("flash", "fmha", "attention"),
     "norms, MLP, rotation": ("_norm_", "_swiglu_", "_rotate_"),
+    "a shared prompt's keys": ("_sum_copies", "index"),
     "products": ("gemm", "cutlass", "nvjet", "xmma"),
     "head's rows": ("_loss_kernel", "_fold_kernel", "_dlogits", "_scale_kernel"),
 }
@@ -175,7 +176,8 @@ def separate(policy: Policy) -> None:
     """Give every parameter memory of its own."""
     for parameter in policy.model.parameters():
         parameter.data = parameter.data.clone()
-    first = policy.model.base_model.layers[0].mlp
+    layers: Any = policy.model.base_model.layers
+    first = layers[0].mlp
     weights = first.gate_proj.weight, first.up_proj.weight
     assert stacked(weights).data_ptr() != weights[0].data_ptr()
 
@@ -195,7 +197,7 @@ def kernels(size: str, tokens: int) -> None:
     """Each pass alone, beside the bytes that it must read and write."""
     config, dtype = shape(size), torch.bfloat16 if CUDA else torch.float32
     device, hidden, inner = torch.device("cuda" if CUDA else "cpu"), config.hidden_size, config.intermediate_size
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
     head = hidden // heads
     x, dy, norm = (torch.randn(*s, device=device, dtype=dtype) for s in ((tokens, hidden), (tokens, hidden), (hidden,)))
     gate_up, product = (torch.randn(tokens, n * inner, device=device, dtype=dtype) for n in (2, 1))
@@ -212,12 +214,16 @@ def kernels(size: str, tokens: int) -> None:
         ("rotation", 2 * qkv.nbytes, lambda: passes.rotate(qkv, *options, heads, kv_heads)),
         ("rotation backward", 2 * qkv.nbytes, lambda: passes.rotate_backward(*grads, None, *options)),
     ]
+    copying = _seconds(dy.clone)
     for name, size_bytes, run in units:
         run()
-        seconds = median(timed(lambda run=run: [run() for _ in range(5)])[1] for _ in range(3)) / 5
-        extra = timed(lambda: [dy.clone() for _ in range(5)])[1] / 5 if name == "rms_norm backward" else 0.0
-        rate = size_bytes / (seconds - extra) / 1e12
-        say(f"kernel: {name}", f"{1e6 * (seconds - extra):7.0f} us, {rate:.2f} TB/s")
+        seconds = _seconds(run) - (copying if name == "rms_norm backward" else 0.0)
+        say(f"kernel: {name}", f"{1e6 * seconds:7.0f} us, {size_bytes / seconds / 1e12:.2f} TB/s")
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    """Of one call, the median of three times five."""
+    return median(timed(lambda: [run() for _ in range(5)])[1] for _ in range(3)) / 5
 
 
 def breakdown(policy: Policy, batch: Batch) -> None:

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_setup import CUDA, GIB, SHAPES, MemoryPeaks, Workload, emit, report, save, saved_model, synchronize
+from engine_setup import MemoryPeaks, Workload, emit, report, save, saved_model
+from model_shapes import CUDA, GIB, SHAPES, synchronize
 
 STEPS = 3
 BATCH = 8

@@ -27,12 +27,13 @@ from typing import Any
 
 import torch
 import uvloop
-from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, random_model, shape, synchronize, timed  # noqa: F401
+from model_shapes import CUDA, GIB, random_model, shape, timed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
+from fastgrpo.engine.opening import AnyEngine
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.model import Policy, load_policy
@@ -185,7 +186,7 @@ class Workload:
 class Endless:
     """An engine whose completions never end before their last token."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: AnyEngine) -> None:
         self._engine = engine
 
     def __getattr__(self, name: str) -> Any:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from engine_setup import CUDA, GIB, Endless, MemoryPeaks, Setup, Workload, start_peak
+from engine_setup import Endless, MemoryPeaks, Setup, Workload, start_peak
+from model_shapes import CUDA, GIB
 
 from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config

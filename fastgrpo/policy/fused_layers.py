@@ -122,20 +122,22 @@ def _attended(layer: Any, hidden_1TH: Tensor, position: tuple[Tensor, Tensor], p
         [part.weight for part in parts],
         [part.bias for part in parts if part.bias is not None],
     )
-    head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    normed = hasattr(attention, "q_norm")
     query_THD, key_TGD, value_TGD = rotated(
         qkv_TF,
         *(part.squeeze(0) for part in position),
         heads=len(parts[0].weight) // attention.head_dim,
         kv_heads=len(parts[1].weight) // attention.head_dim,
-        norms=None if head_norms[0] is None else (head_norms[0].weight, head_norms[1].weight),
-        eps=0.0 if head_norms[0] is None else head_norms[0].variance_epsilon,
+        norms=(attention.q_norm.weight, attention.k_norm.weight) if normed else None,
+        eps=attention.q_norm.variance_epsilon if normed else 0.0,
     )
     del qkv_TF
     attended_1THD, _ = packed_attention(
         attention,
-        *(x.transpose(0, 1)[None] for x in (query_THD, key_TGD, value_TGD)),
-        None,
+        query_THD.transpose(0, 1)[None],
+        key_TGD.transpose(0, 1)[None],
+        value_TGD.transpose(0, 1)[None],
+        attention_mask=None,
         scaling=attention.scaling,
         sliding_window=_window(attention),
         **packing,

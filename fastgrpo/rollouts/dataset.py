@@ -91,6 +91,8 @@ def _rows(source: str, split: str) -> Iterable[Mapping[str, Any]]:
     if path.is_file() and path.suffix in FORMATS:
         load_dataset, kind = _library(source), FORMATS[path.suffix]
         return _loaded(source, lambda: load_dataset(kind, data_files=str(path), split="train"))
+    if not path.exists() and (path.suffix in FORMATS or source.startswith(("/", "~", "."))):
+        raise UserError(f"the data set {source} does not exist: give a file, or a name on the hub as OWNER/NAME")
     return hub_rows(source, split)
 
 

@@ -24,7 +24,7 @@ Ask = Callable[[str, bytes], Awaitable[Reply]]
 _httpx: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
 
 
-class _Direct(_httpx.AsyncBaseTransport):  # type: ignore[misc]
+class _Direct(_httpx.AsyncBaseTransport):
     """Chat completions by `ask`, in the event loop that made it; all else over HTTP."""
 
     def __init__(self, ask: Ask) -> None:

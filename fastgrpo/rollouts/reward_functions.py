@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from fastgrpo.errors import UserError
 from fastgrpo.rollouts.environment import EnvironmentFailure, ask, failed, finite_number
 from fastgrpo.types import Result, Reward, Rollout
 
@@ -35,10 +36,12 @@ class RewardFunctions:
     def __init__(
         self, functions: Sequence[Callable[..., Any]], weights: Sequence[float] | None = None, *, deadline_s: float
     ) -> None:
+        if other := [function for function in functions if not callable(function)]:
+            raise UserError(f"reward takes functions, got {other[0]!r:.60}: from the shell --reward MODULE:FUNCTION")
         self._functions = {_name(function): function for function in functions}
         self._weights = list(weights or [1.0] * len(functions))
         if len(self._functions) != len(functions) or len(self._weights) != len(functions):
-            raise ValueError("reward functions need different names, and one weight each where weights are given")
+            raise UserError("reward functions need different names, and one weight each where weights are given")
         self._deadline_s = deadline_s
 
     def prompt(self, problem: Example) -> str | list[Message]:

@@ -38,7 +38,7 @@ def compare(
         loss = sum((out * weight.to(out.dtype)).sum() for out, weight in zip(outputs, weights, strict=True))
         results.append([x.detach().double() for x in (*outputs, *torch.autograd.grad(loss, leaves))])
     # The interpreter cuts bf16 off where a GPU rounds.
-    unit = 1e-6 if inputs[0].dtype == torch.float32 else 2e-2 if INTERPRETED else 4e-3
+    unit = 3e-6 if inputs[0].dtype == torch.float32 else 2e-2 if INTERPRETED else 4e-3
     for number, (mine, true, eager) in enumerate(zip(*results, strict=True)):
         error, allowed = (mine - true).norm(), 1.3 * (eager - true).norm() + unit * true.norm()
         assert error <= allowed, (number, float(error / true.norm()), float(allowed / true.norm()))

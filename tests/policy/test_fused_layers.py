@@ -103,7 +103,7 @@ def test_recomputed_mlps_keep_less_and_change_nothing(kind: Any, changes: dict[s
     folder = save_tiny_model(tmp_path, kind=kind, **changes)
     keeps, recomputes = (load_policy(folder, device=DEVICE, recompute_mlp=value) for value in (False, True))
     assert kept_bytes(recomputes) < 0.8 * kept_bytes(keeps)
-    torch.testing.assert_close(measured(recomputes), measured(keeps))
+    torch.testing.assert_close(measured(recomputes), measured(keeps), atol=1e-6, rtol=1e-4)
 
 
 def test_a_model_without_mlps_to_recompute_is_named() -> None:

@@ -43,6 +43,9 @@ def test_no_rows_and_no_such_set() -> None:
         read_examples([])
     with pytest.raises(UserError, match=r"no/such-set"):
         read_examples("no/such-set")
+    for path in ("/no/such/rows.jsonl", "rows.parquet", "./rows"):
+        with pytest.raises(UserError, match=f"the data set {path} does not exist"):
+            read_examples(path)
 
 
 def test_held_out_rows_follow_the_seed() -> None:

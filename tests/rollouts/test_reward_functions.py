@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fastgrpo.errors import UserError
 from fastgrpo.rollouts.environment import EnvironmentFailure
 from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
 from fastgrpo.types import Result, Rollout
@@ -94,5 +95,7 @@ def test_a_function_that_hangs_ends_at_its_deadline(blocking: bool) -> None:
 
 def test_names_and_weights_must_fit() -> None:
     for functions, weights in (((length, length), None), ((length,), [1.0, 2.0])):
-        with pytest.raises(ValueError, match="different names, and one weight each"):
+        with pytest.raises(UserError, match="different names, and one weight each"):
             RewardFunctions(functions, weights, deadline_s=1.0)
+    with pytest.raises(UserError, match="reward takes functions, got 'my_rewards:length'"):
+        RewardFunctions(["my_rewards:length"], deadline_s=1.0)  # type: ignore[list-item]
