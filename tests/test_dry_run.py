@@ -32,7 +32,7 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for part in ("engine.engine.Engine.__init__", "flow.task.SandboxPool", "flow.problems.scoring.BlockingSandboxPool"):
+    for part in ("engine.engine.Engine.__init__", "flow.jails.new_pool", "flow.problems.scoring.new_pool"):
         monkeypatch.setattr(f"fastgrpo.{part}", lambda *_, **__: pytest.fail("a dry run started something"))
 
 

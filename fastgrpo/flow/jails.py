@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastgrpo.config import Sandbox
 from fastgrpo.errors import UserError
-from fastgrpo.flow.types import run_limits
-from fastgrpo_sandbox import SandboxPool, SandboxUnavailable, SpreadPool
+from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable, SpreadPool
 from fastgrpo_sandbox.shared import KEY
 
 if TYPE_CHECKING:
@@ -39,6 +38,17 @@ def new_pool(sandbox: Sandbox, cells: int | None) -> SandboxPool:
     if not sandbox.servers:
         return SandboxPool(cells=cells, limits=run_limits(sandbox))
     return SpreadPool(sandbox.servers, key=os.environ.get(KEY, ""), cells=cells, limits=run_limits(sandbox))
+
+
+def run_limits(sandbox: Sandbox) -> Limits:
+    """What one run of a solution may use, as configured."""
+    return Limits(
+        wall_s=sandbox.wall_s,
+        cpu_s=sandbox.cpu_s,
+        memory_mb=sandbox.memory_mb,
+        processes=sandbox.processes,
+        output_bytes=sandbox.output_bytes,
+    )
 
 
 async def _watch(pool: SandboxPool, log: RunLog) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, Tests
-
-if TYPE_CHECKING:
-    from fastgrpo.config import Sandbox
 
 NO_TESTS = AssertTests(asserts=())
 
@@ -196,17 +193,6 @@ def names_of(worker: Worker) -> tuple[str, ...]:
     """What a workflow may call the worker's models, the default first."""
     names: tuple[str, ...] = getattr(worker, "names", ("worker",))
     return names
-
-
-def run_limits(sandbox: Sandbox) -> Limits:
-    """What one run of a solution may use, as configured."""
-    return Limits(
-        wall_s=sandbox.wall_s,
-        cpu_s=sandbox.cpu_s,
-        memory_mb=sandbox.memory_mb,
-        processes=sandbox.processes,
-        output_bytes=sandbox.output_bytes,
-    )
 
 
 class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from fastgrpo.config_keys import checked, resolve
 from fastgrpo.errors import UserError
-from fastgrpo.flow import programs
+from fastgrpo.flow import task
 from fastgrpo.flow.problems.scoring import solvable
 from tests.flow.conftest import ADD, RIGHT, WRONG
 from tests.sandbox.server import running_server
@@ -38,7 +38,7 @@ def test_programs_run_on_the_servers(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTGRPO_SANDBOX_KEY", "key")
 
     async def rates(config: Any) -> list[float]:
-        async with programs.open_environment(config) as environment:
+        async with task.open_programs(config) as environment:
             return [(await environment.execute(ADD, text, 0)).pass_rate for text in (RIGHT, WRONG)]
 
     with running_server("--cells", "1", "--key-env", "K", K="key") as server:
@@ -55,7 +55,7 @@ def test_no_server_is_one_sentence(tmp_path, monkeypatch):
     config = settings("http://127.0.0.1:9")
 
     async def enter() -> None:
-        async with programs.open_environment(config):
+        async with task.open_programs(config):
             pass
 
     for call in (lambda: asyncio.run(enter()), lambda: solvable([ADD], config.data, config.sandbox)):
