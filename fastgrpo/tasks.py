@@ -115,7 +115,11 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
 
 
 def environment_task(environment: Environment | Agent, problems: Iterable[Any], held_out: Iterable[Any] = ()) -> Task:
-    """An environment or an agent of the caller's own on its own problems."""
+    """An environment or an agent of the caller's own on its own problems. Raises UserError for an object of neither."""
+    methods = ("prompt", "results", *(("act",) if hasattr(environment, "act") else ("execute", "feedback_text")))
+    if missing := [name for name in methods if not callable(getattr(environment, name, None))]:
+        kind = type(environment).__name__
+        raise UserError(f"environment {kind} has no {' and no '.join(missing)}: docs/own-task.md shows its methods")
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment | Agent]:

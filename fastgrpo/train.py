@@ -68,6 +68,12 @@ def train(
         config = resolve(checked(keys, source="train(config)"))
     elif model:
         config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
+    sources = {"task": task, "environment": environment, "reward": reward or None}
+    given = [name for name, source in sources.items() if source is not None]
+    if len(given) > 1:
+        raise UserError(f"train takes one of task, environment and reward, got {' and '.join(given)}: leave one out")
+    if not given and (dataset is not None or eval_dataset is not None):
+        raise UserError("train's dataset needs a reward or an environment; the run's own task reads data.dataset")
     if task is not None:
         chosen = task
     elif environment is not None:

@@ -13,6 +13,7 @@ import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -380,6 +381,23 @@ def test_a_model_by_its_name_is_found_again_by_the_commit(
     asyncio.run(run_training(config, resume=True, task=Task(load_vowels, open_vowels)))
     assert [row["step"] for row in metrics(folder)] == [1, 2]
     assert asked == [("org/tiny", None), ("org/tiny", snapshot.name)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"dataset": [{"prompt": "a"}]}, "dataset needs a reward or an environment"),
+        ({"dataset": [{"prompt": "a"}], "reward": []}, "dataset needs a reward or an environment"),
+        (
+            {"environment": object()},
+            "environment object has no prompt and no results and no execute and no feedback_text",
+        ),
+        ({"environment": object(), "reward": len}, "one of task, environment and reward, got environment and reward"),
+    ],
+)
+def test_what_train_is_given_must_fit(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        fastgrpo.train({}, **arguments)
 
 
 def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:
