@@ -79,7 +79,7 @@ def train(
     elif environment is not None:
         chosen = environment_task(environment, dataset or (), eval_dataset or ())
     elif reward:
-        functions: Sequence[Any] = reward if isinstance(reward, list | tuple) else [reward]
+        functions: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
         chosen = reward_task(functions, reward_weights, dataset, eval_dataset)
     else:
         chosen = task_of(config)
