@@ -146,8 +146,7 @@ class Runs:
     A run is a whole sequence, a prompt that several sequences share, or what one of those continues it with.
     cu_queries_S: int32, S+1 boundaries of the runs; max_queries: tokens of the longest. Where prompts are shared,
     key_index_U holds the positions of every run's keys, run by run (a continuation's: the prompt's, then its own), and
-    cu_keys_S and max_keys are its boundaries; else key_index_U is None and keys are as queries. copies_U and
-    first_copy_T, int32, say where in it each position is (`kernels.gather.copies_of`).
+    cu_keys_S and max_keys are its boundaries; else key_index_U is None and keys are as queries.
     """
 
     cu_queries_S: torch.Tensor
@@ -155,8 +154,6 @@ class Runs:
     cu_keys_S: torch.Tensor
     max_keys: int
     key_index_U: torch.Tensor | None = None
-    copies_U: torch.Tensor | None = None
-    first_copy_T: torch.Tensor | None = None
 
 
 @dataclass(slots=True)

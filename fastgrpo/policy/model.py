@@ -321,7 +321,7 @@ def _inputs(input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> dict[str
         "cu_seq_lens_k": runs.cu_keys_S,
         "max_length_q": runs.max_queries,
         "max_length_k": runs.max_keys,
-        "key_copies": None if runs.key_index_U is None else (runs.key_index_U, runs.copies_U, runs.first_copy_T),
+        "key_index_U": runs.key_index_U,
     }
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from fastgrpo.errors import UserError
-from fastgrpo.kernels.gather import gather_rows
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -53,7 +52,7 @@ def packed_attention(
     cu_seq_lens_k: Tensor,
     max_length_q: int,
     max_length_k: int,
-    key_copies: tuple[Tensor, Tensor, Tensor] | None = None,
+    key_index_U: Tensor | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -62,16 +61,15 @@ def packed_attention(
     """Causal attention of each run over its keys, for B = 1 row, H query heads and G <= H key/value heads.
 
     The last query of a run sees all of its keys, the one before it all but one, and so on; with a `sliding_window` the
-    newest of these only. `key_copies`: `types.Runs`' key_index_U, copies_U and first_copy_T. `softcap` bounds the
-    scaled scores s to softcap * tanh(s / softcap). There is no dropout, as there is none in vLLM. flash-attn on a GPU
-    where installed (3 on Hopper, else 2), else torch's own varlen attention; one call per run on CPU, and in fp32,
-    which none of them knows.
+    newest of these only. `softcap` bounds the scaled scores s to softcap * tanh(s / softcap). There is no dropout, as
+    there is none in vLLM. flash-attn on a GPU where installed (3 on Hopper, else 2), else torch's own varlen attention;
+    one call per run on CPU, and in fp32, which none of them knows.
     Returns (output_BTHD, None). Raises UserError naming what a model asks for beyond that.
     """
     _refuse(others)
     query_THD, key_UGD, value_UGD = (x.squeeze(0).transpose(0, 1) for x in (query_BHTD, key_BGTD, value_BGTD))
-    if key_copies is not None:
-        key_UGD, value_UGD = gather_rows(key_UGD, *key_copies), gather_rows(value_UGD, *key_copies)
+    if key_index_U is not None:
+        key_UGD, value_UGD = _Repeated.apply(key_UGD, key_index_U), _Repeated.apply(value_UGD, key_index_U)
     heads, boundaries = (query_THD, key_UGD, value_UGD), (cu_seq_lens_q, cu_seq_lens_k)
     scores = Scores(scaling or query_THD.shape[-1] ** -0.5, sliding_window, softcap)
     if not query_BHTD.is_cuda or query_BHTD.dtype == torch.float32:
@@ -128,6 +126,22 @@ def _refuse(others: dict[str, Any]) -> None:
         raise UserError(
             f"the model's attention needs {', '.join(REFUSED.get(n, 'to see later tokens') for n in asked)}"
         )
+
+
+class _Repeated(torch.autograd.Function):
+    """rows[index], whose gradient adds up in fp32 what the copies of a row receive."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_TGD: Tensor, index_U: Tensor) -> Tensor:
+        ctx.save_for_backward(index_U)
+        ctx.rows = len(rows_TGD)
+        return rows_TGD.index_select(0, index_U)
+
+    @staticmethod
+    def backward(ctx: Any, grad_UGD: Tensor) -> tuple[Tensor, None]:
+        (index_U,) = ctx.saved_tensors
+        sum_TGD = grad_UGD.new_zeros(ctx.rows, *grad_UGD.shape[1:], dtype=torch.float32)
+        return sum_TGD.index_add_(0, index_U, grad_UGD.float()).to(grad_UGD.dtype), None
 
 
 def _run_by_run(

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from fastgrpo.config import Normaliser
-from fastgrpo.kernels.gather import copies_of
 from fastgrpo.ranks.collectives import rank_and_world
 from fastgrpo.training.pieces import partition
 from fastgrpo.types import Batch, Runs, Sample
@@ -163,9 +162,6 @@ def _row(
         max(queries),
         tensor([np.cumsum([0, *known])], torch.int32),
         max(known),
+        tensor(keys, torch.int64) if shared else None,
     )
-    if shared:
-        runs.key_index_U = tensor(keys, torch.int64)
-        copies_U, first_T = copies_of(np.concatenate(keys), size)
-        runs.copies_U, runs.first_copy_T = tensor([copies_U], torch.int32), tensor([first_T], torch.int32)
     return Batch(tensor(token_ids, torch.int64), tensor(positions, torch.int64), runs, *columns)

@@ -18,7 +18,7 @@ WALK_ONLY = ("normaliser", "nothing", "micro", "tied", "frozen", "dropped")  # t
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreting process")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves are tested on the GPU")
-@pytest.mark.parametrize("file", ["test_head.py", "test_advantage.py", "test_gather.py", "test_layer.py"])
+@pytest.mark.parametrize("file", ["test_head.py", "test_advantage.py", "test_layer.py"])
 def test_kernels_in_the_interpreter(file):
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / file)]
