@@ -14,7 +14,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.tasks import environment_task, reward_task
+from fastgrpo.tasks import reward_task
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,4 +66,4 @@ def test_the_problems_that_do_not_fit_are_counted(model: Path, capsys: pytest.Ca
 
 def test_a_task_without_a_model_is_refused_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="this task needs a model"):
-        print_plan(resolve({}), environment_task(object(), []))  # type: ignore[arg-type]
+        print_plan(resolve({}), reward_task([len], dataset=[{"prompt": "count"}]))
