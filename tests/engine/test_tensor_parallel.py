@@ -126,4 +126,8 @@ def test_ranks_that_do_not_divide_are_refused(tiny_folder: Path, monkeypatch: py
         Engine(tiny_folder, max_model_len=64, tensor_parallel=2)
     model = load_policy(tiny_folder).model.config
     with pytest.raises(UserError, match="tensor_parallel 3 does not fit the model's num_attention_heads 4"):
-        memory_plan(resolve({"engine.tensor_parallel": 3, "engine.max_model_len": 768}), model, ranks=3)
+        memory_plan(
+            resolve({"engine.tensor_parallel": 3, "engine.max_model_len": 768, "grpo.max_new_tokens": 256}),
+            model,
+            ranks=3,
+        )
