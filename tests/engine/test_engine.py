@@ -255,6 +255,7 @@ def state(policy: Policy) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in policy.model.state_dict().items()}
 
 
+@exact
 def test_weights_change_between_two_steps_and_each_token_knows_its_own(synced: Engine, tiny_folder: Path) -> None:
     """Requests go on over keys and values of earlier weights; the logprobs are those of the weights that sampled."""
     policy = load_policy(tiny_folder)
@@ -287,6 +288,7 @@ def test_weights_change_between_two_steps_and_each_token_knows_its_own(synced: E
     assert synced.sync(policy, version=3, in_flight=True).parity_max < 1e-4
 
 
+@exact
 def test_prefixes_of_earlier_weights_are_forgotten_under_open_requests(synced: Engine, tiny_folder: Path) -> None:
     policy = load_policy(tiny_folder)
     synced.sync(policy)
