@@ -20,6 +20,7 @@ from statistics import fmean
 from typing import Any
 
 import msgspec
+from learned_workflows import commonest
 
 from fastgrpo.record.comparison import comparison_table, gains, markdown, spread, stages_of
 from fastgrpo.record.json_lines import read_lines
@@ -48,9 +49,7 @@ def texts(rows: Sequence[Row]) -> str:
     for row in rows:
         by[row["stage"], row["dataset"]][row.get("workflow", "")] += 1
     for (stage, dataset), counts in by.items():
-        text, times = counts.most_common(1)[0]
-        body = " / ".join(line.strip() for line in text.splitlines()[1:])
-        lines.append([stage, dataset, str(counts.total()), str(len(counts)), f"{times / counts.total():.0%}: `{body}`"])
+        lines.append([stage, dataset, str(counts.total()), str(len(counts)), commonest(counts)])
     return markdown(lines)
 
 

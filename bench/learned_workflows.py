@@ -61,10 +61,15 @@ def described(name: str, rows: Sequence[Row]) -> str:
     tokens = np.mean([spent(row, "prompt_tokens", "completion_tokens") for row in rows])
     observed = [Observed(row["problem_id"], row["difficulty"], cost, "") for row, cost in zip(rows, calls, strict=True)]
     ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*cost_hard_over_easy(observed))
-    [(workflow, times)] = Counter(row.get("workflow", "") for row in rows).most_common(1)
-    shown = f"{times / len(rows):.0%}: `{' / '.join(line.strip() for line in workflow.splitlines()[1:])}`"
+    shown = commonest(Counter(row.get("workflow", "") for row in rows))
     cells = (name, len(rows), len(problems), shares(means), f"{np.mean(calls):.2f}", f"{tokens:.0f}", ratio, shown)
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def commonest(workflows: Counter[str]) -> str:
+    """The share of the commonest of `workflows`, and its body in a line."""
+    [(workflow, times)] = workflows.most_common(1)
+    return f"{times / workflows.total():.0%}: `{' / '.join(line.strip() for line in workflow.splitlines()[1:])}`"
 
 
 def shares(values: Sequence[float]) -> str:

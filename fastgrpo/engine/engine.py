@@ -33,6 +33,9 @@ from fastgrpo.ranks.deadlines import within
 if TYPE_CHECKING:
     from fastgrpo.policy.model import Policy
 
+# The first step of vLLM may compile kernels: it may take as many times longer.
+FIRST_STEP = 10
+
 
 class Engine:
     """A vLLM engine for one policy on this process's device.
@@ -184,8 +187,7 @@ class Engine:
 
     def score(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[list[float]]:
         """Logprobs at temperature 1 of tokens 1.. of each sequence (the first token has none). Must not be busy."""
-        if self.busy:
-            raise RuntimeError("Engine.score needs an idle engine: finish or abort the requests in flight first")
+        require_idle(self.busy, "score")
         params = _sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
         for key, token_ids in enumerate(sequences):
             self._add(key, token_ids, params)
@@ -209,8 +211,7 @@ class Engine:
 
         Raises ParityError above `parity_threshold`.
         """
-        if self.busy and not in_flight:
-            raise RuntimeError("Engine.sync needs an idle engine: finish or abort the requests in flight first")
+        require_idle(self.busy and not in_flight, "sync")
         if self._sync is None:
             vocab = self._llm.model_config.get_vocab_size()
             self._sync = WeightSync(vllm_model(self._llm), vocab, self.max_model_len, self.parity_threshold, self._seed)
@@ -275,16 +276,14 @@ class Engine:
         self._advance()
 
     def _advance(self) -> list[Any]:
-        # The first step may compile kernels.
-        timeout = self._step_timeout_s * (1 if self._stepped else 10)
-        hangs = f"generation hangs: a step of vLLM took over {timeout:g} s; raise engine.step_timeout_s if it may"
+        timeout = self._step_timeout_s * (1 if self._stepped else FIRST_STEP)
         if self._device is not None:
             # A new thread is on the first GPU, whichever is this rank's.
             torch.cuda.set_device(self._device)
         threads = torch.get_num_threads()
         torch.set_num_threads(self._cpu_threads or threads)
         try:
-            with within(timeout, hangs):
+            with within(timeout, hangs_after(timeout)):
                 return self._llm.step()
         finally:
             self._stepped = True
@@ -299,6 +298,17 @@ class Engine:
             finish_reason=str(sample.finish_reason),
             versions=request.versions(len(sample.token_ids)),
         )
+
+
+def require_idle(busy: bool, method: str) -> None:
+    """Raises RuntimeError where the engine is `busy`, which its `method` cannot work beside."""
+    if busy:
+        raise RuntimeError(f"Engine.{method} needs an idle engine: finish or abort the requests in flight first")
+
+
+def hangs_after(seconds: float) -> str:
+    """What is said of a step that has not returned after so long."""
+    return f"generation hangs: a step of vLLM took over {seconds:g} s; raise engine.step_timeout_s if it may"
 
 
 def _device_options(max_model_len: int, free_share: float | None) -> dict[str, Any]:

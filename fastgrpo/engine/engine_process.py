@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastgrpo.engine.child import Child
 from fastgrpo.engine.completion import Completion, unpacked
-from fastgrpo.engine.engine import free_memory_share
+from fastgrpo.engine.engine import FIRST_STEP, free_memory_share, hangs_after, require_idle
 from fastgrpo.engine.process import interrupt_deferred
 from fastgrpo.engine.shared_memory import Handles, Lent, opened
 from fastgrpo.engine.weight_sync import SyncReport, WeightSync
@@ -38,8 +38,6 @@ STEP_S = 0.005
 # What a step may take beyond its deadline before this process says so, when the other one has not.
 GRACE_S = 5.0
 CLOSE_S = 20.0
-# The first step, which may compile, may take as many times longer.
-FIRST = 10
 
 
 class EngineDied(UserError):
@@ -121,7 +119,8 @@ class EngineProcess:
 
     def abort(self, keys: Sequence[int]) -> None:
         """Drop those of the requests `keys` that are unfinished: nobody waits for them any more."""
-        dropped = {number for number, key in self._keys.items() if key in set(keys)}
+        unwanted = set(keys)
+        dropped = {number for number, key in self._keys.items() if key in unwanted}
         waiting = {number for number, _, _ in self._requests}
         self._requests = [request for request in self._requests if request[0] not in dropped]
         for number in dropped:
@@ -143,14 +142,12 @@ class EngineProcess:
 
     def score(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[list[float]]:
         """Logprobs at temperature 1 of tokens 1.. of each sequence (the first token has none). Must not be busy."""
-        if self.busy:
-            raise RuntimeError("Engine.score needs an idle engine: finish or abort the requests in flight first")
+        require_idle(self.busy, "score")
         return self._call("score", sequences)
 
     def sync(self, policy: Policy, *, version: int = 0, in_flight: bool = False) -> SyncReport:
         """Make vLLM sample from `policy`'s present weights and check parity, as `Engine.sync` does."""
-        if self.busy and not in_flight:
-            raise RuntimeError("Engine.sync needs an idle engine: finish or abort the requests in flight first")
+        require_idle(self.busy and not in_flight, "sync")
 
         def renew() -> None:
             if torch.cuda.is_available():
@@ -227,7 +224,7 @@ class EngineProcess:
         """
         self._tell(command, *arguments)
         complaint = f"the engine's process does not answer ({command})"
-        return self._answer(seconds or FIRST * self._step_timeout_s, complaint, finished)
+        return self._answer(seconds or FIRST_STEP * self._step_timeout_s, complaint, finished)
 
     def _answer(self, seconds: float, complaint: str, finished: list[Completion] | None = None) -> Any:
         deadline = time.monotonic() + seconds
@@ -269,16 +266,14 @@ class EngineProcess:
         ]
 
     def _limit(self) -> float:
-        # The first step may compile kernels.
-        return self._step_timeout_s * (1 if self._stepped else FIRST)
+        return self._step_timeout_s * (1 if self._stepped else FIRST_STEP)
 
     def _not_silent(self, limit: float) -> None:
         if time.monotonic() - self._signed > limit + GRACE_S:
             raise self._hangs(limit)
 
     def _hangs(self, limit: float) -> Exception:
-        complaint = f"a step of vLLM took over {limit:g} s; raise engine.step_timeout_s if it may"
-        return self._lose(EngineDied(f"generation hangs: {complaint}"))
+        return self._lose(EngineDied(hangs_after(limit)))
 
     def _failed(self, kind: str, text: str) -> Exception:
         if kind == "ValueError":

@@ -79,10 +79,14 @@ class SandboxPool:
         self._waits: deque[float] = deque(maxlen=HISTORY)
         self._peak_mb = 0.0
 
+    async def _begin(self) -> None:
+        """What a pool needs before its first cell."""
+        self._groups = (await asyncio.to_thread(open_base)).folder
+        self._keep(self._watch())
+
     async def __aenter__(self) -> SandboxPool:
         try:
-            self._groups = (await asyncio.to_thread(open_base)).folder
-            self._keep(self._watch())
+            await self._begin()
             await self._start_cells("run")
             probe = await self.run("print(6 * 7)")
             if probe.status != "ok" or probe.stdout != "42\n":

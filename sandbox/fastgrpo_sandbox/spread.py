@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
-from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.pool import SandboxPool
 from fastgrpo_sandbox.ray_servers import RAY, ray_servers
 from fastgrpo_sandbox.remote import RemotePool
@@ -34,8 +32,7 @@ class SpreadPool(SandboxPool):
             if RAY in urls:
                 urls, key = await self._servers.enter_async_context(ray_servers(cells=self._cells_asked))
             self._remote = await self._servers.enter_async_context(RemotePool(urls, key=key))
-            self._groups = (await asyncio.to_thread(open_base)).folder
-            self._keep(self._watch())
+            await self._begin()
         except BaseException:
             await self.aclose()
             raise

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from fastgrpo.config import Config
 from fastgrpo.engine.completion import Completion
 from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.opening import AnyEngine
 from fastgrpo.engine.weight_sync import ParityError
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.types import Runs
@@ -35,13 +36,21 @@ def synced(engine: Engine, policy: Policy) -> Iterator[Engine]:
     engine.abort_all()
 
 
-def generate(engine: Engine, **options: object) -> list[Completion]:
+def generate(engine: AnyEngine, **options: object) -> list[Completion]:
     for key, prompt in enumerate(PROMPTS):
         engine.submit(key, prompt, **({"max_tokens": 24, "seed": 100 + key} | options))
+    return finish(engine)
+
+
+def finish(engine: AnyEngine) -> list[Completion]:
     finished = []
     while engine.busy:
         finished += engine.step()
-    return sorted(finished, key=lambda completion: completion.key)
+    return sorted(finished, key=key_of)
+
+
+def key_of(completion: Completion) -> int:
+    return completion.key
 
 
 def one_sequence(policy: Policy, token_ids: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,16 @@ from fastgrpo.engine.completion import Completion, packed, unpacked
 from fastgrpo.engine.engine_process import EngineDied, EngineProcess
 from fastgrpo.engine.weight_sync import ParityError
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
-from tests.engine.test_engine import PROMPTS, assert_parity, cached_logprobs, optimizer_steps, state
+from tests.engine.test_engine import (
+    PROMPTS,
+    assert_parity,
+    cached_logprobs,
+    finish,
+    generate,
+    key_of,
+    optimizer_steps,
+    state,
+)
 from tests.helpers.marks import exact
 
 pytestmark = pytest.mark.engine
@@ -55,17 +64,6 @@ def synced(process: EngineProcess, policy: Policy) -> Iterator[EngineProcess]:
     process.abort_all()
 
 
-def finish(engine: EngineProcess) -> list[Completion]:
-    finished = []
-    while engine.busy:
-        finished += engine.step()
-    return sorted(finished, key=key_of)
-
-
-def key_of(completion: Completion) -> int:
-    return completion.key
-
-
 def gone(pids: list[int]) -> bool:
     """Within seconds; a zombie is gone, which a grandchild is until its new parent has seen it."""
     deadline = time.monotonic() + 10
@@ -81,12 +79,6 @@ def pid_status(pid: int) -> str | None:
         return psutil.Process(pid).status()
     except psutil.NoSuchProcess:
         return None
-
-
-def generate(engine: EngineProcess, **options: object) -> list[Completion]:
-    for key, prompt in enumerate(PROMPTS):
-        engine.submit(key, prompt, **({"max_tokens": 24, "seed": 100 + key} | options))
-    return finish(engine)
 
 
 def test_completions_survive_packing() -> None:
