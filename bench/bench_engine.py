@@ -121,12 +121,10 @@ def lean(setup: Setup) -> None:
 def _steps(setup: Setup, name: str, *keys: str) -> None:
     # The last part's memory would count in this one's peak.
     release_memory()
-    if CUDA:
-        setup.policy.compile_layers()
     for number, row in enumerate(run_steps(setup, [f"--grpo.micro_batch_tokens={BUDGET}", *keys], 3)):
         numbers = _numbers(row)
         report(
-            f"GRPO {name} {number}, {BUDGET} tokens a micro-batch, s" + (" (compiles)" if number == 0 else ""),
+            f"GRPO {name} {number}, {BUDGET} tokens a micro-batch, s",
             f"{numbers['total']:.1f} = generate {numbers['generate']:.1f} "
             f"({setup.work.generated / numbers['generate']:,.0f} tokens/s) + train {numbers['train']:.1f} "
             f"(MFU {row['flop'] / numbers['train'] / PEAK_FLOPS:.1%}) + rest {numbers['rest']:.2f}; "

@@ -27,7 +27,6 @@ def settings(work: Workload, model: str, runs: str, steps: int, replicas: int = 
     """The workload of `replicas` as a command line."""
     values = {
         "model.path": model,
-        "model.compile": str(CUDA).lower(),
         "runs": runs,
         "engine.max_model_len": work.max_model_len,
         "engine.max_num_seqs": work.sequences,
