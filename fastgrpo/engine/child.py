@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import struct
@@ -15,7 +16,9 @@ from multiprocessing.connection import Connection
 import torch
 
 HOST = ("-m", "fastgrpo.engine.host")
-LAST_WORDS_LINES = 40
+LAST_WORDS_LINES = 120
+# What a process of vLLM's own says of its failure: (Worker pid=1) ERROR 11-27 12:44:15 [file.py:9] ValueError: text
+_WORKER_ERROR = re.compile(r"\bpid=\d+\).*\bERROR\b.*?\] ((?:\w+\.)*\w*(?:Error|Exception): .+)")
 # What torchrun says to its ranks: the engine's process is none of them.
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -59,6 +62,11 @@ class Child:
         """The last line that it printed, after a colon; nothing where there is none."""
         lines = self._lines()
         return f": {lines[-1].removeprefix('error: ')}" if lines else ""
+
+    def worker_error(self) -> str:
+        """The last error of vLLM's worker process, which vLLM does not pass on; empty where none was printed."""
+        found = [match[1] for line in self._lines() if (match := _WORKER_ERROR.search(line))]
+        return found[-1].strip() if found else ""
 
     def show(self) -> None:
         """Print its last lines, which say where it failed."""

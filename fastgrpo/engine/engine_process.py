@@ -279,7 +279,8 @@ class EngineProcess:
         if kind == "ValueError":
             return self._lose(ValueError(text), GRACE_S)
         self._alive.show()
-        return self._lose(EngineDied(f"the engine's process failed: {kind}: {text.splitlines()[0]}"), GRACE_S)
+        reason = self._alive.worker_error() or f"{kind}: {text.splitlines()[0]}"
+        return self._lose(EngineDied(f"the engine's process failed: {reason}"), GRACE_S)
 
     def _died(self) -> Exception:
         child = self._alive

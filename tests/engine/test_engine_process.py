@@ -254,6 +254,12 @@ connection.recv()
             EngineDied,
             "RuntimeError: no kernel$",
         ),
+        (
+            "print('(Worker pid=7) ERROR 11-27 12:44:15 [executor.py:9] torch.OutOfMemoryError: 2 GiB', flush=True)\n"
+            "connection.send(('failed', 'Exception', 'See stack trace for root cause.'))",
+            EngineDied,
+            "failed: torch.OutOfMemoryError: 2 GiB$",
+        ),
         ("connection.send(('failed', 'ValueError', 'too long'))", ValueError, "^too long$"),
         ("time.sleep(60)", EngineDied, "vLLM has not started after 1 s"),
         ("os.write(connection.fileno(), b'\\0\\0'); time.sleep(60)", EngineDied, "generation hangs"),
