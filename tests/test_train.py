@@ -30,12 +30,12 @@ from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
 from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
-from fastgrpo.train import run as run_training
 from fastgrpo.training import learner
 from fastgrpo.training.learner import learning_rate, update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport
 from fastgrpo.types import Result, Reward, Sample
 from tests.helpers.random_engine import random_engine
+from tests.helpers.runs import run_without_report
 
 CORPUS = ["count the vowels in this sentence", "aeiou bcdfg"] * 4
 
@@ -117,9 +117,8 @@ def run(
         "eval.samples": 2,
         "checkpoint.every": 2,
     } | {key.replace("__", "."): value for key, value in values.items()}
-    config = resolve(values)
-    asyncio.run(run_training(config, resume=resume, task=Task(lambda _: problems or load_vowels(_), environment)))
-    return config.folder
+    task = Task(lambda _: problems or load_vowels(_), environment)
+    return run_without_report(resolve(values), task, resume=resume)
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -378,7 +377,7 @@ def test_a_model_by_its_name_is_found_again_by_the_commit(
     assert (recorded["model.source"], recorded["model.revision"]) == ("org/tiny", snapshot.name)
     shutil.rmtree(snapshot)
     config = resolve(recorded | {"grpo.steps": 2})
-    asyncio.run(run_training(config, resume=True, task=Task(load_vowels, open_vowels)))
+    run_without_report(config, Task(load_vowels, open_vowels), resume=True)
     assert [row["step"] for row in metrics(folder)] == [1, 2]
     assert asked == [("org/tiny", None), ("org/tiny", snapshot.name)]
 

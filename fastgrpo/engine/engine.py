@@ -6,6 +6,7 @@ imported on first use (it costs seconds). Token ids go in, token ids and logprob
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -117,6 +118,9 @@ class Engine:
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
+            # vLLM collects garbage five times as it starts. Of all that is imported by now nothing is garbage.
+            gc.collect()
+            gc.freeze()
             self._llm: Any = LLMEngine.from_engine_args(EngineArgs(**options))
         idle_inside_blocks(self._llm)
 

@@ -68,6 +68,7 @@ def worker_adjusted() -> Iterator[None]:
             from vllm.model_executor.layers import utils
             from vllm.v1.sample import sampler
 
+            look_for_kernels_once()
             sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
             stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
             stack.enter_context(replaced(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False))
@@ -99,6 +100,16 @@ def keep_own_logprobs_only() -> None:
             general(self, lists)
 
     LogprobsProcessor._update_sample_logprobs = update  # type: ignore[assignment, method-assign]
+
+
+@cache
+def look_for_kernels_once() -> None:
+    """vLLM goes through all modules for kernels that a CPU lacks, at each start of an engine; one search finds them."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    replace_kernels = getattr(CpuPlatform, "register_triton_kernel_overrides", None)  # not in older versions
+    if replace_kernels is not None:
+        CpuPlatform.register_triton_kernel_overrides = staticmethod(cache(replace_kernels))  # type: ignore[method-assign, assignment]
 
 
 def idle_inside_blocks(llm: Any) -> None:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -37,19 +36,20 @@ from tests.helpers.marks import exact
 pytestmark = pytest.mark.engine
 
 
-def start(folder: Path, **options: Any) -> EngineProcess:
-    dtype = str(policy_dtype(Config())).removeprefix("torch.")
-    return EngineProcess(folder, dtype=dtype, max_model_len=256, max_num_seqs=16, kv_cache_gib=0.1, **options)
-
-
 @pytest.fixture(scope="module")
 def process(tiny_folder: Path) -> Iterator[EngineProcess]:
-    engine = start(tiny_folder)
+    """One for all tests, as its start is the slow part: with a further process for the worker, as on a GPU."""
+    engine = EngineProcess(
+        tiny_folder,
+        dtype=str(policy_dtype(Config())).removeprefix("torch."),
+        max_model_len=256,
+        max_num_seqs=16,
+        kv_cache_gib=0.1,
+        worker_process=True,
+    )
     yield engine
-    pid = engine.pid
     engine.close()
     engine.close()
-    assert not psutil.pid_exists(pid)
 
 
 @pytest.fixture
@@ -203,33 +203,6 @@ def test_an_unknown_architecture_is_copied_and_a_lost_one_found(
     synced.sync(policy)
 
 
-@exact
-def test_the_policy_keeps_its_weights_when_the_process_hangs(tiny_folder: Path, policy: Policy) -> None:
-    """Here with a further process for the worker, as on a GPU, which ends too."""
-    engine = start(tiny_folder, step_timeout_s=2.0, worker_process=True)
-    engine.sync(policy)
-    expected = policy.logprobs(PROMPTS)
-    engine.submit(0, PROMPTS[0], max_tokens=2)
-    finish(engine)
-    pids = [engine.pid, *(child.pid for child in psutil.Process(engine.pid).children(recursive=True))]
-    assert len(pids) >= 2
-    os.kill(engine.pid, signal.SIGSTOP)
-    engine.submit(0, PROMPTS[0], max_tokens=4)
-    begun = time.monotonic()
-    with pytest.raises(EngineDied, match=r"^generation hangs: a step of vLLM took over 2 s; raise engine.step_timeout"):
-        finish(engine)
-    assert time.monotonic() - begun < 10
-    assert gone(pids)
-    # Whoever asks next hears the same, and what only drops requests has nothing to do.
-    engine.abort_all()
-    assert not engine.busy
-    with pytest.raises(EngineDied, match="generation hangs"):
-        engine.settle()
-    engine.close()
-    for ours, before in zip(policy.logprobs(PROMPTS), expected, strict=True):
-        assert torch.equal(ours, before)
-
-
 # What runs in the place of the engine: it takes the options, and then this.
 FAKE = """
 import os, signal, sys, time
@@ -292,3 +265,30 @@ engine_process.EngineProcess("nowhere", max_model_len=16)
 """
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
     assert gone([int(done.stdout)])
+
+
+@exact
+def test_the_policy_keeps_its_weights_when_the_process_hangs(
+    synced: EngineProcess, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test, as it ends the engine of all of them."""
+    expected = policy.logprobs(PROMPTS)
+    synced.submit(0, PROMPTS[0], max_tokens=2)
+    finish(synced)
+    pids = [synced.pid, *(child.pid for child in psutil.Process(synced.pid).children(recursive=True))]
+    assert len(pids) >= 2
+    monkeypatch.setattr(synced, "_step_timeout_s", 2.0)
+    os.kill(synced.pid, signal.SIGSTOP)
+    synced.submit(0, PROMPTS[0], max_tokens=4)
+    begun = time.monotonic()
+    with pytest.raises(EngineDied, match=r"^generation hangs: a step of vLLM took over 2 s; raise engine.step_timeout"):
+        finish(synced)
+    assert time.monotonic() - begun < 10
+    assert gone(pids)
+    # Whoever asks next hears the same, and what only drops requests has nothing to do.
+    synced.abort_all()
+    assert not synced.busy
+    with pytest.raises(EngineDied, match="generation hangs"):
+        synced.settle()
+    for ours, before in zip(policy.logprobs(PROMPTS), expected, strict=True):
+        assert torch.equal(ours, before)

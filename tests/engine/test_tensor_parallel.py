@@ -1,6 +1,5 @@
 """Two ranks that hold one vLLM together sample, train and resume as one rank alone does."""
 
-import asyncio
 import json
 import os
 from contextlib import asynccontextmanager
@@ -18,11 +17,11 @@ from fastgrpo.errors import UserError
 from fastgrpo.policy.model import Policy, load_policy
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.tasks import Task
-from fastgrpo.train import run as run_training
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Result, Reward, Rollout
 from tests.helpers.marks import two_gpus_or_none
 from tests.helpers.ranks import run_two_ranks
+from tests.helpers.runs import run_without_report
 
 
 class EvenBytes:
@@ -60,8 +59,7 @@ def run(model: Path, runs: Path, name: str, *, steps: int, tensor_parallel: int,
     values |= {"grpo.prompts_per_step": 2, "grpo.group_size": 4, "grpo.max_new_tokens": 12, "grpo.rounds": 2}
     values |= {"grpo.lr": 1e-3, "grpo.kl_weight": 0.05, "grpo.micro_batch_tokens": 96, "grpo.steps": steps}
     values |= {"eval.samples": 2, "checkpoint.every": 1}
-    config = resolve(values)
-    asyncio.run(run_training(config, resume=resume, task=Task(load_problems, open_even_bytes)))
+    run_without_report(resolve(values), Task(load_problems, open_even_bytes), resume=resume)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """Two ranks of the real training loop, one of which fails in its second step: `failing_ranks.py HOW MODEL RUNS`.
 
-Run by torchrun from test_failure.py. Only `hangs` starts a real vLLM; the others draw random completions.
+test_failure.py runs it under torchrun or its agent. Only `hangs` starts a real vLLM; the others draw at random.
 """
 
 import os
@@ -25,28 +25,28 @@ from fastgrpo.training import learner
 from fastgrpo.types import Result, Reward, Rollout
 from tests.helpers.random_engine import random_engine
 
-HOW, MODEL, RUNS = sys.argv[1:]
-RANK = os.environ["RANK"]
-
 
 class Failing:
     """Rewards the length of the completion, and fails on rank 1 once the first step has left its checkpoint."""
+
+    def __init__(self, how: str, runs: Path) -> None:
+        self.how, self.runs = how, runs
 
     def prompt(self, problem: Any) -> str:
         return problem.prompt
 
     async def execute(self, problem: Any, completion: str, seed: int) -> float:
-        if RANK == "1" and (Path(RUNS) / "failing/checkpoints/step-000001").exists():
+        if os.environ["RANK"] == "1" and (self.runs / "failing/checkpoints/step-000001").exists():
             self.fail()
         return (seed % 7) / 7
 
     def fail(self) -> None:
-        Path(RUNS, "failed").touch()
-        if HOW == "dies":
+        (self.runs / "failed").touch()
+        if self.how == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif HOW == "raises":
+        elif self.how == "raises":
             mock.patch.object(learner.Learner, "update", divide_by_zero).start()
-        elif HOW == "hangs":
+        elif self.how == "hangs":
             from vllm.v1.engine.llm_engine import LLMEngine
 
             mock.patch.object(LLMEngine, "step", hang).start()
@@ -66,16 +66,11 @@ def divide_by_zero(*_: object, **__: object) -> Never:
     raise ZeroDivisionError("an update divides by zero")
 
 
-@asynccontextmanager
-async def open_environment(config: Config, log: object) -> AsyncIterator[Failing]:
-    yield Failing()
-
-
 def load_problems(config: Config) -> tuple[list[Any], list[Any]]:
     return [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=0.5) for i in range(4)], []
 
 
-def main() -> None:
+def main(how: str, model: str, runs: str) -> None:
     values: dict[str, Any] = {"engine.max_model_len": 64, "engine.max_num_seqs": 8, "engine.kv_cache_gib": 0.05}
     values |= {
         "engine.process": "shared",
@@ -84,13 +79,22 @@ def main() -> None:
         "grpo.group_size": 4,
         "checkpoint.every": 1,
     }
-    values |= {"grpo.max_new_tokens": 16, "model.path": MODEL, "runs": RUNS, "name": "failing"}
-    if HOW != "hangs":
+    values |= {"grpo.max_new_tokens": 16, "model.path": model, "runs": runs, "name": "failing"}
+    if how != "hangs":
         mock.patch.object(learner, "open_engine", random_engine).start()
-    Path(RUNS, f"rank{RANK}.pid").write_text(str(os.getpid()))
+    Path(runs, f"rank{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+
+    @asynccontextmanager
+    async def open_environment(config: Config, log: object) -> AsyncIterator[Failing]:
+        yield Failing(how, Path(runs))
+
     with joined_ranks():
         run_async(lambda: run(resolve(values), task=Task(load_problems, open_environment)))
 
 
+def program(*arguments: str) -> None:
+    run_program(lambda: main(*arguments))
+
+
 if __name__ == "__main__":
-    run_program(main)
+    program(*sys.argv[1:])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import multiprocessing
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
 def processes() -> BaseContext:
@@ -25,6 +30,33 @@ def run_two_ranks(main: Callable[..., None], *arguments: Any) -> None:
         port = probe.getsockname()[1]
     processes()
     multiprocessing.start_processes(_rank, args=(port, main, *arguments), nprocs=2, start_method=_method())
+
+
+def run_under_agent(main: Callable[..., None], *arguments: str) -> tuple[int | None, str]:
+    """`main(*arguments)` on two ranks under torchrun's agent; its exit status and what they all print."""
+    with tempfile.NamedTemporaryFile() as printed:
+        agent: Any = processes().Process(target=_agent, args=(main, arguments, printed.name))  # type: ignore[attr-defined]
+        agent.start()
+        agent.join(240)
+        return agent.exitcode, Path(printed.name).read_text()
+
+
+def _agent(main: Callable[..., None], arguments: tuple[str, ...], printed: str) -> None:
+    with open(printed, "wb") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        logs_specs=DefaultLogsSpecs(),
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork" if _method() == "forkserver" else "spawn",
+    )
+    record(elastic_launch(config, main))(*arguments)
 
 
 def _method() -> str:

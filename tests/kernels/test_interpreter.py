@@ -18,10 +18,10 @@ WALK_ONLY = ("normaliser", "nothing", "micro", "tied", "frozen", "dropped")  # t
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreting process")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves are tested on the GPU")
-@pytest.mark.parametrize("file", ["test_head.py", "test_advantage.py", "test_layer.py"])
-def test_kernels_in_the_interpreter(file):
+def test_kernels_in_the_interpreter():
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / file)]
+    files = [str(HERE / name) for name in ("test_head.py", "test_advantage.py", "test_layer.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     command += ["-k", " and ".join(f"not {name}" for name in WALK_ONLY)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     options = {"cwd": HERE.parents[1], "capture_output": True, "text": True, "timeout": 240}

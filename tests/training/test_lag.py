@@ -19,10 +19,10 @@ from fastgrpo.rollouts.experience import Experience, Tally, from_bytes
 from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems
-from fastgrpo.train import run as run_training
 from fastgrpo.training.advantage import to_samples
 from fastgrpo.training.learner import EXPERIENCE, Learner, open_learner
 from fastgrpo.types import Sampling
+from tests.helpers.runs import run_without_report
 from tests.test_train import CORPUS, Vowels, load_vowels, metrics, open_interrupting, open_vowels
 from tests.test_train import weights as saved_weights
 
@@ -47,8 +47,7 @@ def settings(model: Path, runs: Path, name: str, **grpo: object):
 
 
 def train(config, *, resume: bool = False, environment=open_vowels) -> Path:
-    asyncio.run(run_training(config, resume=resume, task=Task(load_vowels, environment)))
-    return config.folder
+    return run_without_report(config, Task(load_vowels, environment), resume=resume)
 
 
 def lags(folder: Path) -> list[tuple[int, list[int]]]:
