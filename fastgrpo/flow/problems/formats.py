@@ -122,13 +122,15 @@ class Mbpp(msgspec.Struct, frozen=True):
     test: str = ""
 
     def problem(self, name: str) -> Problem:
-        """The sentence alone does not say what to call the function: the first (public) test is its example."""
+        """The sentence alone does not say what to call the function: the first (public) test, with the objects that it
+        needs, is its example."""
         if not self.test_list:
             raise ValueError("has no tests: its test_list is empty")
         defined = list(_bound(parse(self.code)))
         called = {node.id for node in ast.walk(parse(self.test_list[0])) if isinstance(node, ast.Name)}
         entry_point = next((name for name in defined if name in called), defined[-1] if defined else "")
-        prompt = f"{self.prompt or self.text}\n\nExample:\n{self.test_list[0]}\n"
+        example = "\n".join([*self.test_setup_code.splitlines(), self.test_list[0]]).strip("\n")
+        prompt = f"{self.prompt or self.text}\n\nExample:\n{example}\n"
         return made(f"MBPP/{self.task_id}", prompt, entry_point, self.code, self._tests(entry_point))
 
     def _tests(self, entry_point: str) -> Tests:
