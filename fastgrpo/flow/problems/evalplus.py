@@ -18,7 +18,7 @@ from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests
 from fastgrpo_sandbox.guest.syntax import parse
 
-_NUMBERS = (int, float, complex)
+_NUMBERS = frozenset({int, float, complex})
 
 
 class EvalPlus(msgspec.Struct, frozen=True):
@@ -29,7 +29,7 @@ class EvalPlus(msgspec.Struct, frozen=True):
     entry_point: str
     canonical_solution: str
     base_input: list[list[Any]]
-    plus_input: list[list[Any]] = []
+    plus_input: list[list[Any]] | dict[str, Any] = []  # {} where there are none
     atol: float = 0.0
     assertion: str = ""
 
@@ -40,7 +40,7 @@ class EvalPlus(msgspec.Struct, frozen=True):
         shapes = [_learnt(arguments) for arguments in zip(*_literal(examples), strict=False)]
         inputs = [
             [_typed(value, *shapes[place : place + 1]) for place, value in enumerate(given)]
-            for given in self.base_input + self.plus_input
+            for given in _with_numbers([*self.base_input, *self.plus_input], len(self.base_input), shapes)
         ]
         setup = f"{_SAME}\nexpected = defined({solution!r}, {self.entry_point!r})\n"
         setup += preamble(self.prompt, self.entry_point) if self._asks_for_a_zero else ""
@@ -126,8 +126,6 @@ def _typed(value: Any, shape: _Shape | None = None) -> Any:
         items = _Shape(items.kinds | (shape.kinds & {tuple}), items.items)
     if isinstance(value, dict):
         return {key: _typed(each, items) for key, each in value.items()}
-    if isinstance(value, str) and shape.kinds <= set(_NUMBERS):
-        return _number(value)
     if not isinstance(value, list):
         return value
     made = [_typed(each, items) for each in value]
@@ -138,11 +136,26 @@ def _typed(value: Any, shape: _Shape | None = None) -> Any:
     return tuple(made) if tuple in shape.kinds else made
 
 
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return complex(text)
+def _with_numbers(inputs: list[list[Any]], first: int, shapes: Sequence[_Shape]) -> list[list[Any]]:
+    """The inputs, numbers read that are texts: where the assertion has numbers for the texts of the `first` inputs, or
+    some text is of a complex one."""
+    found = [list(given) for given in inputs]
+    for place, shape in enumerate(shapes):
+        texts = [given[place] for given in inputs if place < len(given) and isinstance(given[place], str)]
+        is_told = any(isinstance(given[place], str) for given in inputs[:first]) or any("j" in text for text in texts)
+        if shape.kinds <= _NUMBERS and is_told and all(_number(text) is not None for text in texts):
+            for given in found:
+                given[place] = _number(given[place]) if isinstance(given[place], str) else given[place]
+    return found
+
+
+def _number(text: str) -> float | complex | None:
+    for kind in (float, complex):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None
 
 
 _SAME = """

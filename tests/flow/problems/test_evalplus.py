@@ -45,6 +45,13 @@ SETS = record(
 COMPLEX = record(
     "def turn(a, b):\n    return a + b * 1j\n", "assert turn(0, 1j) == -1", ["0", "1j"], plus=[["2.5", "0j"]]
 )
+TEXTS = record(
+    "def count(xs, x):\n    return sum(each is not None and each == x for each in xs)\n",
+    "assert count([1, 2], 2) == 1",
+    [[1, 2], 2],
+    plus=[[["pear", 1], "pear"], [["5"], "5"]],
+)
+NO_MORE = record("def last(xs):\n    return xs[-1]\n", "assert last([1, 2]) == 2", [[1, 2]]) | {"plus_input": {}}
 WITHIN = record(
     "def best(d):\n    return max((v, k) for k, v in d.items() if hash(v))\n",
     "assert best({'a': (1, 2)}) == ((1, 2), 'a')",
@@ -58,7 +65,7 @@ ENDLESS = record(
 
 @pytest.mark.jail
 @pytest.mark.parametrize(
-    "sample", [PAIRS, NESTED, SETS, COMPLEX, WITHIN, ENDLESS], ids=lambda each: each["entry_point"]
+    "sample", [PAIRS, NESTED, SETS, COMPLEX, TEXTS, NO_MORE, WITHIN, ENDLESS], ids=lambda each: each["entry_point"]
 )
 def test_a_canonical_solution_passes_and_none_that_returns_nothing(load: Load, judge: Judge, sample: Any) -> None:
     [problem] = load(sample)
