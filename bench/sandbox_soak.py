@@ -103,12 +103,13 @@ class Soak:
             self.wrong[f"{outcome.status} {outcome.error[-80:]!r} for {code[:30]!r}"] += 1
 
     async def _kill(self, pool: SandboxPool) -> None:
+        """The first at once, while all cells are there: a busy machine may end the jobs before a second finds any."""
         while True:
-            await asyncio.sleep(self._random.uniform(0.5, 1.5) * self.kills_every)
-            cell = self._random.choice(pool._cells)
-            with contextlib.suppress(ProcessLookupError, IndexError):
-                os.kill(self._random.choice([cell._process.pid, server_of(cell._process.pid)]), signal.SIGKILL)
+            with contextlib.suppress(OSError, IndexError, AttributeError):  # the cell is on its way in or out
+                pid = self._random.choice(pool._cells)._process.pid
+                os.kill(self._random.choice([pid, server_of(pid)]), signal.SIGKILL)
                 self.kills += 1
+            await asyncio.sleep(self._random.uniform(0.5, 1.5) * self.kills_every)
 
 
 async def _settled(pool: SandboxPool) -> dict[str, int]:

@@ -123,13 +123,24 @@ def _compiling() -> Iterator[None]:
 
 def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
-    job: dict[str, Any] = {"role": "judge", "setup": tests.setup, "lines": None}
+    job: dict[str, Any] = {"role": "judge", "setup": tests.setup, "lines": None, "needed": _needed(tests)}
     with _compiling():
         if isinstance(tests, AssertTests):
             lines = [(compile_asserts(line), tuple(wanted_names(line))) for line in tests.asserts]
             return job | {"lines": lines}
         code, wanted = compile_asserts(tests.source), tuple(wanted_names(tests.source))
     return job | {"code": code, "wanted": wanted, "entry_point": tests.entry_point}
+
+
+def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
+    """What the setup takes from the solution: for assertions whatever it reads, for `check` no helper functions."""
+    try:
+        names = wanted_names(tests.setup).names if tests.setup else ()
+    except (SyntaxError, ValueError, RecursionError):
+        return ()  # the judge says so
+    if isinstance(tests, AssertTests):
+        return names
+    return tuple(name for name in names if name == tests.entry_point or name[:1].isupper())
 
 
 def _unittest_job(tests: UnittestTests) -> dict[str, Any]:

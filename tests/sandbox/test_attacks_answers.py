@@ -329,6 +329,39 @@ FORGED = [
         A("assert f(1) ^ 2 == 0", "assert not f(1) & 2", "assert (f(1) | 2) == 0"),
     ),
     (
+        "asserts: containers of the library's whose items equal everything",
+        Y
+        + "from collections.abc import Mapping, MutableSequence, Set\nclass M(Mapping):\n    def __getitem__(self, k): return Y()\n    def __iter__(self): return iter('a')\n    def __len__(self): return 1\n    def items(self): return {'a': Y()}.items()\n    __eq__ = Y.__eq__\nclass S(Set):\n    def __contains__(self, item): return True\n    def __iter__(self): return iter([Y()])\n    def __len__(self): return 1\n    __eq__ = Y.__eq__\nclass L(MutableSequence):\n    __setitem__ = __delitem__ = insert = lambda *a: None\n    def __getitem__(self, i): return [Y()][i]\n    def __len__(self): return 1\n    __eq__ = Y.__eq__\ndef f(x): return {'m': M, 's': S, 'l': L}[x]()",
+        A("assert f('m') == {'a': 1}", "assert {'a': 1} == f('m')", "assert f('s') == {1}", "assert f('l') == [1]"),
+    ),
+    (
+        "asserts: an object of the library's with attributes that equal everything",
+        Y
+        + "import statistics\nclass N(statistics.NormalDist):\n    _mu = _sigma = property(lambda self: Y())\ndef f(x): return N()",
+        A("import statistics\nassert f(1) == statistics.NormalDist(1, 2)", "assert f(1).mean == 1"),
+    ),
+    (
+        "asserts: a class that calls itself the library's",
+        Y
+        + "import re\nY.__module__, Y.__name__, Y.__qualname__ = 're', 'Match', 'Match'\nre.Match = Y\ndef f(x): return Y()",
+        A("import re\nassert f(1) == 2 or f(1) == re.match('a', 'a')", "assert type(f(1)) is int"),
+    ),
+    (
+        "asserts: what a callback of the tests holds",
+        "import inspect\ndef f(g):\n    found = [p.default for p in inspect.signature(g).parameters.values()]\n    for name in ('co_consts', 'co_code', 'co_names'):\n        found += getattr(g.__code__, name, ())\n    found += getattr(g, '__defaults__', None) or ()\n    return next((each for each in found if each == 77), 0)",
+        A("def g(x, want=77): return x == 77\nassert f(g) == 77"),
+    ),
+    (
+        "asserts: what an object of the tests keeps to itself",
+        "def f(o): return o.__dict__.get('_want', getattr(o, '_want', 0))",
+        A("class O:\n    def __init__(self): self._want = 77\nassert f(O()) == 77"),
+    ),
+    (
+        "asserts: an object that sees what a function is added to",
+        Y + "class N:\n    def __add__(self, g): return g()\ndef f(x): return N()",
+        A("assert f(1) + 77 == 77", "assert f(1) + (lambda: 77) == 78"),
+    ),
+    (
         "asserts: a copy that equals everything",
         Y + "def f(x): return Y()",
         A("import pickle\nassert pickle.loads(pickle.dumps(f(1))) == 2", "import copy\nassert copy.copy(f(1)) == 2"),

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from fastgrpo.flow.problems.formats import made
+from fastgrpo.flow.problems.tested import made
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.syntax import parse

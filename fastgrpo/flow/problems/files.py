@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import gzip
 import importlib.util
+import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,11 +18,14 @@ from msgspec.structs import replace
 
 from fastgrpo.errors import UserError
 from fastgrpo.flow.problems.contests import Apps, CodeContests, DeepCoder, LiveCodeBench
-from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, EvalPlus, HumanEval, LeetCode, Mbpp, OwnProblem
+from fastgrpo.flow.problems.evalplus import EvalPlus
+from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, HumanEval, LeetCode, Mbpp, OwnProblem
 from fastgrpo.flow.problems.numbers import NumberProblem
 from fastgrpo.flow.types import Problem
 from fastgrpo.rollouts.dataset import hub_rows, set_names
 from fastgrpo_sandbox.guest.syntax import parse
+
+Record = TypeVar("Record")
 
 
 class Format(Protocol):
@@ -47,8 +51,6 @@ FORMS: tuple[tuple[frozenset[str], type[Format]], ...] = (
     (frozenset({"question", "answer"}), NumberProblem),
     (frozenset({"id", "prompt"}), OwnProblem),
 )
-_ONE = msgspec.json.Decoder(dict[str, Any])
-_ALL = msgspec.json.Decoder(list[dict[str, Any]])
 HUMANEVAL = ("humaneval", "openai_humaneval", "openai/openai_humaneval")
 
 
@@ -116,13 +118,28 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if content[:4] == b"PAR1":
         yield from enumerate(_parquet(path), 1)
     elif content.lstrip()[:1] == b"[":
-        yield from enumerate(_decoded(path, 1, partial(_ALL.decode, content)), 1)
+        yield from enumerate(_decoded(path, 1, partial(_json, content, list[dict[str, Any]])), 1)
     elif path.name.endswith((".json", ".json.gz")) and b"\n{" not in content:
-        yield 1, _decoded(path, 1, partial(_ONE.decode, content))
+        yield 1, _decoded(path, 1, partial(_json, content, dict[str, Any]))
     else:
         for number, line in enumerate(content.splitlines(), 1):
             if line.strip():
-                yield number, _decoded(path, number, partial(_ONE.decode, line))
+                yield number, _decoded(path, number, partial(_json, line, dict[str, Any]))
+
+
+def _json(text: bytes, kind: type[Record]) -> Record:
+    """JSON, also as Python writes it, with Infinity and NaN. Raises msgspec's errors, and UnicodeDecodeError."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if not any(name in text for name in (b"Infinity", b"NaN")):
+            raise
+        try:
+            return msgspec.convert(json.loads(text), kind)
+        except json.JSONDecodeError as error:
+            raise msgspec.DecodeError(f"JSON is malformed: {error}") from None
 
 
 def _content(path: Path) -> bytes:

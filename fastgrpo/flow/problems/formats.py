@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from fastgrpo.flow.problems.source_text import TO_THE_END
-from fastgrpo.flow.problems.splitting import describe_tests, part, preamble, public_indices, split_tests
+from fastgrpo.flow.problems.splitting import describe_tests, preamble
+from fastgrpo.flow.problems.tested import bound, made
 from fastgrpo.flow.problems.unrolling import asserts_in_helpers, one_by_one
 from fastgrpo.flow.types import NO_TESTS, Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
@@ -88,27 +87,6 @@ class HumanEval(msgspec.Struct, frozen=True):
         return made(str(self.task_id), self.prompt, self.entry_point, self.prompt + self.canonical_solution, tests)
 
 
-class EvalPlus(msgspec.Struct, frozen=True):
-    """EvalPlus' own files of HumanEval+ and MBPP+: inputs alone, whose outputs are those of the canonical solution."""
-
-    task_id: str | int
-    prompt: str
-    entry_point: str
-    canonical_solution: str
-    base_input: list[list[Any]]
-    plus_input: list[list[Any]] = []
-    atol: float = 0.0
-
-    def problem(self, name: str) -> Problem:
-        """The problem, tested beside its canonical solution, which only the judge holds."""
-        solution = self.prompt + self.canonical_solution
-        inputs = self.base_input + self.plus_input
-        arguments = [", ".join(map(repr, given)) for given in inputs]
-        asserts = (f"assert same({self.entry_point}({a}), expected({a}), {self.atol!r})" for a in arguments)
-        setup = f"{_SAME}\nexpected = defined({solution!r}, {self.entry_point!r})\n"
-        return made(str(self.task_id), self.prompt, self.entry_point, solution, AssertTests(tuple(asserts), setup))
-
-
 class Mbpp(msgspec.Struct, frozen=True):
     """MBPP as Google gives it (`text`), sanitized (`prompt`), and evalplus/mbppplus (`test`, a script)."""
 
@@ -122,13 +100,15 @@ class Mbpp(msgspec.Struct, frozen=True):
     test: str = ""
 
     def problem(self, name: str) -> Problem:
-        """The sentence alone does not say what to call the function: the first (public) test is its example."""
+        """The sentence alone does not say what to call the function: the first (public) test, with the objects that it
+        needs, is its example."""
         if not self.test_list:
             raise ValueError("has no tests: its test_list is empty")
-        defined = list(_bound(parse(self.code)))
+        defined = list(bound(parse(self.code)))
         called = {node.id for node in ast.walk(parse(self.test_list[0])) if isinstance(node, ast.Name)}
         entry_point = next((name for name in defined if name in called), defined[-1] if defined else "")
-        prompt = f"{self.prompt or self.text}\n\nExample:\n{self.test_list[0]}\n"
+        example = "\n".join([*self.test_setup_code.splitlines(), self.test_list[0]]).strip("\n")
+        prompt = f"{self.prompt or self.text}\n\nExample:\n{example}\n"
         return made(f"MBPP/{self.task_id}", prompt, entry_point, self.code, self._tests(entry_point))
 
     def _tests(self, entry_point: str) -> Tests:
@@ -189,81 +169,10 @@ class LeetCode(msgspec.Struct, frozen=True):
         return replace(problem, given=self.prompt)
 
 
-_SAME = """
-import math
-
-def defined(source, name):
-    names = {"__name__": "expected"}
-    exec(source, names)
-    return names[name]
-
-def same(got, wanted, room):
-    if isinstance(wanted, (list, tuple)) and isinstance(got, (list, tuple)):
-        return len(got) == len(wanted) and all(map(same, got, wanted, [room] * len(got)))
-    if isinstance(wanted, float) or isinstance(got, float) and isinstance(wanted, int):
-        return got == wanted or math.isclose(got, wanted, rel_tol=1e-7, abs_tol=room or 1e-6)
-    return got == wanted or wanted != wanted and got != got
-"""
-
-
-def made(
-    id: str, prompt: str, entry_point: str, solution: str, tests: Tests, public: Collection[int] | None = None
-) -> Problem:
-    """A problem whose tests are split; `public` are the indices of its public tests, None = every third.
-
-    Raises ValueError where nothing is tested, or the solution does not define its entry point.
-    """
-    if not isinstance(tests, StdioTests):
-        _check_entry_point(entry_point, solution)
-    elif solution:
-        parse(solution)
-    count = len(describe_tests(tests))
-    public = tuple(public_indices(count) if public is None else public)
-    public_tests, hidden_tests = split_tests(tests, public)
-    return Problem(
-        id=id,
-        prompt=prompt,
-        entry_point=entry_point,
-        solution=solution or None,
-        public_tests=public_tests,
-        hidden_tests=hidden_tests,
-        tests=part(tests, range(count)),
-        public=public,
-    )
-
-
-def _check_entry_point(entry_point: str, solution: str) -> None:
-    root = re.match(r"[^\W\d]\w*", entry_point)
-    if root is None:
-        raise ValueError(f"has entry_point {entry_point!r}: name what its solution is to define")
-    if solution and root[0] not in _bound(parse(solution)):
-        raise ValueError(f"has entry_point {entry_point!r}, which its solution does not define")
-
-
-def _bound(tree: ast.Module) -> dict[str, None]:
-    """Names that a program gives a value, its functions' and classes' own left out, in their order."""
-    found: dict[str, None] = {}
-    nodes: list[ast.AST] = [tree]
-    while nodes:
-        node = nodes.pop(0)
-        match node:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                found[name] = None
-            case ast.Lambda():
-                pass
-            case ast.alias(name=name, asname=alias):
-                found[alias or name.partition(".")[0]] = None
-            case _:
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    found[node.id] = None
-                nodes += ast.iter_child_nodes(node)
-    return found
-
-
 def checked(source: str, entry_point: str, setup: str) -> Tests:
     """Tests of the form `check(candidate)`; one by one where helpers assert, a loop does, or a method is tested."""
     tree = parse(source)
-    if "check" not in _bound(tree):
+    if "check" not in bound(tree):
         raise ValueError("has tests that do not define check(candidate)")
     as_it_is = CheckTests(source=source, entry_point=entry_point, setup=setup)
     plain = entry_point.isidentifier() and not asserts_in_helpers(tree)

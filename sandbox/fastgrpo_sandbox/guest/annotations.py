@@ -65,16 +65,18 @@ def alias(sort: str, name: str, args: Sequence[Any] | None) -> Any:
     return form[args[0] if len(args) == 1 else tuple(args)]
 
 
-def signature_parts(function: Any) -> Parts:
+def signature_parts(function: Any, with_values: bool = True) -> Parts:
     """Of each parameter its name, kind, and default and annotation in lists that may be empty; and the answer's
-    annotation likewise. Raises what inspect.signature does."""
+    annotation likewise. Without values a default is `...`. Raises what inspect.signature does."""
     inspect = importlib.import_module("inspect")
     given = inspect.signature(function)
 
-    def listed(value: Any) -> Parts:
-        return [] if value is inspect.Parameter.empty else [value]
+    def listed(value: Any, shown: bool = True) -> Parts:
+        return [] if value is inspect.Parameter.empty else [value if shown else ...]
 
-    parameters = [[p.name, int(p.kind), listed(p.default), listed(p.annotation)] for p in given.parameters.values()]
+    parameters = [
+        [p.name, int(p.kind), listed(p.default, with_values), listed(p.annotation)] for p in given.parameters.values()
+    ]
     return [parameters, listed(given.return_annotation)]
 
 

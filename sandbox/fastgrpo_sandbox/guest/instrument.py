@@ -164,6 +164,16 @@ def _call(function: str, *arguments: int | ast.expr) -> ast.Expr:
     return ast.Expr(ast.Call(func=_name(function), args=args, keywords=[]))
 
 
+class _Types(ast.NodeTransformer):
+    """`type(a)` becomes `__type__(a)` (looks.py)."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if len(node.args) == 1 and not node.keywords and isinstance(node.func, ast.Name) and node.func.id == "type":
+            node.func = ast.copy_location(_name("__type__"), node.func)
+        return node
+
+
 def split_asserts(source: str) -> tuple[ast.Module, int, tuple[int, ...]]:
     """`source` with every assert replaced by a call of `__passed__(index, test)`, or `__checked__` where it may be run
     again, guarded by `__failed__(index)`; the number of asserts; and those that are `assert False`. Indices follow the
@@ -185,6 +195,8 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
     """`split_asserts(source)` compiled and marshalled for the judge, which is this same interpreter, the number of
     asserts, and those that nothing may come to. Raises SyntaxError."""
     tree, count, never = split_asserts(source)
+    if all(_bound(node) != "type" for node in ast.walk(tree)):
+        tree = _Types().visit(tree)
     return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True)), count, never
 
 

@@ -14,6 +14,7 @@ import sys
 import types
 from typing import Any
 
+from . import around, looks
 from .instrument import MODULES, Wanted, compile_asserts, wanted_names
 from .peer import Peer
 from .remote import place_of
@@ -64,16 +65,39 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     """One bool for each assertion of a CheckTests job or line of an AssertTests job. Raises what the setup does."""
     sys.setrecursionlimit(3000)
     solution = Peer(peer)
-    namespace: dict[str, Any] = {"__name__": "tests"}
+    if _mention(job, "inspect"):
+        looks.patch_inspect()
+    if any(_mention(job, word) for word in around.WORDS):
+        if _mention(job, "mock"):
+            importlib.import_module("unittest.mock")
+        solution.before_asking = around.Around(solution).look
+    given = _given(job["needed"], solution)
+    namespace: dict[str, Any] = {"__name__": "tests", **given}
     exec(compile_source(job["setup"], "setup.py"), namespace)
     if job["lines"] is None:
         return _check_verdicts(job, solution, namespace)
-    return [_line_passes(code, Wanted(*wanted), namespace, solution) for code, wanted in job["lines"]]
+    defined = {name for name, value in namespace.items() if name not in given or value is not given[name]}
+    return [_line_passes(code, Wanted(*wanted), namespace, defined, solution) for code, wanted in job["lines"]]
+
+
+def _mention(job: dict[str, Any], name: str) -> bool:
+    """Whether the tests have `name` in them."""
+    codes = [job["code"][0]] if job["lines"] is None else [code for (code, *_), _ in job["lines"]]
+    return name in job["setup"] or any(name.encode() in code for code in codes)
+
+
+def _given(names: tuple[str, ...], solution: Peer) -> dict[str, Any]:
+    """What the setup takes from the solution, where that has it."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(AttributeError):
+            found[name] = solution.name(name)[0]
+    return found
 
 
 def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
     namespace |= {"__passed__": record.passed, "__checked__": record.checked, "__failed__": record.failed}
-    namespace |= {"__over__": record.over, "__Exception__": Exception}
+    namespace |= {"__over__": record.over, "__Exception__": Exception, "__type__": looks.type_of}
     exec(marshal.loads(code), namespace)
 
 
@@ -94,7 +118,11 @@ def _check_verdicts(job: dict[str, Any], solution: Peer, namespace: dict[str, An
 
 
 def _line_passes(
-    compiled: tuple[bytes, int, tuple[int, ...]], wanted: Wanted, namespace: dict[str, Any], solution: Peer
+    compiled: tuple[bytes, int, tuple[int, ...]],
+    wanted: Wanted,
+    namespace: dict[str, Any],
+    defined: set[str],
+    solution: Peer,
 ) -> bool:
     """The solution must define the names that neither setup, builtins nor the standard library have. A line that wants
     no function of it tests one that is named like a builtin. What else the solution gives is no wanted value."""
@@ -102,7 +130,7 @@ def _line_passes(
     record = _Record(count)
     try:
         names = _modules(wanted, namespace)
-        found = {name: solution.name(name) for name in wanted.names if name not in namespace}
+        found = {name: solution.name(name) for name in wanted.names if name not in defined}
         own = {name: value for name, (value, is_library) in found.items() if not is_library}
         if any(_is_answer(name, own[name]) for name in wanted.strangers if name in own):
             return False
@@ -158,7 +186,9 @@ def warm_up() -> None:
     answering.serve_one()
     answering.serve_one()
     limit = sys.getrecursionlimit()
-    verdicts({"setup": "", "lines": [(compile_asserts(WARM_UP), tuple(wanted_names(WARM_UP)))]}, near.fileno())
+    verdicts(
+        {"setup": "", "needed": (), "lines": [(compile_asserts(WARM_UP), tuple(wanted_names(WARM_UP)))]}, near.fileno()
+    )
     sys.setrecursionlimit(limit)
     near.close()
     far.close()

@@ -9,8 +9,9 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .plain import HOLDERS, KINDS, name_of
+from .plain import HOLDERS, KINDS, VALUES, name_of
 
+BARE = frozenset({"datetime.tzinfo"})  # a base without a value, which others of the library insist on
 KEPT_BACK = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)
 MEMBERS = ("filename", "filename2", "name", "path")  # of exceptions, beside what is in their dict
 VALUE_MODULES = frozenset({"builtins", "collections", "datetime", "decimal", "fractions", "uuid", "pathlib", "array"})
@@ -38,6 +39,17 @@ def library_place(value: Any) -> str | None:
     if not (isinstance(module, str) and isinstance(own, str) and is_library(module)):
         return None
     return f"{module}.{own}" if getattr(sys.modules.get(module), own, None) is value else None
+
+
+def library_class(place: str) -> type | None:
+    """The class of a full name of the library's, whose objects are no values: isinstance may hold for what the other
+    side says to be one. None where nothing here has imported it."""
+    module, _, own = place.rpartition(".")
+    found = getattr(sys.modules.get(module), own, None) if is_library(module) else None
+    if not isinstance(found, type) or found in (object, type):
+        return None
+    is_value = name_of(found) in VALUES or plain_base(found) is not object or is_abstract(found)
+    return None if is_value or library_place(found) is None else found
 
 
 def known_name(kind: type) -> str | None:
@@ -69,9 +81,13 @@ def known(name: Any) -> type:
 
 
 def plain_base(kind: type) -> type:
-    """The plain type or library's exception from which a class derives, or object."""
+    """The plain type, bare base or library's exception from which a class derives, or object."""
     for each in kind.__mro__:
-        if each in PLAIN_BASES or (name_of(each) in KINDS.keys() - HOLDERS and known_name(each)):
+        if (
+            each in PLAIN_BASES
+            or name_of(each) in BARE
+            or (name_of(each) in KINDS.keys() - HOLDERS and known_name(each))
+        ):
             return each
         if issubclass(each, BaseException) and known_name(each):
             return each

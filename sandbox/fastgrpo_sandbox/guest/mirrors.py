@@ -25,6 +25,7 @@ from .remote import (
 )
 
 PAUSE_S = 0.0005  # between two looks at what the other side awaits
+CONTAINERS = (("Mapping", dict), ("Set", set), ("MutableSequence", list))
 Ask = Callable[..., Any]  # of an object, an operator's name and its operands
 
 
@@ -59,10 +60,21 @@ def _order(name: str, by: Ask = _special) -> Callable[[Any, Any], Any]:
 
 
 def _as_plain(self: Any, name: str, *others: Any) -> Any:
-    """What the plain type that `self` also is answers."""
+    """What the plain type that `self` also is answers. The items of one of the library's abstract containers are
+    compared here."""
     base = type(self)._fastgrpo_base_
+    if base is object and name in ("__eq__", "__ne__"):
+        plain = next((plain for kind, plain in CONTAINERS if kind in _library_names(self)), None)
+        if plain is not None and type(others[0]) is plain:
+            items = ask(self, "get", "items")() if plain is dict else self
+            return (plain(items) == others[0]) is (name == "__eq__")
     operator = getattr(base, name, None)
     return NotImplemented if base is object or operator is None else operator(self, *others)
+
+
+def _library_names(self: Any) -> set[str]:
+    mro = type.__dict__["__mro__"].__get__(type(self))
+    return {each.__name__ for each in mro if each.__module__ == "collections.abc"}
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:

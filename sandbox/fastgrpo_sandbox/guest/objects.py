@@ -54,10 +54,13 @@ class Objects:
         self._named = named
         self.is_guarded = named is None
         self.lent: list[Any] = []
-        self._numbers: dict[int, int] = {}  # of lent objects, by id()
+        self._numbers: dict[
+            Any, int
+        ] = {}  # of lent objects, by id(); of methods, which are made anew each time, by whose
         self._told: set[int] = set()  # numbers that the other side has heard of
         self._telling: list[int] = []
         self._proxies: dict[Any, Any] = {}
+        self._functions: dict[Any, Any] = {}  # the library's that the guarded side has named: by name, there by id()
 
     def sent(self) -> None:
         """The message in which new objects were lent has left."""
@@ -69,7 +72,7 @@ class Objects:
         """It was not sent: the objects from `known` on are as if never lent."""
         self._telling.clear()
         for value in self.lent[known:]:
-            del self._numbers[id(value)]
+            del self._numbers[_key(value)]
         del self.lent[known:]
 
     def give(self, value: Any, codec: Codec) -> Any:
@@ -84,7 +87,7 @@ class Objects:
             return {"type": known} if known else {"class": self._class(value)}
         if isinstance(value, BaseException) and known_name(type(value)):
             return {"error": [known_name(type(value)), codec.tag(value.args), codec.tag(plain_state(value))]}
-        if isinstance(value, types.CodeType) and not self.is_guarded:
+        if isinstance(value, types.CodeType):
             return {"code": [codec.tag(getattr(value, name)) for name in CODE]}
         if type(value) is types.WrapperDescriptorType and value in SLOTS.values():
             return {"slot": value.__name__}
@@ -93,7 +96,10 @@ class Objects:
         if self.is_guarded and isinstance(value, types.BuiltinFunctionType | types.FunctionType):
             library = library_place(value)
             if library:
+                self._functions[library] = value
                 return {"function": library}
+        if id(value) in self._functions:
+            return {"function": self._functions[id(value)]}
         number = self._lend(value)
         if number in self._told or number in self._telling:
             return {"mine": [number]}
@@ -101,7 +107,7 @@ class Objects:
         return {"mine": [number, *self._described(value, codec)]}
 
     def _lend(self, value: Any) -> int:
-        number = self._numbers.setdefault(id(value), len(self.lent))
+        number = self._numbers.setdefault(_key(value), len(self.lent))
         if number == len(self.lent):
             self.lent.append(value)
         return number
@@ -114,7 +120,7 @@ class Objects:
         if isinstance(value, types.CoroutineType) or (kind.__module__ == "builtins" and hasattr(kind, "__await__")):
             return ["coroutine"]
         if hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools"):
-            return ["iterator"]
+            return ["iterator", library_place(kind) or ""]
         base = plain_base(kind)
         described = self._class(kind)
         if base is object:
@@ -126,12 +132,12 @@ class Objects:
             content = codec.container(value, name)
             codec.shared.kept.add(codec.shared.numbers[id(value)])
             return [described, content]
-        return [described, [codec.tag(each) for each in PLAIN_BASES[base](value)]]
+        return [described, [codec.tag(each) for each in (PLAIN_BASES[base](value) if base in PLAIN_BASES else ())]]
 
     def _posing(self, value: Any, kind: type) -> list[Any]:
-        """The solution's class that a mock of the tests was told to be like."""
+        """The solution's class that a mock of the tests was told to be like, or the library's that the object is of."""
         place = remote.place_of(value.__class__) if self.is_guarded and value.__class__ is not kind else None
-        return [] if place is None else [place[1]]
+        return [library_place(kind) or ""] if place is None else [place[1]]
 
     def _class(self, kind: type) -> list[Any]:
         """The number of a class, and the first time what makes a mirror of it."""
@@ -160,7 +166,11 @@ class Objects:
                 return self._mirror(*body)
             case "function" if not self.is_guarded:
                 module, _, own = body.rpartition(".")
-                return getattr(importlib.import_module(module), own)
+                found = getattr(importlib.import_module(module), own)
+                self._functions[id(found)] = body
+                return found
+            case "function":
+                return self._functions[body]  # none but those that this side has named itself
             case "alias":
                 return alias(*map(codec.untag, body))
             case "slot":
@@ -180,6 +190,7 @@ class Objects:
             return self._proxies[number]
         if isinstance(kind, str):
             made = remote.proxy(KINDS_OF_OBJECTS[kind], (self._peer, number))
+            _liken(made, content)
         else:
             made = self._instance(codec, self._mirror(*kind), number, content)
         self._proxies[number] = made
@@ -187,9 +198,9 @@ class Objects:
 
     def _instance(self, codec: Codec, kind: Any, number: int, content: Any) -> Any:
         base = kind._fastgrpo_base_
-        if isinstance(content, int) and not self.is_guarded:
+        if isinstance(content, str) or (isinstance(content, int) and not self.is_guarded):
             made = remote.proxy(kind, (self._peer, number))
-            object.__setattr__(made, "_fastgrpo_like_", self.lent[content])
+            _liken(made, content if isinstance(content, str) else self.lent[content])
             return made
         if name_of(base) not in KINDS or base is object:
             args = tuple(codec.untag(each) for each in content)
@@ -216,6 +227,17 @@ class Objects:
         made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form)
         self._proxies[number] = made
         return made
+
+
+def _key(value: Any) -> Any:
+    if type(value) is types.MethodType:
+        return id(value.__self__), id(value.__func__)
+    return (id(value.__self__), value.__name__) if type(value) is types.BuiltinFunctionType else id(value)
+
+
+def _liken(proxy: Any, kind: Any) -> None:
+    if kind:
+        object.__setattr__(proxy, "_fastgrpo_like_", kind)
 
 
 def _signature_code(values: Iterable[Any]) -> types.CodeType:

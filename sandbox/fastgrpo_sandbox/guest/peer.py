@@ -13,19 +13,24 @@ import sys
 import types
 import typing
 from _thread import RLock
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import inherit, kinds, remote
 from .annotations import signature_parts
+from .around import put
 from .known import is_library, library_place
+from .looks import inspected
 from .objects import Objects
 from .plain import Codec
 from .tasks import Tasks
 from .wire import MAX_PEER_FRAME, read_peer, send_peer
 
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
-NAMES = frozenset(("get", name) for name in ("__name__", "__qualname__", "__doc__"))
+# What may be read of the tests' objects beside names without an underscore: nothing that holds a value of its own.
+NAMES = frozenset({"__name__", "__qualname__", "__doc__", "__module__", "__annotations__", "__code__", "__dict__"})
+NAMES |= {"__dataclass_fields__", "_field_type", "__members__", "_fields", "_asdict", "_replace", "_make"}
+CLASSES = (type, types.FunctionType, types.ModuleType)  # whose __dict__ is no object's data
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, ImportError)
 
 
@@ -41,6 +46,7 @@ class Peer:
         self._module = module
         self.is_open = module is not None  # proxies here may be asked about anything: there is nothing to hide
         self.is_gone = False
+        self.before_asking: Callable[[], None] | None = None
         self._objects = Objects(self, self._named if module else None)
         self._codec = Codec(self._objects.give, self._objects.take)
         self._turn = RLock()
@@ -63,6 +69,8 @@ class Peer:
         """The first half of a request."""
         if self.is_gone:
             raise Gone
+        if self.before_asking is not None:
+            self.before_asking()
         self._send(["ask", operation, target, name, _is_redirected(), *named], [*args, *named.values()])
 
     def result(self, operation: str, name: str = "") -> Any:
@@ -194,6 +202,8 @@ class Peer:
         match operation:
             case "call":
                 return found(*args, **named)
+            case "get" if name == "__dict__" and self._module is None:
+                return _public(found)
             case "get":
                 return getattr(found, name)
             case "set":
@@ -212,7 +222,11 @@ class Peer:
             case "unpickle":
                 return importlib.import_module("pickle").loads(*args)
             case "signature":
-                return signature_parts(found)
+                return signature_parts(found, with_values=self._module is not None)
+            case "around":
+                return put(name, args)
+            case "inspect":
+                return inspected(found, name, args)
             case "hints":
                 return typing.get_type_hints(found, include_extras=args[0])
             case "subclass":
@@ -242,8 +256,17 @@ def _not_ending_loops(error: Any) -> BaseException:
 def _is_allowed(operation: str, name: Any) -> bool:
     """Whether the solution's process may do this to an object of the tests."""
     if operation in ("get", "set", "del"):
-        return isinstance(name, str) and (not name.startswith("_") or (operation, name) in NAMES)
-    return operation in ("call", "await", "cancel") or (operation == "special" and name in (*remote.SPECIALS, "send"))
+        return isinstance(name, str) and (not name.startswith("_") or (operation == "get" and name in NAMES))
+    return operation in ("call", "await", "cancel", "signature") or (
+        operation == "special" and name in (*remote.SPECIALS, "send")
+    )
+
+
+def _public(found: Any) -> dict[str, Any]:
+    """The attributes of an object of the tests that the solution may read."""
+    if isinstance(found, CLASSES):
+        raise AttributeError("__dict__")
+    return {name: value for name, value in vars(found).items() if not name.startswith("_")}
 
 
 def _split(values: list[Any], names: list[str]) -> tuple[list[Any], dict[str, Any]]:

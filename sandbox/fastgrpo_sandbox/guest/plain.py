@@ -16,7 +16,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 SMALL = 1 << 63
@@ -54,8 +54,10 @@ def _dict_fill(value: dict[Any, Any], items: Sequence[Any]) -> None:
 
 
 def _ordered_fill(value: Any, items: Sequence[Any]) -> None:
-    value.clear()
-    value.update(zip(items[::2], items[1::2], strict=True))
+    base = _of("collections.OrderedDict")
+    base.clear(value)
+    for key, item in zip(items[::2], items[1::2], strict=True):
+        base.__setitem__(value, key, item)
 
 
 def _set_fill(value: set[Any], items: Iterable[Any]) -> None:
@@ -63,8 +65,13 @@ def _set_fill(value: set[Any], items: Iterable[Any]) -> None:
     set.update(value, items)
 
 
-def _slice_fill(value: Any, items: Any) -> None:
-    value[:] = type(value)(value.typecode, items) if hasattr(value, "typecode") else items
+def _bytes_fill(value: bytearray, items: Any) -> None:
+    bytearray.__setitem__(value, slice(None), items)
+
+
+def _array_fill(value: Any, items: Any) -> None:
+    base = _of("array.array")
+    base.__setitem__(value, slice(None), base(value.typecode, items))
 
 
 def _attributes_fill(value: Any, items: Sequence[Any]) -> None:
@@ -79,8 +86,9 @@ def _data_fill(value: Any, items: Sequence[Any]) -> None:
 
 
 def _deque_fill(value: Any, items: Iterable[Any]) -> None:
-    value.clear()
-    value.extend(items)
+    base = _of("collections.deque")
+    base.clear(value)
+    base.extend(value, items)
 
 
 def _of(name: str) -> Any:
@@ -93,9 +101,12 @@ KINDS: dict[str, Kind] = {
     "list": Kind(lambda value: list(list.__iter__(value)), lambda _: [], _list_fill),
     "dict": Kind(_pairs, lambda _: {}, _dict_fill),
     "set": Kind(lambda value: list(set.__iter__(value)), lambda _: set(), _set_fill),
-    "bytearray": Kind(list, lambda _: bytearray(), _slice_fill),
+    "bytearray": Kind(lambda value: list(bytearray.__iter__(value)), lambda _: bytearray(), _bytes_fill),
     "collections.deque": Kind(
-        list, lambda most: _of("collections.deque")((), most), _deque_fill, lambda value: value.maxlen
+        lambda value: list(_of("collections.deque").__iter__(value)),
+        lambda most: _of("collections.deque")((), most),
+        _deque_fill,
+        lambda value: value.maxlen,
     ),
     "collections.defaultdict": Kind(
         _pairs,
@@ -114,11 +125,18 @@ KINDS: dict[str, Kind] = {
     "types.SimpleNamespace": Kind(
         lambda value: _pairs(vars(value)), lambda _: _of("types.SimpleNamespace")(), _attributes_fill
     ),
-    "array.array": Kind(list, lambda code: _of("array.array")(code, ()), _slice_fill, lambda value: value.typecode),
+    "array.array": Kind(
+        lambda value: list(_of("array.array").__iter__(value)),
+        lambda code: _of("array.array")(code, ()),
+        _array_fill,
+        lambda value: value.typecode,
+    ),
 }
 # What these hold is an attribute, for which an object of a subclass answers itself.
 HOLDERS = frozenset({"collections.UserDict", "collections.UserList", "types.SimpleNamespace"})
 Parts = Callable[[Any], Sequence[Any]]
+_DAY = attrgetter("year", "month", "day")
+_TIME = attrgetter("hour", "minute", "second", "microsecond", "tzinfo", "fold")
 VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the class itself
     "tuple": (lambda value: list(tuple.__iter__(value)), lambda *items: items),
     "frozenset": (lambda value: list(frozenset.__iter__(value)), lambda *items: frozenset(items)),
@@ -131,13 +149,13 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
     "dict_items": (lambda value: (dict(value.mapping),), dict.items),
     "decimal.Decimal": (lambda value: (_of("decimal.Decimal").__str__(value),), None),
     "fractions.Fraction": (lambda value: (value.numerator, value.denominator), None),
-    "datetime.date": (lambda value: (value.year, value.month, value.day), None),
+    "datetime.date": (_DAY, None),
     "datetime.time": (
-        lambda value: (value.hour, value.minute, value.second, value.microsecond, value.tzinfo, value.fold),
+        _TIME,
         lambda *parts: _of("datetime.time")(*parts[:5], fold=parts[5]),
     ),
     "datetime.datetime": (
-        lambda value: (*value.timetuple()[:6], value.microsecond, value.tzinfo, value.fold),
+        lambda value: (*_DAY(value), *_TIME(value)),
         lambda *parts: _of("datetime.datetime")(*parts[:8], fold=parts[8]),
     ),
     "datetime.timedelta": (lambda value: (value.days, value.seconds, value.microseconds), None),
@@ -146,6 +164,7 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
     "uuid.UUID": (lambda value: (value.hex,), None),
     "pathlib.PosixPath": (lambda value: (str(value),), None),
     "pathlib.PurePosixPath": (lambda value: (str(value),), None),
+    "pathlib.PureWindowsPath": (lambda value: (str(value),), None),
     "collections.UserString": (lambda value: (value.data,), None),
     "mappingproxy": (lambda value: (dict(value),), types.MappingProxyType),
     "memoryview": (

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import types
 import typing
 from typing import Any
 
 from .annotations import signature
+from .known import BARE, library_class
+from .plain import name_of
 
 UNARY = (
     *("__len__", "__getitem__", "__setitem__", "__delitem__", "__iter__", "__next__", "__reversed__", "__enter__"),
@@ -28,6 +31,7 @@ BINARY = tuple(f"__{prefix}{name}__" for name in (*ARITHMETIC, *BITS) for prefix
 BINARY += ("__divmod__", "__rdivmod__")
 OWN = ("__call__", "__contains__", "__exit__", "__await__")  # each with a forwarder of its own
 SPECIALS = (*UNARY, *ORDER, *BINARY, *OWN)
+FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 Place = tuple[Any, Any]  # the peer, and the number or name of the object there
 
 
@@ -118,7 +122,10 @@ class Mirror(type):
 
     @property  # type: ignore[misc]
     def __dict__(cls) -> Any:  # type: ignore[override]
-        return ask(cls, "get", "__dict__")
+        return space_of(cls) if place_of(cls)[0].is_open else ask(cls, "get", "__dict__")  # type: ignore[index]
+
+    def __repr__(cls) -> str:
+        return ask(cls, "special", "__repr__")
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         return mean(invoke(cls, args, kwargs), cls.__name__[:1].isupper())
@@ -153,17 +160,37 @@ class Mirror(type):
         return any(item is each or item == each for each in cls)
 
     def __instancecheck__(cls, value: Any) -> bool:
-        return type.__instancecheck__(cls, value) or _is_of(cls, "__instancecheck__", value)
+        """Of what is this side's own the class alone is asked about, which a protocol may count in."""
+        if type.__instancecheck__(cls, value):
+            return True
+        own = place_of(value) is None
+        return _is_of(cls, "__subclasscheck__" if own else "__instancecheck__", type(value) if own else value)
 
     def __subclasscheck__(cls, kind: type) -> bool:
         return type.__subclasscheck__(cls, kind) or _is_of(cls, "__subclasscheck__", kind)
 
 
 def _is_of(kind: Mirror, name: str, value: Any) -> bool:
-    """Whether a protocol or abstract class of the other side counts in what is that side's, too."""
-    if place_of(value) is None or place_of(kind)[0].is_open:  # type: ignore[index]
+    """Whether a protocol or abstract class of the other side counts in an object of that side, or a class."""
+    if place_of(kind)[0].is_open:  # type: ignore[index]
         return False
     return ask(kind, "special", name, value) is True
+
+
+def _of_classes(name: str) -> Any:
+    """An operator of two classes of the other side, which their metaclass may have."""
+
+    def operator(cls: Any, other: Any) -> Any:
+        try:
+            return NotImplemented if place_of(other) is None else ask(cls, "special", name, other)
+        except AttributeError:
+            return NotImplemented
+
+    return operator
+
+
+for _name in (*ORDER[2:], *(name for name in BINARY if name not in ("__or__", "__ror__"))):
+    setattr(Mirror, _name, _of_classes(_name))
 
 
 class Remote:
@@ -171,11 +198,12 @@ class Remote:
 
     _fastgrpo_meant_ = False
     _fastgrpo_base_: type = object
-    _fastgrpo_like_: type | None = None  # a class of this side, where the object is a mock of it
+    _fastgrpo_like_: type | str | None = None  # of a mock, a class of this side; or one of the library's, by name
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        return object.__getattribute__(self, "_fastgrpo_like_") or type(self)
+        like = object.__getattribute__(self, "_fastgrpo_like_")
+        return (library_class(like) if isinstance(like, str) else like) or type(self)
 
     @property
     def __dict__(self) -> Any:  # type: ignore[override]
@@ -267,7 +295,9 @@ def mean(value: Any, meant: bool) -> Any:
 
 
 def may_see(value: Any, other: Any) -> bool:
-    """Whether an operator of `value` may be asked about `other`."""
+    """Whether an operator of `value` may be asked about `other`; a function tells no wanted value."""
+    if type(other) in FUNCTIONS:
+        return True
     return place_of(other) is not None or place_of(value)[0].is_open or is_meant(value)  # type: ignore[index]
 
 
@@ -278,7 +308,7 @@ def is_meant(value: Any) -> bool:
 def proxy(kind: type, place: Place, args: tuple[Any, ...] = ()) -> Any:
     """An object here for one there; `args` are those of its plain value."""
     base = kind._fastgrpo_base_  # type: ignore[attr-defined]
-    made = base.__new__(kind, *args)
+    made = base.__new__(kind, *args) if name_of(base) not in BARE else object.__new__(kind)
     if issubclass(base, BaseException):
         with contextlib.suppress(TypeError):
             base.__init__(made, *args)

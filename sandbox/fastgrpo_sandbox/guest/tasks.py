@@ -23,12 +23,13 @@ class Tasks:
         if loop is None:
             loop = self._loop = asyncio.new_event_loop()
         task = self._tasks.get(id(awaitable))
+        is_new = task is None  # what begins with it begins before any has a slice
         if task is None:
             task = self._tasks[id(awaitable)] = asyncio.ensure_future(_wait(awaitable), loop=loop)
         if cancel:
             task.cancel()
         if running is None and not task.done():
-            task.get_loop().run_until_complete(asyncio.wait([task], timeout=SLICE_S))
+            task.get_loop().run_until_complete(asyncio.wait([task], timeout=0 if is_new else SLICE_S))
         if not task.done():
             return [False, None]
         del self._tasks[id(awaitable)]

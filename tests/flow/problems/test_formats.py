@@ -54,6 +54,11 @@ MBPP = {
     "test_list": ["assert add(1, two) == 3", "assert add(0, 1) == 1", "assert add(1, 1) == 2"],
     "challenge_test_list": [],
 }
+MBPP_TREE = MBPP | {
+    "code": "class Leaf:\r\n\tdef __init__(self, n):\r\n\t\tself.n = n\r\ndef add(a, b):\r\n\treturn a.n + b.n\r\n",
+    "test_setup_code": "one = Leaf(1) \r\nfour = Leaf(4)",
+    "test_list": ["assert add(one, four) == 5", "assert add(four, four) == 8"],
+}
 SANITIZED = {
     "source_file": "a.ipynb",
     "task_id": 3,
@@ -196,6 +201,7 @@ SAMPLES: dict[str, tuple[dict[str, Any], str | None, int, int]] = {
     "HumanEval+": (HUMANEVAL_PLUS, None, 2, 2),
     "EvalPlus' own file": (EVALPLUS, None, 1, 2),
     "MBPP full": (MBPP, None, 1, 2),
+    "MBPP whose setup makes objects of the solution's": (MBPP_TREE, None, 1, 1),
     "MBPP sanitized": (SANITIZED, None, 1, 1),
     "MBPP+": (MBPP_PLUS, None, 2, 2),
     "BigCodeBench": (BIGCODEBENCH, None, 1, 1),
@@ -247,6 +253,11 @@ def test_contest_problems_bring_their_own_public_tests(load: Load) -> None:
         assert problem.public_tests == StdioTests(cases=(("1 2\n", "3\n"),))
         assert len(problem.hidden_tests.cases) == 2
         assert "standard input" in problem.prompt
+
+
+def test_mbpp_shows_the_objects_of_its_example(load: Load) -> None:
+    [problem] = load(MBPP_TREE)
+    assert problem.prompt.endswith("Example:\none = Leaf(1) \nfour = Leaf(4)\nassert add(one, four) == 5\n")
 
 
 def test_records_without_an_id_are_named_by_their_place(load: Load) -> None:

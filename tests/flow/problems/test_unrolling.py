@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from fastgrpo.flow.problems.formats import made
 from fastgrpo.flow.problems.splitting import describe_tests
+from fastgrpo.flow.problems.tested import made
 from fastgrpo.flow.problems.unrolling import GATHERED, SINGLE_ROWS, one_by_one
 from fastgrpo_sandbox import AssertTests
 from fastgrpo_sandbox.guest.syntax import parse
