@@ -210,14 +210,19 @@ class Rollouts:
         rollout.truncated = completion.finish_reason == "length"
         rollout.completions.append(self._chat.text(completion.token_ids))
 
-    async def _complete(self, ids: list[int], most: int, seed: int) -> Completion:
+    async def _complete(self, ids: list[int], most: int, seed: int, stop: tuple[str, ...] = ()) -> Completion:
+        sampling = self._sampling
         return await self._generator.complete(
             ids,
-            deadline_s=self._sampling.deadline_s,
+            deadline_s=sampling.deadline_s,
             max_tokens=most,
-            temperature=self._sampling.temperature,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             seed=seed,
             stop_token_ids=self._chat.stop_token_ids,
+            stop=sampling.stop + stop,
         )
 
     async def _continued(self, rollout: Rollout) -> bool:

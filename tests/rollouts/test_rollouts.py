@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fastgrpo.config_keys import resolve
 from fastgrpo.engine.completion import Completion
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
@@ -146,6 +147,21 @@ def test_two_rounds_append_feedback_that_the_loss_does_not_see() -> None:
     assert rollout.result.metrics == {"rounds": 2.0}
     assert len(rollout.completions) == 2
     assert engine.seen[1][0] == prompt + completion + feedback
+
+
+def test_how_a_run_samples_reaches_the_engine() -> None:
+    keys = {"grpo.temperature": 0.7, "grpo.top_p": 0.9, "grpo.top_k": 20, "grpo.min_p": 0.05, "grpo.stop": "\n\n"}
+    keys |= {"grpo.max_new_tokens": 8, "engine.max_model_len": 200}
+    engine = ScriptedEngine()
+    gather(engine, ScriptedEnvironment(), 1, 1, Sampling.of(resolve(keys)))
+    ((_, options),) = engine.seen
+    assert {name: options[name] for name in ("temperature", "top_p", "top_k", "min_p", "stop")} == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 20,
+        "min_p": 0.05,
+        "stop": ("\n\n",),
+    }
 
 
 def test_plain_feedback_has_no_thread_and_a_coroutine_is_awaited() -> None:
