@@ -28,10 +28,17 @@ def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str =
     `role` and `content`; a row's `id`, where it has none, is its number.
     Raises UserError naming the row that has no usable prompt, or why there are no rows.
     """
-    rows = list(_rows(str(source), split) if isinstance(source, str | Path) else source)
+    rows = _listed(_rows(str(source), split) if isinstance(source, str | Path) else source)
     if not rows:
         raise UserError(f"{source if isinstance(source, str | Path) else 'the data set'} has no rows")
     return [_example(number, row) for number, row in enumerate(rows)]
+
+
+def _listed(rows: Any) -> list[Mapping[str, Any]]:
+    listed = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, Mapping) else [None]
+    if not all(isinstance(row, Mapping) for row in listed):
+        raise UserError(f"a data set is a list of rows, each a dict with a prompt, got {rows!r:.60}")
+    return listed
 
 
 def hold_out(examples: list[T], count: int, seed: int) -> tuple[list[T], list[T]]:

@@ -75,7 +75,9 @@ async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Time
         async with clock:
             if inspect.iscoroutinefunction(function):
                 return await function(*arguments)
-            return function(*arguments) if inline else await _aside(function, arguments)
+            value = function(*arguments) if inline else await _aside(function, arguments)
+            # As of an object whose `__call__` is a coroutine.
+            return await value if inspect.isawaitable(value) else value
     except EnvironmentFailure:
         raise
     except Exception as error:
