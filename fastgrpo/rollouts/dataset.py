@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fastgrpo.errors import UserError, first_line
+from fastgrpo.rollouts.environment import is_message
 from fastgrpo.rollouts.reward_functions import Example
 
 # NAME or OWNER/NAME, then what it has of /CONFIGURATION, @REVISION and :SPLIT.
@@ -134,14 +135,10 @@ def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
 def _example(number: int, row: Mapping[str, Any]) -> Example:
     columns = dict(row)
     name, prompt = str(columns.pop("id", number)), columns.pop("prompt", None)
-    messages = isinstance(prompt, list) and prompt and all(_is_message(message) for message in prompt)
+    messages = isinstance(prompt, list) and prompt and all(is_message(message) for message in prompt)
     if not (isinstance(prompt, str) and prompt) and not messages:
         have = ", ".join(map(str, row)) or "nothing"
         raise UserError(
             f"row {name} of the data set needs a prompt, as text or as messages with role and content; it has {have}"
         )
     return Example(name, prompt, columns)
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
