@@ -128,7 +128,7 @@ def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
         if line.strip():
             try:
                 yield msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise UserError(f"{path}:{number} is no JSON object: {error}") from error
 
 

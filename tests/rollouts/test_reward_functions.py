@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastgrpo.errors import UserError
+from fastgrpo.functions import find_function
 from fastgrpo.rollouts.environment import EnvironmentFailure
 from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
 from fastgrpo.types import Result, Rollout
@@ -110,6 +112,25 @@ def test_objects_that_are_called_and_awaited_are_functions_too() -> None:
             return [2.0] * len(completions)
 
     assert rewarded(Plain(), Waiting())[0].reward.terms == {"Plain": 1.0, "Waiting": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1 / 0", "its module raises ZeroDivisionError: division by zero"),
+        ("def f(:", "its module raises SyntaxError"),
+        ("import no_such", "No module named 'no_such'"),
+        ("", "has no attribute 'f'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_sentence(
+    text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"rewards_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"data.reward: the function {name}:f cannot be imported.*{reason}"):
+        find_function(f"{name}:f", "data.reward")
 
 
 def test_names_and_weights_must_fit() -> None:
