@@ -277,6 +277,17 @@ class Grpo(Section, frozen=True):
     ] = 0.5
     # vLLM's own bounds: it would sample at 0.01 where the trainer divides by less, and refuse more than 2.
     temperature: Annotated[float, Meta(ge=0.01, le=2, description="sampling temperature")] = 1.0
+    top_p: Annotated[
+        float, Meta(gt=0, le=1, description="sample the likeliest tokens that have this mass; 1 = all")
+    ] = 1.0
+    top_k: Annotated[int, Meta(ge=0, description="sample this many likeliest tokens; 0 = all")] = 0
+    min_p: Annotated[
+        float, Meta(ge=0, le=1, description="sample tokens at least this times as likely as the likeliest; 0 = all")
+    ] = 0.0
+    stop: Annotated[
+        str | tuple[str, ...],
+        Meta(description="text that ends a completion, beside the model's end tokens; several: a list; empty = none"),
+    ] = ""
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
     warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the learning rate rises to it")] = 4
     decay_steps: Annotated[
@@ -328,6 +339,16 @@ class Grpo(Section, frozen=True):
     in_flight: Annotated[
         bool, Meta(description="weights change between two decoding steps, under rollouts that go on; needs max_lag")
     ] = False
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts in `stop`."""
+        return tuple(filter(None, (self.stop,) if isinstance(self.stop, str) else self.stop))
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens of the vocabulary are never sampled."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 class Eval(Section, frozen=True):

@@ -128,9 +128,20 @@ def resolve(values: dict[str, Any]) -> Config:
         raise UserError("grpo.in_flight changes weights under rollouts that began early: set grpo.max_lag to 1 or more")
     if config.grpo.advantage == "rloo" and config.grpo.reward_scale == "group":
         raise UserError("grpo.advantage rloo and grpo.reward_scale group exclude each other: set one of them back")
+    if config.grpo.truncates and _weighs_products(config.grpo):
+        raise UserError(
+            "grpo.importance_correction by sequence multiplies over an answer what top_p, top_k and min_p leave out at "
+            "each token, so that long ones lose their weight: set it to token_truncate or token_mask"
+        )
     if config.grpo.overlong_penalty_tokens > config.grpo.max_new_tokens:
         raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")
     return config
+
+
+def _weighs_products(grpo: Grpo) -> bool:
+    """Whether an answer's importance weight is the product of its tokens'."""
+    by_sequence = grpo.tis_cap > 0 and grpo.importance_correction.startswith("sequence")
+    return by_sequence and grpo.ratio != "sequence" and not grpo.max_lag and not grpo.loss_function
 
 
 def _check_workers(workers: Workers) -> None:

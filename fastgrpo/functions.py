@@ -25,3 +25,7 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{key}: the function {name} cannot be imported: {error}") from error
+    except Exception as error:
+        # The module's own code runs.
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(f"{key}: the function {name} cannot be imported, its module raises {said}") from error

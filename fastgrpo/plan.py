@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from fastgrpo.cli import CommandLine, parse, run_async
@@ -15,6 +16,7 @@ from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.model import load_config
 from fastgrpo.ranks.collectives import joined_ranks
+from fastgrpo.rollouts.environment import prompt_of
 from fastgrpo.rollouts.rollouts import prompts_fit
 from fastgrpo.tasks import Task, require_model, task_of
 from fastgrpo.training.workload import memory_plan
@@ -72,5 +74,5 @@ def _too_long(config: Config, task: Task, problems: Sequence[Any]) -> int:
     """How many of the `problems` have a prompt that leaves no room for a completion."""
     if task.prompt is None:
         return 0
-    prompts = [task.prompt(config, problem) for problem in problems]
+    prompts = [prompt_of(partial(task.prompt, config), problem) for problem in problems]
     return prompts_fit(prompts, load_chat(config.model.path, config.model), Sampling.of(config)).count(False)

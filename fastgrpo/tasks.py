@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from fastgrpo.config import Config
+from fastgrpo.config import Config, Data
 from fastgrpo.errors import UserError
 from fastgrpo.flow import programs, task
 from fastgrpo.flow.problems.loading import load_problems
@@ -67,6 +67,8 @@ def reward_task(
     """Reward functions in TRL's form over the rows of `dataset`, None = those of `data.dataset`."""
 
     def load(config: Config) -> Problems:
+        if dataset is None and config.data.dataset == Data().dataset:
+            raise UserError("a reward function needs rows with a prompt: name them with --dataset, or pass dataset=")
         sets = _sets(config.data.dataset if dataset is None else dataset)
         often = of_each(config.data.weights, sets, "data.weights")
         separate = config.data.eval_dataset if eval_dataset is None else eval_dataset
@@ -126,7 +128,16 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
         yield environment
 
     def load(config: Config) -> Problems:
-        return list(problems), list(held_out)
+        parts = []
+        for name, given in (("dataset", problems), ("eval_dataset", held_out)):
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise UserError(f"{name} of an environment is a list of problems, got {given!r:.60}")
+            parts.append(list(given))
+            if without := [each for each in parts[-1] if not hasattr(each, "id")]:
+                raise UserError(f"each problem of {name} is an object with an id, got {without[0]!r:.60}")
+        if not parts[0]:
+            raise UserError("an environment has nothing to train on: pass its problems as dataset=")
+        return parts[0], parts[1]
 
     return Task(load, open_environment, prompt=lambda _, problem: environment.prompt(problem))
 

@@ -183,6 +183,7 @@ class Batch:
 class Sampling:
     """How completions are drawn, and the deadlines in seconds.
 
+    `top_p`, `top_k` (0 = all) and `min_p` bound the tokens that may be drawn; each text in `stop` ends a completion.
     `deadline_s` bounds the wait for one completion, `execute_s` one answer of the environment, and `straggler_s` (0 =
     not at all) what still executes after the batch's last completion. `max_turns`: completions of an agent's rollout.
     """
@@ -190,6 +191,10 @@ class Sampling:
     max_new_tokens: int
     max_model_len: int
     temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
     rounds: int = 1
     max_turns: int = 64
     deadline_s: float = 1800.0
@@ -203,6 +208,10 @@ class Sampling:
             max_new_tokens=config.grpo.max_new_tokens,
             max_model_len=config.engine.max_model_len,
             temperature=config.grpo.temperature,
+            top_p=config.grpo.top_p,
+            top_k=config.grpo.top_k,
+            min_p=config.grpo.min_p,
+            stop=config.grpo.stops,
             rounds=config.grpo.rounds,
             max_turns=config.grpo.max_turns,
             deadline_s=config.engine.completion_timeout_s,

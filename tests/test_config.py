@@ -65,6 +65,8 @@ def config(*arguments: str) -> Config:
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),
         ("--grpo.max_lag 1 --grpo.refill 2", "grpo.max_lag and grpo.refill above 0 exclude each other"),
         ("--grpo.in_flight true", "set grpo.max_lag to 1 or more"),
+        ("--grpo.top_p 0", "grpo.top_p must be float > 0.0"),
+        ("--grpo.top_p 0.9 --grpo.importance_correction sequence_mask", "set it to token_truncate or token_mask"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_sentence(arguments: str, message: str) -> None:

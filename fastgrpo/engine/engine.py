@@ -1,7 +1,8 @@
 """Generation: vLLM in this process, sampling from the trainer's own weight memory.
 
 `engine_process.py` runs the same in a process of its own. This file and `vllm_patches.py` are all that touches vLLM,
-imported on first use (it costs seconds). Token ids go in, token ids and logprobs come out; text never passes through.
+imported on first use (it costs seconds). Token ids go in, token ids and logprobs come out; text is made of them only
+where a request ends with one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import AutoTokenizer
 
 from fastgrpo.engine.completion import Completion, OpenRequest
 from fastgrpo.engine.process import interrupt_deferred, replaced
@@ -80,6 +82,8 @@ class Engine:
         """
         on_gpu = torch.cuda.is_available()
         self.max_model_len, self.parity_threshold = max_model_len, parity_threshold
+        # The folder may be a link that is gone after the start.
+        self._path = os.path.realpath(model_path)
         self._step_timeout_s, self._stepped = step_timeout_s, False
         self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
         # Nothing is on the GPU in this process where the worker has one of its own.
@@ -136,20 +140,36 @@ class Engine:
         *,
         max_tokens: int,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
         seed: int | None = None,
         stop_token_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
         ignore_eos: bool = True,
     ) -> None:
         """Queue one completion; `key` comes back in its `Completion`.
 
-        Generation stops after `max_tokens` or at one of `stop_token_ids` (the stop token is kept). With `seed` the
-        request samples from its own generator: its tokens do not depend on what else is in flight.
+        Generation stops after `max_tokens`, at one of `stop_token_ids` (the stop token is kept), or with the token that
+        completes one of the texts `stop`, which may stand across several. With `seed` the request samples from its own
+        generator: its tokens do not depend on what else is in flight. Logprobs are those of what may be drawn at all:
+        where `top_p`, `top_k` or `min_p` leave tokens out, the others' probabilities add up to 1.
         """
+        if stop and self._llm.output_processor.tokenizer is None:
+            self._llm.output_processor.tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
         params = _sampling_params(
             max_tokens=max_tokens,
             temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
             seed=seed,
             stop_token_ids=list(stop_token_ids),
+            stop=list(stop),
+            # Only for those texts; tags that are special tokens count among them.
+            detokenize=bool(stop),
+            skip_special_tokens=False,
+            include_stop_str_in_output=True,
             ignore_eos=ignore_eos,
             logprobs=0,
         )
@@ -335,4 +355,5 @@ def free_memory_share() -> float:
 def _sampling_params(**options: Any) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    return SamplingParams(detokenize=False, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **options)
+    options = {"detokenize": False} | options
+    return SamplingParams(flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **options)

@@ -126,8 +126,8 @@ class RotatingLines:
 
 
 def encoded(record: Mapping[str, Any]) -> bytes:
-    """The record's line."""
-    return msgspec.json.encode(record) + b"\n"
+    """The record's line; what is no plain data is shown as Python shows it."""
+    return msgspec.json.encode(record, enc_hook=repr) + b"\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

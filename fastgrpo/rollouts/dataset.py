@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fastgrpo.errors import UserError, first_line
+from fastgrpo.rollouts.environment import is_message
 from fastgrpo.rollouts.reward_functions import Example
 
 # NAME or OWNER/NAME, then what it has of /CONFIGURATION, @REVISION and :SPLIT.
@@ -28,10 +29,17 @@ def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str =
     `role` and `content`; a row's `id`, where it has none, is its number.
     Raises UserError naming the row that has no usable prompt, or why there are no rows.
     """
-    rows = list(_rows(str(source), split) if isinstance(source, str | Path) else source)
+    rows = _listed(_rows(str(source), split) if isinstance(source, str | Path) else source)
     if not rows:
         raise UserError(f"{source if isinstance(source, str | Path) else 'the data set'} has no rows")
     return [_example(number, row) for number, row in enumerate(rows)]
+
+
+def _listed(rows: Any) -> list[Mapping[str, Any]]:
+    listed = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, Mapping) else [None]
+    if not all(isinstance(row, Mapping) for row in listed):
+        raise UserError(f"a data set is a list of rows, each a dict with a prompt, got {rows!r:.60}")
+    return listed
 
 
 def hold_out(examples: list[T], count: int, seed: int) -> tuple[list[T], list[T]]:
@@ -120,21 +128,17 @@ def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
         if line.strip():
             try:
                 yield msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise UserError(f"{path}:{number} is no JSON object: {error}") from error
 
 
 def _example(number: int, row: Mapping[str, Any]) -> Example:
     columns = dict(row)
     name, prompt = str(columns.pop("id", number)), columns.pop("prompt", None)
-    messages = isinstance(prompt, list) and prompt and all(_is_message(message) for message in prompt)
+    messages = isinstance(prompt, list) and prompt and all(is_message(message) for message in prompt)
     if not (isinstance(prompt, str) and prompt) and not messages:
         have = ", ".join(map(str, row)) or "nothing"
         raise UserError(
             f"row {name} of the data set needs a prompt, as text or as messages with role and content; it has {have}"
         )
     return Example(name, prompt, columns)
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))

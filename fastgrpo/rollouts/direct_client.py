@@ -14,7 +14,7 @@ from typing import Any
 import openai
 from openai._base_client import get_platform
 
-from fastgrpo.rollouts.openai_form import Reply
+from fastgrpo.rollouts.openai_form import JSON, Reply, error
 
 PATH = "/v1/chat/completions"
 REQUEST_S = 24 * 3600.0  # the endpoint's own deadlines come first
@@ -25,13 +25,16 @@ _httpx: Any = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].
 
 
 class _Direct(_httpx.AsyncBaseTransport):
-    """Chat completions by `ask`, in the event loop that made it; all else over HTTP."""
+    """Chat completions by `ask`, in the loop that made it; what else is for `url` over HTTP, and no other host."""
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask, self._loop = ask, asyncio.get_running_loop()
+    def __init__(self, ask: Ask, url: str) -> None:
+        self._ask, self._loop, self._at = ask, asyncio.get_running_loop(), _httpx.URL(url)
+        # The endpoint speaks no TLS: certificates would be read for nothing.
         self._http = _httpx.AsyncHTTPTransport(verify=False)
 
     async def handle_async_request(self, request: Any) -> Any:
+        if _place(request.url) != _place(self._at):
+            return _misdirected(request, self._at)
         if request.url.path != PATH or asyncio.get_running_loop() is not self._loop:
             return await self._http.handle_async_request(request)
         key = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -54,12 +57,21 @@ class _Direct(_httpx.AsyncBaseTransport):
         await self._http.aclose()
 
 
+def _place(url: Any) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _misdirected(request: Any, at: Any) -> Any:
+    sentence = f"this client speaks to the policy at {at} alone: make another openai.AsyncOpenAI for {request.url.host}"
+    return _httpx.Response(421, headers=[("Content-Type", JSON)], content=error(sentence, "misdirected"))
+
+
 def direct_client(ask: Ask, url: str) -> openai.AsyncOpenAI:
     """A client of the endpoint at `url` whose requests are answered by `ask`: `with_key` gives it a rollout's key.
 
     It waits as long as the endpoint does, and does not ask twice.
     """
-    http = _httpx.AsyncClient(transport=_Direct(ask), trust_env=False)
+    http = _httpx.AsyncClient(transport=_Direct(ask, url), trust_env=False)
     return openai.AsyncOpenAI(base_url=url, api_key="-", http_client=http, max_retries=0, timeout=REQUEST_S)
 
 

@@ -6,12 +6,13 @@ import asyncio
 import inspect
 import math
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
+from fastgrpo.errors import UserError
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Time
         async with clock:
             if inspect.iscoroutinefunction(function):
                 return await function(*arguments)
-            return function(*arguments) if inline else await _aside(function, arguments)
+            value = function(*arguments) if inline else await _aside(function, arguments)
+            # As of an object whose `__call__` is a coroutine.
+            return await value if inspect.isawaitable(value) else value
     except EnvironmentFailure:
         raise
     except Exception as error:
@@ -115,6 +118,31 @@ async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Va
     return await done
 
 
+def prompt_of(prompt: Callable[[Any], Any], problem: Any) -> str | list[dict[str, str]]:
+    """What a task's `prompt` gives for the problem.
+
+    Raises UserError, with the problem's id, where it raises or gives neither text nor messages.
+    """
+    try:
+        given = prompt(problem)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"prompt raised {type(error).__name__} for the problem {problem.id}: {error}") from error
+    said = given if isinstance(given, list) else [{"role": "user", "content": given}]
+    if not said or not all(is_message(message) for message in said):
+        raise UserError(
+            f"prompt must give a text, or messages with role and content, and gave {given!r:.60} for the problem "
+            f"{problem.id}"
+        )
+    return given
+
+
+def is_message(message: Any) -> bool:
+    """Whether it is a message of a conversation in plain text."""
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
 def checked_results(results: Any, count: int) -> list[Result]:
     """`results` as `count` sound results: numbers are finite floats, and a reward is there unless the task failed.
 
@@ -125,12 +153,17 @@ def checked_results(results: Any, count: int) -> list[Result]:
         raise EnvironmentFailure(
             f"results must return a list with one Result for each of {count} rollouts, got {found}"
         )
-    return [_checked(result) for result in results]
+    try:
+        return [_checked(result) for result in results]
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        # A reward that is a number, metrics that are a list, text in a record that is not Unicode.
+        raise EnvironmentFailure(f"a Result has a field that cannot be read: {error}") from None
 
 
 def _checked(result: Any) -> Result:
     if not isinstance(result, Result):
         raise EnvironmentFailure(f"results must return fastgrpo.types.Result objects, got {type(result).__name__}")
+    msgspec.json.encode(result.record, enc_hook=repr)
     if result.status == INFRASTRUCTURE:
         return Result(status=INFRASTRUCTURE, error=result.error, record=result.record, answered_at=result.answered_at)
     if result.reward is None:

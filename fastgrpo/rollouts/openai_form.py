@@ -13,6 +13,7 @@ from fastgrpo.rollouts.tool_calls import Call
 
 MODEL = "policy"
 JSON = "application/json"
+STOPS = 16
 Limit = Annotated[int, Meta(ge=1)] | None
 
 
@@ -101,7 +102,7 @@ class Request(Struct):
     max_tokens: Limit = None
     max_completion_tokens: Limit = None
     n: int | None = None
-    stop: Any = None
+    stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     logprobs: bool | None = None
@@ -114,7 +115,7 @@ class Request(Struct):
         """Raise Refused, naming what the engine cannot do, or would do against the distribution that is trained."""
         impossible = {
             "n above 1": (self.n or 1) != 1,
-            "stop": bool(self.stop),
+            f"stop with more than {STOPS} texts": len(self.stops) > STOPS,
             "response_format": (self.response_format or {}).get("type", "text") != "text",
             "tool_choice other than auto and none": self.tool_choice not in (None, "auto", "none"),
             "logit_bias": bool(self.logit_bias),
@@ -124,6 +125,15 @@ class Request(Struct):
             raise Refused(f"{found[0]} is not supported by this endpoint: leave it out", "unsupported_parameter")
         if any(not self._name(tool) for tool in self.tools or ()):
             raise Refused("each of tools needs a function with a name", "invalid_tools")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts at which to end."""
+        return tuple(filter(None, [self.stop] if isinstance(self.stop, str) else self.stop or ()))
+
+    def before_stop(self, text: str) -> str:
+        """What was written before the first of `stops`."""
+        return text[: min((at for stop in self.stops if (at := text.find(stop)) >= 0), default=None)]
 
     @property
     def limit(self) -> int | None:

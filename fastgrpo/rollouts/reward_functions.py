@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
+from numbers import Real
 from typing import Any
 
 from fastgrpo.errors import UserError
@@ -13,6 +15,8 @@ from fastgrpo.rollouts.environment import EnvironmentFailure, ask, failed, finit
 from fastgrpo.types import Result, Reward, Rollout
 
 Message = dict[str, str]
+# Of its deadline: that of all together, which names none, comes after it.
+SOONER = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class RewardFunctions:
             raise UserError(f"reward takes functions, got {other[0]!r:.60}: from the shell --reward MODULE:FUNCTION")
         self._functions = {_name(function): function for function in functions}
         self._weights = list(weights or [1.0] * len(functions))
+        if odd := [weight for weight in self._weights if not isinstance(weight, Real) or not isfinite(weight)]:
+            raise UserError(f"weights of reward functions are finite numbers, got {odd[0]!r:.60}")
         if len(self._functions) != len(functions) or len(self._weights) != len(functions):
             raise UserError("reward functions need different names, and one weight each where weights are given")
         self._deadline_s = deadline_s
@@ -74,9 +80,11 @@ class RewardFunctions:
     ) -> list[float | None]:
         """What one function returns. Raises EnvironmentFailure naming it where that is no list of numbers."""
         try:
-            returned = await ask(partial(function, **arguments), clock=asyncio.timeout(self._deadline_s))
+            clock = asyncio.timeout(SOONER * self._deadline_s)
+            returned = await ask(partial(function, **arguments), clock=clock)
         except TimeoutError:
-            raise EnvironmentFailure(f"reward {name} took longer than {self._deadline_s:g} s") from None
+            late = f"took nearly all of grpo.execute_s = {self._deadline_s:g} s, or hangs"
+            raise EnvironmentFailure(f"reward {name} {late}") from None
         except EnvironmentFailure as error:
             raise EnvironmentFailure(f"reward {name}: {error.__cause__!r}") from error
         values = list(returned) if hasattr(returned, "__iter__") else []

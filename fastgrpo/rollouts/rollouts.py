@@ -18,7 +18,15 @@ from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.ranks.collectives import rank_and_world
 from fastgrpo.rollouts.endpoint import Endpoint, open_endpoint
-from fastgrpo.rollouts.environment import Agent, Environment, EnvironmentFailure, ask, checked_results, failed
+from fastgrpo.rollouts.environment import (
+    Agent,
+    Environment,
+    EnvironmentFailure,
+    ask,
+    checked_results,
+    failed,
+    prompt_of,
+)
 from fastgrpo.rollouts.generator import Generator, open_generator
 from fastgrpo.types import UNENDED, Group, Rollout, Sampling
 
@@ -210,14 +218,19 @@ class Rollouts:
         rollout.truncated = completion.finish_reason == "length"
         rollout.completions.append(self._chat.text(completion.token_ids))
 
-    async def _complete(self, ids: list[int], most: int, seed: int) -> Completion:
+    async def _complete(self, ids: list[int], most: int, seed: int, stop: tuple[str, ...] = ()) -> Completion:
+        sampling = self._sampling
         return await self._generator.complete(
             ids,
-            deadline_s=self._sampling.deadline_s,
+            deadline_s=sampling.deadline_s,
             max_tokens=most,
-            temperature=self._sampling.temperature,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             seed=seed,
             stop_token_ids=self._chat.stop_token_ids,
+            stop=sampling.stop + stop,
         )
 
     async def _continued(self, rollout: Rollout) -> bool:
@@ -225,6 +238,8 @@ class Rollouts:
         text = await self._ask(self._environment.feedback_text, rollout.executions[-1], inline=True)
         if text is None:
             return False
+        if not isinstance(text, str):
+            raise EnvironmentFailure(f"feedback_text must return a text or None, got {type(text).__name__}")
         feedback = self._chat.feedback_ids(text, rollout.token_ids[-1])
         if len(rollout.token_ids) + len(feedback) >= self._sampling.max_model_len:
             return False
@@ -263,12 +278,14 @@ async def collect(
 
 def fitting(problems: Sequence[Any], environment: Environment | Agent, chat: Chat, sampling: Sampling) -> list[bool]:
     """For each problem, whether its prompt leaves room for a completion. Raises UserError where none does."""
-    return prompts_fit([environment.prompt(problem) for problem in problems], chat, sampling)
+    return prompts_fit([prompt_of(environment.prompt, problem) for problem in problems], chat, sampling)
 
 
 def prompts_fit(prompts: Sequence[str | list[dict[str, str]]], chat: Chat, sampling: Sampling) -> list[bool]:
     """For each prompt, whether it leaves room for a completion. Raises UserError where none does."""
     lengths = [len(chat.prompt_ids(prompt)) for prompt in prompts]
+    if 0 in lengths:
+        raise UserError("a prompt is empty, and the model's tokenizer begins no text with a token: give it some text")
     fits = [length <= sampling.prompt_tokens for length in lengths]
     if lengths and not any(fits):
         raise UserError(

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 AT_ONCE = 16
 # Beginnings of conversations that are kept, in a batch of rollouts.
 KNOWN = 1024
-# (prompt ids, most new tokens, seed) -> completion.
-Complete = Callable[[list[int], int, int], Awaitable["Completion"]]
+# (prompt ids, most new tokens, seed, texts that end it) -> completion.
+Complete = Callable[[list[int], int, int, tuple[str, ...]], Awaitable["Completion"]]
 
 
 class Access(NamedTuple):
@@ -97,9 +97,10 @@ class Session:
         room = min(most, self._sampling.max_new_tokens, self._sampling.max_model_len - len(ids))
         self._refuse_excess(len(ids))
         turn, self._turns = self._turns, self._turns + 1
-        completion = await self._completion(ids, room, self._seed + turn)
+        completion = await self._completion(ids, room, self._seed + turn, request.stops)
         text = self._chat.text(completion.token_ids)
-        said, calls = split_calls(text, request.callable_tools) if request.callable_tools else (text, [])
+        told = request.before_stop(text)
+        said, calls = split_calls(told, request.callable_tools) if request.callable_tools else (told, [])
         message = answer_of(said, calls, turn)
         self._record(before, ids, request, message, completion)
         self._texts.append(text)
@@ -161,7 +162,7 @@ class Session:
         if len(self._under_way) >= AT_ONCE:
             raise Refused(f"{AT_ONCE} requests of this rollout are under way: wait", "busy", status=429)
 
-    async def _completion(self, ids: list[int], room: int, seed: int) -> Completion:
+    async def _completion(self, ids: list[int], room: int, seed: int, stop: tuple[str, ...]) -> Completion:
         if self._closed or self.clock.expired():
             raise Refused("this rollout has ended", "ended", status=401)
         task, begun = asyncio.current_task(), time.perf_counter()
@@ -169,7 +170,7 @@ class Session:
         self._under_way.add(task)
         self._set_clock(None)
         try:
-            return await self._complete(ids, room, seed)
+            return await self._complete(ids, room, seed, stop)
         except Exception as error:
             self.failure = self.failure or error
             raise Refused("the engine failed", "engine", status=500) from error

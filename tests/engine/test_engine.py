@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from fastgrpo.config import Config
 from fastgrpo.engine.completion import Completion
@@ -318,3 +319,50 @@ def test_prefixes_of_earlier_weights_are_forgotten_under_open_requests(synced: E
     (early,) = (completion for completion in finished if completion.key == 0)
     fresh = policy.logprobs([long_prompt + early.token_ids])[0][-4:]
     assert (torch.tensor(early.logprobs[-4:]) - fresh).abs().max() > 1e-4
+
+
+def nucleus(logprobs_V: torch.Tensor, options: dict[str, float]) -> torch.Tensor:
+    """Which tokens may be drawn, by the definitions of top-k (2018), top-p (2019) and min-p (2024)."""
+    sorted_V = logprobs_V.sort(descending=True).values
+    if "top_k" in options:
+        return logprobs_V >= sorted_V[int(options["top_k"]) - 1]
+    if "min_p" in options:
+        return logprobs_V >= sorted_V[0] + np.log(options["min_p"])
+    before_V = sorted_V.exp().cumsum(0) - sorted_V.exp()
+    return logprobs_V >= sorted_V[before_V < options["top_p"]][-1]
+
+
+@exact
+@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.3}, {"min_p": 0.3}], ids=str)
+def test_logprobs_of_a_truncated_distribution_add_up_over_what_may_be_drawn(
+    synced: Engine, policy: Policy, options: dict[str, float]
+) -> None:
+    for completion in generate(synced, temperature=0.8, **options):
+        first, token_ids = len(PROMPTS[completion.key]), torch.tensor(PROMPTS[completion.key] + completion.token_ids)
+        with torch.no_grad():
+            hidden_TH = one_sequence(policy, token_ids)[first - 1 : -1]
+            logprobs_TV = (hidden_TH @ policy.head_weight.T / 0.8).log_softmax(-1)
+        for logprobs_V, token, sampled in zip(logprobs_TV, token_ids[first:], completion.logprobs, strict=True):
+            kept_V = nucleus(logprobs_V, options)
+            assert kept_V.sum() < len(kept_V)
+            expected = logprobs_V[token] - logprobs_V[kept_V].logsumexp(0)
+            assert kept_V[token]
+            assert sampled == pytest.approx(float(expected), abs=2e-4)
+
+
+def test_a_text_ends_a_completion_with_the_token_that_completes_it(synced: Engine) -> None:
+    """The text is of two tokens; between them may be some that the tokenizer does not know."""
+    tokenizer = AutoTokenizer.from_pretrained(synced._path)
+    found = 0
+    for whole in generate(synced, max_tokens=64):
+        letters = [(at, tokenizer.decode([token])) for at, token in enumerate(whole.token_ids) if token < 256]
+        pairs = [(b, x + y) for (_, x), (b, y) in itertools.pairwise(letters) if x.isascii() and y.isascii()]
+        for at, text in pairs[:1]:
+            synced.submit(whole.key, PROMPTS[whole.key], max_tokens=64, seed=100 + whole.key, stop=[text, "unwritten"])
+            (cut,) = finish(synced)
+            assert cut.finish_reason == "stop"
+            assert cut.token_ids == whole.token_ids[: at + 1]
+            assert cut.logprobs == pytest.approx(whole.logprobs[: at + 1], abs=1e-3)
+            assert len(cut.versions) == at + 1
+            found += 1
+    assert found

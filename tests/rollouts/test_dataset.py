@@ -10,7 +10,7 @@ import pytest
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.rollouts.dataset import hold_out, read_examples
-from fastgrpo.tasks import reward_task
+from fastgrpo.tasks import environment_task, reward_task
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
@@ -25,9 +25,10 @@ def test_a_file_of_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n\n{"prompt": "b", "n": 1}\n')
     assert [example.prompt for example in read_examples(path)] == ["a", "b"]
-    path.write_text('{"prompt": "a"}\n[1]\n')
-    with pytest.raises(UserError, match=r"rows.jsonl:2 is no JSON object"):
-        read_examples(path)
+    for broken in (b"[1]", b'{"prompt": "\xff"}', b"[" * 100_000):
+        path.write_bytes(b'{"prompt": "a"}\n' + broken + b"\n")
+        with pytest.raises(UserError, match=r"rows.jsonl:2 is no JSON object"):
+            read_examples(path)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,32 @@ def test_a_file_of_json_lines(tmp_path: Path) -> None:
 def test_a_row_without_a_prompt_is_named(row: dict) -> None:
     with pytest.raises(UserError, match="row 1 of the data set needs a prompt"):
         read_examples([{"prompt": "fine"}, row])
+
+
+@pytest.mark.parametrize("rows", [5, {"prompt": ["a"]}, [None], [{"prompt": "fine"}, "text"]], ids=str)
+def test_what_is_no_list_of_rows_is_one_sentence(rows: Any) -> None:
+    with pytest.raises(UserError, match="a data set is a list of rows, each a dict with a prompt, got "):
+        read_examples(rows)
+
+
+def test_a_reward_without_rows_asks_for_them() -> None:
+    with pytest.raises(UserError, match="a reward function needs rows with a prompt"):
+        reward_task([len]).load_problems(resolve({}))
+
+
+@pytest.mark.parametrize(
+    ("problems", "sentence"),
+    [
+        (5, "dataset of an environment is a list of problems, got 5"),
+        ("rows.jsonl", "dataset of an environment is a list of problems, got 'rows.jsonl'"),
+        ([{"id": 1}], "each problem of dataset is an object with an id"),
+        ([], "an environment has nothing to train on"),
+    ],
+)
+def test_problems_of_an_environment_are_objects_with_an_id(problems: Any, sentence: str) -> None:
+    environment: Any = SimpleNamespace(prompt=str, act=str, results=str)
+    with pytest.raises(UserError, match=sentence):
+        environment_task(environment, problems).load_problems(resolve({}))
 
 
 def test_no_rows_and_no_such_set() -> None:

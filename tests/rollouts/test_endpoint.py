@@ -230,6 +230,24 @@ def test_what_is_returned_is_what_was_sampled() -> None:
 
 
 @pytest.mark.usefixtures("both_ways")
+def test_a_stop_text_ends_what_the_agent_reads_and_stays_in_what_is_trained() -> None:
+    async def act(client: openai.AsyncOpenAI) -> Any:
+        first = await ask(client, [user("q")], stop=["Obs:", ""])
+        history = [user("q"), first.message.model_dump(exclude_none=True), user("5")]
+        second = await ask(client, history, stop="Obs:")
+        return [first.message.content, first.finish_reason, second.message.content]
+
+    engine = Scripted("Act: add Obs:", "done")
+    rollout = rollout_of(engine, act, replace(SAMPLING, stop=("END",)))
+    assert rollout.result.record["execution"] == ["Act: add ", "stop", "done"]
+    assert [option["stop"] for option in engine.options] == [("END", "Obs:")] * 2
+    assert rollout.branches == []
+    prompt, written = engine.seen[0], split_apart("Act: add Obs:")
+    assert rollout.token_ids[: len(prompt) + len(written)] == prompt + written
+    assert rollout.loss_mask[len(prompt) : len(prompt) + len(written)] == [1] * len(written)
+
+
+@pytest.mark.usefixtures("both_ways")
 def test_a_client_that_streams_gets_the_same() -> None:
     async def act(client: openai.AsyncOpenAI) -> Any:
         stream = await client.chat.completions.create(model="policy", messages=[user("q")], tools=[TOOL], stream=True)
@@ -262,7 +280,8 @@ def test_a_plain_agent_runs_in_a_thread_with_the_plain_client() -> None:
         ({"messages": []}, "Expected `array` of length >= 1"),
         ({"messages": [{"role": "clown", "content": "x"}]}, "Invalid enum value 'clown'"),
         ({"messages": [user("q")], "n": 2}, "n above 1 is not supported"),
-        ({"messages": [user("q")], "stop": ["x"]}, "stop is not supported"),
+        ({"messages": [user("q")], "stop": ["x"] * 17}, "stop with more than 16 texts is not supported"),
+        ({"messages": [user("q")], "stop": [5]}, "the request is malformed"),
         ({"messages": [user("q")], "max_tokens": 0}, "Expected `int` >= 1"),
         ({"messages": [user("q")], "tool_choice": "required"}, "tool_choice other than auto and none is not"),
         ({"messages": [user("q")], "tools": [{"type": "function"}]}, "each of tools needs a function with a name"),
@@ -309,6 +328,27 @@ def test_a_wrong_key_is_401_and_a_key_ends_with_its_rollout() -> None:
 
     assert rollout_of(Scripted("a", "b"), act, size=2).result.status == "ok"
     assert len(set(keys)) == 2
+
+
+@pytest.mark.parametrize("path", ["chat", "models"])
+def test_the_given_client_goes_nowhere_but_to_the_policy(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the rollout's key nor anything else leaves for another host, whose certificate nobody would look at."""
+
+    async def act(client: openai.AsyncOpenAI) -> None:
+        await ask(client, [user("q")])
+        for url in (
+            "https://127.0.0.1:1/v1",
+            "https://api.example.com/v1",
+            str(client.base_url).replace("http", "https"),
+        ):
+            other = client.with_options(base_url=url)
+            with pytest.raises(openai.APIStatusError, match=r"speaks to the policy at http://127\.0\.0\.1.* alone"):
+                await (ask(other, [user("q")]) if path == "chat" else always(other.models.list))
+
+    monkeypatch.setattr(Acting, "direct", True)
+    engine = Scripted("a")
+    assert rollout_of(engine, act).result.status == "ok"
+    assert len(engine.seen) == 1
 
 
 async def always(call: Callable[[], Awaitable[Any]]) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastgrpo.errors import UserError
+from fastgrpo.functions import find_function
 from fastgrpo.rollouts.environment import EnvironmentFailure
 from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
 from fastgrpo.types import Result, Rollout
@@ -23,6 +25,11 @@ def rewarded(
     environment = RewardFunctions(functions, weights, deadline_s=deadline_s)
     example = Example("1", prompt, columns or {})
     return asyncio.run(environment.results(example, [rollout("hi"), rollout("hello")]))
+
+
+async def in_time(function: Callable[..., Any]) -> list[Result]:
+    """As the rollouts ask, whose own deadline is as long."""
+    return await RewardFunctions([function], deadline_s=1.0).results(Example("1", "Say hi", {}), [rollout("hi")])
 
 
 def length(completions, **columns) -> list[float]:
@@ -83,17 +90,52 @@ def test_what_is_no_list_of_numbers_is_one_sentence(function: Callable[..., Any]
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_function_that_hangs_ends_at_its_deadline(blocking: bool) -> None:
+def test_a_function_that_hangs_ends_at_its_deadline_by_its_name(blocking: bool) -> None:
     async def waits(**_):
         await asyncio.Event().wait()
 
     begun = time.monotonic()
-    with pytest.raises(EnvironmentFailure, match=r"took longer than 0\.2 s"):
+    with pytest.raises(EnvironmentFailure, match=r"nearly all of grpo.execute_s = 0\.2 s"):
         rewarded((lambda **_: time.sleep(5)) if blocking else waits, deadline_s=0.2)
+    with pytest.raises(EnvironmentFailure, match="reward waits took nearly all"):
+        asyncio.run(asyncio.wait_for(in_time(waits), 1.0))
     assert time.monotonic() - begun < 4
 
 
+def test_objects_that_are_called_and_awaited_are_functions_too() -> None:
+    class Plain:
+        def __call__(self, completions, **_):
+            return [1.0] * len(completions)
+
+    class Waiting:
+        async def __call__(self, completions, **_):
+            return [2.0] * len(completions)
+
+    assert rewarded(Plain(), Waiting())[0].reward.terms == {"Plain": 1.0, "Waiting": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1 / 0", "its module raises ZeroDivisionError: division by zero"),
+        ("def f(:", "its module raises SyntaxError"),
+        ("import no_such", "No module named 'no_such'"),
+        ("", "has no attribute 'f'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_sentence(
+    text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"rewards_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"data.reward: the function {name}:f cannot be imported.*{reason}"):
+        find_function(f"{name}:f", "data.reward")
+
+
 def test_names_and_weights_must_fit() -> None:
+    with pytest.raises(UserError, match="weights of reward functions are finite numbers, got nan"):
+        RewardFunctions([length], [float("nan")], deadline_s=1.0)
     for functions, weights in (((length, length), None), ((length,), [1.0, 2.0])):
         with pytest.raises(UserError, match="different names, and one weight each"):
             RewardFunctions(functions, weights, deadline_s=1.0)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fastgrpo.config_keys import resolve
 from fastgrpo.engine.completion import Completion
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
@@ -148,6 +149,21 @@ def test_two_rounds_append_feedback_that_the_loss_does_not_see() -> None:
     assert engine.seen[1][0] == prompt + completion + feedback
 
 
+def test_how_a_run_samples_reaches_the_engine() -> None:
+    keys = {"grpo.temperature": 0.7, "grpo.top_p": 0.9, "grpo.top_k": 20, "grpo.min_p": 0.05, "grpo.stop": "\n\n"}
+    keys |= {"grpo.max_new_tokens": 8, "engine.max_model_len": 200}
+    engine = ScriptedEngine()
+    gather(engine, ScriptedEnvironment(), 1, 1, Sampling.of(resolve(keys)))
+    ((_, options),) = engine.seen
+    assert {name: options[name] for name in ("temperature", "top_p", "top_k", "min_p", "stop")} == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 20,
+        "min_p": 0.05,
+        "stop": ("\n\n",),
+    }
+
+
 def test_plain_feedback_has_no_thread_and_a_coroutine_is_awaited() -> None:
     threads = []
 
@@ -248,6 +264,9 @@ def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
         ([Result(reward=Reward(total="high"))] * 3, "the reward must be a number, got 'high'"),
         ([Result(reward=Reward(total=1.0, terms={"a": None}))] * 3, "the reward's term 'a' must be a number"),
         ([Result()] * 3, "a result of status 'ok' has no reward"),
+        ([Result(reward=1.0)] * 3, "a Result has a field that cannot be read: 'float' object has no attribute 'total'"),
+        ([Result(reward=Reward(total=1.0), metrics=[1])] * 3, "a Result has a field that cannot be read: 'list'"),
+        ([Result(reward=Reward(total=1.0), record={"a": "\ud800"})] * 3, "a Result has a field that cannot be read"),
     ],
 )
 def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -> None:
@@ -255,6 +274,30 @@ def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -
     environment.results = lambda problem, rollouts: returned  # type: ignore[method-assign]
     group = gather(ScriptedEngine(), environment, count=1)[0]
     assert all(rollout.reward is None and reason in rollout.result.error for rollout in group.rollouts)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, [], [{"role": "user"}], [{"role": "user", "content": 5}], ["hi"]], ids=str)
+def test_a_prompt_that_is_none_is_named_before_the_first_step(prompt) -> None:
+    environment = SimpleNamespace(prompt=lambda problem: prompt)
+    with pytest.raises(UserError, match=r"prompt must give a text, or messages with role and content, and gave .* p0"):
+        fitting([SimpleNamespace(id="p0")], environment, Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_raises_or_is_empty_is_one_sentence() -> None:
+    problems = [SimpleNamespace(id="p0", prompt="")]
+    raising = SimpleNamespace(prompt=lambda problem: problem.text)
+    with pytest.raises(UserError, match=r"prompt raised AttributeError for the problem p0"):
+        fitting(problems, raising, Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="a prompt is empty"):
+        fitting(problems, SimpleNamespace(prompt=lambda p: p.prompt), Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
+
+
+def test_feedback_that_is_no_text_costs_its_rollout() -> None:
+    environment = ScriptedEnvironment()
+    environment.feedback_text = lambda execution: 5  # type: ignore[method-assign,assignment,return-value]
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2)
+    (rollout,) = gather(ScriptedEngine(), environment, 1, 1, sampling)[0].rollouts
+    assert rollout.result.error == "p0: feedback_text must return a text or None, got int"
 
 
 def test_rewards_of_any_number_type_become_floats() -> None:
