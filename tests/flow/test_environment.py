@@ -203,7 +203,7 @@ def test_a_failing_worker_is_tried_again_then_infrastructure(jail: Jail) -> None
 
 def test_an_empty_answer_is_scored_in_whatever_operator(jail: Jail) -> None:
     executions = jail.execute(ScriptedWorker(""), *WORKFLOWS.values())
-    assert {(execution.status, execution.solution, execution.pass_rate) for execution in executions} == {("ok", "", 0.0)}
+    assert {(each.status, each.solution, each.pass_rate) for each in executions} == {("ok", "", 0.0)}
 
 
 def test_a_workflow_cannot_hide_a_failing_worker(jail: Jail) -> None:

@@ -117,7 +117,7 @@ class Endpoint:
         except UnicodeEncodeError:
             raise RequestRejected("the request holds half a character (a lone surrogate)") from None
         if not answer.text.strip():
-            self._warn("empty", "answers without a word, which is scored as an answer; if it does so often, try it alone")
+            self._warn("empty", "answers without a word, which is scored as its answer; if that is the rule, mend it")
         return answer
 
     def _failure(self, error: openai.OpenAIError, body: dict[str, Any]) -> Exception:
