@@ -65,6 +65,7 @@ def config(*arguments: str) -> Config:
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),
         ("--grpo.max_lag 1 --grpo.refill 2", "grpo.max_lag and grpo.refill above 0 exclude each other"),
         ("--grpo.in_flight true", "set grpo.max_lag to 1 or more"),
+        ("--workers.cache_dir c --reward.efficiency_by dollars", "answers for no dollars, and reward.efficiency_by is"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_sentence(arguments: str, message: str) -> None:
