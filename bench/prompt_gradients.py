@@ -87,7 +87,8 @@ def main() -> None:
         rows[name] = torch.stack(gradients)
         print(f"{name}: {len(prompts)} prompts, log odds {sum(odds) / len(odds):+.2f}")
     (left, left_NP), (right, right_NP) = rows.items()
-    print(f"cosine within {left} {mean_cosine(left_NP, left_NP):.3f}, within {right} {mean_cosine(right_NP, right_NP):.3f}")
+    print(f"cosine within {left} {mean_cosine(left_NP, left_NP):.3f}")
+    print(f"within {right} {mean_cosine(right_NP, right_NP):.3f}")
     print(f"between them {mean_cosine(left_NP, right_NP):.3f}")
     print(f"of their means {float(torch.cosine_similarity(left_NP.mean(0), right_NP.mean(0), dim=0)):.3f}")
 
