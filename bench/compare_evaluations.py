@@ -5,9 +5,10 @@
 
 Each argument is [NAME=]FILE[:STAGE]: a `baselines.jsonl` or an `evaluation.json`, of one stage or all. Prints the
 tables of `fastgrpo.evaluate --baselines` for all of them together: means, what is gained over each `--over`, paired by
-problem, how the cost follows the query, and the commonest texts. Then, of a file of several stages, their oracle: each
-problem gets the workflow with the highest mean reward on every other sample, and is measured on the samples between,
-so that luck in the choice does not count. All intervals are 95 % bootstrap intervals over problems.
+problem, how the cost follows the query; the structures written for each data set, and the commonest texts. Then, of a
+file of several stages, their oracle: all problems, those of each data set, or each alone get the workflow with the
+highest mean reward on every other sample, and are measured on the samples between, so that luck in the choice does not
+count. All intervals are 95 % bootstrap intervals over problems.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import Any
 import msgspec
 from learned_workflows import commonest
 
+from fastgrpo.flow.adaptivity import structure
 from fastgrpo.record.comparison import comparison_table, gains, markdown, spread, stages_of
 from fastgrpo.record.json_lines import read_lines
+from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.report import adaptivity_table
 
 Row = Mapping[str, Any]
@@ -53,8 +56,24 @@ def texts(rows: Sequence[Row]) -> str:
     return markdown(lines)
 
 
+def structures(rows: Sequence[Row], most: int = 5) -> str:
+    """For each stage and data set: what its problems earned, and the shares of the commonest structures."""
+    lines = [["", "data set", "reward", "pass@1, %", "calls", "structures"]]
+    problems = defaultdict[tuple[str, str], list[Row]](list)
+    for row in rows:
+        problems[row["stage"], row["dataset"]].append(row)
+    for (stage, dataset), found in problems.items():
+        columns = [by_problem(found, stage, key) for key in ("reward", "solved", "worker_calls")]
+        shown = zip(columns, (1.0, 100.0, 1.0), (3, 1, 1), strict=True)
+        cells = [spread([scale * value for value in column.values()], digits) for column, scale, digits in shown]
+        counts = Counter(structure(row["workflow"]) or "none" for row in found)
+        shares = ", ".join(f"{count / len(found):.0%} `{name}`" for name, count in counts.most_common(most))
+        lines.append([stage, dataset, *cells, shares])
+    return markdown(lines)
+
+
 def oracle(rows: Sequence[Row]) -> str:
-    """The best workflow of each problem beside the best of all, both chosen on half of the samples."""
+    """The best workflow of each problem, of each data set, and of all, all chosen on half of the samples."""
     samples = defaultdict[tuple[str, str], list[Row]](list)
     for row in rows:
         samples[row["stage"], row["problem_id"]].append(row)
@@ -66,11 +85,17 @@ def oracle(rows: Sequence[Row]) -> str:
     def mean(stage: str, problem: str, half: int, key: str) -> float:
         return fmean(row[key] for row in samples[stage, problem][half::2])
 
-    def overall(half: int) -> str:
-        return max(stages, key=lambda stage: fmean(mean(stage, problem, half, "reward") for problem in problems))
+    datasets = {row["problem_id"]: row["dataset"] for row in rows}
+
+    def best(half: int, among: Sequence[str]) -> str:
+        return max(stages, key=lambda stage: fmean(mean(stage, problem, half, "reward") for problem in among))
+
+    def like(problem: str) -> list[str]:
+        return [other for other in problems if datasets[other] == datasets[problem]]
 
     chosen = {
-        "one for all problems": lambda problem, half: overall(half),
+        "one for all problems": lambda problem, half: best(half, problems),
+        "one for each data set": lambda problem, half: best(half, like(problem)),
         "the best of each problem": lambda problem, half: max(stages, key=lambda s: mean(s, problem, half, "reward")),
     }
     lines = [["chosen on half of the samples", "pass@1, %", "calls", "tokens", "reward"]]
@@ -100,7 +125,7 @@ def main() -> None:
     print(comparison_table("held out", rows))
     for stage in options.over:
         print(gains(rows, stage))
-    print(markdown(adaptivity_table(rows)), texts(rows), sep="\n")
+    print(markdown(adaptivity_table(rows)), structures(rows), texts(rows), sep="\n")
     for part in each:
         if len(stages_of(part)) > 1:
             print(oracle(part))

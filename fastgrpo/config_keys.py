@@ -111,6 +111,9 @@ def resolve(values: dict[str, Any]) -> Config:
         raise UserError(f"sandbox.hosts must be ray, or addresses as http://HOST:PORT, got {', '.join(servers)}")
     if config.task == "code" and config.reward.judge:
         raise UserError("reward.judge goes with task flow, which has workers: leave it out")
+    if config.workers.cache_dir and config.reward.efficiency_by in ("dollars", "seconds"):
+        by = config.reward.efficiency_by
+        raise UserError(f"workers.cache_dir gives answers for no {by}, and reward.efficiency_by is {by}: leave one out")
     if config.grpo.max_new_tokens >= config.engine.max_model_len:
         raise UserError(
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "

@@ -237,25 +237,26 @@ async def baselines(
 ) -> list[EvalRow]:
     """Every fixed workflow on `held_out`, `eval.samples` of each problem; collective over the ranks.
 
-    The best one is chosen by its mean reward, one sample each, on as many of the `train` problems as are held out.
+    The best one is chosen by its mean reward, as many samples each, on as many of the `train` problems as are held out:
+    one sample each had chosen the worst of them on thirty questions.
     """
 
-    async def measure(stage: str, control: Control, problems: Sequence[Problem], samples: int) -> list[EvalRow]:
+    async def measure(stage: str, control: Control, problems: Sequence[Problem]) -> list[EvalRow]:
         share = problems[replica_share(config.engine.tensor_parallel)]
         groups = []
         if environment is not None:
-            groups = await run_control(environment, share, control, samples=samples, seed=config.seed)
+            groups = await run_control(environment, share, control, samples=config.eval.samples, seed=config.seed)
         return measured_rows(groups, stage, config)
 
     tried, rewards = random.Random(f"{config.seed}/best").sample(train, min(len(train), len(held_out))), {}
     for name, code in candidates(config.eval.drafts).items():
-        rewards[name] = summary(await measure(name, always(code), tried, 1)).get("reward", -math.inf)
+        rewards[name] = summary(await measure(name, always(code), tried)).get("reward", -math.inf)
     best = max(rewards, key=lambda name: rewards[name])
     controls = {name: always(code) for name, code in fixed_workflows(config.eval.drafts).items()}
     controls[RANDOM] = drawn(names_of(environment.worker) if environment else ())
     chosen = f"best on training problems: {best}"
     controls[chosen] = always(candidates(config.eval.drafts)[best])
-    return [row for name, each in controls.items() for row in await measure(name, each, held_out, config.eval.samples)]
+    return [row for name, each in controls.items() for row in await measure(name, each, held_out)]
 
 
 def policies(model: str) -> dict[str, str]:

@@ -67,6 +67,7 @@ def config(*arguments: str) -> Config:
         ("--grpo.in_flight true", "set grpo.max_lag to 1 or more"),
         ("--grpo.top_p 0", "grpo.top_p must be float > 0.0"),
         ("--grpo.top_p 0.9 --grpo.importance_correction sequence_mask", "set it to token_truncate or token_mask"),
+        ("--workers.cache_dir c --reward.efficiency_by dollars", "answers for no dollars, and reward.efficiency_by is"),
     ],
 )
 def test_mistake_on_the_command_line_is_one_sentence(arguments: str, message: str) -> None:

@@ -41,13 +41,14 @@ def observed_of(rows: Iterable[Mapping[str, Any]], cost: str = "spent") -> list[
     Rows without a difficulty are left out; a text that is no workflow has no structure.
     """
     return [
-        Observed(row["problem_id"], row["difficulty"], row["metrics"][cost], _structure(row["workflow"]))
+        Observed(row["problem_id"], row["difficulty"], row["metrics"][cost], structure(row["workflow"]))
         for row in rows
         if row["difficulty"] is not None and cost in row["metrics"]
     ]
 
 
-def _structure(source: str) -> str:
+def structure(source: str) -> str:
+    """The canonical structure of a workflow's code; empty for a text that is no workflow."""
     try:
         return structure_of(parse_code(source))
     except InvalidWorkflow:

@@ -52,7 +52,7 @@ class WorkflowEnvironment:
         self._slots = asyncio.Semaphore(limits.at_once)
 
     def prompt(self, problem: Problem) -> str:
-        """What the policy reads first; the problem's prompt is all of the problem that is in it."""
+        """What the policy reads first: of the problem its prompt, and whether there are public tests."""
         return query_prompt(problem, self._instruction, names_of(self.worker))
 
     def feedback_text(self, execution: Execution) -> str | None:

@@ -42,27 +42,31 @@ async def workflow(problem):
             break
     return code
 ```
-
+{special}
 The problem:
 """
 
-_OF_NUMBERS = """
-This problem asks for a number: what generate, revise and the workflow return is a text that ends with the answer.
-It has no public tests, so test() passes nothing; ensemble takes the answer that most of the texts give, at no cost.
-
-The problem:
+# What sets a problem apart from the one that the instruction describes.
+_OF_NUMBERS = """\
+This problem asks for a number: what generate, revise and the workflow return is a text that ends with the answer;
+ensemble takes the answer that most of the texts give, at no cost.
 """
+_WITHOUT_TESTS = "This problem has no public tests, so test() passes nothing.\n"
 
 
 def query_prompt(problem: Problem, instruction: Instruction, workers: Sequence[str] = ()) -> str:
-    """The policy's prompt. "short", a few fixed words, is for a policy that learned the operators by SFT.
+    """The policy's prompt: the problem's, and whether there are public tests, which a workflow's worth hangs on.
 
-    `workers`: those that a workflow may choose from, the default first.
+    "short", a few fixed words, is for a policy that learned the operators by SFT. `workers`: those that a workflow may
+    choose from, the default first.
     """
-    if instruction == "full":
-        full = _FULL.replace("{workers}", _choice(workers))
-        return (full if problem.answer is None else full.replace("\nThe problem:\n", _OF_NUMBERS)) + problem.prompt
-    return f"Problem:\n{problem.prompt.strip()}\nWorkflow:\n"
+    if instruction == "short":
+        tests = "" if problem.shown_tests else "There are no public tests.\n"
+        return f"Problem:\n{problem.prompt.strip()}\n{tests}Workflow:\n"
+    special = "" if problem.answer is None else _OF_NUMBERS
+    special += "" if problem.shown_tests else _WITHOUT_TESTS
+    full = _FULL.replace("{workers}", _choice(workers)).replace("{special}", f"\n{special}" if special else "")
+    return full + problem.prompt
 
 
 def _choice(workers: Sequence[str]) -> str:

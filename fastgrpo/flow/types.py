@@ -172,7 +172,10 @@ class WorkerError(Exception):
 
 
 class NoAnswer(WorkerError):
-    """The worker answered without a word: cut off while it reasoned, filtered, refused, or a tool call instead."""
+    """The worker gave no answer: cut off while it reasoned, filtered, refused, or a tool call instead.
+
+    A turn that the model itself ends without a word is an answer, the empty text.
+    """
 
 
 class RequestRejected(Exception):

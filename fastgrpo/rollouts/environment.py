@@ -33,7 +33,11 @@ class Environment(Protocol):
         """The text that the policy reads first, or the messages of a conversation."""
 
     def execute(self, problem: Any, completion: str, seed: int) -> Any:
-        """Run one completion. One that raises or outlasts `grpo.execute_s` leaves its rollout without a reward."""
+        """Run one completion. One that raises or outlasts `grpo.execute_s` leaves its rollout without a reward.
+
+        `seed` is for all that the task draws. In training it is the same for the whole group: rewards then compare what
+        the policy wrote and not luck.
+        """
 
     def feedback_text(self, execution: Any) -> str | None:
         """What the policy reads between two rounds; None ends the rollout."""

@@ -40,6 +40,10 @@ Value = TypeVar("Value")
 class Rollouts:
     """`group_size` rollouts of each problem, under way at once; deterministic draws from `seed`.
 
+    The policy draws each completion from a seed of its own. With `paired` the environment executes all of a group with
+    one seed: what it draws by seed is then alike for all of them (common random numbers), and their rewards differ by
+    what the policy wrote. The mean gradient stays what it was, because the seed does not depend on the completions.
+
     `seconds` passed until the last completion had left the engine; `waited` tells how many more until the last rollout
     had its result, and of which problem that rollout was. `after_answers` are those of these that came after the last
     answer of a service that a rollout asked (`Result.answered_at`); None where none was asked.
@@ -55,12 +59,14 @@ class Rollouts:
         group_size: int,
         sampling: Sampling,
         seed: int | str,
+        paired: bool = False,
     ) -> None:
         self._generator = generator
         # With an agent `_endpoint` opens, and rollouts are `_acted`.
         self._environment: Any = environment
         self._chat, self._sampling = chat, sampling
         self._size, self._writing = group_size, len(problems) * group_size
+        self._paired = paired
         self._generated = asyncio.Event()
         self._begun, self.seconds = time.perf_counter(), 0.0
         self.waited = (0.0, "")
@@ -104,7 +110,9 @@ class Rollouts:
         ids = self._chat.prompt_ids(prompt) if self._endpoint is None else []
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
         rollouts = await _all(
-            self._rollout(problem, ids, seed) if self._endpoint is None else self._acted(problem, self._endpoint, seed)
+            self._rollout(problem, ids, seed, seeds[0] if self._paired else seed)
+            if self._endpoint is None
+            else self._acted(problem, self._endpoint, seed)
             for seed in seeds
         )
         await self._score(problem, [rollout for rollout in rollouts if rollout.result is UNENDED])
@@ -134,7 +142,7 @@ class Rollouts:
         for rollout, result in zip(rollouts, results, strict=True):
             rollout.result = result
 
-    async def _rollout(self, problem: Any, prompt: list[int], seed: int) -> Rollout:
+    async def _rollout(self, problem: Any, prompt: list[int], seed: int, execution_seed: int) -> Rollout:
         """One trajectory: write, run, read the feedback, write again. Feedback tokens are not the policy's: mask 0."""
         rollout = Rollout([], [], [], [])
         rollout.extend(prompt, 0)
@@ -147,7 +155,7 @@ class Rollouts:
                 if not writing:
                     self._written()
                 rollout.executions.append(
-                    await self._ask(self._environment.execute, problem, rollout.completions[-1], seed + turn)
+                    await self._ask(self._environment.execute, problem, rollout.completions[-1], execution_seed + turn)
                 )
                 if writing and not await self._continued(rollout):
                     writing = False

@@ -202,6 +202,7 @@ class Schedule:
             group_size=self._config.grpo.group_size,
             sampling=Sampling.of(self._config),
             seed=f"{seed}/refill/{extra}" if extra else str(seed),
+            paired=True,
         )
 
 

@@ -201,6 +201,11 @@ def test_a_failing_worker_is_tried_again_then_infrastructure(jail: Jail) -> None
     assert len(lasting.requests) == 2
 
 
+def test_an_empty_answer_is_scored_in_whatever_operator(jail: Jail) -> None:
+    executions = jail.execute(ScriptedWorker(""), *WORKFLOWS.values())
+    assert {(each.status, each.solution, each.pass_rate) for each in executions} == {("ok", "", 0.0)}
+
+
 def test_a_workflow_cannot_hide_a_failing_worker(jail: Jail) -> None:
     hiding = body("try:\n        return await generate(problem)\n    except BaseException:\n        return ''")
     [execution] = jail.execute(ScriptedWorker(WorkerError("down")), hiding)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
+
 from fastgrpo.flow.names import OPERATORS
 from fastgrpo.flow.parse import parse_completion
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.prompt import query_prompt, round_feedback
-from fastgrpo.flow.types import Execution
+from fastgrpo.flow.types import NO_TESTS, Execution
+from tests.flow.conftest import ADD
 
 
 def test_the_short_prompt_adds_a_few_words() -> None:
@@ -15,6 +19,17 @@ def test_the_short_prompt_adds_a_few_words() -> None:
         assert problem.prompt.strip() in text
         assert len(text.split()) - len(problem.prompt.split()) <= 4
         assert problem.id not in text
+
+
+@pytest.mark.parametrize("answer", [None, "5"])
+def test_both_prompts_say_that_there_are_no_public_tests_and_only_then(answer: str | None) -> None:
+    without = msgspec.structs.replace(ADD, public_tests=NO_TESTS, answer=answer)
+    assert query_prompt(without, "short") == f"Problem:\n{ADD.prompt}\nThere are no public tests.\nWorkflow:\n"
+    full = query_prompt(without, "full")
+    assert full.endswith(f"has no public tests, so test() passes nothing.\n\nThe problem:\n{ADD.prompt}")
+    assert ("asks for a number" in full) == (answer is not None)
+    for instruction in ("short", "full"):
+        assert "no public tests" not in query_prompt(ADD, instruction)
 
 
 def test_the_full_prompt_describes_every_operator_and_a_valid_example() -> None:

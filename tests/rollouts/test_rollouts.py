@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -107,6 +108,21 @@ def test_groups_keep_the_order_of_the_problems_and_their_size() -> None:
     groups = gather(ScriptedEngine(), ScriptedEnvironment())
     assert [group.problem.id for group in groups] == ["p0", "p1"]
     assert all(len(group.rollouts) == 3 for group in groups)
+
+
+def test_a_paired_group_is_written_with_several_seeds_and_executed_with_one() -> None:
+    async def seeds(paired: bool) -> tuple[set[int], list[int]]:
+        engine, environment = ScriptedEngine(), ScriptedEnvironment()
+        async with open_generator(engine) as generator:
+            options = {"group_size": 3, "sampling": SAMPLING, "seed": 0, "paired": paired}
+            await Rollouts(generator, environment, Chat(TOKENIZER), problems(2), **options).groups()
+        return {options["seed"] for _, options in engine.seen}, [seed for _, seed in environment.executed]
+
+    written, executed = asyncio.run(seeds(paired=True))
+    assert len(written) == 6
+    assert sorted(Counter(executed).values()) == [3, 3]
+    again, apart = asyncio.run(seeds(paired=False))
+    assert again == written == set(apart)
 
 
 def test_every_rollout_draws_from_a_seed_of_its_own_and_the_same_again() -> None:

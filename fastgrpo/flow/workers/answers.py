@@ -124,7 +124,7 @@ def _words(message: _Message | None) -> str:
 
 
 def _absence(choice: _Choice, text: str) -> str:
-    """Why there is no answer in `choice`; empty where there is one, be it cut off."""
+    """Why there is no answer in `choice`; empty where there is one, be it cut off or without a word."""
     reasoning_alone = text.lstrip().startswith("<think>") and "</think>" not in text
     if text.strip() and not (reasoning_alone and choice.finish_reason == "length"):
         return ""
@@ -136,7 +136,9 @@ def _absence(choice: _Choice, text: str) -> str:
         return f"refused: {_shown(choice.message.refusal)}"
     if choice.message and choice.message.tool_calls:
         return "answered with a tool call instead of text; start it without tools"
-    return f"sent an empty answer (finish_reason {choice.finish_reason})"
+    if choice.finish_reason == "stop" and choice.message and choice.message.content is not None:
+        return ""  # the model ended its turn at once: what it was asked is then answered badly, by nobody's failure
+    return f"sent no text (finish_reason {choice.finish_reason})"
 
 
 def failure(status: int, body: Any, said: str, headers: Mapping[str, str] | None = None) -> Exception:

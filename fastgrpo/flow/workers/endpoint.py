@@ -45,7 +45,7 @@ class Endpoint:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._jitter = random.Random(os.getpid())
         self._bound = "max_tokens"
-        self._warned = False
+        self._warned = set[str]()
 
     def body(self, request: Request) -> dict[str, Any]:
         """What is sent for `request`, less the name and the key."""
@@ -110,12 +110,15 @@ class Endpoint:
             # The client's own limit is for each read: an answer that trickles would never meet it.
             async with asyncio.timeout(settings.timeout_s):
                 raw = await create(model=body["model"], messages=body["messages"], extra_body=rest)
-            return read_answer(raw.content)
+            answer = read_answer(raw.content)
         except (TimeoutError, openai.APITimeoutError):
             late = f"did not answer within {settings.timeout_s:g} s; raise workers.timeout_s or lower its load"
             raise Passing(late) from None
         except UnicodeEncodeError:
             raise RequestRejected("the request holds half a character (a lone surrogate)") from None
+        if not answer.text.strip():
+            self._warn("empty", "answers without a word, which is scored as its answer; if that is the rule, mend it")
+        return answer
 
     def _failure(self, error: openai.OpenAIError, body: dict[str, Any]) -> Exception:
         if isinstance(error, openai.APIConnectionError):
@@ -124,7 +127,8 @@ class Endpoint:
             return WorkerError(f"failed: {error}")
         found = failure(error.status_code, error.body, error.response.reason_phrase, error.response.headers)
         if isinstance(found, RequestRejected):
-            self._warn(found)
+            advice = "if it refuses most, lower workers.max_tokens or raise its context"
+            self._warn("refused", f"refuses a request: {found}; {advice}")
         if isinstance(found, RequestRejected | Passing):
             return found
         return WorkerError(f"{found}{self._advice(error, body)}")
@@ -149,12 +153,11 @@ class Endpoint:
             return str(error) or type(error).__name__
         return f"{error} through the proxy {proxy} of the environment; NO_PROXY={address.hostname} goes past it"
 
-    def _warn(self, error: RequestRejected) -> None:
-        """Once: the workflow is told, and a bound that fits no request must not pass for its fault unseen."""
-        if not self._warned:
-            self._warned = True
-            advice = "if it refuses most, lower workers.max_tokens or raise its context"
-            log.warning("worker endpoint %s refuses a request: %s; %s", self._url, error, advice)
+    def _warn(self, kind: str, said: str) -> None:
+        """Once a kind: what costs the workflow alone, and must not pass for its fault unseen where it is the rule."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("worker endpoint %s %s", self._url, said)
 
     def _named(self, error: WorkerError, attempts: int) -> WorkerError:
         kind = NoAnswer if isinstance(error, NoAnswer) else WorkerError

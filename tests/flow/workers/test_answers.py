@@ -33,6 +33,9 @@ def body(content: Any = "fine", finish: str | None = "stop", **message: Any) -> 
         (body("fine", refusal="", tool_calls=[]), "fine"),
         (body("ok \ud83d"), "ok ?"),
         (body("<think>one</think>two", "length"), "<think>one</think>two"),
+        # A model that ends its turn at once has answered.
+        (body(""), ""),
+        (body(" \n"), " \n"),
     ],
 )
 def test_words_are_an_answer(sent: bytes, text: str) -> None:
@@ -52,9 +55,11 @@ def test_an_answer_without_an_account_costs_nothing(usage: Any) -> None:
         (body(None, "content_filter"), "filtered"),
         (body(None, "tool_calls", tool_calls=[{"id": "1"}]), "tool call"),
         (body(None, refusal="I cannot"), "refused: I cannot"),
-        (body(""), "empty answer"),
-        (body(" \n"), "empty answer"),
-        (b'{"choices": [{"message": null, "finish_reason": null}]}', "empty answer"),
+        (body("", "length"), "by length before the first word"),
+        (body("", refusal="I cannot"), "refused: I cannot"),
+        (body(None), "no text"),
+        (body("", None), "no text"),
+        (b'{"choices": [{"message": null, "finish_reason": null}]}', "no text"),
     ],
 )
 def test_no_word_is_no_answer(sent: bytes, said: str) -> None:

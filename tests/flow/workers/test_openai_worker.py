@@ -297,6 +297,16 @@ def test_a_refusal_for_length_is_seen_once(stub: Stub, caplog: pytest.LogCapture
     assert [record.message.count("lower workers.max_tokens") for record in caplog.records] == [1]
 
 
+def test_an_empty_answer_is_an_answer_and_said_once(stub: Stub, caplog: pytest.LogCaptureFixture) -> None:
+    empty = chat(1)
+    empty["choices"][0]["message"]["content"] = ""
+    stub.script = [(200, empty)] * 2
+    replies = ask(endpoint(stub), request(seed=1), request(seed=2))
+    assert [(reply.text, reply.completion_tokens) for reply in replies] == [("", 500)] * 2
+    assert [record.message.count("answers without a word") for record in caplog.records] == [1]
+    assert len(stub.bodies) == 2
+
+
 def test_the_wait_for_a_turn_and_for_the_next_attempt_is_told(stub: Stub) -> None:
     told: list[str] = []
 
