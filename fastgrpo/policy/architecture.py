@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -61,6 +62,16 @@ def check_weights(path: Path, model: nn.Module, missing: Collection[str]) -> Non
     broken = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
     if broken:
         raise UserError(f"model folder {path} has numbers that are not finite in {_some(broken)}: it is damaged")
+
+
+def end_token_ids(path: Path) -> list[int]:
+    """The end tokens that the folder's generation_config.json and config.json list: several in Llama 3 and Gemma 3."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        if (path / name).exists():
+            ids = json.loads((path / name).read_text(encoding="utf-8")).get("eos_token_id")
+            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return found
 
 
 def check_readable(path: Path) -> None:

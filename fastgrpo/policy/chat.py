@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 
 from fastgrpo.config import Model
 from fastgrpo.errors import UserError
+from fastgrpo.policy.architecture import end_token_ids
 from fastgrpo.policy.model import load_tokenizer
 
 _ANSWER = "(the answer)"
@@ -143,16 +144,6 @@ def load_chat(path: str | os.PathLike[str], config: Model) -> Chat:
     """The conversation with the model in a Hugging Face folder. Raises UserError as `load_tokenizer` and `Chat` do."""
     kwargs = json.loads(config.chat_template_kwargs or "{}")
     return Chat(load_tokenizer(path), end_token_ids(Path(path)), config.system_prompt, kwargs)
-
-
-def end_token_ids(path: Path) -> list[int]:
-    """The end tokens that the folder's generation_config.json and config.json list: several in Llama 3 and Gemma 3."""
-    found: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        if (path / name).exists():
-            ids = json.loads((path / name).read_text(encoding="utf-8")).get("eos_token_id")
-            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return found
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

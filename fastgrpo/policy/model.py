@@ -28,7 +28,13 @@ from transformers.utils import logging as transformers_logging
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError, first_line
 from fastgrpo.kernels.reference import scaled_logits
-from fastgrpo.policy.architecture import check_architecture, check_readable, check_weights, logit_transform
+from fastgrpo.policy.architecture import (
+    check_architecture,
+    check_readable,
+    check_weights,
+    end_token_ids,
+    logit_transform,
+)
 from fastgrpo.policy.fsdp import gathered, load_sharded
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights
@@ -209,9 +215,14 @@ def policy_dtype(config: Config) -> torch.dtype:
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder. Raises UserError if the folder has none, or one without an end token."""
+    """The tokenizer of a Hugging Face folder; where it names no end token, the first one of the model's.
+
+    Raises UserError if the folder has none, or no end token anywhere.
+    """
     _check_folder(Path(path))
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.eos_token_id is None and (ends := end_token_ids(Path(path))):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer in {path} has no eos_token, which ends a completion: set it and save it there")
     return tokenizer

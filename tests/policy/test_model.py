@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
 from fastgrpo.policy import packed_attention
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.model import Policy, load_config, load_policy, load_tokenizer
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.packing import pack
@@ -140,11 +141,19 @@ def test_folder_that_is_no_model(tiny_folder: Path, tmp_path: Path) -> None:
             load(folder)
 
 
-def test_a_tokenizer_without_an_end_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_an_end_has_the_models_and_without_any_is_refused(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "endless"
     shutil.copytree(tiny_folder, folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None, "pad_token": None}))
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|end|>", None), "the end that config.json names"
+    assert load_policy(folder).tokenizer.eos_token_id == 256 == Chat(tokenizer).turn_end_id
+    for name in ("config.json", "generation_config.json"):
+        ends = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(ends | {"eos_token_id": None}))
     for load in (load_policy, load_tokenizer):
         with pytest.raises(UserError, match=rf"the tokenizer in {folder} has no eos_token"):
             load(folder)

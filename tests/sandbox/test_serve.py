@@ -206,6 +206,10 @@ def test_other_machines_need_a_key(capsys, host):
     assert "--key-env" in refused(capsys, "--host", host)
 
 
+def test_a_module_that_is_not_installed_is_named(capsys):
+    assert "--preload names no_such_module.part" in refused(capsys, "--preload", "no_such_module.part")
+
+
 def test_a_key_that_is_not_set_is_said(capsys, monkeypatch):
     monkeypatch.setenv("EMPTY_KEY", "")
     assert "EMPTY_KEY" in refused(capsys, "--key-env", "EMPTY_KEY")

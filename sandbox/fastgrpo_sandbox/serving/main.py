@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import importlib.util
 import ipaddress
 import logging
 import os
@@ -155,4 +156,7 @@ def _caps(options: argparse.Namespace) -> Limits:
 def _check(options: argparse.Namespace) -> None:
     if not (0 <= options.port <= MAX_PORT and options.queue >= 0 and (options.cells is None or options.cells > 0)):
         raise ServeError(f"--port must be 0 to {MAX_PORT}, --queue 0 or more, --cells 1 or more")
+    for module in options.preload:
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            raise ServeError(f"--preload names {module}, which is not installed here: install it, or leave it out")
     _caps(options)
