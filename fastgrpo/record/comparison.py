@@ -90,19 +90,20 @@ def stages_of(rows: Iterable[Row]) -> list[str]:
 
 
 def gains(rows: Sequence[Row], reference: str) -> str:
-    """What each stage gains over `reference`, paired by problem, and what it costs beside it: Markdown."""
-    points_head, rate_head = f"pass@1 over {reference}, points", "points for each further 100 % of tokens"
-    lines = [["", points_head, "tokens, x", rate_head, "reward over it"]]
+    """What each stage gains in pass@1 and reward over `reference`, paired by problem, and what it costs: Markdown."""
+    heads = (f"pass@1 over {reference}, points", "reward over it", "tokens, x")
+    lines = [["", *heads, "points for each further 100 % of tokens"]]
     for stage in stages_of(rows):
-        solved, tokens, rewards = (_pairs(rows, stage, reference, key) for key in ("solved", "worker_tokens", "reward"))
+        solved, tokens = (_pairs(rows, stage, reference, key) for key in ("solved", "worker_tokens"))
         if stage == reference or not solved or not tokens:
             continue
         points = [100 * (ours - theirs) for ours, theirs in solved]
         ours, theirs = (sum(column) for column in zip(*tokens, strict=True))
         further = (ours - theirs) / theirs if theirs else 0.0
         rate = f"{sum(points) / len(points) / further:.2f}" if further > 0 else ""
-        earned = spread([ours - theirs for ours, theirs in rewards], 3) if rewards else ""
-        lines.append([stage, spread(points, 1), f"{ours / theirs:.2f}" if theirs else "", rate, earned])
+        rewards = [mine - other for mine, other in _pairs(rows, stage, reference, "reward")]
+        ratio = f"{ours / theirs:.2f}" if theirs else ""
+        lines.append([stage, spread(points, 1), spread(rewards, 3) if rewards else "", ratio, rate])
     return markdown(lines)
 
 
