@@ -165,12 +165,13 @@ def _call(function: str, *arguments: int | ast.expr) -> ast.Expr:
 
 
 class _Types(ast.NodeTransformer):
-    """`type(a)` becomes `__type__(a)` (looks.py)."""
+    """`type(a)` becomes `__type__(a)`, and `super(a, b)` `__super__(a, b)` (looks.py)."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if len(node.args) == 1 and not node.keywords and isinstance(node.func, ast.Name) and node.func.id == "type":
-            node.func = ast.copy_location(_name("__type__"), node.func)
+        called = node.func.id if isinstance(node.func, ast.Name) and not node.keywords else ""
+        if (called, len(node.args)) in (("type", 1), ("super", 2)):
+            node.func = ast.copy_location(_name(f"__{called}__"), node.func)
         return node
 
 
@@ -195,7 +196,7 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
     """`split_asserts(source)` compiled and marshalled for the judge, which is this same interpreter, the number of
     asserts, and those that nothing may come to. Raises SyntaxError."""
     tree, count, never = split_asserts(source)
-    if all(_bound(node) != "type" for node in ast.walk(tree)):
+    if all(_bound(node) not in ("type", "super") for node in ast.walk(tree)):
         tree = _Types().visit(tree)
     return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True)), count, never
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import around, looks
 from .instrument import MODULES, Wanted, compile_asserts, wanted_names
-from .peer import Peer
+from .peer import TESTS, Peer
 from .remote import place_of
 from .syntax import compile_source
 
@@ -72,7 +72,7 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
             importlib.import_module("unittest.mock")
         solution.before_asking = around.Around(solution).look
     given = _given(job["needed"], solution)
-    namespace: dict[str, Any] = {"__name__": "tests", **given}
+    namespace: dict[str, Any] = {"__name__": TESTS, **given}
     exec(compile_source(job["setup"], "setup.py"), namespace)
     if job["lines"] is None:
         return _check_verdicts(job, solution, namespace)
@@ -97,7 +97,12 @@ def _given(names: tuple[str, ...], solution: Peer) -> dict[str, Any]:
 
 def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
     namespace |= {"__passed__": record.passed, "__checked__": record.checked, "__failed__": record.failed}
-    namespace |= {"__over__": record.over, "__Exception__": Exception, "__type__": looks.type_of}
+    namespace |= {
+        "__over__": record.over,
+        "__Exception__": Exception,
+        "__type__": looks.type_of,
+        "__super__": looks.super_of,
+    }
     exec(marshal.loads(code), namespace)
 
 
