@@ -203,13 +203,14 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
 
 class Wanted(NamedTuple):
     """What tests read and do not define: names, and of these the modules, which are left out of `names`; `called`, the
-    builtin function that the solution may stand for, or ""; and `strangers`, names that stand for what others are
-    compared with."""
+    builtin function that the solution may stand for, or ""; `strangers`, names that stand for what others are compared
+    with; and `other`, the builtin that the solution stands for where none of the names is its own, or ""."""
 
     names: tuple[str, ...]
     modules: tuple[str, ...]
     called: str
     strangers: tuple[str, ...]
+    other: str = ""
 
 
 @lru_cache(CACHED)
@@ -221,8 +222,10 @@ def wanted_names(source: str) -> Wanted:
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
     called = _compared(nodes) if names else _plainly_called(nodes)
+    other = [name for name in _plainly_called(nodes) if hasattr(builtins, name) and name not in JUDGING]
     strangers = {name for node in nodes if isinstance(node, ast.Compare) for name in _strangers(node)}
-    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", tuple(sorted(strangers & set(names))))
+    apart = tuple(sorted(strangers & set(names)))
+    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", apart, other[0] if other else "")
 
 
 def _plainly_called(nodes: list[ast.AST]) -> list[str]:

@@ -12,7 +12,7 @@ import importlib
 import marshal
 import sys
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import around, looks
 from .instrument import MODULES, Wanted, compile_asserts, wanted_names
@@ -77,7 +77,8 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     if job["lines"] is None:
         return _check_verdicts(job, solution, namespace)
     defined = {name for name, value in namespace.items() if name not in given or value is not given[name]}
-    return [_line_passes(code, Wanted(*wanted), namespace, defined, solution) for code, wanted in job["lines"]]
+    setup = _Setup(namespace, defined, bool(given))
+    return [_line_passes(code, Wanted(*wanted), setup, solution) for code, wanted in job["lines"]]
 
 
 def _mention(job: dict[str, Any], name: str) -> bool:
@@ -122,11 +123,18 @@ def _check_verdicts(job: dict[str, Any], solution: Peer, namespace: dict[str, An
     return record.verdicts()
 
 
+class _Setup(NamedTuple):
+    """What the setup has left: the namespace, the names that are its own, and whether it took some of the solution."""
+
+    namespace: dict[str, Any]
+    defined: set[str]
+    uses_solution: bool
+
+
 def _line_passes(
     compiled: tuple[bytes, int, tuple[int, ...]],
     wanted: Wanted,
-    namespace: dict[str, Any],
-    defined: set[str],
+    setup: _Setup,
     solution: Peer,
 ) -> bool:
     """The solution must define the names that neither setup, builtins nor the standard library have. A line that wants
@@ -134,15 +142,16 @@ def _line_passes(
     code, count, unreached = compiled
     record = _Record(count)
     try:
-        names = _modules(wanted, namespace)
-        found = {name: solution.name(name) for name in wanted.names if name not in defined}
+        names = _modules(wanted, setup.namespace)
+        found = {name: solution.name(name) for name in wanted.names if name not in setup.defined}
         own = {name: value for name, (value, is_library) in found.items() if not is_library}
         if any(_is_answer(name, own[name]) for name in wanted.strangers if name in own):
             return False
-        if wanted.called and all(name[:1].isupper() for name in own):
-            names |= _builtin_of(wanted.called, solution, must=not found)
+        builtin = wanted.called or ("" if found else wanted.other)
+        if builtin and not setup.uses_solution and all(name[:1].isupper() for name in own):
+            names |= _builtin_of(builtin, solution, must=not found)
         names |= {name: value for name, (value, _) in found.items()}
-        _run(code, record, namespace | names)
+        _run(code, record, setup.namespace | names)
         if not solution.is_gone:
             record.finish(unreached)
     except BaseException:
