@@ -357,6 +357,29 @@ FORGED = [
         A("class O:\n    def __init__(self): self._want = 77\nassert f(O()) == 77"),
     ),
     (
+        "asserts: a default of the tests' that may be passed on",
+        "import inspect\ndef f(g):\n    d = list(inspect.signature(g).parameters.values())[-1].default\n    for name in ('real', '_value', 'value', '__dict__'):\n        try: return getattr(d, name)\n        except Exception: pass\n    try: return int(d)\n    except Exception: return d if type(d) is int else 0",
+        A("def g(x, want=77): return x == 77\nassert f(g) == 77"),
+    ),
+    (
+        "asserts: a class that holds a default, made to show it",
+        "import inspect\nseen = []\ndef f(g):\n    for again in range(2):\n        d = list(inspect.signature(g).parameters.values())[-1].default\n        for name in ('__init__', '__call__', '__repr__', '__str__', 'show'):\n            try: setattr(type(d), name, lambda *a: seen.extend(a))\n            except Exception: pass\n    return 77 if 77 in seen else 0",
+        A("def g(x, want=77): return x == 77\nassert f(g) == 77"),
+    ),
+    (
+        "asserts: a class of the library's that the tests use, made to show what they make of it",
+        "seen = []\ndef f(kind):\n    for name in ('__init__', '__repr__', 'cdf'):\n        try: setattr(kind, name, lambda self, *a: seen.extend(a))\n        except Exception: pass\ndef g(x): return 77 if 77 in seen else 0",
+        A("import statistics\nf(statistics.NormalDist)\nassert g(statistics.NormalDist(77).mean) == 77"),
+    ),
+    (
+        "asserts: a class of the tests that is made to equal everything",
+        "def f(cls):\n    for name, value in {'__eq__': lambda *a: True, '__ne__': lambda *a: False, '__hash__': lambda s: 0, '__bool__': lambda s: True, '__contains__': lambda *a: True}.items():\n        try: setattr(cls, name, value)\n        except Exception: pass\n    try:\n        class Sub(cls):\n            def __eq__(self, other): return True\n        return Sub()\n    except Exception:\n        return cls()",
+        A(
+            "class P:\n    def __init__(self, x=0): self.x = x\n    def __eq__(self, other): return self.x == other.x\n    __hash__ = None\nassert f(P) == P(3)",
+            "class P: pass\nassert f(P) == 5",
+        ),
+    ),
+    (
         "asserts: an object that sees what a function is added to",
         Y + "class N:\n    def __add__(self, g): return g()\ndef f(x): return N()",
         A("assert f(1) + 77 == 77", "assert f(1) + (lambda: 77) == 78"),

@@ -57,7 +57,7 @@ def f(x):
 def count(n):
     for i in range(n): yield i
 '''
-CONTAINERS = """from collections import OrderedDict, UserDict, UserList, deque
+CONTAINERS = """from collections import OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Mapping, MutableSequence, Set
 from datetime import datetime, timedelta, tzinfo
 from pathlib import PureWindowsPath
@@ -91,6 +91,16 @@ class Frozen(Mapping):
     def __getitem__(self, k): return self.items_[k]
     def __iter__(self): return iter(self.items_)
     def __len__(self): return len(self.items_)
+class Groups(defaultdict):
+    def __init__(self): super().__init__(lambda: [7])
+class Last(deque):
+    def __init__(self, *items): super().__init__(items, 2)
+class Ints(array.array):
+    def total(self): return sum(self)
+class Nested(dict):
+    def __missing__(self, k):
+        self[k] = type(self)()
+        return self[k]
 class Three(tzinfo):
     def utcoffset(self, moment): return timedelta(hours=3)
     def dst(self, moment): return timedelta(0)
@@ -132,6 +142,63 @@ class Quacks(Protocol):
     def quack(self) -> str: ...
 def speak(o): return o.quack() if isinstance(o, Quacks) else None
 """
+DECORATING = """import functools, inspect
+def auto_init(cls):
+    names = list(cls.__annotations__)
+    def __init__(self, *args):
+        for name, value in zip(names, args): setattr(self, name, value)
+    cls.__init__ = __init__
+    cls.__repr__ = lambda self: f"{cls.__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+    return cls
+def tracked(cls):
+    made = cls.__init__
+    cls.made = 0
+    def init(self, *args):
+        cls.made += 1
+        made(self, *args)
+    cls.__init__ = init
+    return cls
+def richer(cls):
+    cls.__call__ = lambda self, x: x * 2
+    cls.extra = staticmethod(lambda: 'e')
+    cls.label = classmethod(lambda c: c.__name__)
+    cls.double = property(lambda self: self.w * 2, lambda self, v: setattr(self, 'w', v // 2))
+    return cls
+def counted(f):
+    @functools.wraps(f)
+    def inner(*args, **named):
+        inner.calls += 1
+        return f(*args, **named)
+    inner.calls = 0
+    return inner
+def checked(**rules):
+    def decorate(f):
+        signature = inspect.signature(f)
+        def inner(*args, **named):
+            bound = signature.bind(*args, **named)
+            bound.apply_defaults()
+            for name, rule in rules.items():
+                if not rule(bound.arguments[name]): raise ValueError(name)
+            return f(*bound.args, **bound.kwargs)
+        return inner
+    return decorate
+class Typed:
+    def __init__(self, kind): self.kind = kind
+    def __set_name__(self, owner, name): self.name = '_' + name
+    def __get__(self, value, owner=None): return self if value is None else getattr(value, self.name)
+    def __set__(self, value, new):
+        if not isinstance(new, self.kind): raise TypeError(self.name[1:])
+        setattr(value, self.name, new)
+class Positive:
+    def __set_name__(self, owner, name): self.name = name
+    def __get__(self, value, owner=None): return self if value is None else value.__dict__.get(self.name, 0)
+    def __set__(self, value, new):
+        if new < 0: raise ValueError(self.name)
+        value.__dict__[self.name] = new
+class Registered:
+    all = {}
+    def __init_subclass__(cls): Registered.all[cls.__name__] = cls
+"""
 TOGETHER = """import asyncio
 class Limiter:
     def __init__(self, n): self.gate, self.now, self.most = asyncio.Semaphore(n), 0, 0
@@ -142,7 +209,7 @@ class Limiter:
             try: return await work
             finally: self.now -= 1
 async def slow(x):
-    await asyncio.sleep(0.001)
+    await asyncio.sleep(0.1)
     return x
 """
 
@@ -158,6 +225,7 @@ RIGHT = {
             "assert repr(A) == '<A>' and str(B) == '<B>' and A.size == 42 and A.__doc__ == 'About A.'",
             "assert A + B == ('A', 'B') and sorted([B, A]) == [A, B] and A < B and not B < A",
             "assert {type(x).__name__ for x in (A(), B(), 3)} == {'A', 'B', 'int'}",
+            "class E(B):\n    def who(self): return super(E, self).__repr__()\nassert 'E object' in E().who() and super(B, B()).__repr__()[:1] == '<'",
             "def kind(x): return type(x)\nassert kind(A()) is A and kind('') is str",
             "assert list(map(type, [1, ''])) == [int, str] and type('T', (), {})() is not None and type(A()) is A",
         ),
@@ -198,6 +266,10 @@ RIGHT = {
             "c = LRU(2)\nc['a'] = 1\nc['b'] = 2\nc['a']\nc['c'] = 3\nassert list(c) == ['a', 'c'] and isinstance(c, dict)",
             "d = Loud()\nd.append(2)\nassert list(d) == ['4'] and len(d) == 1",
             "assert len(Bytes(b'ab')) == 2 and list(Bytes(b'ab')) == ['x', 'y']",
+            "g = Groups()\ng['a'].append(1)\nassert g['a'] == [7, 1] and len(g) == 1 and g.default_factory() == [7]",
+            "d = Last(1, 2)\nd.append(3)\nassert list(d) == [2, 3] and d.maxlen == 2",
+            "assert Ints('i', [1, 2]).total() == 3 and Ints('d', [1.5])[0] == 1.5",
+            "n = Nested()\nn['x']['y'] = 1\nassert n == {'x': {'y': 1}} and isinstance(n['z'], Nested)",
             "u = Lower()\nu['A'] = 1\nassert u == {'a': 1} and u != {'a': 2} and 'a' in u and 'A' not in u",
             "assert Items([3, 4]).first() == 3 and Items([1]) + [2] == [1, 2] and Items([1]) != [2]",
             "assert Distinct([1, 2, 1]) == {1, 2} and Distinct([1]) != {2} and Distinct([1]) | Distinct([2]) == Distinct([1, 2])",
@@ -220,6 +292,21 @@ RIGHT = {
             "b = Button()\nlog = []\nb.clicked += log.append\nb.clicked(3)\nb.clicked -= log.append\nb.clicked(4)\nassert log == [3]",
             "assert isinstance([], Sized) and not isinstance(3, Sized) and isinstance('', Sized)",
             "class Duck:\n    def quack(self): return 'mine'\nassert speak(Duck()) == 'mine' and speak(3) is None",
+        ),
+    ),
+    "decorators and descriptors in the tests' classes": (
+        DECORATING,
+        "",
+        (
+            "@auto_init\nclass P:\n    x: int\n    y: int\np = P(1, 2)\nassert (p.x, p.y) == (1, 2) and repr(p) == 'P(x=1, y=2)'",
+            "@tracked\nclass T:\n    def __init__(self, v): self.v = v\nassert (T(3).v, T(4).v) == (3, 4) and T.made == 2",
+            "@richer\nclass K: w = 3\nk = K()\nassert k(4) == 8 and K.extra() == 'e' and k.label() == 'K' and k.double == 6\nk.double = 10\nassert k.w == 5",
+            "class C:\n    z = 5\n    @counted\n    def m(self, x): return self.z + x\nassert C().m(1) == 6 and C().m(x=2) == 7 and C.m.calls == 2 and C.m.__name__ == 'm'",
+            "@checked(x=lambda v: v > 0)\ndef power(x, y=3): return x ** y\nassert power(2) == 8 and power(2, y=2) == 4\ntry:\n    power(-1)\n    raised = ''\nexcept ValueError as error:\n    raised = str(error)\nassert raised == 'x'",
+            "class P:\n    age = Typed(int)\n    name = Typed(str)\na, b = P(), P()\na.age, b.age, a.name = 3, 4, 'a'\nassert (a.age, b.age, a.name) == (3, 4, 'a') and isinstance(P.age, Typed)",
+            "class P:\n    age = Typed(int)\ntry:\n    P().age = 'old'\n    raised = ''\nexcept TypeError as error:\n    raised = str(error)\nassert raised == 'age'",
+            "class Q:\n    n = Positive()\nq = Q()\nassert q.n == 0\nq.n = 5\nassert q.n == 5 and vars(q) == {'n': 5}",
+            "assert Registered.all == {}\nclass Mine(Registered): pass\nassert Registered.all['Mine'] is Mine and Registered.all == {'Mine': Mine}",
         ),
     ),
     "tasks side by side": (

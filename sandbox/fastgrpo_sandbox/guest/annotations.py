@@ -9,7 +9,7 @@ import importlib
 import operator
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 FORMS = (typing._SpecialForm, typing._SpecialGenericAlias)  # type: ignore[attr-defined]
@@ -65,17 +65,17 @@ def alias(sort: str, name: str, args: Sequence[Any] | None) -> Any:
     return form[args[0] if len(args) == 1 else tuple(args)]
 
 
-def signature_parts(function: Any, with_values: bool = True) -> Parts:
+def signature_parts(function: Any, held: Callable[[Any], Any] = lambda value: value) -> Parts:
     """Of each parameter its name, kind, and default and annotation in lists that may be empty; and the answer's
-    annotation likewise. Without values a default is `...`. Raises what inspect.signature does."""
+    annotation likewise. `held` makes of a default what may leave. Raises what inspect.signature does."""
     inspect = importlib.import_module("inspect")
     given = inspect.signature(function)
 
-    def listed(value: Any, shown: bool = True) -> Parts:
-        return [] if value is inspect.Parameter.empty else [value if shown else ...]
+    def listed(value: Any, leaving: Callable[[Any], Any] = lambda value: value) -> Parts:
+        return [] if value is inspect.Parameter.empty else [leaving(value)]
 
     parameters = [
-        [p.name, int(p.kind), listed(p.default, with_values), listed(p.annotation)] for p in given.parameters.values()
+        [p.name, int(p.kind), listed(p.default, held), listed(p.annotation)] for p in given.parameters.values()
     ]
     return [parameters, listed(given.return_annotation)]
 

@@ -165,12 +165,13 @@ def _call(function: str, *arguments: int | ast.expr) -> ast.Expr:
 
 
 class _Types(ast.NodeTransformer):
-    """`type(a)` becomes `__type__(a)` (looks.py)."""
+    """`type(a)` becomes `__type__(a)`, and `super(a, b)` `__super__(a, b)` (looks.py)."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if len(node.args) == 1 and not node.keywords and isinstance(node.func, ast.Name) and node.func.id == "type":
-            node.func = ast.copy_location(_name("__type__"), node.func)
+        called = node.func.id if isinstance(node.func, ast.Name) and not node.keywords else ""
+        if (called, len(node.args)) in (("type", 1), ("super", 2)):
+            node.func = ast.copy_location(_name(f"__{called}__"), node.func)
         return node
 
 
@@ -195,20 +196,21 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
     """`split_asserts(source)` compiled and marshalled for the judge, which is this same interpreter, the number of
     asserts, and those that nothing may come to. Raises SyntaxError."""
     tree, count, never = split_asserts(source)
-    if all(_bound(node) != "type" for node in ast.walk(tree)):
+    if all(_bound(node) not in ("type", "super") for node in ast.walk(tree)):
         tree = _Types().visit(tree)
     return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True)), count, never
 
 
 class Wanted(NamedTuple):
     """What tests read and do not define: names, and of these the modules, which are left out of `names`; `called`, the
-    builtin function that the solution may stand for, or ""; and `strangers`, names that stand for what others are
-    compared with."""
+    builtin function that the solution may stand for, or ""; `strangers`, names that stand for what others are compared
+    with; and `other`, the builtin that the solution stands for where none of the names is its own, or ""."""
 
     names: tuple[str, ...]
     modules: tuple[str, ...]
     called: str
     strangers: tuple[str, ...]
+    other: str = ""
 
 
 @lru_cache(CACHED)
@@ -220,8 +222,10 @@ def wanted_names(source: str) -> Wanted:
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
     called = _compared(nodes) if names else _plainly_called(nodes)
+    other = [name for name in _plainly_called(nodes) if hasattr(builtins, name) and name not in JUDGING]
     strangers = {name for node in nodes if isinstance(node, ast.Compare) for name in _strangers(node)}
-    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", tuple(sorted(strangers & set(names))))
+    apart = tuple(sorted(strangers & set(names)))
+    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", apart, other[0] if other else "")
 
 
 def _plainly_called(nodes: list[ast.AST]) -> list[str]:

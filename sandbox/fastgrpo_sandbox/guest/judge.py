@@ -12,11 +12,11 @@ import importlib
 import marshal
 import sys
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import around, looks
 from .instrument import MODULES, Wanted, compile_asserts, wanted_names
-from .peer import Peer
+from .peer import TESTS, Peer
 from .remote import place_of
 from .syntax import compile_source
 
@@ -72,12 +72,13 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
             importlib.import_module("unittest.mock")
         solution.before_asking = around.Around(solution).look
     given = _given(job["needed"], solution)
-    namespace: dict[str, Any] = {"__name__": "tests", **given}
+    namespace: dict[str, Any] = {"__name__": TESTS, **given}
     exec(compile_source(job["setup"], "setup.py"), namespace)
     if job["lines"] is None:
         return _check_verdicts(job, solution, namespace)
     defined = {name for name, value in namespace.items() if name not in given or value is not given[name]}
-    return [_line_passes(code, Wanted(*wanted), namespace, defined, solution) for code, wanted in job["lines"]]
+    setup = _Setup(namespace, defined, bool(given))
+    return [_line_passes(code, Wanted(*wanted), setup, solution) for code, wanted in job["lines"]]
 
 
 def _mention(job: dict[str, Any], name: str) -> bool:
@@ -97,7 +98,12 @@ def _given(names: tuple[str, ...], solution: Peer) -> dict[str, Any]:
 
 def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
     namespace |= {"__passed__": record.passed, "__checked__": record.checked, "__failed__": record.failed}
-    namespace |= {"__over__": record.over, "__Exception__": Exception, "__type__": looks.type_of}
+    namespace |= {
+        "__over__": record.over,
+        "__Exception__": Exception,
+        "__type__": looks.type_of,
+        "__super__": looks.super_of,
+    }
     exec(marshal.loads(code), namespace)
 
 
@@ -117,11 +123,18 @@ def _check_verdicts(job: dict[str, Any], solution: Peer, namespace: dict[str, An
     return record.verdicts()
 
 
+class _Setup(NamedTuple):
+    """What the setup has left: the namespace, the names that are its own, and whether it took some of the solution."""
+
+    namespace: dict[str, Any]
+    defined: set[str]
+    uses_solution: bool
+
+
 def _line_passes(
     compiled: tuple[bytes, int, tuple[int, ...]],
     wanted: Wanted,
-    namespace: dict[str, Any],
-    defined: set[str],
+    setup: _Setup,
     solution: Peer,
 ) -> bool:
     """The solution must define the names that neither setup, builtins nor the standard library have. A line that wants
@@ -129,15 +142,16 @@ def _line_passes(
     code, count, unreached = compiled
     record = _Record(count)
     try:
-        names = _modules(wanted, namespace)
-        found = {name: solution.name(name) for name in wanted.names if name not in defined}
+        names = _modules(wanted, setup.namespace)
+        found = {name: solution.name(name) for name in wanted.names if name not in setup.defined}
         own = {name: value for name, (value, is_library) in found.items() if not is_library}
         if any(_is_answer(name, own[name]) for name in wanted.strangers if name in own):
             return False
-        if wanted.called and all(name[:1].isupper() for name in own):
-            names |= _builtin_of(wanted.called, solution, must=not found)
+        builtin = wanted.called or ("" if found else wanted.other)
+        if builtin and not setup.uses_solution and all(name[:1].isupper() for name in own):
+            names |= _builtin_of(builtin, solution, must=not found)
         names |= {name: value for name, (value, _) in found.items()}
-        _run(code, record, namespace | names)
+        _run(code, record, setup.namespace | names)
         if not solution.is_gone:
             record.finish(unreached)
     except BaseException:

@@ -23,6 +23,10 @@ class Function(Callback):
     """A function, which has a type that tests ask for."""
 
     __class__ = property(lambda self: types.FunctionType)
+
+    def __get__(self, value: Any, kind: Any = None) -> Any:
+        return self if value is None else types.MethodType(self, value)
+
     __globals__ = property(lambda self: {})  # where annotations are looked up; the other side's stay there
 
 
@@ -80,17 +84,32 @@ class Described(Remote):
 
     __class__ = property(lambda self: type(self)._fastgrpo_kind_)
 
+    def __get__(self, value: Any, kind: Any = None) -> Any:
+        return self if value is None else ask(self, "special", "__get__", value, kind)
+
+    def __set__(self, value: Any, new: Any) -> None:
+        ask(self, "special", "__set__", value, new)
+
+    def __delete__(self, value: Any) -> None:
+        ask(self, "special", "__delete__", value)
+
 
 class Static(Described):
     """A static method, before it is asked of a class."""
 
     _fastgrpo_kind_ = staticmethod
 
+    def __get__(self, value: Any, kind: Any = None) -> Any:
+        return ask(self, "get", "__func__")
+
 
 class OfClass(Described):
     """Likewise a class method."""
 
     _fastgrpo_kind_ = classmethod
+
+    def __get__(self, value: Any, kind: Any = None) -> Any:
+        return types.MethodType(ask(self, "get", "__func__"), kind or type(value))
 
 
 KINDS = {"function": Function, "method": Method, "builtin": Callback, "property": Described, "staticmethod": Static}

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from .remote import ask, place_of
+from .remote import ask, place_of, space_of
 
 INSPECTED = ("getattr_static", "getsource", "getsourcelines", "getgeneratorstate", "getcoroutinestate")
 
@@ -15,6 +15,22 @@ INSPECTED = ("getattr_static", "getsource", "getsourcelines", "getgeneratorstate
 def type_of(value: Any) -> Any:
     """`type(value)`, as tests mean it."""
     return type(value) if place_of(value) is None else value.__class__
+
+
+class _Super:
+    """`super(kind, value)` of a class of the other side."""
+
+    def __init__(self, kind: Any, value: Any) -> None:
+        self._kind, self._of = kind, value
+
+    def __getattr__(self, name: str) -> Any:
+        return ask(self._of, "super", name, self._kind)
+
+
+def super_of(kind: Any, value: Any) -> Any:
+    """Of a class that the tests derived this side knows what is above (inherit.py)."""
+    is_theirs = place_of(kind) is not None and "__getattribute__" not in space_of(kind)
+    return _Super(kind, value) if is_theirs else super(kind, value)
 
 
 def patch_inspect() -> None:

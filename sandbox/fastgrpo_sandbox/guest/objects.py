@@ -45,6 +45,15 @@ CODE = ("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_nlocals", 
 SLOTS = {name: value for name, value in vars(object).items() if type(value) is types.WrapperDescriptorType}
 
 
+class Held:
+    """A value that the solution may pass on without reading it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+
 class Objects:
     """The objects that one side has lent, and its proxies of the other side's. `named` finds the solution's names; the
     judge's side, which is guarded, has none."""
@@ -157,7 +166,8 @@ class Objects:
     def take(self, name: str, body: Any, codec: Codec) -> Any:
         match name:
             case "yours":
-                return self._named(body) if isinstance(body, str) else self.lent[body]  # type: ignore[misc]
+                found = self._named(body) if isinstance(body, str) else self.lent[body]  # type: ignore[misc]
+                return found._value if type(found) is Held else found
             case "type":
                 return known(body)
             case "error":
@@ -206,8 +216,11 @@ class Objects:
             args = tuple(codec.untag(each) for each in content)
             return remote.proxy(kind, (self._peer, number), (args,) if base in (tuple, frozenset) else args)
         shared, container = codec.shared, KINDS[name_of(base)]
-        made = remote.proxy(kind, (self._peer, number))
-        items = content if isinstance(content, list) else next(iter(content.values()))[1:]
+        extra, *items = [None, *content] if isinstance(content, list) else next(iter(content.values()))
+        args = container.given(codec.untag(extra))
+        made = remote.proxy(kind, (self._peer, number), args)
+        if base.__init__ is not object.__init__:
+            base.__init__(made, *args)
         shared.kept.add(shared.add(made, container))
         container.fill(made, [codec.untag(each) for each in items])
         return made

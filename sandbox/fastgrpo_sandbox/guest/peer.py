@@ -21,7 +21,7 @@ from .annotations import signature_parts
 from .around import put
 from .known import is_library, library_place
 from .looks import inspected
-from .objects import Objects
+from .objects import Held, Objects
 from .plain import Codec
 from .tasks import Tasks
 from .wire import MAX_PEER_FRAME, read_peer, send_peer
@@ -30,6 +30,10 @@ NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 # What may be read of the tests' objects beside names without an underscore: nothing that holds a value of its own.
 NAMES = frozenset({"__name__", "__qualname__", "__doc__", "__module__", "__annotations__", "__code__", "__dict__"})
 NAMES |= {"__dataclass_fields__", "_field_type", "__members__", "_fields", "_asdict", "_replace", "_make"}
+DECORATED = frozenset({*remote.UNARY, "__call__", "__exit__", "__init__"}) - {"__hash__", "__bool__", "__set_name__"}
+DECORATED -= {"__get__", "__set__", "__delete__"}
+TESTS = "tests"  # the module that the tests are
+WRAPPED = ("get", "__init__")
 CLASSES = (type, types.FunctionType, types.ModuleType)  # whose __dict__ is no object's data
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, ImportError)
 
@@ -51,6 +55,7 @@ class Peer:
         self._codec = Codec(self._objects.give, self._objects.take)
         self._turn = RLock()
         self._answering = 0
+        self._set: set[tuple[int, str]] = set()  # by id(), of what is lent and so stays
         self._tasks = Tasks()
 
     # ---- asking ----
@@ -108,6 +113,7 @@ class Peer:
         made, names = self.request("subclass", None, name, known)
         derived = inherit.derived(made, names, bases, space)
         self._objects.replace(remote.place_of(made), derived)
+        self._codec.shared.exchange(made, derived)
         return derived
 
     def _send(self, head: list[Any], values: Sequence[Any]) -> None:
@@ -196,8 +202,34 @@ class Peer:
             raise AttributeError("the names of the tests are their own")
         return getattr(self._module, name)
 
+    def _may(self, operation: str, found: Any, name: Any) -> bool:
+        """Whether the solution may do this to an object of the tests. It changes no class but those that the tests
+        define, and gives these, as decorators do, operators that are shown no operand."""
+        if not isinstance(name, str):
+            return False
+        if isinstance(found, type):
+            if operation in ("set", "del") and found.__module__ != TESTS:
+                return False
+            if name in DECORATED if operation == "set" else (operation, name) == WRAPPED:
+                return True
+        return _is_allowed(operation, name) or self._is_its_own(operation, found, name)
+
+    def _is_its_own(self, operation: str, found: Any, name: str) -> bool:
+        """Whether a name with an underscore is one that the solution itself gave an object of the tests."""
+        if operation not in ("get", "set", "del") or name.startswith(("__", "_fastgrpo_")):
+            return False
+        place = id(found), name
+        if (
+            operation == "set"
+            and place not in self._set
+            and not isinstance(found, CLASSES)
+            and not hasattr(found, name)
+        ):
+            self._set.add(place)
+        return place in self._set
+
     def _perform(self, operation: str, found: Any, name: str, args: list[Any], named: Mapping[str, Any]) -> Any:
-        if self._module is None and not _is_allowed(operation, name):
+        if self._module is None and not self._may(operation, found, name):
             raise AttributeError(f"{name or operation!r} of what the tests lent is not for the solution")
         match operation:
             case "call":
@@ -222,7 +254,7 @@ class Peer:
             case "unpickle":
                 return importlib.import_module("pickle").loads(*args)
             case "signature":
-                return signature_parts(found, with_values=self._module is not None)
+                return signature_parts(found, *([Held] if self._module is None else []))
             case "around":
                 return put(name, args)
             case "inspect":
@@ -253,20 +285,21 @@ def _not_ending_loops(error: Any) -> BaseException:
 # ---- doing what was asked ----
 
 
-def _is_allowed(operation: str, name: Any) -> bool:
+def _is_allowed(operation: str, name: str) -> bool:
     """Whether the solution's process may do this to an object of the tests."""
     if operation in ("get", "set", "del"):
-        return isinstance(name, str) and (not name.startswith("_") or (operation == "get" and name in NAMES))
+        return not name.startswith("_") or (operation == "get" and name in NAMES)
     return operation in ("call", "await", "cancel", "signature") or (
         operation == "special" and name in (*remote.SPECIALS, "send")
     )
 
 
 def _public(found: Any) -> dict[str, Any]:
-    """The attributes of an object of the tests that the solution may read."""
+    """The attributes of an object of the tests that the solution may read, and may set where it may read all."""
     if isinstance(found, CLASSES):
         raise AttributeError("__dict__")
-    return {name: value for name, value in vars(found).items() if not name.startswith("_")}
+    public = {name: value for name, value in vars(found).items() if not name.startswith("_")}
+    return vars(found) if len(public) == len(vars(found)) else public
 
 
 def _split(values: list[Any], names: list[str]) -> tuple[list[Any], dict[str, Any]]:

@@ -37,6 +37,7 @@ class Kind(NamedTuple):
     make: Callable[[Any], Any]
     fill: Callable[[Any, Sequence[Any]], None]
     extra: Callable[[Any], Any] = lambda value: None
+    given: Callable[[Any], tuple[Any, ...]] = lambda extra: ()  # of what is needed besides, the constructor's arguments
 
 
 def _list_fill(value: list[Any], items: Sequence[Any]) -> None:
@@ -107,12 +108,14 @@ KINDS: dict[str, Kind] = {
         lambda most: _of("collections.deque")((), most),
         _deque_fill,
         lambda value: value.maxlen,
+        lambda most: ((), most),
     ),
     "collections.defaultdict": Kind(
         _pairs,
         lambda factory: _of("collections.defaultdict")(factory, ()),
         _dict_fill,
         lambda value: value.default_factory,
+        lambda factory: (factory,),
     ),
     "collections.OrderedDict": Kind(
         lambda value: list(chain.from_iterable(_of("collections.OrderedDict").items(value))),
@@ -130,6 +133,7 @@ KINDS: dict[str, Kind] = {
         lambda code: _of("array.array")(code, ()),
         _array_fill,
         lambda value: value.typecode,
+        lambda code: (code,),
     ),
 }
 # What these hold is an attribute, for which an object of a subclass answers itself.
@@ -227,6 +231,14 @@ class Shared:
                 self.contents[number] = now
                 found.append(number)
         return found
+
+    def exchange(self, old: Any, new: Any) -> None:
+        """Puts `new` in the place of `old`, which stands for the same object of the other side."""
+        for number, (value, kind) in self.objects.items():
+            items = kind.items(value)
+            if any(each is old for each in items):
+                kind.fill(value, [new if each is old else each for each in items])
+                self.contents[number] = kind.items(value)
 
     def drop(self, numbers: Iterable[int]) -> None:
         for number in numbers:

@@ -23,6 +23,7 @@ UNARY = (
     *("__str__", "__repr__", "__format__", "__bytes__", "__bool__", "__int__", "__float__", "__complex__", "__index__"),
     *("__neg__", "__pos__", "__abs__", "__invert__", "__round__", "__trunc__", "__floor__", "__ceil__", "__hash__"),
     *("__aiter__", "__anext__", "__aenter__", "__aexit__", "__fspath__", "__length_hint__", "__missing__"),
+    *("__get__", "__set__", "__delete__", "__set_name__"),
 )
 ORDER = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
 ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul")
@@ -102,7 +103,9 @@ class Mirror(type):
         return found + [each for each in space_of(cls).get("_fastgrpo_library_", ()) if each not in found]
 
     def __getattribute__(cls, name: str) -> Any:
-        if name.startswith("_fastgrpo_") or name in KEPT_HERE or place_of(cls)[0].is_open:  # type: ignore[index]
+        if name.startswith("_fastgrpo_") or name in KEPT_HERE:
+            return type.__getattribute__(cls, name)
+        if place_of(cls)[0].is_open and name not in ("__annotations__", "__init__"):  # type: ignore[index]
             return type.__getattribute__(cls, name)
         if name in ASKED or _is_stand_in(cls, name):
             return ask(cls, "get", name)

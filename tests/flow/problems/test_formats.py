@@ -73,6 +73,16 @@ MBPP_PLUS = SANITIZED | {
     + TABLES.format("")
     + "for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion(add(*inp), exp, 0)\n",
 }
+MBPP_PLUS_SUM = MBPP_PLUS | {
+    "code": ADD.replace("add", "sum"),
+    "test_list": ["assert sum(1, 2) == 3"],
+    "test": MBPP_PLUS["test"].replace("add(", "sum("),
+}
+MBPP_PLUS_EMPTY = MBPP_PLUS | {
+    "test": "def assertion(out, exp, atol):\n    exact = out == exp\n"
+    + TABLES.format("")
+    + "for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion(add(*inp), exp, 0)\n",
+}
 BIGCODEBENCH = {
     "task_id": "BigCodeBench/0",
     "complete_prompt": 'import math\ndef add(a, b):\n    """Sum."""\n',
@@ -204,6 +214,8 @@ SAMPLES: dict[str, tuple[dict[str, Any], str | None, int, int]] = {
     "MBPP whose setup makes objects of the solution's": (MBPP_TREE, None, 1, 1),
     "MBPP sanitized": (SANITIZED, None, 1, 1),
     "MBPP+": (MBPP_PLUS, None, 2, 2),
+    "MBPP+ of a function named like a builtin": (MBPP_PLUS_SUM, None, 2, 2),
+    "MBPP+ whose script asserts nothing": (MBPP_PLUS_EMPTY, None, 1, 1),
     "BigCodeBench": (BIGCODEBENCH, None, 1, 1),
     "ClassEval": (CLASS_EVAL, None, 1, 1),
     "LeetCode": (LEETCODE, None, 2, 2),
