@@ -18,6 +18,15 @@ Every key, as `[section]` and `key = value` in a TOML file (`--config FILE`) or 
 line, which wins. An unknown key and a value out of bounds are errors of one sentence. `--dry-run` prints what results.
 These are the defaults; without `--config` and `--model` the demo's settings apply (`fastgrpo/demo.toml`).
 
+From Python the keys are those of a dict, for `fastgrpo.train` too:
+
+```python
+from fastgrpo.config_keys import resolve
+
+config = resolve({"grpo.loss": "dapo", "grpo.lr": 3e-6})
+assert (config.grpo.clip_low, config.grpo.clip_high) == (0.2, 0.28)
+```
+
 Made by `python -m fastgrpo.config_doc > docs/configuration.md`: change `fastgrpo/config.py`, not this file."""
 
 HEADER = ("| key | type | default | meaning |", "| --- | --- | --- | --- |")

@@ -27,7 +27,7 @@ class Child:
     """The process, its end of the connection, and the file that all it prints goes to."""
 
     def __init__(self, timeout_s: float) -> None:
-        """A message of which one part comes, or is taken, and for `timeout_s` no other is a BlockingIOError."""
+        """Its `connection` raises BlockingIOError where a message, sent or received, stops halfway for `timeout_s`."""
         ours, theirs = socket.socketpair()
         limit = struct.pack("ll", int(timeout_s), 0)
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):

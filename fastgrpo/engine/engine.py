@@ -7,7 +7,6 @@ where a request ends with one.
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -22,11 +21,11 @@ from fastgrpo.engine.process import interrupt_deferred, replaced
 from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
 from fastgrpo.engine.vllm_patches import (
     forget_prefixes,
-    idle_inside_blocks,
     nothing_scheduled,
+    patched_vllm,
     prefixes_cached,
     sampled_tokens,
-    vllm_adjusted,
+    start_vllm,
     vllm_model,
 )
 from fastgrpo.engine.weight_sync import SyncReport, WeightSync
@@ -118,15 +117,8 @@ class Engine:
             options |= {"distributed_executor_backend": "mp", "worker_extension_cls": "fastgrpo.engine.worker.Worker"}
         options |= _device_options(max_model_len, free_share)
         # A worker's process keeps this one's output, and must not keep what is thrown away once the engine has started.
-        with vllm_adjusted(quiet=not worker_process):
-            from vllm.engine.arg_utils import EngineArgs
-            from vllm.v1.engine.llm_engine import LLMEngine
-
-            # vLLM collects garbage five times as it starts. Of all that is imported by now nothing is garbage.
-            gc.collect()
-            gc.freeze()
-            self._llm: Any = LLMEngine.from_engine_args(EngineArgs(**options))
-        idle_inside_blocks(self._llm)
+        with patched_vllm(quiet=not worker_process):
+            self._llm: Any = start_vllm(options)
 
     @property
     def busy(self) -> bool:

@@ -62,7 +62,7 @@ class EngineProcess:
         self._keys: dict[int, int] = {}
         self._requests: list[tuple[int, np.ndarray, dict[str, Any]]] = []
         self._next, self._paused, self._stepped = 0, False, False
-        self._signed = time.monotonic()
+        self._last_message = time.monotonic()
         self._lost: Exception | None = None
         self._child: Child | None = Child(self._step_timeout_s + GRACE_S)
         gpu = torch.cuda.is_available()
@@ -206,7 +206,7 @@ class EngineProcess:
 
     def _tell(self, command: str, *arguments: Any) -> None:
         child = self._alive
-        self._signed = time.monotonic()
+        self._last_message = time.monotonic()
         try:
             with interrupt_deferred():
                 child.connection.send((command, arguments))
@@ -250,7 +250,7 @@ class EngineProcess:
             raise self._hangs(self._step_timeout_s) from None
         except (EOFError, OSError):
             raise self._died() from None
-        self._signed = time.monotonic()
+        self._last_message = time.monotonic()
         if message[0] == "failed":
             raise self._failed(*message[1:])
         return message
@@ -269,7 +269,7 @@ class EngineProcess:
         return self._step_timeout_s * (1 if self._stepped else FIRST_STEP)
 
     def _not_silent(self, limit: float) -> None:
-        if time.monotonic() - self._signed > limit + GRACE_S:
+        if time.monotonic() - self._last_message > limit + GRACE_S:
             raise self._hangs(limit)
 
     def _hangs(self, limit: float) -> Exception:
@@ -294,7 +294,7 @@ class EngineProcess:
 
 
 class _Model:
-    """vLLM's model in the other process, as far as `adopt_weights` knows one."""
+    """Stands for vLLM's model in the other process: the two methods that `adopt_weights` calls."""
 
     def __init__(self, handles: Handles, load: Callable[[Handles], Any]) -> None:
         self._parameters, self._load = opened(handles), load

@@ -95,7 +95,7 @@ def opened(handles: Handles) -> dict[str, Tensor]:
 
 
 def export_parameters(model: nn.Module) -> Handles:
-    """Handles of all parameters of the `model`, whose memory they then are."""
+    """Handles of all parameters of the `model`, which are moved where another process can open them."""
     parameters = dict(model.named_parameters())
     lent = Lent({name: parameter.data for name, parameter in parameters.items()})
     for name, parameter in parameters.items():

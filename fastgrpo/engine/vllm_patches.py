@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from fastgrpo.engine.process import output_kept_back, replaced
 
 
 @contextmanager
-def vllm_adjusted(*, quiet: bool = True) -> Iterator[None]:
+def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
     """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
 
     - Its scheduler is in this process; `quiet`: what it prints at start is shown only where it fails.
@@ -38,7 +39,7 @@ def vllm_adjusted(*, quiet: bool = True) -> Iterator[None]:
             if quiet:
                 stack.enter_context(output_kept_back())
             keep_own_logprobs_only()
-            stack.enter_context(worker_adjusted())
+            stack.enter_context(patched_worker())
             yield
     finally:
         torch.set_num_threads = set_num_threads
@@ -49,8 +50,8 @@ def vllm_adjusted(*, quiet: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def worker_adjusted() -> Iterator[None]:
-    """`vllm_adjusted`'s part in the process that has vLLM's worker, which loads the model in the block."""
+def patched_worker() -> Iterator[None]:
+    """`patched_vllm`'s part in the process that has vLLM's worker, which loads the model in the block."""
     with ExitStack() as stack:
         if torch.cuda.is_available():
             from vllm.v1.worker.gpu_worker import Worker
@@ -83,6 +84,19 @@ def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
 
 def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
     return torch.zeros(len(chosen_N1), dtype=torch.int64)
+
+
+def start_vllm(options: dict[str, Any]) -> Any:
+    """vLLM's LLMEngine with these arguments of its own."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    # vLLM collects garbage five times as it starts. Of all that is imported by now nothing is garbage.
+    gc.collect()
+    gc.freeze()
+    llm = LLMEngine.from_engine_args(EngineArgs(**options))
+    idle_inside_blocks(llm)
+    return llm
 
 
 @cache

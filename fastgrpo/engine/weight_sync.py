@@ -55,7 +55,7 @@ class WeightSync:
         renew: Callable[[], object],
         score: Callable[[Sequence[list[int]]], list[list[float]]] | None,
     ) -> SyncReport:
-        """One sync. `renew` tells vLLM; `score` gives its logprobs, None where it is busy and cannot be checked.
+        """One sync. `renew` tells vLLM; `score` gives vLLM's logprobs, or is None where it is busy: nothing is checked.
 
         Raises ParityError above the threshold.
         """

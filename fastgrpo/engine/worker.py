@@ -1,11 +1,11 @@
 """What vLLM imports in its worker's process, where that is one of its own, before it loads the model."""
 
-from fastgrpo.engine.vllm_patches import worker_adjusted
+from fastgrpo.engine.vllm_patches import patched_worker
 
 # As long as the process lives.
-_adjusted = worker_adjusted()
-_adjusted.__enter__()
+_patched = patched_worker()
+_patched.__enter__()
 
 
 class Worker:
-    """The worker's further base (`worker_extension_cls`): importing it is all it is for."""
+    """vLLM adds it to its worker's bases (`worker_extension_cls`): all it is for is that vLLM imports this file."""

@@ -51,7 +51,10 @@ def may_fuse(config: PretrainedConfig) -> bool:
 
 
 def recompute_mlps(decoder: nn.Module) -> None:
-    """The same for layers of any kind that have an `mlp`: it is computed once more in backward."""
+    """Have the `mlp` of each layer, of whatever kind, computed once more in backward.
+
+    Raises UserError where a layer has none.
+    """
     layers: Any = decoder.layers
     for layer in layers:
         if not hasattr(layer, "mlp"):

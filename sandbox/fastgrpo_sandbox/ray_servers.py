@@ -92,7 +92,7 @@ def _connect(address: str) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _actor(node: dict[str, Any], key: str, cells: int | None) -> Any:
-    """One that stays on its node. It takes none of Ray's CPUs: what runs in it is bounded by its cells."""
+    """An actor that stays on its node. It takes none of Ray's CPUs: what runs in it is bounded by its cells."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -115,7 +115,7 @@ async def _port(actor: Any, port: int, level: int) -> int:
 
 
 async def _keep(actor: Any, port: int) -> None:
-    """Asks again and again: an actor that Ray has started anew serves its port again. Warns once of a failure."""
+    """Ask the actor to serve `port` every LOOK_S, as Ray may have started it anew. Warns once of a failure."""
     level = logging.WARNING
     while True:
         await asyncio.sleep(LOOK_S)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 import fastgrpo.train  # noqa: F401
-from fastgrpo.engine.vllm_patches import vllm_adjusted
+from fastgrpo.engine.vllm_patches import patched_vllm
 
 torch.set_num_threads(1)
-with vllm_adjusted():
+with patched_vllm():
     import vllm.v1.engine.llm_engine  # noqa: F401

