@@ -121,9 +121,9 @@ def _typed(value: Any, shape: _Shape | None = None) -> Any:
     """A JSON value as what its place has; deeper than any example, as the place above."""
     if shape is None:
         return value
-    items = shape.items
-    if items is not None and not items.kinds & {list, tuple, set, dict}:
-        items = _Shape(items.kinds | (shape.kinds & {tuple}), items.items)
+    items = shape.items or _Shape(set())
+    if tuple in shape.kinds and not items.kinds & {list, tuple, set, dict}:
+        items = _Shape(items.kinds | {tuple}, items.items)
     if isinstance(value, dict):
         return {key: _typed(each, items) for key, each in value.items()}
     if not isinstance(value, list):
