@@ -87,7 +87,7 @@ def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
 
 
 def start_vllm(options: dict[str, Any]) -> Any:
-    """vLLM's LLMEngine with these arguments of its own."""
+    """vLLM's LLMEngine; `options` are those of its EngineArgs."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -129,7 +129,7 @@ def look_for_kernels_once() -> None:
 def idle_inside_blocks(llm: Any) -> None:
     """Spare vLLM's scheduler the question, for each request and token, whether the KV cache needs another block.
 
-    A token that continues a block needs none and completes at most that one, which is cached with the next question.
+    A token that continues a block needs no other, and fills it at most; a full block is cached with the next question.
     Decoding many sequences is bound by the scheduler's Python, not by the GPU; this was a quarter of it.
     """
     manager = kv_cache_manager(llm)
@@ -153,7 +153,7 @@ def prefixes_cached(llm: Any) -> bool:
 
 
 def forget_prefixes(llm: Any) -> None:
-    """No later request is served from a block filled until now; open requests keep theirs."""
+    """No later request is served from a block filled until now; open requests go on with the blocks they have."""
     pool = kv_cache_manager(llm).block_pool
     pool.evict_blocks({block.block_id for block in pool.blocks if block.block_hash is not None})
 

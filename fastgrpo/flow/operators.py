@@ -46,7 +46,7 @@ _FUTURE = re.compile(r"^from __future__ import (\([^)]*\)|.*)", re.MULTILINE)
 
 
 class Call(msgspec.Struct, tag_field="operator", tag=str.lower, forbid_unknown_fields=True, kw_only=True):
-    """A message from a jail, not to be trusted. `worker` empty is the first one, `temperature` None its own."""
+    """A jail's message, not to be trusted. `worker` empty: the first one; `temperature` None: the worker's default."""
 
     worker: Annotated[str, Meta(max_length=_NAME_CHARS)] = ""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -276,7 +276,7 @@ async def run_all_tests(
 async def run_program(
     pool: SandboxPool, problem: Problem, code: str, tests: Tests | None, limits: WorkflowLimits
 ) -> Outcome:
-    """One run, after what the problem gives and within its own deadline, where it has one; without tests a script's."""
+    """One run of `code` after what the problem gives, within the problem's deadline if any; without tests a script."""
     given = given_to(problem)
     bounds = limits.tests
     if problem.wall_s is not None:

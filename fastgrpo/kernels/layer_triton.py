@@ -72,7 +72,7 @@ def _swiglu_kernel(gate_up_ptr, product_ptr, inner, blocks, BLOCK: tl.constexpr)
 
 @triton.jit
 def _swiglu_backward_kernel(gate_up_ptr, dproduct_ptr, dgate_up_ptr, inner, blocks, BLOCK: tl.constexpr):
-    """Writes the product over its gradient; gate and up may be overwritten by theirs."""
+    """Writes the product over its gradient; dgate_up_ptr may be gate_up_ptr."""
     column_B = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside_B, row = column_B < inner, (tl.program_id(0) // blocks).to(tl.int64)
     gate_offset_B, offset_B = row * 2 * inner + column_B, row * inner + column_B

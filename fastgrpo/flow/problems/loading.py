@@ -22,7 +22,7 @@ def load_problems(config: Config, *, tried: bool = True) -> tuple[list[Problem],
     Of each set `data.problems` are used, as `splitting.split` draws those held out: of all difficulties alike.
     Problems whose own solution fails are left out (`scoring.solvable`), unless none is to be `tried`. Of a set with a
     larger weight problems come more than once among those to train on, of none less than once. Where
-    `data.eval_dataset` names sets, all problems of theirs are held out, and none of the others. Raises UserError.
+    `data.eval_dataset` names sets, all of their problems are held out, and no others. Raises UserError.
     """
     first = rank_and_world()[0] == 0
     sets = gather_all(_usable_sets(config, tried) if first else None, "the trial of the problems' solutions")[0]
