@@ -105,7 +105,8 @@ class _Shape(msgspec.Struct):
 
 
 def _learnt(values: Iterable[Any]) -> _Shape:
-    shape, inner = _Shape(set()), []
+    shape = _Shape(set())
+    inner: list[Any] = []
     for value in values:
         shape.kinds.add(type(value))
         if isinstance(value, dict):
