@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start an engine come first, so that no worker is left with a long one at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("engine")}
-    items.sort(key=lambda item: item.path not in slow)
+    """A file that starts an engine, then three of jails, and so on; after them the rest.
+
+    So one worker computes while the other's jails mostly wait, and none is left with a long file at the end.
+    """
+    engines, jails, rest = [], [], []
+    for path, tests in groupby(items, key=lambda item: item.path):
+        marks = {mark.name for item in tests for mark in item.iter_markers()}
+        (engines if "engine" in marks else jails if "jail" in marks else rest).append(path)
+    order: list[Path] = []
+    for number, path in enumerate(engines):
+        order += [path, *jails[3 * number : 3 * number + 3]]
+    order += [*jails[3 * len(engines) :], *rest]
+    places = {path: place for place, path in enumerate(order)}
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
