@@ -68,7 +68,7 @@ class Chat:
         """
         turns = [_turn("user", prompt)] if isinstance(prompt, str) else [dict(message) for message in prompt]
         if not self.tokenizer.chat_template:
-            return self.tokenizer.encode("\n".join(turn["content"] for turn in turns))
+            return self._ids("\n".join(turn["content"] for turn in turns), add_special_tokens=True)
         system = [] if turns[0]["role"] == "system" else self._system
         return self._ids(self._render([*system, *turns], tools))
 
@@ -136,8 +136,9 @@ class Chat:
                 f"the model's chat template fails: {error}; check model.system_prompt and model.chat_template_kwargs"
             ) from error
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        # Halves of surrogate pairs, as from os.fsdecode, are no Unicode: the tokenizer knows none.
+        return self.tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=add_special_tokens)
 
 
 def load_chat(path: str | os.PathLike[str], config: Model) -> Chat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -126,8 +127,11 @@ class RotatingLines:
 
 
 def encoded(record: Mapping[str, Any]) -> bytes:
-    """The record's line; what is no plain data is shown as Python shows it."""
-    return msgspec.json.encode(record, enc_hook=repr) + b"\n"
+    """The record's line; what is no plain data is shown as Python shows it, what is no Unicode as a question mark."""
+    try:
+        return msgspec.json.encode(record, enc_hook=repr) + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(record, default=repr, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

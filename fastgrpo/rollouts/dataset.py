@@ -134,7 +134,7 @@ def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
 
 def _example(number: int, row: Mapping[str, Any]) -> Example:
     columns = dict(row)
-    name, prompt = str(columns.pop("id", number)), columns.pop("prompt", None)
+    name, prompt = str(columns.pop("id", number)).encode(errors="replace").decode(), columns.pop("prompt", None)
     messages = isinstance(prompt, list) and prompt and all(is_message(message) for message in prompt)
     if not (isinstance(prompt, str) and prompt) and not messages:
         have = ", ".join(map(str, row)) or "nothing"

@@ -72,6 +72,13 @@ def test_without_a_template_the_text_is_all_there_is() -> None:
     assert plain.stop_token_ids == [plain.tokenizer.eos_token_id] == plain.completion_ids("text")[-1:]
 
 
+@pytest.mark.parametrize("template", [None, PLAIN])
+def test_what_is_no_unicode_is_a_question_mark(template: str | None) -> None:
+    made = Chat(tokenizer(template))
+    assert made.prompt_ids("a \ud800 b") == made.prompt_ids("a ? b")
+    assert made.feedback_ids("\udcff", made.turn_end_id) == made.feedback_ids("?", made.turn_end_id)
+
+
 def test_a_template_frames_the_query() -> None:
     ids = chat("plain").prompt_ids("query")
     assert chat("plain").tokenizer.decode(ids) == "[user]query\n[assistant]"

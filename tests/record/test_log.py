@@ -21,7 +21,7 @@ from fastgrpo.config import Record
 from fastgrpo.errors import CannotWrite, UserError
 from fastgrpo.record import log as log_module
 from fastgrpo.record.display import Display, duration, sparkline
-from fastgrpo.record.json_lines import PARTS, JsonLines, RotatingLines
+from fastgrpo.record.json_lines import PARTS, JsonLines, RotatingLines, read_lines
 from fastgrpo.record.log import RunLog
 from fastgrpo.record.phases import PhaseTimer
 
@@ -275,3 +275,14 @@ def test_failures_of_the_infrastructure_are_in_the_step_line_where_there_are_any
     assert "infrastructure" not in capsys.readouterr().out
     display.step(2, {"reward/total": 0.5, "infrastructure": 3.0})
     assert "| failed for infrastructure 3" in capsys.readouterr().out
+
+
+def test_any_record_is_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    lines = JsonLines(path)
+    lines.append({"prompt": "a\ud800", "object": {1, 2}, "kind": object})
+    lines.append({"step": 2})
+    lines.close()
+    first, second = read_lines(path)
+    assert first["prompt"] == "a?"
+    assert second == {"step": 2}
