@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,17 @@ def environment(of: Mapping[str, str], *, gpu: bool) -> dict[str, str]:
     return dict(of) if gpu else _CPU_ENVIRONMENT | dict(of)
 
 
+def refuse_busy(port: int) -> None:
+    """Raises `UserError` where the port is taken: what has it would answer in the server's place."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or "it is no port"
+            raise UserError(f"port {port} cannot be served on: {reason}; choose another --port") from None
+
+
 def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, *, within_s: float) -> None:
     """Raises `UserError` where the server ends first or takes longer."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -65,6 +77,7 @@ def serve(command: list[str], variables: dict[str, str], port: int, then: Sequen
 
     Once it answers `then` is run, where it is given: the server is stopped after it, and its exit status is returned.
     """
+    refuse_busy(port)
     with subprocess.Popen(command, env=variables, start_new_session=True) as server:
         try:
             wait_until_it_answers(server, port, within_s=START_S)

@@ -63,6 +63,7 @@ def train(
     (`fastgrpo.tasks`). Without any of them the task is the one that the configuration names. `dry_run` prints the plan
     and starts nothing. Raises UserError.
     """
+    _refuse_running_loop()
     if not isinstance(config, Config):
         keys = dict(config or {}) | ({"model.path": str(model)} if model else {})
         config = resolve(checked(keys, source="train(config)"))
@@ -88,6 +89,15 @@ def train(
         return config.folder
     run_on_ranks(config, lambda: run(config, resume=resume, task=chosen))
     return config.folder
+
+
+def _refuse_running_loop() -> None:
+    """Raises UserError where an event loop runs in this thread, as in a notebook: training has one of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise UserError("an event loop is running here: write `await asyncio.to_thread(fastgrpo.train, ...)`")
 
 
 async def run(config: Config, *, resume: bool = False, task: Task | None = None) -> None:

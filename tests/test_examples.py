@@ -80,6 +80,21 @@ def test_an_example_trains(
     assert (tmp_path / "runs" / "run" / "report.html").exists()
 
 
+@pytest.mark.jail
+def test_every_metric_has_its_meaning_in_the_docs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What switches add included, and what a task of one's own does not."""
+    more = ["--grpo.refill=1", "--grpo.overlong_penalty_tokens=4", "--grpo.curriculum=0.5", "--grpo.kl_weight=0.1"]
+    names: set[str] = set()
+    for name, added in (("reward_function.py", more), ("code_task.py", ["--grpo.max_lag=1"])):
+        monkeypatch.setattr(sys, "argv", [name, "--model", str(model), *SMALL, *added, "--name", name])
+        runpy.run_path(str(ROOT / "examples" / name))["main"]()
+        names |= first_step(tmp_path / "runs" / name).keys()
+    assert {"groups_refilled", "reward/overlong", "lag", "pass_rate", "grad_norm"} <= names
+    known = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_text()))
+    known |= {f"seconds/{phase}" for phase in known}
+    assert names - known - {"stage", "step", "time", "reward/right_count", "reward/brevity"} == set()
+
+
 def scripts() -> tuple[str, str]:
     """TRL's script and ours, as docs/own-task.md has them."""
     blocks = re.findall(r"^```python\n# not run.*?\n(.*?)^```$", (ROOT / "docs/own-task.md").read_text(), re.M | re.S)

@@ -74,6 +74,16 @@ def test_a_server_that_ends_is_a_users_error() -> None:
         serve([sys.executable, "-c", "raise SystemExit(3)"], {}, free_port())
 
 
+def test_a_port_that_is_taken_is_said_and_nothing_started() -> None:
+    """Whatever has it might answer /health, and be taken for the worker."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (taken.getsockname()[1], 99999):
+            with pytest.raises(UserError, match=rf"port {port} cannot be served on: .*; choose another --port"):
+                serve(["/no/such/program"], {}, port)
+
+
 def test_a_server_that_never_answers_is_a_users_error_and_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_worker, "START_S", 0.2)
     with pytest.raises(UserError, match=r"did not answer on port \d+ within 0\.2 s"):

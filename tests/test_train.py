@@ -402,3 +402,11 @@ def test_what_train_is_given_must_fit(arguments: dict[str, Any], sentence: str) 
 def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this task needs a model"):
         train({"runs": str(tmp_path)}, reward=vowels, dataset=[{"prompt": "a"}, {"prompt": "b"}])
+
+
+def test_a_running_loop_is_told_how_to_train() -> None:
+    async def notebook() -> None:
+        fastgrpo.train({}, model="m", reward=len, dataset=[])
+
+    with pytest.raises(UserError, match=r"await asyncio\.to_thread\(fastgrpo\.train"):
+        asyncio.run(notebook())

@@ -123,7 +123,7 @@ def look_for_kernels_once() -> None:
 
     replace_kernels = getattr(CpuPlatform, "register_triton_kernel_overrides", None)  # not in older versions
     if replace_kernels is not None:
-        CpuPlatform.register_triton_kernel_overrides = staticmethod(cache(replace_kernels))  # type: ignore[method-assign, assignment]
+        CpuPlatform.register_triton_kernel_overrides = staticmethod(cache(replace_kernels))  # type: ignore[method-assign]
 
 
 def idle_inside_blocks(llm: Any) -> None:

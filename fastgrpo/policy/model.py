@@ -353,7 +353,8 @@ def _check_folder(path: Path) -> None:
         "tokenizer_config.json": "save the tokenizer into the same folder with tokenizer.save_pretrained",
     }
     if not path.is_dir():
-        raise UserError(f"model folder {path} does not exist; --model takes a folder, a name on the hub, a GGUF file")
+        wrong = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"model folder {path} {wrong}; --model takes a folder, a name on the hub, a GGUF file")
     check_readable(path)
     for name, fix in needed.items():
         if not (path / name).is_file():

@@ -36,7 +36,7 @@ def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str =
 
 
 def _listed(rows: Any) -> list[Mapping[str, Any]]:
-    listed = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, Mapping) else [None]
+    listed: list[Any] = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, Mapping) else [None]
     if not all(isinstance(row, Mapping) for row in listed):
         raise UserError(f"a data set is a list of rows, each a dict with a prompt, got {rows!r:.60}")
     return listed

@@ -19,6 +19,7 @@ from fastgrpo_sandbox.guest.instrument import (
     compile_asserts,
     compile_unittest,
     imported_modules,
+    special_words,
     unittest_names,
     wanted_names,
 )
@@ -124,6 +125,7 @@ def _compiling() -> Iterator[None]:
 def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
     job: dict[str, Any] = {"role": "judge", "setup": tests.setup, "lines": None, "needed": _needed(tests)}
+    job["special"] = special_words(tests.setup, *(tests.asserts if isinstance(tests, AssertTests) else (tests.source,)))
     with _compiling():
         if isinstance(tests, AssertTests):
             lines = [(compile_asserts(line), tuple(wanted_names(line))) for line in tests.asserts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,3 +106,11 @@ def test_trls_trainer(tiny_folder, tmp_path):
         line["rewards/code_reward/mean"] for line in trainer.state.log_history if "rewards/code_reward/mean" in line
     ]
     assert logged == [0.0, 0.0]
+
+
+def test_the_example_of_trl_runs(tiny_folder, tmp_path, monkeypatch):
+    pytest.importorskip("trl")
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "trl_with_our_jails.py"))["main"](str(tiny_folder), 1)
+    assert (tmp_path / "runs" / "trl").is_dir()

@@ -105,7 +105,8 @@ class _Shape(msgspec.Struct):
 
 
 def _learnt(values: Iterable[Any]) -> _Shape:
-    shape, inner = _Shape(set()), []
+    shape = _Shape(set())
+    inner: list[Any] = []
     for value in values:
         shape.kinds.add(type(value))
         if isinstance(value, dict):
@@ -121,9 +122,9 @@ def _typed(value: Any, shape: _Shape | None = None) -> Any:
     """A JSON value as what its place has; deeper than any example, as the place above."""
     if shape is None:
         return value
-    items = shape.items
-    if items is not None and not items.kinds & {list, tuple, set, dict}:
-        items = _Shape(items.kinds | (shape.kinds & {tuple}), items.items)
+    items = shape.items or _Shape(set())
+    if tuple in shape.kinds and not items.kinds & {list, tuple, set, dict}:
+        items = _Shape(items.kinds | {tuple}, items.items)
     if isinstance(value, dict):
         return {key: _typed(each, items) for key, each in value.items()}
     if not isinstance(value, list):

@@ -13,7 +13,6 @@ from typing import Any
 
 from .known import is_library
 
-WORDS = ("stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context")  # that tests need say
 Place = tuple[str, str]  # module and attribute
 WATCHED: tuple[Place, ...] = (
     *(("sys", name) for name in ("stdin", "stderr", "argv")),

@@ -15,6 +15,8 @@ CACHED = 4096  # programs of tests; one problem's tests judge many solutions
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
 GUARDED = frozenset({"Eq", "Lt", "LtE", "Gt", "GtE", "In"})
+# Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
+SPECIAL = ("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context")
 # Builtins that decide more than one answer: never taken from the solution.
 JUDGING = frozenset({"all", "any", "bool", "callable", "hasattr", "isinstance", "issubclass", "type", "id"})
 
@@ -189,6 +191,12 @@ def _calls_itself(tree: ast.Module) -> bool:
     checks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "check"]
     read = any(isinstance(node, ast.Name) and node.id == "check" for node in ast.walk(tree))
     return read or len(checks) != 1 or bool(checks[0].decorator_list)
+
+
+@lru_cache(CACHED)
+def special_words(*sources: str) -> frozenset[str]:
+    """Those of SPECIAL that are in the tests, in whatever sense."""
+    return frozenset(word for word in SPECIAL if any(word in source for source in sources))
 
 
 @lru_cache(CACHED)

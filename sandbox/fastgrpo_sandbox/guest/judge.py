@@ -65,13 +65,9 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     """One bool for each assertion of a CheckTests job or line of an AssertTests job. Raises what the setup does."""
     sys.setrecursionlimit(3000)
     solution = Peer(peer)
-    if _mention(job, "inspect"):
-        looks.patch_inspect()
-    if any(_mention(job, word) for word in around.WORDS):
-        if _mention(job, "mock"):
-            importlib.import_module("unittest.mock")
-        solution.before_asking = around.Around(solution).look
-    given = _given(job["needed"], solution)
+    if job["special"]:
+        _prepare(job["special"], solution)
+    given = _given(job["needed"], solution) if job["needed"] else {}
     namespace: dict[str, Any] = {"__name__": TESTS, **given}
     exec(compile_source(job["setup"], "setup.py"), namespace)
     if job["lines"] is None:
@@ -81,10 +77,14 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     return [_line_passes(code, Wanted(*wanted), setup, solution) for code, wanted in job["lines"]]
 
 
-def _mention(job: dict[str, Any], name: str) -> bool:
-    """Whether the tests have `name` in them."""
-    codes = [job["code"][0]] if job["lines"] is None else [code for (code, *_), _ in job["lines"]]
-    return name in job["setup"] or any(name.encode() in code for code in codes)
+def _prepare(words: frozenset[str], solution: Peer) -> None:
+    """For tests that look at the solution with `inspect`, or change what is around it."""
+    if "inspect" in words:
+        looks.patch_inspect()
+    if "mock" in words:
+        importlib.import_module("unittest.mock")
+    if words - {"inspect", "mock"}:
+        solution.before_asking = around.Around(solution).look
 
 
 def _given(names: tuple[str, ...], solution: Peer) -> dict[str, Any]:
@@ -201,7 +201,13 @@ def warm_up() -> None:
     answering.serve_one()
     limit = sys.getrecursionlimit()
     verdicts(
-        {"setup": "", "needed": (), "lines": [(compile_asserts(WARM_UP), tuple(wanted_names(WARM_UP)))]}, near.fileno()
+        {
+            "setup": "",
+            "needed": (),
+            "special": frozenset(),
+            "lines": [(compile_asserts(WARM_UP), tuple(wanted_names(WARM_UP)))],
+        },
+        near.fileno(),
     )
     sys.setrecursionlimit(limit)
     near.close()

@@ -35,7 +35,7 @@ NESTED = record(
     "def flat(t):\n    return tuple(x for e in t for x in (flat(e) if isinstance(e, tuple) else (e,)))\n",
     "assert flat((1, (2, 3))) == (1, 2, 3)",
     [[1, [2, 3]]],
-    plus=[[[1, [2, [3, [4]]]]], [[]]],
+    plus=[[[1, [2, [3, [4, [5, [6]]]]]]], [[]]],
 )
 SETS = record(
     "def empty(sets):\n    return [type(s).__name__ for s in sets]\n",
