@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 WALK_ONLY = ("normaliser", "nothing", "micro", "tied", "frozen", "dropped")  # test the walk, not the kernels
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreting process")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves are tested on the GPU")
 def test_kernels_in_the_interpreter():
@@ -24,6 +25,6 @@ def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     command += ["-k", " and ".join(f"not {name}" for name in WALK_ONLY)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    options = {"cwd": HERE.parents[1], "capture_output": True, "text": True, "timeout": 240}
+    options = {"cwd": HERE.parents[1], "capture_output": True, "text": True, "timeout": 540}
     done = subprocess.run(command, env=environment, check=False, **options)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
