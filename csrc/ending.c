@@ -1,5 +1,5 @@
 /* What a script leaves to be done at its end: threads that run, callbacks registered, files that hold back what was
- * written. Most leave nothing, and then the guest's Python, each function of which copies pages when called, is not asked.
+ * written, objects that do something as they go. Most leave nothing, and then the guest's Python, each function of which copies pages when called, is not asked.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -36,17 +36,25 @@ bool ending_begin(void) {
     return objects != NULL && (callbacks = count_of(callback_count)) >= 0;
 }
 
-static bool has_file(PyObject *objects) {
+static bool is_left(PyObject *item) {
+    PyTypeObject *type = Py_TYPE(item);
+    if (PyGen_CheckExact(item) || (PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE) && type->tp_finalize != NULL)) return true;
+    for (int i = 0; i < FILE_TYPES; i++)
+        if (type == (PyTypeObject *)file_types[i]) return true;
+    return false;
+}
+
+static bool any_left(PyObject *objects) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(objects); i++)
-        for (int type = 0; type < FILE_TYPES; type++)
-            if (Py_IS_TYPE(PyList_GET_ITEM(objects, i), (PyTypeObject *)file_types[type])) return true;
+        if (is_left(PyList_GET_ITEM(objects, i))) return true;
     return false;
 }
 
 bool ending_due(void) {
     if (count_of(thread_count) != 0 || count_of(callback_count) != callbacks) return PyErr_Clear(), true;
+    if (PySys_GetObject("stdout") != PySys_GetObject("__stdout__")) return true;
     PyObject *objects = PyObject_CallNoArgs(young_objects);
-    bool due = objects == NULL || has_file(objects);
+    bool due = objects == NULL || any_left(objects);
     PyErr_Clear();
     Py_XDECREF(objects);
     return due;

@@ -50,6 +50,13 @@ RIGHT = [
         check("assert candidate(3000) == 3000"),
     ),
     ("async inside", "import asyncio\nasync def g(x): return x + 1\ndef f(x): return asyncio.run(g(x))", X),
+    ("a last act at the end", "class A:\n    def __del__(self): print(2)\na = A()", S("2")),
+    ("a generator's last act", "def g():\n    try: yield\n    finally: print(2)\nx = g()\nnext(x)", S("2")),
+    (
+        "output collected, then written",
+        "import io, sys\nout, sys.stdout = sys.stdout, io.StringIO()\nprint(2)\nout.write(sys.stdout.getvalue())",
+        S("2"),
+    ),
     ("lambda", "f = lambda x: x + 1", X),
     ("builtin as solution", "f = len", check("assert candidate([1,2]) == 2")),
     (

@@ -110,18 +110,31 @@ def silence_forked_child() -> None:
 def end_script() -> None:
     """What the interpreter does at a program's end and a process that is dropped does not.
 
-    It waits for threads, calls what was registered, and writes out what open files still hold.
+    It waits for threads, calls what was registered, lets go of objects with a last act, and writes out what open files
+    still hold.
     """
     threading = sys.modules.get("threading")
     if threading is not None and len(threading._active) > 1:
         threading._shutdown()
     if _at_exit and atexit._ncallbacks() > _at_exit[0]:
         atexit._run_exitfuncs()
+    _drop_finalised()
     for item in gc.get_objects():
         if type(item) in BUFFERED:
             with contextlib.suppress(Exception):  # closed, or read-only
                 item.flush()
     _flush()
+
+
+def _drop_finalised() -> None:
+    """The script's objects that do something as they go."""
+    space = vars(sys.modules.get("__main__", types))
+    for name in [name for name, value in space.items() if _is_finalised(value)]:
+        space[name] = None
+
+
+def _is_finalised(value: Any) -> bool:
+    return type(value) is types.GeneratorType or hasattr(type(value), "__del__")
 
 
 def report(error: BaseException) -> None:
@@ -225,6 +238,9 @@ def _unittest(job: dict[str, Any], peer: int) -> int:
 def _flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+    if sys.stdout is not sys.__stdout__ and sys.__stdout__ is not None:
+        with contextlib.suppress(ValueError):  # closed
+            sys.__stdout__.flush()
 
 
 def _leave(status: int) -> None:
