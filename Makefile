@@ -25,8 +25,9 @@ train: $(READY)
 WORKER ?= Qwen/Qwen2.5-Coder-0.5B-Instruct
 
 real: $(READY)
+	$(PY) -m fastgrpo.sft --config examples/real.toml --workers.kind simulated --name taught
 	$(PY) -m fastgrpo.serve_worker --model $(WORKER) --max-model-len 2048 -- sh -ec '\
-	$(PY) -m fastgrpo.train --config examples/real.toml $(ARGS); \
+	$(PY) -m fastgrpo.train --config examples/real.toml --model runs/taught/sft $(ARGS); \
 	$(PY) -m fastgrpo.evaluate --baselines --model "$$(ls -d runs/real/checkpoints/step-* | tail -1)"'
 
 # Tests run in two processes, a file at a time in each; a GPU's memory holds one engine, so there in one.

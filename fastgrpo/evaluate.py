@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
+import asyncio
 import logging
 import math
 import random
@@ -241,22 +242,24 @@ async def baselines(
     one sample each had chosen the worst of them on thirty questions.
     """
 
-    async def measure(stage: str, control: Control, problems: Sequence[Problem]) -> list[EvalRow]:
+    async def measured(controls: Mapping[str, Control], problems: Sequence[Problem]) -> dict[str, list[EvalRow]]:
+        """The rows of each; all run at once, for most of a workflow is waiting."""
         share = problems[replica_share(config.engine.tensor_parallel)]
-        groups = []
+        groups: Sequence[list[Group]] = [[] for _ in controls]
         if environment is not None:
-            groups = await run_control(environment, share, control, samples=config.eval.samples, seed=config.seed)
-        return measured_rows(groups, stage, config)
+            drawing = {"samples": config.eval.samples, "seed": config.seed}
+            runs = (run_control(environment, share, control, **drawing) for control in controls.values())
+            groups = await asyncio.gather(*runs)
+        return {name: measured_rows(found, name, config) for name, found in zip(controls, groups, strict=True)}
 
-    tried, rewards = random.Random(f"{config.seed}/best").sample(train, min(len(train), len(held_out))), {}
-    for name, code in candidates(config.eval.drafts).items():
-        rewards[name] = summary(await measure(name, always(code), tried)).get("reward", -math.inf)
-    best = max(rewards, key=lambda name: rewards[name])
+    tried = random.Random(f"{config.seed}/best").sample(train, min(len(train), len(held_out)))
+    texts = candidates(config.eval.drafts)
+    rewards = await measured({name: always(code) for name, code in texts.items()}, tried)
+    best = max(rewards, key=lambda name: summary(rewards[name]).get("reward", -math.inf))
     controls = {name: always(code) for name, code in fixed_workflows(config.eval.drafts).items()}
     controls[RANDOM] = drawn(names_of(environment.worker) if environment else ())
-    chosen = f"best on training problems: {best}"
-    controls[chosen] = always(candidates(config.eval.drafts)[best])
-    return [row for name, each in controls.items() for row in await measure(name, each, held_out)]
+    controls[f"best on training problems: {best}"] = always(texts[best])
+    return [row for rows in (await measured(controls, held_out)).values() for row in rows]
 
 
 def policies(model: str) -> dict[str, str]:
