@@ -1,5 +1,6 @@
 /* What a script leaves to be done at its end: threads that run, callbacks registered, files that hold back what was
- * written, objects that do something as they go. Most leave nothing, and then the guest's Python, each function of which copies pages when called, is not asked.
+ * written, objects that do something as they go. Most leave nothing, and then the guest's Python, each function of which
+ * copies pages when called, is not asked.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
