@@ -344,8 +344,8 @@ def free_memory_share() -> float:
     return free / total
 
 
-def _sampling_params(**options: Any) -> Any:
+def _sampling_params(*, detokenize: bool = False, **options: Any) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    options = {"detokenize": False} | options
-    return SamplingParams(flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY, **options)
+    final = RequestOutputKind.FINAL_ONLY
+    return SamplingParams(detokenize=detokenize, flat_logprobs=True, output_kind=final, **options)

@@ -44,19 +44,22 @@ class EvalPlus(msgspec.Struct, frozen=True):
         ]
         setup = f"{_SAME}\nexpected = defined({solution!r}, {self.entry_point!r})\n"
         setup += preamble(self.prompt, self.entry_point) if self._asks_for_a_zero else ""
-        asserts = tuple(self._assertion(", ".join(map(repr, given))) for given in inputs)
+        around = _around(self.prompt, self.entry_point)
+        asserts = tuple(self._assertion(", ".join(map(repr, given)), around) for given in inputs)
         return made(str(self.task_id), self.prompt, self.entry_point, solution, AssertTests(asserts, setup))
 
     @property
     def _asks_for_a_zero(self) -> bool:
         return self.entry_point == "find_zero" and "def poly(" in self.prompt
 
-    def _assertion(self, given: str) -> str:
-        """As EvalPlus compares: any zero of a polynomial, sets where the prompt's example does, or equal values."""
+    def _assertion(self, given: str, around: str) -> str:
+        """As EvalPlus compares: any zero of a polynomial, sets where the prompt's example does, or equal values.
+
+        `around`: what both sides of the comparison are in, or nothing.
+        """
         call, wanted = f"{self.entry_point}({given})", f"expected({given})"
         if self._asks_for_a_zero:
             return f"assert abs(poly({given}, {call})) <= {self.atol or 1e-4!r}"
-        around = _around(self.prompt, self.entry_point)
         got, wanted = (f"{around}({each})" if around else each for each in (call, wanted))
         return f"assert same({got}, {wanted}, {self.atol!r})"
 

@@ -98,12 +98,8 @@ def _given(names: tuple[str, ...], solution: Peer) -> dict[str, Any]:
 
 def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
     namespace |= {"__passed__": record.passed, "__checked__": record.checked, "__failed__": record.failed}
-    namespace |= {
-        "__over__": record.over,
-        "__Exception__": Exception,
-        "__type__": looks.type_of,
-        "__super__": looks.super_of,
-    }
+    namespace |= {"__over__": record.over, "__Exception__": Exception}
+    namespace |= {"__type__": looks.type_of, "__super__": looks.super_of}
     exec(marshal.loads(code), namespace)
 
 

@@ -63,9 +63,7 @@ class Objects:
         self._named = named
         self.is_guarded = named is None
         self.lent: list[Any] = []
-        self._numbers: dict[
-            Any, int
-        ] = {}  # of lent objects, by id(); of methods, which are made anew each time, by whose
+        self._numbers: dict[Any, int] = {}  # of lent objects, by `_key`
         self._told: set[int] = set()  # numbers that the other side has heard of
         self._telling: list[int] = []
         self._proxies: dict[Any, Any] = {}
@@ -243,6 +241,7 @@ class Objects:
 
 
 def _key(value: Any) -> Any:
+    """An object's id(); of a method, which is made anew each time, whose it is and which."""
     if type(value) is types.MethodType:
         return id(value.__self__), id(value.__func__)
     return (id(value.__self__), value.__name__) if type(value) is types.BuiltinFunctionType else id(value)
