@@ -1,14 +1,14 @@
 """The colocated engine on one GPU: is the sync zero-copy and right, and what do its parts and a GRPO step cost.
 
     python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,generation,workflows] [--save FILE]
-    python bench/bench_engine.py --parts offload,lean
+    python bench/bench_engine.py --parts offload,recompute,lean
     python bench/bench_engine.py --size 7b --parts train
 
 The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
 optimizer steps, bytes copied. `memory`: what sleep frees. `step`: whole GRPO steps of 64 prompts x 8 completions (512
-and 1,024 tokens) with a trivial reward. `offload`: the same with the optimizer's state on the host. `lean`: that and
-gradient checkpointing. `workflows`: what 512 real jailed workflows add to a step. `train` needs no engine: forward,
-loss head and backward of 16 k packed tokens.
+and 1,024 tokens) with a trivial reward. `offload`: the same with the optimizer's state on the host. `recompute`: and
+MLPs computed again in backward. `lean`: whole layers, by gradient checkpointing. `workflows`: what 512 real jailed
+workflows add to a step. `train` needs no engine: forward, loss head and backward of 16 k packed tokens.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Problem
+from fastgrpo.policy.fused_layers import fuse_layers
 from fastgrpo.policy.model import Policy
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.training.advantage import to_samples
@@ -107,6 +108,15 @@ def step(setup: Setup) -> None:
 def offload(setup: Setup) -> None:
     """Whole GRPO steps with the optimizer's state in the host's memory."""
     _steps(setup, "offload", "--model.offload_optimizer=true")
+
+
+def recompute(setup: Setup) -> None:
+    """Less memory for little time: the optimizer's state in the host's memory, MLPs computed again in backward."""
+    fuse_layers(setup.policy.model.base_model, recompute_mlp=True)
+    try:
+        _steps(setup, "recompute", "--model.offload_optimizer=true")
+    finally:
+        fuse_layers(setup.policy.model.base_model)
 
 
 def lean(setup: Setup) -> None:
@@ -277,6 +287,7 @@ def main() -> int:
         "memory": memory,
         "step": step,
         "offload": offload,
+        "recompute": recompute,
         "lean": lean,
         "generation": generation,
         "workflows": workflows,
