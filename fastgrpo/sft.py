@@ -63,6 +63,7 @@ async def warm_start(
     if first and not config.model.path:
         with writing(f"the initial policy {model}"):
             create_policy([trace.prompt + trace.text for trace in traces], model, seed=config.seed)
+        log.say("without --model a small policy is made from the traces, the demo's, which knows nothing else")
     gather_all(None, "the first rank's initial policy")
     policy = load_policy(
         model,

@@ -39,6 +39,9 @@ from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.learner import Learner, open_learner
 from fastgrpo.training.schedule import open_schedule
 
+# After so many steps in a row from which nothing can be learned, a run says so.
+ALIKE_STEPS = 3
+
 
 def train(
     config: Config | Mapping[str, Any] | None = None,
@@ -140,6 +143,7 @@ async def improve(
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one."""
     log.stage("grpo", config.grpo.steps, done=learner.step)
     draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)
+    alike = 0
     async with open_schedule(learner, environment, draw, config) as schedule:
         try:
             with GpuMonitor() as gpu:
@@ -154,7 +158,11 @@ async def improve(
                     with log.phase("sync"):
                         metrics |= schedule.sync()
                     log.samples(learner.step, experience.records)
-                    log.step(learner.step, metrics | tally.values() | gpu.take(), waited_for=tally.waited[1])
+                    values = tally.values()
+                    log.step(learner.step, metrics | values | gpu.take(), waited_for=tally.waited[1])
+                    alike = alike + 1 if values.get("groups_without_variance") == 1.0 else 0
+                    if alike == ALIKE_STEPS:
+                        log.say(nothing_to_learn(values))
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()
@@ -162,6 +170,16 @@ async def improve(
         except asyncio.CancelledError:
             await schedule.save()
             raise
+
+
+def nothing_to_learn(values: Mapping[str, float]) -> str:
+    """What is said after `ALIKE_STEPS` steps in a row in which no group had two rewards; `values`: the last one's."""
+    terms = [f"{name.removeprefix('reward/')} {value:.3f}" for name, value in values.items() if "reward/" in name]
+    return (
+        f"in the last {ALIKE_STEPS} steps no group had two rewards that differ ({', '.join(terms)}): nothing is "
+        "learned from it. Is --model the policy that is meant, did its warm start teach enough, and are the problems "
+        "neither too hard nor too easy for it?"
+    )
 
 
 def refuse_idle_ranks(config: Config) -> None:

@@ -328,6 +328,30 @@ def test_a_run_that_fails_throughout_ends_with_the_reason(
         run(model, tmp_path, "dead", environment=open_dead, problems=(problems, others[:held_out]), grpo__steps=2)
 
 
+def test_steps_from_which_nothing_is_learned_are_told_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def opened(*totals: float):
+        @asynccontextmanager
+        async def open_task(config, log):
+            task = Vowels()
+            task.results = lambda problem, rollouts: [
+                Result(reward=Reward(total=total, terms={"format": total})) for total in totals[: len(rollouts)]
+            ]
+            yield task
+
+        return open_task
+
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    problems = load_vowels(None)[0], []
+    alike = run(model, tmp_path, "alike", environment=opened(*[-0.5] * 4), problems=problems, grpo__steps=5)
+    assert len(metrics(alike)) == 5
+    said = "in the last 3 steps no group had two rewards that differ (total -0.500, format -0.500): nothing is learned"
+    assert capsys.readouterr().out.count(said) == 1
+    run(model, tmp_path, "unlike", environment=opened(0.0, -0.5, 0.0, 0.0), problems=problems, grpo__steps=4)
+    assert "nothing is learned" not in capsys.readouterr().out
+
+
 def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
