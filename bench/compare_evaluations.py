@@ -72,43 +72,59 @@ def structures(rows: Sequence[Row], most: int = 5) -> str:
     return markdown(lines)
 
 
-def oracle(rows: Sequence[Row]) -> str:
-    """The best workflow of each problem, of each data set, and of all, all chosen on half of the samples."""
+def halves(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[list[Row], list[Row]]]:
+    """Every other sample of each stage and problem, and those between, of the problems that have both of each stage."""
     samples = defaultdict[tuple[str, str], list[Row]](list)
     for row in rows:
         samples[row["stage"], row["problem_id"]].append(row)
-    stages = stages_of(rows)
-    problems = [
-        p for p in dict.fromkeys(row["problem_id"] for row in rows) if all(len(samples[s, p]) > 1 for s in stages)
+    short = {problem for (_, problem), found in samples.items() if len(found) < 2}
+    return {key: (found[::2], found[1::2]) for key, found in samples.items() if key[1] not in short}
+
+
+def best_stage(parts: Mapping[tuple[str, str], tuple[list[Row], list[Row]]], half: int, problems: Sequence[str]) -> str:
+    """The stage with the highest mean reward on one half of the samples of these problems."""
+    stages = dict.fromkeys(stage for stage, _ in parts)
+    return max(stages, key=lambda stage: fmean(fmean(row["reward"] for row in parts[stage, p][half]) for p in problems))
+
+
+def on_the_other(
+    parts: Mapping[tuple[str, str], tuple[list[Row], list[Row]]], groups: Sequence[Sequence[str]], key: str
+) -> list[float]:
+    """The mean of `key` by problem, group after group, where each of the `groups` has the stage that is best for it by
+    the half of the samples that is not measured."""
+    chosen = [(group, [best_stage(parts, half, group) for half in (0, 1)]) for group in groups]
+    return [
+        fmean(fmean(row[key] for row in parts[stages[half], problem][1 - half]) for half in (0, 1))
+        for group, stages in chosen
+        for problem in group
     ]
 
-    def mean(stage: str, problem: str, half: int, key: str) -> float:
-        return fmean(row[key] for row in samples[stage, problem][half::2])
 
-    datasets = {row["problem_id"]: row["dataset"] for row in rows}
+def by_data_set(rows: Sequence[Row], problems: Sequence[str]) -> list[list[str]]:
+    """The `problems` in groups."""
+    datasets, groups = {row["problem_id"]: row["dataset"] for row in rows}, defaultdict[str, list[str]](list)
+    for problem in problems:
+        groups[datasets[problem]].append(problem)
+    return list(groups.values())
 
-    def best(half: int, among: Sequence[str]) -> str:
-        return max(stages, key=lambda stage: fmean(mean(stage, problem, half, "reward") for problem in among))
 
-    def like(problem: str) -> list[str]:
-        return [other for other in problems if datasets[other] == datasets[problem]]
-
-    chosen = {
-        "one for all problems": lambda problem, half: best(half, problems),
-        "one for each data set": lambda problem, half: best(half, like(problem)),
-        "the best of each problem": lambda problem, half: max(stages, key=lambda s: mean(s, problem, half, "reward")),
+def oracle(rows: Sequence[Row]) -> str:
+    """The best workflow of each problem, of each data set, and of all, all chosen on half of the samples."""
+    parts = halves(rows)
+    problems = list(dict.fromkeys(problem for _, problem in parts))
+    rules = {
+        "one for all problems": [problems],
+        "one for each data set": by_data_set(rows, problems),
+        "the best of each problem": [[problem] for problem in problems],
     }
     lines = [["chosen on half of the samples", "pass@1, %", "calls", "tokens", "reward"]]
-    for name, choose in chosen.items():
-        choices = {(problem, half): choose(problem, half) for problem in problems for half in (0, 1)}
+    for name, groups in rules.items():
         cells = [
-            spread(
-                [scale * fmean(mean(choices[p, half], p, 1 - half, key) for half in (0, 1)) for p in problems], digits
-            )
+            spread([scale * value for value in on_the_other(parts, groups, key)], digits)
             for key, scale, digits in SHOWN
         ]
         lines.append([name, *cells])
-    return f"{len(problems)} problems, {len(stages)} workflows.\n\n{markdown(lines)}"
+    return f"{len(problems)} problems, {len(stages_of(rows))} workflows.\n\n{markdown(lines)}"
 
 
 def main() -> None:
