@@ -30,7 +30,10 @@ STOP_S = 20.0
 # Without a GPU: one GiB of cache instead of most of the memory, and no prefill in pieces, during which a request with a
 # seed ends the server ("CPU Generator does not use offset").
 _CPU_FLAGS = ("--max-num-seqs", "32", "--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens")
-_CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+# vLLM's own process sleeps between two steps where it would spin on a core that the model needs.
+_CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SLEEP_WHEN_IDLE": "1"}
+# Up to so many cores all of them compute; vLLM would leave one to its own processes, of two the half.
+_FEW_CORES = 4
 
 
 def command_line(model: str, port: int, max_model_len: int, *, gpu: bool) -> list[str]:
@@ -43,7 +46,11 @@ def command_line(model: str, port: int, max_model_len: int, *, gpu: bool) -> lis
 
 def environment(of: Mapping[str, str], *, gpu: bool) -> dict[str, str]:
     """The server's environment: `of`, whose own settings win."""
-    return dict(of) if gpu else _CPU_ENVIRONMENT | dict(of)
+    if gpu:
+        return dict(of)
+    cores = sorted(os.sched_getaffinity(0))
+    few = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))} if len(cores) <= _FEW_CORES else {}
+    return _CPU_ENVIRONMENT | few | dict(of)
 
 
 def refuse_busy(port: int) -> None:

@@ -29,7 +29,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def test_the_command_line_without_a_gpu() -> None:
+def test_the_command_line_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     command = command_line("m", 8001, 2048, gpu=False)
     flags = " ".join(command[1:])
     assert flags == (
@@ -37,8 +37,12 @@ def test_the_command_line_without_a_gpu() -> None:
         "--max-model-len 2048 --max-num-seqs 32 --enforce-eager --no-enable-chunked-prefill "
         "--max-num-batched-tokens 4096"
     )
-    assert environment({"A": "1"}, gpu=False) == {"A": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    assert environment({"VLLM_CPU_KVCACHE_SPACE": "4"}, gpu=False) == {"VLLM_CPU_KVCACHE_SPACE": "4"}
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 0})
+    ours = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SLEEP_WHEN_IDLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0,1"}
+    assert environment({"A": "1"}, gpu=False) == {"A": "1", **ours}
+    assert environment({"VLLM_CPU_KVCACHE_SPACE": "4"}, gpu=False) == {**ours, "VLLM_CPU_KVCACHE_SPACE": "4"}
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment({}, gpu=False)
 
 
 def test_the_command_line_on_a_gpu_is_plain() -> None:
