@@ -23,6 +23,7 @@ from fastgrpo.flow.problems.numbers import is_right, vote
 from fastgrpo.flow.problems.splitting import describe_tests, preamble
 from fastgrpo.flow.types import (
     NO_TESTS,
+    NoAnswer,
     Problem,
     Reply,
     Request,
@@ -186,7 +187,7 @@ class OperatorHost:
         )
         account.requests += 1
         with self.clock.stopped():
-            reply = await self._reply(request)
+            reply = await self._reply(request, is_own=isinstance(call, Generate) and not call.instruction.strip())
             self.clock.charge(reply.seconds)
         account.answered += 1
         account.prompt_tokens += reply.prompt_tokens
@@ -195,11 +196,16 @@ class OperatorHost:
         account.seconds += reply.seconds
         return reply
 
-    async def _reply(self, request: Request) -> Reply:
+    async def _reply(self, request: Request, is_own: bool) -> Reply:
+        """A question that holds words of the workflow's, unlike the host's own, may be one that nobody answers."""
         try:
             return await reply_within(self._worker, request, self._limits.call_s)
         except RequestRejected as error:
             raise CallError(f"{request.operator}(): {error}") from None
+        except NoAnswer:
+            if is_own:
+                raise
+            raise CallError(f"{request.operator}(): the worker gave no answer to this") from None
         finally:
             self.answered_at = time.perf_counter()
 
@@ -270,7 +276,20 @@ async def run_all_tests(
     outcome = await run_program(pool, problem, code, problem.tests, limits)
     public = [passed for index, passed in enumerate(outcome.tests) if index in problem.public]
     hidden = [passed for index, passed in enumerate(outcome.tests) if index not in problem.public] or public
-    return _outcome_of(outcome, public), _outcome_of(outcome, hidden)
+    shown = _outcome_of(outcome, public)
+    if shown.error and _is_said_by_solution(outcome):  # maybe of a hidden test's input, and this is shown
+        alone = await run_tests(pool, problem, code, public=True, limits=limits)
+        shown = replace(shown, error=alone.error)
+    return shown, _outcome_of(outcome, hidden)
+
+
+def _is_said_by_solution(outcome: Outcome) -> bool:
+    """Whether the error is the solution's text, which the host cannot tell from a traceback, and not a count."""
+    count = f"{outcome.tests.count(False)} of {len(outcome.tests)}"
+    return outcome.status in ("failed", "memory") and outcome.error not in (
+        f"{count} tests failed",
+        f"{count} cases differ",
+    )
 
 
 async def run_program(

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line, program_after
-from fastgrpo.flow.types import Problem, RequestRejected, WorkerError, WorkflowLimits
+from fastgrpo.flow.types import NoAnswer, Problem, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, CallError, extract_code
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool
 
@@ -304,3 +304,14 @@ def test_a_program_after_its_preamble(code: str) -> None:
     assert names["x"] == 1
     assert "math" in names
     assert program_after("", code) == code
+
+
+def test_a_workflow_that_asks_what_nobody_answers_ends_by_its_own_fault() -> None:
+    """Else it could leave its group's baseline, and begin anew, whenever its public tests fail."""
+    for method, params in (("generate", {"instruction": "Swear."}), ("custom", {"input": "", "instruction": "Swear."})):
+        operators = host(ScriptedWorker(NoAnswer("filtered its answer out")))
+        with pytest.raises(CallError, match="no answer"):
+            call(operators, method, **params)
+        assert [(each.requests, each.answered) for each in operators.calls] == [(1, 0)]
+    with pytest.raises(NoAnswer):
+        call(host(ScriptedWorker(NoAnswer("filtered its answer out"))), "generate", instruction=" ")

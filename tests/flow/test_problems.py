@@ -195,6 +195,14 @@ def test_own_problems_of_every_kind(tmp_path: Path) -> None:
         ),
         (json.dumps(OWN | {"colour": 1}), r"own.jsonl:1: .*unknown field `colour`"),
         (json.dumps(OWN | {"prompt": 3}), r"own.jsonl:1: .*Expected `str`.*prompt"),
+        (json.dumps(OWN | {"solution": "-" * 30_000 + "1"}), r"own.jsonl:1: the problem is nested too deep to be read"),
+        (json.dumps(OWN | {"solution": "x" + ".a" * 30_000}), r"own.jsonl:1: the problem is nested too deep"),
+        (
+            json.dumps(OWN | {"entry_point": "-" * 30_000}),
+            r"own.jsonl:1: the problem has entry_point '-{370,400} \.\.\.$",
+        ),
+        (json.dumps({"a\n\nb": 1}), r"own.jsonl:1: the problem has the fields a b, which"),
+        (json.dumps(OWN | {"prompt": "\ud800", "id": float("nan")}), r"own.jsonl:1: .*half a character"),
     ],
 )
 def test_a_wrong_file_is_one_clear_sentence(tmp_path: Path, text: str, said: str) -> None:

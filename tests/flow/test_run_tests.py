@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fastgrpo.flow.operators import run_all_tests, run_tests
+from fastgrpo.flow.operators import public_feedback, run_all_tests, run_tests
+from fastgrpo.flow.problems.splitting import describe_tests
 from fastgrpo.flow.types import Problem, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, Tests
 from tests.flow.conftest import ADD
@@ -45,7 +46,11 @@ def both(pool: Any, problem: Problem) -> tuple[Outcome, Outcome]:
     ],
 )
 def test_each_part_has_its_own_verdicts(verdicts: tuple[bool, ...], public: str, hidden: str) -> None:
-    whole = Outcome("ok" if all(verdicts) else "failed", tests=verdicts, error="" if all(verdicts) else "some failed")
+    whole = Outcome(
+        "ok" if all(verdicts) else "failed",
+        tests=verdicts,
+        error="" if all(verdicts) else f"{verdicts.count(False)} of 5 tests failed",
+    )
     pool = Pool(whole)
     outcomes = both(pool, FIVE)
     assert [tests for tests, _ in pool.runs] == [TESTS]
@@ -77,3 +82,21 @@ def test_the_problems_deadline_shortens_the_jails(own: float, wall_s: float) -> 
     pool = Pool(Outcome("ok"))
     asyncio.run(run_tests(pool, replace(ADD, wall_s=own), "", public=True, limits=WorkflowLimits()))  # type: ignore[arg-type]
     assert pool.runs == [(ADD.public_tests, Limits(wall_s=wall_s, memory_mb=99))]
+
+
+class TellingPool(Pool):
+    """Its solution raises what it was given."""
+
+    async def run(self, code: str, *, tests: Tests, limits: Limits | None) -> Outcome:
+        self.runs.append((tests, limits))
+        last = describe_tests(tests)[-1]
+        return Outcome("failed", tests=(False,) * len(describe_tests(tests)), error=f"ValueError: {last}")
+
+
+def test_what_a_solution_says_of_hidden_tests_is_not_shown() -> None:
+    pool = TellingPool(Outcome("failed"))
+    public, hidden = both(pool, replace(FIVE, public_tests=AssertTests(asserts=(TESTS.asserts[0], TESTS.asserts[3]))))
+    assert TESTS.asserts[4] in hidden.error
+    assert (public.tests, public.error) == ((False, False), f"ValueError: {TESTS.asserts[3]}")
+    feedback = public_feedback(FIVE, public)
+    assert all(text not in feedback for text in (TESTS.asserts[1], TESTS.asserts[2], TESTS.asserts[4]))

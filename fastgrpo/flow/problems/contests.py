@@ -19,6 +19,7 @@ from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.syntax import parse
 
+MOST_UNPACKED = 1 << 30  # bytes of one field
 _PYTHON3 = (3, "PYTHON3")
 # What a function's solution may use without importing it, as where these problems come from.
 _IMPORTED = """
@@ -251,9 +252,14 @@ def _decoded(value: Any, form: Any, field: str) -> Any:
 
 def _unpacked(text: str, field: str) -> bytes:
     try:
-        content = zlib.decompress(base64.b64decode(text, validate=True))
+        unpacking = zlib.decompressobj()
+        content = unpacking.decompress(base64.b64decode(text, validate=True), MOST_UNPACKED)
+        if not (unpacking.eof or unpacking.unconsumed_tail):
+            raise zlib.error("truncated")
     except (binascii.Error, zlib.error, ValueError):
         raise ValueError(f"has {field} that are neither JSON nor base64 of zlib of JSON") from None
+    if not unpacking.eof:
+        raise ValueError(f"has {field} of more than {MOST_UNPACKED} bytes once unpacked: leave the line out")
     if content[:1] == b"\x80":
         raise ValueError(
             f"has {field} in a pickle, which could run code of its author's when it is opened: where you trust its "

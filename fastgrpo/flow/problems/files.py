@@ -51,6 +51,7 @@ FORMS: tuple[tuple[frozenset[str], type[Format]], ...] = (
     (frozenset({"question", "answer"}), NumberProblem),
     (frozenset({"id", "prompt"}), OwnProblem),
 )
+_SAID_CHARS = 400
 HUMANEVAL = ("humaneval", "openai_humaneval", "openai/openai_humaneval")
 
 
@@ -137,9 +138,13 @@ def _json(text: bytes, kind: type[Record]) -> Record:
         if not any(name in text for name in (b"Infinity", b"NaN")):
             raise
         try:
-            return msgspec.convert(json.loads(text), kind)
+            found = json.loads(text)
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise msgspec.DecodeError("JSON is malformed: half a character (a lone surrogate)") from None
         except json.JSONDecodeError as error:
             raise msgspec.DecodeError(f"JSON is malformed: {error}") from None
+        return msgspec.convert(found, kind)
 
 
 def _content(path: Path) -> bytes:
@@ -183,11 +188,19 @@ def _decoded(path: Path, number: int, decode: Callable[[], Any]) -> Any:
     try:
         return decode()
     except SyntaxError as error:
-        raise UserError(f"{path}:{number}: its code is not Python: {error.msg}; correct the line") from None
+        raise UserError(f"{path}:{number}: its code is not Python: {_brief(error.msg)}; correct the line") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}:{number}: not a problem: {error}; correct the line") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}:{number}: the problem {error}") from None
+        raise UserError(f"{path}:{number}: not a problem: {_brief(error)}; correct the line") from None
+    except (RecursionError, MemoryError):  # the latter is the parser's, too
+        raise UserError(f"{path}:{number}: the problem is nested too deep to be read; leave the line out") from None
+    except ValueError as error:
+        raise UserError(f"{path}:{number}: the problem {_brief(error)}") from None
+
+
+def _brief(said: object) -> str:
+    """An error in one line, whatever of the record it repeats."""
+    text = " ".join(str(said).split())
+    return text if len(text) <= _SAID_CHARS else f"{text[:_SAID_CHARS]} ..."
 
 
 def measure_difficulty(problems: Sequence[Problem]) -> list[float]:

@@ -114,6 +114,9 @@ class Endpoint:
         except (TimeoutError, openai.APITimeoutError):
             late = f"did not answer within {settings.timeout_s:g} s; raise workers.timeout_s or lower its load"
             raise Passing(late) from None
+        except NoAnswer as error:
+            self._warn("silent", f"{error}; where a workflow wrote the question, its call fails")
+            raise
         except UnicodeEncodeError:
             raise RequestRejected("the request holds half a character (a lone surrogate)") from None
         if not answer.text.strip():

@@ -119,7 +119,7 @@ def derived(made: Any, names: Iterable[str], bases: tuple[type, ...], space: dic
     local = {name: value for name, value in space.items() if name.startswith("__") or callable(value)}
     local = {name: value for name, value in local.items() if name not in (*ABOVE, "__slots__", "__init_subclass__")}
     local |= {"__getattribute__": _attribute, "__setattr__": Remote.__setattr__, "__delattr__": Remote.__delattr__}
-    local["__getattr__"] = Remote.__getattr__
+    local |= {"__getattr__": Remote.__getattr__, "_fastgrpo_named_": True}
     rest = [each for each in bases if place_of(each) is None and not issubclass(made, each)]
     after = place_of(bases[0]) is not None
     owner[0] = type.__new__(Mirror, made.__name__, (parent, *rest) if after else (*rest, parent), local)

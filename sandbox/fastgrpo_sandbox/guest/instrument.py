@@ -149,8 +149,9 @@ class _Split(ast.NodeTransformer):
             self.never.append(index)
             return _at(_call("__failed__", index), node)
         body = _call(holds, index, node.test)
-        handler = ast.ExceptHandler(type=_name("__Exception__"), name=None, body=[_call("__failed__", index)])
-        return _at(ast.Try(body=[body], handlers=[handler], orelse=[], finalbody=[]), node)
+        failed = ast.ExceptHandler(type=_name("__Exception__"), name=None, body=[_call("__failed__", index)])
+        ended = ast.ExceptHandler(type=None, name=None, body=[_call("__failed__", index), ast.Raise()])
+        return _at(ast.Try(body=[body], handlers=[failed, ended], orelse=[], finalbody=[]), node)
 
 
 def _at(node: ast.stmt, place: ast.stmt) -> ast.stmt:

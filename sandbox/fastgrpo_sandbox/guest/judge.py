@@ -15,8 +15,9 @@ import types
 from typing import Any, NamedTuple
 
 from . import around, looks
+from .allowed import TESTS
 from .instrument import MODULES, Wanted, compile_asserts, wanted_names
-from .peer import TESTS, Peer
+from .peer import Peer
 from .remote import place_of
 from .syntax import compile_source
 
@@ -40,7 +41,8 @@ class _Record:
     def checked(self, index: int, test: Any) -> None:
         """One that may be run again."""
         self.held[index] = True
-        self.broken[index] |= not test
+        broken, self.broken[index] = self.broken[index], True  # should its truth end the tests
+        self.broken[index] = broken or not test
 
     def failed(self, index: int) -> None:
         self.broken[index] = True

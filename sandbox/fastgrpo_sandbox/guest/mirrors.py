@@ -14,6 +14,7 @@ from .remote import (
     Mirror,
     Place,
     Remote,
+    Sealed,
     ask,
     invoke,
     is_meant,
@@ -25,6 +26,9 @@ from .remote import (
 )
 
 PAUSE_S = 0.0005  # between two looks at what the other side awaits
+NUMBERS = ("__int__", "__float__", "__complex__", "__index__")
+CONSTANT = (str, bytes, int, float, complex, frozenset)  # a tuple's names are often fields
+SET_ORDER = ("issubset", "issuperset", "isdisjoint")
 CONTAINERS = (("Mapping", dict), ("Set", set), ("MutableSequence", list))
 Ask = Callable[..., Any]  # of an object, an operator's name and its operands
 
@@ -36,6 +40,25 @@ def _special(value: Any, name: str, *args: Any) -> Any:
 def _unary(name: str, by: Ask = _special) -> Callable[..., Any]:
     def forward(self: Any, *args: Any) -> Any:
         return by(self, name, *args)
+
+    return forward
+
+
+def _number(name: str, by: Ask = _special) -> Callable[[Any], Any]:
+    """What an object is worth as a number. One that a function returned says it once, until its attributes are used:
+    another value at each look would pass tests that put an answer into a formula."""
+
+    def forward(self: Any) -> Any:
+        if is_meant(self):
+            return by(self, name)
+        base = type(self)._fastgrpo_base_
+        if base in (int, float, complex) and hasattr(base, name):
+            return getattr(base, name)(self)
+        said = object.__getattribute__(self, "_fastgrpo_numbers_") or {}
+        if name not in said:
+            said = {**said, name: by(self, name)}
+            object.__setattr__(self, "_fastgrpo_numbers_", said)
+        return said[name]
 
     return forward
 
@@ -83,10 +106,15 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _containing(by: Ask = _special) -> Callable[[Any, Any], bool]:
     def contains(self: Any, item: Any) -> bool:
-        """By iteration, where that is possible and this side did not make the object: an item may be the wanted one."""
-        if any("__iter__" in space_of(each) for each in mro_of(type(self))) and not may_see(self, item):
-            return any(item is each or item == each for each in self)
-        return by(self, "__contains__", item)
+        """By iteration where this side did not make the object: an item may be the wanted one."""
+        if may_see(self, item):
+            return by(self, "__contains__", item)
+        base = type(self)._fastgrpo_base_
+        if base in CONSTANT and hasattr(base, "__contains__"):
+            return base.__contains__(self, item)  # type: ignore[attr-defined]
+        if not any(name in space_of(each) for each in mro_of(type(self)) for name in ("__iter__", "__getitem__")):
+            raise TypeError("an object that a function returned does not say what it holds: it cannot be iterated over")
+        return any(item is each or item == each for each in self)
 
     return contains
 
@@ -115,6 +143,7 @@ def awaited(self: Any) -> Any:
 def forwarders(by: Ask = _special) -> dict[str, Any]:
     found: dict[str, Any] = {name: _unary(name, by) for name in UNARY}
     found |= {name: _order(name, by) for name in ORDER} | {name: _binary(name, by) for name in BINARY}
+    found |= {name: _number(name, by) for name in NUMBERS}
     found |= {"__contains__": _containing(by), "__exit__": _exiting(by)}
     return found | {"__call__": _call, "__await__": awaited}
 
@@ -132,6 +161,11 @@ class Form(NamedTuple):
     library: tuple[type, ...] = ()
 
 
+def _forwarder(name: str, base: type) -> Forwarder:
+    is_sealed = (base in CONSTANT and hasattr(base, name)) or (base is set and name in SET_ORDER)
+    return Sealed(name, base) if is_sealed else Forwarder(name)
+
+
 def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type:
     """The class here of a class there."""
     base = form.base
@@ -142,7 +176,7 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type
         *(each for each in SPECIALS if each in defined),
     }  # none of the library's own is run here
     space: dict[str, Any] = {special: FORWARDERS[special] for special in specials}
-    space |= {each: Forwarder(each) for each in (*form.names, *inherited)}
+    space |= {each: _forwarder(each, base) for each in (*form.names, *inherited)}
     space |= {"_fastgrpo_class_": place, "_fastgrpo_base_": base, "__module__": "solution"}
     if "__eq__" in space and "__hash__" not in space and base is not object:
         space["__hash__"] = base.__hash__

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import inherit, kinds, remote
+from .allowed import Allowed, public
 from .annotations import signature_parts
 from .around import put
 from .known import is_library, library_place
@@ -27,14 +28,6 @@ from .tasks import Tasks
 from .wire import MAX_PEER_FRAME, read_peer, send_peer
 
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
-# What may be read of the tests' objects beside names without an underscore: nothing that holds a value of its own.
-NAMES = frozenset({"__name__", "__qualname__", "__doc__", "__module__", "__annotations__", "__code__", "__dict__"})
-NAMES |= {"__dataclass_fields__", "_field_type", "__members__", "_fields", "_asdict", "_replace", "_make"}
-DECORATED = frozenset({*remote.UNARY, "__call__", "__exit__", "__init__"}) - {"__hash__", "__bool__", "__set_name__"}
-DECORATED -= {"__get__", "__set__", "__delete__"}
-TESTS = "tests"  # the module that the tests are
-WRAPPED = ("get", "__init__")
-CLASSES = (type, types.FunctionType, types.ModuleType)  # whose __dict__ is no object's data
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, ImportError)
 
 
@@ -55,7 +48,7 @@ class Peer:
         self._codec = Codec(self._objects.give, self._objects.take)
         self._turn = RLock()
         self._answering = 0
-        self._set: set[tuple[int, str]] = set()  # by id(), of what is lent and so stays
+        self._allowed = Allowed()
         self._tasks = Tasks()
 
     # ---- asking ----
@@ -76,14 +69,20 @@ class Peer:
             raise Gone
         if self.before_asking is not None:
             self.before_asking()
+        if self._module is None:
+            self._allowed.hand((*args, *named.values()))
         self._send(["ask", operation, target, name, _is_redirected(), *named], [*args, *named.values()])
 
     def result(self, operation: str, name: str = "") -> Any:
         """The second half; answers what is asked meanwhile."""
         (kind, *head), values = self._receive()
         while kind == "ask":
+            self._objects.name_classes()
             self._answer(head, values)
             (kind, *head), values = self._receive()
+        if not _tells_of_classes(operation, name):
+            is_named = kind == "value" and operation in ("name", "get") and name[:1].isupper()
+            self._objects.name_classes(values[0][1] if is_named and operation == "name" else is_named and values[0])
         if not self._answering:
             self._codec.shared.forget()
         if head[0]:
@@ -98,7 +97,7 @@ class Peer:
     def name(self, name: str) -> tuple[Any, bool]:
         """The solution's value of a name, and whether it is the standard library's of that name, which is then taken
         from there and not by the solution's word. Raises AttributeError for a name that the solution does not have."""
-        place, value = self.request("name", name)
+        place, value = self.request("name", name, name)
         module, _, own = (place or "").rpartition(".")
         is_ours = own == name and is_library(module)
         return (getattr(importlib.import_module(module), name) if is_ours else value), is_ours
@@ -202,40 +201,14 @@ class Peer:
             raise AttributeError("the names of the tests are their own")
         return getattr(self._module, name)
 
-    def _may(self, operation: str, found: Any, name: Any) -> bool:
-        """Whether the solution may do this to an object of the tests. It changes no class but those that the tests
-        define, and gives these, as decorators do, operators that are shown no operand."""
-        if not isinstance(name, str):
-            return False
-        if isinstance(found, type):
-            if operation in ("set", "del") and found.__module__ != TESTS:
-                return False
-            if name in DECORATED if operation == "set" else (operation, name) == WRAPPED:
-                return True
-        return _is_allowed(operation, name) or self._is_its_own(operation, found, name)
-
-    def _is_its_own(self, operation: str, found: Any, name: str) -> bool:
-        """Whether a name with an underscore is one that the solution itself gave an object of the tests."""
-        if operation not in ("get", "set", "del") or name.startswith(("__", "_fastgrpo_")):
-            return False
-        place = id(found), name
-        if (
-            operation == "set"
-            and place not in self._set
-            and not isinstance(found, CLASSES)
-            and not hasattr(found, name)
-        ):
-            self._set.add(place)
-        return place in self._set
-
     def _perform(self, operation: str, found: Any, name: str, args: list[Any], named: Mapping[str, Any]) -> Any:
-        if self._module is None and not self._may(operation, found, name):
+        if self._module is None and not self._allowed.may(operation, found, name):
             raise AttributeError(f"{name or operation!r} of what the tests lent is not for the solution")
         match operation:
             case "call":
                 return found(*args, **named)
             case "get" if name == "__dict__" and self._module is None:
-                return _public(found)
+                return public(found)
             case "get":
                 return getattr(found, name)
             case "set":
@@ -271,6 +244,11 @@ class Peer:
         return _special(found, name, args)
 
 
+def _tells_of_classes(operation: str, name: str) -> bool:
+    """Whether the classes of an answer are there to be looked at, and not for the tests to call."""
+    return operation in ("hints", "signature", "inspect") or (operation == "get" and name.startswith("__"))
+
+
 def _may_end_a_loop(operation: str, name: str) -> bool:
     return operation == "await" or (operation == "special" and name in ("__next__", "send", "__anext__"))
 
@@ -283,23 +261,6 @@ def _not_ending_loops(error: Any) -> BaseException:
 
 
 # ---- doing what was asked ----
-
-
-def _is_allowed(operation: str, name: str) -> bool:
-    """Whether the solution's process may do this to an object of the tests."""
-    if operation in ("get", "set", "del"):
-        return not name.startswith("_") or (operation == "get" and name in NAMES)
-    return operation in ("call", "await", "cancel", "signature") or (
-        operation == "special" and name in (*remote.SPECIALS, "send")
-    )
-
-
-def _public(found: Any) -> dict[str, Any]:
-    """The attributes of an object of the tests that the solution may read, and may set where it may read all."""
-    if isinstance(found, CLASSES):
-        raise AttributeError("__dict__")
-    public = {name: value for name, value in vars(found).items() if not name.startswith("_")}
-    return vars(found) if len(public) == len(vars(found)) else public
 
 
 def _split(values: list[Any], names: list[str]) -> tuple[list[Any], dict[str, Any]]:

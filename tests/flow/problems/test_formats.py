@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fastgrpo.errors import UserError
+from fastgrpo.flow.problems import contests
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, StdioTests
 from tests.flow.problems.conftest import Judge, Load
@@ -312,7 +313,25 @@ def test_a_wrong_record_is_one_clear_sentence(load: Load, record: dict[str, Any]
     assert "\n" not in str(caught.value)
 
 
-JUNK: tuple[Any, ...] = (None, "", -1.5, [[]], {"a": 1}, "x\0y", "[[1, 2]]", "(" * 300, "for i in [1]:\n    add(i)")
+def test_a_field_that_unpacks_without_end_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contests, "MOST_UNPACKED", 1000)
+    packed_tests = base64.b64encode(zlib.compress(b" " * 10_000)).decode()
+    with pytest.raises(UserError, match="has private_test_cases of more than 1000 bytes once unpacked"):
+        load(LCB_STDIN | {"private_test_cases": packed_tests})
+
+
+JUNK: tuple[Any, ...] = (
+    None,
+    "",
+    -1.5,
+    [[]],
+    {"a": 1},
+    "x\0y",
+    "[[1, 2]]",
+    "(" * 300,
+    "-" * 30_000,
+    "for i in [1]:\n    add(i)",
+)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

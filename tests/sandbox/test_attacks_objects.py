@@ -1,0 +1,158 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
+"""Solutions that answer nothing right and would have the tests pass: by the objects that they give, which are asked
+about the wanted value, and by what they do with the objects that they are given. Not one assertion may pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, CheckTests, Limits, Tests
+
+pytestmark = pytest.mark.jail
+
+Y = "class Y:\n    def __init__(self, *a): pass\n    def __sub__(self, o):\n        print('saw', o)\n        return 0.0\n    __rsub__ = __add__ = __mul__ = __sub__\n    def __contains__(self, o):\n        print('saw', o)\n        return True\n"
+
+
+def A(*lines: str, setup: str = "") -> AssertTests:
+    return AssertTests(lines, setup)
+
+
+def check(body: str) -> CheckTests:
+    return CheckTests("def check(candidate):\n" + "".join(f"    {line}\n" for line in body.splitlines()), "f")
+
+
+MOCK = "from unittest.mock import MagicMock\nm = MagicMock()\nr = candidate(m)\n"
+FORGED = {
+    "a function is a class": (Y + "f = Y", A("assert abs(f(1) - 2.5) < 1e-6")),
+    "a method is a class": (
+        Y + "class Circle:\n    area = Y",
+        A("assert abs(Circle().area() - 2.5) < 1e-6"),
+    ),
+    "a method is the class that the tests named": (
+        Y.replace("Y", "Circle") + "    area = property(lambda self: Circle)",
+        A("assert abs(Circle(1).area() - 2.5) < 1e-6"),
+    ),
+    "a method is a type of that class": (
+        Y.replace("Y", "Circle") + "    area = property(lambda self: Circle[int])\n    __class_getitem__ = __import__('types').GenericAlias",
+        A("assert abs(Circle(1).area() - 2.5) < 1e-6"),
+    ),
+    "a function gives a class": (Y + "def f(x): return Y", A("assert abs(f(1)(2) - 2.5) < 1e-6")),
+    "check: a function gives a class": (Y + "def f(x): return Y", check("assert abs(candidate(1)(2) - 2.5) < 1e-6")),
+    "a container of everything": (Y + "def f(x): return Y()", A("assert 2 in f(1)", "assert 'abc' in f(1)")),
+    "check: a container of everything": (Y + "def f(x): return Y()", check("assert 2 in candidate(1)")),
+    "a number that contains everything": (
+        Y.replace("class Y", "class Y(int)").replace("def __init__(self, *a): pass", "") + "def f(x): return Y(3)",
+        A("assert 2 in f(1)"),
+    ),
+    "a text that begins with everything": (
+        "class S(str):\n    def startswith(self, *a): return True\n    endswith = __contains__ = startswith\ndef f(x): return S('zz')",
+        A("assert f(1).startswith('abc')", "assert f(1).endswith('c')", "assert 'a' in f(1)"),
+    ),
+    "sets that are above and below every other": (
+        "class F(frozenset):\n    def issubset(self, *a): return True\n    issuperset = isdisjoint = issubset\nclass S(set):\n    issubset = issuperset = F.issubset\ndef f(x): return F([1])\ndef g(x): return S([1])",
+        A("assert f(1).issubset({5})", "assert g(1).issuperset({5})", "assert f(1).isdisjoint({1})"),
+    ),
+    "a number that is another at each look": (
+        "def f(c):\n    class X:\n        looks = -1\n        def __float__(s):\n            X.looks += 1\n            return -c[0] / c[1] if X.looks == 1 else 0.0\n    return X()",
+        A("import math\nc = [3, 5, 7]\nx = f(c)\nassert abs(sum(a * math.pow(x, i) for i, a in enumerate(c))) < 1e-4"),
+    ),
+    "a loop whose answer ends the tests": (
+        "class B:\n    def __bool__(self): raise SystemExit\ndef f(x): return B() if x else True\ndef g(x):\n    if x: raise SystemExit\n    return True",
+        A(*(f"for i in range(2):\n    try:\n        assert {name}(i)\n    except BaseException:\n        pass" for name in "fg")),
+    ),
+    "a class of the library's that came with its object": (
+        "kept = []\ndef h(g): kept.append(g)\ndef f(key):\n    try: return type(key)('__code__.co_consts')(kept[0])[-1]\n    except AttributeError: return 0",
+        A("from operator import attrgetter\nh(lambda x: x == 77)\nassert f(attrgetter('age')) == 77"),
+    ),
+    "a text's format that reads everything": (
+        "def f(k, g):\n    kind = type.__getattribute__(type(k), '_fastgrpo_class_')\n    try: return int(kind[0].request('get', kind[1], 'format')('{0.__globals__[SECRET]}', g))\n    except AttributeError: return 0",
+        A("import enum\nclass C(str, enum.Enum):\n    A = 'a'\nassert f(C.A, lambda x: x) == SECRET", setup="SECRET = 77"),
+    ),
+    "what a callback was given beforehand": (
+        "def f(g):\n    try: return g.args[0]\n    except AttributeError: return g.keywords['want']",
+        A(
+            "import functools\nassert f(functools.partial(lambda want, x: x == want, 77)) == 77",
+            "import functools\nassert f(functools.partial(lambda x, want: x == want, want=77)) == 77",
+        ),
+    ),
+    "a mock's assertion replaced": (
+        "def f(m):\n    m.assert_called_once_with = lambda *a, **k: None\n    return 3",
+        check(MOCK + "m.assert_called_once_with(5)\nassert r == 3"),
+    ),
+    "a mock's assertion replaced by its own method": (
+        "def f(m):\n    m.configure_mock(assert_called_once_with=lambda *a, **k: None)\n    return 3",
+        check(MOCK + "m.assert_called_once_with(5)\nassert r == 3"),
+    ),
+    "a mock said to be called": (
+        "def f(m):\n    m.called, m.call_count = True, 1\n    return 3",
+        check(MOCK + "assert m.called\nassert m.call_count == 1"),
+    ),
+    "a mock that forgets": (
+        "def f(m):\n    m(1)\n    try:\n        m.reset_mock()\n    finally:\n        m.mock_calls.clear()",
+        check("from unittest.mock import MagicMock\nm = MagicMock()\ntry:\n    candidate(m)\nexcept Exception:\n    pass\nassert not m.called\nassert m.mock_calls == []"),
+    ),
+    "a method of the library's replaced": (
+        "def f(thread): thread.is_alive = lambda: False\n",
+        A("import threading\nt = threading.Thread(target=threading.Event().wait, args=(1,))\nt.start()\ntry:\n    f(t)\nexcept AttributeError:\n    pass\nassert not t.is_alive()"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "tests"), [pytest.param(*case, id=name) for name, case in FORGED.items()])
+def test_a_forged_object_fails(pool: BlockingSandboxPool, code: str, tests: Tests) -> None:
+    outcome = pool.run(code, tests=tests, limits=Limits(wall_s=10, cpu_s=1))
+    assert not any(outcome.tests)
+    assert outcome.status == "failed"
+    assert "saw" not in outcome.stdout  # no operand was shown
+
+
+def test_numpy_shows_no_wanted_value_and_reads_no_memory() -> None:
+    pytest.importorskip("numpy")
+    code = "class U:\n    def __array_ufunc__(self, *a, **k):\n        print('saw', a)\n        return True\n    __array_function__ = __array_ufunc__\ndef f(x): return U()\nclass V:\n    __array_interface__ = {'data': (id(0), True), 'shape': (4,), 'typestr': '<i8', 'version': 3}\ndef g(x): return V()"
+    asked = ("np.isclose(f(1), 2.5)", "np.array_equal(f(1), [1])", "(f(1) == np.array([1]))", "np.asarray(g(1)).shape == (4,)")  # fmt: skip
+    with BlockingSandboxPool(cells=1, preload=("numpy",)) as pool:
+        outcome = pool.run(code, tests=A(*(f"import numpy as np\nassert {each}" for each in asked)))
+    assert outcome.tests == (False,) * 4
+    assert "saw" not in outcome.stdout
+
+
+RIGHT = """
+import enum, functools
+class Vec:
+    def __init__(self, x): self.x = x
+    def __rmul__(self, k): return Vec(self.x * k)
+    def __eq__(self, other): return isinstance(other, Vec) and self.x == other.x
+    class Unit:
+        def __add__(self, n): return n
+    __class_getitem__ = classmethod(lambda cls, item: cls)
+class Name(str):
+    def upper(self): return 'UP'
+class Box:
+    def __init__(self): self.n = 0
+    def add(self, n):
+        self.n += n
+        return self
+    def __int__(self): return self.n
+def box(): return Box()
+def name(): return Name('abc')
+def kinds(): return [Vec]
+def report(mock, key, thread):
+    mock.send(3)
+    mock.sent = thread.daemon = True
+    return [key({'age': 4}), thread.name]
+"""
+
+
+def test_right_solutions_of_these_kinds_pass(every_assertion_passes: Callable[..., None]) -> None:
+    lines = (
+        "assert list(map(Vec, [1])) == [Vec(1)] and 2 * Vec(2) == Vec(4) and Vec.Unit() + 3 == 3",
+        "assert 2 * Vec[int](2) == Vec(4)",
+        "class Sub(Vec): pass\nassert 2 * Sub(2) == Vec(4)",
+        "assert kinds()[0](3) == Vec(3) and name() == 'abc' and name().startswith('ab') and 'b' in name()",
+        "assert Name('x').upper() == 'UP'",
+        "b = box()\nassert int(b.add(1)) == 1 and int(b.add(2)) == 3",
+        "import threading\nfrom operator import itemgetter\nfrom unittest.mock import MagicMock\nm, t = MagicMock(), threading.Thread(name='T')\nassert report(m, itemgetter('age'), t) == [4, 'T'] and t.daemon and m.sent\nm.send.assert_called_once_with(3)",
+    )
+    every_assertion_passes(RIGHT, "", lines)
