@@ -215,6 +215,30 @@ RIGHT = {
     ),
 }
 
+SEARCH = """def around(x): return [x - 1, x, x + 1]
+def after(x): return x + 1
+def sort(xs): xs.sort()
+class Card:
+    def __init__(self, v): self.v = v
+    def __eq__(self, o): return isinstance(o, Card) and self.v == o.v
+def deck(n): return [Card(i) for i in range(n)]
+"""
+RIGHT["the wanted value first"] = (
+    SEARCH,
+    "import math\nBASE = 2\ndef want(x): return x + 1",
+    (
+        "x = 3\nassert x in around(3) and x + 9 not in around(x)",
+        "want_ = 4\nassert want_ == after(3)",
+        "assert BASE + 1 == after(BASE)",
+        "assert want(3) == after(3) and math.floor(4.5) == after(3)",
+        "for i in range(3):\n    assert i + 1 == after(i)",
+        "assert all(i in around(i) for i in range(3))",
+        "xs = [(1, 2), (5, 6)]\nfor given, wanted in xs:\n    assert wanted == after(given)",
+        "assert Card(1) in deck(2) and Card(9) not in deck(2)",
+        "xs = [2, 1]\nsort(xs)\nassert [1, 2] == xs",
+    ),
+)
+
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_solution_passes(every_assertion_passes, name):
@@ -259,3 +283,32 @@ FORGED = {
 def test_what_is_the_library_s_too_equals_no_plain_data_by_its_own_word(pool, name):
     code, setup, asserts = FORGED[name]
     assert pool.run(code, tests=AssertTests(asserts, setup)).tests == (False,) * len(asserts)
+
+
+AGREES = [
+    "a = f(1)\nassert a == want(1)",
+    "a, b = f(1), 2\nassert a == want(1)",
+    "for a in [f(1)]:\n    assert a == want(1)",
+    "assert all(a == want(1) for a in [f(1)])",
+    "a = []\na.append(f(1))\nassert a == [want(1)]",
+    "a = {}\na['k'] = f(1)\nassert a == {'k': want(1)}",
+    "a = {}\na['k'] = b = f(1)\nassert b in [want(1)]",
+    "if (a := f(1)) or True:\n    assert a == want(1)",
+    "def g(): return f(1)\nassert g() == want(1)",
+    "g = lambda: f(1)\nassert g() == want(1)",
+    "match f(1):\n    case a:\n        assert a == want(1)",
+    "match [f(1)]:\n    case [*a]:\n        assert a == [want(1)]",
+    "try:\n    h(1)\nexcept Exception as a:\n    pass\nassert f(1) in [want(1)]",
+    "a = [1]\nfill(a)\nassert a == want(1, 2)",
+    "a = [1]\nassert fill(a) is None\nassert a == [want(1)]",
+    "a = Y()\nassert a == want(1)",
+    "class G:\n    def g(self): return f(1)\nassert G().g() == want(1)",
+    "assert f(1) in [want(1)]",
+    "assert [f(1)] == [want(1)]",
+]
+
+
+@pytest.mark.parametrize("line", AGREES)
+def test_a_line_that_asks_the_solution_to_agree_with_itself_fails(pool, line):
+    liar = "class Y:\n    def __eq__(self, o): return True\n    __hash__ = None\ndef f(x): return Y()\ndef want(*x): return Y()\ndef h(x): raise ValueError\ndef fill(a): a[:] = [Y()]\n"
+    assert pool.run(liar, tests=AssertTests((line,))).tests == (False,)
