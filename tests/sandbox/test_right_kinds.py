@@ -234,7 +234,7 @@ RIGHT["the wanted value first"] = (
         "for i in range(3):\n    assert i + 1 == after(i)",
         "assert all(i in around(i) for i in range(3))",
         "xs = [(1, 2), (5, 6)]\nfor given, wanted in xs:\n    assert wanted == after(given)",
-        "assert Card(1) in deck(2) and Card(9) not in deck(2)",
+        "assert Card(1) in deck(2) and Card(9) not in deck(2) and deck(2).index(Card(1)) == 1",
         "xs = [2, 1]\nsort(xs)\nassert [1, 2] == xs",
     ),
 )

@@ -54,10 +54,11 @@ def _changers(nodes: list[ast.AST], apart: ast.Compare) -> dict[str, set[str]]:
     """The functions that each name was given to, and that may have changed it, but for those of one comparison."""
     found: dict[str, set[str]] = {}
     inner = {id(each) for each in ast.walk(apart)}
-    fixed = _fixed(nodes)
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    same = _fixed(nodes) | called
     for node in nodes:
         if isinstance(node, ast.Call) and id(node) not in inner:
-            for name in set[str]().union(*map(read, [*node.args, *node.keywords])) - fixed:
+            for name in set[str]().union(*map(read, [*node.args, *node.keywords])) - same:
                 found.setdefault(name, set()).update(read(node.func))
     return found
 

@@ -17,8 +17,10 @@ TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
 GUARDED = frozenset({"Eq", "Lt", "LtE", "Gt", "GtE", "In"})
 # Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
-SPECIAL = ("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context")
-SPECIAL += ("setrecursionlimit", "set_int_max_str_digits")
+SPECIAL = (
+    *("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context"),
+    *("setrecursionlimit", "set_int_max_str_digits"),
+)
 # Builtins that decide more than one answer: never taken from the solution.
 JUDGING = frozenset({"all", "any", "bool", "callable", "hasattr", "isinstance", "issubclass", "type", "id"})
 

@@ -95,8 +95,8 @@ class Objects:
             known = known_name(value)
             return {"type": known} if known else {"class": self._class(value)}
         if isinstance(value, BaseException) and known_name(type(value)):
-            parts = known_name(type(value)), value.args, plain_state(value)
-            return {"error": [*self._errors.number(value), *map(codec.tag, parts)]}
+            named = known_name(type(value)), value.args, plain_state(value)
+            return {"error": [*self._errors.number(value), *map(codec.tag, named)]}
         if isinstance(value, types.CodeType):
             return {"code": [codec.tag(getattr(value, name)) for name in CODE]}
         if type(value) is types.WrapperDescriptorType and value in SLOTS.values():

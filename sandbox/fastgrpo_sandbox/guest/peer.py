@@ -160,7 +160,8 @@ class Peer:
 
     def _answer(self, head: list[Any], values: list[Any]) -> None:
         operation, target, name, is_redirected, *named = head
-        kind, links, output = "value", [], io.StringIO() if is_redirected else None
+        kind, output = "value", io.StringIO() if is_redirected else None
+        links: list[Any] = []
         self._answering += 1
         try:
             found = self._found(target)
