@@ -75,9 +75,18 @@ static size_t take_secret(char *payload, size_t length) {
     return 1 + sizeof secret;
 }
 
+static bool is_closed(PyObject *stream) {
+    PyObject *closed = PyObject_GetAttrString(stream, "closed");
+    bool is_true = closed != NULL && PyObject_IsTrue(closed) == 1;
+    Py_XDECREF(closed);
+    PyErr_Clear();
+    return is_true;
+}
+
+/* As the interpreter does at its end, which leaves alone a stream that the script closed. */
 static int flush(const char *name) {
     PyObject *stream = PySys_GetObject(name);
-    if (stream == NULL || stream == Py_None) return 0;
+    if (stream == NULL || stream == Py_None || is_closed(stream)) return 0;
     Py_INCREF(stream);
     PyObject *done = PyObject_CallMethod(stream, "flush", NULL);
     Py_DECREF(stream);

@@ -67,3 +67,18 @@ def test_a_test_of_no_use_to_the_solution_s_own_class(pool):
         "class T(Y):\n    pass\nassert T().area() in (9, 10)",
     )
     assert not any(pool.run(liar, tests=AssertTests(lines)).tests)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nprint(3)\nsys.stdout.close()",
+        "import sys\nprint(3)\nsys.stderr.close()",
+        "import sys\nprint(3, flush=True)\nsys.stdout = None",
+        "with open(1, 'w') as out: out.write('3')",
+        "import atexit, sys\nprint(3)\natexit.register(sys.stdout.close)",
+    ],
+)
+def test_a_script_may_close_its_streams(pool, code):
+    outcome = pool.run(code, tests=StdioTests((("", "3"),)))
+    assert (outcome.status, outcome.tests) == ("ok", (True,)), outcome

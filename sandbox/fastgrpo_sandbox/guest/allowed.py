@@ -76,9 +76,8 @@ class Allowed:
 def _is_allowed(operation: str, name: str) -> bool:
     if operation in ATTRIBUTES:
         return not name.startswith("_") or (operation == "get" and name in NAMES)
-    return operation in ("call", "await", "cancel", "signature") or (
-        operation == "special" and name in (*remote.SPECIALS, "send")
-    )
+    names = {"special": (*remote.SPECIALS, "send"), "copy": ("copy", "deepcopy")}
+    return operation in ("call", "await", "cancel", "signature") or name in names.get(operation, ())
 
 
 def _tells_all(found: Any, name: str) -> bool:

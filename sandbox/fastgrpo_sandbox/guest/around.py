@@ -1,6 +1,6 @@
-"""What tests set around the solution: streams, arguments and environment, the seed, filters of warnings, and what mocks
-put in the place of the library's functions. Before each request the judge's side says what has changed; the solution's
-side has the same until it changes again."""
+"""What tests set around the solution: streams, arguments and environment, the seed, the recursion limit, filters of
+warnings, and what mocks put in the place of the library's functions. Before each request the judge's side says what has
+changed; the solution's side has the same until it changes again."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ WATCHED: tuple[Place, ...] = (
     ("builtins", "input"),
     *(("warnings", name) for name in ("filters", "_showwarnmsg_impl")),
 )
+# What tests call that counts for the solution as well.
+CALLED = ((random, "seed"), (sys, "setrecursionlimit"), (sys, "set_int_max_str_digits"))
 CONTEXT = ("prec", "rounding")  # of decimal numbers
 _replaced: dict[Place, Any] = {}  # on the solution's side
 
@@ -31,8 +33,8 @@ class Around:
         self._own = {place: _value(place) for place in WATCHED}
         self._told: dict[Place, Any] = dict(self._own)
         self._data = _data()
-        self._seed = random.seed
-        random.seed = self._seeded
+        for module, name in CALLED:
+            setattr(module, name, self._called(name, getattr(module, name)))
         self._watch_mocks()
 
     def look(self) -> None:
@@ -54,9 +56,12 @@ class Around:
         finally:
             self._peer.before_asking = look
 
-    def _seeded(self, *args: Any, **named: Any) -> None:
-        self._seed(*args, **named)
-        self._tell("seed", *args, *named.values())
+    def _called(self, name: str, own: Any) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
+            own(*args, **named)
+            self._tell(name, *args, *named.values())
+
+        return call
 
     def _watch_mocks(self) -> None:
         mock = sys.modules.get("unittest.mock")
@@ -90,6 +95,10 @@ def put(name: str, args: list[Any]) -> None:
     match name:
         case "seed":
             random.seed(*args)
+        case "setrecursionlimit":
+            sys.setrecursionlimit(max(sys.getrecursionlimit(), *args))  # the solution may have set a higher one since
+        case "set_int_max_str_digits":
+            sys.set_int_max_str_digits(*args)
         case "environ":
             os.environ.clear()
             os.environ.update(args[0])

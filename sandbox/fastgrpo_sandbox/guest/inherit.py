@@ -12,7 +12,7 @@ from typing import Any
 
 from .known import known_name, library_place
 from .mirrors import FORWARDERS, Ask, forwarders
-from .remote import Mirror, Remote, ask, place_of, space_of
+from .remote import Forwarder, Mirror, Remote, ask, place_of, space_of
 
 UNTOLD = ("__module__", "__qualname__", "__classcell__", "__dict__", "__weakref__", "__del__")
 ABOVE = ("__init__", "__new__", "__post_init__", "__setattr__", "__delattr__", "__getattr__")  # that super() may find
@@ -93,10 +93,11 @@ def inherited(made: type) -> list[str]:
     return sorted(name for base in made.__bases__ for name in dir(base) if isinstance(name, str))
 
 
-class _Above:
+class _Above(Forwarder):
     """An attribute as `super()` finds it."""
 
     def __init__(self, name: str, owner: list[Any]) -> None:
+        super().__init__(name)
         self.name, self.owner = name, owner
 
     def __get__(self, value: Any, kind: Any = None) -> Any:

@@ -7,8 +7,9 @@ import builtins
 import marshal
 import sys
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from .compared import pairs
 from .syntax import hoisted, parse
 
 CACHED = 4096  # programs of tests; one problem's tests judge many solutions
@@ -16,7 +17,10 @@ TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
 GUARDED = frozenset({"Eq", "Lt", "LtE", "Gt", "GtE", "In"})
 # Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
-SPECIAL = ("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context")
+SPECIAL = (
+    *("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context"),
+    *("setrecursionlimit", "set_int_max_str_digits"),
+)
 # Builtins that decide more than one answer: never taken from the solution.
 JUDGING = frozenset({"all", "any", "bool", "callable", "hasattr", "isinstance", "issubclass", "type", "id"})
 
@@ -212,13 +216,13 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
 
 class Wanted(NamedTuple):
     """What tests read and do not define: names, and of these the modules, which are left out of `names`; `called`, the
-    builtin function that the solution may stand for, or ""; `strangers`, names that stand for what others are compared
-    with; and `other`, the builtin that the solution stands for where none of the names is its own, or ""."""
+    builtin function that the solution may stand for, or ""; `compared`, what is compared with what (compared.py); and
+    `other`, the builtin that the solution stands for where none of the names is its own, or ""."""
 
     names: tuple[str, ...]
     modules: tuple[str, ...]
     called: str
-    strangers: tuple[str, ...]
+    compared: tuple[tuple[Any, ...], ...]
     other: str = ""
 
 
@@ -232,9 +236,8 @@ def wanted_names(source: str) -> Wanted:
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
     called = _compared(nodes) if names else _plainly_called(nodes)
     other = [name for name in _plainly_called(nodes) if hasattr(builtins, name) and name not in JUDGING]
-    strangers = {name for node in nodes if isinstance(node, ast.Compare) for name in _strangers(node)}
-    apart = tuple(sorted(strangers & set(names)))
-    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", apart, other[0] if other else "")
+    compared = tuple(map(tuple, pairs(nodes, names)))
+    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", compared, other[0] if other else "")
 
 
 def _plainly_called(nodes: list[ast.AST]) -> list[str]:
@@ -268,13 +271,3 @@ def _bound(node: ast.AST) -> str:
         case ast.alias(name=name, asname=alias):
             return alias or name.partition(".")[0]
     return ""
-
-
-def _strangers(node: ast.Compare) -> set[str]:
-    """Names of the right side alone. Where they are the solution's, such a line would ask it to agree with itself."""
-    left, right = _read(node.left), _read(node.comparators[0])
-    return right - left if left else set()
-
-
-def _read(node: ast.AST) -> set[str]:
-    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and not hasattr(builtins, each.id)}

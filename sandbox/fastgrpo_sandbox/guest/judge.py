@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from . import around, looks
 from .allowed import TESTS
+from .compared import Pair
 from .instrument import MODULES, Wanted, compile_asserts, wanted_names
 from .peer import Peer
 from .remote import place_of
@@ -143,7 +144,7 @@ def _line_passes(
         names = _modules(wanted, setup.namespace)
         found = {name: solution.name(name) for name in wanted.names if name not in setup.defined}
         own = {name: value for name, (value, is_library) in found.items() if not is_library}
-        if any(_is_answer(name, own[name]) for name in wanted.strangers if name in own):
+        if any(_agrees_alone(Pair(*pair), own, setup) for pair in wanted.compared):
             return False
         builtin = wanted.called or ("" if found else wanted.other)
         if builtin and not setup.uses_solution and all(name[:1].isupper() for name in own):
@@ -155,6 +156,15 @@ def _line_passes(
     except BaseException:
         return False
     return count > 0 and all(record.verdicts())
+
+
+def _agrees_alone(pair: Pair, own: dict[str, Any], setup: _Setup) -> bool:
+    """Whether a comparison asks the solution to agree with itself: what is the solution's stands on both sides."""
+    if not any(_is_answer(name, own[name]) for name in pair.right if name in own):
+        return False
+    if setup.uses_solution and not setup.defined.isdisjoint(pair.left):
+        return True
+    return any(not pair.is_membership or _is_answer(name, own[name]) for name in pair.left if name in own)
 
 
 def _is_answer(name: str, value: Any) -> bool:

@@ -12,7 +12,7 @@ from .remote import Remote, ask, invoke, itself, mean
 class Callback(Remote):
     """A callable without more of interest."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return mean(invoke(self, args, kwargs), False)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -55,7 +55,7 @@ class Generator(Iterator):
         return ask(self, "special", "send", value)
 
 
-class Coroutine(Remote):
+class Awaitable(Remote):
     """What can be awaited. It runs on a loop of its own process, a slice at a time, so that both sides' tasks go on."""
 
     __await__ = awaited
@@ -75,6 +75,12 @@ class Coroutine(Remote):
 
     def close(self) -> None:
         self._steps().close()
+
+
+class Coroutine(Awaitable):
+    """A coroutine, which has a type that tests ask for."""
+
+    __class__ = property(lambda self: types.CoroutineType)
 
 
 class Described(Remote):
@@ -114,5 +120,6 @@ class OfClass(Described):
 
 KINDS = {"function": Function, "method": Method, "builtin": Callback, "property": Described, "staticmethod": Static}
 KINDS |= {"classmethod": OfClass, "iterator": Iterator, "generator": Generator, "coroutine": Coroutine}
+KINDS["awaitable"] = Awaitable
 for _kind in (Remote, *KINDS.values()):
     _kind.__doc__ = property(lambda self: ask(self, "get", "__doc__"))  # type: ignore[assignment]

@@ -15,6 +15,7 @@ BARE = frozenset({"datetime.tzinfo"})  # a base without a value, which others of
 KEPT_BACK = (types.ModuleType, types.FrameType, types.CodeType, types.TracebackType)
 MEMBERS = ("filename", "filename2", "name", "path")  # of exceptions, beside what is in their dict
 VALUE_MODULES = frozenset({"builtins", "collections", "datetime", "decimal", "fractions", "uuid", "pathlib", "array"})
+RUNNING = ("__del__", "__getattr__", "__getattribute__")
 # Of classes that can be derived from and asked for, and that do nothing by themselves.
 ABSTRACT_MODULES = frozenset({"abc", "enum", "numbers", "collections.abc"})
 ABSTRACT = frozenset({"typing.Generic", "typing.Protocol"})
@@ -29,12 +30,26 @@ PLAIN_BASES: dict[type, Callable[[Any], Sequence[Any]]] = {  # what cannot chang
 }
 
 
+# Likewise, by name: the parts of VALUES, without what no place of an argument takes.
+PLAIN_NAMES = {"decimal.Decimal": 1, "datetime.date": 3, "datetime.datetime": 8, "datetime.timedelta": 3}
+
+
+def plain_parts(value: Any, base: type) -> Sequence[Any]:
+    """The arguments that make a value of `base` equal to what `value` also is."""
+    if base in PLAIN_BASES:
+        return PLAIN_BASES[base](value)
+    name = name_of(base)
+    return VALUES[name][0](value)[: PLAIN_NAMES[name]] if name in PLAIN_NAMES else ()
+
+
 def is_library(module: str) -> bool:
     return module.partition(".")[0] in sys.stdlib_module_names
 
 
 def library_place(value: Any) -> str | None:
     """The full name of a function or class that is the standard library's own."""
+    if value is types.AsyncGeneratorType:
+        return "types.AsyncGeneratorType"
     module, own = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not (isinstance(module, str) and isinstance(own, str) and is_library(module)):
         return None
@@ -65,10 +80,19 @@ def is_abstract(kind: type) -> bool:
     return kind.__module__ in ABSTRACT_MODULES or name_of(kind) in ABSTRACT
 
 
-def abstract_bases(kind: type, base: type) -> list[str]:
-    """Names of the library's abstract classes that `kind` derives from."""
-    names = [known_name(each) for each in kind.__mro__ if is_abstract(each) and each not in base.__mro__]
+def library_bases(kind: type, base: type) -> list[str]:
+    """Names of the library's classes, beside `base`, that `kind` derives from."""
+    names = [library_place(each) for each in kind.__mro__ if each not in base.__mro__]
     return [name for name in names if name is not None]
+
+
+def behind(name: str) -> type | None:
+    """A class of `library_bases`, if classes of the other side may be told to derive from it. None for one with code
+    that would run here by itself."""
+    found = known(name) if name.rpartition(".")[0] in ABSTRACT_MODULES or name in ABSTRACT else library_class(name)
+    if found is None or any(name in vars(each) for each in found.__mro__[:-1] for name in RUNNING):
+        return None
+    return found
 
 
 def known(name: Any) -> type:
@@ -80,14 +104,13 @@ def known(name: Any) -> type:
     return found
 
 
+NAMED = KINDS.keys() - HOLDERS | PLAIN_NAMES.keys()
+
+
 def plain_base(kind: type) -> type:
     """The plain type, bare base or library's exception from which a class derives, or object."""
     for each in kind.__mro__:
-        if (
-            each in PLAIN_BASES
-            or name_of(each) in BARE
-            or (name_of(each) in KINDS.keys() - HOLDERS and known_name(each))
-        ):
+        if each in PLAIN_BASES or name_of(each) in BARE or (name_of(each) in NAMED and known_name(each)):
             return each
         if issubclass(each, BaseException) and known_name(each):
             return each
@@ -126,9 +149,13 @@ def error(name: str, args: tuple[Any, ...], state: dict[str, Any]) -> BaseExcept
     if kind.__module__ == "builtins":
         with contextlib.suppress(TypeError):
             kind.__init__(made, *args)  # type: ignore[misc]
+    return set_state(made, args, state)
+
+
+def set_state(made: BaseException, args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
     made.args = args
     for own, value in state.items():
-        if own in MEMBERS and hasattr(kind, own):
+        if own in MEMBERS and hasattr(type(made), own):
             setattr(made, own, value)
         else:
             vars(made)[own] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .known import is_abstract
 from .remote import (
     BINARY,
     ORDER,
@@ -100,7 +101,7 @@ def _library_names(self: Any) -> set[str]:
     return {each.__name__ for each in mro if each.__module__ == "collections.abc"}
 
 
-def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
     return mean(invoke(self, args, kwargs), False)
 
 
@@ -119,8 +120,8 @@ def _containing(by: Ask = _special) -> Callable[[Any, Any], bool]:
     return contains
 
 
-def _exiting(by: Ask = _special) -> Callable[..., Any]:
-    return lambda self, kind, error, trace: by(self, "__exit__", kind, error, None)
+def _exiting(name: str, by: Ask = _special) -> Callable[..., Any]:
+    return lambda self, kind, error, trace: by(self, name, kind, error, None)  # a traceback stays in its own process
 
 
 def awaited(self: Any) -> Any:
@@ -144,7 +145,7 @@ def forwarders(by: Ask = _special) -> dict[str, Any]:
     found: dict[str, Any] = {name: _unary(name, by) for name in UNARY}
     found |= {name: _order(name, by) for name in ORDER} | {name: _binary(name, by) for name in BINARY}
     found |= {name: _number(name, by) for name in NUMBERS}
-    found |= {"__contains__": _containing(by), "__exit__": _exiting(by)}
+    found |= {"__contains__": _containing(by)} | {name: _exiting(name, by) for name in ("__exit__", "__aexit__")}
     return found | {"__call__": _call, "__await__": awaited}
 
 
@@ -153,7 +154,7 @@ FORWARDERS = forwarders()
 
 class Form(NamedTuple):
     """How a class of the other side is: the plain type or exception that it derives from, or object; the operators that
-    it defines over that, and the attributes; and the library's abstract classes that it derives from."""
+    it defines over that, and the attributes; and the library's classes that it derives from."""
 
     base: type
     specials: list[str]
@@ -177,11 +178,13 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type
     }  # none of the library's own is run here
     space: dict[str, Any] = {special: FORWARDERS[special] for special in specials}
     space |= {each: _forwarder(each, base) for each in (*form.names, *inherited)}
+    space["__doc__"] = property(lambda self: ask(self, "get", "__doc__"))
     space |= {"_fastgrpo_class_": place, "_fastgrpo_base_": base, "__module__": "solution"}
     if "__eq__" in space and "__hash__" not in space and base is not object:
         space["__hash__"] = base.__hash__
     plain = (Remote, base) if base is not object else (Remote,)
-    for wanted, library in ((bases, form.library), (bases, ()), (plain, ())):
+    abstract = tuple(filter(is_abstract, form.library))
+    for wanted, library in ((bases, form.library), (bases, abstract), (bases, ()), (plain, ())):
         try:
             return type.__new__(Mirror, name, wanted, space | {"_fastgrpo_library_": library})
         except TypeError:

@@ -16,19 +16,19 @@ from .annotations import alias, alias_parts
 from .kinds import KINDS as KINDS_OF_OBJECTS
 from .known import (
     KEPT_BACK,
-    PLAIN_BASES,
-    abstract_bases,
+    behind,
     differs,
-    error,
-    is_abstract,
     known,
     known_name,
+    library_bases,
     library_place,
     overridden,
     plain_base,
+    plain_parts,
     plain_state,
 )
 from .plain import KINDS, Codec, name_of
+from .raised import Errors
 
 DESCRIBED = {  # by their exact types
     types.FunctionType: "function",
@@ -36,6 +36,7 @@ DESCRIBED = {  # by their exact types
     types.BuiltinFunctionType: "builtin",
     types.MethodWrapperType: "builtin",
     types.GeneratorType: "generator",
+    types.CoroutineType: "coroutine",
     property: "property",
     staticmethod: "staticmethod",
     classmethod: "classmethod",
@@ -68,6 +69,7 @@ class Objects:
         self._telling: list[int] = []
         self._proxies: dict[Any, Any] = {}
         self._came: list[type] = []  # classes of the other side's in its last message
+        self._errors = Errors()
         self._functions: dict[Any, Any] = {}  # the library's that the guarded side has named: by name, there by id()
 
     def sent(self) -> None:
@@ -94,7 +96,8 @@ class Objects:
             known = known_name(value)
             return {"type": known} if known else {"class": self._class(value)}
         if isinstance(value, BaseException) and known_name(type(value)):
-            return {"error": [known_name(type(value)), codec.tag(value.args), codec.tag(plain_state(value))]}
+            named = known_name(type(value)), value.args, plain_state(value)
+            return {"error": [*self._errors.number(value), *map(codec.tag, named)]}
         if isinstance(value, types.CodeType):
             return {"code": [codec.tag(getattr(value, name)) for name in CODE]}
         if type(value) is types.WrapperDescriptorType and value in SLOTS.values():
@@ -125,8 +128,8 @@ class Objects:
         kind = type(value)
         if kind in DESCRIBED:
             return [DESCRIBED[kind]]
-        if isinstance(value, types.CoroutineType) or (kind.__module__ == "builtins" and hasattr(kind, "__await__")):
-            return ["coroutine"]
+        if kind.__module__ == "builtins" and hasattr(kind, "__await__"):
+            return ["awaitable"]
         if hasattr(kind, "__next__") and kind.__module__ in ("builtins", "itertools"):
             return ["iterator", library_place(kind) or ""]
         base = plain_base(kind)
@@ -140,7 +143,7 @@ class Objects:
             content = codec.container(value, name)
             codec.shared.kept.add(codec.shared.numbers[id(value)])
             return [described, content]
-        return [described, [codec.tag(each) for each in (PLAIN_BASES[base](value) if base in PLAIN_BASES else ())]]
+        return [described, [codec.tag(each) for each in plain_parts(value, base)]]
 
     def _posing(self, value: Any, kind: type) -> list[Any]:
         """The solution's class that a mock of the tests was told to be like, or the library's that the object is of."""
@@ -160,7 +163,7 @@ class Objects:
         if kind.__hash__ is None and "__hash__" in specials:
             specials.remove("__hash__")
         plain = None if base is object else known_name(base)
-        return [number, kind.__name__, bases, plain, specials, names, abstract_bases(kind, base)]
+        return [number, kind.__name__, bases, plain, specials, names, library_bases(kind, base)]
 
     def take(self, name: str, body: Any, codec: Codec) -> Any:
         match name:
@@ -170,7 +173,7 @@ class Objects:
             case "type":
                 return known(body)
             case "error":
-                return error(*map(codec.untag, body))
+                return self._errors.received(*map(codec.untag, body))
             case "class":
                 self._came.append(self._mirror(*body))
                 return self._came[-1]
@@ -244,7 +247,7 @@ class Objects:
             raise ValueError(f"{base_name} is no plain type")
         parents = tuple(self._mirror(*each) for each in bases)
         kinds = tuple(each for each in (base,) if base is not object and not any(issubclass(p, base) for p in parents))
-        form = mirrors.Form(base, specials, names, tuple(filter(is_abstract, map(known, library))))
+        form = mirrors.Form(base, specials, names, tuple(each for each in map(behind, library) if each is not None))
         made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form)
         self._proxies[number] = made
         return made

@@ -24,6 +24,7 @@ from .known import is_library, library_place
 from .looks import inspected
 from .objects import Held, Objects
 from .plain import Codec
+from .raised import chained, link
 from .tasks import Tasks
 from .wire import MAX_PEER_FRAME, read_peer, send_peer
 
@@ -89,8 +90,8 @@ class Peer:
             sys.stdout.write(head[0])
         if kind == "raise":
             error = values[0] if _may_end_a_loop(operation, name) else _not_ending_loops(values[0])
-            if len(values) > 1:
-                error.__cause__, error.__context__ = values[1:]
+            if head[1]:
+                self._link([error, *values[1:]], head[1])
             raise error
         return values[0]
 
@@ -158,38 +159,42 @@ class Peer:
 
     def _answer(self, head: list[Any], values: list[Any]) -> None:
         operation, target, name, is_redirected, *named = head
-        kind, more, output = "value", [], io.StringIO() if is_redirected else None
+        kind, output = "value", io.StringIO() if is_redirected else None
+        links: list[Any] = []
         self._answering += 1
         try:
             found = self._found(target)
             args, kwargs = _split(values, named) if named else (values, NOTHING)
             if output is None:
-                value = self._perform(operation, found, name, args, kwargs)
+                values = [self._perform(operation, found, name, args, kwargs)]
             else:
                 with contextlib.redirect_stdout(output):
-                    value = self._perform(operation, found, name, args, kwargs)
+                    values = [self._perform(operation, found, name, args, kwargs)]
         except Gone:
             raise
         except BaseException as error:
-            kind, value, more = "raise", error, self._reasons(error)
+            kind, (values, links) = "raise", chained(error) if self._module is not None else ([error], [])
         finally:
             self._answering -= 1
         if self._module is not None:
             _show_prints()
-        self._send_answer(kind, output.getvalue() if output else "", [value, *more])
+        self._send_answer([kind, output.getvalue() if output else "", links], values)
 
-    def _reasons(self, error: BaseException) -> list[Any]:
-        """What an exception of the solution's was raised from."""
-        reasons = [error.__cause__, error.__context__]
-        return reasons if self._module is not None and any(reasons) else []
-
-    def _send_answer(self, kind: str, printed: str, values: list[Any]) -> None:
+    def _link(self, errors: list[Any], links: list[Any]) -> None:
         try:
-            self._send([kind, printed], values)
+            link(errors, links)
+        except MALFORMED:
+            self._lose()
+
+    def _send_answer(self, head: list[Any], values: list[Any]) -> None:
+        try:
+            self._send(head, values)
         except Gone:
             raise
         except BaseException as error:
-            self._send(["raise", printed], [ValueError(f"the answer cannot be sent: {error}")])
+            if len(values) > 1:  # without what it was raised from
+                return self._send_answer([*head[:2], []], values[:1])
+            self._send(["raise", head[1], []], [ValueError(f"the answer cannot be sent: {error}")])
 
     def _found(self, target: Any) -> Any:
         if isinstance(target, int):

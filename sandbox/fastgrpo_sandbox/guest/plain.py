@@ -9,6 +9,7 @@ to the other. What is neither, such as a function or an object, is left to the c
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import math
@@ -98,6 +99,19 @@ def _of(name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def _viewed(view: Any, content: Any) -> tuple[Any]:
+    """The dict that a view shows, so that the view on the other side changes with it; a copy if it is of another kind,
+    or the space of a class."""
+    shown = [each for each in gc.get_referents(view) if type(each) is dict and "__module__" not in each]
+    return (shown[0] if len(shown) == 1 else dict(content),)
+
+
+def _plain_dict(value: Any) -> dict[Any, Any]:
+    if type(value) is not dict:
+        raise TypeError("a view of what is no dict")
+    return value
+
+
 KINDS: dict[str, Kind] = {
     "list": Kind(lambda value: list(list.__iter__(value)), lambda _: [], _list_fill),
     "dict": Kind(_pairs, lambda _: {}, _dict_fill),
@@ -148,9 +162,9 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
     "complex": (lambda value: (value.real, value.imag), complex),
     "range": (lambda value: (value.start, value.stop, value.step), range),
     "slice": (lambda value: (value.start, value.stop, value.step), slice),
-    "dict_keys": (lambda value: (dict(value.mapping),), dict.keys),
-    "dict_values": (lambda value: (dict(value.mapping),), dict.values),
-    "dict_items": (lambda value: (dict(value.mapping),), dict.items),
+    "dict_keys": (lambda value: _viewed(value, value.mapping), dict.keys),
+    "dict_values": (lambda value: _viewed(value, value.mapping), dict.values),
+    "dict_items": (lambda value: _viewed(value, value.mapping), dict.items),
     "decimal.Decimal": (lambda value: (_of("decimal.Decimal").__str__(value),), None),
     "fractions.Fraction": (lambda value: (value.numerator, value.denominator), None),
     "datetime.date": (_DAY, None),
@@ -170,7 +184,7 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
     "pathlib.PurePosixPath": (lambda value: (str(value),), None),
     "pathlib.PureWindowsPath": (lambda value: (str(value),), None),
     "collections.UserString": (lambda value: (value.data,), None),
-    "mappingproxy": (lambda value: (dict(value),), types.MappingProxyType),
+    "mappingproxy": (lambda value: _viewed(value, value), lambda shown: types.MappingProxyType(_plain_dict(shown))),
     "memoryview": (
         lambda value: (value.tobytes(), value.format),
         lambda content, form: memoryview(content).cast(form) if content else memoryview(content),

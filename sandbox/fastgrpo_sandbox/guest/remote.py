@@ -92,33 +92,34 @@ def _is_stand_in(kind: type, name: str) -> bool:
     """Whether what a class is found to have is for its objects alone, and would mislead as the class' own attribute."""
     holder = next((each for each in mro_of(kind) if name in space_of(each)), None)
     if holder in (Remote, object):
-        return True
-    return holder is not None and issubclass(type(holder), Mirror) and isinstance(space_of(holder)[name], Forwarder)
+        return name == "__init__" or not place_of(kind)[0].is_open  # type: ignore[index]
+    return (
+        holder is not None and issubclass(type(holder), Mirror) and issubclass(type(space_of(holder)[name]), Forwarder)
+    )
 
 
 class Mirror(type):
     """The class here of a class that lives in the other process; calling it makes an object there."""
 
-    def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any], **named: Any) -> Any:
+    def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any], /, **named: Any) -> Any:
         """A class statement of this side over a class of the other (inherit.py)."""
         peer = next(place_of(each) for each in bases if place_of(each))[0]  # type: ignore[index]
         return peer.derive(name, bases, space, named)
 
-    def __init__(cls, *args: Any, **named: Any) -> None:
+    def __init__(cls, /, *args: Any, **named: Any) -> None:
         pass
 
     def mro(cls) -> list[type]:
-        """The library's abstract classes stand behind object: asked for, they are there; what they define is asked of
-        the other side."""
+        """The library's classes stand behind object: asked for, they are there; what they define is asked of the other
+        side."""
         found = type.mro(cls)
         return found + [each for each in space_of(cls).get("_fastgrpo_library_", ()) if each not in found]
 
     def __getattribute__(cls, name: str) -> Any:
         if name.startswith("_fastgrpo_") or name in KEPT_HERE:
             return type.__getattribute__(cls, name)
-        if place_of(cls)[0].is_open and name not in ("__annotations__", "__init__"):  # type: ignore[index]
-            return type.__getattribute__(cls, name)
-        if name in ASKED or _is_stand_in(cls, name):
+        is_asked = name in ASKED and (name == "__annotations__" or not place_of(cls)[0].is_open)  # type: ignore[index]
+        if is_asked or _is_stand_in(cls, name):
             return ask(cls, "get", name)
         return type.__getattribute__(cls, name)
 
@@ -141,8 +142,10 @@ class Mirror(type):
     def __repr__(cls) -> str:
         return ask(cls, "special", "__repr__")
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return mean(invoke(cls, args, kwargs), space_of(cls).get("_fastgrpo_named_") is True)
+    def __call__(cls, /, *args: Any, **kwargs: Any) -> Any:
+        is_named = space_of(cls).get("_fastgrpo_named_") is True
+        # Of a date the library itself calls the class, when it adds to an object that a function returned.
+        return mean(invoke(cls, args, kwargs), is_named and cls._fastgrpo_base_.__module__ != "datetime")
 
     def __getattr__(cls, name: str) -> Any:
         _refuse(cls, name)
@@ -218,6 +221,15 @@ for _name in (*ORDER[2:], *(name for name in BINARY if name not in ("__or__", "_
     setattr(Mirror, _name, _of_classes(_name))
 
 
+class _Copying:
+    """What `copy` asks a class for. Who asks an object, as itertools.tee does, is answered by its own process."""
+
+    def __get__(self, value: Any, kind: Any = None) -> Any:
+        if value is not None:
+            return ask(value, "get", "__copy__")
+        return lambda value: mean(ask(value, "copy", "copy"), is_meant(value))
+
+
 class Remote:
     """An object of the other process."""
 
@@ -243,7 +255,7 @@ class Remote:
     def __signature__(self) -> Any:
         return signature(*ask(self, "signature"))
 
-    def __init__(self, *args: Any, **named: Any) -> None:
+    def __init__(self, /, *args: Any, **named: Any) -> None:
         """Called by name alone: what makes a proxy does without."""
         ask(self, "get", "__init__")(*args, **named)
 
@@ -271,8 +283,7 @@ class Remote:
     def __dir__(self) -> Any:
         return ask(self, "special", "__dir__")
 
-    def __copy__(self) -> Any:
-        return mean(ask(self, "copy", "copy"), is_meant(self))
+    __copy__ = _Copying()
 
     def __deepcopy__(self, memo: Any) -> Any:
         return mean(ask(self, "copy", "deepcopy"), is_meant(self))

@@ -236,8 +236,9 @@ def _unittest(job: dict[str, Any], peer: int) -> int:
 
 
 def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not getattr(stream, "closed", False):  # as the interpreter does at its end
+            stream.flush()
     if sys.stdout is not sys.__stdout__ and sys.__stdout__ is not None:
         with contextlib.suppress(ValueError):  # closed
             sys.__stdout__.flush()

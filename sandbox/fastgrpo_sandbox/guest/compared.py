@@ -1,0 +1,116 @@
+"""What the assertions of a line compare, by name: one that asks the solution to agree with itself alone is no test."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Pair(NamedTuple):
+    """The names behind the left side of a comparison, those that only the right side reads, and whether it is a
+    membership, whose right side may be what is tested."""
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    is_membership: bool
+
+
+def pairs(nodes: list[ast.AST], names: Iterable[str]) -> tuple[Pair, ...]:
+    """The comparisons of a program's `nodes` both of whose sides read something, so far as `names` are concerned."""
+    makers = _makers(nodes)
+    wanted, found = set(names), []
+    for node in nodes:
+        if isinstance(node, ast.Compare):
+            left, right = read(node.left), read(node.comparators[0])
+            apart = (right - left) & wanted
+            if left and apart:
+                behind = _behind(left, makers, _changers(nodes, node)) & wanted
+                is_membership = isinstance(node.ops[0], ast.In | ast.NotIn)
+                found.append(Pair(tuple(sorted(behind)), tuple(sorted(apart)), is_membership))
+    return tuple(found)
+
+
+def read(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and not hasattr(builtins, each.id)}
+
+
+def _names(target: ast.AST | str) -> set[str]:
+    return {target} if isinstance(target, str) else read(target)
+
+
+def _makers(nodes: list[ast.AST]) -> dict[str, set[str]]:
+    """The names that were read for the value of each name."""
+    found: dict[str, set[str]] = {}
+    for node in nodes:
+        targets, values = _given(node)
+        for name in set[str]().union(*map(_names, targets)):
+            found.setdefault(name, set()).update(*map(read, values))
+    return found
+
+
+def _changers(nodes: list[ast.AST], apart: ast.Compare) -> dict[str, set[str]]:
+    """The functions that each name was given to, and that may have changed it, but for those of one comparison."""
+    found: dict[str, set[str]] = {}
+    inner = {id(each) for each in ast.walk(apart)}
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    same = _fixed(nodes) | called
+    for node in nodes:
+        if isinstance(node, ast.Call) and id(node) not in inner:
+            for name in set[str]().union(*map(read, [*node.args, *node.keywords])) - same:
+                found.setdefault(name, set()).update(read(node.func))
+    return found
+
+
+def _fixed(nodes: list[ast.AST]) -> set[str]:
+    """Names that stand for numbers and texts alone."""
+    fixed, others = set[str](), set[str]()
+    for targets, values in map(_given, nodes):
+        is_fixed = all(map(_is_fixed, values)) and all(isinstance(target, ast.Name) for target in targets)
+        (fixed if is_fixed else others).update(*map(_names, targets))
+    return fixed - others
+
+
+def _is_fixed(value: ast.AST) -> bool:
+    if isinstance(value, ast.Call):
+        return isinstance(value.func, ast.Name) and value.func.id == "range"
+    return isinstance(value, ast.Constant)
+
+
+def _behind(names: set[str], makers: dict[str, set[str]], changers: dict[str, set[str]]) -> set[str]:
+    found, waiting = set(names), list(names)
+    while waiting:
+        name = waiting.pop()
+        more = (makers.get(name, set()) | changers.get(name, set())) - found
+        found |= more
+        waiting += more
+    return found
+
+
+def _given(node: ast.AST) -> tuple[list[ast.AST | str], list[ast.AST]]:
+    """What a statement or expression gives a value, or puts something into, and what that is made of."""
+    match node:
+        case ast.Assign(targets=targets, value=value):
+            return list(targets), [value]
+        case ast.AnnAssign(target=target, value=value) | ast.AugAssign(target=target, value=value):
+            return [target], [value] if value else []
+        case ast.NamedExpr(target=target, value=value):
+            return [target], [value]
+        case ast.For(target=target, iter=value) | ast.AsyncFor(target=target, iter=value):
+            return [target], [value]
+        case ast.comprehension(target=target, iter=value):
+            return [target], [value]
+        case ast.withitem(context_expr=value, optional_vars=target):
+            return [target] if target else [], [value]
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name], [node]
+        case ast.Try(body=body, handlers=handlers):
+            return [each.name for each in handlers if each.name], list(body)
+        case ast.Match(subject=subject, cases=cases):
+            captures = [each for case in cases for each in ast.walk(case.pattern)]
+            names = [getattr(each, "name", None) or getattr(each, "rest", None) for each in captures]
+            return [name for name in names if name], [subject]
+        case ast.Call(func=ast.Attribute(value=ast.Name() as owner), args=args, keywords=named):
+            return [owner], [*args, *named]
+    return [], []
