@@ -44,7 +44,7 @@ NO_PUBLIC_TESTS = "This problem has no public tests."
 # Calls beyond the budget are refused; that many are in the account, which would grow without bound. What a worker is
 # asked is in it all the same, and bounded by the budget.
 _ACCOUNT = 256
-_FUTURE = re.compile(r"^from __future__ import (\([^)]*\)|.*)", re.MULTILINE)
+_FUTURE = re.compile(r"^from __future__ import (\([^()]*\)|.*)", re.MULTILINE)
 
 
 class Call(msgspec.Struct, tag_field="operator", tag=str.lower, forbid_unknown_fields=True, kw_only=True):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from fastgrpo.flow import messages
+from fastgrpo.flow.judge import extract_score
 from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line, program_after
+from fastgrpo.flow.parse import InvalidWorkflow, parse_completion
 from fastgrpo.flow.problems.numbers import read_answer
 from fastgrpo.flow.types import NoAnswer, Problem, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, CallError, extract_code
@@ -348,15 +350,22 @@ HOSTILE = [
     "best is ",
     "\\boxed{",
     "</think>",
+    "```python\n",
 ]
+TEXTS = {repr(text): "x" + text * (20_000 // len(text)) + "x" for text in HOSTILE}
+TEXTS |= {"fence": "```" + "a" * 20_000 + "`", "blanks": "```" + " " * 20_000 + "`", "tildes": "~" * 20_000 + "`"}
+TEXTS["score"] = "score" + "*" * 20_000 + "x"
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_a_hostile_text_is_read_in_no_time(text: str) -> None:
-    long = "x" + text * (20_000 // len(text)) + "x"
+@pytest.mark.parametrize("long", TEXTS.values(), ids=TEXTS)
+def test_a_hostile_text_is_read_in_no_time(long: str) -> None:
     start = time.process_time()
     read_answer(long)
     messages.extract_choice(long, 4)
     messages.extract_verdict(long)
     extract_code(long, "f")
+    program_after("import math", long)
+    with contextlib.suppress(InvalidWorkflow):
+        parse_completion(f"</think>{long}")
+    extract_score(long)
     assert time.process_time() - start < 2.0
