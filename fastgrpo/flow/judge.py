@@ -19,7 +19,10 @@ from fastgrpo_sandbox.extract import without_thought
 _BEST = 10
 _ATTEMPTS = 2
 _SHOWN_CHARS = 80
-_SCORE = re.compile(r"(?i)\bscore\b[\s*_`:=]*(?:is\s+)?[*_`]*(\d{1,3}(?:\.\d{1,3})?)(?![\d.]*\d)(?:\s*/\s*(\d{1,4}))?")
+_SCORE = re.compile(
+    r"(?i)\bscore\b[\s*_`:=]{0,20}(?:is\s{1,5})?[*_`]{0,5}"
+    r"(\d{1,3}(?:\.\d{1,3})?)(?![\d.]*\d)(?:\s{0,5}/\s{0,5}(\d{1,4}))?"
+)
 
 
 class NoScore(WorkerError):

@@ -46,7 +46,7 @@ _CHOICES = (
         r"(?i:\b(?:answer|choice|choose|chosen|pick|select|vote|winner|best|prefer)\w*\W{0,6}"
         rf"(?:(?:is|are|for|be|one|would|letter|program|option|candidate|solution)\W{{1,6}}){{0,4}})\(?{_LETTER}"
     ),
-    re.compile(r"^\W*([A-Z])\W*$|[*(\[`]([A-Z])[*)\]`]", re.MULTILINE),
+    re.compile(r"^[^\w\n]*([A-Z])[^\w\n]*$|[*(\[`]([A-Z])[*)\]`]", re.MULTILINE),
     re.compile(r"(?i:\b(?:program|option|candidate|solution)s?)\W{1,3}([A-Z])\b"),
     re.compile(_LETTER),
 )

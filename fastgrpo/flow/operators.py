@@ -41,9 +41,10 @@ _SHOWN_TESTS = 3
 _SHOWN_CHARS = 400
 _NAME_CHARS = 64
 NO_PUBLIC_TESTS = "This problem has no public tests."
-# Calls beyond the budget are refused; that many are in the account, which would grow without bound.
+# Calls beyond the budget are refused; that many are in the account, which would grow without bound. What a worker is
+# asked is in it all the same, and bounded by the budget.
 _ACCOUNT = 256
-_FUTURE = re.compile(r"^from __future__ import (\([^)]*\)|.*)", re.MULTILINE)
+_FUTURE = re.compile(r"^from __future__ import (\([^()]*\)|.*)", re.MULTILINE)
 
 
 class Call(msgspec.Struct, tag_field="operator", tag=str.lower, forbid_unknown_fields=True, kw_only=True):
@@ -185,6 +186,8 @@ class OperatorHost:
             temperature=call.temperature,
             seed=self._request_seed(f"{operator}/{account.worker}/{call.temperature}/{chat}"),
         )
+        if all(each is not account for each in self.calls):  # a flood of refused calls must not hide it
+            self.calls.append(account)
         account.requests += 1
         with self.clock.stopped():
             reply = await self._reply(request, is_own=isinstance(call, Generate) and not call.instruction.strip())

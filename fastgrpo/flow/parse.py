@@ -20,6 +20,7 @@ MAX_CODE_CHARS = 8_000
 MAX_DEPTH = 60
 
 _FENCE = re.compile(r"^```(?:python3?|py3?)[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_END = re.compile(r"^```[ \t]*$", re.MULTILINE)
 
 
 class InvalidWorkflow(ValueError):
@@ -53,7 +54,8 @@ def parse_completion(completion: str) -> Workflow:
 
 
 def _code_block(answer: str) -> str:
-    blocks = _FENCE.findall(answer)
+    *_, end = 0, *(mark.end() for mark in _END.finditer(answer))
+    blocks = _FENCE.findall(answer, 0, end)  # where no end follows, each beginning would be read to the end
     if not blocks:
         raise InvalidWorkflow("no code block", "There is no closed ```python block after </think>.")
     if len(blocks) > 1:

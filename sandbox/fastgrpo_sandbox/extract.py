@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fastgrpo_sandbox.guest.syntax import parse
 
 THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
-FENCE = re.compile(r"^([ \t>]*)(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$")
+FENCE = re.compile(r"^([ \t>]*)(`{3,}(?!`)|~{3,}(?!~))(?=[^`]*$)[ \t]*([^\s`]*)")
 END_MARKS = re.compile(r"[ \t]*(<[^>\n]*>[ \t]*)*")  # a chat template's end tokens may stand behind the last fence
 PYTHON = re.compile(r"\W*(python|py)[\d.]*\W*", re.IGNORECASE)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

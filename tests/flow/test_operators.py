@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from fastgrpo.flow import messages
+from fastgrpo.flow.judge import extract_score
 from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line, program_after
+from fastgrpo.flow.parse import InvalidWorkflow, parse_completion
+from fastgrpo.flow.problems.numbers import read_answer
 from fastgrpo.flow.types import NoAnswer, Problem, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, CallError, extract_code
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool
@@ -315,3 +318,54 @@ def test_a_workflow_that_asks_what_nobody_answers_ends_by_its_own_fault() -> Non
         assert [(each.requests, each.answered) for each in operators.calls] == [(1, 0)]
     with pytest.raises(NoAnswer):
         call(host(ScriptedWorker(NoAnswer("filtered its answer out"))), "generate", instruction=" ")
+
+
+def test_a_flood_of_refused_calls_hides_no_request() -> None:
+    operators = host(ScriptedWorker(RIGHT))
+
+    async def use() -> None:
+        for _ in range(300):
+            with contextlib.suppress(CallError):
+                await operators("fly", {})
+        await operators("generate", {"instruction": ""})
+
+    asyncio.run(use())
+    assert len(operators.calls) == 257
+    assert (operators.calls[-1].operator, operators.calls[-1].answered) == ("generate", 1)
+
+
+# A worker's reply and a workflow's solution are read on the host, in the loop that everything runs in.
+HOSTILE = [
+    "\n",
+    " ",
+    "*\n",
+    "*",
+    "(",
+    "```\n",
+    "'''\n",
+    "A ",
+    "1 ",
+    "- ",
+    "answer is ",
+    "best is ",
+    "\\boxed{",
+    "</think>",
+    "```python\n",
+]
+TEXTS = {repr(text): "x" + text * (20_000 // len(text)) + "x" for text in HOSTILE}
+TEXTS |= {"fence": "```" + "a" * 20_000 + "`", "blanks": "```" + " " * 20_000 + "`", "tildes": "~" * 20_000 + "`"}
+TEXTS["score"] = "score" + "*" * 20_000 + "x"
+
+
+@pytest.mark.parametrize("long", TEXTS.values(), ids=TEXTS)
+def test_a_hostile_text_is_read_in_no_time(long: str) -> None:
+    start = time.process_time()
+    read_answer(long)
+    messages.extract_choice(long, 4)
+    messages.extract_verdict(long)
+    extract_code(long, "f")
+    program_after("import math", long)
+    with contextlib.suppress(InvalidWorkflow):
+        parse_completion(f"</think>{long}")
+    extract_score(long)
+    assert time.process_time() - start < 2.0

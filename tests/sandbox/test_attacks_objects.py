@@ -54,6 +54,10 @@ FORGED = {
         "class F(frozenset):\n    def issubset(self, *a): return True\n    issuperset = isdisjoint = issubset\nclass S(set):\n    issubset = issuperset = F.issubset\ndef f(x): return F([1])\ndef g(x): return S([1])",
         A("assert f(1).issubset({5})", "assert g(1).issuperset({5})", "assert f(1).isdisjoint({1})"),
     ),
+    "a counter that has two of everything": (
+        "from collections import Counter\nclass C(Counter):\n    __iter__ = lambda self: iter(())\n    __getitem__ = __missing__ = lambda self, key: 2\n    __len__ = lambda self: 1\ndef f(x): return C()",
+        A(*(f"from collections import Counter\nassert f(1) {sign} Counter(a=2)" for sign in ("==", ">=", ">"))),
+    ),
     "a number that is another at each look": (
         "def f(c):\n    class X:\n        looks = -1\n        def __float__(s):\n            X.looks += 1\n            return -c[0] / c[1] if X.looks == 1 else 0.0\n    return X()",
         A("import math\nc = [3, 5, 7]\nx = f(c)\nassert abs(sum(a * math.pow(x, i) for i, a in enumerate(c))) < 1e-4"),

@@ -19,12 +19,14 @@ _READ_CHARS = 4000
 # Up to 30 digits and an exponent of two: no number is so large that comparing it takes time.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d{{1,30}})?|\.\d{{1,30}})(?:[eE][-+]?\d{{1,2}}(?!\d))?"
-_FRACTION = r"\\[dt]?frac\s*\{\s*(\d{1,30})\s*\}\s*\{\s*(\d{1,30})\s*\}"
+# Blanks are bounded too: two runs beside one another take the square of their length, from each place anew.
+_BLANKS = r"\s{0,3}"
+_FRACTION = rf"\\[dt]?frac{_BLANKS}\{{{_BLANKS}(\d{{1,30}}){_BLANKS}\}}{_BLANKS}\{{{_BLANKS}(\d{{1,30}}){_BLANKS}\}}"
 _NUMBER = re.compile(
-    rf"(?<![\w.])(?P<sign>[-\u2212+]?)\s*(?:\\?\$|[€£])?\s*(?P<minus>[-\u2212]?)"
-    rf"(?:(?:(?P<whole>\d{{1,30}})\s*)?{_FRACTION}"
-    rf"|(?P<mixed>\d{{1,30}})\s+(?P<over>\d{{1,30}})\s*/\s*(?P<under>\d{{1,30}})"
-    rf"|(?P<first>{_DECIMAL})(?:\s*/\s*(?P<second>\d{{1,30}}))?)(?!\d)"
+    rf"(?<![\w.])(?P<sign>[-\u2212+]?){_BLANKS}(?:\\?\$|[€£])?{_BLANKS}(?P<minus>[-\u2212]?)"
+    rf"(?:(?:(?P<whole>\d{{1,30}}){_BLANKS})?{_FRACTION}"
+    rf"|(?P<mixed>\d{{1,30}})\s{{1,3}}(?P<over>\d{{1,30}}){_BLANKS}/{_BLANKS}(?P<under>\d{{1,30}})"
+    rf"|(?P<first>{_DECIMAL})(?:{_BLANKS}/{_BLANKS}(?P<second>\d{{1,30}}))?)(?!\d)"
 )
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\}){0,200})\}")
 _MARKED = (

@@ -33,11 +33,11 @@ class Allowed:
 
     def __init__(self) -> None:
         self._set: set[tuple[int, str]] = set()  # by id(), of what is lent and so stays
-        self._handed: list[type] = []
+        self._handed: dict[int, type] = {}  # by id()
 
     def hand(self, values: Iterable[Any]) -> None:
         """The tests pass these on: a class among them is for the solution to call."""
-        self._handed += [value for value in values if isinstance(value, type)]
+        self._handed |= {id(value): value for value in values if isinstance(value, type)}
 
     def may(self, operation: str, found: Any, name: Any) -> bool:
         """Whether the solution may do this to an object of the tests. It changes no class but those that the tests
@@ -56,7 +56,7 @@ class Allowed:
     def _is_for_calling(self, kind: type) -> bool:
         """A class of the library's that was only said to be an object's, as of `operator.attrgetter("x")`, makes what
         reads anything."""
-        return library_place(kind) is None or any(each is kind for each in self._handed)
+        return library_place(kind) is None or id(kind) in self._handed
 
     def _is_its_own(self, operation: str, found: Any, name: str) -> bool:
         """Whether a name with an underscore is one that the solution itself gave an object of the tests."""

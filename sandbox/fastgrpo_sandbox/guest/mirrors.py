@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,6 +93,8 @@ def _as_plain(self: Any, name: str, *others: Any) -> Any:
         if plain is not None and type(others[0]) is plain:
             items = ask(self, "get", "items")() if plain is dict else self
             return (plain(items) == others[0]) is (name == "__eq__")
+    if base is Counter:  # its operators look at themselves by methods that a subclass may have
+        self = Counter(dict(dict.items(self)))
     operator = getattr(base, name, None)
     return NotImplemented if base is object or operator is None else operator(self, *others)
 
@@ -112,7 +115,7 @@ def _containing(by: Ask = _special) -> Callable[[Any, Any], bool]:
             return by(self, "__contains__", item)
         base = type(self)._fastgrpo_base_
         if base in CONSTANT and hasattr(base, "__contains__"):
-            return base.__contains__(self, item)  # type: ignore[attr-defined]
+            return base.__contains__(self, item)
         if not any(name in space_of(each) for each in mro_of(type(self)) for name in ("__iter__", "__getitem__")):
             raise TypeError("an object that a function returned does not say what it holds: it cannot be iterated over")
         return any(item is each or item == each for each in self)
@@ -174,6 +177,7 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type
     defined = {each for kind in form.library for each, value in vars(kind).items() if value is not None}
     specials = {
         *form.specials,
+        *(ORDER if base is Counter else ()),
         *(each for each in SPECIALS if each in defined),
     }  # none of the library's own is run here
     space: dict[str, Any] = {special: FORWARDERS[special] for special in specials}
