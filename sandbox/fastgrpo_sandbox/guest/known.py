@@ -98,8 +98,8 @@ def behind(name: str) -> type | None:
         found = kind if is_error else library_class(name)
     if found is None:
         return None
-    own = [each for each in found.__mro__ if each.__module__ != "builtins"]
-    return None if any(name in vars(each) for each in own for name in RUNNING) else found
+    kinds = [each for each in found.__mro__ if each.__module__ != "builtins"]
+    return None if any(name in vars(each) for each in kinds for name in RUNNING) else found
 
 
 def known(name: Any) -> type:
