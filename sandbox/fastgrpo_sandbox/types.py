@@ -63,6 +63,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 class CheckTests(msgspec.Struct, frozen=True, tag="check"):
     """HumanEval's form: `source` defines `check(candidate)`; `setup` is trusted code the tests may use.
+    `entry_point` is a function, a class or, as in `Solution().add`, a method.
 
     The assertions run in a judge process that calls the solution over RPC, so the solution can neither see the
     expected values nor report its own success. An assertion passes if it ran, held every time, and the code around

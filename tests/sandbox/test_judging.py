@@ -341,3 +341,15 @@ def test_a_script_runs_as_python_itself_would(pool, files):
 def test_a_forked_child_that_comes_to_the_end_is_not_a_second_result(pool, files):
     outcome = pool.run("import os\nif os.fork(): print(os.wait()[1])\nprint('end')", files=files)
     assert (outcome.status, outcome.stdout) == ("ok", "end\n0\nend\n")
+
+
+def test_a_method_may_be_the_entry_point(pool):
+    code = "class Solution:\n    def __init__(self): self.calls = 0\n    def add(self, a, b):\n        self.calls += 1\n        return a + b{}\n"
+    tests = CheckTests(
+        "def check(candidate):\n    assert candidate(a=1, b=2) == 3\n    assert candidate([1], [2]) == [1, 2]\n",
+        "Solution().add",
+    )
+    assert pool.run(code.format(""), tests=tests).tests == (True, True)
+    assert pool.run(code.format(" and None"), tests=tests).tests == (False, False)
+    assert pool.run("def add(a, b): return a + b", tests=tests).tests == (False, False)
+    assert pool.run("class Solution: pass", tests=tests).tests == (False, False)

@@ -66,6 +66,10 @@ class Result:
     def unwrap(self):
         if self.error is not None: raise self.error
         return self.ok
+class Missing(ValueError, KeyError): pass
+class Lost(OSError): pass
+def missing(): raise Missing('q')
+def lost(): raise Lost(2, 'm', 'file')
 def nested(n):
     if n == 0: raise KeyError('bottom')
     try: nested(n - 1)
@@ -171,6 +175,15 @@ RIGHT = {
             "r = Result.of(int, 'x')\ntry:\n    r.unwrap()\nexcept ValueError as x:\n    same = x is r.error\nassert same",
             "e = ValueError('a')\ndef f(): raise e\ntry:\n    noted(f)\nexcept ValueError as x:\n    assert x is e and x.__notes__ == ['seen'] and x.args == ('a', 'more')\nassert Result() is not None",
             "rs = [Result.of(int, str(i) + 'x') for i in range(40)]\nassert all(str(i) + 'x' in str(r.error) for i, r in enumerate(rs))",
+        ),
+    ),
+    "exceptions of several kinds": (
+        ERRORS,
+        "",
+        (
+            "try:\n    missing()\nexcept KeyError as e:\n    r = e\nassert isinstance(r, ValueError) and r.args == ('q',) and isinstance(r, LookupError) and not isinstance(r, OSError)",
+            "try:\n    raise Missing(1)\nexcept KeyError as e:\n    r = e\nassert issubclass(Missing, KeyError) and r.with_traceback(None) is r",
+            "try:\n    lost()\nexcept OSError as e:\n    r = e\nassert (r.errno, r.strerror, r.filename, str(r)) == (2, 'm', 'file', \"[Errno 2] m: 'file'\")",
         ),
     ),
     "reasons": (

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from . import around, looks
 from .allowed import TESTS
-from .compared import Pair
+from .compared import Pair, read
 from .instrument import MODULES, Wanted, compile_asserts, wanted_names
 from .peer import Peer
 from .remote import place_of
-from .syntax import compile_source
+from .syntax import compile_source, parse
 
 WARM_UP = "assert f([1, (2.5, 'x')]) == [1, (2.5, 'x')]\n"
 
@@ -110,7 +110,7 @@ def _check_verdicts(job: dict[str, Any], solution: Peer, namespace: dict[str, An
     code, count, unreached = job["code"]
     record, entry, wanted = _Record(count), job["entry_point"], Wanted(*job["wanted"])
     try:
-        candidate = solution.name(entry)[0] if entry[:1].isupper() else solution.function(entry)
+        candidate = _candidate(entry, solution)
         namespace[entry] = candidate
         namespace |= _modules(wanted, namespace) | _offered(wanted, namespace, solution)
         _run(code, record, namespace)
@@ -120,6 +120,14 @@ def _check_verdicts(job: dict[str, Any], solution: Peer, namespace: dict[str, An
     except BaseException:
         pass  # a statement between the assertions failed: those after it stay unanswered
     return record.verdicts()
+
+
+def _candidate(entry: str, solution: Peer) -> Any:
+    """What `check` is given: a function or class of the solution's, or a method as in `Solution().add`."""
+    if not entry.isidentifier():
+        names = {name: solution.name(name)[0] for name in read(parse(entry))}
+        return eval(compile(entry, "entry_point", "eval", dont_inherit=True), names)
+    return solution.name(entry)[0] if entry[:1].isupper() else solution.function(entry)
 
 
 class _Setup(NamedTuple):

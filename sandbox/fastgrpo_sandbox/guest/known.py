@@ -89,10 +89,17 @@ def library_bases(kind: type, base: type) -> list[str]:
 def behind(name: str) -> type | None:
     """A class of `library_bases`, if classes of the other side may be told to derive from it. None for one with code
     that would run here by itself."""
-    found = known(name) if name.rpartition(".")[0] in ABSTRACT_MODULES or name in ABSTRACT else library_class(name)
-    if found is None or any(name in vars(each) for each in found.__mro__[:-1] for name in RUNNING):
+    module, _, own = name.rpartition(".")
+    if module in ABSTRACT_MODULES or name in ABSTRACT:
+        found: type | None = known(name)
+    else:
+        kind = getattr(sys.modules.get(module), own, None)
+        is_error = isinstance(kind, type) and issubclass(kind, BaseException) and known_name(kind) == name
+        found = kind if is_error else library_class(name)
+    if found is None:
         return None
-    return found
+    kinds = [each for each in found.__mro__ if each.__module__ != "builtins"]
+    return None if any(name in vars(each) for each in kinds for name in RUNNING) else found
 
 
 def known(name: Any) -> type:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .known import is_abstract
+from .known import MEMBERS, is_abstract
 from .remote import (
     BINARY,
     ORDER,
@@ -174,6 +174,9 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type
     """The class here of a class there."""
     base = form.base
     inherited = [each for kind in form.library for each in dir(kind) if not each.startswith(("__", "_fastgrpo_"))]
+    if issubclass(base, BaseException):
+        inherited = [each for each in inherited if not hasattr(base, each)]
+        inherited += [each for each in MEMBERS if hasattr(base, each)]
     defined = {each for kind in form.library for each, value in vars(kind).items() if value is not None}
     specials = {
         *form.specials,
