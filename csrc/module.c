@@ -86,8 +86,12 @@ static bool is_closed(PyObject *stream) {
 /* As the interpreter does at its end, which leaves alone a stream that the script closed. */
 static int flush(const char *name) {
     PyObject *stream = PySys_GetObject(name);
-    if (stream == NULL || stream == Py_None || is_closed(stream)) return 0;
-    Py_INCREF(stream);
+    if (stream == NULL || stream == Py_None) return 0;
+    Py_INCREF(stream);  // what the script put there may replace it when asked
+    if (is_closed(stream)) {
+        Py_DECREF(stream);
+        return 0;
+    }
     PyObject *done = PyObject_CallMethod(stream, "flush", NULL);
     Py_DECREF(stream);
     Py_XDECREF(done);
