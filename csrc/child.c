@@ -90,9 +90,12 @@ static void limit(int resource, uint64_t value) {
     check(setrlimit(resource, &both) == 0, "setrlimit");
 }
 
+/* Room beside a block as large as the limit, such as a thread's stack: a thread that begins without any hangs its starter. */
+#define SPARE_MB 8
+
 static void set_limits(const child_start *start) {
     const job_limits *l = &start->limits;
-    limit(RLIMIT_AS, (uint64_t)(start->base_mb + l->memory_mb) << 20);
+    limit(RLIMIT_AS, (uint64_t)(start->base_mb + l->memory_mb + SPARE_MB) << 20);
     limit(RLIMIT_CPU, (l->cpu_ms + 1999) / 1000);
     limit(RLIMIT_FSIZE, (uint64_t)(l->tmp_mb > 1 ? l->tmp_mb : 1) << 20);
     limit(RLIMIT_NOFILE, l->files);

@@ -87,7 +87,7 @@ static bool is_closed(PyObject *stream) {
 static int flush(const char *name) {
     PyObject *stream = PySys_GetObject(name);
     if (stream == NULL || stream == Py_None) return 0;
-    Py_INCREF(stream);  // what the script put there may replace it when asked
+    Py_INCREF(stream);  /* what the script put there may replace it when asked */
     if (is_closed(stream)) {
         Py_DECREF(stream);
         return 0;

@@ -194,6 +194,11 @@ RIGHT = [
     ("exit() called", "print('a')\nexit()", StdioTests((("", "a"),))),
     ("sys.exit()", "import sys\nprint('a')\nsys.exit()", StdioTests((("", "a"),))),
     (
+        "a thread whose stack is as large as the memory",
+        "import threading\nthreading.stack_size(2**29 - 4096)\ndef main(): print(int(input()) + 1)\nt = threading.Thread(target=main)\nt.start()\nt.join()",
+        StdioTests((("3\n", "4"),)),
+    ),
+    (
         "main in a thread, not joined",
         "import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(2**27)\ndef main():\n    import time; time.sleep(0.1)\n    print(int(input()) + 1)\nthreading.Thread(target=main).start()",
         StdioTests((("3\n", "4"),)),
