@@ -161,10 +161,9 @@ def test_a_dropped_requests_key_can_be_used_again(synced: EngineProcess) -> None
     synced.submit(0, PROMPTS[0], max_tokens=3)
     synced.submit(2, PROMPTS[2], max_tokens=3)
     synced.abort([2])
-    assert [(one.key, len(one.token_ids)) for one in sorted(finished + finish(synced), key=key_of)] == [
-        (0, 3),
-        (1, 8),
-    ]
+    ended = [(one.key, len(one.token_ids)) for one in sorted(finished + finish(synced), key=key_of)]
+    # The first may have ended before it was dropped.
+    assert [each for each in ended if each != (0, 200)] == [(0, 3), (1, 8)]
     synced.submit(0, PROMPTS[0], max_tokens=200)
     synced.step()
     synced.abort_all()
