@@ -30,6 +30,7 @@ from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.report import adaptivity_table
 
 Row = Mapping[str, Any]
+Halves = Mapping[tuple[str, str], tuple[list[Row], list[Row]]]  # of the samples of each stage and problem
 # What the oracle's line shows: metric, scale, decimals.
 SHOWN = (("solved", 100.0, 1), ("worker_calls", 1.0, 2), ("worker_tokens", 1.0, 0), ("reward", 1.0, 3))
 
@@ -72,7 +73,7 @@ def structures(rows: Sequence[Row], most: int = 5) -> str:
     return markdown(lines)
 
 
-def halves(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[list[Row], list[Row]]]:
+def halves(rows: Sequence[Row]) -> Halves:
     """Every other sample of each stage and problem, and those between, of the problems that have both of each stage."""
     samples = defaultdict[tuple[str, str], list[Row]](list)
     for row in rows:
@@ -81,18 +82,19 @@ def halves(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[list[Row], list[R
     return {key: (found[::2], found[1::2]) for key, found in samples.items() if key[1] not in short}
 
 
-def best_stage(parts: Mapping[tuple[str, str], tuple[list[Row], list[Row]]], half: int, problems: Sequence[str]) -> str:
-    """The stage with the highest mean reward on one half of the samples of these problems."""
+def best_stages(parts: Halves, problems: Sequence[str]) -> tuple[str, str]:
+    """The stage with the highest mean reward on these problems, by the one half of the samples and by the other."""
     stages = dict.fromkeys(stage for stage, _ in parts)
-    return max(stages, key=lambda stage: fmean(fmean(row["reward"] for row in parts[stage, p][half]) for p in problems))
+
+    def best(half: int) -> str:
+        return max(stages, key=lambda s: fmean(fmean(row["reward"] for row in parts[s, p][half]) for p in problems))
+
+    return best(0), best(1)
 
 
-def on_the_other(
-    parts: Mapping[tuple[str, str], tuple[list[Row], list[Row]]], groups: Sequence[Sequence[str]], key: str
-) -> list[float]:
-    """The mean of `key` by problem, group after group, where each of the `groups` has the stage that is best for it by
-    the half of the samples that is not measured."""
-    chosen = [(group, [best_stage(parts, half, group) for half in (0, 1)]) for group in groups]
+def on_the_other(parts: Halves, chosen: Sequence[tuple[Sequence[str], tuple[str, str]]], key: str) -> list[float]:
+    """The mean of `key` by problem, group after group: each group of `chosen` has its `best_stages`, of which each is
+    measured on the half that did not choose it."""
     return [
         fmean(fmean(row[key] for row in parts[stages[half], problem][1 - half]) for half in (0, 1))
         for group, stages in chosen
@@ -119,8 +121,9 @@ def oracle(rows: Sequence[Row]) -> str:
     }
     lines = [["chosen on half of the samples", "pass@1, %", "calls", "tokens", "reward"]]
     for name, groups in rules.items():
+        chosen = [(group, best_stages(parts, group)) for group in groups]
         cells = [
-            spread([scale * value for value in on_the_other(parts, groups, key)], digits)
+            spread([scale * value for value in on_the_other(parts, chosen, key)], digits)
             for key, scale, digits in SHOWN
         ]
         lines.append([name, *cells])

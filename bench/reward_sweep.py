@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from compare_evaluations import Row, best_stage, by_data_set, halves, on_the_other, rows_of
+from compare_evaluations import Row, best_stages, by_data_set, halves, on_the_other, rows_of
 
 from fastgrpo.flow.reward import inefficiency
 from fastgrpo.record.comparison import markdown, spread
@@ -33,15 +33,16 @@ def line(rows: Sequence[Row], complexity: float, efficiency: float) -> list[str]
     parts = halves(rows)
     groups = by_data_set(rows, list(dict.fromkeys(problem for _, problem in parts)))
     everything = [problem for group in groups for problem in group]
-    names = ["; ".join(dict.fromkeys(best_stage(parts, half, g) for half in (0, 1))) for g in (everything, *groups)]
-    one, each = (on_the_other(parts, chosen, "reward") for chosen in ([everything], groups))
+    one, *each = [(group, best_stages(parts, group)) for group in (everything, *groups)]
+    apart = on_the_other(parts, each, "reward")
+    together = on_the_other(parts, [one], "reward")
     return [
         f"{complexity:g}",
         f"{efficiency:g}",
-        *names,
-        spread([100 * value for value in on_the_other(parts, groups, "solved")], 1),
-        spread(on_the_other(parts, groups, "worker_tokens"), 0),
-        spread([mine - theirs for mine, theirs in zip(each, one, strict=True)], 3),
+        *("; ".join(dict.fromkeys(stages)) for _, stages in (one, *each)),
+        spread([100 * value for value in on_the_other(parts, each, "solved")], 1),
+        spread(on_the_other(parts, each, "worker_tokens"), 0),
+        spread([mine - theirs for mine, theirs in zip(apart, together, strict=True)], 3),
     ]
 
 

@@ -85,7 +85,7 @@ def _tells_all(found: Any, name: str) -> bool:
     if isinstance(found, functools.partial):
         return name in ("args", "keywords")
     kind = found if isinstance(found, type) else type(found)
-    return name in FORMATS and _holder(kind, name) is str
+    return name in FORMATS and remote.holder_of(kind, name) is str
 
 
 def _is_how_tests_look(operation: str, found: Any, name: str) -> bool:
@@ -93,15 +93,10 @@ def _is_how_tests_look(operation: str, found: Any, name: str) -> bool:
     replaced."""
     if operation not in ATTRIBUTES or name.startswith("_"):
         return False
-    holder = _holder(type(found), name)
+    holder = remote.holder_of(type(found), name)
     if holder is None or not is_library(holder.__module__):
         return False
     return holder.__module__ == MOCK or (operation != "get" and callable(remote.space_of(holder)[name]))
-
-
-def _holder(kind: type, name: str) -> type | None:
-    """The class in which an object of `kind` finds `name`."""
-    return next((each for each in remote.mro_of(kind) if name in remote.space_of(each)), None)
 
 
 def public(found: Any) -> dict[str, Any]:

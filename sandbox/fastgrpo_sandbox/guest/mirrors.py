@@ -18,13 +18,12 @@ from .remote import (
     Remote,
     Sealed,
     ask,
+    holder_of,
     invoke,
     is_meant,
     may_see,
     mean,
-    mro_of,
     place_of,
-    space_of,
 )
 
 PAUSE_S = 0.0005  # between two looks at what the other side awaits
@@ -116,7 +115,7 @@ def _containing(by: Ask = _special) -> Callable[[Any, Any], bool]:
         base = type(self)._fastgrpo_base_
         if base in CONSTANT and hasattr(base, "__contains__"):
             return base.__contains__(self, item)
-        if not any(name in space_of(each) for each in mro_of(type(self)) for name in ("__iter__", "__getitem__")):
+        if not any(holder_of(type(self), name) for name in ("__iter__", "__getitem__")):
             raise TypeError("an object that a function returned does not say what it holds: it cannot be iterated over")
         return any(item is each or item == each for each in self)
 

@@ -88,9 +88,14 @@ KEPT_HERE = frozenset(
 ASKED = frozenset({"__annotations__", "__flags__", "__class__", "__bases__", "__base__"})
 
 
+def holder_of(kind: type, name: str) -> type | None:
+    """The class in which an object of `kind` finds `name`."""
+    return next((each for each in mro_of(kind) if name in space_of(each)), None)
+
+
 def _is_stand_in(kind: type, name: str) -> bool:
     """Whether what a class is found to have is for its objects alone, and would mislead as the class' own attribute."""
-    holder = next((each for each in mro_of(kind) if name in space_of(each)), None)
+    holder = holder_of(kind, name)
     if holder in (Remote, object):
         return name == "__init__" or not place_of(kind)[0].is_open  # type: ignore[index]
     return (
