@@ -2,7 +2,8 @@
 
 Each composes training and evaluation with other keys, in one process, and leaves Markdown, plots and the raw rows under
 `runs/experiments/NAME`. What is finished there is not done again, and a training that was cut goes on. Where `--model`
-is named, trainings start from it, and experiments that only measure take it for the trained policy.
+is named, trainings start from it (`sft-subset` teaches it first), and experiments that only measure take it for the
+trained policy.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo import forging
+from fastgrpo import forging, sft
 from fastgrpo.cli import run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
@@ -52,7 +53,8 @@ def sft_subset(config: Config, folder: Path) -> Rows:
         "data.held_out": held_out[0] if isinstance(held_out, tuple) else held_out,
         "grpo.steps": 0,
     }
-    run = trained(config, folder, "sft", keys)
+    start = taught(config, folder, keys, sft.teach)
+    run = trained(config, folder, "sft", keys | {"model.path": start})
     return rows_of_run(run, {"sft": "SFT only"}) + measured(folder / "controls.json", partial(compare, run, {}))
 
 
@@ -109,7 +111,8 @@ def hacking(config: Config, folder: Path) -> Rows:
 
 def forging_audit(config: Config, folder: Path) -> Rows:
     """The same training paid by the judge's verdict, and by one taken in the judged process, as the peers do."""
-    start = config.model.path or taught(config, folder)
+    all_traces = {"sft.keep": "all", "sft.min_pass_rate": 0.0}
+    start = config.model.path or taught(config, folder, all_traces, forging.teach)
     rows: Rows = []
     steps: list[dict[str, Any]] = []
     for pays, stage in AUDITED.items():
@@ -194,12 +197,14 @@ def trained(config: Config, folder: Path, name: str, keys: Mapping[str, Any], ta
     return run
 
 
-def taught(config: Config, folder: Path) -> str:
-    """The folder of the forging audit's first policy, once it has been taught."""
-    run = resolve(flat(config) | {"name": "taught", "runs": str(folder), "sft.keep": "all", "sft.min_pass_rate": 0.0})
+def taught(
+    config: Config, folder: Path, keys: Mapping[str, Any], teach: Callable[..., Coroutine[Any, Any, Path]]
+) -> str:
+    """The folder of a policy after stage 1 with other `keys`, by `teach`, once it has been taught."""
+    run = resolve(flat(config) | dict(keys) | {"name": "taught", "runs": str(folder)})
     if (run.folder / "sft").exists():
         return str(run.folder / "sft")
-    return str(run_async(partial(forging.teach, run, resume=(run.folder / "config.toml").exists())))
+    return str(run_async(partial(teach, run, resume=(run.folder / "config.toml").exists())))
 
 
 def policy(config: Config, folder: Path) -> str:

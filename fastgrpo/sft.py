@@ -197,7 +197,8 @@ def _decay(step: int, steps: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-async def _main(config: Config, *, resume: bool) -> None:
+async def teach(config: Config, *, resume: bool) -> Path:
+    """Stage 1 as the run `config` has it, begun or gone on with: the folder of the fine-tuned policy."""
     with interruptible():
         config = with_local_model(config, again=resume)
     problems, _ = load_problems(config)
@@ -205,6 +206,11 @@ async def _main(config: Config, *, resume: bool) -> None:
         async with of_replica(open_environment(config, log), config.engine.tensor_parallel) as environment:
             folder = await warm_start(config, environment, problems, log)
         log.say(f"the warm-started policy is in {folder}: continue with python -m fastgrpo.train --model {folder}")
+    return folder
+
+
+async def _main(config: Config, *, resume: bool) -> None:
+    await teach(config, resume=resume)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import pytest
 from msgspec.json import encode
 from msgspec.structs import replace
 
-from fastgrpo import experiments, forging
+from fastgrpo import experiments, forging, sft
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
@@ -25,9 +25,11 @@ class Stubs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trained: list[tuple[Config, bool]] = []
         self.compared: list[tuple[Config, dict[str, str], bool]] = []
+        self.taught: list[Config] = []
         monkeypatch.setattr(experiments, "train", self.train)
         monkeypatch.setattr(experiments, "compare", self.compare)
         monkeypatch.setattr(forging, "teach", self.teach)
+        monkeypatch.setattr(sft, "teach", self.teach)
         monkeypatch.setattr(forging, "fooled", self.fooled)
 
     def train(self, config: Config, *, resume: bool, task: object = None) -> None:
@@ -44,6 +46,7 @@ class Stubs:
         (config.folder / "report.html").write_text("")
 
     async def teach(self, config: Config, *, resume: bool) -> Path:
+        self.taught.append(config)
         (config.folder / "sft").mkdir(parents=True)
         return config.folder / "sft"
 
@@ -109,10 +112,12 @@ def test_the_weights_are_swept_one_at_a_time(stubs: Stubs, tmp_path: Path) -> No
 
 
 def test_fine_tuning_alone_takes_no_step_of_rl(stubs: Stubs, tmp_path: Path) -> None:
-    base = config(tmp_path, data__dataset=("humaneval", "mbpp.json"), data__held_out=(131, 341))
+    base = config(tmp_path, data__dataset=("humaneval", "mbpp.json"), data__held_out=(131, 341), model__path="base")
     text = perform("sft-subset", base)
-    [(run, _)] = stubs.trained
-    assert differing(run, base) == {"data.dataset": "humaneval", "data.held_out": 131, "grpo.steps": 0}
+    [(run, _)], [taught] = stubs.trained, stubs.taught
+    subset = {"data.dataset": "humaneval", "data.held_out": 131, "grpo.steps": 0}
+    assert differing(taught, base) == subset
+    assert differing(run, base) == subset | {"model.path": str(taught.folder / "sft")}
     assert "SFT + RL" not in text
     assert [(models, controls) for _, models, controls in stubs.compared] == [({}, True)]
 
