@@ -1,16 +1,18 @@
 """Candidates for the forward pass without a gradient: each checked, then timed in turn with the product itself.
 
-`python bench/bench_forward.py` on a GPU takes about a minute, half of it compilation, and is ended after 100 s. With
-`TRITON_INTERPRET=1` on a CPU it only checks the candidate that the interpreter runs.
+`python bench/bench_forward.py` on a GPU takes about 80 s, most of it imports and compilation, and at most 100 s.
+With `TRITON_INTERPRET=1` on a CPU it only checks the candidate that the interpreter runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import faulthandler
 import os
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +27,7 @@ from fastgrpo.kernels.chunked import Head
 from fastgrpo.kernels.reference import LogitTransform, SoftmaxSums
 
 N, H, V = 16_384, 1536, 151_936
+BUDGET_S, GROUP_S = 100.0, 50.0
 # (rows, H, V, options) to check; each option is another compilation, so only the first of a group runs them.
 PLAIN: list[tuple[int, int, int, dict[str, Any]]] = [(130, 1536, 1003, {}), (70, 64, 2100, {"temperature": 0.7})]
 OPTIONS: list[tuple[int, int, int, dict[str, Any]]] = [
@@ -136,21 +139,21 @@ def row_passes(targets_N: Tensor, buffer: Tensor) -> None:
 
 OVERLAPS = [(0, 16), (8, 16), (16, 16), (24, 16), (16, 8)]
 RINGS = [(64, 16), (32, 32)]
-# Timed group by group, the likeliest to hang last.
-GROUPS: list[dict[str, Forward]] = [
-    {"now": now},
-    {f"overlapped, {r} kept, {p} parts": partial(overlapped, reserved=r, parts=p) for r, p in OVERLAPS},
-    {
+# Each in a process of its own, so that one that hangs or reads where it must not costs its own lines only.
+GROUPS: dict[str, dict[str, Forward]] = {
+    "now": {"now": now},
+    "specialised": {
+        "specialised": specialised,
+        **{f"specialised, {d} deep, {g} blocks of rows": partial(specialised, depth=d, group=g) for d, g in RINGS},
+    },
+    "overlapped": {f"overlapped, {r} kept, {p} parts": partial(overlapped, reserved=r, parts=p) for r, p in OVERLAPS},
+    "fused": {
         "fused 128x256, 4 stages": fused,
         "fused 128x256, 3 stages": partial(fused, stages=3),
         "fused 128x128, two a multiprocessor": partial(fused, words=128, stages=3, warps=4, programs=2),
         "fused 128x256, logits not rounded": partial(fused, rounded=False),
     },
-    {
-        "specialised": specialised,
-        **{f"specialised, {d} deep, {g} blocks of rows": partial(specialised, depth=d, group=g) for d, g in RINGS},
-    },
-]
+}
 
 
 def check(forward: Forward, cases: list[tuple[int, int, int, dict[str, Any]]]) -> str:
@@ -206,18 +209,18 @@ def far_from(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> s
     return ", ".join(f"{(a - b).abs().mean().item():.0e}" for a, b in zip(found, expected, strict=True))
 
 
-def time_group(group: dict[str, Forward], parts_too: bool) -> None:
+def time_group(name_of_group: str) -> None:
     """Checks the candidates of a group and times those that hold."""
     hidden_NH, weight_VH, targets_N = realistic_head(N, H, V)
     head, buffer = Head(weight_VH, None, LogitTransform()), hidden_NH.new_empty(N, V)
     steps: dict[str, Callable[[], object]] = {"product": partial(product, hidden_NH, weight_VH, buffer)}
-    if parts_too:
+    if name_of_group == "now":
         steps["products in parts"] = partial(products_in_parts, hidden_NH, weight_VH, buffer)
         steps["products in parts, 16 kept"] = partial(products_in_parts, hidden_NH, weight_VH, buffer, 16)
         steps["row passes"] = partial(row_passes, targets_N, buffer)
     notes: dict[str, str] = {}
     expected = now(hidden_NH, targets_N, head)
-    for name, forward in group.items():
+    for name, forward in GROUPS[name_of_group].items():
         with reported(name):
             cases = PLAIN + [(512, H, V, {})] + (OPTIONS if forward in (now, fused) or name == "specialised" else [])
             found = forward(hidden_NH, targets_N, head)
@@ -238,21 +241,25 @@ def reported(name: str) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="the candidates whose name has this in it")
-    only = parser.parse_args().only
-    faulthandler.dump_traceback_later(100, exit=True)
+    parser.add_argument(
+        "groups", nargs="*", help=f"which of {', '.join(GROUPS)}, the default; one is timed in this process"
+    )
+    groups = parser.parse_args().groups or list(GROUPS)
     torch.manual_seed(0)
     if not GPU:
         if os.environ.get("TRITON_INTERPRET") != "1":
             raise SystemExit("a GPU, or TRITON_INTERPRET=1 for the check alone")
         print("fused", check(partial(fused, rows=64, words=128, group=2), PLAIN + OPTIONS))
-        return
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, N={N} H={H} V={V}", flush=True)
-    with torch.no_grad():
-        for number, group in enumerate(GROUPS):
-            chosen = {name: forward for name, forward in group.items() if only in name}
-            if chosen:
-                time_group(chosen, parts_too=number == 0)
+    elif len(groups) == 1:
+        with torch.no_grad():
+            time_group(groups[0])
+    else:
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, N={N} H={H} V={V}", flush=True)
+        end = time.monotonic() + BUDGET_S
+        for group in groups:
+            with reported(group):
+                left = min(GROUP_S, end - time.monotonic())
+                subprocess.run([sys.executable, __file__, group], timeout=left, check=True)
 
 
 if __name__ == "__main__":
