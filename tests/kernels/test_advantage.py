@@ -96,3 +96,13 @@ def test_wrong_arguments(change, message):
     good = {"rewards_R": torch.ones(3), "group_ids_R": torch.zeros(3, dtype=torch.int64), "mode": "grpo"}
     with pytest.raises(ValueError, match=message):
         group_advantages(**{**good, **change})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_slices_of_any_alignment_and_length(mode, device):
+    """A GPU's kernel is compiled once for all of them."""
+    rewards_R, ids_R = torch.rand(51, device=device), torch.arange(51, device=device) // 4
+    for start in (0, 1, 2, 50):
+        found = group_advantages(rewards_R[start:], ids_R[start:], mode)
+        torch.testing.assert_close(found, group_advantages(rewards_R[start:].clone(), ids_R[start:].clone(), mode))
+        assert found[-1] == 0 if start == 50 else found.abs().max() > 0
