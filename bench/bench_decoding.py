@@ -334,10 +334,10 @@ def main() -> None:
     with saved_model(options.size) as folder:
         for variant in options.variants.split(","):
             one_variant(folder, options.size, variant, options.seconds)
-    for peer in (*PEERS, "worker"):
+    for other in (*PEERS, "worker"):
         for variant in OURS:
-            if variant != peer:
-                ratio(variant, peer)
+            if variant != other:
+                ratio(variant, other)
     if options.save:
         save(options.save, f"Decoding, Qwen2.5 {options.size} shape")
 
