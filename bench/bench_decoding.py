@@ -1,41 +1,53 @@
-"""Tokens/s decoded: the engine in this process, in its own, with a further one for the worker, and vLLM's AsyncLLM.
+"""Tokens/s decoded: the engine in this process, in its own, with a further one for the worker, and vLLM's own server.
 
-    python bench/bench_decoding.py [--size 1.5b] [--variants worker,vllm,own,shared] [--seconds 150] [--save FILE]
+    python bench/bench_decoding.py [--size 1.5b] [--variants worker,fp8,server,vllm,own,shared] [--seconds 150]
 
 512 sequences of 512 + 256 tokens, 64 prompts, a logprob with each token; the same prompts and the same random weights
 for all, one after another on one GPU. Each variant is a program of its own, ended after `--seconds`; one that fails
 prints the end of its error and the others go on. `worker` is `engine.process` own on a GPU, `own` the same with one
-process for scheduler and kernels, `shared` the engine inside the trainer's process, `vllm` its server's engine with
-asynchronous scheduling. `held` has a thread of the calling process keep Python's lock, as rewards do.
+process for scheduler and kernels, `shared` the engine inside the trainer's process, `fp8` is `worker` with an FP8 KV
+cache. `server` is vLLM's OpenAI server with asynchronous scheduling and no tokenizer, asked for all completions at once
+over HTTP, prompts and answers as token ids; `vllm` is its engine alone, AsyncLLM. `held` has a thread of the calling
+process keep Python's lock, as rewards do.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import torch
+import uvloop
 from engine_setup import Setup, Workload, report, rows, save, saved_model, used_gib
 from model_shapes import CUDA, SHAPES, timed
 
+from fastgrpo.engine.completion import Completion
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
 
-VARIANTS: dict[str, Callable[..., Any]] = {
+OURS: dict[str, Callable[..., Any]] = {
     "worker": partial(EngineProcess, worker_process=True),
-    "vllm": lambda *_: None,
+    "fp8": partial(EngineProcess, worker_process=True, kv_cache_dtype="fp8"),
     "own": partial(EngineProcess, worker_process=False),
     "shared": Engine,
 }
+PEERS = ("server", "vllm")
 LINE = "ROW "
+SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def workload(size: str) -> Workload:
@@ -53,14 +65,15 @@ def prompts_of(work: Workload, encode: Callable[[str], list[int]]) -> list[list[
     return [prompt for prompt in encoded for _ in range(work.group)]
 
 
-def generate(engine: Any, prompts: Sequence[list[int]], tokens: int) -> None:
+def generate(engine: Any, prompts: Sequence[list[int]], tokens: int) -> list[Completion]:
     """Submit all and take what finishes until nothing is open."""
     for key, prompt in enumerate(prompts):
         engine.submit(key, prompt, max_tokens=tokens)
-    finished = []
+    finished: list[Completion] = []
     while engine.busy:
         finished += engine.step()
     assert sum(len(completion.logprobs) for completion in finished) == len(prompts) * tokens
+    return finished
 
 
 @contextmanager
@@ -84,7 +97,8 @@ def lock_held() -> Iterator[None]:
 def ours(folder: str, size: str, variant: str) -> None:
     """Speeds of the engine started as `variant`, and whether its weights are the policy's."""
     work = workload(size)
-    setup = Setup(folder, work, engine=VARIANTS[variant])
+    # How far an FP8 cache leaves random weights is measured here, not bounded.
+    setup = Setup(folder, work, engine=OURS[variant], parity_threshold=2.0 if variant == "fp8" else 0.2)
     told(f"{variant}: engine start, s", f"{setup.start_seconds:.1f}")
     told(f"{variant}: parity, nats mean", f"{setup.first_sync.parity_mean:.4f}")
     prompts = prompts_of(work, setup.policy.tokenizer.encode)
@@ -92,13 +106,27 @@ def ours(folder: str, size: str, variant: str) -> None:
     speeds = []
     for _ in range(3):
         setup.engine.sync(setup.policy)
-        speeds.append(work.generated / timed(run)[1])
+        completions, seconds = timed(run)
+        speeds.append(work.generated / seconds)
     told(f"{variant}: tokens/s, the first one warms up", speed(speeds))
+    told(f"{variant}: parity of sampled tokens, nats mean", sampled_parity(setup, prompts, completions))
     setup.engine.sync(setup.policy)
     with lock_held():
         told(f"{variant}, held: tokens/s", speed([work.generated / timed(run)[1]]))
     shared_weights(setup, variant)
     setup.engine.close()
+
+
+def sampled_parity(setup: Setup, prompts: Sequence[list[int]], completions: Sequence[Completion]) -> str:
+    """Mean and largest difference over a completion of each prompt, and the share of importance weights above 2."""
+    gaps = []
+    for one in completions:
+        if one.key % setup.work.group == 0:
+            (ours,) = setup.policy.logprobs([prompts[one.key] + one.token_ids])
+            gaps.append(ours[-len(one.token_ids) :].cpu() - torch.tensor(one.logprobs))
+    gap = torch.cat(gaps)
+    above = float((gap.exp() > 2).float().mean())
+    return f"{float(gap.abs().mean()):.4f}, {float(gap.abs().max()):.3f} at most; weights above 2: {above:.2%}"
 
 
 def shared_weights(setup: Setup, variant: str) -> None:
@@ -119,6 +147,32 @@ def shared_weights(setup: Setup, variant: str) -> None:
     told(f"{variant}: memory awake -> asleep, GiB", f"{awake:.1f} -> {asleep:.1f}")
 
 
+def vllm_options(work: Workload) -> dict[str, Any]:
+    """What vLLM's own engine and server are started with: the settings that ours has."""
+    options: dict[str, Any] = {"kv_cache_memory_bytes": int((16 if CUDA else 0.2) * 2**30), "enforce_eager": not CUDA}
+    options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "skip_tokenizer_init": True}
+    options |= {"dtype": "bfloat16" if CUDA else "float32", "disable_log_stats": True, "async_scheduling": True}
+    return options
+
+
+async def turns(
+    variant: str,
+    work: Workload,
+    prompts: Sequence[list[int]],
+    complete: Callable[[str, list[int]], Awaitable[int]],
+    forget: Callable[[], Awaitable[Any]],
+) -> None:
+    """Speeds of three turns, in which `complete` gives the tokens of one request; cached prefixes are forgotten."""
+    speeds = []
+    for turn in range(3):
+        await forget()
+        start = time.perf_counter()
+        counts = await asyncio.gather(*(complete(f"{turn}-{i}", prompt) for i, prompt in enumerate(prompts)))
+        speeds.append(work.generated / (time.perf_counter() - start))
+        assert sum(counts) == work.generated
+    told(f"{variant}: tokens/s, the first one warms up", speed(speeds))
+
+
 async def vllm_itself(folder: str, size: str) -> None:
     """Speeds of vLLM's AsyncLLM, its engine in a process of its own, as its server has it."""
     from transformers import AutoTokenizer
@@ -127,10 +181,8 @@ async def vllm_itself(folder: str, size: str) -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     work = workload(size)
-    options: dict[str, Any] = {"kv_cache_memory_bytes": int((16 if CUDA else 0.2) * 2**30), "enforce_eager": not CUDA}
-    options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences, "skip_tokenizer_init": True}
-    options |= {"dtype": "bfloat16" if CUDA else "float32", "disable_log_stats": True, "async_scheduling": True}
-    llm, seconds = timed(lambda: AsyncLLM.from_engine_args(AsyncEngineArgs(model=folder, **options)))
+    arguments = AsyncEngineArgs(model=folder, **vllm_options(work))
+    llm, seconds = timed(lambda: AsyncLLM.from_engine_args(arguments))
     told("vllm: engine start, s", f"{seconds:.1f}")
     params = SamplingParams(
         max_tokens=work.completion_tokens,
@@ -147,15 +199,77 @@ async def vllm_itself(folder: str, size: str) -> None:
         return ids
 
     prompts = prompts_of(work, AutoTokenizer.from_pretrained(folder).encode)
-    speeds = []
-    for turn in range(3):
-        await llm.reset_prefix_cache()
-        start = asyncio.get_running_loop().time()
-        counts = await asyncio.gather(*(complete(f"{turn}-{i}", prompt) for i, prompt in enumerate(prompts)))
-        speeds.append(sum(counts) / (asyncio.get_running_loop().time() - start))
-        assert sum(counts) == work.generated
-    told("vllm: tokens/s, the first one warms up", speed(speeds))
+    await turns("vllm", work, prompts, complete, llm.reset_prefix_cache)
     llm.shutdown()
+
+
+@contextmanager
+def serving(folder: str, work: Workload) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The address of vLLM's server, which has begun to start, and its process; what it prints is shown on failure."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ["--model", folder, "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port)]
+    for name, value in vllm_options(work).items():
+        flags += [f"--{name.replace('_', '-')}"] * (value is not False) + [str(value)] * (not isinstance(value, bool))
+    with tempfile.TemporaryFile() as printed:
+        process = subprocess.Popen(
+            [sys.executable, "-m", SERVER, *flags, "--disable-uvicorn-access-log"],
+            stdout=printed,
+            stderr=printed,
+            # The route that forgets cached prefixes.
+            env=os.environ | {"VLLM_SERVER_DEV_MODE": "1"},
+        )
+        try:
+            yield f"http://127.0.0.1:{port}", process
+        except BaseException:
+            printed.seek(0)
+            print(printed.read().decode(errors="replace")[-6000:], flush=True)
+            raise
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+
+
+async def vllm_server(folder: str, size: str) -> None:
+    """Speeds of vLLM's server; the client is this process, and reads each answer's tokens and logprobs."""
+    from transformers import AutoTokenizer
+
+    work, start = workload(size), time.perf_counter()
+    body = {"model": "policy", "max_tokens": work.completion_tokens, "temperature": 1.0, "ignore_eos": True}
+    body |= {"logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True}
+    prompts = prompts_of(work, AutoTokenizer.from_pretrained(folder).encode)
+    limits: dict[str, Any] = {"timeout": aiohttp.ClientTimeout(total=None)}
+    limits["connector"] = aiohttp.TCPConnector(limit=0, force_close=True)
+    with serving(folder, work) as (address, process):
+        async with aiohttp.ClientSession(address, **limits) as session:
+
+            async def complete(name: str, prompt: list[int]) -> int:
+                async with session.post("/v1/completions", json=body | {"prompt": prompt}) as answer:
+                    found = await answer.json()
+                    assert answer.status == 200, found
+                (choice,) = found["choices"]
+                assert len(choice["token_ids"]) == len(choice["logprobs"]["token_logprobs"])
+                return len(choice["token_ids"])
+
+            async def forget() -> None:
+                async with session.post("/reset_prefix_cache") as answer:
+                    answer.raise_for_status()
+
+            while not await healthy(session):
+                assert process.poll() is None, "vLLM's server has ended"
+                await asyncio.sleep(0.5)
+            told("server: start, s", f"{time.perf_counter() - start:.1f}")
+            await turns("server", work, prompts, complete, forget)
+
+
+async def healthy(session: aiohttp.ClientSession) -> bool:
+    """Whether the server answers."""
+    with suppress(aiohttp.ClientError):
+        async with session.get("/health") as answer:
+            return answer.status == 200
+    return False
 
 
 def speed(found: Sequence[float]) -> str:
@@ -170,47 +284,60 @@ def told(what: str, value: str) -> None:
 def one_variant(folder: str, size: str, variant: str, seconds: float) -> None:
     """Run it, and report its lines or the end of its error."""
     command = [sys.executable, __file__, "--only", folder, "--size", size, "--variants", variant]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
-        out, error, status = done.stdout, done.stderr, str(done.returncode)
-    except subprocess.TimeoutExpired as late:
-        out, error = (bytes(part or b"").decode(errors="replace") for part in (late.stdout, late.stderr))
-        status = f"none after {seconds:g} s"
-    for line in out.splitlines():
+    with tempfile.TemporaryFile("w+", errors="replace") as printed:
+        program = subprocess.Popen(command, stdout=printed, stderr=printed, start_new_session=True)
+        try:
+            status = str(program.wait(seconds))
+        except subprocess.TimeoutExpired:
+            status = f"none after {seconds:g} s"
+            program.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                program.wait(10)
+        finally:
+            # vLLM's processes are of its group.
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+            program.wait()
+        printed.seek(0)
+        lines = printed.read().splitlines()
+    for line in lines:
         if line.startswith(LINE):
             report(*line.removeprefix(LINE).split("|", 1))
     if status != "0":
         report(f"{variant}: FAILED, status", status)
-        print("\n".join((out + error).splitlines()[-30:]), flush=True)
+        print("\n".join(lines[-60:]), flush=True)
 
 
-def ratio(variant: str) -> None:
-    """The best timed run over vLLM's best."""
+def ratio(variant: str, peer: str) -> None:
+    """The best timed run over the peer's best."""
     name = "tokens/s, the first one warms up"
     found = {what: value for what, value in rows if name in what}
-    mine, theirs = found.get(f"{variant}: {name}"), found.get(f"vllm: {name}")
+    mine, theirs = found.get(f"{variant}: {name}"), found.get(f"{peer}: {name}")
     if mine and theirs:
         best = [max(float(one.replace(",", "")) for one in text.split(", ")[1:]) for text in (mine, theirs)]
-        report(f"{variant} / vllm", f"{best[0] / best[1]:.3f}")
+        report(f"{variant} / {peer}", f"{best[0] / best[1]:.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
-    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--variants", default="worker,fp8,server,vllm,own,shared")
     parser.add_argument("--seconds", type=float, default=150.0)
     parser.add_argument("--only", metavar="FOLDER", help="the one variant, in this process, of the model in FOLDER")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
-    if options.only and options.variants == "vllm":
-        return asyncio.run(vllm_itself(options.only, options.size))
+    if options.only and options.variants in PEERS:
+        peer = vllm_server if options.variants == "server" else vllm_itself
+        return uvloop.run(peer(options.only, options.size))
     if options.only:
         return ours(options.only, options.size, options.variants)
     with saved_model(options.size) as folder:
         for variant in options.variants.split(","):
             one_variant(folder, options.size, variant, options.seconds)
-    for variant in ("worker", "own", "shared"):
-        ratio(variant)
+    for other in (*PEERS, "worker"):
+        for variant in OURS:
+            if variant != other:
+                ratio(variant, other)
     if options.save:
         save(options.save, f"Decoding, Qwen2.5 {options.size} shape")
 

@@ -57,6 +57,7 @@ class Engine:
         dtype: str = "auto",
         seed: int = 0,
         kv_cache_gib: float | None = None,
+        kv_cache_dtype: str = "auto",
         enforce_eager: bool = False,
         cpu_threads: int | None = None,
         parity_threshold: float = 0.1,
@@ -65,14 +66,15 @@ class Engine:
         free_share: float | None = None,
         worker_process: bool = False,
     ) -> None:
-        """`kv_cache_gib` (GiB) fixes the KV cache; without it a GPU gives what is free, a CPU 1 GiB.
+        """`kv_cache_gib` (GiB) fixes the KV cache; without it a GPU gives what is free, a CPU 1 GiB. `kv_cache_dtype`
+        "fp8" is e4m3 at scale 1, "auto" the weights'.
 
         `dtype` "auto" is float32 on CPU (as fast as bf16 there, and exact) and the checkpoint's on GPU. On CPU there
         are no graphs to capture, so `enforce_eager` is ignored, and generation runs on `cpu_threads` (half the cores):
         the jails need the others, and a team of OpenMP threads that must share its cores waits for itself, tens of
-        times slower. `parity_threshold` is the canary's largest permitted mean |logprob difference| in nats. A step of
-        vLLM, but for the first, that has not returned after `step_timeout_s` hangs: nothing can interrupt it, so the
-        process ends.
+        times slower. `parity_threshold` is the canary's largest permitted mean |logprob difference| in nats
+        (`weight_sync.FP8_PARITY` times it with "fp8"). A step of vLLM, but for the first, that has not returned after
+        `step_timeout_s` hangs: nothing can interrupt it, so the process ends.
         `tensor_parallel` ranks in a row hold one engine together: each must submit the same requests, with a seed where
         they are sampled, and step, score and sync as the others do (`fastgrpo.engine.tensor_parallel`).
         `worker_process`: vLLM launches the kernels in a further process, beside its scheduler. `free_share` of the
@@ -88,7 +90,7 @@ class Engine:
         # Nothing is on the GPU in this process where the worker has one of its own.
         self._device = torch.cuda.current_device() if on_gpu and not worker_process else None
         self._open: dict[str, OpenRequest] = {}
-        self._version, self._seed = 0, seed
+        self._version, self._seed, self._fp8_cache = 0, seed, kv_cache_dtype == "fp8"
         self._sync: WeightSync | None = None
         kv_gib = kv_cache_gib if kv_cache_gib is not None or on_gpu else 1.0
         options: dict[str, Any] = {
@@ -99,6 +101,7 @@ class Engine:
             "max_num_seqs": max_num_seqs,
             "enforce_eager": enforce_eager or not on_gpu,
             "kv_cache_memory_bytes": None if kv_gib is None else int(kv_gib * 2**30),
+            "kv_cache_dtype": kv_cache_dtype,
             "enable_prefix_caching": True,
             "enable_sleep_mode": on_gpu,
             "skip_tokenizer_init": True,
@@ -230,7 +233,8 @@ class Engine:
         require_idle(self.busy and not in_flight, "sync")
         if self._sync is None:
             vocab = self._llm.model_config.get_vocab_size()
-            self._sync = WeightSync(vllm_model(self._llm), vocab, self.max_model_len, self.parity_threshold, self._seed)
+            model, limits = vllm_model(self._llm), (self.max_model_len, self.parity_threshold)
+            self._sync = WeightSync(model, vocab, *limits, self._seed, fp8_cache=self._fp8_cache)
         return self._sync(policy, partial(self.renew, version), None if self.busy else self.score)
 
     def renew(self, version: int) -> None:

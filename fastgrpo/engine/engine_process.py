@@ -65,7 +65,7 @@ class EngineProcess:
         self._last_message = time.monotonic()
         self._lost: Exception | None = None
         self._child: Child | None = Child(self._step_timeout_s + GRACE_S)
-        gpu = torch.cuda.is_available()
+        gpu, fp8 = torch.cuda.is_available(), options.get("kv_cache_dtype") == "fp8"
         share = free_memory_share() if gpu else None
         options |= {"model_path": os.fspath(model_path), "seed": seed, "free_share": share}
         try:
@@ -75,7 +75,7 @@ class EngineProcess:
             self._child.end()
             raise
         model = _Model(handles, partial(self._call, "load"))
-        self._weights = WeightSync(model, vocab, self.max_model_len, parity_threshold, seed)
+        self._weights = WeightSync(model, vocab, self.max_model_len, parity_threshold, seed, fp8_cache=fp8)
 
     @property
     def pid(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from fastgrpo.config import Config
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
-from fastgrpo.engine.process import own_process, without_wildcards
+from fastgrpo.engine.process import check_kv_cache, own_process, without_wildcards
 from fastgrpo.errors import UserError
 from fastgrpo.policy.model import policy_dtype
 from fastgrpo.signals import interruptible
@@ -26,10 +26,11 @@ def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = Non
 
     Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
     """
+    check_kv_cache(config)
     try:
         with interruptible(), without_wildcards(model) as folder:
             engine = _open(config, folder, kv_cache_gib)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         # pydantic's errors begin with a line of their own.
         reason = str(error).rpartition("Value error, ")[2].strip().splitlines()[0]
         raise UserError(f"vLLM does not start with {model} and the [engine] settings: {reason}") from error
@@ -45,6 +46,7 @@ def _open(config: Config, folder: str, kv_cache_gib: float | None) -> AnyEngine:
         "max_model_len": config.engine.max_model_len,
         "max_num_seqs": config.engine.max_num_seqs,
         "kv_cache_gib": kv_cache_gib or (None if torch.cuda.is_available() else config.engine.kv_cache_gib),
+        "kv_cache_dtype": config.engine.kv_cache_dtype,
         "enforce_eager": config.engine.enforce_eager,
         "seed": config.seed,
         "parity_threshold": config.engine.parity_threshold,

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from fastgrpo.policy.model import Policy
 
 CANARY_SEQUENCES, CANARY_TOKENS = 4, 48
+# The bound where vLLM has an FP8 KV cache, over the one where it has not: e4m3 rounds 16 times as coarsely as bfloat16,
+# but keys and values alone. It is too coarse for keys with large biases (Qwen2.5: bench/results/engine.md).
+FP8_PARITY = 4.0
+COARSE = (
+    ", or an FP8 KV cache is too coarse for this model's keys: set engine.kv_cache_dtype to auto, or raise "
+    "engine.parity_threshold"
+)
 
 
 class ParityError(UserError):
@@ -41,9 +48,14 @@ class SyncReport:
 class WeightSync:
     """The weights of one `vllm_model`, the policy that lives in them, and the canary: random tokens by `seed`."""
 
-    def __init__(self, vllm_model: Any, vocab: int, max_model_len: int, threshold: float, seed: int) -> None:
-        """`threshold`: the canary's largest permitted mean |logprob difference|, nats."""
-        self._model, self._threshold = vllm_model, threshold
+    def __init__(
+        self, vllm_model: Any, vocab: int, max_model_len: int, threshold: float, seed: int, *, fp8_cache: bool
+    ) -> None:
+        """`threshold`: the canary's largest permitted mean |logprob difference|, nats; `FP8_PARITY` times as much is
+        permitted where vLLM has an FP8 KV cache (`fp8_cache`).
+        """
+        self._model, self._fp8_cache = vllm_model, fp8_cache
+        self._threshold = threshold * (FP8_PARITY if fp8_cache else 1.0)
         self._adopted: Policy | None = None
         generator = torch.Generator().manual_seed(seed)
         shape = (CANARY_SEQUENCES, min(CANARY_TOKENS, max_model_len - 1))
@@ -77,6 +89,7 @@ class WeightSync:
             raise ParityError(
                 f"after a weight sync vLLM and the trainer differ by {mean:.3g} nats a token on the "
                 f"canary (limit {self._threshold:g}): vLLM is not sampling from the policy's weights"
+                + (COARSE if self._fp8_cache else "")
             )
         checked = time.perf_counter() - synced
         return SyncReport(synced - start, bytes_copied, checked, mean, float(difference.max()))

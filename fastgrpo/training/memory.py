@@ -54,7 +54,7 @@ class Workload:
     adapters of that rank are all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered
     for each token stored, above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but
     for the piece at work. `tensor_parallel`: ranks that hold one vLLM together; above 1 training is sharded over all
-    `ranks`. `own_process`: vLLM has one.
+    `ranks`. `own_process`: vLLM has one. `kv_dtype`: of the KV cache, None = `dtype`.
     """
 
     micro_batch_tokens: int
@@ -63,6 +63,7 @@ class Workload:
     group_tokens: int = 0
     kv_cache_gib: float | None = None
     dtype: torch.dtype = torch.bfloat16
+    kv_dtype: torch.dtype | None = None
     gradient_checkpointing: bool = False
     recompute_mlp: bool = False
     layers: Layers = "plain"
@@ -139,7 +140,7 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
         shrink = "lower engine.max_num_seqs"
         fixed = (*fixed, Item("vLLM's logits and activations", logits, shrink, training=workload.overlapped))
     base = sum(item.size for item in fixed if item.generating)
-    kv_token = kv_bytes_per_token(config, workload.dtype, workload.tensor_parallel)
+    kv_token = kv_bytes_per_token(config, workload.kv_dtype or workload.dtype, workload.tensor_parallel)
     kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_token
     room = capacity - sum(item.size for item in fixed if item.training)
     if workload.kv_cache_gib is None:

@@ -6,7 +6,7 @@ import torch
 from transformers import PretrainedConfig
 
 from fastgrpo.config import Config
-from fastgrpo.engine.process import own_process
+from fastgrpo.engine.process import check_kv_cache, own_process
 from fastgrpo.errors import UserError
 from fastgrpo.policy.fused_layers import may_fuse
 from fastgrpo.policy.model import policy_device, policy_dtype
@@ -17,8 +17,10 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
     """The memory of this device under `config`.
 
     Raises UserError naming the largest item where it does not fit, why the model cannot be cut into the ranks of
-    `engine.tensor_parallel`, or that sequences of `engine.max_model_len` have positions that the model does not know.
+    `engine.tensor_parallel`, that sequences of `engine.max_model_len` have positions that the model does not know, or
+    that this CPU has no FP8 KV cache.
     """
+    check_kv_cache(config)
     _check_positions(model, config.engine.max_model_len)
     _check_divisible(model, config.engine.tensor_parallel)
     device = policy_device()
@@ -28,6 +30,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         max_model_len=config.engine.max_model_len,
         kv_cache_gib=None if device.type == "cuda" else config.engine.kv_cache_gib,
         dtype=policy_dtype(config),
+        kv_dtype=torch.float8_e4m3fn if config.engine.kv_cache_dtype == "fp8" else None,
         gradient_checkpointing=config.model.gradient_checkpointing,
         recompute_mlp=config.model.recompute_mlp,
         layers=_layers(config, model),

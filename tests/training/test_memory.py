@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
 from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.training import workload
 from fastgrpo.training.memory import (
     GIB,
     Layers,
@@ -67,6 +70,27 @@ def test_kv_cache_is_all_that_is_wanted_or_all_that_is_left() -> None:
     assert tight.generating == pytest.approx(50 * GIB, rel=1e-6)
     tight.check()
     assert plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gib=3.5), 50 * GIB).kv_cache_gib == 3.5
+
+
+def test_an_fp8_cache_is_half_of_a_bf16_one_or_holds_twice_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = replace(WORKLOAD, ranks=8, kv_dtype=torch.float8_e4m3fn)
+    wide, narrow = (plan_memory(QWEN_7B, asked, 140 * GIB) for asked in (replace(WORKLOAD, ranks=8), half))
+    assert narrow.kv_cache_gib == wide.kv_cache_gib / 2
+    assert wide.generating - narrow.generating == narrow.kv_cache_gib * GIB
+    assert narrow.training == wide.training
+    beside = replace(half, overlapped=True, group_tokens=6000)
+    assert plan_memory(QWEN_7B, beside, 64 * GIB).micro_batch_tokens > 6000
+    assert asked_for({"engine.kv_cache_dtype": "fp8"}, monkeypatch).kv_dtype == torch.float8_e4m3fn
+    assert asked_for({}, monkeypatch).kv_dtype is None
+
+
+def asked_for(keys: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Workload:
+    """The workload that a configuration of `keys` is."""
+    found: list[Workload] = []
+    monkeypatch.setattr(workload, "check_kv_cache", lambda config: None)
+    monkeypatch.setattr(workload, "plan_memory", lambda model, asked, capacity: found.append(asked) or Mock())
+    workload.memory_plan(resolve(keys), QWEN_7B)
+    return found[0]
 
 
 def test_a_kv_cache_beside_training_leaves_room_for_one_group_a_micro_batch() -> None:

@@ -1,0 +1,117 @@
+"""`engine.kv_cache_dtype` fp8: what vLLM is told, how far it then is from the trainer, and what a run makes of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from fastgrpo.config import Config
+from fastgrpo.config_keys import resolve
+from fastgrpo.engine import engine as in_process
+from fastgrpo.engine import opening
+from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.weight_sync import ParityError
+from fastgrpo.errors import UserError
+from fastgrpo.policy.demo_policy import policy_config
+from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
+from fastgrpo.training import learner
+from fastgrpo.training.workload import memory_plan
+from tests.test_train import metrics
+from tests.training.test_lag import model, settings, train
+
+__all__ = ["model"]
+
+pytestmark = pytest.mark.engine
+
+FP8 = {"engine.kv_cache_dtype": "fp8"}
+has_fp8 = pytest.mark.skipif(
+    not (torch.cuda.is_available() or torch.cpu._is_avx512_supported()), reason="vLLM's FP8 cache needs AVX-512"
+)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "fp8"])
+def test_vllm_is_told(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(in_process, "start_vllm", told.update)
+    Engine(tiny_folder, max_model_len=64, kv_cache_dtype=dtype)
+    assert told["kv_cache_dtype"] == dtype
+
+
+@pytest.mark.parametrize(("keys", "dtype"), [({}, "auto"), (FP8, "fp8")])
+@pytest.mark.parametrize("process", ["own", "shared"])
+def test_the_engine_is_opened_with_it(
+    monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], dtype: str, process: str
+) -> None:
+    opened: list[dict[str, Any]] = []
+    for name in ("Engine", "EngineProcess"):
+        monkeypatch.setattr(opening, name, lambda _, **options: opened.append(options))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    opening._open(resolve(keys | {"engine.process": process}), "folder", None)
+    assert opened[0]["kv_cache_dtype"] == dtype
+
+
+def test_a_cpu_without_it_refuses_it_at_the_start(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("_is_avx512_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    config = resolve(FP8)
+    with pytest.raises(UserError, match="kv_cache_dtype fp8 needs a GPU, or a CPU with AVX-512: set it to auto"):
+        memory_plan(config, policy_config())
+    with pytest.raises(UserError, match="set it to auto"), opening.open_engine(config, tiny_folder):
+        pass
+
+
+def test_what_vllm_has_not_written_is_one_sentence(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("FP8 KV cache requires head_size divisible by 32 on CPU.")
+
+    monkeypatch.setattr(opening, "Engine", refuse)
+    with (
+        pytest.raises(UserError, match=r"vLLM does not start with .* requires head_size divisible by 32"),
+        opening.open_engine(resolve({"engine.process": "shared"}), tiny_folder),
+    ):
+        pass
+
+
+def with_fp8(config: Config) -> Config:
+    return msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, kv_cache_dtype="fp8"))
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    config = with_fp8(settings(model, tmp_path_factory.mktemp("unused"), "fp8"))
+    with opening.open_engine(config, model) as engine:
+        assert isinstance(engine, Engine)
+        yield engine
+
+
+@has_fp8
+def test_the_canary_is_judged_by_the_wider_bound_alone(engine: Engine, model: Path) -> None:
+    policy: Policy = load_policy(model, device=policy_device(), dtype=policy_dtype(resolve({})))
+    assert engine._llm.vllm_config.cache_config.cache_dtype == "fp8"
+    report = engine.sync(policy)
+    assert report.bytes_copied > 0 == engine.sync(policy).bytes_copied
+    assert 1e-4 < report.parity_mean < 0.15
+    for parameter in policy.model.parameters():
+        parameter.data = torch.randn_like(parameter)
+    with pytest.raises(ParityError, match=r"on the canary \(limit 0\.6\): .*kv_cache_dtype to auto"):
+        engine.sync(policy)
+
+
+@has_fp8
+def test_a_run_keeps_the_samplers_logprobs_and_weighs_by_them(
+    engine: Engine, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", lambda *_, **__: nullcontext(engine))
+    rows = metrics(train(with_fp8(settings(model, tmp_path, "fp8", steps=2))))
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert 1e-4 < row["sampler_parity"] < 0.15
+        assert row["grad_norm"] > 0
+        assert row["importance_capped"] == 0
