@@ -124,6 +124,10 @@ class AuditedEnvironment:
         self._inner, self._pays = inner, pays
         self.prompt = inner.prompt
 
+    def at_step(self, step: int) -> AuditedEnvironment:
+        """The audit of the task as it is at a training step, from 0."""
+        return AuditedEnvironment(self._inner.at_step(step), self._pays)
+
     async def execute(self, problem: Problem, completion: str, seed: int) -> Audited:
         """Run the workflow and take both verdicts."""
         execution = await self._inner.execute(problem, completion, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from copy import copy
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fastgrpo.flow.judge import judged
 from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
-from fastgrpo.flow.reward import group_rewards, spent_calls
+from fastgrpo.flow.reward import group_rewards, spent_calls, warmed_up
 from fastgrpo.flow.structure import structure_of
 from fastgrpo.flow.types import (
     Execution,
@@ -50,6 +51,12 @@ class WorkflowEnvironment:
         self.pool, self.worker = pool, worker
         self._weights, self._limits, self._instruction = weights, limits, instruction
         self._slots = asyncio.Semaphore(limits.at_once)
+
+    def at_step(self, step: int) -> WorkflowEnvironment:
+        """This environment with the costs that `reward.warmup_steps` gives the training step, from 0."""
+        other = copy(self)
+        other._weights = warmed_up(self._weights, step)
+        return other
 
     def prompt(self, problem: Problem) -> str:
         """What the policy reads first: of the problem its prompt, and whether there are public tests."""

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from msgspec.structs import replace
+
 from fastgrpo.config import EfficiencyBy, RewardWeights
 from fastgrpo.flow.structure import substructures
 from fastgrpo.flow.types import Execution, WorkerCall
@@ -40,6 +42,12 @@ def group_rewards(executions: Sequence[Execution], weights: RewardWeights) -> li
         None if execution.status == "infrastructure" else _terms(execution, each, calls, weights)
         for execution, each, calls in zip(executions, distinct, spent, strict=True)
     ]
+
+
+def warmed_up(weights: RewardWeights, step: int) -> RewardWeights:
+    """The weights at a training step, from 0: over `warmup_steps` both costs grow from nothing to what they are."""
+    share = min(1.0, step / weights.warmup_steps) if weights.warmup_steps else 1.0
+    return replace(weights, complexity=share * weights.complexity, efficiency=share * weights.efficiency)
 
 
 def _terms(execution: Execution, distinct: float, spent: float, weights: RewardWeights) -> Reward:

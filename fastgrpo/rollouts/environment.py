@@ -67,6 +67,19 @@ class Agent(Protocol):
         """One result for each rollout of a group, from its `executions`."""
 
 
+@runtime_checkable
+class Stepped(Protocol):
+    """What an `Environment` or `Agent` has besides where its reward changes while the policy learns."""
+
+    def at_step(self, step: int) -> Environment | Agent:
+        """The environment of the rollouts of a training step, from 0; evaluations have the plain one."""
+
+
+def at_step(environment: Environment | Agent, step: int) -> Environment | Agent:
+    """The environment of the rollouts of training step `step`, from 0: itself unless it is `Stepped`."""
+    return environment.at_step(step) if isinstance(environment, Stepped) else environment
+
+
 class EnvironmentFailure(Exception):
     """The environment raised, hung or returned what is no result; the message is one sentence."""
 

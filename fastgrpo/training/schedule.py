@@ -14,7 +14,7 @@ from fastgrpo.config import Config
 from fastgrpo.errors import UserError
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.environment import Agent, Environment
+from fastgrpo.rollouts.environment import Agent, Environment, at_step
 from fastgrpo.rollouts.experience import (
     Experience,
     Tally,
@@ -196,7 +196,7 @@ class Schedule:
         seed = self._config.seed * 1_000_003 + step
         return Rollouts(
             self._generator,
-            self._environment,
+            at_step(self._environment, step),
             self._learner.chat,
             self._draw(step, extra)[:most],
             group_size=self._config.grpo.group_size,

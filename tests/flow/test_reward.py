@@ -13,7 +13,7 @@ from fastgrpo.config import EfficiencyBy, RewardWeights
 from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.names import OPERATORS
-from fastgrpo.flow.reward import distinctness, group_rewards, inefficiency, spent_calls
+from fastgrpo.flow.reward import distinctness, group_rewards, inefficiency, spent_calls, warmed_up
 from fastgrpo.flow.types import Execution, WorkerCall
 
 ONE, TWO = WORKFLOWS["generate"], WORKFLOWS["3 generate, ensemble, test"]
@@ -203,3 +203,12 @@ def test_failing_in_a_new_way_earns_nothing() -> None:
     failed = Execution(status="failed", workflow=TWO, complexity=0.6)
     rewards = group_rewards([ok(ONE, 1.0, 0.2), failed], RewardWeights())
     assert [terms and terms.terms["diversity"] for terms in rewards] == [0.0, 0.0]
+
+
+def test_costs_grow_to_their_weights_and_nothing_else_changes() -> None:
+    weights = RewardWeights(complexity=0.2, efficiency=0.3, warmup_steps=4)
+    costs = [(w.complexity, w.efficiency) for w in (warmed_up(weights, step) for step in (0, 1, 4, 9))]
+    assert costs == [(0.0, 0.0), (0.05, pytest.approx(0.075)), (0.2, 0.3), (0.2, 0.3)]
+    assert warmed_up(weights, 9) == weights
+    plain = RewardWeights()
+    assert warmed_up(plain, 0) == plain

@@ -37,12 +37,14 @@ def configuration(**grpo: object) -> Config:
     return resolve({f"grpo.{name}": value for name, value in keys.items()} | {"engine.max_model_len": 200})
 
 
-def experience(config: Config, varied: set[int], step: int = 0) -> Experience:
+def experience(
+    config: Config, varied: set[int], step: int = 0, environment: ScriptedEnvironment | None = None
+) -> Experience:
     async def main() -> Experience:
         learner = SimpleNamespace(step=step, experiences=[], chat=Chat(TOKENIZER))
         draw = partial(draw_problems, problems(40), config)
         async with open_generator(ScriptedEngine()) as generator:
-            schedule = Schedule(generator, learner, Environment(varied), draw, config)
+            schedule = Schedule(generator, learner, environment or Environment(varied), draw, config)
             await schedule.generated()
             return await asyncio.wait_for(schedule.experience(), 60)
 
@@ -94,6 +96,26 @@ def test_a_replica_replaces_its_own_groups_in_rounds_that_all_ranks_begin(monkey
     monkeypatch.setattr(schedules, "gather_all", gathered)
     assert len(ids(experience(configuration(), set(range(40))))) == 4
     assert asked == [0, 0, 0]
+
+
+class Growing(ScriptedEnvironment):
+    """Pays a rollout by the training step that it is of."""
+
+    paid = 0.0
+
+    def at_step(self, step):
+        other = Growing()
+        other.paid = float(step)
+        return other
+
+    def results(self, problem, rollouts):
+        return [Result(reward=Reward(total=self.paid + i)) for i in range(len(rollouts))]
+
+
+def test_an_environment_may_change_with_the_step() -> None:
+    config = configuration(refill=0)
+    totals = [experience(config, set(), step, Growing()).tally.values()["reward/total"] for step in (0, 3)]
+    assert totals == [0.5, 3.5]
 
 
 def test_the_overlong_term_is_logged_and_moves_the_policy() -> None:
