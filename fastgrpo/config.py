@@ -235,7 +235,8 @@ class RewardWeights(Section, frozen=True):
     efficiency: Annotated[float, Meta(ge=0, description="what it spent at run time beyond one call")] = 0.1
     efficiency_by: Annotated[EfficiencyBy, Meta(description="what is counted as spent")] = "tokens"
     warmup_steps: Annotated[
-        int, Meta(ge=0, description="complexity and efficiency grow from 0 to their weights over so many steps")
+        int,
+        Meta(ge=0, description="complexity and efficiency grow from 0 to their weights over so many training steps"),
     ] = 0
     diversity: Annotated[float, Meta(ge=0, description="distinctness within the group")] = 0.05
     format: Annotated[float, Meta(ge=0, description="penalty of a completion without a valid workflow")] = 0.5

@@ -16,7 +16,7 @@ from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.dataset import hold_out, of_each, read_examples, set_names, weighted
-from fastgrpo.rollouts.environment import Agent, Environment
+from fastgrpo.rollouts.environment import Agent, Environment, lacking
 from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
 from fastgrpo.rollouts.verifiers_environment import load_verifiers
 
@@ -118,8 +118,7 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
 
 def environment_task(environment: Environment | Agent, problems: Iterable[Any], held_out: Iterable[Any] = ()) -> Task:
     """An environment or an agent of the caller's own on its own problems. Raises UserError for an object of neither."""
-    methods = ("prompt", "results", *(("act",) if hasattr(environment, "act") else ("execute", "feedback_text")))
-    if missing := [name for name in methods if not callable(getattr(environment, name, None))]:
+    if missing := lacking(environment):
         kind = type(environment).__name__
         raise UserError(f"environment {kind} has no {' and no '.join(missing)}: docs/own-task.md shows its methods")
 

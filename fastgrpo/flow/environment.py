@@ -54,8 +54,11 @@ class WorkflowEnvironment:
 
     def at_step(self, step: int) -> WorkflowEnvironment:
         """This environment with the costs that `reward.warmup_steps` gives the training step, from 0."""
+        weights = warmed_up(self._weights, step)
+        if weights == self._weights:
+            return self
         other = copy(self)
-        other._weights = warmed_up(self._weights, step)
+        other._weights = weights
         return other
 
     def prompt(self, problem: Problem) -> str:

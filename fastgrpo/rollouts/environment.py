@@ -26,7 +26,8 @@ class Environment(Protocol):
 
     Problems are objects of the task's own with a unique `id`; so is what `execute` returns. `execute` and `results` may
     be coroutines or plain functions; a plain one runs in a thread, so that decoding goes on meanwhile. `prompt`, and
-    `feedback_text` where it is plain, run in the loop's own thread: they must not wait.
+    `feedback_text` where it is plain, run in the loop's own thread: they must not wait. A reward that changes while the
+    policy learns has a method more, `at_step(step)` (see the function of that name).
     """
 
     def prompt(self, problem: Any) -> str | list[dict[str, str]]:
@@ -67,17 +68,34 @@ class Agent(Protocol):
         """One result for each rollout of a group, from its `executions`."""
 
 
-@runtime_checkable
-class Stepped(Protocol):
-    """What an `Environment` or `Agent` has besides where its reward changes while the policy learns."""
-
-    def at_step(self, step: int) -> Environment | Agent:
-        """The environment of the rollouts of a training step, from 0; evaluations have the plain one."""
+def lacking(environment: Any) -> list[str]:
+    """The methods that it lacks to be an `Environment`, or an `Agent` where it has `act`."""
+    names = ("prompt", "results", *(("act",) if hasattr(environment, "act") else ("execute", "feedback_text")))
+    return [name for name in names if not callable(getattr(environment, name, None))]
 
 
 def at_step(environment: Environment | Agent, step: int) -> Environment | Agent:
-    """The environment of the rollouts of training step `step`, from 0: itself unless it is `Stepped`."""
-    return environment.at_step(step) if isinstance(environment, Stepped) else environment
+    """The environment of the rollouts of training step `step`, from 0: what its method `at_step` gives, else itself.
+
+    Asked for each batch of rollouts, those of `grpo.refill` too; evaluations have the plain one. Raises UserError where
+    that method raises or gives no environment.
+    """
+    change = getattr(environment, "at_step", None)
+    if not callable(change):
+        return environment
+    try:
+        found = change(step)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"at_step raised {type(error).__name__} for the training step {step}: {error}") from error
+    if lacking(found):
+        kind, given = type(environment).__name__, type(found).__name__
+        raise UserError(
+            f"at_step of {kind} must return an environment, as docs/own-task.md has it, and gave {given}: mend it, or "
+            "call it otherwise where it is something else"
+        )
+    return found
 
 
 class EnvironmentFailure(Exception):

@@ -10,7 +10,9 @@ import pytest
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
+from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
+from fastgrpo.rollouts.environment import at_step
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.rollouts.generator import open_generator
 from fastgrpo.train import draw_problems
@@ -112,10 +114,37 @@ class Growing(ScriptedEnvironment):
         return [Result(reward=Reward(total=self.paid + i)) for i in range(len(rollouts))]
 
 
-def test_an_environment_may_change_with_the_step() -> None:
-    config = configuration(refill=0)
-    totals = [experience(config, set(), step, Growing()).tally.values()["reward/total"] for step in (0, 3)]
-    assert totals == [0.5, 3.5]
+@pytest.mark.parametrize("refill", [0, 1])
+def test_an_environment_may_change_with_the_step(refill: int) -> None:
+    found = [experience(configuration(refill=refill), set(), step, Growing()) for step in (0, 3)]
+    assert [each.tally.values()["reward/total"] for each in found] == [0.5, 3.5]
+
+
+def test_groups_that_take_the_place_of_others_are_paid_as_of_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Growing, "results", lambda self, _, rollouts: [Result(reward=Reward(total=self.paid))] * 2)
+    found = experience(configuration(refill=2), set(), 3, Growing())
+    assert found.tally.sums["groups_refilled"] == 8
+    assert found.tally.values()["reward/total"] == 3.0
+
+
+def test_what_at_step_gives_is_checked_and_an_attribute_of_that_name_is_none() -> None:
+    environment = Environment(set())
+    environment.at_step = 3
+    assert at_step(environment, 0) is environment
+    assert at_step(None, 0) is None  # a rank that has no rollouts of its own
+
+    def wrong(step: int) -> Environment:
+        return {}[step]
+
+    cases = (
+        (print, "at_step of Environment must return an environment, .* gave NoneType"),
+        (lambda: environment, r"at_step raised TypeError for the training step 7: .* takes 0 positional"),
+        (wrong, "at_step raised KeyError for the training step 7: 7"),
+    )
+    for method, sentence in cases:
+        environment.at_step = method
+        with pytest.raises(UserError, match=sentence):
+            at_step(environment, 7)
 
 
 def test_the_overlong_term_is_logged_and_moves_the_policy() -> None:
