@@ -83,20 +83,25 @@ def _advantage_kernel(rewards_ptr, ids_ptr, advantages_ptr, rollouts, MODE: tl.c
 
 def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: str) -> Tensor:
     """See `fastgrpo.training.advantage.group_advantages`."""
+    device = rewards_R.get_device()
+    if device >= 0 and device != torch.cuda.current_device():
+        # Triton loads a kernel on the current GPU, launches it there, and keeps it so.
+        with torch.cuda.device(device):
+            return group_advantages(rewards_R, group_ids_R, mode)
     rewards_R, group_ids_R = rewards_R.contiguous(), group_ids_R.contiguous()
     advantages_R, rollouts = torch.empty_like(rewards_R), rewards_R.numel()
     if rollouts:
         programs = -(-rollouts // BLOCK.value)
-        device = rewards_R.get_device()
-        kernel = _compiled(device, group_ids_R.dtype, mode) if device >= 0 else _advantage_kernel  # interpreted
-        kernel[(programs, 1, 1)](rewards_R, group_ids_R, advantages_R, rollouts, mode)
+        kernel = _compiled(device, group_ids_R.dtype, mode) if device >= 0 else None
+        (kernel or _advantage_kernel)[(programs, 1, 1)](rewards_R, group_ids_R, advantages_R, rollouts, mode)
     return advantages_R
 
 
 @lru_cache
 def _compiled(device: int, ids: torch.dtype, mode: str) -> Any:
-    """The kernel for these types: kept here, as Triton takes 8 us a call to find it again and the rest takes 6.
+    """The kernel for these types on the current GPU, which is `device`; None under the interpreter.
 
-    Nothing in it is specialised, so it holds for every length and alignment.
+    Kept here, as Triton takes 10 us a call to find it again and the rest takes 6. Nothing in it is specialised, so it
+    holds for every length and alignment.
     """
     return _advantage_kernel.warmup(torch.float32, ids, torch.float32, 1, mode, grid=(1,), num_warps=WARPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -106,3 +107,40 @@ def test_slices_of_any_alignment_and_length(mode, device):
         found = group_advantages(rewards_R[start:], ids_R[start:], mode)
         torch.testing.assert_close(found, group_advantages(rewards_R[start:].clone(), ids_R[start:].clone(), mode))
         assert found[-1] == 0 if start == 50 else found.abs().max() > 0
+
+
+class OnSecondGpu(torch.Tensor):
+    """A tensor of this machine that says it is elsewhere."""
+
+    def get_device(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_the_kept_kernel_is_that_of_the_tensors_gpu(monkeypatch, interpreted):
+    """Whichever is current; the interpreter keeps none."""
+    advantage_triton = pytest.importorskip("fastgrpo.kernels.advantage_triton")
+    current, launched = [0], []
+
+    @contextmanager
+    def device(number):
+        current.append(number)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *arguments: launched.append((self.name, grid, arguments[-2:], current[-1]))
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    kept = None if interpreted else Kernel("kept")
+    monkeypatch.setattr(advantage_triton, "_compiled", lambda number, *_: (launched.append(number), kept)[1])
+    monkeypatch.setattr(advantage_triton, "_advantage_kernel", Kernel("Triton's own"))
+    rewards_R, ids_R = torch.rand(40).as_subclass(OnSecondGpu), torch.zeros(40, dtype=torch.int64)
+    advantage_triton.group_advantages(rewards_R, ids_R, "rloo")
+    assert launched == [1, ("Triton's own" if interpreted else "kept", (2, 1, 1), (40, "rloo"), 1)]
+    assert current == [0]
