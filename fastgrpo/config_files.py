@@ -22,13 +22,14 @@ MODEL = "model.digest"
 SAMPLED_BYTES = 2**16
 
 # What may differ between a run and its continuation: none of it changes what a finished step computed. The model may
-# have moved: it is compared by its content (`refuse_another_model`).
+# have moved: it is compared by its content (`refuse_another_model`). A run that its parity check has stopped goes on
+# without the FP8 cache.
 FREE_TO_CHANGE = re.compile(
     r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval|record)\..*|sandbox\.(cells|hosts)"
     r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
     r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
     r"|model\.(path|source|revision|offload_optimizer)"
-    r"|engine\.(process|gpu_memory_utilization|kv_cache_gib|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s|completion_timeout_s)"
+    r"|engine\.(process|gpu_memory_utilization|kv_cache_gib|kv_cache_dtype|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s|completion_timeout_s)"
 )
 
 

@@ -32,8 +32,10 @@ def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = Non
             engine = _open(config, folder, kv_cache_gib)
     except (ValueError, NotImplementedError) as error:
         # pydantic's errors begin with a line of their own.
-        reason = str(error).rpartition("Value error, ")[2].strip().splitlines()[0]
-        raise UserError(f"vLLM does not start with {model} and the [engine] settings: {reason}") from error
+        said = str(error).rpartition("Value error, ")[2].strip() or type(error).__name__
+        raise UserError(
+            f"vLLM does not start with {model} and the [engine] settings: {said.splitlines()[0]}"
+        ) from error
     try:
         yield engine
     finally:

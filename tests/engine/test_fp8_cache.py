@@ -67,13 +67,23 @@ def test_a_cpu_without_it_refuses_it_at_the_start(tiny_folder: Path, monkeypatch
         pass
 
 
-def test_what_vllm_has_not_written_is_one_sentence(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (("FP8 KV cache requires head_size divisible by 32 on CPU.",), "requires head_size divisible by 32"),
+        ((), r"NotImplementedError$"),
+    ],
+    ids=["a reason", "none"],
+)
+def test_what_vllm_has_not_written_is_one_sentence(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, said: tuple[str, ...], sentence: str
+) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise NotImplementedError("FP8 KV cache requires head_size divisible by 32 on CPU.")
+        raise NotImplementedError(*said)
 
     monkeypatch.setattr(opening, "Engine", refuse)
     with (
-        pytest.raises(UserError, match=r"vLLM does not start with .* requires head_size divisible by 32"),
+        pytest.raises(UserError, match=rf"vLLM does not start with .* settings: .*{sentence}"),
         opening.open_engine(resolve({"engine.process": "shared"}), tiny_folder),
     ):
         pass
