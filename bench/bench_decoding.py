@@ -294,7 +294,7 @@ def one_variant(folder: str, size: str, variant: str, seconds: float) -> None:
             with suppress(subprocess.TimeoutExpired):
                 program.wait(10)
         finally:
-            # vLLM's processes are of its group.
+            # vLLM's processes are of its group; our engine's has its own, and ends with its connection.
             with suppress(ProcessLookupError):
                 os.killpg(program.pid, signal.SIGKILL)
             program.wait()
