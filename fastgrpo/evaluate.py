@@ -264,12 +264,14 @@ async def baselines(
 
 def policies(model: str) -> dict[str, str]:
     """The folders to evaluate by what they are: beside a model after RL also the one that its run began from."""
-    for folder in Path(model).resolve().parents[:2]:
+    path = Path(model).resolve()
+    for folder in path.parents[:2]:
         if (folder / "config.toml").is_file():
+            if path == folder / "sft":
+                return {"SFT only": model}
             start = Path(read_toml(folder / "config.toml").get("model.path") or folder / "sft")
             if start.name == "sft" and start.is_dir():
-                after = {} if start.resolve() == Path(model).resolve() else {"SFT + RL": model}
-                return {"SFT only": str(start), **after}
+                return {"SFT only": str(start), "SFT + RL": model}
     return {"policy": model}
 
 

@@ -3,7 +3,7 @@
 Each composes training and evaluation with other keys, in one process, and leaves Markdown, plots and the raw rows under
 `runs/experiments/NAME`. What is finished there is not done again, and a training that was cut goes on. Where `--model`
 is named, trainings start from it (`sft-subset` teaches it first), and experiments that only measure take it for the
-trained policy.
+trained policy, but for what stage 1 left in a run's folder: they train that.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ def taught(
 
 
 def policy(config: Config, folder: Path) -> str:
-    """The folder of the trained policy: the model that is named, else that of a run in `folder`."""
-    if config.model.path:
+    """The folder of the trained policy: the model that is named unless it is a start, else a run's in `folder`."""
+    if config.model.path and policies(config.model.path).keys() != {"SFT only"}:
         return config.model.path
     return str(Checkpoints(trained(config, folder, "policy", {}).folder / "checkpoints").latest())
 

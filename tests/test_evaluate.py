@@ -139,6 +139,9 @@ def test_a_model_after_rl_is_shown_beside_its_start(tmp_path: Path) -> None:
     (tmp_path / "run/config.toml").write_text("")
     assert evaluate.policies(str(checkpoint)) == {"SFT only": str(start), "SFT + RL": str(checkpoint)}
     assert evaluate.policies(str(start)) == {"SFT only": str(start)}
+    (tmp_path / "run/config.toml").write_text('[model]\npath = "base"\n')
+    assert evaluate.policies(str(start)) == {"SFT only": str(start)}
+    assert evaluate.policies(str(checkpoint)) == {"policy": str(checkpoint)}
 
 
 def test_the_seconds_of_writing_are_part_of_the_latency() -> None:

@@ -17,6 +17,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.evaluate import EvalRow, save_rows
 from fastgrpo.experiments import EXPERIMENTS, agreement, perform
+from fastgrpo.training.checkpoint import Checkpoints
 
 
 class Stubs:
@@ -170,6 +171,23 @@ def test_a_model_that_is_named_is_measured_and_not_trained(stubs: Stubs, tmp_pat
     perform(name, config(tmp_path, model__path="folder"))
     assert stubs.trained == []
     assert [(models, controls) for _, models, controls in stubs.compared] == [({"policy": "folder"}, name == "cost")]
+
+
+@pytest.mark.parametrize("name", ["cost", "hacking", "worker-swap"])
+def test_what_stage_1_left_is_a_start_from_which_the_policy_is_trained(
+    stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    start, step = tmp_path / "flow/sft", tmp_path / "experiments" / name / "policy/checkpoints/step-000002"
+    start.mkdir(parents=True)
+    (tmp_path / "flow/config.toml").write_text('[model]\npath = "a-real-model"\n')
+    monkeypatch.setattr(Checkpoints, "latest", lambda self: self.folder / "step-000002")
+    workers = {"kind": "openai", "base_url": "http://localhost:1/v1", "model": "one", "others.small.model": "two"}
+    keys = {f"workers.{key}": value for key, value in workers.items()}
+    perform(name, config(tmp_path, model__path=str(start), **keys))
+    [(run, _)] = stubs.trained
+    assert run.model.path == str(start)
+    both = {"policy": str(step)} if name == "worker-swap" else {"SFT only": str(start), "SFT + RL": str(step)}
+    assert [models for _, models, _ in stubs.compared] == [both] * (2 if name == "worker-swap" else 1)
 
 
 def test_numbers_are_compared_on_questions_alone(stubs: Stubs, tmp_path: Path) -> None:
