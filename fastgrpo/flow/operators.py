@@ -280,19 +280,10 @@ async def run_all_tests(
     public = [passed for index, passed in enumerate(outcome.tests) if index in problem.public]
     hidden = [passed for index, passed in enumerate(outcome.tests) if index not in problem.public] or public
     shown = _outcome_of(outcome, public)
-    if shown.error and _is_said_by_solution(outcome):  # maybe of a hidden test's input, and this is shown
+    if shown.error and shown.error_by != "host":  # maybe of a hidden test's input, and this is shown
         alone = await run_tests(pool, problem, code, public=True, limits=limits)
-        shown = replace(shown, error=alone.error)
+        shown = replace(shown, error=alone.error, error_by=alone.error_by)
     return shown, _outcome_of(outcome, hidden)
-
-
-def _is_said_by_solution(outcome: Outcome) -> bool:
-    """Whether the error is the solution's text, which the host cannot tell from a traceback, and not a count."""
-    count = f"{outcome.tests.count(False)} of {len(outcome.tests)}"
-    return outcome.status in ("failed", "memory") and outcome.error not in (
-        f"{count} tests failed",
-        f"{count} cases differ",
-    )
 
 
 async def run_program(
@@ -313,11 +304,13 @@ def given_to(problem: Problem) -> str:
 
 
 def _outcome_of(whole: Outcome, tests: Sequence[bool]) -> Outcome:
-    """The outcome of some of the tests of a run."""
+    """The outcome of some of the tests of a run; a count in its error is that of all."""
+    part = replace(whole, tests=tuple(tests))
     if whole.status not in ("ok", "failed"):
-        return replace(whole, tests=tuple(tests))
-    passed = bool(tests) and all(tests)
-    return replace(whole, status="ok" if passed else "failed", error="" if passed else whole.error, tests=tuple(tests))
+        return part
+    if tests and all(tests):
+        return replace(part, status="ok", error="", error_by="")
+    return replace(part, status="failed")
 
 
 def program_after(given: str, code: str) -> str:
@@ -343,7 +336,8 @@ def public_feedback(problem: Problem, outcome: Outcome) -> str:
         return f"{count}."
     lines = [f"{count}:"]
     lines += [text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + " ..." for text in failed[:_SHOWN_TESTS]]
-    if outcome.status != "ok" and outcome.error:
+    counts = outcome.status == "failed" and outcome.error_by == "host"  # hidden tests, too
+    if outcome.status != "ok" and outcome.error and not counts:
         lines.append(last_line(outcome.error))
     elif outcome.status not in ("ok", "failed"):
         lines.append(f"The run ended with: {outcome.status}.")

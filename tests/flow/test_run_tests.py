@@ -16,6 +16,7 @@ from tests.flow.conftest import ADD
 
 TESTS = AssertTests(asserts=tuple(f"assert add({n}, 1) == {n + 1}" for n in range(5)))
 FIVE = replace(ADD, tests=TESTS, public=(0, 3))
+SHOWN = AssertTests(asserts=(TESTS.asserts[0], TESTS.asserts[3]))
 
 
 class Pool:
@@ -50,6 +51,7 @@ def test_each_part_has_its_own_verdicts(verdicts: tuple[bool, ...], public: str,
         "ok" if all(verdicts) else "failed",
         tests=verdicts,
         error="" if all(verdicts) else f"{verdicts.count(False)} of 5 tests failed",
+        error_by="" if all(verdicts) else "host",
     )
     pool = Pool(whole)
     outcomes = both(pool, FIVE)
@@ -58,11 +60,16 @@ def test_each_part_has_its_own_verdicts(verdicts: tuple[bool, ...], public: str,
     assert outcomes[0].tests == (verdicts[0], verdicts[3])
     assert outcomes[1].tests == (verdicts[1], verdicts[2], verdicts[4])
     assert all(bool(outcome.error) == (outcome.status == "failed") for outcome in outcomes)
+    assert all(bool(outcome.error) == bool(outcome.error_by) for outcome in outcomes)
+    feedback = public_feedback(replace(FIVE, public_tests=SHOWN), outcomes[0])
+    assert ("of 2 public tests fail" in feedback, "of 5" in feedback) == (public == "failed", False)
 
 
 @pytest.mark.parametrize("status", ["timeout", "memory", "killed", "infrastructure"])
 def test_what_ends_the_run_ends_it_for_both(status: Any) -> None:
-    outcomes = both(Pool(Outcome(status, error="reason", tests=(False,) * 5)), FIVE)
+    pool = Pool(Outcome(status, error="reason", tests=(False,) * 5, error_by="host"))
+    outcomes = both(pool, FIVE)
+    assert len(pool.runs) == 1
     assert [(outcome.status, outcome.error) for outcome in outcomes] == [(status, "reason")] * 2
 
 
@@ -90,12 +97,16 @@ class TellingPool(Pool):
     async def run(self, code: str, *, tests: Tests, limits: Limits | None) -> Outcome:
         self.runs.append((tests, limits))
         last = describe_tests(tests)[-1]
-        return Outcome("failed", tests=(False,) * len(describe_tests(tests)), error=f"ValueError: {last}")
+        none = (False,) * len(describe_tests(tests))
+        return replace(self.outcome, tests=none, error=f"ValueError: {last}")
 
 
-def test_what_a_solution_says_of_hidden_tests_is_not_shown() -> None:
-    pool = TellingPool(Outcome("failed"))
-    public, hidden = both(pool, replace(FIVE, public_tests=AssertTests(asserts=(TESTS.asserts[0], TESTS.asserts[3]))))
+@pytest.mark.parametrize("status", ["failed", "memory"])
+@pytest.mark.parametrize("error_by", ["jail", ""])
+def test_what_a_solution_says_of_hidden_tests_is_not_shown(status: Any, error_by: Any) -> None:
+    """Nor what nobody answers for, as of a server that does not know the field."""
+    pool = TellingPool(Outcome(status, error_by=error_by))
+    public, hidden = both(pool, replace(FIVE, public_tests=SHOWN))
     assert TESTS.asserts[4] in hidden.error
     assert (public.tests, public.error) == ((False, False), f"ValueError: {TESTS.asserts[3]}")
     feedback = public_feedback(FIVE, public)
