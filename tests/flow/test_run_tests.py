@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from fastgrpo.flow.operators import public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.problems.splitting import describe_tests
-from fastgrpo.flow.types import Problem, WorkflowLimits
-from fastgrpo_sandbox import AssertTests, Limits, Outcome, Tests
+from fastgrpo.flow.problems.tested import made
+from fastgrpo.flow.types import NO_TESTS, Problem, WorkflowLimits
+from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool, StdioTests, Tests
 from tests.flow.conftest import ADD
 
 TESTS = AssertTests(asserts=tuple(f"assert add({n}, 1) == {n + 1}" for n in range(5)))
@@ -111,3 +112,54 @@ def test_what_a_solution_says_of_hidden_tests_is_not_shown(status: Any, error_by
     assert (public.tests, public.error) == ((False, False), f"ValueError: {TESTS.asserts[3]}")
     feedback = public_feedback(FIVE, public)
     assert all(text not in feedback for text in (TESTS.asserts[1], TESTS.asserts[2], TESTS.asserts[4]))
+
+
+def test_an_error_that_nobody_is_shown_costs_no_second_run() -> None:
+    one = AssertTests(asserts=TESTS.asserts[:1])
+    hidden_alone = replace(FIVE, public_tests=NO_TESTS, public=())
+    for problem in (replace(FIVE, tests=one, public=(0,), public_tests=one, hidden_tests=one), hidden_alone):
+        pool = TellingPool(Outcome("failed", error_by="jail"))
+        public, _ = both(pool, problem)
+        assert len(pool.runs) == 1
+        assert "ValueError" not in public_feedback(problem, public)
+
+
+def test_a_jail_that_is_lost_meanwhile_says_nothing_of_the_solution() -> None:
+    class LosingPool(TellingPool):
+        async def run(self, code: str, *, tests: Tests, limits: Limits | None) -> Outcome:
+            if self.runs:
+                return Outcome("infrastructure", error="the host's /secret is gone", error_by="host")
+            return await super().run(code, tests=tests, limits=limits)
+
+    public, _ = both(LosingPool(Outcome("failed", error_by="jail")), replace(FIVE, public_tests=SHOWN))
+    assert (public.status, public.tests, public.error) == ("failed", (False, False), "")
+
+
+CASES = StdioTests(cases=(("1", "2"), ("secret", "3"), ("2", "3")))
+
+
+def test_parts_of_cases_that_have_a_jail_each_are_run_once_by_themselves() -> None:
+    problem = made("cases", "Add one.", "", "", CASES, (0, 2))
+    pool = TellingPool(Outcome("failed", error_by="jail"))
+    public, hidden = both(pool, problem)
+    assert [tests for tests, _ in pool.runs] == [problem.public_tests, problem.hidden_tests]
+    assert "secret" in hidden.error
+    assert "secret" not in public_feedback(problem, public)
+    shared = made("case", "Add one.", "", "", StdioTests(cases=CASES.cases[:1]))
+    pool = TellingPool(Outcome("failed", error_by="jail"))
+    assert [outcome.tests for outcome in both(pool, shared)] == [(False,), (False,)]
+    assert len(pool.runs) == 1
+
+
+@pytest.mark.jail
+def test_a_traceback_of_a_hidden_case_stays_with_the_hidden_part() -> None:
+    code = "text = input()\nassert text != 'secret', text\nprint(int(text) + (2 if text == '1' else 1))"
+
+    async def run() -> tuple[Outcome, Outcome]:
+        async with SandboxPool(cells=1) as pool:
+            return await run_all_tests(pool, problem, code, limits=WorkflowLimits())
+
+    problem = made("cases", "Add one.", "", "", CASES, (0, 2))
+    public, hidden = asyncio.run(run())
+    assert (public.tests, public.error_by) == ((False, True), "host")
+    assert (hidden.tests, hidden.error_by, "AssertionError: secret" in hidden.error) == ((False,), "jail", True)
