@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 from unittest import mock
 
 import torch
-from bench_loss_head import DEVICE, OPTIONS, SHAPES, Case, forward_ours, make_case, milliseconds, ours
+from bench_loss_head import DEVICE, OPTIONS, SHAPES, Case, forward_floor, forward_ours, make_case, milliseconds, ours
 from torch import Tensor
 
-from fastgrpo.kernels import reference, rows_triton, tuning
+from fastgrpo.kernels import chunked, forward_triton, reference, rows_triton, tuning
 from fastgrpo.kernels.chunked import REPORT
 from fastgrpo.kernels.reference import SoftmaxSums
 
@@ -45,18 +46,37 @@ def time_chunks(case: Case) -> None:
     """Milliseconds of the head by the size of its chunks."""
     shape = (*case.hidden_NH.shape, len(case.weight_VH))
     for mib in (320, 480, 640, 800, 1280):
-        with mock.patch.dict(tuning.CHUNK_BYTES, cuda=mib << 20):
+        with mock.patch.dict(tuning.CHUNK_BYTES, cuda=mib << 20), walked():
             forward, both = milliseconds(forward_ours(case)), milliseconds(ours(case))
         print(f"{shape} chunks of {mib} MiB: forward {forward:.2f} ms, both ways {both:.2f} ms", flush=True)
     for rows in (1024, 2048, 4096, 8192):
-        with mock.patch.dict(tuning.FORWARD_ROWS, cuda=rows):
+        with mock.patch.dict(tuning.FORWARD_ROWS, cuda=rows), walked():
             print(f"{shape} forward by {rows} rows: {milliseconds(forward_ours(case)):.2f} ms", flush=True)
+
+
+def walked() -> Any:
+    """The forward pass walks over chunks, whatever the head."""
+    return mock.patch.object(chunked, "product_folds", return_value=False)
+
+
+def time_folding(hidden: int, rows: int = 16_384, vocabulary: int = 151_936) -> None:
+    """Milliseconds of the forward pass: the product alone, the walk over chunks, the product that folds its tiles."""
+    case = make_case(rows, hidden, vocabulary)
+    arguments = (case.hidden_NH.detach(), case.targets_N, case.weight_VH.detach(), 1.0)
+    product = milliseconds(forward_floor(case))
+    with walked():
+        walk = milliseconds(forward_ours(case))
+    folded = milliseconds(lambda: forward_triton.logprob_forward(*arguments))
+    text = f"product {product:.2f} ms, walk {walk:.2f} ({walk / product:.3f} x), folded {folded:.2f}"
+    print(f"{(rows, hidden, vocabulary)} {text} ({folded / product:.3f} x)", flush=True)
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     if DEVICE.type != "cuda":
         raise SystemExit("tuning needs a GPU: a CPU's sizes are those of its caches")
+    for hidden in (896, 1536, 2048, 3072, 4096):
+        time_folding(hidden)
     for rows, hidden, vocabulary in SHAPES:
         case = make_case(rows, hidden, vocabulary)
         time_blocks(case, tuning.chunk_rows("cuda", rows, vocabulary, case.weight_VH.element_size()))

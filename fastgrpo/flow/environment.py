@@ -128,10 +128,10 @@ class WorkflowEnvironment:
         try:
             outcome = await clock.within(session.outcome())
         except TimeoutError:
-            return Outcome("timeout", error="wall clock limit reached")
+            return Outcome("timeout", error="wall clock limit reached", error_by="host")
         if outcome.status == "timeout" and outcome.wall_s >= self._limits.jail.wall_s:
             error = f"its calls waited more than {self._limits.wait_s:g} s for their turn; raise workers.concurrency"
-            return Outcome("infrastructure", error=error)
+            return Outcome("infrastructure", error=error, error_by="host")
         return outcome
 
     async def _result(self, problem: Problem, outcome: Outcome, tested: dict[str, Outcome]) -> Execution:

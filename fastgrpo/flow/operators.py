@@ -34,7 +34,7 @@ from fastgrpo.flow.types import (
     WorkflowLimits,
     names_of,
 )
-from fastgrpo_sandbox import CallError, Outcome, SandboxPool, Tests, extract_code
+from fastgrpo_sandbox import CallError, Outcome, SandboxPool, StdioTests, Tests, extract_code
 from fastgrpo_sandbox.extract import without_thought
 
 _SHOWN_TESTS = 3
@@ -272,27 +272,26 @@ def solution_of(problem: Problem, reply: str) -> str:
 async def run_all_tests(
     pool: SandboxPool, problem: Problem, code: str, *, limits: WorkflowLimits
 ) -> tuple[Outcome, Outcome]:
-    """(public, hidden) outcomes of one run of all tests; what ends the run, as a loop without end, ends it for both."""
+    """(public, hidden) outcomes of one run of all tests; what ends the run, as a loop without end, ends it for both.
+
+    Cases of StdioTests have a jail each, so each part is a run of its own, and in no more jails. Elsewhere a solution
+    may know hidden inputs when it fails: where its error is shown, a run of the public tests alone says what it is.
+    """
+    alone = partial(run_tests, pool, problem, code, limits=limits)
+    if isinstance(problem.tests, StdioTests) and not problem.shared_test:
+        first, rest = await asyncio.gather(alone(public=True), alone(public=False))
+        return first, rest
     if problem.tests is None:
-        public_run = await run_tests(pool, problem, code, public=True, limits=limits)
-        return public_run, await run_tests(pool, problem, code, public=False, limits=limits)
+        return await alone(public=True), await alone(public=False)
     outcome = await run_program(pool, problem, code, problem.tests, limits)
     public = [passed for index, passed in enumerate(outcome.tests) if index in problem.public]
     hidden = [passed for index, passed in enumerate(outcome.tests) if index not in problem.public] or public
     shown = _outcome_of(outcome, public)
-    if shown.error and _is_said_by_solution(outcome):  # maybe of a hidden test's input, and this is shown
-        alone = await run_tests(pool, problem, code, public=True, limits=limits)
-        shown = replace(shown, error=alone.error)
+    if shown.error and shown.error_by != "host" and _shows_tests(problem):
+        again = await alone(public=True)
+        ours = again.status == "infrastructure"  # whose reason is nothing of the solution's
+        shown = replace(shown, error="" if ours else again.error, error_by="" if ours else again.error_by)
     return shown, _outcome_of(outcome, hidden)
-
-
-def _is_said_by_solution(outcome: Outcome) -> bool:
-    """Whether the error is the solution's text, which the host cannot tell from a traceback, and not a count."""
-    count = f"{outcome.tests.count(False)} of {len(outcome.tests)}"
-    return outcome.status in ("failed", "memory") and outcome.error not in (
-        f"{count} tests failed",
-        f"{count} cases differ",
-    )
 
 
 async def run_program(
@@ -313,11 +312,13 @@ def given_to(problem: Problem) -> str:
 
 
 def _outcome_of(whole: Outcome, tests: Sequence[bool]) -> Outcome:
-    """The outcome of some of the tests of a run."""
+    """The outcome of some of the tests of a run; a count in its error is that of all."""
+    part = replace(whole, tests=tuple(tests))
     if whole.status not in ("ok", "failed"):
-        return replace(whole, tests=tuple(tests))
-    passed = bool(tests) and all(tests)
-    return replace(whole, status="ok" if passed else "failed", error="" if passed else whole.error, tests=tuple(tests))
+        return part
+    if tests and all(tests):
+        return replace(part, status="ok", error="", error_by="")
+    return replace(part, status="failed")
 
 
 def program_after(given: str, code: str) -> str:
@@ -339,15 +340,22 @@ def public_feedback(problem: Problem, outcome: Outcome) -> str:
         return f"All {len(described)} public tests pass."
     failed = [text for text, good in zip(described, passed, strict=False) if not good]
     count = f"{len(failed)} of {len(described)} public tests fail"
-    if not set(described).isdisjoint(describe_tests(problem.hidden_tests)):
+    if not _shows_tests(problem):
         return f"{count}."
     lines = [f"{count}:"]
     lines += [text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + " ..." for text in failed[:_SHOWN_TESTS]]
-    if outcome.status != "ok" and outcome.error:
+    counts = outcome.status == "failed" and outcome.error_by == "host"  # hidden tests, too
+    if outcome.status != "ok" and outcome.error and not counts:
         lines.append(last_line(outcome.error))
     elif outcome.status not in ("ok", "failed"):
         lines.append(f"The run ended with: {outcome.status}.")
     return "\n".join(lines)
+
+
+def _shows_tests(problem: Problem) -> bool:
+    """Whether feedback shows the public tests that fail, and the error: where none of them is hidden as well."""
+    hidden = describe_tests(problem.hidden_tests)
+    return problem.shown_tests and set(describe_tests(problem.public_tests)).isdisjoint(hidden)
 
 
 def last_line(error: str) -> str:

@@ -1,4 +1,7 @@
-"""The walk over chunks of logits: one product, one row pass, two gradient products each; never [N, V] at once."""
+"""The walk over chunks of logits: one product, one row pass, two gradient products each; never [N, V] at once.
+
+Without a gradient, `forward_triton` takes its place for the heads that `product_folds` names.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgrpo.kernels import rows_torch
-from fastgrpo.kernels.backend import triton_runs
+from fastgrpo.kernels.backend import is_hopper, triton_runs
 from fastgrpo.kernels.reference import LogitTransform, LossOptions, SoftmaxSums, TokenInputs
-from fastgrpo.kernels.tuning import CHUNK_BYTES, COLUMN_MULTIPLE, FP32_SUM_BYTES, chunk_rows, forward_chunk
+from fastgrpo.kernels.tuning import (
+    CHUNK_BYTES,
+    COLUMN_MULTIPLE,
+    FP32_SUM_BYTES,
+    chunk_rows,
+    folding_pays,
+    forward_chunk,
+)
 
 # Rows of a report [F, N], fp32; the last five are the fields of `reference.PolicyLoss`.
 REPORT = ("logprob", "entropy", "loss", "kl", "clipped_low", "clipped_high", "importance_capped")
@@ -59,10 +69,32 @@ def row_passes(device: torch.device) -> ModuleType:
     return rows_torch
 
 
+def product_folds(hidden_NH: Tensor, head: Head) -> bool:
+    """Whether the forward pass is one product that folds its own tiles: bf16 on Hopper, no bias, no cap, whole tiles.
+
+    Its copy engine reads rows of whole 16 bytes. Biases of minus infinity would leave it tiles without a softmax.
+    """
+    (rows, hidden), vocabulary, tensors = hidden_NH.shape, len(head.weight_VH), (hidden_NH, head.weight_VH)
+    return (
+        is_hopper(hidden_NH.device)
+        and head.bias_V is None
+        and head.transform.softcap is None
+        and folding_pays(rows, hidden, vocabulary)
+        and all(x.dtype == torch.bfloat16 and x.is_contiguous() and x.data_ptr() % 16 == 0 for x in tensors)
+    )
+
+
 def logprob_forward(
     hidden_NH: Tensor, targets_N: Tensor, head: Head, *, entropy: bool, chunk: int | None
 ) -> tuple[Tensor, Tensor]:
     """Target logprob and (empty if not asked for) entropy in nats, fp32 [N]."""
+    if chunk is None and product_folds(hidden_NH, head):
+        from fastgrpo.kernels import forward_triton
+
+        logprob_N, entropy_N = forward_triton.logprob_forward(
+            hidden_NH, targets_N, head.weight_VH, head.transform.temperature
+        )
+        return logprob_N, entropy_N if entropy else entropy_N.new_empty(0)
     passes, sums = row_passes(hidden_NH.device), SoftmaxSums.empty(targets_N)
     for part in _logit_chunks(hidden_NH, head, None, _forward_chunk(hidden_NH, head, chunk)):
         targets_C = targets_N[part.rows] - part.columns.start

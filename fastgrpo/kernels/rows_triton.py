@@ -12,13 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgrpo.kernels.base2 import LN_2, LOG2_E, PADDING
 from fastgrpo.kernels.reference import LOG_RATIO_BOUND, LogitTransform, LossOptions, SoftmaxSums, TokenInputs
 from fastgrpo.kernels.tuning import RowBlock, loss_row_block, resident_rows, row_block
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
 BOUND = tl.constexpr(LOG_RATIO_BOUND)
-PADDING = tl.constexpr(-1e30)  # finite, so that 0 * PADDING and PADDING - PADDING are 0
 SCALE_BLOCK, SCALE_PROGRAMS = 4096, 1024
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ HUB_SET = re.compile(
 )
 T = TypeVar("T")
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+IN_FOLDERS = {*FORMATS, ".ndjson", ".tsv", ".arrow", ".zip"}  # what may have a column `prompt`
+MOST_FILES = 20_000  # of a folder that is a data set; the library goes through all of them, several times
 
 
 def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str = "train") -> list[Example]:
@@ -78,11 +81,14 @@ def hub_rows(source: str, split: str = "train") -> Iterable[Mapping[str, Any]]:
     """The rows of a set on the hub, OWNER/NAME[/CONFIGURATION][@REVISION][:SPLIT], or of a folder of its files.
 
     Without a split of its own `split`, or the only one that there is. Raises UserError where the library is not
-    installed, and for a name that is unknown or gated or cannot be reached.
+    installed, for a name that is unknown or gated or cannot be reached, and for a folder that is no data set.
     """
-    load_dataset = _library(source)
     named = HUB_SET.fullmatch(source)
-    parts = {"path": source} if named is None or Path(source).is_dir() else named.groupdict()
+    folder = Path(source).expanduser()
+    parts = {"path": str(folder)} if folder.is_dir() else {"path": source} if named is None else named.groupdict()
+    if Path(parts["path"]).is_dir():  # it comes before a name on the hub
+        _check_folder(parts["path"])
+    load_dataset = _library(source)
     wanted = parts.pop("split", None)
     found = _loaded(source, lambda: load_dataset(**{key: value for key, value in parts.items() if value}, split=wanted))
     if wanted or not isinstance(found, Mapping):
@@ -102,6 +108,23 @@ def _rows(source: str, split: str) -> Iterable[Mapping[str, Any]]:
     if not path.exists() and (path.suffix in FORMATS or source.startswith(("/", "~", "."))):
         raise UserError(f"the data set {source} does not exist: give a file, or a name on the hub as OWNER/NAME")
     return hub_rows(source, split)
+
+
+def _check_folder(folder: str) -> None:
+    """Raises UserError for a folder that is plainly no data set, before the library looks for one in all of it."""
+    seen, found = 0, False
+    for place, _, files in os.walk(folder, followlinks=True):
+        seen += 1 + len(files)
+        if seen > MOST_FILES:
+            raise UserError(
+                f"the folder {folder} holds more than {MOST_FILES} files, too many for a data set: name the folder of "
+                "the data files alone, or a file"
+            )
+        hidden = any(part.startswith(".") for part in Path(place).relative_to(folder).parts)
+        found = found or (not hidden and any(not IN_FOLDERS.isdisjoint(Path(file).suffixes) for file in files))
+    if not found:
+        known = ", ".join(sorted(IN_FOLDERS))
+        raise UserError(f"the folder {folder} holds no data files ({known}): name the folder that does, or a file")
 
 
 def _library(source: str) -> Callable[..., Any]:

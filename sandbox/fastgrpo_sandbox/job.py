@@ -23,7 +23,18 @@ from fastgrpo_sandbox.guest.instrument import (
     unittest_names,
     wanted_names,
 )
-from fastgrpo_sandbox.types import AssertTests, CallError, CheckTests, Limits, Outcome, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox.types import (
+    AssertTests,
+    CallError,
+    CheckTests,
+    ErrorBy,
+    Limits,
+    Outcome,
+    Status,
+    StdioTests,
+    Tests,
+    UnittestTests,
+)
 from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
 from fastgrpo_sandbox.weight import count_values
 
@@ -62,7 +73,8 @@ class Parcel(msgspec.Struct, frozen=True):
         unheard = msgspec.structs.replace(done, results=0, result=b"", verdicts=0, verdict=b"")
         if self.session and count_values(done.result, MAX_VALUES) > MAX_VALUES:
             outcome = outcome_of(unheard, self.limits, None, form)
-            return msgspec.structs.replace(outcome, error=f"the result has more than {MAX_VALUES} values")
+            said = f"the result has more than {MAX_VALUES} values"
+            return msgspec.structs.replace(outcome, error=said, error_by="host")
         try:
             return outcome_of(done, self.limits, self.expected(), form)
         except Exception as error:
@@ -214,10 +226,11 @@ class Running:
         """A frame of the job's could not be read, for whatever reason: its own doing, whose neighbours go on."""
         self.kill()
         tests = (False,) * (self.parcel.test_count or 0)
-        self._end(Outcome("failed", error=f"a frame of the job's could not be read: {error!r}", tests=tests))
+        said = f"a frame of the job's could not be read: {error!r}"
+        self._end(Outcome("failed", error=said, tests=tests, error_by="jail"))
 
     def on_lost(self, reason: str) -> None:
-        self._end(Outcome("infrastructure", error=reason))
+        self._end(Outcome("infrastructure", error=reason, error_by="host"))
 
     def _end(self, outcome: Outcome) -> None:
         if not self.ended.done():
@@ -246,16 +259,16 @@ class RunningSession(Running):
             return  # what a killed session had still sent
         self._said += len(body)
         if self._said > MAX_SAID:
-            return self._stop(Outcome("failed", error=f"more than {MAX_SAID} bytes of calls"))
+            return self._stop("failed", f"more than {MAX_SAID} bytes of calls", "host")
         values = count_values(body, MAX_VALUES)
         if self._held + values > MAX_VALUES:
-            return self._stop(Outcome("failed", error=f"more than {MAX_VALUES} values in calls unanswered at once"))
+            return self._stop("failed", f"more than {MAX_VALUES} values in calls unanswered at once", "host")
         try:
             call = msgspec.msgpack.decode(body, type=_Call)
         except Exception as error:
-            return self._stop(Outcome("failed", error=f"malformed call: {error}"))
+            return self._stop("failed", f"malformed call: {error}", "jail")
         if len(self._tasks) >= MAX_CALLS:
-            return self._stop(Outcome("failed", error=f"more than {MAX_CALLS} calls unanswered at once"))
+            return self._stop("failed", f"more than {MAX_CALLS} calls unanswered at once", "host")
         self._held += values
         task = asyncio.get_running_loop().create_task(self._answer(call))
         self._tasks.add(task)
@@ -271,21 +284,21 @@ class RunningSession(Running):
         except CallError as error:
             answer = (call.number, False, str(error))
         except asyncio.CancelledError:
-            self._stop(Outcome("infrastructure", error=f"handler of {call.method!r} was cancelled"))
+            self._stop("infrastructure", f"handler of {call.method!r} was cancelled", "jail")
             raise
         except Exception as error:
-            return self._stop(Outcome("infrastructure", error=f"handler of {call.method!r}: {error!r}"))
+            return self._stop("infrastructure", f"handler of {call.method!r}: {error!r}", "jail")
         try:
             body = msgspec.msgpack.encode(answer)
         except (TypeError, ValueError) as error:
-            return self._stop(Outcome("infrastructure", error=f"answer to {call.method!r} is not plain data: {error}"))
+            return self._stop("infrastructure", f"answer to {call.method!r} is not plain data: {error}", "jail")
         if len(body) > MAX_ANSWER:
-            return self._stop(Outcome("infrastructure", error=f"answer to {call.method!r} has {len(body)} bytes"))
+            return self._stop("infrastructure", f"answer to {call.method!r} has {len(body)} bytes", "jail")
         if not self.ended.done() and not self.cell.lost:
             self.cell.send(self.number, body)
 
-    def _stop(self, outcome: Outcome) -> None:
-        self._fault = self._fault or outcome
+    def _stop(self, status: Status, error: str, error_by: ErrorBy) -> None:
+        self._fault = self._fault or Outcome(status, error=error, error_by=error_by)
         self.kill()
 
     def _end(self, outcome: Outcome) -> None:
@@ -293,5 +306,6 @@ class RunningSession(Running):
             task.cancel()
         # Its own fault stands, however it ended; one of ours counts only where it was what ended the session.
         if self._fault is not None and (outcome.status == "killed" or self._fault.status == "failed"):
-            outcome = msgspec.structs.replace(outcome, status=self._fault.status, error=self._fault.error, value=None)
+            fault = {name: getattr(self._fault, name) for name in ("status", "error", "error_by")}
+            outcome = msgspec.structs.replace(outcome, value=None, **fault)
         super()._end(outcome)

@@ -134,7 +134,7 @@ class SandboxPool:
         try:
             parcel = pack_job(code, stdin, files or {}, tests, limits or self.limits)
         except Rejected as error:
-            return self._count(Outcome("rejected", error=str(error)))
+            return self._count(Outcome("rejected", error=str(error), error_by="host"))
         return await self._run_parcel(parcel)
 
     async def _run_cases(
@@ -157,7 +157,7 @@ class SandboxPool:
                 tests.checker, tests.cases[case][0], output, tests.cases[case][1], limits or self.limits
             )
         except Rejected as error:
-            return Outcome("rejected", error=str(error))
+            return Outcome("rejected", error=str(error), error_by="host")
         return await self._run_parcel(parcel)
 
     async def _run_parcel(self, parcel: Parcel) -> Outcome:
@@ -203,7 +203,7 @@ class SandboxPool:
             parcel = pack_session(code, inputs or {}, limits or self.limits)
         except Rejected as error:
             ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            ended.set_result(self._count(Outcome("rejected", error=str(error))))
+            ended.set_result(self._count(Outcome("rejected", error=str(error), error_by="host")))
             yield Session(ended)
             return
         async with self._session_slots:

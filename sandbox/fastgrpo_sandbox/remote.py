@@ -155,7 +155,7 @@ class RemotePool:
             request = RunRequest(code, stdin, content, tests, limits)
             body = msgspec.msgpack.encode(request)
         except (UnicodeEncodeError, TypeError) as error:
-            return Outcome("rejected", error=f"the job cannot be sent: {error}")
+            return Outcome("rejected", error=f"the job cannot be sent: {error}", error_by="host")
         wall_s = (limits or Limits()).wall_s * request.jobs + GRACE_S
         async with self._turns:
             return await self._run_somewhere(body, wall_s)
@@ -177,8 +177,8 @@ class RemotePool:
             host.failed(answer.error)
             lost.append(answer)
         faults = "; ".join(f"{host.url}: {host.fault}" for host in self._hosts if host.fault)
-        nothing = Outcome("infrastructure", error=f"no outcome within {self._deadline_s:.0f} s; {faults}")
-        return lost[-1] if lost else nothing
+        nothing = f"no outcome within {self._deadline_s:.0f} s; {faults}"
+        return lost[-1] if lost else Outcome("infrastructure", error=nothing, error_by="host")
 
     async def _turn(self) -> _Host:
         """The least busy host that is free, with one more of ours; waits for one."""
@@ -250,7 +250,7 @@ def _outcome(host: _Host, status: int, retry_after: str, answer: bytes) -> Outco
         return None
     said = _sentence(answer) or f"HTTP {status}"
     if status in (413, 422):
-        return Outcome("rejected", error=said)
+        return Outcome("rejected", error=said, error_by="host")
     host.failed(said)
     return None
 

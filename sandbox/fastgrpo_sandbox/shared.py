@@ -89,7 +89,7 @@ class SharedPool:
 
 
 async def _run(pool: SandboxPool | RemotePool, job: dict[str, Any], deadline_s: float) -> Outcome:
-    outcome = Outcome("infrastructure", error=f"no outcome within {deadline_s:.0f} s")
+    outcome = Outcome("infrastructure", error=f"no outcome within {deadline_s:.0f} s", error_by="host")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(deadline_s):
             for _ in range(TRIES):

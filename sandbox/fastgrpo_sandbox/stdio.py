@@ -54,10 +54,12 @@ def merge_cases(runs: Sequence[Outcome], tests: Sequence[bool], checks: Sequence
     wrong = worst.status == "ok" and not all(tests)
     broken = next((o.error for o in checks if o.error and not o.pass_rate), "")
     differ = (broken and f"the checker failed: {broken}") or f"{tests.count(False)} of {len(tests)} cases differ"
+    differ_by = "jail" if broken else "host"
     return msgspec.structs.replace(
         worst,
         status="failed" if wrong or not tests else worst.status,
         error=differ if wrong else worst.error,
+        error_by=differ_by if wrong else worst.error_by,
         tests=() if worst.status == "infrastructure" else tuple(tests),
         cpu_s=sum(o.cpu_s for o in runs),
         wall_s=max((o.wall_s for o in runs), default=0.0),

@@ -19,6 +19,7 @@ RANGES: dict[str, tuple[int, int]] = {
 
 Status = Literal["ok", "failed", "timeout", "memory", "output_limit", "killed", "rejected", "infrastructure"]
 VerdictBy = Literal["", "judge", "host", "same-process"]
+ErrorBy = Literal["", "host", "jail"]
 
 
 class CallError(Exception):
@@ -142,6 +143,11 @@ class Outcome(msgspec.Struct, frozen=True):
     `infrastructure` means the jail failed, not the code: never a score. cpu_s and wall_s are seconds; memory_mb is the
     peak in MiB, the interpreter included, and memory_by what held it: "cgroup" where this process may make cgroups
     (version 2; `python -m fastgrpo_sandbox` says why not), else "rlimit + resident polling".
+
+    `error_by` tells whose words `error` is, as the host knows it, whatever the words are: "host" for a sentence into
+    which nothing went that ran in a jail (a limit, a count of failed tests, a fault of ours), "jail" for one that has a
+    traceback, exit status or signal from there, which the code may have chosen by what its tests ask, "" where nobody
+    says. A traceback of the judge's is "jail" too: the solution may have raised what it repeats.
     """
 
     status: Status
@@ -155,6 +161,7 @@ class Outcome(msgspec.Struct, frozen=True):
     memory_mb: float = 0.0
     memory_by: str = ""
     verdict_by: VerdictBy = ""
+    error_by: ErrorBy = ""
 
     @property
     def pass_rate(self) -> float:

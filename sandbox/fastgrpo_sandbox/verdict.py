@@ -9,18 +9,19 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo_sandbox.types import Limits, Outcome, Status
+from fastgrpo_sandbox.types import ErrorBy, Limits, Outcome, Status
 
 DONE = struct.Struct("<IIIIIIQQIIIIII")
 NONE, WALL, CPU, MEMORY, OUTPUT, CANCELLED, PROTOCOL, SPAWN = range(8)
+Ending = tuple[Status, str, ErrorBy]  # with the error and whose words it is
 POLLED, BY_CGROUP = "rlimit + resident polling", "cgroup"
-REASONS: dict[int, tuple[Status, str]] = {
-    WALL: ("timeout", "wall clock limit reached"),
-    CPU: ("timeout", "CPU limit reached"),
-    MEMORY: ("memory", "memory limit reached"),
-    OUTPUT: ("output_limit", "output limit reached"),
-    CANCELLED: ("killed", "cancelled"),
-    PROTOCOL: ("failed", "a malformed frame on the jail's channel, or a second result"),
+REASONS: dict[int, Ending] = {
+    WALL: ("timeout", "wall clock limit reached", "host"),
+    CPU: ("timeout", "CPU limit reached", "host"),
+    MEMORY: ("memory", "memory limit reached", "host"),
+    OUTPUT: ("output_limit", "output limit reached", "host"),
+    CANCELLED: ("killed", "cancelled", "host"),
+    PROTOCOL: ("failed", "a malformed frame on the jail's channel, or a second result", "host"),
 }
 
 
@@ -80,17 +81,17 @@ class Expected(msgspec.Struct, frozen=True):
 def outcome_of(done: Done, limits: Limits, expected: Expected | None, form: type[Result] = Result) -> Outcome:
     """The Outcome of one finished job; `expected` is None for a job without tests, `form` what its result must be."""
     if done.reason == SPAWN:
-        return Outcome("infrastructure", error=_spawn_error(done))
+        return Outcome("infrastructure", error=_spawn_error(done), error_by="host")
     secret = expected.secret if expected else b""
     result = _decode(done.result, form, secret) if done.results == 1 else None
-    status, error = _ending(done, result or _failure(done, secret), limits)
+    status, error, error_by = _ending(done, result or _failure(done, secret), limits)
     tests: tuple[bool, ...] = ()
     if expected is not None:
         answers = result if not expected.judged else _decode(done.verdict) if done.verdicts == 1 else None
         tests = _verdicts(answers, expected)
-        status, error = _with_tests(done, status, error, tests, expected)
+        status, error, error_by = _with_tests(done, (status, error, error_by), tests, expected)
         if expected.judged and answers is not None and answers.kind:
-            error = f"the tests themselves failed: {answers.error}"
+            error, error_by = f"the tests themselves failed: {answers.error}", "jail"
     return Outcome(
         status,
         value=result.value if result and status == "ok" else None,
@@ -103,6 +104,7 @@ def outcome_of(done: Done, limits: Limits, expected: Expected | None, form: type
         memory_mb=done.memory_kb / 1024,
         memory_by=BY_CGROUP if done.by_cgroup else POLLED,
         verdict_by="" if expected is None else "judge" if expected.judged else "same-process",
+        error_by=error_by if error else "",
     )
 
 
@@ -128,28 +130,28 @@ def _failure(done: Done, secret: bytes) -> Result | None:
     return said if said is not None and said.kind else None
 
 
-def _ending(done: Done, result: Result | None, limits: Limits) -> tuple[Status, str]:
-    """Status and error of the job's own process."""
+def _ending(done: Done, result: Result | None, limits: Limits) -> Ending:
+    """Status and error of the job's own process; an exit status and most signals are of its choice."""
     if done.reason != NONE:
         return REASONS[done.reason]
     if done.status & 0x7F:
         return _signalled(done.status & 0x7F, done, limits)
     if result is None:
-        return "failed", f"ended without a well-formed result (exit status {done.status >> 8})"
+        return "failed", f"ended without a well-formed result (exit status {done.status >> 8})", "jail"
     if result.kind == "MemoryError":
-        return "memory", result.error
+        return "memory", result.error, "jail"
     if result.kind or done.status:
-        return "failed", result.error or f"exit status {done.status >> 8}"
-    return "ok", result.error
+        return "failed", result.error or f"exit status {done.status >> 8}", "jail"
+    return "ok", result.error, "jail"
 
 
-def _signalled(number: int, done: Done, limits: Limits) -> tuple[Status, str]:
+def _signalled(number: int, done: Done, limits: Limits) -> Ending:
     if number in (signal.SIGKILL, signal.SIGXCPU) and done.cpu_us >= limits.cpu_s * 1e6:
         return REASONS[CPU]
     name = signal.Signals(number).name if number in signal.valid_signals() and number < 32 else str(number)
     if number in (signal.SIGKILL, signal.SIGSYS):
-        return "killed", f"killed by {name}"
-    return "failed", f"killed by {name}"
+        return "killed", f"killed by {name}", "host"
+    return "failed", f"killed by {name}", "jail"
 
 
 def _verdicts(frame: Result | None, expected: Expected) -> tuple[bool, ...]:
@@ -164,15 +166,14 @@ def _verdicts(frame: Result | None, expected: Expected) -> tuple[bool, ...]:
     return tuple(frame.tests[index] for index in expected.select)
 
 
-def _with_tests(
-    done: Done, status: Status, error: str, tests: tuple[bool, ...], expected: Expected
-) -> tuple[Status, str]:
+def _with_tests(done: Done, alone: Ending, tests: tuple[bool, ...], expected: Expected) -> Ending:
     """A judged solution ends when its judge does, so its own end says nothing unless it came with an error."""
+    status, error, _ = alone
     if done.reason != NONE:
-        return status, error
+        return alone
     if tests and all(tests):
-        return "ok", ""
+        return "ok", "", ""
     ended_by_judge = expected.judged and done.results == 0 and done.status in (0, signal.SIGKILL)
-    if status == "ok" or ended_by_judge:
-        return "failed", (not ended_by_judge and error) or f"{tests.count(False)} of {len(tests)} tests failed"
-    return status, error
+    if ended_by_judge or (status == "ok" and not error):
+        return "failed", f"{tests.count(False)} of {len(tests)} tests failed", "host"
+    return ("failed", error, "jail") if status == "ok" else alone

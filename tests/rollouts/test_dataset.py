@@ -9,6 +9,7 @@ import pytest
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
+from fastgrpo.rollouts import dataset
 from fastgrpo.rollouts.dataset import hold_out, read_examples
 from fastgrpo.tasks import environment_task, reward_task
 
@@ -115,6 +116,45 @@ def test_names_on_the_hub_with_configuration_revision_and_split(fake_hub: list[d
     assert fake_hub[-1] == {"path": "org/sums", "name": "hard", "revision": "abc123", "split": "test"}
     with pytest.raises(UserError, match=r"has no split dev: append one as org/sums:train"):
         prompts("org/sums", "dev")
+
+
+@pytest.mark.parametrize("file", ["rows.csv", "data/train/rows.jsonl.gz"])
+def test_a_folder_of_data_files_goes_to_the_library(fake_hub: list[dict[str, Any]], tmp_path: Path, file: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with pytest.raises(UserError, match="does not load"):
+        read_examples(tmp_path)
+    assert fake_hub == [{"path": str(tmp_path), "split": None}]
+
+
+@pytest.mark.parametrize("file", ["notes.txt", ".hidden/rows.jsonl", "a/b/model.safetensors", None])
+def test_a_folder_without_data_files_is_one_sentence(
+    fake_hub: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str | None
+) -> None:
+    folder = tmp_path / "org" / "sums"
+    path = folder / (file or "empty/x")
+    path.parent.mkdir(parents=True)
+    if file:
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (str(folder), "./org/sums", "~/org/sums", "org/sums", "org/sums:test"):
+        with pytest.raises(UserError, match=r"the folder .*org/sums holds no data files \(.*\.parquet"):
+            reward_task([len]).load_problems(resolve({"data.dataset": name}))
+    assert fake_hub == []
+
+
+def test_a_folder_of_too_many_files_is_left_at_once(
+    fake_hub: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "MOST_FILES", 50)
+    (tmp_path / "rows.csv").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="holds more than 50 files, too many for a data set: name the folder of"):
+        read_examples(tmp_path)
+    assert fake_hub == []
 
 
 def test_a_gated_set_and_a_hub_out_of_reach_are_one_sentence(fake_hub: list[dict[str, Any]]) -> None:

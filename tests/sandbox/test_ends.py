@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastgrpo_sandbox import AssertTests, CheckTests
+from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]
 TIMES = 100
@@ -58,3 +58,37 @@ def test_one_answer_too_long_costs_its_own_assertion_alone(pool):
     source = "def check(c):\n" + "".join(f"    assert len(c({size})) == {size}\n" for size in (1, 17 << 20, 2))
     outcome = pool.run("def f(n): return 'a' * n", tests=CheckTests(source, "f"))
     assert outcome.tests == (True, False, True)
+
+
+# A result frame as the guest makes it, (error, kind, value, tests), with a count of tests that is not the host's.
+SAYS_A_COUNT = """
+import os
+def frame(error, kind):
+    text = lambda value: b"\\xdb" + len(value).to_bytes(4, "big") + value
+    body = b"\\x94" + text(error) + text(kind) + b"\\xc0" + b"\\xdd\\0\\0\\0\\0"
+    os.write(3, len(body).to_bytes(4, "little") + b"R" + body)
+def f(x):
+    frame(b"1 of 1 tests failed", KIND)
+    os._exit(0)
+"""
+UNIT = UnittestTests("import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1), 2)")
+SPEAKERS = [
+    ("nothing failed", FINE, ASSERTS, ""),
+    ("a count", "def f(x): return x", ASSERTS, "host"),
+    ("a count of cases", "print(1)", StdioTests((("", "2"),)), "host"),
+    ("a limit", "while True: pass", ASSERTS, "host"),
+    ("an import", "raise ValueError('1 of 1 tests failed')", ASSERTS, "jail"),
+    ("a forged count", SAYS_A_COUNT.replace("KIND", "b'x'"), ASSERTS, "jail"),
+    ("an exit status", "import os; os._exit(7)", None, "jail"),
+    ("a signal", "import ctypes; ctypes.string_at(0)", None, "jail"),
+    ("a case's traceback", "raise ValueError(input())", StdioTests((("1", "2"),)), "jail"),
+    ("a unittest", "def f(x): return x", UNIT, "jail"),
+    ("the checker", "print(1)", StdioTests((("", "2"),), checker="def checker(i, o, e): raise ValueError(e)"), "jail"),
+    ("the judge", "def f(x): raise ValueError(x)", AssertTests(("assert f(1) == 1",), "f('hidden')"), "jail"),
+]
+
+
+@pytest.mark.parametrize(("code", "tests", "by"), [row[1:] for row in SPEAKERS], ids=[row[0] for row in SPEAKERS])
+def test_an_error_has_a_speaker_whatever_it_says(pool, code, tests, by):
+    outcome = pool.run(code, tests=tests, limits=Limits(wall_s=10, cpu_s=1))
+    assert (outcome.error_by, bool(outcome.error)) == (by, bool(by)), outcome

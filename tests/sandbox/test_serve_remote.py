@@ -281,7 +281,7 @@ JOBS: list[dict[str, Any]] = [
 
 def test_a_job_has_the_same_outcome_here_and_there():
     def known(outcome: Outcome) -> tuple[Any, ...]:
-        return outcome.status, outcome.stdout, outcome.error, outcome.tests, outcome.verdict_by
+        return outcome.status, outcome.stdout, outcome.error, outcome.tests, outcome.verdict_by, outcome.error_by
 
     async def both(url: str) -> tuple[list[Any], list[Any]]:
         async with SandboxPool(cells=1) as here, RemotePool([url]) as there:

@@ -151,7 +151,8 @@ async def _try_all(pool: SandboxPool, problems: Sequence[Problem], at_once: int)
 async def _try(pool: SandboxPool, problem: Problem, wall_s: float, attempts: int = 2) -> Trial:
     limits = WorkflowLimits(tests=replace(pool.limits, wall_s=wall_s))
     outcomes = await run_all_tests(pool, problem, problem.solution or "", limits=limits)
-    worst = next((outcome for outcome in outcomes if outcome.pass_rate < 1.0), outcomes[0])
+    slowest = max(outcomes, key=lambda outcome: outcome.wall_s)
+    worst = next((outcome for outcome in outcomes if outcome.pass_rate < 1.0), slowest)
     if worst.status == "infrastructure":
         if attempts > 1:
             return await _try(pool, problem, wall_s, attempts - 1)
