@@ -75,7 +75,7 @@ def parse(
     file = options.pop("config", None)
     overrides = checked(options, source="command line", strict=False)
     if file is None and of_run:
-        file = _configuration_of(overrides.get("model.path", ""))
+        file = configuration_of(overrides.get("model.path", ""))
     values = read_toml(Path(file)) if file is not None else {} if overrides.get("model.path") else read_toml(DEMO)
     config = resolve(layered(values, overrides))
     if "--resume" in given and file is None:
@@ -95,7 +95,7 @@ def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     return base | overrides
 
 
-def _configuration_of(model: str) -> str | None:
+def configuration_of(model: str) -> str | None:
     """The configuration of the run that wrote the folder `model`, whose problems, prompt and workers are meant."""
     for folder in Path(model).resolve().parents[:2] if model else ():
         if (folder / "config.toml").is_file() and (folder / "metrics.jsonl").is_file():

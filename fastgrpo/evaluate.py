@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from fastgrpo.cli import configuration_of
 from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.engine.opening import AnyEngine, open_engine
@@ -264,15 +265,15 @@ async def baselines(
 
 def policies(model: str) -> dict[str, str]:
     """The folders to evaluate by what they are: beside a model after RL also the one that its run began from."""
-    path = Path(model).resolve()
-    for folder in path.parents[:2]:
-        if (folder / "config.toml").is_file():
-            if path == folder / "sft":
-                return {"SFT only": model}
-            start = Path(read_toml(folder / "config.toml").get("model.path") or folder / "sft")
-            if start.name == "sft" and start.is_dir():
-                return {"SFT only": str(start), "SFT + RL": model}
-    return {"policy": model}
+    file = configuration_of(model)
+    if file is None:
+        return {"policy": model}
+    own = Path(file).parent / "sft"
+    if Path(model).resolve() == own:
+        return {"SFT only": model}
+    start = Path(read_toml(Path(file)).get("model.path") or own)
+    began = start.name == "sft" and start.is_dir()
+    return {"SFT only": str(start), "SFT + RL": model} if began else {"policy": model}
 
 
 async def evaluate_model(

@@ -135,7 +135,9 @@ def test_a_model_after_rl_is_shown_beside_its_start(tmp_path: Path) -> None:
     checkpoint, start = tmp_path / "run/checkpoints/step-000003", tmp_path / "run/sft"
     for folder in (checkpoint, start):
         folder.mkdir(parents=True)
+    (tmp_path / "run/config.toml").write_text("[another]\nprogram = 1\n")
     assert evaluate.policies(str(checkpoint)) == {"policy": str(checkpoint)}
+    (tmp_path / "run/metrics.jsonl").touch()
     (tmp_path / "run/config.toml").write_text("")
     assert evaluate.policies(str(checkpoint)) == {"SFT only": str(start), "SFT + RL": str(checkpoint)}
     assert evaluate.policies(str(start)) == {"SFT only": str(start)}

@@ -180,6 +180,7 @@ def test_what_stage_1_left_is_a_start_from_which_the_policy_is_trained(
     start, step = tmp_path / "flow/sft", tmp_path / "experiments" / name / "policy/checkpoints/step-000002"
     start.mkdir(parents=True)
     (tmp_path / "flow/config.toml").write_text('[model]\npath = "a-real-model"\n')
+    (tmp_path / "flow/metrics.jsonl").touch()
     monkeypatch.setattr(Checkpoints, "latest", lambda self: self.folder / "step-000002")
     workers = {"kind": "openai", "base_url": "http://localhost:1/v1", "model": "one", "others.small.model": "two"}
     keys = {f"workers.{key}": value for key, value in workers.items()}
