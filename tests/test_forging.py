@@ -8,17 +8,26 @@ from typing import Any
 
 import pytest
 
+from fastgrpo.config import RewardWeights
 from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.operators import run_tests
 from fastgrpo.flow.parse import parse_completion
-from fastgrpo.flow.types import WorkflowLimits
-from fastgrpo.forging import FORGERIES, AuditedEnvironment, ForgingTeacher, Verdict, forging_workflow, one_program
+from fastgrpo.flow.types import Execution, WorkflowLimits
+from fastgrpo.forging import (
+    FORGERIES,
+    Audited,
+    AuditedEnvironment,
+    ForgingTeacher,
+    Verdict,
+    forging_workflow,
+    one_program,
+)
 from fastgrpo.forging import unsafe_peer_verdict as unsafe
 from fastgrpo.types import Result, Rollout
 from fastgrpo_sandbox import CheckTests, SandboxPool, StdioTests, UnittestTests
-from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker
+from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +116,14 @@ def test_tests_stand_behind_the_solution_in_one_program() -> None:
     assert one_program(UnittestTests(source="TESTS"), "").endswith("unittest.main()\n")
     with pytest.raises(UserError, match="needs problems whose tests call the solution"):
         one_program(StdioTests(cases=(("1", "2"),)), "")
+
+
+def test_costs_that_grow_grow_under_the_audit_too() -> None:
+    pool: Any = TrustingPool()
+    weights = RewardWeights(complexity=0.2, warmup_steps=2)
+    environment = AuditedEnvironment(WorkflowEnvironment(pool, ScriptedWorker(RIGHT), weights=weights), "judge")
+    audited = Audited(Execution(status="ok", workflow=WORKFLOWS["generate"], complexity=0.5), judge=True)
+    group = [Rollout([], [], [], [], [audited])]
+    results = [environment.at_step(step).results(ADD, group)[0] for step in range(3)]
+    assert [each.reward and each.reward.terms["complexity"] for each in results] == pytest.approx([0.0, 0.05, 0.1])
+    assert [each.metrics["paid"] for each in results] == [1.0] * 3
