@@ -77,11 +77,16 @@ def refuse_changes(saved: dict[str, Any], config: Config, *, source: Path) -> No
     """
     saved, now = {name: key.default for name, key in KEYS.items()} | saved, flat(config)
     for name in sorted(saved.keys() | now.keys()):
-        if saved.get(name) != now.get(name) and not FREE_TO_CHANGE.fullmatch(name):
+        if _comparable(saved.get(name)) != _comparable(now.get(name)) and not FREE_TO_CHANGE.fullmatch(name):
             raise UserError(
                 f"cannot resume {source}: {name} was {saved.get(name)!r} and is now {now.get(name)!r}; "
                 "set it back, or start a new run under another --name"
             )
+
+
+def _comparable(value: Any) -> Any:
+    """A file's lists are a configuration's tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def refuse_another_model(folder: Path, earlier: str, now: str) -> None:

@@ -172,6 +172,14 @@ def test_may_resume_with_more_steps_or_another_place(tmp_path: Path) -> None:
     assert load(path, resolve(change), lambda folder: None) == 1
 
 
+def test_resumes_a_run_of_several_data_sets(tmp_path: Path) -> None:
+    sets = {"data.dataset": ("humaneval", "mbpp.json"), "data.held_out": (44, 120), "data.weights": (1.0, 2.0)}
+    path = save(Checkpoints(tmp_path), 1, config=resolve(sets))
+    assert load(path, resolve(sets), lambda folder: None) == 1
+    with pytest.raises(UserError, match="data.held_out was"):
+        load(path, resolve(sets | {"data.held_out": (44, 121)}), lambda folder: None)
+
+
 def test_a_key_younger_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
     path = save(Checkpoints(tmp_path), 1)
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())
