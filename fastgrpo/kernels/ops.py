@@ -58,7 +58,7 @@ def _begin_fetch(values: Tensor) -> Callable[[], list[int]]:
         return values.tolist
     on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(values.device))
 
     def finish() -> list[int]:
         arrived.synchronize()

@@ -312,7 +312,8 @@ def loss_rows(
 
 def scale_(values: Tensor, factor: Tensor) -> None:
     """values *= factor; a factor of 1 is seen on the device and costs one launch."""
-    _scale_kernel[(SCALE_PROGRAMS,)](values, factor, values.numel(), PROGRAMS=SCALE_PROGRAMS, BLOCK=SCALE_BLOCK)
+    with torch.cuda.device_of(values):
+        _scale_kernel[(SCALE_PROGRAMS,)](values, factor, values.numel(), PROGRAMS=SCALE_PROGRAMS, BLOCK=SCALE_BLOCK)
 
 
 def _constants(transform: LogitTransform) -> tuple[float, float]:
