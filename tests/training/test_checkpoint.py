@@ -176,7 +176,7 @@ def test_resumes_a_run_of_several_data_sets(tmp_path: Path) -> None:
     sets = {"data.dataset": ("humaneval", "mbpp.json"), "data.held_out": (44, 120), "data.weights": (1.0, 2.0)}
     path = save(Checkpoints(tmp_path), 1, config=resolve(sets))
     assert load(path, resolve(sets), lambda folder: None) == 1
-    with pytest.raises(UserError, match="data.held_out was"):
+    with pytest.raises(UserError, match=r"data\.held_out was"):
         load(path, resolve(sets | {"data.held_out": (44, 121)}), lambda folder: None)
 
 
