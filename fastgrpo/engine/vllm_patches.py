@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgrpo.engine.process import output_kept_back, replaced
+from fastgrpo.engine.steady_decoding import spare_steady_steps
 
 
 @contextmanager
@@ -96,6 +97,7 @@ def start_vllm(options: dict[str, Any]) -> Any:
     gc.freeze()
     llm = LLMEngine.from_engine_args(EngineArgs(**options))
     idle_inside_blocks(llm)
+    spare_steady_steps(llm)
     return llm
 
 
