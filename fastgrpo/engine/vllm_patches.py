@@ -1,4 +1,7 @@
-"""Monkey-patches applied to vLLM: everything private of vLLM is reached here, and used by `engine.py` alone."""
+"""Monkey-patches applied to vLLM: everything private of vLLM is reached here, and used by `engine.py` alone.
+
+The one patch that is a file of its own is `steady_decoding.py`.
+"""
 
 from __future__ import annotations
 
