@@ -23,9 +23,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 from engine_setup import Setup, Workload, report, save, saved_model
@@ -46,6 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Steps of a worker's process at the start, and as many at the end, that are not timed.
+UNTIMED = 32
 # Other programs share a CPU, and wall time says nothing there.
 clock = time.perf_counter if CUDA else time.thread_time
 
@@ -94,7 +96,7 @@ class HostClock:
         return ", ".join(f"{name} {1e3 * value / steps:.1f}" for name, value in parts.items())
 
 
-def bare(setup: Any, *, seeded: bool) -> None:
+def bare(setup: Setup, *, seeded: bool) -> None:
     """Submit everything and step the engine until it is done."""
     work = setup.work
     problems, environment = work.problems(1)
@@ -158,18 +160,31 @@ def _timed(way: Callable[[], None], host: HostClock) -> float:
     return clock() - start
 
 
+def _steps(started: engine.Engine, count: int) -> None:
+    for _ in range(count):
+        started.step()
+
+
 def worker(folder: str, work: Workload) -> None:
     """The bare engine's speeds where a further process has the worker, and the parts of what this one does a token."""
     options: dict[str, Any] = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": 16.0 if CUDA else 0.4}
-    limits = {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences}
-    started = engine.Engine(folder, worker_process=True, **options, **limits)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    setup = SimpleNamespace(engine=started, work=work, policy=SimpleNamespace(tokenizer=tokenizer))
+    options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences}
+    started = engine.Engine(folder, worker_process=True, **options)
+    encode = AutoTokenizer.from_pretrained(folder).encode
+    problems, environment = work.problems(1)
+    prompts = [encode(environment.prompt(problem)) for problem in problems]
     host = HostClock(started)
     for turn in ("warm-up", "first", "second"):
-        seconds = _timed(lambda: bare(setup, seeded=True), host)
-        speed = f"{work.generated / seconds:,.0f} (ms a token: {host.line(seconds, work.completion_tokens)})"
-        report(f"bare engine with a worker's process, {turn}: tokens/s", speed)
+        for key in range(work.sequences):
+            started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
+        # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
+        steps = work.completion_tokens - 2 * UNTIMED
+        _steps(started, UNTIMED)
+        seconds = _timed(partial(_steps, started, steps), host)
+        speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"
+        report(f"bare engine with a worker's process, {turn}: tokens/s while all decode", speed)
+        while started.busy:
+            started.step()
     started.close()
 
 
