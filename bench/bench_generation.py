@@ -70,6 +70,7 @@ class HostClock:
         self.seconds = defaultdict[str, float](float)
         llm: Any = bare_engine._llm
         core = llm.engine_core.engine_core
+        report("short loops where requests only decode", "yes" if "schedule" in vars(core.scheduler) else "no")
         self._wrap(core.scheduler, "schedule", "schedule")
         self._wrap(core.scheduler, "update_from_output", "update")
         self._wrap(core.model_executor, "execute_model", "launch")
