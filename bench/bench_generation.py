@@ -1,11 +1,13 @@
 """Where the time of a decoding step in this process goes: bare engine, rollouts, seeds, and other settings of vLLM.
 
-    python bench/bench_generation.py [--size 1.5b] [--variants default,unspared,block16,synchronous] [--save FILE]
+    python bench/bench_generation.py [--size 1.5b] [--variants worker,worker-unsteady,default,unspared,block16]
 
-512 sequences of 512 + 256 tokens. Each variant is an engine in a process of its own: `default` as the project starts
-vLLM, `unspared` without what `engine.py` takes out of vLLM's Python, `block16` with vLLM's own cache blocks of 16
-tokens, `synchronous` without its asynchronous scheduling. `waiting` is what the host waits for the device: where it is
-near 0, Python is the limit and not the GPU.
+512 sequences of 512 + 256 tokens; `--sequences` and `--tokens` have others decoded. Each variant is an engine in a
+process of its own: `default` as the project starts vLLM, `unsteady` without `steady_decoding.py`, `unspared` without
+anything that is taken out of vLLM's Python, `block16` with vLLM's own cache blocks of 16 tokens, `synchronous` without
+its asynchronous scheduling. `worker` and `worker-unsteady` have the kernels launched in a further process, as
+`engine.process` own does on a GPU: what is timed is what its scheduler's process does. `waiting` is what the host waits
+for the device: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's CPU time.
 """
 
 from __future__ import annotations
@@ -20,23 +22,34 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from engine_setup import Setup, Workload, report, save, saved_model
-from model_shapes import SHAPES, timed
+from model_shapes import CUDA, SHAPES
+from transformers import AutoTokenizer
 
 from fastgrpo.engine import engine, vllm_patches
 from fastgrpo.engine.process import replaced
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "worker": {},
+    "worker-unsteady": {},
     "default": {},
+    "unsteady": {},
     "unspared": {},
     "block16": {"block_size": 16},
     "synchronous": {"async_scheduling": False},
 }
+
+
+# Steps of a worker's process at the start, and as many at the end, that are not timed.
+UNTIMED = 32
+# Other programs share a CPU, and wall time says nothing there.
+clock = time.perf_counter if CUDA else time.thread_time
 
 
 @contextmanager
@@ -53,10 +66,11 @@ def overridden(options: dict[str, Any]) -> Iterator[None]:
 class HostClock:
     """Seconds of the host in each part of vLLM's step; reaches into vLLM as far as its parts have names."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, bare_engine: Any) -> None:
         self.seconds = defaultdict[str, float](float)
-        llm: Any = setup.engine._llm
+        llm: Any = bare_engine._llm
         core = llm.engine_core.engine_core
+        report("short loops where requests only decode", "yes" if "schedule" in vars(core.scheduler) else "no")
         self._wrap(core.scheduler, "schedule", "schedule")
         self._wrap(core.scheduler, "update_from_output", "update")
         self._wrap(core.model_executor, "execute_model", "launch")
@@ -67,9 +81,9 @@ class HostClock:
         method = getattr(owner, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = clock()
             result = method(*args, **kwargs)
-            self.seconds[part] += time.perf_counter() - start
+            self.seconds[part] += clock() - start
             if waits and hasattr(result, "result"):
                 self._wrap(result, "result", "waiting")
             return result
@@ -77,7 +91,7 @@ class HostClock:
         setattr(owner, name, call)
 
     def line(self, total: float, steps: int) -> str:
-        """Milliseconds of a step, by part."""
+        """Milliseconds of a step, by part, of `total` seconds."""
         parts = dict(self.seconds) | {"other": total - sum(self.seconds.values())}
         self.seconds.clear()
         return ", ".join(f"{name} {1e3 * value / steps:.1f}" for name, value in parts.items())
@@ -120,25 +134,59 @@ def generation(setup: Setup) -> None:
         "bare engine, a seed for each request": lambda: bare(setup, seeded=True),
         "rollouts (seeds, event loop, thread)": lambda: through_rollouts(setup),
     }
-    whole, clock = setup.work, HostClock(setup)
+    whole, host = setup.work, HostClock(setup.engine)
     setup.work = whole.shorter()
     tokens = setup.work.generated
     for name, way in ways.items():
-        _measure(setup, name, way, tokens, clock)
+        _measure(setup, name, way, tokens, host)
     with no_collector():
-        _measure(setup, "bare engine, no seeds, no garbage collection", ways["bare engine, no seeds"], tokens, clock)
+        _measure(setup, "bare engine, no seeds, no garbage collection", ways["bare engine, no seeds"], tokens, host)
     setup.work = whole
 
 
-def _measure(setup: Setup, name: str, way: Callable[[], None], tokens: int, clock: HostClock) -> None:
+def _measure(setup: Setup, name: str, way: Callable[[], None], tokens: int, host: HostClock) -> None:
     found = []
     for _ in range(2):
         setup.engine.sync(setup.policy)
-        clock.seconds.clear()
-        found.append(timed(way)[1])
+        found.append(_timed(way, host))
     speeds = ", ".join(f"{tokens / seconds:,.0f}" for seconds in found)
-    steps = setup.work.completion_tokens
-    report(f"{name}: tokens/s", f"{speeds} (ms a token: {clock.line(found[-1], steps)})")
+    report(f"{name}: tokens/s", f"{speeds} (ms a token: {host.line(found[-1], setup.work.completion_tokens)})")
+
+
+def _timed(way: Callable[[], None], host: HostClock) -> float:
+    """Seconds that `way` takes; `host` has its parts."""
+    host.seconds.clear()
+    start = clock()
+    way()
+    return clock() - start
+
+
+def _steps(started: engine.Engine, count: int) -> None:
+    for _ in range(count):
+        started.step()
+
+
+def worker(folder: str, work: Workload) -> None:
+    """The bare engine's speeds where a further process has the worker, and the parts of what this one does a token."""
+    options: dict[str, Any] = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": 16.0 if CUDA else 0.4}
+    options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences}
+    started = engine.Engine(folder, worker_process=True, **options)
+    encode = AutoTokenizer.from_pretrained(folder).encode
+    problems, environment = work.problems(1)
+    prompts = [encode(environment.prompt(problem)) for problem in problems]
+    host = HostClock(started)
+    for turn in ("warm-up", "first", "second"):
+        for key in range(work.sequences):
+            started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
+        # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
+        steps = work.completion_tokens - 2 * UNTIMED
+        _steps(started, UNTIMED)
+        seconds = _timed(partial(_steps, started, steps), host)
+        speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"
+        report(f"bare engine with a worker's process, {turn}: tokens/s while all decode", speed)
+        while started.busy:
+            started.step()
+    started.close()
 
 
 def sync(setup: Setup) -> None:
@@ -171,19 +219,28 @@ def profile(setup: Setup) -> None:
 
 
 @contextmanager
-def unspared() -> Iterator[None]:
-    """vLLM's Python as it is."""
-    with (
-        replaced(engine, "idle_inside_blocks", lambda llm: None),
-        replaced(vllm_patches, "keep_own_logprobs_only", lambda: None),
-    ):
+def spared(variant: str) -> Iterator[None]:
+    """What `variant` leaves of vLLM's Python as it is."""
+    with ExitStack() as stack:
+        if variant in ("unspared", "unsteady", "worker-unsteady"):
+            stack.enter_context(replaced(vllm_patches, "spare_steady_steps", lambda llm: None))
+        if variant == "unspared":
+            stack.enter_context(replaced(vllm_patches, "idle_inside_blocks", lambda llm: None))
+            stack.enter_context(replaced(vllm_patches, "keep_own_logprobs_only", lambda: None))
         yield
 
 
-def run(size: str, variant: str) -> None:
+def run(size: str, variant: str, sequences: int | None, tokens: int | None) -> None:
     """One variant in this process."""
-    with saved_model(size) as folder, unspared() if variant == "unspared" else overridden(VARIANTS[variant]):
-        setup = Setup(folder, Workload(size), engine=engine.Engine)
+    work = Workload(size)
+    work.prompts = (sequences or work.sequences) // work.group
+    # A quarter of it is decoded.
+    work.completion_tokens = 4 * tokens if tokens else work.completion_tokens
+    work.max_model_len = work.prompt_tokens + work.completion_tokens + 32
+    with saved_model(size) as folder, spared(variant), overridden(VARIANTS[variant]):
+        if variant.startswith("worker"):
+            return worker(folder, work.shorter())
+        setup = Setup(folder, work, engine=engine.Engine)
         report(f"{variant}: engine start, s", f"{setup.start_seconds:.1f}")
         generation(setup)
         sync(setup)
@@ -195,14 +252,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--sequences", type=int)
+    parser.add_argument("--tokens", type=int, help="decoded for each")
     parser.add_argument("--only", action="store_true", help="the one variant, in this process")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     if options.only:
-        return run(options.size, options.variants)
+        return run(options.size, options.variants, options.sequences, options.tokens)
     for variant in options.variants.split(","):
         report(variant, "")
         command = [sys.executable, __file__, "--size", options.size, "--variants", variant, "--only"]
+        for name in ("sequences", "tokens"):
+            if value := getattr(options, name):
+                command += [f"--{name}", str(value)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         print(done.stdout, flush=True)
     if options.save:

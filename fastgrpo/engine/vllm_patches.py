@@ -1,4 +1,7 @@
-"""Monkey-patches applied to vLLM: everything private of vLLM is reached here, and used by `engine.py` alone."""
+"""Monkey-patches applied to vLLM: everything private of vLLM is reached here, and used by `engine.py` alone.
+
+The one patch that is a file of its own is `steady_decoding.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgrpo.engine.process import output_kept_back, replaced
+from fastgrpo.engine.steady_decoding import spare_steady_steps
 
 
 @contextmanager
@@ -96,6 +100,7 @@ def start_vllm(options: dict[str, Any]) -> Any:
     gc.freeze()
     llm = LLMEngine.from_engine_args(EngineArgs(**options))
     idle_inside_blocks(llm)
+    spare_steady_steps(llm)
     return llm
 
 
