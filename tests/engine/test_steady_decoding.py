@@ -25,6 +25,13 @@ BLOCK, LENGTH, STOP = 4, 48, 7
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
+@pytest.fixture(autouse=True)
+def what_vllm_changes_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM sets both while it reads a configuration (`patched_vllm`); programs of later tests would have them."""
+    monkeypatch.setenv("LD_PRELOAD", os.environ.get("LD_PRELOAD", ""))
+    monkeypatch.setattr(torch, "set_num_threads", torch.set_num_threads)
+
+
 class Side:
     """A scheduler and an output processor of vLLM, and a model that is made up: each of its tokens is a draw of
     the request's name and the token's place."""
