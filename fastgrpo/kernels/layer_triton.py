@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgrpo.kernels.backend import launch
+
 COLUMNS, TOKENS = 1024, 32
 # Programs for each multiprocessor where each adds up a part of a weight's gradient.
 RESIDENT = 4
@@ -196,7 +198,7 @@ def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor
     y_TH, scale_T = torch.empty_like(x_TH), x_TH.new_empty(rows, dtype=torch.float32)
     block, wide, warps = _row_block(width, tile=4096, each=32)
     if rows:
-        _launch(
+        launch(
             _norm_kernel, triton.cdiv(rows, block), x_TH, weight_H, y_TH, scale_T, rows, width, eps,
             ROWS=block, WIDTH=wide, num_warps=warps,
         )  # fmt: skip
@@ -212,7 +214,7 @@ def rms_norm_backward(
     block, wide, warps = _row_block(width, tile=2048, each=8)
     programs = max(min(triton.cdiv(rows, block), _resident_programs(x_TH.device)), 1)
     partial_PH = dy_TH.new_empty(programs, width, dtype=torch.float32)
-    _launch(
+    launch(
         _norm_backward_kernel, programs,
         dy_TH, x_TH.contiguous(), weight_H, scale_T, dresidual_TH, dx_TH, partial_PH, rows, width,
         ROWS=block, WIDTH=wide, num_warps=warps,
@@ -227,7 +229,7 @@ def swiglu(gate_up_TF: Tensor) -> Tensor:
     blocks = triton.cdiv(inner, COLUMNS)
     if rows:
         gate_up_TF = gate_up_TF.contiguous()
-        _launch(_swiglu_kernel, rows * blocks, gate_up_TF, product_TI, inner, blocks, BLOCK=COLUMNS, num_warps=4)
+        launch(_swiglu_kernel, rows * blocks, gate_up_TF, product_TI, inner, blocks, BLOCK=COLUMNS, num_warps=4)
     return product_TI
 
 
@@ -238,7 +240,7 @@ def swiglu_backward(gate_up_TF: Tensor, dproduct_TI: Tensor, *, reuse: bool) -> 
     dgate_up_TF = gate_up_TF if reuse else torch.empty_like(gate_up_TF)
     blocks = triton.cdiv(inner, COLUMNS)
     if rows:
-        _launch(
+        launch(
             _swiglu_backward_kernel, rows * blocks, gate_up_TF, dproduct_TI, dgate_up_TF, inner, blocks,
             BLOCK=COLUMNS, num_warps=4,
         )  # fmt: skip
@@ -258,7 +260,7 @@ def rotate(
     rows, size = len(qkv_TF), qkv_TF.shape[1] // (heads + 2 * kv_heads)
     parts = [qkv_TF.new_empty(rows, count, size) for count in (heads, kv_heads, kv_heads)]
     if rows:
-        _launch(
+        launch(
             _rotate_kernel, triton.cdiv(rows, TOKENS) * (heads + 2 * kv_heads),
             qkv_TF.contiguous(), *parts, *(norms or (None, None)), cos_TD.contiguous(), sin_TD.contiguous(),
             rows, heads, kv_heads, size, eps,
@@ -283,7 +285,7 @@ def rotate_backward(
     blocks = triton.cdiv(rows, TOKENS)
     dweights = None if norms is None else dqkv_TF.new_zeros(blocks, heads + kv_heads, size, dtype=torch.float32)
     if rows:
-        _launch(
+        launch(
             _rotate_backward_kernel, blocks * (heads + 2 * kv_heads),
             dquery_THD.contiguous(), dkey_TGD.contiguous(), dvalue_TGD.contiguous(),
             None if qkv_TF is None else qkv_TF.contiguous(), *(norms or (None, None)),
@@ -295,12 +297,6 @@ def rotate_backward(
     sums = (part.sum((0, 1)) for part in dweights.split([heads, kv_heads], dim=1))
     dquery_D, dkey_D = (total.to(weight.dtype) for total, weight in zip(sums, norms, strict=True))
     return dqkv_TF, dquery_D, dkey_D
-
-
-def _launch(kernel: triton.JITFunction, programs: int, first: Tensor, *arguments: object, **constants: object) -> None:
-    """The kernel on the GPU of its `first` tensor, whichever is the current one."""
-    with torch.cuda.device_of(first):
-        kernel[(programs,)](first, *arguments, **constants)
 
 
 def _row_block(width: int, *, tile: int, each: int) -> tuple[int, int, int]:

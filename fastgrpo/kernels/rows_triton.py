@@ -7,11 +7,11 @@ Exponentials are taken in base 2, the hardware's, as one multiply-add and one in
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgrpo.kernels.backend import launch
 from fastgrpo.kernels.base2 import LN_2, LOG2_E, PADDING
 from fastgrpo.kernels.reference import LOG_RATIO_BOUND, LogitTransform, LossOptions, SoftmaxSums, TokenInputs
 from fastgrpo.kernels.tuning import RowBlock, loss_row_block, resident_rows, row_block
@@ -267,7 +267,7 @@ def fold_rows(
     """Adds a part of each row's logits to its `sums`; a target outside of the part is negative or V and more."""
     flags = {"SOFTCAP": bool(transform.softcap), "ENTROPY": entropy}
     block = row_block(logits_CV.shape[1])
-    _launch(_fold_kernel, len(logits_CV), block, logits_CV, targets_C, *sums, *_constants(transform), **flags)
+    _launch_rows(_fold_kernel, len(logits_CV), block, logits_CV, targets_C, *sums, *_constants(transform), **flags)
 
 
 def dlogits_rows(
@@ -282,7 +282,7 @@ def dlogits_rows(
     """Turns raw logits into their gradient in place."""
     arguments = (targets_C.contiguous(), logprob_C, entropy_C, grad_logprob_C, grad_entropy_C, *_constants(transform))
     flags = {"SOFTCAP": bool(transform.softcap), "ENTROPY": entropy_C is not None}
-    _launch(_dlogits_kernel, len(logits_CV), row_block(logits_CV.shape[1]), logits_CV, *arguments, **flags)
+    _launch_rows(_dlogits_kernel, len(logits_CV), row_block(logits_CV.shape[1]), logits_CV, *arguments, **flags)
 
 
 def loss_rows(
@@ -307,22 +307,20 @@ def loss_rows(
     constants = {"RATIO": options.ratio, "MASK": options.tis_mask, "BONUS": options.entropy_weight > 0}
     constants |= {"GRADIENT": gradient, "SOFTCAP": bool(transform.softcap)}
     programs = min(rows, resident_rows(logits_CV.device, vocabulary))
-    _launch(_loss_kernel, programs, loss_row_block(vocabulary), logits_CV, *arguments, **constants)
+    _launch_rows(_loss_kernel, programs, loss_row_block(vocabulary), logits_CV, *arguments, **constants)
 
 
 def scale_(values: Tensor, factor: Tensor) -> None:
     """values *= factor; a factor of 1 is seen on the device and costs one launch."""
-    with torch.cuda.device_of(values):
-        _scale_kernel[(SCALE_PROGRAMS,)](values, factor, values.numel(), PROGRAMS=SCALE_PROGRAMS, BLOCK=SCALE_BLOCK)
+    launch(_scale_kernel, SCALE_PROGRAMS, values, factor, values.numel(), PROGRAMS=SCALE_PROGRAMS, BLOCK=SCALE_BLOCK)
 
 
 def _constants(transform: LogitTransform) -> tuple[float, float]:
     return transform.softcap or 0.0, LOG2_E.value / transform.temperature
 
 
-def _launch(
+def _launch_rows(
     kernel: triton.JITFunction, programs: int, block: RowBlock, logits_CV: Tensor, *arguments: object, **flags: object
 ) -> None:
     constants = {**flags, "LANES": block.lanes, "UNROLL": block.unroll, "num_warps": block.warps}
-    with torch.cuda.device_of(logits_CV):
-        kernel[(programs,)](logits_CV, logits_CV.stride(0), logits_CV.shape[1], *arguments, **constants)
+    launch(kernel, programs, logits_CV, logits_CV.stride(0), logits_CV.shape[1], *arguments, **constants)

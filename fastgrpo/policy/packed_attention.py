@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from fastgrpo.errors import UserError
+from fastgrpo.kernels.backend import is_hopper
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -112,7 +113,7 @@ class Scores(NamedTuple):
 
 def _flash_attention(device: torch.device) -> Any:
     """flash-attn's function for packed sequences on this GPU, None where none is installed."""
-    if flash_attn_3_varlen_func is not None and torch.cuda.get_device_capability(device)[0] == 9:
+    if flash_attn_3_varlen_func is not None and is_hopper(device):
         return flash_attn_3_varlen_func
     return flash_attn_varlen_func
 
