@@ -36,7 +36,7 @@ def command_to_run(program: str, **options: Any) -> CommandLine | None:
     return command
 
 
-def run_on_ranks(config: Config, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def run_on_ranks(config: Config, main: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Run the coroutine that `main` makes to its end, on each of the ranks that torchrun started."""
     with joined_ranks(config.engine.tensor_parallel):
         run_async(main)

@@ -209,14 +209,10 @@ async def teach(config: Config, *, resume: bool) -> Path:
     return folder
 
 
-async def _main(config: Config, *, resume: bool) -> None:
-    await teach(config, resume=resume)
-
-
 def main() -> None:
     """Run stage 1 alone."""
     if command := command_to_run("fastgrpo.sft"):
-        run_on_ranks(command.config, lambda: _main(command.config, resume=command.resume))
+        run_on_ranks(command.config, lambda: teach(command.config, resume=command.resume))
 
 
 if __name__ == "__main__":

@@ -97,9 +97,9 @@ def test_a_resumed_run_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sft, "open_environment", environment)
     monkeypatch.setattr(sft, "warm_start", stage)
     settings = Config(runs=str(tmp_path), name="run")
-    asyncio.run(sft._main(settings, resume=False))
+    asyncio.run(sft.teach(settings, resume=False))
     (settings.folder / "traces.jsonl").write_text("paid")
-    asyncio.run(sft._main(settings, resume=resume))
+    asyncio.run(sft.teach(settings, resume=resume))
     assert (settings.folder / "traces.jsonl").exists() == resume
     assert (tmp_path / "run.1" / "traces.jsonl").exists() != resume
 

@@ -83,12 +83,7 @@ def at_step(environment: Environment | Agent, step: int) -> Environment | Agent:
     change = getattr(environment, "at_step", None)
     if not callable(change):
         return environment
-    try:
-        found = change(step)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"at_step raised {type(error).__name__} for the training step {step}: {error}") from error
+    found = _asked("at_step", change, step, f"the training step {step}")
     if lacking(found):
         kind, given = type(environment).__name__, type(found).__name__
         raise UserError(
@@ -96,6 +91,16 @@ def at_step(environment: Environment | Agent, step: int) -> Environment | Agent:
             "call it otherwise where it is something else"
         )
     return found
+
+
+def _asked(name: str, method: Callable[[Any], Any], argument: Any, what: str) -> Any:
+    """The value of a task's `method`, called `name`, for `what`. Raises UserError naming both where it raises."""
+    try:
+        return method(argument)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name} raised {type(error).__name__} for {what}: {error}") from error
 
 
 class EnvironmentFailure(Exception):
@@ -158,12 +163,7 @@ def prompt_of(prompt: Callable[[Any], Any], problem: Any) -> str | list[dict[str
 
     Raises UserError, with the problem's id, where it raises or gives neither text nor messages.
     """
-    try:
-        given = prompt(problem)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"prompt raised {type(error).__name__} for the problem {problem.id}: {error}") from error
+    given = _asked("prompt", prompt, problem, f"the problem {problem.id}")
     said = given if isinstance(given, list) else [{"role": "user", "content": given}]
     if not said or not all(is_message(message) for message in said):
         raise UserError(
