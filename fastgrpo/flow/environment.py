@@ -16,7 +16,14 @@ from fastgrpo.flow.adaptivity import entropy
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.judge import judged
-from fastgrpo.flow.operators import OperatorHost, last_line, public_feedback, run_all_tests, run_tests
+from fastgrpo.flow.operators import (
+    OperatorHost,
+    judged_in_one_run,
+    last_line,
+    public_feedback,
+    run_all_tests,
+    run_tests,
+)
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards, spent_calls, warmed_up
@@ -149,6 +156,8 @@ class WorkflowEnvironment:
         """Hidden tests, and public ones unless the workflow's own test of this solution tells their outcome."""
         if public is None:
             public, hidden = await run_all_tests(self.pool, problem, solution, limits=self._limits)
+        elif public.status == "timeout" and judged_in_one_run(problem):
+            hidden = replace(public, tests=())
         else:
             hidden = await self.score(problem, solution)
         if "infrastructure" in (hidden.status, public.status):

@@ -294,6 +294,11 @@ async def run_all_tests(
     return shown, _outcome_of(outcome, hidden)
 
 
+def judged_in_one_run(problem: Problem) -> bool:
+    """Whether one run judges public and hidden tests, so that what ends it ends both; StdioTests have a jail a case."""
+    return problem.tests is not None and not isinstance(problem.tests, StdioTests)
+
+
 async def run_program(
     pool: SandboxPool, problem: Problem, code: str, tests: Tests | None, limits: WorkflowLimits
 ) -> Outcome:

@@ -46,7 +46,8 @@ class Rollouts:
 
     `seconds` passed until the last completion had left the engine; `waited` tells how many more until the last rollout
     had its result, and of which problem that rollout was. `after_answers` are those of these that came after the last
-    answer of a service that a rollout asked (`Result.answered_at`); None where none was asked.
+    answer of a service that a rollout asked (`Result.answered_at`); None where none was asked. Groups that lost a
+    straggler do not count there: nobody knows whether it still waited for an answer.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Rollouts:
             return
         now, written = time.perf_counter(), self._begun + self.seconds
         self.waited = now - written, str(problem.id)
-        if self._answered_at is not None:
+        if self._answered_at is not None and not self._dropping:
             self.after_answers = now - max(written, self._answered_at)
 
     async def _score(self, problem: Any, rollouts: list[Rollout]) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Coroutine, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
 import pytest
 
 from fastgrpo.flow.baselines import WORKFLOWS, completion
@@ -14,7 +15,7 @@ from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.types import Execution, Reply, Request, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo.types import Rollout
-from fastgrpo_sandbox import Limits, Outcome, SandboxPool
+from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker
 
 pytestmark = pytest.mark.jail
@@ -76,6 +77,18 @@ def test_what_comes_after_the_last_answer_is_told(jail: Jail) -> None:
     group = [Rollout([], [], [], [], executions=[execution]) for execution in (asked, alone)]
     results = WorkflowEnvironment(jail.pool, ScriptedWorker(RIGHT)).results(ADD, group)
     assert [result.answered_at for result in results] == [asked.answered_at, None]
+
+
+def test_a_solution_that_hangs_in_its_workflows_test_is_not_run_again(jail: Jail) -> None:
+    hang = "```python\ndef add(a, b):\n    while True: pass\n```"
+    code = body("code = await generate(problem)\n    await test(problem, code, retries=0)\n    return code")
+    both = AssertTests(asserts=ADD.public_tests.asserts + ADD.hidden_tests.asserts)
+    problem = msgspec.structs.replace(ADD, tests=both, public=(0,))
+    limits = WorkflowLimits(tests=Limits(wall_s=1.0, cpu_s=5))
+    environment = WorkflowEnvironment(jail.pool, ScriptedWorker(hang), limits=limits)
+    execution = jail.run(environment.execute(problem, completion(code), 1))
+    assert (execution.status, execution.pass_rate, execution.public_pass_rate) == ("ok", 0.0, 0.0)
+    assert execution.seconds < 1.9
 
 
 def test_every_canonical_structure_runs(jail: Jail) -> None:

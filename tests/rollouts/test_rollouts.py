@@ -230,9 +230,27 @@ def test_a_straggler_is_left_out_so_that_its_step_goes_on() -> None:
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_the_tail_after_the_last_answer_is_told_where_somebody_was_asked(answers: bool) -> None:
+    rollouts = asking(answers=answers)
+    assert rollouts.waited[0] >= 0.4
+    if answers:
+        assert 0.1 <= rollouts.after_answers <= rollouts.waited[0] - 0.25
+    else:
+        assert rollouts.after_answers is None
+
+
+def test_a_straggler_that_is_left_out_is_no_tail_after_the_last_answer() -> None:
+    rollouts = asking(late={"p1": 60.0}, straggler_s=0.8)
+    assert rollouts.waited[0] >= 0.8
+    assert rollouts.waited[1] == "p1"
+    assert 0.1 <= rollouts.after_answers <= 0.4
+
+
+def asking(*, answers: bool = True, late: dict[str, float] | None = None, straggler_s: float = 0) -> Rollouts:
+    """Rollouts of two problems, ended, each with an answer after 0.3 s, or after those of `late`."""
+
     class Asking(ScriptedEnvironment):
         async def execute(self, problem, completion: str, seed: int) -> float:  # type: ignore[override]
-            await asyncio.sleep(0.3)
+            await asyncio.sleep((late or {}).get(problem.id, 0.3))
             answered = time.perf_counter()
             await asyncio.sleep(0.1)
             return answered
@@ -243,17 +261,13 @@ def test_the_tail_after_the_last_answer_is_told_where_somebody_was_asked(answers
 
     async def ended() -> Rollouts:
         async with open_generator(ScriptedEngine()) as generator:
-            options = {"group_size": 3, "sampling": SAMPLING, "seed": 0}
+            drawn = replace(SAMPLING, straggler_s=straggler_s)
+            options = {"group_size": 3, "sampling": drawn, "seed": 0}
             rollouts = Rollouts(generator, Asking(), Chat(TOKENIZER), problems(2), **options)
             await rollouts.groups()
             return rollouts
 
-    rollouts = asyncio.run(ended())
-    assert rollouts.waited[0] >= 0.4
-    if answers:
-        assert 0.1 <= rollouts.after_answers <= rollouts.waited[0] - 0.25
-    else:
-        assert rollouts.after_answers is None
+    return asyncio.run(ended())
 
 
 def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
