@@ -1,0 +1,81 @@
+"""Compiles every Triton kernel for an H100 on a machine without one: python -m tests.helpers.compile_kernels
+
+Each wrapper is called as on a GPU, and Triton compiles in place of a launch. The interpreter sees neither types nor
+what Triton specialises, such as a size of 1, which becomes a constant.
+"""
+
+from __future__ import annotations
+
+from functools import partialmethod
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from fastgrpo.kernels import advantage_triton, forward_triton, layer_triton, rows_triton
+from fastgrpo.kernels.reference import LogitTransform, LossOptions, SoftmaxSums, TokenInputs
+
+
+class Hopper:
+    """As much of a CUDA driver as compilation asks for."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+def heads(rows: int, vocabulary: int) -> None:
+    """The loss head's passes over logits [rows, vocabulary], and the forward product of as many."""
+    bf16, one_N = {"dtype": torch.bfloat16}, torch.ones(rows)
+    targets_N, logits_NV = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, vocabulary, **bf16)
+    forward_triton.logprob_forward(torch.zeros(rows, 64, **bf16), targets_N, torch.zeros(vocabulary, 64, **bf16), 1.0)
+    for softcap in (None, 30.0):
+        transform = LogitTransform(0.7, softcap)
+        sums = SoftmaxSums(*[torch.zeros(rows) for _ in SoftmaxSums._fields])
+        rows_triton.fold_rows(logits_NV, targets_N, transform, sums, entropy=softcap is None)
+        rows_triton.dlogits_rows(logits_NV, targets_N, transform, one_N, one_N, one_N, one_N)
+        tokens = TokenInputs(one_N, one_N, one_N, one_N, one_N, one_N)
+        for ratio in ("token", "sequence", "cispo") if softcap is None else ("token",):
+            options = LossOptions(ratio, kl_weight=0.1, tis_cap=2.0, entropy_weight=0.1)
+            rows_triton.loss_rows(
+                logits_NV, targets_N, transform, tokens, options, torch.zeros(16, rows), gradient=softcap is None
+            )
+    rows_triton.scale_(logits_NV, torch.ones(()))
+
+
+def layers(rows: int, width: int) -> None:
+    """The decoder layer's passes over [rows, width], of heads of width 64."""
+    x_TH, weight_H, scale_T = torch.zeros(rows, width).bfloat16(), torch.ones(width).bfloat16(), torch.ones(rows)
+    layer_triton.rms_norm(x_TH, weight_H, 1e-6)
+    layer_triton.rms_norm_backward(x_TH, x_TH, weight_H, scale_T, x_TH)
+    layer_triton.swiglu(torch.cat([x_TH, x_TH], 1))
+    layer_triton.swiglu_backward(torch.cat([x_TH, x_TH], 1), x_TH, reuse=False)
+    count, angle_TD = width // 64, torch.zeros(rows, 64)
+    for norms in (None, (torch.ones(64).bfloat16(), torch.ones(64).bfloat16())):
+        qkv_TF = torch.zeros(rows, (count + 2) * 64).bfloat16()
+        parts = layer_triton.rotate(qkv_TF, norms, 1e-6, angle_TD, angle_TD, count, 1)
+        layer_triton.rotate_backward(*parts, qkv_TF, norms, 1e-6, angle_TD, angle_TD)
+
+
+def main() -> None:
+    driver.set_active(Hopper())
+    # What a launch is given compiles, and is not launched.
+    launched: Any = JITFunction.run
+    JITFunction.run = partialmethod(lambda self, *given, **named: launched(self, *given, **named | {"warmup": True}))
+    for rows, vocabulary in ((1, 128), (300, 1000)):
+        heads(rows, vocabulary)
+    for rows, width in ((1, 64), (33, 1536)):
+        layers(rows, width)
+    for mode in ("grpo", "dr_grpo", "rloo"):
+        advantage_triton.group_advantages(torch.ones(9), torch.zeros(9, dtype=torch.int64), mode)
+    print("compiled")
+
+
+if __name__ == "__main__":
+    main()
