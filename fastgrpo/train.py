@@ -41,6 +41,8 @@ from fastgrpo.training.schedule import open_schedule
 
 # After so many steps in a row from which nothing can be learned, a run says so.
 ALIKE_STEPS = 3
+# A step that lost a larger share of its rollouts to `grpo.straggler_s` has learned from the quick ones.
+STRAGGLERS = 0.05
 
 
 def train(
@@ -143,7 +145,7 @@ async def improve(
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one."""
     log.stage("grpo", config.grpo.steps, done=learner.step)
     draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)
-    alike = 0
+    alike, lost = 0, False
     async with open_schedule(learner, environment, draw, config) as schedule:
         try:
             with GpuMonitor() as gpu:
@@ -163,6 +165,9 @@ async def improve(
                     alike = alike + 1 if values.get("groups_without_variance") == 1.0 else 0
                     if alike == ALIKE_STEPS:
                         log.say(nothing_to_learn(values))
+                    if not lost and values.get("stragglers", 0) > STRAGGLERS * values["rollouts"]:
+                        lost = True
+                        log.say(quick_ones_left(values, config))
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()
@@ -179,6 +184,16 @@ def nothing_to_learn(values: Mapping[str, float]) -> str:
         f"in the last {ALIKE_STEPS} steps no group had two rewards that differ ({', '.join(terms)}): nothing is "
         "learned from it. Is --model the policy that is meant, did its warm start teach enough, and are the problems "
         "neither too hard nor too easy for it?"
+    )
+
+
+def quick_ones_left(values: Mapping[str, float], config: Config) -> str:
+    """What is said after the first step, of metrics `values`, that lost many rollouts to `grpo.straggler_s`."""
+    return (
+        f"{values['stragglers']:.0f} of {values['rollouts']:.0f} rollouts of this step still ran "
+        f"grpo.straggler_s = {config.grpo.straggler_s:g} s after its last completion and are left out. Those that are "
+        "left are the quick ones: whatever takes long only where it fails now looks better than it is. Raise "
+        "grpo.straggler_s above what the slowest rollouts take, or make what they wait for faster"
     )
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -350,6 +351,31 @@ def test_steps_from_which_nothing_is_learned_are_told_once(
     assert capsys.readouterr().out.count(said) == 1
     run(model, tmp_path, "unlike", environment=opened(0.0, -0.5, 0.0, 0.0), problems=problems, grpo__steps=4)
     assert "nothing is learned" not in capsys.readouterr().out
+
+
+def test_a_run_that_loses_many_stragglers_says_once_that_the_quick_ones_are_left(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @asynccontextmanager
+    async def open_task(config, log):
+        task = Vowels()
+        quick, seconds = task.execute, cycle([0.0, 60.0])
+
+        async def execute(problem, completion: str, seed: int) -> float:
+            await asyncio.sleep(next(seconds))
+            return await quick(problem, completion, seed)
+
+        task.execute = execute
+        yield task
+
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    folder = run(
+        model, tmp_path, "late", environment=open_task, problems=(load_vowels(None)[0], []), grpo__steps=2,
+        grpo__straggler_s=0.1,
+    )  # fmt: skip
+    assert [(row["stragglers"], row["infrastructure"]) for row in metrics(folder)] == [(4, 4)] * 2
+    said = "4 of 8 rollouts of this step still ran grpo.straggler_s = 0.1 s after its last completion"
+    assert capsys.readouterr().out.count(said) == 1
 
 
 def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(

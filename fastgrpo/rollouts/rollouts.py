@@ -47,7 +47,7 @@ class Rollouts:
     `seconds` passed until the last completion had left the engine; `waited` tells how many more until the last rollout
     had its result, and of which problem that rollout was. `after_answers` are those of these that came after the last
     answer of a service that a rollout asked (`Result.answered_at`); None where none was asked. Groups that lost a
-    straggler do not count there: nobody knows whether it still waited for an answer.
+    straggler do not count there: nobody knows whether it still waited for an answer. `stragglers` are so many.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Rollouts:
         self.after_answers: float | None = None
         self._answered_at: float | None = None
         self._executing: set[asyncio.Timeout] = set()
-        self._dropping = False
+        self.stragglers, self._dropping = 0, False
         self._endpoint: Endpoint | None = None
         # Numbers as if one replica had all problems, dealt out in turn: no two share one, whatever their number.
         replica, replicas = (number // generator.ranks for number in rank_and_world())
@@ -205,6 +205,7 @@ class Rollouts:
             return await ask(function, *arguments, clock=clock, inline=inline)
         except TimeoutError:
             if execution and self._dropping:
+                self.stragglers += 1
                 late = f"grpo.straggler_s = {self._sampling.straggler_s:g} s after the step's last completion"
                 raise EnvironmentFailure(f"execute still ran {late}") from None
             limit = f"grpo.execute_s = {self._sampling.execute_s:g} s"

@@ -183,6 +183,8 @@ class Schedule:
         tails = [batch.after_answers for batch in batches if batch.after_answers is not None]
         if tails:
             tally.peaks["tail_after_answers_s"] = max(tails)
+        if self._config.grpo.straggler_s:
+            tally.sums["stragglers"] = float(sum(batch.stragglers for batch in batches))
         if self._config.grpo.refill:
             tally.sums["groups_refilled"] = float(refilled)
         if self._config.grpo.max_lag:
