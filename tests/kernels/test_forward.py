@@ -121,7 +121,7 @@ OTHERS = {
     "few words": (bf16(4096, 1536), Head(bf16(255, 1536), None, PLAIN)),
     "no hidden size": (bf16(4096, 0), Head(bf16(300, 0), None, PLAIN)),
     "an odd hidden size": (bf16(4096, 1000), Head(bf16(300, 1000), None, PLAIN)),
-    "a large hidden size": (bf16(4096, 1600), Head(bf16(300, 1600), None, PLAIN)),
+    "a large hidden size": (bf16(4096, 2112), Head(bf16(300, 2112), None, PLAIN)),
     "hidden states between others": (bf16(4096, 1600)[:, :1536], Head(WEIGHT_VH, None, PLAIN)),
     "hidden states off by a number": (bf16(4096 * 1536 + 1)[1:].view(4096, 1536), Head(WEIGHT_VH, None, PLAIN)),
     "a transposed weight": (bf16(4096, 1536), Head(bf16(1536, 300).T, None, PLAIN)),
