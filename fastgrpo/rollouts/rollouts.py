@@ -107,8 +107,13 @@ class Rollouts:
 
     async def _group(self, problem: Any, name: str) -> Group:
         """The rollouts of one problem with their results; a failure of the environment is theirs, never the run's."""
-        prompt = self._environment.prompt(problem)
-        ids = self._chat.prompt_ids(prompt) if self._endpoint is None else []
+        try:
+            prompt, ids = self._opening(problem)
+        except EnvironmentFailure as error:
+            for _ in range(self._size):
+                self._written()
+            result = failed(f"{problem.id}: {error}")
+            return Group(problem, "", [Rollout([], [], [], [], result=result) for _ in range(self._size)])
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
         rollouts = await _all(
             self._rollout(problem, ids, seed, seeds[0] if self._paired else seed)
@@ -119,6 +124,20 @@ class Rollouts:
         await self._score(problem, [rollout for rollout in rollouts if rollout.result is UNENDED])
         self._note_end(problem, rollouts)
         return Group(problem, prompt, rollouts)
+
+    def _opening(self, problem: Any) -> tuple[str | list[dict[str, str]], list[int]]:
+        """The problem's prompt and its ids. Raises EnvironmentFailure where none that leaves room for a completion.
+
+        `fitting` has asked for all prompts, but not for those of an environment that changes with the step.
+        """
+        try:
+            prompt = prompt_of(self._environment.prompt, problem)
+            ids = self._chat.prompt_ids(prompt)
+        except UserError as error:
+            raise EnvironmentFailure(str(error)) from error
+        if not 0 < len(ids) <= self._sampling.prompt_tokens:
+            raise EnvironmentFailure(f"its prompt has {len(ids)} tokens, and {_room(self._sampling)}")
+        return prompt, ids
 
     def _note_end(self, problem: Any, rollouts: list[Rollout]) -> None:
         """The group of `problem` has its results: how long the batch waited, should it be the last."""
@@ -298,11 +317,15 @@ def prompts_fit(prompts: Sequence[str | list[dict[str, str]]], chat: Chat, sampl
     fits = [length <= sampling.prompt_tokens for length in lengths]
     if lengths and not any(fits):
         raise UserError(
-            f"no prompt fits: the shortest has {min(lengths)} tokens, and engine.max_model_len = "
-            f"{sampling.max_model_len} less grpo.max_new_tokens = {sampling.max_new_tokens} leaves "
-            f"{sampling.prompt_tokens}; raise engine.max_model_len"
+            f"no prompt fits: the shortest has {min(lengths)} tokens, and {_room(sampling)}; raise engine.max_model_len"
         )
     return fits
+
+
+def _room(sampling: Sampling) -> str:
+    """How long a prompt may be, in words."""
+    total, written = sampling.max_model_len, sampling.max_new_tokens
+    return f"engine.max_model_len = {total} less grpo.max_new_tokens = {written} leaves {sampling.prompt_tokens}"
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
