@@ -64,7 +64,12 @@ def reward_task(
     dataset: Any = None,
     eval_dataset: Any = None,
 ) -> Task:
-    """Reward functions in TRL's form over the rows of `dataset`, None = those of `data.dataset`."""
+    """Reward functions in TRL's form over the rows of `dataset`, None = those of `data.dataset`.
+
+    Raises UserError where functions or weights are none.
+    """
+    rewards = partial(RewardFunctions, functions, weights)
+    rewards(deadline_s=1.0)  # what is wrong with them is told before anything is opened
 
     def load(config: Config) -> Problems:
         if dataset is None and config.data.dataset == Data().dataset:
@@ -87,7 +92,7 @@ def reward_task(
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
-        yield RewardFunctions(functions, weights, deadline_s=config.grpo.execute_s)
+        yield rewards(deadline_s=config.grpo.execute_s)
 
     return Task(load, open_environment, prompt=lambda _, example: example.prompt)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, described, said_by
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _asked(name: str, method: Callable[[Any], Any], argument: Any, what: str) ->
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name} raised {type(error).__name__} for {what}: {error}") from error
+        raise UserError(f"{name} raised {type(error).__name__} for {what}: {said_by(error)}") from error
 
 
 class EnvironmentFailure(Exception):
@@ -121,11 +121,12 @@ async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Time
             return await value if inspect.isawaitable(value) else value
     except EnvironmentFailure:
         raise
-    except Exception as error:
-        if clock.expired():
+    except (Exception, SystemExit, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if clock.expired() or (isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()):
             raise
         name = getattr(function, "__name__", "the environment")
-        raise EnvironmentFailure(f"{name} raised {type(error).__name__}: {error}") from error
+        raise EnvironmentFailure(f"{name} raised {described(error)}") from error
 
 
 async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Value:
@@ -150,7 +151,9 @@ async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Va
         try:
             value = function(*arguments)
         except BaseException as error:
-            tell(error if isinstance(error, Exception) else RuntimeError(repr(error)), None)
+            # No future takes a StopIteration, as of `next` on what is empty; others would end the loop.
+            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            tell(error if plain else RuntimeError(repr(error)), None)
         else:
             tell(None, value)
 
@@ -217,11 +220,19 @@ def finite_number(what: str, value: Any) -> float:
     """`value` as a float; raises EnvironmentFailure naming `what` where it is none, or not finite."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise EnvironmentFailure(f"{what} must be a number, got {value!r}") from None
+    except Exception:  # an OverflowError of 10**400, whatever a type's own __float__ raises
+        raise EnvironmentFailure(f"{what} must be a number, got {_shown(value)}") from None
     if not math.isfinite(number):
         raise EnvironmentFailure(f"{what} must be finite, got {number}")
     return number
+
+
+def _shown(value: Any) -> str:
+    """The beginning of its repr, or its type's name where that raises."""
+    try:
+        return f"{value!r:.60}"
+    except Exception:
+        return type(value).__name__
 
 
 def failed(reason: str) -> Result:

@@ -128,10 +128,13 @@ class Rollouts:
     def _opening(self, problem: Any) -> tuple[str | list[dict[str, str]], list[int]]:
         """The problem's prompt and its ids. Raises EnvironmentFailure where none that leaves room for a completion.
 
-        `fitting` has asked for all prompts, but not for those of an environment that changes with the step.
+        `fitting` has asked for all prompts, but not for those of an environment that changes with the step. An agent
+        has no ids yet: its endpoint answers a request that does not fit.
         """
         try:
             prompt = prompt_of(self._environment.prompt, problem)
+            if self._endpoint is not None:
+                return prompt, []
             ids = self._chat.prompt_ids(prompt)
         except UserError as error:
             raise EnvironmentFailure(str(error)) from error
