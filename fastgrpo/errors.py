@@ -65,6 +65,14 @@ def described(error: BaseException) -> str:
     return f"{kind}: {said}" if said else kind
 
 
+def shown(value: object) -> str:
+    """The beginning of a value's repr, on one line, for a sentence about it; its type's name where it has none."""
+    try:
+        return " ".join(f"{value!r:.200}".split())[:60]
+    except Exception:
+        return type(value).__name__
+
+
 def say_error(sentence: str) -> None:
     """Print an error, with the rank that it came from under torchrun."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""

@@ -21,7 +21,7 @@ import msgspec
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import checked, resolve
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, shown
 from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks
 from fastgrpo.policy.hub import with_local_model
@@ -68,6 +68,11 @@ def train(
     """
     _refuse_running_loop()
     if not isinstance(config, Config):
+        if config is not None and not isinstance(config, Mapping):
+            raise UserError(
+                f"train(config) takes a dict of keys by their dotted names, or a Config, got {shown(config)}: a file is "
+                "read by fastgrpo.config_files.read_toml"
+            )
         keys = dict(config or {}) | ({"model.path": str(model)} if model else {})
         config = resolve(checked(keys, source="train(config)"))
     elif model:
@@ -78,10 +83,15 @@ def train(
         raise UserError(f"train takes one of task, environment and reward, got {' and '.join(given)}: leave one out")
     if not given and (dataset is not None or eval_dataset is not None):
         raise UserError("train's dataset needs a reward or an environment; the run's own task reads data.dataset")
+    if reward_weights is not None and not reward:
+        raise UserError("reward_weights goes with reward: pass the functions too, or leave it out")
     if task is not None:
+        if not isinstance(task, Task):
+            raise UserError(f"task must be a fastgrpo.tasks.Task, got {shown(task)}: docs/own-task.md has other ways")
         chosen = task
     elif environment is not None:
-        chosen = environment_task(environment, dataset or (), eval_dataset or ())
+        given_sets = (() if each is None else each for each in (dataset, eval_dataset))
+        chosen = environment_task(environment, *given_sets)
     elif reward:
         functions: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
         chosen = reward_task(functions, reward_weights, dataset, eval_dataset)

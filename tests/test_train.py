@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -416,11 +417,16 @@ def test_a_model_by_its_name_is_found_again_by_the_commit(
             "environment object has no prompt and no results and no execute and no feedback_text",
         ),
         ({"environment": object(), "reward": len}, "one of task, environment and reward, got environment and reward"),
+        ({"environment": Vowels(), "reward_weights": [1.0]}, "reward_weights goes with reward"),
+        ({"task": 3}, "task must be a fastgrpo.tasks.Task, got 3"),
+        ({"config": "demo.toml"}, "takes a dict of keys by their dotted names, or a Config, got 'demo.toml'"),
+        ({"config": {3: 4}}, "keys are texts such as 'grpo.steps', got 3"),
+        ({"environment": Vowels(), "dataset": np.array([1, 2]), "model": "m"}, "each problem of dataset is an object"),
     ],
 )
 def test_what_train_is_given_must_fit(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        fastgrpo.train({}, **arguments)
+        fastgrpo.train(**({"dry_run": True, "config": {}} | arguments))
 
 
 def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from fastgrpo.errors import UserError, described, said_by
+from fastgrpo.errors import UserError, described, said_by, shown
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def prompt_of(prompt: Callable[[Any], Any], problem: Any) -> str | list[dict[str
     said = given if isinstance(given, list) else [{"role": "user", "content": given}]
     if not said or not all(is_message(message) for message in said):
         raise UserError(
-            f"prompt must give a text, or messages with role and content, and gave {given!r:.60} for the problem "
+            f"prompt must give a text, or messages with role and content, and gave {shown(given)} for the problem "
             f"{problem.id}"
         )
     return given
@@ -193,9 +193,11 @@ def checked_results(results: Any, count: int) -> list[Result]:
         )
     try:
         return [_checked(result) for result in results]
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        # A reward that is a number, metrics that are a list, text in a record that is not Unicode.
-        raise EnvironmentFailure(f"a Result has a field that cannot be read: {error}") from None
+    except EnvironmentFailure:
+        raise
+    except Exception as error:
+        # A reward that is a number, metrics that are a list, in a record text that is no Unicode or a number too large.
+        raise EnvironmentFailure(f"a Result has a field that cannot be read: {said_by(error)}") from None
 
 
 def _checked(result: Any) -> Result:
@@ -221,18 +223,10 @@ def finite_number(what: str, value: Any) -> float:
     try:
         number = float(value)
     except Exception:  # an OverflowError of 10**400, whatever a type's own __float__ raises
-        raise EnvironmentFailure(f"{what} must be a number, got {_shown(value)}") from None
+        raise EnvironmentFailure(f"{what} must be a number, got {shown(value)}") from None
     if not math.isfinite(number):
         raise EnvironmentFailure(f"{what} must be finite, got {number}")
     return number
-
-
-def _shown(value: Any) -> str:
-    """The beginning of its repr, or its type's name where that raises."""
-    try:
-        return f"{value!r:.60}"
-    except Exception:
-        return type(value).__name__
 
 
 def failed(reason: str) -> Result:

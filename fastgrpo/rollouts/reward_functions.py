@@ -11,7 +11,7 @@ from numbers import Real
 from sys import float_info
 from typing import Any
 
-from fastgrpo.errors import UserError, described
+from fastgrpo.errors import UserError, described, shown
 from fastgrpo.rollouts.environment import EnvironmentFailure, ask, failed, finite_number
 from fastgrpo.types import Result, Reward, Rollout
 
@@ -42,7 +42,7 @@ class RewardFunctions:
         self, functions: Sequence[Callable[..., Any]], weights: Sequence[float] | None = None, *, deadline_s: float
     ) -> None:
         if other := [function for function in functions if not callable(function)]:
-            raise UserError(f"reward takes functions, got {other[0]!r:.60}: from the shell --reward MODULE:FUNCTION")
+            raise UserError(f"reward takes functions, got {shown(other[0])}: from the shell --reward MODULE:FUNCTION")
         names = [_name(function) for function in functions]
         if double := [name for name in names if names.count(name) > 1]:
             raise UserError(f"reward has two functions called {double[0]}: rewards are logged by name, so rename one")
@@ -120,9 +120,9 @@ def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
     if weights is None:
         return [1.0] * count
     if isinstance(weights, Mapping | Set | str) or not hasattr(weights, "__len__"):
-        raise UserError(f"reward_weights must be a list of numbers, one for each function, got {weights!r:.60}")
+        raise UserError(f"reward_weights must be a list of numbers, one for each function, got {shown(weights)}")
     if odd := [weight for weight in weights if not isinstance(weight, Real) or not abs(weight) <= float_info.max]:
-        raise UserError(f"weights of reward functions are finite numbers, got {odd[0]!r:.60}")
+        raise UserError(f"weights of reward functions are finite numbers, got {shown(odd[0])}")
     if len(weights) != count:
         raise UserError(f"reward_weights has {len(weights)} values for {count} reward functions: give one for each")
     return [float(weight) for weight in weights]
