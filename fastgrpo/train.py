@@ -70,8 +70,8 @@ def train(
     if not isinstance(config, Config):
         if config is not None and not isinstance(config, Mapping):
             raise UserError(
-                f"train(config) takes a dict of keys by their dotted names, or a Config, got {shown(config)}: a file is "
-                "read by fastgrpo.config_files.read_toml"
+                f"train(config) takes a dict of keys by their dotted names, or a Config, got {shown(config)}: a file "
+                "is read by fastgrpo.config_files.read_toml"
             )
         keys = dict(config or {}) | ({"model.path": str(model)} if model else {})
         config = resolve(checked(keys, source="train(config)"))

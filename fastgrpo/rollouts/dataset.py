@@ -122,9 +122,7 @@ def _rows(source: str, split: str) -> Iterable[Mapping[str, Any]]:
     if not path.exists() and (path.suffix in FORMATS or source.startswith(("/", "~", "."))):
         raise UserError(f"the data set {source} does not exist: give a file, or a name on the hub as OWNER/NAME")
     if path.is_file():
-        raise UserError(
-            f"the data set {source} is a file of none of these kinds: {', '.join(FORMATS)}: write it as one"
-        )
+        raise UserError(f"the data set {source} is a file of another kind than {', '.join(FORMATS)}: write it as one")
     return hub_rows(source, split)
 
 
@@ -132,8 +130,8 @@ def _check_folder(folder: str) -> None:
     """Raises UserError for a folder that is plainly no data set, before the library looks for one in all of it."""
     if any((Path(folder) / file).is_file() for file in ("dataset_dict.json", "state.json")):
         raise UserError(
-            f"the folder {folder} is one that save_to_disk wrote: pass dataset=datasets.load_from_disk(...) from Python, "
-            "or write its rows as .jsonl or .parquet"
+            f"the folder {folder} is one that save_to_disk wrote: pass dataset=datasets.load_from_disk(...) from "
+            "Python, or write its rows as .jsonl or .parquet"
         )
     seen, found = 0, False
     for place, _, files in os.walk(folder, followlinks=True):

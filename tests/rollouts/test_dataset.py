@@ -64,7 +64,7 @@ class Table(UserDict):
 
 @pytest.mark.parametrize("rows", [5, {"prompt": ["a"]}, [None], [{"prompt": "fine"}, "text"], Table()], ids=str)
 def test_what_is_no_list_of_rows_is_one_sentence(rows: Any) -> None:
-    with pytest.raises(UserError, match="a data set is a list of rows, each a dict with a prompt, got [^\n]+$"):
+    with pytest.raises(UserError, match=r"a data set is a list of rows, each a dict with a prompt, got [^\n]+$"):
         read_examples(rows)
 
 
@@ -83,7 +83,7 @@ def test_a_file_of_another_kind_and_a_saved_folder_are_named(tmp_path: Path) -> 
     for name in ("rows.txt", "rows.jsonl.gz"):
         (tmp_path / name).write_text("a")
         with pytest.raises(
-            UserError, match=rf"{name} is a file of none of these kinds: \.jsonl, \.json, \.parquet, \.csv"
+            UserError, match=rf"{name} is a file of another kind than \.jsonl, \.json, \.parquet, \.csv"
         ):
             read_examples(tmp_path / name)
     (tmp_path / "saved").mkdir()

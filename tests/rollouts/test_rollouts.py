@@ -297,6 +297,7 @@ def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
         ([Result(reward=1.0)] * 3, "a Result has a field that cannot be read: 'float' object has no attribute 'total'"),
         ([Result(reward=Reward(total=1.0), metrics=[1])] * 3, "a Result has a field that cannot be read: 'list'"),
         ([Result(reward=Reward(total=1.0), record={"a": "\ud800"})] * 3, "a Result has a field that cannot be read"),
+        ([Result(reward=Reward(total=1.0), record={"a": 10**30})] * 3, "a Result has a field that cannot be read"),
     ],
 )
 def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -> None:
