@@ -26,6 +26,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
+from fastgrpo.evaluate import read_rows
 from fastgrpo.policy import hub
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
@@ -303,6 +304,18 @@ def test_a_reward_function_and_rows_train_from_python(model: Path, tmp_path: Pat
     assert 0 < row["reward/total"] < 1
     evaluated = json.loads((folder / "evaluation.json").read_text())
     assert len(evaluated) == 2 * 2 * 2
+
+
+def test_ids_and_columns_of_any_kind_end_in_files_that_can_be_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    named = (3, (1, 2), "\ud800", None)
+    problems = [SimpleNamespace(id=i, prompt="count", difficulty="hard", dataset=None) for i in named]
+    folder = run(model, tmp_path, "ids", problems=(problems, problems), grpo__steps=1)
+    rows = read_rows(folder / "evaluation.json")
+    assert {row.problem_id for row in rows} == {"3", "(1, 2)", "?", "None"}
+    assert {(row.difficulty, row.dataset) for row in rows} == {(None, "")}
 
 
 @asynccontextmanager

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fastgrpo.rollouts.session import Access
 
 Value = TypeVar("Value")
+# Squares of a group's rewards are summed in single precision.
+LARGEST_REWARD = 1e15
 
 
 class Environment(Protocol):
@@ -99,7 +101,7 @@ def _asked(name: str, method: Callable[[Any], Any], argument: Any, what: str) ->
         return method(argument)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{name} raised {type(error).__name__} for {what}: {said_by(error)}") from error
 
 
@@ -166,12 +168,12 @@ def prompt_of(prompt: Callable[[Any], Any], problem: Any) -> str | list[dict[str
 
     Raises UserError, with the problem's id, where it raises or gives neither text nor messages.
     """
-    given = _asked("prompt", prompt, problem, f"the problem {problem.id}")
+    given = _asked("prompt", prompt, problem, f"the problem {name_of(problem)}")
     said = given if isinstance(given, list) else [{"role": "user", "content": given}]
     if not said or not all(is_message(message) for message in said):
         raise UserError(
             f"prompt must give a text, or messages with role and content, and gave {shown(given)} for the problem "
-            f"{problem.id}"
+            f"{name_of(problem)}"
         )
     return given
 
@@ -203,19 +205,44 @@ def checked_results(results: Any, count: int) -> list[Result]:
 def _checked(result: Any) -> Result:
     if not isinstance(result, Result):
         raise EnvironmentFailure(f"results must return fastgrpo.types.Result objects, got {type(result).__name__}")
-    msgspec.json.encode(result.record, enc_hook=repr)
+    at = None if result.answered_at is None else finite_number("answered_at", result.answered_at)
+    plain = Result(
+        status=_text(result.status), error=_text(result.error), record=_plain_record(result.record), answered_at=at
+    )
     if result.status == INFRASTRUCTURE:
-        return Result(status=INFRASTRUCTURE, error=result.error, record=result.record, answered_at=result.answered_at)
+        return plain
     if result.reward is None:
         raise EnvironmentFailure(f"a result of status {result.status!r} has no reward")
-    reward = Reward(
-        total=finite_number("the reward", result.reward.total),
-        terms={
-            name: finite_number(f"the reward's term {name!r}", value) for name, value in result.reward.terms.items()
-        },
-    )
-    metrics = {name: finite_number(f"the metric {name!r}", value) for name, value in result.metrics.items()}
-    return msgspec.structs.replace(result, reward=reward, metrics=metrics)
+    total = finite_number("the reward", result.reward.total)
+    if abs(total) > LARGEST_REWARD:
+        raise EnvironmentFailure(f"the reward must be at most {LARGEST_REWARD:g}, either way, got {total:g}")
+    reward = Reward(total=total, terms=_numbers("the reward's term", result.reward.terms))
+    return msgspec.structs.replace(plain, reward=reward, metrics=_numbers("the metric", result.metrics))
+
+
+def _numbers(what: str, values: Mapping[str, Any]) -> dict[str, float]:
+    if odd := [name for name in values if not isinstance(name, str)]:
+        raise EnvironmentFailure(f"{what} {shown(odd[0])} needs a text as its name")
+    return {_text(name): finite_number(f"{what} {name!r}", value) for name, value in values.items()}
+
+
+def _plain_record(record: Any) -> dict[str, Any]:
+    """A copy in plain data, which files and checkpoints can hold, other objects as Python shows them."""
+    if not isinstance(record, Mapping):
+        raise EnvironmentFailure(f"a Result's record must be a dict, got {type(record).__name__}")
+    plain: dict[str, Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(dict(record), enc_hook=repr))
+    msgspec.json.encode(plain)
+    return plain
+
+
+def name_of(problem: Any) -> str:
+    """The problem's `id` as text, as it is logged and kept: ids may be numbers, too."""
+    return _text(problem.id)
+
+
+def _text(value: Any) -> str:
+    """`value` as text that files can hold."""
+    return str(value).encode(errors="replace").decode()
 
 
 def finite_number(what: str, value: Any) -> float:

@@ -25,6 +25,7 @@ from fastgrpo.rollouts.environment import (
     ask,
     checked_results,
     failed,
+    name_of,
     prompt_of,
 )
 from fastgrpo.rollouts.generator import Generator, open_generator
@@ -112,7 +113,7 @@ class Rollouts:
         except EnvironmentFailure as error:
             for _ in range(self._size):
                 self._written()
-            result = failed(f"{problem.id}: {error}")
+            result = failed(f"{name_of(problem)}: {error}")
             return Group(problem, "", [Rollout([], [], [], [], result=result) for _ in range(self._size)])
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
         rollouts = await _all(
@@ -149,7 +150,7 @@ class Rollouts:
         if not self._generated.is_set():
             return
         now, written = time.perf_counter(), self._begun + self.seconds
-        self.waited = now - written, str(problem.id)
+        self.waited = now - written, name_of(problem)
         if self._answered_at is not None and not self._dropping:
             self.after_answers = now - max(written, self._answered_at)
 
@@ -161,7 +162,7 @@ class Rollouts:
             answer = await self._ask(self._environment.results, problem, rollouts)
             results = checked_results(answer, len(rollouts))
         except EnvironmentFailure as error:
-            results = [failed(f"{problem.id}: {error}")] * len(rollouts)
+            results = [failed(f"{name_of(problem)}: {error}")] * len(rollouts)
         for rollout, result in zip(rollouts, results, strict=True):
             rollout.result = result
 
@@ -184,7 +185,7 @@ class Rollouts:
                     writing = False
                     self._written()
         except EnvironmentFailure as error:
-            rollout.result = failed(f"{problem.id}: {error}")
+            rollout.result = failed(f"{name_of(problem)}: {error}")
             if writing:
                 self._written()
         return rollout
@@ -212,7 +213,7 @@ class Rollouts:
         if not reason and not rollout.completions:
             reason = "act returned without a request to the policy"
         if reason:
-            rollout.result = failed(f"{problem.id}: {reason}")
+            rollout.result = failed(f"{name_of(problem)}: {reason}")
         else:
             rollout.executions.append(execution)
         return rollout
