@@ -221,6 +221,8 @@ def _checked(result: Any) -> Result:
 
 
 def _numbers(what: str, values: Mapping[str, Any]) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        raise EnvironmentFailure(f"{what}s must be a dict, got {type(values).__name__}")
     if odd := [name for name in values if not isinstance(name, str)]:
         raise EnvironmentFailure(f"{what} {shown(odd[0])} needs a text as its name")
     return {_text(name): finite_number(f"{what} {name!r}", value) for name, value in values.items()}
