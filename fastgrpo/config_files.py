@@ -18,6 +18,7 @@ from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError, writing
 
 MODEL = "model.digest"
+TASK = "task.txt"
 # Of each file of weights: fine-tuned models differ in it, where names and sizes are alike.
 SAMPLED_BYTES = 2**16
 
@@ -105,6 +106,18 @@ def refuse_another_model(folder: Path, earlier: str, now: str) -> None:
             f"cannot resume {folder}: {moved}, which is another model; "
             "set it back, or start a new run under another --name"
         )
+
+
+def note_task_from_python(folder: Path) -> None:
+    """Leave word in a run's folder that no configuration names its task: it was an argument of `fastgrpo.train`."""
+    with writing(folder / TASK):
+        (folder / TASK).write_text("The task was given to fastgrpo.train in Python; config.toml does not name it.\n")
+
+
+def refuse_task_from_python(folder: Path, fix: str) -> None:
+    """Raise `UserError` where the run in `folder` trains on what was given from Python: another task would be taken."""
+    if (folder / TASK).exists():
+        raise UserError(f"the task of the run {folder} was given to fastgrpo.train in Python: {fix}")
 
 
 def model_digest(model: Path) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from fastgrpo.config import Config
+from fastgrpo.config_files import note_task_from_python, refuse_task_from_python
 from fastgrpo.config_keys import checked, resolve
 from fastgrpo.errors import UserError, shown
 from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
@@ -100,7 +101,7 @@ def train(
     if dry_run:
         print_plan(config, chosen)
         return config.folder
-    run_on_ranks(config, lambda: run(config, resume=resume, task=chosen))
+    run_on_ranks(config, lambda: run(config, resume=resume, task=chosen if given else None))
     return config.folder
 
 
@@ -114,14 +115,22 @@ def _refuse_running_loop() -> None:
 
 
 async def run(config: Config, *, resume: bool = False, task: Task | None = None) -> None:
-    """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report."""
+    """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report.
+
+    `task` None is the one that the configuration names.
+    """
     refuse_idle_ranks(config)
+    named = task is None
+    if named and resume:
+        refuse_task_from_python(config.folder, "continue from there, with resume=True")
     task = task or task_of(config)
     require_model(config, task)
     with interruptible():
         config = with_local_model(config, again=resume)
     problems, held_out = task.load_problems(config)
     with open_log(config, resume=resume) as log:
+        if log.folder is not None and not named:
+            note_task_from_python(log.folder)
         async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
             if resume and Checkpoints(config.folder / "checkpoints").latest() is None:

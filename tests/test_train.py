@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 import fastgrpo
+from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.config_keys import resolve
@@ -30,6 +31,7 @@ from fastgrpo.evaluate import read_rows
 from fastgrpo.policy import hub
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
+from fastgrpo.solve import solve
 from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
 from fastgrpo.training import learner
@@ -316,6 +318,25 @@ def test_ids_and_columns_of_any_kind_end_in_files_that_can_be_read(
     rows = read_rows(folder / "evaluation.json")
     assert {row.problem_id for row in rows} == {"3", "(1, 2)", "?", "None"}
     assert {(row.difficulty, row.dataset) for row in rows} == {(None, "")}
+
+
+def test_a_task_from_python_is_not_taken_for_the_configuration_s(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    folder = run(model, tmp_path, "python", grpo__steps=1)
+    config = resolve(read_toml(folder / "config.toml"))
+    with pytest.raises(
+        UserError, match=r"was given to fastgrpo\.train in Python: continue from there, with resume=True"
+    ):
+        asyncio.run(fastgrpo.train.run(config, resume=True))
+    words = ["--model", str(folder / "checkpoints" / "step-000001")]
+    with pytest.raises(UserError, match="in Python: name it by --reward MODULE:FUNCTION and --dataset"):
+        parse(words, program="fastgrpo.evaluate", of_run=True)
+    named = parse([*words, "--reward", "a:b", "--dataset", "c.jsonl"], program="fastgrpo.evaluate", of_run=True).config
+    assert named.data.reward == "a:b"
+    with pytest.raises(UserError, match="solve runs workflows, and this policy writes none"):
+        asyncio.run(solve(named, ["p1"]))
 
 
 @asynccontextmanager
