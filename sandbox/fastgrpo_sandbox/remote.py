@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests
+from fastgrpo_sandbox.given import require_text, require_texts, require_whole
+from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests, require_job
 
 if TYPE_CHECKING:
     import aiohttp
@@ -104,6 +105,9 @@ class RemotePool:
     def __init__(self, urls: Sequence[str], key: str = "", in_flight: int = 256, deadline_s: float = 600.0) -> None:
         if isinstance(urls, str) or not urls:
             raise ValueError('urls must be a list of at least one server, such as ["http://127.0.0.1:8080"]')
+        require_texts("urls", list(urls))
+        require_text("key", key)
+        require_whole("in_flight", in_flight, 1)
         self._hosts = [_Host(url.strip(), in_flight) for url in urls]
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._key = key
@@ -150,6 +154,7 @@ class RemotePool:
         limits: Limits | None = None,
     ) -> Outcome:
         """SandboxPool.run on another host. Cancelling ends the job there. Never raises for what the code does."""
+        require_job(code, stdin, files, tests, limits)
         try:
             content = {path: data.encode() if isinstance(data, str) else data for path, data in (files or {}).items()}
             request = RunRequest(code, stdin, content, tests, limits)

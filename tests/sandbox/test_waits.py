@@ -114,7 +114,7 @@ def test_closing_the_pool_ends_those_who_wait_for_a_cell(no_restart, monkeypatch
             await asyncio.sleep(0)
         return await asyncio.wait_for(asyncio.gather(*waiting), 30)
 
-    assert set(asyncio.run(main())) == {"the pool is closed"}
+    assert set(asyncio.run(main())) == {"the pool is closed: use it inside its `async with`"}
 
 
 def test_a_fork_server_that_stops_before_its_first_job_is_no_pool(monkeypatch):
