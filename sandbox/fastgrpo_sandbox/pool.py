@@ -28,6 +28,7 @@ from fastgrpo_sandbox.types import (
     StdioTests,
     Tests,
     require_job,
+    require_loop,
 )
 
 log = logging.getLogger("fastgrpo_sandbox")
@@ -86,6 +87,7 @@ class SandboxPool:
         self._cells: list[Cell] = []
         self._started = 0
         self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it was opened in
         self._upkeep: set[asyncio.Task[None]] = set()
         self._cell_came = asyncio.Event()
         self._first_session = asyncio.Lock()
@@ -96,12 +98,15 @@ class SandboxPool:
 
     async def _begin(self) -> None:
         """What a pool needs before its first cell."""
+        if self._loop is not None:
+            raise ValueError("a pool is opened once: make another")
+        self._loop = asyncio.get_running_loop()
         self._groups = (await asyncio.to_thread(open_base)).folder
         self._keep(self._watch())
 
     async def __aenter__(self) -> SandboxPool:
+        await self._begin()
         try:
-            await self._begin()
             await self._start_cells("run")
             probe = await self.run("print(6 * 7)")
             if probe.status != "ok" or probe.stdout != "42\n":
@@ -146,6 +151,7 @@ class SandboxPool:
         argument of another type.
         """
         require_job(code, stdin, files, tests, limits)
+        require_loop(self._loop)
         if isinstance(tests, StdioTests):
             return await self._run_cases(code, files, tests, limits)
         try:
@@ -217,6 +223,7 @@ class SandboxPool:
         on_call may raise CallError(text), which the code sees; anything else it raises is an infrastructure outcome.
         """
         require_job(code, "", None, None, limits)
+        require_loop(self._loop)
         try:
             parcel = pack_session(code, inputs or {}, limits or self.limits)
         except Rejected as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 import msgspec
@@ -153,6 +154,19 @@ class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
 
 
 Tests = CheckTests | AssertTests | UnittestTests | StdioTests
+
+
+def require_loop(opened: asyncio.AbstractEventLoop | None) -> None:
+    """Raises SandboxUnavailable where this is another event loop than the one that a pool was `opened` in, None = none.
+
+    Its answers would wake nobody here.
+    """
+    if opened is None:
+        raise SandboxUnavailable("the pool is not open: use it inside its `async with`")
+    if asyncio.get_running_loop() is not opened:
+        raise SandboxUnavailable(
+            "the pool was opened in another event loop: use it there, or BlockingSandboxPool, which any thread may ask"
+        )
 
 
 def require_job(code: Any, stdin: Any, files: Any, tests: Any, limits: Any) -> None:

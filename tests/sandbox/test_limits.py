@@ -58,6 +58,8 @@ def test_the_outermost_right_limits():
         (lambda: SandboxPool(sessions=0), "sessions must be a whole number of at least 1, got 0"),
         (lambda: RemotePool(["http://a:1"], in_flight=0), "in_flight must be a whole number of at least 1, got 0"),
         (lambda: RemotePool([3]), r"urls\[0\] must be text"),
+        (lambda: RemotePool(["a:8080"]), "urls must be addresses as http://HOST:PORT, got 'a:8080'"),
+        (lambda: RemotePool(["http://"]), "urls must be addresses"),
     ],
 )
 def test_tests_and_pools_of_another_form_are_refused_by_name(made: Callable[[], Any], sentence: str) -> None:

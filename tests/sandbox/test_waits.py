@@ -191,6 +191,24 @@ def test_a_blocking_pool_outside_its_block_says_so(monkeypatch):
         pool.run("print(1)")
 
 
+def test_a_pool_in_another_loop_than_its_own_is_told_at_once():
+    async def main():
+        with pytest.raises(SandboxUnavailable, match="the pool is not open"):
+            await SandboxPool(cells=1).run("print(1)")
+        async with SandboxPool(cells=1) as pool:
+            with pytest.raises(SandboxUnavailable, match=r"opened in another event loop.*BlockingSandboxPool"):
+                await asyncio.to_thread(asyncio.run, pool.run("print(1)"))
+            assert (await pool.run("print(1)")).status == "ok"
+        with pytest.raises(ValueError, match="opened once"):
+            await pool.__aenter__()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    with BlockingSandboxPool(cells=1) as pool:
+        pass
+    with pytest.raises(ValueError, match="opened once"):
+        pool.__enter__()
+
+
 def test_a_blocking_call_ends_when_the_loops_thread_does(monkeypatch):
     monkeypatch.setattr(blocking, "LOOK_S", 0.05)
     pool = BlockingSandboxPool(cells=1)
