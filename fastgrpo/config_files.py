@@ -145,6 +145,8 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     folder = config.folder
     if resume:
         saved = folder / "config.toml"
+        if not saved.exists():
+            raise UserError(f"nothing to resume: {saved} does not exist; check the name, or leave resume out")
         earlier = resolve(read_toml(saved))
         refuse_changes(flat(earlier), config, source=saved)
         refuse_another_model(folder, earlier.model.path, config.model.path)

@@ -11,6 +11,7 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 import asyncio
 import random
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ from fastgrpo.training.schedule import open_schedule
 
 # After so many steps in a row from which nothing can be learned, a run says so.
 ALIKE_STEPS = 3
+# Two trainings in one process would share what PyTorch, vLLM and the ranks have once a process.
+_under_way = threading.Lock()
 
 
 def train(
@@ -101,7 +104,14 @@ def train(
     if dry_run:
         print_plan(config, chosen)
         return config.folder
-    run_on_ranks(config, lambda: run(config, resume=resume, task=chosen if given else None))
+    if not _under_way.acquire(blocking=False):
+        raise UserError(
+            "another training is under way in this process, maybe one whose notebook cell was stopped: wait"
+        )
+    try:
+        run_on_ranks(config, lambda: run(config, resume=resume, task=chosen if given else None))
+    finally:
+        _under_way.release()
     return config.folder
 
 

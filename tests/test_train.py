@@ -468,6 +468,31 @@ def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:
         train({"runs": str(tmp_path)}, reward=vowels, dataset=[{"prompt": "a"}, {"prompt": "b"}])
 
 
+def test_a_second_training_in_the_process_is_refused_and_the_first_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(completions: list[str], **_: Any) -> list[float]:
+        with pytest.raises(UserError, match="another training is under way in this process"):
+            fastgrpo.train(keys, model=model, reward=vowels, dataset=rows)
+        return vowels(completions, [1.0] * len(completions))
+
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    rows = [{"prompt": f"count {number}"} for number in range(3)]
+    keys = {
+        "runs": str(tmp_path),
+        "engine.max_model_len": 64,
+        "grpo.max_new_tokens": 16,
+        "grpo.steps": 1,
+        "grpo.prompts_per_step": 1,
+        "data.held_out": 1,
+    }
+    for _ in range(2):
+        (row,) = metrics(fastgrpo.train(keys, model=model, reward=second, dataset=rows))
+        assert row["infrastructure"] == 0
+    with pytest.raises(UserError, match=r"nothing to resume: .*other/config.toml does not exist"):
+        fastgrpo.train(keys | {"name": "other"}, model=model, reward=vowels, dataset=rows, resume=True)
+
+
 def test_a_running_loop_is_told_how_to_train() -> None:
     async def notebook() -> None:
         fastgrpo.train({}, model="m", reward=len, dataset=[])
