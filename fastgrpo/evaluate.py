@@ -140,12 +140,18 @@ def rows_of(groups: Sequence[Group], stage: str) -> list[EvalRow]:
             metrics=_with_writing(rollout),
             difficulty=_difficulty_of(group.problem),
             dataset=str(getattr(group.problem, "dataset", None) or ""),
-            workflow=rollout.result.record.get("workflow") or rollout.completions[-1],
+            workflow=_workflow_of(rollout),
         )
         for group in groups
         for rollout in group.rollouts
         if rollout.reward is not None
     ]
+
+
+def _workflow_of(rollout: Rollout) -> str:
+    """The text that the environment's record calls so, else the last completion."""
+    text = rollout.result.record.get("workflow")
+    return text if text and isinstance(text, str) else rollout.completions[-1]
 
 
 def _difficulty_of(problem: Any) -> float | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -314,6 +315,11 @@ def test_ids_and_columns_of_any_kind_end_in_files_that_can_be_read(
     monkeypatch.setattr(learner, "open_engine", random_engine)
     named = (3, (1, 2), "\ud800", None)
     problems = [SimpleNamespace(id=i, prompt="count", difficulty="hard", dataset=None) for i in named]
+    vowels_of = Vowels.results
+    recorded = {"workflow": 3, "step": "a"}
+    monkeypatch.setattr(
+        Vowels, "results", lambda *given: [msgspec.structs.replace(r, record=recorded) for r in vowels_of(*given)]
+    )
     folder = run(model, tmp_path, "ids", problems=(problems, problems), grpo__steps=1)
     rows = read_rows(folder / "evaluation.json")
     assert {row.problem_id for row in rows} == {"3", "(1, 2)", "?", "None"}

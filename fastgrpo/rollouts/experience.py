@@ -21,6 +21,7 @@ OWN_METRICS = frozenset({
     "grad_norm", "lr", "skipped", "flop", "train_tokens_per_s", "mfu", "parity", "parity_max", "sync_seconds",
     "stage", "step", "time",
 })  # fmt: skip
+OWN_KINDS = ("reward/", "seconds/", "gpu/")
 
 
 class Tally(msgspec.Struct):
@@ -114,9 +115,9 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
         if rollout.reward is not None:
             tally.add("reward/total", rollout.reward.total)
             for name, value in rollout.reward.terms.items():
-                tally.add(f"reward/{name}", value)
+                tally.add(_beside(f"reward/{name}", taken=name == "total"), value)
             for name, value in rollout.result.metrics.items():
-                tally.add(f"environment/{name}" if name in OWN_METRICS else name, value)
+                tally.add(_beside(name, taken=name in OWN_METRICS or name.startswith(OWN_KINDS)), value)
     for group in groups:
         tally.add("groups_without_variance", not varies(group))
     tally.sums = {
@@ -125,6 +126,11 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
         "tokens_per_s": sum(rollout.written for rollout in rollouts) / seconds,
     }
     return tally
+
+
+def _beside(name: str, *, taken: bool) -> str:
+    """The name of a task's number, told apart from the loop's own where that has `taken` it."""
+    return f"environment/{name}" if taken else name
 
 
 def add_passes(tally: Tally, groups: Sequence[Group]) -> None:
