@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from uvloop import new_event_loop
 
 from fastgrpo.config import LOSS_PRESETS, Config
-from fastgrpo.config_files import read_toml
+from fastgrpo.config_files import read_toml, refuse_task_from_python
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.signals import reacting, stopped_by
@@ -76,6 +76,8 @@ def parse(
     overrides = checked(options, source="command line", strict=False)
     if file is None and of_run:
         file = configuration_of(overrides.get("model.path", ""))
+        if file is not None and not {"data.reward", "data.environment"} & overrides.keys():
+            refuse_task_from_python(Path(file).parent, "name it by --reward MODULE:FUNCTION and --dataset")
     values = read_toml(Path(file)) if file is not None else {} if overrides.get("model.path") else read_toml(DEMO)
     config = resolve(layered(values, overrides))
     if "--resume" in given and file is None:

@@ -18,6 +18,7 @@ from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError, writing
 
 MODEL = "model.digest"
+TASK = "task.txt"
 # Of each file of weights: fine-tuned models differ in it, where names and sizes are alike.
 SAMPLED_BYTES = 2**16
 
@@ -107,6 +108,18 @@ def refuse_another_model(folder: Path, earlier: str, now: str) -> None:
         )
 
 
+def note_task_from_python(folder: Path) -> None:
+    """Leave word in a run's folder that no configuration names its task: it was an argument of `fastgrpo.train`."""
+    with writing(folder / TASK):
+        (folder / TASK).write_text("The task was given to fastgrpo.train in Python; config.toml does not name it.\n")
+
+
+def refuse_task_from_python(folder: Path, fix: str) -> None:
+    """Raise `UserError` where the run in `folder` trains on what was given from Python: another task would be taken."""
+    if (folder / TASK).exists():
+        raise UserError(f"the task of the run {folder} was given to fastgrpo.train in Python: {fix}")
+
+
 def model_digest(model: Path) -> str:
     """A digest of a model's config.json and of its files of weights: names, sizes and the middle of each.
 
@@ -132,6 +145,8 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     folder = config.folder
     if resume:
         saved = folder / "config.toml"
+        if not saved.exists():
+            raise UserError(f"nothing to resume: {saved} does not exist; check the name, or leave resume out")
         earlier = resolve(read_toml(saved))
         refuse_changes(flat(earlier), config, source=saved)
         refuse_another_model(folder, earlier.model.path, config.model.path)

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from fastgrpo.config import LOSS_PRESETS, Config, Grpo, Section, Workers
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, shown
 
 
 class Key(NamedTuple):
@@ -48,6 +48,8 @@ def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict
     """
     result = {}
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise UserError(f"{source}: keys are texts such as 'grpo.steps', got {shown(name)}")
         key = KEYS.get(_OF_ANOTHER_WORKER.sub("workers.", name))
         if key is None:
             raise UserError(f"{source}: {_unknown(name)}")
@@ -57,7 +59,7 @@ def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict
             result[name] = msgspec.convert(given, key.type, strict=strict)
         except msgspec.ValidationError as error:
             wanted = choices_of(key) or str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
-            raise UserError(f"{source}: {name} must be {wanted}, got {value!r} ({type(value).__name__})") from None
+            raise UserError(f"{source}: {name} must be {wanted}, got {shown(value)} ({type(value).__name__})") from None
         if isinstance(result[name], float) and not math.isfinite(result[name]):
             raise UserError(f"{source}: {name} must be a finite number, got {value!r}")
     return result

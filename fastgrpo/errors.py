@@ -51,6 +51,28 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def said_by(error: BaseException) -> str:
+    """What an error says, on one line of at most 500 characters, whatever its own methods do."""
+    try:
+        return " ".join(str(error).split())[:500]
+    except Exception:
+        return "it cannot be told"
+
+
+def described(error: BaseException) -> str:
+    """An error's kind and what it says, on one line."""
+    said, kind = said_by(error), type(error).__name__
+    return f"{kind}: {said}" if said else kind
+
+
+def shown(value: object) -> str:
+    """The beginning of a value's repr, on one line, for a sentence about it; its type's name where it has none."""
+    try:
+        return " ".join(f"{value!r:.200}".split())[:60]
+    except Exception:
+        return type(value).__name__
+
+
 def say_error(sentence: str) -> None:
     """Print an error, with the rank that it came from under torchrun."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""

@@ -38,7 +38,7 @@ from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, r
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.report import adaptivity_table
-from fastgrpo.rollouts.environment import Agent, Environment
+from fastgrpo.rollouts.environment import Agent, Environment, name_of
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import collect, fitting
 from fastgrpo.signals import interruptible
@@ -134,18 +134,33 @@ def rows_of(groups: Sequence[Group], stage: str) -> list[EvalRow]:
     return [
         EvalRow(
             stage=stage,
-            problem_id=group.problem.id,
+            problem_id=name_of(group.problem),
             status=rollout.result.status,
             reward=rollout.reward.total,
             metrics=_with_writing(rollout),
-            difficulty=getattr(group.problem, "difficulty", None),
-            dataset=getattr(group.problem, "dataset", ""),
-            workflow=rollout.result.record.get("workflow") or rollout.completions[-1],
+            difficulty=_difficulty_of(group.problem),
+            dataset=str(getattr(group.problem, "dataset", None) or ""),
+            workflow=_workflow_of(rollout),
         )
         for group in groups
         for rollout in group.rollouts
         if rollout.reward is not None
     ]
+
+
+def _workflow_of(rollout: Rollout) -> str:
+    """The text that the environment's record calls so, else the last completion."""
+    text = rollout.result.record.get("workflow")
+    return text if text and isinstance(text, str) else rollout.completions[-1]
+
+
+def _difficulty_of(problem: Any) -> float | None:
+    """The problem's own `difficulty`, where that is a number: it may have a column of that name with words."""
+    try:
+        difficulty = float(getattr(problem, "difficulty", "none"))
+    except (TypeError, ValueError):
+        return None
+    return difficulty if math.isfinite(difficulty) else None
 
 
 def _with_writing(rollout: Rollout) -> dict[str, float | None]:

@@ -37,6 +37,8 @@ async def solve(config: Config, names: Sequence[str]) -> None:
     """Print the chosen workflow for the problem named, its solution and how it did on the public tests."""
     if not config.model.path or len(names) != 1:
         raise UserError("solve needs --model PATH and the id of one problem, such as HumanEval/12")
+    if config.task != "flow" or config.data.reward or config.data.environment:
+        raise UserError("solve runs workflows, and this policy writes none: python -m fastgrpo.evaluate measures it")
     with interruptible():
         config = with_local_model(config)
     problem = find(config.data.dataset, names[0])

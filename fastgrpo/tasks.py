@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Sized
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastgrpo.config import Config, Data
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, shown
 from fastgrpo.flow import programs, task
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.dataset import hold_out, of_each, read_examples, set_names, weighted
+from fastgrpo.rollouts.dataset import as_list, hold_out, of_each, read_examples, set_names, weighted
 from fastgrpo.rollouts.environment import Agent, Environment, lacking
 from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
 from fastgrpo.rollouts.verifiers_environment import load_verifiers
@@ -64,7 +65,12 @@ def reward_task(
     dataset: Any = None,
     eval_dataset: Any = None,
 ) -> Task:
-    """Reward functions in TRL's form over the rows of `dataset`, None = those of `data.dataset`."""
+    """Reward functions in TRL's form over the rows of `dataset`, None = those of `data.dataset`.
+
+    Raises UserError where functions or weights are none.
+    """
+    rewards = partial(RewardFunctions, functions, weights)
+    rewards(deadline_s=1.0)  # what is wrong with them is told before anything is opened
 
     def load(config: Config) -> Problems:
         if dataset is None and config.data.dataset == Data().dataset:
@@ -77,6 +83,8 @@ def reward_task(
             parts = [hold_out(rows, count, config.data.seed) for rows, count in zip(sets, held_out, strict=True)]
             sets, held = [train for train, _ in parts], [row for _, rows in parts for row in rows]
         else:
+            if isinstance(separate, Sized) and len(separate) == 0:
+                raise UserError("eval_dataset has no rows: leave it out, then data.held_out rows are evaluated")
             held = [row for rows in _sets(separate, "test") for row in rows]
         train = [
             row
@@ -87,7 +95,7 @@ def reward_task(
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
-        yield RewardFunctions(functions, weights, deadline_s=config.grpo.execute_s)
+        yield rewards(deadline_s=config.grpo.execute_s)
 
     return Task(load, open_environment, prompt=lambda _, example: example.prompt)
 
@@ -118,6 +126,8 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
 
 def environment_task(environment: Environment | Agent, problems: Iterable[Any], held_out: Iterable[Any] = ()) -> Task:
     """An environment or an agent of the caller's own on its own problems. Raises UserError for an object of neither."""
+    if isinstance(environment, type):
+        raise UserError(f"environment is the class {environment.__name__}: pass an object of it")
     if missing := lacking(environment):
         kind = type(environment).__name__
         raise UserError(f"environment {kind} has no {' and no '.join(missing)}: docs/own-task.md shows its methods")
@@ -130,10 +140,13 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
         parts = []
         for name, given in (("dataset", problems), ("eval_dataset", held_out)):
             if isinstance(given, str) or not isinstance(given, Iterable):
-                raise UserError(f"{name} of an environment is a list of problems, got {given!r:.60}")
-            parts.append(list(given))
+                raise UserError(f"{name} of an environment is a list of problems, got {shown(given)}")
+            parts.append(as_list(given, name))
             if without := [each for each in parts[-1] if not hasattr(each, "id")]:
-                raise UserError(f"each problem of {name} is an object with an id, got {without[0]!r:.60}")
+                raise UserError(
+                    f"each problem of {name} is an object with an id, got {shown(without[0])}: of a row that is a dict "
+                    "types.SimpleNamespace(**row) makes one"
+                )
         if not parts[0]:
             raise UserError("an environment has nothing to train on: pass its problems as dataset=")
         return parts[0], parts[1]
@@ -143,7 +156,7 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
 
 def _sets(dataset: Any, split: str = "train") -> list[list[Example]]:
     """The rows of each data set that is named, or of the one that is given; of several, ids begin with the set's."""
-    several = isinstance(dataset, list | tuple) and all(isinstance(name, str) for name in dataset)
+    several = isinstance(dataset, list | tuple) and all(isinstance(name, str | Path) for name in dataset)
     if not isinstance(dataset, str) and not (several and dataset):
         return [read_examples(dataset, split)]
     names = set_names(dataset)

@@ -11,6 +11,7 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 import asyncio
 import random
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import Any
 import msgspec
 
 from fastgrpo.config import Config
+from fastgrpo.config_files import note_task_from_python, refuse_task_from_python
 from fastgrpo.config_keys import checked, resolve
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, shown
 from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks
 from fastgrpo.policy.hub import with_local_model
@@ -43,6 +45,8 @@ from fastgrpo.training.schedule import open_schedule
 ALIKE_STEPS = 3
 # A step that lost a larger share of its rollouts to `grpo.straggler_s` has learned from the quick ones.
 STRAGGLERS = 0.05
+# Two trainings in one process would share what PyTorch, vLLM and the ranks have once a process.
+_under_way = threading.Lock()
 
 
 def train(
@@ -70,6 +74,11 @@ def train(
     """
     _refuse_running_loop()
     if not isinstance(config, Config):
+        if config is not None and not isinstance(config, Mapping):
+            raise UserError(
+                f"train(config) takes a dict of keys by their dotted names, or a Config, got {shown(config)}: a file "
+                "is read by fastgrpo.config_files.read_toml"
+            )
         keys = dict(config or {}) | ({"model.path": str(model)} if model else {})
         config = resolve(checked(keys, source="train(config)"))
     elif model:
@@ -80,10 +89,15 @@ def train(
         raise UserError(f"train takes one of task, environment and reward, got {' and '.join(given)}: leave one out")
     if not given and (dataset is not None or eval_dataset is not None):
         raise UserError("train's dataset needs a reward or an environment; the run's own task reads data.dataset")
+    if reward_weights is not None and not reward:
+        raise UserError("reward_weights goes with reward: pass the functions too, or leave it out")
     if task is not None:
+        if not isinstance(task, Task):
+            raise UserError(f"task must be a fastgrpo.tasks.Task, got {shown(task)}: docs/own-task.md has other ways")
         chosen = task
     elif environment is not None:
-        chosen = environment_task(environment, dataset or (), eval_dataset or ())
+        given_sets = (() if each is None else each for each in (dataset, eval_dataset))
+        chosen = environment_task(environment, *given_sets)
     elif reward:
         functions: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
         chosen = reward_task(functions, reward_weights, dataset, eval_dataset)
@@ -92,7 +106,14 @@ def train(
     if dry_run:
         print_plan(config, chosen)
         return config.folder
-    run_on_ranks(config, lambda: run(config, resume=resume, task=chosen))
+    if not _under_way.acquire(blocking=False):
+        raise UserError(
+            "another training is under way in this process, maybe one whose notebook cell was stopped: wait"
+        )
+    try:
+        run_on_ranks(config, lambda: run(config, resume=resume, task=chosen if given else None))
+    finally:
+        _under_way.release()
     return config.folder
 
 
@@ -106,14 +127,22 @@ def _refuse_running_loop() -> None:
 
 
 async def run(config: Config, *, resume: bool = False, task: Task | None = None) -> None:
-    """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report."""
+    """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report.
+
+    `task` None is the one that the configuration names.
+    """
     refuse_idle_ranks(config)
+    named = task is None
+    if named and resume:
+        refuse_task_from_python(config.folder, "continue from there, with resume=True")
     task = task or task_of(config)
     require_model(config, task)
     with interruptible():
         config = with_local_model(config, again=resume)
     problems, held_out = task.load_problems(config)
     with open_log(config, resume=resume) as log:
+        if log.folder is not None and not named:
+            note_task_from_python(log.folder)
         async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
             if resume and Checkpoints(config.folder / "checkpoints").latest() is None:

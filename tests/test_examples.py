@@ -16,6 +16,7 @@ import pytest
 from fastgrpo.config_files import read_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.policy.demo_policy import create_policy
+from fastgrpo.rollouts.experience import OWN_METRICS
 from fastgrpo.training import learner
 from fastgrpo_sandbox.requirements import explain
 from tests.helpers.random_engine import random_engine
@@ -93,6 +94,7 @@ def test_every_metric_has_its_meaning_in_the_docs(model: Path, tmp_path: Path, m
     known = set(re.findall(r"`([\w/]+)`", (ROOT / "docs" / "metrics.md").read_text()))
     known |= {f"seconds/{phase}" for phase in known}
     assert names - known - {"stage", "step", "time", "reward/right_count", "reward/brevity"} == set()
+    assert {name for name in names if "/" not in name} - OWN_METRICS == {"pass_rate", "solved"}
 
 
 def scripts() -> tuple[str, str]:

@@ -16,19 +16,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+import numpy as np
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import fastgrpo
+from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
+from fastgrpo.evaluate import read_rows
 from fastgrpo.policy import hub
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
+from fastgrpo.solve import solve
 from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
 from fastgrpo.training import learner
@@ -305,6 +310,42 @@ def test_a_reward_function_and_rows_train_from_python(model: Path, tmp_path: Pat
     assert len(evaluated) == 2 * 2 * 2
 
 
+def test_ids_and_columns_of_any_kind_end_in_files_that_can_be_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    named = (3, (1, 2), "\ud800", None)
+    problems = [SimpleNamespace(id=i, prompt="count", difficulty="hard", dataset=None) for i in named]
+    vowels_of = Vowels.results
+    recorded = {"workflow": 3, "step": "a"}
+    monkeypatch.setattr(
+        Vowels, "results", lambda *given: [msgspec.structs.replace(r, record=recorded) for r in vowels_of(*given)]
+    )
+    folder = run(model, tmp_path, "ids", problems=(problems, problems), grpo__steps=1)
+    rows = read_rows(folder / "evaluation.json")
+    assert {row.problem_id for row in rows} == {"3", "(1, 2)", "?", "None"}
+    assert {(row.difficulty, row.dataset) for row in rows} == {(None, "")}
+
+
+def test_a_task_from_python_is_not_taken_for_the_configuration_s(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    folder = run(model, tmp_path, "python", grpo__steps=1)
+    config = resolve(read_toml(folder / "config.toml"))
+    with pytest.raises(
+        UserError, match=r"was given to fastgrpo\.train in Python: continue from there, with resume=True"
+    ):
+        asyncio.run(fastgrpo.train.run(config, resume=True))
+    words = ["--model", str(folder / "checkpoints" / "step-000001")]
+    with pytest.raises(UserError, match="in Python: name it by --reward MODULE:FUNCTION and --dataset"):
+        parse(words, program="fastgrpo.evaluate", of_run=True)
+    named = parse([*words, "--reward", "a:b", "--dataset", "c.jsonl"], program="fastgrpo.evaluate", of_run=True).config
+    assert named.data.reward == "a:b"
+    with pytest.raises(UserError, match="solve runs workflows, and this policy writes none"):
+        asyncio.run(solve(named, ["p1"]))
+
+
 @asynccontextmanager
 async def open_dead(config, log):
     """An environment whose every execution fails, as where its endpoint is gone."""
@@ -442,16 +483,46 @@ def test_a_model_by_its_name_is_found_again_by_the_commit(
             "environment object has no prompt and no results and no execute and no feedback_text",
         ),
         ({"environment": object(), "reward": len}, "one of task, environment and reward, got environment and reward"),
+        ({"environment": Vowels(), "reward_weights": [1.0]}, "reward_weights goes with reward"),
+        ({"task": 3}, "task must be a fastgrpo.tasks.Task, got 3"),
+        ({"config": "demo.toml"}, "takes a dict of keys by their dotted names, or a Config, got 'demo.toml'"),
+        ({"config": {3: 4}}, "keys are texts such as 'grpo.steps', got 3"),
+        ({"environment": Vowels(), "dataset": np.array([1, 2]), "model": "m"}, "each problem of dataset is an object"),
     ],
 )
 def test_what_train_is_given_must_fit(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        fastgrpo.train({}, **arguments)
+        fastgrpo.train(**({"dry_run": True, "config": {}} | arguments))
 
 
 def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this task needs a model"):
         train({"runs": str(tmp_path)}, reward=vowels, dataset=[{"prompt": "a"}, {"prompt": "b"}])
+
+
+def test_a_second_training_in_the_process_is_refused_and_the_first_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(completions: list[str], **_: Any) -> list[float]:
+        with pytest.raises(UserError, match="another training is under way in this process"):
+            fastgrpo.train(keys, model=model, reward=vowels, dataset=rows)
+        return vowels(completions, [1.0] * len(completions))
+
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    rows = [{"prompt": f"count {number}"} for number in range(3)]
+    keys = {
+        "runs": str(tmp_path),
+        "engine.max_model_len": 64,
+        "grpo.max_new_tokens": 16,
+        "grpo.steps": 1,
+        "grpo.prompts_per_step": 1,
+        "data.held_out": 1,
+    }
+    for _ in range(2):
+        (row,) = metrics(fastgrpo.train(keys, model=model, reward=second, dataset=rows))
+        assert row["infrastructure"] == 0
+    with pytest.raises(UserError, match=r"nothing to resume: .*other/config.toml does not exist"):
+        fastgrpo.train(keys | {"name": "other"}, model=model, reward=vowels, dataset=rows, resume=True)
 
 
 def test_a_running_loop_is_told_how_to_train() -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fastgrpo.errors import UserError, first_line
+from fastgrpo.errors import UserError, described, first_line, shown
 from fastgrpo.rollouts.environment import is_message
 from fastgrpo.rollouts.reward_functions import Example
 
@@ -39,10 +39,24 @@ def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str =
 
 
 def _listed(rows: Any) -> list[Mapping[str, Any]]:
-    listed: list[Any] = list(rows) if isinstance(rows, Iterable) and not isinstance(rows, Mapping) else [None]
+    whole = isinstance(rows, Mapping) or not isinstance(rows, Iterable)
+    listed: list[Any] = [None] if whole else as_list(rows, "the data set")
     if not all(isinstance(row, Mapping) for row in listed):
-        raise UserError(f"a data set is a list of rows, each a dict with a prompt, got {rows!r:.60}")
+        raise UserError(
+            f"a data set is a list of rows, each a dict with a prompt, got {shown(rows)}: of a table pass its rows, of "
+            "several splits one"
+        )
     return listed
+
+
+def as_list(items: Iterable[T], what: str) -> list[T]:
+    """All of the `items`. Raises UserError, which names `what`, where their own code raises."""
+    try:
+        return list(items)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} cannot be read to its end: it raised {described(error)}") from error
 
 
 def hold_out(examples: list[T], count: int, seed: int) -> tuple[list[T], list[T]]:
@@ -104,14 +118,21 @@ def _rows(source: str, split: str) -> Iterable[Mapping[str, Any]]:
         return _json_lines(path)
     if path.is_file() and path.suffix in FORMATS:
         load_dataset, kind = _library(source), FORMATS[path.suffix]
-        return _loaded(source, lambda: load_dataset(kind, data_files=str(path), split="train"))
+        return _loaded(source, lambda: load_dataset(kind, data_files=str(path), split="train"), "check the file")
     if not path.exists() and (path.suffix in FORMATS or source.startswith(("/", "~", "."))):
         raise UserError(f"the data set {source} does not exist: give a file, or a name on the hub as OWNER/NAME")
+    if path.is_file():
+        raise UserError(f"the data set {source} is a file of another kind than {', '.join(FORMATS)}: write it as one")
     return hub_rows(source, split)
 
 
 def _check_folder(folder: str) -> None:
     """Raises UserError for a folder that is plainly no data set, before the library looks for one in all of it."""
+    if any((Path(folder) / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        raise UserError(
+            f"the folder {folder} is one that save_to_disk wrote: pass dataset=datasets.load_from_disk(...) from "
+            "Python, or write its rows as .jsonl or .parquet"
+        )
     seen, found = 0, False
     for place, _, files in os.walk(folder, followlinks=True):
         seen += 1 + len(files)
@@ -135,15 +156,15 @@ def _library(source: str) -> Callable[..., Any]:
     return load_dataset
 
 
-def _loaded(source: str, load: Callable[[], Any]) -> Any:
+def _loaded(
+    source: str, load: Callable[[], Any], fix: str = "check the name, and HF_TOKEN where it is private or gated"
+) -> Any:
     try:
         return load()
     except Exception as error:
-        # The library raises whatever its backends do.
-        raise UserError(
-            f"the data set {source} does not load: {first_line(error)}; check the name, and HF_TOKEN where it is "
-            "private or gated"
-        ) from error
+        # The library raises whatever its backends do, and of a file that it cannot read no more than that there is one.
+        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error).rstrip(".")
+        raise UserError(f"the data set {source} does not load: {reason}; {fix}") from error
 
 
 def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
@@ -160,8 +181,13 @@ def _example(number: int, row: Mapping[str, Any]) -> Example:
     name, prompt = str(columns.pop("id", number)).encode(errors="replace").decode(), columns.pop("prompt", None)
     messages = isinstance(prompt, list) and prompt and all(is_message(message) for message in prompt)
     if not (isinstance(prompt, str) and prompt) and not messages:
-        have = ", ".join(map(str, row)) or "nothing"
-        raise UserError(
-            f"row {name} of the data set needs a prompt, as text or as messages with role and content; it has {have}"
+        have = (
+            f"its prompt is {shown(prompt)}" if "prompt" in row else f"it has {', '.join(map(str, row)) or 'nothing'}"
         )
+        raise UserError(
+            f"row {name} of the data set needs a prompt, as text or as a list of messages whose role and content are "
+            f"texts; {have}"
+        )
+    if odd := [column for column in columns if not isinstance(column, str)]:
+        raise UserError(f"row {name} of the data set has a column {shown(odd[0])}: a column's name is a text")
     return Example(name, prompt, columns)

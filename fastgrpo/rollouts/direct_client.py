@@ -75,6 +75,20 @@ def direct_client(ask: Ask, url: str) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=url, api_key="-", http_client=http, max_retries=0, timeout=REQUEST_S)
 
 
+def distant_client(url: str, key: str) -> openai.AsyncOpenAI:
+    """A rollout's client over HTTP, for another event loop than the endpoint's."""
+    http = openai.DefaultAsyncHttpxClient(trust_env=False)
+    return openai.AsyncOpenAI(base_url=url, api_key=key, http_client=http, max_retries=0, timeout=REQUEST_S)
+
+
+def in_loop(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this code runs in the event loop `loop`."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
 def with_key(client: openai.AsyncOpenAI, key: str) -> openai.AsyncOpenAI:
     """A copy for one rollout, which shares the original's connections."""
     made = client.with_options(api_key=key)

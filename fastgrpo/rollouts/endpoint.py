@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 from openai import AsyncOpenAI
 
-from fastgrpo.rollouts.direct_client import direct_client, with_key
+from fastgrpo.rollouts.direct_client import direct_client, distant_client, in_loop, with_key
 from fastgrpo.rollouts.openai_form import JSON, MODEL, Refused, Reply, Request, completion, error, events
 from fastgrpo.rollouts.session import Access, Complete, FirstPrompts, Session
 from fastgrpo.types import Sampling
@@ -39,6 +39,7 @@ class Endpoint:
         self._complete, self._chat, self._sampling = complete, chat, sampling
         self._first_prompts = FirstPrompts(chat)
         self._sessions: dict[str, Session] = {}
+        self._loop = asyncio.get_running_loop()
         self.url = ""
 
     @contextmanager
@@ -76,7 +77,10 @@ class Endpoint:
         return direct_client(self.ask, self.url)
 
     def _client_of(self, key: str) -> AsyncOpenAI:
-        return with_key(self._client, key)
+        if in_loop(self._loop):
+            return with_key(self._client, key)
+        # A plain `act` has a loop of its own in its thread, or will: only sockets lead from there.
+        return distant_client(self.url, key)
 
     async def _completed(self, session: Session, body: bytes) -> Reply:
         request = msgspec.json.decode(body, type=Request)

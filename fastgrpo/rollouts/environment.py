@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, described, said_by, shown
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 
 if TYPE_CHECKING:
     from fastgrpo.rollouts.session import Access
 
 Value = TypeVar("Value")
+# Squares of a group's rewards are summed in single precision.
+LARGEST_REWARD = 1e15
 
 
 class Environment(Protocol):
@@ -99,8 +101,8 @@ def _asked(name: str, method: Callable[[Any], Any], argument: Any, what: str) ->
         return method(argument)
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{name} raised {type(error).__name__} for {what}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{name} raised {type(error).__name__} for {what}: {said_by(error)}") from error
 
 
 class EnvironmentFailure(Exception):
@@ -121,11 +123,12 @@ async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Time
             return await value if inspect.isawaitable(value) else value
     except EnvironmentFailure:
         raise
-    except Exception as error:
-        if clock.expired():
+    except (Exception, SystemExit, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if clock.expired() or (isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()):
             raise
         name = getattr(function, "__name__", "the environment")
-        raise EnvironmentFailure(f"{name} raised {type(error).__name__}: {error}") from error
+        raise EnvironmentFailure(f"{name} raised {described(error)}") from error
 
 
 async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Value:
@@ -150,7 +153,9 @@ async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Va
         try:
             value = function(*arguments)
         except BaseException as error:
-            tell(error if isinstance(error, Exception) else RuntimeError(repr(error)), None)
+            # No future takes a StopIteration, as of `next` on what is empty; others would end the loop.
+            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            tell(error if plain else RuntimeError(repr(error)), None)
         else:
             tell(None, value)
 
@@ -163,12 +168,12 @@ def prompt_of(prompt: Callable[[Any], Any], problem: Any) -> str | list[dict[str
 
     Raises UserError, with the problem's id, where it raises or gives neither text nor messages.
     """
-    given = _asked("prompt", prompt, problem, f"the problem {problem.id}")
+    given = _asked("prompt", prompt, problem, f"the problem {name_of(problem)}")
     said = given if isinstance(given, list) else [{"role": "user", "content": given}]
     if not said or not all(is_message(message) for message in said):
         raise UserError(
-            f"prompt must give a text, or messages with role and content, and gave {given!r:.60} for the problem "
-            f"{problem.id}"
+            f"prompt must give a text, or messages with role and content, and gave {shown(given)} for the problem "
+            f"{name_of(problem)}"
         )
     return given
 
@@ -190,35 +195,64 @@ def checked_results(results: Any, count: int) -> list[Result]:
         )
     try:
         return [_checked(result) for result in results]
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        # A reward that is a number, metrics that are a list, text in a record that is not Unicode.
-        raise EnvironmentFailure(f"a Result has a field that cannot be read: {error}") from None
+    except EnvironmentFailure:
+        raise
+    except Exception as error:
+        # A reward that is a number, metrics that are a list, in a record text that is no Unicode or a number too large.
+        raise EnvironmentFailure(f"a Result has a field that cannot be read: {said_by(error)}") from None
 
 
 def _checked(result: Any) -> Result:
     if not isinstance(result, Result):
         raise EnvironmentFailure(f"results must return fastgrpo.types.Result objects, got {type(result).__name__}")
-    msgspec.json.encode(result.record, enc_hook=repr)
+    at = None if result.answered_at is None else finite_number("answered_at", result.answered_at)
+    plain = Result(
+        status=_text(result.status), error=_text(result.error), record=_plain_record(result.record), answered_at=at
+    )
     if result.status == INFRASTRUCTURE:
-        return Result(status=INFRASTRUCTURE, error=result.error, record=result.record, answered_at=result.answered_at)
+        return plain
     if result.reward is None:
         raise EnvironmentFailure(f"a result of status {result.status!r} has no reward")
-    reward = Reward(
-        total=finite_number("the reward", result.reward.total),
-        terms={
-            name: finite_number(f"the reward's term {name!r}", value) for name, value in result.reward.terms.items()
-        },
-    )
-    metrics = {name: finite_number(f"the metric {name!r}", value) for name, value in result.metrics.items()}
-    return msgspec.structs.replace(result, reward=reward, metrics=metrics)
+    total = finite_number("the reward", result.reward.total)
+    if abs(total) > LARGEST_REWARD:
+        raise EnvironmentFailure(f"the reward must be at most {LARGEST_REWARD:g}, either way, got {total:g}")
+    reward = Reward(total=total, terms=_numbers("the reward's term", result.reward.terms))
+    return msgspec.structs.replace(plain, reward=reward, metrics=_numbers("the metric", result.metrics))
+
+
+def _numbers(what: str, values: Mapping[str, Any]) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        raise EnvironmentFailure(f"{what}s must be a dict, got {type(values).__name__}")
+    if odd := [name for name in values if not isinstance(name, str)]:
+        raise EnvironmentFailure(f"{what} {shown(odd[0])} needs a text as its name")
+    return {_text(name): finite_number(f"{what} {name!r}", value) for name, value in values.items()}
+
+
+def _plain_record(record: Any) -> dict[str, Any]:
+    """A copy in plain data, which files and checkpoints can hold, other objects as Python shows them."""
+    if not isinstance(record, Mapping):
+        raise EnvironmentFailure(f"a Result's record must be a dict, got {type(record).__name__}")
+    plain: dict[str, Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(dict(record), enc_hook=repr))
+    msgspec.json.encode(plain)
+    return plain
+
+
+def name_of(problem: Any) -> str:
+    """The problem's `id` as text, as it is logged and kept: ids may be numbers, too."""
+    return _text(problem.id)
+
+
+def _text(value: Any) -> str:
+    """`value` as text that files can hold."""
+    return str(value).encode(errors="replace").decode()
 
 
 def finite_number(what: str, value: Any) -> float:
     """`value` as a float; raises EnvironmentFailure naming `what` where it is none, or not finite."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise EnvironmentFailure(f"{what} must be a number, got {value!r}") from None
+    except Exception:  # an OverflowError of 10**400, whatever a type's own __float__ raises
+        raise EnvironmentFailure(f"{what} must be a number, got {shown(value)}") from None
     if not math.isfinite(number):
         raise EnvironmentFailure(f"{what} must be finite, got {number}")
     return number

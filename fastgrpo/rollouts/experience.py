@@ -10,7 +10,18 @@ import msgspec
 import numpy as np
 
 from fastgrpo.ranks.collectives import gather_all
+from fastgrpo.rollouts.environment import name_of
 from fastgrpo.types import INFRASTRUCTURE, Group, Result, Sample
+
+# What the loop logs by itself (docs/metrics.md): a task's metric of such a name is environment/NAME.
+OWN_METRICS = frozenset({
+    "rollouts", "infrastructure", "completion_tokens", "truncated", "groups_without_variance", "groups_refilled",
+    "lag", "lag_max", "tokens_per_s", "tail_s", "tail_after_answers_s", "waited_for", "loss", "samples",
+    "loss_tokens", "entropy", "kl", "clip_fraction", "importance_capped", "sampler_parity", "sampler_parity_max",
+    "grad_norm", "lr", "skipped", "flop", "train_tokens_per_s", "mfu", "parity", "parity_max", "sync_seconds",
+    "stage", "step", "time",
+})  # fmt: skip
+OWN_KINDS = ("reward/", "seconds/", "gpu/")
 
 
 class Tally(msgspec.Struct):
@@ -104,9 +115,9 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
         if rollout.reward is not None:
             tally.add("reward/total", rollout.reward.total)
             for name, value in rollout.reward.terms.items():
-                tally.add(f"reward/{name}", value)
+                tally.add(_beside(f"reward/{name}", taken=name == "total"), value)
             for name, value in rollout.result.metrics.items():
-                tally.add(name, value)
+                tally.add(_beside(name, taken=name in OWN_METRICS or name.startswith(OWN_KINDS)), value)
     for group in groups:
         tally.add("groups_without_variance", not varies(group))
     tally.sums = {
@@ -117,12 +128,17 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
     return tally
 
 
+def _beside(name: str, *, taken: bool) -> str:
+    """The name of a task's number, told apart from the loop's own where that has `taken` it."""
+    return f"environment/{name}" if taken else name
+
+
 def add_passes(tally: Tally, groups: Sequence[Group]) -> None:
     """Add to `tally.passes` the pass rates of the `groups`: what `grpo.curriculum` draws by."""
     for group in groups:
         if rates := [pass_rate(rollout.result) for rollout in group.rollouts if rollout.reward is not None]:
-            before, counted = tally.passes.get(str(group.problem.id), (0.0, 0.0))
-            tally.passes[str(group.problem.id)] = before + sum(rates), counted + len(rates)
+            before, counted = tally.passes.get(name_of(group.problem), (0.0, 0.0))
+            tally.passes[name_of(group.problem)] = before + sum(rates), counted + len(rates)
 
 
 def pass_rate(result: Result) -> float:
@@ -166,7 +182,7 @@ def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     for group in groups:
         for rollout in group.rollouts:
             yield {
-                "problem_id": group.problem.id,
+                "problem_id": name_of(group.problem),
                 "prompt": group.prompt,
                 "completions": rollout.completions,
                 "versions": _runs(v for v, m in zip(rollout.versions, rollout.loss_mask, strict=True) if m),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import partial
-from math import isfinite
+from inspect import isawaitable
+from itertools import islice
 from numbers import Real
+from sys import float_info
 from typing import Any
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, described, shown
 from fastgrpo.rollouts.environment import EnvironmentFailure, ask, failed, finite_number
 from fastgrpo.types import Result, Reward, Rollout
 
@@ -41,13 +42,12 @@ class RewardFunctions:
         self, functions: Sequence[Callable[..., Any]], weights: Sequence[float] | None = None, *, deadline_s: float
     ) -> None:
         if other := [function for function in functions if not callable(function)]:
-            raise UserError(f"reward takes functions, got {other[0]!r:.60}: from the shell --reward MODULE:FUNCTION")
-        self._functions = {_name(function): function for function in functions}
-        self._weights = list(weights or [1.0] * len(functions))
-        if odd := [weight for weight in self._weights if not isinstance(weight, Real) or not isfinite(weight)]:
-            raise UserError(f"weights of reward functions are finite numbers, got {odd[0]!r:.60}")
-        if len(self._functions) != len(functions) or len(self._weights) != len(functions):
-            raise UserError("reward functions need different names, and one weight each where weights are given")
+            raise UserError(f"reward takes functions, got {shown(other[0])}: from the shell --reward MODULE:FUNCTION")
+        names = [_name(function) for function in functions]
+        if double := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"reward has two functions called {double[0]}: rewards are logged by name, so rename one")
+        self._functions = dict(zip(names, functions, strict=True))
+        self._weights = _weights(weights, len(functions))
         self._deadline_s = deadline_s
 
     def prompt(self, problem: Example) -> str | list[Message]:
@@ -79,18 +79,53 @@ class RewardFunctions:
         self, name: str, function: Callable[..., Any], arguments: dict[str, list[Any]], count: int
     ) -> list[float | None]:
         """What one function returns. Raises EnvironmentFailure naming it where that is no list of numbers."""
+
+        async def awaited(returned: Awaitable[Any]) -> list[Any]:
+            return _listed(name, await returned, count)
+
+        def called() -> Any:
+            # In a thread, where the body of a generator runs too.
+            returned = function(**arguments)
+            return awaited(returned) if isawaitable(returned) else _listed(name, returned, count)
+
         try:
-            clock = asyncio.timeout(SOONER * self._deadline_s)
-            returned = await ask(partial(function, **arguments), clock=clock)
+            values = await ask(called, clock=asyncio.timeout(SOONER * self._deadline_s))
         except TimeoutError:
             late = f"took nearly all of grpo.execute_s = {self._deadline_s:g} s, or hangs"
             raise EnvironmentFailure(f"reward {name} {late}") from None
         except EnvironmentFailure as error:
-            raise EnvironmentFailure(f"reward {name}: {error.__cause__!r}") from error
-        values = list(returned) if hasattr(returned, "__iter__") else []
-        if len(values) != count:
-            raise EnvironmentFailure(f"reward {name} returned {len(values)} values for {count} completions")
+            if error.__cause__ is None:
+                raise
+            raise EnvironmentFailure(f"reward {name}: {described(error.__cause__)}") from error
         return [None if value is None else finite_number(f"what reward {name} returns", value) for value in values]
+
+
+def _listed(name: str, returned: Any, count: int) -> list[Any]:
+    """What the reward `name` returned, as `count` values. Raises EnvironmentFailure where it is nothing of the kind."""
+    unordered = isinstance(returned, Mapping | Set | str | bytes)
+    if unordered or not hasattr(returned, "__iter__") or getattr(returned, "ndim", 1) == 0:
+        raise EnvironmentFailure(
+            f"reward {name} must return a list with a number for each of {count} completions, got "
+            f"{type(returned).__name__}"
+        )
+    values = list(islice(returned, count + 1))
+    if len(values) != count:
+        found = f"more than {count}" if len(values) > count else str(len(values))
+        raise EnvironmentFailure(f"reward {name} returned {found} values for {count} completions")
+    return values
+
+
+def _weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    """A weight for each of `count` functions. Raises UserError where they are none."""
+    if weights is None:
+        return [1.0] * count
+    if isinstance(weights, Mapping | Set | str) or not hasattr(weights, "__len__"):
+        raise UserError(f"reward_weights must be a list of numbers, one for each function, got {shown(weights)}")
+    if odd := [weight for weight in weights if not isinstance(weight, Real) or not abs(weight) <= float_info.max]:
+        raise UserError(f"weights of reward functions are finite numbers, got {shown(odd[0])}")
+    if len(weights) != count:
+        raise UserError(f"reward_weights has {len(weights)} values for {count} reward functions: give one for each")
+    return [float(weight) for weight in weights]
 
 
 def _arguments(problem: Example, rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:

@@ -25,6 +25,7 @@ from fastgrpo.rollouts.environment import (
     ask,
     checked_results,
     failed,
+    name_of,
     prompt_of,
 )
 from fastgrpo.rollouts.generator import Generator, open_generator
@@ -107,8 +108,13 @@ class Rollouts:
 
     async def _group(self, problem: Any, name: str) -> Group:
         """The rollouts of one problem with their results; a failure of the environment is theirs, never the run's."""
-        prompt = self._environment.prompt(problem)
-        ids = self._chat.prompt_ids(prompt) if self._endpoint is None else []
+        try:
+            prompt, ids = self._opening(problem)
+        except EnvironmentFailure as error:
+            for _ in range(self._size):
+                self._written()
+            result = failed(f"{name_of(problem)}: {error}")
+            return Group(problem, "", [Rollout([], [], [], [], result=result) for _ in range(self._size)])
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
         rollouts = await _all(
             self._rollout(problem, ids, seed, seeds[0] if self._paired else seed)
@@ -120,6 +126,23 @@ class Rollouts:
         self._note_end(problem, rollouts)
         return Group(problem, prompt, rollouts)
 
+    def _opening(self, problem: Any) -> tuple[str | list[dict[str, str]], list[int]]:
+        """The problem's prompt and its ids. Raises EnvironmentFailure where none that leaves room for a completion.
+
+        `fitting` has asked for all prompts, but not for those of an environment that changes with the step. An agent
+        has no ids yet: its endpoint answers a request that does not fit.
+        """
+        try:
+            prompt = prompt_of(self._environment.prompt, problem)
+            if self._endpoint is not None:
+                return prompt, []
+            ids = self._chat.prompt_ids(prompt)
+        except UserError as error:
+            raise EnvironmentFailure(str(error)) from error
+        if not 0 < len(ids) <= self._sampling.prompt_tokens:
+            raise EnvironmentFailure(f"its prompt has {len(ids)} tokens, and {_room(self._sampling)}")
+        return prompt, ids
+
     def _note_end(self, problem: Any, rollouts: list[Rollout]) -> None:
         """The group of `problem` has its results: how long the batch waited, should it be the last."""
         answered = [r.result.answered_at for r in rollouts if r.result.answered_at is not None]
@@ -127,7 +150,7 @@ class Rollouts:
         if not self._generated.is_set():
             return
         now, written = time.perf_counter(), self._begun + self.seconds
-        self.waited = now - written, str(problem.id)
+        self.waited = now - written, name_of(problem)
         if self._answered_at is not None and not self._dropping:
             self.after_answers = now - max(written, self._answered_at)
 
@@ -139,7 +162,7 @@ class Rollouts:
             answer = await self._ask(self._environment.results, problem, rollouts)
             results = checked_results(answer, len(rollouts))
         except EnvironmentFailure as error:
-            results = [failed(f"{problem.id}: {error}")] * len(rollouts)
+            results = [failed(f"{name_of(problem)}: {error}")] * len(rollouts)
         for rollout, result in zip(rollouts, results, strict=True):
             rollout.result = result
 
@@ -162,7 +185,7 @@ class Rollouts:
                     writing = False
                     self._written()
         except EnvironmentFailure as error:
-            rollout.result = failed(f"{problem.id}: {error}")
+            rollout.result = failed(f"{name_of(problem)}: {error}")
             if writing:
                 self._written()
         return rollout
@@ -190,7 +213,7 @@ class Rollouts:
         if not reason and not rollout.completions:
             reason = "act returned without a request to the policy"
         if reason:
-            rollout.result = failed(f"{problem.id}: {reason}")
+            rollout.result = failed(f"{name_of(problem)}: {reason}")
         else:
             rollout.executions.append(execution)
         return rollout
@@ -299,11 +322,15 @@ def prompts_fit(prompts: Sequence[str | list[dict[str, str]]], chat: Chat, sampl
     fits = [length <= sampling.prompt_tokens for length in lengths]
     if lengths and not any(fits):
         raise UserError(
-            f"no prompt fits: the shortest has {min(lengths)} tokens, and engine.max_model_len = "
-            f"{sampling.max_model_len} less grpo.max_new_tokens = {sampling.max_new_tokens} leaves "
-            f"{sampling.prompt_tokens}; raise engine.max_model_len"
+            f"no prompt fits: the shortest has {min(lengths)} tokens, and {_room(sampling)}; raise engine.max_model_len"
         )
     return fits
+
+
+def _room(sampling: Sampling) -> str:
+    """How long a prompt may be, in words."""
+    total, written = sampling.max_model_len, sampling.max_new_tokens
+    return f"engine.max_model_len = {total} less grpo.max_new_tokens = {written} leaves {sampling.prompt_tokens}"
 
 
 async def _all(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:

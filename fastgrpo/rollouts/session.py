@@ -36,7 +36,7 @@ Complete = Callable[[list[int], int, int, tuple[str, ...]], Awaitable["Completio
 class Access(NamedTuple):
     """What an OpenAI client needs to reach the policy on behalf of one rollout.
 
-    `client()` is one that is made for it, for coroutines in the rollout's own loop: cheaper than any over HTTP.
+    `client()` is one that is made for it, in the rollout's own loop cheaper than any over HTTP, elsewhere over HTTP.
     """
 
     base_url: str

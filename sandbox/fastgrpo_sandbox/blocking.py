@@ -33,6 +33,8 @@ class BlockingSandboxPool:
         self.pool = pool or SandboxPool(**options)
 
     def __enter__(self) -> BlockingSandboxPool:
+        if self._thread.ident is not None:
+            raise ValueError("a pool is opened once: make another")
         self._thread.start()
         try:
             self.wait(self.pool.__aenter__())

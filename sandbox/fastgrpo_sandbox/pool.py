@@ -15,10 +15,21 @@ from typing import Any, get_args
 
 from fastgrpo_sandbox.cell import Cell, Kind
 from fastgrpo_sandbox.cgroup import open_base
+from fastgrpo_sandbox.given import require_kind, require_texts, require_whole
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
 from fastgrpo_sandbox.requirements import explain
 from fastgrpo_sandbox.stdio import merge_cases, passes
-from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, Outcome, SandboxUnavailable, Status, StdioTests, Tests
+from fastgrpo_sandbox.types import (
+    RUNS_PER_CELL,
+    Limits,
+    Outcome,
+    SandboxUnavailable,
+    Status,
+    StdioTests,
+    Tests,
+    require_job,
+    require_loop,
+)
 
 log = logging.getLogger("fastgrpo_sandbox")
 RESTART_PAUSE_S = 0.2
@@ -60,6 +71,11 @@ class SandboxPool:
         sessions: int = 16384,
         recycle_after: int = 50_000,
     ) -> None:
+        require_kind("limits", limits, (Limits,))
+        require_texts("preload", preload)
+        counts = {"cells": cells or 1, "armed": armed, "sessions": sessions, "recycle_after": recycle_after}
+        for what, value in counts.items():
+            require_whole(what, value, 0 if what == "armed" else 1)
         self.limits = limits or Limits()
         self._preload = tuple(preload)
         self._armed = armed
@@ -71,6 +87,7 @@ class SandboxPool:
         self._cells: list[Cell] = []
         self._started = 0
         self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it was opened in
         self._upkeep: set[asyncio.Task[None]] = set()
         self._cell_came = asyncio.Event()
         self._first_session = asyncio.Lock()
@@ -81,12 +98,15 @@ class SandboxPool:
 
     async def _begin(self) -> None:
         """What a pool needs before its first cell."""
+        if self._loop is not None:
+            raise ValueError("a pool is opened once: make another")
+        self._loop = asyncio.get_running_loop()
         self._groups = (await asyncio.to_thread(open_base)).folder
         self._keep(self._watch())
 
     async def __aenter__(self) -> SandboxPool:
+        await self._begin()
         try:
-            await self._begin()
             await self._start_cells("run")
             probe = await self.run("print(6 * 7)")
             if probe.status != "ok" or probe.stdout != "42\n":
@@ -127,8 +147,11 @@ class SandboxPool:
     ) -> Outcome:
         """Runs `code` as a script, or under `tests`, in a fresh jail. `files` are placed in its working folder.
 
-        Cancelling kills the job at once. Never raises for what the code does; see Outcome.
+        Cancelling kills the job at once. Never raises for what the code does; see Outcome. Raises ValueError for an
+        argument of another type.
         """
+        require_job(code, stdin, files, tests, limits)
+        require_loop(self._loop)
         if isinstance(tests, StdioTests):
             return await self._run_cases(code, files, tests, limits)
         try:
@@ -199,6 +222,8 @@ class SandboxPool:
 
         on_call may raise CallError(text), which the code sees; anything else it raises is an infrastructure outcome.
         """
+        require_job(code, "", None, None, limits)
+        require_loop(self._loop)
         try:
             parcel = pack_session(code, inputs or {}, limits or self.limits)
         except Rejected as error:
@@ -244,7 +269,7 @@ class SandboxPool:
                     await self._start_cells(kind)
         while True:
             if self._closing or not self._of(kind):
-                raise SandboxUnavailable(self._broken.get(kind) or "the pool is closed")
+                raise SandboxUnavailable(self._broken.get(kind) or "the pool is closed: use it inside its `async with`")
             usable = [cell for cell in self._of(kind) if not cell.lost and not cell.retiring]
             if usable:
                 best = min(usable, key=lambda cell: len(cell.occupants))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests
+from fastgrpo_sandbox.given import require_text, require_texts, require_whole
+from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests, require_job, require_loop
 
 if TYPE_CHECKING:
     import aiohttp
@@ -27,6 +29,7 @@ PAUSE_S = 0.5  # before a host that failed is asked again, doubled with each fai
 MAX_PAUSE_S = 30.0
 PROBE_S = 30.0
 LOOK_S = 1.0  # how often a job that waits looks for itself
+ADDRESS = re.compile(r"https?://[^/\s:\[\]]+|https?://\[[^\s\[\]]+\]")
 LOST_TRIES = 3  # of a job whose jail failed
 
 
@@ -104,18 +107,25 @@ class RemotePool:
     def __init__(self, urls: Sequence[str], key: str = "", in_flight: int = 256, deadline_s: float = 600.0) -> None:
         if isinstance(urls, str) or not urls:
             raise ValueError('urls must be a list of at least one server, such as ["http://127.0.0.1:8080"]')
+        require_texts("urls", list(urls))
+        if odd := [url for url in urls if not ADDRESS.match(url.strip())]:
+            raise ValueError(f"urls must be addresses as http://HOST:PORT, got {odd[0]!r}")
+        require_text("key", key)
+        require_whole("in_flight", in_flight, 1)
         self._hosts = [_Host(url.strip(), in_flight) for url in urls]
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._key = key
         self._turns = asyncio.Semaphore(in_flight * len(urls))
         self._deadline_s = deadline_s
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that it was opened in
 
     async def __aenter__(self) -> RemotePool:
         try:
             import aiohttp
         except ImportError:
             raise ImportError(NEEDS_EXTRA) from None
+        self._loop = asyncio.get_running_loop()
         headers = {"Content-Type": MSGPACK, "Accept": MSGPACK}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -150,6 +160,8 @@ class RemotePool:
         limits: Limits | None = None,
     ) -> Outcome:
         """SandboxPool.run on another host. Cancelling ends the job there. Never raises for what the code does."""
+        require_job(code, stdin, files, tests, limits)
+        require_loop(self._loop)
         try:
             content = {path: data.encode() if isinstance(data, str) else data for path, data in (files or {}).items()}
             request = RunRequest(code, stdin, content, tests, limits)

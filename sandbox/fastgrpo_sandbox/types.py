@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 import msgspec
+
+from fastgrpo_sandbox.given import require_cases, require_files, require_kind, require_text, require_texts
 
 DAY_S = 86400
 RUNS_PER_CELL = 8  # at once
@@ -85,6 +88,10 @@ class CheckTests(msgspec.Struct, frozen=True, tag="check"):
     setup: str = ""
     select: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("source", "entry_point", "setup"):
+            require_text(f"CheckTests.{name}", getattr(self, name))
+
 
 class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
     """MBPP's form: one assertion a line, over names that the solution defines. Judged like CheckTests. Names of
@@ -93,6 +100,10 @@ class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
 
     asserts: tuple[str, ...]
     setup: str = ""
+
+    def __post_init__(self) -> None:
+        require_texts("AssertTests.asserts", self.asserts)
+        require_text("AssertTests.setup", self.setup)
 
 
 class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
@@ -117,6 +128,10 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     source: str
     setup: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("source", "setup"):
+            require_text(f"UnittestTests.{name}", getattr(self, name))
+
 
 class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
     """(stdin, expected stdout) pairs, one fresh jail each; the expected text never leaves the host, which compares
@@ -131,8 +146,36 @@ class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
     compare: Literal["tokens", "exact"] = "tokens"
     checker: str = ""
 
+    def __post_init__(self) -> None:
+        require_cases(self.cases)
+        require_text("StdioTests.checker", self.checker)
+        if self.compare not in ("tokens", "exact"):
+            raise ValueError(f"StdioTests.compare must be 'tokens' or 'exact', got {self.compare!r}")
+
 
 Tests = CheckTests | AssertTests | UnittestTests | StdioTests
+
+
+def require_loop(opened: asyncio.AbstractEventLoop | None) -> None:
+    """Raises SandboxUnavailable where this is another event loop than the one that a pool was `opened` in, None = none.
+
+    Its answers would wake nobody here.
+    """
+    if opened is None:
+        raise SandboxUnavailable("the pool is not open: use it inside its `async with`")
+    if asyncio.get_running_loop() is not opened:
+        raise SandboxUnavailable(
+            "the pool was opened in another event loop: use it there, or BlockingSandboxPool, which any thread may ask"
+        )
+
+
+def require_job(code: Any, stdin: Any, files: Any, tests: Any, limits: Any) -> None:
+    """Raises ValueError, naming the argument, where one that a pool's `run` was given is of another type."""
+    require_text("code", code)
+    require_text("stdin", stdin)
+    require_files(files)
+    require_kind("tests", tests, (CheckTests, AssertTests, UnittestTests, StdioTests))
+    require_kind("limits", limits, (Limits,))
 
 
 class Outcome(msgspec.Struct, frozen=True):

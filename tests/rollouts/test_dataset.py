@@ -1,6 +1,8 @@
 """Rows as their users have them, and one sentence for those that are none."""
 
 import sys
+from collections import UserDict
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,14 @@ def test_rows_keep_their_columns_and_get_an_id() -> None:
     assert (chat.id, chat.prompt, chat.columns) == ("9", MESSAGES, {})
 
 
+def test_files_may_be_named_by_paths(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        path.write_text('{"prompt": "a"}\n')
+    train, held_out = reward_task([len], dataset=paths).load_problems(resolve({"data.held_out": 0}))
+    assert ([row.id for row in train], held_out) == ([f"{path}/0" for path in paths], [])
+
+
 def test_a_file_of_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n\n{"prompt": "b", "n": 1}\n')
@@ -40,10 +50,46 @@ def test_a_row_without_a_prompt_is_named(row: dict) -> None:
         read_examples([{"prompt": "fine"}, row])
 
 
-@pytest.mark.parametrize("rows", [5, {"prompt": ["a"]}, [None], [{"prompt": "fine"}, "text"]], ids=str)
+def test_a_prompt_that_is_none_and_a_column_without_a_name_are_shown() -> None:
+    with pytest.raises(UserError, match=r"whose role and content are texts; its prompt is \[\{'role': 'user'\}\]"):
+        read_examples([{"prompt": [{"role": "user"}]}])
+    with pytest.raises(UserError, match="row 0 of the data set has a column 3: a column's name is a text"):
+        read_examples([{"prompt": "Hi", 3: 4}])
+
+
+class Table(UserDict):
+    def __repr__(self) -> str:
+        return "Table:\n  prompt"
+
+
+@pytest.mark.parametrize("rows", [5, {"prompt": ["a"]}, [None], [{"prompt": "fine"}, "text"], Table()], ids=str)
 def test_what_is_no_list_of_rows_is_one_sentence(rows: Any) -> None:
-    with pytest.raises(UserError, match="a data set is a list of rows, each a dict with a prompt, got "):
+    with pytest.raises(UserError, match=r"a data set is a list of rows, each a dict with a prompt, got [^\n]+$"):
         read_examples(rows)
+
+
+def test_rows_whose_own_code_fails_and_no_rows_to_evaluate_are_one_sentence() -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"prompt": "a"}
+        raise ValueError("no\nconnection")
+
+    with pytest.raises(UserError, match="the data set cannot be read to its end: it raised ValueError: no connection"):
+        read_examples(rows())
+    with pytest.raises(UserError, match="eval_dataset has no rows: leave it out"):
+        reward_task([len], dataset=[{"prompt": "a"}], eval_dataset=[]).load_problems(resolve({}))
+
+
+def test_a_file_of_another_kind_and_a_saved_folder_are_named(tmp_path: Path) -> None:
+    for name in ("rows.txt", "rows.jsonl.gz"):
+        (tmp_path / name).write_text("a")
+        with pytest.raises(
+            UserError, match=rf"{name} is a file of another kind than \.jsonl, \.json, \.parquet, \.csv"
+        ):
+            read_examples(tmp_path / name)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"one that save_to_disk wrote: pass dataset=datasets\.load_from_disk"):
+        read_examples(tmp_path / "saved")
 
 
 def test_a_reward_without_rows_asks_for_them() -> None:
@@ -64,6 +110,11 @@ def test_problems_of_an_environment_are_objects_with_an_id(problems: Any, senten
     environment: Any = SimpleNamespace(prompt=str, act=str, results=str)
     with pytest.raises(UserError, match=sentence):
         environment_task(environment, problems).load_problems(resolve({}))
+
+
+def test_an_environment_is_an_object() -> None:
+    with pytest.raises(UserError, match="environment is the class Table: pass an object of it"):
+        environment_task(Table, [])  # type: ignore[arg-type]
 
 
 def test_no_rows_and_no_such_set() -> None:

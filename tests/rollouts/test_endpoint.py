@@ -272,6 +272,25 @@ def test_a_plain_agent_runs_in_a_thread_with_the_plain_client() -> None:
     assert [rollout.result.record["execution"] for rollout in groups[0].rollouts] == ["abc"] * 4
 
 
+def test_a_plain_agent_may_ask_by_the_given_client_in_a_loop_of_its_own() -> None:
+    class Plain(Acting):
+        def act(self, problem: Any, access: Any, seed: int) -> str:  # type: ignore[override]
+            async def asked(client: Any) -> str:
+                answer = await client.chat.completions.create(model=access.model, messages=[user("q")])
+                return answer.choices[0].message.content
+
+            async def inside() -> str:
+                return await asked(access.client())
+
+            return asyncio.run(asked(access.client())) + asyncio.run(inside())
+
+    collected = collect(
+        Scripted(*["abc"] * 4), Plain(two_turns), Chat(TOKENIZER), PROBLEMS, group_size=2, sampling=SAMPLING, seed=0
+    )
+    groups = asyncio.run(asyncio.wait_for(collected, 30))
+    assert [rollout.result.record["execution"] for rollout in groups[0].rollouts] == ["abcabc"] * 2
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [

@@ -56,6 +56,16 @@ def test_a_step_of_nothing_but_failures_still_has_numbers() -> None:
     assert "reward/total" not in numbers
 
 
+def test_a_metric_by_the_name_of_the_loop_s_own_is_logged_beside_it() -> None:
+    values = tally_of([group(rollout(1.0, entropy=3.0, rollouts=5.0, depth=2.0))], 1.0).values()
+    assert (values["environment/entropy"], values["environment/rollouts"], values["depth"]) == (3.0, 5.0, 2.0)
+    assert (values["rollouts"], "entropy" in values) == (1.0, False)
+    result = Result(reward=Reward(total=1.0, terms={"total": 3.0}), metrics={"reward/total": 5.0, "gpu/joules": 2.0})
+    values = tally_of([group(Rollout([1], [1], [0.0], ["text"], result=result))], 1.0).values()
+    assert (values["reward/total"], values["environment/gpu/joules"]) == (1.0, 2.0)
+    assert values["environment/reward/total"] == 4.0
+
+
 def test_ranks_with_unequal_shares_have_the_metrics_of_all_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = [
         [group(rollout(1.0, depth=1.0), rollout(None), rollout(0.2, tokens=9))],

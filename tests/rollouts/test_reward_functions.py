@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from fastgrpo.errors import UserError
 from fastgrpo.functions import find_function
 from fastgrpo.rollouts.environment import EnvironmentFailure
 from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
+from fastgrpo.tasks import reward_task
 from fastgrpo.types import Result, Rollout
 
 
@@ -69,6 +72,20 @@ def test_none_does_not_apply_and_nothing_that_applies_is_no_reward() -> None:
     assert long.reward.total == 1.0
 
 
+class Unreadable:
+    def __float__(self):
+        raise RuntimeError
+
+    __repr__ = __float__
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    async def fails(**_):
+        raise error
+
+    return fails
+
+
 def broken(completions, **_):
     raise KeyError("answer")
 
@@ -77,10 +94,32 @@ def broken(completions, **_):
     ("function", "reason"),
     [
         (lambda **_: [1.0], "returned 1 values for 2 completions"),
-        (lambda **_: 1.0, "returned 0 values for 2 completions"),
+        (lambda **_: iter(lambda: 1.0, None), "returned more than 2 values for 2 completions"),
+        *(
+            (
+                lambda _value=value, **_: _value,
+                f"must return a list with a number for each of 2 completions, got {kind}",
+            )
+            for value, kind in (
+                (1.0, "float"),
+                (None, "NoneType"),
+                (np.array(1.0), "ndarray"),
+                (torch.tensor(1.0), "Tensor"),
+                ({"a": 1.0, "b": 2.0}, "dict"),
+                ({1.0, 2.0}, "set"),
+                ("12", "str"),
+            )
+        ),
         (lambda **_: [1.0, float("nan")], "must be finite, got nan"),
         (lambda **_: ["high", 1.0], "must be a number, got 'high'"),
-        (broken, r"reward broken: KeyError\('answer'\)"),
+        (lambda **_: [10**400, 1.0], "must be a number, got 1000"),
+        (lambda **_: [Unreadable(), 1.0], "must be a number, got Unreadable"),
+        (broken, "reward broken: KeyError: 'answer'"),
+        (lambda **_: [next(iter(())), 1.0], r"RuntimeError: StopIteration\(\)"),
+        (lambda **_: (1 / 0 for _ in range(2)), "ZeroDivisionError: division by zero"),
+        (failing(ValueError("two\nlines")), "reward fails: ValueError: two lines$"),
+        (failing(SystemExit(3)), "reward fails: SystemExit: 3"),
+        (failing(asyncio.CancelledError()), "reward fails: CancelledError"),
         (lambda completions: [1.0, 1.0], "unexpected keyword argument"),
     ],
 )
@@ -136,8 +175,16 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(
 def test_names_and_weights_must_fit() -> None:
     with pytest.raises(UserError, match="weights of reward functions are finite numbers, got nan"):
         RewardFunctions([length], [float("nan")], deadline_s=1.0)
-    for functions, weights in (((length, length), None), ((length,), [1.0, 2.0])):
-        with pytest.raises(UserError, match="different names, and one weight each"):
-            RewardFunctions(functions, weights, deadline_s=1.0)
+    with pytest.raises(UserError, match="reward has two functions called length"):
+        reward_task([length, length])
+    for weights, reason in (
+        ([1.0, 2.0], "reward_weights has 2 values for 1 reward functions"),
+        ([], "reward_weights has 0 values"),
+        (0.5, "reward_weights must be a list of numbers, one for each function, got 0.5"),
+        ([10**400], "weights of reward functions are finite numbers, got 1000"),
+        (["1"], "finite numbers, got '1'"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            reward_task([length], weights)
     with pytest.raises(UserError, match="reward takes functions, got 'my_rewards:length'"):
         RewardFunctions(["my_rewards:length"], deadline_s=1.0)  # type: ignore[list-item]

@@ -18,6 +18,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.record.log import RunLog
+from fastgrpo.rollouts.environment import checked_results
 from fastgrpo.rollouts.generator import open_generator
 from fastgrpo.rollouts.rollouts import Rollouts, collect, fitting
 from fastgrpo.training.schedule import update_beside
@@ -295,8 +296,13 @@ def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
         ([Result(reward=Reward(total=1.0, terms={"a": None}))] * 3, "the reward's term 'a' must be a number"),
         ([Result()] * 3, "a result of status 'ok' has no reward"),
         ([Result(reward=1.0)] * 3, "a Result has a field that cannot be read: 'float' object has no attribute 'total'"),
-        ([Result(reward=Reward(total=1.0), metrics=[1])] * 3, "a Result has a field that cannot be read: 'list'"),
+        ([Result(reward=Reward(total=1.0), metrics=[1])] * 3, "the metrics must be a dict, got list"),
         ([Result(reward=Reward(total=1.0), record={"a": "\ud800"})] * 3, "a Result has a field that cannot be read"),
+        ([Result(reward=Reward(total=1.0), record={"a": 10**30})] * 3, "a Result has a field that cannot be read"),
+        ([Result(reward=Reward(total=1.0), record=[1])] * 3, "a Result's record must be a dict, got list"),
+        ([Result(reward=Reward(total=1.0), metrics={3: 1.0})] * 3, "the metric 3 needs a text as its name"),
+        ([Result(reward=Reward(total=1.0), answered_at="now")] * 3, "answered_at must be a number, got 'now'"),
+        ([Result(reward=Reward(total=1e30))] * 3, "the reward must be at most 1e+15, either way, got 1e+30"),
     ],
 )
 def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -> None:
@@ -304,6 +310,14 @@ def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -
     environment.results = lambda problem, rollouts: returned  # type: ignore[method-assign]
     group = gather(ScriptedEngine(), environment, count=1)[0]
     assert all(rollout.reward is None and reason in rollout.result.error for rollout in group.rollouts)
+
+
+def test_results_become_plain_data_whatever_they_hold() -> None:
+    record = {"seen": {1}, "at": SimpleNamespace(a=1), 3: (1, 2)}
+    given = Result(status=7, reward=Reward(total=np.float32(1)), record=record, error=ValueError("a"))  # type: ignore[arg-type]
+    (result,) = checked_results([given], 1)
+    assert (result.status, result.error, result.reward) == ("7", "a", Reward(total=1.0))
+    assert result.record == {"seen": [1], "at": "namespace(a=1)", 3: [1, 2]}
 
 
 @pytest.mark.parametrize("prompt", [None, 5, [], [{"role": "user"}], [{"role": "user", "content": 5}], ["hi"]], ids=str)

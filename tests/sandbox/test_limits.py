@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
 
-from fastgrpo_sandbox import Limits
+from fastgrpo_sandbox import AssertTests, CheckTests, Limits, RemotePool, SandboxPool, StdioTests, UnittestTests
 
 WRONG = {
     "wall_s": (0, -1, 86401, math.nan, math.inf, True, "1", None),
@@ -35,3 +38,47 @@ def test_the_outermost_right_limits():
         Limits(wall_s=86400, cpu_s=1e-3, memory_mb=1, processes=1, output_bytes=0, tmp_mb=1, files=16).wall_s == 86400
     )
     Limits(memory_mb=1 << 20, processes=256, output_bytes=4 << 20, tmp_mb=4096, files=4096)
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (lambda: AssertTests("assert f(1)"), "AssertTests.asserts must be a list of texts, got str"),
+        (lambda: AssertTests((b"assert f(1)",)), r"AssertTests.asserts\[0\] must be text \(str\), got bytes"),
+        (lambda: AssertTests((), setup=None), "AssertTests.setup must be text"),
+        (lambda: CheckTests("", entry_point=None), "CheckTests.entry_point must be text"),
+        (lambda: UnittestTests(3), "UnittestTests.source must be text"),
+        (lambda: StdioTests("ab"), r"StdioTests.cases must be a list of \(stdin, stdout\), got str"),
+        (lambda: StdioTests((("1", "2"), (1, 2))), r"StdioTests.cases\[1\] must be two texts .*, got \(1, 2\)"),
+        (lambda: StdioTests([{"input": "1", "output": "2"}]), r"StdioTests.cases\[0\] must be two texts"),
+        (lambda: StdioTests((), compare="fuzzy"), "StdioTests.compare must be 'tokens' or 'exact', got 'fuzzy'"),
+        (lambda: SandboxPool(preload="numpy"), "preload must be a list of texts, got str"),
+        (lambda: SandboxPool(limits={"wall_s": 1}), "limits must be Limits, got dict"),
+        (lambda: SandboxPool(cells=-1), "cells must be a whole number of at least 1, got -1"),
+        (lambda: SandboxPool(sessions=0), "sessions must be a whole number of at least 1, got 0"),
+        (lambda: RemotePool(["http://a:1"], in_flight=0), "in_flight must be a whole number of at least 1, got 0"),
+        (lambda: RemotePool([3]), r"urls\[0\] must be text"),
+        (lambda: RemotePool(["a:8080"]), "urls must be addresses as http://HOST:PORT, got 'a:8080'"),
+        (lambda: RemotePool(["http://"]), "urls must be addresses"),
+    ],
+)
+def test_tests_and_pools_of_another_form_are_refused_by_name(made: Callable[[], Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        made()
+
+
+@pytest.mark.parametrize(
+    ("job", "sentence"),
+    [
+        ({"code": None}, r"code must be text \(str\), got NoneType"),
+        ({"stdin": b"a"}, "stdin must be text"),
+        ({"files": ["a"]}, "files must be Mapping, got list"),
+        ({"files": {"a": 3}}, r"files\['a'\] must be text or bytes, got int"),
+        ({"tests": "assert f(1)"}, "tests must be CheckTests or AssertTests or UnittestTests or StdioTests, got str"),
+        ({"limits": {"wall_s": 1}}, "limits must be Limits, got dict"),
+    ],
+)
+@pytest.mark.parametrize("pool", [SandboxPool(), RemotePool(["http://a:1"])], ids=["here", "remote"])
+def test_a_job_of_another_form_is_refused_by_name(pool: Any, job: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        asyncio.run(pool.run(**{"code": "print(1)", **job}))

@@ -114,7 +114,7 @@ def test_closing_the_pool_ends_those_who_wait_for_a_cell(no_restart, monkeypatch
             await asyncio.sleep(0)
         return await asyncio.wait_for(asyncio.gather(*waiting), 30)
 
-    assert set(asyncio.run(main())) == {"the pool is closed"}
+    assert set(asyncio.run(main())) == {"the pool is closed: use it inside its `async with`"}
 
 
 def test_a_fork_server_that_stops_before_its_first_job_is_no_pool(monkeypatch):
@@ -189,6 +189,24 @@ def test_a_blocking_pool_outside_its_block_says_so(monkeypatch):
         assert pool.run("print(1)").status == "ok"
     with pytest.raises(SandboxUnavailable, match="`with` block"):
         pool.run("print(1)")
+
+
+def test_a_pool_in_another_loop_than_its_own_is_told_at_once():
+    async def main():
+        with pytest.raises(SandboxUnavailable, match="the pool is not open"):
+            await SandboxPool(cells=1).run("print(1)")
+        async with SandboxPool(cells=1) as pool:
+            with pytest.raises(SandboxUnavailable, match=r"opened in another event loop.*BlockingSandboxPool"):
+                await asyncio.to_thread(asyncio.run, pool.run("print(1)"))
+            assert (await pool.run("print(1)")).status == "ok"
+        with pytest.raises(ValueError, match="opened once"):
+            await pool.__aenter__()
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    with BlockingSandboxPool(cells=1) as pool:
+        pass
+    with pytest.raises(ValueError, match="opened once"):
+        pool.__enter__()
 
 
 def test_a_blocking_call_ends_when_the_loops_thread_does(monkeypatch):

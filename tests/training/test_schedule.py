@@ -120,6 +120,37 @@ def test_an_environment_may_change_with_the_step(refill: int) -> None:
     assert [each.tally.values()["reward/total"] for each in found] == [0.5, 3.5]
 
 
+class Lengthening(Growing):
+    """From step 3 on the prompts of some problems do not fit, and one is none."""
+
+    def at_step(self, step):
+        other = Lengthening()
+        other.paid = float(step)
+        return other
+
+    def prompt(self, problem):
+        text = super().prompt(problem)
+        if self.paid < 3 or problem.id not in self.changed:
+            return text
+        return text * 100 if problem.id == self.changed[0] else None
+
+    changed: tuple[str, ...] = ()
+
+
+def test_a_prompt_that_no_longer_fits_costs_its_own_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration(refill=0)
+    long, none, *_ = (problem.id for problem in draw_problems(problems(40), config, 3))
+    monkeypatch.setattr(Lengthening, "changed", (long, none))
+    assert experience(config, set(), 0, Lengthening()).tally.sums["infrastructure"] == 0
+    found = experience(config, set(), 3, Lengthening())
+    assert (found.tally.sums["rollouts"], found.tally.sums["infrastructure"], len(found.samples)) == (8, 4, 4)
+    reasons = {record["error"] for record in found.records if record["reward"] is None}
+    room = "engine.max_model_len = 200 less grpo.max_new_tokens = 8 leaves 192"
+    assert any(reason.startswith(f"{long}: its prompt has ") and reason.endswith(room) for reason in reasons), reasons
+    given = f"{none}: prompt must give a text, or messages with role and content, and gave None for the problem {none}"
+    assert given in reasons
+
+
 def test_groups_that_take_the_place_of_others_are_paid_as_of_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Growing, "results", lambda self, _, rollouts: [Result(reward=Reward(total=self.paid))] * 2)
     found = experience(configuration(refill=2), set(), 3, Growing())
