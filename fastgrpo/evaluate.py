@@ -85,14 +85,14 @@ async def evaluate(
 async def _drawn_by(
     engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, seed: int
 ) -> list[Group]:
-    """`eval.samples` rollouts of each of this replica's share of the `problems`."""
+    """`eval.samples` rollouts of each of this replica's share of the `problems`; none is left out as a straggler."""
     return await collect(
         engine,
         environment,
         chat,
         problems[replica_share(config.engine.tensor_parallel)],
         group_size=config.eval.samples,
-        sampling=replace(Sampling.of(config), temperature=config.eval.temperature),
+        sampling=replace(Sampling.of(config), temperature=config.eval.temperature, straggler_s=0.0),
         seed=seed,
         ranks=config.engine.tensor_parallel,
     )

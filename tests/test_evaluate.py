@@ -16,7 +16,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.report import write_report
 from fastgrpo.tasks import Task
-from fastgrpo.types import Group, Result, Reward, Rollout
+from fastgrpo.types import Group, Result, Reward, Rollout, Sampling
 
 CONFIG = resolve({"model.path": "folder"})
 PROBLEM = SimpleNamespace(id="p", difficulty=0.5)
@@ -64,6 +64,20 @@ def test_workflows_left_out_are_told(
     assert "1 of 2 rollouts are left out of the evaluation: the endpoint cannot be reached" in caplog.text
     [row] = evaluate.read_rows(CONFIG.folder / "evaluation.json")
     assert (row.stage, row.metrics["pass_rate"]) == ("evaluate", 0.25)
+
+
+def test_what_executes_long_is_measured_whatever_training_leaves_out(
+    collected: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sampling] = []
+
+    async def collect(*_: object, sampling: Sampling, **__: object) -> list[Group]:
+        asked.append(sampling)
+        return [Group(PROBLEM, "prompt", [rollout("ok")])]
+
+    monkeypatch.setattr(evaluate, "collect", collect)
+    asyncio.run(evaluate._main(resolve({"model.path": "folder", "grpo.straggler_s": 5.0, "eval.temperature": 0.5})))
+    assert [(one.straggler_s, one.temperature) for one in asked] == [(0.0, 0.5)]
 
 
 def test_nothing_evaluated_is_an_error(collected: list[Rollout]) -> None:

@@ -40,12 +40,15 @@ class Generator:
         self._stepping = asyncio.Lock()
         self.paused = False
         self._next_key = 0
+        self._failure: Exception | None = None
 
     async def complete(self, prompt_ids: list[int], *, deadline_s: float, **sampling: Any) -> Completion:
         """One completion; raises UserError after `deadline_s` and whatever the engine raised if it failed.
 
         A wait that is cancelled frees the request's place in the engine.
         """
+        if self._failure is not None:
+            raise self._failure
         key, self._next_key = self._next_key, self._next_key + 1
         future = self._waiting[key] = asyncio.get_running_loop().create_future()
         self._submitted.append((key, prompt_ids, sampling))
@@ -76,7 +79,10 @@ class Generator:
         """Stop between two steps, until `resume`: nothing reads the weights meanwhile, and open requests stay."""
         await self._stepping.acquire()
         self.paused = True
-        self._deliver(await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.settle))
+        settling = asyncio.get_running_loop().run_in_executor(self._thread, self._engine.settle)
+        # What finished is delivered also where this wait is cancelled.
+        settling.add_done_callback(lambda ended: ended.exception() or self._deliver(ended.result()))
+        await asyncio.shield(settling)
 
     def resume(self) -> None:
         """Go on after `pause`."""
@@ -118,6 +124,7 @@ class Generator:
                 future.set_result(completion)
 
     def _fail(self, error: Exception) -> None:
+        self._failure = error
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(error)

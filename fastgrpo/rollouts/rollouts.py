@@ -107,7 +107,7 @@ class Rollouts:
 
     async def _group(self, problem: Any, name: str) -> Group:
         """The rollouts of one problem with their results; a failure of the environment is theirs, never the run's."""
-        prompt = self._environment.prompt(problem)
+        prompt = prompt_of(self._environment.prompt, problem)
         ids = self._chat.prompt_ids(prompt) if self._endpoint is None else []
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
         rollouts = await _all(
@@ -215,7 +215,9 @@ class Rollouts:
     def _drop_stragglers(self) -> None:
         self._dropping = True
         for clock in self._executing:
-            clock.reschedule(asyncio.get_running_loop().time())
+            # One whose time is up already cannot be set any more, while its execution tidies up.
+            if not clock.expired():
+                clock.reschedule(asyncio.get_running_loop().time())
 
     async def _write(self, rollout: Rollout, seed: int) -> None:
         """One completion of the policy's, appended."""
