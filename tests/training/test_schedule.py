@@ -12,11 +12,13 @@ from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
+from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import at_step
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.rollouts.generator import open_generator
 from fastgrpo.train import draw_problems
 from fastgrpo.training import schedule as schedules
+from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.schedule import Schedule
 from fastgrpo.types import Result, Reward
 from tests.rollouts.test_rollouts import TOKENIZER, ScriptedEngine, ScriptedEnvironment, problems
@@ -153,3 +155,39 @@ def test_the_overlong_term_is_logged_and_moves_the_policy() -> None:
     mean = found.tally.values()
     assert -1.0 <= mean["reward/overlong"] < 0.0
     assert mean["reward/total"] == mean["reward/overlong"]
+
+
+class InterruptedLearner(SimpleNamespace):
+    """Its first update is given up while it waits to change the weights."""
+
+    def update(self, timer, before_step=lambda: None) -> dict[str, float]:
+        before_step()
+        if self.interrupted:
+            self.interrupted = False
+            raise asyncio.CancelledError
+        self.step += 1
+        self.experiences.pop(0)
+        return {}
+
+
+@pytest.mark.parametrize("max_lag", [0, 1])
+def test_an_update_that_is_interrupted_counts_no_pass_rates_which_a_resumed_run_counts(max_lag: int) -> None:
+    async def main() -> None:
+        config = configuration(curriculum=0.5, refill=0, max_lag=max_lag)
+        learner = InterruptedLearner(
+            step=0, experiences=[], chat=Chat(TOKENIZER), curriculum=Curriculum(), interrupted=True
+        )
+        draw = partial(draw_problems, problems(40), config, curriculum=learner.curriculum)
+        async with open_generator(ScriptedEngine()) as generator:
+            schedule = Schedule(generator, learner, Environment(set()), draw, config)
+            await schedule.generated()
+            tally = await schedule.tally(await schedule.experience())
+            with pytest.raises(asyncio.CancelledError):
+                await schedule.update(RunLog(None))
+            assert not learner.curriculum.passes
+            await schedule.update(RunLog(None))
+            assert learner.curriculum.passes == tally.passes
+            assert len(tally.passes) == 4
+            await schedule.cancel()
+
+    asyncio.run(main())
