@@ -174,7 +174,7 @@ class Rollouts:
         """
         reason, execution = "", None
         try:
-            with endpoint.session(seed) as (session, access):
+            async with endpoint.session(seed) as (session, access):
                 try:
                     execution = await ask(self._environment.act, problem, access, seed, clock=session.clock)
                 except TimeoutError:
@@ -185,6 +185,8 @@ class Rollouts:
                 if session.failure is not None:
                     raise session.failure
                 rollout = session.rollout()
+            # What it left under way.
+            await self._generator.freed()
         finally:
             self._written()
         if not reason and not rollout.completions:

@@ -124,11 +124,13 @@ class Session:
             branches=traces[1:],
         )
 
-    def close(self) -> None:
-        """Cancel what is under way; nothing is recorded from now on."""
+    async def close(self) -> None:
+        """Cancel what is under way and wait for its end; nothing is recorded from now on."""
         self._closed = True
-        for task in self._under_way:
+        tasks = list(self._under_way)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _prompt(self, request: Request) -> tuple[_Conversation | None, list[int]]:
         """The conversation that the request goes on with, None for a new one, and the ids to write after."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,7 +19,8 @@ import pytest
 from fastgrpo.engine.completion import Completion
 from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.endpoint import open_endpoint
-from fastgrpo.rollouts.rollouts import collect
+from fastgrpo.rollouts.generator import open_generator
+from fastgrpo.rollouts.rollouts import Rollouts, collect
 from fastgrpo.types import Result, Reward, Sampling
 from tests.helpers.chat_model import TOOL, chat_tokenizer
 
@@ -477,6 +479,35 @@ def test_a_request_that_outlives_its_rollout_ends_with_it() -> None:
     assert not engine.busy
 
 
+@pytest.mark.usefixtures("both_ways")
+def test_the_engine_is_free_once_it_has_dropped_what_an_agent_left_under_way() -> None:
+    """Else it would still decode as its weights change, and be told to drop a request beside the sync."""
+
+    class Slow(Scripted):
+        def abort(self, keys: list[int]) -> None:
+            time.sleep(0.2)
+            super().abort(keys)
+
+    engine, left = Slow("abc", None), []
+
+    async def act(client: openai.AsyncOpenAI) -> None:
+        await ask(client, [user("q")])
+        left.append(asyncio.create_task(ask(client, [user("r")])))
+        while len(engine.seen) < 2:
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        async with open_generator(engine) as generator:
+            options = {"group_size": 1, "sampling": SAMPLING, "seed": 0}
+            rollouts = Rollouts(generator, Acting(act), Chat(TOKENIZER), PROBLEMS, **options)
+            await asyncio.wait_for(rollouts.generated(), 10)
+            assert not engine.busy
+            await rollouts.groups()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_a_group_s_prompt_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr(Chat, "prompt_ids", lambda self, turns, tools=(): made.append(turns) or [1, 2, 3])
@@ -494,10 +525,12 @@ async def served(chat: Chat) -> AsyncIterator[tuple[str, str]]:
     async def never(*_: Any) -> Any:
         await asyncio.Event().wait()
 
-    async with open_endpoint(never, chat, replace(SAMPLING, max_turns=64)) as endpoint:
-        with endpoint.session(0) as (session, access):
-            async with session.clock:
-                yield f"{access.base_url}/", access.api_key
+    async with (
+        open_endpoint(never, chat, replace(SAMPLING, max_turns=64)) as endpoint,
+        endpoint.session(0) as (session, access),
+        session.clock,
+    ):
+        yield f"{access.base_url}/", access.api_key
 
 
 def test_the_endpoint_stops_with_requests_under_way() -> None:
