@@ -84,7 +84,7 @@ def _product_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "parts"])
 def _finish_kernel(
     parts_ptr, target_ptr, logprob_ptr, entropy_ptr, rows, parts, scale, ROWS: tl.constexpr, PARTS: tl.constexpr
 ):
