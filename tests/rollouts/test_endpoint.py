@@ -7,12 +7,13 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import msgspec
 import openai
 import pytest
 
@@ -20,7 +21,9 @@ from fastgrpo.engine.completion import Completion
 from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.endpoint import open_endpoint
 from fastgrpo.rollouts.generator import open_generator
+from fastgrpo.rollouts.openai_form import Refused, Request
 from fastgrpo.rollouts.rollouts import Rollouts, collect
+from fastgrpo.rollouts.session import FirstPrompts, Session
 from fastgrpo.types import Result, Reward, Sampling
 from tests.helpers.chat_model import TOOL, chat_tokenizer
 
@@ -504,6 +507,30 @@ def test_the_engine_is_free_once_it_has_dropped_what_an_agent_left_under_way() -
             assert not engine.busy
             await rollouts.groups()
         await asyncio.gather(*left, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_nothing_is_recorded_after_a_rollout_s_end_where_its_request_was_answered_just_then() -> None:
+    """Python 3.11's `wait_for` gives an answer that is there to whom it is to cancel."""
+
+    async def answered(*_: Any) -> Completion:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        ids = split_apart("late")
+        return Completion(0, ids, logprobs_of(ids), "stop", [0] * len(ids))
+
+    async def main() -> None:
+        chat = Chat(TOKENIZER)
+        session = Session(answered, chat, SAMPLING, 0, FirstPrompts(chat))
+        request = msgspec.json.decode(json.dumps({"messages": [user("q")]}), type=Request)
+        async with session.clock:
+            asked = asyncio.create_task(session.answer(request))
+            await asyncio.sleep(0.01)
+            await session.close()
+        with pytest.raises(Refused, match="this rollout has ended"):
+            await asked
+        assert session.rollout().token_ids == session.rollout().completions == []
 
     asyncio.run(main())
 
