@@ -85,9 +85,9 @@ class Schedule:
             self._passes = tally.passes
             return tally
         reasons = gather_all(experience.failure, "the other ranks' failures")
-        # A resumed run draws these rollouts, and what came after them, anew.
+        # A resumed run draws these rollouts, and what came after them, again: a checkpoint may hold them by now.
         self._learner.experiences.clear()
-        self._learner.save()
+        self._learner.save(anew=True)
         raise UserError(
             f"{failed:.0f} of {rollouts:.0f} rollouts of a step failed for a reason that is not the policy's: "
             f"{next(filter(None, reasons))} (grpo.max_infrastructure is {limit:g}); mend it, continue with --resume"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,9 @@ from fastgrpo.rollouts.experience import Experience
 from fastgrpo.rollouts.generator import open_generator
 from fastgrpo.train import draw_problems
 from fastgrpo.training import schedule as schedules
+from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import Curriculum
+from fastgrpo.training.learner import EXPERIENCE, Learner
 from fastgrpo.training.schedule import Schedule
 from fastgrpo.types import Result, Reward
 from tests.rollouts.test_rollouts import TOKENIZER, ScriptedEngine, ScriptedEnvironment, problems
@@ -188,6 +192,43 @@ def test_an_update_that_is_interrupted_counts_no_pass_rates_which_a_resumed_run_
             await schedule.update(RunLog(None))
             assert learner.curriculum.passes == tally.passes
             assert len(tally.passes) == 4
+            await schedule.cancel()
+
+    asyncio.run(main())
+
+
+def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resumed_run_takes(tmp_path: Path) -> None:
+    """Those of step 1 are there before the checkpoint of that step, which is written again without them."""
+    config = configuration(refill=0, max_lag=1)
+    learner = object.__new__(Learner)
+    learner.config, learner.chat, learner.step, learner.experiences = config, Chat(TOKENIZER), 0, []
+    learner.curriculum, learner.checkpoints = Curriculum(), Checkpoints(tmp_path)
+    learner.policy: Any = SimpleNamespace(save_hf=lambda _: None, adapted=False)
+    learner.optimizer: Any = SimpleNamespace(save=lambda _: None)
+    later = {problem.id for problem in draw_problems(problems(40), config, 1)}
+
+    class Failing(Environment):
+        async def execute(self, problem, completion: str, seed: int) -> int:
+            if problem.id in later:
+                raise ZeroDivisionError
+            return await super().execute(problem, completion, seed)
+
+    async def main() -> None:
+        draw = partial(draw_problems, problems(40), config)
+        async with open_generator(ScriptedEngine()) as generator:
+            schedule = Schedule(generator, learner, Failing(set()), draw, config)
+            await schedule.generated()
+            await schedule.tally(await schedule.experience())
+            learner.experiences.pop(0)
+            learner.step = 1
+            await schedule.save()
+            saved = learner.checkpoints.latest() / "state" / EXPERIENCE
+            assert saved.exists()
+            await schedule.generated()
+            with pytest.raises(UserError, match="8 of 8 rollouts of a step failed"):
+                await schedule.tally(await schedule.experience())
+            assert not saved.exists()
+            assert learner.checkpoints.latest().name == "step-000001"
             await schedule.cancel()
 
     asyncio.run(main())
