@@ -232,7 +232,8 @@ async def open_schedule(
 async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Learner, log: RunLog) -> dict[str, float]:
     """One update in a thread of its own; the weights change once `engine_free`, awaited when all else is done, allows.
 
-    It has been awaited when this returns, whether or not the update changed anything.
+    It has been awaited when this returns, whether or not the update changed anything. Cancelled where the update is
+    made all the same, this returns its metrics, and the caller is cancelled at its next `await`.
     """
     asked, loop = asyncio.Event(), asyncio.get_running_loop()
 
@@ -254,9 +255,14 @@ async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Lea
             asked.set()
             await asyncio.wrap_future(free)
             return metrics
-        finally:
+        except BaseException as error:
             free.cancel()
             await asyncio.gather(update, return_exceptions=True)
+            task, lost = asyncio.current_task(), free.cancelled() or update.cancelled() or update.exception()
+            if lost or task is None or not isinstance(error, asyncio.CancelledError):
+                raise
+            task.cancel()
+            return update.result()
 
 
 def share_cores() -> None:

@@ -521,6 +521,38 @@ def test_an_interrupted_update_leaves_the_weights_as_they_were() -> None:
     asyncio.run(main())
 
 
+def test_an_update_that_is_made_is_told_before_an_interrupt_goes_on() -> None:
+    """The step's line is written: a resumed run begins behind it."""
+    changing = threading.Event()
+
+    class Slow(FakeLearner):
+        def update(self, timer, before_step) -> dict[str, float]:
+            before_step()
+            changing.set()
+            time.sleep(0.2)
+            return {"loss": 1.0}
+
+    async def main() -> None:
+        told: list[dict[str, float]] = []
+
+        async def free() -> None:
+            pass
+
+        async def step() -> None:
+            told.append(await update_beside(free, Slow(None), RunLog(None)))
+            await asyncio.sleep(60)
+
+        task = asyncio.create_task(step())
+        while not changing.is_set():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 10)
+        assert told == [{"loss": 1.0}]
+
+    asyncio.run(main())
+
+
 def test_an_engine_failure_during_the_update_is_the_error_that_ends_it() -> None:
     async def main() -> None:
         def fail() -> None:
