@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from fastgrpo import train as programs
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import at_step
-from fastgrpo.rollouts.experience import Experience
+from fastgrpo.rollouts.experience import Experience, Tally
 from fastgrpo.rollouts.generator import open_generator
 from fastgrpo.train import draw_problems
 from fastgrpo.training import schedule as schedules
@@ -232,3 +234,39 @@ def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resume
             await schedule.cancel()
 
     asyncio.run(main())
+
+
+def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner: Any = SimpleNamespace(step=0, curriculum=None)
+    saved: list[int] = []
+
+    class Scripted:
+        async def generated(self) -> None: ...
+        async def settle(self) -> None: ...
+
+        async def experience(self) -> Experience:
+            return Experience([], Tally(), [])
+
+        async def tally(self, experience: Experience) -> Tally:
+            return experience.tally
+
+        async def update(self, log: RunLog) -> dict[str, float]:
+            learner.step += 1
+            asyncio.current_task().cancel()
+            return {}
+
+        def sync(self) -> dict[str, float]:
+            return {}
+
+        async def save(self) -> None:
+            saved.append(learner.step)
+
+    @asynccontextmanager
+    async def opened(*_: object):
+        yield Scripted()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(programs, "open_schedule", opened)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(programs.improve(learner, Environment(set()), problems(4), configuration(steps=1), RunLog(None)))
+    assert saved == [1]
