@@ -113,7 +113,7 @@ class Generator:
     async def _finished(self, work: Callable[..., list[Completion]], *arguments: Any) -> None:
         """What the engine's thread finishes by this `work` is delivered, also where the wait for it is cancelled."""
         done = asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
-        done.add_done_callback(lambda ended: ended.exception() or self._deliver(ended.result()))
+        done.add_done_callback(lambda ended: self._deliver([] if ended.exception() else ended.result()))
         await asyncio.shield(done)
 
     def _follow(self) -> None:
