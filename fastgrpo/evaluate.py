@@ -134,18 +134,23 @@ def rows_of(groups: Sequence[Group], stage: str) -> list[EvalRow]:
     return [
         EvalRow(
             stage=stage,
-            problem_id=group.problem.id,
+            problem_id=str(group.problem.id),
             status=rollout.result.status,
             reward=rollout.reward.total,
             metrics=_with_writing(rollout),
-            difficulty=getattr(group.problem, "difficulty", None),
-            dataset=getattr(group.problem, "dataset", ""),
-            workflow=rollout.result.record.get("workflow") or rollout.completions[-1],
+            difficulty=_if_it_is(int | float, getattr(group.problem, "difficulty", None), None),
+            dataset=_if_it_is(str, getattr(group.problem, "dataset", ""), ""),
+            workflow=_if_it_is(str, rollout.result.record.get("workflow"), "") or rollout.completions[-1],
         )
         for group in groups
         for rollout in group.rollouts
         if rollout.reward is not None
     ]
+
+
+def _if_it_is(kind: Any, value: Any, other: Any) -> Any:
+    """The `value`, which a task of the user's may mean otherwise, where it is of this kind."""
+    return value if isinstance(value, kind) else other
 
 
 def _with_writing(rollout: Rollout) -> dict[str, float | None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from fastgrpo import evaluate, solve
 from fastgrpo.cli import parse
@@ -97,6 +98,21 @@ def test_more_failures_than_a_run_bears_are_told(collected: list[Rollout], caplo
     collected += [rollout("ok"), *[rollout("infrastructure")] * 2]
     asyncio.run(evaluate._main(CONFIG))
     assert "2 of 3 rollouts are left out of the evaluation, beyond grpo.max_infrastructure = 0.5" in caplog.text
+
+
+@pytest.mark.parametrize("workflow", [{"nodes": 3}, ""])
+def test_an_evaluation_of_problems_of_any_kind_is_read_again(tmp_path: Path, workflow: object) -> None:
+    """Of an environment of one's own: its problems' fields, but for the id, mean what they mean there."""
+    problem = SimpleNamespace(id=7, difficulty="hard", dataset=[1, 2])
+    one = rollout("ok")
+    one.result = replace(one.result, record={"workflow": workflow})
+    for stage in ("sft", "grpo"):
+        evaluate.save_rows(tmp_path / "evaluation.json", evaluate.rows_of([Group(problem, "prompt", [one])], stage))
+    rows = evaluate.read_rows(tmp_path / "evaluation.json")
+    assert [(row.stage, row.problem_id, row.difficulty, row.dataset, row.workflow) for row in rows] == [
+        ("sft", "7", None, "", "text"),
+        ("grpo", "7", None, "", "text"),
+    ]
 
 
 def test_what_is_no_number_is_null_in_the_file_and_in_no_mean(tmp_path: Path) -> None:

@@ -198,9 +198,10 @@ def checked_results(results: Any, count: int) -> list[Result]:
 def _checked(result: Any) -> Result:
     if not isinstance(result, Result):
         raise EnvironmentFailure(f"results must return fastgrpo.types.Result objects, got {type(result).__name__}")
-    msgspec.json.encode(result.record, enc_hook=repr)
+    # As samples.jsonl will show it: a checkpoint and other ranks get no object of the task's.
+    record, error = msgspec.json.decode(msgspec.json.encode(result.record, enc_hook=repr)), _shown(result.error)
     if result.status == INFRASTRUCTURE:
-        return Result(status=INFRASTRUCTURE, error=result.error, record=result.record, answered_at=result.answered_at)
+        return Result(status=INFRASTRUCTURE, error=error, record=record, answered_at=result.answered_at)
     if result.reward is None:
         raise EnvironmentFailure(f"a result of status {result.status!r} has no reward")
     reward = Reward(
@@ -210,7 +211,12 @@ def _checked(result: Any) -> Result:
         },
     )
     metrics = {name: finite_number(f"the metric {name!r}", value) for name, value in result.metrics.items()}
-    return msgspec.structs.replace(result, reward=reward, metrics=metrics)
+    return msgspec.structs.replace(result, reward=reward, metrics=metrics, record=record, error=error)
+
+
+def _shown(text: str) -> str:
+    """The text, what is no Unicode in it as a question mark: a file's name may have it."""
+    return text.encode(errors="replace").decode()
 
 
 def finite_number(what: str, value: Any) -> float:
@@ -226,4 +232,4 @@ def finite_number(what: str, value: Any) -> float:
 
 def failed(reason: str) -> Result:
     """The result of a rollout that a failure of the environment ended."""
-    return Result(status=INFRASTRUCTURE, error=reason)
+    return Result(status=INFRASTRUCTURE, error=_shown(reason))

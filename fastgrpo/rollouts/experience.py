@@ -166,7 +166,7 @@ def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     for group in groups:
         for rollout in group.rollouts:
             yield {
-                "problem_id": group.problem.id,
+                "problem_id": str(group.problem.id),
                 "prompt": group.prompt,
                 "completions": rollout.completions,
                 "versions": _runs(v for v, m in zip(rollout.versions, rollout.loss_mask, strict=True) if m),
