@@ -85,14 +85,14 @@ async def evaluate(
 async def _drawn_by(
     engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, seed: int
 ) -> list[Group]:
-    """`eval.samples` rollouts of each of this replica's share of the `problems`."""
+    """`eval.samples` rollouts of each of this replica's share of the `problems`; none is left out as a straggler."""
     return await collect(
         engine,
         environment,
         chat,
         problems[replica_share(config.engine.tensor_parallel)],
         group_size=config.eval.samples,
-        sampling=replace(Sampling.of(config), temperature=config.eval.temperature),
+        sampling=replace(Sampling.of(config), temperature=config.eval.temperature, straggler_s=0.0),
         seed=seed,
         ranks=config.engine.tensor_parallel,
     )
@@ -139,7 +139,7 @@ def rows_of(groups: Sequence[Group], stage: str) -> list[EvalRow]:
             reward=rollout.reward.total,
             metrics=_with_writing(rollout),
             difficulty=_difficulty_of(group.problem),
-            dataset=str(getattr(group.problem, "dataset", None) or ""),
+            dataset=_dataset_of(group.problem),
             workflow=_workflow_of(rollout),
         )
         for group in groups
@@ -152,6 +152,12 @@ def _workflow_of(rollout: Rollout) -> str:
     """The text that the environment's record calls so, else the last completion."""
     text = rollout.result.record.get("workflow")
     return text if text and isinstance(text, str) else rollout.completions[-1]
+
+
+def _dataset_of(problem: Any) -> str:
+    """The problem's own `dataset`, where that is a name: it may have a column of that name with something else."""
+    name = getattr(problem, "dataset", "")
+    return name if isinstance(name, str) else ""
 
 
 def _difficulty_of(problem: Any) -> float | None:

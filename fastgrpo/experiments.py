@@ -144,9 +144,9 @@ def agreement(rows: Rows) -> str:
     """
     head = ["", "judge's score, %", "pass rate, %", "overpaid, points", "agrees, %", "right, scored low, %"]
     lines = [[*head, "wrong, scored high, %"]]
+    plain = [row.plain() | {"overpaid": _overpaid(row)} for row in rows]
     for stage in dict.fromkeys(row.stage for row in rows):
         some = [row.metrics for row in rows if row.stage == stage and row.metrics.get("judge_score") is not None]
-        plain = [row.plain() | {"overpaid": _overpaid(row)} for row in rows]
         scores, rates, over = (by_problem(plain, stage, key) for key in ("judge_score", "pass_rate", "overpaid"))
         pairs = [((m["judge_score"] or 0) >= 0.5, m["solved"] == 1) for m in some]
         shares = (

@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fastgrpo.errors import UserError
@@ -99,14 +100,14 @@ def serve(command: list[str], variables: dict[str, str], port: int, then: Sequen
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
-    """The server and the processes it started, which are a group of their own."""
-    for number, seconds in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, None)):
-        if server.poll() is None:
-            os.killpg(server.pid, number)
-            try:
-                server.wait(seconds)
-            except subprocess.TimeoutExpired:
-                continue
+    """The server and the processes it started, which are a group of their own, and may outlive it."""
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def main() -> int:

@@ -191,6 +191,8 @@ async def improve(
                     log.samples(learner.step, experience.records)
                     values = tally.values()
                     log.step(learner.step, metrics | values | gpu.take(), waited_for=tally.waited[1])
+                    # An interrupt that came with the update goes on here.
+                    await asyncio.sleep(0)
                     alike = alike + 1 if values.get("groups_without_variance") == 1.0 else 0
                     if alike == ALIKE_STEPS:
                         log.say(nothing_to_learn(values))

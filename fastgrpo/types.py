@@ -154,6 +154,7 @@ class Runs:
     cu_keys_S: torch.Tensor
     max_keys: int
     key_index_U: torch.Tensor | None = None
+    fp8_cache: bool = False
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from fastgrpo import evaluate, solve
 from fastgrpo.cli import parse
@@ -16,7 +17,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.report import write_report
 from fastgrpo.tasks import Task
-from fastgrpo.types import Group, Result, Reward, Rollout
+from fastgrpo.types import Group, Result, Reward, Rollout, Sampling
 
 CONFIG = resolve({"model.path": "folder"})
 PROBLEM = SimpleNamespace(id="p", difficulty=0.5)
@@ -66,6 +67,20 @@ def test_workflows_left_out_are_told(
     assert (row.stage, row.metrics["pass_rate"]) == ("evaluate", 0.25)
 
 
+def test_what_executes_long_is_measured_whatever_training_leaves_out(
+    collected: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sampling] = []
+
+    async def collect(*_: object, sampling: Sampling, **__: object) -> list[Group]:
+        asked.append(sampling)
+        return [Group(PROBLEM, "prompt", [rollout("ok")])]
+
+    monkeypatch.setattr(evaluate, "collect", collect)
+    asyncio.run(evaluate._main(resolve({"model.path": "folder", "grpo.straggler_s": 5.0, "eval.temperature": 0.5})))
+    assert [(one.straggler_s, one.temperature) for one in asked] == [(0.0, 0.5)]
+
+
 def test_nothing_evaluated_is_an_error(collected: list[Rollout]) -> None:
     collected += [rollout("infrastructure")] * 2
     with pytest.raises(UserError, match="nothing was evaluated"):
@@ -83,6 +98,21 @@ def test_more_failures_than_a_run_bears_are_told(collected: list[Rollout], caplo
     collected += [rollout("ok"), *[rollout("infrastructure")] * 2]
     asyncio.run(evaluate._main(CONFIG))
     assert "2 of 3 rollouts are left out of the evaluation, beyond grpo.max_infrastructure = 0.5" in caplog.text
+
+
+@pytest.mark.parametrize("workflow", [{"nodes": 3}, ""])
+def test_an_evaluation_of_problems_of_any_kind_is_read_again(tmp_path: Path, workflow: object) -> None:
+    """Of an environment of one's own: its problems' fields, but for the id, mean what they mean there."""
+    problem = SimpleNamespace(id=7, difficulty="hard", dataset=[1, 2])
+    one = rollout("ok")
+    one.result = replace(one.result, record={"workflow": workflow})
+    for stage in ("sft", "grpo"):
+        evaluate.save_rows(tmp_path / "evaluation.json", evaluate.rows_of([Group(problem, "prompt", [one])], stage))
+    rows = evaluate.read_rows(tmp_path / "evaluation.json")
+    assert [(row.stage, row.problem_id, row.difficulty, row.dataset, row.workflow) for row in rows] == [
+        ("sft", "7", None, "", "text"),
+        ("grpo", "7", None, "", "text"),
+    ]
 
 
 def test_what_is_no_number_is_null_in_the_file_and_in_no_mean(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,19 @@ def test_a_name_on_the_hub_is_left_to_the_server(monkeypatch: pytest.MonkeyPatch
 def test_a_server_that_ends_is_a_users_error() -> None:
     with pytest.raises(UserError, match="ended with exit status 3"):
         serve([sys.executable, "-c", "raise SystemExit(3)"], {}, free_port())
+
+
+def test_what_a_server_that_ended_has_left_is_stopped(tmp_path: Path) -> None:
+    """As vLLM's engine, which keeps the GPU's memory, where its server was killed."""
+    note = tmp_path / "pid"
+    with pytest.raises(UserError, match="ended with exit status 3"):
+        serve(["sh", "-c", f"sleep 300 & echo $! > {note}; exit 3"], {}, free_port())
+    left = Path("/proc", note.read_text().strip(), "stat")
+    for _ in range(100):
+        if not left.exists() or left.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("it still runs")
 
 
 def test_a_port_that_is_taken_is_said_and_nothing_started() -> None:

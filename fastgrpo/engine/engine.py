@@ -35,7 +35,7 @@ from fastgrpo.ranks.deadlines import within
 if TYPE_CHECKING:
     from fastgrpo.policy.model import Policy
 
-# The first step of vLLM may compile kernels: it may take as many times longer.
+# Until a completion is there a step of vLLM may compile kernels: it may take as many times longer.
 FIRST_STEP = 10
 
 
@@ -73,8 +73,8 @@ class Engine:
         are no graphs to capture, so `enforce_eager` is ignored, and generation runs on `cpu_threads` (half the cores):
         the jails need the others, and a team of OpenMP threads that must share its cores waits for itself, tens of
         times slower. `parity_threshold` is the canary's largest permitted mean |logprob difference| in nats
-        (`weight_sync.FP8_PARITY` times it with "fp8"). A step of vLLM, but for the first, that has not returned after
-        `step_timeout_s` hangs: nothing can interrupt it, so the process ends.
+        (`weight_sync.FP8_PARITY` times it with "fp8"). A step of vLLM that has not returned after `step_timeout_s`, or
+        `FIRST_STEP` times that before the first completion, hangs: nothing can interrupt it, so the process ends.
         `tensor_parallel` ranks in a row hold one engine together: each must submit the same requests, with a seed where
         they are sampled, and step, score and sync as the others do (`fastgrpo.engine.tensor_parallel`).
         `worker_process`: vLLM launches the kernels in a further process, beside its scheduler. `free_share` of the
@@ -85,7 +85,7 @@ class Engine:
         self.max_model_len, self.parity_threshold = max_model_len, parity_threshold
         # The folder may be a link that is gone after the start.
         self._path = os.path.realpath(model_path)
-        self._step_timeout_s, self._stepped = step_timeout_s, False
+        self._step_timeout_s, self._decoded = step_timeout_s, False
         self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
         # Nothing is on the GPU in this process where the worker has one of its own.
         self._device = torch.cuda.current_device() if on_gpu and not worker_process else None
@@ -174,7 +174,9 @@ class Engine:
         """Advance every running request by one token and return those that finished."""
         with interrupt_deferred():
             outputs = self._advance()
-        return [self._completion(output) for output in outputs if output.finished]
+        finished = [self._completion(output) for output in outputs if output.finished]
+        self._decoded = self._decoded or bool(finished)
+        return finished
 
     def abort(self, keys: Sequence[int]) -> None:
         """Drop those of the requests `keys` that are unfinished: nobody waits for them any more."""
@@ -296,7 +298,7 @@ class Engine:
         self._advance()
 
     def _advance(self) -> list[Any]:
-        timeout = self._step_timeout_s * (1 if self._stepped else FIRST_STEP)
+        timeout = self._step_timeout_s * (1 if self._decoded else FIRST_STEP)
         if self._device is not None:
             # A new thread is on the first GPU, whichever is this rank's.
             torch.cuda.set_device(self._device)
@@ -306,7 +308,6 @@ class Engine:
             with within(timeout, hangs_after(timeout)):
                 return self._llm.step()
         finally:
-            self._stepped = True
             torch.set_num_threads(threads)
 
     def _completion(self, output: Any) -> Completion:

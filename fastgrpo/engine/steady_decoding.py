@@ -70,13 +70,21 @@ def shape() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _is_known() -> bool:
+    try:
+        return shape() in KNOWN_SHAPES
+    except (ImportError, AttributeError, OSError):  # the last one where there is no source to read
+        return False
+
+
 def spare_steady_steps(llm: Any) -> Steady | None:
     """Put `Steady` between `llm` and its scheduler; None, and nothing done, where vLLM is not as it knows it."""
+    if not _is_known():
+        return None
     scheduler = llm.engine_core.engine_core.scheduler
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     if (
-        shape() not in KNOWN_SHAPES
-        or type(scheduler).__name__ not in ("Scheduler", "AsyncScheduler")
+        type(scheduler).__name__ not in ("Scheduler", "AsyncScheduler")
         or scheduler.num_sampled_tokens_per_step != 1
         or any(getattr(scheduler, name, None) for name in _FOREIGN)
         or [type(manager).__name__ for manager in managers] != ["FullAttentionManager"]

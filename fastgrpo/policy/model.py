@@ -114,13 +114,16 @@ class Policy:
         return self.model.base_model(**_inputs(input_ids_T, position_ids_T, runs)).last_hidden_state.squeeze(0)
 
     @torch.no_grad()
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Logprobs (fp32) at temperature 1 of tokens 1.. of each sequence; meant for a few short ones."""
+    def logprobs(self, sequences: Sequence[Sequence[int]], *, fp8_cache: bool = False) -> list[Tensor]:
+        """Logprobs (fp32) at temperature 1 of tokens 1.. of each sequence; meant for a few short ones.
+
+        `fp8_cache`: over keys and values as vLLM keeps them in an FP8 cache.
+        """
         lengths = [len(sequence) for sequence in sequences]
         positions = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
         input_ids_T = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
         cu_seqlens_S = torch.tensor([0, *lengths], device=self.device).cumsum(0).int()
-        runs = Runs(cu_seqlens_S, max(lengths), cu_seqlens_S, max(lengths))
+        runs = Runs(cu_seqlens_S, max(lengths), cu_seqlens_S, max(lengths), fp8_cache=fp8_cache)
         logits_TV = self.gathered(lambda: self.logits(self.forward(input_ids_T, positions, runs)))
         logprobs_TV = logits_TV.log_softmax(-1)
         # What a sequence's last token would predict is the next sequence's first: rolled in, then left out.
@@ -333,6 +336,7 @@ def _inputs(input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> dict[str
         "max_length_q": runs.max_queries,
         "max_length_k": runs.max_keys,
         "key_index_U": runs.key_index_U,
+        "fp8_cache": runs.fp8_cache,
     }
 
 

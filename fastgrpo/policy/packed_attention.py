@@ -54,6 +54,7 @@ def packed_attention(
     max_length_q: int,
     max_length_k: int,
     key_index_U: Tensor | None = None,
+    fp8_cache: bool = False,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -64,11 +65,14 @@ def packed_attention(
     The last query of a run sees all of its keys, the one before it all but one, and so on; with a `sliding_window` the
     newest of these only. `softcap` bounds the scaled scores s to softcap * tanh(s / softcap). There is no dropout, as
     there is none in vLLM. flash-attn on a GPU where installed (3 on Hopper, else 2), else torch's own varlen attention;
-    one call per run on CPU, and in fp32, which none of them knows.
+    one call per run on CPU, and in fp32, which none of them knows. `fp8_cache`: keys and values as vLLM's
+    FP8 cache keeps them.
     Returns (output_BTHD, None). Raises UserError naming what a model asks for beyond that.
     """
     _refuse(others)
     query_THD, key_UGD, value_UGD = (x.squeeze(0).transpose(0, 1) for x in (query_BHTD, key_BGTD, value_BGTD))
+    if fp8_cache:
+        key_UGD, value_UGD = _kept_in_fp8(key_UGD), _kept_in_fp8(value_UGD)
     if key_index_U is not None:
         key_UGD, value_UGD = _Repeated.apply(key_UGD, key_index_U), _Repeated.apply(value_UGD, key_index_U)
     heads, boundaries = (query_THD, key_UGD, value_UGD), (cu_seq_lens_q, cu_seq_lens_k)
@@ -91,6 +95,16 @@ def packed_attention(
     else:
         output_THD = _torch_varlen(*heads, (*boundaries, max_length_q, max_length_k), scores)
     return output_THD.unsqueeze(0), None
+
+
+def _kept_in_fp8(x: Tensor) -> Tensor:
+    """What vLLM's cache keeps of it: e4m3 at scale 1, the nearest on a GPU; its CPU kernels (0.32) cut off the rest."""
+    limit = torch.finfo(torch.float8_e4m3fn).max
+    kept = x.clamp(-limit, limit).to(torch.float8_e4m3fn)
+    if not x.is_cuda:
+        # The pattern before is the next one towards 0, with either sign.
+        kept.view(torch.uint8).sub_((kept.to(x.dtype).abs() > x.abs()).to(torch.uint8))
+    return kept.to(x.dtype)
 
 
 class Scores(NamedTuple):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,8 @@ class Endpoint:
         self._loop = asyncio.get_running_loop()
         self.url = ""
 
-    @contextmanager
-    def session(self, seed: int) -> Iterator[tuple[Session, Access]]:
+    @asynccontextmanager
+    async def session(self, seed: int) -> AsyncIterator[tuple[Session, Access]]:
         """One rollout's session; its key opens nothing after the block, and what is under way then is dropped."""
         session = Session(self._complete, self._chat, self._sampling, seed, self._first_prompts)
         self._sessions[session.key] = session
@@ -51,7 +51,7 @@ class Endpoint:
             yield session, Access(self.url, session.key, partial(self._client_of, session.key))
         finally:
             del self._sessions[session.key]
-            session.close()
+            await session.close()
 
     def application(self) -> web.Application:
         """The routes, as aiohttp's application."""

@@ -229,12 +229,10 @@ def _numbers(what: str, values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _plain_record(record: Any) -> dict[str, Any]:
-    """A copy in plain data, which files and checkpoints can hold, other objects as Python shows them."""
+    """A copy as samples.jsonl shows it, which checkpoints and other ranks can hold; objects as Python shows them."""
     if not isinstance(record, Mapping):
         raise EnvironmentFailure(f"a Result's record must be a dict, got {type(record).__name__}")
-    plain: dict[str, Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(dict(record), enc_hook=repr))
-    msgspec.json.encode(plain)
-    return plain
+    return msgspec.json.decode(msgspec.json.encode(dict(record), enc_hook=repr))
 
 
 def name_of(problem: Any) -> str:
@@ -260,4 +258,4 @@ def finite_number(what: str, value: Any) -> float:
 
 def failed(reason: str) -> Result:
     """The result of a rollout that a failure of the environment ended."""
-    return Result(status=INFRASTRUCTURE, error=reason)
+    return Result(status=INFRASTRUCTURE, error=_text(reason))

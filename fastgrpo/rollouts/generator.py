@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,12 +40,15 @@ class Generator:
         self._stepping = asyncio.Lock()
         self.paused = False
         self._next_key = 0
+        self._failure: Exception | None = None
 
     async def complete(self, prompt_ids: list[int], *, deadline_s: float, **sampling: Any) -> Completion:
         """One completion; raises UserError after `deadline_s` and whatever the engine raised if it failed.
 
         A wait that is cancelled frees the request's place in the engine.
         """
+        if self._failure is not None:
+            raise self._failure
         key, self._next_key = self._next_key, self._next_key + 1
         future = self._waiting[key] = asyncio.get_running_loop().create_future()
         self._submitted.append((key, prompt_ids, sampling))
@@ -76,28 +79,42 @@ class Generator:
         """Stop between two steps, until `resume`: nothing reads the weights meanwhile, and open requests stay."""
         await self._stepping.acquire()
         self.paused = True
-        self._deliver(await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.settle))
+        await self._finished(self._engine.settle)
 
     def resume(self) -> None:
         """Go on after `pause`."""
         self.paused = False
         self._stepping.release()
 
+    async def freed(self) -> None:
+        """Wait until the engine has dropped what nobody waits for any more."""
+        async with self._stepping:
+            if self._dropped:
+                await self._step()
+
     async def drive(self) -> None:
         """Step the engine while requests are open; ends by cancellation, or by failing every open request."""
-        loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
             self._wake.clear()
             try:
                 while self._submitted or self._dropped or self._engine.busy:
                     async with self._stepping:
-                        work = Work(self._submitted, self._dropped)
-                        self._submitted, self._dropped = [], []
-                        self._deliver(await loop.run_in_executor(self._thread, self._advance, work))
+                        await self._step()
             except Exception as error:
                 self._fail(error)
                 raise
+
+    async def _step(self) -> None:
+        work = Work(self._submitted, self._dropped)
+        self._submitted, self._dropped = [], []
+        await self._finished(self._advance, work)
+
+    async def _finished(self, work: Callable[..., list[Completion]], *arguments: Any) -> None:
+        """What the engine's thread finishes by this `work` is delivered, also where the wait for it is cancelled."""
+        done = asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        done.add_done_callback(lambda ended: self._deliver([] if ended.exception() else ended.result()))
+        await asyncio.shield(done)
 
     def _follow(self) -> None:
         while (work := self._lockstep.hear()) is not None:
@@ -118,6 +135,7 @@ class Generator:
                 future.set_result(completion)
 
     def _fail(self, error: Exception) -> None:
+        self._failure = error
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(error)

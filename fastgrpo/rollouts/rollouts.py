@@ -197,7 +197,7 @@ class Rollouts:
         """
         reason, execution = "", None
         try:
-            with endpoint.session(seed) as (session, access):
+            async with endpoint.session(seed) as (session, access):
                 try:
                     execution = await ask(self._environment.act, problem, access, seed, clock=session.clock)
                 except TimeoutError:
@@ -208,6 +208,8 @@ class Rollouts:
                 if session.failure is not None:
                     raise session.failure
                 rollout = session.rollout()
+            # What it left under way.
+            await self._generator.freed()
         finally:
             self._written()
         if not reason and not rollout.completions:
@@ -239,7 +241,9 @@ class Rollouts:
     def _drop_stragglers(self) -> None:
         self._dropping = True
         for clock in self._executing:
-            clock.reschedule(asyncio.get_running_loop().time())
+            # One whose time is up already cannot be set any more, while its execution tidies up.
+            if not clock.expired():
+                clock.reschedule(asyncio.get_running_loop().time())
 
     async def _write(self, rollout: Rollout, seed: int) -> None:
         """One completion of the policy's, appended."""

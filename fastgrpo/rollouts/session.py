@@ -98,6 +98,8 @@ class Session:
         self._refuse_excess(len(ids))
         turn, self._turns = self._turns, self._turns + 1
         completion = await self._completion(ids, room, self._seed + turn, request.stops)
+        # It may have ended just as this was there.
+        self._refuse_ended()
         text = self._chat.text(completion.token_ids)
         told = request.before_stop(text)
         said, calls = split_calls(told, request.callable_tools) if request.callable_tools else (told, [])
@@ -124,11 +126,13 @@ class Session:
             branches=traces[1:],
         )
 
-    def close(self) -> None:
-        """Cancel what is under way; nothing is recorded from now on."""
+    async def close(self) -> None:
+        """Cancel what is under way and wait for its end; nothing is recorded from now on."""
         self._closed = True
-        for task in self._under_way:
+        tasks = list(self._under_way)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _prompt(self, request: Request) -> tuple[_Conversation | None, list[int]]:
         """The conversation that the request goes on with, None for a new one, and the ids to write after."""
@@ -162,9 +166,12 @@ class Session:
         if len(self._under_way) >= AT_ONCE:
             raise Refused(f"{AT_ONCE} requests of this rollout are under way: wait", "busy", status=429)
 
-    async def _completion(self, ids: list[int], room: int, seed: int, stop: tuple[str, ...]) -> Completion:
+    def _refuse_ended(self) -> None:
         if self._closed or self.clock.expired():
             raise Refused("this rollout has ended", "ended", status=401)
+
+    async def _completion(self, ids: list[int], room: int, seed: int, stop: tuple[str, ...]) -> Completion:
+        self._refuse_ended()
         task, begun = asyncio.current_task(), time.perf_counter()
         assert task is not None, "requests are answered in tasks"
         self._under_way.add(task)

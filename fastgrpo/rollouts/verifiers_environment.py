@@ -59,6 +59,7 @@ class VerifiersEnvironment:
         state = await self._environment.rollout(dict(problem.row), client, access.model, {})
         error = state.get("error")
         if error is not None and not _is_own(error):
+            await self._environment.rubric.cleanup(state)
             raise EnvironmentFailure(f"the environment of verifiers failed: {_reason(error)}")
         return state
 
@@ -66,9 +67,11 @@ class VerifiersEnvironment:
         """The rubric's scores of the group."""
         states = [rollout.executions[-1] for rollout in rollouts]
         rubric = self._environment.rubric
-        await rubric.score_group(states)
-        for state in states:
-            await rubric.cleanup(state)
+        try:
+            await rubric.score_group(states)
+        finally:
+            for state in states:
+                await rubric.cleanup(state)
         return [_result(state) for state in states]
 
 

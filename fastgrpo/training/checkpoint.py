@@ -56,20 +56,21 @@ class Checkpoints:
         save_state: Callable[[Path], object],
         config: Config,
         score: float | None = None,
+        anew: bool = False,
     ) -> Path:
         """Write checkpoint `step` and delete those no longer kept; returns its folder. Collective over the ranks.
 
         `save_hf` and `save_state` are called with a folder on every rank: the first rank writes model and tokenizer
         there, and each rank its part of the state. A step that this object has written already is given its score
-        alone. Raises `CannotWrite` where it cannot be written: then no half-written folder stays and older
-        checkpoints are as they were.
+        alone, unless it is to be written `anew`. Raises `CannotWrite` where it cannot be written: then no half-written
+        folder stays and older checkpoints are as they were.
         """
         final = self.folder / f"step-{step:06d}"
         partial = self.folder / f".{final.name}.partial"
         first = rank_and_world()[0] == 0
         try:
             with writing(f"the checkpoint {final}"):
-                if step != self._saved:
+                if anew or step != self._saved:
                     if first:
                         self._clear()
                         (partial / STATE).mkdir(parents=True)

@@ -115,14 +115,15 @@ class Learner:
         checked = {"parity": report.parity_mean, "parity_max": report.parity_max}
         return {"sync_seconds": report.seconds} | ({} if math.isnan(report.parity_mean) else checked)
 
-    def save(self, score: float | None = None) -> None:
-        """A resumable checkpoint of the present step."""
+    def save(self, score: float | None = None, *, anew: bool = False) -> None:
+        """A resumable checkpoint of the present step; of one that has been saved its score, or all of it `anew`."""
         self.checkpoints.save(
             self.step,
             save_hf=self.policy.save_hf,
             save_state=self._save_state,
             config=self.config,
             score=score,
+            anew=anew,
         )
 
     def restore(self, path: Path) -> None:

@@ -55,6 +55,8 @@ class Schedule:
         # By step, with the number of updates behind the weights that they began with.
         self._begun: dict[int, tuple[Rollouts, int]] = {}
         self._synced: dict[str, float] = {}
+        # Of the next update's rollouts.
+        self._passes: dict[str, tuple[float, float]] = {}
 
     async def generated(self) -> None:
         """Begin the rollouts that are due and wait until the next update's need the engine no more."""
@@ -80,13 +82,12 @@ class Schedule:
         tally, limit = over_ranks(experience.tally), self._config.grpo.max_infrastructure
         failed, rollouts = tally.sums["infrastructure"], tally.sums["rollouts"]
         if failed <= limit * rollouts and failed < rollouts:
-            if self._config.grpo.curriculum:
-                self._learner.curriculum.add(tally.passes)
+            self._passes = tally.passes
             return tally
         reasons = gather_all(experience.failure, "the other ranks' failures")
-        # A resumed run draws these rollouts, and what came after them, anew.
+        # A resumed run draws these rollouts, and what came after them, again: a checkpoint may hold them by now.
         self._learner.experiences.clear()
-        self._learner.save()
+        self._learner.save(anew=True)
         raise UserError(
             f"{failed:.0f} of {rollouts:.0f} rollouts of a step failed for a reason that is not the policy's: "
             f"{next(filter(None, reasons))} (grpo.max_infrastructure is {limit:g}); mend it, continue with --resume"
@@ -94,16 +95,19 @@ class Schedule:
 
     async def update(self, log: RunLog) -> dict[str, float]:
         """The learner's update on these rollouts; returns its metrics."""
-        if not self._begun:
-            return self._learner.update(log.timer)
         step = self._learner.step
         try:
+            if not self._begun:
+                return self._learner.update(log.timer)
             return await update_beside(self._engine_free, self._learner, log)
         finally:
             # An interrupted update may have changed the weights all the same.
+            made = self._learner.step > step
+            if made:
+                self._learner.curriculum.add(self._passes)
             if self._generator.paused:
                 with log.phase("sync"):
-                    self._synced = self._go_on(sync=self._learner.step > step)
+                    self._synced = self._go_on(sync=made)
 
     def sync(self) -> dict[str, float]:
         """The learner's sync after an update, where it has not been made under way; returns its metrics."""
@@ -230,7 +234,8 @@ async def open_schedule(
 async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Learner, log: RunLog) -> dict[str, float]:
     """One update in a thread of its own; the weights change once `engine_free`, awaited when all else is done, allows.
 
-    It has been awaited when this returns, whether or not the update changed anything.
+    It has been awaited when this returns, whether or not the update changed anything. Cancelled where the update is
+    made all the same, this returns its metrics, and the caller is cancelled at its next `await`.
     """
     asked, loop = asyncio.Event(), asyncio.get_running_loop()
 
@@ -252,9 +257,14 @@ async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Lea
             asked.set()
             await asyncio.wrap_future(free)
             return metrics
-        finally:
+        except BaseException as error:
             free.cancel()
             await asyncio.gather(update, return_exceptions=True)
+            task, lost = asyncio.current_task(), free.cancelled() or update.cancelled() or update.exception()
+            if lost or task is None or not isinstance(error, asyncio.CancelledError):
+                raise
+            task.cancel()
+            return update.result()
 
 
 def share_cores() -> None:

@@ -48,10 +48,10 @@ def update(
     """
     batches = rank_batches(samples, config.normaliser, config.max_new_tokens, budget, policy.device)
     for batch in batches:
-        if config.epochs_per_batch > 1:
-            batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
         if config.max_lag:
             batch.old_logprobs_N = batch.sampled_logprobs_N
+        elif config.epochs_per_batch > 1:
+            batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
         if reference is not None:
             batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}

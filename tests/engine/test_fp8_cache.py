@@ -14,9 +14,9 @@ import torch
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.engine import engine as in_process
-from fastgrpo.engine import opening
+from fastgrpo.engine import opening, weight_sync
 from fastgrpo.engine.engine import Engine
-from fastgrpo.engine.weight_sync import ParityError
+from fastgrpo.engine.weight_sync import ParityError, WeightSync
 from fastgrpo.errors import UserError
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
@@ -102,16 +102,69 @@ def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[En
 
 
 @has_fp8
-def test_the_canary_is_judged_by_the_wider_bound_alone(engine: Engine, model: Path) -> None:
+def test_other_weights_are_told_from_a_coarse_cache_however_small_the_logits(engine: Engine, model: Path) -> None:
     policy: Policy = load_policy(model, device=policy_device(), dtype=policy_dtype(resolve({})))
     assert engine._llm.vllm_config.cache_config.cache_dtype == "fp8"
     report = engine.sync(policy)
     assert report.bytes_copied > 0 == engine.sync(policy).bytes_copied
     assert 1e-4 < report.parity_mean < 0.15
-    for parameter in policy.model.parameters():
-        parameter.data = torch.randn_like(parameter)
-    with pytest.raises(ParityError, match=r"on the canary \(limit 0\.6\): .*kv_cache_dtype to auto"):
+    # These weights' logprobs spread by 0.25 nats: any others are nearer than the bound of 0.6.
+    attention = policy.model.base_model.layers[0].self_attn
+    kept = attention.o_proj.weight.data
+    attention.o_proj.weight.data = kept.flip(0)
+    with pytest.raises(ParityError, match=r"on the canary \(limit 0\.12.*\): vLLM is not sampling"):
         engine.sync(policy)
+    attention.o_proj.weight.data = kept
+    assert engine.sync(policy).parity_mean == report.parity_mean
+
+
+@has_fp8
+def test_the_trainer_knows_what_the_cache_keeps(engine: Engine, model: Path) -> None:
+    policy: Policy = load_policy(model, device=policy_device(), dtype=policy_dtype(resolve({})))
+    engine.sync(policy)
+    prompts = [[5, 9, 1, 300, 7, 7, 11, 250], [3, 2, 1, 200]]
+    theirs = torch.tensor([each for scores in engine.score(prompts) for each in scores])
+    exact, kept = (torch.cat(policy.logprobs(prompts, fp8_cache=fp8)).cpu() for fp8 in (False, True))
+    # A GPU's kernels round the softmax too.
+    assert (kept - theirs).abs().mean() < (1.0 if torch.cuda.is_available() else 1e-3) * (exact - theirs).abs().mean()
+
+
+class Scripted:
+    """A policy of three canary logprobs, and what it says them to be with an FP8 cache."""
+
+    shares_weights, sharded_as, adapted = True, None, False
+
+    def __init__(self, exact: list[float], kept: list[float]) -> None:
+        self.said = {False: torch.tensor(exact), True: torch.tensor(kept)}
+
+    def logprobs(self, sequences: object, *, fp8_cache: bool = False) -> list[torch.Tensor]:
+        return [self.said[fp8_cache]]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "fp8_cache", "sentence"),
+    [
+        ([-1.0, -2.0, -3.0], False, None),
+        ([-1.1, -2.1, -3.2], False, None),
+        ([-1.2, -2.2, -3.2], False, r"0\.2 nats .* \(limit 0\.15\): vLLM is not sampling"),
+        (
+            [-2.0, -3.0, -4.0],
+            True,
+            r"1 nats .* \(limit 0\.6\): an FP8 KV cache is too coarse for this model's keys: set",
+        ),
+        ([-1.5, -2.5, -3.5], True, None),
+        ([-1.0, -2.0, -3.0], True, r"1 nats .* \(limit 0\.5\): vLLM is not sampling from the policy's weights$"),
+        ([float("nan")] * 3, True, r"nan nats .*: vLLM is not sampling"),
+    ],
+)
+def test_which_of_two_bounds_is_passed(
+    monkeypatch: pytest.MonkeyPatch, theirs: list[float], fp8_cache: bool, sentence: str | None
+) -> None:
+    monkeypatch.setattr(weight_sync, "adopt_weights", lambda *_: 0)
+    sync = WeightSync(None, 100, 48, 0.15, 0, fp8_cache=fp8_cache)
+    policy: Any = Scripted([-1.0, -2.0, -3.0], [-2.0, -3.0, -4.0])
+    with nullcontext() if sentence is None else pytest.raises(ParityError, match=sentence):
+        sync(policy, lambda: None, lambda _: [theirs])
 
 
 @has_fp8

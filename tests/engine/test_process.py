@@ -1,13 +1,16 @@
-"""What vLLM is kept from: folders whose names are patterns, and the terminal where a signal ends its start."""
+"""What vLLM is kept from: folders whose names are patterns, the terminal where a signal ends its start, deadlines."""
 
 from __future__ import annotations
 
 import glob
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from fastgrpo.engine import engine as in_process
 from fastgrpo.engine.process import output_kept_back, without_wildcards
 
 
@@ -34,3 +37,34 @@ def test_an_interrupted_start_shows_nothing_and_a_failed_one_all(
     with pytest.raises(error), output_kept_back():
         say_and_raise(error)
     assert capfd.readouterr().err == shown
+
+
+@pytest.mark.engine
+def test_the_longer_deadline_is_for_what_compiles_whatever_was_stepped_before(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that is dropped at once, or scored, is not yet one that was decoded."""
+    limits: list[float] = []
+    logprobs = SimpleNamespace(logprobs=[-1.0])
+    done = SimpleNamespace(
+        request_id="0",
+        finished=True,
+        prompt_logprobs=logprobs,
+        outputs=[SimpleNamespace(token_ids=[1], logprobs=logprobs, finish_reason="stop")],
+    )
+    steps = iter([[], [], [done], [], [done], [done]])
+    llm = SimpleNamespace(
+        step=lambda: next(steps), add_request=lambda *_: None, abort_request=lambda _: None, output_processor=None
+    )
+    monkeypatch.setattr(in_process, "start_vllm", lambda _: llm)
+    monkeypatch.setattr(in_process, "within", lambda seconds, _: limits.append(seconds) or nullcontext())
+    engine = in_process.Engine(tiny_folder, max_model_len=64, step_timeout_s=1.0)
+    engine.submit(0, [1], max_tokens=4)
+    engine.abort([0])
+    engine.score([[1, 2]])
+    engine.submit(0, [1], max_tokens=4)
+    assert not engine.step()
+    assert engine.step()
+    engine.submit(0, [1], max_tokens=4)
+    engine.step()
+    assert limits == [10.0] * 5 + [1.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import sys
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,3 +233,21 @@ def test_another_vllm_is_left_alone(tiny_folder: Path, monkeypatch: pytest.Monke
     side.scheduler.num_spec_tokens = 2
     assert spare_steady_steps(side.llm) is None
     assert side.scheduler.schedule == schedule
+
+
+@pytest.mark.parametrize("missing", ["sources", "a module"])
+def test_a_vllm_without_what_is_looked_at_is_left_alone(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """As one of compiled files, or one that keeps its scheduler elsewhere."""
+    side = Side(tiny_folder, ahead=True, second_runner=True, blocks=24)
+    if missing == "sources":
+
+        def without(_: object) -> str:
+            raise OSError("could not get source code")
+
+        monkeypatch.setattr(steady_decoding.inspect, "getsource", without)
+    else:
+        monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.async_scheduler", None)
+        monkeypatch.delattr(side.scheduler.kv_cache_manager, "coordinator")
+    assert spare_steady_steps(side.llm) is None

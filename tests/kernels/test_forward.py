@@ -144,6 +144,16 @@ def test_on_a_hopper_gpu_alone(shape, monkeypatch):
     assert product_folds(hidden_NH, head)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+def test_one_block_of_words_is_no_constant_that_has_no_type():
+    """Triton compiles an argument of 1 in, as of a vocabulary of one tile, unless it is told not to."""
+    pytest.importorskip("triton")
+    from fastgrpo.kernels.forward_triton import _finish_kernel, _product_kernel
+
+    for kernel, counts in ((_product_kernel, {"rows", "vocabulary", "hidden"}), (_finish_kernel, {"rows", "parts"})):
+        assert counts == {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+
+
 def test_a_chunk_asked_for_is_walked(device, monkeypatch):
     head = random_head(11, 64, 300, device=device)
     expected = fused_logprob(head, chunk=4)

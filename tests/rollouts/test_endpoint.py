@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import msgspec
 import openai
 import pytest
 
 from fastgrpo.engine.completion import Completion
 from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.endpoint import open_endpoint
-from fastgrpo.rollouts.rollouts import collect
+from fastgrpo.rollouts.generator import open_generator
+from fastgrpo.rollouts.openai_form import Refused, Request
+from fastgrpo.rollouts.rollouts import Rollouts, collect
+from fastgrpo.rollouts.session import FirstPrompts, Session
 from fastgrpo.types import Result, Reward, Sampling
 from tests.helpers.chat_model import TOOL, chat_tokenizer
 
@@ -496,6 +501,59 @@ def test_a_request_that_outlives_its_rollout_ends_with_it() -> None:
     assert not engine.busy
 
 
+@pytest.mark.usefixtures("both_ways")
+def test_the_engine_is_free_once_it_has_dropped_what_an_agent_left_under_way() -> None:
+    """Else it would still decode as its weights change, and be told to drop a request beside the sync."""
+
+    class Slow(Scripted):
+        def abort(self, keys: list[int]) -> None:
+            time.sleep(0.2)
+            super().abort(keys)
+
+    engine, left = Slow("abc", None), []
+
+    async def act(client: openai.AsyncOpenAI) -> None:
+        await ask(client, [user("q")])
+        left.append(asyncio.create_task(ask(client, [user("r")])))
+        while len(engine.seen) < 2:
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        async with open_generator(engine) as generator:
+            options = {"group_size": 1, "sampling": SAMPLING, "seed": 0}
+            rollouts = Rollouts(generator, Acting(act), Chat(TOKENIZER), PROBLEMS, **options)
+            await asyncio.wait_for(rollouts.generated(), 10)
+            assert not engine.busy
+            await rollouts.groups()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_nothing_is_recorded_after_a_rollout_s_end_where_its_request_was_answered_just_then() -> None:
+    """Python 3.11's `wait_for` gives an answer that is there to whom it is to cancel."""
+
+    async def answered(*_: Any) -> Completion:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        ids = split_apart("late")
+        return Completion(0, ids, logprobs_of(ids), "stop", [0] * len(ids))
+
+    async def main() -> None:
+        chat = Chat(TOKENIZER)
+        session = Session(answered, chat, SAMPLING, 0, FirstPrompts(chat))
+        request = msgspec.json.decode(json.dumps({"messages": [user("q")]}), type=Request)
+        async with session.clock:
+            asked = asyncio.create_task(session.answer(request))
+            await asyncio.sleep(0.01)
+            await session.close()
+        with pytest.raises(Refused, match="this rollout has ended"):
+            await asked
+        assert session.rollout().token_ids == session.rollout().completions == []
+
+    asyncio.run(main())
+
+
 def test_a_group_s_prompt_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr(Chat, "prompt_ids", lambda self, turns, tools=(): made.append(turns) or [1, 2, 3])
@@ -513,10 +571,12 @@ async def served(chat: Chat) -> AsyncIterator[tuple[str, str]]:
     async def never(*_: Any) -> Any:
         await asyncio.Event().wait()
 
-    async with open_endpoint(never, chat, replace(SAMPLING, max_turns=64)) as endpoint:
-        with endpoint.session(0) as (session, access):
-            async with session.clock:
-                yield f"{access.base_url}/", access.api_key
+    async with (
+        open_endpoint(never, chat, replace(SAMPLING, max_turns=64)) as endpoint,
+        endpoint.session(0) as (session, access),
+        session.clock,
+    ):
+        yield f"{access.base_url}/", access.api_key
 
 
 def test_the_endpoint_stops_with_requests_under_way() -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from fastgrpo.rollouts.environment import checked_results, failed
 from fastgrpo.rollouts.experience import (
     Experience,
     Tally,
@@ -77,6 +78,20 @@ def test_ranks_with_unequal_shares_have_the_metrics_of_all_rollouts(monkeypatch:
     ranks = [tally_of(share, seconds=2.0) if share else Tally() for share in shares]
     monkeypatch.setattr("fastgrpo.rollouts.experience.gather_all", lambda value, what: ranks)
     assert over_ranks(ranks[0]).values() == pytest.approx(whole.values())
+
+
+def test_records_of_any_kind_survive_a_checkpoint() -> None:
+    """What a task adds to a record, and an error's text, are its own."""
+    plain = Result(reward=Reward(total=1.0), record={"seen": {1: {"a"}, "of": PROBLEM}}, error="no file \udc80")
+    one, other = rollout(1.0), rollout(None)
+    (one.result,) = checked_results([plain], 1)
+    other.result = failed("no file \udc80")
+    problem = SimpleNamespace(id=7)
+    rows = list(sample_records([Group(problem, "def f():", [one, other])]))
+    (again,) = from_bytes(to_bytes([Experience([], Tally(), rows)]))
+    assert [row["problem_id"] for row in again.records] == ["7", "7"]
+    assert [row["error"] for row in again.records] == ["no file ?"] * 2
+    assert again.records[0]["seen"] == {"1": ["a"], "of": repr(PROBLEM)}
 
 
 def test_experience_survives_a_checkpoint() -> None:

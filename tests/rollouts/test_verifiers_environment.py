@@ -47,6 +47,10 @@ class Rubric:
         self.cleaned += 1
 
 
+async def raises(states: list[dict[str, Any]]) -> None:
+    raise ZeroDivisionError("a reward divides by zero")
+
+
 class ToolEnvironment:
     """Two turns with a tool, in the package's way: the state has what happened, an error too."""
 
@@ -126,15 +130,26 @@ def test_its_own_evaluation_set_is_held_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(task.id.startswith("eval/") for task in held_out)
 
 
+def test_what_a_group_holds_is_given_back_where_its_scores_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ToolEnvironment()
+    made.rubric.score_group = raises  # type: ignore[method-assign]
+    environment, train, _ = loaded(monkeypatch, made)
+    found = rollouts(environment, train[:1], CALL, CALL, "3.", "4.")
+    assert all("a reward divides by zero" in rollout.result.error for rollout in found)
+    assert made.rubric.cleaned == 2
+
+
 @pytest.mark.parametrize(
     ("error", "status"), [(EmptyModelResponseError("empty"), "ok"), (InfraError("gone"), "infrastructure")]
 )
 def test_what_the_policy_brought_about_is_rewarded(
     monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
 ) -> None:
-    environment, train, _ = loaded(monkeypatch, ToolEnvironment(error))
+    made = ToolEnvironment(error)
+    environment, train, _ = loaded(monkeypatch, made)
     (rollout,) = rollouts(environment, train[:1], CALL, "")
     assert rollout.result.status == status
+    assert made.rubric.cleaned == 1, "what it holds, as a sandbox, is given back either way"
     assert ("InfraError: gone" in rollout.result.error) == (status == "infrastructure")
 
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from fastgrpo import train as programs
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
+from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import at_step
-from fastgrpo.rollouts.experience import Experience
+from fastgrpo.rollouts.experience import Experience, Tally
 from fastgrpo.rollouts.generator import open_generator
 from fastgrpo.train import draw_problems
 from fastgrpo.training import schedule as schedules
+from fastgrpo.training.checkpoint import Checkpoints
+from fastgrpo.training.curriculum import Curriculum
+from fastgrpo.training.learner import EXPERIENCE, Learner
 from fastgrpo.training.schedule import Schedule
 from fastgrpo.types import Result, Reward
 from tests.rollouts.test_rollouts import TOKENIZER, ScriptedEngine, ScriptedEnvironment, problems
@@ -184,3 +192,112 @@ def test_the_overlong_term_is_logged_and_moves_the_policy() -> None:
     mean = found.tally.values()
     assert -1.0 <= mean["reward/overlong"] < 0.0
     assert mean["reward/total"] == mean["reward/overlong"]
+
+
+class InterruptedLearner(SimpleNamespace):
+    """Its first update is given up while it waits to change the weights."""
+
+    def update(self, timer, before_step=lambda: None) -> dict[str, float]:
+        before_step()
+        if self.interrupted:
+            self.interrupted = False
+            raise asyncio.CancelledError
+        self.step += 1
+        self.experiences.pop(0)
+        return {}
+
+
+@pytest.mark.parametrize("max_lag", [0, 1])
+def test_an_update_that_is_interrupted_counts_no_pass_rates_which_a_resumed_run_counts(max_lag: int) -> None:
+    async def main() -> None:
+        config = configuration(curriculum=0.5, refill=0, max_lag=max_lag)
+        learner = InterruptedLearner(
+            step=0, experiences=[], chat=Chat(TOKENIZER), curriculum=Curriculum(), interrupted=True
+        )
+        draw = partial(draw_problems, problems(40), config, curriculum=learner.curriculum)
+        async with open_generator(ScriptedEngine()) as generator:
+            schedule = Schedule(generator, learner, Environment(set()), draw, config)
+            await schedule.generated()
+            tally = await schedule.tally(await schedule.experience())
+            with pytest.raises(asyncio.CancelledError):
+                await schedule.update(RunLog(None))
+            assert not learner.curriculum.passes
+            await schedule.update(RunLog(None))
+            assert learner.curriculum.passes == tally.passes
+            assert len(tally.passes) == 4
+            await schedule.cancel()
+
+    asyncio.run(main())
+
+
+def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resumed_run_takes(tmp_path: Path) -> None:
+    """Those of step 1 are there before the checkpoint of that step, which is written again without them."""
+    config = configuration(refill=0, max_lag=1)
+    learner = object.__new__(Learner)
+    learner.config, learner.chat, learner.step, learner.experiences = config, Chat(TOKENIZER), 0, []
+    learner.curriculum, learner.checkpoints = Curriculum(), Checkpoints(tmp_path)
+    learner.policy: Any = SimpleNamespace(save_hf=lambda _: None, adapted=False)
+    learner.optimizer: Any = SimpleNamespace(save=lambda _: None)
+    later = {problem.id for problem in draw_problems(problems(40), config, 1)}
+
+    class Failing(Environment):
+        async def execute(self, problem, completion: str, seed: int) -> int:
+            if problem.id in later:
+                raise ZeroDivisionError
+            return await super().execute(problem, completion, seed)
+
+    async def main() -> None:
+        draw = partial(draw_problems, problems(40), config)
+        async with open_generator(ScriptedEngine()) as generator:
+            schedule = Schedule(generator, learner, Failing(set()), draw, config)
+            await schedule.generated()
+            await schedule.tally(await schedule.experience())
+            learner.experiences.pop(0)
+            learner.step = 1
+            await schedule.save()
+            saved = learner.checkpoints.latest() / "state" / EXPERIENCE
+            assert saved.exists()
+            await schedule.generated()
+            with pytest.raises(UserError, match="8 of 8 rollouts of a step failed"):
+                await schedule.tally(await schedule.experience())
+            assert not saved.exists()
+            assert learner.checkpoints.latest().name == "step-000001"
+            await schedule.cancel()
+
+    asyncio.run(main())
+
+
+def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner: Any = SimpleNamespace(step=0, curriculum=None)
+    saved: list[int] = []
+
+    class Scripted:
+        async def generated(self) -> None: ...
+        async def settle(self) -> None: ...
+
+        async def experience(self) -> Experience:
+            return Experience([], Tally(), [])
+
+        async def tally(self, experience: Experience) -> Tally:
+            return experience.tally
+
+        async def update(self, log: RunLog) -> dict[str, float]:
+            learner.step += 1
+            asyncio.current_task().cancel()
+            return {}
+
+        def sync(self) -> dict[str, float]:
+            return {}
+
+        async def save(self) -> None:
+            saved.append(learner.step)
+
+    @asynccontextmanager
+    async def opened(*_: object):
+        yield Scripted()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(programs, "open_schedule", opened)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(programs.improve(learner, Environment(set()), problems(4), configuration(steps=1), RunLog(None)))
+    assert saved == [1]
