@@ -152,10 +152,12 @@ async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Va
     def call() -> None:
         try:
             value = function(*arguments)
+        except Exception as error:
+            # No future takes a StopIteration, as of `next` on what is empty.
+            tell(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error, None)
         except BaseException as error:
-            # No future takes a StopIteration, as of `next` on what is empty; others would end the loop.
-            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            tell(error if plain else RuntimeError(repr(error)), None)
+            # It would end the loop.
+            tell(RuntimeError(repr(error)), None)
         else:
             tell(None, value)
 
@@ -232,7 +234,9 @@ def _plain_record(record: Any) -> dict[str, Any]:
     """A copy as samples.jsonl shows it, which checkpoints and other ranks can hold; objects as Python shows them."""
     if not isinstance(record, Mapping):
         raise EnvironmentFailure(f"a Result's record must be a dict, got {type(record).__name__}")
-    return msgspec.json.decode(msgspec.json.encode(dict(record), enc_hook=repr))
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(dict(record), enc_hook=repr))
+    msgspec.msgpack.encode(plain)  # as a checkpoint does, which holds no number of more than 64 bits
+    return plain
 
 
 def name_of(problem: Any) -> str:

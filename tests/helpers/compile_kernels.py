@@ -32,9 +32,11 @@ class Hopper:
 
 def heads(rows: int, vocabulary: int) -> None:
     """The loss head's passes over logits [rows, vocabulary], and the forward product of as many."""
-    bf16, one_N = {"dtype": torch.bfloat16}, torch.ones(rows)
-    targets_N, logits_NV = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, vocabulary, **bf16)
-    forward_triton.logprob_forward(torch.zeros(rows, 64, **bf16), targets_N, torch.zeros(vocabulary, 64, **bf16), 1.0)
+    one_N, targets_N = torch.ones(rows), torch.zeros(rows, dtype=torch.int64)
+    logits_NV, hidden_NH, weight_VH = (
+        torch.zeros(*size).bfloat16() for size in ((rows, vocabulary), (rows, 64), (vocabulary, 64))
+    )
+    forward_triton.logprob_forward(hidden_NH, targets_N, weight_VH, 1.0)
     for softcap in (None, 30.0):
         transform = LogitTransform(0.7, softcap)
         sums = SoftmaxSums(*[torch.zeros(rows) for _ in SoftmaxSums._fields])

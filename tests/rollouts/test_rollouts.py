@@ -263,7 +263,7 @@ def test_a_straggler_that_is_left_out_is_no_tail_after_the_last_answer() -> None
     rollouts = asking(late={"p1": 60.0}, straggler_s=0.8)
     assert rollouts.waited[0] >= 0.8
     assert (rollouts.waited[1], rollouts.stragglers) == ("p1", 3)
-    assert 0.1 <= rollouts.after_answers <= 0.4
+    assert 0.1 <= rollouts.after_answers <= 0.7
 
 
 def asking(*, answers: bool = True, late: dict[str, float] | None = None, straggler_s: float = 0) -> Rollouts:
@@ -318,6 +318,7 @@ def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
         ([Result(reward=1.0)] * 3, "a Result has a field that cannot be read: 'float' object has no attribute 'total'"),
         ([Result(reward=Reward(total=1.0), metrics=[1])] * 3, "the metrics must be a dict, got list"),
         ([Result(reward=Reward(total=1.0), record={"a": "\ud800"})] * 3, "a Result has a field that cannot be read"),
+        ([Result(reward=Reward(total=1.0), record={"a": 10**30})] * 3, "a Result has a field that cannot be read"),
         ([Result(reward=Reward(total=1.0), record=[1])] * 3, "a Result's record must be a dict, got list"),
         ([Result(reward=Reward(total=1.0), metrics={3: 1.0})] * 3, "the metric 3 needs a text as its name"),
         ([Result(reward=Reward(total=1.0), answered_at="now")] * 3, "answered_at must be a number, got 'now'"),
@@ -332,11 +333,11 @@ def test_what_is_no_result_costs_its_group_and_says_why(returned, reason: str) -
 
 
 def test_results_become_plain_data_whatever_they_hold() -> None:
-    record = {"seen": {1}, "at": SimpleNamespace(a=1), 3: (1, 2), "large": 10**30}
+    record = {"seen": {1}, "at": SimpleNamespace(a=1), 3: (1, 2)}
     given = Result(status=7, reward=Reward(total=np.float32(1)), record=record, error=ValueError("a"))  # type: ignore[arg-type]
     (result,) = checked_results([given], 1)
     assert (result.status, result.error, result.reward) == ("7", "a", Reward(total=1.0))
-    assert result.record == {"seen": [1], "at": "namespace(a=1)", "3": [1, 2], "large": 1e30}
+    assert result.record == {"seen": [1], "at": "namespace(a=1)", "3": [1, 2]}
 
 
 @pytest.mark.parametrize("prompt", [None, 5, [], [{"role": "user"}], [{"role": "user", "content": 5}], ["hi"]], ids=str)
