@@ -15,8 +15,8 @@ from fastgrpo.types import INFRASTRUCTURE, Group, Result, Sample
 
 # What the loop logs by itself (docs/metrics.md): a task's metric of such a name is environment/NAME.
 OWN_METRICS = frozenset({
-    "rollouts", "infrastructure", "completion_tokens", "truncated", "groups_without_variance", "groups_refilled", "stragglers",
-    "lag", "lag_max", "tokens_per_s", "tail_s", "tail_after_answers_s", "waited_for", "loss", "samples",
+    "rollouts", "infrastructure", "completion_tokens", "truncated", "groups_without_variance", "groups_refilled",
+    "stragglers", "lag", "lag_max", "tokens_per_s", "tail_s", "tail_after_answers_s", "waited_for", "loss", "samples",
     "loss_tokens", "entropy", "kl", "clip_fraction", "importance_capped", "sampler_parity", "sampler_parity_max",
     "grad_norm", "lr", "skipped", "flop", "train_tokens_per_s", "mfu", "parity", "parity_max", "sync_seconds",
     "stage", "step", "time",
