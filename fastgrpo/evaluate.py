@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
-import asyncio
 import logging
 import math
 import random
@@ -38,7 +37,7 @@ from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, r
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.report import adaptivity_table
-from fastgrpo.rollouts.environment import Agent, Environment, name_of
+from fastgrpo.rollouts.environment import Agent, Environment, all_of, name_of
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import collect, fitting
 from fastgrpo.signals import interruptible
@@ -271,7 +270,7 @@ async def baselines(
         if environment is not None:
             drawing = {"samples": config.eval.samples, "seed": config.seed}
             runs = (run_control(environment, share, control, **drawing) for control in controls.values())
-            groups = await asyncio.gather(*runs)
+            groups = await all_of(runs)
         return {name: measured_rows(found, name, config) for name, found in zip(controls, groups, strict=True)}
 
     tried = random.Random(f"{config.seed}/best").sample(train, min(len(train), len(held_out)))

@@ -7,7 +7,6 @@ decides it. The policy's language is widened by forgeries, which a policy this s
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -33,6 +32,7 @@ from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.record.report_figures import svg
+from fastgrpo.rollouts.environment import all_of
 from fastgrpo.sft import warm_start
 from fastgrpo.tasks import Task
 from fastgrpo.types import INFRASTRUCTURE, Result, Rollout
@@ -206,7 +206,7 @@ async def fooled(config: Config) -> str:
     async with open_pool(config.sandbox, None) as pool:
         tried = [("own solution", "{solution}"), ("none, a wrong program", _WRONG)]
         tried += [(way, text + ("" if "def {" in text else _WRONG)) for way, text in FORGERIES.items()]
-        found = [await asyncio.gather(*(_both(pool, each, text) for each in problems)) for _, text in tried]
+        found = [await all_of(_both(pool, each, text) for each in problems) for _, text in tried]
     lines = [["forgery", "problems", "passed in the judged process", "passed by the judge"]]
     for (name, _), verdicts in zip(tried, found, strict=True):
         lines.append([name, str(len(verdicts)), *(str(sum(column)) for column in zip(*verdicts, strict=True))])

@@ -64,17 +64,17 @@ class EngineProcess:
         self._next, self._paused, self._stepped = 0, False, False
         self._last_message = time.monotonic()
         self._lost: Exception | None = None
-        self._child: Child | None = Child(self._step_timeout_s + GRACE_S)
         gpu, fp8 = torch.cuda.is_available(), options.get("kv_cache_dtype") == "fp8"
         share = free_memory_share() if gpu else None
         options |= {"model_path": os.fspath(model_path), "seed": seed, "free_share": share}
+        self._child: Child | None = Child(self._step_timeout_s + GRACE_S)
         try:
             self._tell("start", {"worker_process": gpu} | options)
             handles, vocab = self._answer(START_S, "vLLM has not started")
+            model = _Model(handles, partial(self._call, "load"))
         except BaseException:
             self._child.end()
             raise
-        model = _Model(handles, partial(self._call, "load"))
         self._weights = WeightSync(model, vocab, self.max_model_len, parity_threshold, seed, fp8_cache=fp8)
 
     @property

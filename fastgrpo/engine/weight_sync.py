@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from fastgrpo.policy.model import Policy
 
 CANARY_SEQUENCES, CANARY_TOKENS = 4, 48
-# Other weights of one kind of model differ by 1.1 standard deviations of the trainer's logprobs on the canary (the mean
-# between two normal draws), by 0.95 where one matrix of the first layer is another. The right ones over an FP8 KV cache
-# differ from the trainer's over keys and values rounded so by 0.02, by 0.2 in Qwen2.5, whose keys have large biases; a
-# GPU's kernels round more than those, to 0.15 in random models (measured in bench/results/engine.md).
+# In standard deviations of the trainer's logprobs on the canary: other weights of one kind of model differ by 1.1 (the
+# mean between two normal draws), by 0.95 where one matrix of the first layer is another. The right ones over an FP8 KV
+# cache differ by 0.02 from the trainer's over keys and values rounded so, by 0.2 in Qwen2.5, whose keys have large
+# biases; with what a GPU's kernels round besides, by simulation, by 0.15 in random models (bench/results/engine.md).
 UNLIKE = 0.5
 # Where all logits are nearly one, nats.
 UNLIKE_NATS = 1e-3

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Problem
+from fastgrpo.rollouts.environment import all_of
 from fastgrpo.types import Group, Rollout
 
 # A problem and a sample's seed to the completion that a control answers with.
@@ -118,7 +118,7 @@ async def run_control(
 ) -> list[Group]:
     """`samples` rollouts of each problem, run as a policy's are; equal seeds for all controls, so that they pair."""
     runs = (_group(environment, problem, control, samples, f"{seed}/{problem.id}") for problem in problems)
-    return list(await asyncio.gather(*runs))
+    return await all_of(runs)
 
 
 async def _group(
@@ -129,7 +129,7 @@ async def _group(
         return Rollout([], [], [], [text], [await environment.execute(problem, text, seed)])
 
     seeds = [random.Random(f"{name}/{sample}").getrandbits(31) for sample in range(samples)]
-    rollouts = await asyncio.gather(*map(rollout, seeds))
+    rollouts = await all_of(map(rollout, seeds))
     for each, result in zip(rollouts, environment.results(problem, rollouts), strict=True):
         each.result = result
     return Group(problem, environment.prompt(problem), rollouts)

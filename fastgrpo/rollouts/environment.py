@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import math
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -129,6 +129,17 @@ async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Time
             raise
         name = getattr(function, "__name__", "the environment")
         raise EnvironmentFailure(f"{name} raised {described(error)}") from error
+
+
+async def all_of(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
+    """Results in order; the first failure cancels the rest and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Value:

@@ -12,7 +12,7 @@ from sys import float_info
 from typing import Any
 
 from fastgrpo.errors import UserError, described, shown
-from fastgrpo.rollouts.environment import EnvironmentFailure, ask, failed, finite_number
+from fastgrpo.rollouts.environment import EnvironmentFailure, all_of, ask, failed, finite_number
 from fastgrpo.types import Result, Reward, Rollout
 
 Message = dict[str, str]
@@ -65,7 +65,7 @@ class RewardFunctions:
         """Each rollout's weighted sum, its terms by the functions' names."""
         arguments = _arguments(problem, rollouts)
         calls = [self._values(name, function, arguments, len(rollouts)) for name, function in self._functions.items()]
-        columns = await asyncio.gather(*calls)
+        columns = await all_of(calls)
         return [self._result(values) for values in zip(*columns, strict=True)]
 
     def _result(self, values: Sequence[float | None]) -> Result:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
@@ -22,6 +22,7 @@ from fastgrpo.rollouts.environment import (
     Agent,
     Environment,
     EnvironmentFailure,
+    all_of,
     ask,
     checked_results,
     failed,
@@ -34,8 +35,6 @@ from fastgrpo.types import UNENDED, Group, Rollout, Sampling
 if TYPE_CHECKING:
     from fastgrpo.engine.completion import Completion
     from fastgrpo.engine.opening import AnyEngine
-
-Value = TypeVar("Value")
 
 
 class Rollouts:
@@ -104,7 +103,7 @@ class Rollouts:
             if named and isinstance(self._environment, Agent):
                 served = open_endpoint(self._complete, self._chat, self._sampling)
                 self._endpoint = await stack.enter_async_context(served)
-            return await _all(self._group(problem, name) for problem, name in named)
+            return await all_of(self._group(problem, name) for problem, name in named)
 
     async def _group(self, problem: Any, name: str) -> Group:
         """The rollouts of one problem with their results; a failure of the environment is theirs, never the run's."""
@@ -116,7 +115,7 @@ class Rollouts:
             result = failed(f"{name_of(problem)}: {error}")
             return Group(problem, "", [Rollout([], [], [], [], result=result) for _ in range(self._size)])
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
-        rollouts = await _all(
+        rollouts = await all_of(
             self._rollout(problem, ids, seed, seeds[0] if self._paired else seed)
             if self._endpoint is None
             else self._acted(problem, self._endpoint, seed)
@@ -335,14 +334,3 @@ def _room(sampling: Sampling) -> str:
     """How long a prompt may be, in words."""
     total, written = sampling.max_model_len, sampling.max_new_tokens
     return f"engine.max_model_len = {total} less grpo.max_new_tokens = {written} leaves {sampling.prompt_tokens}"
-
-
-async def _all(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
-    """Results in order; the first failure cancels the rest and is raised as it is."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

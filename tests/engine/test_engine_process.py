@@ -247,6 +247,22 @@ def test_whatever_becomes_of_the_process_is_a_typed_error(
         EngineProcess("nowhere", max_model_len=16, step_timeout_s=1.0)
 
 
+def test_weights_that_cannot_be_shared_leave_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a container forbids CUDA IPC."""
+
+    def refused(_: object) -> None:
+        raise RuntimeError("operation not permitted")
+
+    made: list[child.Child] = []
+    begin = child.Child.__init__
+    monkeypatch.setattr(child.Child, "__init__", lambda self, limit: made.append(self) or begin(self, limit))
+    monkeypatch.setattr(child, "HOST", ("-c", FAKE + "connection.send(('reply', ({}, 100))); time.sleep(60)"))
+    monkeypatch.setattr(engine_process, "opened", refused)
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        EngineProcess("nowhere", max_model_len=16)
+    assert made[0].process.poll() is not None
+
+
 def test_the_process_ends_with_its_parent(tmp_path: Path) -> None:
     """Here while the engine still starts."""
     program = """

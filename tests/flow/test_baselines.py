@@ -9,6 +9,7 @@ import pytest
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
+from fastgrpo.errors import UserError
 from fastgrpo.evaluate import EvalRow, baselines, write_rows
 from fastgrpo.flow.baselines import ALONE, RANDOM, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.parse import parse_code, parse_completion
@@ -36,6 +37,28 @@ class Recording:
 
     def results(self, problem: Any, rollouts: list[Any]) -> list[Result]:
         return [Result(reward=Reward(total=0.0)) for _ in rollouts]
+
+
+def test_an_error_that_ends_the_evaluation_ends_what_runs_beside_it() -> None:
+    """As a key that is refused: nothing goes on asking the workers."""
+    ended: list[int] = []
+
+    class Refused(Recording):
+        async def execute(self, problem: Any, completion: str, seed: int) -> Execution:
+            self.executed.append((completion, seed))
+            number = len(self.executed)
+            try:
+                await asyncio.sleep(60 if number > 1 else 0.01)
+            finally:
+                ended.append(number)
+            raise UserError("the key is refused")
+
+    async def main() -> None:
+        with pytest.raises(UserError, match="refused"):
+            await run_control(Refused(), [ADD, ADD], always("code"), samples=2, seed=0)
+        assert sorted(ended) == [1, 2, 3, 4]
+
+    asyncio.run(main())
 
 
 def seeds(control: Any, seed: int = 0) -> list[int]:

@@ -141,6 +141,28 @@ def test_a_function_that_hangs_ends_at_its_deadline_by_its_name(blocking: bool) 
     assert time.monotonic() - begun < 4
 
 
+def test_a_function_that_fails_ends_the_others() -> None:
+    """Each may cost money; the group has no reward either way."""
+    ended: list[str] = []
+
+    async def asks(completions, **_) -> list[float]:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("asks")
+
+    def fails(completions, **_) -> list[float]:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        environment = RewardFunctions([asks, fails], deadline_s=20.0)
+        with pytest.raises(EnvironmentFailure, match="reward fails: ZeroDivisionError"):
+            await environment.results(Example("1", "Say hi", {}), [rollout("hi")])
+        assert ended == ["asks"]
+
+    asyncio.run(main())
+
+
 def test_objects_that_are_called_and_awaited_are_functions_too() -> None:
     class Plain:
         def __call__(self, completions, **_):
