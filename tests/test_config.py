@@ -126,6 +126,11 @@ def test_new_loss_over_a_resolved_file_replaces_its_parts(tmp_path: Path) -> Non
     assert config("--config", str(path), "--grpo.loss", "gspo").grpo == plain
 
 
+def test_the_home_folder_may_be_written_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve({"runs": "~/all", "name": "a"}).folder == tmp_path / "all" / "a"
+
+
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])),
     lr=st.floats(min_value=1e-300, max_value=1e300),

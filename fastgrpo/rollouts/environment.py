@@ -154,8 +154,10 @@ async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Va
             value = function(*arguments)
         except BaseException as error:
             # No future takes a StopIteration, as of `next` on what is empty; others would end the loop.
-            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            tell(error if plain else RuntimeError(repr(error)), None)
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                tell(error, None)
+            else:
+                tell(RuntimeError(described(error)), None)
         else:
             tell(None, value)
 

@@ -115,9 +115,10 @@ def _program(completion: Completion, prompt: Completion, entry_point: str) -> st
 def _text(completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
-    if not isinstance(completion, Sequence) or not all(isinstance(message, Mapping) for message in completion):
+    if not isinstance(completion, Sequence) or not all(isinstance(each, Mapping) for each in completion):
         raise ValueError(f"a completion is text or chat messages, got {type(completion).__name__}")
-    content = completion[-1].get("content") if completion else ""
+    last: Mapping[str, Any] = completion[-1] if completion else {}
+    content = last.get("content")
     if isinstance(content, str):
         return content
     return "".join(part.get("text") or "" for part in content or ())
