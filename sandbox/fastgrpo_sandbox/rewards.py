@@ -117,7 +117,7 @@ def _text(completion: Completion) -> str:
         return completion
     if not isinstance(completion, Sequence) or not all(isinstance(each, Mapping) for each in completion):
         raise ValueError(f"a completion is text or chat messages, got {type(completion).__name__}")
-    last: Mapping[str, Any] = completion[-1] if completion else {}
+    last: Any = completion[-1] if completion else {}
     content = last.get("content")
     if isinstance(content, str):
         return content
