@@ -411,4 +411,4 @@ class Config(Section, frozen=True):
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self.runs) / self.name
+        return Path(self.runs).expanduser() / self.name

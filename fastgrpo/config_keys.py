@@ -38,6 +38,7 @@ def _keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
 KEYS: dict[str, Key] = {key.name: key for key in _keys()}
 # A table [workers.others.NAME] has the keys of [workers], less those that hold for all workers.
 _OF_ANOTHER_WORKER = re.compile(r"workers\.others\.\w{1,64}\.(?!(kind|name|cache_dir|latency_scale)$)(?=\w+$)")
+MOST_ROLLOUTS = 2**20  # of a step, each a coroutine
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
 
 
@@ -116,6 +117,12 @@ def resolve(values: dict[str, Any]) -> Config:
     if config.workers.cache_dir and config.reward.efficiency_by in ("dollars", "seconds"):
         by = config.reward.efficiency_by
         raise UserError(f"workers.cache_dir gives answers for no {by}, and reward.efficiency_by is {by}: leave one out")
+    rollouts = config.grpo.prompts_per_step * config.grpo.group_size
+    if rollouts > MOST_ROLLOUTS:
+        raise UserError(
+            f"grpo.prompts_per_step x grpo.group_size are {rollouts:,} rollouts at once, more than {MOST_ROLLOUTS:,}: "
+            "lower one of them"
+        )
     if config.grpo.max_new_tokens >= config.engine.max_model_len:
         raise UserError(
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "

@@ -166,7 +166,10 @@ def _read(path: str) -> str:
 
 def main() -> int:
     """Print the findings; 1 where something required is missing."""
-    findings = check(before_install="--before-install" in sys.argv[1:])
+    before_install = sys.argv[1:] == ["--before-install"]
+    if sys.argv[1:] and not before_install:
+        raise UserError(f"unexpected argument {sys.argv[1]!r}: the doctor takes none, or --before-install")
+    findings = check(before_install=before_install)
     for finding in findings:
         mark = "ok  " if finding.ok else "FAIL" if finding.required else "warn"
         print(f"{mark}  {finding.part:<12} {finding.text}")

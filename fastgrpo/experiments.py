@@ -249,7 +249,7 @@ def perform(name: str, config: Config) -> str:
     """
     if name not in EXPERIMENTS:
         raise UserError(f"there is no experiment {name!r}: choose one of {', '.join(EXPERIMENTS)}")
-    folder = Path(config.runs) / "experiments" / name
+    folder = Path(config.runs).expanduser() / "experiments" / name
     saved = folder / "config.toml"
     if saved.exists() and saved.read_text(encoding="utf-8") != to_toml(config):
         raise UserError(f"{folder} was made with another configuration: move it away, or set --runs")

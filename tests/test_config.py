@@ -63,6 +63,7 @@ def config(*arguments: str) -> Config:
         ("--grpo.max_lag 1 --grpo.epochs_per_batch 2", "grpo.max_lag and grpo.epochs_per_batch above 1"),
         ("--grpo.max_new_tokens 8 --grpo.overlong_penalty_tokens 9", "overlong_penalty_tokens is above grpo.max_new_t"),
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),
+        ("--grpo.group_size 10000000", "160,000,000 rollouts at once, more than 1,048,576: lower one of them"),
         ("--grpo.max_lag 1 --grpo.refill 2", "grpo.max_lag and grpo.refill above 0 exclude each other"),
         ("--grpo.in_flight true", "set grpo.max_lag to 1 or more"),
         ("--grpo.top_p 0", "grpo.top_p must be float > 0.0"),
@@ -123,6 +124,11 @@ def test_new_loss_over_a_resolved_file_replaces_its_parts(tmp_path: Path) -> Non
     path.write_text(to_toml(Config()))
     plain = config("--model", "folder", "--grpo.loss", "gspo").grpo
     assert config("--config", str(path), "--grpo.loss", "gspo").grpo == plain
+
+
+def test_the_home_folder_may_be_written_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve({"runs": "~/all", "name": "a"}).folder == tmp_path / "all" / "a"
 
 
 @given(

@@ -101,6 +101,9 @@ def test_only_required_findings_stop_training(monkeypatch: pytest.MonkeyPatch, r
             doctor.require_ready()
     else:
         doctor.require_ready()
+    monkeypatch.setattr(sys, "argv", ["doctor", "gpu"])
+    with pytest.raises(UserError, match="unexpected argument 'gpu'"):
+        doctor.main()
 
 
 def test_runs_on_the_standard_library_alone() -> None:

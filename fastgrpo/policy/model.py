@@ -220,10 +220,15 @@ def policy_dtype(config: Config) -> torch.dtype:
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face folder; where it names no end token, the first one of the model's.
 
-    Raises UserError if the folder has none, or no end token anywhere.
+    Raises UserError if the folder has none that loads, or no end token anywhere.
     """
     _check_folder(Path(path))
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # of whichever library reads the files
+        raise UserError(f"the tokenizer in {path} does not load: {first_line(error)}; mend its files") from error
+    if not tokenizer.encode("a", add_special_tokens=False):
+        raise UserError(f"the tokenizer in {path} knows no text, as where tokenizer.json is missing: put it there")
     if tokenizer.eos_token_id is None and (ends := end_token_ids(Path(path))):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
     if tokenizer.eos_token_id is None:

@@ -163,12 +163,12 @@ async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Va
     def call() -> None:
         try:
             value = function(*arguments)
-        except Exception as error:
-            # No future takes a StopIteration, as of `next` on what is empty.
-            tell(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error, None)
         except BaseException as error:
-            # It would end the loop.
-            tell(RuntimeError(repr(error)), None)
+            # No future takes a StopIteration, as of `next` on what is empty; others would end the loop.
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                tell(error, None)
+            else:
+                tell(RuntimeError(described(error)), None)
         else:
             tell(None, value)
 

@@ -129,7 +129,7 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
 
 
 def _beside(name: str, *, taken: bool) -> str:
-    """The name of a task's number, told apart from the loop's own where that has `taken` it."""
+    """The name of what a task gives, told apart from the loop's own where that has `taken` it."""
     return f"environment/{name}" if taken else name
 
 
@@ -181,7 +181,7 @@ def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     """
     for group in groups:
         for rollout in group.rollouts:
-            yield {
+            own = {
                 "problem_id": name_of(group.problem),
                 "prompt": group.prompt,
                 "completions": rollout.completions,
@@ -189,8 +189,9 @@ def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
                 "status": rollout.result.status,
                 "error": rollout.result.error,
                 "reward": msgspec.to_builtins(rollout.reward),
-                **rollout.result.record,
             }
+            taken = {*own, "stage", "step"}
+            yield own | {_beside(key, taken=key in taken): value for key, value in rollout.result.record.items()}
 
 
 def _runs(values: Iterable[int]) -> list[tuple[int, int]]:

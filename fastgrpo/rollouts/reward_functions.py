@@ -84,8 +84,9 @@ class RewardFunctions:
             return _listed(name, await returned, count)
 
         def called() -> Any:
-            # In a thread, where the body of a generator runs too.
-            returned = function(**arguments)
+            # In a thread, where the body of a generator runs too. What it changes is its own, as where a loader of rows
+            # makes them anew for each step.
+            returned = function(**{column: [_own(value) for value in values] for column, values in arguments.items()})
             return awaited(returned) if isawaitable(returned) else _listed(name, returned, count)
 
         try:
@@ -98,6 +99,13 @@ class RewardFunctions:
                 raise
             raise EnvironmentFailure(f"reward {name}: {described(error.__cause__)}") from error
         return [None if value is None else finite_number(f"what reward {name} returns", value) for value in values]
+
+
+def _own(value: Any) -> Any:
+    """A copy of lists and dicts, with all that they hold of such."""
+    if isinstance(value, list):
+        return [_own(item) for item in value]
+    return {key: _own(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def _listed(name: str, returned: Any, count: int) -> list[Any]:

@@ -7,6 +7,12 @@ if sys.argv[1:2] == ["serve"]:
 
     sys.exit(serve(sys.argv[2:]))
 
+if sys.argv[1:]:
+    wanted = sys.argv[1] in ("-h", "--help")
+    said = __doc__ if wanted else f"error: {sys.argv[1]!r} is no command: give none, or `serve` (and --help)"
+    print(said, file=sys.stdout if wanted else sys.stderr)
+    sys.exit(0 if wanted else 2)
+
 from fastgrpo_sandbox.doctor import main
 
 sys.exit(main())

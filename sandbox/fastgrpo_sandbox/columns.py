@@ -35,6 +35,7 @@ def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
     Raises ValueError with one sentence where there are none, or none that can be counted.
     """
     try:
+        row = _without_arrays(row)
         tests = _read(row, row, code)
         asserts = tests.asserts if isinstance(tests, AssertTests) else ()
         if count_tests(tests) > 0 and all(count_tests(CheckTests(text, "")) > 0 for text in asserts):
@@ -42,6 +43,15 @@ def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
     except (SyntaxError, IndexError, RecursionError) as error:
         raise ValueError(f"the tests cannot be counted: {error}") from None
     raise ValueError("the tests, or one of them, hold no assertion, unittest method or case: no solution could pass")
+
+
+def _without_arrays(value: Any) -> Any:
+    """`value` with lists in the place of numpy's arrays, which pandas makes of a parquet file's lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _without_arrays(item) for key, item in value.items()}
+    return [_without_arrays(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _read(value: Any, row: Mapping[str, Any], code: str) -> Tests:

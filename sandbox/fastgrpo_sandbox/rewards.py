@@ -15,6 +15,7 @@ import msgspec
 
 from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.extract import defined_names, extract_code
+from fastgrpo_sandbox.given import require_text
 from fastgrpo_sandbox.shared import jails
 from fastgrpo_sandbox.types import Outcome, SandboxUnavailable, StdioTests, Tests
 
@@ -45,13 +46,13 @@ def code_reward(
     jobs: dict[int, dict[str, Any]] = {}
     faults: dict[int, str] = {}
     for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
-        code = _program(completion, prompts[i] if prompts else "", row.get("entry_point") or "")
         try:
+            code = _program(completion, prompts[i] if prompts else "", row.get("entry_point") or "")
             jobs[i] = _job(code, read_tests(row, code))
         except ValueError as error:
             faults[i] = str(error)
     if faults and not jobs:
-        raise ValueError(f"code_reward found tests in none of {count} rows: {next(iter(faults.values()))}")
+        raise ValueError(f"code_reward can score none of {count} rows: {next(iter(faults.values()))}")
     outcomes = dict(zip(jobs, jails.run_all(list(jobs.values())), strict=True))
     faults |= {i: outcome.error for i, outcome in outcomes.items() if outcome.status == "infrastructure"}
     if faults:
@@ -70,6 +71,7 @@ def compute_score(
     Returns the fraction of tests passed. Raises ValueError for tests that cannot be read and SandboxUnavailable where
     the jails fail, since a float could not say so.
     """
+    require_text("solution_str", solution_str)
     code = extract_code(solution_str, (extra_info or {}).get("entry_point") or "")
     tests = read_tests({**(extra_info or {}), "tests": ground_truth}, code)
     return _known(jails.run_all([_job(code, tests)])[0]).pass_rate
@@ -113,7 +115,10 @@ def _program(completion: Completion, prompt: Completion, entry_point: str) -> st
 def _text(completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
-    content = completion[-1].get("content") if completion else ""
+    if not isinstance(completion, Sequence) or not all(isinstance(each, Mapping) for each in completion):
+        raise ValueError(f"a completion is text or chat messages, got {type(completion).__name__}")
+    last: Any = completion[-1] if completion else {}
+    content = last.get("content")
     if isinstance(content, str):
         return content
     return "".join(part.get("text") or "" for part in content or ())

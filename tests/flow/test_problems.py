@@ -183,7 +183,10 @@ def test_own_problems_of_every_kind(tmp_path: Path) -> None:
         (json.dumps(OWN) + "\n\nnonsense", r"own.jsonl:3: not a problem"),
         (json.dumps(OWN) + "\n" + json.dumps(OWN), r"own.jsonl:2: id 'add' is that of line 1"),
         (json.dumps(OWN | {"asserts": []}), r"own.jsonl:1: the problem has no tests"),
-        (json.dumps(OWN | {"check": "x"}), r"own.jsonl:1: the problem has no tests: give exactly one"),
+        (
+            json.dumps(OWN | {"check": "x"}),
+            r"own.jsonl:1: the problem has no tests, or of several kinds: give exactly one",
+        ),
         (json.dumps(OWN | {"solution": "def"}), r"own.jsonl:1: its code is not Python"),
         (json.dumps(OWN | {"asserts": ["assert add("]}), r"own.jsonl:1: its code is not Python"),
         (json.dumps(OWN | {"entry_point": "plus"}), r"own.jsonl:1: .*entry_point 'plus', which its solution does not"),

@@ -159,6 +159,17 @@ def test_a_tokenizer_without_an_end_has_the_models_and_without_any_is_refused(
             load(folder)
 
 
+def test_a_tokenizer_that_is_broken_or_missing_is_named(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=rf"the tokenizer in {folder} does not load: [^\n]+; mend its files"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=rf"the tokenizer in {folder} (knows no text|does not load)"):
+        load_tokenizer(folder)
+
+
 def weights_without(folder: Path, name: str, value: torch.Tensor | None = None) -> None:
     weights = load_file(folder / "model.safetensors")
     found = weights.pop(name)

@@ -67,6 +67,13 @@ def test_a_metric_by_the_name_of_the_loop_s_own_is_logged_beside_it() -> None:
     assert values["environment/reward/total"] == 4.0
 
 
+def test_a_record_by_the_name_of_a_line_s_own_field_is_kept_beside_it() -> None:
+    result = Result(reward=Reward(total=1.0), record={"reward": "much", "step": 3, "note": "x"})
+    (line,) = sample_records([group(Rollout([1], [1], [0.0], ["text"], result=result, versions=[0]))])
+    assert (line["reward"]["total"], line["environment/reward"], line["environment/step"]) == (1.0, "much", 3)
+    assert (line["note"], "step" in line) == ("x", False)
+
+
 def test_ranks_with_unequal_shares_have_the_metrics_of_all_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = [
         [group(rollout(1.0, depth=1.0), rollout(None), rollout(0.2, tokens=9))],

@@ -51,11 +51,27 @@ def test_weighted_values_of_plain_and_coroutine_functions_add_up() -> None:
     assert results[1].reward.terms == {"length": 2.5, "right": 2.0}
 
 
-def test_a_conversation_is_answered_by_a_message() -> None:
-    def content(completions, **_):
-        return [len(turns[0]["content"]) for turns in completions]
+def test_what_a_function_changes_is_its_own() -> None:
+    def changes(prompts, completions, tests, **_):
+        prompts[0].append(completions[0][0])
+        completions[0][0]["content"] = ""
+        tests[0]["inputs"].clear()
+        completions.clear()
+        return [1.0, 0.0]
 
-    results = rewarded(content, prompt=[{"role": "user", "content": "Say hi"}])
+    prompt = [{"role": "user", "content": "Say hi"}]
+    columns = {"tests": {"inputs": [1, 2]}}
+    results = rewarded(changes, content_length, prompt=prompt, columns=columns)
+    assert [result.reward.terms["content_length"] for result in results] == [2.0, 5.0]
+    assert (prompt, columns) == ([{"role": "user", "content": "Say hi"}], {"tests": {"inputs": [1, 2]}})
+
+
+def content_length(completions, **_):
+    return [len(turns[0]["content"]) for turns in completions]
+
+
+def test_a_conversation_is_answered_by_a_message() -> None:
+    results = rewarded(content_length, prompt=[{"role": "user", "content": "Say hi"}])
     assert [result.reward.total for result in results] == [2.0, 5.0]
 
 
@@ -115,7 +131,7 @@ def broken(completions, **_):
         (lambda **_: [10**400, 1.0], "must be a number, got 1000"),
         (lambda **_: [Unreadable(), 1.0], "must be a number, got Unreadable"),
         (broken, "reward broken: KeyError: 'answer'"),
-        (lambda **_: [next(iter(())), 1.0], r"RuntimeError: StopIteration\(\)"),
+        (lambda **_: [next(iter(())), 1.0], "RuntimeError: StopIteration"),
         (lambda **_: (1 / 0 for _ in range(2)), "ZeroDivisionError: division by zero"),
         (failing(ValueError("two\nlines")), "reward fails: ValueError: two lines$"),
         (failing(SystemExit(3)), "reward fails: SystemExit: 3"),

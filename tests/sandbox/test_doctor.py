@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,12 @@ def test_the_pool_fails_closed_in_one_sentence(monkeypatch, broken):
 @pytest.mark.jail
 def test_the_probe_runs_a_real_jail():
     assert asyncio.run(doctor.probe()).fine
+
+
+@pytest.mark.parametrize(("word", "code", "said"), [("server", 2, "'server' is no command"), ("--help", 0, "serve")])
+def test_another_word_than_serve_is_told(monkeypatch, capsys, word, code, said):
+    monkeypatch.setattr(sys, "argv", ["fastgrpo_sandbox", word])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("fastgrpo_sandbox", run_name="__main__")
+    assert caught.value.code == code
+    assert said in "".join(capsys.readouterr())

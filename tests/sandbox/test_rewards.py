@@ -134,7 +134,7 @@ def test_a_row_without_readable_tests_has_no_reward_and_ends_nothing(bad, caplog
 
 @pytest.mark.parametrize("columns", [{}, {"answer": ["4", "5"]}, {"tests": [None, []]}])
 def test_no_tests_in_any_row_is_one_sentence(columns):
-    with pytest.raises(ValueError, match="tests in none of 2 rows"):
+    with pytest.raises(ValueError, match="can score none of 2 rows: no tests in"):
         code_reward([RIGHT, RIGHT], **columns)
 
 
@@ -182,7 +182,24 @@ def test_code_exec_of_firejail():
     assert code_exec("while True: pass", timeout=0.5)[0] is False
 
 
+def test_a_completion_that_is_none_has_no_reward_and_is_named():
+    assert code_reward([{"role": "assistant", "content": "x"}, RIGHT], tests=[ASSERTS] * 2) == [None, 1.0]
+    with pytest.raises(ValueError, match="none of 1 rows: a completion is text or chat messages, got int"):
+        code_reward([3], tests=[ASSERTS])
+    with pytest.raises(ValueError, match="solution_str must be text"):
+        compute_score("taco", None, ASSERTS)
+
+
 # ---- columns ----
+
+
+def test_arrays_of_pandas_are_lists():
+    pytest.importorskip("numpy")
+    import numpy as np
+
+    row = {"ground_truth": {"inputs": np.array(["1", "2"]), "outputs": np.array(["2", "3"], dtype=object)}}
+    assert read_tests(row) == StdioTests((("1", "2"), ("2", "3")))
+    assert read_tests({"asserts": np.array(["assert f(1)"])}) == AssertTests(("assert f(1)",))
 
 
 def test_forms_by_what_they_look_like():

@@ -62,7 +62,7 @@ class OwnProblem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _tests(self) -> Tests:
         if sum(map(bool, self._given())) != 1:
-            raise ValueError("has no tests: give exactly one of asserts, check, unittest or stdio")
+            raise ValueError("has no tests, or of several kinds: give exactly one of asserts, check, unittest or stdio")
         if self.asserts:
             return AssertTests(asserts=tuple(map(_asserting, self.asserts)), setup=self.setup)
         if self.check:

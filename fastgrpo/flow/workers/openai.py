@@ -27,7 +27,7 @@ class OpenAIWorker:
     """
 
     def __init__(self, settings: Workers, *, backoff_s: float = 0.5) -> None:
-        self._cache = Cache(Path(settings.cache_dir)) if settings.cache_dir else None
+        self._cache = Cache(Path(settings.cache_dir).expanduser()) if settings.cache_dir else None
         self._endpoints = {name: Endpoint(worker, backoff_s=backoff_s) for name, worker in settings.by_name().items()}
         self.names = tuple(self._endpoints)
 
