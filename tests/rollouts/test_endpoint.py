@@ -583,7 +583,9 @@ def test_the_endpoint_stops_with_requests_under_way() -> None:
     async def main() -> Any:
         async with served(Chat(TOKENIZER)) as (url, key):
             pending = [asyncio.create_task(post(url, key, {"messages": [user("q")]})) for _ in range(18)]
-            await asyncio.sleep(0.3)
+            async with asyncio.timeout(10):
+                while sum(task.done() for task in pending) < 2:
+                    await asyncio.sleep(0.01)
         return await asyncio.wait_for(asyncio.gather(*pending, return_exceptions=True), 10)
 
     outcomes = asyncio.run(main())
