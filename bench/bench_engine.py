@@ -48,8 +48,6 @@ from fastgrpo.training.packing import pack
 from fastgrpo.training.update import update
 from fastgrpo.types import Rollout, Sample
 
-BUDGET = 17_408 if CUDA else 512  # two whole groups of 1.5b
-
 
 def check(setup: Setup) -> None:
     """Parity before and after steps; a sync copies nothing after the first."""
@@ -64,7 +62,7 @@ def check(setup: Setup) -> None:
     before = setup.engine.score([samples[0].token_ids])[0]
     reports = []
     for _ in range(3):
-        update(setup.policy, optimizer, samples, Grpo(), budget=BUDGET)
+        update(setup.policy, optimizer, samples, Grpo(), budget=setup.work.micro_batch_tokens)
         reports.append(timed(lambda: setup.engine.sync(setup.policy))[0])
     after = setup.engine.score([samples[0].token_ids])[0]
     moved = sum(abs(a - b) for a, b in zip(before, after, strict=True)) / len(after)
@@ -131,10 +129,10 @@ def lean(setup: Setup) -> None:
 def _steps(setup: Setup, name: str, *keys: str) -> None:
     # The last part's memory would count in this one's peak.
     release_memory()
-    for number, row in enumerate(run_steps(setup, [f"--grpo.micro_batch_tokens={BUDGET}", *keys], 3)):
+    for number, row in enumerate(run_steps(setup, keys, 3)):
         numbers = _numbers(row)
         report(
-            f"GRPO {name} {number}, {BUDGET} tokens a micro-batch, s",
+            f"GRPO {name} {number}, {setup.work.micro_batch_tokens} tokens a micro-batch, s",
             f"{numbers['total']:.1f} = generate {numbers['generate']:.1f} "
             f"({setup.work.generated / numbers['generate']:,.0f} tokens/s) + train {numbers['train']:.1f} "
             f"(MFU {row['flop'] / numbers['train'] / PEAK_FLOPS:.1%}) + rest {numbers['rest']:.2f}; "
@@ -243,13 +241,14 @@ def train(size: str) -> None:
                 _train_once(policy, work, name)
             except torch.OutOfMemoryError:
                 policy.model.zero_grad()
-                report(f"forward + backward, {BUDGET} tokens, {name}", "out of memory")
+                report(f"forward + backward, {work.micro_batch_tokens} tokens, {name}", "out of memory")
 
 
 def _train_once(policy: Policy, work: Workload, name: str) -> None:
-    count = BUDGET // (work.prompt_tokens + work.completion_tokens)
+    budget = work.micro_batch_tokens
+    count = budget // (work.prompt_tokens + work.completion_tokens)
     samples = random_samples(policy, work, count, 1)
-    (batch,) = pack(samples, [1e-6] * count, BUDGET, policy.device)
+    (batch,) = pack(samples, [1e-6] * count, budget, policy.device)
     repeats = 3 if CUDA else 1
 
     def run() -> None:
@@ -263,7 +262,7 @@ def _train_once(policy: Policy, work: Workload, name: str) -> None:
     seconds = median(timed(run)[1] for _ in range(3)) / repeats
     peak = (torch.cuda.max_memory_allocated() - start) / GIB if CUDA else float("nan")
     policy.model.zero_grad()
-    mfu = flops(policy, samples, BUDGET) / seconds / PEAK_FLOPS
+    mfu = flops(policy, samples, budget) / seconds / PEAK_FLOPS
     tokens = len(batch.input_ids_T)
     report(
         f"forward + backward, {tokens} tokens, {name}",

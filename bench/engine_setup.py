@@ -168,6 +168,11 @@ class Workload:
         """Tokens generated in a step."""
         return self.sequences * self.completion_tokens
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of two whole groups, whose prompts are computed once."""
+        return 2 * (self.prompt_tokens + self.group * self.completion_tokens)
+
     def text(self, draw: random.Random) -> str:
         """A prompt."""
         return "".join(draw.choices(string.ascii_letters, k=self.prompt_tokens))

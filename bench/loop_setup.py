@@ -37,8 +37,7 @@ def settings(work: Workload, model: str, runs: str, steps: int, replicas: int = 
         "grpo.prompts_per_step": replicas * work.prompts,
         "grpo.group_size": work.group,
         "grpo.max_new_tokens": work.completion_tokens,
-        # Two groups.
-        "grpo.micro_batch_tokens": 2 * (work.prompt_tokens + work.group * work.completion_tokens),
+        "grpo.micro_batch_tokens": work.micro_batch_tokens,
         "checkpoint.every": steps + 1,
     }
     return [f"--{name}={value}" for name, value in values.items()]
