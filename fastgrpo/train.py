@@ -94,24 +94,21 @@ def train(
     if task is not None:
         if not isinstance(task, Task):
             raise UserError(f"task must be a fastgrpo.tasks.Task, got {shown(task)}: docs/own-task.md has other ways")
-        chosen = task
     elif environment is not None:
         given_sets = (() if each is None else each for each in (dataset, eval_dataset))
-        chosen = environment_task(environment, *given_sets)
+        task = environment_task(environment, *given_sets)
     elif reward:
         functions: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
-        chosen = reward_task(functions, reward_weights, dataset, eval_dataset)
-    else:
-        chosen = task_of(config)
+        task = reward_task(functions, reward_weights, dataset, eval_dataset)
     if dry_run:
-        print_plan(config, chosen)
+        print_plan(config, task)
         return config.folder
     if not _under_way.acquire(blocking=False):
         raise UserError(
             "another training is under way in this process, maybe one whose notebook cell was stopped: wait"
         )
     try:
-        run_on_ranks(config, lambda: run(config, resume=resume, task=chosen if given else None))
+        run_on_ranks(config, lambda: run(config, resume=resume, task=task))
     finally:
         _under_way.release()
     return config.folder

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fastgrpo.errors import UserError, described, first_line, shown
-from fastgrpo.rollouts.environment import is_message
+from fastgrpo.rollouts.environment import as_text, is_message
 from fastgrpo.rollouts.reward_functions import Example
 
 # NAME or OWNER/NAME, then what it has of /CONFIGURATION, @REVISION and :SPLIT.
@@ -178,7 +178,7 @@ def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
 
 def _example(number: int, row: Mapping[str, Any]) -> Example:
     columns = dict(row)
-    name, prompt = str(columns.pop("id", number)).encode(errors="replace").decode(), columns.pop("prompt", None)
+    name, prompt = as_text(columns.pop("id", number)), columns.pop("prompt", None)
     messages = isinstance(prompt, list) and prompt and all(is_message(message) for message in prompt)
     if not (isinstance(prompt, str) and prompt) and not messages:
         have = (

@@ -220,7 +220,7 @@ def _checked(result: Any) -> Result:
         raise EnvironmentFailure(f"results must return fastgrpo.types.Result objects, got {type(result).__name__}")
     at = None if result.answered_at is None else finite_number("answered_at", result.answered_at)
     plain = Result(
-        status=_text(result.status), error=_text(result.error), record=_plain_record(result.record), answered_at=at
+        status=as_text(result.status), error=as_text(result.error), record=_plain_record(result.record), answered_at=at
     )
     if result.status == INFRASTRUCTURE:
         return plain
@@ -238,7 +238,7 @@ def _numbers(what: str, values: Mapping[str, Any]) -> dict[str, float]:
         raise EnvironmentFailure(f"{what}s must be a dict, got {type(values).__name__}")
     if odd := [name for name in values if not isinstance(name, str)]:
         raise EnvironmentFailure(f"{what} {shown(odd[0])} needs a text as its name")
-    return {_text(name): finite_number(f"{what} {name!r}", value) for name, value in values.items()}
+    return {as_text(name): finite_number(f"{what} {name!r}", value) for name, value in values.items()}
 
 
 def _plain_record(record: Any) -> dict[str, Any]:
@@ -252,10 +252,10 @@ def _plain_record(record: Any) -> dict[str, Any]:
 
 def name_of(problem: Any) -> str:
     """The problem's `id` as text, as it is logged and kept: ids may be numbers, too."""
-    return _text(problem.id)
+    return as_text(problem.id)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """`value` as text that files can hold."""
     return str(value).encode(errors="replace").decode()
 
@@ -273,4 +273,4 @@ def finite_number(what: str, value: Any) -> float:
 
 def failed(reason: str) -> Result:
     """The result of a rollout that a failure of the environment ended."""
-    return Result(status=INFRASTRUCTURE, error=_text(reason))
+    return Result(status=INFRASTRUCTURE, error=as_text(reason))

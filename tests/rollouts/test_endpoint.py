@@ -480,9 +480,8 @@ def test_tools_without_a_chat_template_are_refused() -> None:
     assert "has no chat template, so that tools cannot be shown" in said["error"]["message"]
 
 
-def test_a_request_that_outlives_its_rollout_ends_with_it() -> None:
-    """Of an agent in this process: the engine is told, and whoever still waits hears of it."""
-    engine, left = Scripted("abc", None), []
+def leaving(engine: Scripted, left: list[asyncio.Task[Any]]) -> Any:
+    """What an agent does that has one answer and ends while its second request is under way, which is `left`."""
 
     async def act(client: openai.AsyncOpenAI) -> None:
         await ask(client, [user("q")])
@@ -490,8 +489,15 @@ def test_a_request_that_outlives_its_rollout_ends_with_it() -> None:
         while len(engine.seen) < 2:
             await asyncio.sleep(0.01)
 
+    return act
+
+
+def test_a_request_that_outlives_its_rollout_ends_with_it() -> None:
+    """Of an agent in this process: the engine is told, and whoever still waits hears of it."""
+    engine, left = Scripted("abc", None), []
+
     async def main() -> None:
-        agent = Acting(act)
+        agent = Acting(leaving(engine, left))
         agent.direct = True
         await collect(engine, agent, Chat(TOKENIZER), PROBLEMS, group_size=1, sampling=SAMPLING, seed=0)
         with pytest.raises(openai.APIConnectionError):
@@ -512,16 +518,10 @@ def test_the_engine_is_free_once_it_has_dropped_what_an_agent_left_under_way() -
 
     engine, left = Slow("abc", None), []
 
-    async def act(client: openai.AsyncOpenAI) -> None:
-        await ask(client, [user("q")])
-        left.append(asyncio.create_task(ask(client, [user("r")])))
-        while len(engine.seen) < 2:
-            await asyncio.sleep(0.01)
-
     async def main() -> None:
         async with open_generator(engine) as generator:
             options = {"group_size": 1, "sampling": SAMPLING, "seed": 0}
-            rollouts = Rollouts(generator, Acting(act), Chat(TOKENIZER), PROBLEMS, **options)
+            rollouts = Rollouts(generator, Acting(leaving(engine, left)), Chat(TOKENIZER), PROBLEMS, **options)
             await asyncio.wait_for(rollouts.generated(), 10)
             assert not engine.busy
             await rollouts.groups()
