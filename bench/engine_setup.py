@@ -8,6 +8,7 @@ H100 or H200, 989 TFLOP/s.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import copy
 import datetime
 import gc
@@ -18,7 +19,6 @@ import string
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,12 +112,18 @@ class MemoryPeaks:
     def __init__(self) -> None:
         self.phase, self.peaks = "start", dict[str, float]()
         self._device = torch.cuda.current_device() if CUDA else None
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._over, self._thread = threading.Event(), threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        # A thread inside the driver's code when Python ends would end the program by an error.
+        atexit.register(self._end)
 
     def _watch(self) -> None:
-        while True:
+        while not self._over.wait(0.02):
             self.peaks[self.phase] = max(self.peaks.get(self.phase, 0.0), used_gib(self._device))
-            time.sleep(0.02)
+
+    def _end(self) -> None:
+        self._over.set()
+        self._thread.join()
 
     def take(self) -> dict[str, float]:
         """The peaks since the last call."""
@@ -254,7 +260,6 @@ def release_memory() -> None:
 
 def start_peak(kv_gib: float) -> float:
     """Reset torch's peak; the GiB of a sleeping KV cache, which torch goes on counting though it is not there."""
-    release_memory()
     if not CUDA:
         return 0.0
     torch.cuda.reset_peak_memory_stats()

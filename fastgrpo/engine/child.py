@@ -19,8 +19,10 @@ HOST = ("-m", "fastgrpo.engine.host")
 LAST_WORDS_LINES = 120
 # What a process of vLLM's own says of its failure: (Worker pid=1) ERROR 11-27 12:44:15 [file.py:9] ValueError: text
 _WORKER_ERROR = re.compile(r"\bpid=\d+\).*\bERROR\b.*?\] ((?:\w+\.)*\w*(?:Error|Exception): .+)")
-# What torchrun says to its ranks: the engine's process is none of them.
+# What torchrun says to its ranks: the engine's process is none of them. Told that a store exists already, vLLM's worker
+# would wait for one at a port where nobody is.
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+TORCHELASTIC = "TORCHELASTIC_"
 
 
 class Child:
@@ -35,7 +37,7 @@ class Child:
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-P", *HOST, str(theirs.fileno())],
-            env=_environment(),
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=self._printed,
             stderr=self._printed,
@@ -78,13 +80,15 @@ class Child:
         return os.pread(self._printed.fileno(), size, 0).decode(errors="replace").rstrip().splitlines()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's, with its modules and its GPU and without torchrun's ranks."""
-    environment = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
-    environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    kept = {
+        name: value for name, value in os.environ.items() if name not in TORCHRUN and not name.startswith(TORCHELASTIC)
+    }
+    kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     # The worker's process is started where this one's GPU is not in use yet, and shares no connection with it.
-    environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    kept["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     if torch.cuda.is_available():
         index, visible = torch.cuda.current_device(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index].strip() if visible else str(index)
-    return environment
+        kept["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index].strip() if visible else str(index)
+    return kept

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # Reading the weights, compiling and capturing graphs; a large model from a slow disk.
 START_S = 1800.0
+# How often a wait that goes on tells what the other process said last.
+TELL_S = 180.0
 # How long `step` waits where nothing finishes, and so how late a request may come to the other process.
 STEP_S = 0.005
 # What a step may take beyond its deadline before this process says so, when the other one has not.
@@ -227,13 +230,16 @@ class EngineProcess:
         return self._answer(seconds or FIRST_STEP * self._step_timeout_s, complaint, finished)
 
     def _answer(self, seconds: float, complaint: str, finished: list[Completion] | None = None) -> Any:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        begun = told = time.monotonic()
+        while (now := time.monotonic()) < begun + seconds:
             message = self._hear(0.2)
             if message is not None and message[0] == "reply":
                 return message[1]
             if message is not None and finished is not None:
                 finished += self._finished(message)
+            if now > told + TELL_S:
+                told = now
+                print(f"{complaint} after {now - begun:.0f} s{self._alive.said()}", file=sys.stderr, flush=True)
         raise self._lose(EngineDied(f"{complaint} after {seconds:g} s{self._alive.said()}"))
 
     def _hear(self, seconds: float) -> tuple[Any, ...] | None:

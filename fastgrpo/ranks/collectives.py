@@ -36,7 +36,7 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
 
     Under torchrun: takes this rank's GPU and joins the process group: gloo for objects and CPU tensors, NCCL for a
     GPU's. Where one rank fails, hangs or vanishes, all ranks end (`fastgrpo.ranks.deadlines`).
-    Raises UserError where the ranks are not a multiple of `tensor_parallel`.
+    Raises UserError where the ranks are not a multiple of `tensor_parallel`, or a machine's more than its GPUs.
     """
     check_world(tensor_parallel)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -44,7 +44,7 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
         return
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_own_gpu())
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=STAGE_WAIT_S))
     rank, world = rank_and_world()
     # A connection of its own: the process group's is held by waits in other threads.
@@ -76,6 +76,17 @@ def rank_and_world() -> tuple[int, int]:
     if not distributed.is_available() or not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def _own_gpu() -> int:
+    """This rank's GPU among those of its machine that it may see."""
+    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= gpus:
+        raise UserError(
+            f"rank {os.environ['RANK']} has no GPU: it is number {local + 1} of this machine, and {gpus} "
+            f"{'is' if gpus == 1 else 'are'} visible; lower torchrun's --nproc-per-node, or set CUDA_VISIBLE_DEVICES"
+        )
+    return local
 
 
 def check_world(tensor_parallel: int) -> None:

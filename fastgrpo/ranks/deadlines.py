@@ -115,6 +115,8 @@ def listening(store: Store, rank: int, world: int) -> Iterator[None]:
         peers.leave()
     finally:
         _peers.clear()
+        # A thread inside the store's native code when Python ends would end the process by an error.
+        peers.join(POLL_S)
 
 
 def _end(complaint: str) -> NoReturn:

@@ -41,6 +41,8 @@ class GpuMonitor:
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
+        if self._handle is not None:
+            self._thread.join(INTERVAL_S)
 
     def take(self) -> dict[str, float]:
         """What was read since the last call, over all ranks that have a GPU (collective); {} where none has.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import glob
 import os
+import socket
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from fastgrpo.engine import child
 from fastgrpo.engine import engine as in_process
 from fastgrpo.engine.process import output_kept_back, without_wildcards
 
@@ -68,3 +72,22 @@ def test_the_longer_deadline_is_for_what_compiles_whatever_was_stepped_before(
     engine.submit(0, [1], max_tokens=4)
     engine.step()
     assert limits == [10.0] * 5 + [1.0]
+
+
+def test_the_engines_process_is_no_rank_of_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's worker opens a store of its own; told of torchrun's it would wait for one that nobody opens."""
+    said = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    said |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    environment = child.environment()
+    assert not said.keys() & environment.keys()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = f"""
+from datetime import timedelta
+from torch.distributed import init_process_group
+init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=20), rank=0, world_size=1)
+"""
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)

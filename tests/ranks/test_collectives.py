@@ -1,4 +1,4 @@
-"""Two ranks on CPU, each with its own vLLM: the optimizer's all-gather is the weight sync."""
+"""Two ranks, each with a vLLM in a process of its own, as on GPUs: the optimizer's all-gather is the weight sync."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import distributed
 
-from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.engine_process import EngineProcess
+from fastgrpo.errors import UserError
 from fastgrpo.policy.model import load_policy
 from fastgrpo.ranks import collectives
 from fastgrpo.ranks.collectives import RankError, awaiting, joined_ranks, over_ranks
@@ -24,7 +25,7 @@ def rank_main(rank: int, folder: str) -> None:
     with joined_ranks() as joined:
         assert joined == (rank, 2)
         policy = load_policy(folder)
-        engine = Engine(folder, max_model_len=64, kv_cache_gib=0.05, max_num_seqs=8)
+        engine = EngineProcess(folder, max_model_len=64, kv_cache_gib=0.05, max_num_seqs=8)
         engine.sync(policy)
         optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
         bounds = torch.tensor([0, TOKENS]).int(), TOKENS
@@ -70,3 +71,15 @@ def test_metrics_are_folded_over_the_ranks_that_have_them(monkeypatch: pytest.Mo
     monkeypatch.setattr(collectives, "gather_all", lambda own, what: [own, {"a": 3.0, "peak": 5.0}, {"peak": 7.0}])
     assert over_ranks({"a": 1.0}, {"peak": max}) == {"a": 2.0, "peak": 7.0}
     assert over_ranks({}, {"peak": max}) == {"a": 3.0, "peak": 7.0}
+
+
+def test_more_ranks_than_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "6", "LOCAL_RANK": "2", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        pytest.raises(UserError, match="rank 6 has no GPU: this machine's number 3, and 2 are visible"),
+        joined_ranks(),
+    ):
+        pass
