@@ -16,14 +16,14 @@ from fastgrpo.ranks.collectives import RankError, awaiting, joined_ranks, over_r
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Runs
 from tests.helpers.marks import exact
-from tests.helpers.ranks import run_two_ranks
+from tests.helpers.ranks import run_under_agent
 
 TOKENS = 40
 
 
-def rank_main(rank: int, folder: str) -> None:
-    with joined_ranks() as joined:
-        assert joined == (rank, 2)
+def rank_main(folder: str) -> None:
+    with joined_ranks() as (rank, world):
+        assert world == 2
         policy = load_policy(folder)
         engine = EngineProcess(folder, max_model_len=64, kv_cache_gib=0.05, max_num_seqs=8)
         engine.sync(policy)
@@ -53,7 +53,8 @@ def rank_main(rank: int, folder: str) -> None:
 @exact
 @pytest.mark.timeout(600)
 def test_two_ranks_train_and_generate_from_the_same_weights(tiny_folder: Path) -> None:
-    run_two_ranks(rank_main, str(tiny_folder))
+    status, printed = run_under_agent(rank_main, str(tiny_folder))
+    assert status == 0, printed
     ranks = [torch.load(tiny_folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     assert ranks[0]["first"] == ranks[1]["first"]
     for name, weight in ranks[0]["weights"].items():
