@@ -11,7 +11,8 @@ import msgspec
 from fastgrpo_sandbox.types import Outcome, StdioTests
 
 TOLERANCE = 1e-6
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# Nothing is given back: a long token that is none would be read anew from each of its digits.
+NUMBER = re.compile(r"[+-]?(\d++\.?+\d*+|\.\d++)([eE][+-]?\d++)?", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 
 
