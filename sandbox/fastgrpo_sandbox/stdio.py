@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from fastgrpo_sandbox.types import Outcome, StdioTests
+from fastgrpo_sandbox.types import RANGES, Limits, Outcome, StdioTests
 
 TOLERANCE = 1e-6
+MOST_OUTPUT = RANGES["output_bytes"][1]
+ROOM = 4  # times what is expected: other white space, and more digits
 # Nothing is given back: a long token that is none would be read anew from each of its digits.
 NUMBER = re.compile(r"[+-]?(\d++\.?+\d*+|\.\d++)([eE][+-]?\d++)?", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
@@ -40,6 +42,12 @@ def _digits(whole: str) -> tuple[bool, str]:
     """Sign and digits of an integer, however long."""
     digits = whole.lstrip("+-").lstrip("0") or "0"
     return whole.startswith("-") and digits != "0", digits
+
+
+def with_room(limits: Limits, expected: str) -> Limits:
+    """The limits of one case: what it is to print fits, however little the job may print otherwise."""
+    room = min(ROOM * len(expected.encode(errors="replace")), MOST_OUTPUT)
+    return limits if room <= limits.output_bytes else msgspec.structs.replace(limits, output_bytes=room)
 
 
 def passes(tests: StdioTests, case: int, outcome: Outcome) -> bool:

@@ -138,7 +138,8 @@ class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
     it.
 
     compare "tokens": split at white space; numbers within 1e-6 relative or absolute, unless both are integers;
-    "exact": every character but the line ends at the end. A `checker`, trusted code that defines `checker(input,
+    "exact": every character but the line ends at the end. A case may print four times what is expected, whatever
+    `Limits.output_bytes` says. A `checker`, trusted code that defines `checker(input,
     output, expected) -> bool`, decides instead, in a jail without the solution.
     """
 
