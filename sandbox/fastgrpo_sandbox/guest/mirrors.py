@@ -30,6 +30,8 @@ PAUSE_S = 0.0005  # between two looks at what the other side awaits
 NUMBERS = ("__int__", "__float__", "__complex__", "__index__")
 CONSTANT = (str, bytes, int, float, complex, frozenset)  # a tuple's names are often fields
 SET_ORDER = ("issubset", "issuperset", "isdisjoint")
+HOLDING = (list, tuple, dict, set, frozenset, str, bytes, bytearray)
+HELD = ("__iter__", "__len__")  # of a container: how much there is to compare
 CONTAINERS = (("Mapping", dict), ("Set", set), ("MutableSequence", list))
 Ask = Callable[..., Any]  # of an object, an operator's name and its operands
 
@@ -62,6 +64,13 @@ def _number(name: str, by: Ask = _special) -> Callable[[Any], Any]:
         return said[name]
 
     return forward
+
+
+def _held(name: str, base: type) -> Callable[..., Any]:
+    """Of an object of the solution's that is a plain container too, what that holds: one that a function returned would
+    show each look something else, and `len(got) == len(wanted) and all(map(same, got, wanted))` nothing."""
+    plain, special = getattr(base, name), FORWARDERS[name]
+    return lambda self: special(self) if is_meant(self) or place_of(self)[0].is_open else plain(self)  # type: ignore[index]
 
 
 def _binary(name: str, by: Ask = _special) -> Callable[..., Any]:
@@ -183,6 +192,8 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type
         *(each for each in SPECIALS if each in defined),
     }  # none of the library's own is run here
     space: dict[str, Any] = {special: FORWARDERS[special] for special in specials}
+    if issubclass(base, HOLDING):
+        space |= {each: _held(each, base) for each in HELD if each in specials}
     space |= {each: _forwarder(each, base) for each in (*form.names, *inherited)}
     space["__doc__"] = property(lambda self: ask(self, "get", "__doc__"))
     space |= {"_fastgrpo_class_": place, "_fastgrpo_base_": base, "__module__": "solution"}
