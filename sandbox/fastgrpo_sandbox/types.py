@@ -36,12 +36,14 @@ class SandboxUnavailable(RuntimeError):
 class Limits(msgspec.Struct, frozen=True):
     """What one job may use; every limit is enforced by the kernel or by the cell's fork server, never by the job.
 
-    wall_s and cpu_s are seconds; memory_mb (MiB) bounds each process' address space growth and what all processes of
-    the job hold: by cgroup everything, /tmp and captured output too; by polling (see Outcome.memory_by) their private
-    pages as seen every 20 ms. processes counts threads too, and is at most 256; output_bytes bounds stdout and stderr
-    each; tmp_mb sizes the private /tmp; files is the number of open descriptors. Memory that processes share without a
-    file is denied, since polling would not count it. CPU time is that of live processes and of children that were
-    waited for: what a job lets go unseen, by ignoring SIGCHLD, only wall_s and processes bound.
+    wall_s and cpu_s are seconds; what a job waits for a processor, at most 7 wall_s and 30 s, does not count in wall_s:
+    else its neighbours would decide about its verdict. memory_mb (MiB) bounds each process' address space growth and
+    what all processes of the job hold: by cgroup everything, /tmp and captured output too; by polling (see
+    Outcome.memory_by) their private pages as seen every 20 ms. processes counts threads too, and is at most 256;
+    output_bytes bounds stdout and stderr each; tmp_mb sizes the private /tmp; files is the number of open descriptors.
+    Memory that processes share without a file is denied, since polling would not count it. CPU time is that of live
+    processes and of children that were waited for: what a job lets go unseen, by ignoring SIGCHLD, only wall_s and
+    processes bound.
 
     Seconds may be fractions, the rest are whole numbers. Raises ValueError for another type or a value out of range.
     """
