@@ -148,6 +148,7 @@ class Box:
 class Down(list):
     def __iter__(self): return reversed(self)
     def __len__(self): return 7
+    def twice(self): return self
 def down(x): return Down(x)
 def box(): return Box()
 def name(): return Name('abc')
@@ -167,6 +168,7 @@ def test_right_solutions_of_these_kinds_pass(every_assertion_passes: Callable[..
         "assert kinds()[0](3) == Vec(3) and name() == 'abc' and name().startswith('ab') and 'b' in name()",
         "assert Name('x').upper() == 'UP'",
         "assert list(Down([1, 2])) == [2, 1] and len(Down()) == 7 and down([1, 2]) == [1, 2] and down([3])[0] == 3",
+        "d = Down([1, 2])\nassert d.twice() is d and list(d) == [2, 1]",
         "b = box()\nassert int(b.add(1)) == 1 and int(b.add(2)) == 3",
         "import threading\nfrom operator import itemgetter\nfrom unittest.mock import MagicMock\nm, t = MagicMock(), threading.Thread(name='T')\nassert report(m, itemgetter('age'), t) == [4, 'T'] and t.daemon and m.sent\nm.send.assert_called_once_with(3)",
     )
