@@ -64,6 +64,10 @@ FORGED = {
         f"a {kind} as long as needed that shows nothing": (EMPTY.format(kind), A(f"{SAME}same(f(1), {wanted})"))
         for kind, wanted in {"list": [3, 4], "tuple": (3, 4), "str": "'ab'", "dict": {3: 4, 5: 6}, "set": {3, 4}}.items()
     },
+    "a deque as long as needed that shows nothing": (
+        "from collections import deque\n" + EMPTY.format("deque"),
+        A(f"{SAME}same(f(1), [3, 4])"),
+    ),
     "a number that is another at each look": (
         "def f(c):\n    class X:\n        looks = -1\n        def __float__(s):\n            X.looks += 1\n            return -c[0] / c[1] if X.looks == 1 else 0.0\n    return X()",
         A("import math\nc = [3, 5, 7]\nx = f(c)\nassert abs(sum(a * math.pow(x, i) for i, a in enumerate(c))) < 1e-4"),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .known import MEMBERS, is_abstract
+from .plain import HOLDERS, KINDS, name_of
 from .remote import (
     BINARY,
     ORDER,
@@ -30,7 +31,7 @@ PAUSE_S = 0.0005  # between two looks at what the other side awaits
 NUMBERS = ("__int__", "__float__", "__complex__", "__index__")
 CONSTANT = (str, bytes, int, float, complex, frozenset)  # a tuple's names are often fields
 SET_ORDER = ("issubset", "issuperset", "isdisjoint")
-HOLDING = (list, tuple, dict, set, frozenset, str, bytes, bytearray)
+HOLDING = frozenset({"tuple", "frozenset", "str", "bytes", *KINDS}) - HOLDERS
 HELD = ("__iter__", "__len__")  # of a container: how much there is to compare
 CONTAINERS = (("Mapping", dict), ("Set", set), ("MutableSequence", list))
 Ask = Callable[..., Any]  # of an object, an operator's name and its operands
@@ -197,7 +198,7 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type
         *(each for each in SPECIALS if each in defined),
     }  # none of the library's own is run here
     space: dict[str, Any] = {special: FORWARDERS[special] for special in specials}
-    if issubclass(base, HOLDING):
+    if name_of(base) in HOLDING:
         space |= {each: _held(each, base) for each in HELD if each in specials}
     space |= {each: _forwarder(each, base) for each in (*form.names, *inherited)}
     space["__doc__"] = property(lambda self: ask(self, "get", "__doc__"))
