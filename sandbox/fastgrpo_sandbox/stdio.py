@@ -62,7 +62,7 @@ def merge_cases(runs: Sequence[Outcome], tests: Sequence[bool], checks: Sequence
     worst = worst or next((o for o in runs if o.status != "ok"), None) or (runs[0] if runs else Outcome("ok"))
     wrong = worst.status == "ok" and not all(tests)
     broken = next((o.error for o in checks if o.error and not o.pass_rate), "")
-    differ = (broken and f"the checker failed: {broken}") or f"{tests.count(False)} of {len(tests)} cases differ"
+    differ = (broken and f"the checker failed: {broken}") or _count(tests)
     differ_by = "jail" if broken else "host"
     return msgspec.structs.replace(
         worst,
@@ -75,3 +75,16 @@ def merge_cases(runs: Sequence[Outcome], tests: Sequence[bool], checks: Sequence
         memory_mb=max((o.memory_mb for o in runs), default=0.0),
         verdict_by="judge" if checks else "host",
     )
+
+
+def merge_parts(parts: Sequence[Outcome], counts: Sequence[int]) -> Outcome:
+    """One outcome for cases that were sent in several requests of so many; those of a refused one are unanswered."""
+    answers = [part.tests or (False,) * count for part, count in zip(parts, counts, strict=True)]
+    merged = merge_cases(parts, [passed for answer in answers for passed in answer])
+    counted = merged.status == "failed" and merged.error_by == "host"
+    error = _count(merged.tests) if counted else merged.error
+    return msgspec.structs.replace(merged, error=error, verdict_by=parts[0].verdict_by)
+
+
+def _count(tests: Sequence[bool]) -> str:
+    return f"{tests.count(False)} of {len(tests)} cases differ"
