@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastgrpo_sandbox import StdioTests, UnittestTests
+from fastgrpo_sandbox import AssertTests, StdioTests, UnittestTests
 
 pytestmark = pytest.mark.jail
 
@@ -30,6 +30,24 @@ STARTED = "\nif __name__ == '__main__':\n    unittest.main()\n"
 def test_a_suite_with_mocks_passes_however_it_would_be_started(pool, end):
     outcome = pool.run(CLOCK, tests=UnittestTests(SUITE + end))
     assert (outcome.status, outcome.tests) == ("ok", (True, True)), outcome
+
+
+@pytest.mark.parametrize("form", ["unittest", "assert"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print(f(1))",
+        "int(input('n? '))",
+        "sys.exit(f(-1))",
+        "unittest.main()",
+        "argparse.ArgumentParser().parse_args(['x'])",
+    ],
+)
+def test_what_a_solution_does_as_a_program_is_not_asked(pool, program, form):
+    code = f"import argparse, sys, unittest\ndef f(x): return x + 1\nif __name__ == '__main__':\n    {program}\n"
+    suite = "import unittest\nfrom unittest.mock import patch\nclass T(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n    @patch('__main__.f', return_value=9)\n    def test_b(self, p): self.assertEqual((f(1), __name__), (9, '__main__'))\n"
+    tests = UnittestTests(suite) if form == "unittest" else AssertTests(("assert f(1) == 2",))
+    assert pool.run(code, tests=tests).pass_rate == 1.0
 
 
 @pytest.mark.parametrize(
@@ -57,7 +75,6 @@ def test_standard_input_has_its_name(pool):
 
 def test_a_test_of_no_use_to_the_solution_s_own_class(pool):
     """What a class of the tests asks of its base by super() is the base's word, and equals no plain data by its word."""
-    from fastgrpo_sandbox import AssertTests
 
     liar = "class Y:\n    def __eq__(self, o): return True\n    def __ne__(self, o): return False\n    def __hash__(self): return 1\n    def area(self): return Y()\n"
     lines = (
