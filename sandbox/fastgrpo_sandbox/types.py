@@ -186,9 +186,10 @@ class Outcome(msgspec.Struct, frozen=True):
 
     With tests, `status` is "ok" only when every counted test passed; `tests` holds one bool for each, in order, and an
     unanswered one is False. Without tests "ok" says only that the code ended without an error, on its own word.
-    `infrastructure` means the jail failed, not the code: never a score. cpu_s and wall_s are seconds; memory_mb is the
-    peak in MiB, the interpreter included, and memory_by what held it: "cgroup" where this process may make cgroups
-    (version 2; `python -m fastgrpo_sandbox` says why not), else "rlimit + resident polling".
+    `infrastructure` means the jail failed, not the code: never a score. cpu_s and wall_s are seconds, wall_s without
+    the job's waits for a processor; memory_mb is the peak in MiB, the interpreter included, and memory_by what held it:
+    "cgroup" where this process may make cgroups (version 2; `python -m fastgrpo_sandbox` says why not), else "rlimit +
+    resident polling".
 
     `error_by` tells whose words `error` is, as the host knows it, whatever the words are: "host" for a sentence into
     which nothing went that ran in a jail (a limit, a count of failed tests, a fault of ours), "jail" for one that has a

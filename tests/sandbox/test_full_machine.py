@@ -90,6 +90,7 @@ def test_neighbours_that_take_the_processor_do_not_decide_about_a_right_solution
     finally:
         os.sched_setaffinity(0, all_cores)
     assert (done.status, done.tests) == ("ok", (True,))
+    assert 0.3 < done.wall_s < 1.5  # as it would have taken alone
     assert (slept.status, slept.error) == ("timeout", "wall clock limit reached")
     assert slept.wall_s < 3.0
     assert [each.status for each in looped] == ["timeout"] * 4
