@@ -91,6 +91,7 @@ class Parcel(msgspec.Struct, frozen=True):
 
 def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tests | None, limits: Limits) -> Parcel:
     """A job of any form but StdioTests, which are several. Raises Rejected."""
+    code = code.removeprefix("\ufeff")  # as of a file
     if STDIN in code:
         files = {**files, "stdin": stdin}
     job: dict[str, Any] = {"role": "script", "code": _source(code), "files": _files(files)}

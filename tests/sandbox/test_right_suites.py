@@ -67,6 +67,17 @@ def test_a_solution_that_changes_what_the_tests_import_fails(pool, change):
     assert (outcome.status, outcome.tests) == ("failed", (False, False))
 
 
+def test_a_stream_that_the_tests_left_closed_costs_no_verdict(pool):
+    suite = "import io, sys, unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        sys.stdout = io.StringIO()\n        f()\n        self.assertEqual(sys.stdout.getvalue(), '1\\n')\n        sys.stdout.close()\n"
+    assert pool.run("def f(): print(1)", tests=UnittestTests(suite)).tests == (True,)
+    assert pool.run("def f(): print(2)", tests=UnittestTests(suite)).tests == (False,)
+
+
+def test_a_byte_order_mark_begins_a_program_as_it_begins_a_file(pool):
+    assert pool.run("\ufeffprint(1)").stdout == "1\n"
+    assert pool.run("\ufeffdef f(): return 1", tests=AssertTests(("assert f() == 1",))).pass_rate == 1.0
+
+
 def test_standard_input_has_its_name(pool):
     tests = StdioTests((("1 2\n", "3"), ("é 4\n", "é4")))
     code = "words = open('/dev/stdin').read().split()\nprint(sum(map(int, words)) if words[0].isdigit() else ''.join(words))"
