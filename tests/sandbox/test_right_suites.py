@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from fastgrpo_sandbox import AssertTests, StdioTests, UnittestTests
+from fastgrpo_sandbox.guest import zygote
 
 pytestmark = pytest.mark.jail
 
@@ -76,6 +77,13 @@ def test_a_stream_that_the_tests_left_closed_costs_no_verdict(pool):
 def test_a_byte_order_mark_begins_a_program_as_it_begins_a_file(pool):
     assert pool.run("\ufeffprint(1)").stdout == "1\n"
     assert pool.run("\ufeffdef f(): return 1", tests=AssertTests(("assert f() == 1",))).pass_rate == 1.0
+
+
+def test_a_pool_of_the_default_size_fits_the_limits_on_any_host(pool, monkeypatch):
+    monkeypatch.setattr(zygote, "count_all", lambda: 128)
+    assert zygote.cpu_count() == 4
+    code = "import os, multiprocessing\nfrom concurrent.futures import ThreadPoolExecutor\nwith multiprocessing.Pool() as p, ThreadPoolExecutor() as t:\n    print(os.cpu_count() <= 4, os.cpu_count.__module__, p.map(abs, [-1] * 50) == list(t.map(abs, [1] * 50)))"
+    assert pool.run(code).stdout == "True __main__ True\n"
 
 
 def test_standard_input_has_its_name(pool):
