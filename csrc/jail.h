@@ -100,6 +100,7 @@ typedef struct {
     bool by_cgroup; /* memory is held by the groups of its processes, else by polling */
     enum reason reason;
     uint64_t started_ns, deadline_ns, check_ns, interval_ns, cpu_ns, spent_us;
+    uint64_t seen_ns, waited_ns, given_ns; /* waits for a processor: at the last look, in all, and given back */
     uint32_t memory_kb, spawn_errno;
 } job;
 

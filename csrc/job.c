@@ -246,10 +246,12 @@ static void finish(server *s, job *j) {
     uint32_t peak_kb = group_peak_kb(s, &j->solution.group);
     if (peak_kb > 0 && s->base_anon_kb + peak_kb > j->memory_kb) j->memory_kb = s->base_anon_kb + peak_kb;
     group_peak_kb(s, &j->judge.group); /* whether it may be used again */
+    uint64_t passed_ns = now_ns() - j->started_ns, waited_ns = passed_ns / 8 * 7;
+    if (waited_ns > j->waited_ns) waited_ns = j->waited_ns; /* those of several threads overlap */
     done_header done = {
         .reason = j->reason, .status = (uint32_t)j->solution.status, .judge_status = (uint32_t)j->judge.status,
         .results = j->solution.frames, .verdicts = j->judge.frames, .cpu_us = j->spent_us,
-        .wall_us = (now_ns() - j->started_ns) / 1000, .memory_kb = j->memory_kb,
+        .wall_us = (passed_ns - waited_ns) / 1000, .memory_kb = j->memory_kb,
         .by_cgroup = j->by_cgroup,
         .stdout_bytes = written(j->solution.out, cap), .stderr_bytes = written(j->solution.err, cap),
         .result_bytes = (uint32_t)(j->solution.result.end - j->solution.result.start),

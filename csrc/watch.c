@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100 };
+enum { WAITED_MS = 30000, WAITED_SHARE = 7 /* most that a job is given back of its waits: so long, so many wall limits */ };
 enum { SOCKET_KB = 208 /* that one may have sent and nobody read */, FEW_DESCRIPTORS = 256 };
 enum { TICKS = 100 /* in a second, for /proc */, MAX_DEPTH = 256 /* as many processes as a job may have */ };
 
@@ -183,7 +184,38 @@ static bool over_memory(const server *s, job *j, usage *total) {
     return total->anonymous_kb > cap_kb;
 }
 
-/* The job's clock starts with its first instruction; on a machine so busy that it has not come to that, it starts anew. */
+/* How long the threads that a process has were ready to run and had no processor, so far. */
+static uint64_t waits_of(const server *s, pid_t pid) {
+    char path[64], text[128];
+    uint64_t total = 0;
+    snprintf(path, sizeof path, "%d/task", pid);
+    int fd = openat(s->proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *threads = fd >= 0 ? fdopendir(fd) : NULL;
+    if (threads == NULL) return 0;
+    for (struct dirent *entry; (entry = readdir(threads));) {
+        unsigned long waited = 0;
+        snprintf(path, sizeof path, "%d/task/%d/schedstat", pid, atoi(entry->d_name));
+        if (read_proc(s, path, text, sizeof text) > 0) sscanf(text, "%*u %lu", &waited);
+        total += waited;
+    }
+    closedir(threads);
+    return total;
+}
+
+/* The job's clock stands still while the job waits for a processor: else its neighbours would decide about its verdict.
+ * A quarter is added for waits that the kernel does not tell: those under way, and the last of a thread that has ended. */
+static void give_back_waits(const server *s, job *j) {
+    uint64_t seen = waits_of(s, j->solution.pid) + (j->judge.pid ? waits_of(s, j->judge.pid) : 0);
+    if (seen > j->seen_ns) j->waited_ns += seen - j->seen_ns;
+    j->seen_ns = seen;
+    uint64_t most = WAITED_SHARE * j->limits.wall_ms, due = j->waited_ns + j->waited_ns / 4;
+    if (most > WAITED_MS) most = WAITED_MS;
+    if (due > most * 1000000ull) due = most * 1000000ull;
+    j->deadline_ns += due - j->given_ns;
+    j->given_ns = due;
+}
+
+/* The clock starts with the job's first instruction; on a machine so busy that it has not come to that, it starts anew. */
 static bool extend(job *j, uint64_t now) {
     if (was_confined(&j->solution) || now > j->started_ns + START_GRACE_MS * 1000000ull) return false;
     j->deadline_ns = now + j->limits.wall_ms * 1000000ull;
@@ -197,6 +229,7 @@ static void check_solution(const server *s, job *j, uint64_t now) {
     if (j->interval_ns > IDLE_MS * 1000000ull) j->interval_ns = IDLE_MS * 1000000ull;
     j->cpu_ns = cpu;
     usage total = {.cpu_ns = cpu};
+    if (active || now >= j->deadline_ns) give_back_waits(s, j);
     if (now >= j->deadline_ns && !extend(j, now)) return job_stop(j, WALL);
     if (active && over_output(j)) return job_stop(j, OUTPUT);
     if (active && over_memory(s, j, &total)) return job_stop(j, MEMORY);

@@ -212,7 +212,10 @@ class Sandbox(Section, frozen=True):
     workflow_s: Annotated[float, Meta(gt=0, description="deadline of one workflow with its worker calls, seconds")] = (
         60.0
     )
-    wall_s: Annotated[float, Meta(gt=0, description="deadline of one execution of a solution, seconds")] = 10.0
+    wall_s: Annotated[
+        float,
+        Meta(gt=0, description="deadline of one execution of a solution, seconds; waits for a processor left out"),
+    ] = 10.0
     cpu_s: Annotated[float, Meta(gt=0, description="CPU seconds of one execution")] = 10.0
     memory_mb: Annotated[int, Meta(ge=32, description="memory of one jail, MiB")] = 512
     processes: Annotated[int, Meta(ge=1, le=256, description="processes and threads of one jail")] = 32

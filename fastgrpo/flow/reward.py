@@ -114,10 +114,13 @@ def distinctness(trees: Sequence[ast.AST | None], accounts: Sequence[Sequence[Wo
     Distance is 1 - the weighted Jaccard similarity of the multisets of all parts of the canonical structures
     (`structure_of`): what is not structure, as unused numbers or other names, makes no workflow distinct. With the
     `accounts` of the workflows, one for each tree, it is no more than the distance of what the host served to them, so
-    that structure which never runs earns nothing either.
+    that structure which never runs earns nothing either, nor does a call that the host refused, which names no worker.
     """
     texts = [None if tree is None else substructures(tree) for tree in trees]
-    served = [Counter((call.operator, call.worker, call.retries > 0) for call in account) for account in accounts]
+    served = [
+        Counter((call.operator, call.worker, call.retries > 0) for call in account if call.worker)
+        for account in accounts
+    ]
 
     def distance(i: int, j: int) -> float:
         text = _distance(texts[i] or Counter(), texts[j] or Counter())

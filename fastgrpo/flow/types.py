@@ -58,9 +58,10 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerCall(msgspec.Struct, kw_only=True):
     """One operator call of a workflow: entered in the account when it arrives, completed as workers answer.
 
-    `worker` is who was asked, `retries` what a `test` asked for. `requests` were sent to the worker and `answered` of
-    them came back: fewer where the workflow ended first or the worker refused; none is sent for a call that was
-    refused, nor for a `test` whose code passes. Tokens, US dollars and seconds are those of the answers.
+    `worker` is who was asked ("": the call was refused), `retries` what a `test` asked for. `requests` were sent to the
+    worker and `answered` of them came back: fewer where the workflow ended first or the worker refused; none is sent
+    for a call that was refused, nor for a `test` whose code passes. Tokens, US dollars and seconds are those of the
+    answers.
     """
 
     operator: str

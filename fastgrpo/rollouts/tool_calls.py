@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 _TAGGED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_CLOSED = "</tool_call>"
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -23,10 +24,11 @@ class Call(msgspec.Struct, frozen=True):
 
 def split_calls(text: str, known: Collection[str]) -> tuple[str, list[Call]]:
     """(what was said besides, the calls of `known` tools). A text with a call that is none has no calls at all."""
-    bodies = _TAGGED.findall(text)
+    end = text.rfind(_CLOSED) + len(_CLOSED)  # where no end follows, each beginning would be read to the end
+    bodies = _TAGGED.findall(text, 0, end)
     if bodies:
         calls = [_call(body, known) for body in bodies]
-        said = _TAGGED.sub("", text).strip()
+        said = (_TAGGED.sub("", text[:end]) + text[end:]).strip()
     else:
         calls, said = [_call(text, known)], ""
     sound = [call for call in calls if call is not None]

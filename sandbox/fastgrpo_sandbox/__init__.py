@@ -3,6 +3,7 @@
 from fastgrpo_sandbox.blocking import BlockingSandboxPool
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.extract import extract_code
+from fastgrpo_sandbox.job import refusal
 from fastgrpo_sandbox.pool import SandboxPool, Session
 from fastgrpo_sandbox.ray_servers import ray_servers
 from fastgrpo_sandbox.remote import RemotePool
@@ -37,4 +38,5 @@ __all__ = [
     "count_tests",
     "extract_code",
     "ray_servers",
+    "refusal",
 ]

@@ -12,7 +12,7 @@ from fastgrpo_sandbox.guest.syntax import parse
 THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
 FENCE = re.compile(r"^([ \t>]*)(`{3,}(?!`)|~{3,}(?!~))(?=[^`]*$)[ \t]*([^\s`]*)")
 END_MARKS = re.compile(r"[ \t]*(<[^>\n]*>[ \t]*)*")  # a chat template's end tokens may stand behind the last fence
-PYTHON = re.compile(r"\W*(python|py)[\d.]*\W*", re.IGNORECASE)
+PYTHON = re.compile(r"\W*(python|py)[\d.]*+\W*", re.IGNORECASE)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 FIRST_LINE = re.compile(r"^(?:(?:def|async def|class|import|from) |@\w|\w+ ?=)", re.MULTILINE)
 STARTS = 8  # lines at which a program without fences is looked for
@@ -102,30 +102,33 @@ def _candidates(blocks: list[_Block]) -> list[_Block]:
 
 
 def _program(texts: list[str], entry_point: str) -> str:
-    while len(texts) > 1 and (_only_shows(texts[-1], texts[:-1]) or _is_beside(entry_point, texts)):
+    defined = [defined_names(text) for text in texts]
+    while len(texts) > 1 and (_only_shows(texts[-1], defined) or _is_beside(entry_point, defined)):
         texts.pop()
+        defined.pop()
     if len(texts) == 1:
         return texts[0]
     program, needed = texts[-1], _free_names(texts[-1])
-    for text in reversed(texts[:-1]):
-        if needed & defined_names(text):
+    for text, names in zip(reversed(texts[:-1]), reversed(defined[:-1]), strict=True):
+        if needed & names:
             program, needed = f"{text}\n\n{program}", needed | _free_names(text)
     return program
 
 
-def _only_shows(text: str, earlier: list[str]) -> bool:
-    """Whether a block defines nothing and calls what an earlier one defines, or is only a value: an output."""
+def _only_shows(text: str, defined: list[set[str]]) -> bool:
+    """Whether the last block defines nothing and calls what an earlier one does, or is only a value: an output."""
     tree = _parsed(text)
-    if tree is None or defined_names(text):
+    if tree is None or defined[-1]:
         return False
     if not any(isinstance(node, ast.Call | ast.stmt) and not isinstance(node, ast.Expr) for node in ast.walk(tree)):
         return True
-    return bool(_free_names(text) & set().union(*map(defined_names, earlier)))
+    free = _free_names(text)
+    return any(free & names for names in defined)
 
 
-def _is_beside(entry_point: str, texts: list[str]) -> bool:
-    """Whether an earlier one of `texts` defines the entry point and the last does not, as tests of it do."""
-    return entry_point not in defined_names(texts[-1]) and any(entry_point in defined_names(text) for text in texts)
+def _is_beside(entry_point: str, defined: list[set[str]]) -> bool:
+    """Whether an earlier block defines the entry point and the last does not, as tests of it do."""
+    return entry_point not in defined[-1] and any(entry_point in names for names in defined)
 
 
 def _bare(answer: str) -> str:

@@ -23,6 +23,7 @@ from fastgrpo_sandbox.guest.instrument import (
     unittest_names,
     wanted_names,
 )
+from fastgrpo_sandbox.stdio import MOST_OUTPUT
 from fastgrpo_sandbox.types import (
     AssertTests,
     CallError,
@@ -90,6 +91,7 @@ class Parcel(msgspec.Struct, frozen=True):
 
 def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tests | None, limits: Limits) -> Parcel:
     """A job of any form but StdioTests, which are several. Raises Rejected."""
+    code = code.removeprefix("\ufeff")  # as of a file
     if STDIN in code:
         files = {**files, "stdin": stdin}
     job: dict[str, Any] = {"role": "script", "code": _source(code), "files": _files(files)}
@@ -124,6 +126,23 @@ def pack_check(checker: str, given: str, output: str, expected: str, limits: Lim
     """Asks the checker of StdioTests about one output, in a jail without the code that wrote it. Raises Rejected."""
     job = {"role": "checker", "code": _source(checker), "case": [given, output, expected]}
     return _checked(Parcel(limits, marshal.dumps(job), test_count=1))
+
+
+def refusal(tests: Tests) -> str:
+    """Why no code at all could pass `tests`, in one sentence: they cannot be read, or are too long; "" where some may.
+
+    What a pool finds at each job, found once and before any.
+    """
+    cases = tests.cases if isinstance(tests, StdioTests) else (("", ""),)
+    try:
+        for given, _ in cases:
+            pack_job("", given, {}, tests, Limits())
+    except Rejected as error:
+        return str(error)
+    if isinstance(tests, StdioTests) and tests.checker:
+        return ""
+    longest = max((len(wanted) for _, wanted in cases), default=0)
+    return f"a case is to print {longest} characters; at most {MOST_OUTPUT} are kept" if longest > MOST_OUTPUT else ""
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.given import require_kind, require_texts, require_whole
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
 from fastgrpo_sandbox.requirements import explain
-from fastgrpo_sandbox.stdio import merge_cases, passes
+from fastgrpo_sandbox.stdio import merge_cases, passes, with_room
 from fastgrpo_sandbox.types import (
     RUNS_PER_CELL,
     Limits,
@@ -163,7 +163,12 @@ class SandboxPool:
     async def _run_cases(
         self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None
     ) -> Outcome:
-        runs = (self.run(code, stdin=stdin, files=files, limits=limits) for stdin, _ in tests.cases)
+        limits = limits or self.limits
+        bounds = [with_room(limits, wanted) for _, wanted in tests.cases]
+        runs = (
+            self.run(code, stdin=case[0], files=files, limits=limit)
+            for case, limit in zip(tests.cases, bounds, strict=True)
+        )
         outcomes = await asyncio.gather(*runs)
         answers = [passes(tests, case, outcome) for case, outcome in enumerate(outcomes)]
         if not tests.checker:

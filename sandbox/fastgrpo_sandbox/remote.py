@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fastgrpo_sandbox.given import require_text, require_texts, require_whole
+from fastgrpo_sandbox.stdio import merge_parts
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests, require_job, require_loop
 
 if TYPE_CHECKING:
@@ -24,12 +25,13 @@ log = logging.getLogger("fastgrpo_sandbox")
 MSGPACK = "application/msgpack"
 NEEDS_EXTRA = "jails over HTTP need aiohttp and prometheus-client: install them with `pip install 'fastgrpo[serve]'`"
 CONNECT_S = 10.0
-GRACE_S = 60.0  # beyond a job's own wall time, for one answer
+GRACE_S = 90.0  # beyond a job's own wall time, for one answer
 PAUSE_S = 0.5  # before a host that failed is asked again, doubled with each failure in a row
 MAX_PAUSE_S = 30.0
 PROBE_S = 30.0
 LOOK_S = 1.0  # how often a job that waits looks for itself
 ADDRESS = re.compile(r"https?://[^/\s:\[\]]+|https?://\[[^\s\[\]]+\]")
+MOST_BYTES = 8 << 20  # of cases in one request; a server takes 16 MiB
 LOST_TRIES = 3  # of a job whose jail failed
 
 
@@ -168,6 +170,12 @@ class RemotePool:
             body = msgspec.msgpack.encode(request)
         except (UnicodeEncodeError, TypeError) as error:
             return Outcome("rejected", error=f"the job cannot be sent: {error}", error_by="host")
+        if isinstance(tests, StdioTests) and len(body) > MOST_BYTES and len(tests.cases) > 1:
+            middle = len(tests.cases) // 2
+            cases = tests.cases[:middle], tests.cases[middle:]
+            parts = [msgspec.structs.replace(tests, cases=part) for part in cases]
+            runs = (self.run(code, stdin=stdin, files=files, tests=part, limits=limits) for part in parts)
+            return merge_parts(await asyncio.gather(*runs), [len(part) for part in cases])
         wall_s = (limits or Limits()).wall_s * request.jobs + GRACE_S
         async with self._turns:
             return await self._run_somewhere(body, wall_s)

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from fastgrpo_sandbox.types import Outcome, StdioTests
+from fastgrpo_sandbox.types import RANGES, Limits, Outcome, StdioTests
 
 TOLERANCE = 1e-6
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+MOST_OUTPUT = RANGES["output_bytes"][1]
+ROOM = 4  # times what is expected: other white space, and more digits
+# Nothing is given back: a long token that is none would be read anew from each of its digits.
+NUMBER = re.compile(r"[+-]?(\d++\.?+\d*+|\.\d++)([eE][+-]?\d++)?", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 
 
@@ -41,6 +44,12 @@ def _digits(whole: str) -> tuple[bool, str]:
     return whole.startswith("-") and digits != "0", digits
 
 
+def with_room(limits: Limits, expected: str) -> Limits:
+    """The limits of one case: what it is to print fits, however little the job may print otherwise."""
+    room = min(ROOM * len(expected.encode(errors="replace")), MOST_OUTPUT)
+    return limits if room <= limits.output_bytes else msgspec.structs.replace(limits, output_bytes=room)
+
+
 def passes(tests: StdioTests, case: int, outcome: Outcome) -> bool:
     """Whether a run gave the output of a case; of tests with a checker, whether it is worth asking that."""
     same = bool(tests.checker) or same_output(outcome.stdout, tests.cases[case][1], tests.compare == "exact")
@@ -53,7 +62,7 @@ def merge_cases(runs: Sequence[Outcome], tests: Sequence[bool], checks: Sequence
     worst = worst or next((o for o in runs if o.status != "ok"), None) or (runs[0] if runs else Outcome("ok"))
     wrong = worst.status == "ok" and not all(tests)
     broken = next((o.error for o in checks if o.error and not o.pass_rate), "")
-    differ = (broken and f"the checker failed: {broken}") or f"{tests.count(False)} of {len(tests)} cases differ"
+    differ = (broken and f"the checker failed: {broken}") or _count(tests)
     differ_by = "jail" if broken else "host"
     return msgspec.structs.replace(
         worst,
@@ -66,3 +75,16 @@ def merge_cases(runs: Sequence[Outcome], tests: Sequence[bool], checks: Sequence
         memory_mb=max((o.memory_mb for o in runs), default=0.0),
         verdict_by="judge" if checks else "host",
     )
+
+
+def merge_parts(parts: Sequence[Outcome], counts: Sequence[int]) -> Outcome:
+    """One outcome for cases that were sent in several requests of so many; those of a refused one are unanswered."""
+    answers = [part.tests or (False,) * count for part, count in zip(parts, counts, strict=True)]
+    merged = merge_cases(parts, [passed for answer in answers for passed in answer])
+    counted = merged.status == "failed" and merged.error_by == "host"
+    error = _count(merged.tests) if counted else merged.error
+    return msgspec.structs.replace(merged, error=error, verdict_by=parts[0].verdict_by)
+
+
+def _count(tests: Sequence[bool]) -> str:
+    return f"{tests.count(False)} of {len(tests)} cases differ"

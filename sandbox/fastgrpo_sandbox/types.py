@@ -36,12 +36,14 @@ class SandboxUnavailable(RuntimeError):
 class Limits(msgspec.Struct, frozen=True):
     """What one job may use; every limit is enforced by the kernel or by the cell's fork server, never by the job.
 
-    wall_s and cpu_s are seconds; memory_mb (MiB) bounds each process' address space growth and what all processes of
-    the job hold: by cgroup everything, /tmp and captured output too; by polling (see Outcome.memory_by) their private
-    pages as seen every 20 ms. processes counts threads too, and is at most 256; output_bytes bounds stdout and stderr
-    each; tmp_mb sizes the private /tmp; files is the number of open descriptors. Memory that processes share without a
-    file is denied, since polling would not count it. CPU time is that of live processes and of children that were
-    waited for: what a job lets go unseen, by ignoring SIGCHLD, only wall_s and processes bound.
+    wall_s and cpu_s are seconds; what a job waits for a processor, at most 7 wall_s and 30 s, does not count in wall_s:
+    else its neighbours would decide about its verdict. memory_mb (MiB) bounds each process' address space growth and
+    what all processes of the job hold: by cgroup everything, /tmp and captured output too; by polling (see
+    Outcome.memory_by) their private pages as seen every 20 ms. processes counts threads too, and is at most 256;
+    output_bytes bounds stdout and stderr each; tmp_mb sizes the private /tmp; files is the number of open descriptors.
+    Memory that processes share without a file is denied, since polling would not count it. CPU time is that of live
+    processes and of children that were waited for: what a job lets go unseen, by ignoring SIGCHLD, only wall_s and
+    processes bound.
 
     Seconds may be fractions, the rest are whole numbers. Raises ValueError for another type or a value out of range.
     """
@@ -138,7 +140,8 @@ class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
     it.
 
     compare "tokens": split at white space; numbers within 1e-6 relative or absolute, unless both are integers;
-    "exact": every character but the line ends at the end. A `checker`, trusted code that defines `checker(input,
+    "exact": every character but the line ends at the end. A case may print four times what is expected, whatever
+    `Limits.output_bytes` says. A `checker`, trusted code that defines `checker(input,
     output, expected) -> bool`, decides instead, in a jail without the solution.
     """
 
@@ -183,9 +186,10 @@ class Outcome(msgspec.Struct, frozen=True):
 
     With tests, `status` is "ok" only when every counted test passed; `tests` holds one bool for each, in order, and an
     unanswered one is False. Without tests "ok" says only that the code ended without an error, on its own word.
-    `infrastructure` means the jail failed, not the code: never a score. cpu_s and wall_s are seconds; memory_mb is the
-    peak in MiB, the interpreter included, and memory_by what held it: "cgroup" where this process may make cgroups
-    (version 2; `python -m fastgrpo_sandbox` says why not), else "rlimit + resident polling".
+    `infrastructure` means the jail failed, not the code: never a score. cpu_s and wall_s are seconds, wall_s without
+    the job's waits for a processor; memory_mb is the peak in MiB, the interpreter included, and memory_by what held it:
+    "cgroup" where this process may make cgroups (version 2; `python -m fastgrpo_sandbox` says why not), else "rlimit +
+    resident polling".
 
     `error_by` tells whose words `error` is, as the host knows it, whatever the words are: "host" for a sentence into
     which nothing went that ran in a jail (a limit, a count of failed tests, a fault of ours), "jail" for one that has a

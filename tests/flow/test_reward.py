@@ -71,10 +71,12 @@ def test_junk_makes_no_workflow_distinct(junk: str) -> None:
 
 def test_structure_that_never_runs_makes_no_workflow_distinct() -> None:
     dead = "async def workflow(p):\n    if len(p.prompt) > 10**9: await review(p, '')\n    return await generate(p)"
-    once = [WorkerCall(operator="generate")]
+    once = [WorkerCall(operator="generate", worker="w")]
     assert min(distinctness([tree(ONE), tree(dead)])) > 0
     assert distinctness([tree(ONE), tree(dead)], [once, once]) == [0.0, 0.0]
-    assert min(distinctness([tree(ONE), tree(dead)], [once, [*once, WorkerCall(operator="review")]])) > 0
+    assert min(distinctness([tree(ONE), tree(dead)], [once, [*once, WorkerCall(operator="review", worker="w")]])) > 0
+    refused = WorkerCall(operator="review")
+    assert distinctness([tree(ONE), tree(dead)], [once, [*once, refused]]) == [0.0, 0.0]
 
 
 def test_alone_or_absent_is_not_distinct() -> None:
@@ -106,7 +108,15 @@ def ok(code: str, pass_rate: float, complexity: float) -> Execution:
 
 
 def answered(operator: str, **account: Any) -> WorkerCall:
-    whole = {"requests": 1, "answered": 1, "prompt_tokens": 60, "completion_tokens": 40, "cost_usd": 0.5, "seconds": 2}
+    whole = {
+        "worker": "w",
+        "requests": 1,
+        "answered": 1,
+        "prompt_tokens": 60,
+        "completion_tokens": 40,
+        "cost_usd": 0.5,
+        "seconds": 2,
+    }
     return WorkerCall(operator=operator, **{**whole, **account})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from fastgrpo.rollouts.tool_calls import Call, split_calls
@@ -38,3 +40,10 @@ def test_calls_are_read(text: str, said: str, calls: list[str]) -> None:
 )
 def test_what_is_no_call_stays_as_written(text: str) -> None:
     assert split_calls(text, ["add"]) == (text, [])
+
+
+@pytest.mark.parametrize("text", ["<tool_call>" * 30_000, "</tool_call>" + "<tool_call>" * 30_000])
+def test_tags_that_are_never_closed_are_read_in_no_time(text: str) -> None:
+    began = time.process_time()
+    assert split_calls(text, ["add"]) == (text, [])
+    assert time.process_time() - began < 2  # was the square of its length: a minute

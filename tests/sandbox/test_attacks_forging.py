@@ -225,6 +225,25 @@ def test_changed_defaults_of_an_assertion_are_found(pool):
     assert "changed unittest" in outcome.error
 
 
+@pytest.mark.parametrize(
+    "error", ["unittest.case._ShouldStop", "unittest.SkipTest", "unittest.case._UnexpectedSuccess"]
+)
+def test_what_unittest_raises_for_itself_passes_no_test(pool, error):
+    source = "import unittest\nclass TestF(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n    def test_b(self):\n        for i in (3, 4):\n            with self.subTest(i): self.assertEqual(f(i), i + 1)\n"
+    code = f"import unittest.case\nkept = unittest.case._ShouldStop\ndef f(x): raise {error}"
+    assert pool.run(code, tests=UnittestTests(source)).tests == (False, False)
+    assert pool.run(code.replace(error, "kept"), tests=UnittestTests(source)).tests == (False, False)
+    expected = source.replace("    def test_b", "    @unittest.expectedFailure\n    def test_b")
+    assert pool.run("def f(x): return 2", tests=UnittestTests(expected)).tests == (True, True)
+
+
+def test_a_chain_of_comparisons_asks_no_order_of_the_solutions(pool):
+    source = "import unittest\nlow, high = 1, 5\nclass TestF(unittest.TestCase):\n    def test_a(self): self.assertTrue(low < f(1) < 5)\n    def test_b(self): self.assertTrue(-1 <= f(1) <= high)\n    def test_c(self):\n        self.assertFalse(3 < f(1) < high)\n        self.assertTrue(0 < f(1) < len('abc') == 3)\n"
+    liar = "class Y:\n    __lt__ = __gt__ = __le__ = __ge__ = lambda self, other: True\ndef f(x): return Y()"
+    assert pool.run(liar, tests=UnittestTests(source)).tests[:2] == (False, False)
+    assert pool.run("def f(x): return x + 1", tests=UnittestTests(source)).tests == (True, True, True)
+
+
 def test_a_flood_of_results_ends_the_job_at_the_second(pool):
     code = "import os\nwhile True: os.write(3, b'\\4\\0\\0\\0R\\x94\\xa0\\xa0\\xc0')"
     outcome = pool.run(code, limits=Limits(wall_s=60, cpu_s=30))

@@ -23,6 +23,8 @@ def check(body: str) -> CheckTests:
     return CheckTests("def check(candidate):\n" + "".join(f"    {line}\n" for line in body.splitlines()), "f")
 
 
+SAME = "def same(got, wanted): return len(got) == len(wanted) and all(a == b for a, b in zip(got, wanted))\nassert "
+EMPTY = "class {0}({0}):\n    def __init__(self, *a): pass\n    __iter__ = lambda self: iter(())\n    __len__ = lambda self: 2\ndef f(x): return {0}()"
 MOCK = "from unittest.mock import MagicMock\nm = MagicMock()\nr = candidate(m)\n"
 FORGED = {
     "a function is a class": (Y + "f = Y", A("assert abs(f(1) - 2.5) < 1e-6")),
@@ -57,6 +59,14 @@ FORGED = {
     "a counter that has two of everything": (
         "from collections import Counter\nclass C(Counter):\n    __iter__ = lambda self: iter(())\n    __getitem__ = __missing__ = lambda self, key: 2\n    __len__ = lambda self: 1\ndef f(x): return C()",
         A(*(f"from collections import Counter\nassert f(1) {sign} Counter(a=2)" for sign in ("==", ">=", ">"))),
+    ),
+    **{
+        f"a {kind} as long as needed that shows nothing": (EMPTY.format(kind), A(f"{SAME}same(f(1), {wanted})"))
+        for kind, wanted in {"list": [3, 4], "tuple": (3, 4), "str": "'ab'", "dict": {3: 4, 5: 6}, "set": {3, 4}}.items()
+    },
+    "a deque as long as needed that shows nothing": (
+        "from collections import deque\n" + EMPTY.format("deque"),
+        A(f"{SAME}same(f(1), [3, 4])"),
     ),
     "a number that is another at each look": (
         "def f(c):\n    class X:\n        looks = -1\n        def __float__(s):\n            X.looks += 1\n            return -c[0] / c[1] if X.looks == 1 else 0.0\n    return X()",
@@ -139,6 +149,11 @@ class Box:
         self.n += n
         return self
     def __int__(self): return self.n
+class Down(list):
+    def __iter__(self): return reversed(self)
+    def __len__(self): return 7
+    def twice(self): return self
+def down(x): return Down(x)
 def box(): return Box()
 def name(): return Name('abc')
 def kinds(): return [Vec]
@@ -156,6 +171,8 @@ def test_right_solutions_of_these_kinds_pass(every_assertion_passes: Callable[..
         "class Sub(Vec): pass\nassert 2 * Sub(2) == Vec(4)",
         "assert kinds()[0](3) == Vec(3) and name() == 'abc' and name().startswith('ab') and 'b' in name()",
         "assert Name('x').upper() == 'UP'",
+        "assert list(Down([1, 2])) == [2, 1] and len(Down()) == 7 and down([1, 2]) == [1, 2] and down([3])[0] == 3",
+        "d = Down([1, 2])\nassert d.twice() is d and list(d) == [2, 1]",
         "b = box()\nassert int(b.add(1)) == 1 and int(b.add(2)) == 3",
         "import threading\nfrom operator import itemgetter\nfrom unittest.mock import MagicMock\nm, t = MagicMock(), threading.Thread(name='T')\nassert report(m, itemgetter('age'), t) == [4, 'T'] and t.daemon and m.sent\nm.send.assert_called_once_with(3)",
     )

@@ -182,7 +182,12 @@ def test_a_lone_surrogate_is_replaced():
 
 
 @pytest.mark.parametrize(
-    "reply", ["```\nx\n```\n" * 5_000, "~~~python\n" * 5_000, "x = (\n" * 20_000, "def f():\n" * 5_000]
+    "reply",
+    [
+        *("```\nx\n```\n" * 5_000, "~~~python\n" * 5_000, "x = (\n" * 20_000, "def f():\n" * 5_000),
+        f"```python{'.' * 100_000}x\npass\n```",
+        f"```python\n{ADD}\n```\n" + "```python\nadd(1, 2)\n```\n" * 1_500,
+    ],
 )
 def test_a_long_reply_is_read_in_no_time(reply):
     began = time.process_time()

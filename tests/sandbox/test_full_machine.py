@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 
 import pytest
 
+from fastgrpo_sandbox import AssertTests, Limits, SandboxPool
 from tests.sandbox.conftest import REPOSITORY
 from tests.sandbox.test_life import AS_USER
 
@@ -67,3 +69,28 @@ def test_a_full_disk_changes_nothing():
         [sys.executable, "-c", FULL_DISK], capture_output=True, text=True, cwd=REPOSITORY, timeout=120, check=False
     )
     assert done.stdout.splitlines() == ["10000", "again"], done.stderr
+
+
+def test_neighbours_that_take_the_processor_do_not_decide_about_a_right_solution():
+    """Five share one processor: 0.4 s of work end after 2 s."""
+    tests, limits = AssertTests(("assert f(1) == 1",)), Limits(wall_s=1.0, cpu_s=0.6)
+    work = "import threading, time\ndef g():\n    while time.process_time() < 0.4: pass\n"
+    right = work + "def f(x):\n    t = threading.Thread(target=g)\n    t.start()\n    t.join()\n    return x"
+
+    async def outcomes():
+        async with SandboxPool(cells=1, limits=limits) as pool:
+            loops = [pool.run("def f(x):\n    while True: pass", tests=tests) for _ in range(4)]
+            sleeper = pool.run("import time\ndef f(x): time.sleep(60)", tests=tests)
+            return await asyncio.gather(pool.run(right, tests=tests), sleeper, *loops)
+
+    all_cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(all_cores)})
+    try:
+        done, slept, *looped = asyncio.run(outcomes())
+    finally:
+        os.sched_setaffinity(0, all_cores)
+    assert (done.status, done.tests) == ("ok", (True,))
+    assert 0.3 < done.wall_s < 1.5  # as it would have taken alone
+    assert (slept.status, slept.error) == ("timeout", "wall clock limit reached")
+    assert slept.wall_s < 3.0
+    assert [each.status for each in looped] == ["timeout"] * 4

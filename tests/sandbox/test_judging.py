@@ -240,7 +240,9 @@ def test_unpack_fails_only_as_documented(data):
         ("Yes", "YES", False),
         ("9" * 400, "9" * 399 + "8", False),
         ("1e999", "2e999", True),
+        ("1" * 100_000 + "x", "1.5", False),  # read once, not once from each digit: hours
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_outputs_are_compared_as_contest_graders_do(actual, expected, same):
     assert same_output(actual, expected) is same

@@ -10,7 +10,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastgrpo_sandbox import AssertTests, CheckTests, Limits, RemotePool, SandboxPool, StdioTests, UnittestTests
+from fastgrpo_sandbox import (
+    AssertTests,
+    CheckTests,
+    Limits,
+    RemotePool,
+    SandboxPool,
+    StdioTests,
+    Tests,
+    UnittestTests,
+    refusal,
+)
 
 WRONG = {
     "wall_s": (0, -1, 86401, math.nan, math.inf, True, "1", None),
@@ -82,3 +92,31 @@ def test_tests_and_pools_of_another_form_are_refused_by_name(made: Callable[[], 
 def test_a_job_of_another_form_is_refused_by_name(pool: Any, job: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}"):
         asyncio.run(pool.run(**{"code": "print(1)", **job}))
+
+
+@pytest.mark.jail
+def test_a_case_has_room_for_what_it_is_to_print(pool: Any) -> None:
+    wanted = "\n".join(map(str, range(200)))
+    tests, few = StdioTests(cases=(("200", wanted), ("1", "0"))), Limits(output_bytes=100)
+    outcome = pool.run("for i in range(int(input())):\n    print(i, ' ')", tests=tests, limits=few)
+    assert (outcome.status, outcome.tests) == ("ok", (True, True))
+    flood = pool.run("while True: print(0)", tests=tests, limits=few)
+    assert (flood.status, flood.tests) == ("output_limit", (False, False))
+
+
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        (StdioTests(cases=(("1", "2"),)), ""),
+        (AssertTests(asserts=("assert f(1) == 2",)), ""),
+        (StdioTests(cases=(("1", "2"), ("1" * (9 << 20), "2"))), "the job has 94371"),
+        (StdioTests(cases=(("1", "2" * (5 << 20)),)), "a case is to print 5242880 characters; at most 4194304 are"),
+        (StdioTests(cases=(("1", "2" * (5 << 20)),), checker="def checker(*_): return True"), ""),
+        (AssertTests(asserts=("assert f(1) ==",)), "the tests cannot be compiled: "),
+        (UnittestTests(source="def"), "the tests cannot be counted: "),
+    ],
+    ids=range(7),
+)
+def test_tests_that_no_code_can_pass_are_known_before_any_runs(tests: Tests, said: str) -> None:
+    assert refusal(tests).startswith(said)
+    assert bool(refusal(tests)) == bool(said)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from fastgrpo_sandbox import StdioTests, UnittestTests
+from fastgrpo_sandbox import AssertTests, StdioTests, UnittestTests
+from fastgrpo_sandbox.guest import zygote
 
 pytestmark = pytest.mark.jail
 
@@ -32,6 +33,24 @@ def test_a_suite_with_mocks_passes_however_it_would_be_started(pool, end):
     assert (outcome.status, outcome.tests) == ("ok", (True, True)), outcome
 
 
+@pytest.mark.parametrize("form", ["unittest", "assert"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print(f(1))",
+        "int(input('n? '))",
+        "sys.exit(f(-1))",
+        "unittest.main()",
+        "argparse.ArgumentParser().parse_args(['x'])",
+    ],
+)
+def test_what_a_solution_does_as_a_program_is_not_asked(pool, program, form):
+    code = f"import argparse, sys, unittest\ndef f(x): return x + 1\nif __name__ == '__main__':\n    {program}\n"
+    suite = "import unittest\nfrom unittest.mock import patch\nclass T(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n    @patch('__main__.f', return_value=9)\n    def test_b(self, p): self.assertEqual((f(1), __name__), (9, '__main__'))\n"
+    tests = UnittestTests(suite) if form == "unittest" else AssertTests(("assert f(1) == 2",))
+    assert pool.run(code, tests=tests).pass_rate == 1.0
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -49,6 +68,24 @@ def test_a_solution_that_changes_what_the_tests_import_fails(pool, change):
     assert (outcome.status, outcome.tests) == ("failed", (False, False))
 
 
+def test_a_stream_that_the_tests_left_closed_costs_no_verdict(pool):
+    suite = "import io, sys, unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        sys.stdout = io.StringIO()\n        f()\n        self.assertEqual(sys.stdout.getvalue(), '1\\n')\n        sys.stdout.close()\n"
+    assert pool.run("def f(): print(1)", tests=UnittestTests(suite)).tests == (True,)
+    assert pool.run("def f(): print(2)", tests=UnittestTests(suite)).tests == (False,)
+
+
+def test_a_byte_order_mark_begins_a_program_as_it_begins_a_file(pool):
+    assert pool.run("\ufeffprint(1)").stdout == "1\n"
+    assert pool.run("\ufeffdef f(): return 1", tests=AssertTests(("assert f() == 1",))).pass_rate == 1.0
+
+
+def test_a_pool_of_the_default_size_fits_the_limits_on_any_host(pool, monkeypatch):
+    monkeypatch.setattr(zygote, "count_all", lambda: 128)
+    assert zygote.cpu_count() == 4
+    code = "import os, multiprocessing\nfrom concurrent.futures import ThreadPoolExecutor\nwith multiprocessing.Pool() as p, ThreadPoolExecutor() as t:\n    print(os.cpu_count() <= 4, os.cpu_count.__module__, p.map(abs, [-1] * 50) == list(t.map(abs, [1] * 50)))"
+    assert pool.run(code).stdout == "True __main__ True\n"
+
+
 def test_standard_input_has_its_name(pool):
     tests = StdioTests((("1 2\n", "3"), ("é 4\n", "é4")))
     code = "words = open('/dev/stdin').read().split()\nprint(sum(map(int, words)) if words[0].isdigit() else ''.join(words))"
@@ -57,7 +94,6 @@ def test_standard_input_has_its_name(pool):
 
 def test_a_test_of_no_use_to_the_solution_s_own_class(pool):
     """What a class of the tests asks of its base by super() is the base's word, and equals no plain data by its word."""
-    from fastgrpo_sandbox import AssertTests
 
     liar = "class Y:\n    def __eq__(self, o): return True\n    def __ne__(self, o): return False\n    def __hash__(self): return 1\n    def area(self): return Y()\n"
     lines = (

@@ -292,6 +292,37 @@ def test_a_job_has_the_same_outcome_here_and_there():
     assert there == here
 
 
+def test_cases_that_are_too_much_for_one_request_are_sent_in_several(monkeypatch):
+    """A server takes 16 MiB at once, and contests have more."""
+    monkeypatch.setattr(remote, "MOST_BYTES", 100)
+    tests = StdioTests(cases=tuple((f"{n} 1", "x" if n == 3 else str(n + 1)) for n in range(20)))
+
+    async def jobs(urls):
+        async with RemotePool(urls) as pool:
+            codes = ("print(sum(map(int, input().split())))", "raise ValueError('no')")
+            return [await pool.run(code, tests=tests) for code in codes]
+
+    with running_server("--cells", "1") as server:
+        right, raising = asyncio.run(jobs([server.url]))
+    assert right.tests == tuple(n != 3 for n in range(20))
+    assert (right.status, right.error, right.verdict_by) == ("failed", "1 of 20 cases differ", "host")
+    assert raising.tests == (False,) * 20
+    assert raising.error.endswith("ValueError: no\n")
+
+
+def test_cases_that_a_server_refuses_pass_nothing(monkeypatch):
+    monkeypatch.setattr(remote, "MOST_BYTES", 100)
+    refused = web.json_response({"error": "too long"}, status=413)
+
+    async def answer(job):
+        known = [case[0] == "0" for case in job["tests"]["cases"]]
+        return refused if not any(known) else outcome(tests=tuple(known), verdict_by="host")
+
+    tests = StdioTests(cases=(("0", "1" * 60), ("2", "3" * 60)))
+    merged = with_hosts(lambda pool: pool.run("x", tests=tests), Host(answer))
+    assert (merged.status, merged.error, merged.tests) == ("rejected", "too long", (True, False))
+
+
 def test_a_host_that_is_killed_costs_no_job():
     async def work(first: Server, second: Server) -> list[Outcome]:
         async with RemotePool([first.url, second.url]) as pool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from fastgrpo_sandbox import AssertTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.syntax import parse
 
 MOST_UNPACKED = 1 << 30  # bytes of one field
+_WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
 _PYTHON3 = (3, "PYTHON3")
 # What a function's solution may use without importing it, as where these problems come from.
 _IMPORTED = """
@@ -182,7 +184,15 @@ def _call(given: Any, wanted: Any) -> tuple[list[Any], list[Any]]:
     """Arguments and accepted results: APPS wraps some results in a list of one."""
     arguments = _json_lines(given) if isinstance(given, str) else given if isinstance(given, list) else [given]
     wanted = _json(wanted) if isinstance(given, str) and isinstance(wanted, str) else wanted
-    return arguments, [wanted, *(wanted if isinstance(wanted, list) and len(wanted) == 1 else [])]
+    accepted = [wanted, *(wanted if isinstance(wanted, list) and len(wanted) == 1 else [])]
+    return [_with_numbers(value) for value in arguments], [_with_numbers(value) for value in accepted]
+
+
+def _with_numbers(value: Any) -> Any:
+    """JSON has no keys but texts: where all are whole numbers, they were numbers, as APPS' own grader reads them."""
+    if isinstance(value, dict) and all(_WHOLE.fullmatch(key) for key in value):
+        return {int(key): item for key, item in value.items()}
+    return value
 
 
 def _calls(entry_point: str, cases: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> AssertTests:

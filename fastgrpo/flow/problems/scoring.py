@@ -21,7 +21,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.jails import new_pool
 from fastgrpo.flow.operators import last_line, run_all_tests
 from fastgrpo.flow.types import NO_TESTS, Problem, WorkflowLimits
-from fastgrpo_sandbox import BlockingSandboxPool, SandboxPool, SandboxUnavailable
+from fastgrpo_sandbox import BlockingSandboxPool, SandboxPool, SandboxUnavailable, refusal
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,10 @@ def solvable(problems: Sequence[Problem], data: Data, sandbox: Sandbox) -> list[
     """The problems of one data set whose own solution passes, with the deadline that its time sets.
 
     Those whose solution fails are left out, or kept with `data.keep_unsolved`; those that have none, or
-    no tests, are kept as they are. Raises UserError where no solution passes, or the jails do not work.
+    no tests, are kept as they are, unless the jails would refuse their tests: all would score 0 there. Raises UserError
+    where none is left, no solution passes, or the jails do not work.
     """
+    problems = _runnable(problems)
     solved = [problem for problem in problems if problem.solution is not None and problem.hidden_tests != NO_TESTS]
     trials = dict(zip((problem.id for problem in solved), _trials(solved, sandbox), strict=True))
     failed = {name: trial for name, trial in trials.items() if not trial.passed}
@@ -57,6 +59,20 @@ def solvable(problems: Sequence[Problem], data: Data, sandbox: Sandbox) -> list[
         log.warning("%s; they are %s (data.keep_unsolved)", said, "kept" if data.keep_unsolved else "left out")
     kept = [problem for problem in problems if problem.id not in failed or data.keep_unsolved]
     return [_with_deadline(problem, trials.get(problem.id), data, sandbox) for problem in kept]
+
+
+def _runnable(problems: Sequence[Problem]) -> Sequence[Problem]:
+    """The problems but those without a solution to try whose tests the jails refuse, whatever the code."""
+    unsolved = [problem for problem in problems if problem.solution is None]
+    said = {problem.id: refusal(problem.tests or problem.hidden_tests) for problem in unsolved}
+    refused = {name: Trial(False, 0.0, reason[:_REASON_CHARS]) for name, reason in said.items() if reason}
+    if not refused:
+        return problems
+    count = f"the jails refuse the tests of {len(refused)} of the {len(problems)} problems of {problems[0].dataset}"
+    if len(refused) == len(problems):
+        raise UserError(f"{count}: {_reasons(refused)}; mend the file")
+    log.warning("%s: %s; they are left out", count, _reasons(refused))
+    return [problem for problem in problems if problem.id not in refused]
 
 
 def _with_deadline(problem: Problem, trial: Trial | None, data: Data, sandbox: Sandbox) -> Problem:

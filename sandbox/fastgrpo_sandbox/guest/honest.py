@@ -41,7 +41,9 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def guard(case: type) -> None:
-    """Makes the comparing assertions of unittest.TestCase fail on such objects."""
+    """Makes the comparing assertions of unittest.TestCase fail on such objects, and what passes a test by being raised
+    an exception like any other: no clause catches an empty tuple."""
+    sys.modules[case.__module__]._ShouldStop = ()  # type: ignore[attr-defined]
     for name in COMPARING:
         method = getattr(case, f"assert{name}", None)
         if method is not None:
@@ -60,9 +62,15 @@ def _guarded(method: Callable[..., None], membership: bool) -> Callable[..., Non
     return assertion
 
 
-def compare(name: str, left: Any, right: Any) -> Any:
-    """`left == right`, or another operator by the name of its syntax node; False where one side would decide alone."""
-    return not lies(left, right, name == "In") and OPERATORS[name](left, right)
+def compare(names: str, left: Any, *rights: Any) -> Any:
+    """`left == right`, or other operators by the names of their syntax nodes; False where one side decides alone."""
+    found: Any = True
+    for name, right in zip(names.split(), rights, strict=True):
+        found = not lies(left, right, name == "In") and OPERATORS[name](left, right)
+        if not found:
+            break
+        left = right
+    return found
 
 
 def lies(left: Any, right: Any, membership: bool = False) -> bool:

@@ -45,15 +45,21 @@ def unittest_names(source: str) -> tuple[str, ...]:
 
 
 class _Guarded(ast.NodeTransformer):
-    """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership (honest.py)."""
+    """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership (honest.py); of a chain, `a < b < c`,
+    where what is behind the second may be looked at whatever came before."""
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
-        operator = type(node.ops[0]).__name__
-        if len(node.ops) > 1 or operator not in GUARDED:
+        operators = [type(each).__name__ for each in node.ops]
+        if not (GUARDED.issuperset(operators) and all(map(_is_at_hand, node.comparators[1:]))):
             return node
-        args = [ast.Constant(operator), node.left, node.comparators[0]]
+        args = [ast.Constant(" ".join(operators)), node.left, *node.comparators]
         return ast.copy_location(ast.Call(func=_name("__compare__"), args=args, keywords=[]), node)
+
+
+def _is_at_hand(node: ast.expr) -> bool:
+    """Whether a value is there without any code that runs."""
+    return isinstance(node.operand if isinstance(node, ast.UnaryOp) else node, ast.Constant | ast.Name)
 
 
 @lru_cache(CACHED)

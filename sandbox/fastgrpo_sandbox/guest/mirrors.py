@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .known import MEMBERS, is_abstract
+from .plain import HOLDERS, KINDS, name_of
 from .remote import (
     BINARY,
     ORDER,
@@ -30,6 +31,8 @@ PAUSE_S = 0.0005  # between two looks at what the other side awaits
 NUMBERS = ("__int__", "__float__", "__complex__", "__index__")
 CONSTANT = (str, bytes, int, float, complex, frozenset)  # a tuple's names are often fields
 SET_ORDER = ("issubset", "issuperset", "isdisjoint")
+HOLDING = frozenset({"tuple", "frozenset", "str", "bytes", *KINDS}) - HOLDERS
+HELD = ("__iter__", "__len__")  # of a container: how much there is to compare
 CONTAINERS = (("Mapping", dict), ("Set", set), ("MutableSequence", list))
 Ask = Callable[..., Any]  # of an object, an operator's name and its operands
 
@@ -60,6 +63,18 @@ def _number(name: str, by: Ask = _special) -> Callable[[Any], Any]:
             said = {**said, name: by(self, name)}
             object.__setattr__(self, "_fastgrpo_numbers_", said)
         return said[name]
+
+    return forward
+
+
+def _held(name: str, base: type) -> Callable[..., Any]:
+    """Of an object of the solution's that is a plain container too, what that holds: one that a function returned would
+    show each look something else, and `len(got) == len(wanted) and all(map(same, got, wanted))` nothing."""
+    plain, special = getattr(base, name), FORWARDERS[name]
+
+    def forward(self: Any) -> Any:
+        is_asked = object.__getattribute__(self, "_fastgrpo_made_") or place_of(self)[0].is_open  # type: ignore[index]
+        return special(self) if is_asked else plain(self)
 
     return forward
 
@@ -183,6 +198,8 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type
         *(each for each in SPECIALS if each in defined),
     }  # none of the library's own is run here
     space: dict[str, Any] = {special: FORWARDERS[special] for special in specials}
+    if name_of(base) in HOLDING:
+        space |= {each: _held(each, base) for each in HELD if each in specials}
     space |= {each: _forwarder(each, base) for each in (*form.names, *inherited)}
     space["__doc__"] = property(lambda self: ask(self, "get", "__doc__"))
     space |= {"_fastgrpo_class_": place, "_fastgrpo_base_": base, "__module__": "solution"}

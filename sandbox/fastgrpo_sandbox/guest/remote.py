@@ -239,6 +239,7 @@ class Remote:
     """An object of the other process."""
 
     _fastgrpo_meant_ = False
+    _fastgrpo_made_ = False  # by this side, whatever returned it since
     _fastgrpo_base_: type = object
     _fastgrpo_numbers_: dict[str, Any] | None = None  # what it said to be worth
     _fastgrpo_like_: type | str | None = None  # of a mock, a class of this side; or one of the library's, by name
@@ -336,6 +337,8 @@ def mean(value: Any, meant: bool) -> Any:
     """Marks an object as made by this side, or, where another call returned it, as no longer sure to be."""
     if issubclass(type(value), Remote):
         object.__setattr__(value, "_fastgrpo_meant_", meant)
+        if meant:
+            object.__setattr__(value, "_fastgrpo_made_", True)
     return value
 
 

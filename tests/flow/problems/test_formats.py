@@ -244,6 +244,26 @@ def test_the_right_solution_passes_and_none_that_returns_nothing(load: Load, jud
         assert (public.tests, hidden.tests) == ((False,) * public_count, (False,) * hidden_count)
 
 
+@pytest.mark.jail
+def test_keys_that_were_numbers_are_numbers(load: Load, judge: Judge) -> None:
+    calls = {"fn_name": "up", "inputs": [[{"1": 2}], [{"3": 4}]], "outputs": [[{"2": 2}], {"4": 4}]}
+    up = "class Solution:\n    def up(self, given): return {key + 1: value for key, value in given.items()}"
+    [problem] = load(APPS_CALLS | {"solutions": json.dumps([up]), "input_output": json.dumps(calls)})
+    assert [outcome.pass_rate for outcome in judge(problem, up)] == [1.0, 1.0]
+    texts = APPS_CALLS | {"input_output": json.dumps({**calls, "outputs": [{"a2": 2}, {"4": 4, "x": 1}]})}
+    assert load(texts)[0].tests.asserts[1] == "assert same(Solution().up({3: 4}), {'4': 4, 'x': 1})"
+
+
+@pytest.mark.jail
+def test_a_list_as_long_as_the_input_that_shows_nothing_is_no_answer(load: Load, judge: Judge) -> None:
+    calls = {"fn_name": "up", "inputs": [[[3, 1]], [[5, 2, 4]]], "outputs": [[1, 3], [2, 4, 5]]}
+    up = "class Solution:\n    def up(self, xs): return tuple(sorted(xs))"
+    [problem] = load(APPS_CALLS | {"solutions": json.dumps([up]), "input_output": json.dumps(calls)})
+    assert judge(problem, up)[1].pass_rate == 1.0
+    nothing = "class L(list): __iter__ = lambda self: iter(())\n" + up.replace("tuple(sorted(xs))", "L(xs)")
+    assert [outcome.pass_rate for outcome in judge(problem, nothing)] == [0.0, 0.0]
+
+
 def gives_nothing(problem: Problem) -> str:
     if not problem.entry_point:
         return "print()"

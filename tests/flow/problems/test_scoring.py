@@ -105,6 +105,22 @@ def test_a_set_of_which_nothing_passes_is_refused(load: Load, trials: dict[str, 
         kept(load(OWN))
 
 
+CONTEST = {"question_id": "long", "question_content": "How many?", "private_test_cases": "[]"}
+LONG = CONTEST | {"public_test_cases": [{"input": "1" * (9 << 20), "output": "9"}]}
+SHORT = CONTEST | {"question_id": "short", "public_test_cases": [{"input": "1", "output": "1"}]}
+
+
+def test_tests_that_no_jail_takes_are_left_out_where_no_solution_shows_it(
+    load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert list(kept(load(LONG, SHORT))) == ["short"]
+    [said] = caplog.messages
+    assert said.startswith("the jails refuse the tests of 1 of the 2 problems of set: 1 x the job has 9437")
+    assert said.endswith("(long); they are left out")
+    with pytest.raises(UserError, match=r"of the 1 problems of set: .* \(long\); mend the file"):
+        kept(load(LONG))
+
+
 @pytest.mark.parametrize(
     ("status", "error", "reason"),
     [
