@@ -18,7 +18,7 @@ from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.dataset import as_list, hold_out, of_each, read_examples, set_names, weighted
 from fastgrpo.rollouts.environment import Agent, Environment, lacking
-from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
+from fastgrpo.rollouts.reward_functions import Example, RewardFunctions, TrainerState
 from fastgrpo.rollouts.verifiers_environment import load_verifiers
 
 Problems = tuple[list[Any], list[Any]]
@@ -95,7 +95,8 @@ def reward_task(
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
-        yield rewards(deadline_s=config.grpo.execute_s)
+        steps = config.grpo.steps
+        yield rewards(deadline_s=config.grpo.execute_s, state=TrainerState(steps, steps))
 
     return Task(load, open_environment, prompt=lambda _, example: example.prompt)
 

@@ -178,7 +178,7 @@ def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
 
 def _example(number: int, row: Mapping[str, Any]) -> Example:
     columns = dict(row)
-    name, prompt = as_text(columns.pop("id", number)), columns.pop("prompt", None)
+    name, prompt = as_text(columns.get("id", number)), columns.pop("prompt", None)
     messages = isinstance(prompt, list) and prompt and all(is_message(message) for message in prompt)
     if not (isinstance(prompt, str) and prompt) and not messages:
         have = (

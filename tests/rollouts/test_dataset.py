@@ -21,7 +21,7 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 def test_rows_keep_their_columns_and_get_an_id() -> None:
     text, chat = read_examples([{"prompt": "Hi", "answer": 4}, {"prompt": MESSAGES, "id": 9}])
     assert (text.id, text.prompt, text.columns) == ("0", "Hi", {"answer": 4})
-    assert (chat.id, chat.prompt, chat.columns) == ("9", MESSAGES, {})
+    assert (chat.id, chat.prompt, chat.columns) == ("9", MESSAGES, {"id": 9})
 
 
 def test_files_may_be_named_by_paths(tmp_path: Path) -> None:
