@@ -129,7 +129,7 @@ def test_an_environment_may_be_passed_as_the_object_that_it_is(monkeypatch: pyte
     assert (len(train), len(held_out)) == (3, 2)
     with pytest.raises(UserError, match="has its own rows: leave dataset and eval_dataset out"):
         environment_task(ToolEnvironment(), train)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="the name 'verifiers:adding' belongs in the key data.environment"):
+    with pytest.raises(UserError, match=r"the name 'verifiers:adding' belongs in the key data\.environment"):
         environment_task("verifiers:adding", ())  # type: ignore[arg-type]
 
 
