@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastgrpo.config_keys import resolve
@@ -22,6 +23,12 @@ def test_rows_keep_their_columns_and_get_an_id() -> None:
     text, chat = read_examples([{"prompt": "Hi", "answer": 4}, {"prompt": MESSAGES, "id": 9}])
     assert (text.id, text.prompt, text.columns) == ("0", "Hi", {"answer": 4})
     assert (chat.id, chat.prompt, chat.columns) == ("9", MESSAGES, {"id": 9})
+
+
+def test_messages_may_be_an_array_as_pandas_reads_them() -> None:
+    (row,) = read_examples([{"prompt": np.array(MESSAGES, dtype=object), "answer": np.array([1])}])
+    assert row.prompt == MESSAGES
+    assert type(row.prompt) is list
 
 
 def test_files_may_be_named_by_paths(tmp_path: Path) -> None:
