@@ -70,7 +70,7 @@ def reward_task(
     Raises UserError where functions or weights are none.
     """
     rewards = partial(RewardFunctions, functions, weights)
-    rewards(deadline_s=1.0)  # what is wrong with them is told before anything is opened
+    checked = rewards(deadline_s=1.0)  # what is wrong with them is told before anything is opened
 
     def load(config: Config) -> Problems:
         if dataset is None and config.data.dataset == Data().dataset:
@@ -91,6 +91,7 @@ def reward_task(
             for rows, times in zip(sets, often, strict=True)
             for row in weighted(rows, times / min(often), config.data.seed)
         ]
+        checked.refuse_misfit(train[0])
         return train, held
 
     @asynccontextmanager

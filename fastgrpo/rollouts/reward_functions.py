@@ -111,6 +111,18 @@ class RewardFunctions:
         changed._state = replace(self._state, global_step=step)
         return changed
 
+    def refuse_misfit(self, row: Example) -> None:
+        """Raise UserError naming the function that cannot be called with what it would be given for the `row`."""
+        given = _arguments(row, []).keys() | set(WHERE_TAKEN)
+        for name, function in self._functions.items():
+            taken = sorted(given - _refused(function))
+            try:
+                signature(function).bind(**dict.fromkeys(taken))
+            except ValueError:  # nobody knows what it takes
+                continue
+            except TypeError as error:
+                raise UserError(f"reward {name} cannot be called: {error}; it is given {', '.join(taken)}") from None
+
     def prompt(self, problem: Example) -> str | list[Message]:
         """The row's own prompt."""
         return problem.prompt

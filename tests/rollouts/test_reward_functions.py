@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.functions import find_function
 from fastgrpo.rollouts.environment import EnvironmentFailure
@@ -273,6 +274,30 @@ def test_a_row_has_its_id_where_the_function_takes_it() -> None:
 
     results = rewarded(named, unnamed, columns={"id": "q1"})
     assert [result.reward.total for result in results] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (
+            lambda completions, answer, **_: [],
+            "missing a required.* 'answer'; it is given completion_ids, .*, prompts, ",
+        ),
+        (lambda completions, wanted: [], "got an unexpected keyword argument 'completion_ids'"),
+        (len, "reward len cannot be called"),
+    ],
+)
+def test_a_function_that_does_not_take_the_columns_is_told_before_anything_starts(
+    function: Callable[..., Any], reason: str
+) -> None:
+    rows = [{"prompt": f"Name {n} colours.", "wanted": n} for n in range(9)]
+    assert reward_task([length, right_or_wanted], dataset=rows).load_problems(resolve({"data.held_out": 1}))
+    with pytest.raises(UserError, match=reason):
+        reward_task([function], dataset=rows).load_problems(resolve({"data.held_out": 1}))
+
+
+def right_or_wanted(prompts, completions, completion_ids, wanted, id=None):
+    raise NotImplementedError
 
 
 def test_names_and_weights_must_fit() -> None:
