@@ -17,7 +17,7 @@ from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.dataset import as_list, hold_out, of_each, read_examples, set_names, weighted
-from fastgrpo.rollouts.environment import Agent, Environment, lacking
+from fastgrpo.rollouts.environment import Agent, Environment, lacking, misfit
 from fastgrpo.rollouts.reward_functions import Example, RewardFunctions, TrainerState
 from fastgrpo.rollouts.verifiers_environment import VerifiersEnvironment, is_verifiers, load_verifiers
 
@@ -144,6 +144,8 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
     if missing := lacking(environment):
         kind = type(environment).__name__
         raise UserError(f"environment {kind} has no {' and no '.join(missing)}: docs/own-task.md shows its methods")
+    if wrong := misfit(environment):
+        raise UserError(f"environment {type(environment).__name__}: {wrong}; docs/own-task.md shows its methods")
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment | Agent]:

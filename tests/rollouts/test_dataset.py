@@ -123,6 +123,17 @@ def test_problems_of_an_environment_are_objects_with_an_id(problems: Any, senten
         environment_task(environment, problems).load_problems(resolve({}))
 
 
+def test_a_method_that_takes_other_values_is_told_before_anything_starts() -> None:
+    def act(problem: Any, access: Any) -> None:
+        raise NotImplementedError
+
+    environment: Any = SimpleNamespace(prompt=str, act=act, results=str)
+    with pytest.raises(
+        UserError, match="environment SimpleNamespace: act is called with 3 values: too many positional"
+    ):
+        environment_task(environment, [])
+
+
 def test_an_environment_is_an_object() -> None:
     with pytest.raises(UserError, match="environment is the class Table: pass an object of it"):
         environment_task(Table, [])  # type: ignore[arg-type]
