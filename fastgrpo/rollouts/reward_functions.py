@@ -22,7 +22,8 @@ Message = dict[str, str]
 # Of its deadline: that of all together, which names none, comes after it.
 SOONER = 0.95
 # What a function is given only where it names it or takes `**`: TRL's own arguments, and what a row may have besides.
-WHERE_TAKEN = ("id", "trainer_state", "log_extra", "log_metric")
+TRLS_OWN = ("trainer_state", "log_extra", "log_metric")
+WHERE_TAKEN = ("id", *TRLS_OWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class RewardFunctions:
 
     def refuse_misfit(self, row: Example) -> None:
         """Raise UserError naming the function that cannot be called with what it would be given for the `row`."""
-        given = _arguments(row, []).keys() | set(WHERE_TAKEN)
+        given = _arguments(row, []).keys() | set(TRLS_OWN)
         for name, function in self._functions.items():
             taken = sorted(given - _refused(function))
             try:
@@ -137,8 +138,8 @@ class RewardFunctions:
     async def results(self, problem: Example, rollouts: list[Rollout]) -> list[Result]:
         """Each rollout's weighted sum, its terms by the functions' names."""
         logged = _Logged(len(rollouts))
-        own = {"trainer_state": self._state, "log_extra": logged.log_extra, "log_metric": logged.log_metric}
-        arguments = _arguments(problem, rollouts) | own
+        own = zip(TRLS_OWN, (self._state, logged.log_extra, logged.log_metric), strict=True)
+        arguments = _arguments(problem, rollouts) | dict(own)
         calls = [self._values(name, function, arguments, len(rollouts)) for name, function in self._functions.items()]
         columns = await all_of(calls)
         results = [self._result(values) for values in zip(*columns, strict=True)]

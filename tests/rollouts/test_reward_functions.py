@@ -284,6 +284,7 @@ def test_a_row_has_its_id_where_the_function_takes_it() -> None:
             "missing a required.* 'answer'; it is given completion_ids, .*, prompts, ",
         ),
         (lambda completions, wanted: [], "got an unexpected keyword argument 'completion_ids'"),
+        (lambda id, **_: [], "missing a required.* 'id'"),
         (len, "reward len cannot be called"),
     ],
 )
