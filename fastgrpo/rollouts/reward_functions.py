@@ -21,8 +21,8 @@ from fastgrpo.types import Result, Reward, Rollout
 Message = dict[str, str]
 # Of its deadline: that of all together, which names none, comes after it.
 SOONER = 0.95
-# What a function is given only where it names it or takes `**`: TRL's own arguments, and what a row may have besides.
 TRLS_OWN = ("trainer_state", "log_extra", "log_metric")
+# What a function is given only where it names it or takes `**`.
 WHERE_TAKEN = ("id", *TRLS_OWN)
 
 
