@@ -60,6 +60,8 @@ def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict
             result[name] = msgspec.convert(given, key.type, strict=strict)
         except msgspec.ValidationError as error:
             wanted = choices_of(key) or str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
+            if isinstance(value, dict) and "JSON" in key.help:
+                wanted = "the text that json.dumps makes of it"
             raise UserError(f"{source}: {name} must be {wanted}, got {shown(value)} ({type(value).__name__})") from None
         if isinstance(result[name], float) and not math.isfinite(result[name]):
             raise UserError(f"{source}: {name} must be a finite number, got {value!r}")

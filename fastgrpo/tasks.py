@@ -17,9 +17,9 @@ from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.dataset import as_list, hold_out, of_each, read_examples, set_names, weighted
-from fastgrpo.rollouts.environment import Agent, Environment, lacking
-from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
-from fastgrpo.rollouts.verifiers_environment import load_verifiers
+from fastgrpo.rollouts.environment import Agent, Environment, lacking, misfit
+from fastgrpo.rollouts.reward_functions import Example, RewardFunctions, TrainerState
+from fastgrpo.rollouts.verifiers_environment import VerifiersEnvironment, is_verifiers, load_verifiers
 
 Problems = tuple[list[Any], list[Any]]
 Prompt = str | list[dict[str, str]]
@@ -70,7 +70,7 @@ def reward_task(
     Raises UserError where functions or weights are none.
     """
     rewards = partial(RewardFunctions, functions, weights)
-    rewards(deadline_s=1.0)  # what is wrong with them is told before anything is opened
+    checked = rewards(deadline_s=1.0)  # what is wrong with them is told before anything is opened
 
     def load(config: Config) -> Problems:
         if dataset is None and config.data.dataset == Data().dataset:
@@ -91,11 +91,13 @@ def reward_task(
             for rows, times in zip(sets, often, strict=True)
             for row in weighted(rows, times / min(often), config.data.seed)
         ]
+        checked.refuse_misfit(train[0])
         return train, held
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment]:
-        yield rewards(deadline_s=config.grpo.execute_s)
+        steps = config.grpo.steps
+        yield rewards(deadline_s=config.grpo.execute_s, state=TrainerState(steps, steps))
 
     return Task(load, open_environment, prompt=lambda _, example: example.prompt)
 
@@ -108,11 +110,13 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
     package, _, name = environment.partition(":")
     if package != "verifiers" or not name:
         raise UserError(f"data.environment must be verifiers:NAME, got {environment!r}")
-    loaded = cache(lambda: load_verifiers(name, arguments))
+    return _verifiers_task(cache(lambda: load_verifiers(name, arguments)))
 
+
+def _verifiers_task(loaded: Callable[[], VerifiersEnvironment]) -> Task:
     def load(config: Config) -> Problems:
         tasks, held_out = (loaded().tasks(held_out=each) for each in (False, True))
-        [count] = of_each(config.data.held_out, [environment], "data.held_out")
+        [count] = of_each(config.data.held_out, ["the environment"], "data.held_out")
         if not held_out:
             return hold_out(tasks, count, config.data.seed)
         return tasks, random.Random(f"{config.data.seed}/held-out").sample(held_out, min(count, len(held_out)))
@@ -125,12 +129,23 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
 
 
 def environment_task(environment: Environment | Agent, problems: Iterable[Any], held_out: Iterable[Any] = ()) -> Task:
-    """An environment or an agent of the caller's own on its own problems. Raises UserError for an object of neither."""
+    """An environment or an agent of the caller's own on its own problems; one of verifiers, which has its own.
+
+    Raises UserError for an object of neither.
+    """
     if isinstance(environment, type):
         raise UserError(f"environment is the class {environment.__name__}: pass an object of it")
+    if isinstance(environment, str):
+        raise UserError(f"environment is an object: the name {shown(environment)} belongs in the key data.environment")
+    if is_verifiers(environment):
+        if problems or held_out:
+            raise UserError("an environment of verifiers has its own rows: leave dataset and eval_dataset out")
+        return _verifiers_task(partial(VerifiersEnvironment, environment))
     if missing := lacking(environment):
         kind = type(environment).__name__
         raise UserError(f"environment {kind} has no {' and no '.join(missing)}: docs/own-task.md shows its methods")
+    if wrong := misfit(environment):
+        raise UserError(f"environment {type(environment).__name__}: {wrong}; docs/own-task.md shows its methods")
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Environment | Agent]:

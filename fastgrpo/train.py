@@ -68,9 +68,9 @@ def train(
     `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, weighted by `reward_weights`, on the
     rows of `dataset` (dicts, a `datasets.Dataset`, a file, a name on the hub); `data.held_out` of them, or
     `eval_dataset`, are evaluated. `environment` takes any problems in place of rows: an `Environment`, or an `Agent`,
-    which calls the policy through an OpenAI client (see `rollouts.environment`). `task` is all of that in one
-    (`fastgrpo.tasks`). Without any of them the task is the one that the configuration names. `dry_run` prints the plan
-    and starts nothing. Raises UserError.
+    which calls the policy through an OpenAI client (see `rollouts.environment`); one of verifiers brings its own rows.
+    `task` is all of that in one (`fastgrpo.tasks`). Without any of them the task is the one that the configuration
+    names. `dry_run` prints the plan and starts nothing. Raises UserError.
     """
     _refuse_running_loop()
     if not isinstance(config, Config):

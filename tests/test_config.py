@@ -99,6 +99,13 @@ def test_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, message: st
     assert str(path) in str(caught.value)
 
 
+def test_a_dict_in_the_place_of_its_json_is_told_so() -> None:
+    with pytest.raises(
+        UserError, match=r"chat_template_kwargs must be the text that json\.dumps makes of it, got {'a': 1}"
+    ):
+        checked({"model.chat_template_kwargs": {"a": 1}}, source="train(config)")
+
+
 def test_command_line_wins_over_file_wins_over_default(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text("seed = 1\n[grpo]\nsteps = 7\nlr = 1")

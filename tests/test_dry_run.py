@@ -54,16 +54,20 @@ def test_a_dry_run_prints_the_plan_alone(
     assert not (tmp_path / "cache" / "fastgrpo").exists()
 
 
+def anything(**_: object) -> list[float]:
+    raise NotImplementedError
+
+
 def test_the_problems_that_do_not_fit_are_counted(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = {"model.path": str(model), "engine.max_model_len": 32, "grpo.max_new_tokens": 16, "data.held_out": 1}
     rows = [{"prompt": "count"}, {"prompt": "count"}, {"prompt": "count the vowels " * 40}]
-    print_plan(resolve(keys), reward_task([len], dataset=rows))
+    print_plan(resolve(keys), reward_task([anything], dataset=rows))
     assert "too long        1 of these problems" in capsys.readouterr().out
     Path("rows.jsonl").write_text(json.dumps(rows[2]) + "\n" + json.dumps(rows[2]))
     with pytest.raises(UserError, match=r"no prompt fits: .*raise engine\.max_model_len"):
-        print_plan(resolve(keys), reward_task([len], dataset="rows.jsonl"))
+        print_plan(resolve(keys), reward_task([anything], dataset="rows.jsonl"))
 
 
 def test_a_task_without_a_model_is_refused_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="this task needs a model"):
-        print_plan(resolve({}), reward_task([len], dataset=[{"prompt": "count"}]))
+        print_plan(resolve({}), reward_task([anything], dataset=[{"prompt": "count"}]))

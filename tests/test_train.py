@@ -522,7 +522,7 @@ def test_a_second_training_in_the_process_is_refused_and_the_first_goes_on(
         (row,) = metrics(fastgrpo.train(keys, model=model, reward=second, dataset=rows))
         assert row["infrastructure"] == 0
     with pytest.raises(UserError, match=r"nothing to resume: .*other/config.toml does not exist"):
-        fastgrpo.train(keys | {"name": "other"}, model=model, reward=vowels, dataset=rows, resume=True)
+        fastgrpo.train(keys | {"name": "other"}, model=model, reward=second, dataset=rows, resume=True)
 
 
 def test_a_running_loop_is_told_how_to_train() -> None:

@@ -97,8 +97,8 @@ def linear_grpo_loss(
     it is 0. `entropy_weight` times the entropy is a bonus, whose gradient comes from the same pass.
 
     Tokens of zero weight, or of zero advantage where `kl_weight` and `entropy_weight` are 0, cost nothing: they are
-    dropped before any product, get no gradient and no statistics. Gradients are made here and scaled in backward, which
-    can run once.
+    dropped before any product, get no gradient and no statistics, and may have any target. Gradients are made here and
+    scaled in backward, which can run once.
 
     Raises ValueError naming the argument for wrong shapes, dtypes, devices, options or targets outside the vocabulary.
     """

@@ -193,7 +193,8 @@ def linear_grpo_loss(
     computed = report_FN[0].isnan().logical_not_().sum().to(torch.float32)
     # Slices, as a list of indices would be copied to the device and wait for it.
     statistics = torch.cat([computed[None], sums_F[1:2], sums_F[3:]])
-    return sums_F[2].clone(), report_FN, statistics, *gradients
+    # Dropped tokens have a loss of 0: a NaN among the others is not to be summed away.
+    return report_FN[2].sum(), report_FN, statistics, *gradients
 
 
 def _begin_selection(
@@ -201,14 +202,16 @@ def _begin_selection(
 ) -> Callable[[], Tensor | None]:
     """Finds the tokens that can move the policy: neither weight nor advantage (or KL or entropy bonus) is zero.
 
-    The returned function gives their indices, None for all, and checks that targets index the vocabulary.
+    The returned function gives their indices, None for all, and checks that their targets index the vocabulary.
     """
     if not len(targets_N):
         return lambda: None
     kept_N = tokens.token_weights_N != 0
     if options.kl_weight == options.entropy_weight == 0:
         kept_N &= tokens.advantages_N != 0
-    fetch = _begin_fetch(torch.stack([*torch.aminmax(targets_N), kept_N.sum()]))
+    # The others' may be anything, as the -100 that masks a label.
+    wanted_N = torch.where(kept_N, targets_N, 0)
+    fetch = _begin_fetch(torch.stack([*torch.aminmax(wanted_N), kept_N.sum()]))
 
     def finish() -> Tensor | None:
         lowest, highest, kept = fetch()

@@ -81,7 +81,8 @@ def entropy_weight(weight: float) -> None:
 
 def target_range(lowest: float, highest: float, vocabulary: int) -> None:
     """Targets index the vocabulary."""
-    got = int(lowest) if lowest < 0 else int(highest)
+    masked = "leave out tokens that do not count, in linear_grpo_loss by a weight of 0"
+    got = f"{int(lowest)}: {masked}" if lowest < 0 else int(highest)
     require(lowest >= 0 and highest < vocabulary, "targets_N", f"token ids in [0, {vocabulary})", got)
 
 

@@ -72,6 +72,12 @@ class Chat:
         system = [] if turns[0]["role"] == "system" else self._system
         return self._ids(self._render([*system, *turns], tools))
 
+    def is_rendered(self, prompt: str | Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the chat template has been applied to the text already: it holds the mark that ends a turn."""
+        if not isinstance(prompt, str) or not self.tokenizer.chat_template:
+            return False
+        return self.tokenizer.decode([self.turn_end_id]) in prompt
+
     def feedback_ids(self, text: str, last_id: int) -> list[int]:
         """Ids that follow a completion ending in token `last_id`: its end, the user's feedback, the next opening."""
         return self.turn_ids([_turn("user", text)], last_id)

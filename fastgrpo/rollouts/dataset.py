@@ -178,7 +178,9 @@ def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
 
 def _example(number: int, row: Mapping[str, Any]) -> Example:
     columns = dict(row)
-    name, prompt = as_text(columns.pop("id", number)), columns.pop("prompt", None)
+    name, prompt = as_text(columns.get("id", number)), columns.pop("prompt", None)
+    if hasattr(prompt, "tolist"):
+        prompt = prompt.tolist()  # pandas makes arrays of a parquet file's lists
     messages = isinstance(prompt, list) and prompt and all(is_message(message) for message in prompt)
     if not (isinstance(prompt, str) and prompt) and not messages:
         have = (

@@ -127,6 +127,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever goes wrong in OpenAI's form of an error, and nothing of this host in it."""
     try:
         return await handler(request)
+    except web.HTTPNotFound:
+        here = "POST /v1/chat/completions and GET /v1/models are: speak OpenAI's chat completions"
+        return _response(_refusal(404, f"{request.path:.200} is not answered by this endpoint, {here}", "http"))
     except Exception as problem:
         return _response(_reply(problem))
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from fastgrpo.rollouts.session import Access
 
 Value = TypeVar("Value")
+# How many values each method is called with.
+ARGUMENTS = {"prompt": 1, "execute": 3, "feedback_text": 1, "act": 3, "results": 2}
 # Squares of a group's rewards are summed in single precision.
 LARGEST_REWARD = 1e15
 
@@ -74,6 +76,20 @@ def lacking(environment: Any) -> list[str]:
     """The methods that it lacks to be an `Environment`, or an `Agent` where it has `act`."""
     names = ("prompt", "results", *(("act",) if hasattr(environment, "act") else ("execute", "feedback_text")))
     return [name for name in names if not callable(getattr(environment, name, None))]
+
+
+def misfit(environment: Any) -> str:
+    """Why a method of it cannot be called as the loop calls it; empty where all can."""
+    for name, count in ARGUMENTS.items():
+        method = getattr(environment, name, None)
+        if callable(method):
+            try:
+                inspect.signature(method).bind(*range(count))
+            except ValueError:  # nobody knows what it takes
+                continue
+            except TypeError as error:
+                return f"{name} is called with {count} values: {error}"
+    return ""
 
 
 def at_step(environment: Environment | Agent, step: int) -> Environment | Agent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -110,6 +111,14 @@ class Request(Struct):
     response_format: dict[str, Any] | None = None
     logit_bias: dict[str, Any] | None = None
     functions: list[Any] | None = None
+    # vLLM's own.
+    chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
 
     def refuse_impossible(self) -> None:
         """Raise Refused, naming what the engine cannot do, or would do against the distribution that is trained."""
@@ -120,7 +129,12 @@ class Request(Struct):
             "tool_choice other than auto and none": self.tool_choice not in (None, "auto", "none"),
             "logit_bias": bool(self.logit_bias),
             "functions (send tools)": bool(self.functions),
+            "chat_template_kwargs (the run's model.chat_template_kwargs count)": bool(self.chat_template_kwargs),
+            "continue_final_message": bool(self.continue_final_message),
+            "structured_outputs": bool(self.structured_outputs),
         }
+        guided = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        impossible |= {name: getattr(self, name) is not None for name in guided}
         if found := [name for name, asked in impossible.items() if asked]:
             raise Refused(f"{found[0]} is not supported by this endpoint: leave it out", "unsupported_parameter")
         if any(not self._name(tool) for tool in self.tools or ()):
@@ -189,9 +203,10 @@ def events(answer: Answer, request: Request) -> bytes:
         [{"index": 0, "delta": delta, "finish_reason": None} | _logprobs(answer, request)],
         [{"index": 0, "delta": {}, "finish_reason": answer.finish_reason}],
     ]
-    chunks = [_head("chat.completion.chunk", request) | {"choices": each} for each in choices]
+    head = _head("chat.completion.chunk", request)
+    chunks = [head | {"choices": each} for each in choices]
     if (request.stream_options or {}).get("include_usage"):
-        chunks.append(_head("chat.completion.chunk", request) | {"choices": [], "usage": _usage(answer)})
+        chunks.append(head | {"choices": [], "usage": _usage(answer)})
     lines = [b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks]
     return b"".join([*lines, b"data: [DONE]\n\n"])
 
@@ -210,7 +225,8 @@ def _plain(function: Function) -> dict[str, Any]:
 
 
 def _head(kind: str, request: Request) -> dict[str, Any]:
-    return {"id": "chatcmpl-fastgrpo", "object": kind, "created": int(time.time()), "model": request.model}
+    number = uuid.uuid4().hex
+    return {"id": f"chatcmpl-{number}", "object": kind, "created": int(time.time()), "model": request.model}
 
 
 def _message(answer: Answer) -> dict[str, Any]:

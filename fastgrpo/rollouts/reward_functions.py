@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from inspect import isawaitable
+from copy import copy
+from dataclasses import dataclass, field, replace
+from inspect import Parameter, isawaitable, signature
 from itertools import islice
 from numbers import Real
 from sys import float_info
 from typing import Any
+
+import msgspec
 
 from fastgrpo.errors import UserError, described, shown
 from fastgrpo.rollouts.environment import EnvironmentFailure, all_of, ask, failed, finite_number
@@ -18,6 +21,9 @@ from fastgrpo.types import Result, Reward, Rollout
 Message = dict[str, str]
 # Of its deadline: that of all together, which names none, comes after it.
 SOONER = 0.95
+TRLS_OWN = ("trainer_state", "log_extra", "log_metric")
+# What a function is given only where it names it or takes `**`.
+WHERE_TAKEN = ("id", *TRLS_OWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,46 @@ class Example:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """What a reward function's `trainer_state` tells: the training step of its rollouts, from 0, and the steps in all.
+
+    Evaluations have `global_step` = `max_steps`, so that one reward measures the policy before and after.
+    """
+
+    global_step: int = 0
+    max_steps: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"trainer_state has no {name} here, but global_step and max_steps")
+
+
+@dataclass(slots=True)
+class _Logged:
+    """What functions log of a group of `count` rollouts."""
+
+    count: int
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """TRL's: a value for each completion, kept in its record."""
+        if len(listed := list(values)) != self.count:
+            raise ValueError(f"log_extra got {len(listed)} values of {column!r} for {self.count} completions")
+        self.columns[column] = listed
+
+    def log_metric(self, name: str, value: float) -> None:
+        """TRL's: a number of the group, of which the mean is logged. NaN, as the mean of nothing, does not count."""
+        if value == value:
+            self.metrics.setdefault(name, []).append(finite_number(f"the metric {name!r} of log_metric", value))
+
+    def added_to(self, result: Result, index: int) -> Result:
+        """The rollout's result with all of that."""
+        means = {name: sum(values) / len(values) for name, values in self.metrics.items()}
+        record = {column: values[index] for column, values in self.columns.items()}
+        return msgspec.structs.replace(result, metrics=means, record=record)
+
+
 class RewardFunctions:
     """The environment of `functions`, whose weighted values add up to the reward.
 
@@ -36,19 +82,47 @@ class RewardFunctions:
     of the data set, and returns a number for each completion; None = does not apply to it. A completion to which none
     applies is left out of its group's baseline. Functions may be coroutines or plain, which run in threads; each has
     `deadline_s`. Completions are texts, or where the prompt is a conversation, lists of one assistant message.
+    Those that take them get TRL's `trainer_state`, which is `state`, `log_extra` and `log_metric` too.
     """
 
     def __init__(
-        self, functions: Sequence[Callable[..., Any]], weights: Sequence[float] | None = None, *, deadline_s: float
+        self,
+        functions: Sequence[Callable[..., Any]],
+        weights: Sequence[float] | None = None,
+        *,
+        deadline_s: float,
+        state: TrainerState | None = None,
     ) -> None:
-        if other := [function for function in functions if not callable(function)]:
-            raise UserError(f"reward takes functions, got {shown(other[0])}: from the shell --reward MODULE:FUNCTION")
+        if other := [each for each in functions if not callable(each) or hasattr(each, "forward")]:
+            raise UserError(
+                f"reward takes functions, got {shown(other[0])}: from the shell --reward MODULE:FUNCTION, and around a "
+                "reward model a function that asks it"
+            )
         names = [_name(function) for function in functions]
         if double := [name for name in names if names.count(name) > 1]:
             raise UserError(f"reward has two functions called {double[0]}: rewards are logged by name, so rename one")
         self._functions = dict(zip(names, functions, strict=True))
         self._weights = _weights(weights, len(functions))
         self._deadline_s = deadline_s
+        self._state = state or TrainerState()
+
+    def at_step(self, step: int) -> RewardFunctions:
+        """The same for the rollouts of training step `step`."""
+        changed = copy(self)
+        changed._state = replace(self._state, global_step=step)
+        return changed
+
+    def refuse_misfit(self, row: Example) -> None:
+        """Raise UserError naming the function that cannot be called with what it would be given for the `row`."""
+        given = _arguments(row, []).keys() | set(TRLS_OWN)
+        for name, function in self._functions.items():
+            taken = sorted(given - _refused(function))
+            try:
+                signature(function).bind(**dict.fromkeys(taken))
+            except ValueError:  # nobody knows what it takes
+                continue
+            except TypeError as error:
+                raise UserError(f"reward {name} cannot be called: {error}; it is given {', '.join(taken)}") from None
 
     def prompt(self, problem: Example) -> str | list[Message]:
         """The row's own prompt."""
@@ -63,10 +137,13 @@ class RewardFunctions:
 
     async def results(self, problem: Example, rollouts: list[Rollout]) -> list[Result]:
         """Each rollout's weighted sum, its terms by the functions' names."""
-        arguments = _arguments(problem, rollouts)
+        logged = _Logged(len(rollouts))
+        own = zip(TRLS_OWN, (self._state, logged.log_extra, logged.log_metric), strict=True)
+        arguments = _arguments(problem, rollouts) | dict(own)
         calls = [self._values(name, function, arguments, len(rollouts)) for name, function in self._functions.items()]
         columns = await all_of(calls)
-        return [self._result(values) for values in zip(*columns, strict=True)]
+        results = [self._result(values) for values in zip(*columns, strict=True)]
+        return [logged.added_to(result, index) for index, result in enumerate(results)]
 
     def _result(self, values: Sequence[float | None]) -> Result:
         named = zip(self._functions, self._weights, values, strict=True)
@@ -76,9 +153,11 @@ class RewardFunctions:
         return Result(reward=Reward(total=sum(terms.values()), terms=terms))
 
     async def _values(
-        self, name: str, function: Callable[..., Any], arguments: dict[str, list[Any]], count: int
+        self, name: str, function: Callable[..., Any], arguments: dict[str, Any], count: int
     ) -> list[float | None]:
         """What one function returns. Raises EnvironmentFailure naming it where that is no list of numbers."""
+
+        refused = _refused(function)
 
         async def awaited(returned: Awaitable[Any]) -> list[Any]:
             return _listed(name, await returned, count)
@@ -86,7 +165,7 @@ class RewardFunctions:
         def called() -> Any:
             # In a thread, where the body of a generator runs too. What it changes is its own, as where a loader of rows
             # makes them anew for each step.
-            returned = function(**{column: [_own(value) for value in values] for column, values in arguments.items()})
+            returned = function(**{name: _own(value) for name, value in arguments.items() if name not in refused})
             return awaited(returned) if isawaitable(returned) else _listed(name, returned, count)
 
         try:
@@ -99,6 +178,17 @@ class RewardFunctions:
                 raise
             raise EnvironmentFailure(f"reward {name}: {described(error.__cause__)}") from error
         return [None if value is None else finite_number(f"what reward {name} returns", value) for value in values]
+
+
+def _refused(function: Callable[..., Any]) -> set[str]:
+    """Those of `WHERE_TAKEN` that the function does not take."""
+    try:
+        parameters = signature(function).parameters.values()
+    except (TypeError, ValueError):  # of what is written in C
+        return set(WHERE_TAKEN)
+    if any(each.kind is Parameter.VAR_KEYWORD for each in parameters):
+        return set()
+    return set(WHERE_TAKEN) - {each.name for each in parameters}
 
 
 def _own(value: Any) -> Any:

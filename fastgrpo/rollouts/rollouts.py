@@ -8,6 +8,7 @@ executes while the engine goes on decoding the others. A batch tells when its la
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ from fastgrpo.types import UNENDED, Group, Rollout, Sampling
 if TYPE_CHECKING:
     from fastgrpo.engine.completion import Completion
     from fastgrpo.engine.opening import AnyEngine
+
+log = logging.getLogger(__name__)
 
 
 class Rollouts:
@@ -318,7 +321,17 @@ def fitting(problems: Sequence[Any], environment: Environment | Agent, chat: Cha
 
 
 def prompts_fit(prompts: Sequence[str | list[dict[str, str]]], chat: Chat, sampling: Sampling) -> list[bool]:
-    """For each prompt, whether it leaves room for a completion. Raises UserError where none does."""
+    """For each prompt, whether it leaves room for a completion. Raises UserError where none does.
+
+    A warning tells of texts to which the chat template has been applied already.
+    """
+    if rendered := sum(map(chat.is_rendered, prompts)):
+        log.warning(
+            "%d of %d prompts are texts with the chat template's marks in them, and become the user's turn of another "
+            "conversation: give them as messages",
+            rendered,
+            len(prompts),
+        )
     lengths = [len(chat.prompt_ids(prompt)) for prompt in prompts]
     if 0 in lengths:
         raise UserError("a prompt is empty, and the model's tokenizer begins no text with a token: give it some text")

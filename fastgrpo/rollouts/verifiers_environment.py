@@ -75,6 +75,11 @@ class VerifiersEnvironment:
         return [_result(state) for state in states]
 
 
+def is_verifiers(environment: Any) -> bool:
+    """Whether it is an environment of verifiers."""
+    return all(hasattr(environment, name) for name in ("rubric", "rollout", "get_dataset"))
+
+
 def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
     """The environment `name` with `arguments`, a JSON object. Raises UserError where it cannot be loaded."""
     try:
@@ -87,11 +92,13 @@ def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
         package = importlib.import_module("verifiers")
     except ImportError as error:
         raise UserError(f"verifiers:{name} needs the package verifiers ({error}): {NEEDS}") from error
-    if not hasattr(package, "load_environment"):
-        version = getattr(package, "__version__", "of another version")
-        raise UserError(f"verifiers {version} has no load_environment: {NEEDS}")
     try:
-        return VerifiersEnvironment(package.load_environment(name, **values))
+        load = package.load_environment
+    except AttributeError as error:
+        version = getattr(package, "__version__", "of another version")
+        raise UserError(f"verifiers {version} has no load_environment ({error}): {NEEDS}") from error
+    try:
+        return VerifiersEnvironment(load(name, **values))
     except Exception as error:
         # Loading runs the environment's own code.
         raise UserError(f"the environment verifiers:{name} does not load: {error}") from error

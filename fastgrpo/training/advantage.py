@@ -64,6 +64,8 @@ def _step_deviation(rewards_R: Tensor) -> float:
 
 
 def _check(rewards_R: Tensor, group_ids_R: Tensor, mode: str) -> None:
+    for name, value in (("rewards_R", rewards_R), ("group_ids_R", group_ids_R)):
+        require(isinstance(value, Tensor), name, "a tensor", type(value).__name__)
     flat = rewards_R.dim() == group_ids_R.dim() == 1 and len(group_ids_R) == len(rewards_R)
     same = group_ids_R.get_device() == rewards_R.get_device()
     if flat and same and mode in MODES and rewards_R.dtype == torch.float32 and group_ids_R.dtype in ID_DTYPES:

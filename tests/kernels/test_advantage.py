@@ -86,6 +86,7 @@ def test_a_group_is_a_run_of_neighbours(device):
     ("change", "message"),
     [
         ({"mode": "ppo"}, "mode: expected 'grpo', 'dr_grpo' or 'rloo', got 'ppo'"),
+        ({"rewards_R": [1.0, 0.0, 0.0]}, "rewards_R: expected a tensor, got list"),
         ({"rewards_R": torch.ones(2, 2)}, "rewards_R: expected 1 dimension"),
         ({"rewards_R": torch.ones(3).double()}, "rewards_R: expected float32, got torch.float64"),
         ({"group_ids_R": torch.ones(2, dtype=torch.int64)}, r"group_ids_R: expected shape \[3\], got \(2,\)"),

@@ -29,7 +29,10 @@ HEAD_ERRORS = [
     ({"weight_VH": torch.randn(7, 4, device="meta")}, "weight_VH: expected hidden_NH's device cpu, got meta"),
     ({"weight_VH": nn.Linear(4, 7)}, "weight_VH: expected the head's weight tensor, got the module Linear"),
     ({"targets_N": torch.tensor([0, 7, 3])}, r"targets_N: expected token ids in \[0, 7\), got 7"),
-    ({"targets_N": torch.tensor([0, 6, -100])}, r"targets_N: expected token ids in \[0, 7\), got -100"),
+    (
+        {"targets_N": torch.tensor([0, 6, -100])},
+        r"targets_N: expected token ids in \[0, 7\), got -100: leave out tokens that do not count",
+    ),
     ({"targets_N": torch.tensor([0, 6])}, r"targets_N: expected shape \[3\], got \(2,\)"),
     ({"targets_N": torch.tensor([0, 6, 3], dtype=torch.int32)}, "targets_N: expected int64, got torch.int32"),
     ({"bias": torch.randn(6)}, r"bias: expected shape \[7\], got \(6,\)"),

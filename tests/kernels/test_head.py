@@ -204,6 +204,26 @@ def test_dropped_tokens_cost_nothing_and_get_nothing(device):
     check_loss(head, tokens, LOSSES["dapo"], chunk=2)
 
 
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+def test_a_dropped_token_may_have_any_target(kl_weight, device):
+    head = random_head(6, 64, 100, device=device)
+    tokens, options = random_tokens(head), LossOptions(kl_weight=kl_weight)
+    tokens.token_weights_N[:3] = 0
+    loss = fused_loss(head, tokens, options).loss
+    head.targets_N[:3] = -100
+    assert fused_loss(head, tokens, options).loss == loss
+
+
+def test_a_value_that_is_none_shows_in_the_loss(device):
+    """Summed away it would look like a loss of nothing, beside gradients that are none."""
+    head = random_head(6, 64, 100, device=device)
+    tokens = random_tokens(head)
+    tokens.advantages_N[1], tokens.token_weights_N[0] = torch.nan, 0
+    output = fused_loss(head, tokens, LOSSES["dapo"])
+    assert output.loss.isnan()
+    assert output.statistics.entropy.isfinite()
+
+
 @pytest.mark.parametrize("n", [0, 4])
 def test_nothing_to_learn(n, device):
     head = random_head(4, 64, 50, device=device)

@@ -84,6 +84,16 @@ def test_a_template_frames_the_query() -> None:
     assert chat("plain").tokenizer.decode(ids) == "[user]query\n[assistant]"
 
 
+@pytest.mark.parametrize("name", ["chatml", "gemma", "glm"])
+def test_a_text_that_is_a_rendered_conversation_is_known(name: str) -> None:
+    made, turns = chat(name), [{"role": "user", "content": "?"}]
+    rendered = made.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert made.is_rendered(rendered)
+    assert not made.is_rendered("What is <b>?")
+    assert not made.is_rendered([{"role": "user", "content": rendered}])
+    assert not Chat(tokenizer()).is_rendered(rendered)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_turn_ends_where_the_template_ends_it(name: str) -> None:
     made = chat(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastgrpo.config_keys import resolve
@@ -18,17 +19,27 @@ from fastgrpo.tasks import environment_task, reward_task
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
 
+def anything(**_: Any) -> list[float]:
+    raise NotImplementedError
+
+
 def test_rows_keep_their_columns_and_get_an_id() -> None:
     text, chat = read_examples([{"prompt": "Hi", "answer": 4}, {"prompt": MESSAGES, "id": 9}])
     assert (text.id, text.prompt, text.columns) == ("0", "Hi", {"answer": 4})
-    assert (chat.id, chat.prompt, chat.columns) == ("9", MESSAGES, {})
+    assert (chat.id, chat.prompt, chat.columns) == ("9", MESSAGES, {"id": 9})
+
+
+def test_messages_may_be_an_array_as_pandas_reads_them() -> None:
+    (row,) = read_examples([{"prompt": np.array(MESSAGES, dtype=object), "answer": np.array([1])}])
+    assert row.prompt == MESSAGES
+    assert type(row.prompt) is list
 
 
 def test_files_may_be_named_by_paths(tmp_path: Path) -> None:
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     for path in paths:
         path.write_text('{"prompt": "a"}\n')
-    train, held_out = reward_task([len], dataset=paths).load_problems(resolve({"data.held_out": 0}))
+    train, held_out = reward_task([anything], dataset=paths).load_problems(resolve({"data.held_out": 0}))
     assert ([row.id for row in train], held_out) == ([f"{path}/0" for path in paths], [])
 
 
@@ -76,7 +87,7 @@ def test_rows_whose_own_code_fails_and_no_rows_to_evaluate_are_one_sentence() ->
     with pytest.raises(UserError, match="the data set cannot be read to its end: it raised ValueError: no connection"):
         read_examples(rows())
     with pytest.raises(UserError, match="eval_dataset has no rows: leave it out"):
-        reward_task([len], dataset=[{"prompt": "a"}], eval_dataset=[]).load_problems(resolve({}))
+        reward_task([anything], dataset=[{"prompt": "a"}], eval_dataset=[]).load_problems(resolve({}))
 
 
 def test_a_file_of_another_kind_and_a_saved_folder_are_named(tmp_path: Path) -> None:
@@ -94,7 +105,7 @@ def test_a_file_of_another_kind_and_a_saved_folder_are_named(tmp_path: Path) -> 
 
 def test_a_reward_without_rows_asks_for_them() -> None:
     with pytest.raises(UserError, match="a reward function needs rows with a prompt"):
-        reward_task([len]).load_problems(resolve({}))
+        reward_task([anything]).load_problems(resolve({}))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +121,17 @@ def test_problems_of_an_environment_are_objects_with_an_id(problems: Any, senten
     environment: Any = SimpleNamespace(prompt=str, act=str, results=str)
     with pytest.raises(UserError, match=sentence):
         environment_task(environment, problems).load_problems(resolve({}))
+
+
+def test_a_method_that_takes_other_values_is_told_before_anything_starts() -> None:
+    def act(problem: Any, access: Any) -> None:
+        raise NotImplementedError
+
+    environment: Any = SimpleNamespace(prompt=str, act=act, results=str)
+    with pytest.raises(
+        UserError, match="environment SimpleNamespace: act is called with 3 values: too many positional"
+    ):
+        environment_task(environment, [])
 
 
 def test_an_environment_is_an_object() -> None:
@@ -192,7 +214,7 @@ def test_a_folder_without_data_files_is_one_sentence(
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (str(folder), "./org/sums", "~/org/sums", "org/sums", "org/sums:test"):
         with pytest.raises(UserError, match=r"the folder .*org/sums holds no data files \(.*\.parquet"):
-            reward_task([len]).load_problems(resolve({"data.dataset": name}))
+            reward_task([anything]).load_problems(resolve({"data.dataset": name}))
     assert fake_hub == []
 
 
@@ -218,22 +240,22 @@ def test_a_gated_set_and_a_hub_out_of_reach_are_one_sentence(fake_hub: list[dict
 def test_several_sets_have_weights_and_ids_of_their_own(fake_hub: list[dict[str, Any]]) -> None:
     names = ("org/sums:train", "org/sums:test")
     config = resolve({"data.dataset": names, "data.weights": (1.0, 2.0), "data.held_out": (0, 1)})
-    train, held_out = reward_task([len]).load_problems(config)
+    train, held_out = reward_task([anything]).load_problems(config)
     assert sorted(row.id for row in train if row.id.startswith("org/sums:train")) == [
         f"org/sums:train/{n}" for n in range(4)
     ]
     assert len([row for row in train if row.id.startswith("org/sums:test")]) == 6
     assert len(held_out) == 1
     with pytest.raises(UserError, match=r"data\.weights has 3 values and data\.dataset names 2"):
-        reward_task([len]).load_problems(resolve({"data.dataset": names, "data.weights": (1.0, 2.0, 3.0)}))
+        reward_task([anything]).load_problems(resolve({"data.dataset": names, "data.weights": (1.0, 2.0, 3.0)}))
 
 
 def test_training_and_evaluation_sets_of_their_own(fake_hub: list[dict[str, Any]], tmp_path: Path) -> None:
     config = resolve({"data.dataset": "org/sums", "data.eval_dataset": "org/sums", "data.held_out": 3})
-    train, held_out = reward_task([len]).load_problems(config)
+    train, held_out = reward_task([anything]).load_problems(config)
     assert [row.prompt for row in train] == [f"train {n}" for n in range(4)]
     assert [row.prompt for row in held_out] == [f"test {n}" for n in range(4)]
-    both = reward_task([len], dataset=["org/sums", "org/one"], eval_dataset="org/one").load_problems(config)
+    both = reward_task([anything], dataset=["org/sums", "org/one"], eval_dataset="org/one").load_problems(config)
     assert len(both[0]) == 5
-    given = reward_task([len], dataset=[{"prompt": "a"}], eval_dataset="org/one").load_problems(config)
+    given = reward_task([anything], dataset=[{"prompt": "a"}], eval_dataset="org/one").load_problems(config)
     assert [[row.prompt for row in rows] for rows in given] == [["a"], ["alone"]]

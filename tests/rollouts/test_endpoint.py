@@ -257,9 +257,12 @@ def test_a_client_that_streams_gets_the_same() -> None:
     async def act(client: openai.AsyncOpenAI) -> Any:
         stream = await client.chat.completions.create(model="policy", messages=[user("q")], tools=[TOOL], stream=True)
         chunks = [chunk async for chunk in stream]
+        again = await client.chat.completions.create(model="policy", messages=[user("q")])
+        assert len({chunk.id for chunk in chunks}) == 1
+        assert again.id != chunks[0].id
         return [chunks[0].choices[0].delta.tool_calls[0].function.name, chunks[-1].choices[0].finish_reason]
 
-    assert rollout_of(Scripted(CALL), act).result.record["execution"] == ["add", "tool_calls"]
+    assert rollout_of(Scripted(CALL, "a"), act).result.record["execution"] == ["add", "tool_calls"]
 
 
 def test_a_plain_agent_runs_in_a_thread_with_the_plain_client() -> None:
@@ -308,6 +311,11 @@ def test_a_plain_agent_may_ask_by_the_given_client_in_a_loop_of_its_own() -> Non
         ({"messages": [user("q")], "stop": [5]}, "the request is malformed"),
         ({"messages": [user("q")], "max_tokens": 0}, "Expected `int` >= 1"),
         ({"messages": [user("q")], "tool_choice": "required"}, "tool_choice other than auto and none is not"),
+        (
+            {"messages": [user("q")], "chat_template_kwargs": {"enable_thinking": False}},
+            "run's model.chat_template_kwargs",
+        ),
+        ({"messages": [user("q")], "guided_json": {}}, "guided_json is not supported"),
         ({"messages": [user("q")], "tools": [{"type": "function"}]}, "each of tools needs a function with a name"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "'image_url' cannot be read"),
         ({"messages": [user("q " * 900)]}, "maximum context length is 600 tokens"),
@@ -348,6 +356,7 @@ def test_a_wrong_key_is_401_and_a_key_ends_with_its_rollout() -> None:
                 await always(other.models.list)
         status, said = await post(client.base_url, client.api_key, {}, path="nothing")
         assert (status, said["error"]["code"]) == (404, "http")
+        assert said["error"]["message"].startswith("/v1/nothing is not answered by this endpoint, POST /v1/chat/compl")
         assert (await client.models.list()).data[0].id == "policy"
 
     assert rollout_of(Scripted("a", "b"), act, size=2).result.status == "ok"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.functions import find_function
 from fastgrpo.rollouts.environment import EnvironmentFailure
-from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
+from fastgrpo.rollouts.reward_functions import Example, RewardFunctions, TrainerState
 from fastgrpo.tasks import reward_task
 from fastgrpo.types import Result, Rollout
 
@@ -216,6 +217,90 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(
         find_function(f"{name}:f", "data.reward")
 
 
+def test_trls_own_arguments_are_there_for_functions_that_take_them() -> None:
+    def logs(completions, trainer_state, log_extra, **kwargs):
+        log_extra("words", [text.split() for text in completions])
+        for value in (1.0, np.float32(2.0), float("nan")):
+            kwargs["log_metric"]("accuracy", value)
+        return [trainer_state.global_step / trainer_state.max_steps] * len(completions)
+
+    def by_name_alone(prompts, completions, completion_ids, log_metric):
+        log_metric("accuracy", 6)
+        return [0.0] * len(completions)
+
+    def without(prompts, completions, completion_ids):
+        return [0.0] * len(completions)
+
+    async def main(at: int | None) -> list[Result]:
+        plain = RewardFunctions([logs, by_name_alone, without], deadline_s=20.0, state=TrainerState(8, 8))
+        environment = plain if at is None else plain.at_step(at)
+        return await environment.results(Example("1", "Say hi", {}), [rollout("hi"), rollout("hello you")])
+
+    first, second = asyncio.run(main(at=2))
+    assert (first.reward.total, second.record, second.metrics) == (0.25, {"words": ["hello", "you"]}, {"accuracy": 3.0})
+    assert asyncio.run(main(at=None))[0].reward.total == 1.0
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (
+            lambda trainer_state, **_: [trainer_state.epoch] * 2,
+            "trainer_state has no epoch here, but global_step",
+        ),
+        (
+            lambda log_extra, **_: log_extra("said", [1]),
+            "log_extra got 1 values of 'said' for 2 completions",
+        ),
+        (
+            lambda log_metric, **_: log_metric("size", "big"),
+            "the metric 'size' of log_metric must be a number",
+        ),
+        (lambda log_metric, **_: log_metric("size", float("inf")), "the metric 'size' of log_metric must be finite"),
+    ],
+)
+def test_what_of_trls_arguments_cannot_be_had_is_one_sentence(function: Callable[..., Any], reason: str) -> None:
+    assert not hasattr(TrainerState(), "epoch")
+    with pytest.raises(EnvironmentFailure, match=reason):
+        rewarded(function)
+
+
+def test_a_row_has_its_id_where_the_function_takes_it() -> None:
+    def named(prompts, completions, completion_ids, id):
+        return [float(each == "q1") for each in id]
+
+    def unnamed(prompts, completions, completion_ids):
+        return [1.0, 1.0]
+
+    results = rewarded(named, unnamed, columns={"id": "q1"})
+    assert [result.reward.total for result in results] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (
+            lambda completions, answer, **_: [],
+            "missing a required.* 'answer'; it is given completion_ids, .*, prompts, ",
+        ),
+        (lambda completions, wanted: [], "got an unexpected keyword argument 'completion_ids'"),
+        (lambda id, **_: [], "missing a required.* 'id'"),
+        (len, "reward len cannot be called"),
+    ],
+)
+def test_a_function_that_does_not_take_the_columns_is_told_before_anything_starts(
+    function: Callable[..., Any], reason: str
+) -> None:
+    rows = [{"prompt": f"Name {n} colours.", "wanted": n} for n in range(9)]
+    assert reward_task([length, right_or_wanted], dataset=rows).load_problems(resolve({"data.held_out": 1}))
+    with pytest.raises(UserError, match=reason):
+        reward_task([function], dataset=rows).load_problems(resolve({"data.held_out": 1}))
+
+
+def right_or_wanted(prompts, completions, completion_ids, wanted, id=None):
+    raise NotImplementedError
+
+
 def test_names_and_weights_must_fit() -> None:
     with pytest.raises(UserError, match="weights of reward functions are finite numbers, got nan"):
         RewardFunctions([length], [float("nan")], deadline_s=1.0)
@@ -232,3 +317,5 @@ def test_names_and_weights_must_fit() -> None:
             reward_task([length], weights)
     with pytest.raises(UserError, match="reward takes functions, got 'my_rewards:length'"):
         RewardFunctions(["my_rewards:length"], deadline_s=1.0)  # type: ignore[list-item]
+    with pytest.raises(UserError, match="around a reward model a function that asks it"):
+        RewardFunctions([torch.nn.Linear(1, 1)], deadline_s=1.0)

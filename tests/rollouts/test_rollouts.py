@@ -20,9 +20,10 @@ from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import checked_results
 from fastgrpo.rollouts.generator import open_generator
-from fastgrpo.rollouts.rollouts import Rollouts, collect, fitting
+from fastgrpo.rollouts.rollouts import Rollouts, collect, fitting, prompts_fit
 from fastgrpo.training.schedule import update_beside
 from fastgrpo.types import Result, Reward, Sampling
+from tests.helpers.chat_model import chat_tokenizer
 
 TOKENIZER = train_tokenizer(["solve this problem please", "feedback: try again", "abcdefgh"], 320)
 SAMPLING = Sampling(max_new_tokens=8, max_model_len=200)
@@ -388,6 +389,16 @@ def test_an_engine_failure_is_raised_as_it_is_and_leaves_nothing_running() -> No
     with pytest.raises(RuntimeError, match="device lost"):
         gather(engine, ScriptedEnvironment())
     assert engine.aborted
+
+
+def test_texts_that_a_template_was_applied_to_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """TRL leaves a text as it is; here it is what the user says."""
+    prompts = ["<|im_start|>user\nHi<|im_end|>\n", "Hi", [{"role": "user", "content": "Hi"}]]
+    assert all(prompts_fit(prompts, Chat(chat_tokenizer()), SAMPLING))
+    assert "1 of 3 prompts are texts with the chat template's marks in them" in caplog.text
+    caplog.clear()
+    prompts_fit(prompts[1:], Chat(chat_tokenizer()), SAMPLING)
+    assert not caplog.text
 
 
 def test_prompts_that_leave_no_room_are_found_before_a_step_draws_them() -> None:

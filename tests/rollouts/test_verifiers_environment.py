@@ -14,7 +14,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.rollouts import collect
-from fastgrpo.tasks import task_of
+from fastgrpo.tasks import environment_task, task_of
 from tests.rollouts.test_endpoint import CALL, SAMPLING, TOKENIZER, TOOL, Scripted, split_apart
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -123,6 +123,16 @@ def test_an_environment_is_run_and_scored(monkeypatch: pytest.MonkeyPatch) -> No
     assert made.rubric.cleaned == 2
 
 
+def test_an_environment_may_be_passed_as_the_object_that_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, None)
+    train, held_out = environment_task(ToolEnvironment(), ()).load_problems(resolve({"data.held_out": 2}))  # type: ignore[arg-type]
+    assert (len(train), len(held_out)) == (3, 2)
+    with pytest.raises(UserError, match="has its own rows: leave dataset and eval_dataset out"):
+        environment_task(ToolEnvironment(), train)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"the name 'verifiers:adding' belongs in the key data\.environment"):
+        environment_task("verifiers:adding", ())  # type: ignore[arg-type]
+
+
 def test_its_own_evaluation_set_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     _, train, held_out = loaded(monkeypatch, ToolEnvironment(evaluates=True))
     assert len(train) == 5
@@ -163,7 +173,7 @@ def refuse(name: str, **_: Any) -> Any:
         ({"data.environment": "gym:adding"}, refuse, "data.environment must be verifiers:NAME, got 'gym:adding'"),
         ({}, refuse, "the environment verifiers:adding does not load: no key for adding"),
         ({"data.reward": "a:b"}, refuse, "data.environment has rewards of its own"),
-        ({}, None, r"has no load_environment: pip install 'fastgrpo\[verifiers\]'"),
+        ({}, None, r"has no load_environment \(.*\): pip install 'fastgrpo\[verifiers\]'"),
         ({"data.environment_args": "{"}, refuse, "data.environment_args is no JSON"),
         ({"data.environment_args": "[]"}, refuse, "data.environment_args must be a JSON object"),
     ],

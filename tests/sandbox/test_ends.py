@@ -42,6 +42,14 @@ def test_a_solution_that_fails_at_import_says_why(pool, code, said):
     assert ends(pool, code, ASSERTS) == {("failed", said)}
 
 
+@pytest.mark.parametrize("tests", [None, ASSERTS])
+def test_the_error_of_code_that_does_not_compile_shows_the_code_alone(pool, tests):
+    """Policies read it: no frame of ours stands in it."""
+    error = pool.run("x = 1\nprint(", tests=tests).error
+    lines = [line.strip() for line in error.strip().splitlines()]
+    assert lines == ['File "solution.py", line 2', "print(", "^", "SyntaxError: '(' was never closed"]
+
+
 def test_what_a_solution_printed_before_it_failed_is_there(pool):
     outcomes = pool.run_all([{"code": "print('said')\n1 / 0", "tests": ASSERTS}] * TIMES)
     assert {outcome.stdout for outcome in outcomes} == {"said\n"}

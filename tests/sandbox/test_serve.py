@@ -102,7 +102,7 @@ def test_the_pools_own_form_in_both_encodings(server):
         ("/run_code", {"code": "", "language": "cobol"}, 422, "runs python"),
         ("/run_code", {"code": "", "language": "python", "run_timeout": 0}, 422, "more than 0"),
         ("/run_code", {"code": "", "language": "python", "fetch_files": ["x"]}, 422, "fetch_files"),
-        ("/nothing", {}, 404, "Not Found"),
+        ("/nothing", {}, 404, "/nothing is not offered; there are /execute_batch, "),
         ("/healthz", {}, 405, "Not Allowed"),
     ],
 )

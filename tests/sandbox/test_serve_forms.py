@@ -38,6 +38,9 @@ def run_code(server: Server, code: str, **more: object) -> dict:
     [
         ("print('out')", "Success", "Finished", 0, "stdout", "out\n"),
         ("import sys; sys.exit(0)", "Success", "Finished", 0, "stdout", ""),
+        ("import sys; sys.exit(3)", "Failed", "Finished", 3, "stderr", ""),
+        ("import sys; sys.exit('no\\nway')", "Failed", "Finished", 1, "stderr", "no\nway\n"),
+        ("try: exit(3)\nfinally: 1 / 0", "Failed", "Finished", 1, "stderr", "ZeroDivisionError"),
         ("1 / 0", "Failed", "Finished", 1, "stderr", "ZeroDivisionError"),
         ("def", "Failed", "Finished", 1, "stderr", "SyntaxError"),
         ("while True: pass", "Failed", "TimeLimitExceeded", None, "stdout", ""),
@@ -50,6 +53,7 @@ def test_run_code_tells_how_it_ended(server, code, status, run_status, return_co
     result = answer["run_result"]
     assert (result["status"], result["return_code"]) == (run_status, return_code)
     assert said in result[stream]
+    assert "sys.exit" not in result["stderr"]
     assert result["execution_time"] >= 0
 
 

@@ -150,7 +150,10 @@ def describe(error: BaseException) -> str:
     while trace is not None and trace.tb_frame.f_code.co_filename != FILE:
         trace = trace.tb_next
     try:
-        return "".join(traceback.format_exception(type(error), error, trace or error.__traceback__, limit=-20))
+        # Code that does not compile has no frame at all.
+        uncompiled = isinstance(error, SyntaxError) and error.filename == FILE
+        trace = trace or (None if uncompiled else error.__traceback__)
+        return "".join(traceback.format_exception(type(error), error, trace, limit=-20))
     except BaseException:
         return type(error).__name__
 

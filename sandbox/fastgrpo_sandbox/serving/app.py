@@ -114,6 +114,8 @@ class App:
             return _error(503, "the server is stopping", {"Retry-After": "1"})
         try:
             return await handler(request)
+        except web.HTTPNotFound:
+            return _error(404, f"{request.path:.200} is not offered; there are {', '.join(sorted(self._paths))}")
         except web.HTTPException as error:
             return _error(error.status, error.reason, {"Allow": error.headers["Allow"]} if error.status == 405 else {})
         except Exception as error:

@@ -120,9 +120,21 @@ def run_answer(outcome: Outcome) -> RunCodeAnswer:
         return RunCodeAnswer("SandboxError", message=outcome.error)
     late = outcome.status == "timeout"
     code = {"ok": 0, "timeout": None, "killed": KILLED, "memory": KILLED}.get(outcome.status, 1)
-    said = outcome.stderr if outcome.error in outcome.stderr else outcome.stderr + outcome.error
+    code, error = _exited(outcome.error) if code == 1 else (code, outcome.error)
+    said = outcome.stderr if error in outcome.stderr else outcome.stderr + error
     result = CommandResult("TimeLimitExceeded" if late else "Finished", outcome.wall_s, code, outcome.stdout, said)
     return RunCodeAnswer("Success" if outcome.status == "ok" else "Failed", run_result=result)
+
+
+def _exited(error: str) -> tuple[int, str]:
+    """(exit status, what stands on stderr) of a script that ended by `error`: Python shows no traceback of sys.exit."""
+    _, exited, code = error.rpartition("\nSystemExit: ")
+    if not exited or "\nTraceback (most recent call last)" in code:
+        return 1, error  # another exception came after it
+    try:
+        return int(code) & 0xFF, ""
+    except ValueError:
+        return 1, code
 
 
 def _test_info(passed: bool, outcome: Outcome) -> RunCodeAnswer:
