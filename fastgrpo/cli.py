@@ -16,6 +16,7 @@ from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import read_toml, refuse_task_from_python
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
 from fastgrpo.errors import UserError
+from fastgrpo.left_behind import leaving_behind
 from fastgrpo.signals import reacting, stopped_by
 
 FLAGS = {
@@ -148,7 +149,10 @@ def sections() -> Iterator[tuple[str, str, list[Key]]]:
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
-    """What a program's coroutine returns, run under uvloop; a signal cancels it and becomes KeyboardInterrupt."""
+    """What a program's coroutine returns, run under uvloop; a signal cancels it and becomes KeyboardInterrupt.
+
+    What somebody's code leaves running is waited for a moment, named and left behind (`fastgrpo.left_behind`).
+    """
 
     async def stoppable() -> Value:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -159,7 +163,8 @@ def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
             print("stopping in order; a second signal ends at once", file=sys.stderr, flush=True)
 
         with reacting(stop):
-            return await main()
+            async with leaving_behind():
+                return await main()
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:

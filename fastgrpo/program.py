@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from fastgrpo.errors import DISK_ERRORS, USER_ERROR, UserError, say_error
+from fastgrpo.left_behind import bound_exit
 from fastgrpo.signals import signals_handled, stopped_by
 
 
@@ -39,6 +40,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 128 + (stopped_by() or signal.SIGINT)
+    bound_exit(code)
     sys.exit(code)
 
 

@@ -124,9 +124,7 @@ class RunLog:
         seconds = {f"seconds/{name}": spent for name, spent in phases.items()}
         row = {**metrics, "seconds/step": sum(phases.values()), **seconds}
         waiting = {"waited_for": waited_for} if waited_for else {}
-        # A task's metric or record may have one of these names: where a line belongs is the loop's to say.
-        where = {"stage": self._stage, "step": step, "time": time.time()}
-        self._metrics.append(where | row | waiting | where)
+        self._metrics.append({"stage": self._stage, "step": step, "time": time.time()} | row | waiting)
         if self._events is not None:
             self._events.append(step, row)
         if self._tracker is not None:
@@ -140,8 +138,7 @@ class RunLog:
             return
         everyone = [record for rank in ranks for record in rank]
         for record in everyone:
-            where = {"stage": self._stage, "step": step}
-            self._samples.append(where | record | where)
+            self._samples.append({"stage": self._stage, "step": step, **record})
         if self._tracker is not None:
             self._tracker.samples(step, everyone)
 

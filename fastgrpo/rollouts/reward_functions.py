@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
 from inspect import isawaitable
 from itertools import islice
 from numbers import Real
@@ -12,21 +11,13 @@ from sys import float_info
 from typing import Any
 
 from fastgrpo.errors import UserError, described, shown
-from fastgrpo.rollouts.environment import EnvironmentFailure, all_of, ask, failed, finite_number
+from fastgrpo.rollouts.asking import all_of, ask
+from fastgrpo.rollouts.dataset import Example, Message
+from fastgrpo.rollouts.environment import EnvironmentFailure, failed, finite_number
 from fastgrpo.types import Result, Reward, Rollout
 
-Message = dict[str, str]
 # Of its deadline: that of all together, which names none, comes after it.
 SOONER = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row of a data set. `prompt`: text, or chat messages; `columns`: all that the row has besides."""
-
-    id: str
-    prompt: str | list[Message]
-    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RewardFunctions:
@@ -89,6 +80,7 @@ class RewardFunctions:
             returned = function(**{column: [_own(value) for value in values] for column, values in arguments.items()})
             return awaited(returned) if isawaitable(returned) else _listed(name, returned, count)
 
+        called.__name__ = f"reward {name}"
         try:
             values = await ask(called, clock=asyncio.timeout(SOONER * self._deadline_s))
         except TimeoutError:

@@ -48,16 +48,6 @@ def train(log: RunLog, start: int, stop: int) -> None:
         log.step(step, {"reward/total": step / 10})
 
 
-def test_a_task_s_metric_or_record_does_not_say_where_a_line_belongs(tmp_path: Path) -> None:
-    for done in (0, 1):
-        with RunLog(tmp_path) as log:
-            log.stage("grpo", 2, done=done)
-            log.samples(done + 1, [{"step": "a", "stage": 4, "text": "kept"}])
-            log.step(done + 1, {"step": 7.5, "time": 1.0, "stage": 3.0})
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        assert [(row["stage"], row["step"]) for row in rows(tmp_path, name)] == [("grpo", 1), ("grpo", 2)]
-
-
 def test_metrics_samples_and_events_of_two_stages(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         log.stage("sft", total=1)

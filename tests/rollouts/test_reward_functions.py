@@ -12,8 +12,9 @@ import torch
 
 from fastgrpo.errors import UserError
 from fastgrpo.functions import find_function
+from fastgrpo.rollouts.dataset import Example
 from fastgrpo.rollouts.environment import EnvironmentFailure
-from fastgrpo.rollouts.reward_functions import Example, RewardFunctions
+from fastgrpo.rollouts.reward_functions import RewardFunctions
 from fastgrpo.tasks import reward_task
 from fastgrpo.types import Result, Rollout
 
