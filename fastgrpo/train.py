@@ -221,7 +221,8 @@ def quick_ones_left(values: Mapping[str, float], config: Config) -> str:
         f"{values['stragglers']:.0f} of {values['rollouts']:.0f} rollouts of this step still ran "
         f"grpo.straggler_s = {config.grpo.straggler_s:g} s after its last completion and are left out. Those that are "
         "left are the quick ones: whatever takes long only where it fails now looks better than it is. Raise "
-        "grpo.straggler_s above what the slowest rollouts take, or make what they wait for faster"
+        "grpo.straggler_s above what the slowest rollouts take, or make what they wait for faster; "
+        f"{'a larger ' if config.grpo.max_lag else ''}grpo.max_lag hides the wait for them behind other steps"
     )
 
 
