@@ -142,8 +142,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
             note_task_from_python(log.folder)
         async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
-            if resume and Checkpoints(config.folder / "checkpoints").latest() is None:
-                log.say(f"{config.folder} has no checkpoint yet: GRPO starts over, from {model}")
+            if resume:
+                log.say(where_resumed(config.folder / "checkpoints", model))
             with open_learner(config, model, resume=resume) as learner:
 
                 async def measure(stage: str) -> dict[str, float]:
@@ -163,6 +163,23 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                 learner.save(score=measured.get("reward"))
         if log.folder is not None:
             log.say(f"report: {write_report(log.folder)}")
+
+
+def where_resumed(folder: Path, model: Path) -> str:
+    """From which of a run's checkpoints it goes on, and from the `model` where it has none.
+
+    Raises UserError where there are some and none is whole: all that the run has logged would be lost.
+    """
+    checkpoints = Checkpoints(folder)
+    latest, broken = checkpoints.latest(), ", ".join(path.name for path in checkpoints.broken())
+    why = "files are missing, cut short or of another size"
+    if latest is None and broken:
+        raise UserError(
+            f"no checkpoint in {folder} is whole, of {broken} {why}: copy them anew, or remove the folder to start over"
+        )
+    if latest is None:
+        return f"{folder.parent} has no checkpoint yet: GRPO starts over, from {model}"
+    return f"continuing from {latest}" + (f"; {broken} after it cannot be used: {why}" if broken else "")
 
 
 async def improve(

@@ -433,6 +433,24 @@ def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
     assert "no checkpoint" not in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_is_not_whole_is_named_and_without_another_nothing_starts_over(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    folder = run(model, tmp_path, "cut", grpo__steps=4)
+    first, second = sorted((folder / "checkpoints").glob("step-*"))
+    (second / "model.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    run(model, tmp_path, "cut", resume=True, grpo__steps=4)
+    said = f"continuing from {first}; step-000004 after it cannot be used: files are missing, cut short or"
+    assert said in " ".join(capsys.readouterr().out.split())
+    for checkpoint in (first, second):
+        (checkpoint / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole, of step-000002, step-000004 files are missing"):
+        run(model, tmp_path, "cut", resume=True, grpo__steps=5)
+    assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("lag", [0, 1])
 def test_a_resumed_curriculum_draws_the_same(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lag: int

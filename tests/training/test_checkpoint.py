@@ -105,7 +105,7 @@ def test_a_process_killed_while_it_replaces_a_checkpoint_leaves_one(
     assert state_of(tmp_path / "step-000001") == "old"
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "no manifest", "killed while writing"])
+@pytest.mark.parametrize("damage", ["missing", "short", "no manifest", "another manifest", "killed while writing"])
 def test_latest_ignores_incomplete_checkpoints(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1)
@@ -116,10 +116,14 @@ def test_latest_ignores_incomplete_checkpoints(tmp_path: Path, damage: str) -> N
         (newer / "weights.bin").write_bytes(b"x")
     elif damage == "no manifest":
         (newer / checkpoint.MANIFEST).unlink()
+    elif damage == "another manifest":
+        (newer / checkpoint.MANIFEST).write_text("[]")
     else:
         newer.rename(tmp_path / ".step-000002.partial")
     assert checkpoints.latest() == tmp_path / "step-000001"
+    assert checkpoints.broken() == ([] if damage == "killed while writing" else [newer])
     save(checkpoints, 3)
+    assert checkpoints.broken() == []
     assert not list(tmp_path.glob(".step-*"))
 
 
