@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import re
+import socket
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +168,32 @@ def tokenizer_digests(model: Path) -> dict[str, str]:
     return {
         path.name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in files if path.is_file()
     }
+
+
+@contextmanager
+def held_name(folder: Path) -> Iterator[None]:
+    """The block in which no other process has the run of this folder; on a file system without locks nobody is told.
+
+    Raises UserError where one has it: each would write its steps and checkpoints among the other's.
+    """
+    lock = folder.parent / f".{folder.name}.lock"
+    with writing(f"the run's folder {folder}", "free space or set --runs"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.read(descriptor, 200).decode(errors="replace")
+                raise UserError(
+                    f"the run {folder} is under way ({owner}): wait for its end, or choose another --name"
+                ) from None
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def open_folder(config: Config, *, resume: bool) -> Path:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fastgrpo import errors
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
-from fastgrpo.config_files import MODEL, TOKENIZER, flat, open_folder, read_toml, to_toml
+from fastgrpo.config_files import MODEL, TOKENIZER, flat, held_name, open_folder, read_toml, to_toml
 from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.program import run_program
@@ -234,6 +234,22 @@ def test_a_run_continues_with_its_tokenizer_and_with_no_other(tmp_path: Path, na
         open_folder(config(*runs, "--resume"), resume=True)
     (folder / TOKENIZER).unlink()  # as of a run that an older version began
     open_folder(config(*runs, "--resume"), resume=True)
+
+
+def test_a_run_is_one_process_s_at_a_time(tmp_path: Path) -> None:
+    mine, taken = (
+        tmp_path / "runs" / "mine",
+        rf"mine is under way \(process {os.getpid()} on .+\): wait for its end, or",
+    )
+    with (
+        held_name(mine),
+        held_name(tmp_path / "runs" / "other"),
+        pytest.raises(UserError, match=taken),
+        held_name(mine),
+    ):
+        pytest.fail("both have it")
+    with held_name(mine):
+        pass
 
 
 def test_a_run_without_a_digest_continues_where_its_model_was(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -24,7 +24,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastgrpo.config import Config, Record
-from fastgrpo.config_files import flat, open_folder
+from fastgrpo.config_files import flat, held_name, open_folder
 from fastgrpo.errors import writing
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.display import Display
@@ -162,9 +162,12 @@ class RunLog:
                     closing.callback(part.close)
 
 
-def open_log(config: Config, *, resume: bool) -> RunLog:
-    """The run's folder and its log; the ranks after the first write nothing."""
+@contextmanager
+def open_log(config: Config, *, resume: bool) -> Iterator[RunLog]:
+    """The run's folder, which no other process has meanwhile, and its log; the ranks after the first write nothing."""
     first = rank_and_world()[0] == 0
-    folder = open_folder(config, resume=resume) if first else None
-    gather_all(None, "the run's folder")
-    return RunLog(folder, record=config.record, settings=flat(config))
+    with held_name(config.folder) if first else nullcontext():
+        folder = open_folder(config, resume=resume) if first else None
+        gather_all(None, "the run's folder")
+        with RunLog(folder, record=config.record, settings=flat(config)) as log:
+            yield log

@@ -48,6 +48,21 @@ def train(log: RunLog, start: int, stop: int) -> None:
         log.step(step, {"reward/total": step / 10})
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_log_that_is_taken_away_ends_the_run_that_writes_it(tmp_path: Path, how: str) -> None:
+    (tmp_path / "run").mkdir()
+    with RunLog(tmp_path / "run") as log:
+        log.stage("grpo", 2)
+        log.step(1, {"loss": 1.0})
+        (tmp_path / "run").rename(tmp_path / "run.1")
+        if how == "replaced":
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "metrics.jsonl").touch()
+        with pytest.raises(CannotWrite, match=r"run/metrics\.jsonl was moved or removed while the run goes on"):
+            log.step(2, {"loss": 1.0})
+    assert [row["step"] for row in rows(tmp_path / "run.1")] == [1]
+
+
 def test_metrics_samples_and_events_of_two_stages(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         log.stage("sft", total=1)
