@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +14,7 @@ from uvloop import new_event_loop
 from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import read_toml, refuse_task_from_python
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, say_on_stderr
 from fastgrpo.left_behind import leaving_behind
 from fastgrpo.signals import reacting, stopped_by
 
@@ -160,7 +159,7 @@ def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
 
         def stop() -> None:
             loop.call_soon_threadsafe(task.cancel)
-            print("stopping in order; a second signal ends at once", file=sys.stderr, flush=True)
+            say_on_stderr("stopping in order; a second signal ends at once")
 
         with reacting(stop):
             async with leaving_behind():

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
+from fastgrpo.errors import say_on_stderr
+
 # For what is cancelled at the end of the event loop, and for calls in its threads: an answer on its way is there.
 LOOP_S = 10.0
 # For threads that a process waits for at its exit: what one still saves may take a minute, a hang takes for ever.
@@ -79,4 +81,4 @@ def say(*names: str) -> None:
     """Name on standard error what is left behind, with how many there are of each."""
     counted: Iterable[tuple[str, int]] = Counter(names).items()
     listed = ", ".join(name if count == 1 else f"{name} ({count} times)" for name, count in counted)
-    print(f"left behind, for it goes on though all else has ended: {listed}", file=sys.stderr, flush=True)
+    say_on_stderr(f"left behind, for it goes on though all else has ended: {listed}")

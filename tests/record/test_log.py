@@ -6,6 +6,8 @@ import errno
 import json
 import re
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -279,6 +281,21 @@ def test_a_long_wait_is_in_the_step_line_with_what_of_it_came_after_the_last_ans
     assert "| waited 12s for rank 0: p3, 0.5s of it after the last answer" in capsys.readouterr().out
     display.step(2, {"tail_s": 12.0}, waited_for="rank 0: p3")
     assert "p3\n" in capsys.readouterr().out
+
+
+def test_a_display_whose_reader_is_gone_says_so_and_the_run_goes_on() -> None:
+    code = (
+        "import sys; from fastgrpo.record.display import Display; from fastgrpo.record.phases import PhaseTimer\n"
+        "sys.stdin.readline(); shown = Display('demo', PhaseTimer(), live=False)\n"
+        "for step in (1, 2): shown.say('step'); shown.close()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        process.stdout.close()
+        process.stdout = None
+        _, said = process.communicate("go\n", timeout=30)
+    assert process.returncode == 0
+    assert said == "nothing more is shown here (Broken pipe): the run goes on, and its folder has all of it\n"
 
 
 def test_failures_of_the_infrastructure_are_in_the_step_line_where_there_are_any(
