@@ -87,5 +87,6 @@ def say_on_stderr(line: str) -> None:
 
 def without_reader() -> None:
     """From now on what is printed goes nowhere, without a complaint: who read it is gone."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+    if sys.__stdout__ is not None:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())

@@ -48,7 +48,7 @@ async def _end_tasks() -> None:
     for task in left:
         # What closes the loop waits for every task that it knows.
         asyncio._unregister_task(task)
-        task._log_destroy_pending = False
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
     if left:
         say(*(task.get_name() for task in left))
 

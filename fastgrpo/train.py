@@ -45,6 +45,8 @@ from fastgrpo.training.schedule import open_schedule
 ALIKE_STEPS = 3
 # A step that lost a larger share of its rollouts to `grpo.straggler_s` has learned from the quick ones.
 STRAGGLERS = 0.05
+# So does one that lost a larger share to other failures of the task, with the reason of the first one.
+UNSEEN = 0.05
 # Two trainings in one process would share what PyTorch, vLLM and the ranks have once a process.
 _under_way = threading.Lock()
 
@@ -188,7 +190,7 @@ async def improve(
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one."""
     log.stage("grpo", config.grpo.steps, done=learner.step)
     draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)
-    alike, lost = 0, False
+    alike, lost, failed = 0, False, False
     async with open_schedule(learner, environment, draw, config) as schedule:
         try:
             with GpuMonitor() as gpu:
@@ -213,6 +215,9 @@ async def improve(
                     if not lost and values.get("stragglers", 0) > STRAGGLERS * values["rollouts"]:
                         lost = True
                         log.say(quick_ones_left(values, config))
+                    if not failed and experience.failure and failures(values) > UNSEEN * values["rollouts"]:
+                        failed = True
+                        log.say(why_failed(values, experience.failure))
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()
@@ -229,6 +234,19 @@ def nothing_to_learn(values: Mapping[str, float]) -> str:
         f"in the last {ALIKE_STEPS} steps no group had two rewards that differ ({', '.join(terms)}): nothing is "
         "learned from it. Is --model the policy that is meant, did its warm start teach enough, and are the problems "
         "neither too hard nor too easy for it?"
+    )
+
+
+def failures(values: Mapping[str, float]) -> float:
+    """How many of a step's rollouts the task failed, without the stragglers, of its metrics `values`."""
+    return values["infrastructure"] - values.get("stragglers", 0.0)
+
+
+def why_failed(values: Mapping[str, float], reason: str) -> str:
+    """What is said after the first step that the task failed many rollouts of; `reason`: of one of them."""
+    return (
+        f"{failures(values):.0f} of {values['rollouts']:.0f} rollouts of this step have no reward, for a reason that "
+        f"is not the policy's: {reason}. They are left out; samples.jsonl has all of them, by the status infrastructure"
     )
 
 

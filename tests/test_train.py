@@ -421,6 +421,31 @@ def test_a_run_that_loses_many_stragglers_says_once_that_the_quick_ones_are_left
     assert "faster; grpo.max_lag hides the wait for them" in " ".join(out.split())
 
 
+def test_a_run_that_loses_many_rollouts_to_its_task_says_once_why(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @asynccontextmanager
+    async def open_task(config, log):
+        task, down = Vowels(), cycle([False, False, True])
+        quick = task.execute
+
+        async def execute(problem, completion: str, seed: int) -> float:
+            if next(down):
+                raise ConnectionError("the endpoint is gone")
+            return await quick(problem, completion, seed)
+
+        task.execute = execute
+        yield task
+
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    folder = run(model, tmp_path, "third", environment=open_task, problems=(load_vowels(None)[0], []), grpo__steps=3)
+    assert [row["infrastructure"] for row in metrics(folder)] == [2, 3, 3]
+    said = "2 of 8 rollouts of this step have no reward, for a reason that is not the policy's: p"
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("have no reward") == out.count(said) == 1
+    assert ": execute raised ConnectionError: the endpoint is gone. They are left out; samples.jsonl" in out
+
+
 def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

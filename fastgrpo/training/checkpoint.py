@@ -7,6 +7,7 @@ writes its part of the state, the first one the rest: they must see one file sys
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -29,6 +30,7 @@ from fastgrpo.errors import UserError, writing
 from fastgrpo.ranks.collectives import STAGE_WAIT_S, gather_all, rank_and_world
 from fastgrpo.ranks.deadlines import within
 
+log = logging.getLogger(__name__)
 STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
 # Elements of one file of sharded tensors, over all ranks: a file is built in memory.
 FILE_ELEMENTS = 2**28
@@ -130,7 +132,7 @@ class Checkpoints:
         kept = {entry.path for entry in self._entries()[-self.keep :]} | {self.best()}
         for entry in self._entries():
             if entry.path not in kept:
-                shutil.rmtree(entry.path)
+                _remove(entry.path)
 
     def _set_aside(self) -> list[Path]:
         """Whole checkpoints that a process was replacing when it was killed."""
@@ -141,7 +143,7 @@ class Checkpoints:
         for path in self._set_aside():
             path.rename(_replaced_by(path))
         for path in self.folder.glob(".step-*"):
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> int:
@@ -212,6 +214,14 @@ def _replace(partial: Path, final: Path) -> None:
     partial.rename(final)
     _fsync(final.parent)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is kept no longer; where that fails, as on NFS while somebody reads it, it stays and that is said."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s is kept no longer and cannot be removed (%s): remove it by hand", folder, error.strerror)
 
 
 def _replaced_by(earlier: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 from collections.abc import Callable
@@ -64,6 +65,22 @@ def test_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-000002", "step-000004", "step-000005"]
     assert checkpoints.best() == tmp_path / "step-000002"
     assert checkpoints.latest() == tmp_path / "step-000005"
+
+
+def test_an_old_one_that_cannot_be_removed_is_told_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def busy(folder: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
+    save(checkpoints, 2)
+    assert checkpoints.latest() == tmp_path / "step-000002"
+    said = f"{tmp_path / 'step-000001'} is kept no longer and cannot be removed (Device or resource busy)"
+    assert [message.partition(":")[0] for message in caplog.messages] == [said]
 
 
 def test_another_run_replaces_the_same_step(tmp_path: Path) -> None:
