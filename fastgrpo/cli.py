@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +14,8 @@ from uvloop import new_event_loop
 from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import read_toml, refuse_task_from_python
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, say_on_stderr
+from fastgrpo.left_behind import leaving_behind
 from fastgrpo.signals import reacting, stopped_by
 
 FLAGS = {
@@ -148,7 +148,10 @@ def sections() -> Iterator[tuple[str, str, list[Key]]]:
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
-    """What a program's coroutine returns, run under uvloop; a signal cancels it and becomes KeyboardInterrupt."""
+    """What a program's coroutine returns, run under uvloop; a signal cancels it and becomes KeyboardInterrupt.
+
+    What somebody's code leaves running is waited for a moment, named and left behind (`fastgrpo.left_behind`).
+    """
 
     async def stoppable() -> Value:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -156,10 +159,11 @@ def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
 
         def stop() -> None:
             loop.call_soon_threadsafe(task.cancel)
-            print("stopping in order; a second signal ends at once", file=sys.stderr, flush=True)
+            say_on_stderr("stopping in order; a second signal ends at once")
 
         with reacting(stop):
-            return await main()
+            async with leaving_behind():
+                return await main()
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import re
+import socket
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,15 @@ from fastgrpo.config import Config
 from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError, writing
 
-MODEL = "model.digest"
+MODEL, TOKENIZER = "model.digest", "tokenizer.digest"
 TASK = "task.txt"
 # Of each file of weights: fine-tuned models differ in it, where names and sizes are alike.
 SAMPLED_BYTES = 2**16
+
+# What says which tokens a prompt is, and which of them end a completion.
+TOKENIZER_FILES = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|generation_config).*|.*\.(model|tiktoken)"
+)
 
 # What may differ between a run and its continuation: none of it changes what a finished step computed. The model may
 # have moved: it is compared by its content (`refuse_another_model`). A run that its parity check has stopped goes on
@@ -108,6 +117,22 @@ def refuse_another_model(folder: Path, earlier: str, now: str) -> None:
         )
 
 
+def refuse_another_tokenizer(folder: Path, model: str) -> None:
+    """Raise `UserError` where a file of the `model`'s tokenizer is not what it was as the run in `folder` began.
+
+    A folder that an older version wrote holds no digests of them.
+    """
+    kept = folder / TOKENIZER
+    if not model or not kept.exists():
+        return
+    began, now = json.loads(kept.read_text()), tokenizer_digests(Path(model))
+    if changed := sorted(name for name in began.keys() | now.keys() if began.get(name) != now.get(name)):
+        raise UserError(
+            f"cannot resume {folder}: {' and '.join(changed)} in {model} changed since it began, so that prompts may "
+            "be other tokens; set it back, or start a new run under another --name"
+        )
+
+
 def note_task_from_python(folder: Path) -> None:
     """Leave word in a run's folder that no configuration names its task: it was an argument of `fastgrpo.train`."""
     with writing(folder / TASK):
@@ -137,6 +162,40 @@ def model_digest(model: Path) -> str:
     return digest.hexdigest()
 
 
+def tokenizer_digests(model: Path) -> dict[str, str]:
+    """A digest of each file of a model's tokenizer, its chat template and its end tokens, by the file's name."""
+    files = [path for path in model.iterdir() if TOKENIZER_FILES.fullmatch(path.name)] if model.is_dir() else []
+    return {
+        path.name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in files if path.is_file()
+    }
+
+
+@contextmanager
+def held_name(folder: Path) -> Iterator[None]:
+    """The block in which no other process has the run of this folder; on a file system without locks nobody is told.
+
+    Raises UserError where one has it: each would write its steps and checkpoints among the other's.
+    """
+    lock = folder.parent / f".{folder.name}.lock"
+    with writing(f"the run's folder {folder}", "free space or set --runs"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.read(descriptor, 200).decode(errors="replace")
+                raise UserError(
+                    f"the run {folder} is under way ({owner}): wait for its end, or choose another --name"
+                ) from None
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def open_folder(config: Config, *, resume: bool) -> Path:
     """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
 
@@ -150,11 +209,14 @@ def open_folder(config: Config, *, resume: bool) -> Path:
         earlier = resolve(read_toml(saved))
         refuse_changes(flat(earlier), config, source=saved)
         refuse_another_model(folder, earlier.model.path, config.model.path)
+        refuse_another_tokenizer(folder, config.model.path)
     with writing(f"the run's folder {folder}", "free space or set --runs"):
         if not resume and (folder / "config.toml").exists():
             taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
             folder.rename(next(path for path in taken if not path.exists()))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        (folder / MODEL).write_text(model_digest(Path(config.model.path)) if config.model.path else "")
+        model = Path(config.model.path)
+        (folder / MODEL).write_text(model_digest(model) if config.model.path else "")
+        (folder / TOKENIZER).write_text(json.dumps(tokenizer_digests(model) if config.model.path else {}))
     return folder

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 USER_ERROR = 2
 DISK_ERRORS = {
@@ -76,4 +76,17 @@ def shown(value: object) -> str:
 def say_error(sentence: str) -> None:
     """Print an error, with the rank that it came from under torchrun."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(f"error: {rank}{sentence}", file=sys.stderr, flush=True)
+    say_on_stderr(f"error: {rank}{sentence}")
+
+
+def say_on_stderr(line: str) -> None:
+    """Print a line on standard error, if there is still somebody who reads it: how a process ends is not theirs."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def without_reader() -> None:
+    """From now on what is printed goes nowhere, without a complaint: who read it is gone."""
+    if sys.__stdout__ is not None:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())

@@ -37,7 +37,8 @@ from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, r
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.report import adaptivity_table
-from fastgrpo.rollouts.environment import Agent, Environment, all_of, name_of
+from fastgrpo.rollouts.asking import all_of
+from fastgrpo.rollouts.environment import Agent, Environment, name_of
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import collect, fitting
 from fastgrpo.signals import interruptible

@@ -32,7 +32,7 @@ from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.record.report_figures import svg
-from fastgrpo.rollouts.environment import all_of
+from fastgrpo.rollouts.asking import all_of
 from fastgrpo.sft import warm_start
 from fastgrpo.tasks import Task
 from fastgrpo.types import INFRASTRUCTURE, Result, Rollout

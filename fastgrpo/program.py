@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from fastgrpo.errors import DISK_ERRORS, USER_ERROR, UserError, say_error
+from fastgrpo.errors import DISK_ERRORS, USER_ERROR, UserError, say_error, say_on_stderr, without_reader
+from fastgrpo.left_behind import bound_exit
 from fastgrpo.signals import signals_handled, stopped_by
 
 
@@ -29,16 +29,16 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         if not _reader_gone():
             raise
         code = 128 + signal.SIGPIPE
-        # What Python still holds for the reader goes nowhere, without a complaint.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        without_reader()  # nor does what Python still holds for it
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         say_error(f"cannot use {error.filename or 'a file'}: {error.strerror}; check the disk's space and the owner")
         code = USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say_on_stderr("interrupted")
         code = 128 + (stopped_by() or signal.SIGINT)
+    bound_exit(code)
     sys.exit(code)
 
 

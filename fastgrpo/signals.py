@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -87,5 +87,6 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _end(line: str) -> None:
-    os.write(2, f"{line}\n".encode())
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
     os._exit(128 + _received[0][0])

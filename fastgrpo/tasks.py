@@ -16,9 +16,9 @@ from fastgrpo.flow import programs, task
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.dataset import as_list, hold_out, of_each, read_examples, set_names, weighted
+from fastgrpo.rollouts.dataset import Example, as_list, hold_out, of_each, read_examples, set_names, weighted
 from fastgrpo.rollouts.environment import Agent, Environment, lacking, misfit
-from fastgrpo.rollouts.reward_functions import Example, RewardFunctions, TrainerState
+from fastgrpo.rollouts.reward_functions import RewardFunctions, TrainerState
 from fastgrpo.rollouts.verifiers_environment import VerifiersEnvironment, is_verifiers, load_verifiers
 
 Problems = tuple[list[Any], list[Any]]

@@ -45,6 +45,8 @@ from fastgrpo.training.schedule import open_schedule
 ALIKE_STEPS = 3
 # A step that lost a larger share of its rollouts to `grpo.straggler_s` has learned from the quick ones.
 STRAGGLERS = 0.05
+# So does one that lost a larger share to other failures of the task, with the reason of the first one.
+UNSEEN = 0.05
 # Two trainings in one process would share what PyTorch, vLLM and the ranks have once a process.
 _under_way = threading.Lock()
 
@@ -142,8 +144,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
             note_task_from_python(log.folder)
         async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
-            if resume and Checkpoints(config.folder / "checkpoints").latest() is None:
-                log.say(f"{config.folder} has no checkpoint yet: GRPO starts over, from {model}")
+            if resume:
+                log.say(where_resumed(config.folder / "checkpoints", model))
             with open_learner(config, model, resume=resume) as learner:
 
                 async def measure(stage: str) -> dict[str, float]:
@@ -165,13 +167,30 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
             log.say(f"report: {write_report(log.folder)}")
 
 
+def where_resumed(folder: Path, model: Path) -> str:
+    """From which of a run's checkpoints it goes on, and from the `model` where it has none.
+
+    Raises UserError where there are some and none is whole: all that the run has logged would be lost.
+    """
+    checkpoints = Checkpoints(folder)
+    latest, broken = checkpoints.latest(), ", ".join(path.name for path in checkpoints.broken())
+    why = "files are missing, cut short or of another size"
+    if latest is None and broken:
+        raise UserError(
+            f"no checkpoint in {folder} is whole, of {broken} {why}: copy them anew, or remove the folder to start over"
+        )
+    if latest is None:
+        return f"{folder.parent} has no checkpoint yet: GRPO starts over, from {model}"
+    return f"continuing from {latest}" + (f"; {broken} after it cannot be used: {why}" if broken else "")
+
+
 async def improve(
     learner: Learner, environment: Environment | Agent, problems: Sequence[Any], config: Config, log: RunLog
 ) -> None:
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one."""
     log.stage("grpo", config.grpo.steps, done=learner.step)
     draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)
-    alike, lost = 0, False
+    alike, lost, failed = 0, False, False
     async with open_schedule(learner, environment, draw, config) as schedule:
         try:
             with GpuMonitor() as gpu:
@@ -196,6 +215,9 @@ async def improve(
                     if not lost and values.get("stragglers", 0) > STRAGGLERS * values["rollouts"]:
                         lost = True
                         log.say(quick_ones_left(values, config))
+                    if not failed and experience.failure and failures(values) > UNSEEN * values["rollouts"]:
+                        failed = True
+                        log.say(why_failed(values, experience.failure))
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()
@@ -215,13 +237,27 @@ def nothing_to_learn(values: Mapping[str, float]) -> str:
     )
 
 
+def failures(values: Mapping[str, float]) -> float:
+    """How many of a step's rollouts the task failed, without the stragglers, of its metrics `values`."""
+    return values["infrastructure"] - values.get("stragglers", 0.0)
+
+
+def why_failed(values: Mapping[str, float], reason: str) -> str:
+    """What is said after the first step that the task failed many rollouts of; `reason`: of one of them."""
+    return (
+        f"{failures(values):.0f} of {values['rollouts']:.0f} rollouts of this step have no reward, for a reason that "
+        f"is not the policy's: {reason}. They are left out; samples.jsonl has all of them, by the status infrastructure"
+    )
+
+
 def quick_ones_left(values: Mapping[str, float], config: Config) -> str:
     """What is said after the first step, of metrics `values`, that lost many rollouts to `grpo.straggler_s`."""
     return (
         f"{values['stragglers']:.0f} of {values['rollouts']:.0f} rollouts of this step still ran "
         f"grpo.straggler_s = {config.grpo.straggler_s:g} s after its last completion and are left out. Those that are "
         "left are the quick ones: whatever takes long only where it fails now looks better than it is. Raise "
-        "grpo.straggler_s above what the slowest rollouts take, or make what they wait for faster"
+        "grpo.straggler_s above what the slowest rollouts take, or make what they wait for faster; "
+        f"{'a larger ' if config.grpo.max_lag else ''}grpo.max_lag hides the wait for them behind other steps"
     )
 
 

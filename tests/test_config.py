@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fastgrpo import errors
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
-from fastgrpo.config_files import MODEL, flat, open_folder, read_toml, to_toml
+from fastgrpo.config_files import MODEL, TOKENIZER, flat, held_name, open_folder, read_toml, to_toml
 from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.program import run_program
@@ -227,6 +227,36 @@ def test_a_run_continues_with_its_model_wherever_that_is_and_with_no_other(tmp_p
     (moved / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"the files in .*moved.* have changed, which is another model"):
         open_folder(config(*runs, "--resume"), resume=True)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "generation_config.json"])
+def test_a_run_continues_with_its_tokenizer_and_with_no_other(tmp_path: Path, name: str) -> None:
+    model, runs = save_model(tmp_path / "model"), ["--runs", str(tmp_path / "runs")]
+    (model / "tokenizer.json").write_text("[1]")
+    folder = open_folder(config(*runs, "--model", str(model)), resume=False)
+    (model / "README.md").write_text("found good")
+    open_folder(config(*runs, "--resume"), resume=True)
+    (model / name).write_text("[2]")
+    with pytest.raises(UserError, match=rf"cannot resume {folder}: {name} in {model} changed since it began"):
+        open_folder(config(*runs, "--resume"), resume=True)
+    (folder / TOKENIZER).unlink()  # as of a run that an older version began
+    open_folder(config(*runs, "--resume"), resume=True)
+
+
+def test_a_run_is_one_process_s_at_a_time(tmp_path: Path) -> None:
+    mine, taken = (
+        tmp_path / "runs" / "mine",
+        rf"mine is under way \(process {os.getpid()} on .+\): wait for its end, or",
+    )
+    with (
+        held_name(mine),
+        held_name(tmp_path / "runs" / "other"),
+        pytest.raises(UserError, match=taken),
+        held_name(mine),
+    ):
+        pytest.fail("both have it")
+    with held_name(mine):
+        pass
 
 
 def test_a_run_without_a_digest_continues_where_its_model_was(tmp_path: Path) -> None:

@@ -71,6 +71,17 @@ def test_a_signal_stops_in_order_and_is_the_exit_status(number: signal.Signals, 
     assert error.splitlines() == [*first, "interrupted"]
 
 
+def test_a_program_stops_in_order_where_nobody_reads_what_it_says() -> None:
+    """As of `2>&1 | tee log`, which Ctrl-C ends at once."""
+    with started(PROGRAM, "waits") as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stderr = None
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "saved\n")
+
+
 @pytest.mark.parametrize(("apart_s", "ended"), [(0.0, True), (3600.0, False)])
 def test_a_second_signal_ends_at_once_unless_it_is_the_first_one_passed_on(apart_s: float, ended: bool) -> None:
     with started(PROGRAM, "slow", str(apart_s)) as process:

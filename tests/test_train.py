@@ -416,7 +416,34 @@ def test_a_run_that_loses_many_stragglers_says_once_that_the_quick_ones_are_left
     )  # fmt: skip
     assert [(row["stragglers"], row["infrastructure"]) for row in metrics(folder)] == [(4, 4)] * 2
     said = "4 of 8 rollouts of this step still ran grpo.straggler_s = 0.1 s after its last completion"
-    assert capsys.readouterr().out.count(said) == 1
+    out = capsys.readouterr().out
+    assert out.count(said) == 1
+    assert "faster; grpo.max_lag hides the wait for them" in " ".join(out.split())
+
+
+def test_a_run_that_loses_many_rollouts_to_its_task_says_once_why(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @asynccontextmanager
+    async def open_task(config, log):
+        task, down = Vowels(), cycle([False, False, True])
+        quick = task.execute
+
+        async def execute(problem, completion: str, seed: int) -> float:
+            if next(down):
+                raise ConnectionError("the endpoint is gone")
+            return await quick(problem, completion, seed)
+
+        task.execute = execute
+        yield task
+
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    folder = run(model, tmp_path, "third", environment=open_task, problems=(load_vowels(None)[0], []), grpo__steps=3)
+    assert [row["infrastructure"] for row in metrics(folder)] == [2, 3, 3]
+    said = "2 of 8 rollouts of this step have no reward, for a reason that is not the policy's: p"
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.count("have no reward") == out.count(said) == 1
+    assert ": execute raised ConnectionError: the endpoint is gone. They are left out; samples.jsonl" in out
 
 
 def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
@@ -429,6 +456,24 @@ def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
     assert f"{folder} has no checkpoint yet: GRPO starts over, from {model}" in capsys.readouterr().out
     run(model, tmp_path, "new", resume=True, grpo__steps=1)
     assert "no checkpoint" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_not_whole_is_named_and_without_another_nothing_starts_over(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    folder = run(model, tmp_path, "cut", grpo__steps=4)
+    first, second = sorted((folder / "checkpoints").glob("step-*"))
+    (second / "model.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    run(model, tmp_path, "cut", resume=True, grpo__steps=4)
+    said = f"continuing from {first}; step-000004 after it cannot be used: files are missing, cut short or"
+    assert said in " ".join(capsys.readouterr().out.split())
+    for checkpoint in (first, second):
+        (checkpoint / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole, of step-000002, step-000004 files are missing"):
+        run(model, tmp_path, "cut", resume=True, grpo__steps=5)
+    assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("lag", [0, 1])

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Problem
-from fastgrpo.rollouts.environment import all_of
+from fastgrpo.rollouts.asking import all_of
 from fastgrpo.types import Group, Rollout
 
 # A problem and a sample's seed to the completion that a control answers with.

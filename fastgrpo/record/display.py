@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fastgrpo.errors import say_on_stderr, without_reader
 from fastgrpo.record.phases import PhaseTimer
 
 # Metric, label and format, in the order shown.
@@ -61,7 +63,8 @@ class Display:
     def stage(self, name: str, total: int, done: int) -> None:
         """Begin a stage of `total` steps, `done` of them in an earlier process."""
         if self._live is not None and self._stage:
-            self._console.print(Text(self._line(), style="dim"))
+            with _shown_if_read():
+                self._console.print(Text(self._line(), style="dim"))
         self._stage, self._total, self._done, self._first = name, total, done, done
         self._metrics, self._history = {}, {}
         self._started = time.monotonic()
@@ -86,15 +89,17 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line, above the panel where there is one."""
-        if self._live is None:
-            print(text, flush=True)
-        else:
-            self._console.print(Text(text))
+        with _shown_if_read():
+            if self._live is None:
+                print(text, flush=True)
+            else:
+                self._console.print(Text(text))
 
     def close(self) -> None:
         """Leave the last panel on the screen and stop drawing."""
         if self._live is not None:
-            self._live.stop()
+            with _shown_if_read():
+                self._live.stop()
             self._live = None
 
     def _seconds_left(self) -> float | None:
@@ -161,6 +166,16 @@ class Display:
             bar = ProgressBar(total=1.0, completed=share, width=16)
             table.add_row(escape(name), f"{seconds:.2f} s", f"{share:4.0%}", bar)
         return table
+
+
+@contextmanager
+def _shown_if_read() -> Iterator[None]:
+    """What the block prints; where its reader is gone (`| tee`, a closed terminal) the run goes on, in its folder."""
+    try:
+        yield
+    except OSError as error:
+        without_reader()
+        say_on_stderr(f"nothing more is shown here ({error.strerror}): the run goes on, and its folder has all of it")
 
 
 def sparkline(values: deque[float] | tuple[float, ...], *, ascii_only: bool = False) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from fastgrpo.errors import writing
+from fastgrpo.errors import CannotWrite, writing
 
 # A file of bounded size is this many parts, of which the oldest is dropped where a new one begins.
 PARTS = 8
@@ -45,12 +45,20 @@ class JsonLines:
         """As `append`, of an encoded line."""
         size, written = self.size, 0
         with _written(self.path):
+            self._refuse_lost()
             try:
                 while written < len(line):
                     written += os.write(self._file, line[written:])
             except OSError:
                 os.ftruncate(self._file, size)
                 raise
+
+    def _refuse_lost(self) -> None:
+        """Raise CannotWrite where another file, or none, is at the path by now: nobody would read what is written."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                return
+        raise CannotWrite(f"{self.path} was moved or removed while the run goes on: start it anew, or put it back")
 
     def cut(self, stage: str, step: int) -> bool:
         """Drop everything from the first line of `stage` after `step` on, and a line torn by a crash; True if any."""

@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -24,7 +24,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastgrpo.config import Config, Record
-from fastgrpo.config_files import flat, open_folder
+from fastgrpo.config_files import flat, held_name, open_folder
 from fastgrpo.errors import writing
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.display import Display
@@ -124,9 +124,7 @@ class RunLog:
         seconds = {f"seconds/{name}": spent for name, spent in phases.items()}
         row = {**metrics, "seconds/step": sum(phases.values()), **seconds}
         waiting = {"waited_for": waited_for} if waited_for else {}
-        # A task's metric or record may have one of these names: where a line belongs is the loop's to say.
-        where = {"stage": self._stage, "step": step, "time": time.time()}
-        self._metrics.append(where | row | waiting | where)
+        self._metrics.append({"stage": self._stage, "step": step, "time": time.time()} | row | waiting)
         if self._events is not None:
             self._events.append(step, row)
         if self._tracker is not None:
@@ -140,8 +138,7 @@ class RunLog:
             return
         everyone = [record for rank in ranks for record in rank]
         for record in everyone:
-            where = {"stage": self._stage, "step": step}
-            self._samples.append(where | record | where)
+            self._samples.append({"stage": self._stage, "step": step, **record})
         if self._tracker is not None:
             self._tracker.samples(step, everyone)
 
@@ -165,9 +162,12 @@ class RunLog:
                     closing.callback(part.close)
 
 
-def open_log(config: Config, *, resume: bool) -> RunLog:
-    """The run's folder and its log; the ranks after the first write nothing."""
+@contextmanager
+def open_log(config: Config, *, resume: bool) -> Iterator[RunLog]:
+    """The run's folder, which no other process has meanwhile, and its log; the ranks after the first write nothing."""
     first = rank_and_world()[0] == 0
-    folder = open_folder(config, resume=resume) if first else None
-    gather_all(None, "the run's folder")
-    return RunLog(folder, record=config.record, settings=flat(config))
+    with held_name(config.folder) if first else nullcontext():
+        folder = open_folder(config, resume=resume) if first else None
+        gather_all(None, "the run's folder")
+        with RunLog(folder, record=config.record, settings=flat(config)) as log:
+            yield log

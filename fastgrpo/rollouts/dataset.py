@@ -6,6 +6,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,16 +14,25 @@ import msgspec
 
 from fastgrpo.errors import UserError, described, first_line, shown
 from fastgrpo.rollouts.environment import as_text, is_message
-from fastgrpo.rollouts.reward_functions import Example
 
 # NAME or OWNER/NAME, then what it has of /CONFIGURATION, @REVISION and :SPLIT.
 HUB_SET = re.compile(
     r"(?P<path>[\w.-]+(/[\w.-]+)?)(?:/(?P<name>[\w.-]+))?(?:@(?P<revision>[\w.-]+))?(?::(?P<split>\w[^/,]*))?"
 )
 T = TypeVar("T")
+Message = dict[str, str]
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 IN_FOLDERS = {*FORMATS, ".ndjson", ".tsv", ".arrow", ".zip"}  # what may have a column `prompt`
 MOST_FILES = 20_000  # of a folder that is a data set; the library goes through all of them, several times
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a data set. `prompt`: text, or chat messages; `columns`: all that the row has besides."""
+
+    id: str
+    prompt: str | list[Message]
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str = "train") -> list[Example]:

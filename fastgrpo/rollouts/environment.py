@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
-from fastgrpo.errors import UserError, described, said_by, shown
+from fastgrpo.errors import UserError, said_by, shown
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 
 if TYPE_CHECKING:
     from fastgrpo.rollouts.session import Access
 
-Value = TypeVar("Value")
 # How many values each method is called with.
 ARGUMENTS = {"prompt": 1, "execute": 3, "feedback_text": 1, "act": 3, "results": 2}
 # Squares of a group's rewards are summed in single precision.
@@ -123,73 +119,6 @@ def _asked(name: str, method: Callable[[Any], Any], argument: Any, what: str) ->
 
 class EnvironmentFailure(Exception):
     """The environment raised, hung or returned what is no result; the message is one sentence."""
-
-
-async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Timeout, inline: bool = False) -> Any:
-    """The value of an environment's `function`, coroutine or plain; a plain one has a thread unless it runs `inline`.
-
-    Raises EnvironmentFailure, whatever goes wrong; TimeoutError where `clock` expires.
-    """
-    try:
-        async with clock:
-            if inspect.iscoroutinefunction(function):
-                return await function(*arguments)
-            value = function(*arguments) if inline else await _aside(function, arguments)
-            # As of an object whose `__call__` is a coroutine.
-            return await value if inspect.isawaitable(value) else value
-    except EnvironmentFailure:
-        raise
-    except (Exception, SystemExit, asyncio.CancelledError) as error:
-        task = asyncio.current_task()
-        if clock.expired() or (isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()):
-            raise
-        name = getattr(function, "__name__", "the environment")
-        raise EnvironmentFailure(f"{name} raised {described(error)}") from error
-
-
-async def all_of(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
-    """Results in order; the first failure cancels the rest and is raised as it is."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Value:
-    """`function(*arguments)` in a thread of its own: one that hangs holds up neither other calls nor the exit."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Value] = loop.create_future()
-
-    def settle(error: Exception | None, value: Any) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(value)
-        else:
-            done.set_exception(error)
-
-    def tell(error: Exception | None, value: Any) -> None:
-        # The loop may have ended meanwhile.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, error, value)
-
-    def call() -> None:
-        try:
-            value = function(*arguments)
-        except BaseException as error:
-            # No future takes a StopIteration, as of `next` on what is empty; others would end the loop.
-            if isinstance(error, Exception) and not isinstance(error, StopIteration):
-                tell(error, None)
-            else:
-                tell(RuntimeError(described(error)), None)
-        else:
-            tell(None, value)
-
-    threading.Thread(target=call, name="environment", daemon=True).start()
-    return await done
 
 
 def prompt_of(prompt: Callable[[Any], Any], problem: Any) -> str | list[dict[str, str]]:

@@ -15,24 +15,16 @@ from typing import Any
 import msgspec
 
 from fastgrpo.errors import UserError, described, shown
-from fastgrpo.rollouts.environment import EnvironmentFailure, all_of, ask, failed, finite_number
+from fastgrpo.rollouts.asking import all_of, ask
+from fastgrpo.rollouts.dataset import Example, Message
+from fastgrpo.rollouts.environment import EnvironmentFailure, failed, finite_number
 from fastgrpo.types import Result, Reward, Rollout
 
-Message = dict[str, str]
 # Of its deadline: that of all together, which names none, comes after it.
 SOONER = 0.95
 TRLS_OWN = ("trainer_state", "log_extra", "log_metric")
 # What a function is given only where it names it or takes `**`.
 WHERE_TAKEN = ("id", *TRLS_OWN)
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row of a data set. `prompt`: text, or chat messages; `columns`: all that the row has besides."""
-
-    id: str
-    prompt: str | list[Message]
-    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +160,7 @@ class RewardFunctions:
             returned = function(**{name: _own(value) for name, value in arguments.items() if name not in refused})
             return awaited(returned) if isawaitable(returned) else _listed(name, returned, count)
 
+        called.__name__ = f"reward {name}"
         try:
             values = await ask(called, clock=asyncio.timeout(SOONER * self._deadline_s))
         except TimeoutError:

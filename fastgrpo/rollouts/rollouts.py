@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.ranks.collectives import rank_and_world
+from fastgrpo.rollouts.asking import all_of, ask
 from fastgrpo.rollouts.endpoint import Endpoint, open_endpoint
 from fastgrpo.rollouts.environment import (
     Agent,
     Environment,
     EnvironmentFailure,
-    all_of,
-    ask,
     checked_results,
     failed,
     name_of,

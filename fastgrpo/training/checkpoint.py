@@ -7,7 +7,7 @@ writes its part of the state, the first one the rest: they must see one file sys
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
 import warnings
@@ -17,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint import load as load_distributed
@@ -29,6 +30,7 @@ from fastgrpo.errors import UserError, writing
 from fastgrpo.ranks.collectives import STAGE_WAIT_S, gather_all, rank_and_world
 from fastgrpo.ranks.deadlines import within
 
+log = logging.getLogger(__name__)
 STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
 # Elements of one file of sharded tensors, over all ranks: a file is built in memory.
 FILE_ELEMENTS = 2**28
@@ -38,6 +40,15 @@ class _Entry(NamedTuple):
     step: int
     score: float | None
     path: Path
+
+
+class _Manifest(msgspec.Struct):
+    """`files`: the size of each in bytes; `config`: of the run, by dotted names."""
+
+    step: int
+    config: dict[str, Any]
+    files: dict[str, int]
+    score: float | None = None
 
 
 class Checkpoints:
@@ -97,6 +108,13 @@ class Checkpoints:
         entries = self._entries()
         return entries[-1].path if entries else None
 
+    def broken(self) -> list[Path]:
+        """What would come after the latest one and is no whole checkpoint, as where it was copied in part."""
+        latest = self.latest()
+        after = latest.name.removeprefix(".") if latest else ""
+        steps = sorted(path for path in self.folder.glob("step-[0-9]*") if path.is_dir() and path.name > after)
+        return [path for path in steps if _read_manifest(path) is None]
+
     def best(self) -> Path | None:
         """The whole checkpoint with the highest score, the newest among equals; None where none has a score."""
         scored = [entry for entry in self._entries() if entry.score is not None]
@@ -107,14 +125,14 @@ class Checkpoints:
         for path in (*self.folder.glob("step-*"), *self._set_aside()):
             manifest = _read_manifest(path)
             if manifest is not None:
-                found.append(_Entry(manifest["step"], manifest["score"], path))
+                found.append(_Entry(manifest.step, manifest.score, path))
         return sorted(found, key=lambda entry: entry.step)
 
     def _remove_old(self) -> None:
         kept = {entry.path for entry in self._entries()[-self.keep :]} | {self.best()}
         for entry in self._entries():
             if entry.path not in kept:
-                shutil.rmtree(entry.path)
+                _remove(entry.path)
 
     def _set_aside(self) -> list[Path]:
         """Whole checkpoints that a process was replacing when it was killed."""
@@ -125,7 +143,7 @@ class Checkpoints:
         for path in self._set_aside():
             path.rename(_replaced_by(path))
         for path in self.folder.glob(".step-*"):
-            shutil.rmtree(path)
+            _remove(path)
 
 
 def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> int:
@@ -136,20 +154,20 @@ def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> in
     manifest = _read_manifest(path)
     if manifest is None:
         raise UserError(f"the checkpoint {path} is not whole: resume from an older one")
-    refuse_changes(manifest["config"], config, source=path)
+    refuse_changes(manifest.config, config, source=path)
     try:
         load_state(path / STATE)
     except (Exception, CheckpointException) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"the checkpoint {path} is damaged ({reason}): resume from an older one") from None
-    return manifest["step"]
+    return manifest.step
 
 
 def _rescore(folder: Path, score: float | None) -> None:
     """Give a whole checkpoint another score."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Manifest)
     new = folder / f".{MANIFEST}"
-    new.write_text(json.dumps(manifest | {"score": score}), encoding="utf-8")
+    new.write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, score=score)))
     _fsync(new)
     new.replace(folder / MANIFEST)
     _fsync(folder)
@@ -157,16 +175,15 @@ def _rescore(folder: Path, score: float | None) -> None:
 
 def _write_manifest(folder: Path, step: int, score: float | None, config: Config) -> None:
     files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-    manifest = {"step": step, "score": score, "config": flat(config), "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (folder / MANIFEST).write_bytes(msgspec.json.encode(_Manifest(step, flat(config), files, score)))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a whole checkpoint, None where a file is missing or has another size."""
+def _read_manifest(folder: Path) -> _Manifest | None:
+    """The manifest of a whole checkpoint, None where a file is missing, has another size or cannot be read."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        whole = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
-    except (OSError, ValueError):
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Manifest)
+        whole = all((folder / name).stat().st_size == size for name, size in manifest.files.items())
+    except (OSError, msgspec.MsgspecError):
         return None
     return manifest if whole else None
 
@@ -197,6 +214,14 @@ def _replace(partial: Path, final: Path) -> None:
     partial.rename(final)
     _fsync(final.parent)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is kept no longer; where that fails, as on NFS while somebody reads it, it stays and that is said."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s is kept no longer and cannot be removed (%s): remove it by hand", folder, error.strerror)
 
 
 def _replaced_by(earlier: Path) -> Path:

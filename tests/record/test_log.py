@@ -6,6 +6,8 @@ import errno
 import json
 import re
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,14 +50,19 @@ def train(log: RunLog, start: int, stop: int) -> None:
         log.step(step, {"reward/total": step / 10})
 
 
-def test_a_task_s_metric_or_record_does_not_say_where_a_line_belongs(tmp_path: Path) -> None:
-    for done in (0, 1):
-        with RunLog(tmp_path) as log:
-            log.stage("grpo", 2, done=done)
-            log.samples(done + 1, [{"step": "a", "stage": 4, "text": "kept"}])
-            log.step(done + 1, {"step": 7.5, "time": 1.0, "stage": 3.0})
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        assert [(row["stage"], row["step"]) for row in rows(tmp_path, name)] == [("grpo", 1), ("grpo", 2)]
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_log_that_is_taken_away_ends_the_run_that_writes_it(tmp_path: Path, how: str) -> None:
+    (tmp_path / "run").mkdir()
+    with RunLog(tmp_path / "run") as log:
+        log.stage("grpo", 2)
+        log.step(1, {"loss": 1.0})
+        (tmp_path / "run").rename(tmp_path / "run.1")
+        if how == "replaced":
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "metrics.jsonl").touch()
+        with pytest.raises(CannotWrite, match=r"run/metrics\.jsonl was moved or removed while the run goes on"):
+            log.step(2, {"loss": 1.0})
+    assert [row["step"] for row in rows(tmp_path / "run.1")] == [1]
 
 
 def test_metrics_samples_and_events_of_two_stages(tmp_path: Path) -> None:
@@ -274,6 +281,21 @@ def test_a_long_wait_is_in_the_step_line_with_what_of_it_came_after_the_last_ans
     assert "| waited 12s for rank 0: p3, 0.5s of it after the last answer" in capsys.readouterr().out
     display.step(2, {"tail_s": 12.0}, waited_for="rank 0: p3")
     assert "p3\n" in capsys.readouterr().out
+
+
+def test_a_display_whose_reader_is_gone_says_so_and_the_run_goes_on() -> None:
+    code = (
+        "import sys; from fastgrpo.record.display import Display; from fastgrpo.record.phases import PhaseTimer\n"
+        "sys.stdin.readline(); shown = Display('demo', PhaseTimer(), live=False)\n"
+        "for step in (1, 2): shown.say('step'); shown.close()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        process.stdout.close()
+        process.stdout = None
+        _, said = process.communicate("go\n", timeout=30)
+    assert process.returncode == 0
+    assert said == "nothing more is shown here (Broken pipe): the run goes on, and its folder has all of it\n"
 
 
 def test_failures_of_the_infrastructure_are_in_the_step_line_where_there_are_any(

@@ -58,7 +58,10 @@ def test_a_step_of_nothing_but_failures_still_has_numbers() -> None:
 
 
 def test_a_metric_by_the_name_of_the_loop_s_own_is_logged_beside_it() -> None:
-    values = tally_of([group(rollout(1.0, entropy=3.0, rollouts=5.0, depth=2.0))], 1.0).values()
+    where = {"stage": 3.0, "step": 7.5, "time": 1.0}
+    values = tally_of([group(rollout(1.0, entropy=3.0, rollouts=5.0, depth=2.0, **where))], 1.0).values()
+    assert {name: values[f"environment/{name}"] for name in where} == where
+    assert not where.keys() & values.keys()
     assert (values["environment/entropy"], values["environment/rollouts"], values["depth"]) == (3.0, 5.0, 2.0)
     assert (values["rollouts"], "entropy" in values) == (1.0, False)
     result = Result(reward=Reward(total=1.0, terms={"total": 3.0}), metrics={"reward/total": 5.0, "gpu/joules": 2.0})
@@ -68,10 +71,11 @@ def test_a_metric_by_the_name_of_the_loop_s_own_is_logged_beside_it() -> None:
 
 
 def test_a_record_by_the_name_of_a_line_s_own_field_is_kept_beside_it() -> None:
-    result = Result(reward=Reward(total=1.0), record={"reward": "much", "step": 3, "note": "x"})
+    result = Result(reward=Reward(total=1.0), record={"reward": "much", "step": 3, "stage": 4, "note": "x"})
     (line,) = sample_records([group(Rollout([1], [1], [0.0], ["text"], result=result, versions=[0]))])
     assert (line["reward"]["total"], line["environment/reward"], line["environment/step"]) == (1.0, "much", 3)
-    assert (line["note"], "step" in line) == ("x", False)
+    assert (line["note"], line["environment/stage"]) == ("x", 4)
+    assert not {"step", "stage"} & line.keys()
 
 
 def test_ranks_with_unequal_shares_have_the_metrics_of_all_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ import torch
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.functions import find_function
+from fastgrpo.rollouts.dataset import Example
 from fastgrpo.rollouts.environment import EnvironmentFailure
-from fastgrpo.rollouts.reward_functions import Example, RewardFunctions, TrainerState
+from fastgrpo.rollouts.reward_functions import RewardFunctions, TrainerState
 from fastgrpo.tasks import reward_task
 from fastgrpo.types import Result, Rollout
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -221,6 +221,26 @@ def test_an_environment_that_fails_once_costs_one_rollout(failure, reason: str) 
     assert failed.result.status == "infrastructure"
     assert reason in failed.result.error
     assert len(failed.completions) == 1
+
+
+def test_an_execution_that_ignores_its_cancellation_is_left_behind_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ignores() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("fastgrpo.rollouts.asking.TIDY_S", 0.1)
+    sampling, begun = Sampling(max_new_tokens=8, max_model_len=200, execute_s=0.3), time.monotonic()
+    group = gather(ScriptedEngine(), ScriptedEnvironment({1: ignores, 2: ignores}), 1, 3, sampling)[0]
+    assert time.monotonic() - begun < 10
+    assert [rollout.result.error for rollout in group.rollouts if rollout.reward is None] == [
+        "p0: execute took longer than grpo.execute_s = 0.3 s"
+    ] * 2
+    assert caplog.messages == [
+        "the environment's execute goes on though it was cancelled, and is left behind: let CancelledError pass"
+    ]
 
 
 def test_a_straggler_is_left_out_so_that_its_step_goes_on() -> None:

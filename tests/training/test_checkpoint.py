@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 from collections.abc import Callable
@@ -66,6 +67,22 @@ def test_keeps_the_latest_and_the_best(tmp_path: Path) -> None:
     assert checkpoints.latest() == tmp_path / "step-000005"
 
 
+def test_an_old_one_that_cannot_be_removed_is_told_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def busy(folder: Path, *, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", busy)
+    save(checkpoints, 2)
+    assert checkpoints.latest() == tmp_path / "step-000002"
+    said = f"{tmp_path / 'step-000001'} is kept no longer and cannot be removed (Device or resource busy)"
+    assert [message.partition(":")[0] for message in caplog.messages] == [said]
+
+
 def test_another_run_replaces_the_same_step(tmp_path: Path) -> None:
     save(Checkpoints(tmp_path), 1, state={"x": 1})
     save(Checkpoints(tmp_path), 1, state={"x": 2})
@@ -105,7 +122,7 @@ def test_a_process_killed_while_it_replaces_a_checkpoint_leaves_one(
     assert state_of(tmp_path / "step-000001") == "old"
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "no manifest", "killed while writing"])
+@pytest.mark.parametrize("damage", ["missing", "short", "no manifest", "another manifest", "killed while writing"])
 def test_latest_ignores_incomplete_checkpoints(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1)
@@ -116,10 +133,14 @@ def test_latest_ignores_incomplete_checkpoints(tmp_path: Path, damage: str) -> N
         (newer / "weights.bin").write_bytes(b"x")
     elif damage == "no manifest":
         (newer / checkpoint.MANIFEST).unlink()
+    elif damage == "another manifest":
+        (newer / checkpoint.MANIFEST).write_text("[]")
     else:
         newer.rename(tmp_path / ".step-000002.partial")
     assert checkpoints.latest() == tmp_path / "step-000001"
+    assert checkpoints.broken() == ([] if damage == "killed while writing" else [newer])
     save(checkpoints, 3)
+    assert checkpoints.broken() == []
     assert not list(tmp_path.glob(".step-*"))
 
 

@@ -1,0 +1,158 @@
+"""Questions to a task that end in time: each has a deadline, and what ignores its end is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from types import coroutine
+from typing import Any, TypeVar
+
+from fastgrpo.errors import described
+from fastgrpo.ranks.deadlines import within
+from fastgrpo.rollouts.environment import EnvironmentFailure
+
+Value = TypeVar("Value")
+# What a coroutine has to tidy up once it is cancelled: connections and files are closed by then, and what takes longer
+# (a jail on a busy machine) ends by itself while the run goes on.
+TIDY_S = 10.0
+# How long beyond its deadline a coroutine may hold the event loop, in which nothing else can end it.
+BLOCKED_S = 60.0
+
+log = logging.getLogger(__name__)
+# Those that go on though they were cancelled: the loop itself holds tasks weakly.
+_left_behind: set[asyncio.Task[Any]] = set()
+
+
+async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Timeout, inline: bool = False) -> Any:
+    """The value of an environment's `function`, coroutine or plain; a plain one has a thread unless it runs `inline`.
+
+    Raises EnvironmentFailure, whatever goes wrong; TimeoutError where `clock` expires. A coroutine that ignores its
+    cancellation is left behind after `TIDY_S`; one that holds the event loop ends the process, `BLOCKED_S` after the
+    deadline that the clock has at first.
+    """
+    name, now = getattr(function, "__name__", "the environment"), asyncio.get_running_loop().time()
+    held = BLOCKED_S + max(0.0, (clock.when() or now) - now)
+    try:
+        async with clock:
+            if inspect.iscoroutinefunction(function):
+                return await _cancellable(function(*arguments), name, held)
+            value = function(*arguments) if inline else await _aside(function, arguments)
+            # As of an object whose `__call__` is a coroutine.
+            return await _cancellable(value, name, held) if inspect.isawaitable(value) else value
+    except EnvironmentFailure:
+        raise
+    except (Exception, SystemExit, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if clock.expired() or (isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling()):
+            raise
+        raise EnvironmentFailure(f"{name} raised {described(error)}") from error
+
+
+async def _cancellable(awaitable: Awaitable[Value], name: str, held: float) -> Value:
+    """Its value; where the wait is cancelled, so is the awaitable, and is left behind if it has not ended in `TIDY_S`.
+
+    It may hold the event loop for `held` seconds.
+    """
+    task = asyncio.create_task(_let_go(awaitable, name, held), name=f"the environment's {name}")
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        try:
+            await asyncio.wait([task], timeout=TIDY_S)
+        finally:
+            if not task.done():
+                _leave_behind(task)
+            elif not task.cancelled():
+                task.exception()  # nobody asks for it any more
+        raise
+    return task.result()
+
+
+def _leave_behind(task: asyncio.Task[Any]) -> None:
+    if all(other.get_name() != task.get_name() for other in _left_behind):
+        log.warning("%s goes on though it was cancelled, and is left behind: let CancelledError pass", task.get_name())
+    _left_behind.add(task)
+    task.add_done_callback(_left_behind.discard)
+
+
+async def _let_go(awaitable: Awaitable[Value], name: str, held: float) -> Value:
+    """Its value; the process ends where it lets `held` seconds pass without letting the event loop go on."""
+
+    async def whole() -> Value:
+        return await awaitable
+
+    try:
+        return await _in_steps(whole(), name, held)
+    except SystemExit as error:  # which would leave the event loop
+        raise EnvironmentFailure(f"{name} raised {described(error)}") from error
+
+
+@coroutine
+def _in_steps(steps: Coroutine[Any, Any, Value], name: str, held: float) -> Generator[Any, Any, Value]:
+    """`await steps`, each of which has `held` seconds."""
+    complaint = (
+        f"the environment's {name} has held the event loop for {held:g} s, in which nothing else goes on: await what "
+        "it waits for, or make it a plain function, which has a thread of its own; continue with --resume"
+    )
+    step = partial(steps.send, None)
+    while True:
+        try:
+            with within(held, complaint):
+                pending = step()
+        except StopIteration as end:
+            return end.value
+        try:
+            step = partial(steps.send, (yield pending))
+        except BaseException as error:
+            step = partial(steps.throw, error)
+
+
+async def all_of(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:
+    """Results in order; the first failure cancels the rest and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Value:
+    """`function(*arguments)` in a thread of its own: one that hangs holds up neither other calls nor the exit."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Value] = loop.create_future()
+
+    def settle(error: Exception | None, value: Any) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(value)
+        else:
+            done.set_exception(error)
+
+    def tell(error: Exception | None, value: Any) -> None:
+        # The loop may have ended meanwhile.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, error, value)
+
+    def call() -> None:
+        try:
+            value = function(*arguments)
+        except BaseException as error:
+            # No future takes a StopIteration, as of `next` on what is empty; others would end the loop.
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                tell(error, None)
+            else:
+                tell(RuntimeError(described(error)), None)
+        else:
+            tell(None, value)
+
+    threading.Thread(target=call, name="environment", daemon=True).start()
+    return await done
