@@ -20,7 +20,7 @@ from fastgrpo.signals import reacting, stopped_by
 
 FLAGS = {
     "--config FILE": "read this TOML file first; without it and without --model, the demo's settings;\n"
-    "                  evaluate and solve: without it, that of the run that wrote --model",
+    f"{'':<22}evaluate and solve: without it, that of the run that wrote --model",
     "--model NAME": "short for --model.path",
     "--dataset NAME": "short for --data.dataset",
     "--reward FUNCTION": "short for --data.reward",
@@ -131,7 +131,7 @@ def usage(program: str, positional: str = "", own: Mapping[str, str] = MappingPr
         f"usage: python -m {program} {positional} [--config FILE] [--section.key VALUE ...]".replace("  ", " "),
         "",
     ]
-    lines += [f"  {flag:<15} {text}" for flag, text in (FLAGS | dict(own)).items()]
+    lines += [f"  {flag:<19} {text}" for flag, text in (FLAGS | dict(own)).items()]
     for _, title, keys in sections():
         lines += ["", f"{title}:"]
         for key in keys:

@@ -31,7 +31,7 @@ def _keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
         if isinstance(field.default, Section):
             yield from _keys(type(field.default), f"{prefix}{field.name}.")
         elif meta := getattr(hint := hints[field.name], "__metadata__", ()):
-            help_line = next(each.description or "" for each in meta if isinstance(each, Meta))
+            help_line = next(each.description for each in meta if isinstance(each, Meta) and each.description)
             yield Key(prefix + field.name, hint, field.default, help_line)
 
 

@@ -247,6 +247,7 @@ def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
 def test_help_lists_every_key_with_its_default() -> None:
     text = usage("fastgrpo.train")
     assert all(f"--{name} " in text for name in KEYS)
+    assert [name for name, key in KEYS.items() if not key.help] == []
     assert list(flat(Config())) == list(KEYS)
 
 
