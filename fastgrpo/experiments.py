@@ -261,7 +261,7 @@ def perform(name: str, config: Config) -> str:
 
 def main() -> None:
     """Perform the experiment named on the command line and print its tables."""
-    command = command_to_run("fastgrpo.experiments", positional="NAME", of_run=True)
+    command = command_to_run("fastgrpo.experiments", positional="|".join(EXPERIMENTS), of_run=True)
     if command is None:
         return
     if len(command.arguments) != 1:

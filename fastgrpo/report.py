@@ -271,8 +271,11 @@ def _table(rows: Sequence[Sequence[object]]) -> str:
 
 def main() -> None:
     """Write the report of the run's folder named on the command line."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print("usage: python -m fastgrpo.report runs/NAME\n\nwrites that run's report.html anew")
+        return
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise UserError("usage: python -m fastgrpo.report runs/NAME")
+        raise UserError("name one run's folder: python -m fastgrpo.report runs/NAME")
     print(write_report(Path(sys.argv[1])))
 
 
