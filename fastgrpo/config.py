@@ -109,11 +109,11 @@ class Model(Section, frozen=True):
         str, Meta(description='arguments of the chat template as JSON, e.g. {"enable_thinking": false}')
     ] = ""
     recompute_mlp: Annotated[
-        bool, Meta(description="recompute MLPs in backward: a quarter of the activations for a tenth more time")
+        bool, Meta(description="recompute MLPs in backward: a third of the activations for a tenth more time")
     ] = False
     gradient_checkpointing: Annotated[
         bool,
-        Meta(description="recompute layers in backward: a twentieth of the activations, a quarter more time"),
+        Meta(description="recompute layers in backward: a seventh of the activations, a quarter more time"),
     ] = False
     compile: Annotated[
         bool, Meta(description="torch.compile of each decoder layer, in place of this package's kernels: a minute")

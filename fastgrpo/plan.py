@@ -18,6 +18,7 @@ from fastgrpo.policy.model import load_config
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.rollouts.environment import prompt_of
 from fastgrpo.rollouts.rollouts import prompts_fit
+from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Task, require_model, task_of
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Sampling
@@ -40,6 +41,20 @@ def run_on_ranks(config: Config, main: Callable[[], Coroutine[Any, Any, object]]
     """Run the coroutine that `main` makes to its end, on each of the ranks that torchrun started."""
     with joined_ranks(config.engine.tensor_parallel):
         run_async(main)
+
+
+def with_readable_model(config: Config, *, again: bool) -> Config:
+    """`config` of `with_local_model`, whose configuration and tokenizer have been read once.
+
+    What is wrong with them is told before the run's folder is opened, which sets an earlier run aside.
+    Raises UserError.
+    """
+    with interruptible():
+        config = with_local_model(config, again=again)
+        if config.model.path:
+            load_config(config.model.path)
+            load_chat(config.model.path, config.model)
+    return config
 
 
 def print_plan(config: Config, task: Task | None = None) -> None:

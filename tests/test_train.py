@@ -127,6 +127,17 @@ def run(
     return run_without_report(resolve(values), task, resume=resume)
 
 
+def test_a_model_that_cannot_be_used_leaves_an_earlier_run_where_it_is(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs/good").mkdir(parents=True)
+    (tmp_path / "runs/good/metrics.jsonl").write_text("{}")
+    shutil.copytree(model, tmp_path / "model")
+    for file in (tmp_path / "model").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match="has no tokenizer_config"):
+        run(tmp_path / "model", tmp_path / "runs", "good")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["good"]
+
+
 def metrics(folder: Path) -> list[dict]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["stage"] == "grpo"]
