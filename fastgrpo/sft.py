@@ -197,7 +197,12 @@ def _decay(step: int, steps: int) -> float:
 
 
 async def teach(config: Config, *, resume: bool) -> Path:
-    """Stage 1 as the run `config` has it, begun or gone on with: the folder of the fine-tuned policy."""
+    """Stage 1 as the run `config` has it, begun or gone on with: the folder of the fine-tuned policy.
+
+    Raises UserError where the run's task is not the workflows that a teacher writes.
+    """
+    if config.task != "flow" or config.data.reward or config.data.environment:
+        raise UserError("sft teaches workflows: leave out task, data.reward and data.environment")
     config = with_readable_model(config, again=resume)
     problems, _ = load_problems(config)
     with open_log(config, resume=resume) as log:
