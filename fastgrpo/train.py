@@ -25,7 +25,7 @@ from fastgrpo.config_files import note_task_from_python, refuse_task_from_python
 from fastgrpo.config_keys import checked, resolve
 from fastgrpo.errors import UserError, shown
 from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
-from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, with_readable_model
+from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
@@ -133,6 +133,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     task = task or task_of(config)
     require_model(config, task)
     config = with_readable_model(config, again=resume)
+    trainable(config)
     problems, held_out = task.load_problems(config)
     with open_log(config, resume=resume) as log:
         if log.folder is not None and not named:

@@ -22,3 +22,22 @@ def test_program_explains_itself(
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+READERS = ("step_parts", "structure_advantages", "learned_workflows", "compare_evaluations", "reward_sweep")
+
+
+@pytest.mark.parametrize("program", READERS)
+@pytest.mark.parametrize("text", [None, "", "no JSON\n", '{"stage": "sft", "step": 1}\n'])
+def test_a_file_that_is_no_run_s_is_one_sentence(
+    program: str, text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    file = tmp_path / "samples.jsonl"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr(sys, "argv", [program, str(tmp_path if program == "step_parts" else file)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / f"{program}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
