@@ -33,6 +33,7 @@ def rollout(status: str) -> Rollout:
 def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
     """The rollouts that both programs get, without engine and jails, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
     rollouts: list[Rollout] = []
 
     async def collect(*_: object, **__: object) -> list[Group]:

@@ -498,7 +498,7 @@ def test_a_model_by_its_name_is_found_again_by_the_commit(
         ({"task": 3}, "task must be a fastgrpo.tasks.Task, got 3"),
         ({"config": "demo.toml"}, "takes a dict of keys by their dotted names, or a Config, got 'demo.toml'"),
         ({"config": {3: 4}}, "keys are texts such as 'grpo.steps', got 3"),
-        ({"environment": Vowels(), "dataset": np.array([1, 2]), "model": "m"}, "each problem of dataset is an object"),
+        ({"environment": Vowels(), "dataset": np.array([1, 2]), "model": "."}, "each problem of dataset is an object"),
     ],
 )
 def test_what_train_is_given_must_fit(arguments: dict[str, Any], sentence: str) -> None:
