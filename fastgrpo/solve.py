@@ -49,6 +49,11 @@ async def solve(config: Config, names: Sequence[str]) -> None:
     records = [rollout.result.record for rollout in groups[0].rollouts if rollout.reward is not None]
     if not records:
         raise UserError(f"every workflow failed: {first_failure(groups)}")
+    written, records = len(records), [record for record in records if record["workflow"]]
+    if not records:
+        raise UserError(
+            f"none of {written} completions holds a workflow: train the policy longer, or raise eval.samples"
+        )
     best = max(records, key=lambda record: record["tests"]["public"])
     print(
         f"# workflow ({len(best['worker_calls'])} worker calls)\n{best['workflow']}\n\n# solution\n{best['solution']}\n"

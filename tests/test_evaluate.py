@@ -143,6 +143,13 @@ def test_a_query_that_only_we_failed_is_an_error(collected: list[Rollout]) -> No
         asyncio.run(solve.solve(CONFIG, ("p",)))
 
 
+def test_a_policy_that_wrote_no_workflow_is_an_error(collected: list[Rollout]) -> None:
+    result = Result(status="invalid", reward=Reward(total=-0.5), record={"workflow": "", "worker_calls": []})
+    collected += [Rollout([1], [1], [0.0], ["text"], result=result)] * 2
+    with pytest.raises(UserError, match="none of 2 completions holds a workflow"):
+        asyncio.run(solve.solve(CONFIG, ("p",)))
+
+
 def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ValueError(
