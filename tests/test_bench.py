@@ -24,6 +24,14 @@ def test_program_explains_itself(
     assert "usage:" in capsys.readouterr().out
 
 
+def test_the_picture_of_the_loss_head_is_of_the_whole_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    rows = runpy.run_path(str(FOLDER / "plot_loss_head.py"))["forward_and_backward"]
+    names = [name for name, _ in rows((FOLDER / "results/loss_head.md").read_text(encoding="utf-8"))]
+    assert (names[0], names[-1], len(names)) == ("three matrix products (floor)", "Liger fused GRPO", 7)
+    assert "linear_grpo_loss, forward and backward" in names
+
+
 READERS = ("step_parts", "structure_advantages", "learned_workflows", "compare_evaluations", "reward_sweep")
 
 
