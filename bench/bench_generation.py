@@ -116,7 +116,7 @@ def through_rollouts(setup: Setup) -> None:
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """Without Python's garbage collector."""
+    """Python's garbage collector is off until the block ends."""
     gc.collect()
     gc.freeze()
     gc.disable()
