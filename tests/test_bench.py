@@ -32,6 +32,27 @@ def test_the_picture_of_the_loss_head_is_of_the_whole_pass(monkeypatch: pytest.M
     assert "linear_grpo_loss, forward and backward" in names
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench_engine", "--parts", "step,stop"],
+        ["bench_generation", "--variants", "stop"],
+        ["bench_generation", "--tokens", "64"],
+        ["bench_decoding", "--variants", "worker,stop"],
+    ],
+    ids=" ".join,
+)
+def test_what_a_program_does_not_have_is_said_at_once(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / f"{words[0]}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert "error: --" in capsys.readouterr().err
+
+
 READERS = ("step_parts", "structure_advantages", "learned_workflows", "compare_evaluations", "reward_sweep")
 
 

@@ -71,8 +71,11 @@ def _with(config: Config, folder: Path, **keys: str) -> Config:
 
 
 def _whole(folder: Path) -> Path:
-    """The folder, whose files of weights are as long as they say. Raises UserError for one that is not."""
-    for file in sorted(folder.glob("*.safetensors")):
+    """The folder with whole files of weights. Raises UserError where one is shorter than it says, or there is none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and (folder / "config.json").is_file():
+        raise UserError(f"model folder {folder} has no weights: put its *.safetensors or pytorch_model*.bin there")
+    for file in files:
         try:
             with safe_open(file, "pt"):
                 pass

@@ -76,6 +76,9 @@ def test_damaged_weights_are_said_at_once(tiny_folder: Path, tmp_path: Path) -> 
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"the weights .*half/model.safetensors cannot be read .*: download or save"):
         with_local_model(configuration(tmp_path / "half"))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model folder .*half has no weights"):
+        with_local_model(configuration(tmp_path / "half"))
 
 
 def same_weights(one: Path | str, other: Path | str) -> bool:
