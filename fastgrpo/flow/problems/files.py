@@ -190,7 +190,8 @@ def _decoded(path: Path, number: int, decode: Callable[[], Any]) -> Any:
     except SyntaxError as error:
         raise UserError(f"{path}:{number}: its code is not Python: {_brief(error.msg)}; correct the line") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        fix = "correct the line" if number > 1 else "correct it, or give JSON lines, a JSON list or parquet"
+        malformed = number == 1 and not isinstance(error, msgspec.ValidationError)
+        fix = "give JSON lines, a JSON list or parquet" if malformed else "correct the line"
         raise UserError(f"{path}:{number}: not a problem: {_brief(error)}; {fix}") from None
     except (RecursionError, MemoryError):  # the latter is the parser's, too
         raise UserError(f"{path}:{number}: the problem is nested too deep to be read; leave the line out") from None
