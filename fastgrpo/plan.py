@@ -26,12 +26,16 @@ from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Sampling
 
 
-def command_to_run(program: str, **options: Any) -> CommandLine | None:
+def command_to_run(
+    program: str, refuse: Callable[[CommandLine], object] = lambda _: None, **options: Any
+) -> CommandLine | None:
     """The program's command line, with the `options` of `cli.parse`; None where `--dry-run` had the plan printed.
 
-    Raises UserError where the command line is wrong or this machine is not ready.
+    Raises UserError where the command line is wrong, `refuse` says that the program cannot do it, or this machine is
+    not ready.
     """
     command = parse(sys.argv[1:], program=program, **options)
+    refuse(command)
     if command.dry_run:
         print_plan(command.config)
         return None

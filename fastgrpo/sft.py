@@ -197,12 +197,8 @@ def _decay(step: int, steps: int) -> float:
 
 
 async def teach(config: Config, *, resume: bool) -> Path:
-    """Stage 1 as the run `config` has it, begun or gone on with: the folder of the fine-tuned policy.
-
-    Raises UserError where the run's task is not the workflows that a teacher writes.
-    """
-    if config.task != "flow" or config.data.reward or config.data.environment:
-        raise UserError("sft teaches workflows: leave out task, data.reward and data.environment")
+    """Stage 1 as the run `config` has it, begun or gone on with: the folder of the fine-tuned policy."""
+    refuse_other_task(config)
     config = with_readable_model(config, again=resume)
     problems, _ = load_problems(config)
     with open_log(config, resume=resume) as log:
@@ -212,9 +208,15 @@ async def teach(config: Config, *, resume: bool) -> Path:
     return folder
 
 
+def refuse_other_task(config: Config) -> None:
+    """Raises UserError where the run's task is not the workflows that a teacher writes."""
+    if config.task != "flow" or config.data.reward or config.data.environment:
+        raise UserError("sft teaches workflows: leave out task, data.reward and data.environment")
+
+
 def main() -> None:
     """Run stage 1 alone."""
-    if command := command_to_run("fastgrpo.sft"):
+    if command := command_to_run("fastgrpo.sft", lambda command: refuse_other_task(command.config)):
         run_on_ranks(command.config, lambda: teach(command.config, resume=command.resume))
 
 
