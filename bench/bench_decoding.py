@@ -33,7 +33,7 @@ import aiohttp
 import torch
 import uvloop
 from engine_setup import Setup, Workload, report, rows, save, saved_model, used_gib
-from model_shapes import CUDA, SHAPES, timed
+from model_shapes import CUDA, SHAPES, chosen, timed
 
 from fastgrpo.engine.completion import Completion
 from fastgrpo.engine.engine import Engine
@@ -326,13 +326,14 @@ def main() -> None:
     parser.add_argument("--only", metavar="FOLDER", help="the one variant, in this process, of the model in FOLDER")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
+    variants = chosen(parser, "--variants", options.variants, (*OURS, *PEERS))
     if options.only and options.variants in PEERS:
         peer = vllm_server if options.variants == "server" else vllm_itself
         return uvloop.run(peer(options.only, options.size))
     if options.only:
         return ours(options.only, options.size, options.variants)
     with saved_model(options.size) as folder:
-        for variant in options.variants.split(","):
+        for variant in variants:
             one_variant(folder, options.size, variant, options.seconds)
     for other in (*PEERS, "worker"):
         for variant in OURS:

@@ -1,4 +1,4 @@
-"""Tokens/s of rollouts through the OpenAI-compatible endpoint, over those of `rollout.collect`, on the same engine.
+"""Tokens/s of rollouts through the OpenAI-compatible endpoint, over those of `rollouts.collect`, on the same engine.
 
     python bench/bench_endpoint.py [--size tiny|0.5b|1.5b|7b] [--rounds 3] [--save FILE]
 

@@ -31,7 +31,7 @@ import uvloop
 from bench_generation import generation, sync
 from engine_setup import Setup, Trivial, Workload, emit, flops, release_memory, report, save, saved_model, used_gib
 from loop_setup import run_steps
-from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, random_model, timed
+from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, chosen, random_model, timed
 
 from fastgrpo.config import Config, Grpo
 from fastgrpo.flow.problems.loading import load_problems
@@ -291,7 +291,7 @@ def main() -> int:
         "generation": generation,
         "workflows": workflows,
     }
-    names, failed = options.parts.split(","), 0
+    names, failed = chosen(parser, "--parts", options.parts, (*parts, "train")), 0
     with ExitStack() as stack:
         if names != ["train"]:
             folder = stack.enter_context(saved_model(options.size))

@@ -29,7 +29,7 @@ from statistics import median
 from typing import Any
 
 from engine_setup import Setup, Workload, report, save, saved_model
-from model_shapes import CUDA, SHAPES
+from model_shapes import CUDA, SHAPES, chosen
 from transformers import AutoTokenizer
 
 from fastgrpo.engine import engine, vllm_patches
@@ -116,7 +116,7 @@ def through_rollouts(setup: Setup) -> None:
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """Without Python's garbage collector."""
+    """Python's garbage collector is off until the block ends."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -257,9 +257,12 @@ def main() -> None:
     parser.add_argument("--only", action="store_true", help="the one variant, in this process")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
+    if options.tokens is not None and options.tokens <= 2 * UNTIMED:
+        parser.error(f"--tokens must be above {2 * UNTIMED}: the first and last {UNTIMED} are not timed")
+    variants = chosen(parser, "--variants", options.variants, VARIANTS)
     if options.only:
         return run(options.size, options.variants, options.sequences, options.tokens)
-    for variant in options.variants.split(","):
+    for variant in variants:
         report(variant, "")
         command = [sys.executable, __file__, "--size", options.size, "--variants", variant, "--only"]
         for name in ("sequences", "tokens"):

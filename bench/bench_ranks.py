@@ -26,7 +26,7 @@ REPEATS = 20
 
 
 def slices(parameters: Iterable[nn.Parameter], rank: int, world: int) -> list[Shard]:
-    """Those of the optimizer, without its state: at 7 B that would leave no room for the floor's copies."""
+    """The optimizer's slices, without its state: at 7 B that would leave no room for the floor's copies."""
     found = []
     for parameter in parameters:
         start, mine = slice_of(parameter, rank, world)

@@ -194,7 +194,7 @@ def with_optimizer(policy: Policy, batch: Batch, recompute: bool) -> None:
 
 
 def kernels(size: str, tokens: int) -> None:
-    """Each pass alone, beside the bytes that it must read and write."""
+    """Print the time of each row pass alone, and the bytes a second that it must read and write in it."""
     config, dtype = shape(size), torch.bfloat16 if CUDA else torch.float32
     device, hidden, inner = torch.device("cuda" if CUDA else "cpu"), config.hidden_size, config.intermediate_size
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
@@ -222,7 +222,7 @@ def kernels(size: str, tokens: int) -> None:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    """Of one call, the median of three times five."""
+    """Seconds of one call: the median of three times five."""
     return median(timed(lambda: [run() for _ in range(5)])[1] for _ in range(3)) / 5
 
 

@@ -4,9 +4,9 @@
 
 Both: Qwen2.5 shape with random bf16 weights, 64 prompts x 8 completions, 512 and 1,024 tokens, a reward that costs
 nothing, loss dapo, no KL, vLLM colocated with a KV cache that holds all sequences of 1.5 B on an H100 (`--kv-gib`,
-`--kv-share`). Ours (`bench_engine.py --parts`)
-keeps fp32 master weights and moments. TRL trains pure bf16 weights, batch 8, sdpa, with vLLM's sleep mode: three steps
-with gradient checkpointing (its default), then one without. The first step of each is left out.
+`--kv-share`). Ours (`bench_engine.py --parts`) keeps fp32 master weights and moments. TRL trains pure bf16 weights,
+batch 8, sdpa, with vLLM's sleep mode: three steps with gradient checkpointing (its default), then one without. The
+first step of each is left out.
 """
 
 from __future__ import annotations

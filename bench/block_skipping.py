@@ -41,6 +41,8 @@ def kept_blocks(above_NV: Tensor) -> float:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("this needs a GPU: it compares the products' times")
     torch.backends.cuda.matmul.allow_tf32 = False
     case = make_case(ROWS, HIDDEN, VOCABULARY)
     hidden_NH, weight_VH = case.hidden_NH.detach(), case.weight_VH.detach()

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-import msgspec
 from learned_workflows import commonest
+from run_files import evaluated_rows
 
 from fastgrpo.flow.adaptivity import structure
+from fastgrpo.program import run_program
 from fastgrpo.record.comparison import comparison_table, gains, markdown, spread, stages_of
-from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.report import adaptivity_table
 
@@ -33,17 +32,6 @@ Row = Mapping[str, Any]
 Halves = Mapping[tuple[str, str], tuple[list[Row], list[Row]]]  # of the samples of each stage and problem
 # What the oracle's line shows: metric, scale, decimals.
 SHOWN = (("solved", 100.0, 1), ("worker_calls", 1.0, 2), ("worker_tokens", 1.0, 0), ("reward", 1.0, 3))
-
-
-def rows_of(argument: str) -> Iterator[Row]:
-    """The rows that a [NAME=]FILE[:STAGE] means, metrics beside the fields, under NAME where there is one."""
-    name, _, place = argument.rpartition("=")
-    file, _, stage = place.partition(":")
-    path = Path(file)
-    found = read_lines(path) if path.suffix == ".jsonl" else msgspec.json.decode(path.read_bytes())
-    for row in found:
-        if not stage or row["stage"] == stage:
-            yield row["metrics"] | row | ({"stage": name} if name else {})
 
 
 def texts(rows: Sequence[Row]) -> str:
@@ -137,9 +125,9 @@ def main() -> None:
     parser.add_argument("--over", action="append", default=[], help="the stage that the others are compared with")
     parser.add_argument("--data-set", help="only this one's problems")
     options = parser.parse_args()
-    each = [
-        [row for row in rows_of(argument) if options.data_set in (None, row["dataset"])] for argument in options.rows
-    ]
+    each = [list(evaluated_rows(argument)) for argument in options.rows]
+    if options.data_set is not None:
+        each = [[row for row in part if row["dataset"] == options.data_set] for part in each]
     rows = [row for part in each for row in part]
     print(comparison_table("held out", rows))
     for stage in options.over:
@@ -151,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -118,7 +118,7 @@ class Fuzzer:
         self.seen[outcome.status] += 1
 
     def _feed(self, job: int, kind: int, body: bytes) -> None:
-        """In two pieces, as a socket may give them."""
+        """Hand a frame to the cell in two pieces, as a socket may give them."""
         data = HEADER.pack(len(body), job, kind) + body
         cut = self.rng.randrange(len(data))
         self.cell.data_received(data[:cut])

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from run_files import grpo_samples
 
+from fastgrpo.errors import UserError
 from fastgrpo.flow.adaptivity import Observed, cost_hard_over_easy
-from fastgrpo.record.json_lines import read_lines
+from fastgrpo.program import run_program
 from fastgrpo.record.problem_statistics import interval
 
 Row = Mapping[str, Any]
@@ -83,6 +85,8 @@ def gained(first: Sequence[Row], last: Sequence[Row]) -> str:
     both = [
         [np.mean([solved(row) for row in each[name]]) for each in (alone, learned)] for name in alone if name in learned
     ]
+    if not both:
+        return "\nNo problem of the last block was answered by one `generate` before."
     before, after = np.mean(both, axis=0)
     return (
         f"\nOn {len(both)} problems that both have: one `generate` {before:.3f}, the last block {after:.3f}, "
@@ -97,15 +101,17 @@ def main() -> None:
     parser.add_argument("--blocks", default="1-3,21-25", help="steps, first to last (1-3,21-25)")
     parser.add_argument("--alone", type=int, default=8, help="in how many first steps single calls are sought (8)")
     options = parser.parse_args()
-    rows = [row for row in read_lines(options.samples) if row["stage"] == "grpo" and row.get("reward")]
+    rows = grpo_samples(options.samples)
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     block: list[Row] = []
     for name in options.blocks.split(","):
         low, high = map(int, name.split("-"))
         block = [row for row in rows if low <= row["step"] <= high]
+        if not block:
+            raise UserError(f"{options.samples} has no rollouts of steps {name}: set --blocks to steps that it has")
         print(described(name, block))
     print(gained([row for row in rows if row["step"] <= options.alone], block))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -59,3 +60,11 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     result = function()
     synchronize()
     return result, time.perf_counter() - start
+
+
+def chosen(parser: argparse.ArgumentParser, option: str, given: str, known: Collection[str]) -> list[str]:
+    """The names in `given`, separated by commas; the program ends with one sentence where one is not `known`."""
+    names = given.split(",")
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"{option} takes {', '.join(known)}, not {', '.join(unknown)}")
+    return names

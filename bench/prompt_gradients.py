@@ -19,10 +19,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from fastgrpo.errors import UserError
 from fastgrpo.flow.adaptivity import structure
 from fastgrpo.flow.distill import Trace, read_traces
+from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.program import run_program
 
 
 def contrasted(traces: Sequence[Trace]) -> tuple[str, str]:
@@ -35,11 +38,13 @@ def contrasted(traces: Sequence[Trace]) -> tuple[str, str]:
 
 
 def prompts_by_set(traces: Sequence[Trace], count: int, seed: int) -> dict[str, list[str]]:
-    """`count` prompts of each of the two sets with the most problems."""
+    """`count` prompts of each of the two sets with the most problems. Raises UserError for traces of one set."""
     found = defaultdict[str, dict[str, str]](dict)
     for trace in traces:
         found[re.sub(r"\W*\d+$", "", trace.problem_id)][trace.problem_id] = trace.prompt
     largest = sorted(found, key=lambda name: -len(found[name]))[:2]
+    if len(largest) < 2:
+        raise UserError("the traces are of one data set, and two are compared: name traces of two kinds of query")
     draw = random.Random(seed)
     return {name: draw.sample(list(found[name].values()), min(count, len(found[name]))) for name in largest}
 
@@ -75,7 +80,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     traces = read_traces(options.traces)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model).float().eval()
     texts, rows = contrasted(traces), {}
     for name, prompts in prompts_by_set(traces, options.prompts, options.seed).items():
@@ -94,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -15,9 +15,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from compare_evaluations import Row, best_stages, by_data_set, halves, on_the_other, rows_of
+from compare_evaluations import Row, best_stages, by_data_set, halves, on_the_other
+from run_files import evaluated_rows
 
+from fastgrpo.errors import UserError
 from fastgrpo.flow.reward import inefficiency
+from fastgrpo.program import run_program
 from fastgrpo.record.comparison import markdown, spread
 
 
@@ -53,11 +56,13 @@ def main() -> None:
     parser.add_argument("--complexity", type=float, nargs="+", default=[0.0, 0.2, 0.4])
     parser.add_argument("--efficiency", type=float, nargs="+", default=[0.0, 0.1, 0.2, 0.3, 0.6])
     options = parser.parse_args()
-    rows = [row for argument in options.rows for row in rows_of(argument)]
+    rows = [row for argument in options.rows for row in evaluated_rows(argument)]
+    if any("complexity" not in row for row in rows):
+        raise UserError("some rows have no workflow, so that no weight can pay them: name a baselines.jsonl")
     sets = list(dict.fromkeys(row["dataset"] for row in rows))
     head = ["complexity", "efficiency", "best for all", *sets, "pass@1 so, %", "tokens", "worth"]
     print(markdown([head, *(line(rows, c, e) for c in options.complexity for e in options.efficiency)]))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

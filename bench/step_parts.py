@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgrpo.errors import UserError
+from fastgrpo.program import run_program
 from fastgrpo.record.comparison import markdown
 from fastgrpo.record.json_lines import read_lines
 
@@ -60,6 +62,8 @@ def main() -> None:
     lines = [list(COLUMNS)]
     for folder in options.folders:
         found = np.array(parts(folder, options.from_step))
+        if not len(found):
+            raise UserError(f"{folder} has no GRPO step from step {options.from_step} on: name a run's folder")
         ratios = found[:, 0] / found[:, 1:].max(axis=1)
         means = [f"{value:.1f}" for value in found.mean(axis=0)]
         lines.append([folder.name, str(len(found)), f"{np.median(ratios):.2f}", f"{ratios.max():.2f}", *means])
@@ -67,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

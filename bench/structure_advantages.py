@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from run_files import grpo_samples
 
-from fastgrpo.record.json_lines import read_lines
+from fastgrpo.program import run_program
 
 KINDS = ("all solve", "none solves", "some solve")
 
@@ -72,9 +73,9 @@ def main() -> None:
     parser.add_argument("samples", type=Path)
     parser.add_argument("--steps", type=int, default=3, help="the first steps of GRPO (3)")
     options = parser.parse_args()
-    rows = [row for row in read_lines(options.samples) if row["stage"] == "grpo" and row.get("reward")]
-    print(table(list(earned(row for row in rows if row["step"] <= options.steps))))
+    rows = [row for row in grpo_samples(options.samples) if row["step"] <= options.steps]
+    print(table(list(earned(rows))))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -39,5 +39,10 @@ def question(number: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/make_numbers.py FILE")
     lines = [json.dumps(question(number)) for number in range(120)]
-    Path(sys.argv[1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    try:
+        Path(sys.argv[1]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"error: cannot write {sys.argv[1]}: {error.strerror}; name another file")

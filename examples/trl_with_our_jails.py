@@ -39,4 +39,6 @@ def main(model: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python examples/trl_with_our_jails.py MODEL [STEPS]")
     main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 20)

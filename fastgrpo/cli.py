@@ -19,8 +19,7 @@ from fastgrpo.left_behind import leaving_behind
 from fastgrpo.signals import reacting, stopped_by
 
 FLAGS = {
-    "--config FILE": "read this TOML file first; without it and without --model, the demo's settings;\n"
-    "                  evaluate and solve: without it, that of the run that wrote --model",
+    "--config FILE": "read this TOML file first; without it and without --model, the demo's settings",
     "--model NAME": "short for --model.path",
     "--dataset NAME": "short for --data.dataset",
     "--reward FUNCTION": "short for --data.reward",
@@ -29,7 +28,7 @@ FLAGS = {
     "--dry-run": "print the resolved plan and exit",
     "--help": "this text",
 }
-
+OF_RUN = "read this TOML file first; without it that of the run that wrote --model, without both the demo's settings"
 
 Value = TypeVar("Value")
 SHORT = {
@@ -63,15 +62,17 @@ def parse(
 
     `positional` names what the program takes besides (shown by `--help`), empty = nothing; `flags` are the program's
     own without a value, each with its meaning. With `of_run` a model that a run wrote comes with that run's
-    configuration, where no file is given. Exits 0 after `--help`.
+    configuration, where no file is given, and nothing is resumed. Exits 0 after `--help`.
     Raises `UserError` for anything it does not know.
     """
     options, given, rest = _split(arguments, flags)
     if "--help" in given:
-        print(usage(program, positional, flags), flush=True)
+        print(usage(program, positional, flags, of_run=of_run), flush=True)
         raise SystemExit(0)
     if rest and not positional:
         raise UserError(f"unexpected argument {rest[0]!r}: keys are set as --section.key VALUE; --help lists them")
+    if of_run and "--resume" in given:
+        raise UserError(f"--resume goes on with a training: {program} begins none, leave it out")
     file = options.pop("config", None)
     overrides = checked(options, source="command line", strict=False)
     if file is None and of_run:
@@ -125,13 +126,19 @@ def _split(arguments: Sequence[str], own: Container[str] = ()) -> tuple[dict[str
     return options, flags, rest
 
 
-def usage(program: str, positional: str = "", own: Mapping[str, str] = MappingProxyType({})) -> str:
+def usage(
+    program: str, positional: str = "", own: Mapping[str, str] = MappingProxyType({}), *, of_run: bool = False
+) -> str:
     """The `--help` text: flags, then every key with its choices, default and meaning."""
+    flags = FLAGS | dict(own)
+    if of_run:
+        flags["--config FILE"] = OF_RUN
+        del flags["--resume"]
     lines = [
         f"usage: python -m {program} {positional} [--config FILE] [--section.key VALUE ...]".replace("  ", " "),
         "",
     ]
-    lines += [f"  {flag:<15} {text}" for flag, text in (FLAGS | dict(own)).items()]
+    lines += [f"  {flag:<19} {text}" for flag, text in flags.items()]
     for _, title, keys in sections():
         lines += ["", f"{title}:"]
         for key in keys:

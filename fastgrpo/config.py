@@ -72,7 +72,7 @@ class Data(Section, frozen=True):
     ] = ""
     environment_args: Annotated[str, Meta(description="arguments of the environment as JSON")] = ""
     seed: Annotated[
-        int, Meta(ge=0, description="draws used and held-out problems, which a run's own seed leaves alike")
+        int, Meta(ge=0, description="seed of the draw of used and held-out problems, alike for all runs' own seeds")
     ] = 0
     problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by data.seed; 0 = all")] = 0
     instruction: Annotated[
@@ -87,7 +87,10 @@ class Data(Section, frozen=True):
     ] = False
     deadline_factor: Annotated[
         float,
-        Meta(ge=0, description="a solution may take this times the own solution's seconds, 1 to wall_s; 0 = wall_s"),
+        Meta(
+            ge=0,
+            description="deadline over the own solution's seconds, at least 1 s, at most sandbox.wall_s; 0 = wall_s",
+        ),
     ] = 20.0
 
 
@@ -99,7 +102,7 @@ class Model(Section, frozen=True):
         Meta(description="causal LM: a Hugging Face folder, a name on the hub or a GGUF file; empty = the tiny one"),
     ] = ""
     source: Annotated[
-        str, Meta(description="what path named, where the folder was made from it; recorded, not to be set")
+        str, Meta(description="recorded, not to be set: what path named before a folder was made from it")
     ] = ""
     revision: Annotated[
         str, Meta(description="the hub's commit, tag or branch of the model, recorded as the commit; empty = main")
@@ -109,11 +112,11 @@ class Model(Section, frozen=True):
         str, Meta(description='arguments of the chat template as JSON, e.g. {"enable_thinking": false}')
     ] = ""
     recompute_mlp: Annotated[
-        bool, Meta(description="recompute MLPs in backward: a quarter of the activations for a tenth more time")
+        bool, Meta(description="recompute MLPs in backward: a third of the activations for a tenth more time")
     ] = False
     gradient_checkpointing: Annotated[
         bool,
-        Meta(description="recompute layers in backward: a twentieth of the activations, a quarter more time"),
+        Meta(description="recompute layers in backward: a seventh of the activations, a quarter more time"),
     ] = False
     compile: Annotated[
         bool, Meta(description="torch.compile of each decoder layer, in place of this package's kernels: a minute")
@@ -146,9 +149,11 @@ class Engine(Section, frozen=True):
         float,
         Meta(gt=0, description="stop above this mean |logprob difference| vLLM - trainer, nats; 4 times it with fp8"),
     ] = 0.15
-    step_timeout_s: Annotated[float, Meta(gt=0, description="vLLM hangs when a token takes longer than this")] = 40.0
+    step_timeout_s: Annotated[
+        float, Meta(gt=0, description="stop, for vLLM hangs, when a decoding step takes longer than this, seconds")
+    ] = 40.0
     completion_timeout_s: Annotated[
-        float, Meta(gt=0, description="stop where a completion, its wait for others included, takes longer than this")
+        float, Meta(gt=0, description="stop where a completion, its wait for others included, takes longer, seconds")
     ] = 1800.0
     process: Annotated[
         Literal["auto", "own", "shared"],
@@ -184,7 +189,9 @@ class Workers(Section, frozen=True):
         Meta(description="parameters that the endpoint refuses, of max_tokens, temperature and seed; comma-separated"),
     ] = ""
     extra_body: Annotated[str, Meta(description="JSON object that is added to every request")] = ""
-    latency_scale: Annotated[float, Meta(ge=0, description="simulated seconds of waiting, times this")] = 0.0
+    latency_scale: Annotated[
+        float, Meta(ge=0, description="factor of the seconds that simulated workers take; 0 = they answer at once")
+    ] = 0.0
     others: dict[str, dict[str, Any]] = {}
 
     def by_name(self) -> dict[str, Workers]:
@@ -270,7 +277,8 @@ class Grpo(Section, frozen=True):
     prompts_per_step: Annotated[int, Meta(ge=1, description="problems (groups) a step")] = 64
     group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
     refill: Annotated[
-        int, Meta(ge=0, description="further batches that replace a step's groups without variance, at most; 0 = none")
+        int,
+        Meta(ge=0, description="at most so many further batches replace a step's groups without variance; 0 = none"),
     ] = 0
     curriculum: Annotated[
         float, Meta(ge=0, le=1, description="share of a step's problems drawn by p (1 - p) of the pass rate p so far")
@@ -321,7 +329,7 @@ class Grpo(Section, frozen=True):
     clip_high: Annotated[float, Meta(ge=0, description="ratio is clipped above 1 + this")] = 0.28
     importance_correction: Annotated[
         ImportanceCorrection,
-        Meta(description="unit of the importance weight trainer / vLLM; above tis_cap it is the cap, or 0"),
+        Meta(description="unit of the weight trainer / vLLM, which above tis_cap is the cap (truncate) or 0 (mask)"),
     ] = "token_truncate"
     reward_scale: Annotated[
         RewardScale,

@@ -63,7 +63,7 @@ def type_of(hint: Any, limits: Sequence[Any] = ()) -> str:
 
 
 def preset_table() -> list[str]:
-    """What each loss stands for, where the five keys are not set themselves."""
+    """What each loss sets, of the keys that are not set themselves."""
     names = list(LOSS_PRESETS["grpo"])
     lines = [f"| loss | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
     return lines + [

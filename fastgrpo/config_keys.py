@@ -31,13 +31,18 @@ def _keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
         if isinstance(field.default, Section):
             yield from _keys(type(field.default), f"{prefix}{field.name}.")
         elif meta := getattr(hint := hints[field.name], "__metadata__", ()):
-            help_line = next(each.description or "" for each in meta if isinstance(each, Meta))
+            help_line = next(each.description for each in meta if isinstance(each, Meta) and each.description)
             yield Key(prefix + field.name, hint, field.default, help_line)
 
 
 KEYS: dict[str, Key] = {key.name: key for key in _keys()}
 # A table [workers.others.NAME] has the keys of [workers], less those that hold for all workers.
 _OF_ANOTHER_WORKER = re.compile(r"workers\.others\.\w{1,64}\.(?!(kind|name|cache_dir|latency_scale)$)(?=\w+$)")
+# What the patterns of two keys ask for, in words.
+_SPELLED = {
+    "name": "a text of letters, digits, '_', '.' and '-' that begins with a letter or digit",
+    "workers.name": "a text of 1 to 64 letters, digits and '_'",
+}
 MOST_ROLLOUTS = 2**20  # of a step, each a coroutine
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
 
@@ -59,7 +64,8 @@ def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict
         try:
             result[name] = msgspec.convert(given, key.type, strict=strict)
         except msgspec.ValidationError as error:
-            wanted = choices_of(key) or str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
+            wanted = str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
+            wanted = choices_of(key) or _SPELLED.get(name, wanted)
             if isinstance(value, dict) and "JSON" in key.help:
                 wanted = "the text that json.dumps makes of it"
             raise UserError(f"{source}: {name} must be {wanted}, got {shown(value)} ({type(value).__name__})") from None

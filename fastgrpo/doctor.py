@@ -166,6 +166,9 @@ def _read(path: str) -> str:
 
 def main() -> int:
     """Print the findings; 1 where something required is missing."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print("usage: python -m fastgrpo.doctor [--before-install]\n\nsays what this machine lacks")
+        return 0
     before_install = sys.argv[1:] == ["--before-install"]
     if sys.argv[1:] and not before_install:
         raise UserError(f"unexpected argument {sys.argv[1]!r}: the doctor takes none, or --before-install")

@@ -247,9 +247,7 @@ def perform(name: str, config: Config) -> str:
 
     Raises UserError for an unknown name, and where the folder is of another configuration.
     """
-    if name not in EXPERIMENTS:
-        raise UserError(f"there is no experiment {name!r}: choose one of {', '.join(EXPERIMENTS)}")
-    folder = Path(config.runs).expanduser() / "experiments" / name
+    folder = Path(config.runs).expanduser() / "experiments" / named([name])
     saved = folder / "config.toml"
     if saved.exists() and saved.read_text(encoding="utf-8") != to_toml(config):
         raise UserError(f"{folder} was made with another configuration: move it away, or set --runs")
@@ -259,13 +257,25 @@ def perform(name: str, config: Config) -> str:
     return f"{text}\n## Details\n\n{details.read_text(encoding='utf-8')}" if details.exists() else text
 
 
+def named(arguments: Sequence[str]) -> str:
+    """The experiment that a command line names. Raises UserError where it names none, several or an unknown one."""
+    if len(arguments) != 1:
+        raise UserError(f"name one experiment: {', '.join(EXPERIMENTS)}")
+    if arguments[0] not in EXPERIMENTS:
+        raise UserError(f"there is no experiment {arguments[0]!r}: choose one of {', '.join(EXPERIMENTS)}")
+    return arguments[0]
+
+
 def main() -> None:
     """Perform the experiment named on the command line and print its tables."""
-    command = command_to_run("fastgrpo.experiments", positional="NAME", of_run=True)
+    command = command_to_run(
+        "fastgrpo.experiments",
+        lambda command: named(command.arguments),
+        positional="|".join(EXPERIMENTS),
+        of_run=True,
+    )
     if command is None:
         return
-    if len(command.arguments) != 1:
-        raise UserError(f"name one experiment: {', '.join(EXPERIMENTS)}")
     if "RANK" in os.environ:
         raise UserError("experiments run in one process: start them without torchrun")
     print(perform(command.arguments[0], with_local_model(command.config)))

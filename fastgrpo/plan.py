@@ -11,24 +11,31 @@ from fastgrpo.cli import CommandLine, parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import to_toml
 from fastgrpo.doctor import require_ready
+from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.model import load_config
-from fastgrpo.ranks.collectives import joined_ranks
+from fastgrpo.ranks.collectives import joined_ranks, rank_and_world
 from fastgrpo.rollouts.environment import prompt_of
 from fastgrpo.rollouts.rollouts import prompts_fit
+from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Task, require_model, task_of
+from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Sampling
 
 
-def command_to_run(program: str, **options: Any) -> CommandLine | None:
+def command_to_run(
+    program: str, refuse: Callable[[CommandLine], object] = lambda _: None, **options: Any
+) -> CommandLine | None:
     """The program's command line, with the `options` of `cli.parse`; None where `--dry-run` had the plan printed.
 
-    Raises UserError where the command line is wrong or this machine is not ready.
+    Raises UserError where the command line is wrong, `refuse` says that the program cannot do it, or this machine is
+    not ready.
     """
     command = parse(sys.argv[1:], program=program, **options)
+    refuse(command)
     if command.dry_run:
         print_plan(command.config)
         return None
@@ -42,6 +49,31 @@ def run_on_ranks(config: Config, main: Callable[[], Coroutine[Any, Any, object]]
         run_async(main)
 
 
+def with_readable_model(config: Config, *, again: bool) -> Config:
+    """`config` of `with_local_model`, whose configuration and tokenizer have been read once.
+
+    What is wrong with them is told before the run's folder is opened, which sets an earlier run aside.
+    Raises UserError.
+    """
+    with interruptible():
+        config = with_local_model(config, again=again)
+        if config.model.path:
+            load_config(config.model.path)
+            load_chat(config.model.path, config.model)
+    return config
+
+
+def trainable(config: Config) -> MemoryPlan:
+    """The memory plan of the training, outside of torchrun that of the fewest ranks that can hold it.
+
+    Raises UserError for a loss function, lengths or memory that would end the training once its folder is open.
+    """
+    if config.grpo.loss_function:
+        find_function(config.grpo.loss_function, "grpo.loss_function")
+    model = load_config(config.model.path) if config.model.path else policy_config()
+    return memory_plan(config, model, ranks=max(rank_and_world()[1], config.engine.tensor_parallel))
+
+
 def print_plan(config: Config, task: Task | None = None) -> None:
     """The resolved configuration, the sizes of both stages and the memory plan; starts and writes nothing.
 
@@ -53,21 +85,19 @@ def print_plan(config: Config, task: Task | None = None) -> None:
     problems, held_out = (task.list_problems or task.load_problems)(config)
     grpo = config.grpo
     rollouts = grpo.prompts_per_step * grpo.group_size
+    memory = trainable(config)
     print(to_toml(config))
     untried = ", before their own solutions are tried" if task.list_problems else ""
     print(f"problems        {len(problems)} for training, {len(held_out)} held out{untried}")
     if config.model.path:
         print(f"policy          {config.model.path}")
-        model = load_config(config.model.path)
         if left_out := _too_long(config, task, [*problems, *held_out]):
             print(f"too long        {left_out} of these problems, which are left out")
     else:
         print(f"stage 1         {len(problems) * config.sft.teacher_samples} traces, {config.sft.epochs} epochs")
-        model = policy_config()
     print(f"stage 2         {grpo.steps} steps of {rollouts} rollouts, {grpo.steps * rollouts} in all")
     print(f"evaluation      {len(held_out) * config.eval.samples} rollouts before and after")
-    # Of the fewest ranks that can train it.
-    print(memory_plan(config, model, ranks=config.engine.tensor_parallel).table())
+    print(memory.table())
 
 
 def _too_long(config: Config, task: Task, problems: Sequence[Any]) -> int:

@@ -53,12 +53,12 @@ table {{ border-collapse: collapse }} td, th {{ text-align: left; padding: 2px 1
 
 
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
-    """The rows of evaluation.json, their metrics beside the rest; none where it is missing or half written."""
+    """The rows of evaluation.json, their metrics beside the rest; none where it is missing, half written or another."""
     try:
         rows = msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]]) if path.exists() else []
     except msgspec.DecodeError:
         return []
-    return [row.get("metrics", {}) | row for row in rows]
+    return [row.get("metrics", {}) | row for row in rows if row.keys() >= {"stage", "problem_id", "status", "reward"}]
 
 
 def write_report(folder: Path) -> Path:
@@ -69,7 +69,7 @@ def write_report(folder: Path) -> Path:
     """
     if not (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is not a run: it has no metrics.jsonl; name a folder such as runs/demo")
-    metrics = read_lines(folder / "metrics.jsonl")
+    metrics = [row for row in read_lines(folder / "metrics.jsonl") if row.keys() >= {"stage", "step"}]
     evaluation = read_evaluation(folder / "evaluation.json")
     body = "\n".join(
         [
@@ -271,8 +271,11 @@ def _table(rows: Sequence[Sequence[object]]) -> str:
 
 def main() -> None:
     """Write the report of the run's folder named on the command line."""
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        print("usage: python -m fastgrpo.report runs/NAME\n\nwrites that run's report.html anew")
+        return
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise UserError("usage: python -m fastgrpo.report runs/NAME")
+        raise UserError("name one run's folder: python -m fastgrpo.report runs/NAME")
     print(write_report(Path(sys.argv[1])))
 
 

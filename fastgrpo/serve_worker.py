@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastgrpo.errors import UserError
@@ -52,6 +53,24 @@ def environment(of: Mapping[str, str], *, gpu: bool) -> dict[str, str]:
     cores = sorted(os.sched_getaffinity(0))
     few = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))} if len(cores) <= _FEW_CORES else {}
     return _CPU_ENVIRONMENT | few | dict(of)
+
+
+def refuse_unservable(model: str, max_model_len: int) -> None:
+    """Raises `UserError` for what vLLM would end on with a traceback: no vLLM, model, tokenizer or length."""
+    folder = Path(model)
+    if find_spec("vllm") is None:
+        raise UserError(
+            "vLLM, which serves the model, is not installed: pip install 'fastgrpo[cpu]' or 'fastgrpo[gpu]'"
+        )
+    if max_model_len < 2:
+        raise UserError(f"--max-model-len {max_model_len} leaves no room for a prompt and an answer: set 2 or more")
+    if HUB_NAME.fullmatch(model) and not folder.exists():
+        return
+    for pattern in ("config.json", "tokenizer*"):
+        if not any(folder.glob(pattern)):
+            raise UserError(
+                f"--model {model} is no Hugging Face folder with its tokenizer: there is no {pattern} in it"
+            )
 
 
 def refuse_busy(port: int) -> None:
@@ -118,9 +137,7 @@ def main() -> int:
     parser.add_argument("--max-model-len", type=int, default=4096, help="tokens of prompt + answer (4096)")
     parser.add_argument("command", nargs="*", help="run this once the server answers, and stop the server after it")
     chosen = parser.parse_args()
-    on_hub = HUB_NAME.fullmatch(chosen.model) and not Path(chosen.model).exists()
-    if not on_hub and not (Path(chosen.model) / "config.json").is_file():
-        raise UserError(f"--model {chosen.model} is no Hugging Face folder: there is no config.json in it")
+    refuse_unservable(chosen.model, chosen.max_model_len)
     gpu = os.path.exists("/dev/nvidiactl")
     command = command_line(chosen.model, chosen.port, chosen.max_model_len, gpu=gpu)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -22,10 +22,9 @@ from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.teachers import ModelTeacher, ScriptedTeacher, Teacher
 from fastgrpo.flow.types import Problem, names_of
-from fastgrpo.plan import command_to_run, run_on_ranks
+from fastgrpo.plan import command_to_run, run_on_ranks, with_readable_model
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
@@ -199,8 +198,8 @@ def _decay(step: int, steps: int) -> float:
 
 async def teach(config: Config, *, resume: bool) -> Path:
     """Stage 1 as the run `config` has it, begun or gone on with: the folder of the fine-tuned policy."""
-    with interruptible():
-        config = with_local_model(config, again=resume)
+    refuse_other_task(config)
+    config = with_readable_model(config, again=resume)
     problems, _ = load_problems(config)
     with open_log(config, resume=resume) as log:
         async with of_replica(open_environment(config, log), config.engine.tensor_parallel) as environment:
@@ -209,9 +208,15 @@ async def teach(config: Config, *, resume: bool) -> Path:
     return folder
 
 
+def refuse_other_task(config: Config) -> None:
+    """Raises UserError where the run's task is not the workflows that a teacher writes."""
+    if config.task != "flow" or config.data.reward or config.data.environment:
+        raise UserError("sft teaches workflows: leave out task, data.reward and data.environment")
+
+
 def main() -> None:
     """Run stage 1 alone."""
-    if command := command_to_run("fastgrpo.sft"):
+    if command := command_to_run("fastgrpo.sft", lambda command: refuse_other_task(command.config)):
         run_on_ranks(command.config, lambda: teach(command.config, resume=command.resume))
 
 

@@ -33,12 +33,17 @@ def find(dataset: str | Sequence[str], name: str) -> Problem:
     raise UserError(f"{dataset} has no problem {name!r}: its ids look like {problems[0].id!r}")
 
 
-async def solve(config: Config, names: Sequence[str]) -> None:
-    """Print the chosen workflow for the problem named, its solution and how it did on the public tests."""
+def refuse(config: Config, names: Sequence[str]) -> None:
+    """Raises UserError where no policy and one problem are named, or the policy writes no workflows."""
     if not config.model.path or len(names) != 1:
         raise UserError("solve needs --model PATH and the id of one problem, such as HumanEval/12")
     if config.task != "flow" or config.data.reward or config.data.environment:
         raise UserError("solve runs workflows, and this policy writes none: python -m fastgrpo.evaluate measures it")
+
+
+async def solve(config: Config, names: Sequence[str]) -> None:
+    """Print the chosen workflow for the problem named, its solution and how it did on the public tests."""
+    refuse(config, names)
     with interruptible():
         config = with_local_model(config)
     problem = find(config.data.dataset, names[0])
@@ -49,6 +54,11 @@ async def solve(config: Config, names: Sequence[str]) -> None:
     records = [rollout.result.record for rollout in groups[0].rollouts if rollout.reward is not None]
     if not records:
         raise UserError(f"every workflow failed: {first_failure(groups)}")
+    written, records = len(records), [record for record in records if record["workflow"]]
+    if not records:
+        raise UserError(
+            f"none of {written} completions holds a workflow: train the policy longer, or raise eval.samples"
+        )
     best = max(records, key=lambda record: record["tests"]["public"])
     print(
         f"# workflow ({len(best['worker_calls'])} worker calls)\n{best['workflow']}\n\n# solution\n{best['solution']}\n"
@@ -61,7 +71,13 @@ async def solve(config: Config, names: Sequence[str]) -> None:
 
 def main() -> None:
     """Answer one query."""
-    if command := command_to_run("fastgrpo.solve", positional="PROBLEM_ID", of_run=True):
+    command = command_to_run(
+        "fastgrpo.solve",
+        lambda command: refuse(command.config, command.arguments),
+        positional="PROBLEM_ID",
+        of_run=True,
+    )
+    if command is not None:
         run_on_ranks(command.config, lambda: solve(command.config, command.arguments))
 
 

@@ -25,8 +25,7 @@ from fastgrpo.config_files import note_task_from_python, refuse_task_from_python
 from fastgrpo.config_keys import checked, resolve
 from fastgrpo.errors import UserError, shown
 from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
-from fastgrpo.plan import command_to_run, print_plan, run_on_ranks
-from fastgrpo.policy.hub import with_local_model
+from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
@@ -34,7 +33,6 @@ from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
 from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.sft import warm_start
-from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Task, environment_task, require_model, reward_task, task_of
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import Curriculum
@@ -136,8 +134,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
         refuse_task_from_python(config.folder, "continue from there, with resume=True")
     task = task or task_of(config)
     require_model(config, task)
-    with interruptible():
-        config = with_local_model(config, again=resume)
+    config = with_readable_model(config, again=resume)
+    trainable(config)
     problems, held_out = task.load_problems(config)
     with open_log(config, resume=resume) as log:
         if log.folder is not None and not named:

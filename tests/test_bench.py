@@ -22,3 +22,51 @@ def test_program_explains_itself(
         runpy.run_path(str(path), run_name="__main__")
     assert ended.value.code == 0
     assert "usage:" in capsys.readouterr().out
+
+
+def test_the_picture_of_the_loss_head_is_of_the_whole_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    rows = runpy.run_path(str(FOLDER / "plot_loss_head.py"))["forward_and_backward"]
+    names = [name for name, _ in rows((FOLDER / "results/loss_head.md").read_text(encoding="utf-8"))]
+    assert (names[0], names[-1], len(names)) == ("three matrix products (floor)", "Liger fused GRPO", 7)
+    assert "linear_grpo_loss, forward and backward" in names
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench_engine", "--parts", "step,stop"],
+        ["bench_generation", "--variants", "stop"],
+        ["bench_generation", "--tokens", "64"],
+        ["bench_decoding", "--variants", "worker,stop"],
+    ],
+    ids=" ".join,
+)
+def test_what_a_program_does_not_have_is_said_at_once(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / f"{words[0]}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert "error: --" in capsys.readouterr().err
+
+
+READERS = ("step_parts", "structure_advantages", "learned_workflows", "compare_evaluations", "reward_sweep")
+
+
+@pytest.mark.parametrize("program", READERS)
+@pytest.mark.parametrize("text", [None, "", "no JSON\n", '{"stage": "sft", "step": 1}\n'])
+def test_a_file_that_is_no_run_s_is_one_sentence(
+    program: str, text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    file = tmp_path / "samples.jsonl"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr(sys, "argv", [program, str(tmp_path if program == "step_parts" else file)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / f"{program}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")

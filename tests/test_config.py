@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo import errors
+from fastgrpo import doctor, errors, report
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import MODEL, TOKENIZER, flat, held_name, open_folder, read_toml, to_toml
@@ -43,7 +44,7 @@ def config(*arguments: str) -> Config:
         ("--grpo.clip_low 1.5", "grpo.clip_low must be float <= 1.0, got '1.5'"),
         ("--grpo.temperature 0.001", "grpo.temperature must be float >= 0.01, got '0.001'"),
         ("--eval.temperature 2.5", "eval.temperature must be float <= 2.0, got '2.5'"),
-        ("--name ../b", "name must be str"),
+        ("--name ../b", "name must be a text of letters, digits, '_', '.' and '-' that begins with a letter or digit"),
         ("--seed", "--seed needs a value"),
         ("--runs --dry-run", "--runs needs a value, and --dry-run is an option"),
         (
@@ -284,7 +285,23 @@ def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
 def test_help_lists_every_key_with_its_default() -> None:
     text = usage("fastgrpo.train")
     assert all(f"--{name} " in text for name in KEYS)
+    assert [name for name, key in KEYS.items() if not key.help] == []
     assert list(flat(Config())) == list(KEYS)
+
+
+def test_a_program_that_trains_nothing_resumes_nothing() -> None:
+    assert "--resume" not in usage("fastgrpo.evaluate", of_run=True)
+    with pytest.raises(UserError, match=r"fastgrpo\.evaluate begins none"):
+        parse(["--resume"], program="fastgrpo.evaluate", of_run=True)
+
+
+@pytest.mark.parametrize("main", [doctor.main, report.main])
+def test_help_says_how_a_program_is_called(
+    main: Callable[[], int | None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--help"])
+    assert not main()
+    assert capsys.readouterr().out.startswith(f"usage: python -m {main.__module__} ")
 
 
 def test_every_key_is_read_somewhere() -> None:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from fastgrpo.config_keys import KEYS, SECTIONS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = {"", "python", "sh", "toml", "json", "text", "mermaid"}
@@ -59,3 +61,27 @@ def test_snippet_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_every_block_names_a_known_language() -> None:
     assert {block.language for block in BLOCKS} <= LANGUAGES
+
+
+def anchors(page: Path) -> set[str]:
+    """What `#` may name on `page`: its headings as GitHub spells them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_lead_to_a_file_and_its_heading() -> None:
+    pages = [*PAGES, *ROOT.glob("*.md"), *(ROOT / "bench").rglob("*.md")]
+    links = {(page, link) for page in pages for link in re.findall(r"\]\((?!http)(.*?)\)", page.read_text("utf-8"))}
+    wrong = []
+    for page, link in links:
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (heading and heading not in anchors(target)):
+            wrong.append(f"{page.relative_to(ROOT)}: {link}")
+    assert wrong == []
+
+
+def test_keys_that_the_docs_name_are_keys() -> None:
+    keys = rf"(?:--|`)((?:{'|'.join(SECTIONS)})\.(?!py\b|digest\b|others\b)[a-z_0-9]+)(?=[`= ])"
+    named = {(page.name, key) for page in PAGES for key in re.findall(keys, page.read_text("utf-8"))}
+    assert {(page, key) for page, key in named if key not in KEYS} == set()

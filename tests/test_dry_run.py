@@ -43,7 +43,8 @@ def nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dry_run_prints_the_plan_alone(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: str
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [program, "--model", str(model), "--dry-run"])
+    problem = ["HumanEval/0"] if program == "fastgrpo.solve" else []
+    monkeypatch.setattr(sys, "argv", [program, *problem, "--model", str(model), "--dry-run"])
     example = runpy.run_path(str(ROOT / "examples" / program)) if program.endswith(".py") else {}
     (example.get("main") or import_module(program).main)()
     out, error = capsys.readouterr()
@@ -56,6 +57,23 @@ def test_a_dry_run_prints_the_plan_alone(
 
 def anything(**_: object) -> list[float]:
     raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "sentence"),
+    [
+        ("sft", ["--task", "code"], "sft teaches workflows"),
+        ("solve", [], "solve needs --model PATH and the id of one problem"),
+        ("experiments", [], "name one experiment: sft-subset, "),
+        ("experiments", ["all"], "there is no experiment 'all'"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_program_does(
+    monkeypatch: pytest.MonkeyPatch, program: str, arguments: list[str], sentence: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, *arguments, "--dry-run"])
+    with pytest.raises(UserError, match=sentence):
+        import_module(f"fastgrpo.{program}").main()
 
 
 def test_the_problems_that_do_not_fit_are_counted(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ def rollout(status: str) -> Rollout:
 def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
     """The rollouts that both programs get, without engine and jails, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
     rollouts: list[Rollout] = []
 
     async def collect(*_: object, **__: object) -> list[Group]:
@@ -139,6 +140,13 @@ def test_what_is_no_number_is_null_in_the_file_and_in_no_mean(tmp_path: Path) ->
 def test_a_query_that_only_we_failed_is_an_error(collected: list[Rollout]) -> None:
     collected += [rollout("infrastructure")] * 2
     with pytest.raises(UserError, match="every workflow failed: the endpoint cannot be reached"):
+        asyncio.run(solve.solve(CONFIG, ("p",)))
+
+
+def test_a_policy_that_wrote_no_workflow_is_an_error(collected: list[Rollout]) -> None:
+    result = Result(status="invalid", reward=Reward(total=-0.5), record={"workflow": "", "worker_calls": []})
+    collected += [Rollout([1], [1], [0.0], ["text"], result=result)] * 2
+    with pytest.raises(UserError, match="none of 2 completions holds a workflow"):
         asyncio.run(solve.solve(CONFIG, ("p",)))
 
 

@@ -112,9 +112,12 @@ def test_partial_runs(tmp_path: Path, steps: int, stages: tuple[str, ...]) -> No
     assert ("Pass rate before and after" in text) == bool(stages)
 
 
-def test_half_written_evaluation_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['[{"stage": "sft"', '[{"stage": "sft"}]'])
+def test_half_written_evaluation_is_left_out(tmp_path: Path, text: str) -> None:
     write_metrics(tmp_path, 1)
-    (tmp_path / "evaluation.json").write_text('[{"stage": "sft"')
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('\n{"another": "file"}\n')
+    (tmp_path / "evaluation.json").write_text(text)
     assert "Pass rate" not in Page(write_report(tmp_path)).text
 
 

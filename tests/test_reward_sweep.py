@@ -55,7 +55,8 @@ def test_the_table_names_what_earns_most(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows()))
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.setattr(sys, "argv", ["sweep", str(file), "--complexity", "0.2", "--efficiency", efficiency])
-    runpy.run_path(str(FOLDER / "reward_sweep.py"), run_name="__main__")
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(FOLDER / "reward_sweep.py"), run_name="__main__")
     line = capsys.readouterr().out.splitlines()[2]
     assert line.startswith(f"| 0.2 | {efficiency} | {best} |")
     assert f"| {worth:.3f} [" in line

@@ -110,5 +110,12 @@ def test_a_server_that_never_answers_is_a_users_error_and_stopped(monkeypatch: p
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["serve_worker", "--model", str(tmp_path)])
-    with pytest.raises(UserError, match="no Hugging Face folder"):
+    with pytest.raises(UserError, match=r"there is no config\.json in it"):
+        serve_worker.main()
+    (tmp_path / "config.json").touch()
+    with pytest.raises(UserError, match=r"there is no tokenizer\* in it"):
+        serve_worker.main()
+    (tmp_path / "tokenizer.json").touch()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--max-model-len", "0"])
+    with pytest.raises(UserError, match="--max-model-len 0 leaves no room"):
         serve_worker.main()

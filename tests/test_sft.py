@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastgrpo import sft
-from fastgrpo.config import Config, Sft
+from fastgrpo.config import Config, Data, Sft
 from fastgrpo.errors import CannotWrite, UserError
 from fastgrpo.flow.distill import read_traces
 from fastgrpo.flow.types import Execution, Problem
@@ -64,6 +64,14 @@ def test_a_dead_endpoint_is_a_users_error_and_what_was_made_is_kept(tmp_path: Pa
     again = Environment(DOWN)
     distil(settings, again)
     assert again.runs == 0
+
+
+@pytest.mark.parametrize(
+    "other", [{"task": "code"}, {"data": Data(reward="m:f")}, {"data": Data(environment="verifiers:x")}]
+)
+def test_a_task_without_workflows_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="sft teaches workflows: leave out task"):
+        asyncio.run(sft.teach(Config(**other), resume=False))
 
 
 def test_a_few_failures_are_said_and_passed_over(tmp_path: Path) -> None:

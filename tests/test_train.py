@@ -127,6 +127,17 @@ def run(
     return run_without_report(resolve(values), task, resume=resume)
 
 
+def test_a_model_that_cannot_be_used_leaves_an_earlier_run_where_it_is(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs/good").mkdir(parents=True)
+    (tmp_path / "runs/good/metrics.jsonl").write_text("{}")
+    shutil.copytree(model, tmp_path / "model")
+    for file in (tmp_path / "model").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match="has no tokenizer_config"):
+        run(tmp_path / "model", tmp_path / "runs", "good")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["good"]
+
+
 def metrics(folder: Path) -> list[dict]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["stage"] == "grpo"]
@@ -532,7 +543,7 @@ def test_a_model_by_its_name_is_found_again_by_the_commit(
         ({"task": 3}, "task must be a fastgrpo.tasks.Task, got 3"),
         ({"config": "demo.toml"}, "takes a dict of keys by their dotted names, or a Config, got 'demo.toml'"),
         ({"config": {3: 4}}, "keys are texts such as 'grpo.steps', got 3"),
-        ({"environment": Vowels(), "dataset": np.array([1, 2]), "model": "m"}, "each problem of dataset is an object"),
+        ({"environment": Vowels(), "dataset": np.array([1, 2]), "model": "."}, "each problem of dataset is an object"),
     ],
 )
 def test_what_train_is_given_must_fit(arguments: dict[str, Any], sentence: str) -> None:

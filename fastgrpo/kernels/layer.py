@@ -4,9 +4,9 @@
     q, k, v = rotated(qkv, cos, sin, ...)                   keeps nothing, qkv where heads have norms
     x = norm_mlp(x, norm, gate, up, down)                   keeps x, and gate(x) and up(x) unless they are recomputed
 
-A norm's output and silu(gate) * up are made again in backward, in the passes that compute their gradients: a third of
-the activations for three reads of memory. q, k and v, and gate and up, are one matrix product each, on one matrix where
-their weights lie one after another. `layer_triton` has the passes on a GPU, `layer_torch` on a CPU.
+A norm's output and silu(gate) * up are made again in backward, in the passes that compute their gradients, which saves
+a third of the activations for three reads of memory. q, k and v, and gate and up, are one matrix product each, on one
+matrix where their weights lie one after another. `layer_triton` has the passes on a GPU, `layer_torch` on a CPU.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 END = "<|endoftext|>"
 
@@ -56,5 +57,6 @@ def create_policy(corpus: Iterable[str], folder: Path, *, seed: int, vocab_size:
     torch.manual_seed(seed)
     # vLLM pads the vocabulary to a multiple of 64; the same size here keeps both heads alike.
     config = policy_config(-(-len(tokenizer) // 64) * 64, end_id=tokenizer.eos_token_id)
+    transformers_logging.disable_progress_bar()
     Qwen2ForCausalLM(config).float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Decoder layers that run on the passes of `kernels.layer`: faster than transformers' own and a third less to keep.
+"""Decoder layers that run on the passes of `kernels.layer`: faster than transformers' own, with half as much to keep.
 
 They compute what transformers' layers compute, to bf16's rounding. Layers of other kinds, or with adapters, stay as
 they are: Gemma (norms of 1 + w, four a layer), Granite, Cohere and Phi among them.

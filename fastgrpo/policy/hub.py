@@ -23,6 +23,7 @@ import transformers
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastgrpo.config import Config
@@ -49,14 +50,15 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
     if not model.path:
         return config
     if path.is_dir():
-        folder = _converted(path) if weights else path
+        folder = _whole(_converted(path)) if weights else path
         return config if folder == Path(model.path) else _with(config, folder, source=model.path)
     name = model.source if again and model.source else model.path
     if Path(name).expanduser().is_file() and name.lower().endswith(".gguf"):
         return _with(config, _from_gguf(Path(name).expanduser(), weights), source=name)
     found = HUB_NAME.fullmatch(name)
     if found is None:
-        return config
+        wrong = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"model folder {name} {wrong}; --model takes a folder, a name on the hub, a GGUF file")
     if found["file"]:
         file = _fetched_file(found["repository"], found["file"], model.revision)
         return _with(config, _from_gguf(file, weights), source=name, revision=_commit(file, found["repository"]))
@@ -66,6 +68,21 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
 
 def _with(config: Config, folder: Path, **keys: str) -> Config:
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(folder), **keys))
+
+
+def _whole(folder: Path) -> Path:
+    """The folder with whole files of weights. Raises UserError where one is shorter than it says, or there is none."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and (folder / "config.json").is_file():
+        raise UserError(f"model folder {folder} has no weights: put its *.safetensors or pytorch_model*.bin there")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            fix = "download or save it again"
+            raise UserError(f"the weights {file} cannot be read ({first_line(error)}): {fix}") from error
+    return folder
 
 
 def _fetched(name: str, revision: str, weights: bool) -> Path:

@@ -149,7 +149,7 @@ class Policy:
     def fuse_layers(self, *, recompute_mlp: bool = False) -> None:
         """Run the decoder's layers on the kernels of `kernels.layer` where their kind is known, else as they are.
 
-        `recompute_mlp` keeps attention's products and computes the MLP's, two thirds of all, once more in backward.
+        `recompute_mlp` keeps attention's products and computes those of gate and up once more in backward.
         """
         decoder = self.model.base_model
         if fuse_layers(decoder, recompute_mlp=recompute_mlp):

@@ -1,11 +1,6 @@
 """What a run leaves to read: metrics.jsonl, samples.jsonl, TensorBoard events and a live display of the current step.
 
-W&B or trackio beside them (`record.trackers`).
-
-Metric names, the same in every file: `reward/total`, `reward/performance`, `reward/complexity`, `reward/diversity`,
-`reward/format`, `pass_rate`, `complexity`, `loss`, `kl`, `entropy`, `grad_norm`, `tokens_per_s` (generated),
-`train_tokens_per_s`, `mfu` and `gpu/...` (see `record.gpu`), `parity` (mean |logprob difference| of vLLM and trainer
-after the sync, nats), `jails` (in flight), `seconds/step` and `seconds/<phase>`.
+W&B or trackio beside them (`record.trackers`). docs/metrics.md lists the metrics, which have one name in all of these.
 """
 
 from __future__ import annotations
@@ -30,7 +25,7 @@ from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.display import Display
 from fastgrpo.record.json_lines import JsonLines, RotatingLines
 from fastgrpo.record.phases import PhaseTimer
-from fastgrpo.record.trackers import Tracker, find_tracker
+from fastgrpo.record.trackers import Tracker, find_tracker, tracker_module
 
 
 class EventFile:
@@ -164,8 +159,13 @@ class RunLog:
 
 @contextmanager
 def open_log(config: Config, *, resume: bool) -> Iterator[RunLog]:
-    """The run's folder, which no other process has meanwhile, and its log; the ranks after the first write nothing."""
+    """The run's folder, which no other process has meanwhile, and its log; the ranks after the first write nothing.
+
+    A tracker that is not installed is told before the folder is opened, which sets an earlier run aside.
+    """
     first = rank_and_world()[0] == 0
+    if first:
+        tracker_module(config.record.tracker)
     with held_name(config.folder) if first else nullcontext():
         folder = open_folder(config, resume=resume) if first else None
         gather_all(None, "the run's folder")

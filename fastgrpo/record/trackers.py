@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fastgrpo.errors import UserError, first_line, writing
@@ -89,17 +90,22 @@ class Tracker:
             self._run = None
 
 
+def tracker_module(name: str) -> ModuleType | None:
+    """The module of the tracker called `name`, None for none. Raises UserError where it is not installed."""
+    try:
+        return None if name == "none" else importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"record.tracker {name} cannot be imported ({error}): pip install 'fastgrpo[{name}]'") from None
+
+
 def find_tracker(name: str, folder: Path, settings: Mapping[str, Any], say: Callable[[str], object]) -> Tracker | None:
     """The tracker called `name` for the run in `folder`, None for none. Raises UserError where it is not installed.
 
     The run's id there is kept in the folder: a resumed run goes on, another one of the same name is another.
     """
-    if name == "none":
+    module = tracker_module(name)
+    if module is None:
         return None
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"record.tracker {name} cannot be imported ({error}): pip install 'fastgrpo[{name}]'") from None
     kept = folder / "tracker.id"
     with writing(kept):
         if not kept.exists():

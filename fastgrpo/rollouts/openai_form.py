@@ -195,7 +195,7 @@ def completion(answer: Answer, request: Request) -> dict[str, Any]:
 
 
 def events(answer: Answer, request: Request) -> bytes:
-    """The same for a client that streams: all of it in one event, the end in the next."""
+    """A completion for a client that streams: all of it in one event, the end in the next."""
     delta = _message(answer)
     if answer.message.tool_calls:
         delta["tool_calls"] = [{"index": i} | call for i, call in enumerate(delta["tool_calls"])]

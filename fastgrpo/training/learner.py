@@ -14,7 +14,6 @@ import torch
 from fastgrpo.config import Config, Grpo
 from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, writing
-from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, policy_device, policy_dtype
@@ -178,8 +177,6 @@ class Learner:
 @contextmanager
 def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learner]:
     """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
-    if config.grpo.loss_function:
-        find_function(config.grpo.loss_function, "grpo.loss_function")
     checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
     sharded = config.engine.tensor_parallel > 1
     settings: dict[str, Any] = {"device": policy_device(), "dtype": policy_dtype(config), "sharded": sharded}

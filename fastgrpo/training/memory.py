@@ -252,7 +252,7 @@ def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Ite
 
 
 def _sharded_items(config: PretrainedConfig, parameters: int, workload: Workload) -> tuple[Item, ...]:
-    """The same under FSDP2 and a tensor-parallel vLLM.
+    """Weights, optimizer state and gradients under FSDP2 and a tensor-parallel vLLM.
 
     The next layer is gathered while one computes, and gradients are reduced in fp32. Embedding and head are whole for
     a micro-batch. A weight sync's check computes, too, beside the KV cache.

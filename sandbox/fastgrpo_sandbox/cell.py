@@ -232,7 +232,7 @@ class Cell(asyncio.Protocol):
                 await asyncio.to_thread(cgroup.remove, self._group)
 
     def _make_group(self) -> None:
-        """Without one the cell works, too: its outcomes say that memory was polled."""
+        """Make the cell's cgroup, if it can be made: without it the cell's outcomes say that memory was polled."""
         if self._groups is None:
             return
         try:

@@ -177,7 +177,7 @@ def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
 
 
 def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
-    """Likewise. Raises Rejected."""
+    """The tests of a unittest job, compiled once like a judge's. Raises Rejected."""
     with _compiling():
         whole = f"{tests.setup}\n{tests.source}"
         job = {"role": "unittest", "names": unittest_names(tests.source), "tests": compile_unittest(whole)}

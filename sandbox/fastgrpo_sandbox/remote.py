@@ -72,14 +72,14 @@ class _Host:
         return self.in_flight < self._room and not self.pause_s()
 
     def answered(self) -> None:
-        """It took a job: it has room for a little more than it had, until it says otherwise."""
+        """The host took a job: it has room for a little more than it had, until it says otherwise."""
         if self.failures:
             log.warning("jail server answers again: url=%s", self.url)
         self.failures = 0
         self._room = min(self._most, self._room + 1 / self._room)
 
     def failed(self, reason: str) -> None:
-        """It is left alone for a while, longer with each failure; what its other jobs say meanwhile is nothing new."""
+        """The host is left alone for a while, longer with each failure; meanwhile its other jobs say nothing new."""
         self.fault = reason
         if self.pause_s():
             return
@@ -90,7 +90,7 @@ class _Host:
         self.failures += 1
 
     def is_full(self, retry_after_s: float) -> None:
-        """It has room for our other jobs, whose ends say when there is more; without any, it says itself."""
+        """The host has room for our other jobs, whose ends make more; without any it says how long to wait."""
         self._room = max(1, self.in_flight - 1)
         if self.in_flight == 1:
             self._ready_at = time.monotonic() + retry_after_s

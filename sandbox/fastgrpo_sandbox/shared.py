@@ -61,7 +61,7 @@ class SharedPool:
             pool.__exit__(None, None, None)
 
     def forget(self) -> None:
-        """In a forked child: the pool's thread is the parent's alone, and its lock may be held for ever."""
+        """Give up the pool in a forked child: its thread is the parent's alone, and its lock may be held for ever."""
         self._inherited.append(self._pool)
         self._lock, self._pool = threading.Lock(), None
 

@@ -70,6 +70,17 @@ def as_bin(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def test_damaged_weights_are_said_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "half")
+    weights = tmp_path / "half/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"the weights .*half/model.safetensors cannot be read .*: download or save"):
+        with_local_model(configuration(tmp_path / "half"))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model folder .*half has no weights"):
+        with_local_model(configuration(tmp_path / "half"))
+
+
 def same_weights(one: Path | str, other: Path | str) -> bool:
     ours, theirs = (dict(load_policy(path).model.named_parameters()) for path in (one, other))
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -179,9 +190,11 @@ def test_whatever_the_hub_answers_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_name_is_left_to_the_folders_check() -> None:
-    for path in ("", "nowhere", "/nowhere/at/all", "a/b/c"):
-        assert with_local_model(configuration(path)) == configuration(path)
+def test_what_is_neither_a_folder_nor_a_name_is_said_at_once() -> None:
+    assert with_local_model(configuration("")) == configuration("")
+    for path in ("nowhere", "/nowhere/at/all", "a/b/c"):
+        with pytest.raises(UserError, match=rf"model folder {path} does not exist; --model takes"):
+            with_local_model(configuration(path))
 
 
 def save_gguf(path: Path, model: Path) -> None:

@@ -156,7 +156,7 @@ def _content(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot read problems from {path}: {reason}; set data.dataset to humaneval or a file"
+            f"cannot read problems from {path}: {reason}; name humaneval, a file, or OWNER/NAME on the hub"
         ) from None
 
 
@@ -190,7 +190,9 @@ def _decoded(path: Path, number: int, decode: Callable[[], Any]) -> Any:
     except SyntaxError as error:
         raise UserError(f"{path}:{number}: its code is not Python: {_brief(error.msg)}; correct the line") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}:{number}: not a problem: {_brief(error)}; correct the line") from None
+        malformed = number == 1 and not isinstance(error, msgspec.ValidationError)
+        fix = "give JSON lines, a JSON list or parquet" if malformed else "correct the line"
+        raise UserError(f"{path}:{number}: not a problem: {_brief(error)}; {fix}") from None
     except (RecursionError, MemoryError):  # the latter is the parser's, too
         raise UserError(f"{path}:{number}: the problem is nested too deep to be read; leave the line out") from None
     except ValueError as error:

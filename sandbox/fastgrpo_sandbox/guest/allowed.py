@@ -29,7 +29,7 @@ MOCK = "unittest.mock"
 
 
 class Allowed:
-    """What it may, given what it has done itself and what it was handed."""
+    """What the solution may do to the tests' objects, given what it has done itself and what it was handed."""
 
     def __init__(self) -> None:
         self._set: set[tuple[int, str]] = set()  # by id(), of what is lent and so stays

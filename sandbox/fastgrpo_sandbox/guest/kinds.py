@@ -110,7 +110,7 @@ class Static(Described):
 
 
 class OfClass(Described):
-    """Likewise a class method."""
+    """A class method, before it is asked of a class."""
 
     _fastgrpo_kind_ = classmethod
 

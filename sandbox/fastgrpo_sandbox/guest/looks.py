@@ -28,7 +28,7 @@ class _Super:
 
 
 def super_of(kind: Any, value: Any) -> Any:
-    """Of a class that the tests derived this side knows what is above (inherit.py)."""
+    """`super(kind, value)`, asked of the other side, but for a class that the tests derived (inherit.py)."""
     is_theirs = place_of(kind) is not None and "__getattribute__" not in space_of(kind)
     return _Super(kind, value) if is_theirs else super(kind, value)
 

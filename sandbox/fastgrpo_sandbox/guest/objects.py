@@ -79,7 +79,7 @@ class Objects:
             self._telling.clear()
 
     def take_back(self, known: int) -> None:
-        """It was not sent: the objects from `known` on are as if never lent."""
+        """The message was not sent: the objects from `known` on are as if never lent."""
         self._telling.clear()
         for value in self.lent[known:]:
             del self._numbers[_key(value)]

@@ -187,7 +187,7 @@ class Mirror(type):
         return any(item is each or item == each for each in cls)
 
     def __instancecheck__(cls, value: Any) -> bool:
-        """Of what is this side's own the class alone is asked about, which a protocol may count in."""
+        """An object of this side's own is judged by its class alone, which a protocol may count in."""
         if type.__instancecheck__(cls, value):
             return True
         own = place_of(value) is None
@@ -198,7 +198,7 @@ class Mirror(type):
 
 
 def _refuse(value: Any, name: str) -> None:
-    """numpy shows what it compares to whoever has these, and reads memory where they say."""
+    """Raises AttributeError for numpy's protocols, whose owner sees what it compares and says where memory is read."""
     if name.startswith("__array_") and name != "__array__" and not place_of(value)[0].is_open:  # type: ignore[index]
         raise AttributeError(name)
 
@@ -295,7 +295,7 @@ class Remote:
         return mean(ask(self, "copy", "deepcopy"), is_meant(self))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Its own process takes it apart and makes another of it; here nothing of that is read."""
+        """The object's own process takes it apart and makes the copy; nothing of that is read here."""
         data = ask(self, "pickle", "", int(protocol))
         _pickled[id(self)] = self
         return _another, (id(self), data)

@@ -115,7 +115,7 @@ def _fingerprint() -> dict[tuple[str, str], Any]:
 
 
 def _imported(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the modules that there are."""
+    """The modules of these names that can be imported, without those that are watched or left alone anyway."""
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)

@@ -1,1 +1,1 @@
-"""Jails over HTTP: `python -m fastgrpo_sandbox serve` answers in its own form and in those of four other sandboxes."""
+"""Jails over HTTP: `python -m fastgrpo_sandbox serve` answers in its own form and in those of three other sandboxes."""

@@ -88,7 +88,7 @@ def _text(test: Any) -> str:
 
 
 def _readable(text: str) -> Tests | None:
-    """None for a test that is no Python: it fails, and the others count."""
+    """The test; None where it is no Python: it fails, and the others count."""
     try:
         return read_tests({"test": text})
     except ValueError:

@@ -86,7 +86,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _allow_connections() -> None:
-    """Each is a descriptor, and the usual soft limit is 1024; jobs have a limit of their own."""
+    """Raise the soft limit of descriptors, usually 1024: each connection is one. Jobs have a limit of their own."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
