@@ -164,10 +164,8 @@ class SandboxPool:
         self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None
     ) -> Outcome:
         limits = limits or self.limits
-        bounds = [with_room(limits, wanted) for _, wanted in tests.cases]
         runs = (
-            self.run(code, stdin=case[0], files=files, limits=limit)
-            for case, limit in zip(tests.cases, bounds, strict=True)
+            self.run(code, stdin=given, files=files, limits=with_room(limits, wanted)) for given, wanted in tests.cases
         )
         outcomes = await asyncio.gather(*runs)
         answers = [passes(tests, case, outcome) for case, outcome in enumerate(outcomes)]
