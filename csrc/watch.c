@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100 };
-enum { WAITED_MS = 30000, WAITED_SHARE = 7 /* most that a job is given back of its waits: so long, so many wall limits */ };
+enum { WAITED_MS = 30000, WAITED_WALLS = 7 /* times its wall limit: a job is given back no more of its waits than either */ };
 enum { SOCKET_KB = 208 /* that one may have sent and nobody read */, FEW_DESCRIPTORS = 256 };
 enum { TICKS = 100 /* in a second, for /proc */, MAX_DEPTH = 256 /* as many processes as a job may have */ };
 
@@ -213,7 +213,7 @@ static void give_back_waits(const server *s, job *j) {
     uint64_t seen = waits_of(s, j->solution.pid) + (j->judge.pid ? waits_of(s, j->judge.pid) : 0);
     if (seen > j->seen_ns) j->waited_ns += seen - j->seen_ns;
     j->seen_ns = seen;
-    uint64_t most = WAITED_SHARE * j->limits.wall_ms, due = j->waited_ns + j->waited_ns / 4;
+    uint64_t most = WAITED_WALLS * j->limits.wall_ms, due = j->waited_ns + j->waited_ns / 4;
     if (most > WAITED_MS) most = WAITED_MS;
     if (due > most * 1000000ull) due = most * 1000000ull;
     j->deadline_ns += due - j->given_ns;
