@@ -177,11 +177,10 @@ class SandboxPool:
             answers[case] = check.pass_rate == 1.0
         return merge_cases(outcomes, answers, checks)
 
-    async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits | None) -> Outcome:
+    async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits) -> Outcome:
+        given, expected = tests.cases[case]
         try:
-            parcel = pack_check(
-                tests.checker, tests.cases[case][0], output, tests.cases[case][1], limits or self.limits
-            )
+            parcel = pack_check(tests.checker, given, output, expected, limits)
         except Rejected as error:
             return Outcome("rejected", error=str(error), error_by="host")
         return await self._run_parcel(parcel)
