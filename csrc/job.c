@@ -246,8 +246,8 @@ static void finish(server *s, job *j) {
     uint32_t peak_kb = group_peak_kb(s, &j->solution.group);
     if (peak_kb > 0 && s->base_anon_kb + peak_kb > j->memory_kb) j->memory_kb = s->base_anon_kb + peak_kb;
     group_peak_kb(s, &j->judge.group); /* whether it may be used again */
-    uint64_t passed_ns = now_ns() - j->started_ns, waited_ns = passed_ns / 8 * 7;
-    if (waited_ns > j->waited_ns) waited_ns = j->waited_ns; /* those of several threads overlap */
+    uint64_t passed_ns = now_ns() - j->started_ns, waited_ns = passed_ns / 8 * 7; /* as the deadline: 7 of 8 at most */
+    if (waited_ns > j->waited_ns) waited_ns = j->waited_ns; /* waits of several threads overlap */
     done_header done = {
         .reason = j->reason, .status = (uint32_t)j->solution.status, .judge_status = (uint32_t)j->judge.status,
         .results = j->solution.frames, .verdicts = j->judge.frames, .cpu_us = j->spent_us,

@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100 };
-enum { WAITED_MS = 30000, WAITED_SHARE = 7 /* most that a job is given back of its waits: so long, so many wall limits */ };
+enum { WAITED_MS = 30000, WAITED_WALLS = 7 /* times its wall limit: a job is given back no more of its waits than either */ };
 enum { SOCKET_KB = 208 /* that one may have sent and nobody read */, FEW_DESCRIPTORS = 256 };
 enum { TICKS = 100 /* in a second, for /proc */, MAX_DEPTH = 256 /* as many processes as a job may have */ };
 
@@ -107,6 +107,14 @@ static bool add_memory(walk *w, const char *folder, pid_t thread, pid_t parent) 
     return true;
 }
 
+/* A folder of /proc, NULL where its process or thread is gone. */
+static DIR *open_folder(const server *s, const char *path) {
+    int fd = openat(s->proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *folder = fd >= 0 ? fdopendir(fd) : NULL;
+    if (folder == NULL && fd >= 0) close(fd);
+    return folder;
+}
+
 /* How many descriptors a process has, by the size that its folder has since Linux 6.2. */
 static uint32_t descriptors_of(const server *s, pid_t pid) {
     char path[32];
@@ -119,11 +127,10 @@ static uint32_t sockets_of(const server *s, pid_t pid) {
     char path[32], target[16];
     uint32_t found = 0;
     snprintf(path, sizeof path, "%d/fd", pid);
-    int fd = openat(s->proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *all = fd >= 0 ? fdopendir(fd) : NULL;
+    DIR *all = open_folder(s, path);
     if (all == NULL) return 0;
     for (struct dirent *entry; (entry = readdir(all));)
-        found += readlinkat(fd, entry->d_name, target, sizeof target) > 7 && memcmp(target, "socket:", 7) == 0;
+        found += readlinkat(dirfd(all), entry->d_name, target, sizeof target) > 7 && memcmp(target, "socket:", 7) == 0;
     closedir(all);
     return found;
 }
@@ -149,8 +156,7 @@ static void visit_process(walk *w, pid_t pid, pid_t parent, int depth) {
     w->total.descriptors += descriptors_of(w->s, pid);
     if (w->sockets) w->total.anonymous_kb += (uint64_t)SOCKET_KB * sockets_of(w->s, pid);
     snprintf(folder, sizeof folder, "%d/task", pid);
-    int fd = openat(w->s->proc, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *threads = fd >= 0 ? fdopendir(fd) : NULL;
+    DIR *threads = open_folder(w->s, folder);
     if (threads == NULL) return;
     for (struct dirent *entry; (entry = readdir(threads));) {
         pid_t thread = atoi(entry->d_name);
@@ -184,13 +190,12 @@ static bool over_memory(const server *s, job *j, usage *total) {
     return total->anonymous_kb > cap_kb;
 }
 
-/* How long the threads that a process has were ready to run and had no processor, so far. */
+/* For how many ns the present threads of a process were ready to run and had no processor. */
 static uint64_t waits_of(const server *s, pid_t pid) {
     char path[64], text[128];
     uint64_t total = 0;
     snprintf(path, sizeof path, "%d/task", pid);
-    int fd = openat(s->proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *threads = fd >= 0 ? fdopendir(fd) : NULL;
+    DIR *threads = open_folder(s, path);
     if (threads == NULL) return 0;
     for (struct dirent *entry; (entry = readdir(threads));) {
         unsigned long waited = 0;
@@ -208,7 +213,7 @@ static void give_back_waits(const server *s, job *j) {
     uint64_t seen = waits_of(s, j->solution.pid) + (j->judge.pid ? waits_of(s, j->judge.pid) : 0);
     if (seen > j->seen_ns) j->waited_ns += seen - j->seen_ns;
     j->seen_ns = seen;
-    uint64_t most = WAITED_SHARE * j->limits.wall_ms, due = j->waited_ns + j->waited_ns / 4;
+    uint64_t most = WAITED_WALLS * j->limits.wall_ms, due = j->waited_ns + j->waited_ns / 4;
     if (most > WAITED_MS) most = WAITED_MS;
     if (due > most * 1000000ull) due = most * 1000000ull;
     j->deadline_ns += due - j->given_ns;

@@ -86,7 +86,7 @@ def say_on_stderr(line: str) -> None:
 
 
 def without_reader() -> None:
-    """From now on what is printed goes nowhere, without a complaint: who read it is gone."""
+    """Send standard output nowhere, also what Python still holds of it: who read it is gone."""
     if sys.__stdout__ is not None:
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.__stdout__.fileno())

@@ -12,7 +12,6 @@ import logging
 import math
 import random
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from fastgrpo.cli import configuration_of
 from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.engine.opening import AnyEngine, open_engine
-from fastgrpo.errors import UserError, writing
+from fastgrpo.errors import UserError, say_on_stderr, writing
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.environment import WorkflowEnvironment
@@ -367,7 +366,7 @@ async def _main(config: Config) -> None:
 
 def _say(text: str) -> None:
     if rank_and_world()[0] == 0:
-        print(text, file=sys.stderr, flush=True)
+        say_on_stderr(text)
 
 
 def main() -> None:

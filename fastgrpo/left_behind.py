@@ -65,8 +65,10 @@ def _watch_exit(code: int) -> None:
         waited = waited + LOOK_S if _exiting(main) else 0.0
     if left := [each.name for each in threading.enumerate() if not each.daemon and each is not main]:
         say(*(f"the thread {name}" for name in left))
-        sys.stdout.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+        finally:  # also where nobody reads it any more
+            os._exit(code)
 
 
 def _exiting(main: threading.Thread) -> bool:

@@ -29,7 +29,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         if not _reader_gone():
             raise
         code = 128 + signal.SIGPIPE
-        without_reader()  # nor does what Python still holds for it
+        without_reader()
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

@@ -30,6 +30,7 @@ from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.signals import interruptible
+from fastgrpo.tasks import writes_workflows
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.loss import sft_loss
 from fastgrpo.training.optimizer import AdamWOptions
@@ -210,7 +211,7 @@ async def teach(config: Config, *, resume: bool) -> Path:
 
 def refuse_other_task(config: Config) -> None:
     """Raises UserError where the run's task is not the workflows that a teacher writes."""
-    if config.task != "flow" or config.data.reward or config.data.environment:
+    if not writes_workflows(config):
         raise UserError("sft teaches workflows: leave out task, data.reward and data.environment")
 
 

@@ -22,6 +22,7 @@ from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import of_replica
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.signals import interruptible
+from fastgrpo.tasks import writes_workflows
 
 
 def find(dataset: str | Sequence[str], name: str) -> Problem:
@@ -37,13 +38,12 @@ def refuse(config: Config, names: Sequence[str]) -> None:
     """Raises UserError where no policy and one problem are named, or the policy writes no workflows."""
     if not config.model.path or len(names) != 1:
         raise UserError("solve needs --model PATH and the id of one problem, such as HumanEval/12")
-    if config.task != "flow" or config.data.reward or config.data.environment:
+    if not writes_workflows(config):
         raise UserError("solve runs workflows, and this policy writes none: python -m fastgrpo.evaluate measures it")
 
 
 async def solve(config: Config, names: Sequence[str]) -> None:
     """Print the chosen workflow for the problem named, its solution and how it did on the public tests."""
-    refuse(config, names)
     with interruptible():
         config = with_local_model(config)
     problem = find(config.data.dataset, names[0])

@@ -53,6 +53,11 @@ def task_of(config: Config) -> Task:
     return Task(load_problems, task.open_environment, True, untried, task.prompt)
 
 
+def writes_workflows(config: Config) -> bool:
+    """Whether the task that the configuration names is the workflows of `flow/`."""
+    return config.task == "flow" and not (config.data.environment or config.data.reward)
+
+
 def require_model(config: Config, task: Task) -> None:
     """Raise UserError where a task that stage 1 cannot teach has no model to begin with."""
     if not config.model.path and not task.distilled:

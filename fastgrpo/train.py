@@ -37,14 +37,9 @@ from fastgrpo.tasks import Task, environment_task, require_model, reward_task, t
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.learner import Learner, open_learner
+from fastgrpo.training.remarks import Remarks
 from fastgrpo.training.schedule import open_schedule
 
-# After so many steps in a row from which nothing can be learned, a run says so.
-ALIKE_STEPS = 3
-# A step that lost a larger share of its rollouts to `grpo.straggler_s` has learned from the quick ones.
-STRAGGLERS = 0.05
-# So does one that lost a larger share to other failures of the task, with the reason of the first one.
-UNSEEN = 0.05
 # Two trainings in one process would share what PyTorch, vLLM and the ranks have once a process.
 _under_way = threading.Lock()
 
@@ -188,7 +183,7 @@ async def improve(
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one."""
     log.stage("grpo", config.grpo.steps, done=learner.step)
     draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)
-    alike, lost, failed = 0, False, False
+    remarks = Remarks(config.grpo, log.say)
     async with open_schedule(learner, environment, draw, config) as schedule:
         try:
             with GpuMonitor() as gpu:
@@ -207,15 +202,7 @@ async def improve(
                     log.step(learner.step, metrics | values | gpu.take(), waited_for=tally.waited[1])
                     # An interrupt that came with the update goes on here.
                     await asyncio.sleep(0)
-                    alike = alike + 1 if values.get("groups_without_variance") == 1.0 else 0
-                    if alike == ALIKE_STEPS:
-                        log.say(nothing_to_learn(values))
-                    if not lost and values.get("stragglers", 0) > STRAGGLERS * values["rollouts"]:
-                        lost = True
-                        log.say(quick_ones_left(values, config))
-                    if not failed and experience.failure and failures(values) > UNSEEN * values["rollouts"]:
-                        failed = True
-                        log.say(why_failed(values, experience.failure))
+                    remarks.step(values, experience.failure)
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()
@@ -223,40 +210,6 @@ async def improve(
         except asyncio.CancelledError:
             await schedule.save()
             raise
-
-
-def nothing_to_learn(values: Mapping[str, float]) -> str:
-    """What is said after `ALIKE_STEPS` steps in a row in which no group had two rewards; `values`: the last one's."""
-    terms = [f"{name.removeprefix('reward/')} {value:.3f}" for name, value in values.items() if "reward/" in name]
-    return (
-        f"in the last {ALIKE_STEPS} steps no group had two rewards that differ ({', '.join(terms)}): nothing is "
-        "learned from it. Is --model the policy that is meant, did its warm start teach enough, and are the problems "
-        "neither too hard nor too easy for it?"
-    )
-
-
-def failures(values: Mapping[str, float]) -> float:
-    """How many of a step's rollouts the task failed, without the stragglers, of its metrics `values`."""
-    return values["infrastructure"] - values.get("stragglers", 0.0)
-
-
-def why_failed(values: Mapping[str, float], reason: str) -> str:
-    """What is said after the first step that the task failed many rollouts of; `reason`: of one of them."""
-    return (
-        f"{failures(values):.0f} of {values['rollouts']:.0f} rollouts of this step have no reward, for a reason that "
-        f"is not the policy's: {reason}. They are left out; samples.jsonl has all of them, by the status infrastructure"
-    )
-
-
-def quick_ones_left(values: Mapping[str, float], config: Config) -> str:
-    """What is said after the first step, of metrics `values`, that lost many rollouts to `grpo.straggler_s`."""
-    return (
-        f"{values['stragglers']:.0f} of {values['rollouts']:.0f} rollouts of this step still ran "
-        f"grpo.straggler_s = {config.grpo.straggler_s:g} s after its last completion and are left out. Those that are "
-        "left are the quick ones: whatever takes long only where it fails now looks better than it is. Raise "
-        "grpo.straggler_s above what the slowest rollouts take, or make what they wait for faster; "
-        f"{'a larger ' if config.grpo.max_lag else ''}grpo.max_lag hides the wait for them behind other steps"
-    )
 
 
 def refuse_idle_ranks(config: Config) -> None:

@@ -33,7 +33,7 @@ from fastgrpo.evaluate import read_rows
 from fastgrpo.policy import hub
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
-from fastgrpo.solve import solve
+from fastgrpo.solve import refuse
 from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
 from fastgrpo.training import learner
@@ -354,7 +354,7 @@ def test_a_task_from_python_is_not_taken_for_the_configuration_s(
     named = parse([*words, "--reward", "a:b", "--dataset", "c.jsonl"], program="fastgrpo.evaluate", of_run=True).config
     assert named.data.reward == "a:b"
     with pytest.raises(UserError, match="solve runs workflows, and this policy writes none"):
-        asyncio.run(solve(named, ["p1"]))
+        refuse(named, ["p1"])
 
 
 @asynccontextmanager

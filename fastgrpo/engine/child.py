@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from fastgrpo.errors import say_on_stderr
+
 HOST = ("-m", "fastgrpo.engine.host")
 LAST_WORDS_LINES = 120
 # What a process of vLLM's own says of its failure: (Worker pid=1) ERROR 11-27 12:44:15 [file.py:9] ValueError: text
@@ -72,7 +74,7 @@ class Child:
 
     def show(self) -> None:
         """Print its last lines, which say where it failed."""
-        print("\n".join(self._lines()[-LAST_WORDS_LINES:]), file=sys.stderr, flush=True)
+        say_on_stderr("\n".join(self._lines()[-LAST_WORDS_LINES:]))
 
     def _lines(self) -> list[str]:
         # Where the process writes next is not moved.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from fastgrpo.engine.engine import FIRST_STEP, free_memory_share, hangs_after, r
 from fastgrpo.engine.process import interrupt_deferred
 from fastgrpo.engine.shared_memory import Handles, Lent, opened
 from fastgrpo.engine.weight_sync import SyncReport, WeightSync
-from fastgrpo.errors import USER_ERROR, UserError
+from fastgrpo.errors import USER_ERROR, UserError, say_on_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,7 +238,7 @@ class EngineProcess:
                 finished += self._finished(message)
             if now > told + TELL_S:
                 told = now
-                print(f"{complaint} after {now - begun:.0f} s{self._alive.said()}", file=sys.stderr, flush=True)
+                say_on_stderr(f"{complaint} after {now - begun:.0f} s{self._alive.said()}")
         raise self._lose(EngineDied(f"{complaint} after {seconds:g} s{self._alive.said()}"))
 
     def _hear(self, seconds: float) -> tuple[Any, ...] | None:

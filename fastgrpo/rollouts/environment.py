@@ -15,8 +15,6 @@ from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 if TYPE_CHECKING:
     from fastgrpo.rollouts.session import Access
 
-# How many values each method is called with.
-ARGUMENTS = {"prompt": 1, "execute": 3, "feedback_text": 1, "act": 3, "results": 2}
 # Squares of a group's rewards are summed in single precision.
 LARGEST_REWARD = 1e15
 
@@ -68,23 +66,26 @@ class Agent(Protocol):
         """One result for each rollout of a group, from its `executions`."""
 
 
+def _methods(environment: Any) -> dict[str, int]:
+    """Those of an `Agent` where it has `act`, else of an `Environment`, each with how many values it is called with."""
+    own = {"act": 3} if hasattr(environment, "act") else {"execute": 3, "feedback_text": 1}
+    return {"prompt": 1, "results": 2, **own}
+
+
 def lacking(environment: Any) -> list[str]:
-    """The methods that it lacks to be an `Environment`, or an `Agent` where it has `act`."""
-    names = ("prompt", "results", *(("act",) if hasattr(environment, "act") else ("execute", "feedback_text")))
-    return [name for name in names if not callable(getattr(environment, name, None))]
+    """The methods that it lacks to be an `Environment` or an `Agent`."""
+    return [name for name in _methods(environment) if not callable(getattr(environment, name, None))]
 
 
 def misfit(environment: Any) -> str:
-    """Why a method of it cannot be called as the loop calls it; empty where all can."""
-    for name, count in ARGUMENTS.items():
-        method = getattr(environment, name, None)
-        if callable(method):
-            try:
-                inspect.signature(method).bind(*range(count))
-            except ValueError:  # nobody knows what it takes
-                continue
-            except TypeError as error:
-                return f"{name} is called with {count} values: {error}"
+    """Why a method of one that lacks none cannot be called as the loop calls it; empty where all can."""
+    for name, count in _methods(environment).items():
+        try:
+            inspect.signature(getattr(environment, name)).bind(*range(count))
+        except ValueError:  # nobody knows what it takes
+            continue
+        except TypeError as error:
+            return f"{name} is called with {count} values: {error}"
     return ""
 
 

@@ -60,11 +60,15 @@ class _Logged:
         if value == value:
             self.metrics.setdefault(name, []).append(finite_number(f"the metric {name!r} of log_metric", value))
 
-    def added_to(self, result: Result, index: int) -> Result:
-        """The rollout's result with all of that."""
+    def added_to(self, results: Sequence[Result]) -> list[Result]:
+        """The rollouts' results, each with the metrics' means and its own values of the columns."""
         means = {name: sum(values) / len(values) for name, values in self.metrics.items()}
-        record = {column: values[index] for column, values in self.columns.items()}
-        return msgspec.structs.replace(result, metrics=means, record=record)
+        return [
+            msgspec.structs.replace(
+                result, metrics=means, record={name: each[i] for name, each in self.columns.items()}
+            )
+            for i, result in enumerate(results)
+        ]
 
 
 class RewardFunctions:
@@ -134,8 +138,7 @@ class RewardFunctions:
         arguments = _arguments(problem, rollouts) | dict(own)
         calls = [self._values(name, function, arguments, len(rollouts)) for name, function in self._functions.items()]
         columns = await all_of(calls)
-        results = [self._result(values) for values in zip(*columns, strict=True)]
-        return [logged.added_to(result, index) for index, result in enumerate(results)]
+        return logged.added_to([self._result(values) for values in zip(*columns, strict=True)])
 
     def _result(self, values: Sequence[float | None]) -> Result:
         named = zip(self._functions, self._weights, values, strict=True)
@@ -148,7 +151,6 @@ class RewardFunctions:
         self, name: str, function: Callable[..., Any], arguments: dict[str, Any], count: int
     ) -> list[float | None]:
         """What one function returns. Raises EnvironmentFailure naming it where that is no list of numbers."""
-
         refused = _refused(function)
 
         async def awaited(returned: Awaitable[Any]) -> list[Any]:
@@ -157,7 +159,7 @@ class RewardFunctions:
         def called() -> Any:
             # In a thread, where the body of a generator runs too. What it changes is its own, as where a loader of rows
             # makes them anew for each step.
-            returned = function(**{name: _own(value) for name, value in arguments.items() if name not in refused})
+            returned = function(**{key: _own(value) for key, value in arguments.items() if key not in refused})
             return awaited(returned) if isawaitable(returned) else _listed(name, returned, count)
 
         called.__name__ = f"reward {name}"

@@ -164,10 +164,8 @@ class SandboxPool:
         self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None
     ) -> Outcome:
         limits = limits or self.limits
-        bounds = [with_room(limits, wanted) for _, wanted in tests.cases]
         runs = (
-            self.run(code, stdin=case[0], files=files, limits=limit)
-            for case, limit in zip(tests.cases, bounds, strict=True)
+            self.run(code, stdin=given, files=files, limits=with_room(limits, wanted)) for given, wanted in tests.cases
         )
         outcomes = await asyncio.gather(*runs)
         answers = [passes(tests, case, outcome) for case, outcome in enumerate(outcomes)]
@@ -179,11 +177,10 @@ class SandboxPool:
             answers[case] = check.pass_rate == 1.0
         return merge_cases(outcomes, answers, checks)
 
-    async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits | None) -> Outcome:
+    async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits) -> Outcome:
+        given, expected = tests.cases[case]
         try:
-            parcel = pack_check(
-                tests.checker, tests.cases[case][0], output, tests.cases[case][1], limits or self.limits
-            )
+            parcel = pack_check(tests.checker, given, output, expected, limits)
         except Rejected as error:
             return Outcome("rejected", error=str(error), error_by="host")
         return await self._run_parcel(parcel)

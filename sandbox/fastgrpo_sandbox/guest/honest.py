@@ -41,9 +41,9 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def guard(case: type) -> None:
-    """Makes the comparing assertions of unittest.TestCase fail on such objects, and what passes a test by being raised
-    an exception like any other: no clause catches an empty tuple."""
-    sys.modules[case.__module__]._ShouldStop = ()  # type: ignore[attr-defined]
+    """Makes the comparing assertions of unittest.TestCase fail on such objects, and unittest's own `_ShouldStop`, which
+    passes the test that raises it, an exception like any other."""
+    sys.modules[case.__module__]._ShouldStop = ()  # type: ignore[attr-defined]  # `except ()` catches nothing
     for name in COMPARING:
         method = getattr(case, f"assert{name}", None)
         if method is not None:

@@ -46,7 +46,9 @@ def main(kind: str, armed: str, *preload: str) -> None:
 
     if kind == "session":
         _without_ssl("guest.session")
-    os.cpu_count = cpu_count
+    for name in ("cpu_count", "process_cpu_count"):  # the latter since Python 3.13, whose pools ask it
+        if hasattr(os, name):
+            setattr(os, name, cpu_count)
     sys.path.extend(["/jail/site"])
     for name in preload:
         importlib.import_module(name)
