@@ -145,7 +145,7 @@ def agreement(rows: Rows) -> str:
     """
     head = ["", "judge's score, %", "pass rate, %", "overpaid, points", "agrees, %", "right, scored low, %"]
     lines = [[*head, "wrong, scored high, %"]]
-    plain = [row.plain() | {"overpaid": over} for row in rows if (over := _overpaid(row)) is not None]
+    plain = [row.plain() | {"overpaid": paid} for row in rows if (paid := _overpaid(row)) is not None]
     for stage in dict.fromkeys(row.stage for row in rows):
         some = [row.metrics for row in rows if row.stage == stage and row.metrics.get("judge_score") is not None]
         scores, rates, over = (by_problem(plain, stage, key) for key in ("judge_score", "pass_rate", "overpaid"))
