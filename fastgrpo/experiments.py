@@ -140,13 +140,14 @@ def agreement(rows: Rows) -> str:
     """How a judge's scores agree with hidden tests: Markdown.
 
     Agreeing is to score 5 of 10 or more what passes all tests, and less what does not; the score less the pass rate, in
-    points, is what is overpaid: where it grows by RL, the judge is gamed.
+    points, is what is overpaid: where it grows by RL, the judge is gamed. What the judge was not asked about, because
+    its workflow failed, and what has no tests, is in none of the columns.
     """
     head = ["", "judge's score, %", "pass rate, %", "overpaid, points", "agrees, %", "right, scored low, %"]
     lines = [[*head, "wrong, scored high, %"]]
-    plain = [row.plain() | {"overpaid": _overpaid(row)} for row in rows]
+    plain = [row.plain() | {"overpaid": paid} for row in rows if (paid := _overpaid(row)) is not None]
     for stage in dict.fromkeys(row.stage for row in rows):
-        some = [row.metrics for row in rows if row.stage == stage and row.metrics.get("judge_score") is not None]
+        some = [row.metrics for row in rows if row.stage == stage and _overpaid(row) is not None]
         scores, rates, over = (by_problem(plain, stage, key) for key in ("judge_score", "pass_rate", "overpaid"))
         pairs = [((m["judge_score"] or 0) >= 0.5, m["solved"] == 1) for m in some]
         shares = (

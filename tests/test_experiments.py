@@ -148,6 +148,10 @@ def test_a_judges_scores_are_held_against_hidden_tests(stubs: Stubs, tmp_path: P
         for row, (score, rate) in zip(rows("a"), [(0.9, 1.0), (0.8, 0.5), (0.2, 1.0)], strict=True)
     ]
     assert "| 63.3 [20.0, 90.0] | 83.3 [50.0, 100.0] | -20.0 [-80.0, 30.0] | 33.3 | 50.0 | 100.0 |" in agreement(found)
+    # A workflow that failed passes nothing and is not shown to the judge: it is in the means of neither.
+    failed = replace(found[0], metrics={"pass_rate": 0.0, "solved": 0.0})
+    untested = replace(found[0], metrics={"judge_score": 0.5})
+    assert agreement([*found, failed, untested]) == agreement(found)
 
 
 def test_another_worker_answers_the_same_policy(stubs: Stubs, tmp_path: Path) -> None:

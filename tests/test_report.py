@@ -112,6 +112,18 @@ def test_partial_runs(tmp_path: Path, steps: int, stages: tuple[str, ...]) -> No
     assert ("Pass rate before and after" in text) == bool(stages)
 
 
+def test_problems_without_a_difficulty_are_in_no_plot_against_it(tmp_path: Path) -> None:
+    """Some of a task's problems may have one, and others none."""
+    write_metrics(tmp_path, 1)
+    rows = [row | ({"difficulty": None} if row["problem_id"] == "P/4" else {}) for row in evaluation()]
+    (tmp_path / "evaluation.json").write_text(json.dumps(rows))
+    assert "Workflow complexity against problem difficulty" in Page(write_report(tmp_path)).text
+    known = [row["metrics"] | row for row in rows if row["problem_id"] != "P/4"]
+    everything = [row["metrics"] | row for row in rows]
+    figures = [report_figures.difficulty_figure(part, "complexity", "c") for part in (everything, known)]
+    assert figures[0] == figures[1]
+
+
 @pytest.mark.parametrize("text", ['[{"stage": "sft"', '[{"stage": "sft"}]'])
 def test_half_written_evaluation_is_left_out(tmp_path: Path, text: str) -> None:
     write_metrics(tmp_path, 1)

@@ -90,11 +90,15 @@ def stages_of(rows: Iterable[Row]) -> list[str]:
 
 
 def gains(rows: Sequence[Row], reference: str) -> str:
-    """What each stage gains in pass@1 and reward over `reference`, paired by problem, and what it costs: Markdown."""
+    """What each stage gains in pass@1 and reward over `reference`, paired by problem, and what it costs: Markdown.
+
+    Tokens are those of the problems that pass@1 is of: some may have neither tests nor an answer.
+    """
     heads = (f"pass@1 over {reference}, points", "reward over it", "tokens, x")
     lines = [["", *heads, "points for each further 100 % of tokens"]]
+    checked = [row for row in rows if row.get("solved") is not None]
     for stage in stages_of(rows):
-        solved, tokens = (_pairs(rows, stage, reference, key) for key in ("solved", "worker_tokens"))
+        solved, tokens = (_pairs(checked, stage, reference, key) for key in ("solved", "worker_tokens"))
         if stage == reference or not solved or not tokens:
             continue
         points = [100 * (ours - theirs) for ours, theirs in solved]

@@ -144,7 +144,11 @@ def pass_rate_figure(rows: Sequence[Row]) -> str:
 
 
 def difficulty_figure(rows: Sequence[Row], key: str, label: str) -> str:
-    """The metric `key` against problem difficulty: each problem's mean, and the thirds' means."""
+    """The metric `key` against problem difficulty: each problem's mean, and the thirds' means.
+
+    Problems without a difficulty are left out.
+    """
+    rows = [row for row in rows if row.get("difficulty") is not None]
     parts = dict(zip(THIRDS, thirds(rows), strict=True))
     difficulty = {row["problem_id"]: row["difficulty"] for row in rows}
 

@@ -200,5 +200,8 @@ def _runs(values: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def varies(group: Group) -> bool:
-    """False where every rollout earned the same, so that no advantage is left."""
-    return len({rollout.reward.total for rollout in group.rollouts if rollout.reward is not None}) > 1
+    """False where every rollout earned the same, so that no advantage is left.
+
+    The same in fp32, as advantages have it: 0.1 + 0.2 and 0.3 are one reward whose terms were added otherwise.
+    """
+    return len({np.float32(rollout.reward.total) for rollout in group.rollouts if rollout.reward is not None}) > 1

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from fastgrpo.config import Grpo
 from fastgrpo.rollouts.environment import checked_results, failed
 from fastgrpo.rollouts.experience import (
     Experience,
@@ -18,6 +19,7 @@ from fastgrpo.rollouts.experience import (
     tally_of,
     to_bytes,
 )
+from fastgrpo.training.advantage import to_samples
 from fastgrpo.types import Group, Result, Reward, Rollout
 
 PROBLEM = SimpleNamespace(id="p", solution="SECRET")
@@ -43,6 +45,15 @@ def test_failures_of_the_environment_count_apart_and_move_no_mean() -> None:
     assert numbers["tokens_per_s"] == 6.0
     assert numbers["groups_without_variance"] == 0.0
     assert first_failure(groups) == "the endpoint is down"
+
+
+def test_a_group_varies_where_its_advantages_do() -> None:
+    """A reward whose terms were added in another order is off by 6e-17, which fp32 advantages do not see."""
+    alike = group(rollout(0.1 + 0.2), rollout(0.3))
+    assert alike.rollouts[0].reward != alike.rollouts[1].reward
+    assert [sample.advantage for sample in to_samples([alike], Grpo(normaliser="sequence"))] == [0.0, 0.0]
+    assert tally_of([alike], seconds=1.0).values()["groups_without_variance"] == 1.0
+    assert tally_of([group(rollout(0.3), rollout(0.3 + 1e-6))], 1.0).values()["groups_without_variance"] == 0.0
 
 
 def test_a_metric_is_the_mean_of_the_rollouts_that_have_it() -> None:
