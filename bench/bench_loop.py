@@ -1,22 +1,24 @@
 """The training loop itself, `fastgrpo.train.improve`, under any settings and on any number of ranks.
 
     python bench/bench_loop.py [--size 1.5b] [--steps 4] [--save FILE] [--grpo.max_lag 1] [--section.key VALUE ...]
-    torchrun --nproc-per-node 2 bench/bench_loop.py ...
+    torchrun --nproc-per-node 2 bench/bench_loop.py ... [--folder FOLDER [--resume]]
 
 Random weights of the Qwen2.5 shape, 64 prompts x 8 completions on each replica, 512 and 1,024 tokens, a reward that
-costs nothing. `--nproc-per-node 1` on the same machine is the base of the weak scaling. The first step compiles.
+costs nothing. `--nproc-per-node 1` on the same machine is the base of the weak scaling, which `bench_scaling.py` runs
+whole. The first step compiles. `--folder` keeps model and run, and `--resume` continues the run there.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import cast
 
-from engine_setup import Endless, Workload, report, save, saved_model
+from engine_setup import Endless, Workload, emit, report, save, save_model
 from loop_setup import metrics, settings
 from model_shapes import SHAPES
 
@@ -32,12 +34,23 @@ from fastgrpo.training.learner import open_learner
 PROGRAM = "bench_loop"
 
 
-async def loop(config: Config, size: str) -> None:
+@contextmanager
+def model_and_runs(size: str, folder: Path | None) -> Iterator[tuple[str, str]]:
+    """The folders of the model, made where it is not there yet, and of the runs: in `folder`, or a temporary one."""
+    with tempfile.TemporaryDirectory() as passing:
+        parent = folder or Path(passing)
+        model = parent / "model"
+        if not model.exists():
+            save_model(size, model)
+        yield str(model), str(parent / "runs")
+
+
+async def loop(config: Config, size: str, resume: bool) -> None:
     """One run of the loop, which leaves its metrics in the run's folder."""
     problems, trivial = Workload(size).problems(0, config.grpo.steps * config.grpo.prompts_per_step)
-    with open_log(config, resume=False) as log:
+    with open_log(config, resume=resume) as log:
         async with of_replica(nullcontext(trivial), config.engine.tensor_parallel) as environment:
-            with open_learner(config, Path(config.model.path), resume=False) as learner:
+            with open_learner(config, Path(config.model.path), resume=resume) as learner:
                 log.say(learner.plan.table())
                 learner.engine = cast(Engine, Endless(learner.engine))
                 await improve(learner, environment, problems, config, log)
@@ -49,6 +62,7 @@ def described(rows: list[dict[str, float]], config: Config, world: int) -> None:
     phases = {name: value for name, value in middle.items() if name.startswith("seconds/") and value >= 0.005}
     total = phases.pop("seconds/step")
     tokens = config.grpo.prompts_per_step * config.grpo.group_size * config.grpo.max_new_tokens
+    emit("loop", {"ranks": world, "a GPU": tokens / total / world, "step": max(row["step"] for row in rows)})
     report("seconds a step: all, median", f"{[round(row['seconds/step'], 2) for row in rows]}, {total:.2f}")
     report("  its phases", ", ".join(f"{name.removeprefix('seconds/')} {value:.2f}" for name, value in phases.items()))
     report("tokens/s a GPU in all", f"{tokens / total / world:,.0f}")
@@ -66,21 +80,21 @@ def main() -> None:
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--save", type=Path)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--resume", action="store_true")
     options, keys = parser.parse_known_args()
     if options.steps < 2:
         parser.error("--steps must be at least 2: the first one compiles and is left out")
+    if options.resume and not options.folder:
+        parser.error("--resume needs the --folder in which the run is")
     # A key without its value ends here, before anything starts.
     tensor_parallel = parse(["--model=later", *keys], program=PROGRAM).config.engine.tensor_parallel
     with joined_ranks(tensor_parallel) as (rank, world), ExitStack() as stack:
-        mine = None
-        if rank == 0:
-            runs = stack.enter_context(tempfile.TemporaryDirectory())
-            mine = stack.enter_context(saved_model(options.size)), runs
+        mine = stack.enter_context(model_and_runs(options.size, options.folder)) if rank == 0 else None
         model, runs = gather_all(mine, "the folders of model and run")[0]
-        replicas = world // tensor_parallel
-        given = settings(Workload(options.size), model, runs, options.steps, replicas)
+        given = settings(Workload(options.size), model, runs, options.steps, world // tensor_parallel)
         config = parse([*given, *keys], program=PROGRAM).config
-        run_async(lambda: loop(config, options.size))
+        run_async(lambda: loop(config, options.size, options.resume))
         if rank == 0:
             described(metrics(config.folder)[1:], config, world)
             if options.save:

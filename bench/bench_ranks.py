@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from engine_setup import report, save
+from engine_setup import emit, report, save
 from model_shapes import CUDA, GIB, SHAPES, random_model, timed
 from torch import nn
 
@@ -35,8 +35,8 @@ def slices(parameters: Iterable[nn.Parameter], rank: int, world: int) -> list[Sh
     return found
 
 
-def run(size: str, rank: int, world: int) -> str:
-    """This rank's part; what all ranks together measured."""
+def run(size: str, rank: int, world: int) -> dict[str, float]:
+    """This rank's part; what all ranks together measured: milliseconds of `ours` and of the `floor`, and `gib`."""
     model = random_model(size, "cuda" if CUDA else "cpu")
     parameters = list(model.parameters())
     shards, norms = slices(parameters, rank, world), torch._foreach_norm(parameters)
@@ -53,8 +53,7 @@ def run(size: str, rank: int, world: int) -> str:
         timed(function)
     seconds = {name: median(timed(function)[1] for _ in range(REPEATS)) for name, function in functions.items()}
     slowest = over_ranks(seconds, dict.fromkeys(seconds, max))
-    ours, floor = 1e3 * slowest["ours"], 1e3 * slowest["floor"]
-    return f"{ours:.2f}, {floor:.2f}, {ours / floor:.2f} for {whole.nbytes / GIB:.2f} GiB"
+    return {name: 1e3 * value for name, value in slowest.items()} | {"gib": whole.nbytes / GIB}
 
 
 def main() -> None:
@@ -67,7 +66,10 @@ def main() -> None:
             parser.error("one rank has nobody to gather from: torchrun --nproc-per-node 2 bench/bench_ranks.py")
         measured = run(options.size, rank, world)
         if rank == 0:
-            report(f"all-gather over {world} ranks, ms: ours, one call for all the bytes, ratio", measured)
+            emit("gather", measured)
+            ours, floor, gib = measured.values()
+            value = f"{ours:.2f}, {floor:.2f}, {ours / floor:.2f} for {gib:.2f} GiB"
+            report(f"all-gather over {world} ranks, ms: ours, one call for all the bytes, ratio", value)
             if options.save:
                 save(options.save, f"All-gather of the weights, {world} ranks, Qwen2.5 {options.size} shape")
 

@@ -12,10 +12,8 @@ first step of each is left out.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_setup import MemoryPeaks, Workload, emit, report, save, saved_model
+from engine_setup import MemoryPeaks, Workload, emit, report, run_child, save, saved_model
 from model_shapes import CUDA, GIB, SHAPES, synchronize
 
 STEPS = 3
@@ -128,21 +126,6 @@ def run_trl(size: str, kv_share: float) -> None:
         trainer.train()
 
 
-def run_child(command: list[str], gpu: int) -> list[dict[str, Any]]:
-    """Run one library in a process of its own, show what it prints, return its lines of JSON."""
-    found = []
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            if line.startswith("JSON "):
-                found.append(json.loads(line.removeprefix("JSON ")))
-            print(line, end="", flush=True)
-    if child.returncode:
-        report(f"{Path(command[1]).name} ended with", str(child.returncode))
-    return found
-
-
 def run_children(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Both libraries, one after the other on the first GPU, or together on the first two."""
     here = Path(__file__).parent
@@ -150,8 +133,10 @@ def run_children(options: argparse.Namespace) -> list[dict[str, Any]]:
     ours += ["--kv-gib", str(options.kv_gib)]
     theirs = [__file__, "--size", options.size, "--only-trl", "--kv-share", str(options.kv_share)]
     with ThreadPoolExecutor(2 if options.together else 1) as threads:
-        gpus = (0, int(options.together))
-        runs = [threads.submit(run_child, [sys.executable, *c], g) for c, g in zip((ours, theirs), gpus, strict=True)]
+        runs = [
+            threads.submit(run_child, [sys.executable, *command], os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)})
+            for command, gpu in ((ours, 0), (theirs, int(options.together)))
+        ]
         return [values for run in runs for values in run.result()]
 
 

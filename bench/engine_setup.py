@@ -16,10 +16,11 @@ import json
 import platform
 import random
 import string
+import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,13 +89,18 @@ def letter_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
 
 
+def save_model(size: str, folder: str | Path) -> None:
+    """The random model and its tokenizer, into `folder`."""
+    random_model(size, "cuda" if CUDA else "cpu").save_pretrained(folder)
+    letter_tokenizer(shape(size).vocab_size).save_pretrained(folder)
+    release_memory()
+
+
 @contextmanager
 def saved_model(size: str) -> Iterator[str]:
     """A folder with the random model and its tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
-        random_model(size, "cuda" if CUDA else "cpu").save_pretrained(folder)
-        letter_tokenizer(shape(size).vocab_size).save_pretrained(folder)
-        release_memory()
+        save_model(size, folder)
         yield folder
 
 
@@ -274,3 +280,17 @@ def flops(policy: Policy, samples: Sequence[Sample], budget: int) -> float:
 def emit(name: str, values: dict[str, Any]) -> None:
     """A line of JSON for the parent process."""
     print("JSON " + json.dumps({"name": name} | values), flush=True)
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Run a benchmark in a process of its own, show what it prints, return its lines of JSON."""
+    found = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("JSON "):
+                found.append(json.loads(line.removeprefix("JSON ")))
+            print(line, end="", flush=True)
+    if child.returncode:
+        report(f"{' '.join(Path(word).name for word in command[1:])} ended with", str(child.returncode))
+    return found
