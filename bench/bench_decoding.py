@@ -38,6 +38,7 @@ from model_shapes import CUDA, SHAPES, chosen, timed
 from fastgrpo.engine.completion import Completion
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
+from fastgrpo.record.gpu import GpuMonitor
 
 OURS: dict[str, Callable[..., Any]] = {
     "worker": partial(EngineProcess, worker_process=True),
@@ -104,11 +105,17 @@ def ours(folder: str, size: str, variant: str) -> None:
     prompts = prompts_of(work, setup.policy.tokenizer.encode)
     run = partial(generate, setup.engine, prompts, work.completion_tokens)
     speeds = []
-    for _ in range(3):
-        setup.engine.sync(setup.policy)
-        completions, seconds = timed(run)
-        speeds.append(work.generated / seconds)
+    with GpuMonitor() as monitor:
+        for _ in range(3):
+            setup.engine.sync(setup.policy)
+            monitor.take()
+            completions, seconds = timed(run)
+            speeds.append(work.generated / seconds)
+        gpu = monitor.take()
     told(f"{variant}: tokens/s, the first one warms up", speed(speeds))
+    if gpu:
+        # Where the GPU waits decoding is bound by Python, so by the host's cores.
+        told(f"{variant}: GPU busy in the last; W", f"{gpu['gpu/utilisation']:.0%}; {gpu['gpu/power_w']:.0f}")
     told(f"{variant}: parity of sampled tokens, nats mean", sampled_parity(setup, prompts, completions))
     setup.engine.sync(setup.policy)
     with lock_held():
