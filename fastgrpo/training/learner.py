@@ -19,7 +19,7 @@ from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, policy_device, policy_dtype
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
-from fastgrpo.rollouts.experience import Experience, Tally, from_bytes, over_ranks, plain_array, to_bytes
+from fastgrpo.rollouts.experience import Experience, Tally, from_bytes, plain_array, tally_over_ranks, to_bytes
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.flops import throughput
@@ -137,7 +137,7 @@ class Learner:
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experiences:
             everything = [
-                Experience(_all_samples(mine), over_ranks(mine.tally), _all_records(mine), mine.failure)
+                Experience(_all_samples(mine), tally_over_ranks(mine.tally), _all_records(mine), mine.failure)
                 for mine in self.experiences
             ]
             if rank_and_world()[0] == 0:
