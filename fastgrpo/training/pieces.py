@@ -1,4 +1,4 @@
-"""How work is cut: the sizes of the optimizer's pieces and buckets, which the memory plan counts too, and `partition`."""
+"""How work is cut: sizes of the optimizer's pieces and buckets, which the memory plan counts too, and `partition`."""
 
 from __future__ import annotations
 
