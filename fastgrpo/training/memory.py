@@ -202,8 +202,8 @@ def activation_bytes_per_token(
     config: PretrainedConfig,
     dtype: torch.dtype,
     *,
-    layers: Layers = "plain",
-    recompute_mlp: bool = False,
+    layers: Layers,
+    recompute_mlp: bool,
     key_copies: float = 1.0,
 ) -> int:
     """What one decoder layer keeps of a token for its backward, in bytes.
