@@ -106,7 +106,7 @@ def configuration_of(model: str) -> str | None:
     return None
 
 
-def _split(arguments: Sequence[str], own: Container[str] = ()) -> tuple[dict[str, str], set[str], list[str]]:
+def _split(arguments: Sequence[str], own: Container[str]) -> tuple[dict[str, str], set[str], list[str]]:
     """`--key VALUE` and `--key=VALUE`, flags without a value, and the rest."""
     options, flags, rest = {}, set(), []
     remaining = list(arguments)

@@ -1,6 +1,6 @@
-"""The one configuration: every key with its bounds.
+"""The one configuration: every key once, with its type, default, bounds and help line.
 
-Every key is declared once: type, default, bounds and help line together. Defaults suit a language model of billions of
+Defaults suit a language model of billions of
 parameters on a GPU; `demo.toml` beside this file has those of the embedded policy, which runs where no model is named.
 """
 

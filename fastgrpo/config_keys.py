@@ -96,7 +96,10 @@ def _unknown(name: str) -> str:
 
 
 def resolve(values: dict[str, Any]) -> Config:
-    """The configuration with checked dotted `values` over `grpo.loss`'s preset over the defaults."""
+    """The configuration with checked dotted `values` over `grpo.loss`'s preset over the defaults.
+
+    Raises `UserError` where keys do not go together.
+    """
     preset = LOSS_PRESETS[values.get("grpo.loss", Grpo().loss)]
     nested: dict[str, Any] = {}
     for name, value in ({f"grpo.{key}": value for key, value in preset.items()} | values).items():
@@ -107,8 +110,24 @@ def resolve(values: dict[str, Any]) -> Config:
         table[key] = value
     config = msgspec.convert(nested, Config)
     _check_workers(config.workers)
+    _check_task(config)
+    _check_machines(config)
+    _check_model(config)
+    _check_grpo(config.grpo)
+    return config
+
+
+def _check_task(config: Config) -> None:
     if config.sft.teacher == "openai" and config.workers.kind != "openai":
         raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
+    if config.task == "code" and config.reward.judge:
+        raise UserError("reward.judge goes with task flow, which has workers: leave it out")
+    if config.workers.cache_dir and config.reward.efficiency_by in ("dollars", "seconds"):
+        by = config.reward.efficiency_by
+        raise UserError(f"workers.cache_dir gives answers for no {by}, and reward.efficiency_by is {by}: leave one out")
+
+
+def _check_machines(config: Config) -> None:
     for key, value in (
         ("grpo.max_lag", config.grpo.max_lag),
         ("model.lora_rank", config.model.lora_rank),
@@ -120,17 +139,9 @@ def resolve(values: dict[str, Any]) -> Config:
     servers = config.sandbox.servers
     if servers != ("ray",) and not all(server.startswith(("http://", "https://")) for server in servers):
         raise UserError(f"sandbox.hosts must be ray, or addresses as http://HOST:PORT, got {', '.join(servers)}")
-    if config.task == "code" and config.reward.judge:
-        raise UserError("reward.judge goes with task flow, which has workers: leave it out")
-    if config.workers.cache_dir and config.reward.efficiency_by in ("dollars", "seconds"):
-        by = config.reward.efficiency_by
-        raise UserError(f"workers.cache_dir gives answers for no {by}, and reward.efficiency_by is {by}: leave one out")
-    rollouts = config.grpo.prompts_per_step * config.grpo.group_size
-    if rollouts > MOST_ROLLOUTS:
-        raise UserError(
-            f"grpo.prompts_per_step x grpo.group_size are {rollouts:,} rollouts at once, more than {MOST_ROLLOUTS:,}: "
-            "lower one of them"
-        )
+
+
+def _check_model(config: Config) -> None:
     if config.grpo.max_new_tokens >= config.engine.max_model_len:
         raise UserError(
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "
@@ -140,22 +151,30 @@ def resolve(values: dict[str, Any]) -> Config:
         msgspec.json.decode(config.model.chat_template_kwargs or "{}", type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise UserError(f"model.chat_template_kwargs must be a JSON object: {error}") from None
-    if config.grpo.max_lag and config.grpo.epochs_per_batch > 1:
+
+
+def _check_grpo(grpo: Grpo) -> None:
+    rollouts = grpo.prompts_per_step * grpo.group_size
+    if rollouts > MOST_ROLLOUTS:
+        raise UserError(
+            f"grpo.prompts_per_step x grpo.group_size are {rollouts:,} rollouts at once, more than {MOST_ROLLOUTS:,}: "
+            "lower one of them"
+        )
+    if grpo.max_lag and grpo.epochs_per_batch > 1:
         raise UserError("grpo.max_lag and grpo.epochs_per_batch above 1 exclude each other: set one of them back")
-    if config.grpo.max_lag and config.grpo.refill:
+    if grpo.max_lag and grpo.refill:
         raise UserError("grpo.max_lag and grpo.refill above 0 exclude each other: set one of them back")
-    if config.grpo.in_flight and not config.grpo.max_lag:
+    if grpo.in_flight and not grpo.max_lag:
         raise UserError("grpo.in_flight changes weights under rollouts that began early: set grpo.max_lag to 1 or more")
-    if config.grpo.advantage == "rloo" and config.grpo.reward_scale == "group":
+    if grpo.advantage == "rloo" and grpo.reward_scale == "group":
         raise UserError("grpo.advantage rloo and grpo.reward_scale group exclude each other: set one of them back")
-    if config.grpo.truncates and _weighs_products(config.grpo):
+    if grpo.truncates and _weighs_products(grpo):
         raise UserError(
             "grpo.importance_correction by sequence multiplies over an answer what top_p, top_k and min_p leave out at "
             "each token, so that long ones lose their weight: set it to token_truncate or token_mask"
         )
-    if config.grpo.overlong_penalty_tokens > config.grpo.max_new_tokens:
+    if grpo.overlong_penalty_tokens > grpo.max_new_tokens:
         raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")
-    return config
 
 
 def _weighs_products(grpo: Grpo) -> bool:

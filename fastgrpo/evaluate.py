@@ -216,7 +216,7 @@ def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
     names = [*dict.fromkeys(name for row in rows for name in row.metrics), "reward"]
     values = {name: [value for column in columns if (value := column.get(name)) is not None] for name in names}
     means = {name: statistics.fmean(found) for name, found in values.items() if found}
-    return means | _by_difficulty(rows) | adaptivity(observed_of(plain, "spent"))
+    return means | _by_difficulty(rows) | adaptivity(observed_of(plain))
 
 
 def _by_difficulty(rows: Sequence[EvalRow]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from fastgrpo.cli import run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
 from fastgrpo.plan import command_to_run
 from fastgrpo.policy.hub import with_local_model
@@ -235,12 +235,10 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write(folder: Path, files: Mapping[str, str]) -> None:
     """Texts by their names in `folder`. Raises UserError where it cannot be written."""
-    try:
+    with writing(f"to {folder}", "free space or set --runs"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; free space or set --runs") from None
 
 
 def perform(name: str, config: Config) -> str:

@@ -174,12 +174,12 @@ def _evaluation(rows: Sequence[Row]) -> Iterator[str]:
 def adaptivity_table(rows: Sequence[Row]) -> list[list[str]]:
     """A head, then a line for each stage of `rows` {stage, problem_id, difficulty, workflow, metrics} that has enough.
 
-    The measures are those of `fastgrpo.flow.adaptivity`, by the cost in units of one call to the worker.
+    The measures are those of `fastgrpo.flow.adaptivity`.
     """
     head = ["", "cost, hardest third over easiest", "information of difficulty about cost, nats"]
     table = [[*head, "structures", "of the problems' commonest", "entropy of structures, nats"]]
     for stage in dict.fromkeys(row["stage"] for row in rows):
-        found = adaptivity(observed_of([row for row in rows if row["stage"] == stage], "spent"))
+        found = adaptivity(observed_of(row for row in rows if row["stage"] == stage))
         if found:
             spreads = [
                 f"{found[name]:.2f} [{found[f'{name}_low']:.2f}, {found[f'{name}_high']:.2f}]"
@@ -199,18 +199,6 @@ def _spending(rows: Sequence[Row]) -> Iterator[str]:
     ):
         if any(row.get(key) is not None for row in rows):
             yield _section(title, text, figures.difficulty_figure(rows, key, label))
-    yield from _adaptivity(rows)
-
-
-def _adaptivity(rows: Sequence[Row]) -> Iterator[str]:
-    stages = dict.fromkeys(row["stage"] for row in rows)
-    measured = {stage: adaptivity(observed_of(row for row in rows if row["stage"] == stage)) for stage in stages}
-    names = dict.fromkeys(name for measures in measured.values() for name in measures)
-    if names:
-        values = [[f"{each[name]:.2f}" if name in each else "" for each in measured.values()] for name in names]
-        table = [[name.replace("_", " "), *found] for name, found in zip(names, values, strict=True)]
-        text = "Entropy and information in nats; low and high are the 95% bootstrap interval over problems."
-        yield _section("Does each query get its own workflow?", text, _table([["", *measured], *table]))
 
 
 def _workflows(evaluation: Sequence[Row], folder: Path) -> Iterator[str]:

@@ -25,7 +25,7 @@ from fastgrpo.flow.types import Problem, names_of
 from fastgrpo.plan import command_to_run, run_on_ranks, with_readable_model
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
+from fastgrpo.policy.model import Policy, load_configured
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log
@@ -65,17 +65,7 @@ async def warm_start(
             create_policy([trace.prompt + trace.text for trace in traces], model, seed=config.seed)
         log.say("without --model a small policy is made from the traces, the demo's, which knows nothing else")
     gather_all(None, "the first rank's initial policy")
-    policy = load_policy(
-        model,
-        device=policy_device(),
-        dtype=policy_dtype(config),
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        recompute_mlp=config.model.recompute_mlp,
-        compile_layers=config.model.compile,
-        lora_rank=config.model.lora_rank,
-        lora_alpha=config.model.lora_alpha,
-        sharded=config.engine.tensor_parallel > 1,
-    )
+    policy = load_configured(model, config)
     with interruptible():
         fit(policy, load_chat(model, config.model), traces, config, log)
     save_finished(policy, finished)

@@ -120,11 +120,11 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
 
 def _verifiers_task(loaded: Callable[[], VerifiersEnvironment]) -> Task:
     def load(config: Config) -> Problems:
-        tasks, held_out = (loaded().tasks(held_out=each) for each in (False, True))
+        train, held_out = (loaded().problems(held_out=each) for each in (False, True))
         [count] = of_each(config.data.held_out, ["the environment"], "data.held_out")
         if not held_out:
-            return hold_out(tasks, count, config.data.seed)
-        return tasks, random.Random(f"{config.data.seed}/held-out").sample(held_out, min(count, len(held_out)))
+            return hold_out(train, count, config.data.seed)
+        return train, random.Random(f"{config.data.seed}/held-out").sample(held_out, min(count, len(held_out)))
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Agent]:

@@ -65,36 +65,12 @@ def train(
     `eval_dataset`, are evaluated. `environment` takes any problems in place of rows: an `Environment`, or an `Agent`,
     which calls the policy through an OpenAI client (see `rollouts.environment`); one of verifiers brings its own rows.
     `task` is all of that in one (`fastgrpo.tasks`). Without any of them the task is the one that the configuration
-    names. `dry_run` prints the plan and starts nothing. Raises UserError.
+    names. `resume` goes on from the run's last checkpoint; `dry_run` prints the plan and starts nothing.
+    Raises UserError.
     """
     _refuse_running_loop()
-    if not isinstance(config, Config):
-        if config is not None and not isinstance(config, Mapping):
-            raise UserError(
-                f"train(config) takes a dict of keys by their dotted names, or a Config, got {shown(config)}: a file "
-                "is read by fastgrpo.config_files.read_toml"
-            )
-        keys = dict(config or {}) | ({"model.path": str(model)} if model else {})
-        config = resolve(checked(keys, source="train(config)"))
-    elif model:
-        config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(model)))
-    sources = {"task": task, "environment": environment, "reward": reward or None}
-    given = [name for name, source in sources.items() if source is not None]
-    if len(given) > 1:
-        raise UserError(f"train takes one of task, environment and reward, got {' and '.join(given)}: leave one out")
-    if not given and (dataset is not None or eval_dataset is not None):
-        raise UserError("train's dataset needs a reward or an environment; the run's own task reads data.dataset")
-    if reward_weights is not None and not reward:
-        raise UserError("reward_weights goes with reward: pass the functions too, or leave it out")
-    if task is not None:
-        if not isinstance(task, Task):
-            raise UserError(f"task must be a fastgrpo.tasks.Task, got {shown(task)}: docs/own-task.md has other ways")
-    elif environment is not None:
-        given_sets = (() if each is None else each for each in (dataset, eval_dataset))
-        task = environment_task(environment, *given_sets)
-    elif reward:
-        functions: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
-        task = reward_task(functions, reward_weights, dataset, eval_dataset)
+    config = _configured(config, str(model or ""))
+    task = _given_task(task, environment, reward, reward_weights, dataset, eval_dataset)
     if dry_run:
         print_plan(config, task)
         return config.folder
@@ -107,6 +83,51 @@ def train(
     finally:
         _under_way.release()
     return config.folder
+
+
+def _configured(config: Config | Mapping[str, Any] | None, model: str) -> Config:
+    """`train`'s configuration with the model's path. Raises UserError."""
+    if not isinstance(config, Config):
+        if config is not None and not isinstance(config, Mapping):
+            raise UserError(
+                f"train(config) takes a dict of keys by their dotted names, or a Config, got {shown(config)}: a file "
+                "is read by fastgrpo.config_files.read_toml"
+            )
+        keys = dict(config or {}) | ({"model.path": model} if model else {})
+        return resolve(checked(keys, source="train(config)"))
+    if model:
+        return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=model))
+    return config
+
+
+def _given_task(
+    task: Task | None,
+    environment: Environment | Agent | None,
+    reward: Callable[..., Any] | Sequence[Callable[..., Any]],
+    reward_weights: Sequence[float] | None,
+    dataset: Any,
+    eval_dataset: Any,
+) -> Task | None:
+    """What `train` was given to train on; None where the configuration is to say. Raises UserError."""
+    sources = {"task": task, "environment": environment, "reward": reward or None}
+    given = [name for name, source in sources.items() if source is not None]
+    if len(given) > 1:
+        raise UserError(f"train takes one of task, environment and reward, got {' and '.join(given)}: leave one out")
+    if not given and (dataset is not None or eval_dataset is not None):
+        raise UserError("train's dataset needs a reward or an environment; the run's own task reads data.dataset")
+    if reward_weights is not None and not reward:
+        raise UserError("reward_weights goes with reward: pass the functions too, or leave it out")
+    if task is not None:
+        if not isinstance(task, Task):
+            raise UserError(f"task must be a fastgrpo.tasks.Task, got {shown(task)}: docs/own-task.md has other ways")
+        return task
+    if environment is not None:
+        given_sets = (() if each is None else each for each in (dataset, eval_dataset))
+        return environment_task(environment, *given_sets)
+    if reward:
+        functions: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
+        return reward_task(functions, reward_weights, dataset, eval_dataset)
+    return None
 
 
 def _refuse_running_loop() -> None:

@@ -80,7 +80,8 @@ def test_whole_run(tmp_path: Path) -> None:
     assert f"{HOSTILE} grpo 0" in page.text
     assert f"{HOSTILE} sft 0" not in page.text
     assert "seed = 7 # <b>" in page.text
-    assert "cost hard over easy3.003.00" in page.text
+    assert "sft3.00 [" in page.text  # cost, hardest third over easiest
+    assert "grpo3.00 [" in page.text
     for title in ("Reward and its terms", "Pass rate before and after", "Workflow complexity", "Outcomes", "torch"):
         assert title in page.text
 

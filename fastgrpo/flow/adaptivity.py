@@ -33,17 +33,17 @@ class Estimate(NamedTuple):
     high: float
 
 
-def observed_of(rows: Iterable[Mapping[str, Any]], cost: str = "spent") -> list[Observed]:
-    """What an evaluation's rows {problem_id, difficulty, workflow, metrics} tell, by the metric `cost`.
+def observed_of(rows: Iterable[Mapping[str, Any]]) -> list[Observed]:
+    """What an evaluation's rows {problem_id, difficulty, workflow, metrics} tell; the cost is the metric `spent`.
 
-    `spent` is in single calls of the same problem: tokens alone would say that a longer problem, which is the harder
-    one, costs more whatever the workflow.
+    That is in single calls of the same problem: tokens alone would say that a longer problem, which is the harder one,
+    costs more whatever the workflow.
     Rows without a difficulty are left out; a text that is no workflow has no structure.
     """
     return [
-        Observed(row["problem_id"], row["difficulty"], row["metrics"][cost], structure(row["workflow"]))
+        Observed(row["problem_id"], row["difficulty"], row["metrics"]["spent"], structure(row["workflow"]))
         for row in rows
-        if row["difficulty"] is not None and cost in row["metrics"]
+        if row["difficulty"] is not None and "spent" in row["metrics"]
     ]
 
 

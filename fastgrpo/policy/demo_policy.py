@@ -33,7 +33,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     )
 
 
-def policy_config(vocab_size: int = 1536, *, end_id: int | None = None, max_length: int = 4096) -> Qwen2Config:
+def policy_config(vocab_size: int = 1536, *, end_id: int | None = None) -> Qwen2Config:
     """The embedded policy's architecture: 1.1 M parameters in four layers of width 128."""
     return Qwen2Config(
         vocab_size=vocab_size,
@@ -42,7 +42,7 @@ def policy_config(vocab_size: int = 1536, *, end_id: int | None = None, max_leng
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=max_length,
+        max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=end_id,

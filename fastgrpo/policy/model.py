@@ -299,6 +299,23 @@ def load_policy(
     return policy
 
 
+def load_configured(path: str | os.PathLike[str], config: Config, *, trained: bool = True) -> Policy:
+    """`load_policy` as the run's configuration has it; what is not to be `trained`, a reference, is the bare model."""
+    model = config.model
+    return load_policy(
+        path,
+        device=policy_device(),
+        dtype=policy_dtype(config),
+        gradient_checkpointing=trained and model.gradient_checkpointing,
+        recompute_mlp=trained and model.recompute_mlp,
+        compile_layers=trained and model.compile,
+        lora_rank=model.lora_rank if trained else 0,
+        lora_alpha=model.lora_alpha,
+        sharded=config.engine.tensor_parallel > 1,
+        trained=trained,
+    )
+
+
 def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded: bool, trained: bool) -> Any:
     transformers_logging.disable_progress_bar()
     try:

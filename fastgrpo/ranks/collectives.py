@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from statistics import fmean
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -116,9 +115,7 @@ def replica_share(tensor_parallel: int) -> slice:
     return slice(first, None, step) if leads_replica(tensor_parallel) else slice(0, 0)
 
 
-def over_ranks(
-    metrics: dict[str, float], folds: Mapping[str, Callable[[list[float]], float]] = MappingProxyType({})
-) -> dict[str, float]:
+def over_ranks(metrics: dict[str, float], folds: Mapping[str, Callable[[list[float]], float]]) -> dict[str, float]:
     """Each metric folded over the ranks that have it, as `folds` says, else its mean; collective."""
     ranks = gather_all(metrics, "the metrics of the other ranks")
     names = dict.fromkeys(name for rank in ranks for name in rank)

@@ -169,7 +169,7 @@ def first_failure(groups: Sequence[Group]) -> str:
     return next((result.error for result in results if result.status == INFRASTRUCTURE), "")
 
 
-def over_ranks(tally: Tally) -> Tally:
+def tally_over_ranks(tally: Tally) -> Tally:
     """The tallies of all ranks' rollouts together; collective."""
     return Tally.merged(gather_all(tally, "the rollouts' metrics of the other ranks"))
 

@@ -46,10 +46,11 @@ class Rollouts:
     one seed: what it draws by seed is then alike for all of them (common random numbers), and their rewards differ by
     what the policy wrote. The mean gradient stays what it was, because the seed does not depend on the completions.
 
-    `seconds` passed until the last completion had left the engine; `waited` tells how many more until the last rollout
-    had its result, and of which problem that rollout was. `after_answers` are those of these that came after the last
-    answer of a service that a rollout asked (`Result.answered_at`); None where none was asked. Groups that lost a
-    straggler do not count there: nobody knows whether it still waited for an answer. `stragglers` are so many.
+    `seconds`: from the beginning until the last completion had left the engine. `waited`: the seconds from then until
+    the last rollout had its result, and that rollout's problem. `after_answers`: the part of those seconds after the
+    last answer of a service that a rollout asked (`Result.answered_at`), None where none was asked; groups that lost a
+    straggler do not count there, because nobody knows whether it still waited for an answer. `stragglers`: how many
+    executions were dropped.
     """
 
     def __init__(

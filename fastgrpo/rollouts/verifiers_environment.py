@@ -22,7 +22,7 @@ OWN_ERRORS = ("EmptyModelResponseError", "OverlongPromptError", "ToolParseError"
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class VerifiersProblem:
     """One row of an environment's data set. `row`: as the environment reads it."""
 
     id: str
@@ -37,7 +37,7 @@ class VerifiersEnvironment:
         clients = importlib.import_module("verifiers.clients")
         self._environment, self._wrapped = environment, clients.OpenAIChatCompletionsClient
 
-    def tasks(self, *, held_out: bool) -> list[Task]:
+    def problems(self, *, held_out: bool) -> list[VerifiersProblem]:
         """The rows of the data set for training, or with `held_out` for evaluation; none where there is no such set."""
         if held_out and getattr(self._environment, "eval_dataset", None) is None:
             build = getattr(self._environment, "build_eval_dataset", None)
@@ -45,15 +45,18 @@ class VerifiersEnvironment:
                 return []
         rows = self._environment.get_eval_dataset() if held_out else self._environment.get_dataset()
         part = "eval" if held_out else "train"
-        return [Task(f"{part}/{row.get('example_id', number)}", row["prompt"], row) for number, row in enumerate(rows)]
+        return [
+            VerifiersProblem(f"{part}/{row.get('example_id', number)}", row["prompt"], row)
+            for number, row in enumerate(rows)
+        ]
 
-    def prompt(self, problem: Task) -> str | list[dict[str, str]]:
+    def prompt(self, problem: VerifiersProblem) -> str | list[dict[str, str]]:
         """The row's messages."""
         if isinstance(problem.prompt, str):
             return problem.prompt
         return [{"role": message["role"], "content": _text(message["content"])} for message in problem.prompt]
 
-    async def act(self, problem: Task, access: Access, seed: int) -> Any:
+    async def act(self, problem: VerifiersProblem, access: Access, seed: int) -> Any:
         """The environment's own rollout; returns its state, which the rubric has not scored yet."""
         client = self._wrapped(access.client())
         state = await self._environment.rollout(dict(problem.row), client, access.model, {})
@@ -63,7 +66,7 @@ class VerifiersEnvironment:
             raise EnvironmentFailure(f"the environment of verifiers failed: {_reason(error)}")
         return state
 
-    async def results(self, problem: Task, rollouts: list[Rollout]) -> list[Result]:
+    async def results(self, problem: VerifiersProblem, rollouts: list[Rollout]) -> list[Result]:
         """The rubric's scores of the group."""
         states = [rollout.executions[-1] for rollout in rollouts]
         rubric = self._environment.rubric

@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from statistics import stdev
-from typing import Literal
+from typing import get_args
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastgrpo.config import Grpo
+from fastgrpo.config import Advantage, Grpo
 from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.reference import STD_EPSILON
 from fastgrpo.kernels.validate import require
 from fastgrpo.ranks.collectives import gather_all
 from fastgrpo.types import Group, Reward, Rollout, Sample, Trace
 
-AdvantageMode = Literal["grpo", "dr_grpo", "rloo"]
 ID_DTYPES = (torch.int32, torch.int64)
-MODES = ("grpo", "dr_grpo", "rloo")
+MODES: tuple[Advantage, ...] = get_args(Advantage)
 
 
-def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: AdvantageMode = "grpo") -> Tensor:
+def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: Advantage = "grpo") -> Tensor:
     """Advantage of each rollout, fp32 [R], over its group: a run of equal neighbours in `group_ids_R`, of any length.
 
     rewards_R: fp32 [R], NaN where infrastructure failed: left out of every mean, count and deviation, advantage 0.
@@ -80,7 +79,7 @@ def _check(rewards_R: Tensor, group_ids_R: Tensor, mode: str) -> None:
     require(group_ids_R.device == rewards_R.device, "group_ids_R", f"device {rewards_R.device}", group_ids_R.device)
 
 
-def _group_advantages_torch(rewards_R: Tensor, group_ids_R: Tensor, mode: AdvantageMode) -> Tensor:
+def _group_advantages_torch(rewards_R: Tensor, group_ids_R: Tensor, mode: Advantage) -> Tensor:
     _, run_R = torch.unique_consecutive(group_ids_R, return_inverse=True)
     groups = int(run_R[-1]) + 1 if len(run_R) else 0
     valid_R = ~rewards_R.isnan()

@@ -16,10 +16,10 @@ from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, writing
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.lora import adapter_state
-from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_policy, policy_device, policy_dtype
+from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_configured
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
-from fastgrpo.rollouts.experience import Experience, Tally, from_bytes, over_ranks, plain_array, to_bytes
+from fastgrpo.rollouts.experience import Experience, Tally, from_bytes, plain_array, tally_over_ranks, to_bytes
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.flops import throughput
@@ -137,7 +137,7 @@ class Learner:
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experiences:
             everything = [
-                Experience(_all_samples(mine), over_ranks(mine.tally), _all_records(mine), mine.failure)
+                Experience(_all_samples(mine), tally_over_ranks(mine.tally), _all_records(mine), mine.failure)
                 for mine in self.experiences
             ]
             if rank_and_world()[0] == 0:
@@ -178,27 +178,17 @@ class Learner:
 def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learner]:
     """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
     checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
-    sharded = config.engine.tensor_parallel > 1
-    settings: dict[str, Any] = {"device": policy_device(), "dtype": policy_dtype(config), "sharded": sharded}
     plan = memory_plan(config, load_config(model), ranks=rank_and_world()[1])
     # Ranks of one vLLM need one size of its cache, and all of them micro-batches of one size.
     plan = min(gather_all(plan, "the memory plans"), key=lambda plan: plan.capacity)
     # A checkpoint's weights have the adapters merged into them: with LoRA the base is the model's own.
     weights = model if config.model.lora_rank else checkpoint or model
-    policy = load_policy(
-        weights,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        recompute_mlp=config.model.recompute_mlp,
-        compile_layers=config.model.compile,
-        lora_rank=config.model.lora_rank,
-        lora_alpha=config.model.lora_alpha,
-        **settings,
-    )
+    policy = load_configured(weights, config)
     reference: Policy | None = None
     if config.grpo.kl_weight > 0 and policy.adapted:
         reference = BasePolicy(policy.model, policy.tokenizer)
     elif config.grpo.kl_weight > 0:
-        reference = load_policy(model, trained=False, **settings)
+        reference = load_configured(model, config, trained=False)
     with open_engine(config, weights, kv_cache_gib=plan.kv_cache_gib) as engine:
         learner = Learner(config, engine, policy, load_chat(weights, config.model), reference, plan)
         if checkpoint is not None:

@@ -139,19 +139,11 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
         logits = LOGIT_ROWS * workload.max_num_seqs * config.vocab_size * 4
         shrink = "lower engine.max_num_seqs"
         fixed = (*fixed, Item("vLLM's logits and activations", logits, shrink, training=workload.overlapped))
-    base = sum(item.size for item in fixed if item.generating)
-    kv_token = kv_bytes_per_token(config, workload.kv_dtype or workload.dtype, workload.tensor_parallel)
-    kv_wanted = workload.max_num_seqs * workload.max_model_len * kv_token
     room = capacity - sum(item.size for item in fixed if item.training)
-    if workload.kv_cache_gib is None:
-        # One sequence must fit, or vLLM would not start: then `check` says what is too large.
-        least = workload.max_model_len * kv_token
-        left = capacity - base
-        if workload.overlapped:
-            left = room - sum(_step_sizes(config, workload, _whole_group(workload)))
-        kv_cache = max(min(kv_wanted, left), least)
-    else:
-        kv_cache = int(workload.kv_cache_gib * GIB)
+    left = capacity - sum(item.size for item in fixed if item.generating)
+    if workload.overlapped:
+        left = room - sum(_step_sizes(config, workload, _whole_group(workload)))
+    kv_cache = _kv_cache_size(config, workload, left)
     kept = workload.overlapped or not workload.on_gpu
     if kept:
         room -= kv_cache
@@ -171,6 +163,18 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
         Item(_transient_name(workload), transient, shrink, generating=False),
     )
     return MemoryPlan(items, capacity, kv_cache / GIB, tokens)
+
+
+def _kv_cache_size(config: PretrainedConfig, workload: Workload, left: int) -> int:
+    """Bytes of the KV cache: as asked for, else room for every sequence at full length, of the bytes that are `left`.
+
+    One sequence must fit, or vLLM would not start: `MemoryPlan.check` says then what is too large.
+    """
+    if workload.kv_cache_gib is not None:
+        return int(workload.kv_cache_gib * GIB)
+    token = kv_bytes_per_token(config, workload.kv_dtype or workload.dtype, workload.tensor_parallel)
+    sequence = workload.max_model_len * token
+    return max(min(workload.max_num_seqs * sequence, left), sequence)
 
 
 def count_parameters(config: PretrainedConfig) -> int:
@@ -198,8 +202,8 @@ def activation_bytes_per_token(
     config: PretrainedConfig,
     dtype: torch.dtype,
     *,
-    layers: Layers = "plain",
-    recompute_mlp: bool = False,
+    layers: Layers,
+    recompute_mlp: bool,
     key_copies: float = 1.0,
 ) -> int:
     """What one decoder layer keeps of a token for its backward, in bytes.

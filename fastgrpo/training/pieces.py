@@ -1,10 +1,10 @@
-"""Pieces of work: how large the optimizer's are, which the memory plan counts too, and what goes into one of them."""
+"""How work is cut: sizes of the optimizer's pieces and buckets, which the memory plan counts too, and `partition`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Of offloaded state on the device at once.
+# Of the optimizer's offloaded state, on the device at once.
 PIECE_ELEMENTS = 32 * 2**20
 # Of gradients, or of parameters that are gathered together.
 BUCKET_ELEMENTS = 32 * 2**20

@@ -21,9 +21,9 @@ from fastgrpo.rollouts.experience import (
     add_lag,
     add_passes,
     first_failure,
-    over_ranks,
     sample_records,
     tally_of,
+    tally_over_ranks,
     varies,
 )
 from fastgrpo.rollouts.generator import Generator, device_thread, open_generator
@@ -79,7 +79,7 @@ class Schedule:
 
         Raises UserError, after a checkpoint, where the environment failed more of them than `grpo.max_infrastructure`.
         """
-        tally, limit = over_ranks(experience.tally), self._config.grpo.max_infrastructure
+        tally, limit = tally_over_ranks(experience.tally), self._config.grpo.max_infrastructure
         failed, rollouts = tally.sums["infrastructure"], tally.sums["rollouts"]
         if failed <= limit * rollouts and failed < rollouts:
             self._passes = tally.passes

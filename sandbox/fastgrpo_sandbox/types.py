@@ -121,10 +121,9 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     Not guaranteed, since the solution's code runs beside the tests. It can still forge a verdict by reaching the
     running tests or this project's code through frames, the garbage collector, tracing, threads or native memory;
     by undoing its changes before they are looked at; by changing what the modules that the tests import use in turn,
-    or `sys`; by answers
-    that the tests take at their word (`assertTrue(f(x).is_right())`), numbers among them that its own operators
-    made of the wanted value; by an `__eq__` compiled under a library's file name. So the outcome is labelled
-    `verdict_by == "same-process"`: use the other forms where forging matters.
+    or `sys`; by answers that the tests take at their word (`assertTrue(f(x).is_right())`), numbers among them that its
+    own operators made of the wanted value; by an `__eq__` compiled under a library's file name. So the outcome is
+    labelled `verdict_by == "same-process"`: use the other forms where forging matters.
     """
 
     source: str
@@ -136,13 +135,12 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
 
 
 class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
-    """(stdin, expected stdout) pairs, one fresh jail each; the expected text never leaves the host, which compares
-    it.
+    """(stdin, expected stdout) pairs, one fresh jail each; the expected text never leaves the host, which compares it.
 
     compare "tokens": split at white space; numbers within 1e-6 relative or absolute, unless both are integers;
     "exact": every character but the line ends at the end. A case may print four times what is expected, whatever
-    `Limits.output_bytes` says. A `checker`, trusted code that defines `checker(input,
-    output, expected) -> bool`, decides instead, in a jail without the solution.
+    `Limits.output_bytes` says. A `checker`, trusted code that defines `checker(input, output, expected) -> bool`,
+    decides instead, in a jail without the solution.
     """
 
     cases: tuple[tuple[str, str], ...]

@@ -90,7 +90,7 @@ def test_rows_of_an_evaluation_are_read() -> None:
         Observed("p", 0.5, 9.0, "until(generate test)"),
         Observed("p", 0.5, 0.0, ""),
     ]
-    assert observed_of([row], cost="worker_seconds") == []
+    assert observed_of([row | {"metrics": {"worker_seconds": 9.0}}]) == []
 
 
 def test_entropy() -> None:

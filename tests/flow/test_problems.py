@@ -126,7 +126,7 @@ def test_split_is_a_stratified_partition(humaneval: list[Problem], held_out: int
 
 def test_split_needs_something_to_train_on(humaneval: list[Problem]) -> None:
     with pytest.raises(UserError, match=r"data\.held_out = 164 leaves none"):
-        split(humaneval, 164)
+        split(humaneval, 164, 0)
 
 
 def test_mbpp_names_its_function_by_a_public_example(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from fastgrpo.rollouts.experience import (
     add_lag,
     first_failure,
     from_bytes,
-    over_ranks,
     sample_records,
     tally_of,
+    tally_over_ranks,
     to_bytes,
 )
 from fastgrpo.training.advantage import to_samples
@@ -99,7 +99,7 @@ def test_ranks_with_unequal_shares_have_the_metrics_of_all_rollouts(monkeypatch:
     whole = tally_of([group for share in shares for group in share], seconds=2.0)
     ranks = [tally_of(share, seconds=2.0) if share else Tally() for share in shares]
     monkeypatch.setattr("fastgrpo.rollouts.experience.gather_all", lambda value, what: ranks)
-    assert over_ranks(ranks[0]).values() == pytest.approx(whole.values())
+    assert tally_over_ranks(ranks[0]).values() == pytest.approx(whole.values())
 
 
 def test_records_of_any_kind_survive_a_checkpoint() -> None:

@@ -99,7 +99,7 @@ def describe_tests(tests: Tests) -> tuple[str, ...]:
     return tuple(ast.unparse(node) for node in (_asserts(tree) if isinstance(tests, CheckTests) else _methods(tree)))
 
 
-def split(problems: Sequence[Problem], held_out: int = 44, seed: int = 0) -> tuple[list[Problem], list[Problem]]:
+def split(problems: Sequence[Problem], held_out: int, seed: int) -> tuple[list[Problem], list[Problem]]:
     """(train, held out): one problem drawn from each of `held_out` equal difficulty bands; order is kept.
 
     Raises `UserError` where nothing would be left to train on.

@@ -20,14 +20,13 @@ from msgspec.structs import replace
 
 from fastgrpo_sandbox.pool import SandboxPool
 from fastgrpo_sandbox.remote import NEEDS_EXTRA
-from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, SandboxUnavailable
+from fastgrpo_sandbox.types import DAY_S, RUNS_PER_CELL, Limits, SandboxUnavailable
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from fastgrpo_sandbox.serving.app import App
 
-DAY_S = 86400
 MAX_PORT = 65535
 DRAIN_S = 30.0
 CLOSE_S = 5.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from fastgrpo_sandbox.serving.jails import Jails
+from fastgrpo_sandbox.types import Status
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
-STATUSES = ("ok", "failed", "timeout", "memory", "output_limit", "killed", "rejected", "infrastructure")
 
 
 class Metrics:
@@ -22,7 +24,7 @@ class Metrics:
             "sandbox_request_seconds", "From request to answer", ("path",), buckets=SECONDS, registry=self._registry
         )
         self._outcomes = Gauge("sandbox_jobs", "Jobs ended, by outcome", ("status",), registry=self._registry)
-        for status in STATUSES:
+        for status in get_args(Status):
             self._gauge(self._outcomes.labels(status), status)
         for name, text in (
             ("queued", "Jobs waiting for a jail"),
