@@ -21,9 +21,9 @@ import msgspec
 
 from fastgrpo.cli import configuration_of
 from fastgrpo.config import Config
-from fastgrpo.config_files import read_toml
+from fastgrpo.config_files import only_writer, read_toml
 from fastgrpo.engine.opening import AnyEngine, open_engine
-from fastgrpo.errors import UserError, say_on_stderr, writing
+from fastgrpo.errors import UserError, first_line, replace_file, say_on_stderr
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.environment import WorkflowEnvironment
@@ -238,20 +238,17 @@ def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
     if rank_and_world()[0] != 0:
         return
     stages = {row.stage for row in rows}
-    kept = [row for row in read_rows(path) if row.stage not in stages]
-    partial = path.with_suffix(".partial")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
-        partial.rename(path)
+    with only_writer(path.parent):
+        kept = [row for row in read_rows(path) if row.stage not in stages]
+        replace_file(path, msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
 
 
 def read_rows(path: Path) -> list[EvalRow]:
     """The rows of an earlier evaluation; none where there was none. Raises UserError for what is none."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[EvalRow]) if path.exists() else []
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{path} holds no evaluation ({error}): move it away") from error
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+        raise UserError(f"{path} holds no evaluation ({first_line(error)}): move it away") from error
 
 
 async def baselines(
@@ -325,7 +322,8 @@ async def compare(config: Config, models: Mapping[str, str], *, controls: bool =
 def write_rows(folder: Path, name: str, rows: Sequence[EvalRow]) -> str:
     """The comparison of the rows' stages in `folder` (`write_comparison`); returns its Markdown."""
     plain = [row.plain() for row in rows]
-    return write_comparison(folder, name, plain, "\n".join([*_gains(plain), _adaptivity(plain)]))
+    with only_writer(folder):
+        return write_comparison(folder, name, plain, "\n".join([*_gains(plain), _adaptivity(plain)]))
 
 
 def _gains(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -31,6 +31,7 @@ from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import writes_workflows
+from fastgrpo.training.checkpoint import flush
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.loss import sft_loss
 from fastgrpo.training.optimizer import AdamWOptions
@@ -93,6 +94,7 @@ def save_finished(policy: Policy, finished: Path) -> None:
         with writing(f"the warm-started policy {finished}"):
             policy.save_hf(partial)
             if first:
+                flush(partial)
                 partial.rename(finished)
     except BaseException:
         if first:

@@ -23,11 +23,11 @@ import msgspec
 from fastgrpo.config import Config
 from fastgrpo.config_files import note_task_from_python, refuse_task_from_python
 from fastgrpo.config_keys import checked, resolve
-from fastgrpo.errors import UserError, shown
-from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
+from fastgrpo.errors import UserError, shown, writing
+from fastgrpo.evaluate import evaluate, leave_out_long, read_rows, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import of_replica, rank_and_world, replica_share
+from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
@@ -138,6 +138,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
         async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
             if resume:
+                # What is added to it in hours must be one.
+                read_rows(config.folder / "evaluation.json")
                 log.say(where_resumed(config.folder / "checkpoints", model))
             with open_learner(config, model, resume=resume) as learner:
 
@@ -161,13 +163,17 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
 
 
 def where_resumed(folder: Path, model: Path) -> str:
-    """From which of a run's checkpoints it goes on, and from the `model` where it has none.
+    """From which of a run's checkpoints it goes on, and from the `model` where it has none. Collective.
 
     Raises UserError where there are some and none is whole: all that the run has logged would be lost.
     """
     checkpoints = Checkpoints(folder)
+    if rank_and_world()[0] == 0:
+        with writing(f"to {folder}", "make it writable, then continue with --resume"):
+            checkpoints.set_damaged_aside()
+    gather_all(None, "the check of the last checkpoint")
     latest, broken = checkpoints.latest(), ", ".join(path.name for path in checkpoints.broken())
-    why = "files are missing, cut short or of another size"
+    why = "files are missing, cut short or changed"
     if latest is None and broken:
         raise UserError(
             f"no checkpoint in {folder} is whole, of {broken} {why}: copy them anew, or remove the folder to start over"

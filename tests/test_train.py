@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import resource
 import shlex
 import shutil
@@ -485,6 +486,44 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_without_another_nothing_sta
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole, of step-000002, step-000004 files are missing"):
         run(model, tmp_path, "cut", resume=True, grpo__steps=5)
     assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
+
+
+def test_a_damaged_file_is_named_and_costs_no_more_than_itself(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each file of a run's folder is emptied, cut, and overwritten by noise; those of a checkpoint by noise alone."""
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    keys = {"grpo__curriculum": 0.5, "grpo__max_lag": 1}
+    whole = run(model, tmp_path, "whole", grpo__steps=4, **keys)
+    noise = random.Random(0)
+    run_files = [path for path in whole.iterdir() if path.is_file()]
+    newest = [path for path in (whole / "checkpoints/step-000004").rglob("*") if path.is_file()]
+    assert {path.name for path in newest} > {"experience.msgpack", "curriculum.json", "model.safetensors"}
+    cases = [(path, how) for path in run_files for how in ("emptied", "cut", "noise")]
+    told, gone_on = {}, {}
+    for path, how in cases + [(path, "noise") for path in newest]:
+        folder = Path(shutil.copytree(whole, tmp_path / "damaged"))
+        data, file = path.read_bytes(), folder / path.relative_to(whole)
+        file.write_bytes({"emptied": b"", "cut": data[: len(data) // 2], "noise": noise.randbytes(len(data))}[how])
+        capsys.readouterr()
+        try:
+            run(model, tmp_path, "damaged", resume=True, grpo__steps=5, **keys)
+            gone_on[path.name, how] = " ".join(capsys.readouterr().out.split())
+            assert (folder / "checkpoints" / "step-000005").is_dir()
+        except UserError as error:
+            told[path.name, how] = str(error)
+            assert file.read_bytes() != data
+            for other in set(whole.rglob("*")) - {path, whole / "config.toml"}:
+                assert other.is_dir() or (folder / other.relative_to(whole)).read_bytes() == other.read_bytes(), other
+        shutil.rmtree(folder)
+    compared = ("config.toml", "evaluation.json", "model.digest", "tokenizer.digest")
+    assert set(told) == {(name, how) for name in compared for how in ("emptied", "cut", "noise")}
+    assert [said for (name, _), said in told.items() if name not in said] == []
+    for path in newest:
+        assert (
+            "step-000004 after it cannot be used: files are missing, cut short or changed"
+            in gone_on[path.name, "noise"]
+        )
 
 
 @pytest.mark.parametrize("lag", [0, 1])
