@@ -208,7 +208,7 @@ async def improve(
                     log.step(learner.step, metrics | values | gpu.take(), waited_for=tally.waited[1])
                     # An interrupt that came with the update goes on here.
                     await asyncio.sleep(0)
-                    remarks.step(values, experience.failure)
+                    remarks.step(values, tally.failure)
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()

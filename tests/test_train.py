@@ -34,6 +34,8 @@ from fastgrpo.evaluate import read_rows
 from fastgrpo.policy import hub
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
+from fastgrpo.rollouts import experience
+from fastgrpo.rollouts.experience import Tally
 from fastgrpo.solve import refuse
 from fastgrpo.tasks import Task
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
@@ -456,6 +458,20 @@ def test_a_run_that_loses_many_rollouts_to_its_task_says_once_why(
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("have no reward") == out.count(said) == 1
     assert ": execute raised ConnectionError: the endpoint is gone. They are left out; samples.jsonl" in out
+
+
+def test_failures_of_another_rank_are_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    other = Tally(sums={"rollouts": 8.0, "infrastructure": 2.0, "tokens_per_s": 1.0}, failure="q: its disk is full")
+    monkeypatch.setattr(experience, "gather_all", lambda own, what: [own, other])
+    run(model, tmp_path, "two", problems=(load_vowels(None)[0], []), grpo__steps=1)
+    said = "2 of 16 rollouts of this step have no reward, for a reason that is not the policy's: q: its disk is full."
+    assert said in " ".join(capsys.readouterr().out.split())
+    other.sums["infrastructure"] = 9.0
+    with pytest.raises(UserError, match=r"9 of 16 rollouts of a step failed .*: q: its disk is full \(grpo"):
+        run(model, tmp_path, "two", problems=(load_vowels(None)[0], []), grpo__steps=1)
 
 
 def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(

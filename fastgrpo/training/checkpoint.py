@@ -194,7 +194,7 @@ def _rescore(folder: Path, score: float | None) -> None:
 def _write_manifest(folder: Path, step: int, score: float | None, config: Config) -> None:
     """The manifest, once all files of the folder are on the disk; sums are made of them while that is waited for."""
     files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-    with ThreadPoolExecutor(min(READERS, len(files))) as readers:
+    with ThreadPoolExecutor(READERS) as readers:
         sums = readers.map(checksum, (folder / name for name in files))
         flush(folder)
     manifest = _Manifest(step, flat(config), files, score, dict(zip(files, sums, strict=True)))
