@@ -36,12 +36,12 @@ from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, r
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.report import adaptivity_table
-from fastgrpo.rollouts.asking import all_of
+from fastgrpo.rollouts.asking import all_of, opened
 from fastgrpo.rollouts.environment import Agent, Environment, name_of
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import collect, fitting
 from fastgrpo.signals import interruptible
-from fastgrpo.tasks import task_of
+from fastgrpo.tasks import problems_of, task_of
 from fastgrpo.types import Group, Rollout, Sampling
 
 log = logging.getLogger(__name__)
@@ -311,8 +311,8 @@ async def compare(config: Config, models: Mapping[str, str], *, controls: bool =
         raise UserError("fixed workflows answer problems with tests: leave task and data.reward as they are by default")
     # A cached answer costs nothing and takes no time.
     config = msgspec.structs.replace(config, workers=msgspec.structs.replace(config.workers, cache_dir=""))
-    train, held_out = task.load_problems(config)
-    async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
+    train, held_out = problems_of(task, config)
+    async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
         rows = await baselines(environment, train, held_out, config) if controls else []
         for stage, model in models.items():
             rows += await evaluate_model(model, environment, held_out, config, stage)
@@ -353,8 +353,8 @@ async def _main(config: Config) -> None:
     with interruptible():
         config = with_local_model(config)
     task = task_of(config)
-    _, held_out = task.load_problems(config)
-    async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
+    _, held_out = problems_of(task, config)
+    async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
         rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
     save_rows(config.folder / "evaluation.json", rows)
     if rank_and_world()[0] == 0:

@@ -31,9 +31,10 @@ from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, r
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
+from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.sft import warm_start
-from fastgrpo.tasks import Task, environment_task, require_model, reward_task, task_of
+from fastgrpo.tasks import Task, environment_task, problems_of, require_model, reward_task, task_of
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.learner import Learner, open_learner
@@ -131,11 +132,11 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     require_model(config, task)
     config = with_readable_model(config, again=resume)
     trainable(config)
-    problems, held_out = task.load_problems(config)
+    problems, held_out = problems_of(task, config)
     with open_log(config, resume=resume) as log:
         if log.folder is not None and not named:
             note_task_from_python(log.folder)
-        async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
+        async with of_replica(opened(task.open_environment(config, log)), config.engine.tensor_parallel) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
             if resume:
                 # What is added to it in hours must be one.

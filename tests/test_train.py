@@ -37,7 +37,7 @@ from fastgrpo.policy.model import load_policy
 from fastgrpo.rollouts import experience
 from fastgrpo.rollouts.experience import Tally
 from fastgrpo.solve import refuse
-from fastgrpo.tasks import Task
+from fastgrpo.tasks import Task, problems_of
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
 from fastgrpo.training import learner
 from fastgrpo.training.learner import learning_rate, update
@@ -214,6 +214,21 @@ def test_a_skipped_later_epoch_is_told(model: Path, monkeypatch: pytest.MonkeyPa
     report = update(policy, optimizer, once, resolve({"grpo.epochs_per_batch": 3}).grpo, budget=64)
     assert report["skipped"] == 1.0
     assert report["grad_norm"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (([], []), "load_problems gives no problem to train on"),
+        ([SimpleNamespace(id=1)], r"load_problems must return two lists, .*, got \[namespace\(id=1\)\]"),
+        (None, "load_problems must return two lists, .*, got None"),
+        (([{"id": 3}], []), r"each problem of load_problems is an object with an id, got \{'id': 3\}"),
+        ((3, []), "load_problems cannot be read to its end: it raised TypeError"),
+    ],
+)
+def test_problems_of_a_task_that_are_none_are_named(given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        problems_of(Task(lambda _: given, open_vowels), Config())
 
 
 def test_a_rank_without_a_problem_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
