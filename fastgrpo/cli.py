@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from uvloop import new_event_loop
 
 from fastgrpo.config import LOSS_PRESETS, Config
-from fastgrpo.config_files import read_toml, refuse_task_from_python
+from fastgrpo.config_files import read_saved, read_toml, refuse_task_from_python
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
 from fastgrpo.errors import UserError, say_on_stderr
 from fastgrpo.left_behind import leaving_behind
@@ -79,13 +79,14 @@ def parse(
         file = configuration_of(overrides.get("model.path", ""))
         if file is not None and not {"data.reward", "data.environment"} & overrides.keys():
             refuse_task_from_python(Path(file).parent, "name it by --reward MODULE:FUNCTION and --dataset")
+        if file is not None and not {"name", "runs"} & overrides.keys():
+            # What is found out about a run that was moved or set aside belongs to it, not to one that has its name now.
+            folder = Path(file).parent
+            overrides |= checked({"name": folder.name, "runs": str(folder.parent)}, source=f"--name is {folder}'s")
     values = read_toml(Path(file)) if file is not None else {} if overrides.get("model.path") else read_toml(DEMO)
     config = resolve(layered(values, overrides))
     if "--resume" in given and file is None:
-        saved = config.folder / "config.toml"
-        if not saved.exists():
-            raise UserError(f"nothing to resume: {saved} does not exist; check --name, or leave --resume out")
-        config = resolve(layered(read_toml(saved), overrides))
+        config = resolve(layered(read_saved(config.folder), overrides))
     own = frozenset(given & flags.keys())
     return CommandLine(config, "--resume" in given, "--dry-run" in given, tuple(rest), own)
 

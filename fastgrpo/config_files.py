@@ -9,20 +9,26 @@ import json
 import os
 import re
 import socket
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import KEYS, checked, resolve
-from fastgrpo.errors import UserError, writing
+from fastgrpo.errors import UserError, replace_file, writing
 
 MODEL, TOKENIZER = "model.digest", "tokenizer.digest"
 TASK = "task.txt"
+# One that is made here.
+DIGEST = re.compile(r"[0-9a-f]{32}")
+Digest = Annotated[str, msgspec.Meta(pattern=f"^{DIGEST.pattern}$")]
+# How long a program waits for another one that writes its results into the same folder.
+WRITER_S = 60.0
 # Of each file of weights: fine-tuned models differ in it, where names and sizes are alike.
 SAMPLED_BYTES = 2**16
 
@@ -41,6 +47,26 @@ FREE_TO_CHANGE = re.compile(
     r"|model\.(path|source|revision|offload_optimizer)"
     r"|engine\.(process|gpu_memory_utilization|kv_cache_gib|kv_cache_dtype|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s|completion_timeout_s)"
 )
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """Dotted, checked values of the configuration that the run in `folder` left.
+
+    Raises `UserError` where there is none, or a damaged one.
+    """
+    saved = folder / "config.toml"
+    if not saved.exists():
+        raise UserError(f"nothing to resume: {saved} does not exist; check --name, or leave --resume out")
+    if not (values := read_toml(saved)):
+        raise UserError(
+            f"{saved} is empty: put the run's configuration back, which each checkpoint's manifest.json has too, or "
+            "start a new run under another --name"
+        )
+    try:
+        resolve(values)
+    except UserError as error:
+        raise UserError(f"{saved} is no configuration of a run, as where it was cut: {error}") from None
+    return values
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -105,7 +131,9 @@ def refuse_another_model(folder: Path, earlier: str, now: str) -> None:
     A folder that an older version wrote holds no digest: its model must be where it was.
     """
     kept = folder / MODEL
-    began = kept.read_text() if kept.exists() else ""
+    began = kept.read_bytes().decode(errors="replace") if kept.is_file() else ""
+    if kept.exists() and not DIGEST.fullmatch(began) and (began or earlier):
+        raise _damaged(kept)
     found = model_digest(Path(now)) if now else ""
     if (began != found) if began else (earlier != now):
         moved = (
@@ -125,12 +153,23 @@ def refuse_another_tokenizer(folder: Path, model: str) -> None:
     kept = folder / TOKENIZER
     if not model or not kept.exists():
         return
-    began, now = json.loads(kept.read_text()), tokenizer_digests(Path(model))
+    try:
+        began = msgspec.json.decode(kept.read_bytes(), type=dict[str, Digest])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        raise _damaged(kept) from None
+    now = tokenizer_digests(Path(model))
     if changed := sorted(name for name in began.keys() | now.keys() if began.get(name) != now.get(name)):
         raise UserError(
             f"cannot resume {folder}: {' and '.join(changed)} in {model} changed since it began, so that prompts may "
             "be other tokens; set it back, or start a new run under another --name"
         )
+
+
+def _damaged(kept: Path) -> UserError:
+    return UserError(
+        f"{kept} is damaged: if the model is the one that the run began with, remove that file and continue with "
+        "--resume, else start a new run under another --name"
+    )
 
 
 def note_task_from_python(folder: Path) -> None:
@@ -196,6 +235,39 @@ def held_name(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """The block in which no other program changes the results in this folder, which is made; a moment's work.
+
+    They are of several programs, each of which keeps what is the others': a checkpoint may be evaluated while the
+    training goes on. Raises UserError where another one's moment does not end.
+    """
+    with writing(f"to {folder}", "free space or set --runs"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # A file system without locks has no such block.
+        with suppress(OSError):
+            _wait_for_lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, folder: Path) -> None:
+    given_up = time.monotonic() + WRITER_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > given_up:
+                raise UserError(
+                    f"another program has been writing its results into {folder} for {WRITER_S:g} s: end it, as where "
+                    "it is stopped, and start this one again"
+                ) from None
+            time.sleep(0.02)
+
+
 def open_folder(config: Config, *, resume: bool) -> Path:
     """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
 
@@ -203,11 +275,8 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     """
     folder = config.folder
     if resume:
-        saved = folder / "config.toml"
-        if not saved.exists():
-            raise UserError(f"nothing to resume: {saved} does not exist; check the name, or leave resume out")
-        earlier = resolve(read_toml(saved))
-        refuse_changes(flat(earlier), config, source=saved)
+        earlier = resolve(read_saved(folder))
+        refuse_changes(flat(earlier), config, source=folder / "config.toml")
         refuse_another_model(folder, earlier.model.path, config.model.path)
         refuse_another_tokenizer(folder, config.model.path)
     with writing(f"the run's folder {folder}", "free space or set --runs"):
@@ -215,8 +284,9 @@ def open_folder(config: Config, *, resume: bool) -> Path:
             taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
             folder.rename(next(path for path in taken if not path.exists()))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
-        model = Path(config.model.path)
-        (folder / MODEL).write_text(model_digest(model) if config.model.path else "")
-        (folder / TOKENIZER).write_text(json.dumps(tokenizer_digests(model) if config.model.path else {}))
+    model, named = Path(config.model.path), bool(config.model.path)
+    replace_file(folder / MODEL, (model_digest(model) if named else "").encode())
+    replace_file(folder / TOKENIZER, json.dumps(tokenizer_digests(model) if named else {}).encode())
+    # The last: a folder that has it can be resumed.
+    replace_file(folder / "config.toml", to_toml(config).encode())
     return folder

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 USER_ERROR = 2
 DISK_ERRORS = {
@@ -44,6 +45,25 @@ def writing(what: object, fix: str = "free space, then continue with --resume") 
             raise
         reason = getattr(error, "strerror", None) or "no space left on the disk"
         raise CannotWrite(f"cannot write {what}: {reason}; {fix}") from None
+
+
+def replace_file(path: Path, data: bytes, fix: str = "free space, then continue with --resume") -> None:
+    """Write `data` as the file at `path`, which after a full disk, a kill or a power cut has either it or what it had.
+
+    Raises `CannotWrite`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path, fix):
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
 
 
 def first_line(error: Exception) -> str:

@@ -21,9 +21,9 @@ import msgspec
 
 from fastgrpo.cli import configuration_of
 from fastgrpo.config import Config
-from fastgrpo.config_files import read_toml
+from fastgrpo.config_files import only_writer, read_toml
 from fastgrpo.engine.opening import AnyEngine, open_engine
-from fastgrpo.errors import UserError, say_on_stderr, writing
+from fastgrpo.errors import UserError, first_line, replace_file, say_on_stderr
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.environment import WorkflowEnvironment
@@ -36,12 +36,12 @@ from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, r
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.report import adaptivity_table
-from fastgrpo.rollouts.asking import all_of
+from fastgrpo.rollouts.asking import all_of, opened
 from fastgrpo.rollouts.environment import Agent, Environment, name_of
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import collect, fitting
 from fastgrpo.signals import interruptible
-from fastgrpo.tasks import task_of
+from fastgrpo.tasks import problems_of, task_of
 from fastgrpo.types import Group, Rollout, Sampling
 
 log = logging.getLogger(__name__)
@@ -238,20 +238,17 @@ def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
     if rank_and_world()[0] != 0:
         return
     stages = {row.stage for row in rows}
-    kept = [row for row in read_rows(path) if row.stage not in stages]
-    partial = path.with_suffix(".partial")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
-        partial.rename(path)
+    with only_writer(path.parent):
+        kept = [row for row in read_rows(path) if row.stage not in stages]
+        replace_file(path, msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
 
 
 def read_rows(path: Path) -> list[EvalRow]:
     """The rows of an earlier evaluation; none where there was none. Raises UserError for what is none."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[EvalRow]) if path.exists() else []
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{path} holds no evaluation ({error}): move it away") from error
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
+        raise UserError(f"{path} holds no evaluation ({first_line(error)}): move it away") from error
 
 
 async def baselines(
@@ -314,8 +311,8 @@ async def compare(config: Config, models: Mapping[str, str], *, controls: bool =
         raise UserError("fixed workflows answer problems with tests: leave task and data.reward as they are by default")
     # A cached answer costs nothing and takes no time.
     config = msgspec.structs.replace(config, workers=msgspec.structs.replace(config.workers, cache_dir=""))
-    train, held_out = task.load_problems(config)
-    async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
+    train, held_out = problems_of(task, config)
+    async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
         rows = await baselines(environment, train, held_out, config) if controls else []
         for stage, model in models.items():
             rows += await evaluate_model(model, environment, held_out, config, stage)
@@ -325,7 +322,8 @@ async def compare(config: Config, models: Mapping[str, str], *, controls: bool =
 def write_rows(folder: Path, name: str, rows: Sequence[EvalRow]) -> str:
     """The comparison of the rows' stages in `folder` (`write_comparison`); returns its Markdown."""
     plain = [row.plain() for row in rows]
-    return write_comparison(folder, name, plain, "\n".join([*_gains(plain), _adaptivity(plain)]))
+    with only_writer(folder):
+        return write_comparison(folder, name, plain, "\n".join([*_gains(plain), _adaptivity(plain)]))
 
 
 def _gains(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -355,8 +353,8 @@ async def _main(config: Config) -> None:
     with interruptible():
         config = with_local_model(config)
     task = task_of(config)
-    _, held_out = task.load_problems(config)
-    async with of_replica(task.open_environment(config, None), config.engine.tensor_parallel) as environment:
+    _, held_out = problems_of(task, config)
+    async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
         rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
     save_rows(config.folder / "evaluation.json", rows)
     if rank_and_world()[0] == 0:

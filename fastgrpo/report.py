@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.errors import UserError, writing
+from fastgrpo.errors import UserError, replace_file
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.program import run_program
 from fastgrpo.record import report_figures as figures
@@ -82,8 +82,8 @@ def write_report(folder: Path) -> Path:
         ]
     )
     path = folder / "report.html"
-    with writing(path, "free space and run fastgrpo.report again"):
-        path.write_text(PAGE.format(title=f"fastgrpo: {escape(folder.resolve().name)}", body=body), encoding="utf-8")
+    page = PAGE.format(title=f"fastgrpo: {escape(folder.resolve().name)}", body=body)
+    replace_file(path, page.encode(), "free space and run fastgrpo.report again")
     return path
 
 

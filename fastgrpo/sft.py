@@ -29,8 +29,10 @@ from fastgrpo.policy.model import Policy, load_configured
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log
+from fastgrpo.rollouts.asking import opened
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import writes_workflows
+from fastgrpo.training.checkpoint import flush
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.loss import sft_loss
 from fastgrpo.training.optimizer import AdamWOptions
@@ -83,6 +85,7 @@ def save_finished(policy: Policy, finished: Path) -> None:
         with writing(f"the warm-started policy {finished}"):
             policy.save_hf(partial)
             if first:
+                flush(partial)
                 partial.rename(finished)
     except BaseException:
         if first:
@@ -193,7 +196,7 @@ async def teach(config: Config, *, resume: bool) -> Path:
     config = with_readable_model(config, again=resume)
     problems, _ = load_problems(config)
     with open_log(config, resume=resume) as log:
-        async with of_replica(open_environment(config, log), config.engine.tensor_parallel) as environment:
+        async with of_replica(opened(open_environment(config, log)), config.engine.tensor_parallel) as environment:
             folder = await warm_start(config, environment, problems, log)
         log.say(f"the warm-started policy is in {folder}: continue with python -m fastgrpo.train --model {folder}")
     return folder

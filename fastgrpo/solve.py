@@ -20,6 +20,7 @@ from fastgrpo.plan import command_to_run, run_on_ranks
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import of_replica
+from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import writes_workflows
@@ -47,7 +48,7 @@ async def solve(config: Config, names: Sequence[str]) -> None:
     with interruptible():
         config = with_local_model(config)
     problem = find(config.data.dataset, names[0])
-    async with of_replica(open_environment(config), config.engine.tensor_parallel) as environment:
+    async with of_replica(opened(open_environment(config)), config.engine.tensor_parallel) as environment:
         groups = await rollouts_of_model(config.model.path, environment, [problem], config, config.seed)
     if not groups:
         return

@@ -15,12 +15,15 @@ from fastgrpo.errors import UserError, shown
 from fastgrpo.flow import programs, task
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
+from fastgrpo.ranks.deadlines import within
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.dataset import Example, as_list, hold_out, of_each, read_examples, set_names, weighted
 from fastgrpo.rollouts.environment import Agent, Environment, lacking, misfit
 from fastgrpo.rollouts.reward_functions import RewardFunctions, TrainerState
 from fastgrpo.rollouts.verifiers_environment import VerifiersEnvironment, is_verifiers, load_verifiers
 
+# A trial of all solutions of a large data set takes hours.
+LOAD_S = 6 * 3600.0
 Problems = tuple[list[Any], list[Any]]
 Prompt = str | list[dict[str, str]]
 
@@ -37,6 +40,23 @@ class Task(NamedTuple):
     distilled: bool = False
     list_problems: Callable[[Config], Problems] | None = None
     prompt: Callable[[Config, Any], Prompt] | None = None
+
+
+def problems_of(task: Task, config: Config) -> Problems:
+    """(training, held-out) problems of the task, as lists.
+
+    Raises UserError where its `load_problems` gives anything else, or none to train on; a hang ends the process.
+    """
+    with within(LOAD_S, f"load_problems has not ended in {LOAD_S:g} s: its own code, or the trial of solutions, hangs"):
+        found: Any = task.load_problems(config)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise UserError(f"load_problems must return two lists, for training and held out, got {shown(found)}")
+    problems, held_out = (as_list(part, "load_problems") for part in found)
+    if not problems:
+        raise UserError("load_problems gives no problem to train on: lower data.held_out, or name more data")
+    if without := [each for each in (*problems, *held_out) if not hasattr(each, "id")]:
+        raise UserError(f"each problem of load_problems is an object with an id, got {shown(without[0])}")
+    return problems, held_out
 
 
 def task_of(config: Config) -> Task:

@@ -23,17 +23,18 @@ import msgspec
 from fastgrpo.config import Config
 from fastgrpo.config_files import note_task_from_python, refuse_task_from_python
 from fastgrpo.config_keys import checked, resolve
-from fastgrpo.errors import UserError, shown
-from fastgrpo.evaluate import evaluate, leave_out_long, save_rows, summary
+from fastgrpo.errors import UserError, shown, writing
+from fastgrpo.evaluate import evaluate, leave_out_long, read_rows, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import of_replica, rank_and_world, replica_share
+from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, replica_share
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
+from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.sft import warm_start
-from fastgrpo.tasks import Task, environment_task, require_model, reward_task, task_of
+from fastgrpo.tasks import Task, environment_task, problems_of, require_model, reward_task, task_of
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.learner import Learner, open_learner
@@ -152,13 +153,15 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     require_model(config, task)
     config = with_readable_model(config, again=resume)
     trainable(config)
-    problems, held_out = task.load_problems(config)
+    problems, held_out = problems_of(task, config)
     with open_log(config, resume=resume) as log:
         if log.folder is not None and not named:
             note_task_from_python(log.folder)
-        async with of_replica(task.open_environment(config, log), config.engine.tensor_parallel) as environment:
+        async with of_replica(opened(task.open_environment(config, log)), config.engine.tensor_parallel) as environment:
             model = Path(config.model.path or await warm_start(config, environment, problems, log))
             if resume:
+                # What is added to it in hours must be one.
+                read_rows(config.folder / "evaluation.json")
                 log.say(where_resumed(config.folder / "checkpoints", model))
             with open_learner(config, model, resume=resume) as learner:
 
@@ -182,13 +185,17 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
 
 
 def where_resumed(folder: Path, model: Path) -> str:
-    """From which of a run's checkpoints it goes on, and from the `model` where it has none.
+    """From which of a run's checkpoints it goes on, and from the `model` where it has none. Collective.
 
     Raises UserError where there are some and none is whole: all that the run has logged would be lost.
     """
     checkpoints = Checkpoints(folder)
+    if rank_and_world()[0] == 0:
+        with writing(f"to {folder}", "make it writable, then continue with --resume"):
+            checkpoints.set_damaged_aside()
+    gather_all(None, "the check of the last checkpoint")
     latest, broken = checkpoints.latest(), ", ".join(path.name for path in checkpoints.broken())
-    why = "files are missing, cut short or of another size"
+    why = "files are missing, cut short or changed"
     if latest is None and broken:
         raise UserError(
             f"no checkpoint in {folder} is whole, of {broken} {why}: copy them anew, or remove the folder to start over"
@@ -223,7 +230,7 @@ async def improve(
                     log.step(learner.step, metrics | values | gpu.take(), waited_for=tally.waited[1])
                     # An interrupt that came with the update goes on here.
                     await asyncio.sleep(0)
-                    remarks.step(values, experience.failure)
+                    remarks.step(values, tally.failure)
                     with log.phase("checkpoint"):
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()

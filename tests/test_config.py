@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo import doctor, errors, report
+from fastgrpo import config_files, doctor, errors, report
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
-from fastgrpo.config_files import MODEL, TOKENIZER, flat, held_name, open_folder, read_toml, to_toml
+from fastgrpo.config_files import MODEL, TOKENIZER, flat, held_name, only_writer, open_folder, read_toml, to_toml
 from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.program import run_program
@@ -199,6 +200,20 @@ def test_a_runs_model_is_judged_by_that_runs_configuration(tmp_path: Path) -> No
     assert parse(words, program="fastgrpo.evaluate", of_run=True).config.seed == 0
 
 
+def test_what_is_found_out_about_a_run_that_was_set_aside_is_not_the_next_one_s(tmp_path: Path) -> None:
+    for _ in range(2):
+        folder = open_folder(config("--runs", str(tmp_path), "--grpo.steps", "7"), resume=False)
+        (folder / "metrics.jsonl").touch()
+        (folder / "checkpoints/step-000001").mkdir(parents=True)
+
+    def asked(*more: str) -> Config:
+        words = ["--model", str(tmp_path / "demo.1/checkpoints/step-000001"), *more]
+        return parse(words, program="fastgrpo.evaluate", of_run=True).config
+
+    assert (asked().folder, asked().grpo.steps) == (tmp_path / "demo.1", 7)
+    assert asked("--name", "other").folder.name == "other"
+
+
 def test_refused_resume_leaves_the_runs_configuration_as_it_was(tmp_path: Path) -> None:
     folder = open_folder(config("--runs", str(tmp_path)), resume=False)
     before = (folder / "config.toml").read_text()
@@ -258,6 +273,52 @@ def test_a_run_is_one_process_s_at_a_time(tmp_path: Path) -> None:
         pytest.fail("both have it")
     with held_name(mine):
         pass
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"null", b"{", b'{"a": 3}', b'{"a": "b"}', b"\xff", b"0" * 31])
+@pytest.mark.parametrize("name", [MODEL, TOKENIZER])
+def test_a_damaged_digest_is_named_and_may_be_removed(tmp_path: Path, name: str, damage: bytes) -> None:
+    model, runs = save_model(tmp_path / "model"), ["--runs", str(tmp_path / "runs")]
+    folder = open_folder(config(*runs, "--model", str(model)), resume=False)
+    (folder / name).write_bytes(damage)
+    with pytest.raises(UserError, match=rf"{folder / name} is damaged: .*remove that file and continue with --resume"):
+        open_folder(config(*runs, "--resume"), resume=True)
+    assert (folder / name).read_bytes() == damage
+    (folder / name).unlink()
+    open_folder(config(*runs, "--resume"), resume=True)
+
+
+def test_an_empty_configuration_is_not_the_defaults(tmp_path: Path) -> None:
+    folder = open_folder(config("--runs", str(tmp_path)), resume=False)
+    (folder / "config.toml").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"{folder}/config.toml is empty: put the run's configuration back"):
+        config("--runs", str(tmp_path), "--resume")
+
+
+def test_a_full_disk_costs_a_resumed_run_nothing(tmp_path: Path) -> None:
+    folder = open_folder(config("--runs", str(tmp_path)), resume=False)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    longer = config("--runs", str(tmp_path), "--resume", "--grpo.steps", "99")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*config.toml: File too large; free space, then continue"):
+            open_folder(longer, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_who_writes_results_waits_for_another_and_names_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_files, "WRITER_S", 0.1)
+    with (
+        only_writer(tmp_path / "run"),
+        pytest.raises(UserError, match=rf"another program has been writing its results into {tmp_path}/run for 0.1 s"),
+        only_writer(tmp_path / "run"),
+    ):
+        pytest.fail("both write")
+    with held_name(tmp_path / "run"), only_writer(tmp_path / "run"):
+        pass  # a training under way holds its name, not its results
 
 
 def test_a_run_without_a_digest_continues_where_its_model_was(tmp_path: Path) -> None:

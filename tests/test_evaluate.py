@@ -1,6 +1,8 @@
 """Evaluation and solving where nothing can be measured: what failed is said, and no empty result is a success."""
 
 import asyncio
+import subprocess
+import sys
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,6 +164,21 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
         opening.open_engine(CONFIG, Path("folder")),
     ):
         pass
+
+
+def test_programs_that_write_one_evaluation_at_once_keep_each_other_s_rows(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "evaluation.json"
+    code = (
+        "import sys; from pathlib import Path; from fastgrpo.evaluate import EvalRow, save_rows\n"
+        "for n in range(30):\n"
+        "    row = EvalRow(stage=f'{sys.argv[2]}{n}', problem_id='p', status='ok', reward=1.0, metrics={})\n"
+        "    save_rows(Path(sys.argv[1]), [row])"
+    )
+    programs = [subprocess.Popen([sys.executable, "-c", code, str(path), who]) for who in ("sft", "evaluate")]
+    assert [program.wait(60) for program in programs] == [0, 0]
+    found = {row.stage for row in evaluate.read_rows(path)}
+    assert found == {f"{who}{n}" for who in ("sft", "evaluate") for n in range(30)}
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
 def test_fixed_workflows_belong_to_the_workflow_task() -> None:

@@ -36,16 +36,65 @@ async def main():
 run_program(lambda: run_async(main))
 """
 BLOCKING = """
-import asyncio, time
+import asyncio, sys, time
+from contextlib import asynccontextmanager
+from fastgrpo import tasks
 from fastgrpo.cli import run_async
-from fastgrpo.rollouts import asking
+from fastgrpo.config import Config
+from fastgrpo.rollouts import asking, dataset, environment
 
-asking.BLOCKED_S = 0.2
+asking.BLOCKED_S = environment.BLOCKED_S = asking.CLOSE_S = tasks.LOAD_S = dataset.STAGE_WAIT_S = 0.2
 
-async def execute():
+def blocks(*_):
     time.sleep(60)
 
-run_async(lambda: asking.ask(execute, clock=asyncio.timeout(0.1)))
+async def blocks_the_loop(*_):
+    time.sleep(60)
+
+async def ignores_its_end():
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+@asynccontextmanager
+async def opening():
+    try:
+        yield "environment"
+    finally:
+        await (asyncio.sleep(60) if sys.argv[1] == "end" else ignores_its_end())
+
+async def opened():
+    async with asking.opened(opening()) as found:
+        print(found)
+    print("the run goes on")
+
+class Problem:
+    id = "p7"
+
+class Hanging:
+    def __iter__(self):
+        yield Problem
+        time.sleep(60)
+
+async def main():
+    clock = asyncio.timeout(0.1)
+    match sys.argv[1]:
+        case "execute":
+            await asking.ask(blocks_the_loop, clock=clock)
+        case "feedback_text":
+            await asking.ask(blocks, clock=clock, inline=True)
+        case "prompt":
+            environment.prompt_of(blocks, Problem)
+        case "dataset":
+            dataset.as_list(Hanging(), "dataset")
+        case "problems":
+            tasks.problems_of(tasks.Task(blocks, opening), Config())
+        case _:
+            await opened()
+
+run_async(main)
 """
 
 
@@ -70,7 +119,27 @@ def test_what_does_not_end_is_named_and_the_program_ends(what: str, named: str) 
     assert lines[:1] == ([f"left behind, for it goes on though all else has ended: {named}"] if named else [])
 
 
-def test_a_coroutine_that_holds_the_event_loop_ends_the_run_by_its_name() -> None:
-    ended = ended_program(BLOCKING)
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (
+            "execute",
+            "the environment's blocks_the_loop has held the event loop for 0.3 s, in which nothing else goes on",
+        ),
+        ("feedback_text", "the environment's blocks has held the event loop for 0.3 s, in which nothing else goes on"),
+        ("prompt", "prompt has held the event loop for 0.2 s for the problem p7, in which nothing else goes on: have"),
+        ("dataset", "dataset has not been read to its end in 0.2 s: its own code hangs"),
+        ("problems", "load_problems has not ended in 0.2 s: its own code, or the trial of solutions, hangs"),
+        ("stubborn end", "open_environment has not closed in 0.4 s: its code after the yield hangs"),
+    ],
+)
+def test_what_holds_up_all_else_ends_the_run_by_its_name(what: str, said: str) -> None:
+    ended = ended_program(BLOCKING, what)
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: the environment's execute has held the event loop for 0.3 s, in which")
+    assert [line for line in ended.stderr.splitlines() if line.startswith(f"error: {said}")], ended.stderr
+
+
+def test_an_environment_that_does_not_close_is_named_and_the_run_goes_on() -> None:
+    ended = ended_program(BLOCKING, "end")
+    assert (ended.returncode, ended.stdout) == (0, "environment\nthe run goes on\n")
+    assert "open_environment has not closed in 0.2 s and is cancelled: its code after the yield" in ended.stderr

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import resource
 import shlex
 import shutil
@@ -33,8 +34,10 @@ from fastgrpo.evaluate import read_rows
 from fastgrpo.policy import hub
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
+from fastgrpo.rollouts import experience
+from fastgrpo.rollouts.experience import Tally
 from fastgrpo.solve import refuse
-from fastgrpo.tasks import Task
+from fastgrpo.tasks import Task, problems_of
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
 from fastgrpo.training import learner
 from fastgrpo.training.learner import learning_rate, update
@@ -211,6 +214,21 @@ def test_a_skipped_later_epoch_is_told(model: Path, monkeypatch: pytest.MonkeyPa
     report = update(policy, optimizer, once, resolve({"grpo.epochs_per_batch": 3}).grpo, budget=64)
     assert report["skipped"] == 1.0
     assert report["grad_norm"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (([], []), "load_problems gives no problem to train on"),
+        ([SimpleNamespace(id=1)], r"load_problems must return two lists, .*, got \[namespace\(id=1\)\]"),
+        (None, "load_problems must return two lists, .*, got None"),
+        (([{"id": 3}], []), r"each problem of load_problems is an object with an id, got \{'id': 3\}"),
+        ((3, []), "load_problems cannot be read to its end: it raised TypeError"),
+    ],
+)
+def test_problems_of_a_task_that_are_none_are_named(given: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        problems_of(Task(lambda _: given, open_vowels), Config())
 
 
 def test_a_rank_without_a_problem_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,6 +475,20 @@ def test_a_run_that_loses_many_rollouts_to_its_task_says_once_why(
     assert ": execute raised ConnectionError: the endpoint is gone. They are left out; samples.jsonl" in out
 
 
+def test_failures_of_another_rank_are_told(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    other = Tally(sums={"rollouts": 8.0, "infrastructure": 2.0, "tokens_per_s": 1.0}, failure="q: its disk is full")
+    monkeypatch.setattr(experience, "gather_all", lambda own, what: [own, other])
+    run(model, tmp_path, "two", problems=(load_vowels(None)[0], []), grpo__steps=1)
+    said = "2 of 16 rollouts of this step have no reward, for a reason that is not the policy's: q: its disk is full."
+    assert said in " ".join(capsys.readouterr().out.split())
+    other.sums["infrastructure"] = 9.0
+    with pytest.raises(UserError, match=r"9 of 16 rollouts of a step failed .*: q: its disk is full \(grpo"):
+        run(model, tmp_path, "two", problems=(load_vowels(None)[0], []), grpo__steps=1)
+
+
 def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -485,6 +517,44 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_without_another_nothing_sta
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole, of step-000002, step-000004 files are missing"):
         run(model, tmp_path, "cut", resume=True, grpo__steps=5)
     assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
+
+
+def test_a_damaged_file_is_named_and_costs_no_more_than_itself(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each file of a run's folder is emptied, cut, and overwritten by noise; those of a checkpoint by noise alone."""
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    keys = {"grpo__curriculum": 0.5, "grpo__max_lag": 1}
+    whole = run(model, tmp_path, "whole", grpo__steps=4, **keys)
+    noise = random.Random(0)
+    run_files = [path for path in whole.iterdir() if path.is_file()]
+    newest = [path for path in (whole / "checkpoints/step-000004").rglob("*") if path.is_file()]
+    assert {path.name for path in newest} > {"experience.msgpack", "curriculum.json", "model.safetensors"}
+    cases = [(path, how) for path in run_files for how in ("emptied", "cut", "noise")]
+    told, gone_on = {}, {}
+    for path, how in cases + [(path, "noise") for path in newest]:
+        folder = Path(shutil.copytree(whole, tmp_path / "damaged"))
+        data, file = path.read_bytes(), folder / path.relative_to(whole)
+        file.write_bytes({"emptied": b"", "cut": data[: len(data) // 2], "noise": noise.randbytes(len(data))}[how])
+        capsys.readouterr()
+        try:
+            run(model, tmp_path, "damaged", resume=True, grpo__steps=5, **keys)
+            gone_on[path.name, how] = " ".join(capsys.readouterr().out.split())
+            assert (folder / "checkpoints" / "step-000005").is_dir()
+        except UserError as error:
+            told[path.name, how] = str(error)
+            assert file.read_bytes() != data
+            for other in set(whole.rglob("*")) - {path, whole / "config.toml"}:
+                assert other.is_dir() or (folder / other.relative_to(whole)).read_bytes() == other.read_bytes(), other
+        shutil.rmtree(folder)
+    compared = ("config.toml", "evaluation.json", "model.digest", "tokenizer.digest")
+    assert set(told) == {(name, how) for name in compared for how in ("emptied", "cut", "noise")}
+    assert [said for (name, _), said in told.items() if name not in said] == []
+    for path in newest:
+        assert (
+            "step-000004 after it cannot be used: files are missing, cut short or changed"
+            in gone_on[path.name, "noise"]
+        )
 
 
 @pytest.mark.parametrize("lag", [0, 1])

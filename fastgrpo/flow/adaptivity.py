@@ -101,21 +101,48 @@ def cost_hard_over_easy(observed: Sequence[Observed]) -> Estimate:
 def cost_information(observed: Sequence[Observed]) -> Estimate:
     """Mutual information between a problem's difficulty and its mean executed cost, in nats, each in three bins.
 
-    Bins have equal numbers of problems as far as ties allow. The plug-in estimate is too large by about
-    (3 - 1)(3 - 1) / 2n for n problems (Miller, 1955), and that of a resample once more: both are corrected.
+    Bins have equal numbers of problems as far as ties allow. The plug-in estimate is too large by about f / 2n for n
+    problems (Miller, 1955), where f of the cells that occur are free once all bins have their numbers: 4 where all nine
+    occur, 0 where difficulty determines cost. In a resample the numbers vary, too: its estimate differs from the
+    sample's by (cells - rows - columns + 1) / 2n (Panzeri and Treves, 1996), which is less than nothing where cost is
+    determined. Both are corrected, and no bound is above the information that the bins can have.
     """
     difficulty, cost = map(_binned, _by_problem(observed))
-    bias = (len(np.unique(difficulty)) - 1) * (len(np.unique(cost)) - 1) / (2 * len(cost))
+    count = len(cost)
+    whole = _table(difficulty, cost)
+    bias = _free_cells(whole) / (2 * count)
+    rows, columns = ((whole.sum(axis) > 0).sum() for axis in (1, 0))
+    further = (np.count_nonzero(whole) - rows - columns + 1) / (2 * count)
+    most = min(entropy(difficulty.tolist()), entropy(cost.tolist()))
 
     def information(draw: np.random.Generator | None) -> float:
-        chosen = np.arange(len(cost)) if draw is None else draw.integers(len(cost), size=len(cost))
-        table = np.zeros((_BINS, _BINS))
-        np.add.at(table, (difficulty[chosen], cost[chosen]), 1 / len(cost))
-        independent = table.sum(1, keepdims=True) * table.sum(0, keepdims=True)
-        seen = table > 0
-        return float((table[seen] * np.log(table[seen] / independent[seen])).sum()) - bias * (1 if draw is None else 2)
+        if draw is None:
+            return _information(whole) - bias
+        chosen = draw.integers(count, size=count)
+        return min(most, _information(_table(difficulty[chosen], cost[chosen])) - bias - further)
 
     return _estimate(information)
+
+
+def _table(difficulty: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """The share of the problems in each cell [bin of difficulty, bin of cost]."""
+    table = np.zeros((_BINS, _BINS))
+    np.add.at(table, (difficulty, cost), 1 / len(cost))
+    return table
+
+
+def _information(table: np.ndarray) -> float:
+    """Mutual information of the two bins, in nats."""
+    independent = table.sum(1, keepdims=True) * table.sum(0, keepdims=True)
+    seen = table > 0
+    return float((table[seen] * np.log(table[seen] / independent[seen])).sum())
+
+
+def _free_cells(table: np.ndarray) -> int:
+    """How many of the cells that occur can be chosen freely where the sums of rows and columns are given."""
+    row, column = np.nonzero(table)
+    sums = np.hstack([np.eye(_BINS)[row], np.eye(_BINS)[column]])
+    return len(row) - int(np.linalg.matrix_rank(sums))
 
 
 def _commonest(observed: Sequence[Observed]) -> list[str]:
@@ -136,9 +163,11 @@ def _by_problem(observed: Sequence[Observed]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _binned(values: np.ndarray) -> np.ndarray:
-    """Which of three bins each value is in, 0 the lowest."""
-    edges = np.quantile(values, np.arange(1, _BINS) / _BINS)
-    return np.searchsorted(edges, values, side="left")
+    """Which of three bins each value is in, 0 the lowest; equal ones are where the middle of them belongs."""
+    ranked = np.sort(values)
+    below, upto = np.searchsorted(ranked, values, side="left"), np.searchsorted(ranked, values, side="right")
+    # The middle between ranks is never the last: it is below the number of values.
+    return _BINS * (below + upto) // (2 * len(values))
 
 
 def _estimate(measure: Callable[[np.random.Generator | None], float]) -> Estimate:

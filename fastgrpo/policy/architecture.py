@@ -7,11 +7,12 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, first_line
 from fastgrpo.kernels.reference import LogitTransform
 
 # Kinds of layers that keep the sequences of a packed row apart; others (linear attention, convolutions) run on through.
@@ -65,13 +66,24 @@ def check_weights(path: Path, model: nn.Module, missing: Collection[str]) -> Non
 
 
 def end_token_ids(path: Path) -> list[int]:
-    """The end tokens that the folder's generation_config.json and config.json list: several in Llama 3 and Gemma 3."""
+    """The end tokens that the folder's generation_config.json and config.json list: several in Llama 3 and Gemma 3.
+
+    Raises UserError naming the file that lists none that can be read.
+    """
     found: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        if (path / name).exists():
-            ids = json.loads((path / name).read_text(encoding="utf-8")).get("eos_token_id")
+    for file in (path / "generation_config.json", path / "config.json"):
+        if file.exists():
+            try:
+                # As transformers reads them: with numbers such as Infinity, which msgspec refuses.
+                ids = msgspec.convert(json.loads(file.read_text(encoding="utf-8")), _Ends).eos_token_id
+            except (OSError, ValueError, msgspec.MsgspecError) as error:
+                raise UserError(f"{file} cannot be read: {first_line(error)}; download or save it again") from error
             found += ids if isinstance(ids, list) else [] if ids is None else [ids]
     return found
+
+
+class _Ends(msgspec.Struct):
+    eos_token_id: int | list[int] | None = None
 
 
 def check_readable(path: Path) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastgrpo.errors import writing
+from fastgrpo.errors import replace_file, writing
 from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 from fastgrpo.record.report_figures import THIRDS, svg
 
@@ -45,8 +45,8 @@ def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str = "
     }
     with writing(f"to {folder}", "free space or set --runs"):
         folder.mkdir(parents=True, exist_ok=True)
-        for ending, content in files.items():
-            (folder / f"{name}{ending}").write_text(content, encoding="utf-8")
+    for ending, content in files.items():
+        replace_file(folder / f"{name}{ending}", content.encode(), "free space or set --runs")
     return text
 
 

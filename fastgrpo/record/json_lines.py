@@ -61,15 +61,22 @@ class JsonLines:
         raise CannotWrite(f"{self.path} was moved or removed while the run goes on: start it anew, or put it back")
 
     def cut(self, stage: str, step: int) -> bool:
-        """Drop everything from the first line of `stage` after `step` on, and a line torn by a crash; True if any."""
-        size, end = self.size, 0
+        """Drop everything from the first line of `stage` after `step` on; True if there was any.
+
+        What is no line of a run, as a crash or a disk's error leaves it, goes where nothing to be kept comes after it.
+        """
+        read, end, after = 0, 0, False
         with self.path.open("rb") as lines:
             for line in lines:
-                if not line.endswith(b"\n") or _is_after(line, stage, step):
-                    break
-                end += len(line)
+                read += len(line)
+                position = _position(line)
+                if position is not None:
+                    after = position.stage == stage and position.step > step
+                    if after:
+                        break
+                    end = read
         os.ftruncate(self._file, end)
-        return end < size
+        return after
 
     def close(self) -> None:
         """Flush to the disk and close."""
@@ -143,22 +150,19 @@ def encoded(record: Mapping[str, Any]) -> bytes:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; none where it is missing; a last line torn by a crash is left out."""
+    """The records of a JSON-lines file; none where it is missing. Lines that are torn or damaged are left out."""
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            rows.append(msgspec.json.decode(line))
-        except msgspec.DecodeError:
-            break
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            rows.append(msgspec.json.decode(line, type=dict[str, Any]))
     return rows
 
 
-def _is_after(line: bytes, stage: str, step: int) -> bool:
-    try:
-        position = msgspec.json.decode(line, type=_Position)
-    except msgspec.DecodeError:
-        return True
-    return position.stage == stage and position.step > step
+def _position(line: bytes) -> _Position | None:
+    """Where a line belongs; None for one that is torn or damaged."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(line, type=_Position) if line.endswith(b"\n") else None
+    return None
 
 
 def _written(path: Path) -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastgrpo.errors import UserError, first_line, writing
+from fastgrpo.errors import UserError, first_line, replace_file
 
 PROJECT = "fastgrpo"
 # Rows of a table of samples, and steps from one table to the next.
@@ -107,10 +108,12 @@ def find_tracker(name: str, folder: Path, settings: Mapping[str, Any], say: Call
     if module is None:
         return None
     kept = folder / "tracker.id"
-    with writing(kept):
-        if not kept.exists():
-            kept.write_text(uuid.uuid4().hex[:8])
-        return Tracker(module, folder, settings, say, kept.read_text())
+    if not kept.exists():
+        replace_file(kept, uuid.uuid4().hex[:8].encode())
+    token = kept.read_bytes().decode(errors="replace")
+    if not re.fullmatch("[0-9a-f]{8}", token):
+        raise UserError(f"{kept} is damaged: put the id of the tracker's run there, or remove it for another run")
+    return Tracker(module, folder, settings, say, token)
 
 
 def _row(step: int, record: Mapping[str, Any]) -> list[Any]:

@@ -6,22 +6,29 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from functools import partial
 from types import coroutine
 from typing import Any, TypeVar
 
 from fastgrpo.errors import described
+from fastgrpo.ranks.collectives import STAGE_WAIT_S
 from fastgrpo.ranks.deadlines import within
-from fastgrpo.rollouts.environment import EnvironmentFailure
+from fastgrpo.rollouts.environment import BLOCKED_S, EnvironmentFailure
 
 Value = TypeVar("Value")
 # What a coroutine has to tidy up once it is cancelled: connections and files are closed by then, and what takes longer
 # (a jail on a busy machine) ends by itself while the run goes on.
 TIDY_S = 10.0
-# How long beyond its deadline a coroutine may hold the event loop, in which nothing else can end it.
-BLOCKED_S = 60.0
+# For the end of a task's environment: whatever it closes has ended by then, or goes on without the run.
+CLOSE_S = 60.0
 
 log = logging.getLogger(__name__)
 # Those that go on though they were cancelled: the loop itself holds tasks weakly.
@@ -32,7 +39,7 @@ async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Time
     """The value of an environment's `function`, coroutine or plain; a plain one has a thread unless it runs `inline`.
 
     Raises EnvironmentFailure, whatever goes wrong; TimeoutError where `clock` expires. A coroutine that ignores its
-    cancellation is left behind after `TIDY_S`; one that holds the event loop ends the process, `BLOCKED_S` after the
+    cancellation is left behind after `TIDY_S`; what holds the event loop ends the process, `BLOCKED_S` after the
     deadline that the clock has at first.
     """
     name, now = getattr(function, "__name__", "the environment"), asyncio.get_running_loop().time()
@@ -41,7 +48,11 @@ async def ask(function: Callable[..., Any], *arguments: Any, clock: asyncio.Time
         async with clock:
             if inspect.iscoroutinefunction(function):
                 return await _cancellable(function(*arguments), name, held)
-            value = function(*arguments) if inline else await _aside(function, arguments)
+            if inline:
+                with _holding(name, held):
+                    value = function(*arguments)
+            else:
+                value = await _aside(function, arguments)
             # As of an object whose `__call__` is a coroutine.
             return await _cancellable(value, name, held) if inspect.isawaitable(value) else value
     except EnvironmentFailure:
@@ -96,14 +107,10 @@ async def _let_go(awaitable: Awaitable[Value], name: str, held: float) -> Value:
 @coroutine
 def _in_steps(steps: Coroutine[Any, Any, Value], name: str, held: float) -> Generator[Any, Any, Value]:
     """`await steps`, each of which has `held` seconds."""
-    complaint = (
-        f"the environment's {name} has held the event loop for {held:g} s, in which nothing else goes on: await what "
-        "it waits for, or make it a plain function, which has a thread of its own; continue with --resume"
-    )
     step = partial(steps.send, None)
     while True:
         try:
-            with within(held, complaint):
+            with _holding(name, held):
                 pending = step()
         except StopIteration as end:
             return end.value
@@ -111,6 +118,45 @@ def _in_steps(steps: Coroutine[Any, Any, Value], name: str, held: float) -> Gene
             step = partial(steps.send, (yield pending))
         except BaseException as error:
             step = partial(steps.throw, error)
+
+
+def _holding(name: str, held: float) -> AbstractContextManager[None]:
+    """The block of a task's own code in the event loop, which ends the process where it takes longer than `held`."""
+    return within(
+        held,
+        f"the environment's {name} has held the event loop for {held:g} s, in which nothing else goes on: await what "
+        "it waits for, or make it a plain function, which has a thread of its own unless it is feedback_text; continue "
+        "with --resume",
+    )
+
+
+@asynccontextmanager
+async def opened(environment: AbstractAsyncContextManager[Value]) -> AsyncIterator[Value]:
+    """What a task's `open_environment` gives, in the length of the block.
+
+    Its end is cancelled after `CLOSE_S`, which is said, and goes on without the run; one that lets no cancellation pass
+    ends the process, as an opening does that takes longer than stages wait.
+    """
+    late = f"open_environment has not opened in {STAGE_WAIT_S:g} s: its code before the yield hangs"
+
+    async def close(*error: Any) -> bool | None:
+        clock = asyncio.timeout(CLOSE_S)
+        left = CLOSE_S + BLOCKED_S
+        try:
+            with within(left, f"open_environment has not closed in {left:g} s: its code after the yield hangs"):
+                async with clock:
+                    return await environment.__aexit__(*error)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            log.warning("open_environment has not closed in %g s and is cancelled: its code after the yield", CLOSE_S)
+            return None
+
+    async with AsyncExitStack() as stack:
+        with within(STAGE_WAIT_S, late):
+            value = await environment.__aenter__()
+        stack.push_async_exit(close)
+        yield value
 
 
 async def all_of(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value]:

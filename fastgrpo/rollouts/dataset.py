@@ -7,12 +7,15 @@ import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from fastgrpo.errors import UserError, described, first_line, shown
+from fastgrpo.ranks.collectives import STAGE_WAIT_S
+from fastgrpo.ranks.deadlines import within
 from fastgrpo.rollouts.environment import as_text, is_message
 
 # NAME or OWNER/NAME, then what it has of /CONFIGURATION, @REVISION and :SPLIT.
@@ -23,6 +26,7 @@ T = TypeVar("T")
 Message = dict[str, str]
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 IN_FOLDERS = {*FORMATS, ".ndjson", ".tsv", ".arrow", ".zip"}  # what may have a column `prompt`
+MOST_ITEMS = 10_000_000  # of a data set that is iterated over
 MOST_FILES = 20_000  # of a folder that is a data set; the library goes through all of them, several times
 
 
@@ -60,9 +64,16 @@ def _listed(rows: Any) -> list[Mapping[str, Any]]:
 
 
 def as_list(items: Iterable[T], what: str) -> list[T]:
-    """All of the `items`. Raises UserError, which names `what`, where their own code raises."""
+    """All of the `items`. Raises UserError, which names `what`, where their own code raises or they have no end.
+
+    The process ends where it hangs.
+    """
     try:
-        return list(items)
+        with within(STAGE_WAIT_S, f"{what} has not been read to its end in {STAGE_WAIT_S:g} s: its own code hangs"):
+            found = list(islice(items, MOST_ITEMS + 1))
+        if len(found) > MOST_ITEMS:
+            raise UserError(f"{what} has more than {MOST_ITEMS:,} items, or no end: pass a part of it")
+        return found
     except UserError:
         raise
     except Exception as error:

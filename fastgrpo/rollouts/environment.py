@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import msgspec
 
 from fastgrpo.errors import UserError, said_by, shown
+from fastgrpo.ranks.deadlines import within
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 
 if TYPE_CHECKING:
     from fastgrpo.rollouts.session import Access
 
+# How long a task's code may hold the event loop beyond the deadline it has, if any: nothing else can end it there.
+BLOCKED_S = 60.0
 # Squares of a group's rewards are summed in single precision.
 LARGEST_REWARD = 1e15
 
@@ -109,9 +112,14 @@ def at_step(environment: Environment | Agent, step: int) -> Environment | Agent:
 
 
 def _asked(name: str, method: Callable[[Any], Any], argument: Any, what: str) -> Any:
-    """The value of a task's `method`, called `name`, for `what`. Raises UserError naming both where it raises."""
+    """The value of a task's `method`, called `name`, for `what`. Raises UserError naming both where it raises.
+
+    The process ends where it blocks: it runs in the loop's own thread.
+    """
+    blocked = f"{name} has held the event loop for {BLOCKED_S:g} s for {what}, in which nothing else goes on"
     try:
-        return method(argument)
+        with within(BLOCKED_S, f"{blocked}: have what it waits for ready before, then continue with --resume"):
+            return method(argument)
     except UserError:
         raise
     except (Exception, SystemExit) as error:

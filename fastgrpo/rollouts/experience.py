@@ -28,7 +28,8 @@ class Tally(msgspec.Struct):
     """Numbers that add up over rollouts and ranks: plain sums, means as (sum, count), largest values, the longest wait.
 
     `waited`: seconds after a rank's last completion until its last result, and whose that was. `passes`: the sum of a
-    problem's pass rates and the number of its rollouts, by its id, where `add_passes` has added them.
+    problem's pass rates and the number of its rollouts, by its id, where `add_passes` has added them. `failure`: the
+    first of the environment's failures, empty where there was none.
     """
 
     sums: dict[str, float] = {}
@@ -36,6 +37,7 @@ class Tally(msgspec.Struct):
     peaks: dict[str, float] = {}
     waited: tuple[float, str] = (0.0, "")
     passes: dict[str, tuple[float, float]] = {}
+    failure: str = ""
 
     def add(self, name: str, value: float) -> None:
         """One more value of the mean `name`."""
@@ -58,6 +60,7 @@ class Tally(msgspec.Struct):
             for name, value in tally.peaks.items():
                 whole.peaks[name] = max(whole.peaks.get(name, value), value)
             whole.waited = max(whole.waited, tally.waited)
+            whole.failure = whole.failure or tally.failure
         return whole
 
     def values(self) -> dict[str, float]:
@@ -71,15 +74,11 @@ class Tally(msgspec.Struct):
 
 
 class Experience(msgspec.Struct):
-    """All that training and the log need of a step's finished rollouts, in plain data that a checkpoint can hold.
-
-    `failure`: the first of the environment's failures, empty where there was none.
-    """
+    """All that training and the log need of a step's finished rollouts, in plain data that a checkpoint can hold."""
 
     samples: list[Sample]
     tally: Tally
     records: list[dict[str, Any]]
-    failure: str = ""
 
 
 def to_bytes(experiences: list[Experience]) -> bytes:
@@ -108,7 +107,7 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
     `reward/total`, `reward/<term>` and the environment's own metrics, each over the rollouts that have it.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    tally = Tally(waited=waited)
+    tally = Tally(waited=waited, failure=first_failure(groups))
     for rollout in rollouts:
         tally.add("completion_tokens", rollout.written)
         tally.add("truncated", rollout.truncated)

@@ -137,7 +137,7 @@ class Learner:
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experiences:
             everything = [
-                Experience(_all_samples(mine), tally_over_ranks(mine.tally), _all_records(mine), mine.failure)
+                Experience(_all_samples(mine), tally_over_ranks(mine.tally), _all_records(mine))
                 for mine in self.experiences
             ]
             if rank_and_world()[0] == 0:
@@ -155,7 +155,7 @@ class Learner:
             self.experiences = from_bytes((folder / EXPERIENCE).read_bytes())
             if rank_and_world()[0] != 0:
                 # On any number of ranks the first one holds them all.
-                self.experiences = [Experience([], Tally(), [], one.failure) for one in self.experiences]
+                self.experiences = [Experience([], Tally(), []) for _ in self.experiences]
 
     def _count_skipped(self, metrics: dict[str, float], samples: Sequence[Sample]) -> None:
         """Keep the batch of a skipped step for inspection, and stop after too many in a row."""

@@ -20,7 +20,6 @@ from fastgrpo.rollouts.experience import (
     Tally,
     add_lag,
     add_passes,
-    first_failure,
     sample_records,
     tally_of,
     tally_over_ranks,
@@ -84,13 +83,12 @@ class Schedule:
         if failed <= limit * rollouts and failed < rollouts:
             self._passes = tally.passes
             return tally
-        reasons = gather_all(experience.failure, "the other ranks' failures")
         # A resumed run draws these rollouts, and what came after them, again: a checkpoint may hold them by now.
         self._learner.experiences.clear()
         self._learner.save(anew=True)
         raise UserError(
             f"{failed:.0f} of {rollouts:.0f} rollouts of a step failed for a reason that is not the policy's: "
-            f"{next(filter(None, reasons))} (grpo.max_infrastructure is {limit:g}); mend it, continue with --resume"
+            f"{tally.failure} (grpo.max_infrastructure is {limit:g}); mend it, continue with --resume"
         )
 
     async def update(self, log: RunLog) -> dict[str, float]:
@@ -195,7 +193,7 @@ class Schedule:
             add_lag(tally, groups, step)
         if self._config.grpo.curriculum:
             add_passes(tally, groups)
-        return Experience(samples, tally, list(sample_records(groups)), first_failure(groups))
+        return Experience(samples, tally, list(sample_records(groups)))
 
     def _begin(self, step: int, extra: int = 0, most: int | None = None) -> Rollouts:
         """The step's rollouts; with `extra`, those of `most` problems of its further batch of that number."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 
 import pytest
 
 from fastgrpo.flow.adaptivity import (
+    Estimate,
     Observed,
     adaptivity,
     cost_hard_over_easy,
@@ -34,8 +36,9 @@ def test_a_policy_that_spends_by_difficulty() -> None:
     assert measures["cost_hard_over_easy"] == measures["cost_hard_over_easy_low"] == pytest.approx(3.0)
     assert measures["structures"] == measures["structures_by_problem"] == 3
     assert measures["structure_entropy"] == pytest.approx(math.log(3))
-    # The estimate is corrected for the bias that it would have with fewer certain bins.
-    assert measures["cost_information"] == pytest.approx(math.log(3) - 4 / 120)
+    # All that the bins can tell, without the bias that it would have with less certain cells.
+    assert measures["cost_information"] == measures["cost_information_high"] == pytest.approx(math.log(3))
+    assert math.log(3) - 0.1 < measures["cost_information_low"] < math.log(3)
 
 
 def test_a_collapsed_policy() -> None:
@@ -50,6 +53,42 @@ def test_cost_by_chance_carries_no_information() -> None:
     assert sum(estimate.low <= 0.0 <= estimate.high for estimate in found) >= 8
     ratios = [cost_hard_over_easy(by_chance(seed)) for seed in range(10)]
     assert sum(estimate.low <= 1.0 <= estimate.high for estimate in ratios) >= 8
+
+
+def test_information_is_that_of_the_cells_that_can_occur() -> None:
+    """Easy problems cost 1, others 2 or 3 by chance: the mean over all such tables, by their exact probabilities."""
+
+    def tables() -> Iterator[tuple[float, Estimate]]:
+        for twos in range(11):  # of the 10 of middle difficulty; of all 20 that are not easy, 10 cost 2
+            costs = [1.0] * 10 + [2.0] * twos + [3.0] * 10 + [2.0] * (10 - twos)
+            found = cost_information([Observed(f"p{p:02}", p, cost, "s") for p, cost in enumerate(costs)])
+            yield math.comb(10, twos) * math.comb(10, 10 - twos) / math.comb(20, 10), found
+
+    true = math.log(3) - 2 / 3 * math.log(2)
+    found = list(tables())
+    assert sum(probability * estimate.value for probability, estimate in found) == pytest.approx(true, abs=0.004)
+    covered = sum(probability for probability, estimate in found if estimate.low <= true <= estimate.high)
+    assert covered > 0.9
+    assert all(estimate.low < estimate.value <= estimate.high for _, estimate in found)
+
+
+@pytest.mark.parametrize(("noise", "true"), [(0.1, 0.616), (0.2, 0.376)])
+def test_the_interval_holds_what_300_000_problems_tell(noise: float, true: float) -> None:
+    def drawn(problems: int, seed: int) -> Estimate:
+        draw = random.Random(seed)
+        where = [draw.random() for _ in range(problems)]
+        return cost_information([Observed(f"p{p}", x, x + draw.gauss(0, noise), "s") for p, x in enumerate(where)])
+
+    found = [drawn(60, seed) for seed in range(1, 21)]
+    assert sum(estimate.low <= true <= estimate.high for estimate in found) >= 16
+    assert all(estimate.low < estimate.value <= estimate.high for estimate in found)
+    assert sum(estimate.value for estimate in found) / len(found) == pytest.approx(true, abs=0.035)
+
+
+def test_costs_that_many_problems_share_keep_bins_of_their_own() -> None:
+    costs = [1.0] * 18 + [2.0] * 22 + [3.0] * 20
+    found = cost_information([Observed(f"p{p:02}", cost, cost, "s") for p, cost in enumerate(costs)])
+    assert found.value == pytest.approx(entropy(costs))
 
 
 def by_chance(seed: int) -> list[Observed]:

@@ -143,6 +143,32 @@ def test_cut_keeps_exactly_the_lines_before(
     assert [(row["stage"], row["step"]) for row in map(json.loads, path.read_text().splitlines())] == lines[:first]
 
 
+@pytest.mark.parametrize("damage", [b"\x00" * 20, b"[]", b'{"stage":"grpo"}', b"\xff\xfe", b""])
+@pytest.mark.parametrize("damaged", [0, 1, 3])
+def test_a_line_that_a_disk_has_damaged_costs_itself_alone(tmp_path: Path, damaged: int, damage: bytes) -> None:
+    path, lines = tmp_path / "metrics.jsonl", [b'{"stage":"grpo","step":%d}' % step for step in range(1, 5)]
+    lines[damaged] = damage
+    path.write_bytes(b"\n".join([*lines, b""]))
+    file = JsonLines(path)
+    assert file.cut("grpo", 3) is (damaged != 3)
+    file.close()
+    steps = [step for step in (1, 2, 3) if step != damaged + 1]
+    assert [row["step"] for row in read_lines(path) if "step" in row] == steps
+    assert path.read_bytes().endswith(lines[2] + b"\n")
+
+
+def test_damage_at_the_end_of_an_older_part_costs_no_newer_one(tmp_path: Path) -> None:
+    file = RotatingLines(tmp_path / "samples.jsonl", PARTS * 200)
+    for number in range(1, 11):
+        file.append({"stage": "grpo", "step": number, "text": "x" * 20})
+    before = kept(tmp_path)
+    with (tmp_path / "samples.1.jsonl").open("ab") as part:
+        part.write(b"\x00" * 9)
+    file.cut("grpo", 10)
+    file.close()
+    assert kept(tmp_path) == before
+
+
 def kept(folder: Path) -> list[int]:
     """The steps of samples.jsonl and its older parts, the oldest first."""
     parts = [folder / f"samples.{number}.jsonl" for number in range(PARTS, 0, -1)]

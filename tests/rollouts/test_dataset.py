@@ -3,6 +3,7 @@
 import sys
 from collections import UserDict
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -261,3 +262,10 @@ def test_training_and_evaluation_sets_of_their_own(fake_hub: list[dict[str, Any]
     assert len(both[0]) == 5
     given = reward_task([anything], dataset=[{"prompt": "a"}], eval_dataset="org/one").load_problems(config)
     assert [[row.prompt for row in rows] for rows in given] == [["a"], ["alone"]]
+
+
+def test_a_data_set_without_end_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "MOST_ITEMS", 10)
+    assert len(read_examples({"prompt": "a"} for _ in range(10))) == 10
+    with pytest.raises(UserError, match="the data set has more than 10 items, or no end: pass a part of it"):
+        read_examples({"prompt": "a"} for _ in count())

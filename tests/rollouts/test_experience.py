@@ -47,6 +47,12 @@ def test_failures_of_the_environment_count_apart_and_move_no_mean() -> None:
     assert first_failure(groups) == "the endpoint is down"
 
 
+def test_the_first_failure_of_all_ranks_is_kept() -> None:
+    tallies = [Tally(), tally_of([group(rollout(1.0))], 1.0), tally_of([group(rollout(None))], 1.0), Tally(failure="b")]
+    assert Tally.merged(tallies).failure == "the endpoint is down"
+    assert Tally.merged(tallies[:2]).failure == ""
+
+
 def test_a_group_varies_where_its_advantages_do() -> None:
     """A reward whose terms were added in another order is off by 6e-17, which fp32 advantages do not see."""
     alike = group(rollout(0.1 + 0.2), rollout(0.3))
@@ -117,7 +123,7 @@ def test_records_of_any_kind_survive_a_checkpoint() -> None:
 
 
 def test_experience_survives_a_checkpoint() -> None:
-    experience = Experience([], tally_of([group(rollout(1.0))], seconds=1.0), [{"step": 1}], "down")
+    experience = Experience([], tally_of([group(rollout(1.0))], seconds=1.0), [{"step": 1}])
     assert from_bytes(to_bytes([experience] * 2)) == [experience] * 2
     # As checkpoints of one step's had it.
     assert from_bytes(msgspec.msgpack.encode(experience)) == [experience]

@@ -223,6 +223,21 @@ def test_an_environment_that_fails_once_costs_one_rollout(failure, reason: str) 
     assert len(failed.completions) == 1
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_results_that_hang_cost_their_group(plain: bool) -> None:
+    environment, over = ScriptedEnvironment(), threading.Event()
+
+    async def waiting(problem, rollouts):
+        await asyncio.sleep(60)
+
+    environment.results = (lambda problem, rollouts: over.wait(60)) if plain else waiting  # type: ignore
+    environment.results.__name__ = "results"
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, execute_s=0.3)
+    (group,) = gather(ScriptedEngine(), environment, 1, 2, sampling)
+    over.set()
+    assert [each.result.error for each in group.rollouts] == ["p0: results took longer than grpo.execute_s = 0.3 s"] * 2
+
+
 def test_an_execution_that_ignores_its_cancellation_is_left_behind_by_its_name(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,52 @@ def test_latest_ignores_incomplete_checkpoints(tmp_path: Path, damage: str) -> N
     save(checkpoints, 3)
     assert checkpoints.broken() == []
     assert not list(tmp_path.glob(".step-*"))
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "state/value.json", "config.json"])
+def test_a_checkpoint_whose_files_have_changed_is_set_aside_and_costs_no_older_one(tmp_path: Path, name: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    first = save(checkpoints, 1, state="sound", score=1.0)
+    second = save(checkpoints, 2, state="other")
+    checkpoints.set_damaged_aside()
+    assert checkpoints.latest() == second
+    data = bytearray((second / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (second / name).write_bytes(data)
+    checkpoints.set_damaged_aside()
+    assert (checkpoints.latest(), checkpoints.broken()) == (first, [second])
+    third = save(Checkpoints(tmp_path, keep=1), 3, state="third", score=0.5)
+    assert (checkpoints.latest(), checkpoints.best()) == (third, first)
+    assert (second / checkpoint.DAMAGED).exists(), "nothing of it is lost"
+
+
+def test_a_checkpoint_of_an_older_version_has_no_sums(tmp_path: Path) -> None:
+    path = save(Checkpoints(tmp_path), 1)
+    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    del manifest["sums"]
+    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    Checkpoints(tmp_path).set_damaged_aside()
+    assert Checkpoints(tmp_path).latest() == path
+
+
+def test_a_checksum_tells_bits_zeros_and_the_order(tmp_path: Path) -> None:
+    size = checkpoint.SUMMED_BYTES
+    data = random.Random(0).randbytes(3 * size + 5)
+    changed = [
+        data,
+        data[:-1] + bytes([data[-1] ^ 1]),
+        data[:100] + bytes([data[100] ^ 128]) + data[101:],
+        data[:size] + bytes(4096) + data[size + 4096 :],
+        data[size : 2 * size] + data[:size] + data[2 * size :],
+        data[: 2 * size],
+        b"",
+    ]
+    sums = []
+    for content in changed:
+        (tmp_path / "file").write_bytes(content)
+        sums.append(checkpoint.checksum(tmp_path / "file"))
+        assert sums[-1] == checkpoint.checksum(tmp_path / "file")
+    assert len(set(sums)) == len(changed)
 
 
 @pytest.mark.parametrize("part", ["weights", "state"])
