@@ -279,14 +279,15 @@ def open_folder(config: Config, *, resume: bool) -> Path:
         refuse_changes(flat(earlier), config, source=folder / "config.toml")
         refuse_another_model(folder, earlier.model.path, config.model.path)
         refuse_another_tokenizer(folder, config.model.path)
-    with writing(f"the run's folder {folder}", "free space or set --runs"):
+    fix = "free space, then continue with --resume" if resume else "free space or set --runs"
+    with writing(f"the run's folder {folder}", fix):
         if not resume and (folder / "config.toml").exists():
             taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
             folder.rename(next(path for path in taken if not path.exists()))
         folder.mkdir(parents=True, exist_ok=True)
     model, named = Path(config.model.path), bool(config.model.path)
-    replace_file(folder / MODEL, (model_digest(model) if named else "").encode())
-    replace_file(folder / TOKENIZER, json.dumps(tokenizer_digests(model) if named else {}).encode())
+    replace_file(folder / MODEL, (model_digest(model) if named else "").encode(), fix)
+    replace_file(folder / TOKENIZER, json.dumps(tokenizer_digests(model) if named else {}).encode(), fix)
     # The last: a folder that has it can be resumed.
-    replace_file(folder / "config.toml", to_toml(config).encode())
+    replace_file(folder / "config.toml", to_toml(config).encode(), fix)
     return folder

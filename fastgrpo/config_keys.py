@@ -69,9 +69,16 @@ def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict
             if isinstance(value, dict) and "JSON" in key.help:
                 wanted = "the text that json.dumps makes of it"
             raise UserError(f"{source}: {name} must be {wanted}, got {shown(value)} ({type(value).__name__})") from None
+        if not all(map(_is_unicode, result[name] if isinstance(result[name], tuple) else (result[name],))):
+            raise UserError(f"{source}: {name} must be Unicode text, which no file name in another encoding is")
         if isinstance(result[name], float) and not math.isfinite(result[name]):
             raise UserError(f"{source}: {name} must be a finite number, got {value!r}")
     return result
+
+
+def _is_unicode(value: Any) -> bool:
+    """False for a text that config.toml cannot hold, as Python makes one of a command line's other bytes."""
+    return not isinstance(value, str) or value.encode(errors="ignore") == value.encode(errors="surrogatepass")
 
 
 def choices_of(key: Key) -> str:

@@ -6,6 +6,8 @@ Needs the standard library alone, so that it also runs before anything is instal
 from __future__ import annotations
 
 import asyncio
+import codecs
+import locale
 import os
 import platform
 import shutil
@@ -50,8 +52,13 @@ def require_ready() -> None:
 
 
 def python() -> Finding:
-    """The interpreter's version."""
+    """The interpreter's version, and the encoding in which vLLM and transformers read some files."""
     low, high = PYTHON
+    encoding = locale.getpreferredencoding(False)
+    if low <= sys.version_info[:2] < high and codecs.lookup(encoding).name != "utf-8":
+        return Finding(
+            "python", False, f"reads text files as {encoding}, and those of models are UTF-8; set PYTHONUTF8=1"
+        )
     if low <= sys.version_info[:2] < high:
         return Finding("python", True, platform.python_version())
     text = f"{platform.python_version()} is not supported; use 3.11 to 3.13, for example: make PYTHON=python3.12"

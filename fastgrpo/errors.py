@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import sys
@@ -103,6 +104,12 @@ def say_on_stderr(line: str) -> None:
     """Print a line on standard error, if there is still somebody who reads it: how a process ends is not theirs."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
+
+
+def show_any_text() -> None:
+    """From now on standard output escapes what its encoding lacks: a line that is shown ends no run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def without_reader() -> None:

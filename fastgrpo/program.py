@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from fastgrpo.errors import DISK_ERRORS, USER_ERROR, UserError, say_error, say_on_stderr, without_reader
+from fastgrpo.errors import DISK_ERRORS, USER_ERROR, UserError, say_error, say_on_stderr, show_any_text, without_reader
 from fastgrpo.left_behind import bound_exit
 from fastgrpo.signals import signals_handled, stopped_by
 
@@ -18,6 +18,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
 
     That is 130 after Ctrl-C, 143 after SIGTERM (see `fastgrpo.signals`), and 141 where `| head` has read enough.
     """
+    show_any_text()
     try:
         with signals_handled():
             code = main() or 0

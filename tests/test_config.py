@@ -101,6 +101,13 @@ def test_mistake_in_a_file_names_the_file(tmp_path: Path, text: str, message: st
     assert str(path) in str(caught.value)
 
 
+def test_a_name_in_another_encoding_is_one_sentence() -> None:
+    for arguments in (["--runs", "a\udcff"], ["--data.dataset", "a.jsonl,b\udcff.jsonl"]):
+        with pytest.raises(UserError, match=rf"command line: {arguments[0][2:]} must be Unicode text"):
+            config(*arguments)
+    assert config("--runs", "é →").runs == "é →"
+
+
 def test_a_dict_in_the_place_of_its_json_is_told_so() -> None:
     with pytest.raises(
         UserError, match=r"chat_template_kwargs must be the text that json\.dumps makes of it, got {'a': 1}"
@@ -335,6 +342,16 @@ def test_new_run_sets_an_earlier_one_of_its_name_aside(tmp_path: Path) -> None:
         (folder / "metrics.jsonl").write_text(str(seed))
     seeds = {path.name: (path / "metrics.jsonl").read_text() for path in tmp_path.iterdir()}
     assert seeds == {"demo": "2", "demo.1": "0", "demo.2": "1"}
+
+
+def test_a_run_that_could_not_begin_is_not_told_to_continue(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*config.toml: File too large; free space or set --runs"):
+            open_folder(config("--runs", str(tmp_path)), resume=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:

@@ -90,6 +90,14 @@ def test_no_compiler_and_no_avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not doctor.python().ok
 
 
+def test_a_locale_in_which_models_files_are_misread_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding, ok in (("UTF-8", True), ("utf8", True), ("ISO-8859-1", False), ("ANSI_X3.4-1968", False)):
+        monkeypatch.setattr(doctor.locale, "getpreferredencoding", lambda _, encoding=encoding: encoding)
+        found = doctor.python()
+        assert found.ok is ok
+        assert ok or found.text == f"reads text files as {encoding}, and those of models are UTF-8; set PYTHONUTF8=1"
+
+
 @pytest.mark.parametrize("required", [True, False])
 def test_only_required_findings_stop_training(monkeypatch: pytest.MonkeyPatch, required: bool) -> None:
     broken: Callable[..., list[Finding]] = lambda **_: [Finding("jail", False, "broken", required)]  # noqa: E731

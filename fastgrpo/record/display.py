@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fastgrpo.errors import say_on_stderr, without_reader
+from fastgrpo.errors import say_on_stderr, show_any_text, without_reader
 from fastgrpo.record.phases import PhaseTimer
 
 # Metric, label and format, in the order shown.
@@ -49,6 +49,7 @@ class Display:
     def __init__(self, run: str, timer: PhaseTimer, *, live: bool | None = None) -> None:
         self._run = run
         self._timer = timer
+        show_any_text()
         self._console = Console()
         self._metrics: dict[str, float] = {}
         self._history: dict[str, deque[float]] = {}

@@ -6,6 +6,7 @@ W&B or trackio beside them (`record.trackers`). docs/metrics.md lists the metric
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,11 +33,14 @@ class EventFile:
     """TensorBoard scalars of one stage, written in this thread so that an error is ours to report."""
 
     def __init__(self, folder: Path, after_step: int) -> None:
-        self.path = folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
-        with writing(self.path):
+        with writing(folder):
             if after_step == 0 and folder.exists():
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
+            # TensorBoard reads files in the order of their names, and a clock may have been set back.
+            number = max([time.time_ns(), *(1 + _time_of(path) for path in folder.iterdir())])
+        self.path = folder / f"events.out.tfevents.{number}.{os.getpid()}"
+        with writing(self.path):
             self._writer = RecordWriter(self.path.open("wb"))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if after_step:
@@ -59,6 +63,12 @@ class EventFile:
         """Close the file; a full disk was reported by the write itself."""
         with writing(self.path):
             self._writer.close()
+
+
+def _time_of(events: Path) -> int:
+    """When a file of events began, in nanoseconds, by its name; 0 for another file."""
+    found = re.match(r"events\.out\.tfevents\.(\d+)\.", events.name)
+    return int(found[1]) if found else 0
 
 
 class RunLog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import resource
 import subprocess
@@ -96,6 +97,34 @@ def test_resume_cuts_what_the_lost_steps_wrote(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(tmp_path, "samples.jsonl")] == [1, 2, 3, 4]
     events = EventAccumulator(str(tmp_path / "tensorboard" / "grpo")).Reload()
     assert [event.step for event in events.Scalars("reward/total")] == [1, 2, 3, 4]
+
+
+def test_a_clock_that_was_set_back_reorders_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunLog(tmp_path) as log:
+        train(log, 0, 2)
+    now = time.time_ns()
+    monkeypatch.setattr(log_module.time, "time_ns", lambda: now - 10**15)
+    with RunLog(tmp_path) as log:
+        train(log, 2, 4)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "grpo")).Reload()
+    assert [event.step for event in events.Scalars("reward/total")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_of_another_encoding_ends_no_run(encoding: str) -> None:
+    code = (
+        "from fastgrpo.record.display import Display; from fastgrpo.record.phases import PhaseTimer\n"
+        "for live in (False, True):\n"
+        "    display = Display('é', PhaseTimer(), live=live)\n"
+        "    display.stage('grpo', 1, 0)\n"
+        "    display.say('p→1')\n"
+        "    display.step(1, {'reward/total': 1.0}, 'p→1')\n"
+        "    display.close()"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert ended.stdout.count(b"p\\u21921" if encoding != "utf-8" else "p→1".encode()) >= 2
 
 
 def test_full_disk_loses_only_the_line_being_written(tmp_path: Path) -> None:
