@@ -219,7 +219,6 @@ def test_a_skipped_later_epoch_is_told(model: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (([], []), "load_problems gives no problem to train on"),
         ([SimpleNamespace(id=1)], r"load_problems must return two lists, .*, got \[namespace\(id=1\)\]"),
         (None, "load_problems must return two lists, .*, got None"),
         (([{"id": 3}], []), r"each problem of load_problems is an object with an id, got \{'id': 3\}"),
@@ -229,6 +228,13 @@ def test_a_skipped_later_epoch_is_told(model: Path, monkeypatch: pytest.MonkeyPa
 def test_problems_of_a_task_that_are_none_are_named(given: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         problems_of(Task(lambda _: given, open_vowels), Config())
+
+
+def test_a_training_without_a_problem_is_refused(model: Path, tmp_path: Path) -> None:
+    task = Task(lambda _: ([], []), open_vowels)
+    with pytest.raises(UserError, match="load_problems gives no problem to train on"):
+        train({"runs": str(tmp_path)}, model=model, task=task)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_rank_without_a_problem_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
