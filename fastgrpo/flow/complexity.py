@@ -40,23 +40,30 @@ def complexity(tree: ast.AST, calls: Sequence[WorkerCall] = ()) -> float:
 def _named_operators(tree: ast.AST) -> float:
     """Weighted mentions of operators, by whatever name."""
     named = meanings(tree)
+    nodes = [*ast.walk(tree)][::-1]  # parts before what they are parts of
     weights = dict(_WEIGHTS)
     for _ in range(_DEEPEST):
         before, weights = weights, dict(_WEIGHTS)
-        for name, code in named:
-            weight = sum(_mentions(part, before) for part in code)
-            weights[name] = max(weights.get(name, 0), min(weight, _MOST))
+        mentions = _mentions(nodes, before)
+        for names, codes in named:
+            weight = min(max(sum(mentions[part] for part in code) for code in codes), _MOST)
+            weights |= {name: max(weights.get(name, 0), weight) for name in names}
         if weights == before:
             break
     # What has a name counts where it is named; `workflow` itself is called from outside.
-    elsewhere = {part for name, code in named for part in code if name != "workflow"}
-    return _mentions(tree, weights, elsewhere)
+    elsewhere = {part for names, codes in named if names != ["workflow"] for code in codes for part in code}
+    return _mentions(nodes, weights, elsewhere)[tree]
 
 
-def _mentions(node: ast.AST, weights: Mapping[str, float], elsewhere: Container[ast.AST] = ()) -> float:
-    if node in elsewhere:
-        return 0.0
-    return _weight(node, weights) + sum(_mentions(child, weights, elsewhere) for child in ast.iter_child_nodes(node))
+def _mentions(
+    nodes: Sequence[ast.AST], weights: Mapping[str, float], elsewhere: Container[ast.AST] = ()
+) -> dict[ast.AST, float]:
+    """The weight of each of `nodes`, which come after their parts, with all its parts: each is looked at once."""
+    found: dict[ast.AST, float] = {}
+    for node in nodes:
+        parts = sum(found[part] for part in ast.iter_child_nodes(node))
+        found[node] = 0.0 if node in elsewhere else _weight(node, weights) + parts
+    return found
 
 
 def _weight(node: ast.AST, weights: Mapping[str, float]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 OPERATORS = ("generate", "custom", "review", "revise", "ensemble", "test")
 DEFAULT_RETRIES = 2
@@ -12,43 +12,55 @@ MOST_RETRIES = 8
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def meanings(tree: ast.AST) -> list[tuple[str, list[ast.AST]]]:
-    """(name, code) for each name that is read and each code that it may stand for.
+def meanings(tree: ast.AST) -> list[tuple[list[str], list[list[ast.AST]]]]:
+    """(names, codes): names that are read somewhere, and the codes each of which every one of them may stand for.
 
-    That is a function's body, or an expression that can be called (a name, a lambda, a partial): assigned, also by
-    parts of a tuple, kept in a list or a dict, or given as a default.
+    A code is a function's body, or an expression that can be called (a name, a lambda, a partial): assigned, also by
+    parts of a tuple, kept in a list or a dict, or given as a default. Names and codes are not paired off: a hostile
+    text binds a thousand names to a thousand codes at once.
     """
     nodes = list(ast.walk(tree))
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    return [(name, code) for node in nodes for name, code in _bound(node) if name in read]
+    bound = [(read.intersection(names), codes) for node in nodes for names, codes in _bound(node)]
+    return [(sorted(names), codes) for names, codes in bound if names and codes]
 
 
-def _bound(node: ast.AST) -> Iterator[tuple[str, list[ast.AST]]]:
+def _bound(node: ast.AST) -> Iterator[tuple[list[str], list[list[ast.AST]]]]:
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef():
-            yield node.name, list(node.body)
+            yield [node.name], [list(node.body)]
         case ast.Assign():
-            for target in node.targets:
-                yield from _assigned(target, node.value)
-        case ast.AnnAssign(value=ast.expr()) | ast.NamedExpr():
-            yield from _assigned(node.target, node.value)
+            yield from _assigned(node.targets, node.value)
+        case ast.AnnAssign(value=ast.expr() as value) | ast.NamedExpr(value=value):
+            yield from _assigned([node.target], value)
         case ast.arguments():
             positional = [*node.posonlyargs, *node.args]
             given = [*zip(reversed(positional), reversed(node.defaults), strict=False)]
             for argument, default in [*given, *zip(node.kwonlyargs, node.kw_defaults, strict=True)]:
-                yield from ((argument.arg, [code]) for code in _callable_parts(default))
+                yield [argument.arg], _codes(default)
 
 
-def _assigned(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[str, list[ast.AST]]]:
+def _assigned(targets: Sequence[ast.expr], value: ast.expr) -> Iterator[tuple[list[str], list[list[ast.AST]]]]:
+    names_of: dict[ast.expr, list[str]] = {}
+    for target in targets:
+        for name, given in _given(target, value):
+            names_of.setdefault(given, []).append(name)
+    return ((names, _codes(given)) for given, names in names_of.items())
+
+
+def _given(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """Each name in `target` with what it is given: its part of `value`, or all of it where the parts do not match."""
     if isinstance(target, ast.Name):
-        yield from ((target.id, [code]) for code in _callable_parts(value))
+        yield target.id, value
     elif isinstance(target, ast.Tuple | ast.List):
         parts = value.elts if isinstance(value, ast.Tuple | ast.List) else []
         matched = len(parts) == len(target.elts) and not any(isinstance(part, ast.Starred) for part in target.elts)
         for index, name in enumerate(target.elts):
-            yield from _assigned(
-                name.value if isinstance(name, ast.Starred) else name, parts[index] if matched else value
-            )
+            yield from _given(name.value if isinstance(name, ast.Starred) else name, parts[index] if matched else value)
+
+
+def _codes(value: ast.expr | None) -> list[list[ast.AST]]:
+    return [[part] for part in _callable_parts(value)]
 
 
 def _callable_parts(value: ast.expr | None) -> list[ast.AST]:

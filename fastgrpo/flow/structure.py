@@ -11,36 +11,33 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fastgrpo.flow.names import OPERATORS, Function, meanings, written_retries
 
-# Code behind names is followed so deep and so often: it may be hostile.
-_DEEPEST = 6
-_FOLLOWED = 64
+# Code behind names is followed for so many nodes, and from no more levels of nodes than this: it may be hostile.
+_FOLLOWED = 10_000
+_DEEPEST = 60
 _JUMPS = (ast.Return, ast.Raise, ast.Break, ast.Continue)
 _LEAVES = (ast.Return, ast.Break)
 
 
 class Form(NamedTuple):
-    """An operator, or control flow over further forms."""
+    """An operator, or control flow over further forms, as it is written in a structure."""
 
-    label: str
+    text: str
     inner: tuple[Form, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.label}({' '.join(map(str, self.inner))})" if self.inner else self.label
 
 
 def structure_of(tree: ast.AST) -> str:
     """The structure in one line, equal for equal structures; empty without any operator."""
-    return " ".join(map(str, _forms_of(tree)))
+    return _in_line(_forms_of(tree))
 
 
 def substructures(tree: ast.AST) -> Counter[str]:
     """Every form of the structure, with its multiplicity."""
-    return Counter(str(form) for form in _all(_forms_of(tree)))
+    return Counter(form.text for form in _all(_forms_of(tree)))
 
 
 def _all(forms: Sequence[Form]) -> Iterator[Form]:
@@ -58,16 +55,19 @@ class _Reader:
     """Reads code into forms, in the order of evaluation."""
 
     def __init__(self, tree: ast.AST) -> None:
-        self._meanings: dict[str, list[list[ast.AST]]] = {}
-        for name, code in meanings(tree):
-            self._meanings.setdefault(name, []).append(code)
-        self._elsewhere = {part for known in self._meanings.values() for code in known for part in code}
+        self._meanings: dict[str, list[list[list[ast.AST]]]] = {}
+        for names, codes in (named := meanings(tree)):
+            for name in names:
+                self._meanings.setdefault(name, []).append(codes)
+        self._elsewhere = {part for _, codes in named for code in codes for part in code}
+        self._leaving = _leaving(tree)
         self._open: list[str] = []
+        self._level = 0
         self._left = _FOLLOWED
 
     def block(self, code: Sequence[ast.AST]) -> list[Form]:
         """The forms of statements, as far as they can be reached."""
-        return [form for node in _reached(code) for form in self.read(node)]
+        return self._in_order(_reached(code))
 
     def read(self, node: ast.AST) -> list[Form]:
         """The forms of one statement or expression."""
@@ -77,11 +77,11 @@ class _Reader:
             case ast.Call(func=ast.Name(id=name)) if name in OPERATORS:
                 return [*self._each(node.args), *self._each(node.keywords), Form(name + _mark(name, node))]
             case ast.If(test=test) | ast.IfExp(test=test):
-                return self.read(test) + self._branches(node)
+                return self._each([test]) + self._branches(node)
             case ast.For(iter=iterated) | ast.AsyncFor(iter=iterated):
-                return self.read(iterated) + self._loop(node) + self.block(node.orelse)
+                return self._each([iterated]) + self._loop(node) + self.block(node.orelse)
             case ast.While(test=test):
-                return self._loop(node, self.read(test)) + self.block(node.orelse)
+                return self._loop(node, self._each([test])) + self.block(node.orelse)
             case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
                 return _wrapped("each", self._each(ast.iter_child_nodes(node)))
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() | ast.arguments():
@@ -95,18 +95,28 @@ class _Reader:
                 return self._each(node.items) + self.block(node.body)
         return self._each(ast.iter_child_nodes(node))
 
-    def _each(self, nodes: Sequence[ast.AST] | Iterator[ast.AST]) -> list[Form]:
+    def _each(self, nodes: Iterable[ast.AST]) -> list[Form]:
         """The forms of several nodes; what has a name counts where it is named."""
-        return [form for node in nodes if node not in self._elsewhere for form in self.read(node)]
+        return self._in_order(nodes, self._elsewhere)
+
+    def _in_order(self, nodes: Iterable[ast.AST], elsewhere: Container[ast.AST] = ()) -> list[Form]:
+        forms = []
+        self._level += 1
+        for node in nodes:
+            self._left -= 1
+            if node not in elsewhere:
+                forms += self.read(node)
+        self._level -= 1
+        return forms
 
     def _named(self, name: str) -> list[Form]:
         """What a name stands for: of several meanings, the largest."""
-        known = self._meanings.get(name, [])
-        if not known or name in self._open or len(self._open) >= _DEEPEST or self._left <= 0:
+        if name in self._open or self._level > _DEEPEST:
             return []
-        self._left -= 1
         self._open.append(name)
-        found = max((self.block(code) for code in known), key=lambda forms: sum(1 for _ in _all(forms)))
+        known = (code for codes in self._meanings.get(name, []) for code in codes)
+        read = (self.block(code) for code in known if self._left > 0)
+        found = max(read, key=lambda forms: sum(1 for _ in _all(forms)), default=[])
         self._open.pop()
         return found
 
@@ -122,13 +132,17 @@ class _Reader:
         body = [*test, *self.block(node.body)]
         if isinstance(node.body[-1], _LEAVES):  # runs once
             return body
-        ends = isinstance(node, ast.While) or any(_may_leave(statement) for statement in _reached(node.body))
+        ends = isinstance(node, ast.While) or not self._leaving.isdisjoint(_reached(node.body))
         return _wrapped("until" if ends else "loop", body)
 
 
 def _wrapped(label: str, inner: Sequence[Form]) -> list[Form]:
     """Control flow without any operator is none."""
-    return [Form(label, tuple(inner))] if inner else []
+    return [Form(f"{label}({_in_line(inner)})", tuple(inner))] if inner else []
+
+
+def _in_line(forms: Iterable[Form]) -> str:
+    return " ".join(form.text for form in forms)
 
 
 def _reached(code: Sequence[ast.AST]) -> list[ast.AST]:
@@ -137,8 +151,13 @@ def _reached(code: Sequence[ast.AST]) -> list[ast.AST]:
     return list(code[:end])
 
 
-def _may_leave(statement: ast.AST) -> bool:
-    return isinstance(statement, ast.If) and any(isinstance(node, _LEAVES) for node in ast.walk(statement))
+def _leaving(tree: ast.AST) -> set[ast.AST]:
+    """Every `if` in which a loop may end."""
+    holders: set[ast.AST] = set()
+    for node in [*ast.walk(tree)][::-1]:  # parts before what they are parts of
+        if isinstance(node, _LEAVES) or not holders.isdisjoint(ast.iter_child_nodes(node)):
+            holders.add(node)
+    return {node for node in holders if isinstance(node, ast.If)}
 
 
 def _mark(name: str, call: ast.Call) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from fastgrpo.flow.problems.numbers import read_answer
 from fastgrpo.flow.types import NoAnswer, Problem, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, CallError, extract_code
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool
+from tests.helpers.work import thread_seconds
 
 GOOD, BAD = ADD.solution.rstrip(), "def add(a, b):\n    return a - b"
 
@@ -279,10 +279,9 @@ def test_any_reply_is_understood(reply: str, count: int) -> None:
 
 @pytest.mark.parametrize("reply", ["\n" * 50_000, " \n" * 30_000, "verdict\n" * 10_000, "```python\n" * 10_000])
 def test_a_reply_that_runs_away_is_read_in_no_time(reply: str) -> None:
-    began = time.process_time()
-    messages.extract_verdict(reply)
-    extract_code(reply)
-    assert time.process_time() - began < 2  # was the square of its length: a minute
+    # Each was the square of its length: a minute.
+    assert thread_seconds(lambda: messages.extract_verdict(reply)) < 2
+    assert thread_seconds(lambda: extract_code(reply)) < 2
 
 
 def test_messages_show_problem_and_code(problem: Problem) -> None:
@@ -359,13 +358,14 @@ TEXTS["score"] = "score" + "*" * 20_000 + "x"
 
 @pytest.mark.parametrize("long", TEXTS.values(), ids=TEXTS)
 def test_a_hostile_text_is_read_in_no_time(long: str) -> None:
-    start = time.process_time()
-    read_answer(long)
-    messages.extract_choice(long, 4)
-    messages.extract_verdict(long)
-    extract_code(long, "f")
-    program_after("import math", long)
-    with contextlib.suppress(InvalidWorkflow):
-        parse_completion(f"</think>{long}")
-    extract_score(long)
-    assert time.process_time() - start < 2.0
+    def read_by_all() -> None:
+        read_answer(long)
+        messages.extract_choice(long, 4)
+        messages.extract_verdict(long)
+        extract_code(long, "f")
+        program_after("import math", long)
+        with contextlib.suppress(InvalidWorkflow):
+            parse_completion(f"</think>{long}")
+        extract_score(long)
+
+    assert thread_seconds(read_by_all) < 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from fastgrpo.errors import UserError
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.problems.numbers import is_right, read_answer, vote, written
+from tests.helpers.work import thread_seconds
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,7 @@ def test_whole_numbers_are_right_exactly_and_others_within_the_tolerance() -> No
     ["1" * 100_000, "1," * 50_000, "\\boxed{" * 14_000, "Answer: 1e99" * 8000, "answer is " * 9000, "- " * 50_000],
 )
 def test_no_text_takes_long(text: str) -> None:
-    start = time.process_time()
-    read_answer(text)
-    assert time.process_time() - start < 0.5
+    assert thread_seconds(lambda: read_answer(text)) < 2
 
 
 def test_the_majority_is_of_answers_not_of_texts() -> None:
