@@ -72,11 +72,33 @@ def compile_unittest(source: str) -> bytes:
 
 @lru_cache(CACHED)
 def imported_modules(source: str) -> tuple[str, ...]:
-    """The standard library's modules that `source` imports, by full name. Raises SyntaxError."""
+    """What may be a module of those that `source` imports and uses, by full name: `numpy` and `numpy.testing`, where it
+    has `np.testing.assert_allclose`. Raises SyntaxError."""
     nodes = list(ast.walk(parse(source)))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-    return tuple(sorted(name for name in names if name.partition(".")[0] in sys.stdlib_module_names))
+    bound: dict[str, str] = {}
+    imported: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+            bound |= {alias.asname or top: alias.name if alias.asname else top for alias, top in _tops(node)}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module)
+            bound |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return tuple(
+        sorted(imported | {_place(node.value, bound) for node in nodes if isinstance(node, ast.Attribute)} - {""})
+    )
+
+
+def _tops(node: ast.Import) -> list[tuple[ast.alias, str]]:
+    return [(alias, alias.name.partition(".")[0]) for alias in node.names]
+
+
+def _place(node: ast.expr, bound: dict[str, str]) -> str:
+    """The full name that a chain of attributes of something imported would have as a module, or ""."""
+    if isinstance(node, ast.Attribute):
+        place = _place(node.value, bound)
+        return place and f"{place}.{node.attr}"
+    return bound.get(node.id, "") if isinstance(node, ast.Name) else ""
 
 
 def _starts_tests(node: ast.stmt) -> bool:
