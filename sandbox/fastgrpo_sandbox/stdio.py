@@ -21,8 +21,8 @@ PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
 
 def same_output(actual: str, expected: str, exact: bool = False) -> bool:
     """Whether an output is the wanted one: token by token, so that white space counts for nothing but to part them, and
-    two numbers, one of them with a fraction or exponent, within 1e-6 relative or absolute. Digits that are to begin with
-    a 0, such as binary ones, are a text. `exact` compares every character but the line ends at the end."""
+    two numbers, one of them with a fraction or exponent, within 1e-6 relative or absolute. Digits that are to begin
+    with a 0, such as binary ones, are a text. `exact` compares every character but the line ends at the end."""
     if exact:
         return actual.rstrip("\r\n") == expected.rstrip("\r\n")
     ours, wanted = actual.split(), expected.split()

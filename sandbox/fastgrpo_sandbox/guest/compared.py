@@ -145,7 +145,7 @@ def tested_builtins(nodes: list[ast.AST]) -> tuple[tuple[str, ...], tuple[str, .
 
 
 def _is_data(node: ast.AST, values: dict[str, list[ast.AST]]) -> bool:
-    """Whether what `node` gives is none of the solution's answers, mixed with what the tests know of them: calls, but of
+    """Whether what `node` gives is no answer of the solution's, mixed with what the tests know of it: calls, but of
     classes for objects, stand alone and are plain ones."""
     if isinstance(node, ast.Name) and node.id in values:
         rest = {name: given for name, given in values.items() if name != node.id}

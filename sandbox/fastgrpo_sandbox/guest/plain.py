@@ -304,7 +304,7 @@ class Shared:
 
 def _same_numbers(now: Sequence[Any], before: Sequence[Any]) -> bool:
     """Whether the items are the same floats, bit by bit: an array makes them anew each time that it is asked."""
-    return set(map(type, now)) <= {float, complex} and marshal.dumps(now, 2) == marshal.dumps(before, 2)
+    return set(map(type, now)) <= {float, complex} and marshal.dumps([*now], 2) == marshal.dumps([*before], 2)
 
 
 Give = Callable[[Any, "Codec"], Any]

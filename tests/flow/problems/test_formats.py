@@ -286,7 +286,8 @@ def test_a_list_of_no_number_is_close_to_none(load: Load, judge: Judge, numpy: b
 
 @pytest.mark.jail
 def test_own_checks_that_broadcast_are_left_alone(load: Load, judge: Judge) -> None:
-    check = "import numpy as np\ndef near(a, b):\n    assert np.allclose(a, b)\ndef check(f):\n    near(f(1), 1)\n    near(f(2), 2)\n"
+    near = "import numpy as np\ndef near(a, b):\n    assert np.allclose(a, b)\n"
+    check = near + "def check(f):\n    near(f(1), 1)\n    near(f(2), 2)\n"
     [problem] = load(
         {"id": 1, "prompt": "x", "entry_point": "f", "solution": "def f(x): return [x, x]", "check": check}
     )
