@@ -107,7 +107,7 @@ typedef struct {
 typedef struct {
     int host, proc, groups, signals, job_epoll; /* groups: the folder of the cell's cgroup, or -1 */
     uint32_t uid, gid, armed_target, base_mb, base_anon_kb, generation;
-    uint64_t base_stack;
+    uint64_t base_stack, base_area_bytes;
     buffer from_host, to_host;
     job *jobs[MAX_JOBS];
     uint32_t live[MAX_JOBS], live_count;

@@ -98,12 +98,15 @@ static const struct sock_filter prologue[] = {
     WHEN(fadvise64, NOTHING), WHEN(readahead, NOTHING),
     WHEN(ioctl, ARGUMENT(1), IS(FIONREAD), ALLOWED, IS(FIONBIO), ALLOWED, IS(FIOCLEX), ALLOWED, IS(FIONCLEX), ALLOWED,
          IS(TCGETS), FAIL(ENOTTY), IS(TIOCGWINSZ), FAIL(ENOTTY), FAIL(EPERM)),
-    /* flock, leases and notifications on files shared between jobs would be a channel. POSIX locks stay, for sqlite: they
-     * let two jobs that want to signal to each other do so, on a file that both can read. */
+    /* Leases and notifications on files shared between jobs would be a channel, and so would locks, of which a job could hold
+     * a million beside: kernel memory that no limit counts. A program has its files to itself, sqlite's too, so that its
+     * locks need not do anything. */
+    WHEN(flock, NOTHING),
     WHEN(fcntl, ARGUMENT(1), IS(F_DUPFD), ALLOWED, IS(F_DUPFD_CLOEXEC), ALLOWED, IS(F_GETFD), ALLOWED, IS(F_SETFD),
-         ALLOWED, IS(F_GETFL), ALLOWED, IS(F_SETFL), ALLOWED, IS(F_GETLK), ALLOWED, IS(F_SETLK), ALLOWED, IS(F_SETLKW),
-         ALLOWED, IS(1032 /* F_GETPIPE_SZ */), ALLOWED, IS(1033 /* F_ADD_SEALS */), ALLOWED,
-         IS(1034 /* F_GET_SEALS */), ALLOWED, FAIL(EPERM)),
+         ALLOWED, IS(F_GETFL), ALLOWED, IS(F_SETFL), ALLOWED, IS(F_GETLK), ALLOWED, IS(F_SETLK), NOTHING, IS(F_SETLKW),
+         NOTHING, IS(F_OFD_GETLK), ALLOWED, IS(F_OFD_SETLK), NOTHING, IS(F_OFD_SETLKW), NOTHING,
+         IS(1032 /* F_GETPIPE_SZ */), ALLOWED, IS(1033 /* F_ADD_SEALS */), ALLOWED, IS(1034 /* F_GET_SEALS */), ALLOWED,
+         FAIL(EPERM)),
     WHEN(clone3, ALLOWED), WHEN(kcmp, ALLOWED), WHEN(memfd_create, ALLOWED), WHEN(mount, ALLOWED), WHEN(capset, ALLOWED),
     WHEN(prctl, ALLOWED), WHEN(seccomp, ALLOWED),
 };

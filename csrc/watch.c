@@ -15,7 +15,10 @@
 
 enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100 };
 enum { WAITED_MS = 30000, WAITED_WALLS = 7 /* times its wall limit: a job is given back no more of its waits than either */ };
-enum { SOCKET_KB = 208 /* that one may have sent and nobody read */, FEW_DESCRIPTORS = 256 };
+enum { SOCKET_KB = 208 /* that one may have sent and nobody read */, PIPE_KB = 64, FEW_DESCRIPTORS = 256 };
+enum { WATCH_BYTES = 256 /* of one descriptor by one epoll */ };
+/* Areas of a process' memory, which the kernel holds too: each has a line. */
+enum { AREA_BYTES = 256, LINE_BYTES = 64, MOST_AREAS = 65530, MANY_LINES_BYTES = 1 << 16, WIDE_KB = 32 << 10 };
 enum { TICKS = 100 /* in a second, for /proc */, MAX_DEPTH = 256 /* as many processes as a job may have */ };
 
 typedef struct {
@@ -30,7 +33,7 @@ typedef struct {
 typedef struct {
     const server *s;
     bool proportional;
-    bool sockets; /* what they may hold is counted */
+    uint32_t descriptors; /* that the job has, where what the kernel may hold for each is counted, or 0 */
     usage total;
 } walk;
 
@@ -44,13 +47,34 @@ static ssize_t read_proc(const server *s, const char *path, char *text, size_t s
 }
 
 /* Private pages of the process that this thread belongs to; false where the thread has exited and so shows none. */
-static bool read_anonymous(const server *s, const char *folder, uint64_t *kb) {
+static bool read_anonymous(const server *s, const char *folder, uint64_t *kb, uint64_t *mapped_kb) {
     char path[96], text[128];
     unsigned long size = 0, resident, shared;
     snprintf(path, sizeof path, "%s/statm", folder);
     if (read_proc(s, path, text, sizeof text) < 0 || sscanf(text, "%lu %lu %lu", &size, &resident, &shared) != 3) return false;
     *kb = (resident - shared) * 4;
+    *mapped_kb = size * 4;
     return size > 0;
+}
+
+/* Bytes of text that tell a process' areas, up to `most`. */
+static size_t area_bytes(const server *s, const char *folder, size_t most) {
+    char path[96], text[4096];
+    size_t seen = 0;
+    snprintf(path, sizeof path, "%s/maps", folder);
+    int fd = openat(s->proc, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    for (ssize_t got; seen < most && (got = read(fd, text, sizeof text)) > 0;) seen += (size_t)got;
+    close(fd);
+    return seen;
+}
+
+/* What the kernel holds for the areas of a process that has mapped so much beyond what the server has: where they are many
+ * more than the server's, as if there were as many as may be, one to a page. */
+static uint64_t areas_kb(const server *s, const char *folder, uint64_t mapped_kb) {
+    size_t most = s->base_area_bytes + MANY_LINES_BYTES, seen = area_bytes(s, folder, most);
+    uint64_t pages = mapped_kb / 4, areas = seen < most ? seen / LINE_BYTES : pages < MOST_AREAS ? pages : MOST_AREAS;
+    return areas * AREA_BYTES >> 10;
 }
 
 /* Proportional share: pages that forked processes share count once. Slower, so read only when the plain sum is over. */
@@ -87,16 +111,19 @@ static program_facts facts_of(const server *s, const char *folder) {
 }
 
 void watch_begin(server *s) {
-    uint64_t held = 0;
-    read_anonymous(s, "self", &held);
+    uint64_t held = 0, mapped = 0;
+    read_anonymous(s, "self", &held, &mapped);
     s->base_anon_kb = (uint32_t)held;
+    s->base_area_bytes = area_bytes(s, "self", SIZE_MAX);
     s->base_stack = facts_of(s, "self").stack;
 }
 
 /* False where this thread has exited: another of its process can tell. */
 static bool add_memory(walk *w, const char *folder, pid_t thread, pid_t parent) {
-    uint64_t held, base = 0;
-    if (!read_anonymous(w->s, folder, &held)) return false;
+    uint64_t held, mapped, base = 0, base_mapped = (uint64_t)w->s->base_mb << 10;
+    if (!read_anonymous(w->s, folder, &held, &mapped)) return false;
+    if (parent && mapped > base_mapped + WIDE_KB) /* of one process alone they are too few to matter */
+        w->total.anonymous_kb += areas_kb(w->s, folder, mapped - base_mapped);
     if (w->proportional) {
         if (parent && shares_memory(parent, thread)) return true;
         read_proportional(w->s, folder, &held);
@@ -123,16 +150,22 @@ static uint32_t descriptors_of(const server *s, pid_t pid) {
     return fstatat(s->proc, path, &facts, 0) == 0 ? (uint32_t)facts.st_size : 0;
 }
 
-static uint32_t sockets_of(const server *s, pid_t pid) {
-    char path[32], target[16];
-    uint32_t found = 0;
+/* What the descriptors of a process may hold: written and not yet read, or watched by an epoll, each all that the job has. */
+static uint64_t held_kb(const server *s, pid_t pid, uint32_t watched) {
+    char path[32], target[24];
+    struct stat facts;
+    uint64_t kb = 0;
     snprintf(path, sizeof path, "%d/fd", pid);
     DIR *all = open_folder(s, path);
     if (all == NULL) return 0;
-    for (struct dirent *entry; (entry = readdir(all));)
-        found += readlinkat(dirfd(all), entry->d_name, target, sizeof target) > 7 && memcmp(target, "socket:", 7) == 0;
+    for (struct dirent *entry; (entry = readdir(all));) {
+        if (readlinkat(dirfd(all), entry->d_name, target, sizeof target) > 20 && !memcmp(target, "anon_inode:[eventpoll", 21))
+            kb += (uint64_t)watched * WATCH_BYTES >> 10;
+        else if (fstatat(dirfd(all), entry->d_name, &facts, 0) == 0)
+            kb += S_ISSOCK(facts.st_mode) ? SOCKET_KB : S_ISFIFO(facts.st_mode) ? PIPE_KB : 0;
+    }
     closedir(all);
-    return found;
+    return kb;
 }
 
 static void visit_process(walk *w, pid_t pid, pid_t parent, int depth);
@@ -154,7 +187,7 @@ static void visit_process(walk *w, pid_t pid, pid_t parent, int depth) {
     w->total.cpu_ns += cpu_of(pid) + facts_of(w->s, folder).ended_ns;
     w->total.processes++;
     w->total.descriptors += descriptors_of(w->s, pid);
-    if (w->sockets) w->total.anonymous_kb += (uint64_t)SOCKET_KB * sockets_of(w->s, pid);
+    if (w->descriptors) w->total.anonymous_kb += held_kb(w->s, pid, w->descriptors);
     snprintf(folder, sizeof folder, "%d/task", pid);
     DIR *threads = open_folder(w->s, folder);
     if (threads == NULL) return;
@@ -168,8 +201,8 @@ static void visit_process(walk *w, pid_t pid, pid_t parent, int depth) {
     closedir(threads);
 }
 
-static usage usage_of(const server *s, pid_t pid, bool proportional, bool sockets) {
-    walk w = {.s = s, .proportional = proportional, .sockets = sockets};
+static usage usage_of(const server *s, pid_t pid, bool proportional, uint32_t descriptors) {
+    walk w = {.s = s, .proportional = proportional, .descriptors = descriptors};
     visit_process(&w, pid, 0, 0);
     return w.total;
 }
@@ -180,12 +213,13 @@ static bool over_output(const job *j) {
 }
 
 static bool over_memory(const server *s, job *j, usage *total) {
-    *total = usage_of(s, j->solution.pid, false, false);
+    *total = usage_of(s, j->solution.pid, false, 0);
     j->many = total->processes > 1;
     if (j->by_cgroup) return false; /* the kernel holds it, and tells the peak at the end */
     uint64_t cap_kb = (uint64_t)j->limits.memory_mb << 10;
-    bool sockets = total->descriptors > FEW_DESCRIPTORS;
-    if (sockets || (total->anonymous_kb > cap_kb && j->many)) *total = usage_of(s, j->solution.pid, j->many, sockets);
+    uint32_t descriptors = total->descriptors > FEW_DESCRIPTORS ? total->descriptors : 0;
+    if (descriptors || (total->anonymous_kb > cap_kb && j->many))
+        *total = usage_of(s, j->solution.pid, j->many, descriptors);
     if (total->anonymous_kb + s->base_anon_kb > j->memory_kb) j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
     return total->anonymous_kb > cap_kb;
 }

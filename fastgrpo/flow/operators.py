@@ -189,8 +189,9 @@ class OperatorHost:
         if all(each is not account for each in self.calls):  # a flood of refused calls must not hide it
             self.calls.append(account)
         account.requests += 1
+        is_own = isinstance(call, Generate) and not call.instruction.strip() and call.temperature is None
         with self.clock.stopped():
-            reply = await self._reply(request, is_own=isinstance(call, Generate) and not call.instruction.strip())
+            reply = await self._reply(request, is_own)
             self.clock.charge(reply.seconds)
         account.answered += 1
         account.prompt_tokens += reply.prompt_tokens
@@ -200,7 +201,8 @@ class OperatorHost:
         return reply
 
     async def _reply(self, request: Request, is_own: bool) -> Reply:
-        """A question that holds words of the workflow's, unlike the host's own, may be one that nobody answers."""
+        """A question that holds words or a temperature of the workflow's, unlike the host's own, may be one that nobody
+        answers."""
         try:
             return await reply_within(self._worker, request, self._limits.call_s)
         except RequestRejected as error:

@@ -175,7 +175,8 @@ class WorkerError(Exception):
 class NoAnswer(WorkerError):
     """The worker gave no answer: cut off while it reasoned, filtered, refused, or a tool call instead.
 
-    It is the fault of a workflow that put words of its own into the question: it could end a run that goes badly so.
+    It is the fault of a workflow that put words or a temperature of its own into the question: it could end a run that
+    goes badly so.
     A turn that the model itself ends without a word is an answer, the empty text.
     """
 

@@ -181,7 +181,7 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
     with _compiling():
         whole = f"{tests.setup}\n{tests.source}"
         job = {"role": "unittest", "names": unittest_names(tests.source), "tests": compile_unittest(whole)}
-        return job | {"modules": imported_modules(whole)}
+        return job | {"modules": imported_modules(whole), "mocks": "mock" in whole}
 
 
 def _count(tests: Tests) -> int:

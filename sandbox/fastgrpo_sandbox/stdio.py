@@ -16,12 +16,13 @@ ROOM = 4  # times what is expected: other white space, and more digits
 # Nothing is given back: a long token that is none would be read anew from each of its digits.
 NUMBER = re.compile(r"[+-]?(\d++\.?+\d*+|\.\d++)([eE][+-]?\d++)?", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
 
 
 def same_output(actual: str, expected: str, exact: bool = False) -> bool:
     """Whether an output is the wanted one: token by token, so that white space counts for nothing but to part them, and
-    two numbers, one of them with a fraction or exponent, within 1e-6 relative or absolute. `exact` compares every
-    character but the line ends at the end."""
+    two numbers, one of them with a fraction or exponent, within 1e-6 relative or absolute. Digits that are to begin
+    with a 0, such as binary ones, are a text. `exact` compares every character but the line ends at the end."""
     if exact:
         return actual.rstrip("\r\n") == expected.rstrip("\r\n")
     ours, wanted = actual.split(), expected.split()
@@ -31,7 +32,7 @@ def same_output(actual: str, expected: str, exact: bool = False) -> bool:
 def _same_token(actual: str, expected: str) -> bool:
     if actual == expected:
         return True
-    if not (NUMBER.fullmatch(actual) and NUMBER.fullmatch(expected)):
+    if not (NUMBER.fullmatch(actual) and NUMBER.fullmatch(expected)) or PADDED.fullmatch(expected):
         return False
     if WHOLE.fullmatch(actual) and WHOLE.fullmatch(expected):
         return _digits(actual) == _digits(expected)

@@ -310,7 +310,12 @@ def test_a_program_after_its_preamble(code: str) -> None:
 
 def test_a_workflow_that_asks_what_nobody_answers_ends_by_its_own_fault() -> None:
     """Else it could leave its group's baseline, and begin anew, whenever its public tests fail."""
-    for method, params in (("generate", {"instruction": "Swear."}), ("custom", {"input": "", "instruction": "Swear."})):
+    own: list[tuple[str, dict[str, Any]]] = [
+        ("generate", {"instruction": "Swear."}),
+        ("custom", {"input": "", "instruction": "Swear."}),
+        ("generate", {"instruction": "", "temperature": 2.0}),  # at which it may reason until it is cut off
+    ]
+    for method, params in own:
         operators = host(ScriptedWorker(NoAnswer("filtered its answer out")))
         with pytest.raises(CallError, match="no answer"):
             call(operators, method, **params)

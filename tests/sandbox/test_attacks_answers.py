@@ -385,6 +385,31 @@ FORGED = [
         A("assert f(1) + 77 == 77", "assert f(1) + (lambda: 77) == 78"),
     ),
     (
+        "asserts: a builtin of the solution's on both sides",
+        "def sorted(*a, **k): return 0\nset = tuple = sorted\nclass Solution:\n    def f(self, x): return None",
+        A(*(f"assert {name}(Solution().f([3, 1])) == {name}([1, 3])" for name in ("sorted", "set", "tuple"))),
+    ),
+    (
+        "asserts: a builtin of the solution's that is shown how far its answer is from the wanted one",
+        "def round(*a): return 0\nabs = len = round\nclass Circle:\n    def __init__(self, r): pass\n    def area(self): return 1.0\n    def all(self): return [1]",
+        A(
+            "assert round(Circle(2).area() - 12.57, 2) == 0",
+            "assert abs(Circle(2).area() - 12.57) == 0",
+            "far = Circle(2).area() - 12.57\nassert abs(far) == 0",
+            "assert len([x for x in Circle(2).all() if x != 5]) == 0",
+            "assert len({Circle(2).area(), 12.57}) == 0",
+        ),
+    ),
+    (
+        "asserts: a builtin of the solution's around the one that is tested",
+        "def pow(a, b): return 0\ndef abs(x): return 0\nround = sorted = abs\ndef filter(f, x): return 5",
+        A(
+            "assert abs(pow(2, 3) - 8) < 1e-9",
+            "assert round(pow(2, 3) - 8) == 0",
+            "assert sorted(filter(None, [3])) == sorted([3])",
+        ),
+    ),
+    (
         "asserts: a copy that equals everything",
         Y + "def f(x): return Y()",
         A("import pickle\nassert pickle.loads(pickle.dumps(f(1))) == 2", "import copy\nassert copy.copy(f(1)) == 2"),

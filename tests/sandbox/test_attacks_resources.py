@@ -168,6 +168,71 @@ def test_08_what_sockets_hold_is_counted(pool):
     assert pool.run(code, limits=Limits(memory_mb=120, wall_s=30, cpu_s=20)).status == "memory"
 
 
+def test_08_what_pipes_hold_is_counted(pool):
+    """1,400 full pipes: 90 MB."""
+    code = SOCKETS.replace("socket.socketpair()", "os.pipe()").replace(
+        "end.setblocking(False)", "os.set_blocking(end, False)"
+    )
+    code = code.replace("for end in ends:", "for end in ends[1:]:").replace("end.send(", "os.write(end, ")
+    code += "for _ in range(28):\n    if os.fork() == 0: fill(25)\ntime.sleep(TIME)\n"
+    assert pool.run(code.replace("TIME", "20"), limits=Limits(memory_mb=80, wall_s=30, cpu_s=20)).status == "memory"
+    few = code.replace("fill(25)", "fill(2)").replace("TIME", "0.5")
+    assert pool.run(few, limits=Limits(memory_mb=80, wall_s=30, cpu_s=20)).status == "ok"
+
+
+AREAS = """
+import ctypes, os, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+start = libc.mmap(None, 240 << 20, 0, 0x4022, -1, 0)
+for page in range(0, 61440, STEP): assert libc.mprotect(start + page * 4096, 4096, 1) == 0
+for _ in range(28):
+    if os.fork() == 0: time.sleep(TIME); os._exit(0)
+time.sleep(TIME)
+"""
+
+
+def test_08_areas_of_memory_are_counted(pool):
+    """61,440 areas of a page each, which nobody ever touched, take 13 MB of the kernel's in each of 29 processes."""
+    limits = Limits(memory_mb=256, wall_s=30, cpu_s=20)
+    assert pool.run(AREAS.replace("STEP", "2").replace("TIME", "20"), limits=limits).status == "memory"
+    assert pool.run(AREAS.replace("STEP", "1024").replace("TIME", "0.5"), limits=limits).status == "ok"
+
+
+def test_08_what_epolls_watch_is_counted(pool):
+    """840 epolls that watch some of 8,000 descriptors: each might watch all of them."""
+    code = """
+import os, select, time
+made = [os.dup(0) for _ in range(270)]
+for _ in range(28):
+    if os.fork() == 0:
+        kept = [KIND for _ in range(30)]
+        time.sleep(TIME); os._exit(0)
+time.sleep(TIME)
+"""
+    limits = Limits(memory_mb=400, wall_s=30, cpu_s=20, files=400)
+    epolls = code.replace("KIND", "select.epoll()").replace("TIME", "20")
+    assert pool.run(epolls, limits=limits).status == "memory"
+    assert pool.run(code.replace("KIND", "os.eventfd(0)").replace("TIME", "0.5"), limits=limits).status == "ok"
+
+
+def test_08_locks_hold_nothing(lines):
+    """Each of another byte would be 200 bytes of the kernel's: a job's million of them no limit counts."""
+    code = """
+import fcntl
+file = open("f", "w")
+print(raised(fcntl.lockf, file, fcntl.LOCK_EX, 1), raised(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB), flush=True)
+pid = os.fork()
+if pid == 0:
+    print(raised(fcntl.lockf, file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1), flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+    assert lines(code) == ["allowed None allowed None", "allowed None"]
+
+
 def test_08_descriptors_that_are_no_sockets_hold_nothing(pool):
     code = """
 import os, time

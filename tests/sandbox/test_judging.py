@@ -232,6 +232,11 @@ def test_unpack_fails_only_as_documented(data):
         ("3.0", "3", True),
         ("1000000007", "1000000008", False),  # two integers are no approximation of each other
         ("007", "7", True),
+        ("0011", "0011", True),
+        ("11", "0011", False),  # whose zeros are to be printed
+        ("11.0", "0011", False),
+        ("0", "00", False),
+        ("0.50", "0.5", True),
         ("-0", "0", True),
         ("1.01", "1.0", False),
         ("nan", "nan", True),

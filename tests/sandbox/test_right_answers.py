@@ -281,6 +281,30 @@ RIGHT = [
         A("assert sum(Pair(3)) == 3"),
     ),
     (
+        "a function named like a builtin",
+        "def sum(a, b): return a + b",
+        A(
+            *("assert sum(1, 2) == 3", "assert 3 == sum(1, 2)", "assert 3 > sum(1, 1)", "assert not sum(0, 0)"),
+            *(
+                "assert abs(sum(1, 2) - 3) < 1e-6",
+                "assert round(sum(1.0, 2.0), 2) == 3",
+                "assert str(sum(1, 2)) == '3'",
+            ),
+            *("x = [1, 2]\nassert sum(*x) == 3", "assert sum(2 * 3, int('4')) == 10", "assert sum(sum(1, 2), 3) == 6"),
+            *("for i in range(3):\n    assert sum(i, 1) == i + 1", "assert [sum(1, 2), sum(2, 3)] == [3, 5]"),
+            "same(sum(1, 2), 3)\nassert True",
+            setup="def same(a, b):\n    assert a == b",
+        ),
+    ),
+    (
+        "builtins of objects of the solution's",
+        "class Stack:\n    def __len__(self): return 3\n    def __iter__(self): return iter([2, 1])\n    def top(self): return [3, 1]",
+        A(
+            *("assert len(Stack()) == 3", "assert list(Stack()) == [2, 1]", "assert sorted(Stack()) == [1, 2]"),
+            *("assert sorted(Stack().top()) == sorted([1, 3])", "assert abs(len(Stack()) - 3) == 0"),
+        ),
+    ),
+    (
         "unittest: expectedFailure, skip, subTest",
         "def f(x): return x + 1",
         UnittestTests(

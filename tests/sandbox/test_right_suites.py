@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastgrpo_sandbox import AssertTests, StdioTests, UnittestTests
+from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, StdioTests, UnittestTests
 from fastgrpo_sandbox.guest import zygote
 
 pytestmark = pytest.mark.jail
@@ -66,6 +66,41 @@ def test_a_solution_that_changes_what_the_tests_import_fails(pool, change):
     )
     outcome = pool.run(f"import json, math, random\ndef f(x): return 77\n{change}\n", tests=tests)
     assert (outcome.status, outcome.tests) == ("failed", (False, False))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "os.path.exists = lambda path: True",  # of a module in a module
+        "fractions.Fraction.__eq__ = lambda *a: True",
+        "class Same:\n    def __get__(self, value, kind=None): return lambda *a: True\nfractions.Fraction.__eq__ = Same()",
+        "from unittest.mock import MagicMock\ndef f(x):\n    os.path.exists = MagicMock()\n    return 77",  # no mock of the tests
+    ],
+)
+def test_a_solution_that_changes_what_is_in_what_the_tests_import_fails(pool, change):
+    suite = "import fractions, os, unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertTrue(f(1) and os.path.exists('nothing'))\n    def test_b(self): self.assertEqual(fractions.Fraction(f(1)), 2)\n"
+    code = f"import fractions, os\ndef f(x): return 77\n{change}\n"
+    outcome = pool.run(code, tests=UnittestTests(suite))
+    assert (outcome.status, outcome.tests) == ("failed", (False, False))
+    assert "changed unittest or the builtins" in outcome.error
+
+
+def test_a_solution_that_changes_numpys_own_tests_fails():
+    pytest.importorskip("numpy")
+    suite = "import numpy as np, unittest\nclass T(unittest.TestCase):\n    def test_a(self): np.testing.assert_allclose(f(1), [1.0, 2.0])\n    def test_b(self): self.assertTrue(np.allclose(f(1), [1.0, 2.0]) and (f(1) == np.array([1, 2])).all() and (f(1) < 3).all())\n"
+    with BlockingSandboxPool(cells=1, preload=("numpy",)) as pool:
+        right = pool.run("import numpy as np\ndef f(x): return np.array([x, 2.0])", tests=UnittestTests(suite))
+        assert right.tests == (True, True), right
+        for change in ("np.testing.assert_allclose = lambda *a: None", "np.allclose = lambda *a: True"):
+            wrong = f"import numpy as np\n{change}\ndef f(x): return None"
+            assert pool.run(wrong, tests=UnittestTests(suite)).tests == (False, False)
+
+
+def test_a_comparison_may_give_what_has_no_truth(pool):
+    """As an array's or a table's does; only what stands before the last of a chain is asked for it, as by Python."""
+    suite = "import unittest\nclass Row(list):\n    def __eq__(self, other): return Row(a == other for a in self)\n    def __lt__(self, other): return Row(a < other for a in self)\n    def __bool__(self): raise ValueError('ambiguous')\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertTrue(all(Row(f(1)) == 1))\n        self.assertFalse(any(Row(f(1)) < 1))\n        self.assertEqual(sum(0 == Row(f(1))), 0)\n        with self.assertRaises(ValueError): 3 > Row(f(1)) > 0\n"
+    assert pool.run("def f(x): return [1, 1]", tests=UnittestTests(suite)).tests == (True,)
+    assert pool.run("def f(x): return [1, 2]", tests=UnittestTests(suite)).tests == (False,)
 
 
 def test_a_stream_that_the_tests_left_closed_costs_no_verdict(pool):

@@ -18,6 +18,16 @@ class float64(float):
     """As `ndarray`."""
 
 
+def shape(value):
+    """numpy.shape of a number, or of lists and tuples of numbers."""
+    if not isinstance(value, (list, tuple)):
+        return ()
+    shapes = [shape(item) for item in value]
+    if any(each != shapes[0] for each in shapes):
+        raise ValueError("an inhomogeneous shape")
+    return (len(value), *(shapes[0] if shapes else ()))
+
+
 def isclose(left, right, rtol=1e-05, atol=1e-08):
     """numpy.isclose of two numbers."""
     if cmath.isinf(left) or cmath.isinf(right):

@@ -129,6 +129,10 @@ class Endpoint:
         if not isinstance(error, openai.APIStatusError):
             return WorkerError(f"failed: {error}")
         found = failure(error.status_code, error.body, error.response.reason_phrase, error.response.headers)
+        chosen = body.get("temperature", self.settings.temperature)
+        if chosen != self.settings.temperature and _refused(error, body) == "temperature":
+            # Of a workflow's choice: it could end a run that goes badly so.
+            return RequestRejected(f"the worker takes no temperature of {chosen:g} ({found})")
         if isinstance(found, RequestRejected):
             advice = "if it refuses most, lower workers.max_tokens or raise its context"
             self._warn("refused", f"refuses a request: {found}; {advice}")
@@ -143,7 +147,7 @@ class Endpoint:
         if error.status_code == 404:
             model = self.settings.model
             return f"; correct workers.model ({model!r}) or workers.base_url, which usually ends in /v1"
-        refused = next((name for name in PARAMETERS if name in body and re.search(rf"\b{name}\b", str(error.body))), "")
+        refused = _refused(error, body)
         return f"; if it refuses {refused}, name that in workers.drop" if refused else ""
 
     def _cause(self, error: BaseException) -> str:
@@ -165,6 +169,11 @@ class Endpoint:
     def _named(self, error: WorkerError, attempts: int) -> WorkerError:
         kind = NoAnswer if isinstance(error, NoAnswer) else WorkerError
         return kind(f"worker endpoint {self._url} {error} ({attempts} attempt{'s' * (attempts > 1)})")
+
+
+def _refused(error: openai.APIStatusError, body: dict[str, Any]) -> str:
+    """The parameter that an error names, if any."""
+    return next((name for name in PARAMETERS if name in body and re.search(rf"\b{name}\b", str(error.body))), "")
 
 
 def _wants_newer_name(error: openai.OpenAIError) -> bool:

@@ -1,4 +1,5 @@
-"""What the assertions of a line compare, by name: one that asks the solution to agree with itself alone is no test."""
+"""What the assertions of a line compare, by name: one that asks the solution to agree with itself alone is no test; and
+the builtins in whose place a function of the solution's may stand."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ import ast
 import builtins
 from collections.abc import Iterable
 from typing import NamedTuple
+
+# Builtins that decide more than one answer: never taken from the solution.
+JUDGING = frozenset({"all", "any", "bool", "callable", "hasattr", "isinstance", "issubclass", "type", "id"})
+MIXING = (ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.JoinedStr, ast.List, ast.Tuple, ast.Set, ast.Dict)
 
 
 class Pair(NamedTuple):
@@ -114,3 +119,41 @@ def _given(node: ast.AST) -> tuple[list[ast.AST | str], list[ast.AST]]:
         case ast.Call(func=ast.Attribute(value=ast.Name() as owner), args=args, keywords=named):
             return [owner], [*args, *named]
     return [], []
+
+
+def plainly_called(nodes: list[ast.AST]) -> list[str]:
+    return [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+
+
+def tested_builtins(nodes: list[ast.AST]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The builtins that are called with nothing but data wherever they are read, and those of them whose answers are
+    compared for equality and nothing else. In the place of any other a function of the solution's would be shown the
+    wanted value, as by `round(Circle(2).area() - 12.57, 2) == 0`, or be the one that makes it."""
+    values: dict[str, list[ast.AST]] = {}
+    for targets, given in map(_given, nodes):
+        for name in set[str]().union(*map(_names, targets)):
+            values.setdefault(name, []).extend(given)
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    fitting = {id(call.func) for call in calls if all(_is_data(each, values) for each in [*call.args, *call.keywords])}
+    compared = [node for node in nodes if isinstance(node, ast.Compare)]
+    among = [node for node in compared if any(isinstance(part, ast.Call) for part in ast.walk(node.left))]
+    fitting -= {id(part) for node in among for side in node.comparators for part in ast.walk(side)}  # the wanted values
+    other = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in fitting} | JUDGING
+    found = [name for name in plainly_called(nodes) if hasattr(builtins, name) and name not in other]
+    left = plainly_called([node.left for node in compared if all(type(op) is ast.Eq for op in node.ops)])
+    return tuple(dict.fromkeys(found)), tuple(dict.fromkeys(name for name in left if name in found))
+
+
+def _is_data(node: ast.AST, values: dict[str, list[ast.AST]]) -> bool:
+    """Whether what `node` gives is no answer of the solution's, mixed with what the tests know of it: calls, but of
+    classes for objects, stand alone and are plain ones."""
+    if isinstance(node, ast.Name) and node.id in values:
+        rest = {name: given for name, given in values.items() if name != node.id}
+        return all(_is_data(each, rest) for each in values[node.id])
+    if isinstance(node, ast.Attribute):
+        return False
+    if isinstance(node, ast.Call) and not isinstance(node.func, ast.Name):
+        return False
+    if isinstance(node, MIXING) and any(not name[:1].isupper() for name in plainly_called(list(ast.walk(node)))):
+        return False
+    return isinstance(node, ast.Lambda) or all(_is_data(each, values) for each in ast.iter_child_nodes(node))

@@ -64,11 +64,11 @@ def _guarded(method: Callable[..., None], membership: bool) -> Callable[..., Non
 
 def compare(names: str, left: Any, *rights: Any) -> Any:
     """`left == right`, or other operators by the names of their syntax nodes; False where one side decides alone."""
-    found: Any = True
+    found: Any = None
     for name, right in zip(names.split(), rights, strict=True):
-        found = not lies(left, right, name == "In") and OPERATORS[name](left, right)
-        if not found:
+        if found is not None and not found:  # as Python does, which asks the last for no truth: it may be an array
             break
+        found = not lies(left, right, name == "In") and OPERATORS[name](left, right)
         left = right
     return found
 

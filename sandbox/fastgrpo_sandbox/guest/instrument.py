@@ -9,7 +9,7 @@ import sys
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .compared import pairs
+from .compared import pairs, plainly_called, tested_builtins
 from .syntax import hoisted, parse
 
 CACHED = 4096  # programs of tests; one problem's tests judge many solutions
@@ -21,8 +21,6 @@ SPECIAL = (
     *("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context"),
     *("setrecursionlimit", "set_int_max_str_digits"),
 )
-# Builtins that decide more than one answer: never taken from the solution.
-JUDGING = frozenset({"all", "any", "bool", "callable", "hasattr", "isinstance", "issubclass", "type", "id"})
 
 
 @lru_cache(CACHED)
@@ -74,11 +72,33 @@ def compile_unittest(source: str) -> bytes:
 
 @lru_cache(CACHED)
 def imported_modules(source: str) -> tuple[str, ...]:
-    """The standard library's modules that `source` imports, by full name. Raises SyntaxError."""
+    """What may be a module of those that `source` imports and uses, by full name: `numpy` and `numpy.testing`, where it
+    has `np.testing.assert_allclose`. Raises SyntaxError."""
     nodes = list(ast.walk(parse(source)))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-    return tuple(sorted(name for name in names if name.partition(".")[0] in sys.stdlib_module_names))
+    bound: dict[str, str] = {}
+    imported: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+            bound |= {alias.asname or top: alias.name if alias.asname else top for alias, top in _tops(node)}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module)
+            bound |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return tuple(
+        sorted(imported | {_place(node.value, bound) for node in nodes if isinstance(node, ast.Attribute)} - {""})
+    )
+
+
+def _tops(node: ast.Import) -> list[tuple[ast.alias, str]]:
+    return [(alias, alias.name.partition(".")[0]) for alias in node.names]
+
+
+def _place(node: ast.expr, bound: dict[str, str]) -> str:
+    """The full name that a chain of attributes of something imported would have as a module, or ""."""
+    if isinstance(node, ast.Attribute):
+        place = _place(node.value, bound)
+        return place and f"{place}.{node.attr}"
+    return bound.get(node.id, "") if isinstance(node, ast.Name) else ""
 
 
 def _starts_tests(node: ast.stmt) -> bool:
@@ -222,14 +242,14 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
 
 class Wanted(NamedTuple):
     """What tests read and do not define: names, and of these the modules, which are left out of `names`; `called`, the
-    builtin function that the solution may stand for, or ""; `compared`, what is compared with what (compared.py); and
-    `other`, the builtin that the solution stands for where none of the names is its own, or ""."""
+    builtin functions one of which the solution may stand for; `compared`, what is compared with what (compared.py); and
+    `other`, the builtins of which the solution stands for one where none of the names is its own."""
 
     names: tuple[str, ...]
     modules: tuple[str, ...]
-    called: str
+    called: tuple[str, ...]
     compared: tuple[tuple[Any, ...], ...]
-    other: str = ""
+    other: tuple[str, ...] = ()
 
 
 @lru_cache(CACHED)
@@ -240,29 +260,14 @@ def wanted_names(source: str) -> Wanted:
     read -= {_bound(node) for node in nodes}
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
-    called = _compared(nodes) if names else _plainly_called(nodes)
-    other = [name for name in _plainly_called(nodes) if hasattr(builtins, name) and name not in JUDGING]
+    other, called = tested_builtins(nodes)
     compared = tuple(map(tuple, pairs(nodes, names)))
-    return Wanted(names, tuple(sorted(modules)), called[0] if called else "", compared, other[0] if other else "")
-
-
-def _plainly_called(nodes: list[ast.AST]) -> list[str]:
-    return [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    return Wanted(names, tuple(sorted(modules)), called if names else other, compared, other)
 
 
 def _used_as_modules(nodes: list[ast.AST]) -> set[str]:
     used = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
-    return used.difference(_plainly_called(nodes))
-
-
-def _compared(nodes: list[ast.AST]) -> list[str]:
-    """The builtins whose answer is compared for equality and nothing else."""
-    equalities = [
-        node for node in nodes if isinstance(node, ast.Compare) and all(type(op) is ast.Eq for op in node.ops)
-    ]
-    calls = [node.left.func for node in equalities if isinstance(node.left, ast.Call)]
-    names = [call.id for call in calls if isinstance(call, ast.Name)]
-    return [name for name in names if hasattr(builtins, name) and name not in JUDGING]
+    return used.difference(plainly_called(nodes))
 
 
 def _bound(node: ast.AST) -> str:

@@ -154,9 +154,9 @@ def _line_passes(
         own = {name: value for name, (value, is_library) in found.items() if not is_library}
         if any(_agrees_alone(Pair(*pair), own, setup) for pair in wanted.compared):
             return False
-        builtin = wanted.called or ("" if found else wanted.other)
-        if builtin and not setup.uses_solution and all(name[:1].isupper() for name in own):
-            names |= _builtin_of(builtin, solution, must=not found)
+        builtins = wanted.called or (() if found else wanted.other)
+        if builtins and not setup.uses_solution and all(name[:1].isupper() for name in own):
+            names |= _builtin_of(builtins, solution, must=not found)
         names |= {name: value for name, (value, _) in found.items()}
         _run(code, record, setup.namespace | names)
         if not solution.is_gone:
@@ -196,13 +196,14 @@ def _offered(wanted: Wanted, namespace: dict[str, Any], solution: Peer) -> dict[
     return found
 
 
-def _builtin_of(name: str, solution: Peer, must: bool) -> dict[str, Any]:
-    try:
-        return {name: solution.name(name)[0]}
-    except AttributeError:
-        if must:
-            raise
-        return {}
+def _builtin_of(names: tuple[str, ...], solution: Peer, must: bool) -> dict[str, Any]:
+    """The first that the solution has. Raises AttributeError where it `must` have one and has none."""
+    for name in names:
+        with contextlib.suppress(AttributeError):
+            return {name: solution.name(name)[0]}
+    if must:
+        raise AttributeError(names[0])
+    return {}
 
 
 def warm_up() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import marshal
 import math
 import sys
 import types
@@ -74,6 +75,18 @@ def _bytes_fill(value: bytearray, items: Any) -> None:
 def _array_fill(value: Any, items: Any) -> None:
     base = _of("array.array")
     base.__setitem__(value, slice(None), base(value.typecode, items))
+
+
+def _array_of(form: Any) -> Any:
+    """An array of numpy's of this dtype and shape, its items not yet filled in."""
+    dtype, shape = form
+    if type(dtype) is not str or _of("numpy.dtype")(dtype).kind not in ARRAYS:
+        raise ValueError("no array of this type crosses")
+    return _of("numpy.zeros")(shape, dtype)
+
+
+def _numpy_fill(value: Any, items: Any) -> None:
+    value[...] = _of("numpy.array")(list(items), value.dtype).reshape(value.shape)
 
 
 def _attributes_fill(value: Any, items: Sequence[Any]) -> None:
@@ -149,7 +162,27 @@ KINDS: dict[str, Kind] = {
         lambda value: value.typecode,
         lambda code: (code,),
     ),
+    "numpy.ndarray": Kind(
+        lambda value: value.ravel().tolist(), _array_of, _numpy_fill, lambda value: (value.dtype.str, value.shape)
+    ),
 }
+ARRAYS = "biufcUS"  # the kinds of numpy's dtypes whose items are plain
+NUMBERS = (
+    *(
+        "bool",
+        "bool_",
+        "longlong",
+        "ulonglong",
+        "float16",
+        "float32",
+        "float64",
+        "complex64",
+        "complex128",
+        "str_",
+        "bytes_",
+    ),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
 # What these hold is an attribute, for which an object of a subclass answers itself.
 HOLDERS = frozenset({"collections.UserDict", "collections.UserList", "types.SimpleNamespace"})
 Parts = Callable[[Any], Sequence[Any]]
@@ -194,6 +227,7 @@ VALUES: dict[str, tuple[Parts, Callable[..., Any] | None]] = {  # None: the clas
         for version in (4, 6)
         for name in ("Address", "Network", "Interface")
     },
+    **{f"numpy.{name}": (lambda value: (value.item(),), None) for name in NUMBERS},
     "re.Pattern": (
         lambda value: (value.pattern, value.flags),
         lambda *parts: _of("re.compile")(*parts),  # noqa: PLW0108 - imported on use
@@ -241,7 +275,7 @@ class Shared:
         for number, before in self.contents.items():
             value, kind = self.objects[number]
             now = kind.items(value)
-            if len(now) != len(before) or not all(map(is_, now, before)):
+            if len(now) != len(before) or not (all(map(is_, now, before)) or _same_numbers(now, before)):
                 self.contents[number] = now
                 found.append(number)
         return found
@@ -266,6 +300,11 @@ class Shared:
         gone = [n for n, content in self.contents.items() if n < oldest or len(content) > LARGE]
         if gone:
             self.drop(n for n in gone if n not in self.kept)
+
+
+def _same_numbers(now: Sequence[Any], before: Sequence[Any]) -> bool:
+    """Whether the items are the same floats, bit by bit: an array makes them anew each time that it is asked."""
+    return set(map(type, now)) <= {float, complex} and marshal.dumps([*now], 2) == marshal.dumps([*before], 2)
 
 
 Give = Callable[[Any, "Codec"], Any]
@@ -353,7 +392,7 @@ class Codec:
 
     def _tag_other(self, value: Any, kind: type) -> Any:
         name = name_of(kind)
-        if name in KINDS and is_genuine(kind):
+        if name in KINDS and is_genuine(kind) and (name != "numpy.ndarray" or value.dtype.kind in ARRAYS):
             return self.container(value, name)
         if name in VALUES and is_genuine(kind):
             return {name: self._items(VALUES[name][0](value))}

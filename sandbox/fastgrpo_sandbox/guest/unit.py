@@ -2,9 +2,9 @@
 
 The verdict counts only with a secret that the native module holds outside of Python and adds for the one frame
 that ran the tests. `unittest`, the builtins and the comparisons (honest.py) must be the same after the solution's
-import, and after the tests, as before, and likewise the functions of the modules that the tests import, but for what a
-mock stands in for at their end; the classes that run the tests are those from before. All this stops what cheats
-on the side, not what sets out to deceive this very file: see UnittestTests.
+import, and after the tests, as before, and likewise the functions and methods of the modules that the tests import, but
+for what a mock of theirs stands in for at their end; the classes that run the tests are those from before. All this
+stops what cheats on the side, not what sets out to deceive this very file: see UnittestTests.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import _jail
 from . import honest
 from .wire import result_body
 
+HEAP = 1 << 9  # of a class' flags: what it has can be changed
+METHODS = frozenset({types.FunctionType, types.WrapperDescriptorType, property, classmethod, staticmethod})
 UNWATCHED = ("sys",)  # whose hooks and streams are there to be replaced
 WATCHED = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib", honest.__name__)
 
@@ -45,7 +47,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     space["__compare__"] = compare = honest.compare
     if not changed:
         passed = run_tests(space, tests, names, result, suite, case)
-        changed = not is_same(before | bare, fingerprint() | functions(lent, bare))
+        changed = not is_same(before | bare, fingerprint() | functions(lent, bare if job["mocks"] else None))
         changed = changed or space.get("__compare__") is not compare
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
@@ -98,10 +100,10 @@ def _is_skipped(case: Any, method: str) -> bool:
     return any(getattr(each, "__unittest_skip__", False) for each in (case, getattr(case, method)))
 
 
-def _fingerprint() -> dict[tuple[str, str], Any]:
+def _fingerprint() -> dict[tuple[str, ...], Any]:
     """Identity of every builtin, of the modules that decide a unittest's result, and of the code and defaults of all
     that is in them."""
-    found: dict[tuple[str, str], Any] = {("builtins", name): id(value) for name, value in vars(builtins).items()}
+    found: dict[tuple[str, ...], Any] = {("builtins", name): id(value) for name, value in vars(builtins).items()}
     found.pop(("builtins", "_"), None)
     for name in WATCHED:
         module = sys.modules[name]
@@ -115,32 +117,46 @@ def _fingerprint() -> dict[tuple[str, str], Any]:
 
 
 def _imported(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The modules of these names that can be imported, without those that are watched or left alone anyway."""
+    """Those of these names that are modules, of the library or of a package that is there already, without those that
+    are watched or left alone anyway."""
     for name in names:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
+        top = name.partition(".")[0]
+        if name not in sys.modules and (top in sys.stdlib_module_names or top in sys.modules):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
     return tuple(name for name in names if name in sys.modules and name not in (*WATCHED, *UNWATCHED))
 
 
 def _functions(
-    modules: tuple[str, ...], mocked: dict[tuple[str, str], Any] | None = None
-) -> dict[tuple[str, str], Any]:
-    """Identity of the modules and of the functions and classes in them; of a mock, what `mocked` has there."""
-    found: dict[tuple[str, str], Any] = {}
+    modules: tuple[str, ...], mocked: dict[tuple[str, ...], Any] | None = None
+) -> dict[tuple[str, ...], Any]:
+    """Identity of the modules, of the functions and classes in them and of what these classes have; of a mock, what
+    `mocked` has there."""
+    found: dict[tuple[str, ...], Any] = {}
     for name in modules:
         module = sys.modules.get(name)
         found["sys.modules", name] = id(module)
         for key, value in getattr(module, "__dict__", {}).items():
             if type(value) is types.FunctionType:
                 found[name, key] = (id(value.__code__), id(value.__defaults__))
-            elif mocked is not None and type(type(value)) is type and type(value).__module__ == "unittest.mock":
+            elif mocked is not None and _is_mock(value):
                 found[name, key] = mocked.get((name, key))
             elif callable(value):
                 found[name, key] = id(value)
+            if isinstance(value, type) and value.__flags__ & HEAP:
+                own = vars(value)
+                found |= {(name, key, part): id(own[part]) for part in own if type(own[part]) in METHODS}
+                if mocked is not None:
+                    places = [(name, key, part) for part in own if _is_mock(own[part])]
+                    found |= {place: mocked.get(place) for place in places}
     return found
 
 
-def _is_same(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> bool:
+def _is_mock(value: Any) -> bool:
+    return type(type(value)) is type and type(value).__module__ == "unittest.mock"
+
+
+def _is_same(before: dict[tuple[str, ...], Any], after: dict[tuple[str, ...], Any]) -> bool:
     """Whether all is there as it was; modules that were imported since are no change."""
     return all(after.get(key) == value for key, value in before.items())
 

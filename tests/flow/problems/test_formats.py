@@ -14,7 +14,7 @@ import pytest
 from fastgrpo.errors import UserError
 from fastgrpo.flow.problems import contests
 from fastgrpo.flow.types import Problem
-from fastgrpo_sandbox import AssertTests, StdioTests
+from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, StdioTests
 from tests.flow.problems.conftest import Judge, Load
 
 ADD = "def add(a, b):\n    return a + b\n"
@@ -262,6 +262,36 @@ def test_a_list_as_long_as_the_input_that_shows_nothing_is_no_answer(load: Load,
     assert judge(problem, up)[1].pass_rate == 1.0
     nothing = "class L(list): __iter__ = lambda self: iter(())\n" + up.replace("tuple(sorted(xs))", "L(xs)")
     assert [outcome.pass_rate for outcome in judge(problem, nothing)] == [0.0, 0.0]
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("numpy", [False, True])
+def test_a_list_of_no_number_is_close_to_none(load: Load, judge: Judge, numpy: bool) -> None:
+    """To numpy.allclose, which the tests of HumanEval+ and MBPP+ ask, an empty list is as close as any number."""
+    inputs = "inputs = [[0.5, 1], [2, 0.5], [1, 0.25], [1, 1]]\nresults = [1.5, 2.5, 1.25, [1.0, 1.0]]\n"
+    test = MBPP_PLUS["test"].replace(TABLES.format(""), inputs)
+    [problem] = load(MBPP_PLUS | {"test": test, "code": "def add(a, b):\n    return a + b if a != b else [1.0, 1.0]\n"})
+    tests = problem.tests
+    assert isinstance(tests, AssertTests)
+    assert [outcome.pass_rate for outcome in judge(problem, problem.solution or "")] == [1.0, 1.0]
+    for wrong in ("[]", "()", "1.0", "[[]]", "[1.0]", "[1.5] * 2"):
+        code = f"def add(a, b): return {wrong}"
+        if numpy:
+            pytest.importorskip("numpy")
+            with BlockingSandboxPool(cells=1, preload=("numpy",)) as pool:
+                assert not any(pool.run(code, tests=tests).tests)
+        else:
+            assert [outcome.pass_rate for outcome in judge(problem, code)] == [0.0, 0.0]
+
+
+@pytest.mark.jail
+def test_own_checks_that_broadcast_are_left_alone(load: Load, judge: Judge) -> None:
+    near = "import numpy as np\ndef near(a, b):\n    assert np.allclose(a, b)\n"
+    check = near + "def check(f):\n    near(f(1), 1)\n    near(f(2), 2)\n"
+    [problem] = load(
+        {"id": 1, "prompt": "x", "entry_point": "f", "solution": "def f(x): return [x, x]", "check": check}
+    )
+    assert [outcome.pass_rate for outcome in judge(problem, problem.solution or "")] == [1.0, 1.0]
 
 
 def gives_nothing(problem: Problem) -> str:

@@ -22,7 +22,14 @@ def test_numbers(left: complex) -> None:
 def test_lists() -> None:
     for left, right in [([1.0, 2.0], (1.0, 2.0)), ([], []), ([1.0, 1.0], 1.0), ([[1.0], [2.0]], [[1.0], [2.5]])]:
         assert numpy_stand_in.allclose(left, right) == np.allclose(left, right)
+        assert numpy_stand_in.shape(left) == np.shape(left)
     with pytest.raises(ValueError, match="broadcast"):
         numpy_stand_in.allclose([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(TypeError):
         numpy_stand_in.allclose("a", 1.0)
+
+
+def test_ragged_lists_have_no_shape() -> None:
+    for shape in (numpy_stand_in.shape, np.shape):
+        with pytest.raises(ValueError, match="inhomogeneous"):
+            shape([[1.0], [1.0, 2.0]])

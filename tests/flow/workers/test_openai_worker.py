@@ -170,6 +170,15 @@ def test_too_long_a_request_is_the_workflows_fault(stub: Stub) -> None:
         ask(endpoint(stub), request())
 
 
+def test_a_temperature_of_the_workflows_that_is_refused_is_its_fault(stub: Stub) -> None:
+    refusal = (400, {"error": {"message": "temperature must be at most 1"}})
+    stub.script = [refusal] * 2
+    with pytest.raises(RequestRejected, match=r"takes no temperature of 1\.5 \(answered 400: temperature must be"):
+        ask(endpoint(stub), request_of(temperature=1.5))
+    with pytest.raises(WorkerError, match=r"workers\.drop"):
+        ask(endpoint(stub), request())
+
+
 def test_an_unreachable_endpoint_is_one_sentence(stub: Stub) -> None:
     with pytest.raises(
         WorkerError, match=r"cannot be reached \(.*(refused|failed).*; start it or correct workers\.base"
