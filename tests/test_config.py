@@ -429,7 +429,7 @@ def test_a_reader_that_has_read_enough_ends_a_program_without_a_word(main: str) 
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open(write, "wb") as gone:
         command = [sys.executable, "-c", code]
-        ended = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, env=environment, timeout=60, check=False)
+        ended = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, env=environment, timeout=240, check=False)
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 

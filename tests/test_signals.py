@@ -65,7 +65,7 @@ def started(text: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 def test_a_signal_stops_in_order_and_is_the_exit_status(number: signal.Signals, what: str) -> None:
     with started(PROGRAM, what) as process:
         process.send_signal(number)
-        out, error = process.communicate(timeout=30)
+        out, error = process.communicate(timeout=240)
     assert (process.returncode, out) == (128 + number, "saved\n")
     first = ["stopping in order; a second signal ends at once"] if what == "waits" else []
     assert error.splitlines() == [*first, "interrupted"]
@@ -78,7 +78,7 @@ def test_a_program_stops_in_order_where_nobody_reads_what_it_says() -> None:
         process.stderr.close()
         process.stderr = None
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=240)
     assert (process.returncode, out) == (130, "saved\n")
 
 
@@ -90,8 +90,8 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_first_one_passed_on(apart
         assert process.stdout.readline() == "ending\n"
         process.send_signal(signal.SIGINT)
         if ended:
-            process.wait(timeout=30)
-        out, error = process.communicate("\n", timeout=30)
+            process.wait(timeout=240)
+        out, error = process.communicate("\n", timeout=240)
     assert (process.returncode, out) == (143, "" if ended else "saved\n")
     assert error.splitlines()[-1] == ("interrupted again: ended at once" if ended else "interrupted")
 
@@ -100,7 +100,7 @@ def test_a_second_signal_ends_at_once_unless_it_is_the_first_one_passed_on(apart
 def test_a_signal_while_a_program_imports_is_one_line(number: signal.Signals) -> None:
     with started(IMPORT) as process:
         process.send_signal(number)
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=240)
     assert (process.returncode, error) == (128 + number, "interrupted\n")
 
 
@@ -108,7 +108,7 @@ def test_of_several_ranks_torchrun_ends_the_others_at_once(monkeypatch: pytest.M
     monkeypatch.setenv("WORLD_SIZE", "2")
     with started(PROGRAM, "slow", "0") as process:
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=240)
     assert (process.returncode, out) == (-signal.SIGTERM, "")
 
 
@@ -118,5 +118,5 @@ def test_an_ignored_signal_stays_so() -> None:
     with started(text, "waits") as process:
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=240)
     assert process.returncode == 143

@@ -67,7 +67,7 @@ def synced(process: EngineProcess, policy: Policy) -> Iterator[EngineProcess]:
 
 def gone(pids: list[int]) -> bool:
     """Within seconds; a zombie is gone, which a grandchild is until its new parent has seen it."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if not any(pid_status(pid) not in (None, psutil.STATUS_ZOMBIE) for pid in pids):
             return True
@@ -290,7 +290,7 @@ class Watched(popen):
 subprocess.Popen = Watched
 engine_process.EngineProcess("nowhere", max_model_len=16)
 """
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=240, check=False)
     assert gone([int(done.stdout)])
 
 
@@ -310,7 +310,7 @@ def test_the_policy_keeps_its_weights_when_the_process_hangs(
     begun = time.monotonic()
     with pytest.raises(EngineDied, match=r"^generation hangs: a step of vLLM took over 2 s; raise engine.step_timeout"):
         finish(synced)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     assert gone(pids)
     # Whoever asks next hears the same, and what only drops requests has nothing to do.
     synced.abort_all()

@@ -46,7 +46,7 @@ def test_a_failing_rank_ends_all_of_them(how: str, tiny_folder: Path, tmp_path: 
     assert status != 0
     seconds = time.time() - (tmp_path / "failed").stat().st_mtime
     print(f"{how}: all ranks ended within {seconds:.1f} s\n{stderr}")
-    assert seconds < 60
+    assert seconds < 120
     for rank in range(2):
         assert not psutil.pid_exists(int((tmp_path / f"rank{rank}.pid").read_text()))
     said = stderr.split("Root Cause")[1 if how == "dies" else 0]

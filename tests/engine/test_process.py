@@ -90,4 +90,4 @@ from datetime import timedelta
 from torch.distributed import init_process_group
 init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=20), rank=0, world_size=1)
 """
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=240)

@@ -348,7 +348,7 @@ def test_a_display_whose_reader_is_gone_says_so_and_the_run_goes_on() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         process.stdout.close()
         process.stdout = None
-        _, said = process.communicate("go\n", timeout=30)
+        _, said = process.communicate("go\n", timeout=240)
     assert process.returncode == 0
     assert said == "nothing more is shown here (Broken pipe): the run goes on, and its folder has all of it\n"
 

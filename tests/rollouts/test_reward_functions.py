@@ -153,8 +153,8 @@ def test_a_function_that_hangs_ends_at_its_deadline_by_its_name(blocking: bool) 
 
     begun = time.monotonic()
     with pytest.raises(EnvironmentFailure, match=r"nearly all of grpo.execute_s = 0\.2 s"):
-        rewarded((lambda **_: time.sleep(5)) if blocking else waits, deadline_s=0.2)
-    assert time.monotonic() - begun < 4
+        rewarded((lambda **_: time.sleep(30)) if blocking else waits, deadline_s=0.2)
+    assert time.monotonic() - begun < 25
 
 
 def test_a_function_that_hangs_ends_before_the_rollouts_own_deadline() -> None:

@@ -214,7 +214,7 @@ def test_plain_feedback_has_no_thread_and_a_coroutine_is_awaited() -> None:
     [(raises, "p0: execute raised ZeroDivisionError: a reward divides by zero"), (hangs, "took longer than grpo.exec")],
 )
 def test_an_environment_that_fails_once_costs_one_rollout(failure, reason: str) -> None:
-    sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2, execute_s=0.5)
+    sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2, execute_s=2)
     group = gather(ScriptedEngine(), ScriptedEnvironment({1: failure}), 1, 3, sampling)[0]
     assert sorted(rollout.reward is None for rollout in group.rollouts) == [False, False, True]
     failed = next(rollout for rollout in group.rollouts if rollout.reward is None)
@@ -247,11 +247,11 @@ def test_an_execution_that_ignores_its_cancellation_is_left_behind_by_its_name(
         await asyncio.sleep(60)
 
     monkeypatch.setattr("fastgrpo.rollouts.asking.TIDY_S", 0.1)
-    sampling, begun = Sampling(max_new_tokens=8, max_model_len=200, execute_s=0.3), time.monotonic()
+    sampling, begun = Sampling(max_new_tokens=8, max_model_len=200, execute_s=2), time.monotonic()
     group = gather(ScriptedEngine(), ScriptedEnvironment({1: ignores, 2: ignores}), 1, 3, sampling)[0]
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 50
     assert [rollout.result.error for rollout in group.rollouts if rollout.reward is None] == [
-        "p0: execute took longer than grpo.execute_s = 0.3 s"
+        "p0: execute took longer than grpo.execute_s = 2 s"
     ] * 2
     assert caplog.messages == [
         "the environment's execute goes on though it was cancelled, and is left behind: let CancelledError pass"
@@ -296,10 +296,10 @@ def test_the_tail_after_the_last_answer_is_told_where_somebody_was_asked(answers
 
 
 def test_a_straggler_that_is_left_out_is_no_tail_after_the_last_answer() -> None:
-    rollouts = asking(late={"p1": 60.0}, straggler_s=0.8)
-    assert rollouts.waited[0] >= 0.8
+    rollouts = asking(late={"p1": 60.0}, straggler_s=2.0)
+    assert rollouts.waited[0] >= 2.0
     assert (rollouts.waited[1], rollouts.stragglers) == ("p1", 3)
-    assert 0.1 <= rollouts.after_answers <= 0.7
+    assert 0.1 <= rollouts.after_answers <= 1.4
 
 
 def asking(*, answers: bool = True, late: dict[str, float] | None = None, straggler_s: float = 0) -> Rollouts:

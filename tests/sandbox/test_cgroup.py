@@ -197,7 +197,7 @@ def test_an_ordinary_user_with_and_without_delegation(given):
         capture_output=True,
         text=True,
         cwd="/",
-        timeout=120,
+        timeout=240,
         check=False,
     )
     left = list(unit.glob("fastgrpo-*"))

@@ -36,7 +36,7 @@ asyncio.run(main())
 
 def test_exhausted_processes_are_infrastructure_and_pass():
     command = [sys.executable, "-c", AS_USER, FULL] if os.getuid() == 0 else [sys.executable, "-c", FULL]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=240, check=False)
     first, second = done.stdout.splitlines() or (done.stderr, "")
     assert first.startswith("['infrastructure', 'ok']")
     assert "Resource temporarily unavailable" in first
@@ -66,7 +66,7 @@ with BlockingSandboxPool(cells=1) as pool:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a full disk")
 def test_a_full_disk_changes_nothing():
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK], capture_output=True, text=True, cwd=REPOSITORY, timeout=120, check=False
+        [sys.executable, "-c", FULL_DISK], capture_output=True, text=True, cwd=REPOSITORY, timeout=240, check=False
     )
     assert done.stdout.splitlines() == ["10000", "again"], done.stderr
 

@@ -300,6 +300,6 @@ def test_the_end_of_a_program_ends_its_jails():
     program = "from fastgrpo_sandbox.rewards import code_exec\nprint(code_exec('print(6 * 7)'))"
     environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'sandbox'}"}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=environment, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=240, env=environment, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("(True, '42\\n')\n", "", 0)

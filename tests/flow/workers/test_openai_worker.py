@@ -188,11 +188,11 @@ def test_an_unreachable_endpoint_is_one_sentence(stub: Stub) -> None:
 
 
 def test_a_silent_endpoint_meets_its_deadline(stub: Stub) -> None:
-    stub.delay_s = 1.0
+    stub.delay_s = 30.0
     start = time.perf_counter()
     with pytest.raises(WorkerError, match=r"did not answer within 0\.1 s"):
         ask(endpoint(stub, timeout_s=0.1, retries=1), request())
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 20
 
 
 def test_an_answer_that_trickles_meets_the_deadline_too(stub: Stub) -> None:
@@ -211,11 +211,11 @@ def test_an_error_under_status_200_is_tried_again(stub: Stub) -> None:
 
 def test_the_time_that_the_endpoint_asks_for_is_waited_and_bounded(stub: Stub) -> None:
     stub.script = [(429, {"error": {"message": "busy"}})]
-    stub.headers = {"Retry-After": "0.4"}
+    stub.headers = {"Retry-After": "1"}
     start = time.perf_counter()
     [reply] = ask(endpoint(stub), request())
-    assert time.perf_counter() - start > 0.4
-    assert reply.seconds < 0.4  # what was waited is not the answer's time
+    assert time.perf_counter() - start > 1
+    assert reply.seconds < 1  # what was waited is not the answer's time
     one = Endpoint(endpoint(stub), backoff_s=0.01)
     assert one._pause(0, 3600.0) == 60.0
     assert one._pause(0, 0.0) <= 0.01
