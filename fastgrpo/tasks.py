@@ -45,15 +45,13 @@ class Task(NamedTuple):
 def problems_of(task: Task, config: Config) -> Problems:
     """(training, held-out) problems of the task, as lists.
 
-    Raises UserError where its `load_problems` gives anything else, or none to train on; a hang ends the process.
+    Raises UserError where its `load_problems` gives anything else; a hang ends the process.
     """
     with within(LOAD_S, f"load_problems has not ended in {LOAD_S:g} s: its own code, or the trial of solutions, hangs"):
         found: Any = task.load_problems(config)
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise UserError(f"load_problems must return two lists, for training and held out, got {shown(found)}")
     problems, held_out = (as_list(part, "load_problems") for part in found)
-    if not problems:
-        raise UserError("load_problems gives no problem to train on: lower data.held_out, or name more data")
     if without := [each for each in (*problems, *held_out) if not hasattr(each, "id")]:
         raise UserError(f"each problem of load_problems is an object with an id, got {shown(without[0])}")
     return problems, held_out

@@ -133,6 +133,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     config = with_readable_model(config, again=resume)
     trainable(config)
     problems, held_out = problems_of(task, config)
+    if not problems:
+        raise UserError("the task has no problem to train on: lower data.held_out, or name more data")
     with open_log(config, resume=resume) as log:
         if log.folder is not None and not named:
             note_task_from_python(log.folder)

@@ -219,7 +219,6 @@ def test_a_skipped_later_epoch_is_told(model: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (([], []), "load_problems gives no problem to train on"),
         ([SimpleNamespace(id=1)], r"load_problems must return two lists, .*, got \[namespace\(id=1\)\]"),
         (None, "load_problems must return two lists, .*, got None"),
         (([{"id": 3}], []), r"each problem of load_problems is an object with an id, got \{'id': 3\}"),
@@ -229,6 +228,15 @@ def test_a_skipped_later_epoch_is_told(model: Path, monkeypatch: pytest.MonkeyPa
 def test_problems_of_a_task_that_are_none_are_named(given: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         problems_of(Task(lambda _: given, open_vowels), Config())
+
+
+def test_a_task_without_problems_leaves_an_earlier_run_where_it_is(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "good"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").touch()
+    with pytest.raises(UserError, match="the task has no problem to train on: lower"):
+        run(model, tmp_path / "runs", "good", problems=([], load_vowels(None)[1]))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["good"]
 
 
 def test_a_rank_without_a_problem_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
