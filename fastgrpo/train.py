@@ -172,7 +172,7 @@ def where_resumed(folder: Path, model: Path) -> str:
     """
     checkpoints = Checkpoints(folder)
     if rank_and_world()[0] == 0:
-        with writing(f"to {folder}", "make it writable, then continue with --resume"):
+        with writing(f"or read all in {folder}", "make all in it readable and writable, then continue with --resume"):
             checkpoints.set_damaged_aside()
     gather_all(None, "the check of the last checkpoint")
     latest, broken = checkpoints.latest(), ", ".join(path.name for path in checkpoints.broken())
