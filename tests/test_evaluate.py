@@ -169,7 +169,8 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
 def test_programs_that_write_one_evaluation_at_once_keep_each_other_s_rows(tmp_path: Path) -> None:
     path = tmp_path / "run" / "evaluation.json"
     code = (
-        "import sys; from pathlib import Path; from fastgrpo.evaluate import EvalRow, save_rows\n"
+        "import sys; from pathlib import Path; from fastgrpo.evaluate import save_rows\n"
+        "from fastgrpo.types import EvalRow\n"
         "for n in range(30):\n"
         "    row = EvalRow(stage=f'{sys.argv[2]}{n}', problem_id='p', status='ok', reward=1.0, metrics={})\n"
         "    save_rows(Path(sys.argv[1]), [row])"
@@ -179,6 +180,13 @@ def test_programs_that_write_one_evaluation_at_once_keep_each_other_s_rows(tmp_p
     found = {row.stage for row in evaluate.read_rows(path)}
     assert found == {f"{who}{n}" for who in ("sft", "evaluate") for n in range(30)}
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_nothing_held_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda _: ([PROBLEM], []), lambda *_: None))
+    monkeypatch.setattr(evaluate, "with_local_model", lambda config: config)
+    with pytest.raises(UserError, match="no problem is held out to evaluate on: raise"):
+        asyncio.run(evaluate._main(resolve({"model.path": "m"})))
 
 
 def test_fixed_workflows_belong_to_the_workflow_task() -> None:

@@ -15,9 +15,10 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
-from fastgrpo.evaluate import EvalRow, save_rows
+from fastgrpo.evaluate import save_rows
 from fastgrpo.experiments import EXPERIMENTS, agreement, perform
 from fastgrpo.training.checkpoint import Checkpoints
+from fastgrpo.types import EvalRow
 
 
 class Stubs:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from fastgrpo import report
 from fastgrpo.errors import UserError
 from fastgrpo.record import report_figures
 from fastgrpo.record.problem_statistics import interval, thirds
@@ -165,3 +166,34 @@ def test_interval_holds_the_mean_and_shrinks_with_more_problems() -> None:
 
 def test_smooth_is_a_trailing_mean_without_nan() -> None:
     assert report_figures.smooth(np.array([1.0, 3.0, np.nan, 5.0]), width=2).tolist() == [1.0, 2.0, 3.0, 5.0]
+
+
+def test_values_of_another_kind_are_left_out(tmp_path: Path) -> None:
+    """As a disk or another program leaves them, in each field of each file."""
+    odd: list[Any] = ["x", [], {"a": 1}, -1, None]
+    metrics = {
+        "stage": "grpo",
+        "step": 1,
+        "reward/total": 0.5,
+        "seconds/step": 1.0,
+        "tail_s": 1.0,
+        "flop": 2.0,
+        "mfu": 0.1,
+    }
+    sample = {"step": 1, "workflow": "code", "reward": {"total": 1.0}, "pass_rate": 0.5, "status": "ok"}
+    row = evaluation(problems=1)[0]
+    lines = [metrics | {name: value} for name in metrics for value in odd]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [metrics, *lines]))
+    samples = [sample | {name: value} for name in sample for value in odd]
+    rows = [row | {name: value} for name in row for value in odd]
+    (tmp_path / "config.toml").write_bytes(b"\xff")
+    for three in range(0, len(samples), 3):
+        text = "".join(json.dumps(each) + "\n" for each in samples[three : three + 3])
+        assert list(report._from_samples(write(tmp_path / "samples.jsonl", text))) is not None
+    write(tmp_path / "evaluation.json", json.dumps([*evaluation(), *rows]))
+    assert "+40 points" in Page(write_report(tmp_path)).text
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path

@@ -230,11 +230,13 @@ def test_problems_of_a_task_that_are_none_are_named(given: Any, said: str) -> No
         problems_of(Task(lambda _: given, open_vowels), Config())
 
 
-def test_a_training_without_a_problem_is_refused(model: Path, tmp_path: Path) -> None:
-    task = Task(lambda _: ([], []), open_vowels)
-    with pytest.raises(UserError, match="load_problems gives no problem to train on"):
-        train({"runs": str(tmp_path)}, model=model, task=task)
-    assert not list(tmp_path.iterdir())
+def test_a_task_without_problems_leaves_an_earlier_run_where_it_is(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "good"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").touch()
+    with pytest.raises(UserError, match="the task has no problem to train on: lower"):
+        run(model, tmp_path / "runs", "good", problems=([], load_vowels(None)[1]))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["good"]
 
 
 def test_a_rank_without_a_problem_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ import pytest
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
-from fastgrpo.evaluate import EvalRow, baselines, write_rows
+from fastgrpo.evaluate import baselines, write_rows
 from fastgrpo.flow.baselines import ALONE, RANDOM, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.parse import parse_code, parse_completion
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Execution
-from fastgrpo.types import Result, Reward
+from fastgrpo.types import EvalRow, Result, Reward
 from tests.flow.conftest import ADD
 
 CONFIG = resolve({"eval.samples": 1, "eval.drafts": 2})

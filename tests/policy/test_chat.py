@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 
 from fastgrpo.config import Model
 from fastgrpo.errors import UserError
+from fastgrpo.policy.architecture import end_token_ids
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import END, train_tokenizer
 from tests.helpers.tiny_model import save_tiny_model
@@ -167,3 +168,12 @@ def test_every_end_token_of_the_folder_stops(tmp_path: Path) -> None:
     made = load_chat(folder, Model())
     assert made.stop_token_ids == [5, 7, 256]
     assert made.text([65, 7]) == made.tokenizer.decode([65])
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b'{"eos_token_id": "x"}', b'{"eos_token_id": {}}'])
+def test_settings_that_cannot_be_read_are_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "generation_config.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"generation_config\.json cannot be read: .*; download or save it again"):
+        end_token_ids(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [3, 4], "time_step_limit": [0.0, Infinity]}')
+    assert end_token_ids(tmp_path) == [3, 4]

@@ -7,6 +7,7 @@ import json
 import random
 import resource
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,21 @@ def test_a_checkpoint_whose_files_have_changed_is_set_aside_and_costs_no_older_o
     third = save(Checkpoints(tmp_path, keep=1), 3, state="third", score=0.5)
     assert (checkpoints.latest(), checkpoints.best()) == (third, first)
     assert (second / checkpoint.DAMAGED).exists(), "nothing of it is lost"
+
+
+@pytest.mark.parametrize(("number", "aside"), [(errno.EIO, True), (errno.EACCES, False)])
+def test_a_checkpoint_that_a_disk_does_not_read_is_set_aside_and_one_of_another_user_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, aside: bool
+) -> None:
+    path = save(Checkpoints(tmp_path), 1)
+
+    def unreadable(file: Path) -> int:
+        raise OSError(number, "cannot be read")
+
+    monkeypatch.setattr(checkpoint, "checksum", unreadable)
+    with nullcontext() if aside else pytest.raises(OSError, match="cannot be read"):
+        Checkpoints(tmp_path).set_damaged_aside()
+    assert Checkpoints(tmp_path).latest() == (None if aside else path)
 
 
 def test_a_checkpoint_of_an_older_version_has_no_sums(tmp_path: Path) -> None:
