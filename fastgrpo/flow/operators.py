@@ -144,6 +144,7 @@ class OperatorHost:
                 reply = await ask(messages.revise(problem, code, feedback), (code,), feedback)
                 return solution_of(problem, reply.text)
             case Ensemble(codes) if problem.answer is not None:
+                self._spend()  # no worker is asked, but the host reads
                 return codes[vote(codes)]
             case Ensemble(codes):
                 reply = await ask(messages.ensemble(problem, codes), tuple(codes))
@@ -216,7 +217,7 @@ class OperatorHost:
 
     def _spend(self) -> None:
         if self._left <= 0:
-            raise CallError(f"the workflow has used up its {self._limits.calls} worker calls and test runs")
+            raise CallError(f"the workflow has used up its {self._limits.calls} worker calls, test runs and votes")
         self._left -= 1
 
     def _request_seed(self, question: str) -> int:

@@ -202,7 +202,7 @@ def names_of(worker: Worker) -> tuple[str, ...]:
 
 
 class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of one workflow. `calls`: worker requests and public-test runs; `at_once`: workflows that run at once.
+    """Bounds of one workflow. `calls`: worker requests, votes, public-test runs; `at_once`: workflows that run at once.
 
     `session` are the jail's limits (60 s, arXiv 2504.15257). Its `wall_s` counts what the workflow does itself, the
     seconds of the answers it gets and of the tests it runs; neither the wait for a turn at a busy worker or jail, nor a

@@ -19,7 +19,7 @@ from fastgrpo.flow.prompt import query_prompt
 from fastgrpo.flow.types import Problem, Request, WorkflowLimits
 from fastgrpo.flow.workers.simulated import SKILLS, SimulatedWorker
 from fastgrpo.types import Rollout
-from fastgrpo_sandbox import SandboxPool
+from fastgrpo_sandbox import CallError, SandboxPool
 from tests.flow.conftest import ScriptedWorker
 
 NUMBER: Problem = NumberProblem("Tom has 3 apples and eats one. How many are left?", "3 - 1 = 2\n#### 2").problem("n/1")
@@ -50,6 +50,18 @@ def test_an_ensemble_is_the_majority_and_costs_no_request() -> None:
     chosen, host = call(worker, "ensemble", codes=["Answer: 3", "it is 2", "\\boxed{2}"])
     assert chosen == "it is 2"
     assert (worker.requests, host.calls[0].requests) == ([], 0)
+
+
+def test_votes_are_bounded_as_calls_are() -> None:
+    """Each is read by the host: a workflow that votes without end would hold up all others."""
+    host = OperatorHost(NUMBER, ScriptedWorker("A"), NO_POOL, WorkflowLimits(calls=2), 0)
+
+    async def vote() -> None:
+        for _ in range(3):
+            await host("ensemble", {"codes": ["Answer: 3"]})
+
+    with pytest.raises(CallError, match="used up its 2"):
+        asyncio.run(vote())
 
 
 def test_reviews_and_revisions_read_a_solution_that_is_no_program() -> None:

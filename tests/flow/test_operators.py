@@ -15,7 +15,7 @@ from fastgrpo.flow import messages
 from fastgrpo.flow.judge import extract_score
 from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line, program_after
 from fastgrpo.flow.parse import InvalidWorkflow, parse_completion
-from fastgrpo.flow.problems.numbers import read_answer
+from fastgrpo.flow.problems.numbers import read_answer, vote
 from fastgrpo.flow.types import NoAnswer, Problem, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, CallError, extract_code
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool
@@ -359,6 +359,12 @@ HOSTILE = [
 TEXTS = {repr(text): "x" + text * (20_000 // len(text)) + "x" for text in HOSTILE}
 TEXTS |= {"fence": "```" + "a" * 20_000 + "`", "blanks": "```" + " " * 20_000 + "`", "tildes": "~" * 20_000 + "`"}
 TEXTS["score"] = "score" + "*" * 20_000 + "x"
+
+
+@pytest.mark.parametrize("long", TEXTS.values(), ids=TEXTS)
+def test_a_vote_over_hostile_texts_holds_nobody_up(long: str) -> None:
+    assert vote([long] * 16) == 0
+    assert thread_seconds(lambda: vote([long] * 16)) < 1.0
 
 
 @pytest.mark.parametrize("long", TEXTS.values(), ids=TEXTS)

@@ -29,10 +29,7 @@ _NUMBER = re.compile(
     rf"|(?P<first>{_DECIMAL})(?:{_BLANKS}/{_BLANKS}(?P<second>\d{{1,30}}))?)(?!\d)"
 )
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\}){0,200})\}")
-_MARKED = (
-    re.compile(r"####([^\n]*)"),
-    re.compile(r"(?i)\banswer\b\s*(?:is|:|=)(?=([^\n]*))"),
-)
+_MARKS = (re.compile("####"), re.compile(r"(?i)\banswer\b\s*(?:is|:|=)"))
 
 
 class NumberProblem(msgspec.Struct, frozen=True):
@@ -66,12 +63,14 @@ def read_answer(text: str) -> Fraction | None:
     text = text[-_READ_CHARS:]
     if boxed := _BOXED.findall(text):
         return _first(boxed[-1])
-    for mark in _MARKED:
-        said = [number for part in mark.findall(text) if (number := _first(part)) is not None]
-        if said:
-            return said[-1]
-    found = [number for match in _NUMBER.finditer(text) if (number := _value(match)) is not None]
-    return found[-1] if found else None
+    for mark in _MARKS:
+        # Of the last first, and each to the next: a text may consist of marks.
+        lines = (part.partition("\n")[0] for part in reversed(mark.split(text)[1:]))
+        said = next((number for line in lines if (number := _first(line)) is not None), None)
+        if said is not None:
+            return said
+    numbers = map(_value, reversed(list(_NUMBER.finditer(text))))
+    return next((number for number in numbers if number is not None), None)
 
 
 def _first(text: str) -> Fraction | None:

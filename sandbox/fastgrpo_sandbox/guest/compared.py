@@ -129,31 +129,42 @@ def tested_builtins(nodes: list[ast.AST]) -> tuple[tuple[str, ...], tuple[str, .
     """The builtins that are called with nothing but data wherever they are read, and those of them whose answers are
     compared for equality and nothing else. In the place of any other a function of the solution's would be shown the
     wanted value, as by `round(Circle(2).area() - 12.57, 2) == 0`, or be the one that makes it."""
-    values: dict[str, list[ast.AST]] = {}
-    for targets, given in map(_given, nodes):
-        for name in set[str]().union(*map(_names, targets)):
-            values.setdefault(name, []).extend(given)
+    builtin = [name for name in plainly_called(nodes) if hasattr(builtins, name) and name not in JUDGING]
+    if not builtin:
+        return (), ()
+    names = _Names(nodes)
     calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    fitting = {id(call.func) for call in calls if all(_is_data(each, values) for each in [*call.args, *call.keywords])}
+    calls = [call for call in calls if getattr(call.func, "id", "") in builtin]
+    fitting = {id(call.func) for call in calls if all(map(names.is_data, [*call.args, *call.keywords]))}
     compared = [node for node in nodes if isinstance(node, ast.Compare)]
     among = [node for node in compared if any(isinstance(part, ast.Call) for part in ast.walk(node.left))]
     fitting -= {id(part) for node in among for side in node.comparators for part in ast.walk(side)}  # the wanted values
-    other = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in fitting} | JUDGING
-    found = [name for name in plainly_called(nodes) if hasattr(builtins, name) and name not in other]
+    other = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in fitting}
+    found = [name for name in builtin if name not in other]
     left = plainly_called([node.left for node in compared if all(type(op) is ast.Eq for op in node.ops)])
     return tuple(dict.fromkeys(found)), tuple(dict.fromkeys(name for name in left if name in found))
 
 
-def _is_data(node: ast.AST, values: dict[str, list[ast.AST]]) -> bool:
-    """Whether what `node` gives is no answer of the solution's, mixed with what the tests know of it: calls, but of
-    classes for objects, stand alone and are plain ones."""
-    if isinstance(node, ast.Name) and node.id in values:
-        rest = {name: given for name, given in values.items() if name != node.id}
-        return all(_is_data(each, rest) for each in values[node.id])
-    if isinstance(node, ast.Attribute):
-        return False
-    if isinstance(node, ast.Call) and not isinstance(node.func, ast.Name):
-        return False
-    if isinstance(node, MIXING) and any(not name[:1].isupper() for name in plainly_called(list(ast.walk(node)))):
-        return False
-    return isinstance(node, ast.Lambda) or all(_is_data(each, values) for each in ast.iter_child_nodes(node))
+class _Names:
+    """What a program's names stand for."""
+
+    def __init__(self, nodes: list[ast.AST]) -> None:
+        self._values: dict[str, list[ast.AST]] = {}
+        self._are_data: dict[str, bool] = {}
+        for targets, given in map(_given, nodes):
+            for name in set[str]().union(*map(_names, targets)):
+                self._values.setdefault(name, []).extend(given)
+
+    def is_data(self, node: ast.AST) -> bool:
+        """Whether what `node` gives is no answer of the solution's, mixed with what the tests know of it: calls, but of
+        classes for objects, stand alone and are plain ones."""
+        if isinstance(node, ast.Name) and node.id in self._values:
+            if node.id not in self._are_data:
+                self._are_data[node.id] = True  # as far as it is made of itself
+                self._are_data[node.id] = all(map(self.is_data, self._values[node.id]))
+            return self._are_data[node.id]
+        if isinstance(node, ast.Attribute) or (isinstance(node, ast.Call) and not isinstance(node.func, ast.Name)):
+            return False
+        if isinstance(node, MIXING) and any(not name[:1].isupper() for name in plainly_called(list(ast.walk(node)))):
+            return False
+        return isinstance(node, ast.Lambda) or all(map(self.is_data, ast.iter_child_nodes(node)))
