@@ -210,7 +210,7 @@ class Endless:
         return getattr(self._engine, name)
 
     def submit(self, key: int, prompt_ids: Sequence[int], **sampling: Any) -> None:
-        self._engine.submit(key, prompt_ids, **sampling | {"stop_token_ids": (), "ignore_eos": True})
+        self._engine.submit(key, prompt_ids, **sampling | {"stop_token_ids": ()})
 
 
 class Setup:

@@ -141,14 +141,14 @@ class Engine:
         seed: int | None = None,
         stop_token_ids: Sequence[int] = (),
         stop: Sequence[str] = (),
-        ignore_eos: bool = True,
     ) -> None:
         """Queue one completion; `key` comes back in its `Completion`.
 
-        Generation stops after `max_tokens`, at one of `stop_token_ids` (the stop token is kept), or with the token that
-        completes one of the texts `stop`, which may stand across several. With `seed` the request samples from its own
-        generator: its tokens do not depend on what else is in flight. Logprobs are those of what may be drawn at all:
-        where `top_p`, `top_k` or `min_p` leave tokens out, the others' probabilities add up to 1.
+        Generation stops after `max_tokens`, at one of `stop_token_ids` (the stop token is kept; the model's own end
+        tokens stop nothing unless they are among these), or with the token that completes one of the texts `stop`,
+        which may stand across several. With `seed` the request samples from its own generator: its tokens do not depend
+        on what else is in flight. Logprobs are those of what may be drawn at all: where `top_p`, `top_k` or `min_p`
+        leave tokens out, the others' probabilities add up to 1.
         """
         if stop and self._llm.output_processor.tokenizer is None:
             self._llm.output_processor.tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
@@ -165,7 +165,7 @@ class Engine:
             detokenize=bool(stop),
             skip_special_tokens=False,
             include_stop_str_in_output=True,
-            ignore_eos=ignore_eos,
+            ignore_eos=True,
             logprobs=0,
         )
         self._add(key, prompt_ids, params)

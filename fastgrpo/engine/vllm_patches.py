@@ -1,4 +1,4 @@
-"""Monkey-patches applied to vLLM: everything private of vLLM is reached here, and used by `engine.py` alone.
+"""Monkey-patches applied to vLLM: what is private of vLLM is reached here, for `engine.py` and `worker.py`.
 
 The one patch that is a file of its own is `steady_decoding.py`.
 """
