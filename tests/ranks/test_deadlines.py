@@ -42,7 +42,7 @@ def ended(store: TCPStore, folder: Path, block: Callable[[], object]) -> tuple[i
     """Exit code and standard error of rank 0, which runs `block`."""
     process = processes().Process(target=rank_main, args=(store.port, folder / "said", block))
     process.start()
-    process.join(60)
+    process.join(200)  # the first also starts the process that has imported torch and vLLM
     process.kill()
     return process.exitcode, (folder / "said").read_text()
 
