@@ -150,21 +150,23 @@ class _Names:
 
     def __init__(self, nodes: list[ast.AST]) -> None:
         self._values: dict[str, list[ast.AST]] = {}
-        self._are_data: dict[str, bool] = {}
         for targets, given in map(_given, nodes):
             for name in set[str]().union(*map(_names, targets)):
                 self._values.setdefault(name, []).extend(given)
 
     def is_data(self, node: ast.AST) -> bool:
         """Whether what `node` gives is no answer of the solution's, mixed with what the tests know of it: calls, but of
-        classes for objects, stand alone and are plain ones."""
-        if isinstance(node, ast.Name) and node.id in self._values:
-            if node.id not in self._are_data:
-                self._are_data[node.id] = True  # as far as it is made of itself
-                self._are_data[node.id] = all(map(self.is_data, self._values[node.id]))
-            return self._are_data[node.id]
-        if isinstance(node, ast.Attribute) or (isinstance(node, ast.Call) and not isinstance(node.func, ast.Name)):
-            return False
-        if isinstance(node, MIXING) and any(not name[:1].isupper() for name in plainly_called(list(ast.walk(node)))):
-            return False
-        return isinstance(node, ast.Lambda) or all(map(self.is_data, ast.iter_child_nodes(node)))
+        classes for objects, stand alone and are plain ones. Names are followed to all that they stand for."""
+        waiting, seen = [node], set[str]()
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, ast.Attribute) or (isinstance(part, ast.Call) and not isinstance(part.func, ast.Name)):
+                return False
+            if isinstance(part, MIXING) and any(not name[:1].isupper() for name in plainly_called([*ast.walk(part)])):
+                return False
+            if isinstance(part, ast.Name) and part.id not in seen:
+                seen.add(part.id)
+                waiting += self._values.get(part.id, [])
+            elif not isinstance(part, ast.Lambda):
+                waiting += ast.iter_child_nodes(part)
+        return True
