@@ -168,20 +168,9 @@ KINDS: dict[str, Kind] = {
 }
 ARRAYS = "biufcUS"  # the kinds of numpy's dtypes whose items are plain
 NUMBERS = (
-    *(
-        "bool",
-        "bool_",
-        "longlong",
-        "ulonglong",
-        "float16",
-        "float32",
-        "float64",
-        "complex64",
-        "complex128",
-        "str_",
-        "bytes_",
-    ),
+    *("bool", "bool_", "longlong", "ulonglong", "float16", "float32", "float64", "complex64", "complex128"),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *("str_", "bytes_"),
 )
 # What these hold is an attribute, for which an object of a subclass answers itself.
 HOLDERS = frozenset({"collections.UserDict", "collections.UserList", "types.SimpleNamespace"})
