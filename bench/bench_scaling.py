@@ -59,7 +59,7 @@ def failure(ranks: int, arguments: list[str], folder: Path) -> None:
     keys = [*arguments, *SHORT, f"--grpo.prompts_per_step={ranks * Workload('tiny').prompts}", "--folder", str(folder)]
     with tempfile.TemporaryFile() as said:
         command = [*torchrun(ranks, "bench_loop.py"), *keys]
-        with subprocess.Popen(command, stderr=said, start_new_session=True) as agent:
+        with subprocess.Popen(command, stderr=said) as agent:
             try:
                 await_step(agent, folder, 2)
                 members = psutil.Process(agent.pid).children(recursive=True)
@@ -70,7 +70,8 @@ def failure(ranks: int, arguments: list[str], folder: Path) -> None:
                 _, left = psutil.wait_procs(members, END_S)
                 seconds = time.monotonic() - begun
             finally:
-                agent.kill()
+                # Killed, it would leave its ranks behind.
+                agent.terminate()
         said.seek(0)
         root = said.read().decode(errors="replace").rpartition("Root Cause")[2]
     first = re.search(r"rank +: (\d+) .*?exitcode +: (-?\d+)", root, re.DOTALL)
