@@ -1,7 +1,7 @@
 """The one configuration: every key once, with its type, default, bounds and help line.
 
-Defaults suit a language model of billions of
-parameters on a GPU; `demo.toml` beside this file has those of the embedded policy, which runs where no model is named.
+Defaults suit a language model of billions of parameters on a GPU; `demo.toml` beside this file has those of the
+embedded policy, which runs where no model is named.
 """
 
 from __future__ import annotations

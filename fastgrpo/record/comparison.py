@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastgrpo.errors import replace_file, writing
+from fastgrpo.errors import replace_file
 from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 from fastgrpo.record.report_figures import THIRDS, svg
 
@@ -28,11 +28,11 @@ COLUMNS = (
 
 
 def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str = "") -> str:
-    """`name`.jsonl, .md and .svg in `folder` from rows {stage, problem_id, dataset, solved, worker_tokens, ...}.
+    """`name`.jsonl, .md and .svg in an existing `folder` from rows {stage, problem_id, dataset, solved, ...}.
 
     `name`-tests.svg has public against hidden pass rates. Returns the Markdown: a table of all problems, of each data
     set where there are several, then `more` and, where there are public tests, their pass rates against hidden ones.
-    Raises UserError where the folder cannot be written.
+    Raises UserError where they cannot be written.
     """
     public = any(row.get("public_pass_rate") is not None for row in rows)
     gap = f"## Public against hidden tests\n\n{gap_table(rows)}" if public else ""
@@ -43,8 +43,6 @@ def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str = "
         ".svg": cost_figure(rows),
         "-tests.svg": gap_figure(rows),
     }
-    with writing(f"to {folder}", "free space or set --runs"):
-        folder.mkdir(parents=True, exist_ok=True)
     for ending, content in files.items():
         replace_file(folder / f"{name}{ending}", content.encode(), "free space or set --runs")
     return text
