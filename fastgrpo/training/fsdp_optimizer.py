@@ -15,11 +15,16 @@ from fastgrpo.training.checkpoint import load_tensors, save_tensors
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport, clip_gradients
 
 
-def optimizer_of(policy: Policy, options: AdamWOptions, *, offload: bool = False) -> AdamW | ShardedAdamW:
-    """AdamW for the policy's parameters, over the ranks as these are; a sharded policy's state is never offloaded."""
+def optimizer_of(
+    policy: Policy, options: AdamWOptions, *, offload: bool = False, whole_gradients: bool = False
+) -> AdamW | ShardedAdamW:
+    """AdamW for the policy's parameters, over the ranks as these are.
+
+    A sharded policy's state is never offloaded, nor are its gradients ever whole.
+    """
     if policy.sharded_as is not None:
         return ShardedAdamW(policy.model.parameters(), options)
-    return AdamW(policy.model.parameters(), options, offload=offload)
+    return AdamW(policy.model.parameters(), options, offload=offload, whole_gradients=whole_gradients)
 
 
 class ShardedAdamW:

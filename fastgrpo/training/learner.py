@@ -66,6 +66,7 @@ class Learner:
                 skip_grad_norm=config.grpo.skip_grad_norm,
             ),
             offload=config.model.offload_optimizer,
+            whole_gradients=plan.whole_gradients,
         )
         self.checkpoints = Checkpoints(config.folder / "checkpoints", keep=config.checkpoint.keep)
 

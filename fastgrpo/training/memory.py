@@ -8,7 +8,7 @@ training. The plan must hold in each.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -54,7 +54,8 @@ class Workload:
     adapters of that rank are all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered
     for each token stored, above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but
     for the piece at work. `tensor_parallel`: ranks that hold one vLLM together; above 1 training is sharded over all
-    `ranks`. `own_process`: vLLM has one. `kv_dtype`: of the KV cache, None = `dtype`.
+    `ranks`. `whole_gradients`: each rank sums them whole. `own_process`: vLLM has one. `kv_dtype`: of the KV cache,
+    None = `dtype`.
     """
 
     micro_batch_tokens: int
@@ -74,18 +75,23 @@ class Workload:
     key_copies: float = 1.0
     ranks: int = 1
     tensor_parallel: int = 1
+    whole_gradients: bool = False
     own_process: bool = False
     on_gpu: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Where `capacity` bytes go. `kv_cache_gib` is the engine's share, `micro_batch_tokens` the token budget."""
+    """Where `capacity` bytes go. `kv_cache_gib` is the engine's share, `micro_batch_tokens` the token budget.
+
+    `whole_gradients`: each rank has room for the sums of whole gradients, which then travel once a step.
+    """
 
     items: tuple[Item, ...]
     capacity: int
     kv_cache_gib: float
     micro_batch_tokens: int
+    whole_gradients: bool = False
 
     @property
     def generating(self) -> int:
@@ -128,8 +134,18 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     A `kv_cache_gib` of None becomes room for every sequence at full length, or what is left. Too many micro-batch
     tokens are cut to what fits, in steps of 1,024 or to one group's, but never below a single sequence of
     `max_model_len`. Where both are in memory at once the cache comes first, down to one group's tokens: decoding a part
-    of the sequences after the other costs more than smaller micro-batches do.
+    of the sequences after the other costs more than smaller micro-batches do. Over several ranks gradients are summed
+    whole where that costs neither cache nor micro-batch tokens.
     """
+    plan = _plan(config, workload, capacity)
+    if workload.ranks == 1 or workload.tensor_parallel > 1:
+        return plan
+    roomy = _plan(config, replace(workload, whole_gradients=True), capacity)
+    same = (roomy.kv_cache_gib, roomy.micro_batch_tokens) == (plan.kv_cache_gib, plan.micro_batch_tokens)
+    return roomy if same and max(roomy.generating, roomy.training) <= capacity else plan
+
+
+def _plan(config: PretrainedConfig, workload: Workload, capacity: int) -> MemoryPlan:
     parameters = count_parameters(config)
     trained = count_adapters(config, workload.lora_rank) if workload.lora_rank else parameters
     fixed = _state_items(parameters, trained, workload)
@@ -162,7 +178,7 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
         Item(f"activations, {held} tokens", activations, shrink, generating=False),
         Item(_transient_name(workload), transient, shrink, generating=False),
     )
-    return MemoryPlan(items, capacity, kv_cache / GIB, tokens)
+    return MemoryPlan(items, capacity, kv_cache / GIB, tokens, workload.whole_gradients)
 
 
 def _kv_cache_size(config: PretrainedConfig, workload: Workload, left: int) -> int:
@@ -236,6 +252,7 @@ def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Ite
     """Weights, optimizer state and gradients: what depends on the model's size only."""
     b = workload.dtype.itemsize
     share = math.ceil(trained / workload.ranks)
+    summed = trained if workload.whole_gradients else share
     state = share * (8 if workload.dtype == torch.float32 else 12)
     more_gpus = "train on more GPUs"
     shrink = more_gpus if workload.offload_optimizer else f"set model.offload_optimizer, or {more_gpus}"
@@ -245,7 +262,7 @@ def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Ite
     items = [
         Item(weights, parameters * b, "use a smaller model"),
         Item("master weights, Adam moments", state, shrink),
-        Item("gradients", share * 4 + _largest_gradient(trained, b, workload), more_gpus, generating=False),
+        Item("gradients", summed * 4 + _largest_gradient(trained, b, workload), more_gpus, generating=False),
         Item("runtime and workspaces", _overhead(workload), ""),
     ]
     if workload.lora_rank:
@@ -297,11 +314,15 @@ def _whole_group(workload: Workload) -> int:
 
 
 def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int:
-    """Gradients that backward holds before their bucket leaves: with one rank only the newest, here a tenth."""
+    """Gradients beside their sums: of one rank, or of whole sums, only the newest, here a tenth.
+
+    Else one bucket fills while others travel, in fp32; those of whole sums leave after backward, for which they count.
+    """
+    newest = parameters * itemsize // 10
+    buckets = min(parameters, (BUCKETS_IN_FLIGHT + 1) * BUCKET_ELEMENTS) * 4
     if workload.ranks == 1:
-        return parameters * itemsize // 10
-    # One bucket fills while others travel, in fp32.
-    return min(parameters, (BUCKETS_IN_FLIGHT + 1) * BUCKET_ELEMENTS) * 4
+        return newest
+    return max(newest, buckets) if workload.whole_gradients else buckets
 
 
 def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tuple[int, int]:

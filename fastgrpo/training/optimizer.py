@@ -1,9 +1,10 @@
-"""AdamW on fp32 master weights, its state sharded over the ranks of torch.distributed (ZeRO-2, arXiv 1910.02054).
+"""AdamW on fp32 master weights, its state sharded over the ranks of torch.distributed (ZeRO, arXiv 1910.02054).
 
-Every parameter is cut into one flat slice for each rank. A rank keeps fp32 master weights, moments and summed
-gradients of its own slices only. Gradients are reduce-scattered in buckets while backward still runs; updated slices
-are written into the parameters themselves and all-gathered there, so that where the parameters are vLLM's tensors
-(`engine.shared_weights`) the all-gather is the weight sync. With one rank the same code runs without communication.
+Every parameter is cut into one flat slice for each rank. A rank keeps fp32 master weights, moments and summed gradients
+of its own slices only (ZeRO-2), or with `whole_gradients` the sums of all (ZeRO-1). Gradients are reduce-scattered in
+buckets while backward still runs, whole sums once a step. Updated slices are written into the parameters themselves and
+all-gathered there, so that where the parameters are vLLM's tensors (`engine.shared_weights`) the all-gather is the
+weight sync. With one rank the same code runs without communication.
 
 With `offload` the fp32 state lives in the host's memory and passes through the device in pieces at each step
 (ZeRO-Offload, arXiv 2101.06840, but for the arithmetic, which stays on the device).
@@ -58,15 +59,25 @@ class AdamW:
     and ranks. Every rank must run the same number of backward passes.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], options: AdamWOptions, *, offload: bool = False) -> None:
-        """`lr` may change between steps. `offload` keeps master weights and moments in the host's memory."""
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        options: AdamWOptions,
+        *,
+        offload: bool = False,
+        whole_gradients: bool = False,
+    ) -> None:
+        """`lr` may change between steps. `offload` keeps master weights and moments in the host's memory.
+
+        `whole_gradients`: every rank sums them whole, so that they travel once a step (see `GradientBuckets`).
+        """
         self.lr, self.options, self.offload = options.lr, options, offload
         self.rank, self.world = rank_and_world()
         self.shards = [self._shard(parameter) for parameter in parameters if parameter.requires_grad]
         if self.world > 1:
             # Where the state is: on another device DTensor would hold copies of it.
             self._mesh = DeviceMesh(self.shards[0].exp_avg.device.type, range(self.world))
-        self._buckets = GradientBuckets(len(self.shards), self.world)
+        self._buckets = GradientBuckets(len(self.shards), self.world, whole=whole_gradients)
         for index, shard in enumerate(self.shards):
             shard.parameter.register_post_accumulate_grad_hook(_arrival(weakref.ref(self), index))
 

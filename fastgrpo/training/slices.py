@@ -1,7 +1,7 @@
 """A parameter's slice on each rank, and what travels between ranks: gradients in, updated slices out.
 
-Gradients are reduce-scattered in buckets while backward still runs; updated slices are all-gathered into the parameters
-themselves. With one rank nothing travels.
+Gradients are reduce-scattered in buckets, while backward still runs or, summed whole on each rank, once a step; updated
+slices are all-gathered into the parameters themselves. With one rank nothing travels.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Shard:
     """This rank's slice [start, start + len) of one flattened parameter. fp32 parameters are their own master.
 
     `master` and the moments are on the parameter's device, or on the host; `steps` and `gradient` are on the device.
+    `gradient` is of the slice; of the whole parameter while `GradientBuckets` sums whole ones.
     """
 
     parameter: nn.Parameter
@@ -43,7 +44,7 @@ class Shard:
         return _flat(self.parameter)[self.start : self.start + len(self.exp_avg)]
 
     def add(self, gradient: Tensor) -> None:
-        """Add one micro-batch's gradient of the slice, in fp32. Takes ownership of an fp32 tensor."""
+        """Add one micro-batch's gradient, in fp32. Takes ownership of an fp32 tensor."""
         if self.gradient is None:
             self.gradient = gradient.float()
         else:
@@ -72,18 +73,25 @@ def slice_of(parameter: nn.Parameter, rank: int, world: int) -> tuple[int, Tenso
 
 
 class GradientBuckets:
-    """The way of gradients from backward into the shards of the ranks that own them, summed in fp32."""
+    """The way of gradients from backward into the shards of the ranks that own them, summed in fp32.
 
-    def __init__(self, count: int, world: int) -> None:
+    They leave with every micro-batch, so that a rank keeps sums of its own slices alone (ZeRO-2); with `whole` a rank
+    sums whole gradients and they leave once, in `drain` (ZeRO-1): 4 bytes a parameter more, and as many fewer
+    reduce-scatters as there are micro-batches.
+    """
+
+    def __init__(self, count: int, world: int, *, whole: bool = False) -> None:
         """Each backward pass brings `count` gradients, the same parameters' on all `world` ranks."""
-        self._count, self._world = count, world
+        self._count, self._world, self._whole = count, world, whole
         self._waiting: list[Shard] = []
         self._arrivals = 0
         self._in_flight: deque[Bucket] = deque()
 
     def arrived(self, shard: Shard) -> None:
         """Take the gradient that backward has finished off the shard's parameter."""
-        if self._world == 1:
+        if self._world == 1 or self._whole:
+            if self._world > 1 and shard.gradient is None:
+                self._waiting.append(shard)
             shard.add(_taken(shard.parameter))
             return
         # Already queued: autograd accumulated into the same `.grad`.
@@ -93,15 +101,29 @@ class GradientBuckets:
         full = sum(waiting.parameter.numel() for waiting in self._waiting) >= BUCKET_ELEMENTS
         # The last bucket leaves with its own backward, so that micro-batches add up in fp32.
         if full or self._arrivals % self._count == 0:
-            self._send()
+            self._send_waiting()
 
-    def _send(self) -> None:
-        """Start the reduce-scatter of the waiting gradients."""
+    def _send_waiting(self) -> None:
         shards, self._waiting = self._waiting, []
+        self._send(shards, [_taken(shard.parameter) for shard in shards])
+
+    def _send_sums(self) -> None:
+        """Reduce-scatter the whole sums, a bucket after the other; each is freed as it leaves."""
+        shards, self._waiting = self._waiting, []
+        for indices in partition([shard.parameter.numel() for shard in shards], BUCKET_ELEMENTS):
+            bucket, sums = [shards[i] for i in indices], []
+            for shard in bucket:
+                assert shard.gradient is not None, "a shard waits once it has a sum"
+                sums.append(shard.gradient)
+                shard.gradient = None
+            self._send(bucket, sums)
+
+    def _send(self, shards: list[Shard], gradients: list[Tensor]) -> None:
+        """Start the reduce-scatter of the shards' whole flat `gradients`."""
         sizes = _slice_sizes(shards, self._world)
         sent = torch.empty(self._world, sum(sizes), device=shards[0].parameter.device)
-        for shard, part in zip(shards, sent.split(sizes, dim=1), strict=True):
-            _copy_rows(part, _taken(shard.parameter))
+        for gradient, part in zip(gradients, sent.split(sizes, dim=1), strict=True):
+            _copy_rows(part, gradient)
         received = torch.empty_like(sent[0])
         work = reduce_scatter(received, sent.view(-1), async_op=True)
         self._in_flight.append(Bucket(shards, sizes, sent, received, work))
@@ -117,7 +139,7 @@ class GradientBuckets:
     def drain(self) -> None:
         """Wait until every gradient taken is in its shard; collective."""
         if self._waiting:
-            self._send()
+            self._send_sums() if self._whole else self._send_waiting()
         while self._in_flight:
             self._receive(self._in_flight.popleft())
 

@@ -72,6 +72,25 @@ def test_kv_cache_is_all_that_is_wanted_or_all_that_is_left() -> None:
     assert plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gib=3.5), 50 * GIB).kv_cache_gib == 3.5
 
 
+def test_several_ranks_sum_whole_gradients_where_that_costs_nothing_else() -> None:
+    workload = replace(WORKLOAD, ranks=8, kv_cache_gib=4.0)
+    roomy, tight, alone = (
+        plan_memory(QWEN_7B, asked, capacity * GIB)
+        for asked, capacity in ((workload, 140), (workload, 50), (WORKLOAD, 200))
+    )
+    assert (roomy.whole_gradients, tight.whole_gradients, alone.whole_gradients) == (True, False, False)
+    parameters = count_parameters(QWEN_7B)
+    sizes = [{item.name: item.size for item in plan.items}["gradients"] for plan in (roomy, tight)]
+    assert sizes[0] - 4 * parameters == pytest.approx(0.2 * parameters, rel=1e-6), "beside the sums the newest, in bf16"
+    assert sizes[1] == parameters / 2 + 3 * 2**25 * 4
+    assert plan_memory(QWEN_7B, workload, roomy.training).whole_gradients
+    less = plan_memory(QWEN_7B, workload, roomy.training - GIB)
+    assert not less.whole_gradients
+    assert less.micro_batch_tokens == roomy.micro_batch_tokens
+    less.check()
+    assert not plan_memory(QWEN_7B, replace(workload, tensor_parallel=2), 140 * GIB).whole_gradients
+
+
 def test_an_fp8_cache_is_half_of_a_bf16_one_or_holds_twice_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
     half = replace(WORKLOAD, ranks=8, kv_dtype=torch.float8_e4m3fn)
     wide, narrow = (plan_memory(QWEN_7B, asked, 140 * GIB) for asked in (replace(WORKLOAD, ranks=8), half))

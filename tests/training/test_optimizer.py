@@ -165,15 +165,18 @@ def join(rank: int, folder: str, timeout_s: float) -> None:
     )
 
 
-def rank_main(rank: int, folder: str, resume: bool) -> None:
-    """All steps on two ranks, with a checkpoint before the last one; or the last one alone, from the checkpoint."""
+def rank_main(rank: int, folder: str, resume: bool, whole: bool) -> None:
+    """All steps on two ranks, with a checkpoint before the last one; or the last one alone, from the checkpoint.
+
+    `whole`: whole gradients are summed on each.
+    """
     # Many small buckets and files, so that several are in flight.
     shards.BUCKET_ELEMENTS = checkpoint.FILE_ELEMENTS = 40
     # Some parameters are gathered by themselves, some together.
     shards.SMALL_ELEMENTS = 40
     join(rank, folder, 60)
     model = make_model()
-    optimizer = AdamW(model.parameters(), OPTIONS)
+    optimizer = AdamW(model.parameters(), OPTIONS, whole_gradients=whole)
     half = range(rank * MICRO_BATCHES // 2, (rank + 1) * MICRO_BATCHES // 2)
     norms = []
     if resume:
@@ -194,9 +197,9 @@ def restore(model: nn.Module, optimizer: AdamW, folder: Path) -> None:
     optimizer.load(folder / "state")
 
 
-def two_ranks(folder: Path, *, resume: bool = False) -> list[dict[str, Any]]:
+def two_ranks(folder: Path, *, resume: bool = False, whole: bool = False) -> list[dict[str, Any]]:
     (folder / "store").unlink(missing_ok=True)
-    run_two_ranks(rank_main, str(folder), resume)
+    run_two_ranks(rank_main, str(folder), resume, whole)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -205,9 +208,10 @@ def assert_same(ours: Iterable[torch.Tensor], theirs: Iterable[torch.Tensor]) ->
         torch.testing.assert_close(our.detach(), their, atol=1e-6, rtol=1e-6)
 
 
-def test_two_ranks_are_one_and_resume_on_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_two_ranks_are_one_and_resume_on_one(tmp_path: Path, whole: bool) -> None:
     expected, norms = reference()
-    for rank in two_ranks(tmp_path):
+    for rank in two_ranks(tmp_path, whole=whole):
         assert rank["norms"] == pytest.approx(norms, rel=1e-5)
         assert_same(rank["weights"], expected)
     shards = {path.name.split("-")[1] for path in (tmp_path / "state").iterdir()}
