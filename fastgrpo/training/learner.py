@@ -26,6 +26,7 @@ from fastgrpo.training.flops import throughput
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.optimizer import AdamWOptions
+from fastgrpo.training.packing import apart, joined
 from fastgrpo.training.update import update
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Sample
@@ -200,8 +201,8 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
 
 def _all_samples(experience: Experience) -> list[Sample]:
     """The samples of all ranks, in rank order; collective."""
-    shares = gather_all(experience.samples, "the rollouts of the other ranks")
-    return [sample for share in shares for sample in share]
+    shares = gather_all(joined(experience.samples), "the rollouts of the other ranks")
+    return [sample for share in shares for sample in apart(share)]
 
 
 def _all_records(experience: Experience) -> list[dict[str, Any]]:

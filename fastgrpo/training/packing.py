@@ -31,6 +31,32 @@ def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True, slots=True)
+class Joined:
+    """Samples laid end to end, as they travel: thousands of small arrays take far longer to pickle than three."""
+
+    lengths: list[int]
+    advantages: list[float]
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def joined(samples: Sequence[Sample]) -> Joined:
+    """The `samples` for another process; `apart` gives them back."""
+    columns = [(sample.token_ids, sample.loss_mask, sample.logprobs) for sample in samples or [Sample.empty()]]
+    ids, mask, logprobs = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    lengths, advantages = [len(s.token_ids) for s in samples], [s.advantage for s in samples]
+    return Joined(lengths, advantages, (ids, mask, logprobs))
+
+
+def apart(joined: Joined) -> list[Sample]:
+    """The samples that were `joined`; they share its memory."""
+    if not joined.lengths:
+        return []
+    ends = np.cumsum(joined.lengths)[:-1]
+    ids, masks, logprobs = (np.split(array, ends) for array in joined.arrays)
+    return [Sample(*parts) for parts in zip(ids, masks, logprobs, joined.advantages, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Samples, by index, that are computed together. `shared`: length of the common prompt prefix; 0 = none."""
 
@@ -111,8 +137,9 @@ def sequence_weights(
 
 def _prompt_tokens(sample: Sample) -> int:
     """Tokens before the first loss token; 0 where there is none."""
-    predicted = np.flatnonzero(sample.loss_mask[1:])
-    return int(predicted[0]) + 1 if len(predicted) else 0
+    predicted = sample.loss_mask[1:]
+    first = int(predicted.argmax()) if len(predicted) else 0
+    return first + 1 if predicted[first : first + 1].any() else 0
 
 
 def _pack(

@@ -1,13 +1,15 @@
 """Micro-batches: nothing lost, nothing padded, budgets kept, targets beside the state that predicts them."""
 
+import pickle
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo.training.packing import balance, families, pack
+from fastgrpo.training.packing import apart, balance, families, joined, pack
 from fastgrpo.training.pieces import partition
 from fastgrpo.types import Batch, Sample
 
@@ -97,6 +99,16 @@ def test_pack_aligns_targets_with_their_predicting_position(items: list[Sample],
         if item.loss_mask[t]
     ]
     assert sorted(seen) == sorted(expected)
+
+
+@given(samples.flatmap(lambda some: st.permutations([*some, Sample.empty(), Sample.empty()])) | st.just([]))
+def test_samples_that_travel_come_apart_as_they_were(items: list[Sample]) -> None:
+    found = apart(pickle.loads(pickle.dumps(joined(items))))
+    assert len(found) == len(items)
+    for one, other in zip(found, items, strict=True):
+        assert one.advantage == other.advantage
+        for name in ("token_ids", "loss_mask", "logprobs"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_a_prompt_is_stored_once_for_all_its_sequences() -> None:
