@@ -6,8 +6,9 @@
 process of its own: `default` as the project starts vLLM, `unsteady` without `steady_decoding.py`, `unspared` without
 anything that is taken out of vLLM's Python, `block16` with vLLM's own cache blocks of 16 tokens, `synchronous` without
 its asynchronous scheduling. `worker` and `worker-unsteady` have the kernels launched in a further process, as
-`engine.process` own does on a GPU: what is timed is what its scheduler's process does. `waiting` is what the host waits
-for the device: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's CPU time.
+`engine.process` own does on a GPU: what is timed is what its scheduler's process does, and a last turn says what the
+worker's does and how long the GPU has nothing to do. `waiting` is what the host waits for the device, or for the
+worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's CPU time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import os
 import pstats
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,6 +31,7 @@ from typing import Any
 from engine_setup import Setup, Workload, report, save, saved_model
 from model_shapes import CUDA, SHAPES, chosen
 from transformers import AutoTokenizer
+from worker_watch import begin, clock, end
 
 from fastgrpo.engine import engine, vllm_patches
 from fastgrpo.engine.process import replaced
@@ -48,8 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 # Steps of a worker's process at the start, and as many at the end, that are not timed.
 UNTIMED = 32
-# Other programs share a CPU, and wall time says nothing there.
-clock = time.perf_counter if CUDA else time.thread_time
+# Steps whose kernels are recorded.
+WATCHED = 64
 
 
 @contextmanager
@@ -175,15 +176,22 @@ def worker(folder: str, work: Workload) -> None:
     problems, environment = work.problems(1)
     prompts = [encode(environment.prompt(problem)) for problem in problems]
     host = HostClock(started)
-    for turn in ("warm-up", "first", "second"):
+    # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
+    steps = work.completion_tokens - 2 * UNTIMED
+    for turn in ("warm-up", "first", "second", "watched"):
         for key in range(work.sequences):
             started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
-        # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
-        steps = work.completion_tokens - 2 * UNTIMED
         _steps(started, UNTIMED)
-        seconds = _timed(partial(_steps, started, steps), host)
-        speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"
-        report(f"bare engine with a worker's process, {turn}: tokens/s while all decode", speed)
+        if turn == "watched":
+            rpc = started._llm.collective_rpc
+            rpc(begin)
+            _steps(started, min(steps, WATCHED))
+            parts = ", ".join(f"{name} {value:.2f}" for name, value in rpc(end)[0].items())
+            report("the worker's process, ms a token", parts)
+        else:
+            seconds = _timed(partial(_steps, started, steps), host)
+            speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"
+            report(f"bare engine with a worker's process, {turn}: tokens/s while all decode", speed)
         while started.busy:
             started.step()
     started.close()

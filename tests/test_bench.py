@@ -5,8 +5,10 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "bench"
 PROGRAMS = sorted(path for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
@@ -30,6 +32,24 @@ def test_the_picture_of_the_loss_head_is_of_the_whole_pass(monkeypatch: pytest.M
     names = [name for name, _ in rows((FOLDER / "results/loss_head.md").read_text(encoding="utf-8"))]
     assert (names[0], names[-1], len(names)) == ("three matrix products (floor)", "Liger fused GRPO", 7)
     assert "linear_grpo_loss, forward and backward" in names
+
+
+def test_a_gpu_is_idle_where_no_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    milliseconds = runpy.run_path(str(FOLDER / "worker_watch.py"))["gpu_milliseconds"]
+    device = torch.autograd.DeviceType
+
+    def event(name: str, start: float, end: float, where: object = device.CUDA) -> SimpleNamespace:
+        return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start, end=end), device_type=where)
+
+    found = milliseconds([
+        event("product", 1000, 3000),
+        event("copy", 2000, 2500),  # beside it
+        event("product", 5000, 6000),
+        event("launch", 0, 9000, device.CPU),
+    ])
+    assert found == {"GPU in all": 5, "GPU busy": 3, "GPU idle": 2, "product": 3, "copy": 0.5}
+    assert milliseconds([]) == {}
 
 
 @pytest.mark.parametrize(

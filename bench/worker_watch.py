@@ -1,0 +1,83 @@
+"""What vLLM's worker process does while it decodes: its host's time by part, and when the GPU has nothing to do.
+
+`begin` and `end` run in the worker's process: `llm.collective_rpc(begin)`, some steps, `llm.collective_rpc(end)`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+# Other programs share a CPU, and wall time says nothing there.
+clock = time.perf_counter if torch.cuda.is_available() else time.thread_time
+PARTS = ("execute_model", "sample_tokens")
+
+
+class Watch:
+    """Seconds of the host in the runner's methods, and with a GPU a profile of its kernels."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner, self.seconds, self.calls = runner, defaultdict[str, float](float), Counter[str]()
+        for name in PARTS:
+            setattr(runner, name, self._timed(name, getattr(runner, name)))
+        self.profiler = profile(activities=[ProfilerActivity.CUDA]) if torch.cuda.is_available() else None
+        if self.profiler is not None:
+            self.profiler.start()
+
+    def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = clock()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.seconds[name] += clock() - start
+                self.calls[name] += 1
+
+        return call
+
+    def end(self) -> dict[str, float]:
+        """The methods are the runner's own again. Milliseconds a step by name, of the host's parts and the GPU."""
+        for name in PARTS:
+            delattr(self.runner, name)
+        steps = max(self.calls["execute_model"], 1)
+        found = {f"host {name}": 1e3 * self.seconds[name] / steps for name in PARTS}
+        if self.profiler is not None:
+            torch.cuda.synchronize()
+            self.profiler.stop()
+            found |= {name: value / steps for name, value in gpu_milliseconds(self.profiler.events()).items()}
+        return found
+
+
+def gpu_milliseconds(events: Iterable[Any]) -> dict[str, float]:
+    """Of a profile's kernels and copies: from the first to the last, busy, idle, and the five dearest by name."""
+    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    if not kernels:
+        return {}
+    spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
+    busy, free_at = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(end - max(start, free_at), 0.0)
+        free_at = max(free_at, end)
+    whole, by_name = free_at - spans[0][0], defaultdict[str, float](float)
+    for event in kernels:
+        by_name[event.name[:60]] += event.time_range.end - event.time_range.start
+    found = {"GPU in all": whole, "GPU busy": busy, "GPU idle": whole - busy}
+    dearest = dict(sorted(by_name.items(), key=lambda item: -item[1])[:5])
+    return {name: value / 1e3 for name, value in (found | dearest).items()}
+
+
+def begin(worker: Any) -> None:
+    """Watch the runner of vLLM's `worker` from now on."""
+    worker.watch = Watch(worker.model_runner)
+
+
+def end(worker: Any) -> dict[str, float]:
+    """What was seen since `begin`, and the end of the watch."""
+    watch: Watch = worker.watch
+    del worker.watch
+    return watch.end()
