@@ -42,12 +42,14 @@ def test_a_gpu_is_idle_where_no_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> 
     def event(name: str, start: float, end: float, where: object = device.CUDA) -> SimpleNamespace:
         return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start, end=end), device_type=where)
 
-    found = milliseconds([
-        event("product", 1000, 3000),
-        event("copy", 2000, 2500),  # beside it
-        event("product", 5000, 6000),
-        event("launch", 0, 9000, device.CPU),
-    ])
+    found = milliseconds(
+        [
+            event("product", 1000, 3000),
+            event("copy", 2000, 2500),  # beside it
+            event("product", 5000, 6000),
+            event("launch", 0, 9000, device.CPU),
+        ]
+    )
     assert found == {"GPU in all": 5, "GPU busy": 3, "GPU idle": 2, "product": 3, "copy": 0.5}
     assert milliseconds([]) == {}
 
