@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,14 @@ class JsonLines:
         """Write one record whole, or leave the file as it was and raise `CannotWrite` (disk full)."""
         self.write(encoded(record))
 
-    def write(self, line: bytes) -> None:
-        """As `append`, of an encoded line."""
+    def write(self, lines: bytes) -> None:
+        """As `append`, of one or more encoded lines."""
         size, written = self.size, 0
         with _written(self.path):
             self._refuse_lost()
             try:
-                while written < len(line):
-                    written += os.write(self._file, line[written:])
+                while written < len(lines):
+                    written += os.write(self._file, lines[written:])
             except OSError:
                 os.ftruncate(self._file, size)
                 raise
@@ -97,12 +97,17 @@ class RotatingLines:
         self._path, self._part_bytes = path, limit // PARTS
         self._newest = JsonLines(path)
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record whole, or leave the file as it was and raise `CannotWrite` (disk full)."""
-        line, size = encoded(record), self._newest.size
-        if self._part_bytes and size and size + len(line) > self._part_bytes:
-            self._rotate()
-        self._newest.write(line)
+    def extend(self, lines: Iterable[bytes]) -> None:
+        """Write encoded `lines`, those of one part at once: all of them, or none and `CannotWrite` (disk full)."""
+        together, size = list[bytes](), self._newest.size
+        for line in lines:
+            if self._part_bytes and size and size + len(line) > self._part_bytes:
+                self._newest.write(b"".join(together))
+                self._rotate()
+                together, size = [], 0
+            together.append(line)
+            size += len(line)
+        self._newest.write(b"".join(together))
 
     def cut(self, stage: str, step: int) -> None:
         """As `JsonLines.cut`, through all parts from the oldest on."""

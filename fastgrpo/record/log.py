@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from fastgrpo.config_files import flat, held_name, open_folder
 from fastgrpo.errors import writing
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.display import Display
-from fastgrpo.record.json_lines import JsonLines, RotatingLines
+from fastgrpo.record.json_lines import JsonLines, RotatingLines, encoded
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.record.trackers import Tracker, find_tracker, tracker_module
 
@@ -136,16 +136,19 @@ class RunLog:
             self._tracker.step(step, row)
         self._display.step(step, row, waited_for)
 
-    def samples(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append all ranks' plain records of the step (prompt, completions, reward) to samples.jsonl; collective."""
-        ranks = gather_first(list(records), "the records of the other ranks' rollouts")
+    def samples(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append all ranks' plain records of the step (prompt, completions, reward) to samples.jsonl; collective.
+
+        A tracker is shown some of this rank's.
+        """
+        # Each rank encodes its own: on the first one alone they would take as long as there are ranks.
+        lines = [encoded({"stage": self._stage, "step": step, **record}) for record in records]
+        ranks = gather_first(lines, "the records of the other ranks' rollouts")
         if self.folder is None:
             return
-        everyone = [record for rank in ranks for record in rank]
-        for record in everyone:
-            self._samples.append({"stage": self._stage, "step": step, **record})
+        self._samples.extend(line for rank in ranks for line in rank)
         if self._tracker is not None:
-            self._tracker.samples(step, everyone)
+            self._tracker.samples(step, records)
 
     def status(self, **values: float) -> None:
         """Show values of the running step, such as `jails` and `tokens_per_s`, on the live display only."""

@@ -24,7 +24,7 @@ from fastgrpo.config import Record
 from fastgrpo.errors import CannotWrite, UserError
 from fastgrpo.record import log as log_module
 from fastgrpo.record.display import Display, duration, sparkline
-from fastgrpo.record.json_lines import PARTS, JsonLines, RotatingLines, read_lines
+from fastgrpo.record.json_lines import PARTS, JsonLines, RotatingLines, encoded, read_lines
 from fastgrpo.record.log import RunLog
 from fastgrpo.record.phases import PhaseTimer
 
@@ -189,7 +189,7 @@ def test_a_line_that_a_disk_has_damaged_costs_itself_alone(tmp_path: Path, damag
 def test_damage_at_the_end_of_an_older_part_costs_no_newer_one(tmp_path: Path) -> None:
     file = RotatingLines(tmp_path / "samples.jsonl", PARTS * 200)
     for number in range(1, 11):
-        file.append({"stage": "grpo", "step": number, "text": "x" * 20})
+        file.extend([encoded({"stage": "grpo", "step": number, "text": "x" * 20})])
     before = kept(tmp_path)
     with (tmp_path / "samples.1.jsonl").open("ab") as part:
         part.write(b"\x00" * 9)
@@ -218,35 +218,50 @@ def test_samples_are_bounded_and_the_oldest_are_dropped(tmp_path: Path) -> None:
     assert 1 < steps[0] < 40
 
 
+def test_lines_that_come_at_once_lie_in_parts_as_one_after_another(tmp_path: Path) -> None:
+    lines = [encoded({"stage": "grpo", "step": step, "text": "x" * (7 * step)}) for step in range(1, 25)]
+    for name, groups in (("each", [[line] for line in lines]), ("all", [lines]), ("some", [lines[:5], [], lines[5:]])):
+        (tmp_path / name).mkdir()
+        file = RotatingLines(tmp_path / name / "samples.jsonl", PARTS * 300)
+        for group in groups:
+            file.extend(group)
+        file.close()
+    each, together, some = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("each", "all", "some")
+    )
+    assert each == together == some
+    assert len(each) == PARTS
+
+
 @pytest.mark.parametrize("step", [0, 3, 17, 25, 29, 30])
 def test_a_cut_reaches_back_through_the_parts(tmp_path: Path, step: int) -> None:
     path = tmp_path / "samples.jsonl"
     # Three lines a part.
     file = RotatingLines(path, PARTS * 200)
     for number in range(1, 31):
-        file.append({"stage": "grpo", "step": number, "text": "x" * 20})
+        file.extend([encoded({"stage": "grpo", "step": number, "text": "x" * 20})])
     oldest = kept(tmp_path)[0]
     file.cut("grpo", step)
     assert kept(tmp_path) == list(range(oldest, step + 1))
-    file.append({"stage": "grpo", "step": step + 1})
+    file.extend([encoded({"stage": "grpo", "step": step + 1})])
     file.close()
     assert kept(tmp_path) == [*range(oldest, step + 1), step + 1]
 
 
 def test_a_full_disk_while_rotating_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = RotatingLines(tmp_path / "samples.jsonl", PARTS * 64)
-    file.append({"stage": "grpo", "step": 1, "text": "x" * 40})
+    file.extend([encoded({"stage": "grpo", "step": 1, "text": "x" * 40})])
 
     def full(self: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(CannotWrite, match=r"cannot write .*samples\.jsonl: No space left on device; free space"):
-        file.append({"stage": "grpo", "step": 2, "text": "x" * 40})
+        file.extend([encoded({"stage": "grpo", "step": 2, "text": "x" * 40})])
 
 
 def test_samples_of_all_ranks_are_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "gather_first", lambda own, what: [own, [{"rank": 1}, {"rank": 1}], []])
+    monkeypatch.setattr(log_module, "gather_first", lambda own, what: [own, 2 * [b'{"rank":1}\n'], []])
     with RunLog(tmp_path) as log:
         log.stage("grpo", total=1)
         log.samples(1, [{"rank": 0}])
