@@ -252,7 +252,7 @@ def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Ite
     """Weights, optimizer state and gradients: what depends on the model's size only."""
     b = workload.dtype.itemsize
     share = math.ceil(trained / workload.ranks)
-    summed = trained if workload.whole_gradients else share
+    summed, of_what = (trained, "whole gradients") if workload.whole_gradients else (share, "gradients")
     state = share * (8 if workload.dtype == torch.float32 else 12)
     more_gpus = "train on more GPUs"
     shrink = more_gpus if workload.offload_optimizer else f"set model.offload_optimizer, or {more_gpus}"
@@ -262,7 +262,7 @@ def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Ite
     items = [
         Item(weights, parameters * b, "use a smaller model"),
         Item("master weights, Adam moments", state, shrink),
-        Item("gradients", summed * 4 + _largest_gradient(trained, b, workload), more_gpus, generating=False),
+        Item(of_what, summed * 4 + _largest_gradient(trained, b, workload), more_gpus, generating=False),
         Item("runtime and workspaces", _overhead(workload), ""),
     ]
     if workload.lora_rank:

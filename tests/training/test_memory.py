@@ -80,7 +80,8 @@ def test_several_ranks_sum_whole_gradients_where_that_costs_nothing_else() -> No
     )
     assert (roomy.whole_gradients, tight.whole_gradients, alone.whole_gradients) == (True, False, False)
     parameters = count_parameters(QWEN_7B)
-    sizes = [{item.name: item.size for item in plan.items}["gradients"] for plan in (roomy, tight)]
+    names = (roomy, "whole gradients"), (tight, "gradients")
+    sizes = [{item.name: item.size for item in plan.items}[name] for plan, name in names]
     assert sizes[0] - 4 * parameters == pytest.approx(0.2 * parameters, rel=1e-6), "beside the sums the newest, in bf16"
     assert sizes[1] == parameters / 2 + 3 * 2**25 * 4
     assert plan_memory(QWEN_7B, workload, roomy.training).whole_gradients
