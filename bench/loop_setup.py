@@ -67,7 +67,9 @@ def run_steps(setup: Setup, keys: Sequence[str], steps: int) -> list[dict[str, f
 def open_learner(setup: Setup, config: Config, peaks: MemoryPeaks) -> Learner:
     """A learner over the setup's engine and policy, with the cache and the micro-batches that the benchmark chose."""
     cache = Item("KV cache", int(setup.kv_gib * GIB), "lower --kv-gib")
-    plan = MemoryPlan((cache,), cache.size, setup.kv_gib, config.grpo.micro_batch_tokens)
+    # It sleeps even where all fits at once: `Watched` tells the phases by that.
+    sleeps = not config.grpo.max_lag
+    plan = MemoryPlan((cache,), cache.size, setup.kv_gib, config.grpo.micro_batch_tokens, engine_sleeps=sleeps)
     engine = cast(Engine, Watched(setup.engine, peaks, setup.kv_gib))
     return Learner(config, engine, setup.policy, Chat(setup.policy.tokenizer), None, plan)
 

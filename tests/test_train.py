@@ -16,6 +16,7 @@ from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -32,15 +33,18 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.evaluate import read_rows
 from fastgrpo.policy import hub
+from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.model import load_policy
+from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts import experience
-from fastgrpo.rollouts.experience import Tally
+from fastgrpo.rollouts.experience import Experience, Tally
 from fastgrpo.solve import refuse
 from fastgrpo.tasks import Task, problems_of
 from fastgrpo.train import draw_problems, refuse_idle_ranks, train
 from fastgrpo.training import learner
-from fastgrpo.training.learner import learning_rate, update
+from fastgrpo.training.learner import Learner, learning_rate, update
+from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport
 from fastgrpo.types import Result, Reward, Sample
 from tests.helpers.random_engine import random_engine
@@ -203,6 +207,20 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_the_policy_as_it_is
     healthy = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=1.0)]
     assert update(policy, optimizer, healthy, Config().grpo, budget=64)["skipped"] == 0.0
     assert not torch.equal(policy.head_weight, before)
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_the_engine_sleeps_while_training_where_the_plan_says_so(model: Path, tmp_path: Path, sleeps: bool) -> None:
+    config = resolve({"model.path": str(model), "runs": str(tmp_path)})
+    policy, engine = load_policy(model), Mock()
+    engine.sync.return_value = SimpleNamespace(parity_mean=0.0, parity_max=0.0, seconds=0.0)
+    plan = MemoryPlan((), 0, 0.1, 64, engine_sleeps=sleeps)
+    learner = Learner(config, engine, policy, Chat(policy.tokenizer), None, plan)
+    sample = Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=1.0)
+    learner.experiences = [Experience([sample], Tally(), [])]
+    learner.update(PhaseTimer())
+    learner.sync()
+    assert [name for name, _, _ in engine.method_calls] == (["sleep", "wake", "sync"] if sleeps else ["sync"])
 
 
 def test_a_skipped_later_epoch_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

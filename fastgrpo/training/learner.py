@@ -82,7 +82,7 @@ class Learner:
         assert self.experiences, "rollouts come before their update"
         samples = _all_samples(self.experiences[0])
         self.optimizer.lr = learning_rate(grpo, self.step)
-        if not grpo.max_lag:
+        if self.plan.engine_sleeps:
             self.engine.sleep()
         try:
             metrics = update(
@@ -109,10 +109,9 @@ class Learner:
 
         With `grpo.in_flight` the engine may be paused in its work, and then there is no check.
         """
-        grpo = self.config.grpo
-        if not grpo.max_lag:
+        if self.plan.engine_sleeps:
             self.engine.wake()
-        report = self.engine.sync(self.policy, version=self.step, in_flight=grpo.in_flight)
+        report = self.engine.sync(self.policy, version=self.step, in_flight=self.config.grpo.in_flight)
         checked = {"parity": report.parity_mean, "parity_max": report.parity_max}
         return {"sync_seconds": report.seconds} | ({} if math.isnan(report.parity_mean) else checked)
 

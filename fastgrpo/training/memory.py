@@ -1,8 +1,8 @@
 """The memory plan of one device: computed from the model's configuration before the first step, printed and checked.
 
 Generation and training take turns, or overlap (`grpo.max_lag`). Weights and optimizer state are there in both; the KV
-cache only in generation (the engine sleeps while training, unless both overlap), gradients and activations only in
-training. The plan must hold in each.
+cache only in generation (the engine sleeps while training, unless both overlap or all fits at once), gradients and
+activations only in training. The plan must hold in each.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Workload:
     adapters of that rank are all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered
     for each token stored, above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but
     for the piece at work. `tensor_parallel`: ranks that hold one vLLM together; above 1 training is sharded over all
-    `ranks`. `whole_gradients`: each rank sums them whole. `own_process`: vLLM has one. `kv_dtype`: of the KV cache,
-    None = `dtype`.
+    `ranks`. `whole_gradients`: each rank sums them whole. `awake`: the engine does not sleep. `own_process`: vLLM has
+    one. `kv_dtype`: of the KV cache, None = `dtype`.
     """
 
     micro_batch_tokens: int
@@ -76,6 +76,7 @@ class Workload:
     ranks: int = 1
     tensor_parallel: int = 1
     whole_gradients: bool = False
+    awake: bool = False
     own_process: bool = False
     on_gpu: bool = True
 
@@ -84,13 +85,15 @@ class Workload:
 class MemoryPlan:
     """Where `capacity` bytes go. `kv_cache_gib` is the engine's share, `micro_batch_tokens` the token budget.
 
-    `whole_gradients`: each rank has room for the sums of whole gradients, which then travel once a step.
+    `engine_sleeps`: while training; False where generation overlaps it, or all fits at once. `whole_gradients`: each
+    rank has room for the sums of whole gradients, which then travel once a step.
     """
 
     items: tuple[Item, ...]
     capacity: int
     kv_cache_gib: float
     micro_batch_tokens: int
+    engine_sleeps: bool = True
     whole_gradients: bool = False
 
     @property
@@ -134,33 +137,38 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
     A `kv_cache_gib` of None becomes room for every sequence at full length, or what is left. Too many micro-batch
     tokens are cut to what fits, in steps of 1,024 or to one group's, but never below a single sequence of
     `max_model_len`. Where both are in memory at once the cache comes first, down to one group's tokens: decoding a part
-    of the sequences after the other costs more than smaller micro-batches do. Over several ranks gradients are summed
-    whole where that costs neither cache nor micro-batch tokens.
+    of the sequences after the other costs more than smaller micro-batches do. Where memory is left that neither cache
+    nor micro-batches can use, gradients are summed whole over several ranks, and the engine stays awake.
     """
-    plan = _plan(config, workload, capacity)
-    if workload.ranks == 1 or workload.tensor_parallel > 1:
-        return plan
-    roomy = _plan(config, replace(workload, whole_gradients=True), capacity)
-    same = (roomy.kv_cache_gib, roomy.micro_batch_tokens) == (plan.kv_cache_gib, plan.micro_batch_tokens)
-    return roomy if same and max(roomy.generating, roomy.training) <= capacity else plan
-
-
-def _plan(config: PretrainedConfig, workload: Workload, capacity: int) -> MemoryPlan:
     parameters = count_parameters(config)
     trained = count_adapters(config, workload.lora_rank) if workload.lora_rank else parameters
+    plan = _plan(config, workload, capacity, parameters, trained)
+    whole = replace(workload, whole_gradients=workload.ranks > 1 and workload.tensor_parallel == 1)
+    awake = workload.on_gpu and not workload.overlapped
+    for roomier in (replace(whole, awake=awake), whole, replace(workload, awake=awake)):
+        more = _plan(config, roomier, capacity, parameters, trained)
+        same = (more.kv_cache_gib, more.micro_batch_tokens) == (plan.kv_cache_gib, plan.micro_batch_tokens)
+        if same and max(more.generating, more.training) <= capacity:
+            return more
+    return plan
+
+
+def _plan(config: PretrainedConfig, workload: Workload, capacity: int, parameters: int, trained: int) -> MemoryPlan:
+    """The plan in which gradients are summed, and the engine sleeps, as `workload` says."""
     fixed = _state_items(parameters, trained, workload)
     if workload.tensor_parallel > 1:
         fixed = _sharded_items(config, parameters, workload)
     if workload.on_gpu:
         logits = LOGIT_ROWS * workload.max_num_seqs * config.vocab_size * 4
         shrink = "lower engine.max_num_seqs"
-        fixed = (*fixed, Item("vLLM's logits and activations", logits, shrink, training=workload.overlapped))
+        stays = workload.overlapped or workload.awake
+        fixed = (*fixed, Item("vLLM's logits and activations", logits, shrink, training=stays))
     room = capacity - sum(item.size for item in fixed if item.training)
     left = capacity - sum(item.size for item in fixed if item.generating)
     if workload.overlapped:
         left = room - sum(_step_sizes(config, workload, _whole_group(workload)))
     kv_cache = _kv_cache_size(config, workload, left)
-    kept = workload.overlapped or not workload.on_gpu
+    kept = workload.overlapped or workload.awake or not workload.on_gpu
     if kept:
         room -= kv_cache
     budgets = _budgets(workload)
@@ -178,7 +186,8 @@ def _plan(config: PretrainedConfig, workload: Workload, capacity: int) -> Memory
         Item(f"activations, {held} tokens", activations, shrink, generating=False),
         Item(_transient_name(workload), transient, shrink, generating=False),
     )
-    return MemoryPlan(items, capacity, kv_cache / GIB, tokens, workload.whole_gradients)
+    sleeps = not (workload.overlapped or workload.awake)
+    return MemoryPlan(items, capacity, kv_cache / GIB, tokens, sleeps, workload.whole_gradients)
 
 
 def _kv_cache_size(config: PretrainedConfig, workload: Workload, left: int) -> int:

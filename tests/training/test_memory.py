@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -72,24 +73,34 @@ def test_kv_cache_is_all_that_is_wanted_or_all_that_is_left() -> None:
     assert plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gib=3.5), 50 * GIB).kv_cache_gib == 3.5
 
 
-def test_several_ranks_sum_whole_gradients_where_that_costs_nothing_else() -> None:
+def test_memory_that_is_left_takes_whole_gradients_and_an_engine_that_stays_awake() -> None:
     workload = replace(WORKLOAD, ranks=8, kv_cache_gib=4.0)
-    roomy, tight, alone = (
-        plan_memory(QWEN_7B, asked, capacity * GIB)
-        for asked, capacity in ((workload, 140), (workload, 50), (WORKLOAD, 200))
-    )
-    assert (roomy.whole_gradients, tight.whole_gradients, alone.whole_gradients) == (True, False, False)
+    plans = {}
+    for capacity in range(50, 140):
+        plan = plan_memory(QWEN_7B, workload, capacity * GIB)
+        plan.check()
+        plans.setdefault((plan.engine_sleeps, plan.whole_gradients), plan)
+        assert (plan.kv_cache_gib, plan.micro_batch_tokens) == (4.0, 16384)
+    # From the least memory to the most: an awake engine takes less than whole gradients, which gain more.
+    assert list(plans) == [(True, False), (False, False), (True, True), (False, True)]
+    items = {key: {item.name: item for item in plan.items} for key, plan in plans.items()}
     parameters = count_parameters(QWEN_7B)
-    names = (roomy, "whole gradients"), (tight, "gradients")
-    sizes = [{item.name: item.size for item in plan.items}[name] for plan, name in names]
-    assert sizes[0] - 4 * parameters == pytest.approx(0.2 * parameters, rel=1e-6), "beside the sums the newest, in bf16"
-    assert sizes[1] == parameters / 2 + 3 * 2**25 * 4
-    assert plan_memory(QWEN_7B, workload, roomy.training).whole_gradients
-    less = plan_memory(QWEN_7B, workload, roomy.training - GIB)
-    assert not less.whole_gradients
-    assert less.micro_batch_tokens == roomy.micro_batch_tokens
-    less.check()
-    assert not plan_memory(QWEN_7B, replace(workload, tensor_parallel=2), 140 * GIB).whole_gradients
+    sums, newest = items[False, True]["whole gradients"].size, parameters * 2 // 10
+    assert sums == 4 * parameters + newest
+    assert items[True, False]["gradients"].size == parameters // 2 + 3 * 2**25 * 4
+    for name in ("KV cache", "vLLM's logits and activations"):
+        assert [items[key][name].training for key in plans] == [False, True, False, True]
+
+
+def test_what_memory_is_left_for_depends_on_what_there_is() -> None:
+    def found(**change: Any) -> tuple[bool, bool]:
+        plan = plan_memory(QWEN_7B, replace(WORKLOAD, kv_cache_gib=4.0, **change), 400 * GIB)
+        return plan.engine_sleeps, plan.whole_gradients
+
+    assert found() == (False, False), "one rank's gradients are whole anyway"
+    assert found(ranks=8, tensor_parallel=2) == (False, False), "FSDP2 shards them"
+    assert found(ranks=8, overlapped=True) == (False, True)
+    assert found(ranks=8, on_gpu=False) == (True, True), "there is nothing to free on a CPU"
 
 
 def test_an_fp8_cache_is_half_of_a_bf16_one_or_holds_twice_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +108,7 @@ def test_an_fp8_cache_is_half_of_a_bf16_one_or_holds_twice_as_much(monkeypatch: 
     wide, narrow = (plan_memory(QWEN_7B, asked, 140 * GIB) for asked in (replace(WORKLOAD, ranks=8), half))
     assert narrow.kv_cache_gib == wide.kv_cache_gib / 2
     assert wide.generating - narrow.generating == narrow.kv_cache_gib * GIB
-    assert narrow.training == wide.training
+    assert wide.training - narrow.training == narrow.kv_cache_gib * GIB, "all fits at once"
     beside = replace(half, overlapped=True, group_tokens=6000)
     assert plan_memory(QWEN_7B, beside, 64 * GIB).micro_batch_tokens > 6000
     assert asked_for({"engine.kv_cache_dtype": "fp8"}, monkeypatch).kv_dtype == torch.float8_e4m3fn
