@@ -231,6 +231,19 @@ def test_unpack_fails_only_as_documented(data):
         ("2.50", "2.5", True),
         ("3.0", "3", True),
         ("1000000007", "1000000008", False),  # two integers are no approximation of each other
+        ("1e9", "1000000007", False),  # nor is a float that is near
+        ("1000000000.0", "1000000007", False),
+        ("500000000000000000.5", "500000000000000001", False),
+        ("1e18", "1000000000000000007", False),
+        ("1e18", "1" + "0" * 18, True),
+        ("1000000000000000007.00", "1000000000000000007", True),
+        ("1000000000000000008.", "1000000000000000007", False),
+        ("-1e9", "-1000000000", True),
+        ("500000.5", "500000", False),  # n / 2 for n // 2
+        ("99999999.7", "100000000", True),  # a real number of which few digits are wanted
+        ("2.0000009", "2", True),
+        ("1000000007", "1000000000.0", True),
+        ("1e999", "1" + "0" * 999, False),
         ("007", "7", True),
         ("0011", "0011", True),
         ("11", "0011", False),  # whose zeros are to be printed
