@@ -39,7 +39,8 @@ def code_reward(
     Returns, for each completion, the fraction of its tests that the program in it passes, in [0, 1], or None where that
     is not known: the jails failed, or the row has no tests that can be read (see columns.read_tests for their forms). A
     prompt that is the beginning of a Python program, as HumanEval's, is put before a completion that does not define
-    the row's `entry_point`. Raises ValueError where no row has tests, SandboxUnavailable where jails cannot run.
+    the row's `entry_point`; what it gives beside that is the tests', too. Raises ValueError where no row has tests,
+    SandboxUnavailable where jails cannot run.
     """
     count = len(completions)
     rows = [{name: values[i] for name, values in columns.items() if _is_column(values, count)} for i in range(count)]
@@ -47,8 +48,9 @@ def code_reward(
     faults: dict[int, str] = {}
     for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         try:
-            code = _program(completion, prompts[i] if prompts else "", row.get("entry_point") or "")
-            jobs[i] = _job(code, read_tests(row, code))
+            prompt = prompts[i] if prompts else ""
+            code = _program(completion, prompt, row.get("entry_point") or "")
+            jobs[i] = _job(code, read_tests({"prompt": prompt, **row}, code))
         except ValueError as error:
             faults[i] = str(error)
     if faults and not jobs:

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.flow.problems.splitting import preamble
 from fastgrpo.flow.problems.tested import made
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.source_text import preamble
 
 _NUMBERS = frozenset({int, float, complex})
 

@@ -294,6 +294,19 @@ def test_own_checks_that_broadcast_are_left_alone(load: Load, judge: Judge) -> N
     assert [outcome.pass_rate for outcome in judge(problem, problem.solution or "")] == [1.0, 1.0]
 
 
+@pytest.mark.jail
+def test_what_must_raise_is_a_test_of_checks_too(load: Load, judge: Judge) -> None:
+    """`assert False` was taken for an assertion that tests nothing, and a solution that raised nothing passed."""
+    tried = "    try:\n        f(-1)\n        assert False\n    except ValueError:\n        assert True\n"
+    check = f"def check(f):\n    assert f(1) == 2\n{tried}    assert f(2) == 3\n"
+    right = "def f(x):\n    if x < 0: raise ValueError\n    return x + 1"
+    [problem] = load({"id": 1, "prompt": "x", "entry_point": "f", "solution": right, "check": check})
+    assert [outcome.tests for outcome in judge(problem, right)] == [(True,), (True, True)]
+    for wrong in ("x + 1", "{}[x]"):
+        code = f"def f(x): return {wrong} if x < 0 else x + 1"
+        assert [outcome.tests for outcome in judge(problem, code)] == [(True,), (False, wrong == "x + 1")]
+
+
 def gives_nothing(problem: Problem) -> str:
     if not problem.entry_point:
         return "print()"

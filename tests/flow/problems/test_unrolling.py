@@ -8,9 +8,9 @@ import pytest
 
 from fastgrpo.flow.problems.splitting import describe_tests
 from fastgrpo.flow.problems.tested import made
-from fastgrpo.flow.problems.unrolling import GATHERED, SINGLE_ROWS, one_by_one
 from fastgrpo_sandbox import AssertTests
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.unrolling import GATHERED, SINGLE_ROWS, one_by_one
 from tests.flow.problems.conftest import Judge
 
 SAME = "def same(out, exp):\n    assert out == exp\n"

@@ -6,9 +6,11 @@ import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from fastgrpo.flow.problems.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, statement_text
-from fastgrpo_sandbox import AssertTests
+from msgspec.structs import replace
+
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, statement_text
+from fastgrpo_sandbox.types import AssertTests, CheckTests
 
 # Of a table with hundreds of rows the first are tests of their own, which a reader of feedback understands; the rest
 # are gathered into a few, since what a judge is sent is compiled test by test.
@@ -21,6 +23,20 @@ _SHARED = (*_DEFINITIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign,
 
 # One cell of a row: an expression of the source, or cells that zip or enumerate put together.
 Cell = ast.expr | tuple["Cell", ...]
+
+
+def check_tests(source: str, entry_point: str, setup: str) -> CheckTests | AssertTests:
+    """Tests of the form `check(candidate)`; one by one where helpers assert, a loop does, or a method is tested. Raises
+    SyntaxError."""
+    tree = parse(source)
+    as_it_is = CheckTests(source=source, entry_point=entry_point, setup=setup)
+    plain = entry_point.isidentifier() and not asserts_in_helpers(tree)
+    if plain and sum(isinstance(node, ast.Assert) and not is_empty(node) for node in ast.walk(tree)) > 1:
+        return as_it_is
+    tests = one_by_one(source, tree, entry_point)
+    if plain and len(tests.asserts) == 1:
+        return as_it_is
+    return replace(tests, setup=f"{setup}\n{tests.setup}".strip("\n"))
 
 
 def asserts_in_helpers(tree: ast.Module) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
+
+from fastgrpo_sandbox.guest.syntax import parse
 
 LONG_CHARS = 300
 # Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
@@ -14,8 +16,19 @@ TO_THE_END = "\nassert True"
 
 
 def is_empty(node: ast.Assert) -> bool:
-    """True for an assertion of a constant, which tests nothing."""
-    return isinstance(node.test, ast.Constant)
+    """True for an assertion of a true constant, which tests nothing; `assert False` says that nothing comes there."""
+    return isinstance(node.test, ast.Constant) and bool(node.test.value)
+
+
+@lru_cache(maxsize=4096)
+def preamble(prompt: str, entry_point: str) -> str:
+    """Imports and helper functions that a prompt gives before its entry point; empty for a prompt that is prose."""
+    try:
+        body = parse(prompt).body
+    except (SyntaxError, ValueError, RecursionError):
+        return ""
+    given = [node for node in body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
+    return ast.unparse(ast.Module(given, [])) if len(given) < len(body) else ""
 
 
 class SourceText:
