@@ -123,6 +123,8 @@ def test_a_prompt_that_begins_the_program_is_put_before_the_rest_of_it():
     whole = [f"```python\n{prompt}{answer}```" for prompt, answer in zip(prompts, answers, strict=True)]
     assert code_reward(whole, prompts, **columns) == [1.0] * 12
     assert code_reward(whole, prompts, setup=prompts, **columns) == [1.0] * 12
+    bare = [text.replace("from typing import List\n", "from __future__ import generator_stop\n") for text in whole]
+    assert code_reward(bare, prompts, **columns) == [1.0] * 12
 
 
 def test_an_assertion_of_nothing_is_no_test() -> None:
