@@ -285,6 +285,25 @@ def test_a_list_of_no_number_is_close_to_none(load: Load, judge: Judge, numpy: b
 
 
 @pytest.mark.jail
+@pytest.mark.parametrize("numpy", [False, True])
+@pytest.mark.parametrize("close", ["assert np.allclose", "np.testing.assert_allclose"])
+def test_nothing_is_close_to_a_list_of_no_number(load: Load, judge: Judge, numpy: bool, close: str) -> None:
+    """Of an empty list all are floats, so these tests ask numpy, to which any number is close to it."""
+    tables = "inputs = [[[], []], [[], [3]]]\nresults = [[], [3]]\n"
+    test = MBPP_PLUS["test"].replace(TABLES.format(""), tables).replace("assert np.allclose", close)
+    [problem] = load(MBPP_PLUS | {"test": test})
+    tests = problem.tests
+    assert isinstance(tests, AssertTests)
+    if numpy:
+        pytest.importorskip("numpy")
+    with BlockingSandboxPool(cells=1, preload=("numpy",) if numpy else ()) as pool:
+        assert pool.run(problem.solution or "", tests=tests).pass_rate == 1.0
+        for wrong in ("None", "0", "0.5", "{}", "[[]]", "''", "[1]", "object()"):
+            outcome = pool.run(f"def add(a, b): return {wrong}", tests=tests)
+            assert outcome.tests == (False, False), wrong
+
+
+@pytest.mark.jail
 def test_own_checks_that_broadcast_are_left_alone(load: Load, judge: Judge) -> None:
     near = "import numpy as np\ndef near(a, b):\n    assert np.allclose(a, b)\n"
     check = near + "def check(f):\n    near(f(1), 1)\n    near(f(2), 2)\n"
