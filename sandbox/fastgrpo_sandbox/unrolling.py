@@ -26,11 +26,11 @@ Cell = ast.expr | tuple["Cell", ...]
 
 
 def check_tests(source: str, entry_point: str, setup: str) -> CheckTests | AssertTests:
-    """Tests of the form `check(candidate)`; one by one where helpers assert, a loop does, or a method is tested. Raises
-    SyntaxError."""
+    """Tests of the form `check(candidate)`; one by one where helpers assert, a loop or both branches do, or a method is
+    tested. Raises SyntaxError."""
     tree = parse(source)
     as_it_is = CheckTests(source=source, entry_point=entry_point, setup=setup)
-    plain = entry_point.isidentifier() and not asserts_in_helpers(tree)
+    plain = entry_point.isidentifier() and not asserts_in_helpers(tree) and not _asserts_either(tree)
     if plain and sum(isinstance(node, ast.Assert) and not is_empty(node) for node in ast.walk(tree)) > 1:
         return as_it_is
     tests = one_by_one(source, tree, entry_point)
@@ -43,6 +43,12 @@ def asserts_in_helpers(tree: ast.Module) -> bool:
     """True where `check(candidate)` leaves the asserting to functions outside of it."""
     outside = [node for node in tree.body if not _is_check(node)]
     return bool(_asserting(ast.Module(outside, [])))
+
+
+def _asserts_either(tree: ast.Module) -> bool:
+    """True where one assertion is made in the place of another."""
+    both = [(node.body, node.orelse) for node in ast.walk(tree) if isinstance(node, ast.If)]
+    return any(all(any(_is_test(node, set()) for node in branch) for branch in branches) for branches in both)
 
 
 def one_by_one(source: str, tree: ast.Module, candidate: str) -> AssertTests:

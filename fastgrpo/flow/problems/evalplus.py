@@ -172,11 +172,11 @@ def defined(source, name):
     return names[name]
 
 def same(got, wanted, room):
+    if got == wanted or wanted != wanted and isinstance(got, type(wanted)) and cmath.isnan(got):
+        return True
     for kind in (list, tuple):
         if isinstance(wanted, kind):
             return isinstance(got, kind) and len(got) == len(wanted) and all(map(same, got, wanted, [room] * len(got)))
-    if got == wanted or wanted != wanted and isinstance(got, type(wanted)) and cmath.isnan(got):
-        return True
     is_real = isinstance(wanted, float) or room and isinstance(wanted, int)
     return is_real and math.isclose(got, wanted, rel_tol=1e-7, abs_tol=room or 1e-6)
 """

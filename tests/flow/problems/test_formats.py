@@ -326,6 +326,17 @@ def test_what_must_raise_is_a_test_of_checks_too(load: Load, judge: Judge) -> No
         assert [outcome.tests for outcome in judge(problem, code)] == [(True,), (False, wrong == "x + 1")]
 
 
+@pytest.mark.jail
+def test_an_assertion_in_the_place_of_another_is_one_test_with_it(load: Load, judge: Judge) -> None:
+    either = "    if isinstance(f(1), list):\n        assert f(1) == [2]\n    else:\n        assert f(1) == 2\n"
+    check = f"def check(f):\n{either}    assert f(2)\n"
+    right = "def f(x): return x + 1"
+    [problem] = load({"id": 1, "prompt": "x", "entry_point": "f", "solution": right, "check": check})
+    for code in (right, "def f(x): return [x + 1]"):
+        assert [outcome.tests for outcome in judge(problem, code)] == [(True,), (True,)]
+    assert [outcome.tests for outcome in judge(problem, "def f(x): return x + 2")] == [(False,), (True,)]
+
+
 def gives_nothing(problem: Problem) -> str:
     if not problem.entry_point:
         return "print()"
