@@ -15,7 +15,7 @@ from fastgrpo_sandbox.guest.instrument import unittest_names
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import is_empty, preamble
 from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
-from fastgrpo_sandbox.unrolling import asserts_in_helpers, check_tests, one_by_one
+from fastgrpo_sandbox.unrolling import check_tests, script_tests
 
 # Tried in this order; the first that a row fills has its tests.
 COLUMNS = (
@@ -123,8 +123,8 @@ def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
         return _counting(check_tests(source, entry_point, "\n".join(filter(None, (given, setup)))))
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
         return UnittestTests(source=_as_unittest(source), setup=setup)
-    if asserts_in_helpers(tree):
-        tests = one_by_one(source, tree, "")
+    tests = script_tests(source)
+    if tests is not None:
         return msgspec.structs.replace(tests, setup="\n".join([setup, tests.setup]))
     kinds = {type(node) for node in tree.body}
     if kinds <= {ast.Assert, ast.Import, ast.ImportFrom}:

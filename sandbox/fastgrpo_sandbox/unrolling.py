@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from msgspec.structs import replace
 
@@ -16,6 +17,7 @@ from fastgrpo_sandbox.types import AssertTests, CheckTests
 # are gathered into a few, since what a judge is sent is compiled test by test.
 SINGLE_ROWS = 48
 GATHERED = 16
+CACHED = 256  # a row's tests are read again for each of its completions
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LOOSE = (ast.Compare, ast.BoolOp, ast.IfExp, ast.Lambda, ast.NamedExpr)
@@ -25,6 +27,7 @@ _SHARED = (*_DEFINITIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign,
 Cell = ast.expr | tuple["Cell", ...]
 
 
+@lru_cache(maxsize=CACHED)
 def check_tests(source: str, entry_point: str, setup: str) -> CheckTests | AssertTests:
     """Tests of the form `check(candidate)`; one by one where helpers assert, a loop or both branches do, or a method is
     tested. Raises SyntaxError."""
@@ -37,6 +40,13 @@ def check_tests(source: str, entry_point: str, setup: str) -> CheckTests | Asser
     if plain and len(tests.asserts) == 1:
         return as_it_is
     return replace(tests, setup=f"{setup}\n{tests.setup}".strip("\n"))
+
+
+@lru_cache(maxsize=CACHED)
+def script_tests(source: str) -> AssertTests | None:
+    """The tests of a script whose helpers assert, one by one; None for any other. Raises SyntaxError."""
+    tree = parse(source)
+    return one_by_one(source, tree, "") if asserts_in_helpers(tree) else None
 
 
 def asserts_in_helpers(tree: ast.Module) -> bool:
