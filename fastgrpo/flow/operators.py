@@ -20,7 +20,7 @@ from fastgrpo.flow import messages
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.names import MOST_RETRIES
 from fastgrpo.flow.problems.numbers import is_right, vote
-from fastgrpo.flow.problems.splitting import describe_tests, preamble
+from fastgrpo.flow.problems.splitting import describe_tests
 from fastgrpo.flow.types import (
     NO_TESTS,
     NoAnswer,
@@ -36,6 +36,7 @@ from fastgrpo.flow.types import (
 )
 from fastgrpo_sandbox import CallError, Outcome, SandboxPool, StdioTests, Tests, extract_code
 from fastgrpo_sandbox.extract import without_thought
+from fastgrpo_sandbox.source_text import preamble
 
 _SHOWN_TESTS = 3
 _SHOWN_CHARS = 400

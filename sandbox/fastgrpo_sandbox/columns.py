@@ -13,7 +13,9 @@ from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.extract import defined_names
 from fastgrpo_sandbox.guest.instrument import unittest_names
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.source_text import is_empty, preamble
 from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox.unrolling import check_tests, script_tests
 
 # Tried in this order; the first that a row fills has its tests.
 COLUMNS = (
@@ -31,7 +33,8 @@ def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
     HumanEval's `test` with `entry_point`, unittest classes (`test`, `unittest`), input and output pairs (`stdio`,
     `test_cases`, `inputs` with `outputs`, also as JSON in `input_output`, `verification_info`, `ground_truth` or
     `reward_model`), and calls (`fn_name` beside `inputs`). `setup`, `test_setup_code` and `test_imports` are trusted
-    code for the tests. `code` is the solution, whose `class Solution` decides how `fn_name` is called.
+    code for the tests, and so is, for `check(candidate)`, what a `prompt` that is a program gives beside its
+    `entry_point`. `code` is the solution, whose `class Solution` decides how `fn_name` is called.
     Raises ValueError with one sentence where there are none, or none that can be counted.
     """
     try:
@@ -115,15 +118,30 @@ def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
     if not isinstance(entry_point, str):
         raise ValueError(f"entry_point {entry_point!r:.40} is not the name of a function")
     if entry_point and "check" in defined_names(source):
-        return CheckTests(source=source, entry_point=entry_point, setup=setup)
+        prompt = row.get("prompt")
+        given = preamble(prompt, entry_point) if isinstance(prompt, str) else ""
+        return _counting(check_tests(source, entry_point, "\n".join(filter(None, (given, setup)))))
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
         return UnittestTests(source=_as_unittest(source), setup=setup)
+    tests = script_tests(source)
+    if tests is not None:
+        return msgspec.structs.replace(tests, setup="\n".join([setup, tests.setup]))
     kinds = {type(node) for node in tree.body}
     if kinds <= {ast.Assert, ast.Import, ast.ImportFrom}:
         lines = [ast.unparse(node) for node in tree.body if not isinstance(node, ast.Assert)]
         asserts = tuple(ast.unparse(node) for node in tree.body if isinstance(node, ast.Assert))
         return AssertTests(asserts=asserts, setup="\n".join([setup, *lines]))
     return AssertTests(asserts=(source,), setup=setup)
+
+
+def _counting(tests: CheckTests | AssertTests) -> CheckTests | AssertTests:
+    """`tests` without `assert True` and its like, with which a program that is none would pass some."""
+    if isinstance(tests, AssertTests):
+        return tests
+    asserts = [node for node in ast.walk(parse(tests.source)) if isinstance(node, ast.Assert)]
+    asserts.sort(key=lambda node: (node.lineno, node.col_offset))
+    kept = tuple(index for index, node in enumerate(asserts) if not is_empty(node))
+    return tests if len(kept) in (0, len(asserts)) else msgspec.structs.replace(tests, select=kept)
 
 
 def _as_unittest(source: str) -> str:

@@ -17,6 +17,7 @@ from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.extract import defined_names, extract_code
 from fastgrpo_sandbox.given import require_text
 from fastgrpo_sandbox.shared import jails
+from fastgrpo_sandbox.source_text import preamble
 from fastgrpo_sandbox.types import Outcome, SandboxUnavailable, StdioTests, Tests
 
 log = logging.getLogger("fastgrpo_sandbox")
@@ -39,7 +40,8 @@ def code_reward(
     Returns, for each completion, the fraction of its tests that the program in it passes, in [0, 1], or None where that
     is not known: the jails failed, or the row has no tests that can be read (see columns.read_tests for their forms). A
     prompt that is the beginning of a Python program, as HumanEval's, is put before a completion that does not define
-    the row's `entry_point`. Raises ValueError where no row has tests, SandboxUnavailable where jails cannot run.
+    the row's `entry_point`, and what it gives beside that before any other and the tests. Raises ValueError where no
+    row has tests, SandboxUnavailable where jails cannot run.
     """
     count = len(completions)
     rows = [{name: values[i] for name, values in columns.items() if _is_column(values, count)} for i in range(count)]
@@ -47,8 +49,9 @@ def code_reward(
     faults: dict[int, str] = {}
     for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         try:
-            code = _program(completion, prompts[i] if prompts else "", row.get("entry_point") or "")
-            jobs[i] = _job(code, read_tests(row, code))
+            prompt = prompts[i] if prompts else ""
+            code = _program(completion, prompt, row.get("entry_point") or "")
+            jobs[i] = _job(code, read_tests({"prompt": prompt, **row}, code))
         except ValueError as error:
             faults[i] = str(error)
     if faults and not jobs:
@@ -107,9 +110,9 @@ def _is_column(values: Any, count: int) -> bool:
 
 def _program(completion: Completion, prompt: Completion, entry_point: str) -> str:
     code = extract_code(_text(completion), entry_point)
-    if isinstance(prompt, str) and entry_point not in defined_names(code) and entry_point in defined_names(prompt):
-        return prompt + code
-    return code
+    if not isinstance(prompt, str) or entry_point not in defined_names(prompt):
+        return code
+    return f"{preamble(prompt, entry_point)}\n{code}" if entry_point in defined_names(code) else prompt + code
 
 
 def _text(completion: Completion) -> str:

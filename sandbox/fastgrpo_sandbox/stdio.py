@@ -17,12 +17,14 @@ ROOM = 4  # times what is expected: other white space, and more digits
 NUMBER = re.compile(r"[+-]?(\d++\.?+\d*+|\.\d++)([eE][+-]?\d++)?", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 PADDED = re.compile(r"[+-]?0\d+", re.ASCII)
+EXACT = 1 << 53  # from here on a float is no nearer to a whole number than the next one
 
 
 def same_output(actual: str, expected: str, exact: bool = False) -> bool:
     """Whether an output is the wanted one: token by token, so that white space counts for nothing but to part them, and
-    two numbers, one of them with a fraction or exponent, within 1e-6 relative or absolute. Digits that are to begin
-    with a 0, such as binary ones, are a text. `exact` compares every character but the line ends at the end."""
+    two numbers, one of them with a fraction or exponent, within 1e-6 relative or absolute, and nearer to a wanted whole
+    number than to any other. Digits that are to begin with a 0, such as binary ones, are a text. `exact` compares every
+    character but the line ends at the end."""
     if exact:
         return actual.rstrip("\r\n") == expected.rstrip("\r\n")
     ours, wanted = actual.split(), expected.split()
@@ -36,7 +38,19 @@ def _same_token(actual: str, expected: str) -> bool:
         return False
     if WHOLE.fullmatch(actual) and WHOLE.fullmatch(expected):
         return _digits(actual) == _digits(expected)
-    return math.isclose(float(actual), float(expected), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    close = math.isclose(float(actual), float(expected), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return close and (WHOLE.fullmatch(expected) is None or _is_nearest(actual, expected))
+
+
+def _is_nearest(actual: str, whole: str) -> bool:
+    """Whether a number that is close to a whole one is not another: 1e9 is no answer where 1000000007 is wanted."""
+    before, _, after = actual.partition(".")
+    if not after.strip("0") and WHOLE.fullmatch(before):
+        return _digits(before) == _digits(whole)
+    near = float(actual)
+    if not math.isfinite(near):
+        return False
+    return near == int(whole) or (abs(near) < EXACT and abs(near - int(whole)) < 0.5)
 
 
 def _digits(whole: str) -> tuple[bool, str]:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from fastgrpo.errors import UserError
 from fastgrpo.flow.problems.files import load
-from fastgrpo.flow.problems.splitting import describe_tests, preamble, split, split_tests
+from fastgrpo.flow.problems.splitting import describe_tests, split, split_tests
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, UnittestTests, count_tests
+from fastgrpo_sandbox.source_text import preamble
 
 OWN = {
     "id": "add",

@@ -107,6 +107,17 @@ FORGED = {
         "def f(m):\n    m(1)\n    try:\n        m.reset_mock()\n    finally:\n        m.mock_calls.clear()",
         check("from unittest.mock import MagicMock\nm = MagicMock()\ntry:\n    candidate(m)\nexcept Exception:\n    pass\nassert not m.called\nassert m.mock_calls == []"),
     ),
+    "a context that ends what the tests find in it": (
+        "import contextlib\nclass C:\n    def __enter__(self): return self\n    def __exit__(self, *e): return True\n    async def __aenter__(self): return self\n    async def __aexit__(self, *e): return True\n    def get(self): return 0\n@contextlib.contextmanager\ndef g():\n    try: yield C()\n    except BaseException: pass",
+        A(
+            "with C() as c:\n    same(c.get(), 3)\nassert True",
+            "with g() as c:\n    if c.get() != 3: raise AssertionError\nassert True",
+            "class D(C): pass\nwith D() as c:\n    same(c.get(), 3)\nassert True",
+            "from contextlib import ExitStack\nwith ExitStack() as all_of:\n    same(all_of.enter_context(C()).get(), 3)\nassert True",
+            "import asyncio\nasync def main():\n    async with C() as c: same(c.get(), 3)\nasyncio.run(main())\nassert True",
+            setup="def same(a, b): assert a == b",
+        ),
+    ),
     "a method of the library's replaced": (
         "def f(thread): thread.is_alive = lambda: False\n",
         A("import threading\nt = threading.Thread(target=threading.Event().wait, args=(1,))\nt.start()\ntry:\n    f(t)\nexcept AttributeError:\n    pass\nassert not t.is_alive()"),
@@ -157,6 +168,15 @@ def down(x): return Down(x)
 def box(): return Box()
 def name(): return Name('abc')
 def kinds(): return [Vec]
+class Ends:
+    def __init__(self, *kinds): self.kinds, self.seen = kinds, []
+    def __enter__(self): return self
+    def __exit__(self, kind, error, trace):
+        self.seen.append(kind)
+        return kind in self.kinds
+    async def __aenter__(self): return self
+    async def __aexit__(self, *error): return self.__exit__(*error)
+def asserts(x): assert x
 def report(mock, key, thread):
     mock.send(3)
     mock.sent = thread.daemon = True
@@ -169,6 +189,10 @@ def test_right_solutions_of_these_kinds_pass(every_assertion_passes: Callable[..
         "assert list(map(Vec, [1])) == [Vec(1)] and 2 * Vec(2) == Vec(4) and Vec.Unit() + 3 == 3",
         "assert 2 * Vec[int](2) == Vec(4)",
         "class Sub(Vec): pass\nassert 2 * Sub(2) == Vec(4)",
+        "with Ends(ZeroDivisionError) as e: 1 / 0\nassert e.seen == [ZeroDivisionError] and Ends().__exit__(None, None, None) is False",
+        "with Ends(AssertionError): asserts(0)\nassert Ends(KeyError).__exit__(KeyError, KeyError(), None) is True",
+        "import asyncio\nasync def main():\n    async with Ends(AssertionError, KeyError) as e: asserts(0)\n    async with e: {}[1]\n    return e.seen\nassert asyncio.run(main()) == [AssertionError, KeyError]",
+        "with Ends() as e:\n    assert e.seen == []\nassert e.seen == [None]",
         "assert kinds()[0](3) == Vec(3) and name() == 'abc' and name().startswith('ab') and 'b' in name()",
         "assert Name('x').upper() == 'UP'",
         "assert list(Down([1, 2])) == [2, 1] and len(Down()) == 7 and down([1, 2]) == [1, 2] and down([3])[0] == 3",

@@ -79,6 +79,26 @@ def test_an_assertion_in_a_loop_passes_only_if_every_time_and_at_least_once(pool
 
 
 @pytest.mark.jail
+def test_an_assertion_of_the_branch_that_is_not_taken_passes_with_the_other(pool):
+    branches = "if isinstance(candidate(1), int):\n    assert candidate(1) == 2\nelif candidate(1):\n    assert candidate(1) == [2]\n    assert len(candidate(1)) == 1\nelse:\n    assert candidate(1) == 7\nassert candidate(2)"
+    for code, wanted in {
+        "x + 1": (True,) * 5,
+        "[x + 1]": (True,) * 5,
+        "x + 2": (False, False, False, False, True),
+        "[2, 3]": (False, False, False, False, True),
+        "''": (False, False, False, False, False),
+        "{}[x]": (False,) * 5,
+    }.items():
+        assert check(branches, f"def f(x): return {code}", pool).tests == wanted, code
+    line = AssertTests((branches.replace("candidate", "f"), "if f(0):\n    assert f(1) == 2\nelse:\n    assert False"))
+    assert pool.run("def f(x): return x + 1", tests=line).tests == (True, True)
+    assert pool.run("def f(x): return x and x + 1", tests=line).tests == (True, False)
+    looped = "for i in candidate(0) * [1]:\n    if candidate(i) == 2:\n        assert candidate(i) == 2\n    else:\n        assert i == 1"
+    assert check(looped, "def f(x): return x + 1", pool).tests == (True, True)
+    assert check(looped, "def f(x): return 0", pool).tests == (False, False)
+
+
+@pytest.mark.jail
 def test_an_assertion_may_have_names_of_its_own(pool):
     lines = (
         "assert all(i > 0 for i in f(3))",
@@ -231,6 +251,19 @@ def test_unpack_fails_only_as_documented(data):
         ("2.50", "2.5", True),
         ("3.0", "3", True),
         ("1000000007", "1000000008", False),  # two integers are no approximation of each other
+        ("1e9", "1000000007", False),  # nor is a float that is near
+        ("1000000000.0", "1000000007", False),
+        ("500000000000000000.5", "500000000000000001", False),
+        ("1e18", "1000000000000000007", False),
+        ("1e18", "1" + "0" * 18, True),
+        ("1000000000000000007.00", "1000000000000000007", True),
+        ("1000000000000000008.", "1000000000000000007", False),
+        ("-1e9", "-1000000000", True),
+        ("500000.5", "500000", False),  # n / 2 for n // 2
+        ("99999999.7", "100000000", True),  # a real number of which few digits are wanted
+        ("2.0000009", "2", True),
+        ("1000000007", "1000000000.0", True),
+        ("1e999", "1" + "0" * 999, False),
         ("007", "7", True),
         ("0011", "0011", True),
         ("11", "0011", False),  # whose zeros are to be printed

@@ -115,13 +115,55 @@ def test_tests_in_every_form(completion, columns):
 
 
 def test_a_prompt_that_begins_the_program_is_put_before_the_rest_of_it():
-    problems = list(read_problems().values())[28:40]  # poly's tests need a function of its prompt
+    problems = list(read_problems().values())[28:40]
     answers = [problem["canonical_solution"] for problem in problems]
     columns = {name: [problem[name] for problem in problems] for name in ("test", "entry_point")}
-    prompts = [problem["prompt"] for problem in problems]
-    assert code_reward(answers, prompts, setup=prompts, **columns) == [1.0] * 12
+    prompts = [problem["prompt"] for problem in problems]  # find_zero gives poly, which its tests use
+    assert code_reward(answers, prompts, **columns) == [1.0] * 12
     whole = [f"```python\n{prompt}{answer}```" for prompt, answer in zip(prompts, answers, strict=True)]
+    assert code_reward(whole, prompts, **columns) == [1.0] * 12
     assert code_reward(whole, prompts, setup=prompts, **columns) == [1.0] * 12
+    bare = [text.replace("from typing import List\n", "from __future__ import generator_stop\n") for text in whole]
+    assert code_reward(bare, prompts, **columns) == [1.0] * 12
+
+
+def test_an_assertion_of_nothing_is_no_test() -> None:
+    """As several of HumanEval's `assert True, "..."`, which passed whatever was answered."""
+    raises = "    try:\n        candidate(None)\n        assert False\n    except TypeError:\n        assert 1\n"
+    check = f"{CHECK}    assert True, 'fine'\n{raises}"
+    mild = "def f(x): return (x or 0) + 1"
+    rewards = code_reward([RIGHT, mild, "I cannot.", ""], test=[check] * 4, entry_point=["f"] * 4)
+    assert rewards == [1.0, pytest.approx(2 / 3), 0.0, 0.0]
+    alone = "def check(candidate):\n    candidate(1)\n    assert True\n"
+    assert code_reward([RIGHT, "I cannot."], test=[alone] * 2, entry_point=["f"] * 2) == [1.0, 0.0]
+
+
+ASSERTION = """
+import numpy as np
+def assertion(out, exp, atol):
+    if atol == 0 and isinstance(exp, float):
+        atol = 1e-6
+    if out != exp and atol != 0:
+        assert np.allclose(out, exp, rtol=1e-07, atol=atol)
+    else:
+        assert out == exp, f"out: {out}, exp: {exp}"
+"""
+TABLE = """
+inputs = [[1], [2], [0.1]]
+results = [2, 3, 1.1000001]
+for i, (inp, exp) in enumerate(zip(inputs, results)):
+    assertion(f(*inp), exp, 0)
+"""
+
+
+def test_each_row_of_a_table_is_a_test() -> None:
+    """HumanEval+'s and MBPP+'s: a right solution had half a point at most, none without numpy, and `[]` passed what is
+    a float."""
+    nothing, some = "def f(x): return []", "def f(x): return x + 1 if x != 2 else x"
+    check = ASSERTION + "def check(f):" + TABLE.replace("\n", "\n    ")
+    for test in (check, ASSERTION + TABLE):
+        rewards = code_reward([RIGHT, some, nothing, "?"], test=[test] * 4, entry_point=["f"] * 4)
+        assert rewards == [1.0, pytest.approx(2 / 3), 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo.flow.problems.splitting import preamble
 from fastgrpo.flow.problems.tested import made
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.source_text import preamble
 
 _NUMBERS = frozenset({int, float, complex})
 
@@ -163,7 +163,7 @@ def _number(text: str) -> float | complex | None:
 
 
 _SAME = """
-import math
+import cmath, math
 from math import inf, nan
 
 def defined(source, name):
@@ -172,9 +172,11 @@ def defined(source, name):
     return names[name]
 
 def same(got, wanted, room):
-    if isinstance(wanted, (list, tuple)) and isinstance(got, (list, tuple)):
-        return len(got) == len(wanted) and all(map(same, got, wanted, [room] * len(got)))
-    if isinstance(wanted, float) or isinstance(got, float) and isinstance(wanted, int):
-        return got == wanted or math.isclose(got, wanted, rel_tol=1e-7, abs_tol=room or 1e-6)
-    return got == wanted or wanted != wanted and got != got
+    if got == wanted or wanted != wanted and isinstance(got, type(wanted)) and cmath.isnan(got):
+        return True
+    for kind in (list, tuple):
+        if isinstance(wanted, kind):
+            return isinstance(got, kind) and len(got) == len(wanted) and all(map(same, got, wanted, [room] * len(got)))
+    is_real = isinstance(wanted, float) or room and isinstance(wanted, int)
+    return is_real and math.isclose(got, wanted, rel_tol=1e-7, abs_tol=room or 1e-6)
 """

@@ -12,13 +12,12 @@ import re
 import msgspec
 from msgspec.structs import replace
 
-from fastgrpo.flow.problems.source_text import TO_THE_END
-from fastgrpo.flow.problems.splitting import describe_tests, preamble
 from fastgrpo.flow.problems.tested import bound, made
-from fastgrpo.flow.problems.unrolling import asserts_in_helpers, one_by_one
 from fastgrpo.flow.types import NO_TESTS, Problem
-from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox import AssertTests, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.source_text import TO_THE_END, preamble
+from fastgrpo_sandbox.unrolling import check_tests, one_by_one
 
 
 class OwnProblem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,18 +177,10 @@ class LeetCode(msgspec.Struct, frozen=True):
 
 
 def checked(source: str, entry_point: str, setup: str) -> Tests:
-    """Tests of the form `check(candidate)`; one by one where helpers assert, a loop does, or a method is tested."""
-    tree = parse(source)
-    if "check" not in bound(tree):
+    """Tests of the form `check(candidate)`."""
+    if "check" not in bound(parse(source)):
         raise ValueError("has tests that do not define check(candidate)")
-    as_it_is = CheckTests(source=source, entry_point=entry_point, setup=setup)
-    plain = entry_point.isidentifier() and not asserts_in_helpers(tree)
-    if plain and len(describe_tests(as_it_is)) > 1:
-        return as_it_is
-    tests = one_by_one(source, tree, entry_point)
-    if plain and len(tests.asserts) == 1:
-        return as_it_is
-    return replace(tests, setup=f"{setup}\n{tests.setup}".strip("\n"))
+    return check_tests(source, entry_point, setup)
 
 
 def _asserting(text: str) -> str:

@@ -11,22 +11,11 @@ from itertools import pairwise
 from msgspec.structs import replace
 
 from fastgrpo.errors import UserError
-from fastgrpo.flow.problems.source_text import TO_THE_END, is_empty
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.instrument import TEST_BASES
 from fastgrpo_sandbox.guest.syntax import parse
-
-
-@lru_cache(maxsize=4096)
-def preamble(prompt: str, entry_point: str) -> str:
-    """Imports and helper functions that a prompt gives before its entry point; empty for a prompt that is prose."""
-    try:
-        body = parse(prompt).body
-    except (SyntaxError, ValueError):
-        return ""
-    given = [node for node in body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
-    return ast.unparse(ast.Module(given, [])) if len(given) < len(body) else ""
+from fastgrpo_sandbox.source_text import TO_THE_END, is_empty
 
 
 def split_tests(tests: Tests, public: Collection[int] | None = None) -> tuple[Tests, Tests]:

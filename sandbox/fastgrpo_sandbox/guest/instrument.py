@@ -168,6 +168,17 @@ class _Split(ast.NodeTransformer):
 
     visit_AsyncFunctionDef = visit_ClassDef = visit_FunctionDef  # type: ignore[assignment]
 
+    def visit_If(self, node: ast.If) -> ast.AST:
+        """Where both branches assert, each begins with `__instead__(...)`: it is run in the place of the other."""
+        first = self.count
+        node.body = [self.visit(each) for each in node.body]
+        middle = self.count
+        node.orelse = [self.visit(each) for each in node.orelse]
+        if first < middle < self.count:
+            node.body.insert(0, _at(_call("__instead__", first, middle, middle, self.count), node))
+            node.orelse.insert(0, _at(_call("__instead__", middle, self.count, first, middle), node))
+        return node
+
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         self.inner.append(self.count)
         return self.split(node, "__checked__")
@@ -211,7 +222,8 @@ class _Types(ast.NodeTransformer):
 def split_asserts(source: str) -> tuple[ast.Module, int, tuple[int, ...]]:
     """`source` with every assert replaced by a call of `__passed__(index, test)`, or `__checked__` where it may be run
     again, guarded by `__failed__(index)`; the number of asserts; and those that are `assert False`. Indices follow the
-    order of the text. `__over__(*indices)` follows a statement around some. Raises SyntaxError."""
+    order of the text. `__over__(*indices)` follows a statement around some, `__instead__(start, stop, start, stop)`
+    begins a branch: the indices in it, and those of the other. Raises SyntaxError."""
     tree = hoisted(parse(source))
     splitter = _Split("" if _calls_itself(tree) else "check")
     return splitter.visit(tree), splitter.count, tuple(splitter.never)

@@ -27,12 +27,15 @@ WARM_UP = "assert f([1, (2.5, 'x')]) == [1, (2.5, 'x')]\n"
 
 class _Record:
     """Verdicts by assertion. One passed if it was run, held every time, and came to where it cannot be run again: it
-    stands alone in the tests, or the statement around it, or else the tests as a whole, ran to its end."""
+    stands alone in the tests, or the statement around it, or else the tests as a whole, ran to its end. One that was
+    never run passed if all of the other branch did."""
 
     def __init__(self, count: int) -> None:
         self.held = [False] * count
         self.broken = [False] * count
         self.ended = [False] * count
+        self.unreached: tuple[int, ...] = ()
+        self.branches: dict[tuple[range, range], None] = {}  # that were run, each with the one in whose place
 
     def passed(self, index: int, test: Any) -> None:
         """An assertion that stands alone."""
@@ -53,15 +56,27 @@ class _Record:
         for index in indices:
             self.ended[index] = True
 
+    def instead(self, start: int, stop: int, other: int, other_stop: int) -> None:
+        """A branch begins, and the other does not."""
+        self.branches[range(start, stop), range(other, other_stop)] = None
+
     def finish(self, unreached: tuple[int, ...]) -> None:
         """The tests came to their end; an `assert False` that nothing came to holds."""
         self.ended = [True] * len(self.ended)
+        self.unreached = unreached
         for index in unreached:
             self.held[index] = True
 
     def verdicts(self) -> list[bool]:
         every = zip(self.held, self.broken, self.ended, strict=True)
-        return [held and ended and not broken for held, broken, ended in every]
+        found = [held and ended and not broken for held, broken, ended in every]
+        for run, other in reversed(self.branches):  # the inner ones first
+            if all(found[run.start : run.stop]) and not any(map(self.was_run, other)):
+                found[other.start : other.stop] = [True] * len(other)
+        return found
+
+    def was_run(self, index: int) -> bool:
+        return index not in self.unreached and (self.held[index] or self.broken[index])
 
 
 def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
@@ -101,7 +116,7 @@ def _given(names: tuple[str, ...], solution: Peer) -> dict[str, Any]:
 
 def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
     namespace |= {"__passed__": record.passed, "__checked__": record.checked, "__failed__": record.failed}
-    namespace |= {"__over__": record.over, "__Exception__": Exception}
+    namespace |= {"__over__": record.over, "__instead__": record.instead, "__Exception__": Exception}
     namespace |= {"__type__": looks.type_of, "__super__": looks.super_of}
     exec(marshal.loads(code), namespace)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fastgrpo.flow.problems.evalplus import EvalPlus
+from fastgrpo.flow.types import Problem
 from tests.flow.problems.conftest import Judge, Load
 
 
@@ -105,6 +106,38 @@ def test_any_zero_of_a_polynomial_is_right(load: Load, judge: Judge) -> None:
     public, hidden = judge(problem, "def find_zero(xs): return 2.0 if len(xs) > 2 else 1.0")
     assert public.pass_rate == hidden.pass_rate == 1.0
     assert judge(problem, "def find_zero(xs): return 7")[0].pass_rate == 0.0
+
+
+@pytest.mark.jail
+def test_values_are_compared_as_evalplus_does(load: Load, judge: Judge) -> None:
+    """Floats nearly, lists and tuples as what they are, and whole numbers exactly where no tolerance is given."""
+    given = [[1], [10**9], [(1, 2)], [[1, 2]], [0.5], [[0.5, 1.5]], [[[]]], [True]]
+    sample = record("def f(x): return x\n", "assert f(1) == 1", *given[:1], plus=given[1:])
+    [problem] = load(sample)
+    wrong = {
+        "x + 1e-9 if type(x) is int else x": (0,),
+        "x + 7.0 if x == 10 ** 9 else x": (1,),
+        "tuple(x) if type(x) is list else x": (2, 3, 5, 6),  # JSON has no tuples
+        "[] if isinstance(x, float) else x": (4,),
+        "None if x == [[]] else x": (6,),
+        "x and 1e-9 + x if x is True else x": (7,),
+        "float('nan') if x == 0.5 else x": (4,),
+    }
+    for answer, failed in wrong.items():
+        outcome = judge_all(judge, problem, f"def f(x): return {answer}")
+        assert [place for place, passed in enumerate(outcome) if not passed] == list(failed), answer
+    assert all(judge_all(judge, problem, "def f(x): return x * (1 + 1e-8) if type(x) is float else x"))
+    [problem] = load(record("def f(x): return float(x)\n", "assert f('1') == 1", ["nan"], plus=[["inf"], ["1"]]))
+    assert all(judge_all(judge, problem, problem.solution or ""))
+    assert judge_all(judge, problem, "def f(x): return 1.0") == [False, False, True]
+    [problem] = load(sample | {"atol": 1e-6})
+    assert all(judge_all(judge, problem, "def f(x): return x + 1e-9 if x == 1 else x"))
+
+
+def judge_all(judge: Judge, problem: Problem, code: str) -> list[bool]:
+    """The verdicts of all tests in their order."""
+    public, hidden = (list(outcome.tests) for outcome in judge(problem, code))
+    return [(public if place in problem.public else hidden).pop(0) for place in range(len(public + hidden))]
 
 
 def test_a_record_without_an_assertion_is_as_its_json() -> None:

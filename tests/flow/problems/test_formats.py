@@ -285,6 +285,25 @@ def test_a_list_of_no_number_is_close_to_none(load: Load, judge: Judge, numpy: b
 
 
 @pytest.mark.jail
+@pytest.mark.parametrize("numpy", [False, True])
+@pytest.mark.parametrize("close", ["assert np.allclose", "np.testing.assert_allclose"])
+def test_nothing_is_close_to_a_list_of_no_number(load: Load, judge: Judge, numpy: bool, close: str) -> None:
+    """Of an empty list all are floats, so these tests ask numpy, to which any number is close to it."""
+    tables = "inputs = [[[], []], [[], [3]]]\nresults = [[], [3]]\n"
+    test = MBPP_PLUS["test"].replace(TABLES.format(""), tables).replace("assert np.allclose", close)
+    [problem] = load(MBPP_PLUS | {"test": test})
+    tests = problem.tests
+    assert isinstance(tests, AssertTests)
+    if numpy:
+        pytest.importorskip("numpy")
+    with BlockingSandboxPool(cells=1, preload=("numpy",) if numpy else ()) as pool:
+        assert pool.run(problem.solution or "", tests=tests).pass_rate == 1.0
+        for wrong in ("None", "0", "0.5", "{}", "[[]]", "''", "[1]", "object()"):
+            outcome = pool.run(f"def add(a, b): return {wrong}", tests=tests)
+            assert outcome.tests == (False, False), wrong
+
+
+@pytest.mark.jail
 def test_own_checks_that_broadcast_are_left_alone(load: Load, judge: Judge) -> None:
     near = "import numpy as np\ndef near(a, b):\n    assert np.allclose(a, b)\n"
     check = near + "def check(f):\n    near(f(1), 1)\n    near(f(2), 2)\n"
@@ -292,6 +311,30 @@ def test_own_checks_that_broadcast_are_left_alone(load: Load, judge: Judge) -> N
         {"id": 1, "prompt": "x", "entry_point": "f", "solution": "def f(x): return [x, x]", "check": check}
     )
     assert [outcome.pass_rate for outcome in judge(problem, problem.solution or "")] == [1.0, 1.0]
+
+
+@pytest.mark.jail
+def test_what_must_raise_is_a_test_of_checks_too(load: Load, judge: Judge) -> None:
+    """`assert False` was taken for an assertion that tests nothing, and a solution that raised nothing passed."""
+    tried = "    try:\n        f(-1)\n        assert False\n    except ValueError:\n        assert True\n"
+    check = f"def check(f):\n    assert f(1) == 2\n{tried}    assert f(2) == 3\n"
+    right = "def f(x):\n    if x < 0: raise ValueError\n    return x + 1"
+    [problem] = load({"id": 1, "prompt": "x", "entry_point": "f", "solution": right, "check": check})
+    assert [outcome.tests for outcome in judge(problem, right)] == [(True,), (True, True)]
+    for wrong in ("x + 1", "{}[x]"):
+        code = f"def f(x): return {wrong} if x < 0 else x + 1"
+        assert [outcome.tests for outcome in judge(problem, code)] == [(True,), (False, wrong == "x + 1")]
+
+
+@pytest.mark.jail
+def test_an_assertion_in_the_place_of_another_is_one_test_with_it(load: Load, judge: Judge) -> None:
+    either = "    if isinstance(f(1), list):\n        assert f(1) == [2]\n    else:\n        assert f(1) == 2\n"
+    check = f"def check(f):\n{either}    assert f(2)\n"
+    right = "def f(x): return x + 1"
+    [problem] = load({"id": 1, "prompt": "x", "entry_point": "f", "solution": right, "check": check})
+    for code in (right, "def f(x): return [x + 1]"):
+        assert [outcome.tests for outcome in judge(problem, code)] == [(True,), (True,)]
+    assert [outcome.tests for outcome in judge(problem, "def f(x): return x + 2")] == [(False,), (True,)]
 
 
 def gives_nothing(problem: Problem) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
-from fastgrpo.flow.problems.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, statement_text
-from fastgrpo_sandbox import AssertTests
+from msgspec.structs import replace
+
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, statement_text
+from fastgrpo_sandbox.types import AssertTests, CheckTests
 
 # Of a table with hundreds of rows the first are tests of their own, which a reader of feedback understands; the rest
 # are gathered into a few, since what a judge is sent is compiled test by test.
 SINGLE_ROWS = 48
 GATHERED = 16
+CACHED = 256  # a row's tests are read again for each of its completions
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LOOSE = (ast.Compare, ast.BoolOp, ast.IfExp, ast.Lambda, ast.NamedExpr)
@@ -23,10 +27,38 @@ _SHARED = (*_DEFINITIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign,
 Cell = ast.expr | tuple["Cell", ...]
 
 
+@lru_cache(maxsize=CACHED)
+def check_tests(source: str, entry_point: str, setup: str) -> CheckTests | AssertTests:
+    """Tests of the form `check(candidate)`; one by one where helpers assert, a loop or both branches do, or a method is
+    tested. Raises SyntaxError."""
+    tree = parse(source)
+    as_it_is = CheckTests(source=source, entry_point=entry_point, setup=setup)
+    plain = entry_point.isidentifier() and not asserts_in_helpers(tree) and not _asserts_either(tree)
+    if plain and sum(isinstance(node, ast.Assert) and not is_empty(node) for node in ast.walk(tree)) > 1:
+        return as_it_is
+    tests = one_by_one(source, tree, entry_point)
+    if plain and len(tests.asserts) == 1:
+        return as_it_is
+    return replace(tests, setup=f"{setup}\n{tests.setup}".strip("\n"))
+
+
+@lru_cache(maxsize=CACHED)
+def script_tests(source: str) -> AssertTests | None:
+    """The tests of a script whose helpers assert, one by one; None for any other. Raises SyntaxError."""
+    tree = parse(source)
+    return one_by_one(source, tree, "") if asserts_in_helpers(tree) else None
+
+
 def asserts_in_helpers(tree: ast.Module) -> bool:
     """True where `check(candidate)` leaves the asserting to functions outside of it."""
     outside = [node for node in tree.body if not _is_check(node)]
     return bool(_asserting(ast.Module(outside, [])))
+
+
+def _asserts_either(tree: ast.Module) -> bool:
+    """True where one assertion is made in the place of another."""
+    both = [(node.body, node.orelse) for node in ast.walk(tree) if isinstance(node, ast.If)]
+    return any(all(any(_is_test(node, set()) for node in branch) for branch in branches) for branches in both)
 
 
 def one_by_one(source: str, tree: ast.Module, candidate: str) -> AssertTests:

@@ -6,18 +6,16 @@ import json
 
 import pytest
 
-from fastgrpo.flow.problems.splitting import describe_tests
-from fastgrpo.flow.problems.tested import made
-from fastgrpo.flow.problems.unrolling import GATHERED, SINGLE_ROWS, one_by_one
-from fastgrpo_sandbox import AssertTests
+from fastgrpo_sandbox import BlockingSandboxPool
 from fastgrpo_sandbox.guest.syntax import parse
-from tests.flow.problems.conftest import Judge
+from fastgrpo_sandbox.source_text import TO_THE_END
+from fastgrpo_sandbox.unrolling import GATHERED, SINGLE_ROWS, one_by_one
 
 SAME = "def same(out, exp):\n    assert out == exp\n"
 
 
 def texts(source: str, candidate: str = "f") -> tuple[str, ...]:
-    return describe_tests(one_by_one(source, parse(source), candidate))
+    return tuple(text.removesuffix(TO_THE_END) for text in one_by_one(source, parse(source), candidate).asserts)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +119,7 @@ def check(candidate):
         ),
     ],
 )
-def test_each_means_what_it_meant(judge: Judge, source: str, right: str, wrong: str) -> None:
-    problem = made("p", "", "f", right, one_by_one(source, parse(source), "f"))
-    assert all(outcome.pass_rate == 1.0 for outcome in judge(problem, right))
-    assert any(outcome.pass_rate < 1.0 for outcome in judge(problem, wrong))
-    assert isinstance(problem.tests, AssertTests)
+def test_each_means_what_it_meant(pool: BlockingSandboxPool, source: str, right: str, wrong: str) -> None:
+    tests = one_by_one(source, parse(source), "f")
+    assert pool.run(right, tests=tests).pass_rate == 1.0
+    assert pool.run(wrong, tests=tests).pass_rate < 1.0

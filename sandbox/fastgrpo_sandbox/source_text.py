@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
+
+from fastgrpo_sandbox.guest.syntax import parse
 
 LONG_CHARS = 300
 # Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
@@ -14,8 +16,19 @@ TO_THE_END = "\nassert True"
 
 
 def is_empty(node: ast.Assert) -> bool:
-    """True for an assertion of a constant, which tests nothing."""
-    return isinstance(node.test, ast.Constant)
+    """True for an assertion of a true constant, which tests nothing; `assert False` says that nothing comes there."""
+    return isinstance(node.test, ast.Constant) and bool(node.test.value)
+
+
+@lru_cache(maxsize=4096)
+def preamble(prompt: str, entry_point: str) -> str:
+    """Imports and helper functions that a prompt gives before its entry point; empty for a prompt that is prose."""
+    try:
+        body = parse(prompt).body
+    except (SyntaxError, ValueError, RecursionError):
+        return ""
+    given = [node for node in body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
+    return ast.unparse(ast.Module(given, [])) if len(given) < len(body) else ""
 
 
 class SourceText:
@@ -60,24 +73,31 @@ def _stand_in() -> str:
 
 
 class _OfOneShape(ast.NodeTransformer):
-    """`np.allclose(out, exp)` of EvalPlus' assertions asks for equal shapes, too, as its own program does: to numpy an
-    empty list is close to any number, and a number to any list of it."""
+    """`np.allclose(out, exp)` of EvalPlus' assertions asks for equal shapes, too, as its own program does: to numpy a
+    list of nothing is close to any number and any number to it, and a number to any list of it."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """The call, about nothing where the shapes differ: no number is close to that."""
+        """The call, where the shapes are the same."""
         self.generic_visit(node)
-        if getattr(node.func, "attr", "") in ("allclose", "assert_allclose") and _names(node.args[:2]) == [
-            "out",
-            "exp",
-        ]:
-            numpy = ast.unparse(node.func).partition(".")[0]
-            same = f"out if {numpy}.shape(out) == {numpy}.shape(exp) else None"
-            node.args[0] = ast.parse(same, mode="eval").body
-        return node
+        return ast.BoolOp(ast.And(), [_one_shape(node), node]) if _compares(node, "allclose") else node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        """The call that raises by itself, likewise."""
+        self.generic_visit(node)
+        if not (isinstance(node.value, ast.Call) and _compares(node.value, "assert_allclose")):
+            return node
+        raised = ast.Raise(ast.Name("AssertionError", ast.Load()))
+        return ast.If(_one_shape(node.value), [node], [raised])
 
 
-def _names(nodes: list[ast.expr]) -> list[str]:
-    return [getattr(node, "id", "") for node in nodes]
+def _compares(node: ast.Call, name: str) -> bool:
+    names = [getattr(each, "id", "") for each in node.args[:2]]
+    return getattr(node.func, "attr", "") == name and names == ["out", "exp"]
+
+
+def _one_shape(node: ast.Call) -> ast.expr:
+    numpy = ast.unparse(node.func).partition(".")[0]
+    return ast.parse(f"{numpy}.shape(out) == {numpy}.shape(exp)", mode="eval").body
 
 
 def statement_text(node: ast.stmt) -> str:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fastgrpo.flow.problems import numpy_stand_in
+from fastgrpo_sandbox import numpy_stand_in
 
 VALUES = [0.0, 1.0, 1 + 1e-6, 1 + 1e-4, -1.0, math.inf, -math.inf, math.nan, 10**6, 1j, True]
 
