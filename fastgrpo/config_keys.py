@@ -42,6 +42,43 @@ _OF_ANOTHER_WORKER = re.compile(r"workers\.others\.\w{1,64}\.(?!(kind|name|cache
 _SPELLED = {
     "name": "a text of letters, digits, '_', '.' and '-' that begins with a letter or digit",
     "workers.name": "a text of 1 to 64 letters, digits and '_'",
+    "grpo.loss_function": "a text module:function, also of a file in the present folder",
+    "data.reward": "a text module:function; a function itself is passed to fastgrpo.train as reward=",
+}
+# What TRL, verl and OpenRLHF call keys of ours that no likeness of names leads to, or leads astray from.
+ELSEWHERE = {
+    "max_steps": "grpo.steps",
+    "learning_rate": "grpo.lr",
+    "num_generations": "grpo.group_size",
+    "n_samples_per_prompt": "grpo.group_size",
+    "train_batch_size": "grpo.prompts_per_step",
+    "rollout_batch_size": "grpo.prompts_per_step",
+    "max_completion_length": "grpo.max_new_tokens",
+    "max_response_length": "grpo.max_new_tokens",
+    "generate_max_len": "grpo.max_new_tokens",
+    "num_iterations": "grpo.epochs_per_batch",
+    "ppo_epochs": "grpo.epochs_per_batch",
+    "loss_type": "grpo.loss",
+    "adv_estimator": "grpo.advantage",
+    "importance_sampling_level": "grpo.ratio",
+    "loss_agg_mode": "grpo.normaliser",
+    "scale_rewards": "grpo.reward_scale",
+    "epsilon": "grpo.clip_low",
+    "epsilon_high": "grpo.clip_high",
+    "beta": "grpo.kl_weight",
+    "kl_loss_coef": "grpo.kl_weight",
+    "init_kl_coef": "grpo.kl_weight",
+    "entropy_coef": "grpo.entropy_weight",
+    "entropy_coeff": "grpo.entropy_weight",
+    "mask_truncated_completions": "grpo.overlong_filter",
+    "num_generations_eval": "eval.samples",
+    "vllm_max_model_length": "engine.max_model_len",
+    "lr_scheduler_type": "grpo.decay_steps",
+    "save_steps": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "report_to": "record.tracker",
+    "output_dir": "runs",
+    "run_name": "name",
 }
 MOST_ROLLOUTS = 2**20  # of a step, each a coroutine
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
@@ -95,6 +132,8 @@ def takes_several(key: Key) -> bool:
 def _unknown(name: str) -> str:
     if name in SECTIONS:
         return f"{name!r} is a section, not a key: set keys such as {next(k for k in KEYS if k.startswith(name))!r}"
+    if same := ELSEWHERE.get(name.split(".")[-1]):
+        return f"unknown key {name!r}; here it is {same!r}"
     spellings = {known: known for known in KEYS} | {known.split(".")[-1]: known for known in KEYS}
     for spelling in (name, name.split(".")[-1]):
         if match := difflib.get_close_matches(spelling, spellings, n=1, cutoff=0.6):

@@ -170,8 +170,9 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                 async def measure(stage: str) -> dict[str, float]:
                     rows = await evaluate(learner.engine, environment, learner.chat, held_out, config, stage)
                     save_rows(config.folder / "evaluation.json", rows)
-                    log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in summary(rows).items()))
-                    return summary(rows)
+                    if means := summary(rows):
+                        log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items()))
+                    return means
 
                 problems = leave_out_long(problems, environment, learner.chat, config, log.say)
                 held_out = leave_out_long(held_out, environment, learner.chat, config, log.say)

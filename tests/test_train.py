@@ -505,8 +505,10 @@ def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
         run(model, tmp_path, "new", environment=open_dead, grpo__steps=1)
     folder = run(model, tmp_path, "new", resume=True, grpo__steps=1)
     assert f"{folder} has no checkpoint yet: GRPO starts over, from {model}" in capsys.readouterr().out
-    run(model, tmp_path, "new", resume=True, grpo__steps=1)
-    assert "no checkpoint" not in capsys.readouterr().out
+    run(model, tmp_path, "new", resume=True, grpo__steps=1, problems=(load_vowels(None)[0], []))
+    out = capsys.readouterr().out
+    assert "no checkpoint" not in out
+    assert "held out" not in out
 
 
 def test_a_checkpoint_that_is_not_whole_is_named_and_without_another_nothing_starts_over(

@@ -165,7 +165,7 @@ def checked_results(results: Any, count: int) -> list[Result]:
     except EnvironmentFailure:
         raise
     except Exception as error:
-        # A reward that is a number, metrics that are a list, in a record text that is no Unicode or a number too large.
+        # In a record text that is no Unicode or a number too large.
         raise EnvironmentFailure(f"a Result has a field that cannot be read: {said_by(error)}") from None
 
 
@@ -178,6 +178,10 @@ def _checked(result: Any) -> Result:
     )
     if result.status == INFRASTRUCTURE:
         return plain
+    if result.reward is not None and not isinstance(result.reward, Reward):
+        raise EnvironmentFailure(
+            f"a Result's reward is a fastgrpo.types.Reward, as Reward(total=1.0), got {shown(result.reward)}"
+        )
     if result.reward is None:
         raise EnvironmentFailure(f"a result of status {result.status!r} has no reward")
     total = finite_number("the reward", result.reward.total)

@@ -44,6 +44,18 @@ def test_files_may_be_named_by_paths(tmp_path: Path) -> None:
     assert ([row.id for row in train], held_out) == ([f"{path}/0" for path in paths], [])
 
 
+def test_of_each_set_so_many_rows_are_used_as_data_problems_says() -> None:
+    rows = [{"prompt": f"count {number}"} for number in range(20)]
+    config = resolve({"data.problems": 6, "data.held_out": 2})
+    train, held_out = reward_task([anything], dataset=rows).load_problems(config)
+    assert (len(train), len(held_out), len({row.id for row in train + held_out})) == (4, 2, 6)
+    assert reward_task([anything], dataset=rows).load_problems(config) == (train, held_out)
+    train, held_out = reward_task([anything], dataset=rows, eval_dataset=rows[:9]).load_problems(config)
+    assert (len(train), len(held_out)) == (6, 6)
+    few = resolve({"data.problems": 20, "data.held_out": 2})
+    assert [len(part) for part in reward_task([anything], dataset=rows).load_problems(few)] == [18, 2]
+
+
 def test_a_file_of_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n\n{"prompt": "b", "n": 1}\n')

@@ -138,6 +138,8 @@ def test_its_own_evaluation_set_is_held_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(train) == 5
     assert len({task.id for task in held_out}) == 2
     assert all(task.id.startswith("eval/") for task in held_out)
+    _, train, held_out = loaded(monkeypatch, ToolEnvironment(evaluates=True), **{"data.problems": 1})
+    assert (len(train), len(held_out)) == (1, 1)
 
 
 def test_what_a_group_holds_is_given_back_where_its_scores_fail(monkeypatch: pytest.MonkeyPatch) -> None:
