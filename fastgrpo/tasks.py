@@ -138,6 +138,7 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
 
 def _verifiers_task(loaded: Callable[[], VerifiersEnvironment]) -> Task:
     def load(config: Config) -> Problems:
+        _refuse_sets(config, "an environment of verifiers has its own rows, drawn by data.problems")
         parts = (loaded().problems(held_out=each) for each in (False, True))
         train, held_out = (used(rows, config.data.problems, config.data.seed) for rows in parts)
         [count] = of_each(config.data.held_out, ["the environment"], "data.held_out")
@@ -176,6 +177,7 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
         yield environment
 
     def load(config: Config) -> Problems:
+        _refuse_sets(config, "an environment gets its problems by train's dataset= and eval_dataset=")
         parts = []
         for name, given in (("dataset", problems), ("eval_dataset", held_out)):
             if isinstance(given, str) or not isinstance(given, Iterable):
@@ -191,6 +193,13 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
         return parts[0], parts[1]
 
     return Task(load, open_environment, prompt=lambda _, problem: environment.prompt(problem))
+
+
+def _refuse_sets(config: Config, instead: str) -> None:
+    """Raises UserError where the configuration names data sets that nobody would read."""
+    named = {key: getattr(config.data, key) for key in ("dataset", "eval_dataset")}
+    if odd := [key for key, value in named.items() if value != getattr(Data(), key)]:
+        raise UserError(f"data.{odd[0]} = {shown(named[odd[0]])} would not be read: {instead}; leave it out")
 
 
 def _used_sets(dataset: Any, config: Config, split: str = "train") -> list[list[Example]]:

@@ -265,6 +265,16 @@ def test_several_sets_have_weights_and_ids_of_their_own(fake_hub: list[dict[str,
         reward_task([anything]).load_problems(resolve({"data.dataset": names, "data.weights": (1.0, 2.0, 3.0)}))
 
 
+def test_sets_that_an_environment_would_not_read_are_refused() -> None:
+    environment: Any = SimpleNamespace(prompt=str, act=str, results=str)
+    problems = [SimpleNamespace(id=1)]
+    with pytest.raises(
+        UserError, match=r"data\.dataset = 'rows.jsonl' would not be read: an environment gets its prob"
+    ):
+        environment_task(environment, problems).load_problems(resolve({"data.dataset": "rows.jsonl"}))
+    assert environment_task(environment, problems).load_problems(resolve({})) == (problems, [])
+
+
 def test_training_and_evaluation_sets_of_their_own(fake_hub: list[dict[str, Any]], tmp_path: Path) -> None:
     config = resolve({"data.dataset": "org/sums", "data.eval_dataset": "org/sums", "data.held_out": 3})
     train, held_out = reward_task([anything]).load_problems(config)
