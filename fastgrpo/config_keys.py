@@ -7,6 +7,7 @@ import math
 import re
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -98,10 +99,11 @@ def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict
             raise UserError(f"{source}: {_unknown(name)}")
         listed = not strict and "," in str(value) and takes_several(key)
         given = [item.strip() for item in value.split(",")] if listed else value
+        given = str(given) if isinstance(given, Path) else given
         try:
             result[name] = msgspec.convert(given, key.type, strict=strict)
         except msgspec.ValidationError as error:
-            wanted = str(error).removeprefix("Expected ").split(", got")[0].replace("`", "")
+            wanted = str(error).removeprefix("Expected ").split(", got")[0].replace("`", "").replace("array", "a list")
             wanted = choices_of(key) or _SPELLED.get(name, wanted)
             if isinstance(value, dict) and "JSON" in key.help:
                 wanted = "the text that json.dumps makes of it"

@@ -17,7 +17,17 @@ from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.dataset import Example, as_list, hold_out, of_each, read_examples, set_names, used, weighted
+from fastgrpo.rollouts.dataset import (
+    Example,
+    as_list,
+    hold_out,
+    of_each,
+    read_examples,
+    set_names,
+    used,
+    weighted,
+    with_all_columns,
+)
 from fastgrpo.rollouts.environment import Agent, Environment, lacking, misfit
 from fastgrpo.rollouts.reward_functions import RewardFunctions, TrainerState
 from fastgrpo.rollouts.verifiers_environment import VerifiersEnvironment, is_verifiers, load_verifiers
@@ -114,6 +124,8 @@ def reward_task(
             for rows, times in zip(sets, often, strict=True)
             for row in weighted(rows, times / min(often), config.data.seed)
         ]
+        names = dict.fromkeys(name for row in (*train, *held) for name in row.columns)
+        train, held = with_all_columns(train, names), with_all_columns(held, names)
         checked.refuse_misfit(train[0])
         return train, held
 

@@ -375,6 +375,15 @@ def test_other_trainers_names_lead_to_keys_and_stand_in_the_docs() -> None:
     assert [name for name in ELSEWHERE if name not in own] == []
 
 
+def test_from_python_a_folder_may_be_a_path_and_a_list_is_called_so() -> None:
+    assert checked({"runs": Path("a/b"), "data.dataset": Path("c")}, source="train") == {
+        "runs": "a/b",
+        "data.dataset": "c",
+    }
+    with pytest.raises(UserError, match=r"grpo.stop must be str \| a list, got None"):
+        checked({"grpo.stop": None}, source="train")
+
+
 def test_a_key_that_names_a_function_says_how() -> None:
     for key, said in (("grpo.loss_function", "a text module:function"), ("data.reward", "as reward=, got")):
         with pytest.raises(UserError, match=f"{key} must be .*{said}"):

@@ -620,6 +620,7 @@ def test_a_model_by_its_name_is_found_again_by_the_commit(
         ),
         ({"environment": object(), "reward": len}, "one of task, environment and reward, got environment and reward"),
         ({"environment": Vowels(), "reward_weights": [1.0]}, "reward_weights goes with reward"),
+        ({"model": torch.nn.Linear(1, 1)}, "model is a folder, a name on the hub or a GGUF file, got Linear: write a"),
         ({"task": 3}, "task must be a fastgrpo.tasks.Task, got 3"),
         ({"config": "demo.toml"}, "takes a dict of keys by their dotted names, or a Config, got 'demo.toml'"),
         ({"config": {3: 4}}, "keys are texts such as 'grpo.steps', got 3"),

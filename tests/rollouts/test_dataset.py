@@ -1,5 +1,6 @@
 """Rows as their users have them, and one sentence for those that are none."""
 
+import asyncio
 import sys
 from collections import UserDict
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.rollouts import dataset
 from fastgrpo.rollouts.dataset import hold_out, read_examples
+from fastgrpo.rollouts.reward_functions import RewardFunctions
 from fastgrpo.tasks import environment_task, reward_task
+from fastgrpo.types import Rollout
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
@@ -54,6 +57,25 @@ def test_of_each_set_so_many_rows_are_used_as_data_problems_says() -> None:
     assert (len(train), len(held_out)) == (6, 6)
     few = resolve({"data.problems": 20, "data.held_out": 2})
     assert [len(part) for part in reward_task([anything], dataset=rows).load_problems(few)] == [18, 2]
+
+
+def test_rows_of_several_sets_have_all_their_columns(tmp_path: Path) -> None:
+    def code(completions: list[str], tests: list[Any], **_: Any) -> list[float | None]:
+        return [None if test is None else 1.0 for test in tests]
+
+    def sums(prompts: Any, completions: Any, completion_ids: Any, answer: list[Any], tests: Any) -> list[float | None]:
+        return [None if wanted is None else 2.0 for wanted in answer]
+
+    (tmp_path / "code.jsonl").write_text('{"prompt": "a", "tests": ["assert f()"]}\n')
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "b", "answer": 3}\n')
+    names = [str(tmp_path / "code.jsonl"), str(tmp_path / "sums.jsonl")]
+    for order in (names, names[::-1]):
+        train, _ = reward_task([code, sums], dataset=order).load_problems(resolve({"data.held_out": 0}))
+        rewards = RewardFunctions([code, sums], deadline_s=20.0)
+        for row in train:
+            (result,) = asyncio.run(rewards.results(row, [Rollout([7], [1], [0.0], ["hi"])]))
+            assert result.reward.terms == ({"code": 1.0} if row.prompt == "a" else {"sums": 2.0})
+            assert set(row.columns) == {"tests", "answer"}
 
 
 def test_a_file_of_json_lines(tmp_path: Path) -> None:
