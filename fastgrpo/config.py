@@ -292,7 +292,9 @@ class Grpo(Section, frozen=True):
         float, Meta(ge=0, le=1, description="share of a step's problems drawn by p (1 - p) of the pass rate p so far")
     ] = 0.0
     rounds: Annotated[int, Meta(ge=1, description="completions a rollout: each sees the feedback on the last one")] = 1
-    max_turns: Annotated[int, Meta(ge=1, description="completions of an agent's rollout, at most")] = 64
+    max_turns: Annotated[
+        int, Meta(ge=1, description="completions of an agent's rollout, at most: further requests are refused")
+    ] = 64
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
     execute_s: Annotated[
         float,
@@ -315,7 +317,9 @@ class Grpo(Section, frozen=True):
     ] = 0.0
     stop: Annotated[
         str | tuple[str, ...],
-        Meta(description="text that ends a completion, beside the model's end tokens; several: a list; empty = none"),
+        Meta(
+            description="text that ends a completion, and stays in it, beside the end tokens; several: a list; empty = none"
+        ),
     ] = ""
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
     warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the learning rate rises to lr")] = 4
