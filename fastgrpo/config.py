@@ -318,7 +318,7 @@ class Grpo(Section, frozen=True):
     stop: Annotated[
         str | tuple[str, ...],
         Meta(
-            description="text that ends a completion, and stays in it, beside the end tokens; several: a list; empty = none"
+            description="text that ends a completion, and stays in it, beside end tokens; several: a list; empty = none"
         ),
     ] = ""
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6

@@ -107,7 +107,7 @@ def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
-        why = said_by(error) if first is error else f"{said_by(error)} ({described(first)})"
+        why = said_by(error) if first is error else f"{said_by(error)}, from {described(first)}"
         raise UserError(f"the environment verifiers:{name} does not load: {why}") from error
 
 

@@ -170,6 +170,13 @@ def test_a_method_that_takes_other_values_is_told_before_anything_starts() -> No
     environment.act, environment.execute = lambda problem, access, seed: None, act  # a helper of the agent's own
     environment_task(environment, [])
 
+    async def prompt(problem: Any) -> str:
+        raise NotImplementedError
+
+    environment.prompt = prompt
+    with pytest.raises(UserError, match="SimpleNamespace: prompt is a coroutine, and must be plain"):
+        environment_task(environment, [])
+
 
 def test_an_environment_is_an_object() -> None:
     with pytest.raises(UserError, match="environment is the class Table: pass an object of it"):

@@ -1,6 +1,7 @@
 """Reward functions as TRL's users write them, the right ones and those that fail."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -109,6 +110,9 @@ def broken(completions, **_):
     raise KeyError("answer")
 
 
+LINE_OF_BROKEN = rf"test_reward_functions\.py:{broken.__code__.co_firstlineno + 1}"
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -133,10 +137,11 @@ def broken(completions, **_):
         (lambda **_: ["high", 1.0], "must be a number, got 'high'"),
         (lambda **_: [10**400, 1.0], "must be a number, got 1000"),
         (lambda **_: [Unreadable(), 1.0], "must be a number, got Unreadable"),
-        (broken, "reward broken: KeyError: 'answer'"),
+        (broken, rf"reward broken: KeyError: 'answer' \({LINE_OF_BROKEN}\)$"),
+        (lambda **_: json.loads("{"), r"reward <lambda>: JSONDecodeError: .* \(test_reward_functions.py:\d+\)$"),
         (lambda **_: [next(iter(())), 1.0], "RuntimeError: StopIteration"),
         (lambda **_: (1 / 0 for _ in range(2)), "ZeroDivisionError: division by zero"),
-        (failing(ValueError("two\nlines")), "reward fails: ValueError: two lines$"),
+        (failing(ValueError("two\nlines")), r"reward fails: ValueError: two lines \(test_reward_functions.py:\d+\)$"),
         (failing(SystemExit(3)), "reward fails: SystemExit: 3"),
         (failing(asyncio.CancelledError()), "reward fails: CancelledError"),
         (lambda completions: [1.0, 1.0], "unexpected keyword argument"),
@@ -220,7 +225,7 @@ def test_a_partial_has_its_functions_name_unless_it_has_its_own() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("1 / 0", "its module raises ZeroDivisionError: division by zero"),
+        ("1 / 0", r"its module raises ZeroDivisionError: division by zero \(rewards_\d+\.py:1\)$"),
         ("def f(:", "its module raises SyntaxError"),
         ("import no_such", "No module named 'no_such'"),
         ("", "has no attribute 'f'"),

@@ -206,7 +206,8 @@ def test_plain_feedback_has_no_thread_and_a_coroutine_is_awaited() -> None:
         reasons.append(rollout.result.error)
     assert threads == [threading.main_thread()]
     assert rounds == [1, 2, 1]
-    assert reasons == ["", "", "p0: feedback_text raised ZeroDivisionError: feedback divides by zero"]
+    line = f"test_rollouts.py:{Failing.feedback_text.__code__.co_firstlineno + 1}"
+    assert reasons == ["", "", f"p0: feedback_text raised ZeroDivisionError: feedback divides by zero ({line})"]
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def lack(name: str, **_: Any) -> Any:
     [
         ({"data.environment": "gym:adding"}, refuse, "data.environment must be verifiers:NAME, got 'gym:adding'"),
         ({}, refuse, "the environment verifiers:adding does not load: no key for adding"),
-        ({}, lack, r"\[all\]`. Or not \(ModuleNotFoundError: No module named 'math_verify'\)$"),
+        ({}, lack, r"\[all\]`. Or not, from ModuleNotFoundError: No module named 'math_verify' \(test_ver"),
         (
             {"data.dataset": "rows.jsonl"},
             None,
