@@ -70,7 +70,9 @@ class Data(Section, frozen=True):
     environment: Annotated[
         str, Meta(description="verifiers:NAME trains on that environment; empty = the task's own")
     ] = ""
-    environment_args: Annotated[str, Meta(description="arguments of the environment as JSON")] = ""
+    environment_args: Annotated[
+        str, Meta(description='arguments of the environment as JSON, e.g. {"max_turns": 4}')
+    ] = ""
     seed: Annotated[
         int, Meta(ge=0, description="seed of the draw of used and held-out problems, alike for all runs' own seeds")
     ] = 0
@@ -134,7 +136,13 @@ class Engine(Section, frozen=True):
     """vLLM, on the trainer's own device and weights."""
 
     dtype: Annotated[Dtype, Meta(description="weights in vLLM and in the trainer; auto = bfloat16 on a GPU")] = "auto"
-    max_model_len: Annotated[int, Meta(ge=16, description="tokens of prompt + completions")] = 4096
+    max_model_len: Annotated[
+        int,
+        Meta(
+            ge=16,
+            description="most tokens of a prompt with its completions; problems without room for one are left out",
+        ),
+    ] = 4096
     max_num_seqs: Annotated[int, Meta(ge=1, description="sequences decoded together")] = 256
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0, le=1, description="share of the GPU's memory that the run's plan may fill")
@@ -273,7 +281,7 @@ class Sft(Section, frozen=True):
 class Grpo(Section, frozen=True):
     """Stage 2: reinforcement learning."""
 
-    steps: Annotated[int, Meta(ge=0, description="optimizer steps on fresh rollouts")] = 200
+    steps: Annotated[int, Meta(ge=0, description="training steps in all, each on fresh rollouts")] = 200
     prompts_per_step: Annotated[int, Meta(ge=1, description="problems (groups) a step")] = 64
     group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
     refill: Annotated[
@@ -283,12 +291,15 @@ class Grpo(Section, frozen=True):
     curriculum: Annotated[
         float, Meta(ge=0, le=1, description="share of a step's problems drawn by p (1 - p) of the pass rate p so far")
     ] = 0.0
-    rounds: Annotated[int, Meta(ge=1, description="workflows a rollout: each sees the last one's feedback")] = 1
-    max_turns: Annotated[int, Meta(ge=1, description="completions of an agent's rollout, at most")] = 64
+    rounds: Annotated[int, Meta(ge=1, description="completions a rollout: each sees the feedback on the last one")] = 1
+    max_turns: Annotated[
+        int, Meta(ge=1, description="completions of an agent's rollout, at most: further requests are refused")
+    ] = 64
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
-    execute_s: Annotated[float, Meta(gt=0, description="deadline of the environment for one completion, seconds")] = (
-        600.0
-    )
+    execute_s: Annotated[
+        float,
+        Meta(gt=0, description="deadline of the environment for one completion, seconds; beyond it there is no reward"),
+    ] = 600.0
     straggler_s: Annotated[
         float, Meta(ge=0, description="seconds for what still executes after a step's last completion; 0 = execute_s")
     ] = 0.0
@@ -306,12 +317,17 @@ class Grpo(Section, frozen=True):
     ] = 0.0
     stop: Annotated[
         str | tuple[str, ...],
-        Meta(description="text that ends a completion, beside the model's end tokens; several: a list; empty = none"),
+        Meta(
+            description="text that ends a completion, and stays in it, beside end tokens; several: a list; empty = none"
+        ),
     ] = ""
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
-    warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the learning rate rises to it")] = 4
+    warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the learning rate rises to lr")] = 4
     decay_steps: Annotated[
-        int, Meta(ge=0, description="steps, from the first, over which it falls linearly to 0; 0 = constant")
+        int,
+        Meta(
+            ge=0, description="steps, from the first, over which lr falls linearly to 0, where it stays; 0 = constant"
+        ),
     ] = 0
     beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the mean")] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the variance")] = 0.95
@@ -321,10 +337,13 @@ class Grpo(Section, frozen=True):
     max_grad_norm: Annotated[float, Meta(gt=0, description="clip the gradient's global norm")] = 1.0
     loss: Annotated[LossName, Meta(description="sets the next six where they are not set themselves")] = "dapo"
     ratio: Annotated[Ratio, Meta(description="importance ratio: of a token, a sequence, or CISPO's weight")] = "token"
-    normaliser: Annotated[Normaliser, Meta(description="mean over tokens, over sequences, or a constant")] = "token"
-    advantage: Annotated[Advantage, Meta(description="baseline: group mean and deviation, mean, leave-one-out")] = (
-        "grpo"
-    )
+    normaliser: Annotated[
+        Normaliser, Meta(description="mean over all tokens, over each sequence's, or over max_new_tokens for each")
+    ] = "token"
+    advantage: Annotated[
+        Advantage,
+        Meta(description="reward less the group's mean, over its deviation (grpo) or not; rloo: less the others' mean"),
+    ] = "grpo"
     clip_low: Annotated[float, Meta(ge=0, le=1, description="ratio is clipped below 1 - this")] = 0.2
     clip_high: Annotated[float, Meta(ge=0, description="ratio is clipped above 1 + this")] = 0.28
     importance_correction: Annotated[
@@ -340,7 +359,9 @@ class Grpo(Section, frozen=True):
     loss_function: Annotated[
         str, Meta(description="module:function of a loss by token, in place of ratio, clips and importance weight")
     ] = ""
-    kl_weight: Annotated[float, Meta(ge=0, description="weight of the k3 KL to the SFT policy; 0 = no reference")] = 0.0
+    kl_weight: Annotated[
+        float, Meta(ge=0, description="weight of the k3 KL to the policy at the start; 0 = no reference")
+    ] = 0.0
     entropy_weight: Annotated[float, Meta(ge=0, description="weight of the entropy bonus, by token; 0 = none")] = 0.0
     overlong_filter: Annotated[
         bool, Meta(description="truncated completions leave the loss, but not their group's baseline")
@@ -374,7 +395,7 @@ class Grpo(Section, frozen=True):
 class Eval(Section, frozen=True):
     """Evaluation on the held-out problems."""
 
-    samples: Annotated[int, Meta(ge=1, description="workflows sampled for each problem")] = 4
+    samples: Annotated[int, Meta(ge=1, description="rollouts of each problem")] = 4
     temperature: Annotated[float, Meta(ge=0, le=2, description="sampling temperature; 0 = greedy")] = 1.0
     drafts: Annotated[int, Meta(ge=2, le=8, description="drafts of the fixed workflows that draw several")] = 4
 

@@ -10,8 +10,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from sysconfig import get_path
+from traceback import walk_tb
 
 USER_ERROR = 2
+STDLIB = get_path("stdlib")
 DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -81,9 +84,21 @@ def said_by(error: BaseException) -> str:
 
 
 def described(error: BaseException) -> str:
-    """An error's kind and what it says, on one line."""
+    """An error's kind, what it says and where it came from, on one line."""
     said, kind = said_by(error), type(error).__name__
-    return f"{kind}: {said}" if said else kind
+    return (f"{kind}: {said}" if said else kind) + place_of(error)
+
+
+def place_of(error: BaseException) -> str:
+    """` (FILE:LINE)`, the innermost one in code of a user's own; empty where none of that is under way."""
+    places = [(Path(frame.f_code.co_filename), line) for frame, line in walk_tb(error.__traceback__)]
+    own = [f" ({file.name}:{line})" for file, line in places if not _is_a_packages(file)]
+    return own[-1] if own else ""
+
+
+def _is_a_packages(file: Path) -> bool:
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(file.parts) or file.is_relative_to(STDLIB)
+    return installed or file.is_relative_to(Path(__file__).parent) or file.name.startswith("<frozen")
 
 
 def shown(value: object) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, described, shown
 
 
 def find_function(name: str, key: str) -> Callable[..., Any]:
@@ -22,10 +22,13 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{key}: the function {name} cannot be imported: {error}") from error
     except Exception as error:
         # The module's own code runs.
-        said = f"{type(error).__name__}: {error}"
-        raise UserError(f"{key}: the function {name} cannot be imported, its module raises {said}") from error
+        raised = described(error)
+        raise UserError(f"{key}: the function {name} cannot be imported, its module raises {raised}") from error
+    if not callable(found):
+        raise UserError(f"{key}: {name} is no function, but {shown(found)}")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from fastgrpo.cli import CommandLine, parse, run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import to_toml
 from fastgrpo.doctor import require_ready
+from fastgrpo.errors import UserError
 from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
@@ -68,8 +70,14 @@ def trainable(config: Config) -> MemoryPlan:
 
     Raises UserError for a loss function, lengths or memory that would end the training once its folder is open.
     """
-    if config.grpo.loss_function:
-        find_function(config.grpo.loss_function, "grpo.loss_function")
+    if name := config.grpo.loss_function:
+        function = find_function(name, "grpo.loss_function")
+        try:
+            inspect.signature(function).bind("tokens")
+        except ValueError:  # nobody knows what it takes
+            pass
+        except TypeError as error:
+            raise UserError(f"grpo.loss_function: {name} is called with the tokens alone: {error}") from None
     model = load_config(config.model.path) if config.model.path else policy_config()
     return memory_plan(config, model, ranks=max(rank_and_world()[1], config.engine.tensor_parallel))
 

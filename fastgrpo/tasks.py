@@ -17,7 +17,17 @@ from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.record.log import RunLog
-from fastgrpo.rollouts.dataset import Example, as_list, hold_out, of_each, read_examples, set_names, weighted
+from fastgrpo.rollouts.dataset import (
+    Example,
+    as_list,
+    hold_out,
+    of_each,
+    read_examples,
+    set_names,
+    used,
+    weighted,
+    with_all_columns,
+)
 from fastgrpo.rollouts.environment import Agent, Environment, lacking, misfit
 from fastgrpo.rollouts.reward_functions import RewardFunctions, TrainerState
 from fastgrpo.rollouts.verifiers_environment import VerifiersEnvironment, is_verifiers, load_verifiers
@@ -98,7 +108,7 @@ def reward_task(
     def load(config: Config) -> Problems:
         if dataset is None and config.data.dataset == Data().dataset:
             raise UserError("a reward function needs rows with a prompt: name them with --dataset, or pass dataset=")
-        sets = _sets(config.data.dataset if dataset is None else dataset)
+        sets = _used_sets(config.data.dataset if dataset is None else dataset, config)
         often = of_each(config.data.weights, sets, "data.weights")
         separate = config.data.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(separate, str) and not separate:
@@ -108,12 +118,14 @@ def reward_task(
         else:
             if isinstance(separate, Sized) and len(separate) == 0:
                 raise UserError("eval_dataset has no rows: leave it out, then data.held_out rows are evaluated")
-            held = [row for rows in _sets(separate, "test") for row in rows]
+            held = [row for rows in _used_sets(separate, config, "test") for row in rows]
         train = [
             row
             for rows, times in zip(sets, often, strict=True)
             for row in weighted(rows, times / min(often), config.data.seed)
         ]
+        names = dict.fromkeys(name for row in (*train, *held) for name in row.columns)
+        train, held = with_all_columns(train, names), with_all_columns(held, names)
         checked.refuse_misfit(train[0])
         return train, held
 
@@ -138,7 +150,9 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
 
 def _verifiers_task(loaded: Callable[[], VerifiersEnvironment]) -> Task:
     def load(config: Config) -> Problems:
-        train, held_out = (loaded().problems(held_out=each) for each in (False, True))
+        _refuse_sets(config, "an environment of verifiers has its own rows, drawn by data.problems")
+        parts = (loaded().problems(held_out=each) for each in (False, True))
+        train, held_out = (used(rows, config.data.problems, config.data.seed) for rows in parts)
         [count] = of_each(config.data.held_out, ["the environment"], "data.held_out")
         if not held_out:
             return hold_out(train, count, config.data.seed)
@@ -175,6 +189,7 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
         yield environment
 
     def load(config: Config) -> Problems:
+        _refuse_sets(config, "an environment gets its problems by train's dataset= and eval_dataset=")
         parts = []
         for name, given in (("dataset", problems), ("eval_dataset", held_out)):
             if isinstance(given, str) or not isinstance(given, Iterable):
@@ -190,6 +205,17 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
         return parts[0], parts[1]
 
     return Task(load, open_environment, prompt=lambda _, problem: environment.prompt(problem))
+
+
+def _refuse_sets(config: Config, instead: str) -> None:
+    """Raises UserError where the configuration names data sets that nobody would read."""
+    named = {key: getattr(config.data, key) for key in ("dataset", "eval_dataset")}
+    if odd := [key for key, value in named.items() if value != getattr(Data(), key)]:
+        raise UserError(f"data.{odd[0]} = {shown(named[odd[0]])} would not be read: {instead}; leave it out")
+
+
+def _used_sets(dataset: Any, config: Config, split: str = "train") -> list[list[Example]]:
+    return [used(rows, config.data.problems, config.data.seed) for rows in _sets(dataset, split)]
 
 
 def _sets(dataset: Any, split: str = "train") -> list[list[Example]]:

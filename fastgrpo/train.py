@@ -70,7 +70,7 @@ def train(
     Raises UserError.
     """
     _refuse_running_loop()
-    config = _configured(config, str(model or ""))
+    config = _configured(config, str(model) if isinstance(model, Path) else model or "")
     task = _given_task(task, environment, reward, reward_weights, dataset, eval_dataset)
     if dry_run:
         print_plan(config, task)
@@ -86,8 +86,13 @@ def train(
     return config.folder
 
 
-def _configured(config: Config | Mapping[str, Any] | None, model: str) -> Config:
+def _configured(config: Config | Mapping[str, Any] | None, model: Any) -> Config:
     """`train`'s configuration with the model's path. Raises UserError."""
+    if not isinstance(model, str):
+        raise UserError(
+            f"model is a folder, a name on the hub or a GGUF file, got {type(model).__name__}: write a model that is "
+            "loaded to a folder by its save_pretrained, its tokenizer too"
+        )
     if not isinstance(config, Config):
         if config is not None and not isinstance(config, Mapping):
             raise UserError(
@@ -170,8 +175,9 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                 async def measure(stage: str) -> dict[str, float]:
                     rows = await evaluate(learner.engine, environment, learner.chat, held_out, config, stage)
                     save_rows(config.folder / "evaluation.json", rows)
-                    log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in summary(rows).items()))
-                    return summary(rows)
+                    if means := summary(rows):
+                        log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items()))
+                    return means
 
                 problems = leave_out_long(problems, environment, learner.chat, config, log.say)
                 held_out = leave_out_long(held_out, environment, learner.chat, config, log.say)

@@ -19,7 +19,7 @@ from fastgrpo import config_files, doctor, errors, report
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import MODEL, TOKENIZER, flat, held_name, only_writer, open_folder, read_toml, to_toml
-from fastgrpo.config_keys import KEYS, checked, resolve
+from fastgrpo.config_keys import ELSEWHERE, KEYS, checked, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.program import run_program
 
@@ -37,6 +37,8 @@ def config(*arguments: str) -> Config:
         ("--grpo.max_tokens 4", "did you mean"),
         ("--grpo 3", "'grpo' is a section"),
         ("--zzz 1", "unknown key 'zzz'; --help lists all keys"),
+        ("--grpo.num_generations 4", "unknown key 'grpo.num_generations'; here it is 'grpo.group_size'"),
+        ("--beta 0.1", "unknown key 'beta'; here it is 'grpo.kl_weight'"),
         ("--grpo.lr x", "grpo.lr must be float, got 'x' (str)"),
         ("--grpo.lr -1", "grpo.lr must be float > 0.0, got '-1'"),
         ("--sft.lr inf", "sft.lr must be a finite number"),
@@ -365,6 +367,25 @@ def test_help_lists_every_key_with_its_default() -> None:
     assert all(f"--{name} " in text for name in KEYS)
     assert [name for name, key in KEYS.items() if not key.help] == []
     assert list(flat(Config())) == list(KEYS)
+
+
+def test_other_trainers_names_lead_to_keys() -> None:
+    assert {name: key for name, key in ELSEWHERE.items() if key not in KEYS or name in KEYS} == {}
+
+
+def test_from_python_a_folder_may_be_a_path_and_a_list_is_called_so() -> None:
+    assert checked({"runs": Path("a/b"), "data.dataset": Path("c")}, source="train") == {
+        "runs": "a/b",
+        "data.dataset": "c",
+    }
+    with pytest.raises(UserError, match=r"grpo.stop must be str \| a list, got None"):
+        checked({"grpo.stop": None}, source="train")
+
+
+def test_a_key_that_names_a_function_says_how() -> None:
+    for key, said in (("grpo.loss_function", "a text module:function"), ("data.reward", "as reward=, got")):
+        with pytest.raises(UserError, match=f"{key} must be .*{said}"):
+            checked({key: len}, source="train")
 
 
 def test_a_program_that_trains_nothing_resumes_nothing() -> None:

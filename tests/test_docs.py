@@ -83,7 +83,7 @@ def test_links_lead_to_a_file_and_its_heading() -> None:
 
 def test_keys_that_the_docs_name_are_keys() -> None:
     """But for those of verl, in its section and beside its name."""
-    verls = r"(?s)\n### From verl\n.*?\n## |\n- verl: .*?\n"
+    verls = r"(?s)\n### From verl\n.*?\n##|\n- verl: .*?\n"
     keys = rf"(?:--|`)((?:{'|'.join(SECTIONS)})\.(?!py\b|digest\b|others\b)[a-z_0-9]+)(?=[`= ])"
     named = {
         (page.name, key) for page in PAGES for key in re.findall(keys, re.sub(verls, "\n", page.read_text("utf-8")))

@@ -86,6 +86,24 @@ def test_the_problems_that_do_not_fit_are_counted(model: Path, capsys: pytest.Ca
         print_plan(resolve(keys), reward_task([anything], dataset="rows.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("operator:add", "operator:add is called with the tokens alone: missing a required argument: 'b'"),
+        ("operator:nothing", "the function operator:nothing cannot be imported"),
+    ],
+)
+def test_a_loss_function_that_cannot_be_called_is_told_before_anything_starts(
+    model: Path, function: str, sentence: str
+) -> None:
+    keys = {"model.path": str(model), "data.held_out": 0, "grpo.loss_function": function}
+    with pytest.raises(UserError, match=f"grpo.loss_function: {sentence}"):
+        print_plan(resolve(keys), reward_task([anything], dataset=[{"prompt": "count"}]))
+    print_plan(
+        resolve(keys | {"grpo.loss_function": "operator:neg"}), reward_task([anything], dataset=[{"prompt": "a"}])
+    )
+
+
 def test_a_task_without_a_model_is_refused_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="this task needs a model"):
         print_plan(resolve({}), reward_task([anything], dataset=[{"prompt": "count"}]))

@@ -38,12 +38,14 @@ run_program(lambda: run_async(main))
 BLOCKING = """
 import asyncio, sys, time
 from contextlib import asynccontextmanager
+import torch
 from fastgrpo import tasks
 from fastgrpo.cli import run_async
 from fastgrpo.config import Config
 from fastgrpo.rollouts import asking, dataset, environment
+from fastgrpo.training import loss
 
-asking.BLOCKED_S = environment.BLOCKED_S = asking.CLOSE_S = tasks.LOAD_S = dataset.STAGE_WAIT_S = 0.2
+asking.BLOCKED_S = environment.BLOCKED_S = asking.CLOSE_S = tasks.LOAD_S = dataset.STAGE_WAIT_S = loss.LOSS_S = 0.2
 
 def blocks(*_):
     time.sleep(60)
@@ -91,6 +93,8 @@ async def main():
             dataset.as_list(Hanging(), "dataset")
         case "problems":
             tasks.problems_of(tasks.Task(blocks, opening), Config())
+        case "loss":
+            loss.custom_loss("__main__:blocks", loss.LossTokens(*torch.zeros(6, 3)))
         case _:
             await opened()
 
@@ -130,6 +134,7 @@ def test_what_does_not_end_is_named_and_the_program_ends(what: str, named: str) 
         ("prompt", "prompt has held the event loop for 0.2 s for the problem p7, in which nothing else goes on: have"),
         ("dataset", "dataset has not been read to its end in 0.2 s: its own code hangs"),
         ("problems", "load_problems has not ended in 0.2 s: its own code, or the trial of solutions, hangs"),
+        ("loss", "grpo.loss_function: __main__:blocks has not ended in 0.2 s: mend it, then continue with --resume"),
         ("stubborn end", "open_environment has not closed in 0.4 s: its code after the yield hangs"),
     ],
 )

@@ -523,8 +523,10 @@ def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
         run(model, tmp_path, "new", environment=open_dead, grpo__steps=1)
     folder = run(model, tmp_path, "new", resume=True, grpo__steps=1)
     assert f"{folder} has no checkpoint yet: GRPO starts over, from {model}" in capsys.readouterr().out
-    run(model, tmp_path, "new", resume=True, grpo__steps=1)
-    assert "no checkpoint" not in capsys.readouterr().out
+    run(model, tmp_path, "new", resume=True, grpo__steps=1, problems=(load_vowels(None)[0], []))
+    out = capsys.readouterr().out
+    assert "no checkpoint" not in out
+    assert "held out" not in out
 
 
 def test_a_checkpoint_that_is_not_whole_is_named_and_without_another_nothing_starts_over(
@@ -636,6 +638,7 @@ def test_a_model_by_its_name_is_found_again_by_the_commit(
         ),
         ({"environment": object(), "reward": len}, "one of task, environment and reward, got environment and reward"),
         ({"environment": Vowels(), "reward_weights": [1.0]}, "reward_weights goes with reward"),
+        ({"model": torch.nn.Linear(1, 1)}, "model is a folder, a name on the hub or a GGUF file, got Linear: write a"),
         ({"task": 3}, "task must be a fastgrpo.tasks.Task, got 3"),
         ({"config": "demo.toml"}, "takes a dict of keys by their dotted names, or a Config, got 'demo.toml'"),
         ({"config": {3: 4}}, "keys are texts such as 'grpo.steps', got 3"),

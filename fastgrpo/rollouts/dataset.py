@@ -6,7 +6,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,8 +57,8 @@ def _listed(rows: Any) -> list[Mapping[str, Any]]:
     listed: list[Any] = [None] if whole else as_list(rows, "the data set")
     if not all(isinstance(row, Mapping) for row in listed):
         raise UserError(
-            f"a data set is a list of rows, each a dict with a prompt, got {shown(rows)}: of a table pass its rows, of "
-            "several splits one"
+            f"a data set is a list of rows, each a dict with a prompt, got {shown(rows)}: of a table pass its rows "
+            "(to_dict('records')), of several splits one"
         )
     return listed
 
@@ -86,6 +86,17 @@ def hold_out(examples: list[T], count: int, seed: int) -> tuple[list[T], list[T]
         raise UserError(f"data.held_out = {count} leaves nothing of {len(examples)} rows to train on: lower it")
     held = set(random.Random(f"{seed}/held-out").sample(range(len(examples)), count))
     return [e for n, e in enumerate(examples) if n not in held], [e for n, e in enumerate(examples) if n in held]
+
+
+def with_all_columns(rows: Sequence[Example], names: Iterable[str]) -> list[Example]:
+    """The rows, each with every column of the `names`: None where it has none, as where tables are put together."""
+    none = dict.fromkeys(names)
+    return [row if row.columns.keys() >= none.keys() else replace(row, columns={**none, **row.columns}) for row in rows]
+
+
+def used(rows: list[T], count: int, seed: int) -> list[T]:
+    """The `count` of the rows that `data.problems` leaves, drawn by `seed`; all where it is 0 or there are no more."""
+    return hold_out(rows, count, seed)[1] if 0 < count < len(rows) else rows
 
 
 def set_names(dataset: str | Sequence[str]) -> list[str]:

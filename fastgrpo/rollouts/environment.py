@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
-from fastgrpo.errors import UserError, said_by, shown
+from fastgrpo.errors import UserError, place_of, said_by, shown
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 
@@ -82,6 +82,8 @@ def lacking(environment: Any) -> list[str]:
 
 def misfit(environment: Any) -> str:
     """Why a method of one that lacks none cannot be called as the loop calls it; empty where all can."""
+    if inspect.iscoroutinefunction(environment.prompt):
+        return "prompt is a coroutine, and must be plain: have what it waits for ready before"
     for name, count in _methods(environment).items():
         try:
             inspect.signature(getattr(environment, name)).bind(*range(count))
@@ -123,7 +125,9 @@ def _asked(name: str, method: Callable[[Any], Any], argument: Any, what: str) ->
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{name} raised {type(error).__name__} for {what}: {said_by(error)}") from error
+        raise UserError(
+            f"{name} raised {type(error).__name__} for {what}: {said_by(error)}{place_of(error)}"
+        ) from error
 
 
 class EnvironmentFailure(Exception):
@@ -165,7 +169,7 @@ def checked_results(results: Any, count: int) -> list[Result]:
     except EnvironmentFailure:
         raise
     except Exception as error:
-        # A reward that is a number, metrics that are a list, in a record text that is no Unicode or a number too large.
+        # In a record text that is no Unicode or a number too large.
         raise EnvironmentFailure(f"a Result has a field that cannot be read: {said_by(error)}") from None
 
 
@@ -178,6 +182,10 @@ def _checked(result: Any) -> Result:
     )
     if result.status == INFRASTRUCTURE:
         return plain
+    if result.reward is not None and not isinstance(result.reward, Reward):
+        raise EnvironmentFailure(
+            f"a Result's reward is a fastgrpo.types.Reward, as Reward(total=1.0), got {shown(result.reward)}"
+        )
     if result.reward is None:
         raise EnvironmentFailure(f"a result of status {result.status!r} has no reward")
     total = finite_number("the reward", result.reward.total)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import Parameter, isawaitable, signature
 from itertools import islice
 from numbers import Real
@@ -96,7 +97,9 @@ class RewardFunctions:
             )
         names = [_name(function) for function in functions]
         if double := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"reward has two functions called {double[0]}: rewards are logged by name, so rename one")
+            raise UserError(
+                f"reward has two functions called {double[0]}: rewards are logged by name, so set another __name__"
+            )
         self._functions = dict(zip(names, functions, strict=True))
         self._weights = _weights(weights, len(functions))
         self._deadline_s = deadline_s
@@ -118,7 +121,10 @@ class RewardFunctions:
             except ValueError:  # nobody knows what it takes
                 continue
             except TypeError as error:
-                raise UserError(f"reward {name} cannot be called: {error}; it is given {', '.join(taken)}") from None
+                raise UserError(
+                    f"reward {name} cannot be called: {error}; it is given {', '.join(taken)} (docs/own-task.md has "
+                    "the form, and what makes it of verl's and OpenRLHF's)"
+                ) from None
 
     def prompt(self, problem: Example) -> str | list[Message]:
         """The row's own prompt."""
@@ -172,7 +178,8 @@ class RewardFunctions:
             if error.__cause__ is None:
                 raise
             raise EnvironmentFailure(f"reward {name}: {described(error.__cause__)}") from error
-        return [None if value is None else finite_number(f"what reward {name} returns", value) for value in values]
+        what = f"what reward {name} returns, None where it does not apply,"
+        return [None if value is None else finite_number(what, value) for value in values]
 
 
 def _refused(function: Callable[..., Any]) -> set[str]:
@@ -231,4 +238,6 @@ def _arguments(problem: Example, rollouts: Sequence[Rollout]) -> dict[str, list[
 
 
 def _name(function: Callable[..., Any]) -> str:
+    while isinstance(function, partial) and not hasattr(function, "__name__"):
+        function = function.func
     return getattr(function, "__name__", type(function).__name__)

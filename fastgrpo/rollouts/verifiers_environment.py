@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, described, said_by
 from fastgrpo.rollouts.environment import EnvironmentFailure, failed
 from fastgrpo.rollouts.session import Access
 from fastgrpo.types import Result, Reward, Rollout
@@ -103,8 +103,12 @@ def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
     try:
         return VerifiersEnvironment(load(name, **values))
     except Exception as error:
-        # Loading runs the environment's own code.
-        raise UserError(f"the environment verifiers:{name} does not load: {error}") from error
+        # Loading runs the environment's own code. Of a package that lacks, verifiers tells another one's name.
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        why = said_by(error) if first is error else f"{said_by(error)}, from {described(first)}"
+        raise UserError(f"the environment verifiers:{name} does not load: {why}") from error
 
 
 def _result(state: Any) -> Result:

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, described
 from fastgrpo.functions import find_function
 from fastgrpo.kernels.head import LossOutput, linear_grpo_loss, linear_logprob
+from fastgrpo.ranks.deadlines import within
 from fastgrpo.types import Batch
 
 if TYPE_CHECKING:
     from fastgrpo.config import Grpo
     from fastgrpo.policy.model import Policy
+
+# For a loss function's micro-batch, which takes milliseconds, and its compilation, which takes minutes.
+LOSS_S = 600.0
 
 
 def policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
@@ -149,15 +153,16 @@ def custom_loss(name: str, tokens: LossTokens) -> tuple[Tensor, Tensor]:
 
     The slope is that of the weighted sum by the token's logprob, divided by the token's weight: a loss may mix tokens,
     such as those of a sequence. Raises UserError where the function raises, or does not give one finite number for each
-    token.
+    token. The process ends where it hangs.
     """
     logprobs_N = tokens.logprobs_N.detach().requires_grad_()
     function = find_function(name, "grpo.loss_function")
-    with torch.enable_grad():
+    late = f"grpo.loss_function: {name} has not ended in {LOSS_S:g} s: mend it, then continue with --resume"
+    with torch.enable_grad(), within(LOSS_S, late):
         try:
             answer = function(tokens._replace(logprobs_N=logprobs_N))
-        except Exception as error:
-            raise UserError(f"grpo.loss_function: {name} raised {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise UserError(f"grpo.loss_function: {name} raised {described(error)}") from error
         loss_N = _checked(name, answer, tokens)
         (slope_N,) = torch.autograd.grad((loss_N * tokens.weights_N).sum(), logprobs_N)
     if not slope_N.isfinite().all():
@@ -169,7 +174,12 @@ def _checked(name: str, loss_N: object, tokens: LossTokens) -> Tensor:
     shape = list(tokens.logprobs_N.shape)
     if not isinstance(loss_N, Tensor) or list(loss_N.shape) != shape or not loss_N.requires_grad:
         got = f"shape {list(loss_N.shape)}" if isinstance(loss_N, Tensor) else type(loss_N).__name__
-        raise UserError(f"grpo.loss_function: {name} must return a tensor {shape} made of tokens.logprobs_N, got {got}")
+        if got == f"shape {shape}":
+            got = "one that they have no part in"
+        raise UserError(
+            f"grpo.loss_function: {name} must return a tensor {shape} made of tokens.logprobs_N, the loss of each "
+            f"token before any mean, got {got}"
+        )
     if not loss_N.isfinite().all():
         raise UserError(f"grpo.loss_function: {name} returned a loss that is not finite")
     return loss_N

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo_sandbox.columns import read_tests
+from fastgrpo_sandbox.columns import COLUMNS, read_tests
 from fastgrpo_sandbox.extract import defined_names, extract_code
 from fastgrpo_sandbox.given import require_text
 from fastgrpo_sandbox.shared import jails
@@ -43,6 +43,8 @@ def code_reward(
     the row's `entry_point`, and what it gives beside that before any other and the tests. Raises ValueError where no
     row has tests, SandboxUnavailable where jails cannot run.
     """
+    if isinstance(completions, str):
+        raise ValueError("completions must be a list, got one text: put it into a list, and so its columns")
     count = len(completions)
     rows = [{name: values[i] for name, values in columns.items() if _is_column(values, count)} for i in range(count)]
     jobs: dict[int, dict[str, Any]] = {}
@@ -55,7 +57,8 @@ def code_reward(
         except ValueError as error:
             faults[i] = str(error)
     if faults and not jobs:
-        raise ValueError(f"code_reward can score none of {count} rows: {next(iter(faults.values()))}")
+        reason = _no_column(columns, count) or next(iter(faults.values()))
+        raise ValueError(f"code_reward can score none of {count} rows: {reason}")
     outcomes = dict(zip(jobs, jails.run_all(list(jobs.values())), strict=True))
     faults |= {i: outcome.error for i, outcome in outcomes.items() if outcome.status == "infrastructure"}
     if faults:
@@ -106,6 +109,12 @@ def _known(outcome: Outcome) -> Outcome:
 def _is_column(values: Any, count: int) -> bool:
     """TRL passes its own state and loggers beside the data set's columns."""
     return isinstance(values, Sequence) and not isinstance(values, str) and len(values) == count
+
+
+def _no_column(columns: Mapping[str, Any], count: int) -> str:
+    """Which of the columns that tests stand in is none; empty where all are."""
+    odd = [name for name, values in columns.items() if name in COLUMNS and not _is_column(values, count)]
+    return f"{odd[0]} must be a list with a value for each completion, here {count}" if odd else ""
 
 
 def _program(completion: Completion, prompt: Completion, entry_point: str) -> str:

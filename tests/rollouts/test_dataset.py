@@ -1,5 +1,6 @@
 """Rows as their users have them, and one sentence for those that are none."""
 
+import asyncio
 import sys
 from collections import UserDict
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.rollouts import dataset
 from fastgrpo.rollouts.dataset import hold_out, read_examples
+from fastgrpo.rollouts.reward_functions import RewardFunctions
 from fastgrpo.tasks import environment_task, reward_task
+from fastgrpo.types import Rollout
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 
@@ -42,6 +45,37 @@ def test_files_may_be_named_by_paths(tmp_path: Path) -> None:
         path.write_text('{"prompt": "a"}\n')
     train, held_out = reward_task([anything], dataset=paths).load_problems(resolve({"data.held_out": 0}))
     assert ([row.id for row in train], held_out) == ([f"{path}/0" for path in paths], [])
+
+
+def test_of_each_set_so_many_rows_are_used_as_data_problems_says() -> None:
+    rows = [{"prompt": f"count {number}"} for number in range(20)]
+    config = resolve({"data.problems": 6, "data.held_out": 2})
+    train, held_out = reward_task([anything], dataset=rows).load_problems(config)
+    assert (len(train), len(held_out), len({row.id for row in train + held_out})) == (4, 2, 6)
+    assert reward_task([anything], dataset=rows).load_problems(config) == (train, held_out)
+    train, held_out = reward_task([anything], dataset=rows, eval_dataset=rows[:9]).load_problems(config)
+    assert (len(train), len(held_out)) == (6, 6)
+    few = resolve({"data.problems": 20, "data.held_out": 2})
+    assert [len(part) for part in reward_task([anything], dataset=rows).load_problems(few)] == [18, 2]
+
+
+def test_rows_of_several_sets_have_all_their_columns(tmp_path: Path) -> None:
+    def code(completions: list[str], tests: list[Any], **_: Any) -> list[float | None]:
+        return [None if test is None else 1.0 for test in tests]
+
+    def sums(prompts: Any, completions: Any, completion_ids: Any, answer: list[Any], tests: Any) -> list[float | None]:
+        return [None if wanted is None else 2.0 for wanted in answer]
+
+    (tmp_path / "code.jsonl").write_text('{"prompt": "a", "tests": ["assert f()"]}\n')
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "b", "answer": 3}\n')
+    names = [str(tmp_path / "code.jsonl"), str(tmp_path / "sums.jsonl")]
+    for order in (names, names[::-1]):
+        train, _ = reward_task([code, sums], dataset=order).load_problems(resolve({"data.held_out": 0}))
+        rewards = RewardFunctions([code, sums], deadline_s=20.0)
+        for row in train:
+            (result,) = asyncio.run(rewards.results(row, [Rollout([7], [1], [0.0], ["hi"])]))
+            assert result.reward.terms == ({"code": 1.0} if row.prompt == "a" else {"sums": 2.0})
+            assert set(row.columns) == {"tests", "answer"}
 
 
 def test_a_file_of_json_lines(tmp_path: Path) -> None:
@@ -135,6 +169,13 @@ def test_a_method_that_takes_other_values_is_told_before_anything_starts() -> No
         environment_task(environment, [])
     environment.act, environment.execute = lambda problem, access, seed: None, act  # a helper of the agent's own
     environment_task(environment, [])
+
+    async def prompt(problem: Any) -> str:
+        raise NotImplementedError
+
+    environment.prompt = prompt
+    with pytest.raises(UserError, match="SimpleNamespace: prompt is a coroutine, and must be plain"):
+        environment_task(environment, [])
 
 
 def test_an_environment_is_an_object() -> None:
@@ -251,6 +292,16 @@ def test_several_sets_have_weights_and_ids_of_their_own(fake_hub: list[dict[str,
     assert len(held_out) == 1
     with pytest.raises(UserError, match=r"data\.weights has 3 values and data\.dataset names 2"):
         reward_task([anything]).load_problems(resolve({"data.dataset": names, "data.weights": (1.0, 2.0, 3.0)}))
+
+
+def test_sets_that_an_environment_would_not_read_are_refused() -> None:
+    environment: Any = SimpleNamespace(prompt=str, act=str, results=str)
+    problems = [SimpleNamespace(id=1)]
+    with pytest.raises(
+        UserError, match=r"data\.dataset = 'rows.jsonl' would not be read: an environment gets its prob"
+    ):
+        environment_task(environment, problems).load_problems(resolve({"data.dataset": "rows.jsonl"}))
+    assert environment_task(environment, problems).load_problems(resolve({})) == (problems, [])
 
 
 def test_training_and_evaluation_sets_of_their_own(fake_hub: list[dict[str, Any]], tmp_path: Path) -> None:

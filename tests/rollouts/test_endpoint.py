@@ -430,6 +430,9 @@ async def raises(client: openai.AsyncOpenAI) -> None:
     raise ZeroDivisionError("the agent divides")
 
 
+LINE_THAT_RAISES = f"test_endpoint.py:{raises.__code__.co_firstlineno + 2}"
+
+
 async def idle(client: openai.AsyncOpenAI) -> None:
     return None
 
@@ -438,7 +441,7 @@ async def idle(client: openai.AsyncOpenAI) -> None:
     ("act", "reason"),
     [
         (hangs, "p0: act took longer than grpo.execute_s = 0.3 s without a request to the policy"),
-        (raises, "p0: act raised ZeroDivisionError: the agent divides"),
+        (raises, f"p0: act raised ZeroDivisionError: the agent divides ({LINE_THAT_RAISES})"),
         (idle, "p0: act returned without a request to the policy"),
     ],
 )

@@ -1,8 +1,10 @@
 """Reward functions as TRL's users write them, the right ones and those that fail."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,9 @@ def broken(completions, **_):
     raise KeyError("answer")
 
 
+LINE_OF_BROKEN = rf"test_reward_functions\.py:{broken.__code__.co_firstlineno + 1}"
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
@@ -128,14 +133,15 @@ def broken(completions, **_):
                 ("12", "str"),
             )
         ),
-        (lambda **_: [1.0, float("nan")], "must be finite, got nan"),
+        (lambda **_: [1.0, float("nan")], "returns, None where it does not apply, must be finite, got nan"),
         (lambda **_: ["high", 1.0], "must be a number, got 'high'"),
         (lambda **_: [10**400, 1.0], "must be a number, got 1000"),
         (lambda **_: [Unreadable(), 1.0], "must be a number, got Unreadable"),
-        (broken, "reward broken: KeyError: 'answer'"),
+        (broken, rf"reward broken: KeyError: 'answer' \({LINE_OF_BROKEN}\)$"),
+        (lambda **_: json.loads("{"), r"reward <lambda>: JSONDecodeError: .* \(test_reward_functions.py:\d+\)$"),
         (lambda **_: [next(iter(())), 1.0], "RuntimeError: StopIteration"),
         (lambda **_: (1 / 0 for _ in range(2)), "ZeroDivisionError: division by zero"),
-        (failing(ValueError("two\nlines")), "reward fails: ValueError: two lines$"),
+        (failing(ValueError("two\nlines")), r"reward fails: ValueError: two lines \(test_reward_functions.py:\d+\)$"),
         (failing(SystemExit(3)), "reward fails: SystemExit: 3"),
         (failing(asyncio.CancelledError()), "reward fails: CancelledError"),
         (lambda completions: [1.0, 1.0], "unexpected keyword argument"),
@@ -199,10 +205,27 @@ def test_objects_that_are_called_and_awaited_are_functions_too() -> None:
     assert rewarded(Plain(), Waiting())[0].reward.terms == {"Plain": 1.0, "Waiting": 2.0}
 
 
+def test_a_partial_has_its_functions_name_unless_it_has_its_own() -> None:
+    def scaled(factor, completions, **_):
+        return [factor * len(text) for text in completions]
+
+    async def waited(factor, completions, **_):
+        return [factor] * len(completions)
+
+    named = partial(scaled, 3.0)
+    named.__name__ = "thrice"  # type: ignore[attr-defined]
+    functions = (partial(scaled, 2.0), named, partial(waited, factor=1.0))
+    assert rewarded(*functions)[0].reward.terms == {"scaled": 4.0, "thrice": 6.0, "waited": 1.0}
+    with pytest.raises(
+        UserError, match="two functions called scaled: rewards are logged by name, so set another __name"
+    ):
+        RewardFunctions([scaled, partial(scaled, 2.0)], deadline_s=1.0)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("1 / 0", "its module raises ZeroDivisionError: division by zero"),
+        ("1 / 0", r"its module raises ZeroDivisionError: division by zero \(rewards_\d+\.py:1\)$"),
         ("def f(:", "its module raises SyntaxError"),
         ("import no_such", "No module named 'no_such'"),
         ("", "has no attribute 'f'"),
@@ -216,6 +239,11 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=f"data.reward: the function {name}:f cannot be imported.*{reason}"):
         find_function(f"{name}:f", "data.reward")
+
+
+def test_what_is_named_and_no_function_is_told() -> None:
+    with pytest.raises(UserError, match=r"data\.reward: sys:path is no function, but"):
+        find_function("sys:path", "data.reward")
 
 
 def test_trls_own_arguments_are_there_for_functions_that_take_them() -> None:
@@ -280,6 +308,10 @@ def test_a_row_has_its_id_where_the_function_takes_it() -> None:
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
+        (
+            lambda data_source, solution_str, ground_truth, extra_info=None: 1.0,
+            "cannot be called: missing .*docs/own-task.md has the form, and what makes it of verl's and OpenRLHF's",
+        ),
         (
             lambda completions, answer, **_: [],
             "missing a required.* 'answer'; it is given completion_ids, .*, prompts, ",

@@ -206,7 +206,8 @@ def test_plain_feedback_has_no_thread_and_a_coroutine_is_awaited() -> None:
         reasons.append(rollout.result.error)
     assert threads == [threading.main_thread()]
     assert rounds == [1, 2, 1]
-    assert reasons == ["", "", "p0: feedback_text raised ZeroDivisionError: feedback divides by zero"]
+    line = f"test_rollouts.py:{Failing.feedback_text.__code__.co_firstlineno + 1}"
+    assert reasons == ["", "", f"p0: feedback_text raised ZeroDivisionError: feedback divides by zero ({line})"]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,7 @@ def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
         ([Result(reward=Reward(total="high"))] * 3, "the reward must be a number, got 'high'"),
         ([Result(reward=Reward(total=1.0, terms={"a": None}))] * 3, "the reward's term 'a' must be a number"),
         ([Result()] * 3, "a result of status 'ok' has no reward"),
-        ([Result(reward=1.0)] * 3, "a Result has a field that cannot be read: 'float' object has no attribute 'total'"),
+        ([Result(reward=1.0)] * 3, "a Result's reward is a fastgrpo.types.Reward, as Reward(total=1.0), got 1.0"),
         ([Result(reward=Reward(total=1.0), metrics=[1])] * 3, "the metrics must be a dict, got list"),
         ([Result(reward=Reward(total=1.0), record={"a": "\ud800"})] * 3, "a Result has a field that cannot be read"),
         ([Result(reward=Reward(total=1.0), record={"a": 10**30})] * 3, "a Result has a field that cannot be read"),

@@ -138,6 +138,8 @@ def test_its_own_evaluation_set_is_held_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(train) == 5
     assert len({task.id for task in held_out}) == 2
     assert all(task.id.startswith("eval/") for task in held_out)
+    _, train, held_out = loaded(monkeypatch, ToolEnvironment(evaluates=True), **{"data.problems": 1})
+    assert (len(train), len(held_out)) == (1, 1)
 
 
 def test_what_a_group_holds_is_given_back_where_its_scores_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,11 +169,25 @@ def refuse(name: str, **_: Any) -> Any:
     raise ValueError(f"no key for {name}")
 
 
+def lack(name: str, **_: Any) -> Any:
+    try:
+        raise ModuleNotFoundError("No module named 'math_verify'")
+    except ModuleNotFoundError as error:
+        raise ValueError("install as `verifiers[all]`.\nOr not") from error
+
+
 @pytest.mark.parametrize(
     ("keys", "load", "sentence"),
     [
         ({"data.environment": "gym:adding"}, refuse, "data.environment must be verifiers:NAME, got 'gym:adding'"),
         ({}, refuse, "the environment verifiers:adding does not load: no key for adding"),
+        ({}, lack, r"\[all\]`. Or not, from ModuleNotFoundError: No module named 'math_verify' \(test_ver"),
+        (
+            {"data.dataset": "rows.jsonl"},
+            None,
+            r"data\.dataset = 'rows.jsonl' would not be read: an environment of veri",
+        ),
+        ({"data.eval_dataset": ("a", "b")}, None, r"data\.eval_dataset = \('a', 'b'\) would not be read"),
         ({"data.reward": "a:b"}, refuse, "data.environment has rewards of its own"),
         ({}, None, r"has no load_environment \(.*\): pip install 'fastgrpo\[verifiers\]'"),
         ({"data.environment_args": "{"}, refuse, "data.environment_args is no JSON"),

@@ -180,6 +180,16 @@ def test_no_tests_in_any_row_is_one_sentence(columns):
         code_reward([RIGHT, RIGHT], **columns)
 
 
+@pytest.mark.parametrize("asserts", [ASSERTS[0], [ASSERTS], None])
+def test_a_column_that_is_none_is_named(asserts):
+    with pytest.raises(
+        ValueError, match="none of 2 rows: asserts must be a list with a value for each completion, here 2"
+    ):
+        code_reward([RIGHT, RIGHT], asserts=asserts)
+    with pytest.raises(ValueError, match="completions must be a list, got one text"):
+        code_reward(RIGHT, asserts=[ASSERTS])
+
+
 def test_a_lost_job_has_no_reward(monkeypatch, caplog):
     lost = Outcome("infrastructure", error="the cell is gone")
     monkeypatch.setattr(jails, "run_all", lambda jobs: [lost, Outcome("ok", tests=(True,))])

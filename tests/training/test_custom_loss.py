@@ -54,6 +54,10 @@ def raising(tokens: LossTokens) -> torch.Tensor:
     raise ZeroDivisionError("by nothing")
 
 
+def leaving(tokens: LossTokens) -> torch.Tensor:
+    raise SystemExit(3)
+
+
 def configuration(function: str, **keys: object) -> Grpo:
     return msgspec.structs.replace(Grpo(), loss_function=f"{__name__}:{function}", **keys)
 
@@ -78,12 +82,13 @@ def test_the_loss_is_the_functions_weighted_sum() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("short", r"short must return a tensor \[\d+\] made of tokens.logprobs_N, got shape \[\d+\]"),
+        ("short", r"short must return a tensor \[\d+\] made of .*, the loss of each .* got shape \[\d+\]"),
         ("number", "number must return a tensor .* got float"),
-        ("detached", "detached must return a tensor .* made of tokens.logprobs_N"),
+        ("detached", "detached must return a tensor .* before any mean, got one that they have no part in"),
         ("infinite", "infinite returned a loss that is not finite"),
         ("steep", "the gradient of .*steep is not finite"),
         ("raising", "raising raised ZeroDivisionError: by nothing"),
+        ("leaving", "leaving raised SystemExit: 3"),
         ("missing", "the function .*missing cannot be imported"),
     ],
 )
