@@ -16,7 +16,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from fastgrpo.evaluate import read_rows, summary
+from fastgrpo.evaluation import read_rows, summary
 from fastgrpo.record.json_lines import read_lines
 from fastgrpo.report import versions
 

@@ -33,7 +33,7 @@ from model_shapes import CUDA, SHAPES, chosen
 from transformers import AutoTokenizer
 
 from fastgrpo.engine import engine, vllm_patches
-from fastgrpo.engine.process import replaced
+from fastgrpo.engine.guards import replaced
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "worker": {},

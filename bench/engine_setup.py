@@ -37,7 +37,8 @@ from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.engine.opening import AnyEngine
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
-from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.model import Policy
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.training.flops import training_flops

@@ -24,8 +24,9 @@ from fastgrpo.cli import run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
-from fastgrpo.errors import UserError, writing
-from fastgrpo.evaluate import compare, policies, read_rows, save_rows, write_rows
+from fastgrpo.controls import compare, policies, write_rows
+from fastgrpo.errors import UserError, replace_file, writing
+from fastgrpo.evaluation import read_rows, save_rows
 from fastgrpo.plan import command_to_run
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
@@ -235,11 +236,12 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write(folder: Path, files: Mapping[str, str]) -> None:
-    """Texts by their names in `folder`. Raises UserError where it cannot be written."""
-    with writing(f"to {folder}", "free space or set --runs"):
+    """Texts by their names in `folder`. Raises UserError where one cannot be written: its file is as it was."""
+    fix = "free space or set --runs"
+    with writing(f"to {folder}", fix):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+    for name, text in files.items():
+        replace_file(folder / name, text.encode(), fix)
 
 
 def perform(name: str, config: Config) -> str:

@@ -76,7 +76,7 @@ def _numbers(row: Row) -> Row:
 def write_report(folder: Path) -> Path:
     """Write `folder`/report.html from the run's files, whatever of them is there yet; returns its path.
 
-    Reads metrics.jsonl, samples.jsonl, evaluation.json (see `evaluate.EvalRow`) and config.toml. Raises `UserError`
+    Reads metrics.jsonl, samples.jsonl, evaluation.json (see `types.EvalRow`) and config.toml. Raises `UserError`
     where `folder` is no run or cannot be written.
     """
     if not (folder / "metrics.jsonl").exists():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError
-from fastgrpo.evaluate import rollouts_of_model
+from fastgrpo.evaluation import rollouts_of_model
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem

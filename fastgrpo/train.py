@@ -24,7 +24,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import note_task_from_python, refuse_task_from_python
 from fastgrpo.config_keys import checked, resolve
 from fastgrpo.errors import UserError, shown, writing
-from fastgrpo.evaluate import evaluate, leave_out_long, read_rows, save_rows, summary
+from fastgrpo.evaluation import evaluate, leave_out_long, read_rows, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, replica_share

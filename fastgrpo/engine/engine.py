@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer
 
 from fastgrpo.engine.completion import Completion, OpenRequest
-from fastgrpo.engine.process import interrupt_deferred, replaced
+from fastgrpo.engine.guards import interrupt_deferred, replaced
 from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
 from fastgrpo.engine.vllm_patches import (
     forget_prefixes,

@@ -29,7 +29,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy import hub
 from fastgrpo.policy.hub import with_local_model
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
 
 COMMIT = "a" * 40
 
