@@ -100,11 +100,8 @@ class HostClock:
 def bare(setup: Setup, *, seeded: bool) -> None:
     """Submit everything and step the engine until it is done."""
     work = setup.work
-    problems, environment = work.problems(1)
-    prompts = [setup.policy.tokenizer.encode(environment.prompt(problem)) for problem in problems]
-    for key in range(work.sequences):
-        seed = key if seeded else None
-        setup.engine.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=seed)
+    for key, prompt in enumerate(work.prompt_ids(setup.policy.tokenizer.encode)):
+        setup.engine.submit(key, prompt, max_tokens=work.completion_tokens, seed=key if seeded else None)
     while setup.engine.busy:
         setup.engine.step()
 
@@ -171,13 +168,11 @@ def worker(folder: str, work: Workload) -> None:
     options: dict[str, Any] = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": 16.0 if CUDA else 0.4}
     options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences}
     started = engine.Engine(folder, worker_process=True, **options)
-    encode = AutoTokenizer.from_pretrained(folder).encode
-    problems, environment = work.problems(1)
-    prompts = [encode(environment.prompt(problem)) for problem in problems]
+    prompts = work.prompt_ids(AutoTokenizer.from_pretrained(folder).encode)
     host = HostClock(started)
     for turn in ("warm-up", "first", "second"):
-        for key in range(work.sequences):
-            started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
+        for key, prompt in enumerate(prompts):
+            started.submit(key, prompt, max_tokens=work.completion_tokens, seed=key)
         # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
         steps = work.completion_tokens - 2 * UNTIMED
         _steps(started, UNTIMED)

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import uvloop
-from model_shapes import CUDA, GIB, random_model, shape, timed
+from model_shapes import CUDA, GIB, device_name, random_model, shape, timed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -59,12 +59,11 @@ def save(path: Path, title: str) -> None:
     import transformers
     import vllm
 
-    device = torch.cuda.get_device_name() if CUDA else platform.processor() or "CPU"
     versions = f"torch {torch.__version__}, vLLM {vllm.__version__}, transformers {transformers.__version__}"
     lines = [
         f"# {title}",
         "",
-        f"{device}; {versions}; Python {platform.python_version()}; {datetime.date.today()}",
+        f"{device_name()}; {versions}; Python {platform.python_version()}; {datetime.date.today()}",
         "",
         f"    python bench/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
         "",
@@ -196,6 +195,12 @@ class Workload:
         texts = {f"p{number}": self.text(draw) for number in range(count or self.prompts)}
         made = [SimpleNamespace(id=name, prompt=text, difficulty=0.5) for name, text in texts.items()]
         return made, Trivial(texts)
+
+    def prompt_ids(self, encode: Callable[[str], list[int]]) -> list[list[int]]:
+        """The token ids of each sequence's prompt: `group` of each problem of a step."""
+        problems, environment = self.problems(1)
+        encoded = [encode(environment.prompt(problem)) for problem in problems]
+        return [ids for ids in encoded for _ in range(self.group)]
 
     def sampling(self) -> Sampling:
         return Sampling(max_new_tokens=self.completion_tokens, max_model_len=self.max_model_len)
