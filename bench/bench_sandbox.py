@@ -33,7 +33,8 @@ from machine import shared_machine
 from sandbox_soak import CHILDRENS_FAULTS, TICKS, Soak, jobs_of, private_kb, server_of, stat_of
 
 from fastgrpo_sandbox import CheckTests, Limits, Outcome, RemotePool, SandboxPool, UnittestTests
-from fastgrpo_sandbox.cell import Cell, find_bwrap
+from fastgrpo_sandbox.bwrap import find_bwrap
+from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.guest.syntax import parse
 
 HERE = Path(__file__).resolve().parent
