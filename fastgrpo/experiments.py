@@ -80,7 +80,10 @@ def weights(config: Config, folder: Path) -> Rows:
 
 
 def worker_swap(config: Config, folder: Path) -> Rows:
-    """A policy trained with the first worker, answered by each of the `workers.others` without training again."""
+    """A policy trained with the first worker, answered by each of the `workers.others` without training again.
+
+    Raises UserError where there is no other.
+    """
     workers = config.workers.by_name()
     if len(workers) < 2:
         raise UserError("worker-swap needs another worker: add a table [workers.others.NAME]; docs/configuration.md")
@@ -99,7 +102,10 @@ def cost(config: Config, folder: Path) -> Rows:
 
 
 def numbers(config: Config, folder: Path) -> Rows:
-    """Questions without tests, whose answer is a number that the host compares: the policy beside the controls."""
+    """Questions without tests, whose answer is a number that the host compares: the policy beside the controls.
+
+    Raises UserError where a problem has no such answer.
+    """
     if any(problem.answer is None for problem in task_of(config).load_problems(config)[1]):
         raise UserError("its questions need answers: set data.dataset to a file of GSM8K's form (docs/data.md)")
     return cost(config, folder)

@@ -143,7 +143,7 @@ def _refuse_running_loop() -> None:
 async def run(config: Config, *, resume: bool = False, task: Task | None = None) -> None:
     """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report.
 
-    `task` None is the one that the configuration names.
+    `task` None is the one that the configuration names. Raises UserError for what a user can mend.
     """
     refuse_idle_ranks(config)
     named = task is None

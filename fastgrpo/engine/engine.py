@@ -240,7 +240,10 @@ class Engine:
         return self._sync(policy, partial(self.renew, version), None if self.busy else self.score)
 
     def renew(self, version: int) -> None:
-        """The weights have changed and have the number `version`: what is cached of earlier ones serves no request."""
+        """The weights have changed and have the number `version`: what is cached of earlier ones serves no request.
+
+        Raises RuntimeError where an idle vLLM still holds a block.
+        """
         if self.busy:
             if self._device is not None:
                 torch.cuda.synchronize()

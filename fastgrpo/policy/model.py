@@ -46,6 +46,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        """Where the head is, and all that is computed."""
         return self.head_weight.device
 
     @property

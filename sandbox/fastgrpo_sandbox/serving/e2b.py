@@ -53,7 +53,7 @@ class ScriptResult(msgspec.Struct):
 
 
 async def execute_batch(jails: Jails, batch: Batch) -> list[ScriptResult]:
-    """Results in the order of the scripts, which run side by side."""
+    """Results in the order of the scripts, which run side by side. Raises Refused."""
     languages = batch.languages or [batch.language] * len(batch.scripts)
     if len(batch.scripts) > MAX_SCRIPTS or len(languages) != len(batch.scripts):
         raise Refused(f"a batch has at most {MAX_SCRIPTS} scripts and as many languages")

@@ -83,7 +83,7 @@ class SubmitAnswer(msgspec.Struct):
 
 
 async def run_code(jails: Jails, request: RunCode) -> RunCodeAnswer:
-    """Runs one script; "Success" is on its own word, as an exit status is."""
+    """Runs one script; "Success" is on its own word, as an exit status is. Raises Refused."""
     _python_only(request.language)
     if request.fetch_files:
         raise Refused("fetch_files is not offered: print what you need")
@@ -93,7 +93,7 @@ async def run_code(jails: Jails, request: RunCode) -> RunCodeAnswer:
 
 
 async def submit(jails: Jails, request: Submit) -> SubmitAnswer:
-    """Judges a chat answer by its row's tests: accepted when all pass."""
+    """Judges a chat answer by its row's tests: accepted when all pass. Raises Refused and Lost."""
     _python_only(request.config.language or "python")
     if request.config.custom_extract_logic:
         raise Refused("custom_extract_logic is not offered: send the extracted code as the completion")
