@@ -37,8 +37,9 @@ from fastgrpo.rollouts import experience
 from fastgrpo.rollouts.experience import Tally
 from fastgrpo.solve import refuse
 from fastgrpo.tasks import Task, problems_of
-from fastgrpo.train import draw_problems, refuse_idle_ranks, train
+from fastgrpo.train import refuse_idle_ranks, train
 from fastgrpo.training import learner
+from fastgrpo.training.curriculum import draw_problems
 from fastgrpo.training.learner import learning_rate, update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport
 from fastgrpo.types import Result, Reward, Sample
