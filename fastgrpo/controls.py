@@ -15,12 +15,12 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import only_writer, read_toml
 from fastgrpo.errors import UserError
 from fastgrpo.evaluation import evaluate_model, measured_rows, summary
+from fastgrpo.flow.adaptivity import adaptivity_table
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.types import Problem, names_of
 from fastgrpo.ranks.collectives import of_replica, replica_share
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
-from fastgrpo.report import adaptivity_table
 from fastgrpo.rollouts.asking import all_of, opened
 from fastgrpo.tasks import problems_of, task_of
 from fastgrpo.types import EvalRow, Group
