@@ -12,7 +12,7 @@ import msgspec
 
 from fastgrpo.cli import configuration_of
 from fastgrpo.config import Config
-from fastgrpo.config_files import only_writer, read_toml
+from fastgrpo.config_files import read_toml
 from fastgrpo.errors import UserError
 from fastgrpo.evaluation import evaluate_model, measured_rows, summary
 from fastgrpo.flow.adaptivity import adaptivity_table
@@ -22,6 +22,7 @@ from fastgrpo.flow.types import Problem, names_of
 from fastgrpo.ranks.collectives import of_replica, replica_share
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.rollouts.asking import all_of, opened
+from fastgrpo.run_folder import only_writer
 from fastgrpo.tasks import problems_of, task_of
 from fastgrpo.types import EvalRow, Group
 

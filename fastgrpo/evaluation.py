@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from fastgrpo.config import Config
-from fastgrpo.config_files import only_writer
 from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, first_line, replace_file, say_on_stderr
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
@@ -23,6 +22,7 @@ from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.rollouts.environment import Agent, Environment, name_of
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.rollouts import collect, fitting
+from fastgrpo.run_folder import only_writer
 from fastgrpo.types import EvalRow, Group, Rollout, Sampling
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 
 from fastgrpo.config import Config
-from fastgrpo.config_files import note_task_from_python, refuse_task_from_python
 from fastgrpo.config_keys import checked, resolve
 from fastgrpo.errors import UserError, shown, writing
 from fastgrpo.evaluation import evaluate, leave_out_long, read_rows, save_rows, summary
@@ -32,6 +31,7 @@ from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.environment import Agent, Environment
+from fastgrpo.run_folder import note_task_from_python, refuse_task_from_python
 from fastgrpo.sft import warm_start
 from fastgrpo.tasks import Task, environment_task, problems_of, require_model, reward_task, task_of
 from fastgrpo.training.checkpoint import Checkpoints

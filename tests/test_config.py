@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo import config_files, doctor, errors, report
+from fastgrpo import doctor, errors, report, run_folder
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
-from fastgrpo.config_files import MODEL, TOKENIZER, flat, held_name, only_writer, open_folder, read_toml, to_toml
+from fastgrpo.config_files import flat, read_toml, to_toml
 from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.program import run_program
+from fastgrpo.run_folder import MODEL, TOKENIZER, held_name, only_writer, open_folder
 from tests.helpers.full_disk import full_disk
 
 ENDPOINT = "--workers.kind openai --workers.base_url http://localhost:8000/v1 --workers.model large"
@@ -315,7 +316,7 @@ def test_a_full_disk_costs_a_resumed_run_nothing(tmp_path: Path) -> None:
 
 
 def test_who_writes_results_waits_for_another_and_names_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_files, "WRITER_S", 0.1)
+    monkeypatch.setattr(run_folder, "WRITER_S", 0.1)
     with (
         only_writer(tmp_path / "run"),
         pytest.raises(UserError, match=rf"another program has been writing its results into {tmp_path}/run for 0.1 s"),
