@@ -46,7 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-# Steps of a worker's process at the start, and as many at the end, that are not timed: at most so many, or a quarter.
+# Steps of a worker's process at the start, and as many at the end, that are not timed.
 UNTIMED = 32
 # Other programs share a CPU, and wall time says nothing there.
 clock = time.perf_counter if CUDA else time.thread_time
@@ -168,15 +168,16 @@ def worker(folder: str, work: Workload) -> None:
     options: dict[str, Any] = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": 16.0 if CUDA else 0.4}
     options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences}
     started = engine.Engine(folder, worker_process=True, **options)
-    prompts = work.prompt_ids(AutoTokenizer.from_pretrained(folder).encode)
+    encode = AutoTokenizer.from_pretrained(folder).encode
+    problems, environment = work.problems(1)
+    prompts = [encode(environment.prompt(problem)) for problem in problems]
     host = HostClock(started)
     for turn in ("warm-up", "first", "second"):
-        for key, prompt in enumerate(prompts):
-            started.submit(key, prompt, max_tokens=work.completion_tokens, seed=key)
+        for key in range(work.sequences):
+            started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
         # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
-        untimed = min(UNTIMED, work.completion_tokens // 4)
-        steps = work.completion_tokens - 2 * untimed
-        _steps(started, untimed)
+        steps = work.completion_tokens - 2 * UNTIMED
+        _steps(started, UNTIMED)
         seconds = _timed(partial(_steps, started, steps), host)
         speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"
         report(f"bare engine with a worker's process, {turn}: tokens/s while all decode", speed)
@@ -253,6 +254,8 @@ def main() -> None:
     parser.add_argument("--only", action="store_true", help="the one variant, in this process")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
+    if options.tokens is not None and options.tokens <= 2 * UNTIMED:
+        parser.error(f"--tokens must be above {2 * UNTIMED}: the first and last {UNTIMED} are not timed")
     variants = chosen(parser, "--variants", options.variants, VARIANTS)
     if options.only:
         return run(options.size, options.variants, options.sequences, options.tokens)

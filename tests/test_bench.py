@@ -37,6 +37,7 @@ def test_the_picture_of_the_loss_head_is_of_the_whole_pass(monkeypatch: pytest.M
     [
         ["bench_engine", "--parts", "step,stop"],
         ["bench_generation", "--variants", "stop"],
+        ["bench_generation", "--tokens", "64"],
         ["bench_decoding", "--variants", "worker,stop"],
     ],
     ids=" ".join,
