@@ -67,14 +67,19 @@ class _Ends(msgspec.Struct):
     eos_token_id: int | list[int] | None = None
 
 
+def no_folder(name: str) -> UserError:
+    """What is said of a model's `name` where no folder is, nor anything else that becomes one."""
+    wrong = "is a file" if Path(name).expanduser().exists() else "does not exist"
+    return UserError(f"model folder {name} {wrong}; --model takes a folder, a name on the hub, a GGUF file")
+
+
 def _check_folder(path: Path) -> None:
     needed = {
         "config.json": "a Hugging Face model has one; point --model at the folder that holds it",
         "tokenizer_config.json": "save the tokenizer into the same folder with tokenizer.save_pretrained",
     }
     if not path.is_dir():
-        wrong = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"model folder {path} {wrong}; --model takes a folder, a name on the hub, a GGUF file")
+        raise no_folder(str(path))
     _check_readable(path)
     for name, fix in needed.items():
         if not (path / name).is_file():
