@@ -59,13 +59,6 @@ def workload(size: str) -> Workload:
     return work
 
 
-def prompts_of(work: Workload, encode: Callable[[str], list[int]]) -> list[list[int]]:
-    """The token ids of each sequence's prompt."""
-    problems, environment = work.problems(1)
-    encoded = [encode(environment.prompt(problem)) for problem in problems]
-    return [prompt for prompt in encoded for _ in range(work.group)]
-
-
 def generate(engine: Any, prompts: Sequence[list[int]], tokens: int) -> list[Completion]:
     """Submit all and take what finishes until nothing is open."""
     for key, prompt in enumerate(prompts):
@@ -102,7 +95,7 @@ def ours(folder: str, size: str, variant: str) -> None:
     setup = Setup(folder, work, engine=OURS[variant], parity_threshold=2.0 if variant == "fp8" else 0.2)
     told(f"{variant}: engine start, s", f"{setup.start_seconds:.1f}")
     told(f"{variant}: parity, nats mean", f"{setup.first_sync.parity_mean:.4f}")
-    prompts = prompts_of(work, setup.policy.tokenizer.encode)
+    prompts = work.prompt_ids(setup.policy.tokenizer.encode)
     run = partial(generate, setup.engine, prompts, work.completion_tokens)
     speeds = []
     with GpuMonitor() as monitor:
@@ -205,7 +198,7 @@ async def vllm_itself(folder: str, size: str) -> None:
             ids: int = len(output.outputs[0].token_ids)
         return ids
 
-    prompts = prompts_of(work, AutoTokenizer.from_pretrained(folder).encode)
+    prompts = work.prompt_ids(AutoTokenizer.from_pretrained(folder).encode)
     await turns("vllm", work, prompts, complete, llm.reset_prefix_cache)
     llm.shutdown()
 
@@ -246,7 +239,7 @@ async def vllm_server(folder: str, size: str) -> None:
     work, start = workload(size), time.perf_counter()
     body = {"model": "policy", "max_tokens": work.completion_tokens, "temperature": 1.0, "ignore_eos": True}
     body |= {"logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True}
-    prompts = prompts_of(work, AutoTokenizer.from_pretrained(folder).encode)
+    prompts = work.prompt_ids(AutoTokenizer.from_pretrained(folder).encode)
     limits: dict[str, Any] = {"timeout": aiohttp.ClientTimeout(total=None)}
     limits["connector"] = aiohttp.TCPConnector(limit=0, force_close=True)
     with serving(folder, work) as (address, process):

@@ -9,14 +9,15 @@ writes it to bench/results/demo.md.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
 
-from fastgrpo.evaluate import read_rows, summary
+from machine import cores
+
+from fastgrpo.evaluation import read_rows, summary
 from fastgrpo.record.json_lines import read_lines
 from fastgrpo.report import versions
 
@@ -50,12 +51,6 @@ def table(found: list[dict[str, float]]) -> str:
     return "\n".join([*lines, f"| mean | {' | '.join(means)} |", f"| range | {' | '.join(spread)} |"])
 
 
-def cpu_model() -> str:
-    """The processor's name as Linux gives it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-
-
 def main() -> None:
     """Run every seed and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,8 +60,8 @@ def main() -> None:
     text = table([run(seed, options.runs) for seed in options.seeds])
     where = ", ".join(f"{name} {version}" for name, version in versions().items())
     print(text)
-    title = f"# The demo on held-out HumanEval problems\n\n`python bench/bench_demo.py`, {date.today()}; {cpu_model()}"
-    RESULTS.write_text(f"{title}, {os.cpu_count()} cores; {where}\n\n{text}\n")
+    title = f"# The demo on held-out HumanEval problems\n\n`python bench/bench_demo.py`, {date.today()}; {cores()}"
+    RESULTS.write_text(f"{title}; {where}\n\n{text}\n")
 
 
 if __name__ == "__main__":

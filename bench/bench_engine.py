@@ -25,13 +25,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 import uvloop
 from bench_generation import generation, sync
 from engine_setup import Setup, Trivial, Workload, emit, flops, release_memory, report, save, saved_model, used_gib
 from loop_setup import run_steps
-from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, chosen, random_model, timed
+from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, chosen, random_model, random_samples, timed
 
 from fastgrpo.config import Config, Grpo
 from fastgrpo.flow.problems.loading import load_problems
@@ -46,7 +45,7 @@ from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import pack
 from fastgrpo.training.update import update
-from fastgrpo.types import Rollout, Sample
+from fastgrpo.types import Rollout
 
 
 def check(setup: Setup) -> None:
@@ -210,19 +209,6 @@ def _mean(executions: list[Any], name: str) -> float:
     return sum(getattr(execution, name) for execution in executions) / len(executions)
 
 
-def random_samples(policy: Policy, work: Workload, groups: int, members: int) -> list[Sample]:
-    """Samples of the workload's lengths with random tokens, `members` on each prompt."""
-    draw, vocab = np.random.default_rng(0), policy.head_weight.shape[0]
-    mask = np.repeat([False, True], [work.prompt_tokens, work.completion_tokens])
-    samples = []
-    for _ in range(groups):
-        prompt = draw.integers(vocab, size=work.prompt_tokens)
-        for number in range(members):
-            token_ids = np.concatenate([prompt, draw.integers(vocab, size=work.completion_tokens)])
-            samples.append(Sample(token_ids, mask, np.full(len(mask), -12.0), 1.0 if number % 2 else -1.0))
-    return samples
-
-
 def train(size: str) -> None:
     """Packed forward, loss head and backward, gradients summed in `.grad` in bf16: tokens/s, MFU and memory.
 
@@ -247,7 +233,8 @@ def train(size: str) -> None:
 def _train_once(policy: Policy, work: Workload, name: str) -> None:
     budget = work.micro_batch_tokens
     count = budget // (work.prompt_tokens + work.completion_tokens)
-    samples = random_samples(policy, work, count, 1)
+    vocabulary, lengths = policy.head_weight.shape[0], (work.prompt_tokens, work.completion_tokens)
+    samples = random_samples(vocabulary, *lengths, groups=count, members=1)
     (batch,) = pack(samples, [1e-6] * count, budget, policy.device)
     repeats = 3 if CUDA else 1
 

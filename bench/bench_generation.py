@@ -34,7 +34,7 @@ from transformers import AutoTokenizer
 from worker_watch import begin, clock, end
 
 from fastgrpo.engine import engine, vllm_patches
-from fastgrpo.engine.process import replaced
+from fastgrpo.engine.guards import replaced
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "worker": {},
@@ -101,11 +101,8 @@ class HostClock:
 def bare(setup: Setup, *, seeded: bool) -> None:
     """Submit everything and step the engine until it is done."""
     work = setup.work
-    problems, environment = work.problems(1)
-    prompts = [setup.policy.tokenizer.encode(environment.prompt(problem)) for problem in problems]
-    for key in range(work.sequences):
-        seed = key if seeded else None
-        setup.engine.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=seed)
+    for key, prompt in enumerate(work.prompt_ids(setup.policy.tokenizer.encode)):
+        setup.engine.submit(key, prompt, max_tokens=work.completion_tokens, seed=key if seeded else None)
     while setup.engine.busy:
         setup.engine.step()
 

@@ -17,16 +17,16 @@ from typing import Any
 
 import pytest
 import torch
+from model_shapes import CUDA, synchronize
 from torch import Tensor
 
 from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference
 from fastgrpo.kernels.reference import LossOptions, TokenInputs
 from fastgrpo.training.advantage import group_advantages
 
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
-DTYPE = torch.bfloat16 if GPU else torch.float32
-SHAPES = [(8192, 4096, 151_936), (16_384, 1536, 151_936)] if GPU else [(4096, 128, 1024), (4096, 256, 2048)]
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+DTYPE = torch.bfloat16 if CUDA else torch.float32
+SHAPES = [(8192, 4096, 151_936), (16_384, 1536, 151_936)] if CUDA else [(4096, 128, 1024), (4096, 256, 2048)]
 TRL_CHUNK = 32_768  # what its trainer uses
 OPTIONS = LossOptions("token", 0.2, 0.28)
 Step = Callable[[], object]
@@ -176,26 +176,26 @@ def forward_trl(case: Case) -> Step:
     return torch.no_grad()(lambda: ChunkedLogProbFunction.apply(*arguments))
 
 
-BOTH_WAYS = [floor, ours, two_pass, eager] + [trl, cut_cross_entropy, liger] * GPU
-FORWARD = [forward_floor, forward_ours] + [forward_trl] * GPU
+BOTH_WAYS = [floor, ours, two_pass, eager] + [trl, cut_cross_entropy, liger] * CUDA
+FORWARD = [forward_floor, forward_ours] + [forward_trl] * CUDA
 
 
 def milliseconds(step: Step, budget_s: float = 0.8) -> float:
     """Median time of a call, after a warm-up; on a GPU between events, with calls queued ahead."""
     step()
-    _synchronize()
+    synchronize()
     start = time.perf_counter()
     step()
-    _synchronize()
+    synchronize()
     repeats = max(3, min(50, int(budget_s / (time.perf_counter() - start))))
-    if not GPU:
+    if not CUDA:
         return statistics.median(_wall(step) for _ in range(repeats))
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for before, after in events:
         before.record()
         step()
         after.record()
-    _synchronize()
+    synchronize()
     return statistics.median(before.elapsed_time(after) for before, after in events)
 
 
@@ -203,11 +203,6 @@ def _wall(step: Step) -> float:
     start = time.perf_counter()
     step()
     return 1e3 * (time.perf_counter() - start)
-
-
-def _synchronize() -> None:
-    if GPU:
-        torch.cuda.synchronize()
 
 
 def extra_gib(case: Case, step: Step) -> float:
@@ -228,7 +223,7 @@ def print_table(shape: tuple[int, int, int], candidates: list[Callable[[Case], S
         try:
             step = candidate(case)
             took = milliseconds(step)
-            memory = extra_gib(case, step) if GPU else float("nan")
+            memory = extra_gib(case, step) if CUDA else float("nan")
         except (ImportError, torch.cuda.OutOfMemoryError, RuntimeError) as error:
             print(f"{shape!s:24} {candidate.__name__:18} {type(error).__name__}: {str(error)[:90]}", flush=True)
             continue
@@ -270,19 +265,19 @@ def queue_microseconds(step: Step, blocks: int = 20, launches: int = 50) -> floa
     step()
     seconds = []
     for _ in range(blocks):
-        _synchronize()
+        synchronize()
         start = time.perf_counter()
         for _ in range(launches):
             step()
-        _synchronize()
+        synchronize()
         seconds.append(time.perf_counter() - start)
     return 1e6 * statistics.median(seconds) / launches
 
 
 def print_advantages() -> None:
-    steps = {"empty kernel": empty_launch()} if GPU else {}
+    steps = {"empty kernel": empty_launch()} if CUDA else {}
     for name, step in {**steps, **advantage_steps()}.items():
-        device = f"{graph_microseconds(step):7.2f} us on the device," if GPU else ""
+        device = f"{graph_microseconds(step):7.2f} us on the device," if CUDA else ""
         print(f"65,536 advantages {name:14} {device} {queue_microseconds(step):8.2f} us from Python", flush=True)
 
 
@@ -293,7 +288,7 @@ def test_loss_head(benchmark: Any, candidate: Callable[[Case], Step], shape: tup
 
     def timed() -> None:
         step()
-        _synchronize()
+        synchronize()
 
     benchmark.group = f"{shape} {'forward' if candidate in FORWARD else 'forward and backward'}"
     benchmark.pedantic(timed, rounds=5, warmup_rounds=2)
@@ -305,7 +300,7 @@ def test_group_advantages(benchmark: Any, mode: str) -> None:
 
     def timed() -> None:
         step()
-        _synchronize()
+        synchronize()
 
     benchmark(timed)
 
@@ -315,12 +310,12 @@ def main() -> None:
     parser.add_argument("--without", default="", help="comma-separated candidates to leave out")
     arguments = parser.parse_args()
     left_out = arguments.without.split(",")
-    name = torch.cuda.get_device_name() if GPU else "CPU"
+    name = torch.cuda.get_device_name() if CUDA else "CPU"
     print(f"{name}, torch {torch.__version__}, {DTYPE}; ratio to the first line of each block", flush=True)
     for shape in SHAPES:
         print_table(shape, [c for c in BOTH_WAYS if c.__name__ not in left_out])
         print_table(shape, [c for c in FORWARD if c.__name__ not in left_out])
-    if GPU:
+    if CUDA:
         case = make_case(65_536, 4096, 151_936)
         print(f"N=65536 H=4096: ours needs {extra_gib(case, ours(case)):.2f} GiB over inputs and gradients", flush=True)
     print_advantages()

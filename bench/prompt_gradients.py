@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from fastgrpo.errors import UserError
 from fastgrpo.flow.adaptivity import structure
 from fastgrpo.flow.distill import Trace, read_traces
-from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.policy.folder import load_tokenizer
 from fastgrpo.program import run_program
 
 

@@ -179,6 +179,16 @@ def jobs_of(bwrap: int) -> list[int]:
     return descendants(server_of(bwrap))
 
 
+# Of `stat_of`: minor faults of ended children; user and system time, the process's own and its ended children's.
+CHILDRENS_FAULTS, TICKS = 7, slice(10, 14)
+
+
+def stat_of(pid: int) -> list[int]:
+    """Numbers of /proc/PID/stat, from the parent's number on, which is the fourth there."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return [int(field) for field in fields[1:]]
+
+
 def private_kb(pid: int) -> int:
     """Memory that `pid` shares with no other process."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, TypeVar
 from uvloop import new_event_loop
 
 from fastgrpo.config import LOSS_PRESETS, Config
-from fastgrpo.config_files import read_saved, read_toml, refuse_task_from_python
+from fastgrpo.config_files import read_saved, read_toml
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
 from fastgrpo.errors import UserError, say_on_stderr
 from fastgrpo.left_behind import leaving_behind
+from fastgrpo.run_folder import refuse_task_from_python
 from fastgrpo.signals import reacting, stopped_by
 
 FLAGS = {

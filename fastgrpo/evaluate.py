@@ -8,326 +8,28 @@ from __future__ import annotations
 
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
-import logging
-import math
-import random
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import msgspec
-
-from fastgrpo.cli import configuration_of
 from fastgrpo.config import Config
-from fastgrpo.config_files import only_writer, read_toml
-from fastgrpo.engine.opening import AnyEngine, open_engine
-from fastgrpo.errors import UserError, first_line, replace_file, say_on_stderr
-from fastgrpo.flow.adaptivity import adaptivity, observed_of
-from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
-from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.types import Problem, names_of
+from fastgrpo.controls import compare, policies, write_rows
+from fastgrpo.errors import UserError
+from fastgrpo.evaluation import evaluate_model, save_rows
+from fastgrpo.evaluation import read_rows as read_rows  # for bench_lag.py, as the next
+from fastgrpo.evaluation import summary as summary
 from fastgrpo.plan import command_to_run, run_on_ranks
-from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, replica_share
-from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
-from fastgrpo.record.problem_statistics import thirds
-from fastgrpo.report import adaptivity_table
-from fastgrpo.rollouts.asking import all_of, opened
-from fastgrpo.rollouts.environment import Agent, Environment, name_of
-from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import collect, fitting
+from fastgrpo.ranks.collectives import of_replica, rank_and_world
+from fastgrpo.rollouts.asking import opened
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import problems_of, task_of
-from fastgrpo.types import EvalRow, Group, Rollout, Sampling
 
-log = logging.getLogger(__name__)
 BASELINES = "--baselines"
-EVALUATION_SEED = 7_919  # added to the run's seed: an evaluation draws otherwise than training does
 
 
-async def evaluate(
-    engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, stage: str
-) -> list[EvalRow]:
-    """`config.eval.samples` rollouts of each problem; those that failures of the environment ended are left out.
+async def policy_alone(config: Config) -> None:
+    """Print the means of `eval.samples` rollouts of each held-out problem and keep the rows in evaluation.json.
 
-    Each replica takes its share of the problems; every rank returns all rows. Raises UserError where all failed.
+    Raises UserError where no model is named or no problem held out, and as `evaluate_model` does.
     """
-    groups = await _drawn_by(engine, environment, chat, problems, config, config.seed + EVALUATION_SEED)
-    return measured_rows(groups, stage, config)
-
-
-async def _drawn_by(
-    engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, seed: int
-) -> list[Group]:
-    """`eval.samples` rollouts of each of this replica's share of the `problems`; none is left out as a straggler."""
-    return await collect(
-        engine,
-        environment,
-        chat,
-        problems[replica_share(config.engine.tensor_parallel)],
-        group_size=config.eval.samples,
-        sampling=replace(Sampling.of(config), temperature=config.eval.temperature, straggler_s=0.0),
-        seed=seed,
-        ranks=config.engine.tensor_parallel,
-    )
-
-
-async def rollouts_of_model(
-    model: str, environment: Environment | Agent, problems: Sequence[Any], config: Config, seed: int
-) -> list[Group]:
-    """`eval.samples` rollouts of each problem by the Hugging Face folder `model`, in an engine of its own.
-
-    Each replica has its share. Problems whose prompts are too long are left out; what happens meanwhile is said.
-    """
-    chat, samples = load_chat(model, config.model), config.eval.samples
-    problems = leave_out_long(problems, environment, chat, config, _say)
-    _say(f"loading {model} into vLLM")
-    with open_engine(config, Path(model)) as engine:
-        _say(f"{len(problems) * samples} rollouts of {len(problems)} problems, {samples} of each")
-        return await _drawn_by(engine, environment, chat, problems, config, seed)
-
-
-def measured_rows(groups: Sequence[Group], stage: str, config: Config) -> list[EvalRow]:
-    """The rows of all ranks' `groups`; a warning tells how many rollouts failed, and why. Collective.
-
-    Raises UserError where all of them failed.
-    """
-    count = sum(len(group.rollouts) for group in groups)
-    ranks = gather_all((rows_of(groups, stage), count, first_failure(groups)), "the other ranks' evaluation")
-    rows = [row for share, _, _ in ranks for row in share]
-    reason = next((failure for _, _, failure in ranks if failure), "")
-    tell_failures(len(rows), sum(count for _, count, _ in ranks), reason, config.grpo.max_infrastructure)
-    return rows
-
-
-def rows_of(groups: Sequence[Group], stage: str) -> list[EvalRow]:
-    """A row for each rollout with a result.
-
-    A `latency_seconds` among the metrics is the environment's: the seconds of writing are added to it.
-    """
-    return [
-        EvalRow(
-            stage=stage,
-            problem_id=name_of(group.problem),
-            status=rollout.result.status,
-            reward=rollout.reward.total,
-            metrics=_with_writing(rollout),
-            difficulty=_difficulty_of(group.problem),
-            dataset=_dataset_of(group.problem),
-            workflow=_workflow_of(rollout),
-        )
-        for group in groups
-        for rollout in group.rollouts
-        if rollout.reward is not None
-    ]
-
-
-def _workflow_of(rollout: Rollout) -> str:
-    """The text that the environment's record calls so, else the last completion."""
-    text = rollout.result.record.get("workflow")
-    return text if text and isinstance(text, str) else rollout.completions[-1]
-
-
-def _dataset_of(problem: Any) -> str:
-    """The problem's own `dataset`, where that is a name: it may have a column of that name with something else."""
-    name = getattr(problem, "dataset", "")
-    return name if isinstance(name, str) else ""
-
-
-def _difficulty_of(problem: Any) -> float | None:
-    """The problem's own `difficulty`, where that is a number: it may have a column of that name with words."""
-    try:
-        difficulty = float(getattr(problem, "difficulty", "none"))
-    except (TypeError, ValueError):
-        return None
-    return difficulty if math.isfinite(difficulty) else None
-
-
-def _with_writing(rollout: Rollout) -> dict[str, float | None]:
-    metrics: dict[str, float | None] = dict(rollout.result.metrics)
-    latency = metrics.get("latency_seconds")
-    return metrics if latency is None else metrics | {"latency_seconds": latency + rollout.writing_s}
-
-
-def tell_failures(measured: int, rollouts: int, reason: str, limit: float) -> None:
-    """Say how many of the `rollouts` the means leave out. Raises UserError where none was `measured`."""
-    failed = rollouts - measured
-    if failed and not measured:
-        raise UserError(f"nothing was evaluated: all {failed} rollouts failed for a reason not the model's: {reason}")
-    if failed:
-        beyond = f", beyond grpo.max_infrastructure = {limit:g}: the means are those of the rest alone"
-        much = beyond if failed > limit * rollouts else ""
-        log.warning("%d of %d rollouts are left out of the evaluation%s: %s", failed, rollouts, much, reason)
-
-
-def leave_out_long(
-    problems: Sequence[Any],
-    environment: Environment | Agent | None,
-    chat: Chat,
-    config: Config,
-    say: Callable[[str], None],
-) -> list[Any]:
-    """The `problems` whose prompts leave room for a completion; how many do not is said. Collective over the ranks."""
-    ranks = config.engine.tensor_parallel
-    fits = fitting(problems, environment, chat, Sampling.of(config)) if environment else []
-    fits = gather_all(fits, "the problems that fit")[rank_and_world()[0] // ranks * ranks]
-    kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
-    if len(kept) < len(problems):
-        say(f"{len(problems) - len(kept)} of {len(problems)} problems are left out: their prompts are too long")
-    return kept
-
-
-def summary(rows: Sequence[EvalRow]) -> dict[str, float]:
-    """Means over `rows`: the reward, and each of the environment's metrics over the rows that have it.
-
-    Where the rows have a `complexity`, also its means on the easiest and on the hardest third of the problems; where
-    they have what was `spent` in single calls, how the policy adapts to the problem (`fastgrpo.flow.adaptivity`): in
-    tokens one call to the worker costs more where the problem is harder, and would already count as adapting.
-    """
-    if not rows:
-        return {}
-    plain = [msgspec.structs.asdict(row) for row in rows]
-    columns = [row.metrics | {"reward": row.reward} for row in rows]
-    names = [*dict.fromkeys(name for row in rows for name in row.metrics), "reward"]
-    values = {name: [value for column in columns if (value := column.get(name)) is not None] for name in names}
-    means = {name: statistics.fmean(found) for name, found in values.items() if found}
-    return means | _by_difficulty(rows) | adaptivity(observed_of(plain))
-
-
-def _by_difficulty(rows: Sequence[EvalRow]) -> dict[str, float]:
-    means = {}
-    parts = thirds([msgspec.structs.asdict(row) for row in rows])
-    for name, problems in (("easy", parts[0]), ("hard", parts[-1])):
-        part = [row.metrics for row in rows if row.problem_id in problems]
-        values = [value for metrics in part if (value := metrics.get("complexity")) is not None]
-        if values:
-            means[f"complexity_{name}"] = statistics.fmean(values)
-    return means
-
-
-def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
-    """Replace the rows of the same stages in the JSON list at `path`, keeping those of others; the first rank writes.
-
-    Makes the folder. Raises UserError where the disk is full; the file is then as it was.
-    """
-    if rank_and_world()[0] != 0:
-        return
-    stages = {row.stage for row in rows}
-    with only_writer(path.parent):
-        kept = [row for row in read_rows(path) if row.stage not in stages]
-        text = msgspec.json.format(msgspec.json.encode([*kept, *rows]), indent=1)
-        replace_file(path, text, "free space and start this again, a training with --resume")
-
-
-def read_rows(path: Path) -> list[EvalRow]:
-    """The rows of an earlier evaluation; none where there was none. Raises UserError for what is none."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=list[EvalRow]) if path.exists() else []
-    except (OSError, UnicodeDecodeError, msgspec.MsgspecError) as error:
-        raise UserError(f"{path} holds no evaluation ({first_line(error)}): move it away") from error
-
-
-async def baselines(
-    environment: WorkflowEnvironment | None, train: Sequence[Problem], held_out: Sequence[Problem], config: Config
-) -> list[EvalRow]:
-    """Every fixed workflow on `held_out`, `eval.samples` of each problem; collective over the ranks.
-
-    The best one is chosen by its mean reward, as many samples each, on as many of the `train` problems as are held out:
-    one sample each had chosen the worst of them on thirty questions.
-    """
-
-    async def measured(controls: Mapping[str, Control], problems: Sequence[Problem]) -> dict[str, list[EvalRow]]:
-        """The rows of each; all run at once, for most of a workflow is waiting."""
-        share = problems[replica_share(config.engine.tensor_parallel)]
-        groups: Sequence[list[Group]] = [[] for _ in controls]
-        if environment is not None:
-            drawing = {"samples": config.eval.samples, "seed": config.seed}
-            runs = (run_control(environment, share, control, **drawing) for control in controls.values())
-            groups = await all_of(runs)
-        return {name: measured_rows(found, name, config) for name, found in zip(controls, groups, strict=True)}
-
-    tried = random.Random(f"{config.seed}/best").sample(train, min(len(train), len(held_out)))
-    texts = candidates(config.eval.drafts)
-    rewards = await measured({name: always(code) for name, code in texts.items()}, tried)
-    best = max(rewards, key=lambda name: summary(rewards[name]).get("reward", -math.inf))
-    controls = {name: always(code) for name, code in fixed_workflows(config.eval.drafts).items()}
-    controls[RANDOM] = drawn(names_of(environment.worker) if environment else ())
-    controls[f"best on training problems: {best}"] = always(texts[best])
-    return [row for rows in (await measured(controls, held_out)).values() for row in rows]
-
-
-def policies(model: str) -> dict[str, str]:
-    """The folders to evaluate by what they are: beside a model after RL also the one that its run began from."""
-    file = configuration_of(model)
-    if file is None:
-        return {"policy": model}
-    own = Path(file).parent / "sft"
-    if Path(model).resolve() == own:
-        return {"SFT only": model}
-    start = Path(read_toml(Path(file)).get("model.path") or own)
-    began = start.name == "sft" and start.is_dir()
-    return {"SFT only": str(start), "SFT + RL": model} if began else {"policy": model}
-
-
-async def evaluate_model(
-    model: str, environment: Environment | Agent, problems: Sequence[Any], config: Config, stage: str
-) -> list[EvalRow]:
-    """`evaluate` of the Hugging Face folder `model`, as `rollouts_of_model` has it draw."""
-    groups = await rollouts_of_model(model, environment, problems, config, config.seed + EVALUATION_SEED)
-    return measured_rows(groups, stage, config)
-
-
-async def compare(config: Config, models: Mapping[str, str], *, controls: bool = True) -> list[EvalRow]:
-    """The rows of every fixed workflow, with `controls`, and of each of the `models` on the held-out problems.
-
-    Raises UserError where the task has no workflows, or where nothing could be measured.
-    """
-    task = task_of(config)
-    if not task.distilled:
-        raise UserError("fixed workflows answer problems with tests: leave task and data.reward as they are by default")
-    # A cached answer costs nothing and takes no time.
-    config = msgspec.structs.replace(config, workers=msgspec.structs.replace(config.workers, cache_dir=""))
-    train, held_out = problems_of(task, config)
-    async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
-        rows = await baselines(environment, train, held_out, config) if controls else []
-        for stage, model in models.items():
-            rows += await evaluate_model(model, environment, held_out, config, stage)
-    return rows
-
-
-def write_rows(folder: Path, name: str, rows: Sequence[EvalRow]) -> str:
-    """The comparison of the rows' stages in `folder` (`write_comparison`); returns its Markdown."""
-    plain = [row.plain() for row in rows]
-    with only_writer(folder):
-        return write_comparison(folder, name, plain, "\n".join([*_gains(plain), _adaptivity(plain)]))
-
-
-def _gains(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A table for each worker: stages of several begin with its name."""
-    for alone in stages_of(rows):
-        if alone.endswith(ALONE):
-            own = [row for row in rows if row["stage"].startswith(alone.removesuffix(ALONE))]
-            yield f"## What is gained over {alone}, and what it costs\n\n{gains(own, alone)}"
-
-
-def _adaptivity(rows: Sequence[Mapping[str, Any]]) -> str:
-    table = adaptivity_table(rows)
-    return f"## How the workflows follow the query\n\n{markdown(table)}" if len(table) > 1 else ""
-
-
-async def _baselines(config: Config) -> None:
-    with interruptible():
-        config = with_local_model(config)
-    rows = await compare(config, policies(config.model.path) if config.model.path else {})
-    if rank_and_world()[0] == 0:
-        print(write_rows(config.folder, "baselines", rows))
-
-
-async def _main(config: Config) -> None:
     if not config.model.path:
         raise UserError("evaluate needs --model PATH: a Hugging Face folder, such as a checkpoint of a run")
     with interruptible():
@@ -344,20 +46,23 @@ async def _main(config: Config) -> None:
             print(f"{name:16} {value:.4f}")
 
 
-def _say(text: str) -> None:
+async def beside_baselines(config: Config) -> None:
+    """Print the fixed workflows' means on the held-out problems, those of the model's policy beside them where one is
+    named, and keep them in baselines.*. Raises UserError as `compare` does.
+    """
+    with interruptible():
+        config = with_local_model(config)
+    rows = await compare(config, policies(config.model.path) if config.model.path else {})
     if rank_and_world()[0] == 0:
-        say_on_stderr(text)
+        print(write_rows(config.folder, "baselines", rows))
 
 
 def main() -> None:
-    """Evaluate `--model PATH` on the held-out problems, or compare with `--baselines`.
-
-    The means are printed, the rows kept in the run's folder (`--name`): evaluation.json, or baselines.*.
-    """
+    """Evaluate `--model PATH` on the held-out problems, or with `--baselines` compare it with fixed workflows."""
     flag = {BASELINES: "compare with fixed workflows; --model may be left out"}
     command = command_to_run("fastgrpo.evaluate", of_run=True, flags=flag)
     if command is not None:
-        program = _baselines if BASELINES in command.flags else _main
+        program = beside_baselines if BASELINES in command.flags else policy_alone
         run_on_ranks(command.config, lambda: program(command.config))
 
 

@@ -24,8 +24,9 @@ from fastgrpo.cli import run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
-from fastgrpo.errors import UserError, writing
-from fastgrpo.evaluate import compare, policies, read_rows, save_rows, write_rows
+from fastgrpo.controls import compare, policies, write_rows
+from fastgrpo.errors import UserError, replace_file, writing
+from fastgrpo.evaluation import read_rows, save_rows
 from fastgrpo.plan import command_to_run
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
@@ -79,7 +80,10 @@ def weights(config: Config, folder: Path) -> Rows:
 
 
 def worker_swap(config: Config, folder: Path) -> Rows:
-    """A policy trained with the first worker, answered by each of the `workers.others` without training again."""
+    """A policy trained with the first worker, answered by each of the `workers.others` without training again.
+
+    Raises UserError where there is no other.
+    """
     workers = config.workers.by_name()
     if len(workers) < 2:
         raise UserError("worker-swap needs another worker: add a table [workers.others.NAME]; docs/configuration.md")
@@ -98,7 +102,10 @@ def cost(config: Config, folder: Path) -> Rows:
 
 
 def numbers(config: Config, folder: Path) -> Rows:
-    """Questions without tests, whose answer is a number that the host compares: the policy beside the controls."""
+    """Questions without tests, whose answer is a number that the host compares: the policy beside the controls.
+
+    Raises UserError where a problem has no such answer.
+    """
     if any(problem.answer is None for problem in task_of(config).load_problems(config)[1]):
         raise UserError("its questions need answers: set data.dataset to a file of GSM8K's form (docs/data.md)")
     return cost(config, folder)
@@ -235,11 +242,12 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write(folder: Path, files: Mapping[str, str]) -> None:
-    """Texts by their names in `folder`. Raises UserError where it cannot be written."""
-    with writing(f"to {folder}", "free space or set --runs"):
+    """Texts by their names in `folder`. Raises UserError where one cannot be written: its file is as it was."""
+    fix = "free space or set --runs"
+    with writing(f"to {folder}", fix):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+    for name, text in files.items():
+        replace_file(folder / name, text.encode(), fix)
 
 
 def perform(name: str, config: Config) -> str:

@@ -73,7 +73,7 @@ async def unsafe_peer_verdict(pool: SandboxPool, problem: Problem, solution: str
 
 
 def one_program(tests: Tests, solution: str) -> str:
-    """The solution with its tests behind it, as the peers run them."""
+    """The solution with its tests behind it, as the peers run them. Raises UserError for tests that are no program."""
     match tests:
         case CheckTests(source, entry_point, setup):
             return f"{setup}\n{solution}\n{source}\ncheck({entry_point})\n"

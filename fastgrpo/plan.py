@@ -16,8 +16,8 @@ from fastgrpo.errors import UserError
 from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
+from fastgrpo.policy.folder import load_config
 from fastgrpo.policy.hub import with_local_model
-from fastgrpo.policy.model import load_config
 from fastgrpo.ranks.collectives import joined_ranks, rank_and_world
 from fastgrpo.rollouts.environment import prompt_of
 from fastgrpo.rollouts.rollouts import prompts_fit

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from fastgrpo.errors import UserError, replace_file
-from fastgrpo.flow.adaptivity import adaptivity, observed_of
+from fastgrpo.flow.adaptivity import adaptivity_table
 from fastgrpo.program import run_program
 from fastgrpo.record import report_figures as figures
 from fastgrpo.record.json_lines import read_lines
@@ -76,7 +76,7 @@ def _numbers(row: Row) -> Row:
 def write_report(folder: Path) -> Path:
     """Write `folder`/report.html from the run's files, whatever of them is there yet; returns its path.
 
-    Reads metrics.jsonl, samples.jsonl, evaluation.json (see `evaluate.EvalRow`) and config.toml. Raises `UserError`
+    Reads metrics.jsonl, samples.jsonl, evaluation.json (see `types.EvalRow`) and config.toml. Raises `UserError`
     where `folder` is no run or cannot be written.
     """
     if not (folder / "metrics.jsonl").exists():
@@ -182,25 +182,6 @@ def _evaluation(rows: Sequence[Row]) -> Iterator[str]:
         [["stage", *statuses], *([stage, *(counts[stage, status] for status in statuses)] for stage in stages)]
     )
     yield _section("Outcomes", "How the sampled workflows ended.", table)
-
-
-def adaptivity_table(rows: Sequence[Row]) -> list[list[str]]:
-    """A head, then a line for each stage of `rows` {stage, problem_id, difficulty, workflow, metrics} that has enough.
-
-    The measures are those of `fastgrpo.flow.adaptivity`.
-    """
-    head = ["", "cost, hardest third over easiest", "information of difficulty about cost, nats"]
-    table = [[*head, "structures", "of the problems' commonest", "entropy of structures, nats"]]
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        found = adaptivity(observed_of(row for row in rows if row["stage"] == stage))
-        if found:
-            spreads = [
-                f"{found[name]:.2f} [{found[f'{name}_low']:.2f}, {found[f'{name}_high']:.2f}]"
-                for name in ("cost_hard_over_easy", "cost_information")
-            ]
-            counts = [f"{found[name]:.0f}" for name in ("structures", "structures_by_problem")]
-            table.append([stage, *spreads, *counts, f"{found['structure_entropy']:.2f}"])
-    return table
 
 
 def _spending(rows: Sequence[Row]) -> Iterator[str]:

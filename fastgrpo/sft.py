@@ -25,7 +25,8 @@ from fastgrpo.flow.types import Problem, names_of
 from fastgrpo.plan import command_to_run, run_on_ranks, with_readable_model
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.policy.model import Policy, load_configured
+from fastgrpo.policy.loading import load_configured
+from fastgrpo.policy.model import Policy
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
 from fastgrpo.record.log import RunLog, open_log

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError
-from fastgrpo.evaluate import rollouts_of_model
+from fastgrpo.evaluation import rollouts_of_model
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
@@ -44,7 +44,10 @@ def refuse(config: Config, names: Sequence[str]) -> None:
 
 
 async def solve(config: Config, names: Sequence[str]) -> None:
-    """Print the chosen workflow for the problem named, its solution and how it did on the public tests."""
+    """Print the chosen workflow for the problem named, its solution and how it did on the public tests.
+
+    Raises UserError for an unknown problem, and where no completion holds a workflow or all failed for our reasons.
+    """
     with interruptible():
         config = with_local_model(config)
     problem = find(config.data.dataset, names[0])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
 import asyncio
-import random
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,22 +20,22 @@ from typing import Any
 import msgspec
 
 from fastgrpo.config import Config
-from fastgrpo.config_files import note_task_from_python, refuse_task_from_python
 from fastgrpo.config_keys import checked, resolve
 from fastgrpo.errors import UserError, shown, writing
-from fastgrpo.evaluate import evaluate, leave_out_long, read_rows, save_rows, summary
+from fastgrpo.evaluation import evaluate, leave_out_long, read_rows, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world, replica_share
+from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.environment import Agent, Environment
+from fastgrpo.run_folder import note_task_from_python, refuse_task_from_python
 from fastgrpo.sft import warm_start
 from fastgrpo.tasks import Task, environment_task, problems_of, require_model, reward_task, task_of
 from fastgrpo.training.checkpoint import Checkpoints
-from fastgrpo.training.curriculum import Curriculum
+from fastgrpo.training.curriculum import draw_problems
 from fastgrpo.training.learner import Learner, open_learner
 from fastgrpo.training.remarks import Remarks
 from fastgrpo.training.schedule import open_schedule
@@ -148,7 +147,7 @@ def _refuse_running_loop() -> None:
 async def run(config: Config, *, resume: bool = False, task: Task | None = None) -> None:
     """The warm start where it is wanted, GRPO, evaluation on held-out problems before and after, the report.
 
-    `task` None is the one that the configuration names.
+    `task` None is the one that the configuration names. Raises UserError for what a user can mend.
     """
     refuse_idle_ranks(config)
     named = task is None
@@ -255,30 +254,6 @@ def refuse_idle_ranks(config: Config) -> None:
     if problems < replicas:
         units = "ranks" if size == 1 else f"replicas of {size} ranks"
         raise UserError(f"grpo.prompts_per_step = {problems} is below the {replicas} {units}: raise it")
-
-
-def draw_problems(
-    problems: Sequence[Any], config: Config, step: int, extra: int = 0, curriculum: Curriculum | None = None
-) -> list[Any]:
-    """This replica's problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone.
-
-    `extra` is 0, or the number, from 1, of one of the step's `grpo.refill` further batches, of shuffles of their own.
-    The `curriculum`, where there is one, draws the share `grpo.curriculum` of them by the pass rates so far.
-    """
-    order_of = f"{config.seed}/refill" if extra else f"{config.seed}/order"
-    batch = step * config.grpo.refill + extra - 1 if extra else step
-    by_weight = round(config.grpo.curriculum * config.grpo.prompts_per_step) if curriculum else 0
-    evenly = config.grpo.prompts_per_step - by_weight
-    orders: dict[int, list[int]] = {}
-    chosen: list[int] = []
-    for position in range(batch * evenly, (batch + 1) * evenly):
-        epoch, index = divmod(position, len(problems))
-        if epoch not in orders:
-            orders[epoch] = random.Random(f"{order_of}/{epoch}").sample(range(len(problems)), len(problems))
-        chosen.append(orders[epoch][index])
-    if curriculum and by_weight:
-        chosen += curriculum.draw(problems, by_weight, set(chosen), f"{config.seed}/curriculum/{step}/{extra}")
-    return [problems[index] for index in chosen[replica_share(config.engine.tensor_parallel)]]
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,13 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastgrpo import config_files, doctor, errors, report
+from fastgrpo import doctor, errors, report, run_folder
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
-from fastgrpo.config_files import MODEL, TOKENIZER, flat, held_name, only_writer, open_folder, read_toml, to_toml
+from fastgrpo.config_files import flat, read_toml, to_toml
 from fastgrpo.config_keys import ELSEWHERE, KEYS, checked, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.program import run_program
+from fastgrpo.run_folder import MODEL, TOKENIZER, held_name, only_writer, open_folder
+from tests.helpers.full_disk import full_disk
 
 ENDPOINT = "--workers.kind openai --workers.base_url http://localhost:8000/v1 --workers.model large"
 
@@ -308,18 +309,16 @@ def test_a_full_disk_costs_a_resumed_run_nothing(tmp_path: Path) -> None:
     folder = open_folder(config("--runs", str(tmp_path)), resume=False)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     longer = config("--runs", str(tmp_path), "--resume", "--grpo.steps", "99")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*config.toml: File too large; free space, then continue"):
-            open_folder(longer, resume=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        full_disk(100),
+        pytest.raises(UserError, match=r"cannot write .*config.toml: File too large; free space, then continue"),
+    ):
+        open_folder(longer, resume=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_who_writes_results_waits_for_another_and_names_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_files, "WRITER_S", 0.1)
+    monkeypatch.setattr(run_folder, "WRITER_S", 0.1)
     with (
         only_writer(tmp_path / "run"),
         pytest.raises(UserError, match=rf"another program has been writing its results into {tmp_path}/run for 0.1 s"),
@@ -347,13 +346,11 @@ def test_new_run_sets_an_earlier_one_of_its_name_aside(tmp_path: Path) -> None:
 
 
 def test_a_run_that_could_not_begin_is_not_told_to_continue(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*config.toml: File too large; free space or set --runs"):
-            open_folder(config("--runs", str(tmp_path)), resume=False)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        full_disk(100),
+        pytest.raises(UserError, match=r"cannot write .*config.toml: File too large; free space or set --runs"),
+    ):
+        open_folder(config("--runs", str(tmp_path)), resume=False)
 
 
 def test_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from msgspec.structs import replace
 
-from fastgrpo import evaluate, solve
+from fastgrpo import controls, evaluate, evaluation, solve
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
@@ -19,7 +19,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.report import write_report
 from fastgrpo.tasks import Task
-from fastgrpo.types import Group, Result, Reward, Rollout, Sampling
+from fastgrpo.types import EvalRow, Group, Result, Reward, Rollout, Sampling
 
 CONFIG = resolve({"model.path": "folder"})
 PROBLEM = SimpleNamespace(id="p", difficulty=0.5)
@@ -49,10 +49,10 @@ def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
     def engine(config: Config, model: Path):
         yield None
 
-    monkeypatch.setattr(evaluate, "collect", collect)
-    monkeypatch.setattr(evaluate, "fitting", lambda problems, *_: [True] * len(problems))
-    monkeypatch.setattr(evaluate, "open_engine", engine)
-    monkeypatch.setattr(evaluate, "load_chat", lambda path, config: None)
+    monkeypatch.setattr(evaluation, "collect", collect)
+    monkeypatch.setattr(evaluation, "fitting", lambda problems, *_: [True] * len(problems))
+    monkeypatch.setattr(evaluation, "open_engine", engine)
+    monkeypatch.setattr(evaluation, "load_chat", lambda path, config: None)
     monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))
     monkeypatch.setattr(solve, "open_environment", environment)
     monkeypatch.setattr(solve, "find", lambda dataset, name: PROBLEM)
@@ -63,10 +63,10 @@ def test_workflows_left_out_are_told(
     collected: list[Rollout], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     collected += [rollout("ok"), rollout("infrastructure")]
-    asyncio.run(evaluate._main(CONFIG))
+    asyncio.run(evaluate.policy_alone(CONFIG))
     assert "reward           0.5000" in capsys.readouterr().out
     assert "1 of 2 rollouts are left out of the evaluation: the endpoint cannot be reached" in caplog.text
-    [row] = evaluate.read_rows(CONFIG.folder / "evaluation.json")
+    [row] = evaluation.read_rows(CONFIG.folder / "evaluation.json")
     assert (row.stage, row.metrics["pass_rate"]) == ("evaluate", 0.25)
 
 
@@ -79,27 +79,28 @@ def test_what_executes_long_is_measured_whatever_training_leaves_out(
         asked.append(sampling)
         return [Group(PROBLEM, "prompt", [rollout("ok")])]
 
-    monkeypatch.setattr(evaluate, "collect", collect)
-    asyncio.run(evaluate._main(resolve({"model.path": "folder", "grpo.straggler_s": 5.0, "eval.temperature": 0.5})))
+    monkeypatch.setattr(evaluation, "collect", collect)
+    config = resolve({"model.path": "folder", "grpo.straggler_s": 5.0, "eval.temperature": 0.5})
+    asyncio.run(evaluate.policy_alone(config))
     assert [(one.straggler_s, one.temperature) for one in asked] == [(0.0, 0.5)]
 
 
 def test_nothing_evaluated_is_an_error(collected: list[Rollout]) -> None:
     collected += [rollout("infrastructure")] * 2
     with pytest.raises(UserError, match="nothing was evaluated"):
-        asyncio.run(evaluate._main(CONFIG))
+        asyncio.run(evaluate.policy_alone(CONFIG))
 
 
 def test_what_is_said_meanwhile(collected: list[Rollout], capsys: pytest.CaptureFixture[str]) -> None:
     collected += [rollout("ok")]
-    asyncio.run(evaluate._main(CONFIG))
+    asyncio.run(evaluate.policy_alone(CONFIG))
     said = capsys.readouterr().err.splitlines()
     assert said == ["loading folder into vLLM", "4 rollouts of 1 problems, 4 of each"]
 
 
 def test_more_failures_than_a_run_bears_are_told(collected: list[Rollout], caplog: pytest.LogCaptureFixture) -> None:
     collected += [rollout("ok"), *[rollout("infrastructure")] * 2]
-    asyncio.run(evaluate._main(CONFIG))
+    asyncio.run(evaluate.policy_alone(CONFIG))
     assert "2 of 3 rollouts are left out of the evaluation, beyond grpo.max_infrastructure = 0.5" in caplog.text
 
 
@@ -110,8 +111,8 @@ def test_an_evaluation_of_problems_of_any_kind_is_read_again(tmp_path: Path, wor
     one = rollout("ok")
     one.result = replace(one.result, record={"workflow": workflow})
     for stage in ("sft", "grpo"):
-        evaluate.save_rows(tmp_path / "evaluation.json", evaluate.rows_of([Group(problem, "prompt", [one])], stage))
-    rows = evaluate.read_rows(tmp_path / "evaluation.json")
+        evaluation.save_rows(tmp_path / "evaluation.json", evaluation.rows_of([Group(problem, "prompt", [one])], stage))
+    rows = evaluation.read_rows(tmp_path / "evaluation.json")
     assert [(row.stage, row.problem_id, row.difficulty, row.dataset, row.workflow) for row in rows] == [
         ("sft", "7", None, "", "text"),
         ("grpo", "7", None, "", "text"),
@@ -121,22 +122,20 @@ def test_an_evaluation_of_problems_of_any_kind_is_read_again(tmp_path: Path, wor
 def test_what_is_no_number_is_null_in_the_file_and_in_no_mean(tmp_path: Path) -> None:
     path, nan = tmp_path / "evaluation.json", float("nan")
 
-    def row(stage: str, reward: float, share: float) -> evaluate.EvalRow:
+    def row(stage: str, reward: float, share: float) -> EvalRow:
         metrics = {"pass_rate": share, "worker_tokens": share}
-        return evaluate.EvalRow(
-            stage=stage, problem_id="p", status="ok", reward=reward, metrics=metrics, difficulty=0.5
-        )
+        return EvalRow(stage=stage, problem_id="p", status="ok", reward=reward, metrics=metrics, difficulty=0.5)
 
-    evaluate.save_rows(path, [row("sft", nan, nan), row("sft", 0.5, 1.0)])
-    evaluate.save_rows(path, [row("grpo", 1.0, nan)])
-    rows = evaluate.read_rows(path)
+    evaluation.save_rows(path, [row("sft", nan, nan), row("sft", 0.5, 1.0)])
+    evaluation.save_rows(path, [row("grpo", 1.0, nan)])
+    rows = evaluation.read_rows(path)
     assert [each.reward for each in rows] == [None, 0.5, 1.0]
-    assert evaluate.summary(rows) == {"pass_rate": 1.0, "worker_tokens": 1.0, "reward": 0.75}
+    assert evaluation.summary(rows) == {"pass_rate": 1.0, "worker_tokens": 1.0, "reward": 0.75}
     (tmp_path / "metrics.jsonl").write_text('{"stage":"grpo","step":1,"loss":null,"reward/total":null}\n')
     assert write_report(tmp_path).stat().st_size > 0
     path.write_text('[{"stage": 1}]')
     with pytest.raises(UserError, match=r"evaluation\.json holds no evaluation .*: move it away"):
-        evaluate.read_rows(path)
+        evaluation.read_rows(path)
 
 
 def test_a_query_that_only_we_failed_is_an_error(collected: list[Rollout]) -> None:
@@ -169,7 +168,7 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
 def test_programs_that_write_one_evaluation_at_once_keep_each_other_s_rows(tmp_path: Path) -> None:
     path = tmp_path / "run" / "evaluation.json"
     code = (
-        "import sys; from pathlib import Path; from fastgrpo.evaluate import save_rows\n"
+        "import sys; from pathlib import Path; from fastgrpo.evaluation import save_rows\n"
         "from fastgrpo.types import EvalRow\n"
         "for n in range(30):\n"
         "    row = EvalRow(stage=f'{sys.argv[2]}{n}', problem_id='p', status='ok', reward=1.0, metrics={})\n"
@@ -177,7 +176,7 @@ def test_programs_that_write_one_evaluation_at_once_keep_each_other_s_rows(tmp_p
     )
     programs = [subprocess.Popen([sys.executable, "-c", code, str(path), who]) for who in ("sft", "evaluate")]
     assert [program.wait(60) for program in programs] == [0, 0]
-    found = {row.stage for row in evaluate.read_rows(path)}
+    found = {row.stage for row in evaluation.read_rows(path)}
     assert found == {f"{who}{n}" for who in ("sft", "evaluate") for n in range(30)}
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
@@ -186,12 +185,12 @@ def test_nothing_held_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda _: ([PROBLEM], []), lambda *_: None))
     monkeypatch.setattr(evaluate, "with_local_model", lambda config: config)
     with pytest.raises(UserError, match="no problem is held out to evaluate on: raise"):
-        asyncio.run(evaluate._main(resolve({"model.path": "m"})))
+        asyncio.run(evaluate.policy_alone(resolve({"model.path": "m"})))
 
 
 def test_fixed_workflows_belong_to_the_workflow_task() -> None:
     with pytest.raises(UserError, match="fixed workflows answer problems with tests: leave task"):
-        asyncio.run(evaluate.compare(resolve({"task": "code"}), {}))
+        asyncio.run(controls.compare(resolve({"task": "code"}), {}))
 
 
 def test_a_model_after_rl_is_shown_beside_its_start(tmp_path: Path) -> None:
@@ -199,21 +198,21 @@ def test_a_model_after_rl_is_shown_beside_its_start(tmp_path: Path) -> None:
     for folder in (checkpoint, start):
         folder.mkdir(parents=True)
     (tmp_path / "run/config.toml").write_text("[another]\nprogram = 1\n")
-    assert evaluate.policies(str(checkpoint)) == {"policy": str(checkpoint)}
+    assert controls.policies(str(checkpoint)) == {"policy": str(checkpoint)}
     (tmp_path / "run/metrics.jsonl").touch()
     (tmp_path / "run/config.toml").write_text("")
-    assert evaluate.policies(str(checkpoint)) == {"SFT only": str(start), "SFT + RL": str(checkpoint)}
-    assert evaluate.policies(str(start)) == {"SFT only": str(start)}
+    assert controls.policies(str(checkpoint)) == {"SFT only": str(start), "SFT + RL": str(checkpoint)}
+    assert controls.policies(str(start)) == {"SFT only": str(start)}
     (tmp_path / "run/config.toml").write_text('[model]\npath = "base"\n')
-    assert evaluate.policies(str(start)) == {"SFT only": str(start)}
-    assert evaluate.policies(str(checkpoint)) == {"policy": str(checkpoint)}
+    assert controls.policies(str(start)) == {"SFT only": str(start)}
+    assert controls.policies(str(checkpoint)) == {"policy": str(checkpoint)}
 
 
 def test_the_seconds_of_writing_are_part_of_the_latency() -> None:
     ended = rollout("ok")
     ended.result = Result(reward=Reward(total=0.5), metrics={"latency_seconds": 2.0})
     ended.writing_s = 0.5
-    [row] = evaluate.rows_of([Group(PROBLEM, "prompt", [ended])], "stage")
+    [row] = evaluation.rows_of([Group(PROBLEM, "prompt", [ended])], "stage")
     assert row.metrics == {"latency_seconds": 2.5}
 
 
@@ -226,13 +225,13 @@ def test_the_flag_is_the_programs_own() -> None:
 
 
 def test_how_the_policy_adapts_is_in_the_summary() -> None:
-    def row(number: int, calls: float) -> evaluate.EvalRow:
+    def row(number: int, calls: float) -> EvalRow:
         metrics = {"pass_rate": 1.0, "spent": calls, "worker_tokens": 100 * calls * (1 + number)}
         code = WORKFLOWS["generate" if calls == 1 else "until passed"]
         problem = {"problem_id": f"p{number}", "difficulty": number / 9}
-        return evaluate.EvalRow(stage="grpo", status="ok", reward=1.0, metrics=metrics, workflow=code, **problem)
+        return EvalRow(stage="grpo", status="ok", reward=1.0, metrics=metrics, workflow=code, **problem)
 
-    found = evaluate.summary([row(number, 1.0 + number // 3) for number in range(9)])
+    found = evaluation.summary([row(number, 1.0 + number // 3) for number in range(9)])
     assert (found["cost_hard_over_easy"], found["structures_by_problem"]) == (3.0, 2.0)
-    alone = evaluate.EvalRow(stage="", problem_id="", status="ok", reward=0.0, metrics={})
-    assert "cost_hard_over_easy" not in evaluate.summary([alone])
+    alone = EvalRow(stage="", problem_id="", status="ok", reward=0.0, metrics={})
+    assert "cost_hard_over_easy" not in evaluation.summary([alone])

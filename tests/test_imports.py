@@ -9,7 +9,7 @@ from bench.import_graph import circle, files, folder_of, folders, tower
 GRAPH = files()
 ENGINE = ("rollouts", "engine", "policy", "training", "kernels", "ranks", "record")
 # What the folders of the engine may import of fastgrpo besides themselves.
-FLOOR = {"types", "errors", "signals", "config", "config_files", "config_keys", "functions"}
+FLOOR = {"types", "errors", "signals", "config", "config_files", "config_keys", "functions", "run_folder"}
 ALLOWED = {
     "kernels": set(),
     "ranks": FLOOR,

@@ -165,7 +165,7 @@ def test_interval_holds_the_mean_and_shrinks_with_more_problems() -> None:
 
 
 def test_smooth_is_a_trailing_mean_without_nan() -> None:
-    assert report_figures.smooth(np.array([1.0, 3.0, np.nan, 5.0]), width=2).tolist() == [1.0, 2.0, 3.0, 5.0]
+    assert report_figures.smooth(np.array([1.0, 3.0, np.nan, 5.0, 7.0, 9.0])).tolist() == [1.0, 2.0, 2.0, 3.0, 4.0, 6.0]
 
 
 def test_values_of_another_kind_are_left_out(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fastgrpo.config import Config, Data, Sft
 from fastgrpo.errors import CannotWrite, UserError
 from fastgrpo.flow.distill import read_traces
 from fastgrpo.flow.types import Execution, Problem
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.record.log import RunLog
 from fastgrpo.types import Result, Reward, Rollout
 from tests.flow.conftest import ADD

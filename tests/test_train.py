@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import random
-import resource
 import shlex
 import shutil
 import signal
@@ -31,22 +30,24 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
-from fastgrpo.evaluate import read_rows
+from fastgrpo.evaluation import read_rows
 from fastgrpo.policy import hub
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts import experience
 from fastgrpo.rollouts.experience import Experience, Tally
 from fastgrpo.solve import refuse
 from fastgrpo.tasks import Task, problems_of
-from fastgrpo.train import draw_problems, refuse_idle_ranks, train
+from fastgrpo.train import refuse_idle_ranks, train
 from fastgrpo.training import learner
+from fastgrpo.training.curriculum import draw_problems
 from fastgrpo.training.learner import Learner, learning_rate, update
 from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport
 from fastgrpo.types import Result, Reward, Sample
+from tests.helpers.full_disk import full_disk
 from tests.helpers.random_engine import random_engine
 from tests.helpers.runs import run_without_report
 
@@ -92,12 +93,8 @@ async def open_interrupting(config, log):
 @asynccontextmanager
 async def open_on_a_full_disk(config, log):
     """No file of this process may grow past 60 kB, as on a disk that has filled up: the log still fits."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-    try:
+    with full_disk(60_000):
         yield Vowels()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def load_vowels(config):

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoTokenizer
 
 from fastgrpo.engine.completion import Completion, OpenRequest
-from fastgrpo.engine.process import interrupt_deferred, replaced
+from fastgrpo.engine.guards import interrupt_deferred, replaced
 from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
 from fastgrpo.engine.vllm_patches import (
     forget_prefixes,
@@ -240,7 +240,10 @@ class Engine:
         return self._sync(policy, partial(self.renew, version), None if self.busy else self.score)
 
     def renew(self, version: int) -> None:
-        """The weights have changed and have the number `version`: what is cached of earlier ones serves no request."""
+        """The weights have changed and have the number `version`: what is cached of earlier ones serves no request.
+
+        Raises RuntimeError where an idle vLLM still holds a block.
+        """
         if self.busy:
             if self._device is not None:
                 torch.cuda.synchronize()

@@ -21,7 +21,7 @@ from torch import Tensor
 from fastgrpo.engine.child import Child
 from fastgrpo.engine.completion import Completion, unpacked
 from fastgrpo.engine.engine import FIRST_STEP, free_memory_share, hangs_after, require_idle
-from fastgrpo.engine.process import interrupt_deferred
+from fastgrpo.engine.guards import interrupt_deferred
 from fastgrpo.engine.shared_memory import Handles, Lent, opened
 from fastgrpo.engine.weight_sync import SyncReport, WeightSync
 from fastgrpo.errors import USER_ERROR, UserError, say_on_stderr

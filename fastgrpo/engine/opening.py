@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +13,11 @@ from typing import Any
 import torch
 
 from fastgrpo.config import Config
+from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
-from fastgrpo.engine.process import check_kv_cache, own_process, without_wildcards
 from fastgrpo.errors import UserError
-from fastgrpo.policy.model import policy_dtype
+from fastgrpo.policy.loading import policy_dtype
 from fastgrpo.signals import interruptible
 
 AnyEngine = Engine | EngineProcess
@@ -57,3 +60,16 @@ def _open(config: Config, folder: str, kv_cache_gib: float | None) -> AnyEngine:
     if own_process(config):
         return EngineProcess(folder, **options)
     return Engine(folder, tensor_parallel=config.engine.tensor_parallel, **options)
+
+
+@contextmanager
+def without_wildcards(path: str | os.PathLike[str]) -> Iterator[str]:
+    """`path`, or a link to it where vLLM, which finds a folder's files by `glob`, would read its name as a pattern."""
+    plain = os.fspath(path)
+    if glob.escape(plain) == plain:
+        yield plain
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "model")
+        os.symlink(os.path.abspath(plain), link)
+        yield link

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgrpo.engine.process import output_kept_back, replaced
+from fastgrpo.engine.guards import output_kept_back, replaced
 from fastgrpo.engine.steady_decoding import spare_steady_steps
 
 

@@ -77,6 +77,22 @@ def adaptivity(observed: Sequence[Observed]) -> dict[str, float]:
     return measures
 
 
+def adaptivity_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The measures of an evaluation's rows: a head, then a line for each stage that has enough problems."""
+    head = ["", "cost, hardest third over easiest", "information of difficulty about cost, nats"]
+    table = [[*head, "structures", "of the problems' commonest", "entropy of structures, nats"]]
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        found = adaptivity(observed_of(row for row in rows if row["stage"] == stage))
+        if found:
+            spreads = [
+                f"{found[name]:.2f} [{found[f'{name}_low']:.2f}, {found[f'{name}_high']:.2f}]"
+                for name in ("cost_hard_over_easy", "cost_information")
+            ]
+            counts = [f"{found[name]:.0f}" for name in ("structures", "structures_by_problem")]
+            table.append([stage, *spreads, *counts, f"{found['structure_entropy']:.2f}"])
+    return table
+
+
 def entropy(values: Iterable[Hashable]) -> float:
     """Shannon's entropy of how often each value occurs, in nats."""
     counts = Counter(values)

@@ -103,9 +103,9 @@ class WorkflowEnvironment:
             second = await self._attempt(problem, workflow, seed)
         return replace(second, wasted=first.calls, seconds=first.seconds + second.seconds)
 
-    async def score(self, problem: Problem, solution: str, *, public: bool = False) -> Outcome:
-        """The solution's outcome on the hidden (or public) tests; `pass_rate` is the share passed."""
-        return await run_tests(self.pool, problem, solution, public=public, limits=self._limits)
+    async def score(self, problem: Problem, solution: str) -> Outcome:
+        """The solution's outcome on the hidden tests; `pass_rate` is the share passed."""
+        return await run_tests(self.pool, problem, solution, public=False, limits=self._limits)
 
     async def _attempt(self, problem: Problem, workflow: Workflow, seed: int) -> Execution:
         start = time.perf_counter()

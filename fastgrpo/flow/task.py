@@ -22,7 +22,10 @@ from fastgrpo_sandbox import SandboxPool
 
 @asynccontextmanager
 async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[WorkflowEnvironment]:
-    """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight."""
+    """The workflow task: a jail pool and the workers that answer its operators; `log` shows the jails in flight.
+
+    Raises UserError where jails or workers cannot be had, or no worker is called `reward.judge`.
+    """
     sandbox = config.sandbox
     async with open_pool(sandbox, log) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 
-import msgspec
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from fastgrpo.errors import UserError, first_line
+from fastgrpo.errors import UserError
 from fastgrpo.kernels.reference import LogitTransform
 
 # Kinds of layers that keep the sequences of a packed row apart; others (linear attention, convolutions) run on through.
@@ -63,36 +60,6 @@ def check_weights(path: Path, model: nn.Module, missing: Collection[str]) -> Non
     broken = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
     if broken:
         raise UserError(f"model folder {path} has numbers that are not finite in {_some(broken)}: it is damaged")
-
-
-def end_token_ids(path: Path) -> list[int]:
-    """The end tokens that the folder's generation_config.json and config.json list: several in Llama 3 and Gemma 3.
-
-    Raises UserError naming the file that lists none that can be read.
-    """
-    found: list[int] = []
-    for file in (path / "generation_config.json", path / "config.json"):
-        if file.exists():
-            try:
-                # As transformers reads them: with numbers such as Infinity, which msgspec refuses.
-                ids = msgspec.convert(json.loads(file.read_text(encoding="utf-8")), _Ends).eos_token_id
-            except (OSError, ValueError, msgspec.MsgspecError) as error:
-                raise UserError(f"{file} cannot be read: {first_line(error)}; download or save it again") from error
-            found += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return found
-
-
-class _Ends(msgspec.Struct):
-    eos_token_id: int | list[int] | None = None
-
-
-def check_readable(path: Path) -> None:
-    """Raise UserError naming a file of the folder that is a broken link or may not be read."""
-    for file in sorted(path.iterdir()):
-        if not file.exists():
-            raise UserError(f"{file} is a link to a file that does not exist: download the model again")
-        if file.is_file() and not os.access(file, os.R_OK):
-            raise UserError(f"{file} may not be read by this user: change its permissions")
 
 
 def _some(names: Collection[str]) -> str:

@@ -18,8 +18,7 @@ from jinja2 import TemplateError
 
 from fastgrpo.config import Model
 from fastgrpo.errors import UserError
-from fastgrpo.policy.architecture import end_token_ids
-from fastgrpo.policy.model import load_tokenizer
+from fastgrpo.policy.folder import end_token_ids, load_tokenizer
 
 _ANSWER = "(the answer)"
 _THINK = "<think>"

@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from fastgrpo.config import Config
 from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, first_line, writing
+from fastgrpo.policy.folder import no_folder
 
 # owner/name, and of a repository of GGUF files owner/name/file.gguf.
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?")
@@ -57,8 +58,7 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
         return _with(config, _from_gguf(Path(name).expanduser(), weights), source=name)
     found = HUB_NAME.fullmatch(name)
     if found is None:
-        wrong = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"model folder {name} {wrong}; --model takes a folder, a name on the hub, a GGUF file")
+        raise no_folder(name)
     if found["file"]:
         file = _fetched_file(found["repository"], found["file"], model.revision)
         return _with(config, _from_gguf(file, weights), source=name, revision=_commit(file, found["repository"]))

@@ -7,38 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fastgrpo.config import Config
-from fastgrpo.errors import UserError, first_line
 from fastgrpo.kernels.reference import scaled_logits
-from fastgrpo.policy.architecture import (
-    check_architecture,
-    check_readable,
-    check_weights,
-    end_token_ids,
-    logit_transform,
-)
-from fastgrpo.policy.fsdp import gathered, load_sharded
+from fastgrpo.policy.architecture import logit_transform
+from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights
-from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.ranks.collectives import STEP_WAIT_S, rank_and_world
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.types import Batch, Runs
@@ -66,6 +46,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        """Where the head is, and all that is computed."""
         return self.head_weight.device
 
     @property
@@ -111,7 +92,7 @@ class Policy:
 
     def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
         """`hidden` from what describes the packing."""
-        return self.model.base_model(**_inputs(input_ids_T, position_ids_T, runs)).last_hidden_state.squeeze(0)
+        return self.model.base_model(**packed_inputs(input_ids_T, position_ids_T, runs)).last_hidden_state.squeeze(0)
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]], *, fp8_cache: bool = False) -> list[Tensor]:
@@ -205,149 +186,7 @@ class BasePolicy(Policy):
             return Policy.forward(self, input_ids_T, position_ids_T, runs)
 
 
-def policy_device() -> torch.device:
-    """This process's GPU where there is one."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def policy_dtype(config: Config) -> torch.dtype:
-    """The type of the weights, in vLLM and in the trainer alike."""
-    if config.engine.dtype == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return getattr(torch, config.engine.dtype)
-
-
-def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder; where it names no end token, the first one of the model's.
-
-    Raises UserError if the folder has none that loads, or no end token anywhere.
-    """
-    _check_folder(Path(path))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # of whichever library reads the files
-        raise UserError(f"the tokenizer in {path} does not load: {first_line(error)}; mend its files") from error
-    if not tokenizer.encode("a", add_special_tokens=False):
-        raise UserError(f"the tokenizer in {path} knows no text, as where tokenizer.json is missing: put it there")
-    if tokenizer.eos_token_id is None and (ends := end_token_ids(Path(path))):
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer in {path} has no eos_token, which ends a completion: set it and save it there")
-    return tokenizer
-
-
-def load_config(path: str | os.PathLike[str]) -> PretrainedConfig:
-    """The architecture of a Hugging Face folder.
-
-    Raises UserError if it is not a causal LM with its tokenizer, or one that cannot be trained.
-    """
-    _check_folder(Path(path))
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        check_architecture(Path(path), config)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"model folder {path} has no usable config.json: {first_line(error)}") from error
-    return config
-
-
-def load_policy(
-    path: str | os.PathLike[str],
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    gradient_checkpointing: bool = False,
-    recompute_mlp: bool = False,
-    compile_layers: bool = False,
-    lora_rank: int = 0,
-    lora_alpha: float = 32.0,
-    sharded: bool = False,
-    trained: bool = True,
-) -> Policy:
-    """Load a Hugging Face causal LM folder for training; the options are `Policy`'s methods of the same names.
-
-    Layers are fused (`Policy.fuse_layers`) unless torch compiles them. `lora_rank` 0 trains all weights. `sharded` over
-    all ranks; one that is not to be `trained` is smaller then.
-
-    Raises UserError if the folder is not a causal LM with its tokenizer and all of its weights, or one whose attention
-    or head is not known here.
-    """
-    load_config(path)
-    tokenizer = load_tokenizer(path)
-    model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
-    for module in model.modules():
-        # vLLM has none: what is trained would not be what sampled.
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
-    vocabulary = len(policy.head_weight)
-    if tokenizer.eos_token_id >= vocabulary:
-        raise UserError(
-            f"the tokenizer in {path} ends with token {tokenizer.eos_token_id} and the model knows {vocabulary}: give"
-            " the model that row with resize_token_embeddings, or the tokenizer another eos_token"
-        )
-    if not sharded:
-        _check_head(Path(path), policy)
-    if lora_rank:
-        policy.add_lora(lora_rank, lora_alpha)
-    policy.gradient_checkpointing(gradient_checkpointing)
-    if not compile_layers:
-        policy.fuse_layers(recompute_mlp=recompute_mlp)
-        return policy
-    if recompute_mlp:
-        recompute_mlps(policy.model.base_model)
-    policy.compile_layers()
-    return policy
-
-
-def load_configured(path: str | os.PathLike[str], config: Config, *, trained: bool = True) -> Policy:
-    """`load_policy` as the run's configuration has it; what is not to be `trained`, a reference, is the bare model."""
-    model = config.model
-    return load_policy(
-        path,
-        device=policy_device(),
-        dtype=policy_dtype(config),
-        gradient_checkpointing=trained and model.gradient_checkpointing,
-        recompute_mlp=trained and model.recompute_mlp,
-        compile_layers=trained and model.compile,
-        lora_rank=model.lora_rank if trained else 0,
-        lora_alpha=model.lora_alpha,
-        sharded=config.engine.tensor_parallel > 1,
-        trained=trained,
-    )
-
-
-def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded: bool, trained: bool) -> Any:
-    transformers_logging.disable_progress_bar()
-    try:
-        if sharded:
-            return load_sharded(path, device, dtype, trained=trained)
-        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "trust_remote_code": False}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
-    except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
-        reason = first_line(error)
-        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
-    model, found = loaded
-    model.to(device)
-    check_weights(path, model, found["missing_keys"])
-    return model
-
-
-@torch.no_grad()
-def _check_head(path: Path, policy: Policy) -> None:
-    """Raise UserError where the model's own logits are not those of `Policy.logits`, which the loss is made of."""
-    bounds = torch.tensor([0, 2], dtype=torch.int32, device=policy.device), 2
-    ids = torch.arange(2, device=policy.device)
-    runs = Runs(*bounds, *bounds)
-    theirs = policy.model(**_inputs(ids, ids, runs)).logits.squeeze(0).float()
-    ours = policy.logits(policy.forward(ids, ids, runs))
-    if not bool((theirs - ours).abs().max() <= 0.02 * theirs.abs().max()):
-        kind = type(policy.model).__name__
-        raise UserError(
-            f"model folder {path}: {kind} does more to its logits than is known here, so it cannot be trained"
-        )
-
-
-def _inputs(input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> dict[str, Any]:
+def packed_inputs(input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> dict[str, Any]:
     """The arguments of a transformers model for one packed row."""
     return {
         "input_ids": input_ids_T[None],
@@ -371,17 +210,3 @@ def _save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) 
         model.generation_config = settings
     if settings is not None:
         settings.to_json_file(folder / "generation_config.json")
-
-
-def _check_folder(path: Path) -> None:
-    needed = {
-        "config.json": "a Hugging Face model has one; point --model at the folder that holds it",
-        "tokenizer_config.json": "save the tokenizer into the same folder with tokenizer.save_pretrained",
-    }
-    if not path.is_dir():
-        wrong = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"model folder {path} {wrong}; --model takes a folder, a name on the hub, a GGUF file")
-    check_readable(path)
-    for name, fix in needed.items():
-        if not (path / name).is_file():
-            raise UserError(f"model folder {path} has no {name}: {fix}")

@@ -20,13 +20,14 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastgrpo.config import Config, Record
-from fastgrpo.config_files import flat, held_name, open_folder
+from fastgrpo.config_files import flat
 from fastgrpo.errors import writing
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.display import Display
 from fastgrpo.record.json_lines import JsonLines, RotatingLines, encoded
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.record.trackers import Tracker, find_tracker, tracker_module
+from fastgrpo.run_folder import held_name, open_folder
 
 
 class EventFile:

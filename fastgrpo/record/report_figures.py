@@ -56,9 +56,9 @@ def curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
     return steps, values
 
 
-def smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
-    """Trailing mean over at most `width` values, NaN left out."""
-    windows = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Trailing mean over at most five values, NaN left out."""
+    windows = (values[max(0, end - 5) : end] for end in range(1, len(values) + 1))
     return np.array([np.nanmean(window) if np.isfinite(window).any() else np.nan for window in windows])
 
 

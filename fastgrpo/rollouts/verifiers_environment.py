@@ -57,7 +57,10 @@ class VerifiersEnvironment:
         return [{"role": message["role"], "content": _text(message["content"])} for message in problem.prompt]
 
     async def act(self, problem: VerifiersProblem, access: Access, seed: int) -> Any:
-        """The environment's own rollout; returns its state, which the rubric has not scored yet."""
+        """The environment's own rollout; returns its state, which the rubric has not scored yet.
+
+        Raises EnvironmentFailure for an error that the policy did not bring about.
+        """
         client = self._wrapped(access.client())
         state = await self._environment.rollout(dict(problem.row), client, access.model, {})
         error = state.get("error")

@@ -12,28 +12,21 @@ import errno
 import logging
 import os
 import shutil
-import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint import load as load_distributed
-from torch.distributed.checkpoint import save as save_distributed
 from torch.distributed.checkpoint.api import CheckpointException
 
 from fastgrpo.config import Config
-from fastgrpo.config_files import flat, refuse_changes
+from fastgrpo.config_files import flat
 from fastgrpo.errors import UserError, replace_file, writing
-from fastgrpo.ranks.collectives import STAGE_WAIT_S, gather_all, rank_and_world
-from fastgrpo.ranks.deadlines import within
+from fastgrpo.ranks.collectives import gather_all, rank_and_world
+from fastgrpo.run_folder import refuse_changes
 
 log = logging.getLogger(__name__)
 STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
@@ -41,8 +34,6 @@ STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
 DAMAGED = "manifest.damaged.json"
 SUMMED_BYTES = 2**20
 READERS = 8
-# Elements of one file of sharded tensors, over all ranks: a file is built in memory.
-FILE_ELEMENTS = 2**28
 
 
 class _Entry(NamedTuple):
@@ -282,27 +273,3 @@ def _remove(folder: Path) -> None:
 
 def _replaced_by(earlier: Path) -> Path:
     return earlier.with_name(earlier.name.removeprefix(".").removesuffix(EARLIER))
-
-
-def save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write `tensors`, of which each rank has its slices (DTensor), into `folder` as safetensors; collective."""
-    sizes = accumulate(tensor.numel() for tensor in tensors.values())
-    files = {name: 1 + size // FILE_ELEMENTS for name, size in zip(tensors, sizes, strict=True)}
-    writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
-    with _checkpoint_deadline():
-        save_distributed(tensors, storage_writer=writer, no_dist=rank_and_world()[1] == 1)
-
-
-def load_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Read what `save_tensors` wrote into the memory of `tensors`, on any number of ranks; collective."""
-    reader = HuggingFaceStorageReader(str(folder))
-    with _checkpoint_deadline():
-        load_distributed(tensors, storage_reader=reader, no_dist=rank_and_world()[1] == 1)
-
-
-@contextmanager
-def _checkpoint_deadline() -> Iterator[None]:
-    """A deadline for the other ranks' part of a checkpoint, and no warning that a single process is alone."""
-    with within(STAGE_WAIT_S, "waited for the other ranks' part of the checkpoint"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield

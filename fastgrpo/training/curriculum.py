@@ -1,4 +1,4 @@
-"""Which problems are worth drawing: those that the policy sometimes solves, by its pass rate on them so far.
+"""Which problems a step draws: in endless shuffles, a share of them by what the policy sometimes solves so far.
 
 A group's advantages vanish where all its answers are right or all wrong. With pass rate p their variance is p (1 - p),
 which weighs the draw: "learnability" in Rutherford et al. (arXiv 2408.15099), for language models Foster et al. (arXiv
@@ -14,8 +14,35 @@ from typing import Any
 
 import msgspec
 
+from fastgrpo.config import Config
+from fastgrpo.ranks.collectives import replica_share
+
 # What was seen of a problem before counts half at each new visit: the policy has changed since.
 KEPT = 0.5
+
+
+def draw_problems(
+    problems: Sequence[Any], config: Config, step: int, extra: int = 0, curriculum: Curriculum | None = None
+) -> list[Any]:
+    """This replica's problems of `step`: consecutive pieces of endless shuffles, a function of seed and step alone.
+
+    `extra` is 0, or the number, from 1, of one of the step's `grpo.refill` further batches, of shuffles of their own.
+    The `curriculum`, where there is one, draws the share `grpo.curriculum` of them by the pass rates so far.
+    """
+    order_of = f"{config.seed}/refill" if extra else f"{config.seed}/order"
+    batch = step * config.grpo.refill + extra - 1 if extra else step
+    by_weight = round(config.grpo.curriculum * config.grpo.prompts_per_step) if curriculum else 0
+    evenly = config.grpo.prompts_per_step - by_weight
+    orders: dict[int, list[int]] = {}
+    chosen: list[int] = []
+    for position in range(batch * evenly, (batch + 1) * evenly):
+        epoch, index = divmod(position, len(problems))
+        if epoch not in orders:
+            orders[epoch] = random.Random(f"{order_of}/{epoch}").sample(range(len(problems)), len(problems))
+        chosen.append(orders[epoch][index])
+    if curriculum and by_weight:
+        chosen += curriculum.draw(problems, by_weight, set(chosen), f"{config.seed}/curriculum/{step}/{extra}")
+    return [problems[index] for index in chosen[replica_share(config.engine.tensor_parallel)]]
 
 
 class Curriculum:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fastgrpo.policy.model import Policy
-from fastgrpo.training.checkpoint import load_tensors, save_tensors
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport, clip_gradients
+from fastgrpo.training.tensor_files import load_tensors, save_tensors
 
 
 def optimizer_of(

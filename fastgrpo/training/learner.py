@@ -15,8 +15,10 @@ from fastgrpo.config import Config, Grpo
 from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, writing
 from fastgrpo.policy.chat import Chat, load_chat
+from fastgrpo.policy.folder import load_config
+from fastgrpo.policy.loading import load_configured
 from fastgrpo.policy.lora import adapter_state
-from fastgrpo.policy.model import BasePolicy, Policy, load_config, load_configured
+from fastgrpo.policy.model import BasePolicy, Policy
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, from_bytes, plain_array, tally_over_ranks, to_bytes

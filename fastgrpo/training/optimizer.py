@@ -26,9 +26,9 @@ from torch.distributed.tensor import Shard as Split
 from torch.optim.adamw import adamw
 
 from fastgrpo.ranks.collectives import awaiting, rank_and_world
-from fastgrpo.training.checkpoint import load_tensors, save_tensors
 from fastgrpo.training.pieces import PIECE_ELEMENTS
 from fastgrpo.training.slices import GradientBuckets, Shard, gather_updated, slice_of
+from fastgrpo.training.tensor_files import load_tensors, save_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

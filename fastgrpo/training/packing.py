@@ -18,7 +18,10 @@ from fastgrpo.types import Batch, Runs, Sample
 
 
 def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices for each rank by longest-processing-time: the fullest rank has at most 4/3 of the best possible load."""
+    """Indices for each rank by longest-processing-time: the fullest rank has at most 4/3 of the best possible load.
+
+    Raises ValueError for fewer ranks than one.
+    """
     if ranks < 1:
         raise ValueError(f"ranks must be at least 1, got {ranks}")
     shares: list[list[int]] = [[] for _ in range(ranks)]

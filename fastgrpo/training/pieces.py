@@ -15,6 +15,7 @@ def partition(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices grouped by first-fit decreasing, each group at most `budget` tokens; a longer sequence stands alone.
 
     First-fit decreasing needs at most 11/9 of the fewest possible groups. Ties keep the input's order.
+    Raises ValueError for a budget below one token.
     """
     if budget < 1:
         raise ValueError(f"budget must be at least 1 token, got {budget}")

@@ -6,10 +6,10 @@ import torch
 from transformers import PretrainedConfig
 
 from fastgrpo.config import Config
-from fastgrpo.engine.process import check_kv_cache, own_process
+from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.errors import UserError
 from fastgrpo.policy.fused_layers import may_fuse
-from fastgrpo.policy.model import policy_device, policy_dtype
+from fastgrpo.policy.loading import policy_device, policy_dtype
 from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capacity, plan_memory
 
 

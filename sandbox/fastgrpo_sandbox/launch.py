@@ -34,7 +34,7 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 
 
 def stage(sources: list[str]) -> dict[str, str]:
-    """Binds each source under STAGE in a private mount namespace; returns where each one now is."""
+    """Binds each source under STAGE in a private mount namespace; returns where each one now is. Raises OSError."""
     if libc.unshare(CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare mount namespace")
     _mount("none", "/", "", MS_REC | MS_PRIVATE)

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
-from fastgrpo_sandbox.cell import Cell, Kind
+from fastgrpo_sandbox.bwrap import Kind
+from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.given import require_kind, require_texts, require_whole
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from fastgrpo_sandbox.cell import find_bwrap, native_module
+from fastgrpo_sandbox.bwrap import find_bwrap, native_module
 from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.types import SandboxUnavailable
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
 from tests.helpers.marks import exact
 from tests.helpers.tiny_model import save_tiny_model
 

@@ -21,7 +21,8 @@ from fastgrpo.engine import child, engine_process
 from fastgrpo.engine.completion import Completion, packed, unpacked
 from fastgrpo.engine.engine_process import EngineDied, EngineProcess
 from fastgrpo.engine.weight_sync import ParityError
-from fastgrpo.policy.model import Policy, load_policy, policy_device, policy_dtype
+from fastgrpo.policy.loading import load_policy, policy_device, policy_dtype
+from fastgrpo.policy.model import Policy
 from tests.engine.test_engine import (
     PROMPTS,
     assert_parity,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastgrpo.cli import parse
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from tests.helpers import failing_ranks

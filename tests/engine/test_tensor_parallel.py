@@ -14,7 +14,8 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.weight_sync import SyncReport
 from fastgrpo.errors import UserError
-from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.model import Policy
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.tasks import Task
 from fastgrpo.training.workload import memory_plan

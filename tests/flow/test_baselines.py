@@ -9,8 +9,8 @@ import pytest
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
+from fastgrpo.controls import baselines, write_rows
 from fastgrpo.errors import UserError
-from fastgrpo.evaluate import baselines, write_rows
 from fastgrpo.flow.baselines import ALONE, RANDOM, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.parse import parse_code, parse_completion
 from fastgrpo.flow.problems.files import load

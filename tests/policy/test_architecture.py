@@ -33,7 +33,8 @@ from transformers import (
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
 from fastgrpo.policy.architecture import logit_transform
-from fastgrpo.policy.model import load_config, load_policy
+from fastgrpo.policy.folder import load_config
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.training.loss import policy_loss, token_logprobs
 from fastgrpo.training.packing import pack
 from fastgrpo.types import Sample

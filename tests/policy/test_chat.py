@@ -11,9 +11,9 @@ from tokenizers import AddedToken
 
 from fastgrpo.config import Model
 from fastgrpo.errors import UserError
-from fastgrpo.policy.architecture import end_token_ids
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import END, train_tokenizer
+from fastgrpo.policy.folder import end_token_ids
 from tests.helpers.tiny_model import save_tiny_model
 
 PLAIN = (

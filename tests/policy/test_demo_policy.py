@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgrpo.policy.demo_policy import create_policy, policy_config, train_tokenizer
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.training.memory import count_parameters
 
 CORPUS = ["async def workflow(problem):\n    return await generate(problem)\n", "Problem:\ndef add(a, b):\n"] * 3

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from torch import distributed
 
 from fastgrpo.config_keys import resolve
-from fastgrpo.policy.model import Policy, load_policy, policy_device
+from fastgrpo.policy.loading import load_policy, policy_device
+from fastgrpo.policy.model import Policy
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.learner import update

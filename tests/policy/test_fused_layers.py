@@ -14,7 +14,8 @@ from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.layer import stacked
 from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
-from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.model import Policy
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.packing import pack
 from fastgrpo.types import Batch, Sample

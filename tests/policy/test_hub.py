@@ -24,12 +24,12 @@ from huggingface_hub.errors import (
 from safetensors.torch import load_file
 
 from fastgrpo.config import Config
-from fastgrpo.config_files import open_folder
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy import hub
 from fastgrpo.policy.hub import with_local_model
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
+from fastgrpo.run_folder import open_folder
 
 COMMIT = "a" * 40
 

@@ -16,7 +16,8 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.policy import lora
 from fastgrpo.policy.chat import Chat
-from fastgrpo.policy.model import BasePolicy, Policy, load_policy
+from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.model import BasePolicy, Policy
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.training.learner import Learner, update

@@ -12,7 +12,9 @@ from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
 from fastgrpo.policy import packed_attention
 from fastgrpo.policy.chat import Chat
-from fastgrpo.policy.model import Policy, load_config, load_policy, load_tokenizer
+from fastgrpo.policy.folder import load_config, load_tokenizer
+from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.model import Policy
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.packing import pack
 from fastgrpo.types import Batch, Runs, Sample

@@ -10,7 +10,7 @@ from torch import distributed
 
 from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.errors import UserError
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.ranks import collectives
 from fastgrpo.ranks.collectives import RankError, awaiting, joined_ranks, over_ranks
 from fastgrpo.training.optimizer import AdamW, AdamWOptions

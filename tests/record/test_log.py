@@ -6,12 +6,9 @@ import errno
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,21 +24,11 @@ from fastgrpo.record.display import Display, duration, sparkline
 from fastgrpo.record.json_lines import PARTS, JsonLines, RotatingLines, encoded, read_lines
 from fastgrpo.record.log import RunLog
 from fastgrpo.record.phases import PhaseTimer
+from tests.helpers.full_disk import full_disk
 
 
 def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """The kernel cuts the write that crosses `size` bytes short and fails the next one, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def train(log: RunLog, start: int, stop: int) -> None:
@@ -131,7 +118,7 @@ def test_full_disk_loses_only_the_line_being_written(tmp_path: Path) -> None:
     file = JsonLines(tmp_path / "metrics.jsonl")
     for step in range(2):
         file.append({"stage": "grpo", "step": step, "text": "x" * 10})
-    with file_size_limit(100), pytest.raises(CannotWrite, match=r"cannot write .*metrics\.jsonl.*--resume") as caught:
+    with full_disk(100), pytest.raises(CannotWrite, match=r"cannot write .*metrics\.jsonl.*--resume") as caught:
         file.append({"stage": "grpo", "step": 2, "text": "x" * 10})
     assert "\n" not in str(caught.value)
     assert [row["step"] for row in rows(tmp_path)] == [0, 1]
@@ -141,7 +128,7 @@ def test_full_disk_loses_only_the_line_being_written(tmp_path: Path) -> None:
 
 
 def test_full_disk_under_the_events_is_a_user_error(tmp_path: Path) -> None:
-    with file_size_limit(2000), pytest.raises(CannotWrite, match="cannot write"), RunLog(tmp_path) as log:
+    with full_disk(2000), pytest.raises(CannotWrite, match="cannot write"), RunLog(tmp_path) as log:
         train(log, 0, 100)
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, len(rows(tmp_path)) + 1))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, Limits, Outcome, cell
+from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, Limits, Outcome, bwrap, cell
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -55,7 +55,7 @@ def sanitized() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cell, "bwrap_spec", spec)
-        patch.setattr(cell, "native_module", lambda: Path(module))
+        patch.setattr(bwrap, "native_module", lambda: Path(module))
         yield
 
 

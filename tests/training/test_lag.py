@@ -18,8 +18,8 @@ from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, from_bytes
 from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.tasks import Task
-from fastgrpo.train import draw_problems
 from fastgrpo.training.advantage import to_samples
+from fastgrpo.training.curriculum import draw_problems
 from fastgrpo.training.learner import EXPERIENCE, Learner, open_learner
 from fastgrpo.types import Sampling
 from tests.helpers.runs import run_without_report

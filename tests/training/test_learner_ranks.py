@@ -7,7 +7,7 @@ import torch
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.ranks.collectives import RankError, gather_all, joined_ranks
 from fastgrpo.training.learner import update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions

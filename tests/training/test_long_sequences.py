@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from fastgrpo.config import Grpo
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
-from fastgrpo.policy.model import load_policy
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.training.memory import GIB, Workload, plan_memory
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import rank_batches

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
-from fastgrpo.policy.model import Policy, load_policy
+from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.model import Policy
 from fastgrpo.training import workload
 from fastgrpo.training.memory import (
     GIB,

@@ -14,9 +14,9 @@ import torch
 from torch import distributed, nn
 
 from fastgrpo.ranks.collectives import RankError
-from fastgrpo.training import checkpoint
 from fastgrpo.training import optimizer as optimizer_module
 from fastgrpo.training import slices as shards
+from fastgrpo.training import tensor_files
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from tests.helpers.ranks import run_two_ranks
 
@@ -171,7 +171,7 @@ def rank_main(rank: int, folder: str, resume: bool, whole: bool) -> None:
     `whole`: whole gradients are summed on each.
     """
     # Many small buckets and files, so that several are in flight.
-    shards.BUCKET_ELEMENTS = checkpoint.FILE_ELEMENTS = 40
+    shards.BUCKET_ELEMENTS = tensor_files.FILE_ELEMENTS = 40
     # Some parameters are gathered by themselves, some together.
     shards.SMALL_ELEMENTS = 40
     join(rank, folder, 60)

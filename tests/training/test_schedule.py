@@ -20,10 +20,9 @@ from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import at_step
 from fastgrpo.rollouts.experience import Experience, Tally
 from fastgrpo.rollouts.generator import open_generator
-from fastgrpo.train import draw_problems
 from fastgrpo.training import schedule as schedules
 from fastgrpo.training.checkpoint import Checkpoints
-from fastgrpo.training.curriculum import Curriculum
+from fastgrpo.training.curriculum import Curriculum, draw_problems
 from fastgrpo.training.learner import EXPERIENCE, Learner
 from fastgrpo.training.schedule import Schedule
 from fastgrpo.types import Result, Reward

@@ -31,7 +31,10 @@ class TestResults(msgspec.Struct):
 
 
 async def test_program(jails: Jails, request: TestProgram) -> TestResults:
-    """Judges every test on its own. They share one jail, and only where that did not end well each gets its own."""
+    """Judges every test on its own. They share one jail, and only where that did not end well each gets its own.
+
+    Raises Refused and Lost.
+    """
     texts = [_text(test) for test in _tests(request)]
     seconds = request.max_execution_time
     if texts and all("assert" in text for text in texts):
@@ -49,7 +52,7 @@ async def test_program(jails: Jails, request: TestProgram) -> TestResults:
 
 
 async def test_program_stdio(jails: Jails, request: TestProgram) -> TestResults:
-    """One fresh jail for each input; outputs are compared as StdioTests compares them."""
+    """One fresh jail for each input; outputs are compared as StdioTests compares them. Raises Refused and Lost."""
     tests = _tests(request)
     if not all(isinstance(test, dict) and {"input", "output"} <= test.keys() for test in tests):
         raise Refused('tests must be objects such as {"input": "1\\n", "output": "2\\n"}')

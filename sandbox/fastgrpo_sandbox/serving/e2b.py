@@ -11,7 +11,7 @@ import msgspec
 
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.remote import RunRequest
-from fastgrpo_sandbox.serving.jails import Jails, Refused
+from fastgrpo_sandbox.serving.jails import Jails, Refused, python_only
 from fastgrpo_sandbox.types import Outcome
 
 MAX_SCRIPTS = 4096
@@ -53,13 +53,11 @@ class ScriptResult(msgspec.Struct):
 
 
 async def execute_batch(jails: Jails, batch: Batch) -> list[ScriptResult]:
-    """Results in the order of the scripts, which run side by side."""
+    """Results in the order of the scripts, which run side by side. Raises Refused."""
     languages = batch.languages or [batch.language] * len(batch.scripts)
     if len(batch.scripts) > MAX_SCRIPTS or len(languages) != len(batch.scripts):
         raise Refused(f"a batch has at most {MAX_SCRIPTS} scripts and as many languages")
-    other = sorted(set(languages) - {"python"})
-    if other:
-        raise Refused(f"language {other[0][:40]!r} is not offered: this server runs python")
+    python_only(*languages)
     mark = "\x1e" + secrets.token_hex(16)
     limits = jails.limits(batch.timeout)
     jobs = [RunRequest(showing_value(script, mark), limits=limits) for script in batch.scripts]

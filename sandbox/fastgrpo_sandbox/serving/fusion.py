@@ -15,7 +15,7 @@ import msgspec
 from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.extract import extract_code
 from fastgrpo_sandbox.remote import RunRequest
-from fastgrpo_sandbox.serving.jails import Jails, Lost, Refused
+from fastgrpo_sandbox.serving.jails import Jails, Lost, Refused, python_only
 from fastgrpo_sandbox.types import Outcome, StdioTests, Tests
 
 SUBMIT_S = 20.0
@@ -83,8 +83,8 @@ class SubmitAnswer(msgspec.Struct):
 
 
 async def run_code(jails: Jails, request: RunCode) -> RunCodeAnswer:
-    """Runs one script; "Success" is on its own word, as an exit status is."""
-    _python_only(request.language)
+    """Runs one script; "Success" is on its own word, as an exit status is. Raises Refused."""
+    python_only(request.language)
     if request.fetch_files:
         raise Refused("fetch_files is not offered: print what you need")
     files = {path: content for path, content in request.files.items() if content is not None}
@@ -93,8 +93,8 @@ async def run_code(jails: Jails, request: RunCode) -> RunCodeAnswer:
 
 
 async def submit(jails: Jails, request: Submit) -> SubmitAnswer:
-    """Judges a chat answer by its row's tests: accepted when all pass."""
-    _python_only(request.config.language or "python")
+    """Judges a chat answer by its row's tests: accepted when all pass. Raises Refused and Lost."""
+    python_only(request.config.language or "python")
     if request.config.custom_extract_logic:
         raise Refused("custom_extract_logic is not offered: send the extracted code as the completion")
     code = extract_code(request.completion)
@@ -141,11 +141,6 @@ def _test_info(passed: bool, outcome: Outcome) -> RunCodeAnswer:
     """One test's; what was printed belongs to all of them and is left out."""
     shown = Outcome("ok") if passed else outcome
     return run_answer(msgspec.structs.replace(shown, stdout="", wall_s=outcome.wall_s))
-
-
-def _python_only(language: str) -> None:
-    if language != "python":
-        raise Refused(f"language {language[:40]!r} is not offered: this server runs python")
 
 
 def _row(request: Submit) -> Mapping[str, Any]:

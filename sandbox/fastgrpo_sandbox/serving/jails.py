@@ -41,6 +41,12 @@ class Refused(ValueError):
     """The request asks for what this server does not offer; the text is one sentence for its sender."""
 
 
+def python_only(*languages: str) -> None:
+    """Raises Refused where one of `languages` is another."""
+    if other := sorted(set(languages) - {"python"}):
+        raise Refused(f"language {other[0][:40]!r} is not offered: this server runs python")
+
+
 class Jails:
     """Runs jobs in `pool`, at most `places` under way or waiting; `caps` bounds what any of them may use.
 

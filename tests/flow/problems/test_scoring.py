@@ -19,6 +19,7 @@ from fastgrpo.flow.problems.scoring import Trial, solvable
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import Limits, Outcome, Tests
 from tests.flow.problems.conftest import Load
+from tests.helpers.full_disk import full_disk
 
 OWN = {
     "id": "right",
@@ -166,7 +167,17 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     cache.write_text("a file where a folder should be")
     trials["right"] = Trial(True, 0.1)
     assert kept(load(OWN))["right"].wall_s == 2.0
-    assert "cannot keep" in caplog.text
+    assert "the next run tries the solutions again" in caplog.text
+
+
+def test_a_disk_too_full_for_the_cache_leaves_nothing_half_written(
+    load: Load, trials: dict[str, Trial], cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    problems, trials["right"] = load(OWN), Trial(True, 0.1)
+    with full_disk(10):
+        assert kept(problems)["right"].wall_s == 2.0
+    assert "File too large; the next run tries the solutions again" in caplog.text
+    assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
 def settings(path: Path, *more: Path, **data: Any) -> Config:

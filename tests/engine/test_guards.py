@@ -15,7 +15,8 @@ import pytest
 
 from fastgrpo.engine import child
 from fastgrpo.engine import engine as in_process
-from fastgrpo.engine.process import output_kept_back, without_wildcards
+from fastgrpo.engine.guards import output_kept_back
+from fastgrpo.engine.opening import without_wildcards
 
 
 @pytest.mark.parametrize("name", ["plain", "run [1]", "what?", "all*"])

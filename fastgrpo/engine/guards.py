@@ -1,8 +1,7 @@
-"""Which process vLLM gets, and what it needs kept off this one, or put back after it: signals, output, globals."""
+"""Guards around vLLM: no Ctrl-C inside a step, nothing on the terminal while it starts, globals put back."""
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import sys
@@ -11,26 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-
-import torch
-
-from fastgrpo.config import Config
-from fastgrpo.errors import UserError
-
-
-def own_process(config: Config) -> bool:
-    """Whether vLLM gets a process of its own: not where ranks hold it together, who step in turn."""
-    if config.engine.process == "auto":
-        return torch.cuda.is_available() and config.engine.tensor_parallel == 1
-    return config.engine.process == "own"
-
-
-def check_kv_cache(config: Config) -> None:
-    """Raise UserError where vLLM has no KV cache in `engine.kv_cache_dtype` on this machine's CPU."""
-    if config.engine.kv_cache_dtype == "auto" or torch.cuda.is_available():
-        return
-    if not (torch.cpu._is_avx512_supported() or torch.cpu._is_amx_tile_supported()):
-        raise UserError("engine.kv_cache_dtype fp8 needs a GPU, or a CPU with AVX-512: set it to auto")
 
 
 @contextmanager
@@ -75,19 +54,6 @@ def output_kept_back() -> Iterator[None]:
             if failed:
                 kept.seek(0)
                 os.write(2, kept.read())
-
-
-@contextmanager
-def without_wildcards(path: str | os.PathLike[str]) -> Iterator[str]:
-    """`path`, or a link to it where vLLM, which finds a folder's files by `glob`, would read its name as a pattern."""
-    plain = os.fspath(path)
-    if glob.escape(plain) == plain:
-        yield plain
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        link = os.path.join(folder, "model")
-        os.symlink(os.path.abspath(plain), link)
-        yield link
 
 
 @contextmanager

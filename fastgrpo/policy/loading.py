@@ -1,0 +1,133 @@
+"""A policy from a Hugging Face folder, of which what cannot be trained as it is sampled is refused by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from fastgrpo.config import Config
+from fastgrpo.errors import UserError, first_line
+from fastgrpo.policy.architecture import check_weights
+from fastgrpo.policy.folder import load_config, load_tokenizer
+from fastgrpo.policy.fsdp import load_sharded
+from fastgrpo.policy.fused_layers import recompute_mlps
+from fastgrpo.policy.model import Policy, packed_inputs
+from fastgrpo.policy.packed_attention import PACKED
+from fastgrpo.types import Runs
+
+
+def load_policy(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+    recompute_mlp: bool = False,
+    compile_layers: bool = False,
+    lora_rank: int = 0,
+    lora_alpha: float = 32.0,
+    sharded: bool = False,
+    trained: bool = True,
+) -> Policy:
+    """Load a Hugging Face causal LM folder for training; the options are `Policy`'s methods of the same names.
+
+    Layers are fused (`Policy.fuse_layers`) unless torch compiles them. `lora_rank` 0 trains all weights. `sharded` over
+    all ranks; one that is not to be `trained` is smaller then.
+
+    Raises UserError if the folder is not a causal LM with its tokenizer and all of its weights, or one whose attention
+    or head is not known here.
+    """
+    load_config(path)
+    tokenizer = load_tokenizer(path)
+    model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
+    for module in model.modules():
+        # vLLM has none: what is trained would not be what sampled.
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
+    vocabulary = len(policy.head_weight)
+    if tokenizer.eos_token_id >= vocabulary:
+        raise UserError(
+            f"the tokenizer in {path} ends with token {tokenizer.eos_token_id} and the model knows {vocabulary}: give"
+            " the model that row with resize_token_embeddings, or the tokenizer another eos_token"
+        )
+    if not sharded:
+        _check_head(Path(path), policy)
+    if lora_rank:
+        policy.add_lora(lora_rank, lora_alpha)
+    policy.gradient_checkpointing(gradient_checkpointing)
+    if not compile_layers:
+        policy.fuse_layers(recompute_mlp=recompute_mlp)
+        return policy
+    if recompute_mlp:
+        recompute_mlps(policy.model.base_model)
+    policy.compile_layers()
+    return policy
+
+
+def load_configured(path: str | os.PathLike[str], config: Config, *, trained: bool = True) -> Policy:
+    """`load_policy` as the run's configuration has it; what is not to be `trained`, a reference, is the bare model."""
+    model = config.model
+    return load_policy(
+        path,
+        device=policy_device(),
+        dtype=policy_dtype(config),
+        gradient_checkpointing=trained and model.gradient_checkpointing,
+        recompute_mlp=trained and model.recompute_mlp,
+        compile_layers=trained and model.compile,
+        lora_rank=model.lora_rank if trained else 0,
+        lora_alpha=model.lora_alpha,
+        sharded=config.engine.tensor_parallel > 1,
+        trained=trained,
+    )
+
+
+def policy_device() -> torch.device:
+    """This process's GPU where there is one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def policy_dtype(config: Config) -> torch.dtype:
+    """The type of the weights, in vLLM and in the trainer alike."""
+    if config.engine.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return getattr(torch, config.engine.dtype)
+
+
+def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded: bool, trained: bool) -> Any:
+    transformers_logging.disable_progress_bar()
+    try:
+        if sharded:
+            return load_sharded(path, device, dtype, trained=trained)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "trust_remote_code": False}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
+        reason = first_line(error)
+        raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
+    model, found = loaded
+    model.to(device)
+    check_weights(path, model, found["missing_keys"])
+    return model
+
+
+@torch.no_grad()
+def _check_head(path: Path, policy: Policy) -> None:
+    """Raise UserError where the model's own logits are not those of `Policy.logits`, which the loss is made of."""
+    bounds = torch.tensor([0, 2], dtype=torch.int32, device=policy.device), 2
+    ids = torch.arange(2, device=policy.device)
+    runs = Runs(*bounds, *bounds)
+    theirs = policy.model(**packed_inputs(ids, ids, runs)).logits.squeeze(0).float()
+    ours = policy.logits(policy.forward(ids, ids, runs))
+    if not bool((theirs - ours).abs().max() <= 0.02 * theirs.abs().max()):
+        kind = type(policy.model).__name__
+        raise UserError(
+            f"model folder {path}: {kind} does more to its logits than is known here, so it cannot be trained"
+        )
