@@ -183,8 +183,9 @@ def worker(folder: str, work: Workload) -> None:
             rpc = started._llm.collective_rpc
             rpc(begin)
             _steps(started, min(steps, WATCHED))
-            parts = ", ".join(f"{name} {value:.2f}" for name, value in rpc(end)[0].items())
-            report("the worker's process, ms a token", parts)
+            runner, parts = rpc(end)[0]
+            line = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+            report(f"the worker's process, {runner}, ms a token", line)
         else:
             seconds = _timed(partial(_steps, started, steps), host)
             speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"

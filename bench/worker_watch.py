@@ -76,8 +76,8 @@ def begin(worker: Any) -> None:
     worker.watch = Watch(worker.model_runner)
 
 
-def end(worker: Any) -> dict[str, float]:
-    """What was seen since `begin`, and the end of the watch."""
+def end(worker: Any) -> tuple[str, dict[str, float]]:
+    """The end of the watch: the module of vLLM's runner, of which there are two, and what was seen since `begin`."""
     watch: Watch = worker.watch
     del worker.watch
-    return watch.end()
+    return type(watch.runner).__module__, watch.end()
