@@ -35,9 +35,9 @@ def what_vllm_changes_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Side:
     """A scheduler and an output processor of vLLM, and a model that is made up: each of its tokens is a draw of
-    the request's name and the token's place."""
+    the request's name and the token's place. `flying`: steps in flight; above 1 is asynchronous scheduling."""
 
-    def __init__(self, folder: Path, *, ahead: bool, second_runner: bool, blocks: int) -> None:
+    def __init__(self, folder: Path, *, flying: int, second_runner: bool, blocks: int) -> None:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.utils.hashing import sha256
         from vllm.v1.core.kv_cache_utils import init_none_hash
@@ -55,7 +55,7 @@ class Side:
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=8, dtype=torch.float32)
         cache = KVCacheConfig(blocks, [], [KVCacheGroupSpec(["layer"], spec)])
         config.cache_config.num_gpu_blocks = blocks
-        kind = AsyncScheduler if ahead else Scheduler
+        kind = AsyncScheduler if flying > 1 else Scheduler
         self.scheduler: Any = kind(
             vllm_config=config,
             kv_cache_config=cache,
@@ -71,7 +71,7 @@ class Side:
             engine_core=SimpleNamespace(engine_core=core), output_processor=self.processor, vllm_config=config
         )
         idle_inside_blocks(self.llm)
-        self._depth, self._launched = 1 + ahead, deque[tuple[Any, Any]]()
+        self._flying, self._launched = flying, deque[tuple[Any, Any]]()
 
     def add(self, name: str, prompt: list[int], params: Any) -> None:
         from vllm.utils.hashing import sha256
@@ -98,7 +98,7 @@ class Side:
             sent = self.scheduler.schedule()
             self._launched.append((sent, self._sampled(sent)))
             sent = copy.copy(sent)
-            if len(self._launched) < self._depth:
+            if len(self._launched) < self._flying:
                 return sent, []
         if not self._launched:
             return sent, []
@@ -174,10 +174,10 @@ def answers(outputs: list[Any]) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("blocks", [200, 24], ids=["room", "preemptions"])
 @pytest.mark.parametrize("second_runner", [False, True], ids=["first-runner", "second-runner"])
-@pytest.mark.parametrize("ahead", [False, True], ids=["sync", "async"])
-def test_every_step_is_vllms_own(tiny_folder: Path, ahead: bool, second_runner: bool, blocks: int) -> None:
+@pytest.mark.parametrize("flying", [1, 2, 3], ids=["sync", "async", "three"])
+def test_every_step_is_vllms_own(tiny_folder: Path, flying: int, second_runner: bool, blocks: int) -> None:
     keep_own_logprobs_only()
-    plain, spared = (Side(tiny_folder, ahead=ahead, second_runner=second_runner, blocks=blocks) for _ in range(2))
+    plain, spared = (Side(tiny_folder, flying=flying, second_runner=second_runner, blocks=blocks) for _ in range(2))
     steady = spare_steady_steps(spared.llm)
     assert steady is not None
     filled, draw, preempted, made = count_calls(steady, "_fill"), random.Random(blocks), 0, 0
@@ -212,6 +212,25 @@ def test_every_step_is_vllms_own(tiny_folder: Path, ahead: bool, second_runner: 
     assert not [name for name, line in steady._lines.items() if line]
 
 
+@pytest.mark.parametrize("blocks", [200, 24], ids=["room", "preemptions"])
+def test_answers_do_not_hang_on_how_many_steps_are_in_flight(tiny_folder: Path, blocks: int) -> None:
+    keep_own_logprobs_only()
+    found = []
+    for flying in (1, 2, 3):
+        side, draw = Side(tiny_folder, flying=flying, second_runner=True, blocks=blocks), random.Random(blocks)
+        assert spare_steady_steps(side.llm) is not None
+        done: list[Any] = []
+        for number in range(40):
+            side.add(f"r{number}", [draw.randrange(1000) for _ in range(draw.randrange(1, 16))], sampling(draw))
+            for _ in range(6):
+                done += side.step()[1]
+        while side.scheduler.requests:
+            done += side.step()[1]
+        found.append(sorted(answers(done)))
+    assert len(found[0]) == 40
+    assert found[0] == found[1] == found[2]
+
+
 def count_calls(owner: Any, name: str) -> Any:
     calls, method = [0], getattr(owner, name)
 
@@ -224,7 +243,7 @@ def count_calls(owner: Any, name: str) -> Any:
 
 
 def test_another_vllm_is_left_alone(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    side = Side(tiny_folder, ahead=True, second_runner=True, blocks=24)
+    side = Side(tiny_folder, flying=2, second_runner=True, blocks=24)
     schedule = side.scheduler.schedule
     monkeypatch.setattr(steady_decoding, "KNOWN_SHAPES", frozenset({"another"}))
     assert spare_steady_steps(side.llm) is None
@@ -240,7 +259,7 @@ def test_a_vllm_without_what_is_looked_at_is_left_alone(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     """As one of compiled files, or one that keeps its scheduler elsewhere."""
-    side = Side(tiny_folder, ahead=True, second_runner=True, blocks=24)
+    side = Side(tiny_folder, flying=2, second_runner=True, blocks=24)
     if missing == "sources":
 
         def without(_: object) -> str:
