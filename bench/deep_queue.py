@@ -9,7 +9,7 @@ from fastgrpo.engine.worker import Worker
 
 __all__ = ["Worker"]
 
-_own = VllmConfig.max_concurrent_batches.fget
+_own = VllmConfig.max_concurrent_batches.fget  # type: ignore[attr-defined]
 
 
 def _one_more(config: VllmConfig) -> int:
