@@ -15,7 +15,7 @@ from fastgrpo.config import RewardWeights
 from fastgrpo.flow.adaptivity import entropy
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
-from fastgrpo.flow.judge import judged
+from fastgrpo.flow.judge import NoScore, judged
 from fastgrpo.flow.operators import (
     OperatorHost,
     judged_in_one_run,
@@ -82,12 +82,14 @@ class WorkflowEnvironment:
         Among the metrics are `spent`, the last execution's cost in single calls, and the entropy of the structures that
         the group's workflows have, in nats: 0 where the policy writes one structure for this query.
         """
-        last = [rollout.executions[-1] for rollout in rollouts]
+        last = silent_ones_failed([rollout.executions[-1] for rollout in rollouts])
         spent = spent_calls(last, self._weights.efficiency_by)
         shared = {"structure_entropy": entropy(each.structure for each in last if each.workflow)}
         return [
-            result_of(problem, rollout.executions, reward, {"spent": calls, **shared})
-            for rollout, reward, calls in zip(rollouts, group_rewards(last, self._weights), spent, strict=True)
+            result_of(problem, [*rollout.executions[:-1], own], reward, {"spent": calls, **shared})
+            for rollout, own, reward, calls in zip(
+                rollouts, last, group_rewards(last, self._weights), spent, strict=True
+            )
         ]
 
     async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
@@ -167,7 +169,8 @@ class WorkflowEnvironment:
         except RequestRejected as error:
             return Execution(status="failed", solution=solution, error=f"the judge: {error}")
         except WorkerError as error:
-            return Execution(status="infrastructure", solution=solution, error=str(error))
+            silent = isinstance(error, NoScore)
+            return Execution(status="infrastructure", solution=solution, error=str(error), unscored=silent)
         return Execution(
             status="ok",
             solution=solution,
@@ -182,6 +185,16 @@ class WorkflowEnvironment:
         if not self._weights.judge:
             return None
         return await judged(self.worker, self._weights.judge, problem, solution, self._limits.call_s)
+
+
+def silent_ones_failed(executions: list[Execution]) -> list[Execution]:
+    """A group's executions; those without the judge's score have failed where it scored others of the group.
+
+    A judge that gives this problem scores is talked out of one by the solution, which would otherwise leave the batch.
+    """
+    if not any(execution.judgement for execution in executions):
+        return executions
+    return [replace(each, status="failed") if each.unscored else each for each in executions]
 
 
 def result_of(

@@ -1,7 +1,8 @@
 """A judge model's score of a solution, in the place of hidden tests: LLM-as-a-judge (arXiv 2306.05685) by one worker.
 
 The judge reads the problem and the solution and no test. What it cannot be asked or does not say is no score: a failure
-of ours, as where a jail fails, and never 0.
+of ours, as where a jail fails, and never 0; where it scores others of the group, an answer without a score is the
+solution's failure (`environment.silent_ones_failed`).
 """
 
 from __future__ import annotations

@@ -112,7 +112,9 @@ def _solution(problem: Problem, text: str) -> str:
 
 
 def _code(code: str) -> str:
-    return f"```python\n{code.rstrip()}\n```"
+    # Longer than any in the code, which could end it and go on as ours.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+    return f"{fence}python\n{code.rstrip()}\n{fence}"
 
 
 def letter(index: int) -> str:

@@ -100,6 +100,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     account of the workflow, in the order of arrival, `wasted` that of a first attempt which our own failure ended;
     `structure` is the canonical form of its code (`structure_of`). `seconds` passed in all; `latency_s` leaves out the
     wait for its turn and its scoring. `answered_at`: when the last worker that it asked, or the judge, had answered.
+    `unscored`: the judge answered, and gave no score.
     """
 
     status: ExecutionStatus
@@ -117,6 +118,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     latency_s: float = 0.0
     answered_at: float | None = None
     judgement: Judgement | None = None
+    unscored: bool = False
 
     @property
     def performance(self) -> float:
