@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgrpo.cli import DEMO
-from fastgrpo.evaluate import read_rows, summary
+from fastgrpo.evaluation import read_rows, summary
 from fastgrpo.record.json_lines import read_lines
 from fastgrpo.report import versions
 

@@ -12,8 +12,6 @@ from fastgrpo.config import Config
 from fastgrpo.controls import compare, policies, write_rows
 from fastgrpo.errors import UserError
 from fastgrpo.evaluation import evaluate_model, save_rows
-from fastgrpo.evaluation import read_rows as read_rows  # for bench_lag.py, as the next
-from fastgrpo.evaluation import summary as summary
 from fastgrpo.plan import command_to_run, run_on_ranks
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
