@@ -11,7 +11,7 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 from fastgrpo.config import Config
 from fastgrpo.controls import compare, policies, write_rows
 from fastgrpo.errors import UserError
-from fastgrpo.evaluation import evaluate_model, save_rows
+from fastgrpo.evaluation import evaluate_model, save_rows, summary
 from fastgrpo.plan import command_to_run, run_on_ranks
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
