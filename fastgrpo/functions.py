@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastgrpo.errors import UserError, described, shown
@@ -19,6 +20,13 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
     module, _, function = name.strip().partition(":")
     if not module or not function:
         raise UserError(f"{key} names functions as module:function, got {name!r}")
+    if module.endswith(".py"):
+        file = Path(module).with_suffix("")
+        plain = file.name if file.is_absolute() or ".." in file.parts else ".".join(file.parts)
+        raise UserError(
+            f"{key} names functions as module:function, got {name!r}: write {plain}:{function}, which is looked for in "
+            "the present folder and in PYTHONPATH"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -241,6 +241,15 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(
         find_function(f"{name}:f", "data.reward")
 
 
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("./rewards.py", "rewards"), ("my/rewards.py", r"my\.rewards"), ("/abs/rewards.py", "rewards")],
+)
+def test_a_file_in_the_place_of_a_module_is_told_what_to_write(name: str, module: str) -> None:
+    with pytest.raises(UserError, match=f"write {module}:right, which is looked for in the present folder"):
+        find_function(f"{name}:right", "data.reward")
+
+
 def test_what_is_named_and_no_function_is_told() -> None:
     with pytest.raises(UserError, match=r"data\.reward: sys:path is no function, but"):
         find_function("sys:path", "data.reward")

@@ -180,7 +180,7 @@ def _problem(record: Mapping[str, Any], name: str) -> Problem:
             return msgspec.convert(known, form).problem(name)
     raise ValueError(
         f"has the fields {', '.join(sorted(known)[:8]) or '(none)'}, which are of no known data set; "
-        "your own need id, prompt, entry_point and tests"
+        "your own need id, prompt, entry_point and tests; rows for a reward function need its name as --reward"
     )
 
 

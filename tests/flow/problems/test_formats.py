@@ -397,6 +397,7 @@ def test_a_pickle_is_never_opened(load: Load, value: object) -> None:
         (MBPP | {"test_list": []}, "has no tests"),
         (HUMANEVAL_PLUS | {"test": HELPER}, r"do not define check\(candidate\)"),
         ({"data_source": "x", "prompt": []}, "has the fields data_source, prompt, which are of no known data set"),
+        ({"prompt": "x", "wanted": 1}, "rows for a reward function need its name as --reward"),
     ],
 )
 def test_a_wrong_record_is_one_clear_sentence(load: Load, record: dict[str, Any], said: str) -> None:
