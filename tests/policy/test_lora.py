@@ -21,6 +21,7 @@ from fastgrpo.policy.model import BasePolicy, Policy
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.training.learner import Learner, update
+from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate
@@ -94,7 +95,7 @@ def test_the_saved_model_is_plain_and_merged(tiny_folder: Path, tmp_path: Path) 
 def learner(folder: Path, runs: Path) -> Learner:
     config = resolve({"model.path": str(folder), "model.lora_rank": 4, "grpo.lr": 1e-2, "runs": str(runs)})
     engine: Any = SimpleNamespace(sleep=lambda: None)
-    plan: Any = SimpleNamespace(micro_batch_tokens=64)
+    plan = MemoryPlan((), 0, 0.1, 64)
     policy = adapted(folder)
     return Learner(config, engine, policy, Chat(policy.tokenizer), None, plan)
 
