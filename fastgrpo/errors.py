@@ -24,6 +24,7 @@ DISK_ERRORS = {
     errno.EACCES,
     errno.EISDIR,
     errno.ENOTDIR,
+    errno.ENAMETOOLONG,
 }
 # What torch and safetensors say, whose errors are no OSError.
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import signal
 import sys
@@ -34,7 +35,8 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        say_error(f"cannot use {error.filename or 'a file'}: {error.strerror}; check the disk's space and the owner")
+        fix = "shorten it" if error.errno == errno.ENAMETOOLONG else "check the disk's space and the owner"
+        say_error(f"cannot use {str(error.filename or 'a file')[:300]}: {error.strerror}; {fix}")
         code = USER_ERROR
     except KeyboardInterrupt:
         say_on_stderr("interrupted")

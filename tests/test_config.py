@@ -419,6 +419,11 @@ def test_every_key_is_read_somewhere() -> None:
             "error: cannot use runs/x: No space left on device; {CHECK}\n",
         ),
         (PermissionError(13, "Permission denied", "/x"), 2, "error: cannot use /x: Permission denied; {CHECK}\n"),
+        (
+            OSError(36, "File name too long", "a" * 400),
+            2,
+            f"error: cannot use {'a' * 300}: File name too long; shorten it\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (None, 0, ""),
         (3, 3, ""),
