@@ -155,20 +155,20 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
 
 def _plan(config: PretrainedConfig, workload: Workload, capacity: int, parameters: int, trained: int) -> MemoryPlan:
     """The plan in which gradients are summed, and the engine sleeps, as `workload` says."""
+    awake = workload.awake or workload.overlapped
     fixed = _state_items(parameters, trained, workload)
     if workload.tensor_parallel > 1:
         fixed = _sharded_items(config, parameters, workload)
     if workload.on_gpu:
         logits = LOGIT_ROWS * workload.max_num_seqs * config.vocab_size * 4
         shrink = "lower engine.max_num_seqs"
-        stays = workload.overlapped or workload.awake
-        fixed = (*fixed, Item("vLLM's logits and activations", logits, shrink, training=stays))
+        fixed = (*fixed, Item("vLLM's logits and activations", logits, shrink, training=awake))
     room = capacity - sum(item.size for item in fixed if item.training)
     left = capacity - sum(item.size for item in fixed if item.generating)
     if workload.overlapped:
         left = room - sum(_step_sizes(config, workload, _whole_group(workload)))
     kv_cache = _kv_cache_size(config, workload, left)
-    kept = workload.overlapped or workload.awake or not workload.on_gpu
+    kept = awake or not workload.on_gpu
     if kept:
         room -= kv_cache
     budgets = _budgets(workload)
@@ -186,8 +186,7 @@ def _plan(config: PretrainedConfig, workload: Workload, capacity: int, parameter
         Item(f"activations, {held} tokens", activations, shrink, generating=False),
         Item(_transient_name(workload), transient, shrink, generating=False),
     )
-    sleeps = not (workload.overlapped or workload.awake)
-    return MemoryPlan(items, capacity, kv_cache / GIB, tokens, sleeps, workload.whole_gradients)
+    return MemoryPlan(items, capacity, kv_cache / GIB, tokens, not awake, workload.whole_gradients)
 
 
 def _kv_cache_size(config: PretrainedConfig, workload: Workload, left: int) -> int:

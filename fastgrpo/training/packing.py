@@ -50,13 +50,13 @@ def joined(samples: Sequence[Sample]) -> Joined:
     return Joined(lengths, advantages, (ids, mask, logprobs))
 
 
-def apart(joined: Joined) -> list[Sample]:
+def apart(whole: Joined) -> list[Sample]:
     """The samples that were `joined`; they share its memory."""
-    if not joined.lengths:
+    if not whole.lengths:
         return []
-    ends = np.cumsum(joined.lengths)[:-1]
-    ids, masks, logprobs = (np.split(array, ends) for array in joined.arrays)
-    return [Sample(*parts) for parts in zip(ids, masks, logprobs, joined.advantages, strict=True)]
+    ends = np.cumsum(whole.lengths)[:-1]
+    ids, masks, logprobs = (np.split(array, ends) for array in whole.arrays)
+    return [Sample(*parts) for parts in zip(ids, masks, logprobs, whole.advantages, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
     if entry_point and "check" in defined_names(source):
         prompt = row.get("prompt")
         given = preamble(prompt, entry_point) if isinstance(prompt, str) else ""
-        return _counting(check_tests(source, entry_point, "\n".join(filter(None, (given, setup)))))
+        return _counting(check_tests(source, entry_point, "\n".join(filter(None, (given, setup)))), tree)
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
         return UnittestTests(source=_as_unittest(source), setup=setup)
     tests = script_tests(source)
@@ -134,11 +134,11 @@ def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
     return AssertTests(asserts=(source,), setup=setup)
 
 
-def _counting(tests: CheckTests | AssertTests) -> CheckTests | AssertTests:
-    """`tests` without `assert True` and its like, with which a program that is none would pass some."""
+def _counting(tests: CheckTests | AssertTests, tree: ast.Module) -> CheckTests | AssertTests:
+    """The `tests` of a `tree` without `assert True` and its like, with which a program that is none would pass some."""
     if isinstance(tests, AssertTests):
         return tests
-    asserts = [node for node in ast.walk(parse(tests.source)) if isinstance(node, ast.Assert)]
+    asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     asserts.sort(key=lambda node: (node.lineno, node.col_offset))
     kept = tuple(index for index, node in enumerate(asserts) if not is_empty(node))
     return tests if len(kept) in (0, len(asserts)) else msgspec.structs.replace(tests, select=kept)
