@@ -7,7 +7,7 @@ process of its own: `default` as the project starts vLLM, `unsteady` without `st
 anything that is taken out of vLLM's Python, `block16` with vLLM's own cache blocks of 16 tokens, `synchronous` without
 its asynchronous scheduling. `worker` and `worker-unsteady` have the kernels launched in a further process, as
 `engine.process` own does on a GPU: what is timed is what its scheduler's process does, and a last turn says what the
-worker's does and how long the GPU has nothing to do. `waiting` is what the host waits for the device, or for the
+worker's does and how long the GPU has nothing to do, with its profile. `waiting` is what the host waits for the device, or for the
 worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's CPU time.
 `worker-deep` has three steps in flight where vLLM has two (`deep_queue.py`; on a CPU there is one).
 """
@@ -32,7 +32,7 @@ from typing import Any
 from engine_setup import Setup, Workload, report, save, saved_model
 from model_shapes import CUDA, SHAPES, chosen
 from transformers import AutoTokenizer
-from worker_watch import begin, clock, end
+from worker_watch import begin, begin_profile, clock, end, end_profile
 
 from fastgrpo.engine import engine, vllm_patches
 from fastgrpo.engine.guards import replaced
@@ -177,7 +177,7 @@ def worker(folder: str, work: Workload) -> None:
     host = HostClock(started)
     # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
     steps = work.completion_tokens - 2 * UNTIMED
-    for turn in ("warm-up", "first", "second", "watched"):
+    for turn in ("warm-up", "first", "second", "watched", "profiled"):
         for key in range(work.sequences):
             started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
         _steps(started, UNTIMED)
@@ -188,6 +188,10 @@ def worker(folder: str, work: Workload) -> None:
             runner, parts = rpc(end)[0]
             line = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
             report(f"the worker's process, {runner}, ms a token", line)
+        elif turn == "profiled":
+            started._llm.collective_rpc(begin_profile)
+            _steps(started, min(steps, WATCHED))
+            print(started._llm.collective_rpc(end_profile)[0])
         else:
             seconds = _timed(partial(_steps, started, steps), host)
             speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"

@@ -1,10 +1,14 @@
 """What vLLM's worker process does while it decodes: its host's time by part, and when the GPU has nothing to do.
 
-`begin` and `end` run in the worker's process: `llm.collective_rpc(begin)`, some steps, `llm.collective_rpc(end)`.
+`begin` and `end` run in the worker's process: `llm.collective_rpc(begin)`, some steps, `llm.collective_rpc(end)`;
+`begin_profile` and `end_profile` likewise, in other steps, since a profile makes Python slower.
 """
 
 from __future__ import annotations
 
+import cProfile
+import io
+import pstats
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -81,3 +85,18 @@ def end(worker: Any) -> tuple[str, dict[str, float]]:
     watch: Watch = worker.watch
     del worker.watch
     return type(watch.runner).__module__, watch.end()
+
+
+def begin_profile(worker: Any) -> None:
+    """Profile the thread of vLLM's `worker` that launches its kernels."""
+    worker.host_profile = cProfile.Profile()
+    worker.host_profile.enable()
+
+
+def end_profile(worker: Any) -> str:
+    """The dearest functions since `begin_profile`, by their own time."""
+    worker.host_profile.disable()
+    text = io.StringIO()
+    pstats.Stats(worker.host_profile, stream=text).strip_dirs().sort_stats("tottime").print_stats(30)
+    del worker.host_profile
+    return text.getvalue()
