@@ -7,9 +7,9 @@ process of its own: `default` as the project starts vLLM, `unsteady` without `st
 anything that is taken out of vLLM's Python, `block16` with vLLM's own cache blocks of 16 tokens, `synchronous` without
 its asynchronous scheduling. `worker` and `worker-unsteady` have the kernels launched in a further process, as
 `engine.process` own does on a GPU: what is timed is what its scheduler's process does, and a last turn says what the
-worker's does and how long the GPU has nothing to do, with its profile. `waiting` is what the host waits for the device, or for the
-worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's CPU time.
-`worker-deep` has three steps in flight where vLLM has two (`deep_queue.py`; on a CPU there is one).
+worker's does, with its profile, and how long the GPU has nothing to do. `waiting` is what the host waits for the
+device, or for the worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's
+CPU time. `worker-two` has two steps in flight, as vLLM has, where the project has three (on a CPU there is one).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fastgrpo.engine.guards import replaced
 VARIANTS: dict[str, dict[str, Any]] = {
     "worker": {},
     "worker-unsteady": {},
-    "worker-deep": {"worker_extension_cls": "deep_queue.Worker"},
+    "worker-two": {},
     "default": {},
     "unsteady": {},
     "unspared": {},
@@ -234,9 +234,8 @@ def profile(setup: Setup) -> None:
 def spared(variant: str) -> Iterator[None]:
     """What `variant` leaves of vLLM's Python as it is, or adds to it."""
     with ExitStack() as stack:
-        if variant == "worker-deep":
-            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-            import deep_queue  # noqa: F401
+        if variant == "worker-two":
+            stack.enter_context(replaced(vllm_patches, "_one_more", lambda own, config: own(config)))
         if variant in ("unspared", "unsteady", "worker-unsteady"):
             stack.enter_context(replaced(vllm_patches, "spare_steady_steps", lambda llm: None))
         if variant == "unspared":

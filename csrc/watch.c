@@ -126,7 +126,8 @@ static bool add_memory(walk *w, const char *folder, pid_t thread, pid_t parent) 
         w->total.anonymous_kb += areas_kb(w->s, folder, mapped - base_mapped);
     if (w->proportional) {
         if (parent && shares_memory(parent, thread)) return true;
-        read_proportional(w->s, folder, &held);
+        /* Unreadable, all of its pages are its own; unless it has ended meanwhile and has none. */
+        if (!read_proportional(w->s, folder, &held) && !read_anonymous(w->s, folder, &held, &mapped)) return false;
     } else if (facts_of(w->s, folder).stack == w->s->base_stack) {
         base = w->s->base_anon_kb; /* the warm interpreter's pages, shared with the server */
     }
@@ -220,6 +221,10 @@ static bool over_memory(const server *s, job *j, usage *total) {
     uint32_t descriptors = total->descriptors > FEW_DESCRIPTORS ? total->descriptors : 0;
     if (descriptors || (total->anonymous_kb > cap_kb && j->many))
         *total = usage_of(s, j->solution.pid, j->many, descriptors);
+    if (total->anonymous_kb > cap_kb && j->many) { /* of processes that begin and end while they are read: once more */
+        usage again = usage_of(s, j->solution.pid, true, descriptors);
+        if (again.anonymous_kb < total->anonymous_kb) *total = again;
+    }
     if (total->anonymous_kb + s->base_anon_kb > j->memory_kb) j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
     return total->anonymous_kb > cap_kb;
 }

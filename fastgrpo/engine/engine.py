@@ -21,6 +21,7 @@ from fastgrpo.engine.guards import interrupt_deferred, replaced
 from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
 from fastgrpo.engine.vllm_patches import (
     forget_prefixes,
+    has_steps,
     nothing_scheduled,
     patched_vllm,
     prefixes_cached,
@@ -186,15 +187,15 @@ class Engine:
             for name in names:
                 del self._open[name]
             if names and not self._open:
-                self._drop_launched()
+                self._advance_to_the_end()
 
     def settle(self) -> list[Completion]:
-        """End the step that vLLM may have launched ahead, begin none, and return what finished.
+        """End the steps that vLLM may have launched ahead, begin none, and return what finished.
 
         Until the next `step` nothing reads the weights, and each open request's tokens are all known.
         """
         with interrupt_deferred(), nothing_scheduled(self._llm):
-            outputs = self._advance()
+            outputs = self._advance_to_the_end()
         if self._device is not None:
             torch.cuda.current_stream().synchronize()
         return [self._completion(output) for output in outputs if output.finished]
@@ -204,7 +205,7 @@ class Engine:
         with interrupt_deferred():
             self._llm.abort_request(list(self._open))
             self._open.clear()
-            self._drop_launched()
+            self._advance_to_the_end()
 
     def score(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> list[list[float]]:
         """Logprobs at temperature 1 of tokens 1.. of each sequence (the first token has none). Must not be busy."""
@@ -295,10 +296,12 @@ class Engine:
         self._llm.add_request(name, {"prompt_token_ids": np.asarray(token_ids).tolist()}, params)
         self._open[name] = OpenRequest(key, [(0, self._version)])
 
-    def _drop_launched(self) -> None:
-        # With asynchronous scheduling a batch of dropped requests may still be in flight.
-        self._advance()
-        self._advance()
+    def _advance_to_the_end(self) -> list[Any]:
+        """What finishes until nothing is in flight; asynchronous scheduling has steps of dropped requests there too."""
+        outputs: list[Any] = []
+        while has_steps(self._llm):
+            outputs += self._advance()
+        return outputs
 
     def _advance(self) -> list[Any]:
         timeout = self._step_timeout_s * (1 if self._decoded else FIRST_STEP)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
       path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
       reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine. Ranks speak
       through gloo, not through shared memory whose name all runs on a machine would have in common.
-    - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only.
+    - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only. A third decoding step is in
+      flight where vLLM has two: the GPU then waits neither for a step's tokens to be read nor for the next launch.
     - Of a sampled token only its own logprob is kept, not the lists that say where it ranks.
     - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
     """
@@ -58,8 +59,11 @@ def patched_worker() -> Iterator[None]:
     """`patched_vllm`'s part in the process that has vLLM's worker, which loads the model in the block."""
     with ExitStack() as stack:
         if torch.cuda.is_available():
+            from vllm.config import VllmConfig
             from vllm.v1.worker.gpu_worker import Worker
 
+            own = vars(VllmConfig)["max_concurrent_batches"].fget
+            stack.enter_context(replaced(VllmConfig, "max_concurrent_batches", property(partial(_one_more, own))))
             pool = Worker._maybe_get_memory_pool_context
             stack.enter_context(
                 replaced(
@@ -80,6 +84,12 @@ def patched_worker() -> Iterator[None]:
             # torch 2.13 says so at each of vLLM's gathers.
             warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
         yield
+
+
+def _one_more(own: Callable[[Any], int], config: Any) -> int:
+    """Steps in flight, of which vLLM would have `own(config)`. Its first model runner was not run with three."""
+    steps = own(config)
+    return steps + 1 if steps > 1 and config.use_v2_model_runner else steps
 
 
 def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
@@ -168,6 +178,12 @@ def nothing_scheduled(llm: Any) -> Iterator[None]:
     """A step in the block ends what is launched already and launches nothing."""
     with replaced(llm.engine_core.engine_core.scheduler, "has_requests", lambda: False):
         yield
+
+
+def has_steps(llm: Any) -> bool:
+    """Whether a step is in flight or would launch something."""
+    core = llm.engine_core.engine_core
+    return core.scheduler.has_requests() or bool(core.batch_queue)
 
 
 def sampled_tokens(llm: Any) -> dict[str, int]:

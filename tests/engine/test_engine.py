@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -264,6 +265,34 @@ def cached_logprobs(folder: Path, states: list[dict[str, torch.Tensor]], complet
 
 def state(policy: Policy) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in policy.model.state_dict().items()}
+
+
+@pytest.fixture
+def three_in_flight(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> deque[object]:
+    """vLLM's queue of three steps, which it has on a GPU alone."""
+    core, queue = engine._llm.engine_core.engine_core, deque[object](maxlen=3)
+    monkeypatch.setattr(core, "batch_queue", queue)
+    monkeypatch.setattr(core, "batch_queue_size", 3, raising=False)
+    monkeypatch.setattr(core, "step_fn", core.step_with_batch_queue)
+    return queue
+
+
+@exact
+def test_steps_in_flight_end_with_settle_and_with_the_last_abort(
+    synced: Engine, three_in_flight: deque[object]
+) -> None:
+    for key, prompt in enumerate(PROMPTS):
+        synced.submit(key, prompt, max_tokens=60, seed=key)
+    for _ in range(10):
+        synced.step()
+    assert len(three_in_flight) == 2
+    synced.settle()
+    assert not three_in_flight
+    for _ in range(10):
+        synced.step()
+    synced.abort(range(len(PROMPTS)))
+    assert not three_in_flight
+    assert not synced.busy
 
 
 @exact

@@ -17,7 +17,7 @@ import torch
 
 from fastgrpo.engine import steady_decoding
 from fastgrpo.engine.steady_decoding import shape, spare_steady_steps
-from fastgrpo.engine.vllm_patches import idle_inside_blocks, keep_own_logprobs_only
+from fastgrpo.engine.vllm_patches import _one_more, idle_inside_blocks, keep_own_logprobs_only
 
 pytestmark = pytest.mark.engine
 
@@ -229,6 +229,15 @@ def test_answers_do_not_hang_on_how_many_steps_are_in_flight(tiny_folder: Path, 
         found.append(sorted(answers(done)))
     assert len(found[0]) == 40
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(("own", "second_runner", "steps"), [(2, True, 3), (2, False, 2), (1, True, 1)])
+def test_a_third_step_is_in_flight_where_vllm_has_two(own: int, second_runner: bool, steps: int) -> None:
+    from vllm.config import VllmConfig
+
+    assert callable(vars(VllmConfig)["max_concurrent_batches"].fget)
+    config = SimpleNamespace(use_v2_model_runner=second_runner)
+    assert _one_more(lambda config: own, config) == steps
 
 
 def count_calls(owner: Any, name: str) -> Any:
