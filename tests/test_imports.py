@@ -15,7 +15,7 @@ ALLOWED = {
     "ranks": FLOOR,
     "record": FLOOR | {"ranks"},
     "policy": FLOOR | {"ranks", "kernels"},
-    "engine": FLOOR | {"ranks", "policy"},
+    "engine": FLOOR | {"ranks", "kernels", "policy"},
     "rollouts": FLOOR | {"ranks", "policy", "engine"},
     "training": FLOOR | {"ranks", "kernels", "record", "policy", "engine", "rollouts"},
 }

@@ -134,6 +134,15 @@ def test_a_seeded_request_does_not_depend_on_its_company(synced: Engine) -> None
     assert alone[0].token_ids == together[3].token_ids
 
 
+def test_nor_on_what_others_ask_of_their_logits(synced: Engine) -> None:
+    """On a GPU vLLM samples a batch where one does, in its own way."""
+    together = generate(synced)
+    synced.submit(3, PROMPTS[3], max_tokens=24, seed=103)
+    synced.submit(9, PROMPTS[4], max_tokens=30, seed=9, top_p=0.5)
+    beside = finish(synced)
+    assert beside[0].token_ids == together[3].token_ids
+
+
 def test_finished_completions_leave_at_once(synced: Engine) -> None:
     for key, budget in enumerate([2, 30, 9]):
         synced.submit(key, PROMPTS[key], max_tokens=budget)

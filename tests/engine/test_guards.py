@@ -57,11 +57,12 @@ def test_the_longer_deadline_is_for_what_compiles_whatever_was_stepped_before(
         prompt_logprobs=logprobs,
         outputs=[SimpleNamespace(token_ids=[1], logprobs=logprobs, finish_reason="stop")],
     )
-    steps = iter([[], [], [done], [], [done], [done]])
+    steps, flying = iter([[], [], [done], [], [done], [done]]), iter([True, True, False])
     llm = SimpleNamespace(
         step=lambda: next(steps), add_request=lambda *_: None, abort_request=lambda _: None, output_processor=None
     )
     monkeypatch.setattr(in_process, "start_vllm", lambda _: llm)
+    monkeypatch.setattr(in_process, "has_steps", lambda _: next(flying))
     monkeypatch.setattr(in_process, "within", lambda seconds, _: limits.append(seconds) or nullcontext())
     engine = in_process.Engine(tiny_folder, max_model_len=64, step_timeout_s=1.0)
     engine.submit(0, [1], max_tokens=4)

@@ -13,7 +13,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from fastgrpo.kernels import advantage_triton, forward_triton, layer_triton, rows_triton
+from fastgrpo.kernels import advantage_triton, forward_triton, layer_triton, rows_triton, sampling_triton
 from fastgrpo.kernels.reference import LogitTransform, LossOptions, SoftmaxSums, TokenInputs
 
 
@@ -49,6 +49,7 @@ def heads(rows: int, vocabulary: int) -> None:
                 logits_NV, targets_N, transform, tokens, options, torch.zeros(16, rows), gradient=softcap is None
             )
     rows_triton.scale_(logits_NV, torch.ones(()))
+    sampling_triton.sample(logits_NV, one_N, targets_N, targets_N)
 
 
 def layers(rows: int, width: int) -> None:
