@@ -7,8 +7,8 @@ process of its own: `default` as the project starts vLLM, `unsteady` without `st
 anything that is taken out of vLLM's Python, `block16` with vLLM's own cache blocks of 16 tokens, `synchronous` without
 its asynchronous scheduling. `worker` and `worker-unsteady` have the kernels launched in a further process, as
 `engine.process` own does on a GPU: what is timed is what its scheduler's process does, and a last turn says what the
-worker's does and how long the GPU has nothing to do, with its profile. `waiting` is what the host waits for the device, or for the
-worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's CPU time.
+worker's does and how long the GPU has nothing to do, with its profile. `waiting` is what the host waits for the device,
+or for the worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's CPU time.
 `worker-deep` has three steps in flight where vLLM has two (`deep_queue.py`; on a CPU there is one).
 """
 

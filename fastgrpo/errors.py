@@ -55,10 +55,11 @@ def writing(what: object, fix: str = "free space, then continue with --resume") 
 def replace_file(path: Path, data: bytes, fix: str = "free space, then continue with --resume") -> None:
     """Write `data` as the file at `path`, which after a full disk, a kill or a power cut has either it or what it had.
 
-    Raises `CannotWrite`.
+    Makes the folder. Raises `CannotWrite`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing(path, fix):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
                 file.write(data)

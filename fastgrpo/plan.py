@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from fastgrpo.cli import CommandLine, parse, run_async
+from fastgrpo.cli import CommandLine, parse
 from fastgrpo.config import Config
 from fastgrpo.config_files import to_toml
 from fastgrpo.doctor import require_ready
@@ -18,6 +18,7 @@ from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.folder import load_config
 from fastgrpo.policy.hub import with_local_model
+from fastgrpo.program import run_async
 from fastgrpo.ranks.collectives import joined_ranks, rank_and_world
 from fastgrpo.rollouts.environment import prompt_of
 from fastgrpo.rollouts.rollouts import prompts_fit

@@ -10,8 +10,7 @@ import pytest
 PROGRAM = """
 import asyncio, sys, threading, time
 from fastgrpo import left_behind
-from fastgrpo.cli import run_async
-from fastgrpo.program import run_program
+from fastgrpo.program import run_async, run_program
 
 left_behind.LOOP_S = left_behind.EXIT_S = 0.3
 
@@ -40,7 +39,7 @@ import asyncio, sys, time
 from contextlib import asynccontextmanager
 import torch
 from fastgrpo import tasks
-from fastgrpo.cli import run_async
+from fastgrpo.program import run_async
 from fastgrpo.config import Config
 from fastgrpo.rollouts import asking, dataset, environment
 from fastgrpo.training import loss
