@@ -261,7 +261,7 @@ def perform(name: str, config: Config) -> str:
     """
     folder = Path(config.runs).expanduser() / "experiments" / named([name])
     saved = folder / "config.toml"
-    if saved.exists() and saved.read_text(encoding="utf-8") != to_toml(config):
+    if saved.exists() and saved.read_bytes() != to_toml(config).encode():
         raise UserError(f"{folder} was made with another configuration: move it away, or set --runs")
     write(folder, {saved.name: to_toml(config)})
     text = write_rows(folder, "results", EXPERIMENTS[name](config, folder))

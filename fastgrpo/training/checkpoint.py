@@ -230,7 +230,7 @@ def _read_manifest(folder: Path) -> _Manifest | None:
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Manifest)
         whole = all((folder / name).stat().st_size == size for name, size in manifest.files.items())
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
         return None
     return manifest if whole else None
 

@@ -98,7 +98,7 @@ def _trials(problems: Sequence[Problem], sandbox: Sandbox) -> list[Trial]:
     path = _cache_folder() / f"{_digest(problems, sandbox)}.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[Trial])
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
         pass
     trials = _tried(problems, sandbox)
     _keep(path, msgspec.json.encode(trials))
