@@ -74,7 +74,16 @@ def replace_file(path: Path, data: bytes, fix: str = "free space, then continue 
 
 def first_line(error: Exception) -> str:
     """What an error says, in one line; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    """As `first_line`, of errors that tell their cause last, as torch's do after a traceback of their own."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return (str(error).strip() or type(error).__name__).splitlines()
 
 
 def said_by(error: BaseException) -> str:

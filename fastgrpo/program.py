@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from fastgrpo.errors import DISK_ERRORS, USER_ERROR, UserError, say_error, say_on_stderr, show_any_text, without_reader
-from fastgrpo.left_behind import bound_exit, leaving_behind
+from fastgrpo.left_behind import bound_exit, going_on, leaving_behind
 from fastgrpo.signals import reacting, signals_handled, stopped_by
 
 Value = TypeVar("Value")
@@ -54,7 +54,8 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
 def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
     """What a program's coroutine returns, run under uvloop; a signal cancels it and becomes KeyboardInterrupt.
 
-    What somebody's code leaves running is waited for a moment, named and left behind (`fastgrpo.left_behind`).
+    What somebody's code leaves running is waited for a moment, named and left behind; where it lets nothing else run,
+    the process ends (`fastgrpo.left_behind`).
     """
     from uvloop import new_event_loop
 
@@ -70,7 +71,7 @@ def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
             async with leaving_behind():
                 return await main()
 
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with going_on(), asyncio.Runner(loop_factory=new_event_loop) as runner:
         try:
             return runner.run(stoppable())
         except asyncio.CancelledError:

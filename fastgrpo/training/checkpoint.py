@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat
-from fastgrpo.errors import UserError, replace_file, writing
+from fastgrpo.errors import UserError, last_line, replace_file, writing
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.run_folder import refuse_changes
 
@@ -171,8 +171,7 @@ def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> in
     try:
         load_state(path / STATE)
     except (Exception, CheckpointException) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"the checkpoint {path} is damaged ({reason}): resume from an older one") from None
+        raise UserError(f"the checkpoint {path} is damaged ({last_line(error)}): resume from an older one") from None
     return manifest.step
 
 

@@ -282,6 +282,12 @@ def test_damaged_state_is_a_user_error(tmp_path: Path) -> None:
     state.write_bytes(b"x" * state.stat().st_size)
     with pytest.raises(UserError, match=r"checkpoint .*step-000001 is damaged \(.*\): resume from an older one"):
         load(path, Config(), optimizer.load)
+
+    def says_nothing(folder: Path) -> None:
+        raise AssertionError
+
+    with pytest.raises(UserError, match=r"step-000001 is damaged \(AssertionError\)"):
+        load(path, Config(), says_nothing)
     state.write_bytes(b"x")
     with pytest.raises(UserError, match="is not whole"):
         load(path, Config(), optimizer.load)

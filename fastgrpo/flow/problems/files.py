@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, first_line
 from fastgrpo.flow.problems.contests import Apps, CodeContests, DeepCoder, LiveCodeBench
 from fastgrpo.flow.problems.evalplus import EvalPlus
 from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, HumanEval, LeetCode, Mbpp, OwnProblem
@@ -168,9 +168,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
-        raise UserError(
-            f"cannot read problems from {path}: {str(error).splitlines()[0]}; write the file anew"
-        ) from None
+        raise UserError(f"cannot read problems from {path}: {first_line(error)}; write the file anew") from None
 
 
 def _problem(record: Mapping[str, Any], name: str) -> Problem:
