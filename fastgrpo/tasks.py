@@ -227,6 +227,8 @@ def _sets(dataset: Any, split: str = "train") -> list[list[Example]]:
     if not isinstance(dataset, str) and not (several and dataset):
         return [read_examples(dataset, split)]
     names = set_names(dataset)
+    if not names:
+        raise UserError("data.dataset names no data set: name a file of rows, or OWNER/NAME on the hub")
     sets = [read_examples(name, split) for name in names]
     if len(sets) == 1:
         return sets

@@ -69,7 +69,9 @@ def load(dataset: str | Sequence[str]) -> list[Problem]:
 
 def load_sets(dataset: str | Sequence[str]) -> list[list[Problem]]:
     """As `load`, data set by data set."""
-    files = set_names(dataset) or [str(dataset)]
+    files = set_names(dataset)
+    if not files:
+        raise UserError("data.dataset names no data set: name humaneval, a file, or OWNER/NAME on the hub")
     sets = [_load_one(name) for name in files]
     seen: dict[str, str] = {}
     for file, problem in ((file, problem) for file, problems in zip(files, sets, strict=True) for problem in problems):
