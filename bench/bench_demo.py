@@ -17,9 +17,9 @@ from pathlib import Path
 
 from machine import cores
 
+from fastgrpo.doctor import versions
 from fastgrpo.evaluation import read_rows, summary
 from fastgrpo.record.json_lines import read_lines
-from fastgrpo.report import versions
 
 RESULTS = Path(__file__).parent / "results" / "demo.md"
 COLUMNS = ("pass_rate", "solved", "reward", "invalid", "complexity", "spent", "cost_hard_over_easy")

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from fastgrpo.cli import DEMO
+from fastgrpo.doctor import versions
 from fastgrpo.evaluation import read_rows, summary
 from fastgrpo.record.json_lines import read_lines
-from fastgrpo.report import versions
 
 IN_FLIGHT = "in-flight"
 RESULTS = Path(__file__).parent / "results" / "lag.md"

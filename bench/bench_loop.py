@@ -22,10 +22,10 @@ from engine_setup import Endless, Workload, emit, report, save, save_model
 from loop_setup import metrics, settings
 from model_shapes import SHAPES
 
-from fastgrpo.cli import parse, run_async
+from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.engine.engine import Engine
-from fastgrpo.program import run_program
+from fastgrpo.program import run_async, run_program
 from fastgrpo.ranks.collectives import gather_all, joined_ranks, of_replica
 from fastgrpo.record.log import open_log
 from fastgrpo.train import improve

@@ -11,10 +11,11 @@ import torch
 from engine_setup import Endless, MemoryPeaks, Setup, Workload, start_peak
 from model_shapes import CUDA, GIB
 
-from fastgrpo.cli import parse, run_async
+from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.engine.engine import Engine
 from fastgrpo.policy.chat import Chat
+from fastgrpo.program import run_async
 from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.log import RunLog
 from fastgrpo.run_folder import open_folder

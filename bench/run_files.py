@@ -37,7 +37,7 @@ def evaluated_rows(argument: str) -> Iterator[Mapping[str, Any]]:
 def _evaluation(path: Path) -> list[dict[str, Any]]:
     try:
         rows = _lines(path) if path.suffix == ".jsonl" else msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}; name a run's evaluation.json") from None
     if not isinstance(rows, list) or not all("metrics" in row and "stage" in row for row in rows):
         raise UserError(f"{path} has no rows of an evaluation: name an evaluation.json or a baselines.jsonl")

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Container, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
-
-from uvloop import new_event_loop
+from typing import Any, NamedTuple
 
 from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import read_saved, read_toml
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
-from fastgrpo.errors import UserError, say_on_stderr
-from fastgrpo.left_behind import leaving_behind
+from fastgrpo.errors import UserError
 from fastgrpo.run_folder import refuse_task_from_python
-from fastgrpo.signals import reacting, stopped_by
 
 FLAGS = {
     "--config FILE": "read this TOML file first; without it and without --model, the demo's settings",
@@ -31,7 +26,6 @@ FLAGS = {
 }
 OF_RUN = "read this TOML file first; without it that of the run that wrote --model, without both the demo's settings"
 
-Value = TypeVar("Value")
 SHORT = {
     "model": "model.path",
     "dataset": "data.dataset",
@@ -154,30 +148,3 @@ def sections() -> Iterator[tuple[str, str, list[Key]]]:
     titles = {"": "Run"} | {name: (type(getattr(Config(), name)).__doc__ or "").rstrip(".") for name in SECTIONS}
     for section, title in titles.items():
         yield section, title, [key for key in KEYS.values() if key.name.rpartition(".")[0] == section]
-
-
-def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
-    """What a program's coroutine returns, run under uvloop; a signal cancels it and becomes KeyboardInterrupt.
-
-    What somebody's code leaves running is waited for a moment, named and left behind (`fastgrpo.left_behind`).
-    """
-
-    async def stoppable() -> Value:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None, "a coroutine runs in a task"
-
-        def stop() -> None:
-            loop.call_soon_threadsafe(task.cancel)
-            say_on_stderr("stopping in order; a second signal ends at once")
-
-        with reacting(stop):
-            async with leaving_behind():
-                return await main()
-
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        try:
-            return runner.run(stoppable())
-        except asyncio.CancelledError:
-            if stopped_by() is None:
-                raise
-            raise KeyboardInterrupt from None

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from fastgrpo.config import Config
-from fastgrpo.config_keys import checked, resolve
+from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError
 
 
@@ -48,7 +48,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _flatten(tables: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tables.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + name not in KEYS:
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

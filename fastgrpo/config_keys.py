@@ -39,6 +39,7 @@ def _keys(section: type[Section] = Config, prefix: str = "") -> Iterator[Key]:
 KEYS: dict[str, Key] = {key.name: key for key in _keys()}
 # A table [workers.others.NAME] has the keys of [workers], less those that hold for all workers.
 _OF_ANOTHER_WORKER = re.compile(r"workers\.others\.\w{1,64}\.(?!(kind|name|cache_dir|latency_scale)$)(?=\w+$)")
+_ANOTHER_WORKERS_KEY = re.compile(r"workers\.others\.\w{1,64}\.\w+")
 # What the patterns of two keys ask for, in words.
 _SPELLED = {
     "name": "a text of letters, digits, '_', '.' and '-' that begins with a letter or digit",
@@ -106,8 +107,7 @@ def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict
         try:
             result[name] = msgspec.convert(given, key.type, strict=strict)
         except msgspec.ValidationError as error:
-            wanted = str(error).removeprefix("Expected ").split(", got")[0].replace("`", "").replace("array", "a list")
-            wanted = choices_of(key) or _SPELLED.get(name, wanted)
+            wanted = choices_of(key) or _SPELLED.get(name) or _wanted(key, str(error))
             if isinstance(value, dict) and "JSON" in key.help:
                 wanted = "the text that json.dumps makes of it"
             raise UserError(f"{source}: {name} must be {wanted}, got {shown(value)} ({type(value).__name__})") from None
@@ -116,6 +116,12 @@ def checked(values: dict[str, Any], *, source: str, strict: bool = True) -> dict
         if isinstance(result[name], float) and not math.isfinite(result[name]):
             raise UserError(f"{source}: {name} must be a finite number, got {value!r}")
     return result
+
+
+def _wanted(key: Key, said: str) -> str:
+    """What a value of the key is, by what msgspec says of one that is none."""
+    kind = said.removeprefix("Expected ").split(", got")[0].split(" - at")[0].split(" |")[0].replace("`", "")
+    return f"{kind}, or a list of such" if takes_several(key) else kind
 
 
 def _is_unicode(value: Any) -> bool:
@@ -135,6 +141,8 @@ def takes_several(key: Key) -> bool:
 
 
 def _unknown(name: str) -> str:
+    if name.startswith("workers.others") and not _ANOTHER_WORKERS_KEY.fullmatch(name):
+        return f"unknown key {name!r}: a worker is a table [workers.others.NAME], its NAME letters, digits and '_'"
     if name in SECTIONS:
         return f"{name!r} is a section, not a key: set keys such as {next(k for k in KEYS if k.startswith(name))!r}"
     if same := ELSEWHERE.get(name.split(".")[-1]):

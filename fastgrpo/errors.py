@@ -55,10 +55,11 @@ def writing(what: object, fix: str = "free space, then continue with --resume") 
 def replace_file(path: Path, data: bytes, fix: str = "free space, then continue with --resume") -> None:
     """Write `data` as the file at `path`, which after a full disk, a kill or a power cut has either it or what it had.
 
-    Raises `CannotWrite`.
+    Makes the folder. Raises `CannotWrite`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with writing(path, fix):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
                 file.write(data)
@@ -73,7 +74,16 @@ def replace_file(path: Path, data: bytes, fix: str = "free space, then continue 
 
 def first_line(error: Exception) -> str:
     """What an error says, in one line; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    """As `first_line`, of errors that tell their cause last, as torch's do after a traceback of their own."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return (str(error).strip() or type(error).__name__).splitlines()
 
 
 def said_by(error: BaseException) -> str:

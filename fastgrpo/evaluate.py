@@ -40,8 +40,10 @@ async def policy_alone(config: Config) -> None:
         rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
     save_rows(config.folder / "evaluation.json", rows)
     if rank_and_world()[0] == 0:
-        for name, value in summary(rows).items():
-            print(f"{name:16} {value:.4f}")
+        means = summary(rows)
+        width = max(map(len, means), default=0)
+        for name, value in means.items():
+            print(f"{name:{width}} {value:.4f}")
 
 
 async def beside_baselines(config: Config) -> None:

@@ -20,16 +20,15 @@ from typing import Any
 import msgspec
 
 from fastgrpo import forging, sft
-from fastgrpo.cli import run_async
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.controls import compare, policies, write_rows
-from fastgrpo.errors import UserError, replace_file, writing
+from fastgrpo.errors import UserError, replace_file
 from fastgrpo.evaluation import read_rows, save_rows
 from fastgrpo.plan import command_to_run
 from fastgrpo.policy.hub import with_local_model
-from fastgrpo.program import run_program
+from fastgrpo.program import run_async, run_program
 from fastgrpo.record.comparison import markdown, spread
 from fastgrpo.record.json_lines import encoded
 from fastgrpo.record.problem_statistics import by_problem
@@ -201,7 +200,8 @@ def trained(config: Config, folder: Path, name: str, keys: Mapping[str, Any], ta
     `task` None is the one that the configuration names.
     """
     run = resolve(flat(config) | dict(keys) | {"name": name, "runs": str(folder)})
-    if not (run.folder / "report.html").exists():
+    # The last that it leaves but its report, which anybody may have made meanwhile.
+    if all(row.stage != "grpo" for row in read_rows(run.folder / "evaluation.json")):
         train(run, resume=(run.folder / "config.toml").exists(), task=task)
     return run
 
@@ -217,10 +217,17 @@ def taught(
 
 
 def policy(config: Config, folder: Path) -> str:
-    """The folder of the trained policy: the model that is named unless it is a start, else a run's in `folder`."""
+    """The folder of the trained policy: the model that is named unless it is a start, else a run's in `folder`.
+
+    Raises UserError where that run has ended and its checkpoints are gone.
+    """
     if config.model.path and policies(config.model.path).keys() != {"SFT only"}:
         return config.model.path
-    return str(Checkpoints(trained(config, folder, "policy", {}).folder / "checkpoints").latest())
+    run = trained(config, folder, "policy", {}).folder
+    latest = Checkpoints(run / "checkpoints").latest()
+    if latest is None:
+        raise UserError(f"the run {run} has ended and has no whole checkpoint: remove its folder to train it again")
+    return str(latest)
 
 
 def rows_of_run(run: Config, stages: Mapping[str, str]) -> Rows:
@@ -243,11 +250,8 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write(folder: Path, files: Mapping[str, str]) -> None:
     """Texts by their names in `folder`. Raises UserError where one cannot be written: its file is as it was."""
-    fix = "free space or set --runs"
-    with writing(f"to {folder}", fix):
-        folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        replace_file(folder / name, text.encode(), fix)
+        replace_file(folder / name, text.encode(), "free space or set --runs")
 
 
 def perform(name: str, config: Config) -> str:
@@ -257,7 +261,7 @@ def perform(name: str, config: Config) -> str:
     """
     folder = Path(config.runs).expanduser() / "experiments" / named([name])
     saved = folder / "config.toml"
-    if saved.exists() and saved.read_text(encoding="utf-8") != to_toml(config):
+    if saved.exists() and saved.read_bytes() != to_toml(config).encode():
         raise UserError(f"{folder} was made with another configuration: move it away, or set --runs")
     write(folder, {saved.name: to_toml(config)})
     text = write_rows(folder, "results", EXPERIMENTS[name](config, folder))

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from fastgrpo.errors import UserError, described, shown
+from fastgrpo.ranks.deadlines import within
+
+# For a module's own code, which may read a model.
+IMPORT_S = 600.0
 
 
 def find_function(name: str, key: str) -> Callable[..., Any]:
     """The function called `module:function` in the configuration's `key`, also of a file in the present folder.
 
-    Raises UserError.
+    Raises UserError. The process ends where the module's own code hangs.
     """
     module, _, function = name.strip().partition(":")
     if not module or not function:
@@ -29,11 +33,13 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
         )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    late = f"the module {module} has not been imported in {IMPORT_S:g} s: what takes long belongs into {function}"
     try:
-        found = getattr(importlib.import_module(module), function)
+        with within(IMPORT_S, f"{key}: {late}"):
+            found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{key}: the function {name} cannot be imported: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The module's own code runs.
         raised = described(error)
         raise UserError(f"{key}: the function {name} cannot be imported, its module raises {raised}") from error

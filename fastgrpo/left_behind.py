@@ -1,16 +1,20 @@
-"""The end of a program in which somebody's code still runs: it has a moment, is named, and is left behind."""
+"""The end of a program in which somebody's code still runs: it has a moment, is named, and is left behind.
+
+Where that code lets no other run, the program ends with it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 from fastgrpo.errors import say_on_stderr
 
@@ -19,6 +23,9 @@ LOOP_S = 10.0
 # For threads that a process waits for at its exit: what one still saves may take a minute, a hang takes for ever.
 EXIT_S = 60.0
 LOOK_S = 0.1
+# For one call that keeps Python's lock: loading a library from a slow disk may take minutes.
+STILL_S = 600.0
+BEAT_S = 1.0
 
 
 @asynccontextmanager
@@ -51,6 +58,30 @@ async def _end_tasks() -> None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
     if left:
         say(*(task.get_name() for task in left))
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """A block that ends the process, with the place of each thread, where no Python goes on in it for `STILL_S`.
+
+    As where a regular expression backtracks without end: then neither a deadline nor a signal is heard.
+    """
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.is_set():
+            # Its thread needs no lock of Python's.
+            faulthandler.dump_traceback_later(STILL_S, exit=True, file=2)
+            over.wait(BEAT_S)
+        faulthandler.cancel_dump_traceback_later()
+
+    beating = threading.Thread(target=beat, name="beat", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beating.join()
 
 
 def bound_exit(code: int) -> None:

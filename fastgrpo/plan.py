@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
-from fastgrpo.cli import CommandLine, parse, run_async
+from fastgrpo.cli import CommandLine, parse
 from fastgrpo.config import Config
 from fastgrpo.config_files import to_toml
 from fastgrpo.doctor import require_ready
@@ -18,11 +18,12 @@ from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.folder import load_config
 from fastgrpo.policy.hub import with_local_model
+from fastgrpo.program import run_async
 from fastgrpo.ranks.collectives import joined_ranks, rank_and_world
 from fastgrpo.rollouts.environment import prompt_of
 from fastgrpo.rollouts.rollouts import prompts_fit
 from fastgrpo.signals import interruptible
-from fastgrpo.tasks import Task, require_model, task_of
+from fastgrpo.tasks import Task, problems_of, require_model, task_of
 from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Sampling
@@ -90,7 +91,7 @@ def print_plan(config: Config, task: Task | None = None) -> None:
     task = task or task_of(config)
     require_model(config, task)
     config = with_local_model(config, weights=False)
-    problems, held_out = (task.list_problems or task.load_problems)(config)
+    problems, held_out = problems_of(task, config, tried=False)
     grpo = config.grpo
     rollouts = grpo.prompts_per_step * grpo.group_size
     memory = trainable(config)

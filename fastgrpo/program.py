@@ -1,17 +1,23 @@
-"""How a program ends: its exit status, after an error, a signal or a reader that is gone. Standard library alone."""
+"""How a program runs and ends: its coroutine, its exit status after an error, a signal or a reader that is gone.
+
+Needs the standard library alone until a coroutine is run: the doctor runs before anything is installed.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import select
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn, TypeVar
 
 from fastgrpo.errors import DISK_ERRORS, USER_ERROR, UserError, say_error, say_on_stderr, show_any_text, without_reader
-from fastgrpo.left_behind import bound_exit
-from fastgrpo.signals import signals_handled, stopped_by
+from fastgrpo.left_behind import bound_exit, going_on, leaving_behind
+from fastgrpo.signals import reacting, signals_handled, stopped_by
+
+Value = TypeVar("Value")
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
@@ -43,6 +49,35 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         code = 128 + (stopped_by() or signal.SIGINT)
     bound_exit(code)
     sys.exit(code)
+
+
+def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
+    """What a program's coroutine returns, run under uvloop; a signal cancels it and becomes KeyboardInterrupt.
+
+    What somebody's code leaves running is waited for a moment, named and left behind; where it lets nothing else run,
+    the process ends (`fastgrpo.left_behind`).
+    """
+    from uvloop import new_event_loop
+
+    async def stoppable() -> Value:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None, "a coroutine runs in a task"
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+            say_on_stderr("stopping in order; a second signal ends at once")
+
+        with reacting(stop):
+            async with leaving_behind():
+                return await main()
+
+    with going_on(), asyncio.Runner(loop_factory=new_event_loop) as runner:
+        try:
+            return runner.run(stoppable())
+        except asyncio.CancelledError:
+            if stopped_by() is None:
+                raise
+            raise KeyboardInterrupt from None
 
 
 def _reader_gone() -> bool:

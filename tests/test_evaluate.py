@@ -64,7 +64,7 @@ def test_workflows_left_out_are_told(
 ) -> None:
     collected += [rollout("ok"), rollout("infrastructure")]
     asyncio.run(evaluate.policy_alone(CONFIG))
-    assert "reward           0.5000" in capsys.readouterr().out
+    assert "pass_rate 0.2500\nreward    0.5000\n" in capsys.readouterr().out
     assert "1 of 2 rollouts are left out of the evaluation: the endpoint cannot be reached" in caplog.text
     [row] = evaluation.read_rows(CONFIG.folder / "evaluation.json")
     assert (row.stage, row.metrics["pass_rate"]) == ("evaluate", 0.25)

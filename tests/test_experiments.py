@@ -197,6 +197,11 @@ def test_what_stage_1_left_is_a_start_from_which_the_policy_is_trained(
     assert [models for _, models, _ in stubs.compared] == [both] * (2 if name == "worker-swap" else 1)
 
 
+def test_a_policy_whose_checkpoints_are_gone_is_named(stubs: Stubs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cost/policy has ended and has no whole checkpoint: remove its folder"):
+        perform("cost", config(tmp_path))
+
+
 def test_numbers_are_compared_on_questions_alone(stubs: Stubs, tmp_path: Path) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_bytes(b"".join(encode({"question": "?" * n, "answer": n}) + b"\n" for n in range(1, 9)))
@@ -217,7 +222,9 @@ def test_what_is_finished_is_not_done_again_and_what_was_cut_goes_on(stubs: Stub
     count, measured = len(stubs.trained), len(stubs.compared)
     assert perform(name, config(tmp_path)) == first
     assert (len(stubs.trained), len(stubs.compared)) == (count, measured)
-    (stubs.trained[-1][0].folder / "report.html").unlink()
+    # A report says nothing of the end: it can be made while a training goes on.
+    evaluation = stubs.trained[-1][0].folder / "evaluation.json"
+    evaluation.write_bytes(encode(rows("sft")))
     perform(name, config(tmp_path))
     assert [resume for _, resume in stubs.trained] == [False] * count + [True]
 

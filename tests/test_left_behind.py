@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 PROGRAM = """
 import asyncio, sys, threading, time
 from fastgrpo import left_behind
-from fastgrpo.cli import run_async
-from fastgrpo.program import run_program
+from fastgrpo.program import run_async, run_program
 
 left_behind.LOOP_S = left_behind.EXIT_S = 0.3
 
@@ -40,7 +40,7 @@ import asyncio, sys, time
 from contextlib import asynccontextmanager
 import torch
 from fastgrpo import tasks
-from fastgrpo.cli import run_async
+from fastgrpo.program import run_async
 from fastgrpo.config import Config
 from fastgrpo.rollouts import asking, dataset, environment
 from fastgrpo.training import loss
@@ -102,9 +102,33 @@ run_async(main)
 """
 
 
-def ended_program(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+LOCKING = """
+import asyncio, re, sys, time
+from fastgrpo import left_behind
+from fastgrpo.program import run_async
+
+left_behind.STILL_S, left_behind.BEAT_S = 2.0, 0.2
+
+def keeps_the_lock():
+    re.match("(a+)+$", "a" * 64 + "b")
+
+def works():
+    begun = time.monotonic()
+    while time.monotonic() < begun + 3:
+        pass
+
+async def main():
+    print("begun", flush=True)
+    await asyncio.to_thread(globals()[sys.argv[1]])
+    print("done")
+
+run_async(main)
+"""
+
+
+def ended_program(text: str, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", text, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=folder)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +166,26 @@ def test_what_holds_up_all_else_ends_the_run_by_its_name(what: str, said: str) -
     ended = ended_program(BLOCKING, what)
     assert ended.returncode == 2
     assert [line for line in ended.stderr.splitlines() if line.startswith(f"error: {said}")], ended.stderr
+
+
+def test_a_module_that_hangs_as_it_is_imported_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("import time\ntime.sleep(60)\n")
+    program = (
+        "from fastgrpo import functions\n"
+        "functions.IMPORT_S = 0.2\n"
+        "functions.find_function('rewards:right', 'data.reward')\n"
+    )
+    ended = ended_program(program, folder=tmp_path)
+    said = "data.reward: the module rewards has not been imported in 0.2 s: what takes long belongs into right"
+    assert (ended.returncode, ended.stderr.splitlines()) == (2, [f"error: {said}"])
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_call_that_keeps_pythons_lock_ends_the_run_with_its_place(ends: bool) -> None:
+    ended = ended_program(LOCKING, "works" if ends else "keeps_the_lock")
+    assert (ended.returncode, ended.stdout) == ((0, "begun\ndone\n") if ends else (1, "begun\n"))
+    assert ("in keeps_the_lock" in ended.stderr) != ends
+    assert ("Timeout" in ended.stderr) != ends
 
 
 def test_an_environment_that_does_not_close_is_named_and_the_run_goes_on() -> None:

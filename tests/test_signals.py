@@ -13,8 +13,7 @@ import pytest
 PROGRAM = """
 import asyncio, sys, time
 from fastgrpo import signals
-from fastgrpo.cli import run_async
-from fastgrpo.program import run_program
+from fastgrpo.program import run_async, run_program
 from fastgrpo.signals import interruptible
 
 async def main():

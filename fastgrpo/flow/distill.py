@@ -164,7 +164,7 @@ def read_traces(path: Path) -> list[Trace]:
     for number, line in enumerate(lines, 1):
         try:
             traces.append(decoder.decode(line))
-        except msgspec.MsgspecError as error:
+        except (UnicodeDecodeError, msgspec.MsgspecError) as error:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError(f"{path}:{number} is not a trace: {error}") from error

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, last_line
 from fastgrpo.ranks.deadlines import listening, within
 
 # torch 2.13 renamed both and warns at the old names.
@@ -66,8 +66,7 @@ def awaiting(what: str, seconds: float = STEP_WAIT_S) -> Iterator[None]:
         # Not the other rank's doing, and whoever planned the memory has advice.
         raise
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise RankError(f"waited for {what}: {reason}") from error
+        raise RankError(f"waited for {what}: {last_line(error)}") from error
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -102,7 +102,7 @@ def used(rows: list[T], count: int, seed: int) -> list[T]:
 def set_names(dataset: str | Sequence[str]) -> list[str]:
     """The data sets that a key names: none where it is empty, one, a list, or several separated by commas."""
     if not isinstance(dataset, str):
-        return list(dataset)
+        return [name for name in dataset if name]
     if dataset and Path(dataset).expanduser().exists():
         return [dataset]
     return [name.strip() for name in dataset.split(",") if name.strip()]

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, isawaitable, signature
 from typing import Any
 
 from fastgrpo.errors import UserError, described, said_by
+from fastgrpo.ranks.collectives import STAGE_WAIT_S
+from fastgrpo.ranks.deadlines import within
 from fastgrpo.rollouts.environment import EnvironmentFailure, failed
 from fastgrpo.rollouts.session import Access
 from fastgrpo.types import Result, Reward, Rollout
@@ -19,6 +23,8 @@ from fastgrpo.types import Result, Reward, Rollout
 NEEDS = "pip install 'fastgrpo[verifiers]', and the environment's own package beside it"
 # Its errors that the policy brought about: an empty answer, or a conversation that outgrew the model.
 OWN_ERRORS = ("EmptyModelResponseError", "OverlongPromptError", "ToolParseError", "ToolCallError")
+# Where a rollout's state has what a function of the rubric raised.
+RAISED = "fastgrpo.raised"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class VerifiersEnvironment:
     def __init__(self, environment: Any) -> None:
         clients = importlib.import_module("verifiers.clients")
         self._environment, self._wrapped = environment, clients.OpenAIChatCompletionsClient
+        _keep_errors(environment.rubric)
 
     def problems(self, *, held_out: bool) -> list[VerifiersProblem]:
         """The rows of the data set for training, or with `held_out` for evaluation; none where there is no such set."""
@@ -70,7 +77,7 @@ class VerifiersEnvironment:
         return state
 
     async def results(self, problem: VerifiersProblem, rollouts: list[Rollout]) -> list[Result]:
-        """The rubric's scores of the group."""
+        """The rubric's scores of the group; none for a rollout at which one of its functions raised."""
         states = [rollout.executions[-1] for rollout in rollouts]
         rubric = self._environment.rubric
         try:
@@ -87,13 +94,22 @@ def is_verifiers(environment: Any) -> bool:
 
 
 def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
-    """The environment `name` with `arguments`, a JSON object. Raises UserError where it cannot be loaded."""
+    """The environment `name` with `arguments`, a JSON object. Raises UserError where it cannot be loaded.
+
+    The process ends where its code hangs.
+    """
     try:
         values = json.loads(arguments or "{}")
     except json.JSONDecodeError as error:
         raise UserError(f"data.environment_args is no JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"data.environment_args must be a JSON object, got {arguments!r}")
+    late = f"the environment verifiers:{name} has not loaded in {STAGE_WAIT_S:g} s: its own code hangs"
+    with within(STAGE_WAIT_S, late):
+        return _loaded(name, values)
+
+
+def _loaded(name: str, arguments: dict[str, Any]) -> VerifiersEnvironment:
     try:
         package = importlib.import_module("verifiers")
     except ImportError as error:
@@ -104,8 +120,8 @@ def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
         version = getattr(package, "__version__", "of another version")
         raise UserError(f"verifiers {version} has no load_environment ({error}): {NEEDS}") from error
     try:
-        return VerifiersEnvironment(load(name, **values))
-    except Exception as error:
+        return VerifiersEnvironment(load(name, **arguments))
+    except (Exception, SystemExit) as error:
         # Loading runs the environment's own code. Of a package that lacks, verifiers tells another one's name.
         first: BaseException = error
         while first.__cause__ is not None:
@@ -114,7 +130,46 @@ def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
         raise UserError(f"the environment verifiers:{name} does not load: {why}") from error
 
 
+def _keep_errors(rubric: Any) -> None:
+    """Have the functions of a rubric, and of those that it is a group of, leave what they raise in the states.
+
+    verifiers makes 0 of it, as of a wrong answer: where a judge cannot be reached, all would be wrong.
+    """
+    for part in getattr(rubric, "rubrics", ()):
+        _keep_errors(part)
+    functions = getattr(rubric, "funcs", [])
+    functions[:] = [_telling(each, rubric._is_group_func(each)) for each in functions]
+
+
+def _telling(function: Callable[..., Any], of_group: bool) -> Callable[..., Any]:
+    """`function`, which is given the state besides, or a group's states, and leaves there what it raises.
+
+    One that gives no number for a state has failed too.
+    """
+    taken, name = signature(function), "states" if of_group else "state"
+    parameters = list(taken.parameters.values())
+    takes = name in taken.parameters or any(each.kind is Parameter.VAR_KEYWORD for each in parameters)
+
+    @wraps(function)
+    async def call(**given: Any) -> Any:
+        states = given[name] if takes else given.pop(name)
+        try:
+            value = function(**given)
+            value = await value if isawaitable(value) else value
+            return value if of_group else float(value)
+        except Exception as error:
+            for state in states if of_group else [states]:
+                state.setdefault(RAISED, f"the rubric's {function.__name__} raised {described(error)}")
+            raise
+
+    own = [] if takes else [Parameter(name, Parameter.KEYWORD_ONLY)]
+    vars(call)["__signature__"] = taken.replace(parameters=[*parameters, *own])
+    return call
+
+
 def _result(state: Any) -> Result:
+    if state.get(RAISED):
+        return failed(state[RAISED])
     metrics = {name: value for name, value in (state.get("metrics") or {}).items() if value is not None}
     if state.get("reward") is None:
         return failed("the rubric gave no reward")

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat
-from fastgrpo.errors import UserError, replace_file, writing
+from fastgrpo.errors import UserError, last_line, replace_file, writing
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
 from fastgrpo.run_folder import refuse_changes
 
@@ -171,8 +171,7 @@ def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> in
     try:
         load_state(path / STATE)
     except (Exception, CheckpointException) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"the checkpoint {path} is damaged ({reason}): resume from an older one") from None
+        raise UserError(f"the checkpoint {path} is damaged ({last_line(error)}): resume from an older one") from None
     return manifest.step
 
 
@@ -230,7 +229,7 @@ def _read_manifest(folder: Path) -> _Manifest | None:
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Manifest)
         whole = all((folder / name).stat().st_size == size for name, size in manifest.files.items())
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
         return None
     return manifest if whole else None
 

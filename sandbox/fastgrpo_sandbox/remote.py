@@ -232,7 +232,7 @@ class RemotePool:
             async with asyncio.timeout(timeout_s), self._session.post(f"{host.url}/run", data=body) as response:
                 answer = await response.read()
                 return _outcome(host, response.status, response.headers.get("Retry-After", ""), answer)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError, msgspec.DecodeError) as error:
             host.failed(str(error) or type(error).__name__)
             return None
         finally:
@@ -260,7 +260,7 @@ class RemotePool:
 
 
 def _outcome(host: _Host, status: int, retry_after: str, answer: bytes) -> Outcome | None:
-    """An answer's outcome. Raises msgspec.DecodeError for what is not one."""
+    """An answer's outcome. Raises msgspec.DecodeError and UnicodeDecodeError for what is not one."""
     if status == 200:
         outcome = msgspec.msgpack.decode(answer, type=Outcome)
         host.answered()
@@ -279,5 +279,5 @@ def _sentence(answer: bytes) -> str:
     try:
         body: Any = msgspec.json.decode(answer)
         return str(body["error"])
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
         return ""

@@ -23,9 +23,11 @@ def test_traces_survive_the_file_and_a_broken_line_is_named(tmp_path: Path) -> N
     for trace in written:
         file.append(trace)
     assert read_traces(path) == TraceFile(path).found == written
-    path.write_bytes(path.read_bytes() + b'{"prompt": 1}\n')
-    with pytest.raises(UserError, match=r"traces\.jsonl:4"):
-        read_traces(path)
+    whole = path.read_bytes()
+    for broken in (b'{"prompt": 1}\n', b'{"prompt": "\xff"}\n'):
+        path.write_bytes(whole + broken)
+        with pytest.raises(UserError, match=r"traces\.jsonl:4"):
+            read_traces(path)
     with pytest.raises(UserError, match="absent"):
         read_traces(tmp_path / "absent")
 

@@ -14,10 +14,9 @@ from types import SimpleNamespace
 from typing import Any, Never
 from unittest import mock
 
-from fastgrpo.cli import run_async
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
-from fastgrpo.program import run_program
+from fastgrpo.program import run_async, run_program
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.tasks import Task
 from fastgrpo.train import run

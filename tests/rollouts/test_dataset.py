@@ -191,6 +191,9 @@ def test_no_rows_and_no_such_set() -> None:
     for path in ("/no/such/rows.jsonl", "rows.parquet", "./rows"):
         with pytest.raises(UserError, match=f"the data set {path} does not exist"):
             read_examples(path)
+    for named in ("", " , ", [""]):
+        with pytest.raises(UserError, match=r"data\.dataset names no data set"):
+            reward_task([anything], dataset=named).load_problems(resolve({}))
 
 
 def test_held_out_rows_follow_the_seed() -> None:

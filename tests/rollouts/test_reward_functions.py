@@ -227,6 +227,7 @@ def test_a_partial_has_its_functions_name_unless_it_has_its_own() -> None:
     [
         ("1 / 0", r"its module raises ZeroDivisionError: division by zero \(rewards_\d+\.py:1\)$"),
         ("def f(:", "its module raises SyntaxError"),
+        ('import sys; sys.exit("usage: rewards.py")', "its module raises SystemExit: usage: rewards.py"),
         ("import no_such", "No module named 'no_such'"),
         ("", "has no attribute 'f'"),
     ],

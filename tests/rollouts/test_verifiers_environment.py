@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from inspect import Parameter, isawaitable, signature
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.rollouts.rollouts import collect
+from fastgrpo.rollouts.verifiers_environment import VerifiersEnvironment, VerifiersProblem
 from fastgrpo.tasks import environment_task, task_of
+from fastgrpo.types import Reward, Rollout
 from tests.rollouts.test_endpoint import CALL, SAMPLING, TOKENIZER, TOOL, Scripted, split_apart
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -45,6 +48,40 @@ class Rubric:
 
     async def cleanup(self, state: dict[str, Any]) -> None:
         self.cleaned += 1
+
+
+class Swallowing(Rubric):
+    """As verifiers scores: a function gets what it names, and where it raises that is logged, and counts 0."""
+
+    def __init__(self, *functions: Any) -> None:
+        super().__init__()
+        self.funcs = list(functions)
+
+    def _is_group_func(self, function: Any) -> bool:
+        return not {"states", "completions"}.isdisjoint(signature(function).parameters)
+
+    async def score_group(self, states: list[dict[str, Any]]) -> None:
+        for state in states:
+            state["reward"], state["metrics"] = 0.0, {}
+        for function in self.funcs:
+            if self._is_group_func(function):
+                known = {"states": states, "completions": [state["completion"] for state in states]}
+                scores = await self._called(function, known, [0.0] * len(states))
+            else:
+                own = [{"state": state, "completion": state["completion"]} for state in states]
+                scores = await asyncio.gather(*(self._called(function, known, 0.0) for known in own))
+            for state, score in zip(states, scores, strict=True):
+                state["reward"] += score
+
+    async def _called(self, function: Any, known: dict[str, Any], otherwise: Any) -> Any:
+        taken = signature(function).parameters
+        every = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in taken.values())
+        try:
+            value = function(**{name: value for name, value in known.items() if every or name in taken})
+            value = await value if isawaitable(value) else value
+            return value if isinstance(otherwise, list) else float(value)
+        except Exception:
+            return otherwise
 
 
 async def raises(states: list[dict[str, Any]]) -> None:
@@ -140,6 +177,65 @@ def test_its_own_evaluation_set_is_held_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(task.id.startswith("eval/") for task in held_out)
     _, train, held_out = loaded(monkeypatch, ToolEnvironment(evaluates=True), **{"data.problems": 1})
     assert (len(train), len(held_out)) == (1, 1)
+
+
+def last_said(completion: list[dict[str, Any]]) -> str:
+    return str(completion[-1]["content"])
+
+
+def right(completion: list[dict[str, Any]]) -> float:
+    """Raises for an answer that is no number."""
+    return float(int(last_said(completion).rstrip(".")))
+
+
+async def asked(state: dict[str, Any], **_: Any) -> float:
+    if last_said(state["completion"]) == "4.":
+        raise ConnectionError("the judge is away")
+    return 0.25
+
+
+def ranked(completions: list[Any]) -> list[float]:
+    return [0.5] * len(completions)
+
+
+def unranked(completions: list[Any]) -> list[float]:
+    raise KeyError("no rank")
+
+
+def silent(completion: list[dict[str, Any]]) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    ("functions", "first", "second"),
+    [
+        ((right, ranked), 3.5, 4.5),
+        ((ranked, asked), 0.75, "the rubric's asked raised ConnectionError: the judge is away (test_verifiers"),
+        ((unranked,), "the rubric's unranked raised KeyError", "the rubric's unranked raised KeyError"),
+        ((silent,), "the rubric's silent raised TypeError", "the rubric's silent raised TypeError"),
+    ],
+)
+def test_a_rubrics_function_that_raises_is_a_failure_and_no_reward_of_0(
+    monkeypatch: pytest.MonkeyPatch, functions: tuple[Any, ...], first: float | str, second: float | str
+) -> None:
+    made = ToolEnvironment()
+    made.rubric = Swallowing(*functions)
+    environment, train, _ = loaded(monkeypatch, made)
+    for rollout, wanted in zip(rollouts(environment, train[:1], CALL, CALL, "3.", "4."), (first, second), strict=True):
+        if isinstance(wanted, str):
+            assert rollout.reward is None
+            assert wanted in rollout.result.error
+        else:
+            assert rollout.reward.total == wanted
+
+
+def test_the_parts_of_a_rubric_are_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, part = ToolEnvironment(), Swallowing(right)
+    made.rubric = Swallowing()
+    made.rubric.rubrics, made.rubric.score_group = [part], part.score_group  # type: ignore[attr-defined, method-assign]
+    environment, train, _ = loaded(monkeypatch, made)
+    found = rollouts(environment, train[:1], CALL, CALL, "3.", "four")
+    assert [rollout.result.status for rollout in found] == ["ok", "infrastructure"]
 
 
 def test_what_a_group_holds_is_given_back_where_its_scores_fail(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,3 +335,19 @@ def test_the_package_itself_runs_the_example(monkeypatch: pytest.MonkeyPatch) ->
     assert [t for t, m in zip(right.token_ids, right.loss_mask, strict=True) if m] == written
     assert right.branches == wrong.branches == []
     assert "<tool_response>\n3" in TOKENIZER.decode(right.token_ids)
+
+
+def test_the_package_itself_tells_what_its_rubric_raises() -> None:
+    verifiers = pytest.importorskip(
+        "verifiers", reason="verifiers is not installed beside this vLLM: see docs/own-task.md"
+    )
+    rubric = verifiers.RubricGroup([verifiers.Rubric(funcs=[right, ranked]), verifiers.Rubric(funcs=[asked])])
+    agent = VerifiersEnvironment(SimpleNamespace(rubric=rubric))
+    texts = ("3.", "4.", "four")
+    states = [verifiers.State(prompt="?", completion=[{"content": text}], task="", trajectory=[]) for text in texts]
+    done = [Rollout([], [], [], [text], [state]) for text, state in zip(texts, states, strict=True)]
+    results = asyncio.run(agent.results(VerifiersProblem("p", "?", {}), done))
+    assert [result.status for result in results] == ["ok", "infrastructure", "infrastructure"]
+    assert results[0].reward == Reward(total=3.75)
+    assert "asked raised ConnectionError" in results[1].error
+    assert "right raised ValueError" in results[2].error

@@ -161,11 +161,16 @@ async def _another(_: dict[str, Any]) -> web.Response:
     return web.Response(body=msgspec.msgpack.encode({"status": "new"}), content_type="application/msgpack")
 
 
+async def _no_text(_: dict[str, Any]) -> web.Response:
+    body = msgspec.msgpack.encode(Outcome("ok", stdout="said")).replace(b"said", b"\xffaid")
+    return web.Response(body=body, content_type="application/msgpack")
+
+
 async def _lost(_: dict[str, Any]) -> web.Response:
     return outcome("infrastructure", error="the jail failed")
 
 
-@pytest.mark.parametrize("failing", [_broken, _unauthorised, _no_outcome, _another, _lost])
+@pytest.mark.parametrize("failing", [_broken, _unauthorised, _no_outcome, _another, _no_text, _lost])
 def test_a_failing_host_is_replaced_by_another(failing):
     bad, good = Host(failing), Host()
 

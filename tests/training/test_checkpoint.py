@@ -124,7 +124,7 @@ def test_a_process_killed_while_it_replaces_a_checkpoint_leaves_one(
     assert state_of(tmp_path / "step-000001") == "old"
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "no manifest", "another manifest", "killed while writing"])
+@pytest.mark.parametrize("damage", ["missing", "short", "no manifest", "another manifest", "a flipped bit", "killed"])
 def test_latest_ignores_incomplete_checkpoints(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1)
@@ -137,10 +137,13 @@ def test_latest_ignores_incomplete_checkpoints(tmp_path: Path, damage: str) -> N
         (newer / checkpoint.MANIFEST).unlink()
     elif damage == "another manifest":
         (newer / checkpoint.MANIFEST).write_text("[]")
+    elif damage == "a flipped bit":
+        manifest = (newer / checkpoint.MANIFEST).read_bytes()
+        (newer / checkpoint.MANIFEST).write_bytes(manifest.replace(b"weights", b"w\xe5ights"))
     else:
         newer.rename(tmp_path / ".step-000002.partial")
     assert checkpoints.latest() == tmp_path / "step-000001"
-    assert checkpoints.broken() == ([] if damage == "killed while writing" else [newer])
+    assert checkpoints.broken() == ([] if damage == "killed" else [newer])
     save(checkpoints, 3)
     assert checkpoints.broken() == []
     assert not list(tmp_path.glob(".step-*"))
@@ -279,6 +282,12 @@ def test_damaged_state_is_a_user_error(tmp_path: Path) -> None:
     state.write_bytes(b"x" * state.stat().st_size)
     with pytest.raises(UserError, match=r"checkpoint .*step-000001 is damaged \(.*\): resume from an older one"):
         load(path, Config(), optimizer.load)
+
+    def says_nothing(folder: Path) -> None:
+        raise AssertionError
+
+    with pytest.raises(UserError, match=r"step-000001 is damaged \(AssertionError\)"):
+        load(path, Config(), says_nothing)
     state.write_bytes(b"x")
     with pytest.raises(UserError, match="is not whole"):
         load(path, Config(), optimizer.load)

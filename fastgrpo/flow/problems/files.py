@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, first_line
 from fastgrpo.flow.problems.contests import Apps, CodeContests, DeepCoder, LiveCodeBench
 from fastgrpo.flow.problems.evalplus import EvalPlus
 from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, HumanEval, LeetCode, Mbpp, OwnProblem
@@ -69,7 +69,9 @@ def load(dataset: str | Sequence[str]) -> list[Problem]:
 
 def load_sets(dataset: str | Sequence[str]) -> list[list[Problem]]:
     """As `load`, data set by data set."""
-    files = set_names(dataset) or [str(dataset)]
+    files = set_names(dataset)
+    if not files:
+        raise UserError("data.dataset names no data set: name humaneval, a file, or OWNER/NAME on the hub")
     sets = [_load_one(name) for name in files]
     seen: dict[str, str] = {}
     for file, problem in ((file, problem) for file, problems in zip(files, sets, strict=True) for problem in problems):
@@ -168,9 +170,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
-        raise UserError(
-            f"cannot read problems from {path}: {str(error).splitlines()[0]}; write the file anew"
-        ) from None
+        raise UserError(f"cannot read problems from {path}: {first_line(error)}; write the file anew") from None
 
 
 def _problem(record: Mapping[str, Any], name: str) -> Problem:

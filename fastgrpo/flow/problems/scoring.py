@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 import fastgrpo_sandbox
 from fastgrpo.config import Data, Sandbox
-from fastgrpo.errors import CannotWrite, UserError, replace_file, writing
+from fastgrpo.errors import CannotWrite, UserError, replace_file
 from fastgrpo.flow.jails import new_pool
 from fastgrpo.flow.operators import last_line, run_all_tests
 from fastgrpo.flow.types import NO_TESTS, Problem, WorkflowLimits
@@ -98,7 +98,7 @@ def _trials(problems: Sequence[Problem], sandbox: Sandbox) -> list[Trial]:
     path = _cache_folder() / f"{_digest(problems, sandbox)}.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[Trial])
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
         pass
     trials = _tried(problems, sandbox)
     _keep(path, msgspec.json.encode(trials))
@@ -121,11 +121,8 @@ def _digest(problems: Sequence[Problem], sandbox: Sandbox) -> str:
 
 def _keep(path: Path, content: bytes) -> None:
     """Write the file whole or not at all; where nothing can be written, the next run tries the solutions again."""
-    fix = "the next run tries the solutions again"
     try:
-        with writing(path, fix):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content, fix)
+        replace_file(path, content, "the next run tries the solutions again")
     except CannotWrite as error:
         log.warning("%s", error)
 

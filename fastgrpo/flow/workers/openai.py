@@ -89,7 +89,7 @@ class Cache:
         """The answer to what was asked before, its tokens kept, its price and seconds 0; a broken file is absent."""
         try:
             found = msgspec.json.decode(self._path(asked).read_bytes(), type=Reply)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
             return None
         return msgspec.structs.replace(found, cost_usd=0.0, seconds=0.0)
 

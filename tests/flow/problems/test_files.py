@@ -90,6 +90,12 @@ def test_several_files_are_a_list_or_have_commas_between(tmp_path: Path, as_give
     assert [(problem.id, problem.dataset) for problem in problems] == [("a", "a"), ("b", "b")]
 
 
+@pytest.mark.parametrize("named", ["", " , ", [], [""]])
+def test_no_data_set_is_one_sentence(named: Any) -> None:
+    with pytest.raises(UserError, match=r"data\.dataset names no data set"):
+        load(named)
+
+
 @pytest.mark.parametrize("name", ["humaneval", "HumanEval", "openai_humaneval"])
 def test_humaneval_by_its_names(name: str) -> None:
     assert {problem.dataset for problem in load(name)} == {"humaneval"}

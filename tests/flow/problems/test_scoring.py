@@ -154,7 +154,7 @@ def test_a_trial_is_kept_until_anything_changes_that_it_depends_on(
     assert kept(load(OWN))["right"].wall_s == 2.0
     assert kept(load(OWN | {"asserts": ["assert add(1, 2) == 3"]}))["right"].wall_s == 4.0
     [file, _] = cache.rglob("*.json")
-    for broken in (b"", b"[", b"[{}]"):
+    for broken in (b"", b"[", b"[{}]", b'[{"reason": "\xff"}]'):
         for path in cache.rglob("*.json"):
             path.write_bytes(broken)
         assert kept(load(OWN))["right"].wall_s == 4.0
