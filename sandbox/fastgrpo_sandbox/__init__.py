@@ -11,6 +11,7 @@ from fastgrpo_sandbox.spread import SpreadPool
 from fastgrpo_sandbox.types import (
     AssertTests,
     CallError,
+    EndSession,
     CheckTests,
     Limits,
     Outcome,
@@ -24,6 +25,7 @@ __all__ = [
     "AssertTests",
     "BlockingSandboxPool",
     "CallError",
+    "EndSession",
     "CheckTests",
     "Limits",
     "Outcome",

@@ -29,6 +29,10 @@ class CallError(Exception):
     """Raised by a session's handler to raise the same text inside the jail (an expected failure of the call)."""
 
 
+class EndSession(Exception):
+    """Raised by a session's handler to end the session at once: it has failed by its own fault, which the text says."""
+
+
 class SandboxUnavailable(RuntimeError):
     """This machine cannot run jails; the message is one sentence that says what is missing and how to fix it."""
 
