@@ -113,8 +113,8 @@ class OperatorHost:
         self.clock = Clock(limits.session.wall_s)
 
     async def __call__(self, method: str, params: dict[str, Any]) -> Any:
-        """Answer one call. Raises `CallError` (the workflow's fault), `EndSession` after very many of them, `WorkerError`
-        or `JailFailure` (ours)."""
+        """Answer one call. Raises `CallError` (the workflow's fault), `EndSession` after very many of these, and
+        `WorkerError` or `JailFailure` (ours)."""
         try:
             return await self._served(method, params)
         except CallError:

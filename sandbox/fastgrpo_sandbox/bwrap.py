@@ -18,8 +18,8 @@ from fastgrpo_sandbox.types import SandboxUnavailable
 HERE = Path(__file__).resolve().parent
 DEVICES = ("null", "full", "random", "urandom")  # not zero: what is mapped from it and shared, no limit counts
 
-# What is bound of the root, of /usr and of the interpreter's prefix. Beside it, as in /usr/local, /usr/src or a conda's envs,
-# may lie anybody's programs and data sets; so may in folders of packages, also in those of other interpreters.
+# What is bound of the root, of /usr and of the interpreter's prefix. Beside it, as in /usr/local, /usr/src or a conda's
+# environments, anybody's programs and data sets may lie; and so they may in folders of packages, of any interpreter.
 ROOTS = ("bin", "sbin", "lib", "lib32", "lib64")
 PARTS = (*ROOTS, "libexec", "include", "share")
 PACKAGES = ("python*/*-packages", "*/lib*/python*/*-packages")

@@ -323,13 +323,20 @@ def test_at_most_so_many_workflows_run_at_once(jail: Jail) -> None:
     assert most == 2
 
 
-LOOP = "async def workflow(problem):\n    {loop}:\n        try: code = await {call}\n        except Exception: pass\n    return code"
+LOOP = """
+async def workflow(problem):
+    {loop}:
+        try: code = await {call}
+        except Exception: pass
+    return code
+"""
 
 
 @pytest.mark.parametrize("call", ["generate(problem)", "test(problem, 'x')", "generate(problem, worker='none')"])
 def test_a_workflow_that_tries_again_for_ever_ends_by_its_own_fault(jail: Jail, call: str) -> None:
     """Its refused calls kept the host, and so every other workflow, busy until its CPU or wall limit."""
-    [execution] = jail.execute(ScriptedWorker(RIGHT), LOOP.format(loop="while True", call=call), limits=WorkflowLimits())
+    loop = LOOP.format(loop="while True", call=call)
+    [execution] = jail.execute(ScriptedWorker(RIGHT), loop, limits=WorkflowLimits())
     assert (execution.status, execution.error) == ("failed", "the workflow went on after 256 calls that were refused")
 
 
