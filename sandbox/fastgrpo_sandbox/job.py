@@ -107,7 +107,7 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
     elif isinstance(tests, UnittestTests):
         secret = os.urandom(SECRET_BYTES)
         job |= _unittest_job(tests)
-    plain = job["role"] == "script" and not files
+    plain = job["role"] == "script" and not files and "\0" not in code
     payload = PLAIN + code.encode() if plain else marshal.dumps(job)
     if secret:
         payload = SECRET + secret + payload
