@@ -38,8 +38,8 @@ _JUDGE = (
 _VERDICT = re.compile(
     r"^[^\w\n]*verdict\W+(?:the (?:code|program) is )?(correct|incorrect)\b", re.IGNORECASE | re.MULTILINE
 )
-# Where a mark of a chat template begins, as in `<|im_end|>`, `</s>`, `<end_of_turn>`, `[/INST]`: tokenizers take it for one
-# wherever it stands, and what follows for another speaker's words.
+# Where a mark of a chat template begins, as in `<|im_end|>`, `</s>`, `<end_of_turn>`, `[/INST]`: tokenizers take it for
+# one wherever it stands, and what follows for another speaker's words.
 _TURNS = re.compile(
     r"<(?=[|\uff5c]|<SYS>|/?(?:s|bos|eos|pad|unk|sop|eop|think|\w{1,20}_of_\w{1,20}|\w{1,40}_TOKEN)>)"
     r"|\[(?=/?(?:INST|gMASK|[A-Z]{1,20}_[A-Z]{1,20})\])"

@@ -36,9 +36,7 @@ def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, ob
         more, further = _parts(folder, folder, names)
         binds, links = binds | more, links + further
     hidden = [part for path in _hidden(binds) for part in ("--tmpfs", path, "--remount-ro", path)]
-    binds |= (
-        _package_binds(preload) | {str(HERE / "guest"): "/jail/guest", str(native): "/jail/native/_jail.so"}
-    )
+    binds |= _package_binds(preload) | {str(HERE / "guest"): "/jail/guest", str(native): "/jail/native/_jail.so"}
     devices = [part for name in DEVICES for part in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
     environment = {
         "HOME": "/tmp",

@@ -40,7 +40,12 @@ def test_24_installed_packages_held_by_an_empty_mount(monkeypatch, tmp_path):
     """An interpreter without a virtual environment has them, data sets with tests among them, within its own folder; and
     other interpreters have theirs beside it."""
     lib = tmp_path / "python" / "lib"
-    packages = ["python3.9/site-packages", "python3/dist-packages", "tool/lib/python3.12/site-packages", "site-packages"]
+    packages = [
+        "python3.9/site-packages",
+        "python3/dist-packages",
+        "tool/lib/python3.12/site-packages",
+        "site-packages",
+    ]
     for each in packages:
         (lib / each).mkdir(parents=True)
     (lib / "python3.1").symlink_to("python3.9")
