@@ -26,6 +26,7 @@
 enum { CHANNEL_FD = 3, PEER_FD = 4, MAX_JOBS = 1 << 16 };
 enum { MAX_ARMED = 64, MAX_GROUPS = 2 * MAX_JOBS + MAX_ARMED, MAX_FRAME = 16 << 20 };
 enum { MAX_CHILD_FRAME = 1 << 20 /* guest/wire.py's MAX_FRAME */ };
+enum { MOST_CALLS = 512 /* of a session, unanswered: twice the host's MAX_CALLS, which ends it in words of its own */ };
 
 /* Frames between host and server: length of the body, job, kind. */
 typedef struct __attribute__((packed)) {
@@ -96,6 +97,7 @@ typedef struct {
     process solution, judge;
     int peer; /* the solution's end, held here until it is reaped: its judge hears of no end before the server does */
     bool judged, many;
+    uint32_t calls; /* unanswered */
     bool cut; /* the solution was killed because its judge had ended: it has no end of its own */
     bool by_cgroup; /* memory is held by the groups of its processes, else by polling */
     enum reason reason;
@@ -106,7 +108,7 @@ typedef struct {
 
 typedef struct {
     int host, proc, groups, signals, job_epoll; /* groups: the folder of the cell's cgroup, or -1 */
-    uint32_t uid, gid, armed_target, base_mb, base_anon_kb, generation;
+    uint32_t uid, gid, armed_target, most_calls, base_mb, base_anon_kb, generation;
     uint64_t base_stack, base_area_bytes;
     buffer from_host, to_host;
     job *jobs[MAX_JOBS];

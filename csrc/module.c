@@ -27,10 +27,10 @@ static struct {
 } script;
 
 static PyObject *serve(PyObject *self, PyObject *args) {
-    int host, proc, groups;
+    int host, proc, groups, is_for_sessions;
     unsigned int armed;
     PyObject *child;
-    if (!PyArg_ParseTuple(args, "iiiIUO!y*OO", &host, &proc, &groups, &armed, &script.file, &PyModule_Type,
+    if (!PyArg_ParseTuple(args, "iiiIpUO!y*OO", &host, &proc, &groups, &armed, &is_for_sessions, &script.file, &PyModule_Type,
                           &script.module, &script.result, &script.end, &child)) return NULL;
     PyObject *receive = PyObject_GetAttrString(self, "receive");
     if (receive == NULL) return NULL;
@@ -51,6 +51,7 @@ static PyObject *serve(PyObject *self, PyObject *args) {
     s->uid = getuid();
     s->gid = getgid();
     s->armed_target = armed < MAX_ARMED ? armed : MAX_ARMED;
+    s->most_calls = is_for_sessions ? MOST_CALLS : 0;
     s->base_mb = base_mb;
     server_run(s);
     /* One thread before and after, no lock held, the same thread block: CPython needs no repair after this fork, and each
@@ -165,7 +166,7 @@ static PyObject *seal(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"seal", seal, METH_NOARGS, "seal(): what is made from here on lies together, in pages that hold nothing else."},
     {"serve", serve, METH_VARARGS,
-     "serve(host_fd, proc_fd, groups_fd or -1, armed, file, module, result, end, child): fork a jailed child for each job, "
+     "serve(host_fd, proc_fd, groups_fd or -1, armed, is_for_sessions, file, module, result, end, child): fork a jailed child for each job, "
      "which calls `child(receive)`. A plain script is run in `module`; where it leaves anything to end, `end` is called, "
      "and then `result` sent."},
     {"receive", receive, METH_NOARGS,

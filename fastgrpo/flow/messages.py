@@ -38,6 +38,12 @@ _JUDGE = (
 _VERDICT = re.compile(
     r"^[^\w\n]*verdict\W+(?:the (?:code|program) is )?(correct|incorrect)\b", re.IGNORECASE | re.MULTILINE
 )
+# Where a mark of a chat template begins, as in `<|im_end|>`, `</s>`, `<end_of_turn>`, `[/INST]`: tokenizers take it for
+# one wherever it stands, and what follows for another speaker's words.
+_TURNS = re.compile(
+    r"<(?=[|\uff5c]|<SYS>|/?(?:s|bos|eos|pad|unk|sop|eop|think|\w{1,20}_of_\w{1,20}|\w{1,40}_TOKEN)>)"
+    r"|\[(?=/?(?:INST|gMASK|[A-Z]{1,20}_[A-Z]{1,20})\])"
+)
 # An A before a word is the article, an I the pronoun, unless a verb or an "and" shows it to be a name.
 _LETTER = r"\b(?!A +(?!is\b|and\b|or\b|has\b|gives\b|agrees\b)[a-z])(?!I +[a-z]|I')([A-Z])\b"
 # From the plainest way to name a choice to the faintest; in each the last that is named counts.
@@ -88,8 +94,10 @@ def reflect(problem: Problem, code: str, feedback: str) -> Messages:
 
 
 def judge(problem: Problem, solution: str) -> Messages:
-    """Score the solution."""
-    return _chat(_GRADER, _problem(problem), _solution(problem, solution))
+    """Score the solution, which neither ends the fence or the turn that it is shown in nor begins one."""
+    solution = _TURNS.sub(r"\g<0> ", solution)
+    shown = _code(solution) if problem.answer is None else f"Solution:\n{_fenced(solution)}"
+    return _chat(_GRADER, _problem(problem), shown)
 
 
 def _chat(system: str, *parts: str) -> Messages:
@@ -112,9 +120,13 @@ def _solution(problem: Problem, text: str) -> str:
 
 
 def _code(code: str) -> str:
-    # Longer than any in the code, which could end it and go on as ours.
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
-    return f"{fence}python\n{code.rstrip()}\n{fence}"
+    return _fenced(code, "python")
+
+
+def _fenced(text: str, language: str = "") -> str:
+    # Longer than any in the text, which could end it and go on as ours.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def letter(index: int) -> str:

@@ -34,7 +34,7 @@ from fastgrpo.flow.types import (
     WorkflowLimits,
     names_of,
 )
-from fastgrpo_sandbox import CallError, Outcome, SandboxPool, StdioTests, Tests, extract_code
+from fastgrpo_sandbox import CallError, EndSession, Outcome, SandboxPool, StdioTests, Tests, extract_code
 from fastgrpo_sandbox.extract import without_thought
 from fastgrpo_sandbox.source_text import preamble
 
@@ -45,6 +45,8 @@ NO_PUBLIC_TESTS = "This problem has no public tests."
 # Calls beyond the budget are refused; that many are in the account, which would grow without bound. What a worker is
 # asked is in it all the same, and bounded by the budget.
 _ACCOUNT = 256
+# A loop that tries again for ever would keep the host busy for as long as its limits last.
+_MOST_REFUSED = 256
 _FUTURE = re.compile(r"^from __future__ import (\([^()]*\)|.*)", re.MULTILINE)
 
 
@@ -107,10 +109,21 @@ class OperatorHost:
         self._names = names_of(worker)
         self._asked: Counter[str] = Counter()
         self._left = limits.calls
+        self._refused = 0
         self.clock = Clock(limits.session.wall_s)
 
     async def __call__(self, method: str, params: dict[str, Any]) -> Any:
-        """Answer one call. Raises `CallError` (the workflow's fault), `WorkerError` or `JailFailure` (ours)."""
+        """Answer one call. Raises `CallError` (the workflow's fault), `EndSession` after very many of these, and
+        `WorkerError` or `JailFailure` (ours)."""
+        try:
+            return await self._served(method, params)
+        except CallError:
+            self._refused += 1
+            if self._refused > _MOST_REFUSED:
+                raise EndSession(f"the workflow went on after {_MOST_REFUSED} calls that were refused") from None
+            raise
+
+    async def _served(self, method: str, params: dict[str, Any]) -> Any:
         account = WorkerCall(operator=method[:_NAME_CHARS])
         if len(self.calls) < _ACCOUNT:
             self.calls.append(account)

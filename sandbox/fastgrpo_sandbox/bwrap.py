@@ -18,19 +18,25 @@ from fastgrpo_sandbox.types import SandboxUnavailable
 HERE = Path(__file__).resolve().parent
 DEVICES = ("null", "full", "random", "urandom")  # not zero: what is mapped from it and shared, no limit counts
 
+# What is bound of the root, of /usr and of the interpreter's prefix. Beside it, as in /usr/local, /usr/src or a conda's
+# environments, anybody's programs and data sets may lie; and so they may in folders of packages, of any interpreter.
+ROOTS = ("bin", "sbin", "lib", "lib32", "lib64")
+PARTS = (*ROOTS, "libexec", "include", "share")
+PACKAGES = ("python*/*-packages", "*/lib*/python*/*-packages")
+
 Kind = Literal["run", "session"]
 
 
 def bwrap_spec(kind: Kind, preload: tuple[str, ...], armed: int) -> dict[str, object]:
     """What launch.py needs to start one cell. Raises SandboxUnavailable when a piece is missing on this machine."""
     bwrap, libraries = find_bwrap()
-    python, binds = _interpreter()
+    python, binds, links = _interpreter()
     native = native_module()
-    system, links = _system_binds()
-    hidden = [part for path in _hidden(binds | system) for part in ("--tmpfs", path, "--remount-ro", path)]
-    binds |= (
-        system | _package_binds(preload) | {str(HERE / "guest"): "/jail/guest", str(native): "/jail/native/_jail.so"}
-    )
+    for folder, names in (("", ROOTS), ("/usr", PARTS)):
+        more, further = _parts(folder, folder, names)
+        binds, links = binds | more, links + further
+    hidden = [part for path in _hidden(binds) for part in ("--tmpfs", path, "--remount-ro", path)]
+    binds |= _package_binds(preload) | {str(HERE / "guest"): "/jail/guest", str(native): "/jail/native/_jail.so"}
     devices = [part for name in DEVICES for part in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")]
     environment = {
         "HOME": "/tmp",
@@ -84,23 +90,23 @@ def native_module() -> Path:
     return path
 
 
-def _interpreter() -> tuple[str, dict[str, str]]:
-    """Where this interpreter will be inside the jail, and what must be bound for it."""
+def _interpreter() -> tuple[str, dict[str, str], list[str]]:
+    """Where this interpreter will be inside the jail, and what must be bound and linked for it."""
     prefix, executable = os.path.realpath(sys.base_prefix), os.path.realpath(sys.executable)
     if prefix == "/usr" or not executable.startswith(prefix + "/"):
-        return executable, {}
-    return executable.replace(prefix, "/python", 1), {prefix: "/python"}
+        return executable, {}, []
+    return executable.replace(prefix, "/python", 1), *_parts(prefix, "/python", PARTS)
 
 
-def _system_binds() -> tuple[dict[str, str], list[str]]:
-    """/usr, and the top-level folders beside it as they are here: links or folders."""
-    binds, links = {"/usr": "/usr"}, []
-    for name in ("bin", "sbin", "lib", "lib64", "lib32"):
-        path = f"/{name}"
-        if os.path.islink(path):
-            links += ["--symlink", os.readlink(path), path]
+def _parts(folder: str, place: str, names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """What is bound of a folder that is to lie at `place`, and its links, as they are here."""
+    binds, links = {}, list[str]()
+    for name in names:
+        path = f"{folder}/{name}"
+        if os.path.islink(path) and not os.path.isabs(os.readlink(path)):
+            links += ["--symlink", os.readlink(path), f"{place}/{name}"]
         elif os.path.isdir(path):
-            binds[path] = path
+            binds[os.path.realpath(path)] = f"{place}/{name}"
     return binds, links
 
 
@@ -115,10 +121,11 @@ def _package_binds(preload: tuple[str, ...]) -> dict[str, str]:
 
 def _hidden(binds: dict[str, str]) -> list[str]:
     """Where installed packages lie within what is bound: no part of the interpreter, and there may be data sets."""
-    folders = {os.path.realpath(folder) for folder in site.getsitepackages([sys.prefix, sys.base_prefix])}
+    found = site.getsitepackages([sys.prefix, sys.base_prefix])
+    found += [path for source in binds for form in PACKAGES for path in glob.glob(f"{source}/{form}")]
     return [
         destination + folder.removeprefix(source)
-        for folder in sorted(filter(os.path.isdir, folders))
+        for folder in sorted(filter(os.path.isdir, set(map(os.path.realpath, found))))
         for source, destination in binds.items()
         if folder.startswith(source + "/")
     ]

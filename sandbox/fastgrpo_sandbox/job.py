@@ -28,6 +28,7 @@ from fastgrpo_sandbox.types import (
     AssertTests,
     CallError,
     CheckTests,
+    EndSession,
     ErrorBy,
     Limits,
     Outcome,
@@ -47,7 +48,8 @@ PLAIN = b"S"  # begins a payload that is nothing but the source of a script
 SECRET = b"U"  # begins one whose secret stays with the native module
 SECRET_BYTES = 32
 MAX_CALLS = 256  # of one session, unanswered
-MAX_SAID = 16 << 20  # bytes of all calls of one session
+MAX_SAID = 16 << 20  # bytes of all calls of one session, of which each counts as no less than
+LEAST_SAID = 256  # since a call of four bytes, too, takes this process a tenth of a millisecond
 MAX_VALUES = 1 << 16  # of one session in this process at once: in its unanswered calls, or in its result
 MAX_ANSWER = 16 << 20
 
@@ -105,7 +107,7 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
     elif isinstance(tests, UnittestTests):
         secret = os.urandom(SECRET_BYTES)
         job |= _unittest_job(tests)
-    plain = job["role"] == "script" and not files
+    plain = job["role"] == "script" and not files and "\0" not in code
     payload = PLAIN + code.encode() if plain else marshal.dumps(job)
     if secret:
         payload = SECRET + secret + payload
@@ -276,7 +278,7 @@ class RunningSession(Running):
     def on_call(self, body: bytes) -> None:
         if self._fault is not None:
             return  # what a killed session had still sent
-        self._said += len(body)
+        self._said += max(len(body), LEAST_SAID)
         if self._said > MAX_SAID:
             return self._stop("failed", f"more than {MAX_SAID} bytes of calls", "host")
         values = count_values(body, MAX_VALUES)
@@ -302,6 +304,8 @@ class RunningSession(Running):
             answer = (call.number, True, await self._handler(call.method, call.params))
         except CallError as error:
             answer = (call.number, False, str(error))
+        except EndSession as error:
+            return self._stop("failed", str(error), "host")
         except asyncio.CancelledError:
             self._stop("infrastructure", f"handler of {call.method!r} was cancelled", "jail")
             raise

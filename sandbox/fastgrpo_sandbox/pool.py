@@ -221,9 +221,11 @@ class SandboxPool:
     ) -> AsyncIterator[Session]:
         """Starts `async def main(call, **inputs)` of `code`; `await call("method", **params)` in the jail is answered
         by `await on_call(method, params)` here. Leaving the block ends the session. Values are plain msgpack data:
-        from the jail at most 1 MiB at once, 16 MiB in all calls, and 65,536 values in the unanswered ones.
+        from the jail at most 1 MiB at once, 16 MiB in all calls, of which each counts as 256 bytes at least, and 65,536
+        values in the unanswered ones.
 
-        on_call may raise CallError(text), which the code sees; anything else it raises is an infrastructure outcome.
+        on_call may raise CallError(text), which the code sees, or EndSession(text), after which the session has failed;
+        anything else it raises is an infrastructure outcome.
         """
         require_job(code, "", None, None, limits)
         require_loop(self._loop)

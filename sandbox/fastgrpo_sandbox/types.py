@@ -29,6 +29,10 @@ class CallError(Exception):
     """Raised by a session's handler to raise the same text inside the jail (an expected failure of the call)."""
 
 
+class EndSession(Exception):
+    """Raised by a session's handler to end the session at once: it has failed by its own fault, which the text says."""
+
+
 class SandboxUnavailable(RuntimeError):
     """This machine cannot run jails; the message is one sentence that says what is missing and how to fix it."""
 
@@ -111,12 +115,14 @@ class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
 class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     """BigCodeBench's form: `source` defines unittest.TestCase classes that share a process with the solution.
 
-    Guaranteed: exit codes, prints, output floods and missing, doubled or malformed verdicts never count as a pass.
-    Nor do a `unittest`, its classes, contextlib, builtins or assertions that are found changed once the solution is
-    imported or once the tests have run. Nor does an object pass by an `__eq__`, order or subtraction that the
-    solution wrote, or a mock's, against what has none such. Nor does a module of the standard library that the tests
-    import help, if its functions are found changed, but for mocks at the tests' end. A test that is expected to fail
-    passes by failing; one under `skip` is not counted, and one that is skipped by a condition passes.
+    Guaranteed: exit codes, prints, output floods and missing, doubled or malformed verdicts never count as a pass. Nor
+    do a `unittest`, its classes, contextlib, builtins or assertions that are found changed once the solution is
+    imported or once the tests have run. Nor does an object pass by an `__eq__`, order or subtraction that the solution
+    wrote, or a mock's, against what has none such. Nor does a module of the standard library that the tests import
+    help, if its functions or constants are found changed, but for mocks at the tests' end. Builtins are Python's own
+    by their names, unless the tests only call one with data and ask no function beside it, or give the name another
+    meaning anywhere. A test that is expected to fail passes by failing; one under `skip` is not counted, and one that
+    is skipped by a condition passes.
 
     Not guaranteed, since the solution's code runs beside the tests. It can still forge a verdict by reaching the
     running tests or this project's code through frames, the garbage collector, tracing, threads or native memory;

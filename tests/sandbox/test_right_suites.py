@@ -82,7 +82,67 @@ def test_a_solution_that_changes_what_is_in_what_the_tests_import_fails(pool, ch
     code = f"import fractions, os\ndef f(x): return 77\n{change}\n"
     outcome = pool.run(code, tests=UnittestTests(suite))
     assert (outcome.status, outcome.tests) == ("failed", (False, False))
-    assert "changed unittest or the builtins" in outcome.error
+    assert "changed unittest, the builtins or a module of the tests" in outcome.error
+
+
+@pytest.mark.parametrize(
+    "change", ["math.pi = 0.0", "import string\nstring.digits = ''", "def f(x):\n    math.tau = 0.0\n    return 0.0"]
+)
+def test_a_solution_that_changes_a_constant_of_what_the_tests_import_fails(pool, change):
+    suite = "import math, string, time, tempfile, unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertAlmostEqual(f(1), math.pi * len(string.digits) * math.tau)\n"
+    assert pool.run(f"import math\ndef f(x): return 0.0\n{change}\n", tests=UnittestTests(suite)).tests == (False,)
+    used = "import math, os, string, tempfile, time\ndef f(x):\n    os.environ['TZ'] = 'UTC-3'\n    time.tzset()\n    tempfile.mkstemp()\n    string.letters = 'ab'\n    return math.pi * 10 * math.tau\n"
+    assert pool.run(used, tests=UnittestTests(suite)).tests == (True,)
+
+
+BUILTINS = """
+import unittest
+class T(unittest.TestCase):
+    def test_a(self): self.assertEqual(len(f(3)), 3)
+    def test_b(self): self.assertEqual(sorted(f(2)), sorted([1, 2]))
+    def test_c(self): self.assertIsInstance(f(1), list)
+    def test_d(self): self.assertTrue(all(map(isinstance, f(2), [int, int])) and abs(sum(f(3)) - 6) < 1e-6)
+    def test_e(self):
+        max = 3
+        self.assertEqual([str(x) for x in f(max)], ["1", "2", "3"])
+"""
+
+
+def test_tests_mean_the_builtins_by_their_names(pool):
+    code = "class Any(type):\n    def __instancecheck__(self, value): return True\nclass list(metaclass=Any): pass\ndef len(x): return 3\nsorted = lambda x: 0\nall = lambda x: True\nabs = lambda x: 0\nsum = str = len\ndef f(n): return 'no'\n"
+    assert pool.run(code, tests=UnittestTests(BUILTINS)).tests == (False,) * 5
+    own = "def len(x): return 'mine'\ndef sum(n): return list(range(1, n + 1)) if len(n) == 'mine' else []\ndef f(n): return sum(n)\n"
+    assert pool.run(own, tests=UnittestTests(BUILTINS)).tests == (True,) * 5
+
+
+@pytest.mark.parametrize(
+    ("code", "asked"),
+    [
+        ("def sum(a, b): return a + b", "self.assertEqual(sum(1, 2), 3)"),
+        (
+            "class ConnectionError(Exception): pass\ndef f(): raise ConnectionError",
+            "with self.assertRaises(ConnectionError): f()",
+        ),
+        (
+            "class Base:\n    def g(self): return 1\ndef f(): return Base",
+            "self.assertEqual(super().id(), self.id()); self.assertEqual(f()().g(), 1)",
+        ),
+        (
+            "def f(): return [vars, 3]",
+            "x = 3; self.assertEqual((locals()['x'], 'f' in globals(), type(f()) is list), (3, True, True))",
+        ),
+    ],
+)
+def test_what_a_solution_has_of_a_builtins_name_is_asked_where_it_is_meant(pool, code, asked):
+    suite = f"import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        {asked}\n"
+    assert pool.run(code, tests=UnittestTests(suite)).tests == (True,)
+
+
+def test_an_object_is_not_found_equal_by_not_being_unequal(pool):
+    suite = "import unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertFalse(f(1) != 2)\n    def test_b(self): self.assertFalse(f(1) not in [2, 3])\n    def test_c(self): self.assertTrue(f(2) != 2 and f(2) not in [2] and not (f(1) != f(1)))\n"
+    liar = "class Y:\n    def __eq__(self, o): return True\n    def __ne__(self, o): return False\ndef f(x): return Y()"
+    assert pool.run(liar, tests=UnittestTests(suite)).tests[:2] == (False, False)
+    assert pool.run("def f(x): return x + 1", tests=UnittestTests(suite)).tests == (True, True, True)
 
 
 def test_a_solution_that_changes_numpys_own_tests_fails():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo_sandbox import CallError, Limits, Outcome
+from fastgrpo_sandbox import CallError, EndSession, Limits, Outcome, job
+from fastgrpo_sandbox.job import RunningSession
 from tests.sandbox.conftest import descendants
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]
@@ -167,6 +168,39 @@ async def main(call):
     outcome = session(pool, code, handler, limits=Limits(wall_s=60))
     assert (outcome.status, outcome.error) == ("failed", "more than 16777216 bytes of calls")
     assert calls <= 32
+
+
+@pytest.mark.parametrize("body", [b"", b"\x93\x01\xa0\x80"], ids=["malformed", "well formed"])
+def test_a_flood_of_small_calls_is_stopped_before_the_host(pool, monkeypatch, body):
+    """The host takes its time over each frame, also over those that a session which it has stopped had still sent."""
+    heard, take = [], RunningSession.on_call
+    monkeypatch.setattr(RunningSession, "on_call", lambda job, body: heard.append(take(job, body)))
+    code = f"""
+import os
+async def main(call):
+    frames = (len({body!r}).to_bytes(4, "little") + b"C" + {body!r}) * 100_000
+    while True: os.write(3, frames)
+"""
+    assert session(pool, code, limits=Limits(wall_s=60)).status == "failed"
+    assert len(heard) <= 512
+
+
+def test_calls_are_counted_however_small_they_are(pool, monkeypatch):
+    monkeypatch.setattr(job, "MAX_SAID", 100 * 256)
+    code = "async def main(call, n):\n    for i in range(n): await call('x')"
+    assert session(pool, code, inputs={"n": 100}).status == "ok"
+    outcome = session(pool, code, inputs={"n": 101})
+    assert (outcome.status, outcome.error) == ("failed", f"more than {100 * 256} bytes of calls")
+
+
+def test_a_handler_may_end_a_session_that_goes_on_and_on(pool):
+    async def handler(method, params):
+        if params["i"] == 3:
+            raise EndSession("enough of it")
+
+    code = "async def main(call):\n    for i in range(9):\n        try: await call('x', i=i)\n        except BaseException: pass"
+    outcome = session(pool, code, handler)
+    assert (outcome.status, outcome.error, outcome.error_by) == ("failed", "enough of it", "host")
 
 
 def test_a_session_that_does_not_read_costs_the_server_nothing(pool):

@@ -32,11 +32,13 @@ COMPARING += ("SetEqual", "SequenceEqual", "MultiLineEqual", "Greater", "Greater
 CONTAINERS = (list, tuple, dict, set, frozenset)
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "Eq": operator.eq,
+    "NotEq": operator.ne,
     "Lt": operator.lt,
     "LtE": operator.le,
     "Gt": operator.gt,
     "GtE": operator.ge,
     "In": lambda item, among: item in among,
+    "NotIn": lambda item, among: item not in among,
 }
 
 
@@ -63,12 +65,14 @@ def _guarded(method: Callable[..., None], membership: bool) -> Callable[..., Non
 
 
 def compare(names: str, left: Any, *rights: Any) -> Any:
-    """`left == right`, or other operators by the names of their syntax nodes; False where one side decides alone."""
+    """`left == right`, or other operators by the names of their syntax nodes; where one side decides alone the two are
+    not equal, nor in order, nor one in the other."""
     found: Any = None
     for name, right in zip(names.split(), rights, strict=True):
         if found is not None and not found:  # as Python does, which asks the last for no truth: it may be an array
             break
-        found = not lies(left, right, name == "In") and OPERATORS[name](left, right)
+        alone = lies(left, right, name in ("In", "NotIn"))
+        found = name.startswith("Not") if alone else OPERATORS[name](left, right)
         left = right
     return found
 

@@ -15,7 +15,7 @@ from .syntax import hoisted, parse
 CACHED = 4096  # programs of tests; one problem's tests judge many solutions
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
-GUARDED = frozenset({"Eq", "Lt", "LtE", "Gt", "GtE", "In"})
+GUARDED = frozenset({"Eq", "NotEq", "Lt", "LtE", "Gt", "GtE", "In", "NotIn"})
 # Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
 SPECIAL = (
     *("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context"),
@@ -60,13 +60,39 @@ def _is_at_hand(node: ast.expr) -> bool:
     return isinstance(node.operand if isinstance(node, ast.UnaryOp) else node, ast.Constant | ast.Name)
 
 
+class _Builtins(ast.NodeTransformer):
+    """`len` becomes `__builtins__.len`: the tests run in the solution's namespace, where it may be another."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id not in self._names:
+            return node
+        return ast.copy_location(ast.Attribute(_name("__builtins__"), node.id, ast.Load()), node)
+
+
+def _own_builtins(source: str) -> set[str]:
+    """The builtins that tests mean by their names. Of one that is called with nothing but data a solution may have its
+    own, where the tests ask no function of it beside; and it may have exceptions of any name."""
+    nodes, wanted = list(ast.walk(parse(source))), wanted_names(source)
+    read = {node.id for node in nodes if isinstance(node, ast.Name)} - {_bound(node) for node in nodes} - {"super"}
+    found = {name for name in read if not name.startswith("__") and callable(getattr(builtins, name, None))}
+    found = {name for name in found if not _is_exception(getattr(builtins, name))}
+    return found if any(name[:1].islower() for name in wanted.names) else found.difference(wanted.other)
+
+
+def _is_exception(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
 @lru_cache(CACHED)
 def compile_unittest(source: str) -> bytes:
     """A program of unittest tests, its comparisons guarded, marshalled for the jail's interpreter, which is this one.
     Raises SyntaxError."""
     tree = hoisted(parse(source))
     tree.body = [node for node in tree.body if not _starts_tests(node)]
-    tree = ast.fix_missing_locations(_Guarded().visit(tree))
+    tree = ast.fix_missing_locations(_Builtins(_own_builtins(source)).visit(_Guarded().visit(tree)))
     return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True))
 
 

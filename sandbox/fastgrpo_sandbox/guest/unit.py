@@ -2,9 +2,9 @@
 
 The verdict counts only with a secret that the native module holds outside of Python and adds for the one frame
 that ran the tests. `unittest`, the builtins and the comparisons (honest.py) must be the same after the solution's
-import, and after the tests, as before, and likewise the functions and methods of the modules that the tests import, but
-for what a mock of theirs stands in for at their end; the classes that run the tests are those from before. All this
-stops what cheats on the side, not what sets out to deceive this very file: see UnittestTests.
+import, and after the tests, as before, and likewise the functions, methods and constants of the modules that the tests
+import, but for what a mock of theirs stands in for at their end; the classes that run the tests are those from before.
+All this stops what cheats on the side, not what sets out to deceive this very file: see UnittestTests.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from . import honest
 from .wire import result_body
 
 HEAP = 1 << 9  # of a class' flags: what it has can be changed
+CONSTANTS = frozenset({int, float, complex, str, bytes, tuple, frozenset})
 METHODS = frozenset({types.FunctionType, types.WrapperDescriptorType, property, classmethod, staticmethod})
 UNWATCHED = ("sys",)  # whose hooks and streams are there to be replaced
+CHANGING = ("time", "tempfile")  # whose texts and numbers follow the time zone and the first use
 WATCHED = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib", honest.__name__)
 
 
@@ -51,7 +53,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
         changed = changed or space.get("__compare__") is not compare
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
-        passed, errors = set(), "the solution changed unittest or the builtins"
+        passed, errors = set(), "the solution changed unittest, the builtins or a module of the tests"
     with contextlib.suppress(Exception):  # the tests may have left it closed, or anything in its place
         sys.stdout.flush()
     send(body(errors, tests=[name in passed for name in names]))
@@ -130,8 +132,8 @@ def _imported(names: tuple[str, ...]) -> tuple[str, ...]:
 def _functions(
     modules: tuple[str, ...], mocked: dict[tuple[str, ...], Any] | None = None
 ) -> dict[tuple[str, ...], Any]:
-    """Identity of the modules, of the functions and classes in them and of what these classes have; of a mock, what
-    `mocked` has there."""
+    """Identity of the modules, of the functions, classes and constants in them and of what these classes have; of a
+    mock, what `mocked` has there."""
     found: dict[tuple[str, ...], Any] = {}
     for name in modules:
         module = sys.modules.get(name)
@@ -141,7 +143,7 @@ def _functions(
                 found[name, key] = (id(value.__code__), id(value.__defaults__))
             elif mocked is not None and _is_mock(value):
                 found[name, key] = mocked.get((name, key))
-            elif callable(value):
+            elif callable(value) or (type(value) in CONSTANTS and not key.startswith("_") and name not in CHANGING):
                 found[name, key] = id(value)
             if isinstance(value, type) and value.__flags__ & HEAP:
                 own = vars(value)

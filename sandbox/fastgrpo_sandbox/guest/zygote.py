@@ -61,7 +61,7 @@ def main(kind: str, armed: str, *preload: str) -> None:
     gc.freeze()
 
     script = runtime.FILE, runtime.fresh_module("__main__"), runtime.FINE, runtime.end_script
-    _jail.serve(0, proc, groups, int(armed), *script, runtime.run_child)
+    _jail.serve(0, proc, groups, int(armed), kind == "session", *script, runtime.run_child)
 
 
 def cpu_count() -> int:
