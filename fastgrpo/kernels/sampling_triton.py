@@ -38,7 +38,9 @@ def _tile_kernel(
     greedy = temperature == 0.0
     temperature = tl.where(greedy, 1.0, temperature)
     word_V = tile * WORDS + tl.arange(0, WORDS)
-    logit_V = tl.load(row_ptr + word_V, mask=word_V < vocabulary, other=float("-inf")).to(tl.float32) / temperature
+    logit_V = tl.load(row_ptr + word_V, mask=word_V < vocabulary, other=float("-inf")).to(tl.float32)
+    if temperature != 1.0:
+        logit_V = logit_V / temperature
     largest = tl.max(logit_V, axis=0)
     # In a tile of nothing but -inf all are 0.
     e_V = tl.exp2((logit_V - tl.where(largest == float("-inf"), 0.0, largest)) * LOG2_E)
