@@ -69,6 +69,7 @@ class Parcel(msgspec.Struct, frozen=True):
     test_count: int | None = None
     select: tuple[int, ...] | None = None
     session: bool = False
+    room: int = 0  # bytes that it may print, where its limits have fewer
 
     def outcome(self, done: Done) -> Outcome:
         """What became of the job. A frame that is too much to decode, or raises meanwhile, is no frame."""
@@ -97,9 +98,9 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
     if STDIN in code:
         files = {**files, "stdin": stdin}
     job: dict[str, Any] = {"role": "script", "code": _source(code), "files": _files(files)}
-    judge, secret, count, select = b"", b"", None, None
+    judge, secret, count, select, room = b"", b"", None, None, 0
     if tests is not None and not isinstance(tests, StdioTests):
-        count = _count(tests)
+        count, room = _count(tests), MOST_OUTPUT  # what is printed on the way decides nothing
     if isinstance(tests, CheckTests | AssertTests):
         job["role"] = "solution"
         judge = marshal.dumps(_judge_job(tests))
@@ -111,7 +112,7 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
     payload = PLAIN + code.encode() if plain else marshal.dumps(job)
     if secret:
         payload = SECRET + secret + payload
-    return _checked(Parcel(limits, payload, _encoded(stdin, "stdin"), judge, secret, count, select))
+    return _checked(Parcel(limits, payload, _encoded(stdin, "stdin"), judge, secret, count, select, room=room))
 
 
 def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel:
@@ -226,7 +227,7 @@ class Running:
         self.cell = cell
         self.parcel = parcel
         self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.number = cell.begin(self, parcel.limits, parcel.stdin, parcel.payload, parcel.judge)
+        self.number = cell.begin(self, parcel.limits, parcel.stdin, parcel.payload, parcel.judge, parcel.room)
 
     def kill(self) -> None:
         """Ends the job now; `ended` completes when the jail has reaped it."""
