@@ -144,7 +144,10 @@ def test_a_query_that_only_we_failed_is_an_error(collected: list[Rollout]) -> No
         asyncio.run(solve.solve(CONFIG, ("p",)))
 
 
-def test_a_solution_says_nothing_to_the_terminal(collected: list[Rollout], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_solution_says_nothing_to_the_terminal(
+    collected: list[Rollout], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solve, "find", lambda dataset, name: SimpleNamespace(shown_tests=False))
     record = {"workflow": "w = 'é'\n\t# \x1b]52;c;eA==\x07", "solution": "x\r\x9b2J\x7f\n", "worker_calls": []}
     result = Result(status="ok", reward=Reward(total=1.0), record=record | {"tests": {"public": 1.0}})
     collected += [Rollout([1], [1], [0.0], ["text"], result=result)]
