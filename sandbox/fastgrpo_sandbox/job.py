@@ -17,6 +17,7 @@ from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.instrument import (
     compile_asserts,
+    compile_setup,
     compile_unittest,
     imported_modules,
     special_words,
@@ -158,9 +159,10 @@ def _compiling() -> Iterator[None]:
 
 def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
-    job: dict[str, Any] = {"role": "judge", "setup": tests.setup, "lines": None, "needed": _needed(tests)}
+    job: dict[str, Any] = {"role": "judge", "lines": None, "needed": _needed(tests)}
     job["special"] = special_words(tests.setup, *(tests.asserts if isinstance(tests, AssertTests) else (tests.source,)))
     with _compiling():
+        job["setup"] = compile_setup(tests.setup)
         if isinstance(tests, AssertTests):
             lines = [(compile_asserts(line), tuple(wanted_names(line))) for line in tests.asserts]
             return job | {"lines": lines}
@@ -173,7 +175,7 @@ def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
     try:
         names = wanted_names(tests.setup).names if tests.setup else ()
     except (SyntaxError, ValueError, RecursionError):
-        return ()  # the judge says so
+        return ()  # compile_setup says so
     if isinstance(tests, AssertTests):
         return names
     return tuple(name for name in names if name == tests.entry_point or name[:1].isupper())

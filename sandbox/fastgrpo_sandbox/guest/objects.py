@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import mirrors, remote
+from .allowed import TESTS
 from .annotations import alias, alias_parts
 from .kinds import KINDS as KINDS_OF_OBJECTS
 from .known import (
@@ -248,9 +249,16 @@ class Objects:
         parents = tuple(self._mirror(*each) for each in bases)
         kinds = tuple(each for each in (base,) if base is not object and not any(issubclass(p, base) for p in parents))
         form = mirrors.Form(base, specials, names, tuple(each for each in map(behind, library) if each is not None))
-        made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form)
+        twin = None if library or base is not object else self._twin(name)
+        made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form, twin)
         self._proxies[number] = made
         return made
+
+    def _twin(self, name: str) -> type | None:
+        """This side's own class of the name, as of a `TreeNode` that solution and tests both begin with. In one program
+        the two are one: an object of either is an instance of it."""
+        found = self._peer.own_names.get(name)
+        return found if type(found) is type and found.__module__ in ("solution", TESTS) else None
 
 
 def _key(value: Any) -> Any:
