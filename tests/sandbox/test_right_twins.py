@@ -141,6 +141,77 @@ def test_it_is_compared_as_the_tests_class_does_and_by_what_it_holds(pool: Block
     assert not any(outcome.tests)
 
 
+MEMBERS = """
+import enum
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+    def low(self): return self.name.lower()
+class Level(enum.IntEnum):
+    A = 1
+    B = 2
+class Mode(enum.Flag):
+    X = 1
+    Y = 2
+class Bad(ValueError):
+    def __init__(self, text, code=3):
+        super().__init__(text)
+        self.code = code
+class Base(Exception): pass
+class Sub(Base): pass
+"""
+MEMBERS_USED = """
+def first(): return Color.RED
+def swap(c): return Color.BLUE if c is Color.RED else Color.RED
+def look(c): return {Color.RED: 'r', Color.BLUE: 'b'}[c], isinstance(c, Color), c == Color.RED, c in (Color.RED,)
+def matched(c):
+    match c:
+        case Color.RED: return 'red'
+        case Level.A: return 'a'
+    return ''
+def level(x): return Level(x)
+def is_a(x): return x is Level.A, x + 1
+def mode(x): return Mode.X | Mode.Y if x else Mode.X
+def modes(x): return bool(x & Mode.X), x == Mode.X | Mode.Y
+def bad(): raise Bad('no', 7)
+def sub(): raise Sub('s')
+def caught(g):
+    try: g()
+    except Bad as error: return ['bad', error.code, str(error), error.args]
+    except Sub: return ['sub']
+    except Base: return ['base']
+def kinds(): return list(Color), {Color.RED: 1}
+"""
+
+
+def test_members_of_an_enumeration_and_exceptions_are_one_too(
+    pool: BlockingSandboxPool, every_assertion_passes: Callable[..., None]
+) -> None:
+    lines = (
+        "assert first() == Color.RED and first() is Color.RED and first().value == 1 and first().low() == 'red'",
+        "assert swap(Color.RED) is Color.BLUE and look(Color.RED) == ('r', True, True, True)",
+        "assert matched(Color.RED) == 'red' and matched(Level.A) == 'a' and kinds() == ([Color.RED, Color.BLUE], {Color.RED: 1})",
+        "assert level(1) is Level.A and level(2) == 2 and isinstance(level(1), Level) and is_a(Level.A) == (True, 2)",
+        "assert mode(0) is Mode.X and mode(1) == Mode.X | Mode.Y and modes(Mode.X | Mode.Y) == (True, True)",
+        "try:\n    bad()\n    assert False\nexcept Bad as e:\n    assert e.code == 7 and str(e) == 'no' and e.args == ('no',)",
+        "try:\n    sub()\n    assert False\nexcept Base as e:\n    assert isinstance(e, Sub)",
+        "def g(): raise Bad('x', 9)\nassert caught(g) == ['bad', 9, 'x', ('x',)]",
+        "def g(): raise Sub\nassert caught(g) == ['sub']",
+        "def g(): raise Base\nassert caught(g) == ['base']",
+    )
+    every_assertion_passes(MEMBERS + MEMBERS_USED, MEMBERS, lines)
+    wrong = (
+        "assert swap(Color.RED) == Color.RED",
+        "assert first() == Color.BLUE",
+        "assert first() == 1",
+        "assert level(1) is Level.B",
+        "try:\n    sub()\n    assert False\nexcept Bad:\n    assert True",
+    )
+    liar = MEMBERS.replace("RED = 1", "RED = 1\n    __eq__ = lambda self, other: True\n    __hash__ = lambda self: 1")
+    for code in (MEMBERS, liar):
+        assert not any(pool.run(code + MEMBERS_USED, tests=AssertTests(wrong, MEMBERS)).tests)
+
+
 LISTS = """
 from heapq import *
 class ListNode:

@@ -247,10 +247,11 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form, twin: t
     abstract = tuple(filter(is_abstract, form.library))
     if twin is not None:
         space["__class__"] = property(lambda self: twin)
-    if twin is not None and place[0].is_open:
+    if twin is not None and (place[0].is_open or issubclass(base, BaseException)):  # `except` asks for the type itself
         shared: dict[str, Any] = {each: Twin(each, own) for each, own in vars(twin).items() if each[:2] != "__"}
+        rest = [each for each in bases if not issubclass(twin, each)]
         with contextlib.suppress(TypeError):
-            return type.__new__(Mirror, name, (*bases, twin), shared | space)
+            return type.__new__(Mirror, name, (*rest, twin), shared | space)
     for wanted, library in ((bases, form.library), (bases, abstract), (bases, ()), (plain, ())):
         try:
             return type.__new__(Mirror, name, wanted, space | {"_fastgrpo_library_": library})
