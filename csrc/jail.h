@@ -45,6 +45,7 @@ enum { CHILD_CALL = 'C', CHILD_RESULT = 'R' };
 
 typedef struct __attribute__((packed)) {
     uint32_t wall_ms, cpu_ms, memory_mb, processes, output_bytes, tmp_mb, files;
+    uint32_t kept_bytes; /* of output, that the host is sent */
 } job_limits;
 
 /* Body of HOST_START: this, then stdin, the solution's payload and the judge's (0 bytes: no judge). */

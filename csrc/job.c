@@ -201,9 +201,10 @@ void job_cancel(server *s, uint32_t id) {
     if (id < MAX_JOBS && s->jobs[id] != NULL) job_stop(s->jobs[id], CANCELLED);
 }
 
-static uint32_t written(int fd, uint32_t cap) {
+static uint32_t kept(const job *j, int fd) {
     off_t position = lseek(fd, 0, SEEK_CUR);
-    return position < 0 ? 0 : position > cap ? cap : (uint32_t)position;
+    uint32_t most = j->limits.kept_bytes < j->limits.output_bytes ? j->limits.kept_bytes : j->limits.output_bytes;
+    return position < 0 ? 0 : position > most ? most : (uint32_t)position;
 }
 
 static void append_output(buffer *to, int fd, uint32_t count) {
@@ -255,7 +256,7 @@ static void finish(server *s, job *j) {
         .results = j->solution.frames, .verdicts = j->judge.frames, .cpu_us = j->spent_us,
         .wall_us = (passed_ns - waited_ns) / 1000, .memory_kb = j->memory_kb,
         .by_cgroup = j->by_cgroup,
-        .stdout_bytes = written(j->solution.out, cap), .stderr_bytes = written(j->solution.err, cap),
+        .stdout_bytes = kept(j, j->solution.out), .stderr_bytes = kept(j, j->solution.err),
         .result_bytes = (uint32_t)(j->solution.result.end - j->solution.result.start),
         .verdict_bytes = (uint32_t)(j->judge.result.end - j->judge.result.start),
     };

@@ -26,6 +26,7 @@ DISK_ERRORS = {
     errno.ENOTDIR,
     errno.ENAMETOOLONG,
 }
+CONTROLS = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]")
 # What torch and safetensors say, whose errors are no OSError.
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 
@@ -120,6 +121,12 @@ def shown(value: object) -> str:
         return type(value).__name__
 
 
+def printable(text: str) -> str:
+    """Text of a policy's, a worker's or a jail's for a terminal, which would obey the control characters in it: they
+    are shown as their escapes, but for line ends and tabs."""
+    return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def say_error(sentence: str) -> None:
     """Print an error, with the rank that it came from under torchrun."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
@@ -129,7 +136,7 @@ def say_error(sentence: str) -> None:
 def say_on_stderr(line: str) -> None:
     """Print a line on standard error, if there is still somebody who reads it: how a process ends is not theirs."""
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def show_any_text() -> None:

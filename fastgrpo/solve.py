@@ -11,7 +11,7 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 from collections.abc import Sequence
 
 from fastgrpo.config import Config
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, printable
 from fastgrpo.evaluation import rollouts_of_model
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.task import open_environment
@@ -64,9 +64,8 @@ async def solve(config: Config, names: Sequence[str]) -> None:
             f"none of {written} completions holds a workflow: train the policy longer, or raise eval.samples"
         )
     best = max(records, key=lambda record: record["tests"]["public"])
-    print(
-        f"# workflow ({len(best['worker_calls'])} worker calls)\n{best['workflow']}\n\n# solution\n{best['solution']}\n"
-    )
+    calls = len(best["worker_calls"])
+    print(printable(f"# workflow ({calls} worker calls)\n{best['workflow']}\n\n# solution\n{best['solution']}\n"))
     if problem.shown_tests:
         print(f"# public tests passed: {best['tests']['public']:.0%} (best of {len(records)} workflows)")
     else:

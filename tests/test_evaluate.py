@@ -15,7 +15,7 @@ from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.engine import opening
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, say_error
 from fastgrpo.flow.baselines import WORKFLOWS
 from fastgrpo.report import write_report
 from fastgrpo.tasks import Task
@@ -142,6 +142,20 @@ def test_a_query_that_only_we_failed_is_an_error(collected: list[Rollout]) -> No
     collected += [rollout("infrastructure")] * 2
     with pytest.raises(UserError, match="every workflow failed: the endpoint cannot be reached"):
         asyncio.run(solve.solve(CONFIG, ("p",)))
+
+
+def test_a_solution_says_nothing_to_the_terminal(
+    collected: list[Rollout], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(solve, "find", lambda dataset, name: SimpleNamespace(shown_tests=False))
+    record = {"workflow": "w = 'é'\n\t# \x1b]52;c;eA==\x07", "solution": "x\r\x9b2J\x7f\n", "worker_calls": []}
+    result = Result(status="ok", reward=Reward(total=1.0), record=record | {"tests": {"public": 1.0}})
+    collected += [Rollout([1], [1], [0.0], ["text"], result=result)]
+    asyncio.run(solve.solve(CONFIG, ("p",)))
+    said = capsys.readouterr().out
+    assert "w = 'é'\n\t# \\x1b]52;c;eA==\\x07\n\n# solution\nx\\r\\x9b2J\\x7f\n" in said
+    say_error("it ended with \x1b[2J")
+    assert capsys.readouterr().err.endswith("it ended with \\x1b[2J\n")
 
 
 def test_a_policy_that_wrote_no_workflow_is_an_error(collected: list[Rollout]) -> None:

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fastgrpo.errors import say_on_stderr, show_any_text, without_reader
+from fastgrpo.errors import printable, say_on_stderr, show_any_text, without_reader
 from fastgrpo.record.phases import PhaseTimer
 
 # Metric, label and format, in the order shown.
@@ -92,9 +92,9 @@ class Display:
         """Print a line, above the panel where there is one."""
         with _shown_if_read():
             if self._live is None:
-                print(text, flush=True)
+                print(printable(text), flush=True)
             else:
-                self._console.print(Text(text))
+                self._console.print(Text(printable(text)))
 
     def close(self) -> None:
         """Leave the last panel on the screen and stop drawing."""

@@ -21,7 +21,7 @@ from fastgrpo_sandbox.types import Limits, SandboxUnavailable
 
 log = logging.getLogger("fastgrpo_sandbox")
 HEADER = struct.Struct("<IIB")
-START = struct.Struct("<7I3I")
+START = struct.Struct("<8I3I")
 READY, DATA, DONE, GONE = 1, 2, 3, 4  # frames from the server
 HOST_START, HOST_DATA, HOST_KILL = 1, 2, 3  # frames to the server
 START_DEADLINE_S = 60.0
@@ -130,11 +130,15 @@ class Cell(asyncio.Protocol):
         except OSError as error:
             log.warning("no cgroup for a cell: cell=%d reason=%r", self.number, str(error))
 
-    def begin(self, occupant: Occupant, limits: Limits, stdin: bytes, payload: bytes, judge: bytes) -> int:
-        """Starts a job; returns its number in this cell. With a `judge` payload two processes are paired."""
+    def begin(
+        self, occupant: Occupant, limits: Limits, stdin: bytes, payload: bytes, judge: bytes, room: int = 0
+    ) -> int:
+        """Starts a job; returns its number in this cell. With a `judge` payload two processes are paired. It may print
+        `room` bytes, of which no more come back than its limits have."""
         start = START.pack(
             *(round(limits.wall_s * 1000), round(limits.cpu_s * 1000), limits.memory_mb, limits.processes),
-            *(limits.output_bytes, limits.tmp_mb, limits.files, len(stdin), len(payload), len(judge)),
+            *(max(limits.output_bytes, room), limits.tmp_mb, limits.files, limits.output_bytes),
+            *(len(stdin), len(payload), len(judge)),
         )
         if self._free:
             job = self._free.pop()

@@ -17,6 +17,7 @@ from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.instrument import (
     compile_asserts,
+    compile_setup,
     compile_unittest,
     imported_modules,
     special_words,
@@ -69,6 +70,7 @@ class Parcel(msgspec.Struct, frozen=True):
     test_count: int | None = None
     select: tuple[int, ...] | None = None
     session: bool = False
+    room: int = 0  # bytes that it may print, where its limits have fewer
 
     def outcome(self, done: Done) -> Outcome:
         """What became of the job. A frame that is too much to decode, or raises meanwhile, is no frame."""
@@ -97,9 +99,9 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
     if STDIN in code:
         files = {**files, "stdin": stdin}
     job: dict[str, Any] = {"role": "script", "code": _source(code), "files": _files(files)}
-    judge, secret, count, select = b"", b"", None, None
+    judge, secret, count, select, room = b"", b"", None, None, 0
     if tests is not None and not isinstance(tests, StdioTests):
-        count = _count(tests)
+        count, room = _count(tests), MOST_OUTPUT  # what is printed on the way decides nothing
     if isinstance(tests, CheckTests | AssertTests):
         job["role"] = "solution"
         judge = marshal.dumps(_judge_job(tests))
@@ -111,7 +113,7 @@ def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tes
     payload = PLAIN + code.encode() if plain else marshal.dumps(job)
     if secret:
         payload = SECRET + secret + payload
-    return _checked(Parcel(limits, payload, _encoded(stdin, "stdin"), judge, secret, count, select))
+    return _checked(Parcel(limits, payload, _encoded(stdin, "stdin"), judge, secret, count, select, room=room))
 
 
 def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel:
@@ -157,9 +159,10 @@ def _compiling() -> Iterator[None]:
 
 def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
-    job: dict[str, Any] = {"role": "judge", "setup": tests.setup, "lines": None, "needed": _needed(tests)}
+    job: dict[str, Any] = {"role": "judge", "lines": None, "needed": _needed(tests)}
     job["special"] = special_words(tests.setup, *(tests.asserts if isinstance(tests, AssertTests) else (tests.source,)))
     with _compiling():
+        job["setup"] = compile_setup(tests.setup)
         if isinstance(tests, AssertTests):
             lines = [(compile_asserts(line), tuple(wanted_names(line))) for line in tests.asserts]
             return job | {"lines": lines}
@@ -172,7 +175,7 @@ def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
     try:
         names = wanted_names(tests.setup).names if tests.setup else ()
     except (SyntaxError, ValueError, RecursionError):
-        return ()  # the judge says so
+        return ()  # compile_setup says so
     if isinstance(tests, AssertTests):
         return names
     return tuple(name for name in names if name == tests.entry_point or name[:1].isupper())
@@ -226,7 +229,7 @@ class Running:
         self.cell = cell
         self.parcel = parcel
         self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.number = cell.begin(self, parcel.limits, parcel.stdin, parcel.payload, parcel.judge)
+        self.number = cell.begin(self, parcel.limits, parcel.stdin, parcel.payload, parcel.judge, parcel.room)
 
     def kill(self) -> None:
         """Ends the job now; `ended` completes when the jail has reaped it."""

@@ -44,10 +44,11 @@ class Limits(msgspec.Struct, frozen=True):
     else its neighbours would decide about its verdict. memory_mb (MiB) bounds each process' address space growth and
     what all processes of the job hold: by cgroup everything, /tmp and captured output too; by polling (see
     Outcome.memory_by) their private pages as seen every 20 ms. processes counts threads too, and is at most 256;
-    output_bytes bounds stdout and stderr each; tmp_mb sizes the private /tmp; files is the number of open descriptors.
-    Memory that processes share without a file is denied, since polling would not count it. CPU time is that of live
-    processes and of children that were waited for: what a job lets go unseen, by ignoring SIGCHLD, only wall_s and
-    processes bound.
+    output_bytes bounds stdout and stderr each, but where a verdict asks for neither, as of asserts, a check or
+    unittest: there a job may print 4 MiB, of which so much is kept. tmp_mb sizes the private /tmp; files is the number
+    of open descriptors. Memory that processes share without a file is denied, since polling would not count it. CPU
+    time is that of live processes and of children that were waited for: what a job lets go unseen, by ignoring
+    SIGCHLD, only wall_s and processes bound.
 
     Seconds may be fractions, the rest are whole numbers. Raises ValueError for another type or a value out of range.
     """

@@ -180,6 +180,20 @@ def test_08_what_pipes_hold_is_counted(pool):
     assert pool.run(few, limits=Limits(memory_mb=80, wall_s=30, cpu_s=20)).status == "ok"
 
 
+def test_08_descriptors_that_nobody_has_read_are_not_sent(pool):
+    """4,100 full sockets, none of them open any more, were 900 MB that no limit counted; and they took from every other
+    job of this user, and from the fork servers, what may be under way at once."""
+    code = """
+import array, socket
+a, b = socket.socketpair()
+try: socket.send_fds(a, [b"x"], [b.fileno()])
+except PermissionError as error: print(error.errno)
+a.send(b"said")
+print(b.recvmsg(9, 99)[0])
+"""
+    assert pool.run(code).stdout == "1\nb'said'\n"
+
+
 AREAS = """
 import ctypes, os, time
 libc = ctypes.CDLL(None)

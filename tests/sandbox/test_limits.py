@@ -104,6 +104,36 @@ def test_a_case_has_room_for_what_it_is_to_print(pool: Any) -> None:
     assert (flood.status, flood.tests) == ("output_limit", (False, False))
 
 
+SUITE = """
+import unittest
+class T(unittest.TestCase):
+    def test_a(self):
+        for i in range(40): self.assertEqual(f(i), i + 1)
+"""
+PRINTED = {
+    "asserts": AssertTests(asserts=tuple(f"assert f({i}) == {i + 1}" for i in range(40))),
+    "check": CheckTests("def check(candidate):\n    for i in range(40): assert candidate(i) == i + 1\n", "f"),
+    "unittest": UnittestTests(SUITE),
+}
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("form", PRINTED)
+def test_what_is_printed_on_the_way_decides_nothing(pool: Any, form: str) -> None:
+    code = (
+        "import sys\ndef f(x):\n    print('é' * 20_000, file=sys.stderr if x % 2 else sys.stdout)\n    return x + 1\n"
+    )
+    outcome = pool.run(code, tests=PRINTED[form], limits=Limits(output_bytes=1001))
+    assert (outcome.status, outcome.pass_rate) == ("ok", 1.0)
+    assert outcome.stdout.startswith("é" * 500)
+    assert len(outcome.stdout) <= 501
+    for flood in ("while True: print('y' * 99)", "sys.stderr.write('y' * (5 << 20))"):
+        outcome = pool.run(f"import sys\ndef f(x):\n    {flood}\n    return x + 1\n", tests=PRINTED[form])
+        assert outcome.status == "output_limit"
+        assert not any(outcome.tests)
+        assert max(len(outcome.stdout), len(outcome.stderr)) == 65536
+
+
 @pytest.mark.parametrize(
     ("tests", "said"),
     [

@@ -273,9 +273,19 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
     """`split_asserts(source)` compiled and marshalled for the judge, which is this same interpreter, the number of
     asserts, and those that nothing may come to. Raises SyntaxError."""
     tree, count, never = split_asserts(source)
+    return _compiled(tree, "tests.py"), count, never
+
+
+@lru_cache(CACHED)
+def compile_setup(source: str) -> bytes:
+    """What tests need before them, marshalled likewise. Raises SyntaxError."""
+    return _compiled(hoisted(parse(source)), "setup.py")
+
+
+def _compiled(tree: ast.Module, file: str) -> bytes:
     if all(_bound(node) not in ("type", "super") for node in ast.walk(tree)):
         tree = _Types().visit(tree)
-    return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True)), count, never
+    return marshal.dumps(compile(tree, file, "exec", dont_inherit=True))
 
 
 class Wanted(NamedTuple):

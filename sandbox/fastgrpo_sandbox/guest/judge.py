@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from . import around, looks
 from .allowed import TESTS
 from .compared import Pair, read
-from .instrument import MODULES, Wanted, compile_asserts, wanted_names
+from .instrument import MODULES, Wanted, compile_asserts, compile_setup, wanted_names
 from .peer import Peer
 from .remote import place_of
-from .syntax import compile_source, parse
+from .syntax import parse
 
 WARM_UP = "assert f([1, (2.5, 'x')]) == [1, (2.5, 'x')]\n"
 
@@ -86,8 +86,9 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     if job["special"]:
         _prepare(job["special"], solution)
     given = _given(job["needed"], solution) if job["needed"] else {}
-    namespace: dict[str, Any] = {"__name__": TESTS, **given}
-    exec(compile_source(job["setup"], "setup.py"), namespace)
+    namespace: dict[str, Any] = {"__name__": TESTS, "__type__": looks.type_of, "__super__": looks.super_of, **given}
+    exec(marshal.loads(job["setup"]), namespace)
+    solution.own_names = namespace
     if job["lines"] is None:
         return _check_verdicts(job, solution, namespace)
     defined = {name for name, value in namespace.items() if name not in given or value is not given[name]}
@@ -117,7 +118,6 @@ def _given(names: tuple[str, ...], solution: Peer) -> dict[str, Any]:
 def _run(code: bytes, record: _Record, namespace: dict[str, Any]) -> None:
     namespace |= {"__passed__": record.passed, "__checked__": record.checked, "__failed__": record.failed}
     namespace |= {"__over__": record.over, "__instead__": record.instead, "__Exception__": Exception}
-    namespace |= {"__type__": looks.type_of, "__super__": looks.super_of}
     exec(marshal.loads(code), namespace)
 
 
@@ -234,7 +234,7 @@ def warm_up() -> None:
     limit = sys.getrecursionlimit()
     verdicts(
         {
-            "setup": "",
+            "setup": compile_setup(""),
             "needed": (),
             "special": frozenset(),
             "lines": [(compile_asserts(WARM_UP), tuple(wanted_names(WARM_UP)))],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -202,13 +203,27 @@ class Form(NamedTuple):
     library: tuple[type, ...] = ()
 
 
+class Twin(Forwarder):
+    """An attribute that this side's class of the name has, too: the object's own, unless only that class has it."""
+
+    def __init__(self, name: str, own: Any) -> None:
+        def get(value: Any) -> Any:
+            try:
+                return ask(value, "get", name)
+            except AttributeError:
+                return own.__get__(value, type(value)) if hasattr(type(own), "__get__") else own
+
+        property.__init__(self, get)
+
+
 def _forwarder(name: str, base: type) -> Forwarder:
     is_sealed = (base in CONSTANT and hasattr(base, name)) or (base is set and name in SET_ORDER)
     return Sealed(name, base) if is_sealed else Forwarder(name)
 
 
-def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type:
-    """The class here of a class there."""
+def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form, twin: type | None = None) -> type:
+    """The class here of a class there; `twin` is one of this side's for which its objects are to be taken: on the
+    solution's side they have what that has, too, while the judge's runs none of its own methods on them."""
     base = form.base
     inherited = [each for kind in form.library for each in dir(kind) if not each.startswith(("__", "_fastgrpo_"))]
     if issubclass(base, BaseException):
@@ -230,6 +245,13 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form) -> type
         space["__hash__"] = base.__hash__
     plain = (Remote, base) if base is not object else (Remote,)
     abstract = tuple(filter(is_abstract, form.library))
+    if twin is not None:
+        space["__class__"] = property(lambda self: twin)
+    if twin is not None and (place[0].is_open or issubclass(base, BaseException)):  # `except` asks for the type itself
+        shared: dict[str, Any] = {each: Twin(each, own) for each, own in vars(twin).items() if each[:2] != "__"}
+        rest = [each for each in bases if not issubclass(twin, each)]
+        with contextlib.suppress(TypeError):
+            return type.__new__(Mirror, name, (*rest, twin), shared | space)
     for wanted, library in ((bases, form.library), (bases, abstract), (bases, ()), (plain, ())):
         try:
             return type.__new__(Mirror, name, wanted, space | {"_fastgrpo_library_": library})

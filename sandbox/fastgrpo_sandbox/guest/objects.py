@@ -6,12 +6,15 @@ them, and the solution's word is not enough to name one of the library's functio
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import importlib
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import mirrors, remote
+from .allowed import TESTS
 from .annotations import alias, alias_parts
 from .kinds import KINDS as KINDS_OF_OBJECTS
 from .known import (
@@ -44,6 +47,9 @@ DESCRIBED = {  # by their exact types
 CODE = ("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_nlocals", "co_flags", "co_varnames", "co_name")
 # What every class has of object, if it has none of its own.
 SLOTS = {name: value for name, value in vars(object).items() if type(value) is types.WrapperDescriptorType}
+
+
+OWN = ("solution", TESTS)  # modules of the classes that a side has defined itself
 
 
 class Held:
@@ -115,7 +121,8 @@ class Objects:
         if number in self._told or number in self._telling:
             return {"mine": [number]}
         self._telling.append(number)
-        return {"mine": [number, *self._described(value, codec)]}
+        member = [value.value if isinstance(value, enum.Flag) else value.name] if isinstance(value, enum.Enum) else []
+        return {"mine": [number, *self._described(value, codec), *member]}
 
     def _lend(self, value: Any) -> int:
         number = self._numbers.setdefault(_key(value), len(self.lent))
@@ -206,16 +213,27 @@ class Objects:
         """Takes another proxy for the object at `place`."""
         self._proxies[place[1]] = proxy
 
-    def _proxy(self, codec: Codec, number: int, kind: Any = None, content: Any = ()) -> Any:
+    def _proxy(self, codec: Codec, number: int, kind: Any = None, content: Any = (), member: Any = None) -> Any:
         if number in self._proxies:
             return self._proxies[number]
         if isinstance(kind, str):
             made = remote.proxy(KINDS_OF_OBJECTS[kind], (self._peer, number))
             _liken(made, content)
         else:
-            made = self._instance(codec, self._mirror(*kind), number, content)
+            mirror = self._mirror(*kind)
+            own = None if member is None else self._member(mirror.__name__, member)
+            made = self._instance(codec, mirror, number, content) if own is None else own
         self._proxies[number] = made
         return made
+
+    def _member(self, name: str, member: Any) -> Any:
+        """A member of this side's own enumeration of the name, as of a `Color` that both begin with, or None."""
+        found = self._peer.own_names.get(name)
+        if type(found) is not enum.EnumType or found.__module__ not in OWN:
+            return None
+        with contextlib.suppress(ValueError):
+            return found.__members__.get(member) if isinstance(member, str) else found(member)
+        return None
 
     def _instance(self, codec: Codec, kind: Any, number: int, content: Any) -> Any:
         base = kind._fastgrpo_base_
@@ -248,9 +266,16 @@ class Objects:
         parents = tuple(self._mirror(*each) for each in bases)
         kinds = tuple(each for each in (base,) if base is not object and not any(issubclass(p, base) for p in parents))
         form = mirrors.Form(base, specials, names, tuple(each for each in map(behind, library) if each is not None))
-        made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form)
+        twin = None if library or not (base is object or issubclass(base, BaseException)) else self._twin(name)
+        made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form, twin)
         self._proxies[number] = made
         return made
+
+    def _twin(self, name: str) -> type | None:
+        """This side's own class of the name, as of a `TreeNode` that solution and tests both begin with. In one program
+        the two are one: an object of either is an instance of it."""
+        found = self._peer.own_names.get(name)
+        return found if type(found) is type and found.__module__ in OWN else None
 
 
 def _key(value: Any) -> Any:

@@ -42,6 +42,7 @@ class Peer:
     def __init__(self, fd: int, module: types.ModuleType | None = None) -> None:
         self._fd = fd
         self._module = module
+        self.own_names: Mapping[str, Any] = vars(module) if module else NOTHING  # where this side's classes are found
         self.is_open = module is not None  # proxies here may be asked about anything: there is nothing to hide
         self.is_gone = False
         self.before_asking: Callable[[], None] | None = None
