@@ -154,7 +154,7 @@ class SandboxPool:
         Cancelling kills the job at once. Never raises for what the code does; see Outcome. Raises ValueError for an
         argument of another type.
         """
-        require_job(code, stdin, files, tests, limits)
+        require_job(code, stdin, files, tests, limits, order)
         require_loop(self._loop)
         if isinstance(tests, StdioTests):
             return await self._run_cases(code, files, tests, limits, order)

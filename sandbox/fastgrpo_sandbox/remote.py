@@ -164,7 +164,7 @@ class RemotePool:
         order: int = 0,
     ) -> Outcome:
         """SandboxPool.run on another host. Cancelling ends the job there. Never raises for what the code does."""
-        require_job(code, stdin, files, tests, limits)
+        require_job(code, stdin, files, tests, limits, order)
         require_loop(self._loop)
         try:
             content = {path: data.encode() if isinstance(data, str) else data for path, data in (files or {}).items()}
