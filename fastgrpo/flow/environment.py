@@ -60,12 +60,11 @@ class WorkflowEnvironment:
         self._slots = asyncio.Semaphore(limits.at_once)
 
     def at_step(self, step: int) -> WorkflowEnvironment:
-        """This environment with the costs that `reward.warmup_steps` gives the training step, from 0."""
-        weights = warmed_up(self._weights, step)
-        if weights == self._weights:
-            return self
+        """This environment for the training step, from 0: with the costs that `reward.warmup_steps` gives it, and tests
+        that go before those of later steps."""
         other = copy(self)
-        other._weights = weights
+        other._weights = warmed_up(self._weights, step)
+        other._limits = replace(self._limits, order=step)
         return other
 
     def prompt(self, problem: Problem) -> str:

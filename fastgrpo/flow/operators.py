@@ -325,7 +325,7 @@ async def run_program(
     if problem.wall_s is not None:
         bounds = bounds or pool.limits
         bounds = replace(bounds, wall_s=min(bounds.wall_s, problem.wall_s))
-    return await pool.run(program_after(given, code), tests=tests, limits=bounds)
+    return await pool.run(program_after(given, code), tests=tests, limits=bounds, order=limits.order)
 
 
 def given_to(problem: Problem) -> str:

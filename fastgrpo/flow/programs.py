@@ -5,6 +5,8 @@ It is the commonest reinforcement learning for code, and the baseline of every e
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from fastgrpo.flow.operators import public_feedback, run_all_tests, solution_of
 from fastgrpo.flow.types import Execution, Problem, WorkflowLimits, status_of
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
@@ -21,8 +23,12 @@ def prompt(problem: Problem) -> str:
 class ProgramEnvironment:
     """Runs the policy's programs in `pool`'s jails; the reward is the share of hidden tests passed."""
 
-    def __init__(self, pool: SandboxPool) -> None:
-        self._pool = pool
+    def __init__(self, pool: SandboxPool, limits: WorkflowLimits = WorkflowLimits()) -> None:  # noqa: B008 - frozen
+        self._pool, self._limits = pool, limits
+
+    def at_step(self, step: int) -> ProgramEnvironment:
+        """This environment for the training step, whose tests go before those of later steps."""
+        return ProgramEnvironment(self._pool, replace(self._limits, order=step))
 
     def prompt(self, problem: Problem) -> str:
         """The problem's own prompt, and the form of the answer."""
@@ -31,7 +37,7 @@ class ProgramEnvironment:
     async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
         """The program in a chat answer, whatever surrounds it, judged on public and hidden tests in one run."""
         code = solution_of(problem, completion)
-        public, hidden = await run_all_tests(self._pool, problem, code, limits=WorkflowLimits())
+        public, hidden = await run_all_tests(self._pool, problem, code, limits=self._limits)
         if INFRASTRUCTURE in (public.status, hidden.status):
             return Execution(status=INFRASTRUCTURE, solution=code, error=hidden.error or public.error)
         return Execution(

@@ -210,7 +210,8 @@ class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):
     seconds of the answers it gets and of the tests it runs; neither the wait for a turn at a busy worker or jail, nor a
     failed attempt. `call_s` is the deadline of one attempt at a worker request from its own start, `wait_s` of all
     waiting of one workflow: beyond them the failure is ours. `text_chars` bounds each text that a workflow sends or
-    returns; `tests` are the limits of one run of the solution against its tests; None = the pool's own.
+    returns; `tests` are the limits of one run of the solution against its tests; None = the pool's own. `order` is the
+    training step: the tests of the step that is due go first where there are more than jails.
     """
 
     calls: int = 24
@@ -220,6 +221,7 @@ class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):
     text_chars: int = 100_000
     session: Limits = Limits(wall_s=60.0, cpu_s=5.0, memory_mb=256)
     tests: Limits | None = None
+    order: int = 0
 
     @property
     def jail(self) -> Limits:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import torch
@@ -223,10 +224,11 @@ async def open_schedule(
         share_cores()
     async with open_generator(learner.engine, own_stream=lag > 0, ranks=config.engine.tensor_parallel) as generator:
         schedule = Schedule(generator, learner, environment, draw, config)
-        try:
-            yield schedule
-        finally:
-            await schedule.cancel()
+        with nothing_here_garbage():
+            try:
+                yield schedule
+            finally:
+                await schedule.cancel()
 
 
 async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Learner, log: RunLog) -> dict[str, float]:
@@ -263,6 +265,21 @@ async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Lea
                 raise
             task.cancel()
             return update.result()
+
+
+@contextmanager
+def nothing_here_garbage() -> Iterator[None]:
+    """Collections of garbage pass over all that is there at the beginning of the block.
+
+    The event loop stands still in a collection, half a second where torch, transformers and the problems are looked
+    through, and all rollouts with it.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def share_cores() -> None:

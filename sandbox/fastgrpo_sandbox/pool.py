@@ -20,6 +20,7 @@ from fastgrpo_sandbox.given import require_kind, require_texts, require_whole
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
 from fastgrpo_sandbox.requirements import explain
 from fastgrpo_sandbox.stdio import merge_cases, passes, with_room
+from fastgrpo_sandbox.turns import Turns
 from fastgrpo_sandbox.types import (
     RUNS_PER_CELL,
     Limits,
@@ -58,8 +59,8 @@ class SandboxPool:
     cell, such as "numpy"; they can be imported in the jail, and so can what their distributions require, which is
     readable there, never writable.
     armed: children that each cell keeps ready. sessions: how many may be open at once. Runs beyond 8 per cell and
-    sessions beyond `sessions` wait their turn, first come first served, and apart from each other, so that a session's
-    handler may run jobs. recycle_after: jobs after which a cell is replaced.
+    sessions beyond `sessions` wait their turn, first come first served unless runs have an `order`, and apart from each
+    other, so that a session's handler may run jobs. recycle_after: jobs after which a cell is replaced.
     Raises SandboxUnavailable on entry, with the fix, on a machine that cannot run jails.
     """
 
@@ -83,7 +84,7 @@ class SandboxPool:
         self._recycle_after = recycle_after
         self._groups: Path | None = None  # where cells may make cgroups
         self._wanted = cells or os.cpu_count() or 1
-        self._run_slots = asyncio.Semaphore(RUNS_PER_CELL * self._wanted)
+        self._run_slots = Turns(RUNS_PER_CELL * self._wanted)
         self._session_slots = asyncio.Semaphore(sessions)
         self._cells: list[Cell] = []
         self._started = 0
@@ -145,51 +146,56 @@ class SandboxPool:
         files: Mapping[str, str | bytes] | None = None,
         tests: Tests | None = None,
         limits: Limits | None = None,
+        order: int = 0,
     ) -> Outcome:
         """Runs `code` as a script, or under `tests`, in a fresh jail. `files` are placed in its working folder.
 
+        Where runs wait for a cell those of the lowest `order` go first, such as the number of a training step.
         Cancelling kills the job at once. Never raises for what the code does; see Outcome. Raises ValueError for an
         argument of another type.
         """
-        require_job(code, stdin, files, tests, limits)
+        require_job(code, stdin, files, tests, limits, order)
         require_loop(self._loop)
         if isinstance(tests, StdioTests):
-            return await self._run_cases(code, files, tests, limits)
+            return await self._run_cases(code, files, tests, limits, order)
         try:
             parcel = pack_job(code, stdin, files or {}, tests, limits or self.limits)
         except Rejected as error:
             return self._count(Outcome("rejected", error=str(error), error_by="host"))
-        return await self._run_parcel(parcel)
+        return await self._run_parcel(parcel, order)
 
     async def _run_cases(
-        self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None
+        self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None, order: int
     ) -> Outcome:
         limits = limits or self.limits
         runs = (
-            self.run(code, stdin=given, files=files, limits=with_room(limits, wanted)) for given, wanted in tests.cases
+            self.run(code, stdin=given, files=files, limits=with_room(limits, wanted), order=order)
+            for given, wanted in tests.cases
         )
         outcomes = await asyncio.gather(*runs)
         answers = [passes(tests, case, outcome) for case, outcome in enumerate(outcomes)]
         if not tests.checker:
             return merge_cases(outcomes, answers)
         asked = [case for case, passed in enumerate(answers) if passed]
-        checks = await asyncio.gather(*(self._check(tests, case, outcomes[case].stdout, limits) for case in asked))
+        checks = await asyncio.gather(
+            *(self._check(tests, case, outcomes[case].stdout, limits, order) for case in asked)
+        )
         for case, check in zip(asked, checks, strict=True):
             answers[case] = check.pass_rate == 1.0
         return merge_cases(outcomes, answers, checks)
 
-    async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits) -> Outcome:
+    async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits, order: int) -> Outcome:
         given, expected = tests.cases[case]
         try:
             parcel = pack_check(tests.checker, given, output, expected, limits)
         except Rejected as error:
             return Outcome("rejected", error=str(error), error_by="host")
-        return await self._run_parcel(parcel)
+        return await self._run_parcel(parcel, order)
 
-    async def _run_parcel(self, parcel: Parcel) -> Outcome:
+    async def _run_parcel(self, parcel: Parcel, order: int) -> Outcome:
         self._counts["queued"] += 1
         try:
-            await self._run_slots.acquire()
+            await self._run_slots.acquire(order)
         finally:
             self._counts["queued"] -= 1
         began = time.perf_counter()

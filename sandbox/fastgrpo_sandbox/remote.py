@@ -16,6 +16,7 @@ import msgspec
 
 from fastgrpo_sandbox.given import require_text, require_texts, require_whole
 from fastgrpo_sandbox.stdio import merge_parts
+from fastgrpo_sandbox.turns import Turns
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests, require_job, require_loop
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class RemotePool:
         self._hosts = [_Host(url.strip(), in_flight) for url in urls]
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._key = key
-        self._turns = asyncio.Semaphore(in_flight * len(urls))
+        self._turns = Turns(in_flight * len(urls))
         self._deadline_s = deadline_s
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # that it was opened in
@@ -160,9 +161,10 @@ class RemotePool:
         files: Mapping[str, str | bytes] | None = None,
         tests: Tests | None = None,
         limits: Limits | None = None,
+        order: int = 0,
     ) -> Outcome:
         """SandboxPool.run on another host. Cancelling ends the job there. Never raises for what the code does."""
-        require_job(code, stdin, files, tests, limits)
+        require_job(code, stdin, files, tests, limits, order)
         require_loop(self._loop)
         try:
             content = {path: data.encode() if isinstance(data, str) else data for path, data in (files or {}).items()}
@@ -174,10 +176,10 @@ class RemotePool:
             middle = len(tests.cases) // 2
             cases = tests.cases[:middle], tests.cases[middle:]
             parts = [msgspec.structs.replace(tests, cases=part) for part in cases]
-            runs = (self.run(code, stdin=stdin, files=files, tests=part, limits=limits) for part in parts)
+            runs = (self.run(code, stdin=stdin, files=files, tests=part, limits=limits, order=order) for part in parts)
             return merge_parts(await asyncio.gather(*runs), [len(part) for part in cases])
         wall_s = (limits or Limits()).wall_s * request.jobs + GRACE_S
-        async with self._turns:
+        async with self._turns.taken(order):
             return await self._run_somewhere(body, wall_s)
 
     async def _run_somewhere(self, body: bytes, wall_s: float) -> Outcome:

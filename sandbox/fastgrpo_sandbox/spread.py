@@ -51,10 +51,12 @@ class SpreadPool(SandboxPool):
         files: Mapping[str, str | bytes] | None = None,
         tests: Tests | None = None,
         limits: Limits | None = None,
+        order: int = 0,
     ) -> Outcome:
         """RemotePool.run, by default with this pool's limits."""
         assert self._remote is not None, "a SpreadPool runs jobs inside its `async with` block"
-        return await self._remote.run(code, stdin=stdin, files=files, tests=tests, limits=limits or self.limits)
+        limits = limits or self.limits
+        return await self._remote.run(code, stdin=stdin, files=files, tests=tests, limits=limits, order=order)
 
     def stats(self) -> dict[str, float]:
         """The sessions' counters and the servers'; `running` counts both."""

@@ -7,7 +7,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from fastgrpo_sandbox.given import require_cases, require_files, require_kind, require_text, require_texts
+from fastgrpo_sandbox.given import (
+    require_cases,
+    require_files,
+    require_kind,
+    require_text,
+    require_texts,
+    require_whole,
+)
 
 DAY_S = 86400
 RUNS_PER_CELL = 8  # at once
@@ -177,13 +184,14 @@ def require_loop(opened: asyncio.AbstractEventLoop | None) -> None:
         )
 
 
-def require_job(code: Any, stdin: Any, files: Any, tests: Any, limits: Any) -> None:
+def require_job(code: Any, stdin: Any, files: Any, tests: Any, limits: Any, order: Any = 0) -> None:
     """Raises ValueError, naming the argument, where one that a pool's `run` was given is of another type."""
     require_text("code", code)
     require_text("stdin", stdin)
     require_files(files)
     require_kind("tests", tests, (CheckTests, AssertTests, UnittestTests, StdioTests))
     require_kind("limits", limits, (Limits,))
+    require_whole("order", order, 0)
 
 
 class Outcome(msgspec.Struct, frozen=True):

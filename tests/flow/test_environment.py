@@ -13,6 +13,7 @@ import pytest
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.files import load
+from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.flow.types import Execution, Reply, Request, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo.types import Rollout
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool
@@ -262,6 +263,27 @@ def test_a_failing_jail_is_tried_again_then_infrastructure(jail: Jail, failures:
     assert execution.status == status
     assert [len(calls) for calls in (execution.calls, execution.wasted)] == [1, 1]
     assert execution.pass_rate == (status == "ok")
+
+
+class NotingPool(FlakyPool):
+    """A real pool that notes the order of its runs."""
+
+    def __init__(self, pool: SandboxPool) -> None:
+        super().__init__(pool, 0)
+        self.orders: list[int] = []
+
+    async def run(self, code: str, **options: Any) -> Outcome:
+        self.orders.append(options["order"])
+        return await super().run(code, **options)
+
+
+def test_all_runs_of_a_step_have_its_place_among_the_steps(jail: Jail) -> None:
+    noting: Any = NotingPool(jail.pool)
+    loop = completion(WORKFLOWS["until passed"])
+    jail.run(WorkflowEnvironment(noting, ScriptedWorker(WRONG, RIGHT)).at_step(3).execute(ADD, loop, 1))
+    assert noting.orders == [3, 3, 3]
+    jail.run(ProgramEnvironment(noting).at_step(4).execute(ADD, f"```python\n{ADD.solution}\n```", 1))
+    assert noting.orders[3:] == [4, 4]
 
 
 PRYING = """import gc, os, sys

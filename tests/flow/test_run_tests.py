@@ -29,7 +29,7 @@ class Pool:
         self.outcome = outcome
         self.runs: list[tuple[Tests, Limits | None]] = []
 
-    async def run(self, code: str, *, tests: Tests, limits: Limits | None) -> Outcome:
+    async def run(self, code: str, *, tests: Tests, limits: Limits | None, order: int) -> Outcome:
         self.runs.append((tests, limits))
         return self.outcome
 
@@ -95,7 +95,7 @@ def test_the_problems_deadline_shortens_the_jails(own: float, wall_s: float) -> 
 class TellingPool(Pool):
     """Its solution raises what it was given."""
 
-    async def run(self, code: str, *, tests: Tests, limits: Limits | None) -> Outcome:
+    async def run(self, code: str, *, tests: Tests, limits: Limits | None, order: int) -> Outcome:
         self.runs.append((tests, limits))
         last = describe_tests(tests)[-1]
         none = (False,) * len(describe_tests(tests))
@@ -126,10 +126,10 @@ def test_an_error_that_nobody_is_shown_costs_no_second_run() -> None:
 
 def test_a_jail_that_is_lost_meanwhile_says_nothing_of_the_solution() -> None:
     class LosingPool(TellingPool):
-        async def run(self, code: str, *, tests: Tests, limits: Limits | None) -> Outcome:
+        async def run(self, code: str, *, tests: Tests, limits: Limits | None, order: int) -> Outcome:
             if self.runs:
                 return Outcome("infrastructure", error="the host's /secret is gone", error_by="host")
-            return await super().run(code, tests=tests, limits=limits)
+            return await super().run(code, tests=tests, limits=limits, order=order)
 
     public, _ = both(LosingPool(Outcome("failed", error_by="jail")), replace(FIVE, public_tests=SHOWN))
     assert (public.status, public.tests, public.error) == ("failed", (False, False), "")

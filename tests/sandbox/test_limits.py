@@ -86,6 +86,7 @@ def test_tests_and_pools_of_another_form_are_refused_by_name(made: Callable[[], 
         ({"files": {"a": 3}}, r"files\['a'\] must be text or bytes, got int"),
         ({"tests": "assert f(1)"}, "tests must be CheckTests or AssertTests or UnittestTests or StdioTests, got str"),
         ({"limits": {"wall_s": 1}}, "limits must be Limits, got dict"),
+        ({"order": "first"}, "order must be a whole number of at least 0, got 'first'"),
     ],
 )
 @pytest.mark.parametrize("pool", [SandboxPool(), RemotePool(["http://a:1"])], ids=["here", "remote"])

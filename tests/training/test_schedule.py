@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from fastgrpo.training import schedule as schedules
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import Curriculum, draw_problems
 from fastgrpo.training.learner import EXPERIENCE, Learner
-from fastgrpo.training.schedule import Schedule
+from fastgrpo.training.schedule import Schedule, open_schedule
 from fastgrpo.types import Result, Reward
 from tests.rollouts.test_rollouts import TOKENIZER, ScriptedEngine, ScriptedEnvironment, problems
 
@@ -105,6 +107,30 @@ def test_a_replica_replaces_its_own_groups_in_rounds_that_all_ranks_begin(monkey
     monkeypatch.setattr(schedules, "gather_all", gathered)
     assert len(ids(experience(configuration(), set(range(40))))) == 4
     assert asked == [0, 0, 0]
+
+
+class Ring:
+    """Garbage that only a collection finds."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_collections_beside_the_loop_look_through_what_came_since_and_nothing_else() -> None:
+    learner = SimpleNamespace(engine=ScriptedEngine(), experiences=[], chat=Chat(TOKENIZER))
+
+    async def main() -> tuple[int, int]:
+        before = len(gc.get_objects())
+        async with open_schedule(learner, Environment(set()), lambda step, extra: [], configuration()):
+            inside, lost = len(gc.get_objects()), weakref.ref(Ring())
+            gc.collect()
+            assert lost() is None
+            return before, inside
+
+    before, inside = asyncio.run(main())
+    assert inside < before / 10
+    assert gc.get_freeze_count() == 0
+    assert len(gc.get_objects()) > before / 2
 
 
 class Growing(ScriptedEnvironment):

@@ -92,7 +92,7 @@ def test_a_solution_that_waits_too_long_fails_and_one_that_computes_passes(
     class Pool:
         limits = Limits(wall_s=10.0)
 
-        async def run(self, code: str, *, tests: Tests, limits: Limits) -> Outcome:
+        async def run(self, code: str, *, tests: Tests, limits: Limits, order: int) -> Outcome:
             return Outcome("ok", tests=(True, True), wall_s=wall_s, cpu_s=cpu_s)
 
     pool: Any = Pool()
