@@ -31,7 +31,7 @@ import torch
 from aiohttp import web
 from openai import AsyncOpenAI
 
-from fastgrpo.cli import parse, run_async
+from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.engine.completion import Completion
 from fastgrpo.flow import operators
@@ -41,7 +41,7 @@ from fastgrpo.flow.types import Problem
 from fastgrpo.flow.workers.endpoint import Endpoint
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
-from fastgrpo.program import run_program
+from fastgrpo.program import run_async, run_program
 from fastgrpo.record.log import RunLog
 from fastgrpo.tasks import problems_of, task_of
 from fastgrpo.training.curriculum import Curriculum, draw_problems

@@ -1,6 +1,6 @@
 """The end of a program in which somebody's code still runs: it has a moment, is named, and is left behind.
 
-Where that code lets no other run, the program ends with it.
+Where that code lets no other run, its place is told.
 """
 
 from __future__ import annotations
@@ -62,16 +62,17 @@ async def _end_tasks() -> None:
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """A block that ends the process, with the place of each thread, where no Python goes on in it for `STILL_S`.
+    """A block that tells the place of each thread, again and again, where no Python goes on in it for `STILL_S`.
 
-    As where a regular expression backtracks without end: then neither a deadline nor a signal is heard.
+    As where a regular expression backtracks without end: then neither a deadline nor a signal is heard. The process
+    is not ended, since one that was stopped for so long (SIGSTOP, a frozen container) looks the same as it goes on.
     """
     over = threading.Event()
 
     def beat() -> None:
         while not over.is_set():
             # Its thread needs no lock of Python's.
-            faulthandler.dump_traceback_later(STILL_S, exit=True, file=2)
+            faulthandler.dump_traceback_later(STILL_S, repeat=True, file=2)
             over.wait(BEAT_S)
         faulthandler.cancel_dump_traceback_later()
 

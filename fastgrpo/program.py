@@ -55,7 +55,7 @@ def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
     """What a program's coroutine returns, run under uvloop; a signal cancels it and becomes KeyboardInterrupt.
 
     What somebody's code leaves running is waited for a moment, named and left behind; where it lets nothing else run,
-    the process ends (`fastgrpo.left_behind`).
+    its place is told (`fastgrpo.left_behind`).
     """
     from uvloop import new_event_loop
 

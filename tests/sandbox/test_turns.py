@@ -70,7 +70,7 @@ def test_tests_of_an_earlier_order_are_judged_before_those_that_waited_longer() 
             ended.append(name)
 
         async with SandboxPool(cells=1, limits=Limits(wall_s=30)) as pool:
-            later = [asyncio.create_task(run("later", slow, order=1)) for _ in range(24)]
+            later = [asyncio.create_task(run("later", slow, order=1)) for _ in range(40)]
             await asyncio.sleep(0)
             due = [
                 run("due", f"{slow}print(1)", tests=cases),
@@ -81,6 +81,5 @@ def test_tests_of_an_earlier_order_are_judged_before_those_that_waited_longer() 
         return ended
 
     ended = asyncio.run(asyncio.wait_for(main(), 120))
-    # Those that had a jail already end first.
-    assert ended.index("due") <= 8
-    assert [place for place, name in enumerate(ended) if name == "due"][-1] < 20
+    # Those that had a jail already end first; and a checker waits for its case. In turn all 40 would come first.
+    assert [place for place, name in enumerate(ended) if name == "due"][-1] < 32

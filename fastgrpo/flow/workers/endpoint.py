@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+import certifi
 import msgspec
 
 from fastgrpo.config import Workers
@@ -147,7 +149,7 @@ class Endpoint:
     def _connections(self) -> aiohttp.ClientSession:
         """Opened in the loop that asks; `concurrency` bounds them, and each attempt has a deadline of its own."""
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S, ssl=_authorities())
             self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
         return self._session
 
@@ -213,6 +215,13 @@ def _wants_newer_name(reply: _Response) -> bool:
     return reply.status == 400 and bool(
         re.search(r"max_tokens.*(not supported|unsupported).*max_completion_tokens", str(reply.error), re.DOTALL)
     )
+
+
+def _authorities() -> ssl.SSLContext:
+    """Whom to believe about a server: the environment's SSL_CERT_FILE or SSL_CERT_DIR, else Mozilla's, as OpenAI's
+    client does. The system's own are missing in small images."""
+    named = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+    return ssl.create_default_context(cafile=None if named else certifi.where())
 
 
 def _proxy(url: str) -> str:
