@@ -417,7 +417,7 @@ def test_a_run_that_fails_throughout_ends_with_the_reason(
 ) -> None:
     monkeypatch.setattr(learner, "open_engine", random_engine)
     failed = "all 4 rollouts" if held_out else "8 of 8 rollouts of a step"
-    wanted = rf"{failed} failed for a reason .*: p\d: execute raised ConnectionError: the endpoint is gone"
+    wanted = rf"{failed} failed for a reason .*: problem p\d: execute raised ConnectionError: the endpoint is gone"
     problems, others = load_vowels(None)
     with pytest.raises(UserError, match=wanted):
         run(model, tmp_path, "dead", environment=open_dead, problems=(problems, others[:held_out]), grpo__steps=2)
@@ -493,7 +493,7 @@ def test_a_run_that_loses_many_rollouts_to_its_task_says_once_why(
     monkeypatch.setattr(learner, "open_engine", random_engine)
     folder = run(model, tmp_path, "third", environment=open_task, problems=(load_vowels(None)[0], []), grpo__steps=3)
     assert [row["infrastructure"] for row in metrics(folder)] == [2, 3, 3]
-    said = "2 of 8 rollouts of this step have no reward, for a reason that is not the policy's: p"
+    said = "2 of 8 rollouts of this step have no reward, for a reason that is not the policy's: problem p"
     out = " ".join(capsys.readouterr().out.split())
     assert out.count("have no reward") == out.count(said) == 1
     assert re.search(

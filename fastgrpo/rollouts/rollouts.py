@@ -115,7 +115,7 @@ class Rollouts:
         except EnvironmentFailure as error:
             for _ in range(self._size):
                 self._written()
-            result = failed(f"{name_of(problem)}: {error}")
+            result = failed(f"problem {name_of(problem)}: {error}")
             return Group(problem, "", [Rollout([], [], [], [], result=result) for _ in range(self._size)])
         seeds = [random.Random(f"{name}/{member}").getrandbits(31) for member in range(self._size)]
         rollouts = await all_of(
@@ -164,7 +164,7 @@ class Rollouts:
             answer = await self._ask(self._environment.results, problem, rollouts)
             results = checked_results(answer, len(rollouts))
         except EnvironmentFailure as error:
-            results = [failed(f"{name_of(problem)}: {error}")] * len(rollouts)
+            results = [failed(f"problem {name_of(problem)}: {error}")] * len(rollouts)
         for rollout, result in zip(rollouts, results, strict=True):
             rollout.result = result
 
@@ -187,7 +187,7 @@ class Rollouts:
                     writing = False
                     self._written()
         except EnvironmentFailure as error:
-            rollout.result = failed(f"{name_of(problem)}: {error}")
+            rollout.result = failed(f"problem {name_of(problem)}: {error}")
             if writing:
                 self._written()
         return rollout
@@ -217,7 +217,7 @@ class Rollouts:
         if not reason and not rollout.completions:
             reason = "act returned without a request to the policy"
         if reason:
-            rollout.result = failed(f"{name_of(problem)}: {reason}")
+            rollout.result = failed(f"problem {name_of(problem)}: {reason}")
         else:
             rollout.executions.append(execution)
         return rollout

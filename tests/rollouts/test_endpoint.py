@@ -440,9 +440,9 @@ async def idle(client: openai.AsyncOpenAI) -> None:
 @pytest.mark.parametrize(
     ("act", "reason"),
     [
-        (hangs, "p0: act took longer than grpo.execute_s = 0.3 s without a request to the policy"),
-        (raises, f"p0: act raised ZeroDivisionError: the agent divides ({LINE_THAT_RAISES})"),
-        (idle, "p0: act returned without a request to the policy"),
+        (hangs, "problem p0: act took longer than grpo.execute_s = 0.3 s without a request to the policy"),
+        (raises, f"problem p0: act raised ZeroDivisionError: the agent divides ({LINE_THAT_RAISES})"),
+        (idle, "problem p0: act returned without a request to the policy"),
     ],
 )
 def test_an_agent_that_fails_costs_its_own_rollout(act: Any, reason: str) -> None:

@@ -207,12 +207,15 @@ def test_plain_feedback_has_no_thread_and_a_coroutine_is_awaited() -> None:
     assert threads == [threading.main_thread()]
     assert rounds == [1, 2, 1]
     line = f"test_rollouts.py:{Failing.feedback_text.__code__.co_firstlineno + 1}"
-    assert reasons == ["", "", f"p0: feedback_text raised ZeroDivisionError: feedback divides by zero ({line})"]
+    assert reasons == ["", "", f"problem p0: feedback_text raised ZeroDivisionError: feedback divides by zero ({line})"]
 
 
 @pytest.mark.parametrize(
     ("failure", "reason"),
-    [(raises, "p0: execute raised ZeroDivisionError: a reward divides by zero"), (hangs, "took longer than grpo.exec")],
+    [
+        (raises, "problem p0: execute raised ZeroDivisionError: a reward divides by zero"),
+        (hangs, "took longer than grpo.exec"),
+    ],
 )
 def test_an_environment_that_fails_once_costs_one_rollout(failure, reason: str) -> None:
     sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2, execute_s=2)
@@ -236,7 +239,9 @@ def test_results_that_hang_cost_their_group(plain: bool) -> None:
     sampling = Sampling(max_new_tokens=8, max_model_len=200, execute_s=0.3)
     (group,) = gather(ScriptedEngine(), environment, 1, 2, sampling)
     over.set()
-    assert [each.result.error for each in group.rollouts] == ["p0: results took longer than grpo.execute_s = 0.3 s"] * 2
+    assert [each.result.error for each in group.rollouts] == [
+        "problem p0: results took longer than grpo.execute_s = 0.3 s"
+    ] * 2
 
 
 def test_an_execution_that_ignores_its_cancellation_is_left_behind_by_its_name(
@@ -252,7 +257,7 @@ def test_an_execution_that_ignores_its_cancellation_is_left_behind_by_its_name(
     group = gather(ScriptedEngine(), ScriptedEnvironment({1: ignores, 2: ignores}), 1, 3, sampling)[0]
     assert time.monotonic() - begun < 50
     assert [rollout.result.error for rollout in group.rollouts if rollout.reward is None] == [
-        "p0: execute took longer than grpo.execute_s = 2 s"
+        "problem p0: execute took longer than grpo.execute_s = 2 s"
     ] * 2
     assert caplog.messages == [
         "the environment's execute goes on though it was cancelled, and is left behind: let CancelledError pass"
@@ -263,7 +268,7 @@ def test_a_straggler_is_left_out_so_that_its_step_goes_on() -> None:
     sampling = Sampling(max_new_tokens=8, max_model_len=200, straggler_s=0.1)
     group = gather(ScriptedEngine(), ScriptedEnvironment({2: hangs}), 1, 3, sampling)[0]
     reasons = [rollout.result.error for rollout in group.rollouts if rollout.reward is None]
-    assert reasons == ["p0: execute still ran grpo.straggler_s = 0.1 s after the step's last completion"]
+    assert reasons == ["problem p0: execute still ran grpo.straggler_s = 0.1 s after the step's last completion"]
 
 
 def test_stragglers_are_left_out_beside_one_that_its_own_deadline_ends_just_then() -> None:
@@ -398,7 +403,7 @@ def test_feedback_that_is_no_text_costs_its_rollout() -> None:
     environment.feedback_text = lambda execution: 5  # type: ignore[method-assign,assignment,return-value]
     sampling = Sampling(max_new_tokens=8, max_model_len=200, rounds=2)
     (rollout,) = gather(ScriptedEngine(), environment, 1, 1, sampling)[0].rollouts
-    assert rollout.result.error == "p0: feedback_text must return a text or None, got int"
+    assert rollout.result.error == "problem p0: feedback_text must return a text or None, got int"
 
 
 def test_rewards_of_any_number_type_become_floats() -> None:

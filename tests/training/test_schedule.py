@@ -179,9 +179,11 @@ def test_a_prompt_that_no_longer_fits_costs_its_own_group(monkeypatch: pytest.Mo
     assert (found.tally.sums["rollouts"], found.tally.sums["infrastructure"], len(found.samples)) == (8, 4, 4)
     reasons = {record["error"] for record in found.records if record["reward"] is None}
     room = "engine.max_model_len = 200 less grpo.max_new_tokens = 8 leaves 192"
-    assert any(reason.startswith(f"{long}: its prompt has ") and reason.endswith(room) for reason in reasons), reasons
-    given = f"{none}: prompt must give a text, or messages with role and content, and gave None for the problem {none}"
-    assert given in reasons
+    assert any(reason.startswith(f"problem {long}: its prompt has ") and reason.endswith(room) for reason in reasons), (
+        reasons
+    )
+    given = "prompt must give a text, or messages with role and content, and gave None"
+    assert f"problem {none}: {given} for the problem {none}" in reasons
 
 
 def test_groups_that_take_the_place_of_others_are_paid_as_of_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
