@@ -19,7 +19,20 @@ MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages 
 GUARDED = frozenset({"Eq", "NotEq", "Lt", "LtE", "Gt", "GtE", "In", "NotIn"})
 # Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
 SPECIAL = (
-    *("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context"),
+    *(
+        "inspect",
+        "mock",
+        "stdin",
+        "stderr",
+        "argv",
+        "input",
+        "environ",
+        "getenv",
+        "seed",
+        "patch",
+        "warnings",
+        "context",
+    ),
     *("setrecursionlimit", "set_int_max_str_digits"),
 )
 
