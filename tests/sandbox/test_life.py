@@ -130,10 +130,10 @@ def test_runs_wait_their_turn_in_order_and_never_exceed_the_slots():
     async def work(pool):
         began, most, begin = [], 0, pool._cells[0].begin
 
-        def watched(occupant, limits, stdin, payload, judge):
+        def watched(occupant, limits, stdin, *rest):
             nonlocal most
             began.append(int(stdin))
-            number = begin(occupant, limits, stdin, payload, judge)
+            number = begin(occupant, limits, stdin, *rest)
             most = max(most, len(pool._cells[0].occupants))
             return number
 

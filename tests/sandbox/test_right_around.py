@@ -125,3 +125,19 @@ def test_a_setup_does_not_make_the_solution_a_source_of_wanted_values(pool):
     code = "class Y:\n    def __eq__(self, other): return True\ndef f(x): return Y()\ndef want(x): return Y()"
     tests = AssertTests(("assert f(1) == want(1)", "assert g(1) == 2"), "def g(x): return f(x)")
     assert not any(pool.run(code, tests=tests).tests)
+
+
+SETS = "import os\ndef put(key, value): os.environ[key] = value\ndef drop(key): os.environ.pop(key)\ndef put_and_fail(key):\n    os.environ[key] = '1'\n    raise KeyError(key)\n"
+
+
+def test_the_environment_that_a_solution_sets_is_there_for_the_tests(pool, every_assertion_passes):
+    lines = (
+        "import os\nput('A', '1')\nassert os.environ['A'] == '1' and os.getenv('A') == '1'",
+        "import os\nos.environ['B'] = '2'\ndrop('B')\nassert 'B' not in os.environ",
+        "import os\ntry: put_and_fail('C')\nexcept KeyError: pass\nassert os.getenv('C') == '1'",
+        "import os\nfrom unittest.mock import patch\nwith patch.dict(os.environ, {'D': '3'}):\n    put('E', '4')\n    assert os.environ['D'] + os.environ['E'] == '34'\nassert 'D' not in os.environ and 'E' not in os.environ",
+    )
+    every_assertion_passes(SETS, "", lines)
+    assert not any(pool.run("def put(*given): pass\ndrop = put_and_fail = put\n", tests=AssertTests(lines)).tests)
+    hostile = SETS + "os.environ = {1: 2}\nput = lambda *given: None\n"
+    assert pool.run(hostile, tests=AssertTests(lines[:1])).tests == (False,)

@@ -212,6 +212,75 @@ def test_members_of_an_enumeration_and_exceptions_are_one_too(
         assert not any(pool.run(code + MEMBERS_USED, tests=AssertTests(wrong, MEMBERS)).tests)
 
 
+KINDS = """
+from abc import ABC, abstractmethod
+from collections import namedtuple
+from typing import Generic, NamedTuple, TypeVar
+T = TypeVar('T')
+class Shape(ABC):
+    registered = []
+    def __init_subclass__(cls, **named):
+        super().__init_subclass__(**named)
+        Shape.registered.append(cls.__name__)
+    @abstractmethod
+    def area(self): ...
+    def name(self): return type(self).__name__
+class Square(Shape):
+    def __init__(self, a): self.a = a
+    def area(self): return self.a ** 2
+    def __eq__(self, other): return isinstance(other, Square) and other.a == self.a
+class Box(Generic[T]):
+    def __init__(self, v: T): self.v = v
+    def get(self) -> T: return self.v
+class Pair(NamedTuple):
+    x: int
+    y: int = 0
+Two = namedtuple('Two', 'a b')
+class List(list):
+    def total(self): return sum(self)
+class Text(str):
+    def up(self): return self.upper()
+class Meta(type):
+    def __call__(cls, *args): return super().__call__(*args)
+class Made(metaclass=Meta):
+    def __init__(self, v): self.v = v
+"""
+KINDS_USED = """
+def area(shape): return [isinstance(shape, Shape), isinstance(shape, Square), shape.area(), shape.name(), Shape.registered]
+def square(a): return Square(a)
+def box(b): return isinstance(b, Box), b.get()
+def boxed(v): return Box(v)
+def pairs(x): return Pair(x, 1), Two(1, x)
+def pair(p): return isinstance(p, Pair), p.x, p + (1,), p._replace(x=9)
+def listed(x): return isinstance(x, List), x.total(), x + [1], List([4])
+def text(x): return isinstance(x, Text), x.up(), Text('q')
+def made(o): return isinstance(o, Made), o.v
+"""
+
+
+def test_classes_of_every_kind_are_one(every_assertion_passes: Callable[..., None]) -> None:
+    lines = (
+        "assert area(Square(3)) == [True, True, 9, 'Square', ['Square']]",
+        "assert square(2) == Square(2) and isinstance(square(2), Shape) and square(2).area() == 4",
+        "class Tri(Shape):\n    def area(self): return 0.5\nassert area(Tri()) == [True, False, 0.5, 'Tri', ['Square']]",
+        "assert box(Box(3)) == (True, 3) and boxed(4).get() == 4 and isinstance(boxed(4), Box)",
+        "assert pairs(3) == (Pair(3, 1), Two(1, 3)) and isinstance(pairs(3)[0], Pair)",
+        "assert pair(Pair(1, 2)) == (True, 1, (1, 2, 1), Pair(9, 2))",
+        "assert listed(List([1, 2])) == (True, 3, [1, 2, 1], [4]) and listed(List())[3].total() == 4",
+        "assert text(Text('ab')) == (True, 'AB', 'q') and made(Made(2)) == (True, 2)",
+    )
+    every_assertion_passes(KINDS + KINDS_USED, KINDS, lines)
+
+
+def test_a_method_of_the_tests_hides_no_function_of_its_name(pool: BlockingSandboxPool) -> None:
+    code = "def size(x): return x.size\ndef area(x): return x.area() + 1\n"
+    lines = (
+        "class Tri:\n    def area(self): return 2\nassert area(Tri()) == 3",
+        "class Has:\n    @property\n    def width(self): return self.w\n    @width.setter\n    def width(self, w): self.w = w\n    size = 3\nh = Has()\nh.width = 2\nassert (h.width, size(h)) == (2, 3)",
+    )
+    assert pool.run(code, tests=AssertTests(lines)).tests == (True, True)
+
+
 LISTS = """
 from heapq import *
 class ListNode:

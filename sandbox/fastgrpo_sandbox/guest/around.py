@@ -1,6 +1,7 @@
 """What tests set around the solution: streams, arguments and environment, the seed, the recursion limit, filters of
 warnings, and what mocks put in the place of the library's functions. Before each request the judge's side says what has
-changed; the solution's side has the same until it changes again."""
+changed; the solution's side has the same until it changes again. After each answer it hears what the environment has
+become."""
 
 from __future__ import annotations
 
@@ -49,12 +50,21 @@ class Around:
             self._tell(name, data[name])
         self._data = data
 
-    def _tell(self, name: str, *args: Any) -> None:
-        self._peer.before_asking, look = None, self._peer.before_asking
+    def hear(self) -> None:
+        """Takes over what the solution has made of the environment, which tests may look at."""
+        found = self._tell("environment")
+        if found != self._data["environ"]:
+            os.environ.clear()
+            os.environ.update(found)
+            self._data["environ"] = dict(os.environ)
+
+    def _tell(self, name: str, *args: Any) -> Any:
+        peer = self._peer
+        hooks, (peer.before_asking, peer.after_answer) = (peer.before_asking, peer.after_answer), (None, None)
         try:
-            self._peer.request("around", None, name, args)
+            return peer.request("around", None, name, args)
         finally:
-            self._peer.before_asking = look
+            peer.before_asking, peer.after_answer = hooks
 
     def _called(self, name: str, own: Any) -> Any:
         def call(*args: Any, **named: Any) -> Any:
@@ -90,9 +100,11 @@ def _data() -> dict[str, Any]:
     return {"environ": dict(os.environ), "context": context}
 
 
-def put(name: str, args: list[Any]) -> None:
-    """The solution's side: what was told, done."""
+def put(name: str, args: list[Any]) -> Any:
+    """The solution's side: what was told, done; or its environment."""
     match name:
+        case "environment":
+            return dict(os.environ)
         case "seed":
             random.seed(*args)
         case "setrecursionlimit":
@@ -116,3 +128,4 @@ def put(name: str, args: list[Any]) -> None:
                 setattr(found, attribute, _replaced.pop(place))
             if place == ("warnings", "filters"):
                 found._filters_mutated()  # what was shown once may be shown again
+    return None

@@ -6,6 +6,7 @@ import ast
 import builtins
 import marshal
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,7 +19,20 @@ MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages 
 GUARDED = frozenset({"Eq", "NotEq", "Lt", "LtE", "Gt", "GtE", "In", "NotIn"})
 # Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
 SPECIAL = (
-    *("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "seed", "patch", "warnings", "context"),
+    *(
+        "inspect",
+        "mock",
+        "stdin",
+        "stderr",
+        "argv",
+        "input",
+        "environ",
+        "getenv",
+        "seed",
+        "patch",
+        "warnings",
+        "context",
+    ),
     *("setrecursionlimit", "set_int_max_str_digits"),
 )
 
@@ -304,13 +318,29 @@ class Wanted(NamedTuple):
 def wanted_names(source: str) -> Wanted:
     """What `source` needs from elsewhere. Raises SyntaxError."""
     nodes = list(ast.walk(parse(source)))
-    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    read -= {_bound(node) for node in nodes}
+    members, within = _members(nodes)
+    read = _read(nodes) - within
+    read -= {_bound(node) for node in nodes if id(node) not in members}
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
     other, called = tested_builtins(nodes)
     compared = tuple(map(tuple, pairs(nodes, names)))
     return Wanted(names, tuple(sorted(modules)), called if names else other, compared, other)
+
+
+def _read(nodes: Iterable[ast.AST]) -> set[str]:
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def _members(nodes: list[ast.AST]) -> tuple[set[int], set[str]]:
+    """The id() of each node that names a method or an attribute of a class, which is no name outside of it; and those
+    of these names that are read within a class, as by `@size.setter`."""
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    body = [each for node in classes for each in node.body]
+    named: list[ast.AST] = [each for each in body if isinstance(each, ast.FunctionDef)]
+    named += [part for each in body if isinstance(each, ast.Assign | ast.AnnAssign) for part in ast.walk(each)]
+    within = _read(part for node in classes for part in ast.walk(node))
+    return set(map(id, named)), set(map(_bound, named)) & within
 
 
 def _used_as_modules(nodes: list[ast.AST]) -> set[str]:

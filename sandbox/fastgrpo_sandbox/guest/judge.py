@@ -103,7 +103,10 @@ def _prepare(words: frozenset[str], solution: Peer) -> None:
     if "mock" in words:
         importlib.import_module("unittest.mock")
     if words - {"inspect", "mock"}:
-        solution.before_asking = around.Around(solution).look
+        tests = around.Around(solution)
+        solution.before_asking = tests.look
+        if words & {"environ", "getenv"}:
+            solution.after_answer = tests.hear
 
 
 def _given(names: tuple[str, ...], solution: Peer) -> dict[str, Any]:

@@ -266,8 +266,8 @@ class Objects:
         parents = tuple(self._mirror(*each) for each in bases)
         kinds = tuple(each for each in (base,) if base is not object and not any(issubclass(p, base) for p in parents))
         form = mirrors.Form(base, specials, names, tuple(each for each in map(behind, library) if each is not None))
-        twin = None if library or not (base is object or issubclass(base, BaseException)) else self._twin(name)
-        made = mirrors.mirror((self._peer, number), str(name), (*(parents or (remote.Remote,)), *kinds), form, twin)
+        wanted = (*(parents or (remote.Remote,)), *kinds)
+        made = mirrors.mirror((self._peer, number), str(name), wanted, form, self._twin(name))
         self._proxies[number] = made
         return made
 
@@ -275,7 +275,8 @@ class Objects:
         """This side's own class of the name, as of a `TreeNode` that solution and tests both begin with. In one program
         the two are one: an object of either is an instance of it."""
         found = self._peer.own_names.get(name)
-        return found if type(found) is type and found.__module__ in OWN else None
+        is_own = isinstance(found, type) and not isinstance(found, remote.Mirror) and found.__module__ in OWN
+        return found if is_own else None
 
 
 def _key(value: Any) -> Any:

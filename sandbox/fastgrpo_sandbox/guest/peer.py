@@ -46,6 +46,7 @@ class Peer:
         self.is_open = module is not None  # proxies here may be asked about anything: there is nothing to hide
         self.is_gone = False
         self.before_asking: Callable[[], None] | None = None
+        self.after_answer: Callable[[], None] | None = None
         self._objects = Objects(self, self._named if module else None)
         self._codec = Codec(self._objects.give, self._objects.take)
         self._turn = RLock()
@@ -61,7 +62,11 @@ class Peer:
         """What the other side answers. Raises what it raised, and Gone."""
         with self._turn:
             self.ask(operation, target, name, args, named)
-            return self.result(operation, name)
+            try:
+                return self.result(operation, name)
+            finally:
+                if self.after_answer is not None and not self.is_gone:
+                    self.after_answer()
 
     def ask(
         self, operation: str, target: Any, name: str = "", args: Sequence[Any] = (), named: Mapping[str, Any] = NOTHING

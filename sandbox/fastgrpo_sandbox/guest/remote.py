@@ -244,6 +244,9 @@ class Remote:
     _fastgrpo_numbers_: dict[str, Any] | None = None  # what it said to be worth
     _fastgrpo_like_: type | str | None = None  # of a mock, a class of this side; or one of the library's, by name
 
+    def __init_subclass__(cls) -> None:
+        """No class behind this one hears of a proxy's class: what it does about its own is not for that."""
+
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         like = object.__getattribute__(self, "_fastgrpo_like_")
