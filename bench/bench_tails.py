@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context
-from statistics import median
+from statistics import fmean, median
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -252,8 +252,8 @@ def shown(rows: Sequence[dict[str, float]], rollouts: int) -> None:
     tails = column["tail"]
     print(
         f"tail after the last answer, s: median {median(tails):.3f}, worst {max(tails):.3f}, above 2 s in "
-        f"{sum(tail > 2 for tail in tails)} of {len(rows)} steps; {median(column['seconds']):.2f} s a step, of which "
-        f"{median(column['waited']):.2f} for rollouts; event loop late by (p99 of a step, median) "
+        f"{sum(tail > 2 for tail in tails)} of {len(rows)} steps; {fmean(column['seconds']):.2f} s a step, of which "
+        f"{fmean(column['waited']):.2f} for rollouts; event loop late by (p99 of a step, median) "
         f"{1e3 * median(column['loop']):.0f} ms; its CPU for a rollout {1e3 * median(column['cpu']) / rollouts:.1f} ms"
     )
 
