@@ -1,14 +1,15 @@
 """How long a step's verdicts take after the last answer of a worker, with the rollouts of several steps under way.
 
-    python bench/bench_tails.py [--steps 25] [--prompts 12] [--latency 3] [--test-cpu 0] [--train 2]
+    python bench/bench_tails.py [--steps 25] [--prompts 12] [--latency 3] [--test-s 0] [--train 2]
         [--requests 8 64 512] [--grpo.max_lag 4] [--grpo.in_flight true] [--section.key VALUE ...]
 
 What is real: the schedule, the workflow task, the jails, HumanEval, and HTTP to a worker of another process.
 Completions are fixed workflows that take up to two seconds to decode; the worker answers after `--latency` seconds on
 average, with a right solution in 55 % and `return None` else; the update launches small operations of torch from a
-thread for `--train` seconds. `--test-cpu` gives each run of tests so many CPU seconds more. The first `max_lag` + 1
-steps draw several steps' rollouts at once and are left out. `--requests` N compares what a request costs the event
-loop's thread with N at once: by the workers' endpoint, by OpenAI's client, and by bare aiohttp, the floor.
+thread for `--train` seconds. `--test-s` has each run of tests sleep first, so that jails are few. The first steps, as
+many as `max_lag` and one, draw several steps' rollouts at once and are left out. `--requests` N compares what a request
+costs the event loop's thread with N at once: by the workers' endpoint, by OpenAI's client, and by bare aiohttp, the
+floor.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context
-from statistics import median
+from statistics import fmean, median
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -239,10 +240,10 @@ async def at_once(way: Callable[[int], Awaitable[None]], most: int, count: int) 
     await asyncio.gather(*map(one, range(count)))
 
 
-def slower(test_cpu: float) -> Callable[[str, str], str]:
-    """`program_after`, with so many CPU seconds before each run of tests."""
-    after, burn = operators.program_after, f"import time\n_ends = time.process_time() + {test_cpu}\n"
-    return lambda given, code: f"{burn}while time.process_time() < _ends: pass\n{after(given, code)}"
+def slower(seconds: float) -> Callable[[str, str], str]:
+    """`program_after`, which sleeps first."""
+    after = operators.program_after
+    return lambda given, code: f"import time\ntime.sleep({seconds})\n{after(given, code)}"
 
 
 def shown(rows: Sequence[dict[str, float]], rollouts: int) -> None:
@@ -251,8 +252,8 @@ def shown(rows: Sequence[dict[str, float]], rollouts: int) -> None:
     tails = column["tail"]
     print(
         f"tail after the last answer, s: median {median(tails):.3f}, worst {max(tails):.3f}, above 2 s in "
-        f"{sum(tail > 2 for tail in tails)} of {len(rows)} steps; {median(column['seconds']):.2f} s a step, of which "
-        f"{median(column['waited']):.2f} for rollouts; event loop late by (p99 of a step, median) "
+        f"{sum(tail > 2 for tail in tails)} of {len(rows)} steps; {fmean(column['seconds']):.2f} s a step, of which "
+        f"{fmean(column['waited']):.2f} for rollouts; event loop late by (p99 of a step, median) "
         f"{1e3 * median(column['loop']):.0f} ms; its CPU for a rollout {1e3 * median(column['cpu']) / rollouts:.1f} ms"
     )
 
@@ -262,12 +263,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--latency", type=float, default=3.0)
-    parser.add_argument("--test-cpu", type=float, default=0.0)
+    parser.add_argument("--test-s", type=float, default=0.0)
     parser.add_argument("--train", type=float, default=2.0)
     parser.add_argument("--requests", type=int, nargs="*", default=[])
     options, keys = parser.parse_known_args()
-    if options.test_cpu:
-        vars(operators)["program_after"] = slower(options.test_cpu)
+    if options.test_s:
+        vars(operators)["program_after"] = slower(options.test_s)
     plain = settings(options, keys, "http://127.0.0.1:1/v1")
     problems, _ = problems_of(task_of(plain), plain)
     with worker(problems, options.latency) as url:

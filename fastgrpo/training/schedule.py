@@ -271,8 +271,8 @@ async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Lea
 def nothing_here_garbage() -> Iterator[None]:
     """Collections of garbage pass over all that is there at the beginning of the block.
 
-    The event loop stands still in a collection, half a second where torch, transformers and the problems are looked
-    through, and all rollouts with it.
+    The event loop stands still in a collection, and all rollouts with it: a quarter of a second where all of torch,
+    transformers and the problems is looked through.
     """
     gc.collect()
     gc.freeze()

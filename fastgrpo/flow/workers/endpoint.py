@@ -55,7 +55,7 @@ class Endpoint:
     """Asks the endpoint that `settings` name. `backoff_s`: the longest wait before the first further attempt, seconds.
 
     It asks by aiohttp: the event loop that sends the requests reads the jails' verdicts, too, and with 512 at once
-    OpenAI's client takes seven times the time, in a pool that looks through all its connections twice a request and in
+    OpenAI's client takes nine times the time, in a pool that looks through all its connections twice a request and in
     layers over it. Raises `UserError` for an address, a key or a proxy of the environment that cannot be one.
     """
 
