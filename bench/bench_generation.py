@@ -9,8 +9,9 @@ its asynchronous scheduling. `worker` and `worker-unsteady` have the kernels lau
 `engine.process` own does on a GPU: what is timed is what its scheduler's process does, and a last turn says what the
 worker's does, with its profile, and how long the GPU has nothing to do. `waiting` is what the host waits for the
 device, or for the worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's
-CPU time. `worker-two` has two steps in flight, as vLLM has, where the project has three (on a CPU there is one), and
-`worker-one-part` attention that combines no parts of sequences (`one_part.py`; a GPU's alone).
+CPU time. `worker-two` has two steps in flight, as vLLM has, where the project has three (on a CPU there is one). On a
+GPU `worker-one-part` has attention that combines no parts of sequences (`one_part.py`), and `worker-shared-prefix` one
+that reads a prompt's keys once for all its completions (`shared_prefix.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from engine_setup import Setup, Workload, report, save, saved_model
@@ -43,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "worker-unsteady": {},
     "worker-two": {},
     "worker-one-part": {"worker_extension_cls": "one_part.Worker"},
+    "worker-shared-prefix": {"worker_extension_cls": "shared_prefix.Worker"},
     "default": {},
     "unsteady": {},
     "unspared": {},
@@ -198,8 +200,17 @@ def worker(folder: str, work: Workload) -> None:
             seconds = _timed(partial(_steps, started, steps), host)
             speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"
             report(f"bare engine with a worker's process, {turn}: tokens/s while all decode", speed)
+        finished = []
         while started.busy:
-            started.step()
+            finished += started.step()
+    some = finished[:: work.group]
+    known = started.score([prompts[done.key // work.group] + done.token_ids for done in some])
+    errors = [
+        abs(decoded - scored)
+        for done, scores in zip(some, known, strict=True)
+        for decoded, scored in zip(done.logprobs, scores[-len(done.token_ids) :], strict=True)
+    ]
+    report("decoded logprobs against those of the same tokens as a prompt, nats", f"{fmean(errors):.4f} in the mean")
     started.close()
 
 
