@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastgrpo.config import Config, Record
-from fastgrpo.config_files import flat
+from fastgrpo.config_files import flat, read_saved
 from fastgrpo.errors import writing
 from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
 from fastgrpo.record.display import Display
@@ -175,11 +175,14 @@ class RunLog:
 def open_log(config: Config, *, resume: bool) -> Iterator[RunLog]:
     """The run's folder, which no other process has meanwhile, and its log; the ranks after the first write nothing.
 
-    A tracker that is not installed is told before the folder is opened, which sets an earlier run aside.
+    A tracker that is not installed is told before the folder is opened, which sets an earlier run aside, and a run that
+    is not there to `resume` before its name is held, which makes a file.
     """
     first = rank_and_world()[0] == 0
     if first:
         tracker_module(config.record.tracker)
+        if resume:
+            read_saved(config.folder)
     with held_name(config.folder) if first else nullcontext():
         folder = open_folder(config, resume=resume) if first else None
         gather_all(None, "the run's folder")

@@ -18,11 +18,12 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastgrpo.config import Record
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import CannotWrite, UserError
 from fastgrpo.record import log as log_module
 from fastgrpo.record.display import Display, duration, sparkline
 from fastgrpo.record.json_lines import PARTS, JsonLines, RotatingLines, encoded, read_lines
-from fastgrpo.record.log import RunLog
+from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.record.phases import PhaseTimer
 from tests.helpers.full_disk import full_disk
 
@@ -375,3 +376,10 @@ def test_any_record_is_a_line(tmp_path: Path) -> None:
     first, second = read_lines(path)
     assert first["prompt"] == "a?"
     assert second == {"step": 2}
+
+
+def test_a_name_that_is_not_there_to_resume_leaves_nothing(tmp_path: Path) -> None:
+    config = resolve({"runs": str(tmp_path / "runs"), "name": "typo"})
+    with pytest.raises(UserError, match=r"nothing to resume: .*typo/config.toml"), open_log(config, resume=True):
+        pytest.fail("it was opened")
+    assert list(tmp_path.iterdir()) == []
