@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastgrpo_sandbox.serving.app import App
 
 MAX_PORT = 65535
+MAX_MEMORY_MB = 1 << 20
 DRAIN_S = 30.0
 CLOSE_S = 5.0
 CAPS = Limits(wall_s=60, cpu_s=60, memory_mb=1024, processes=64, output_bytes=4 << 20, tmp_mb=64, files=256)
@@ -147,15 +148,20 @@ async def _listen(site: web.TCPSite, options: argparse.Namespace) -> None:
 
 
 def _caps(options: argparse.Namespace) -> Limits:
-    if not (0 < options.wall_s <= DAY_S and 1 <= options.memory_mb <= 1 << 20):
-        raise ServeError("--wall-s must be more than 0 and at most a day, --memory-mb 1 to 1048576")
     return replace(CAPS, wall_s=options.wall_s, cpu_s=options.wall_s, memory_mb=options.memory_mb)
 
 
 def _check(options: argparse.Namespace) -> None:
-    if not (0 <= options.port <= MAX_PORT and options.queue >= 0 and (options.cells is None or options.cells > 0)):
-        raise ServeError(f"--port must be 0 to {MAX_PORT}, --queue 0 or more, --cells 1 or more")
+    bounds = (
+        ("--port", options.port, 0 <= options.port <= MAX_PORT, f"0 to {MAX_PORT}"),
+        ("--queue", options.queue, options.queue >= 0, "0 or more"),
+        ("--cells", options.cells, options.cells is None or options.cells > 0, "1 or more"),
+        ("--wall-s", options.wall_s, 0 < options.wall_s <= DAY_S, "more than 0 and at most a day"),
+        ("--memory-mb", options.memory_mb, 1 <= options.memory_mb <= MAX_MEMORY_MB, f"1 to {MAX_MEMORY_MB}"),
+    )
+    for option, value, holds, wanted in bounds:
+        if not holds:
+            raise ServeError(f"{option} must be {wanted}, got {value}")
     for module in options.preload:
         if importlib.util.find_spec(module.partition(".")[0]) is None:
             raise ServeError(f"--preload names {module}, which is not installed here: install it, or leave it out")
-    _caps(options)
