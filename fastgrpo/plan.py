@@ -20,7 +20,6 @@ from fastgrpo.policy.folder import load_config
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_async
 from fastgrpo.ranks.collectives import joined_ranks, rank_and_world
-from fastgrpo.rollouts.environment import prompt_of
 from fastgrpo.rollouts.rollouts import prompts_fit
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Task, problems_of, require_model, task_of
@@ -113,5 +112,5 @@ def _too_long(config: Config, task: Task, problems: Sequence[Any]) -> int:
     """How many of the `problems` have a prompt that leaves no room for a completion."""
     if task.prompt is None:
         return 0
-    prompts = [prompt_of(partial(task.prompt, config), problem) for problem in problems]
-    return prompts_fit(prompts, load_chat(config.model.path, config.model), Sampling.of(config)).count(False)
+    chat = load_chat(config.model.path, config.model)
+    return prompts_fit(problems, partial(task.prompt, config), chat, Sampling.of(config)).count(False)

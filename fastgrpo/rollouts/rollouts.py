@@ -316,15 +316,18 @@ async def collect(
 
 
 def fitting(problems: Sequence[Any], environment: Environment | Agent, chat: Chat, sampling: Sampling) -> list[bool]:
-    """For each problem, whether its prompt leaves room for a completion. Raises UserError where none does."""
-    return prompts_fit([prompt_of(environment.prompt, problem) for problem in problems], chat, sampling)
+    """`prompts_fit` of what the environment asks."""
+    return prompts_fit(problems, environment.prompt, chat, sampling)
 
 
-def prompts_fit(prompts: Sequence[str | list[dict[str, str]]], chat: Chat, sampling: Sampling) -> list[bool]:
-    """For each prompt, whether it leaves room for a completion. Raises UserError where none does.
+def prompts_fit(problems: Sequence[Any], prompt: Callable[[Any], Any], chat: Chat, sampling: Sampling) -> list[bool]:
+    """For each problem, whether its `prompt` leaves room for a completion.
+
+    Raises UserError where none does, and naming the problem whose prompt is none, or empty.
 
     A warning tells of texts to which the chat template has been applied already.
     """
+    prompts = [prompt_of(prompt, problem) for problem in problems]
     if rendered := sum(map(chat.is_rendered, prompts)):
         log.warning(
             "%d of %d prompts are texts with the chat template's marks in them, and become the user's turn of another "
@@ -334,7 +337,11 @@ def prompts_fit(prompts: Sequence[str | list[dict[str, str]]], chat: Chat, sampl
         )
     lengths = [len(chat.prompt_ids(prompt)) for prompt in prompts]
     if 0 in lengths:
-        raise UserError("a prompt is empty, and the model's tokenizer begins no text with a token: give it some text")
+        empty = name_of(problems[lengths.index(0)])
+        raise UserError(
+            f"the prompt of the problem {empty} is empty, and the model's tokenizer begins no text with a token: give "
+            "it some text, or leave the problem out"
+        )
     fits = [length <= sampling.prompt_tokens for length in lengths]
     if lengths and not any(fits):
         raise UserError(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from operator import attrgetter
 from types import SimpleNamespace
 
 import numpy as np
@@ -390,12 +391,12 @@ def test_a_prompt_that_is_none_is_named_before_the_first_step(prompt) -> None:
 
 
 def test_a_prompt_that_raises_or_is_empty_is_one_sentence() -> None:
-    problems = [SimpleNamespace(id="p0", prompt="")]
+    problems = [SimpleNamespace(id="p0", prompt=""), SimpleNamespace(id="p1", prompt="hi")]
     raising = SimpleNamespace(prompt=lambda problem: problem.text)
     with pytest.raises(UserError, match=r"prompt raised AttributeError for the problem p0"):
         fitting(problems, raising, Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="a prompt is empty"):
-        fitting(problems, SimpleNamespace(prompt=lambda p: p.prompt), Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"the prompt of the problem p0 is empty, .*: give it some text"):
+        fitting(problems[::-1], SimpleNamespace(prompt=lambda p: p.prompt), Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
 
 
 def test_feedback_that_is_no_text_costs_its_rollout() -> None:
@@ -435,10 +436,12 @@ def test_an_engine_failure_is_raised_as_it_is_and_leaves_nothing_running() -> No
 def test_texts_that_a_template_was_applied_to_are_told(caplog: pytest.LogCaptureFixture) -> None:
     """TRL leaves a text as it is; here it is what the user says."""
     prompts = ["<|im_start|>user\nHi<|im_end|>\n", "Hi", [{"role": "user", "content": "Hi"}]]
-    assert all(prompts_fit(prompts, Chat(chat_tokenizer()), SAMPLING))
+    problems = [SimpleNamespace(id="p", prompt=prompt) for prompt in prompts]
+    prompt = attrgetter("prompt")
+    assert all(prompts_fit(problems, prompt, Chat(chat_tokenizer()), SAMPLING))
     assert "1 of 3 prompts are texts with the chat template's marks in them" in caplog.text
     caplog.clear()
-    prompts_fit(prompts[1:], Chat(chat_tokenizer()), SAMPLING)
+    prompts_fit(problems[1:], prompt, Chat(chat_tokenizer()), SAMPLING)
     assert not caplog.text
 
 
