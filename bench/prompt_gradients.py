@@ -23,12 +23,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from fastgrpo.errors import UserError
 from fastgrpo.flow.adaptivity import structure
-from fastgrpo.flow.distill import Trace, read_traces
+from fastgrpo.flow.distill import TeacherTrace, read_traces
 from fastgrpo.policy.folder import load_tokenizer
 from fastgrpo.program import run_program
 
 
-def contrasted(traces: Sequence[Trace]) -> tuple[str, str]:
+def contrasted(traces: Sequence[TeacherTrace]) -> tuple[str, str]:
     """A and B."""
     texts = defaultdict[str, Counter[str]](Counter)
     for trace in traces:
@@ -37,7 +37,7 @@ def contrasted(traces: Sequence[Trace]) -> tuple[str, str]:
     return first.most_common(1)[0][0], second.most_common(1)[0][0]
 
 
-def prompts_by_set(traces: Sequence[Trace], count: int, seed: int) -> dict[str, list[str]]:
+def prompts_by_set(traces: Sequence[TeacherTrace], count: int, seed: int) -> dict[str, list[str]]:
     """`count` prompts of each of the two sets with the most problems. Raises UserError for traces of one set."""
     found = defaultdict[str, dict[str, str]](dict)
     for trace in traces:

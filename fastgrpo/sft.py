@@ -16,7 +16,7 @@ import torch
 
 from fastgrpo.config import Config, Sft
 from fastgrpo.errors import UserError, writing
-from fastgrpo.flow.distill import Trace, TraceFile, distill, read_traces, selected
+from fastgrpo.flow.distill import TeacherTrace, TraceFile, distill, read_traces, selected
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
@@ -136,7 +136,7 @@ async def _distill(
         )
 
 
-def fit(policy: Policy, chat: Chat, traces: Sequence[Trace], config: Config, log: RunLog) -> None:
+def fit(policy: Policy, chat: Chat, traces: Sequence[TeacherTrace], config: Config, log: RunLog) -> None:
     """Supervised fine-tuning on packed traces: the token mean of the completions' negative log-likelihood.
 
     The learning rate rises over the first tenth of the steps and falls by a cosine to a tenth of its peak.
@@ -158,7 +158,7 @@ def fit(policy: Policy, chat: Chat, traces: Sequence[Trace], config: Config, log
         log.step(step, {"loss": total, "grad_norm": norm, "lr": optimizer.lr})
 
 
-def to_sample(chat: Chat, trace: Trace) -> Sample:
+def to_sample(chat: Chat, trace: TeacherTrace) -> Sample:
     """Prompt and completion as token ids, the loss on the completion alone."""
     prompt = chat.prompt_ids(trace.prompt)
     completion = chat.completion_ids(trace.text)

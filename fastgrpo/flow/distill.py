@@ -68,7 +68,7 @@ async def distill(
 
 async def _trace(
     environment: WorkflowEnvironment, teacher: Teacher, problem: Problem, rounds: int, sample: int, seed: int
-) -> Trace:
+) -> TeacherTrace:
     """Raises `WorkerError` or `RequestRejected` where teacher, worker or jail fails."""
     history: list[tuple[str, Execution]] = []
     for turn in range(rounds):
@@ -83,7 +83,7 @@ async def _trace(
     [result] = environment.results(problem, [Rollout([], [], [], completions, executions)])
     reasoning, workflow = _joined(completions)
     last = executions[-1]
-    return Trace(
+    return TeacherTrace(
         problem_id=problem.id,
         sample=sample,
         prompt=environment.prompt(problem),
@@ -105,7 +105,7 @@ def _joined(completions: Sequence[str]) -> tuple[str, str]:
     return " ".join(part.reasoning for part in parsed), parsed[-1].source
 
 
-class Trace(msgspec.Struct, frozen=True, kw_only=True):
+class TeacherTrace(msgspec.Struct, frozen=True, kw_only=True):
     """One distilled sample: `text` is what the policy learns to write after `prompt`.
 
     `sample` counts the problem's traces; `status`, `pass_rate` and `reward` are those of the last round's execution.
@@ -141,7 +141,7 @@ class TraceFile:
                 file.truncate(file.read().rfind(b"\n") + 1)
         self.found = read_traces(path)
 
-    def append(self, trace: Trace) -> None:
+    def append(self, trace: TeacherTrace) -> None:
         """Write one trace whole, or leave the file as it was and raise `UserError` (disk full)."""
         size = self.path.stat().st_size
         with writing(f"the traces {self.path}"):
@@ -154,9 +154,9 @@ class TraceFile:
                 raise
 
 
-def read_traces(path: Path) -> list[Trace]:
+def read_traces(path: Path) -> list[TeacherTrace]:
     """The traces of a JSONL file; UserError names the file and line that is not one. A torn last line is left out."""
-    decoder, traces = msgspec.json.Decoder(Trace), []
+    decoder, traces = msgspec.json.Decoder(TeacherTrace), []
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
@@ -171,7 +171,7 @@ def read_traces(path: Path) -> list[Trace]:
     return traces
 
 
-def selected(traces: Sequence[Trace], problems: Sequence[Problem], config: Sft) -> list[Trace]:
+def selected(traces: Sequence[TeacherTrace], problems: Sequence[Problem], config: Sft) -> list[TeacherTrace]:
     """The traces worth learning, in the order of `problems` and samples: those "ok" with at least `sft.min_pass_rate`.
 
     With `sft.keep` "best" only each problem's trace of the highest reward, the first among equals.
@@ -181,7 +181,7 @@ def selected(traces: Sequence[Trace], problems: Sequence[Problem], config: Sft) 
     good.sort(key=lambda trace: (order.get(trace.problem_id, len(order)), trace.problem_id, trace.sample))
     if config.keep == "all":
         return good
-    best: dict[str, Trace] = {}
+    best: dict[str, TeacherTrace] = {}
     for trace in good:
         if trace.problem_id not in best or trace.reward > best[trace.problem_id].reward:
             best[trace.problem_id] = trace

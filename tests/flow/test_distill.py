@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastgrpo.flow.distill import Trace, TraceFile, distill, read_traces
+from fastgrpo.flow.distill import TeacherTrace, TraceFile, distill, read_traces
 from fastgrpo.flow.parse import parse_completion
 from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Execution, Problem, RequestRejected, WorkerError
@@ -47,7 +47,7 @@ def run(file: Path, environment: ScriptedEnvironment, teacher: Any = None, **set
     return asyncio.run(work)
 
 
-def traces(file: Path, environment: ScriptedEnvironment, **settings: int) -> list[Trace]:
+def traces(file: Path, environment: ScriptedEnvironment, **settings: int) -> list[TeacherTrace]:
     run(file, environment, **settings)
     return read_traces(file)
 

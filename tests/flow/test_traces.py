@@ -10,10 +10,10 @@ from msgspec.structs import replace
 
 from fastgrpo.config import Sft
 from fastgrpo.errors import UserError
-from fastgrpo.flow.distill import Trace, TraceFile, read_traces, selected
+from fastgrpo.flow.distill import TeacherTrace, TraceFile, read_traces, selected
 from tests.flow.conftest import ADD
 
-TRACE = Trace(problem_id="add", prompt="é\n", reasoning="r", workflow="w", rounds=1, pass_rate=1.0)
+TRACE = TeacherTrace(problem_id="add", prompt="é\n", reasoning="r", workflow="w", rounds=1, pass_rate=1.0)
 
 
 def test_traces_survive_the_file_and_a_broken_line_is_named(tmp_path: Path) -> None:
