@@ -223,8 +223,13 @@ def as_text(value: Any) -> str:
 
 
 def finite_number(what: str, value: Any) -> float:
-    """`value` as a float; raises EnvironmentFailure naming `what` where it is none, or not finite."""
+    """`value` as a float; raises EnvironmentFailure naming `what` where it is none, or not finite.
+
+    A text is none, though `float` would read the number in it.
+    """
     try:
+        if isinstance(value, str | bytes | bytearray):
+            raise TypeError
         number = float(value)
     except Exception:  # an OverflowError of 10**400, whatever a type's own __float__ raises
         raise EnvironmentFailure(f"{what} must be a number, got {shown(value)}") from None

@@ -16,7 +16,7 @@ from typing import Any
 from fastgrpo.errors import UserError, described, said_by
 from fastgrpo.ranks.collectives import STAGE_WAIT_S
 from fastgrpo.ranks.deadlines import within
-from fastgrpo.rollouts.environment import EnvironmentFailure, failed
+from fastgrpo.rollouts.environment import EnvironmentFailure, failed, finite_number
 from fastgrpo.rollouts.session import Access
 from fastgrpo.types import Result, Reward, Rollout
 
@@ -147,6 +147,7 @@ def _telling(function: Callable[..., Any], of_group: bool) -> Callable[..., Any]
     One that gives no number for a state has failed too.
     """
     taken, name = signature(function), "states" if of_group else "state"
+    own_name = f"the rubric's {function.__name__}"
     parameters = list(taken.parameters.values())
     takes = name in taken.parameters or any(each.kind is Parameter.VAR_KEYWORD for each in parameters)
 
@@ -156,10 +157,11 @@ def _telling(function: Callable[..., Any], of_group: bool) -> Callable[..., Any]
         try:
             value = function(**given)
             value = await value if isawaitable(value) else value
-            return value if of_group else float(value)
+            return value if of_group else finite_number(f"what {own_name} returns", value)
         except Exception as error:
+            said = str(error) if isinstance(error, EnvironmentFailure) else f"{own_name} raised {described(error)}"
             for state in states if of_group else [states]:
-                state.setdefault(RAISED, f"the rubric's {function.__name__} raised {described(error)}")
+                state.setdefault(RAISED, said)
             raise
 
     own = [] if takes else [Parameter(name, Parameter.KEYWORD_ONLY)]

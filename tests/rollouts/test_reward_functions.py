@@ -135,6 +135,10 @@ LINE_OF_BROKEN = rf"test_reward_functions\.py:{broken.__code__.co_firstlineno + 
         ),
         (lambda **_: [1.0, float("nan")], "returns, None where it does not apply, must be finite, got nan"),
         (lambda **_: ["high", 1.0], "must be a number, got 'high'"),
+        *(
+            (lambda _text=text, **_: [_text, 1.0], rf"must be a number, got .*{said}")
+            for text, said in (("1", "'1'"), (" 1e0", "1e0"), (b"1", "b'1'"), (np.str_("1"), "'1'"))
+        ),
         (lambda **_: [10**400, 1.0], "must be a number, got 1000"),
         (lambda **_: [Unreadable(), 1.0], "must be a number, got Unreadable"),
         (broken, rf"reward broken: KeyError: 'answer' \({LINE_OF_BROKEN}\)$"),
@@ -295,6 +299,7 @@ def test_trls_own_arguments_are_there_for_functions_that_take_them() -> None:
             lambda log_metric, **_: log_metric("size", "big"),
             "the metric 'size' of log_metric must be a number",
         ),
+        (lambda log_metric, **_: log_metric("size", "1"), "the metric 'size' of log_metric must be a number, got '1'"),
         (lambda log_metric, **_: log_metric("size", float("inf")), "the metric 'size' of log_metric must be finite"),
     ],
 )

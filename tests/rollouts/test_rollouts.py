@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from fractions import Fraction
 from operator import attrgetter
 from types import SimpleNamespace
 
@@ -409,7 +410,7 @@ def test_feedback_that_is_no_text_costs_its_rollout() -> None:
 
 def test_rewards_of_any_number_type_become_floats() -> None:
     environment = ScriptedEnvironment()
-    totals = [True, 2, np.float32(0.5)]
+    totals = [True, Fraction(2), np.float32(0.5)]
     environment.results = lambda problem, rollouts: [Result(reward=Reward(total=t)) for t in totals]  # type: ignore
     group = gather(ScriptedEngine(), environment, count=1)[0]
     assert [rollout.reward.total for rollout in group.rollouts] == [1.0, 2.0, 0.5]

@@ -206,13 +206,22 @@ def silent(completion: list[dict[str, Any]]) -> None:
     return None
 
 
+SILENT = "what the rubric's silent returns must be a number, got None"
+
+
+def said(completion: list[dict[str, Any]]) -> str:
+    """A text that reads as a number is none."""
+    return last_said(completion)
+
+
 @pytest.mark.parametrize(
     ("functions", "first", "second"),
     [
         ((right, ranked), 3.5, 4.5),
         ((ranked, asked), 0.75, "the rubric's asked raised ConnectionError: the judge is away (test_verifiers"),
         ((unranked,), "the rubric's unranked raised KeyError", "the rubric's unranked raised KeyError"),
-        ((silent,), "the rubric's silent raised TypeError", "the rubric's silent raised TypeError"),
+        ((silent,), SILENT, SILENT),
+        ((said,), "what the rubric's said returns must be a number, got '3.'", "must be a number, got '4.'"),
     ],
 )
 def test_a_rubrics_function_that_raises_is_a_failure_and_no_reward_of_0(
