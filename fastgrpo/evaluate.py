@@ -18,7 +18,7 @@ from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import of_replica, rank_and_world
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.signals import interruptible
-from fastgrpo.tasks import problems_of, task_of
+from fastgrpo.tasks import problems_of, refuse_none_held_out, task_of
 
 BASELINES = "--baselines"
 
@@ -33,9 +33,8 @@ async def policy_alone(config: Config) -> None:
     with interruptible():
         config = with_local_model(config)
     task = task_of(config)
-    _, held_out = problems_of(task, config)
-    if not held_out:
-        raise UserError("no problem is held out to evaluate on: raise data.held_out, or name sets in data.eval_dataset")
+    _, held_out = found = problems_of(task, config)
+    refuse_none_held_out(found)
     async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
         rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
     save_rows(config.folder / "evaluation.json", rows)
@@ -60,7 +59,7 @@ async def beside_baselines(config: Config) -> None:
 def main() -> None:
     """Evaluate `--model PATH` on the held-out problems, or with `--baselines` compare it with fixed workflows."""
     flag = {BASELINES: "compare with fixed workflows; --model may be left out"}
-    command = command_to_run("fastgrpo.evaluate", of_run=True, flags=flag)
+    command = command_to_run("fastgrpo.evaluate", refuse_problems=refuse_none_held_out, of_run=True, flags=flag)
     if command is not None:
         program = beside_baselines if BASELINES in command.flags else policy_alone
         run_on_ranks(command.config, lambda: program(command.config))

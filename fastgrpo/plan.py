@@ -22,24 +22,27 @@ from fastgrpo.program import run_async
 from fastgrpo.ranks.collectives import joined_ranks, rank_and_world
 from fastgrpo.rollouts.rollouts import prompts_fit
 from fastgrpo.signals import interruptible
-from fastgrpo.tasks import Task, problems_of, require_model, task_of
+from fastgrpo.tasks import Problems, Task, problems_of, require_model, task_of
 from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Sampling
 
 
 def command_to_run(
-    program: str, refuse: Callable[[CommandLine], object] = lambda _: None, **options: Any
+    program: str,
+    refuse: Callable[[CommandLine], object] = lambda _: None,
+    refuse_problems: Callable[[Problems], object] = lambda _: None,
+    **options: Any,
 ) -> CommandLine | None:
     """The program's command line, with the `options` of `cli.parse`; None where `--dry-run` had the plan printed.
 
-    Raises UserError where the command line is wrong, `refuse` says that the program cannot do it, or this machine is
-    not ready.
+    Raises UserError where the command line is wrong, `refuse` says that the program cannot do it, a dry run finds
+    problems that `refuse_problems` says the program would not take, or this machine is not ready.
     """
     command = parse(sys.argv[1:], program=program, **options)
     refuse(command)
     if command.dry_run:
-        print_plan(command.config)
+        print_plan(command.config, refuse_problems=refuse_problems)
         return None
     require_ready()
     return command
@@ -82,7 +85,9 @@ def trainable(config: Config) -> MemoryPlan:
     return memory_plan(config, model, ranks=max(rank_and_world()[1], config.engine.tensor_parallel))
 
 
-def print_plan(config: Config, task: Task | None = None) -> None:
+def print_plan(
+    config: Config, task: Task | None = None, *, refuse_problems: Callable[[Problems], object] = lambda _: None
+) -> None:
     """The resolved configuration, the sizes of both stages and the memory plan; starts and writes nothing.
 
     `task` None is the one that the configuration names. Raises UserError where a run would before it starts.
@@ -90,7 +95,8 @@ def print_plan(config: Config, task: Task | None = None) -> None:
     task = task or task_of(config)
     require_model(config, task)
     config = with_local_model(config, weights=False)
-    problems, held_out = problems_of(task, config, tried=False)
+    problems, held_out = found = problems_of(task, config, tried=False)
+    refuse_problems(found)
     grpo = config.grpo
     rollouts = grpo.prompts_per_step * grpo.group_size
     memory = trainable(config)

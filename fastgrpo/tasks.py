@@ -68,6 +68,18 @@ def problems_of(task: Task, config: Config, *, tried: bool = True) -> Problems:
     return problems, held_out
 
 
+def refuse_none_to_train_on(problems: Problems) -> None:
+    """Raises UserError where the first of (training, held-out) problems is empty."""
+    if not problems[0]:
+        raise UserError("the task has no problem to train on: lower data.held_out, or name more data")
+
+
+def refuse_none_held_out(problems: Problems) -> None:
+    """Raises UserError where the second of (training, held-out) problems is empty."""
+    if not problems[1]:
+        raise UserError("no problem is held out to evaluate on: raise data.held_out, or name sets in data.eval_dataset")
+
+
 def task_of(config: Config) -> Task:
     """The task that the configuration names. Raises UserError where a reward function cannot be found."""
     if config.data.environment and config.data.reward:

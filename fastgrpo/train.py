@@ -33,7 +33,15 @@ from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.run_folder import note_task_from_python, refuse_task_from_python
 from fastgrpo.sft import warm_start
-from fastgrpo.tasks import Task, environment_task, problems_of, require_model, reward_task, task_of
+from fastgrpo.tasks import (
+    Task,
+    environment_task,
+    problems_of,
+    refuse_none_to_train_on,
+    require_model,
+    reward_task,
+    task_of,
+)
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import draw_problems
 from fastgrpo.training.learner import Learner, open_learner
@@ -72,7 +80,7 @@ def train(
     config = _configured(config, str(model) if isinstance(model, Path) else model or "")
     task = _given_task(task, environment, reward, reward_weights, dataset, eval_dataset)
     if dry_run:
-        print_plan(config, task)
+        print_plan(config, task, refuse_problems=refuse_none_to_train_on)
         return config.folder
     if not _under_way.acquire(blocking=False):
         raise UserError(
@@ -157,9 +165,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     require_model(config, task)
     config = with_readable_model(config, again=resume)
     trainable(config)
-    problems, held_out = problems_of(task, config)
-    if not problems:
-        raise UserError("the task has no problem to train on: lower data.held_out, or name more data")
+    problems, held_out = found = problems_of(task, config)
+    refuse_none_to_train_on(found)
     with open_log(config, resume=resume) as log:
         if log.folder is not None and not named:
             note_task_from_python(log.folder)
@@ -258,7 +265,7 @@ def refuse_idle_ranks(config: Config) -> None:
 
 def main() -> None:
     """Train as the command line says, or print the plan."""
-    if command := command_to_run("fastgrpo.train"):
+    if command := command_to_run("fastgrpo.train", refuse_problems=refuse_none_to_train_on):
         run_on_ranks(command.config, lambda: run(command.config, resume=command.resume))
 
 

@@ -7,6 +7,7 @@ import runpy
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.tasks import Task, reward_task
+from fastgrpo.train import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,3 +115,23 @@ def test_problems_that_are_none_are_refused_as_the_run_would() -> None:
     task = Task(lambda _: ([{"prompt": "no id"}], []), lambda *_: pytest.fail("opened"), distilled=True)
     with pytest.raises(UserError, match="each problem of load_problems is an object with an id"):
         print_plan(resolve({}), task)
+
+
+def test_what_leaves_nothing_to_train_on_is_refused_as_the_run_would() -> None:
+    held_out = [SimpleNamespace(id="p")]
+    task = Task(lambda _: ([], held_out), lambda *_: pytest.fail("opened"), distilled=True)
+    with pytest.raises(UserError, match=r"the task has no problem to train on: lower data\.held_out"):
+        train(task=task, dry_run=True)
+
+
+def test_what_leaves_nothing_to_evaluate_on_is_refused_as_the_run_would(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = ["--model", str(model), "--data.held_out", "0", "--dry-run"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *nothing])
+    with pytest.raises(UserError, match=r"no problem is held out to evaluate on: raise data\.held_out"):
+        import_module("fastgrpo.evaluate").main()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys, "argv", ["train", *nothing])  # which may go without an evaluation
+    import_module("fastgrpo.train").main()
+    assert ", 0 held out" in capsys.readouterr().out
