@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,10 @@ import msgspec
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import KEYS, checked, resolve
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, without_login
+
+# Keys whose addresses may hold a user and a password.
+ADDRESSES = re.compile(r"workers\.(others\.\w+\.)?base_url|sandbox\.hosts")
 
 
 def read_saved(folder: Path) -> dict[str, Any]:
@@ -54,15 +58,20 @@ def _flatten(tables: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + name, value
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """The configuration as dotted name to value, in the order of `KEYS`."""
-    return dict(_flatten(msgspec.to_builtins(config)))
+def flat(config: Config, *, logins: bool = True) -> dict[str, Any]:
+    """The configuration as dotted name to value, in the order of `KEYS`; without `logins` as others may see it."""
+    values = dict(_flatten(msgspec.to_builtins(config)))
+    if not logins:
+        for name in filter(ADDRESSES.fullmatch, values):
+            given = values[name]
+            values[name] = without_login(given) if isinstance(given, str) else [without_login(each) for each in given]
+    return values
 
 
-def to_toml(config: Config) -> str:
-    """The configuration as TOML that `read_toml` reads back to the same configuration."""
+def to_toml(config: Config, *, logins: bool = True) -> str:
+    """The configuration as TOML that `read_toml` reads back to the same configuration, with `logins` that is."""
     lines, section = [], ""
-    for name, value in sorted(flat(config).items(), key=lambda item: "." in item[0]):
+    for name, value in sorted(flat(config, logins=logins).items(), key=lambda item: "." in item[0]):
         table, _, key = name.rpartition(".")
         if table != section:
             section = table

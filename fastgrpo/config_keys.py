@@ -197,7 +197,8 @@ def _check_machines(config: Config) -> None:
             raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
     servers = config.sandbox.servers
     if servers != ("ray",) and not all(server.startswith(("http://", "https://")) for server in servers):
-        raise UserError(f"sandbox.hosts must be ray, or addresses as http://HOST:PORT, got {', '.join(servers)}")
+        given = ", ".join(server.rpartition("@")[2] for server in servers)  # less a password
+        raise UserError(f"sandbox.hosts must be ray, or addresses as http://HOST:PORT, got {given}")
 
 
 def _check_model(config: Config) -> None:

@@ -100,7 +100,7 @@ def print_plan(
     grpo = config.grpo
     rollouts = grpo.prompts_per_step * grpo.group_size
     memory = trainable(config)
-    print(to_toml(config))
+    print(to_toml(config, logins=False))
     untried = ", before their own solutions are tried" if task.list_problems else ""
     print(f"problems        {len(problems)} for training, {len(held_out)} held out{untried}")
     if config.model.path:

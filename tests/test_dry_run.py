@@ -135,3 +135,11 @@ def test_what_leaves_nothing_to_evaluate_on_is_refused_as_the_run_would(
     monkeypatch.setattr(sys, "argv", ["train", *nothing])  # which may go without an evaluation
     import_module("fastgrpo.train").main()
     assert ", 0 held out" in capsys.readouterr().out
+
+
+def test_a_plan_shows_no_login(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"model.path": str(model), "data.held_out": 0, "workers.base_url": "http://otto:geheim@host/v1"}
+    print_plan(resolve(keys), reward_task([anything], dataset=[{"prompt": "count"}]))
+    out = capsys.readouterr().out
+    assert 'base_url = "http://host/v1"' in out
+    assert "geheim" not in out

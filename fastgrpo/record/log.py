@@ -186,5 +186,5 @@ def open_log(config: Config, *, resume: bool) -> Iterator[RunLog]:
     with held_name(config.folder) if first else nullcontext():
         folder = open_folder(config, resume=resume) if first else None
         gather_all(None, "the run's folder")
-        with RunLog(folder, record=config.record, settings=flat(config)) as log:
+        with RunLog(folder, record=config.record, settings=flat(config, logins=False)) as log:
             yield log

@@ -188,7 +188,7 @@ def _write_manifest(folder: Path, step: int, score: float | None, config: Config
     with ThreadPoolExecutor(READERS) as readers:
         sums = readers.map(checksum, (folder / name for name in files))
         flush(folder)
-    manifest = _Manifest(step, flat(config), files, score, dict(zip(files, sums, strict=True)))
+    manifest = _Manifest(step, flat(config, logins=False), files, score, dict(zip(files, sums, strict=True)))
     (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     _fsync(folder / MANIFEST)
     _fsync(folder)

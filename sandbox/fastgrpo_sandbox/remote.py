@@ -32,6 +32,7 @@ MAX_PAUSE_S = 30.0
 PROBE_S = 30.0
 LOOK_S = 1.0  # how often a job that waits looks for itself
 ADDRESS = re.compile(r"https?://[^/\s:\[\]]+|https?://\[[^\s\[\]]+\]")
+LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")  # the user and the password in an address
 MOST_BYTES = 8 << 20  # of cases in one request; a server takes 16 MiB
 LOST_TRIES = 3  # of a job whose jail failed
 
@@ -57,6 +58,7 @@ class _Host:
 
     def __init__(self, url: str, most: int) -> None:
         self.url = url.rstrip("/")
+        self.name = LOGIN.sub("", self.url)  # for messages
         self.in_flight = 0
         self.failures = 0  # in a row
         self.fault = ""
@@ -75,7 +77,7 @@ class _Host:
     def answered(self) -> None:
         """The host took a job: it has room for a little more than it had, until it says otherwise."""
         if self.failures:
-            log.warning("jail server answers again: url=%s", self.url)
+            log.warning("jail server answers again: url=%s", self.name)
         self.failures = 0
         self._room = min(self._most, self._room + 1 / self._room)
 
@@ -87,7 +89,7 @@ class _Host:
         pause = min(PAUSE_S * 2**self.failures, MAX_PAUSE_S)
         self._ready_at = time.monotonic() + pause
         level = logging.DEBUG if self.failures else logging.WARNING
-        log.log(level, "jail server failed: url=%s pause_s=%.1f reason=%r", self.url, pause, reason)
+        log.log(level, "jail server failed: url=%s pause_s=%.1f reason=%r", self.name, pause, reason)
         self.failures += 1
 
     def is_full(self, retry_after_s: float) -> None:
@@ -112,7 +114,7 @@ class RemotePool:
             raise ValueError('urls must be a list of at least one server, such as ["http://127.0.0.1:8080"]')
         require_texts("urls", list(urls))
         if odd := [url for url in urls if not ADDRESS.match(url.strip())]:
-            raise ValueError(f"urls must be addresses as http://HOST:PORT, got {odd[0]!r}")
+            raise ValueError(f"urls must be addresses as http://HOST:PORT, got {odd[0].rpartition('@')[2]!r}")
         require_text("key", key)
         require_whole("in_flight", in_flight, 1)
         self._hosts = [_Host(url.strip(), in_flight) for url in urls]
@@ -198,7 +200,7 @@ class RemotePool:
                 return answer
             host.failed(answer.error)
             lost.append(answer)
-        faults = "; ".join(f"{host.url}: {host.fault}" for host in self._hosts if host.fault)
+        faults = "; ".join(f"{host.name}: {host.fault}" for host in self._hosts if host.fault)
         nothing = f"no outcome within {self._deadline_s:.0f} s; {faults}"
         return lost[-1] if lost else Outcome("infrastructure", error=nothing, error_by="host")
 
@@ -235,7 +237,7 @@ class RemotePool:
                 answer = await response.read()
                 return _outcome(host, response.status, response.headers.get("Retry-After", ""), answer)
         except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError, msgspec.DecodeError) as error:
-            host.failed(str(error) or type(error).__name__)
+            host.failed(LOGIN.sub("", str(error)) or type(error).__name__)
             return None
         finally:
             self._give_back(host)
@@ -250,7 +252,7 @@ class RemotePool:
             host.in_flight += 1
             answer = await self._ask(host, body, left)
         fine = answer is not None and answer.stdout == "42\n"
-        return "" if fine else f"{host.url}: {answer.error if answer else host.fault or 'no answer'}"
+        return "" if fine else f"{host.name}: {answer.error if answer else host.fault or 'no answer'}"
 
     def stats(self) -> dict[str, float]:
         """Counters for a live display: jobs under way, hosts, and hosts that have failed since they last answered."""

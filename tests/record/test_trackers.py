@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from fastgrpo.config import Record
+from fastgrpo.config_files import read_saved
+from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.record import trackers
-from fastgrpo.record.log import RunLog
+from fastgrpo.record.log import RunLog, open_log
 
 CHAT = [{"role": "user", "content": "Hi"}]
 
@@ -70,6 +72,20 @@ def test_each_stage_is_a_run_with_the_curves_and_a_table(module: Any, tmp_path: 
         "prompt": "user: Hi",
         "completion": "a\n\nb",
     }
+
+
+def test_no_tracker_learns_a_login_and_a_resumed_run_keeps_it(module: Any, tmp_path: Path) -> None:
+    login = "http://otto:geheim@host/v1"
+    own = {"workers.base_url": login, "workers.others": {"small": {"base_url": login, "model": "tiny"}}}
+    workers = {"workers.kind": "openai", "workers.model": "large", **own}
+    config = resolve({"runs": str(tmp_path), "record.tracker": module.__name__, **workers})
+    with open_log(config, resume=False) as log:
+        log.stage("grpo", total=1)
+    told = module.runs[0].options["config"]
+    assert told["workers.base_url"] == told["workers.others.small.base_url"] == "http://host/v1"
+    assert "geheim" not in str(told)
+    kept = resolve(read_saved(config.folder)).workers
+    assert [worker.base_url for worker in kept.by_name().values()] == [login, login]
 
 
 def test_a_resumed_run_goes_on_and_another_of_its_name_is_another(module: Any, tmp_path: Path) -> None:

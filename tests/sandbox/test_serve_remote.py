@@ -242,6 +242,15 @@ def entered(*urls: str, **options: Any) -> RemotePool:
     return asyncio.run(enter())
 
 
+def test_a_login_in_an_address_is_not_told(caplog):
+    with pytest.raises(SandboxUnavailable, match=r"no jail server works: http://127\.0\.0\.1:9: ") as raised:
+        entered("http://any:geheim@127.0.0.1:9")
+    assert "jail server failed: url=http://127.0.0.1:9 " in caplog.text
+    with pytest.raises(ValueError, match="urls must be addresses") as odd:
+        RemotePool(["otto:geheim@jails:8080"])
+    assert "geheim" not in f"{raised.value} {odd.value} {caplog.text}"
+
+
 def test_no_server_is_one_sentence():
     with pytest.raises(SandboxUnavailable, match=r"no jail server works: http://127.0.0.1:9: .*; http://127.0.0.1:19"):
         entered("http://127.0.0.1:9/", "http://127.0.0.1:19")

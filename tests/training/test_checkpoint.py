@@ -265,6 +265,17 @@ def test_resumes_a_run_of_several_data_sets(tmp_path: Path) -> None:
         load(path, resolve(sets | {"data.held_out": (44, 121)}), lambda folder: None)
 
 
+def test_a_manifest_holds_no_login_and_none_is_missed(tmp_path: Path) -> None:
+    """Checkpoints are passed on; the login is in the run's config.toml."""
+    config = resolve({"workers.base_url": "http://otto:geheim@host/v1", "sandbox.hosts": ("http://otto:geheim@jails",)})
+    path = save(Checkpoints(tmp_path), 1, config=config)
+    manifest = (path / checkpoint.MANIFEST).read_text()
+    assert "geheim" not in manifest
+    assert '"http://host/v1"' in manifest
+    assert '"http://jails"' in manifest
+    assert load(path, config, lambda folder: None) == 1
+
+
 def test_a_key_younger_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
     path = save(Checkpoints(tmp_path), 1)
     manifest = json.loads((path / checkpoint.MANIFEST).read_text())

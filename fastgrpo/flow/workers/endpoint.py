@@ -21,7 +21,7 @@ import certifi
 import msgspec
 
 from fastgrpo.config import Workers
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, without_login
 from fastgrpo.flow.types import NoAnswer, Request, RequestRejected, WorkerError
 from fastgrpo.flow.workers.answers import Answer, Passing, failure, read_answer
 
@@ -191,19 +191,21 @@ class Endpoint:
         while (earlier := error.__cause__ or error.__context__) is not None:
             error = earlier
         if not self._proxy:
-            return str(error) or type(error).__name__
+            return without_login(str(error)) or type(error).__name__
         host = urlsplit(self._url).hostname
-        return f"{error} through the proxy {self._proxy} of the environment; NO_PROXY={host} goes past it"
+        return without_login(
+            f"{error} through the proxy {self._proxy} of the environment; NO_PROXY={host} goes past it"
+        )
 
     def _warn(self, kind: str, said: str) -> None:
         """Once a kind: what costs the workflow alone, and must not pass for its fault unseen where it is the rule."""
         if kind not in self._warned:
             self._warned.add(kind)
-            log.warning("worker endpoint %s %s", self._url, said)
+            log.warning("worker endpoint %s %s", without_login(self._url), said)
 
     def _named(self, error: WorkerError, attempts: int) -> WorkerError:
         kind = NoAnswer if isinstance(error, NoAnswer) else WorkerError
-        return kind(f"worker endpoint {self._url} {error} ({attempts} attempt{'s' * (attempts > 1)})")
+        return kind(f"worker endpoint {without_login(self._url)} {error} ({attempts} attempt{'s' * (attempts > 1)})")
 
 
 def _refused(reply: _Response, body: dict[str, Any]) -> str:
@@ -234,6 +236,7 @@ def _proxy(url: str) -> str:
         return f"http://{proxy}"
     if urlsplit(proxy).scheme not in ("http", "https"):
         past = f"NO_PROXY={address.hostname} goes past it"
+        proxy, url = without_login(proxy), without_login(url)
         raise UserError(
             f"the environment's proxy {proxy} is none for HTTP, and {url} would be asked through it: {past}"
         )
@@ -249,7 +252,8 @@ def _address(base_url: str) -> str:
             return url
     except ValueError:
         pass
-    raise UserError(f"workers.base_url {base_url!r} is no address such as http://localhost:8000/v1")
+    given = base_url.rpartition("@")[2]  # less a password
+    raise UserError(f"workers.base_url {given!r} is no address such as http://localhost:8000/v1")
 
 
 def _key(variable: str) -> str:

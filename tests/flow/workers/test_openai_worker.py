@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -326,6 +327,30 @@ def test_a_proxy_that_is_none_for_http_is_one_sentence(stub: Stub, monkeypatch: 
     set_proxy(monkeypatch, all_proxy="socks5://127.0.0.1:9")
     with pytest.raises(UserError, match=r"socks5://127\.0\.0\.1:9 is none for HTTP, .*NO_PROXY=127\.0\.0\.1 goes past"):
         OpenAIWorker(endpoint(stub))
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://anna:ge%40heim@127.0.0.1:9", "http://anna:ge@heim@127.0.0.1:9", "socks5://anna:geheim@127.0.0.1:9"],
+)
+def test_neither_a_proxys_login_nor_an_addresses_is_told(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    set_proxy(monkeypatch, http_proxy=proxy)
+    worker = Workers(kind="openai", base_url="http://otto:geheim@far.example/@a/v1", model="m", retries=0)
+    with pytest.raises((WorkerError, UserError), match=r"//127\.0\.0\.1:9.*far\.example") as raised:
+        ask(worker, request())
+    assert not re.search("anna|otto|heim", str(raised.value))
+
+
+def test_a_login_is_in_no_warning_and_in_no_word_on_a_wrong_address(
+    stub: Stub, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub.script = [(400, {"error": {"message": "the prompt is longer than the context length"}})]
+    with pytest.raises(RequestRejected):
+        ask(endpoint(stub, base_url=stub.url.replace("//", "//otto:geheim@")), request())
+    assert f"worker endpoint {stub.url} refuses a request" in caplog.text
+    with pytest.raises(UserError, match=r"workers.base_url '\S*host' is no address such as") as raised:
+        OpenAIWorker(endpoint(stub, base_url="http://otto:ge/heim@host"))
+    assert "otto" not in str(raised.value)
 
 
 def test_a_name_and_a_password_in_the_address_are_sent_in_place_of_a_key(stub: Stub) -> None:
