@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from copy import copy
 from functools import cache
@@ -41,6 +40,7 @@ from fastgrpo.flow.types import (
 )
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 from fastgrpo_sandbox import Outcome, SandboxPool, Session
+from fastgrpo_sandbox.turns import Turns
 
 
 class WorkflowEnvironment:
@@ -57,11 +57,11 @@ class WorkflowEnvironment:
     ) -> None:
         self.pool, self.worker = pool, worker
         self._weights, self._limits, self._instruction = weights, limits, instruction
-        self._slots = asyncio.Semaphore(limits.at_once)
+        self._slots = Turns(limits.at_once)
 
     def at_step(self, step: int) -> WorkflowEnvironment:
-        """This environment for the training step, from 0: with the costs that `reward.warmup_steps` gives it, and tests
-        that go before those of later steps."""
+        """This environment for the training step, from 0: with the costs that `reward.warmup_steps` gives it, and
+        workflows, requests and tests that go before those of later steps."""
         other = copy(self)
         other._weights = warmed_up(self._weights, step)
         other._limits = replace(self._limits, order=step)
@@ -97,7 +97,7 @@ class WorkflowEnvironment:
             workflow = parse_completion(completion)
         except InvalidWorkflow as error:
             return Execution(status="invalid", error=str(error), feedback=str(error))
-        async with self._slots:
+        async with self._slots.taken(self._limits.order):
             first = await self._attempt(problem, workflow, seed)
             if first.status != "infrastructure":
                 return first
@@ -183,7 +183,7 @@ class WorkflowEnvironment:
         """The judge model's score where one is configured. Raises `WorkerError` or `RequestRejected`."""
         if not self._weights.judge:
             return None
-        return await judged(self.worker, self._weights.judge, problem, solution, self._limits.call_s)
+        return await judged(self.worker, self._weights.judge, problem, solution, self._limits)
 
 
 def silent_ones_failed(executions: list[Execution]) -> list[Execution]:

@@ -14,7 +14,7 @@ import msgspec
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.operators import reply_within
-from fastgrpo.flow.types import Judgement, Problem, Reply, Request, Worker, WorkerError
+from fastgrpo.flow.types import Judgement, Problem, Reply, Request, Worker, WorkerError, WorkflowLimits
 from fastgrpo_sandbox.extract import without_thought
 
 _BEST = 10
@@ -30,8 +30,8 @@ class NoScore(WorkerError):
     """The judge answered without a score."""
 
 
-async def judged(worker: Worker, name: str, problem: Problem, solution: str, call_s: float) -> Judgement:
-    """The score in [0, 1] of a solution by the worker called `name`, each of two attempts within `call_s` seconds.
+async def judged(worker: Worker, name: str, problem: Problem, solution: str, limits: WorkflowLimits) -> Judgement:
+    """The score in [0, 1] of a solution by the worker called `name`, each of two attempts within `limits.call_s`.
 
     Raises `WorkerError` where it cannot be had, `NoScore` where the answers hold none, and `RequestRejected` where the
     solution is more than the judge reads.
@@ -50,8 +50,9 @@ async def judged(worker: Worker, name: str, problem: Problem, solution: str, cal
             # The same solution is judged alike; only where the first answer was none is another drawn.
             temperature=0.0 if attempt == 0 else None,
             seed=(int.from_bytes(digest) >> 1) + attempt,
+            order=limits.order,
         )
-        reply = await reply_within(worker, request, call_s)
+        reply = await reply_within(worker, request, limits.call_s)
         spent = _with(spent, reply)
         score = extract_score(reply.text)
         if score is not None:

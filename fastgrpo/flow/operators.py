@@ -200,6 +200,7 @@ class OperatorHost:
             worker=account.worker,
             temperature=call.temperature,
             seed=self._request_seed(f"{operator}/{account.worker}/{call.temperature}/{chat}"),
+            order=self._limits.order,
         )
         if all(each is not account for each in self.calls):  # a flood of refused calls must not hide it
             self.calls.append(account)

@@ -145,8 +145,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `codes` and `feedback` repeat what the messages hold, for a simulated worker. `problem` carries the host's secrets:
     no worker may send it anywhere. `worker` is one of the worker's `names`, empty the first; `temperature` None is its
-    own. A worker enters `waiting()` while the request waits for its turn or for its next attempt: no deadline runs
-    meanwhile, and the request's own begins anew after it.
+    own. Of requests that wait for their turn those of a lower `order` go first. A worker enters `waiting()` while the
+    request waits for its turn or for its next attempt: no deadline runs meanwhile, and its own begins anew after it.
     """
 
     operator: Operator
@@ -157,6 +157,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     worker: str = ""
     temperature: float | None = None
     seed: int = 0
+    order: int = 0
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -211,7 +212,7 @@ class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):
     failed attempt. `call_s` is the deadline of one attempt at a worker request from its own start, `wait_s` of all
     waiting of one workflow: beyond them the failure is ours. `text_chars` bounds each text that a workflow sends or
     returns; `tests` are the limits of one run of the solution against its tests; None = the pool's own. `order` is the
-    training step: the tests of the step that is due go first where there are more than jails.
+    training step: workflows, requests and tests of the step that is due go first where there are too few turns.
     """
 
     calls: int = 24

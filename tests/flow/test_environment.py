@@ -286,6 +286,18 @@ def test_all_runs_of_a_step_have_its_place_among_the_steps(jail: Jail) -> None:
     assert noting.orders[3:] == [4, 4]
 
 
+def test_workflows_of_the_step_that_is_due_go_before_those_of_later_ones(jail: Jail) -> None:
+    worker = ScriptedWorker(RIGHT)
+    every = WorkflowEnvironment(jail.pool, worker, limits=WorkflowLimits(at_once=1))
+
+    async def all_of_them() -> None:
+        work = completion(WORKFLOWS["generate"])
+        await asyncio.gather(*[every.at_step(step).execute(ADD, work, 1) for step in (5, 2, 1, 2, 0)])
+
+    jail.run(all_of_them())
+    assert [request.order for request in worker.requests] == [5, 0, 1, 2, 2]
+
+
 PRYING = """import gc, os, sys
     seen = [repr(dict(os.environ)), repr(problem)]
     frame = sys._getframe()

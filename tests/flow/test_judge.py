@@ -20,7 +20,7 @@ from fastgrpo.flow.judge import NoScore, extract_score, judged
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.problems.numbers import NumberProblem
-from fastgrpo.flow.types import NO_TESTS, Execution, Judgement, Request, RequestRejected, WorkerError
+from fastgrpo.flow.types import NO_TESTS, Execution, Judgement, Request, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.types import Result, Rollout
 from fastgrpo_sandbox import SandboxPool
@@ -50,14 +50,15 @@ def test_the_score_that_is_meant(reply: str, score: float | None) -> None:
 
 
 def ask(*answers: Any, call_s: float = 5.0, seconds: float = 0.0) -> tuple[Any, ScriptedWorker]:
-    worker = ScriptedWorker(*answers, seconds=seconds)
-    return asyncio.run(judged(worker, "small", ADD, "def add(a, b): ...", call_s)), worker
+    worker, limits = ScriptedWorker(*answers, seconds=seconds), WorkflowLimits(call_s=call_s, order=3)
+    return asyncio.run(judged(worker, "small", ADD, "def add(a, b): ...", limits)), worker
 
 
 def test_the_judge_reads_problem_and_solution_and_no_test() -> None:
     judgement, worker = ask("Score: 9")
     assert (judgement.score, judgement.tokens) == (0.9, 15)
     [request] = worker.requests
+    assert request.order == 3
     assert (request.operator, request.worker, request.temperature) == ("judge", "small", 0.0)
     text = str(request.messages)
     assert ADD.prompt in text
@@ -195,7 +196,7 @@ def test_the_simulated_judge_errs_the_same_way_each_time() -> None:
         worker = SimulatedWorker(no_pool, seed=1)
         problem = NumberProblem("How many?", 2).problem("n")
         texts = [f"{n}. Answer: {2 + n % 2}" for n in range(200)]
-        return [(await judged(worker, "large", problem, text, 5.0)).score for text in texts]
+        return [(await judged(worker, "large", problem, text, WorkflowLimits())).score for text in texts]
 
     found = asyncio.run(scores())
     assert found == asyncio.run(scores())

@@ -24,6 +24,7 @@ from fastgrpo.config import Workers
 from fastgrpo.errors import UserError, without_login
 from fastgrpo.flow.types import NoAnswer, Request, RequestRejected, WorkerError
 from fastgrpo.flow.workers.answers import Answer, Passing, failure, read_answer
+from fastgrpo_sandbox.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Endpoint:
             self._headers["Authorization"] = f"Bearer {key}"
         self._session: aiohttp.ClientSession | None = None
         self._extra: dict[str, Any] = msgspec.json.decode(settings.extra_body or "{}")
-        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._slots = Turns(settings.concurrency)
         self._jitter = random.Random(os.getpid())
         self._bound = "max_tokens"
         self._warned = set[str]()
@@ -87,14 +88,15 @@ class Endpoint:
         return {name: value for name, value in body.items() if name not in settings.dropped} | self._extra
 
     async def answer(
-        self, body: dict[str, Any], waiting: Callable[[], AbstractContextManager[None]]
+        self, body: dict[str, Any], waiting: Callable[[], AbstractContextManager[None]], order: int = 0
     ) -> tuple[Answer, float]:
         """The answer and its seconds, after at most `retries` further attempts, each after twice as long a wait.
 
-        Waits for a turn and between attempts pass inside `waiting()`. Raises `WorkerError` or `RequestRejected`.
+        Waits for a turn, which a lower `order` gets first, and between attempts pass inside `waiting()`.
+        Raises `WorkerError` or `RequestRejected`.
         """
         with waiting():
-            await self._slots.acquire()
+            await self._slots.acquire(order)
         try:
             for attempt in range(self.settings.retries + 1):
                 try:

@@ -56,7 +56,7 @@ class OpenAIWorker:
 
 
 async def _reply(endpoint: Endpoint, body: dict[str, Any], request: Request) -> Reply:
-    answer, seconds = await endpoint.answer(body, request.waiting)
+    answer, seconds = await endpoint.answer(body, request.waiting, request.order)
     prices = endpoint.settings
     cost = answer.prompt_tokens * prices.prompt_price + answer.completion_tokens * prices.completion_price
     return Reply(

@@ -423,6 +423,11 @@ def test_concurrency_is_bounded(stub: Stub) -> None:
     assert 2 <= stub.most <= 3
 
 
+def test_requests_of_the_step_that_is_due_go_before_those_of_later_ones(stub: Stub) -> None:
+    ask(endpoint(stub, concurrency=1), *[request_of(order=order, seed=order) for order in (5, 2, 1, 2, 0)])
+    assert [body["seed"] for body in stub.bodies] == [5, 0, 1, 2, 2]
+
+
 def test_cached_answers_cost_nothing_and_seeds_differ(stub: Stub, tmp_path: Path) -> None:
     cached = endpoint(stub, cache_dir=str(tmp_path / "cache"), prompt_price=1.0)
     [first, other] = ask(cached, request(seed=1), request(seed=2))
