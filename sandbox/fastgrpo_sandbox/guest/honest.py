@@ -8,16 +8,18 @@ wish: the tests mean the class that they construct. This module cannot hold agai
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
+from . import arrays
+
 TESTS = "tests.py"
 LIBRARY = (os.path.dirname(os.__file__) + "/", "/jail/")
 DECIDING = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__sub__", "__rsub__", "__abs__", "__round__")
+DECIDING += ("__array_function__", "__array_ufunc__")  # which numpy asks
 COMPARING: tuple[str, ...] = (
     "Equal",
     "Equals",
@@ -30,16 +32,6 @@ COMPARING: tuple[str, ...] = (
 )
 COMPARING += ("SetEqual", "SequenceEqual", "MultiLineEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "In")
 CONTAINERS = (list, tuple, dict, set, frozenset)
-OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "Eq": operator.eq,
-    "NotEq": operator.ne,
-    "Lt": operator.lt,
-    "LtE": operator.le,
-    "Gt": operator.gt,
-    "GtE": operator.ge,
-    "In": lambda item, among: item in among,
-    "NotIn": lambda item, among: item not in among,
-}
 
 
 def guard(case: type) -> None:
@@ -64,17 +56,14 @@ def _guarded(method: Callable[..., None], membership: bool) -> Callable[..., Non
     return assertion
 
 
-def compare(names: str, left: Any, *rights: Any) -> Any:
-    """`left == right`, or other operators by the names of their syntax nodes; where one side decides alone the two are
-    not equal, nor in order, nor one in the other."""
-    found: Any = None
-    for name, right in zip(names.split(), rights, strict=True):
-        if found is not None and not found:  # as Python does, which asks the last for no truth: it may be an array
-            break
-        alone = lies(left, right, name in ("In", "NotIn"))
-        found = name.startswith("Not") if alone else OPERATORS[name](left, right)
-        left = right
-    return found
+def compare(names: str, left: Any, *rights: Any, selects: bool = False) -> Any:
+    """`arrays.compare`, where one side that decides alone lies."""
+    return arrays.compare(names, left, *rights, selects=selects, lies=lies)
+
+
+def agree(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+    """`arrays.agree`, likewise."""
+    return arrays.agree(function, *args, lies=lies, **named)
 
 
 def lies(left: Any, right: Any, membership: bool = False) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 import _jail
 
-from . import honest
+from . import arrays, honest
 from .wire import result_body
 
 HEAP = 1 << 9  # of a class' flags: what it has can be changed
@@ -28,7 +28,8 @@ CONSTANTS = frozenset({int, float, complex, str, bytes, tuple, frozenset})
 METHODS = frozenset({types.FunctionType, types.WrapperDescriptorType, property, classmethod, staticmethod})
 UNWATCHED = ("sys",)  # whose hooks and streams are there to be replaced
 CHANGING = ("time", "tempfile")  # whose texts and numbers follow the time zone and the first use
-WATCHED = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib", honest.__name__)
+WATCHED = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib")
+WATCHED += (honest.__name__, arrays.__name__)
 
 
 def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
@@ -46,11 +47,12 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     space = vars(module)
     space["__name__"] = "__main__"  # for the tests
     changed = not is_same(before | bare, fingerprint() | functions(lent)) or space.get("__builtins__") is not builtins
-    space["__compare__"] = compare = honest.compare
+    guards = {"__compare__": honest.compare, "__subtract__": arrays.subtract, "__agree__": honest.agree}
+    space |= guards
     if not changed:
         passed = run_tests(space, tests, names, result, suite, case)
         changed = not is_same(before | bare, fingerprint() | functions(lent, bare if job["mocks"] else None))
-        changed = changed or space.get("__compare__") is not compare
+        changed = changed or any(space.get(name) is not each for name, each in guards.items())
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
         passed, errors = set(), "the solution changed unittest, the builtins or a module of the tests"
