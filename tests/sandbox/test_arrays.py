@@ -103,3 +103,47 @@ def passed(pool: BlockingSandboxPool, form: str, code: str, lines: tuple[str, ..
 def test_an_empty_array_agrees_with_empty_ones_alone(numpy_pool, form):
     assert passed(numpy_pool, form, CODE, VAIN, "import numpy as np\n") == []
     assert passed(numpy_pool, form, CODE, HOLDS, "import numpy as np\n") == list(HOLDS)
+
+
+def test_a_wanted_array_may_stand_first(numpy_pool):
+    lines = ("np.all(np.array([0, 0]) == f(2))", "np.all(np.array([0, 1]) == f(2))")
+    for form in FORMS:
+        assert passed(numpy_pool, form, CODE, lines, "import numpy as np\n") == list(lines[:1])
+
+
+NUMPYS = (
+    "(f(2) == 0).all() and np.allclose(f(2), [0, 0])", "np.allclose(f(2), [1, 1])", "numpy.allclose(f(2), 1)",
+)
+SHADOWS = (
+    "class {0}:\n    allclose = array = staticmethod(lambda *a, **k: True)\n",
+    "import types\n{0} = types.ModuleType('numpy')\n{0}.allclose = lambda *a, **k: True\n",
+    "import types\n{0} = types.SimpleNamespace(allclose=lambda *a, **k: True)\n",
+    "import numpy\nnumpy.allclose = lambda *a, **k: True\n",
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shadow", SHADOWS)
+def test_a_solutions_own_np_is_not_the_tests(numpy_pool, form, shadow):
+    for name, wrong in (("np", NUMPYS[1]), ("numpy", NUMPYS[2])):
+        code = f"import numpy as n\ndef f(*shape, items=None): return n.zeros(shape)\n{shadow.format(name)}"
+        assert passed(numpy_pool, form, code, (wrong,), "") == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("imported", ["import numpy as np\nn = np\n", "import numpy as n\n"])
+def test_tests_need_not_import_numpy(numpy_pool, form, imported):
+    code = f"{imported}def f(*shape, items=None): return n.zeros(shape)\n"
+    assert passed(numpy_pool, form, code, NUMPYS, "") == [NUMPYS[0]]
+
+
+OWN_MATH = "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 77\n"
+
+
+def test_a_solutions_own_math_is_not_the_tests(pool):
+    assert passed(pool, "unittest", OWN_MATH, ("math.isclose(f(1), 2.5)", "math.isclose(f(1), 77)"), "") == [
+        "math.isclose(f(1), 77)"
+    ]
+    code = "from datetime import datetime\ndef f(x): return datetime.strptime(x, '%Y')\n"
+    lines = ("f('2020') == datetime.strptime('2020', '%Y')", "f('2020') == datetime.strptime('2021', '%Y')")
+    assert passed(pool, "unittest", code, lines, "") == list(lines[:1])

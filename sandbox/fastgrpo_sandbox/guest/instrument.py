@@ -141,11 +141,11 @@ def compile_unittest(source: str) -> bytes:
 
 @lru_cache(CACHED)
 def imported_modules(source: str) -> tuple[str, ...]:
-    """What may be a module of those that `source` imports and uses, by full name: `numpy` and `numpy.testing`, where it
-    has `np.testing.assert_allclose`. Raises SyntaxError."""
+    """What may be a module of those that `source` imports, or takes to be there, and uses, by full name: `numpy` and
+    `numpy.testing`, where it has `np.testing.assert_allclose`. Raises SyntaxError."""
     nodes = list(ast.walk(parse(source)))
-    bound: dict[str, str] = {}
-    imported: set[str] = set()
+    bound = {name: MODULES.get(name, name) for name in wanted_names(source).modules}
+    imported = set(bound.values())
     for node in nodes:
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
@@ -354,7 +354,7 @@ def wanted_names(source: str) -> Wanted:
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
     other, called = tested_builtins(nodes)
-    compared = tuple(map(tuple, pairs(nodes, names)))
+    compared = tuple(map(tuple, pairs(nodes, names, modules)))
     return Wanted(names, tuple(sorted(modules)), called if names else other, compared, other)
 
 
