@@ -87,7 +87,7 @@ class _Guarded(ast.NodeTransformer):
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         self.generic_visit(node)
-        if not isinstance(node.op, ast.Sub) or isinstance(node.right, ast.Constant):
+        if not isinstance(node.op, ast.Sub):
             return node
         return ast.copy_location(ast.Call(_name("__subtract__"), [node.left, node.right], []), node)
 
