@@ -16,6 +16,7 @@ import msgspec
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.instrument import (
+    MODULES,
     compile_asserts,
     compile_setup,
     compile_unittest,
@@ -186,6 +187,9 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
     with _compiling():
         whole = f"{tests.setup}\n{tests.source}"
         job = {"role": "unittest", "names": unittest_names(tests.source), "tests": compile_unittest(whole)}
+        wanted = wanted_names(whole)
+        job["lent"] = {name: MODULES.get(name, name) for name in wanted.modules}
+        job["classes"] = frozenset(name for name in wanted.names if name[:1].isupper())
         return job | {"modules": imported_modules(whole), "mocks": "mock" in whole}
 
 

@@ -8,16 +8,18 @@ wish: the tests mean the class that they construct. This module cannot hold agai
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
+from . import arrays
+
 TESTS = "tests.py"
 LIBRARY = (os.path.dirname(os.__file__) + "/", "/jail/")
 DECIDING = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__sub__", "__rsub__", "__abs__", "__round__")
+DECIDING += ("__array_function__", "__array_ufunc__")  # which numpy asks
 COMPARING: tuple[str, ...] = (
     "Equal",
     "Equals",
@@ -28,34 +30,34 @@ COMPARING: tuple[str, ...] = (
     "TupleEqual",
     "DictEqual",
 )
-COMPARING += ("SetEqual", "SequenceEqual", "MultiLineEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "In")
+COMPARING += ("SetEqual", "SequenceEqual", "MultiLineEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "In", "NotIn")
+HOLDING = ("__contains__", "__iter__", "__getitem__", "__len__")
+LOOKED_THROUGH = ("CountEqual", "SequenceEqual")
 CONTAINERS = (list, tuple, dict, set, frozenset)
-OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "Eq": operator.eq,
-    "NotEq": operator.ne,
-    "Lt": operator.lt,
-    "LtE": operator.le,
-    "Gt": operator.gt,
-    "GtE": operator.ge,
-    "In": lambda item, among: item in among,
-    "NotIn": lambda item, among: item not in among,
-}
+_meant: frozenset[str] = frozenset()
 
 
-def guard(case: type) -> None:
+def guard(case: type, classes: frozenset[str]) -> None:
     """Makes the comparing assertions of unittest.TestCase fail on such objects, and unittest's own `_ShouldStop`, which
-    passes the test that raises it, an exception like any other."""
+    passes the test that raises it, an exception like any other. `classes` are those of the solution's that the tests
+    name, and so mean as they are."""
+    global _meant
+    _meant = classes
     sys.modules[case.__module__]._ShouldStop = ()  # type: ignore[attr-defined]  # `except ()` catches nothing
     for name in COMPARING:
         method = getattr(case, f"assert{name}", None)
         if method is not None:
-            setattr(case, f"assert{name}", _guarded(method, name == "In"))
+            setattr(case, f"assert{name}", _guarded(method, name))
 
 
-def _guarded(method: Callable[..., None], membership: bool) -> Callable[..., None]:
+def _guarded(method: Callable[..., None], name: str) -> Callable[..., None]:
     @functools.wraps(method)
     def assertion(self: Any, *args: Any, **named: Any) -> None:
-        if len(args) > 1 and lies(args[0], args[1], membership):
+        if len(args) > 1 and name in ("In", "NotIn"):
+            args = (args[0], among(args[0], args[1]), *args[2:])
+        elif name in LOOKED_THROUGH:
+            args = (*map(_looked_through, args[:2]), *args[2:])
+        if len(args) > 1 and name != "NotIn" and lies(args[0], args[1], name == "In"):
             self.fail(
                 f"{type(args[0]).__name__} and {type(args[1]).__name__}: an object cannot answer for its equality"
             )
@@ -64,17 +66,49 @@ def _guarded(method: Callable[..., None], membership: bool) -> Callable[..., Non
     return assertion
 
 
-def compare(names: str, left: Any, *rights: Any) -> Any:
-    """`left == right`, or other operators by the names of their syntax nodes; where one side decides alone the two are
-    not equal, nor in order, nor one in the other."""
-    found: Any = None
-    for name, right in zip(names.split(), rights, strict=True):
-        if found is not None and not found:  # as Python does, which asks the last for no truth: it may be an array
-            break
-        alone = lies(left, right, name in ("In", "NotIn"))
-        found = name.startswith("Not") if alone else OPERATORS[name](left, right)
-        left = right
-    return found
+def compare(names: str, left: Any, *rights: Any, selects: bool = False) -> Any:
+    """`arrays.compare`, where one side that decides alone lies."""
+    if names in ("In", "NotIn"):
+        rights = (among(left, *rights),)
+    return arrays.compare(names, left, *rights, selects=selects, lies=lies)
+
+
+def subtract(left: Any, right: Any) -> Any:
+    """`arrays.subtract`. Raises TypeError where an object of one side's would make a number of the wanted one."""
+    own = [_has_own(type(side), ("__sub__", "__rsub__")) and not _is_meant(type(side)) for side in (left, right)]
+    if own[0] != own[1]:
+        raise TypeError(f"{type(left).__name__} - {type(right).__name__}: an object cannot answer for its difference")
+    return arrays.subtract(left, right)
+
+
+def agree(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+    """`arrays.agree`, likewise."""
+    return arrays.agree(function, *args, lies=lies, **named)
+
+
+def among(item: Any, container: Any) -> Any:
+    """What `item` is looked for in: of a container that answers for itself, or holds what does, the items with which
+    it may be compared."""
+    looked = _looked_through(container)
+    if not isinstance(looked, CONTAINERS) or not _answers(looked):
+        return looked
+    return [each for each in looked if not lies(item, each)]
+
+
+def _looked_through(container: Any) -> Any:
+    """The items of a container of the solution's, or its text, whatever it says that it holds. Raises TypeError for one
+    that cannot be iterated over."""
+    kind = type(container)
+    if not _has_own(kind, HOLDING) or _is_meant(kind):
+        return container
+    if isinstance(container, str):
+        return str.__str__(container)
+    base = next((each for each in (*CONTAINERS, bytes) if isinstance(container, each)), None)
+    return list(container if base is None else base.__iter__(container))
+
+
+def _is_meant(kind: type) -> bool:
+    return any(each.__name__ in _meant for each in kind.__mro__)
 
 
 def lies(left: Any, right: Any, membership: bool = False) -> bool:
@@ -100,10 +134,15 @@ def _answers(value: Any) -> bool:
     return False
 
 
-@functools.cache
 def _is_own(kind: type) -> bool:
-    found = {name: _defined(kind, name) for name in DECIDING}
-    return _is_mock(kind) or not all(_is_library(kind, name, each) for name, each in found.items() if each)
+    return _is_mock(kind) or _has_own(kind, DECIDING)
+
+
+@functools.cache
+def _has_own(kind: type, names: tuple[str, ...]) -> bool:
+    """Whether a class has some of these methods from the solution."""
+    found = {name: _defined(kind, name) for name in names}
+    return not all(_is_library(kind, name, each) for name, each in found.items() if each)
 
 
 def _is_mock(kind: type) -> bool:

@@ -10,13 +10,18 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from .arrays import OPERATORS, PACKAGES
 from .compared import pairs, plainly_called, tested_builtins
 from .syntax import hoisted, parse
 
 CACHED = 4096  # programs of tests; one problem's tests judge many solutions
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
-GUARDED = frozenset({"Eq", "NotEq", "Lt", "LtE", "Gt", "GtE", "In", "NotIn"})
+MODULES |= {package: package for package in PACKAGES}
+ORDER = ("less", "less_equal", "greater", "greater_equal")
+AGREEING = frozenset({"allclose", "isclose", "array_equal", "array_equiv", "equal", *ORDER})  # functions of numpy
+ARRAYS_EQUAL = ("array_equal", "array_almost_equal", "array_less", "array_almost_equal_nulp", "array_max_ulp")
+AGREEING |= {f"assert_{each}" for each in ("allclose", "equal", "almost_equal", "approx_equal", *ARRAYS_EQUAL)}
 # Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
 SPECIAL = (
     *(
@@ -57,16 +62,40 @@ def unittest_names(source: str) -> tuple[str, ...]:
 
 
 class _Guarded(ast.NodeTransformer):
-    """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership (honest.py); of a chain, `a < b < c`,
-    where what is behind the second may be looked at whatever came before."""
+    """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership (arrays.py, honest.py); of a chain,
+    `a < b < c`, where what is behind the second may be looked at whatever came before. `a - b` becomes
+    `__subtract__(a, b)`, and `np.allclose(a, b)` `__agree__(np.allclose, a, b)`."""
+
+    def __init__(self) -> None:
+        self._selects = False
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        node.value = self.visit(node.value)
+        before, self._selects = self._selects, True
+        node.slice = self.visit(node.slice)
+        self._selects = before
+        return node
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
         operators = [type(each).__name__ for each in node.ops]
-        if not (GUARDED.issuperset(operators) and all(map(_is_at_hand, node.comparators[1:]))):
+        if not (OPERATORS.keys() >= set(operators) and all(map(_is_at_hand, node.comparators[1:]))):
             return node
+        selects = [ast.keyword("selects", ast.Constant(True))] if self._selects else []
         args = [ast.Constant(" ".join(operators)), node.left, *node.comparators]
-        return ast.copy_location(ast.Call(func=_name("__compare__"), args=args, keywords=[]), node)
+        return ast.copy_location(ast.Call(_name("__compare__"), args, selects), node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        if not isinstance(node.op, ast.Sub):
+            return node
+        return ast.copy_location(ast.Call(_name("__subtract__"), [node.left, node.right], []), node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if _last_name(node.func) in AGREEING:
+            node.func, node.args = ast.copy_location(_name("__agree__"), node.func), [node.func, *node.args]
+        return node
 
 
 def _is_at_hand(node: ast.expr) -> bool:
@@ -112,11 +141,11 @@ def compile_unittest(source: str) -> bytes:
 
 @lru_cache(CACHED)
 def imported_modules(source: str) -> tuple[str, ...]:
-    """What may be a module of those that `source` imports and uses, by full name: `numpy` and `numpy.testing`, where it
-    has `np.testing.assert_allclose`. Raises SyntaxError."""
+    """What may be a module of those that `source` imports, or takes to be there, and uses, by full name: `numpy` and
+    `numpy.testing`, where it has `np.testing.assert_allclose`. Raises SyntaxError."""
     nodes = list(ast.walk(parse(source)))
-    bound: dict[str, str] = {}
-    imported: set[str] = set()
+    bound = {name: MODULES.get(name, name) for name in wanted_names(source).modules}
+    imported = set(bound.values())
     for node in nodes:
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
@@ -299,6 +328,7 @@ def compile_setup(source: str) -> bytes:
 def _compiled(tree: ast.Module, file: str) -> bytes:
     if all(_bound(node) not in ("type", "super") for node in ast.walk(tree)):
         tree = _Types().visit(tree)
+    tree = ast.fix_missing_locations(_Guarded().visit(tree))
     return marshal.dumps(compile(tree, file, "exec", dont_inherit=True))
 
 
@@ -324,7 +354,7 @@ def wanted_names(source: str) -> Wanted:
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
     other, called = tested_builtins(nodes)
-    compared = tuple(map(tuple, pairs(nodes, names)))
+    compared = tuple(map(tuple, pairs(nodes, names, modules)))
     return Wanted(names, tuple(sorted(modules)), called if names else other, compared, other)
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import _jail
 
-from . import honest
+from . import arrays, honest
+from .known import library_place
 from .wire import result_body
 
 HEAP = 1 << 9  # of a class' flags: what it has can be changed
@@ -28,7 +29,8 @@ CONSTANTS = frozenset({int, float, complex, str, bytes, tuple, frozenset})
 METHODS = frozenset({types.FunctionType, types.WrapperDescriptorType, property, classmethod, staticmethod})
 UNWATCHED = ("sys",)  # whose hooks and streams are there to be replaced
 CHANGING = ("time", "tempfile")  # whose texts and numbers follow the time zone and the first use
-WATCHED = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib", honest.__name__)
+WATCHED = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib")
+WATCHED += (honest.__name__, arrays.__name__)
 
 
 def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
@@ -36,7 +38,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     _jail.keep()
     import unittest  # 10 ms that other jobs need not pay for
 
-    honest.guard(unittest.TestCase)
+    honest.guard(unittest.TestCase, job["classes"])
     send, body, run_tests, fingerprint, is_same = _jail.verdict, result_body, _run_tests, _fingerprint, _is_same
     result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase  # as they are now
     names, tests, lent = job["names"], marshal.loads(job["tests"]), _imported(job["modules"])
@@ -46,11 +48,13 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     space = vars(module)
     space["__name__"] = "__main__"  # for the tests
     changed = not is_same(before | bare, fingerprint() | functions(lent)) or space.get("__builtins__") is not builtins
-    space["__compare__"] = compare = honest.compare
+    guards = {"__compare__": honest.compare, "__subtract__": honest.subtract, "__agree__": honest.agree}
+    space |= guards
+    _lend(space, job["lent"])
     if not changed:
         passed = run_tests(space, tests, names, result, suite, case)
         changed = not is_same(before | bare, fingerprint() | functions(lent, bare if job["mocks"] else None))
-        changed = changed or space.get("__compare__") is not compare
+        changed = changed or any(space.get(name) is not each for name, each in guards.items())
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
         passed, errors = set(), "the solution changed unittest, the builtins or a module of the tests"
@@ -116,6 +120,20 @@ def _fingerprint() -> dict[tuple[str, ...], Any]:
             elif not key.startswith("__"):
                 found[name, key] = _identity(value)
     return found
+
+
+def _lend(space: dict[str, Any], modules: dict[str, str]) -> None:
+    """Gives the tests the modules that they use without an import, unless the solution has imported what goes by that
+    name: a class `np` of its own would answer for numpy."""
+    for name, module in modules.items():
+        value = space.pop(name, None)
+        if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
+            space[name] = value
+        elif library_place(value) is not None:  # from datetime import datetime
+            space[name] = value
+        else:
+            with contextlib.suppress(ImportError):
+                space[name] = importlib.import_module(module)
 
 
 def _imported(names: tuple[str, ...]) -> tuple[str, ...]:

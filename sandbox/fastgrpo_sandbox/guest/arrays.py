@@ -1,0 +1,97 @@
+"""Comparisons of the tests, where an array that is empty agrees with no array, list or number that is not.
+
+Broadcasting over an empty axis leaves nothing to compare: `np.zeros((0, 1))` would equal, and be close to, everything.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    "Eq": operator.eq,
+    "NotEq": operator.ne,
+    "Lt": operator.lt,
+    "LtE": operator.le,
+    "Gt": operator.gt,
+    "GtE": operator.ge,
+    "In": lambda item, among: item in among,
+    "NotIn": lambda item, among: item not in among,
+}
+PACKAGES = ("numpy", "pandas")
+Lies = Callable[[Any, Any, bool], bool]
+
+
+def no_lies(left: Any, right: Any, membership: bool) -> bool:
+    """What the judge's own process need not ask."""
+    return False
+
+
+def compare(names: str, left: Any, *rights: Any, selects: bool = False, lies: Lies = no_lies) -> Any:
+    """`left == right`, or other operators by the names of their syntax nodes; where one side `lies` the two are not
+    equal, nor in order, nor one in the other. What `selects` items, as in `a[a > 0]`, may find none."""
+    found: Any = None
+    for name, right in zip(names.split(), rights, strict=True):
+        if found is not None and not found:  # as Python does, which asks the last for no truth: it may be an array
+            break
+        differs = name.startswith("Not")
+        found = differs if lies(left, right, name in ("In", "NotIn")) else OPERATORS[name](left, right)
+        if not selects and _package(type(found)) and _is_vain(left, right):
+            found = _each(differs, left, right)
+        left = right
+    return found
+
+
+def subtract(left: Any, right: Any) -> Any:
+    """`left - right`. Raises ValueError, as for other shapes that do not fit, for an empty array and one that is not."""
+    found = left - right
+    if _package(type(found)) and _has_axes(left) and _has_axes(right) and _is_vain(left, right):
+        raise ValueError("operands could not be broadcast together: one is empty, the other is not")
+    return found
+
+
+def agree(function: Callable[..., Any], /, *args: Any, lies: Lies = no_lies, **named: Any) -> Any:
+    """`function(*args, **named)`, of which numpy's `allclose`, `equal` or `assert_allclose` say that two agree."""
+    sides = [*args, *named.values()][:2]
+    is_numpys = _package(type(function)) or (type(function) is types.FunctionType and _package(function))
+    if not is_numpys or len(sides) < 2:
+        return function(*args, **named)
+    if not lies(sides[0], sides[1], False):
+        found = function(*args, **named)
+        if not _is_vain(*sides):
+            return found
+    if function.__name__.startswith("assert"):
+        raise AssertionError("an array that is empty agrees with none that is not")
+    return sys.modules["numpy"].False_  # of which one may ask all()
+
+
+def _package(named: Any) -> bool:
+    """Whether a class or a function is of one of PACKAGES."""
+    return named.__module__.partition(".")[0] in PACKAGES if isinstance(named.__module__, str) else False
+
+
+def _is_vain(left: Any, right: Any) -> bool:
+    sizes = [_plain(side).size for side in (left, right)]
+    return 0 in sizes and any(sizes)
+
+
+def _has_axes(value: Any) -> bool:
+    return _plain(value).ndim > 0
+
+
+def _plain(value: Any) -> Any:
+    """A value as an array without what its class says of itself."""
+    numpy = sys.modules["numpy"]
+    try:
+        return numpy.asarray(value)
+    except Exception:
+        return numpy.asarray(0)  # lists of several lengths, say: there is something
+
+
+def _each(verdict: bool, left: Any, right: Any) -> Any:
+    """The verdict, in the shape of the side that is not empty."""
+    shape = next(side.shape for side in map(_plain, (left, right)) if side.size)
+    return sys.modules["numpy"].full(shape, verdict)

@@ -1,0 +1,149 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
+"""Arrays that are empty agree with empty ones alone, in every form of tests; what else numpy compares stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, CheckTests, UnittestTests
+
+pytest.importorskip("numpy")
+pytestmark = pytest.mark.jail
+FORMS = ("asserts", "check", "unittest")
+CODE = "import numpy as np\ndef f(*shape, items=None): return np.zeros(shape) if items is None else np.array(items)\ndef a(*items): return np.array(items)\n"
+# f(0, 1, 1) and a() are the wrong answers, which leave nothing to compare.
+VAIN = (
+    "(f(0, 1, 1) == np.array([1, 2])).all()",
+    "np.all(np.array([1, 2]) == f(0, 1, 1))",
+    "(f(0, 1, 1) == [1, 2]).all()",
+    "not (f(0, 1, 1) != np.array([1, 2])).any()",
+    "not np.any(f(0, 1, 1) != [1, 2])",
+    "(f(0, 1) <= np.array([1, 2])).all()",
+    "all(f(0, 1) == np.array([1, 2]))",
+    "(a() == 5).all()",
+    "(5 == a()).all()",
+    "(np.abs(f(0, 1, 1) - np.array([1, 2])) < 1e-6).all()",
+    "np.sum(np.abs(f(0, 1) - np.array([1, 2]))) == 0",
+    "np.linalg.norm(np.array([1, 2]) - f(0, 1)) < 1e-6",
+    "np.all(abs(a() - 5) < 1e-6)",
+    "np.allclose(f(0, 1, 1), [1, 2])",
+    "np.allclose([1, 2], f(0, 1, 1))",
+    "np.allclose(a=f(0, 1, 1), b=[1, 2])",
+    "np.allclose(a(), 5)",
+    "np.allclose([], a(1))",
+    "np.isclose(f(0, 1), np.array([1, 2])).all()",
+    "np.all(np.isclose(a(), 5))",
+    "np.equal(f(0, 1), [1, 2]).all()",
+    "np.array_equal(f(0, 1), [1, 2])",
+    "np.array_equiv(f(0, 2), [1, 2])",
+    "np.testing.assert_allclose(a(), 5) is None",
+    "np.testing.assert_allclose(f(0, 1, 1), np.array([1, 2])) is None",
+    "np.testing.assert_array_equal(a(), 5) is None",
+    "np.testing.assert_array_equal(f(0, 1, 1), [1, 2]) is None",
+    "np.testing.assert_equal(a(), 5) is None",
+    "np.testing.assert_array_almost_equal(a(), 5) is None",
+    "np.testing.assert_almost_equal(a(), 5) is None",
+)
+HOLDS = (
+    "(a() == np.array([])).all()",
+    "(f(0, 3) == np.zeros((0, 3))).all()",
+    "(a() == []).all()",
+    "np.allclose(a(), [])",
+    "np.allclose(f(0, 3), np.zeros((0, 3)))",
+    "np.array_equal(a(), np.array([]))",
+    "np.isclose(a(), np.array([])).all()",
+    "np.testing.assert_allclose(a(), []) is None",
+    "np.testing.assert_array_equal(f(0, 3), np.zeros((0, 3))) is None",
+    "(a() - np.array([])).sum() == 0",
+    "(a() - 5).size == 0",
+    "(f(2, 2) == 0).all()",
+    "(f(2, 2) == [0, 0]).all()",
+    "(f(2, 1) <= np.array([1, 2])).all()",
+    "(f(2) != 1).all() and not (f(2) != 0).any()",
+    "np.allclose(f(2, 2), 0)",
+    "np.allclose(a(1, 2), [1, 2 + 1e-9], atol=1e-6)",
+    "np.isclose(a(1, 2), [1, 3]).tolist() == [True, False]",
+    "np.testing.assert_allclose(f(2, 2), 0) is None",
+    "(np.abs(a(1, 2) - np.array([1, 2])) < 1e-6).all()",
+    "not (a(1, 2) == [1, 3]).all()",
+    "not np.allclose(a(), 5) and not np.allclose(a(1), 5)",
+    "not (a() == 5).any()",
+    "a()[a() > 5].size == 0 and f(0, 3)[f(0, 3) == 1].size == 0",
+    "a(1, 7)[a(1, 7) > 5].tolist() == [7]",
+    "np.sum(a() == 5) == 0",
+    "a(3)[0] == 3 == a(3).sum()",
+    "np.equal(a(1), 1).all() and np.less(a(1), 2).all()",
+)
+
+
+@pytest.fixture(scope="module")
+def numpy_pool() -> Iterator[BlockingSandboxPool]:
+    with BlockingSandboxPool(cells=1, preload=("numpy",)) as pool:
+        yield pool
+
+
+def passed(pool: BlockingSandboxPool, form: str, code: str, lines: tuple[str, ...], setup: str) -> list[str]:
+    """The expressions that hold, each asserted by itself."""
+    if form == "asserts":
+        tests = AssertTests(tuple(f"assert {line}" for line in lines), setup)
+    elif form == "check":
+        body = "    a = lambda *items: candidate(items=items)\n" + "".join(f"    assert {line}\n" for line in lines)
+        tests = CheckTests("def check(candidate):\n" + body, "f", setup)
+    else:
+        body = "".join(f"    def test_{n:02}(self): self.assertTrue({line})\n" for n, line in enumerate(lines))
+        tests = UnittestTests("import unittest\nclass T(unittest.TestCase):\n" + body, setup)
+    outcome = pool.run(code, tests=tests)
+    assert len(outcome.tests) == len(lines), outcome
+    return [line for line, held in zip(lines, outcome.tests, strict=True) if held]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_array_agrees_with_empty_ones_alone(numpy_pool, form):
+    assert passed(numpy_pool, form, CODE, VAIN, "import numpy as np\n") == []
+    assert passed(numpy_pool, form, CODE, HOLDS, "import numpy as np\n") == list(HOLDS)
+
+
+def test_a_wanted_array_may_stand_first(numpy_pool):
+    lines = ("np.all(np.array([0, 0]) == f(2))", "np.all(np.array([0, 1]) == f(2))")
+    for form in FORMS:
+        assert passed(numpy_pool, form, CODE, lines, "import numpy as np\n") == list(lines[:1])
+
+
+NUMPYS = (
+    "(f(2) == 0).all() and np.allclose(f(2), [0, 0])", "np.allclose(f(2), [1, 1])", "numpy.allclose(f(2), 1)",
+)
+SHADOWS = (
+    "class {0}:\n    allclose = array = staticmethod(lambda *a, **k: True)\n",
+    "import types\n{0} = types.ModuleType('numpy')\n{0}.allclose = lambda *a, **k: True\n",
+    "import types\n{0} = types.SimpleNamespace(allclose=lambda *a, **k: True)\n",
+    "import numpy\nnumpy.allclose = lambda *a, **k: True\n",
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shadow", SHADOWS)
+def test_a_solutions_own_np_is_not_the_tests(numpy_pool, form, shadow):
+    for name, wrong in (("np", NUMPYS[1]), ("numpy", NUMPYS[2])):
+        code = f"import numpy as n\ndef f(*shape, items=None): return n.zeros(shape)\n{shadow.format(name)}"
+        assert passed(numpy_pool, form, code, (wrong,), "") == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("imported", ["import numpy as np\nn = np\n", "import numpy as n\n"])
+def test_tests_need_not_import_numpy(numpy_pool, form, imported):
+    code = f"{imported}def f(*shape, items=None): return n.zeros(shape)\n"
+    assert passed(numpy_pool, form, code, NUMPYS, "") == [NUMPYS[0]]
+
+
+OWN_MATH = "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f(x): return 77\n"
+
+
+def test_a_solutions_own_math_is_not_the_tests(pool):
+    assert passed(pool, "unittest", OWN_MATH, ("math.isclose(f(1), 2.5)", "math.isclose(f(1), 77)"), "") == [
+        "math.isclose(f(1), 77)"
+    ]
+    code = "from datetime import datetime\ndef f(x): return datetime.strptime(x, '%Y')\n"
+    lines = ("f('2020') == datetime.strptime('2020', '%Y')", "f('2020') == datetime.strptime('2021', '%Y')")
+    assert passed(pool, "unittest", code, lines, "") == list(lines[:1])
