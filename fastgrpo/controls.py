@@ -23,21 +23,22 @@ from fastgrpo.ranks.collectives import of_replica, replica_share
 from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
 from fastgrpo.rollouts.asking import all_of, opened
 from fastgrpo.run_folder import only_writer
-from fastgrpo.tasks import problems_of, task_of
+from fastgrpo.tasks import problems_of, refuse_none_held_out, task_of
 from fastgrpo.types import EvalRow, Group
 
 
 async def compare(config: Config, models: Mapping[str, str], *, controls: bool = True) -> list[EvalRow]:
     """The rows of every fixed workflow, with `controls`, and of each of the `models` on the held-out problems.
 
-    Raises UserError where the task has no workflows, or where nothing could be measured.
+    Raises UserError where the task has no workflows, where none is held out, or where nothing could be measured.
     """
     task = task_of(config)
     if not task.distilled:
         raise UserError("fixed workflows answer problems with tests: leave task and data.reward as they are by default")
     # A cached answer costs nothing and takes no time.
     config = msgspec.structs.replace(config, workers=msgspec.structs.replace(config.workers, cache_dir=""))
-    train, held_out = problems_of(task, config)
+    train, held_out = found = problems_of(task, config)
+    refuse_none_held_out(found)
     async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
         rows = await baselines(environment, train, held_out, config) if controls else []
         for stage, model in models.items():

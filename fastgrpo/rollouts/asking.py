@@ -74,15 +74,25 @@ async def _cancellable(awaitable: Awaitable[Value], name: str, held: float) -> V
         await asyncio.wait([task])
     except asyncio.CancelledError:
         task.cancel()
-        try:
-            await asyncio.wait([task], timeout=TIDY_S)
-        finally:
-            if not task.done():
-                _leave_behind(task)
-            elif not task.cancelled():
-                task.exception()  # nobody asks for it any more
+        await _tidied(task)
+        if not task.done():
+            _leave_behind(task)
+        elif not task.cancelled():
+            task.exception()  # nobody asks for it any more
         raise
     return task.result()
+
+
+async def _tidied(task: asyncio.Task[Any]) -> None:
+    """Wait for the end of what was cancelled, for `TIDY_S` at most.
+
+    Another cancellation changes nothing: where a run ends both its owner and the end of the loop cancel each wait, and
+    the task, which tidies up already, was said to ignore its own.
+    """
+    given_up = asyncio.get_running_loop().time() + TIDY_S
+    while not task.done() and (left := given_up - asyncio.get_running_loop().time()) > 0:
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task], timeout=left)
 
 
 def _leave_behind(task: asyncio.Task[Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
-from fastgrpo.controls import baselines, write_rows
+from fastgrpo.controls import baselines, compare, write_rows
 from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import ALONE, RANDOM, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.parse import parse_code, parse_completion
@@ -106,3 +106,9 @@ def test_every_control_answers_in_the_jails(tmp_path: Any) -> None:
     text = write_rows(tmp_path, "baselines", rows)
     assert "| worker alone |" in text
     assert {path.suffix for path in tmp_path.iterdir()} == {".md", ".svg", ".jsonl"}
+
+
+def test_a_comparison_on_no_problem_is_refused_before_a_jail_opens() -> None:
+    config = resolve({"data.held_out": 0, "data.problems": 4})
+    with pytest.raises(UserError, match=r"no problem is held out to evaluate on: raise data\.held_out"):
+        asyncio.run(compare(config, {}))

@@ -20,6 +20,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.record.log import RunLog
+from fastgrpo.rollouts.asking import ask
 from fastgrpo.rollouts.environment import checked_results
 from fastgrpo.rollouts.generator import open_generator
 from fastgrpo.rollouts.rollouts import Rollouts, collect, fitting, prompts_fit
@@ -264,6 +265,36 @@ def test_an_execution_that_ignores_its_cancellation_is_left_behind_by_its_name(
     assert caplog.messages == [
         "the environment's execute goes on though it was cancelled, and is left behind: let CancelledError pass"
     ]
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+def test_what_tidies_up_while_it_is_cancelled_again_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ignores: bool
+) -> None:
+    """Its jail ends: the owner of the rollouts cancels them, and so does the end of the loop."""
+    monkeypatch.setattr("fastgrpo.rollouts.asking.TIDY_S", 0.2 if ignores else 30.0)
+
+    async def main() -> bool:
+        asked, ended = asyncio.Event(), asyncio.Event()
+
+        async def execute() -> None:
+            asked.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await (asyncio.sleep(60) if ignores else ended.wait())
+
+        rollout = asyncio.create_task(ask(execute, clock=asyncio.timeout(60)))
+        await asked.wait()
+        for _ in range(3):
+            rollout.cancel()
+            await asyncio.sleep(0.01)
+        ended.set()
+        done, _ = await asyncio.wait([rollout], timeout=10)
+        return rollout in done and rollout.cancelled()
+
+    assert asyncio.run(main())
+    assert bool(caplog.messages) == ignores
 
 
 def test_a_straggler_is_left_out_so_that_its_step_goes_on() -> None:
