@@ -105,6 +105,23 @@ def test_an_empty_array_agrees_with_empty_ones_alone(numpy_pool, form):
     assert passed(numpy_pool, form, CODE, HOLDS, "import numpy as np\n") == list(HOLDS)
 
 
+LIARS = """import numpy as np
+class L(np.ndarray):
+    size = 0
+    def __eq__(self, other): return np.array([True])
+    def __array_ufunc__(self, *a, **k): return np.array([True])
+    def __array_function__(self, *a, **k): return True
+def f(*shape, items=None): return np.zeros(shape).view(L)
+def a(*items): return f(2)
+"""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_array_of_the_solutions_class_answers_for_nothing(numpy_pool, form):
+    lines = (*(line for line in VAIN if "f(0" in line), "(f(2) == np.array([1, 2])).all()", "np.allclose(f(2), [1, 2])")
+    assert passed(numpy_pool, form, LIARS, lines, "import numpy as np\n") == []
+
+
 def test_a_wanted_array_may_stand_first(numpy_pool):
     lines = ("np.all(np.array([0, 0]) == f(2))", "np.all(np.array([0, 1]) == f(2))")
     for form in FORMS:
