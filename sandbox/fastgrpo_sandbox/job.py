@@ -186,7 +186,11 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
     """The tests of a unittest job, compiled once like a judge's. Raises Rejected."""
     with _compiling():
         whole = f"{tests.setup}\n{tests.source}"
-        job = {"role": "unittest", "names": unittest_names(tests.source), "tests": compile_unittest(whole)}
+        job: dict[str, Any] = {
+            "role": "unittest",
+            "names": unittest_names(tests.source),
+            "tests": compile_unittest(whole),
+        }
         wanted = wanted_names(whole)
         job["lent"] = {name: MODULES.get(name, name) for name in wanted.modules}
         job["classes"] = frozenset(name for name in wanted.names if name[:1].isupper())

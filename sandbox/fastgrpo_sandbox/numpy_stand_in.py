@@ -36,11 +36,14 @@ def isclose(left, right, rtol=1e-05, atol=1e-08):
 
 
 def allclose(left, right, rtol=1e-05, atol=1e-08):
-    """numpy.allclose of numbers and of lists and tuples of them, a number standing for as many as needed."""
+    """numpy.allclose of numbers and of lists and tuples of them, a number standing for as many as needed, but for
+    none."""
     lists = [value for value in (left, right) if isinstance(value, (list, tuple))]
     if not lists:
         return isclose(left, right, rtol, atol)
     size = max(map(len, lists))
+    if not size and len(lists) == 1:
+        return False
     rows = [value if isinstance(value, (list, tuple)) else [value] * size for value in (left, right)]
     if len(rows[0]) != len(rows[1]):
         raise ValueError("operands could not be broadcast together")

@@ -126,18 +126,20 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     Guaranteed: exit codes, prints, output floods and missing, doubled or malformed verdicts never count as a pass. Nor
     do a `unittest`, its classes, contextlib, builtins or assertions that are found changed once the solution is
     imported or once the tests have run. Nor does an object pass by an `__eq__`, order or subtraction that the solution
-    wrote, or a mock's, against what has none such. Nor does a module of the standard library that the tests import
-    help, if its functions or constants are found changed, but for mocks at the tests' end. Builtins are Python's own
-    by their names, unless the tests only call one with data and ask no function beside it, or give the name another
-    meaning anywhere. A test that is expected to fail passes by failing; one under `skip` is not counted, and one that
-    is skipped by a condition passes.
+    wrote, or a mock's, against what has none such; nor, unless the tests name its class, by a `__contains__`, in whose
+    place its items are looked through. Nor does an empty array agree with one that is not, nor with a number. What
+    tests use as a module without an import, `np` say, is that module, or what the solution imported. Nor does a module
+    of the standard library that the tests import help, if its functions or constants are found changed, but for mocks
+    at the tests' end. Builtins are Python's own by their names, unless the tests only call one with data and ask no
+    function beside it, or give the name another meaning anywhere. A test that is expected to fail passes by failing;
+    one under `skip` is not counted, and one that is skipped by a condition passes.
 
     Not guaranteed, since the solution's code runs beside the tests. It can still forge a verdict by reaching the
     running tests or this project's code through frames, the garbage collector, tracing, threads or native memory;
     by undoing its changes before they are looked at; by changing what the modules that the tests import use in turn,
     or `sys`; by answers that the tests take at their word (`assertTrue(f(x).is_right())`), numbers among them that its
-    own operators made of the wanted value; by an `__eq__` compiled under a library's file name. So the outcome is
-    labelled `verdict_by == "same-process"`: use the other forms where forging matters.
+    own operators, other than subtraction, made of the wanted value; by an `__eq__` compiled under a library's file
+    name. So the outcome is labelled `verdict_by == "same-process"`: use the other forms where forging matters.
     """
 
     source: str

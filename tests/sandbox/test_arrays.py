@@ -27,7 +27,6 @@ VAIN = (
     "(np.abs(f(0, 1, 1) - np.array([1, 2])) < 1e-6).all()",
     "np.sum(np.abs(f(0, 1) - np.array([1, 2]))) == 0",
     "np.linalg.norm(np.array([1, 2]) - f(0, 1)) < 1e-6",
-    "np.all(abs(a() - 5) < 1e-6)",
     "np.allclose(f(0, 1, 1), [1, 2])",
     "np.allclose([1, 2], f(0, 1, 1))",
     "np.allclose(a=f(0, 1, 1), b=[1, 2])",
@@ -74,7 +73,8 @@ HOLDS = (
     "a(1, 7)[a(1, 7) > 5].tolist() == [7]",
     "np.sum(a() == 5) == 0",
     "a(3)[0] == 3 == a(3).sum()",
-    "np.equal(a(1), 1).all() and np.less(a(1), 2).all()",
+    "np.equal(a(1), 1).all()",
+    "(a() <= 100).all() and all(0 <= a()) and (0 < a()).all()",
 )
 
 
@@ -105,6 +105,23 @@ def test_an_empty_array_agrees_with_empty_ones_alone(numpy_pool, form):
     assert passed(numpy_pool, form, CODE, HOLDS, "import numpy as np\n") == list(HOLDS)
 
 
+LIARS = """import numpy as np
+class L(np.ndarray):
+    size = 0
+    def __eq__(self, other): return np.array([True])
+    def __array_ufunc__(self, *a, **k): return np.array([True])
+    def __array_function__(self, *a, **k): return True
+def f(*shape, items=None): return np.zeros(shape).view(L)
+def a(*items): return f(2)
+"""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_array_of_the_solutions_class_answers_for_nothing(numpy_pool, form):
+    lines = (*(line for line in VAIN if "f(0" in line), "(f(2) == np.array([1, 2])).all()", "np.allclose(f(2), [1, 2])")
+    assert passed(numpy_pool, form, LIARS, lines, "import numpy as np\n") == []
+
+
 def test_a_wanted_array_may_stand_first(numpy_pool):
     lines = ("np.all(np.array([0, 0]) == f(2))", "np.all(np.array([0, 1]) == f(2))")
     for form in FORMS:
@@ -112,7 +129,9 @@ def test_a_wanted_array_may_stand_first(numpy_pool):
 
 
 NUMPYS = (
-    "(f(2) == 0).all() and np.allclose(f(2), [0, 0])", "np.allclose(f(2), [1, 1])", "numpy.allclose(f(2), 1)",
+    "(f(2) == 0).all() and np.allclose(f(2), [0, 0])",
+    "np.allclose(f(2), [1, 1])",
+    "numpy.allclose(f(2), 1)",
 )
 SHADOWS = (
     "class {0}:\n    allclose = array = staticmethod(lambda *a, **k: True)\n",
@@ -147,3 +166,30 @@ def test_a_solutions_own_math_is_not_the_tests(pool):
     code = "from datetime import datetime\ndef f(x): return datetime.strptime(x, '%Y')\n"
     lines = ("f('2020') == datetime.strptime('2020', '%Y')", "f('2020') == datetime.strptime('2021', '%Y')")
     assert passed(pool, "unittest", code, lines, "") == list(lines[:1])
+
+
+FRAMES = "import numpy as np\nimport pandas as pd\ndef f(*rows, items=None): return pd.DataFrame({'x': list(rows)}, dtype=float)\n"
+FRAMES_VAIN = (
+    "(f() == 1).all().all()",
+    "(f()['x'] == 1).all()",
+    "not (f()['x'] != 1).any()",
+    "np.allclose(f()['x'], 1)",
+    "(f().to_numpy() == np.array([[1.0]])).all()",
+)
+FRAMES_HOLD = (
+    "(f(1, 1)['x'] == 1).all()",
+    "(f(1) == f(1)).all().all() and (f() == f()).all().all()",
+    "f()[f()['x'] == 1].empty and f()[f()['x'] > 1].empty",
+    "f(1, 2)[f(1, 2)['x'] == 2]['x'].tolist() == [2]",
+    "all(f()['x'] <= 100)",
+    "(f()['x'] == f()['x']).all()",
+    "'x' in f()",
+    "(f(3)['x'] - f(1)['x']).tolist() == [2]",
+)
+
+
+def test_an_empty_column_agrees_with_no_number():
+    pytest.importorskip("pandas")
+    with BlockingSandboxPool(cells=1, preload=("numpy", "pandas")) as pandas_pool:
+        assert passed(pandas_pool, "unittest", FRAMES, FRAMES_VAIN, "import numpy as np\n") == []
+        assert passed(pandas_pool, "unittest", FRAMES, FRAMES_HOLD, "import numpy as np\n") == list(FRAMES_HOLD)

@@ -23,6 +23,8 @@ def test_lists() -> None:
     for left, right in [([1.0, 2.0], (1.0, 2.0)), ([], []), ([1.0, 1.0], 1.0), ([[1.0], [2.0]], [[1.0], [2.5]])]:
         assert numpy_stand_in.allclose(left, right) == np.allclose(left, right)
         assert numpy_stand_in.shape(left) == np.shape(left)
+    assert not numpy_stand_in.allclose([], 1.0)  # where numpy has nothing to compare
+    assert not numpy_stand_in.allclose(1.0, [[], []])
     with pytest.raises(ValueError, match="broadcast"):
         numpy_stand_in.allclose([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(TypeError):

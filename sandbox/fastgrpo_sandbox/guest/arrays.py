@@ -39,14 +39,14 @@ def compare(names: str, left: Any, *rights: Any, selects: bool = False, lies: Li
             break
         differs = name.startswith("Not")
         found = differs if lies(left, right, name in ("In", "NotIn")) else OPERATORS[name](left, right)
-        if not selects and _package(type(found)) and _is_vain(left, right):
+        if not selects and _package(type(found)) and _is_vain(left, right) and not _is_bound(name, left, right):
             found = _each(differs, left, right)
         left = right
     return found
 
 
 def subtract(left: Any, right: Any) -> Any:
-    """`left - right`. Raises ValueError, as for other shapes that do not fit, for an empty array and one that is not."""
+    """`left - right`. Raises ValueError where one of two arrays alone is empty, as for other shapes that do not fit."""
     found = left - right
     if _package(type(found)) and _has_axes(left) and _has_axes(right) and _is_vain(left, right):
         raise ValueError("operands could not be broadcast together: one is empty, the other is not")
@@ -71,6 +71,11 @@ def agree(function: Callable[..., Any], /, *args: Any, lies: Lies = no_lies, **n
 def _package(named: Any) -> bool:
     """Whether a class or a function is of one of PACKAGES."""
     return named.__module__.partition(".")[0] in PACKAGES if isinstance(named.__module__, str) else False
+
+
+def _is_bound(name: str, left: Any, right: Any) -> bool:
+    """Whether one number bounds whatever there is, as in `(result >= 0).all()`: right of a result rightly empty."""
+    return name not in ("Eq", "NotEq") and not (_has_axes(left) and _has_axes(right))
 
 
 def _is_vain(left: Any, right: Any) -> bool:

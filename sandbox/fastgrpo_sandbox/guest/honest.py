@@ -18,7 +18,18 @@ from . import arrays
 
 TESTS = "tests.py"
 LIBRARY = (os.path.dirname(os.__file__) + "/", "/jail/")
-DECIDING = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__sub__", "__rsub__", "__abs__", "__round__")
+DECIDING: tuple[str, ...] = (
+    "__eq__",
+    "__ne__",
+    "__lt__",
+    "__le__",
+    "__gt__",
+    "__ge__",
+    "__sub__",
+    "__rsub__",
+    "__abs__",
+    "__round__",
+)
 DECIDING += ("__array_function__", "__array_ufunc__")  # which numpy asks
 COMPARING: tuple[str, ...] = (
     "Equal",
@@ -30,7 +41,17 @@ COMPARING: tuple[str, ...] = (
     "TupleEqual",
     "DictEqual",
 )
-COMPARING += ("SetEqual", "SequenceEqual", "MultiLineEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "In", "NotIn")
+COMPARING += (
+    "SetEqual",
+    "SequenceEqual",
+    "MultiLineEqual",
+    "Greater",
+    "GreaterEqual",
+    "Less",
+    "LessEqual",
+    "In",
+    "NotIn",
+)
 HOLDING = ("__contains__", "__iter__", "__getitem__", "__len__")
 LOOKED_THROUGH = ("CountEqual", "SequenceEqual")
 CONTAINERS = (list, tuple, dict, set, frozenset)
@@ -41,7 +62,7 @@ def guard(case: type, classes: frozenset[str]) -> None:
     """Makes the comparing assertions of unittest.TestCase fail on such objects, and unittest's own `_ShouldStop`, which
     passes the test that raises it, an exception like any other. `classes` are those of the solution's that the tests
     name, and so mean as they are."""
-    global _meant
+    global _meant  # noqa: PLW0603 - set once a job, and watched like what else is here
     _meant = classes
     sys.modules[case.__module__]._ShouldStop = ()  # type: ignore[attr-defined]  # `except ()` catches nothing
     for name in COMPARING:
@@ -75,7 +96,7 @@ def compare(names: str, left: Any, *rights: Any, selects: bool = False) -> Any:
 
 def subtract(left: Any, right: Any) -> Any:
     """`arrays.subtract`. Raises TypeError where an object of one side's would make a number of the wanted one."""
-    own = [_has_own(type(side), ("__sub__", "__rsub__")) and not _is_meant(type(side)) for side in (left, right)]
+    own = [_has_own(kind, ("__sub__", "__rsub__")) and not _is_meant(kind) for kind in map(type, (left, right))]
     if own[0] != own[1]:
         raise TypeError(f"{type(left).__name__} - {type(right).__name__}: an object cannot answer for its difference")
     return arrays.subtract(left, right)
@@ -90,7 +111,7 @@ def among(item: Any, container: Any) -> Any:
     """What `item` is looked for in: of a container that answers for itself, or holds what does, the items with which
     it may be compared."""
     looked = _looked_through(container)
-    if not isinstance(looked, CONTAINERS) or not _answers(looked):
+    if not isinstance(looked, list | tuple) or not _answers(looked):  # a set's item has to know the hash
         return looked
     return [each for each in looked if not lies(item, each)]
 
@@ -99,7 +120,7 @@ def _looked_through(container: Any) -> Any:
     """The items of a container of the solution's, or its text, whatever it says that it holds. Raises TypeError for one
     that cannot be iterated over."""
     kind = type(container)
-    if not _has_own(kind, HOLDING) or _is_meant(kind):
+    if not _has_own(kind, HOLDING) or _is_meant(kind):  # type: ignore[arg-type]
         return container
     if isinstance(container, str):
         return str.__str__(container)
@@ -122,7 +143,7 @@ def _answers(value: Any) -> bool:
     waiting, seen = [value], set()
     while waiting:
         item = waiting.pop()
-        if _is_own(type(item)):  # type: ignore[arg-type]
+        if _is_own(type(item)):
             return True
         if isinstance(item, CONTAINERS) and id(item) not in seen:
             seen.add(id(item))
@@ -139,7 +160,7 @@ def _is_own(kind: type) -> bool:
 
 
 @functools.cache
-def _has_own(kind: type, names: tuple[str, ...]) -> bool:
+def _has_own(kind: Any, names: tuple[str, ...]) -> bool:
     """Whether a class has some of these methods from the solution."""
     found = {name: _defined(kind, name) for name in names}
     return not all(_is_library(kind, name, each) for name, each in found.items() if each)

@@ -18,10 +18,9 @@ CACHED = 4096  # programs of tests; one problem's tests judge many solutions
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
 MODULES |= {package: package for package in PACKAGES}
-ORDER = ("less", "less_equal", "greater", "greater_equal")
-AGREEING = frozenset({"allclose", "isclose", "array_equal", "array_equiv", "equal", *ORDER})  # functions of numpy
-ARRAYS_EQUAL = ("array_equal", "array_almost_equal", "array_less", "array_almost_equal_nulp", "array_max_ulp")
-AGREEING |= {f"assert_{each}" for each in ("allclose", "equal", "almost_equal", "approx_equal", *ARRAYS_EQUAL)}
+AGREEING = frozenset({"allclose", "isclose", "array_equal", "array_equiv", "equal"})  # functions of numpy
+CLOSE = ("equal", "almost_equal", "array_equal", "array_almost_equal", "array_almost_equal_nulp", "array_max_ulp")
+AGREEING |= {f"assert_{each}" for each in ("allclose", "approx_equal", *CLOSE)}
 # Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
 SPECIAL = (
     *(

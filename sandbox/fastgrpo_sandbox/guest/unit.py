@@ -29,7 +29,7 @@ CONSTANTS = frozenset({int, float, complex, str, bytes, tuple, frozenset})
 METHODS = frozenset({types.FunctionType, types.WrapperDescriptorType, property, classmethod, staticmethod})
 UNWATCHED = ("sys",)  # whose hooks and streams are there to be replaced
 CHANGING = ("time", "tempfile")  # whose texts and numbers follow the time zone and the first use
-WATCHED = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib")
+WATCHED: tuple[str, ...] = ("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib")
 WATCHED += (honest.__name__, arrays.__name__)
 
 
@@ -127,9 +127,8 @@ def _lend(space: dict[str, Any], modules: dict[str, str]) -> None:
     name: a class `np` of its own would answer for numpy."""
     for name, module in modules.items():
         value = space.pop(name, None)
-        if isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value:
-            space[name] = value
-        elif library_place(value) is not None:  # from datetime import datetime
+        is_imported = isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
+        if is_imported or library_place(value) is not None:  # as by `from datetime import datetime`
             space[name] = value
         else:
             with contextlib.suppress(ImportError):
