@@ -7,23 +7,18 @@ a group's queries at once, over the rest with each sequence's own, and merges bo
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from typing import Any
 
 import torch
+from large_batches import keep_busy, own_build, sequences, vllms
 from prefix_groups import MOST, Groups, grouped
-from vllm.v1.attention.backends import flash_attn
 
 from fastgrpo.engine.worker import Worker
 
 __all__ = ["Worker"]
 
-# Sequences times heads of keys over multiprocessors, from where on none waits long for the last.
-WAVES = 4
-vllms: Any = flash_attn
-_build, _cascade = vllms.FlashAttentionMetadataBuilder.build, vllms.cascade_attention
-_given = inspect.signature(_build)
+_cascade = vllms.cascade_attention
 
 
 def build(self: Any, *given: Any, **named: Any) -> Any:
@@ -31,15 +26,11 @@ def build(self: Any, *given: Any, **named: Any) -> Any:
 
     A CUDA graph is captured and replayed with buffers that stay where they are.
     """
-    metadata, batch = (
-        _build(self, *given, **named),
-        _given.bind(self, *given, **named).arguments["common_attn_metadata"],
-    )
-    processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-    if metadata.max_query_len != 1 or batch.num_reqs * self.num_heads_kv < WAVES * processors:
+    metadata, count = own_build(self, *given, **named), sequences(self, *given, **named)
+    if metadata.max_query_len != 1 or not keep_busy(self, count):
         return metadata
-    groups = _kept(self, grouped(metadata.block_table, metadata.seq_lens[: batch.num_reqs], self.block_size))
-    queries = {"batch_size": batch.num_reqs, "max_seqlen_k": metadata.max_seq_len, "causal": False}
+    groups = _kept(self, grouped(metadata.block_table, metadata.seq_lens[:count], self.block_size))
+    queries = {"batch_size": count, "max_seqlen_k": metadata.max_seq_len, "causal": False}
     prefix = _schedule(self, "prefix", groups.prefix_lens, groups.bounds, max_seqlen_q=MOST, **queries)
     suffix = _schedule(self, "suffix", groups.suffix_lens, metadata.query_start_loc, max_seqlen_q=1, **queries)
     return replace(

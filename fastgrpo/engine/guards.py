@@ -1,13 +1,16 @@
-"""Guards around vLLM: no Ctrl-C inside a step, nothing on the terminal while it starts, globals put back."""
+"""Guards around vLLM: no Ctrl-C inside a step, nothing on the terminal while it starts, globals put back, and no patch
+of sources that it was not written for."""
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -65,3 +68,9 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, original)
+
+
+def source_digest(parts: Iterable[Any]) -> str:
+    """A digest of the sources of classes and functions. Raises OSError where one has none to read."""
+    text = "\n".join(inspect.getsource(part).strip() for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -7,16 +7,16 @@ one answer whatever is beside it.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from functools import cache
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fastgrpo.engine.guards import source_digest
+
 # Of vLLM's sampler that `_output` stands for (`sampler_shape`): 0.25.1.
-KNOWN_SAMPLER = "c495c340f42939f3"
+KNOWN_SAMPLER = "44a904eb9c55395b"
 
 
 def sampler_shape() -> str | None:
@@ -24,7 +24,7 @@ def sampler_shape() -> str | None:
     try:
         from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-        return hashlib.sha256(inspect.getsource(Sampler).encode()).hexdigest()[:16]
+        return source_digest([Sampler])
     except (ImportError, AttributeError, OSError):
         return None
 

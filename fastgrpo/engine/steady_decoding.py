@@ -7,11 +7,11 @@ request, and of each step the requests that begin, end or ask for more.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from fastgrpo.engine.guards import source_digest
 
 # Of vLLM's sources that the loops below stand for (`shape`): 0.25.1, 0.32.0.
 KNOWN_SHAPES = frozenset({"adf3b253e0d96c51", "47070108ff19a97b"})
@@ -66,8 +66,7 @@ def shape() -> str:
         RequestState.make_request_output,
         OutputProcessor.process_outputs,
     ]
-    text = "\n".join(inspect.getsource(one).strip() for one in stood_for)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return source_digest(stood_for)
 
 
 def _is_known() -> bool:

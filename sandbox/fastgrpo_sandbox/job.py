@@ -16,12 +16,12 @@ import msgspec
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.instrument import (
-    MODULES,
     compile_asserts,
     compile_setup,
     compile_unittest,
     imported_modules,
     special_words,
+    unimported_modules,
     unittest_names,
     wanted_names,
 )
@@ -191,10 +191,8 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
             "names": unittest_names(tests.source),
             "tests": compile_unittest(whole),
         }
-        wanted = wanted_names(whole)
-        job["lent"] = {name: MODULES.get(name, name) for name in wanted.modules}
-        job["classes"] = frozenset(name for name in wanted.names if name[:1].isupper())
-        return job | {"modules": imported_modules(whole), "mocks": "mock" in whole}
+        job["classes"] = frozenset(name for name in wanted_names(whole).names if name[:1].isupper())
+        return job | {"lent": unimported_modules(whole), "modules": imported_modules(whole), "mocks": "mock" in whole}
 
 
 def _count(tests: Tests) -> int:

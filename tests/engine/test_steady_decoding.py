@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastgrpo.engine import steady_decoding
+from fastgrpo.engine import guards, steady_decoding
 from fastgrpo.engine.steady_decoding import shape, spare_steady_steps
 from fastgrpo.engine.vllm_patches import _one_more, idle_inside_blocks, keep_own_logprobs_only
 
@@ -274,7 +274,7 @@ def test_a_vllm_without_what_is_looked_at_is_left_alone(
         def without(_: object) -> str:
             raise OSError("could not get source code")
 
-        monkeypatch.setattr(steady_decoding.inspect, "getsource", without)
+        monkeypatch.setattr(guards.inspect, "getsource", without)
     else:
         monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.async_scheduler", None)
         monkeypatch.delattr(side.scheduler.kv_cache_manager, "coordinator")

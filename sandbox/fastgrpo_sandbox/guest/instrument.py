@@ -143,7 +143,7 @@ def imported_modules(source: str) -> tuple[str, ...]:
     """What may be a module of those that `source` imports, or takes to be there, and uses, by full name: `numpy` and
     `numpy.testing`, where it has `np.testing.assert_allclose`. Raises SyntaxError."""
     nodes = list(ast.walk(parse(source)))
-    bound = {name: MODULES.get(name, name) for name in wanted_names(source).modules}
+    bound = unimported_modules(source)
     imported = set(bound.values())
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -155,6 +155,11 @@ def imported_modules(source: str) -> tuple[str, ...]:
     return tuple(
         sorted(imported | {_place(node.value, bound) for node in nodes if isinstance(node, ast.Attribute)} - {""})
     )
+
+
+def unimported_modules(source: str) -> dict[str, str]:
+    """The names that `source` uses as modules and does not import, each with the module's full name."""
+    return {name: MODULES.get(name, name) for name in wanted_names(source).modules}
 
 
 def _tops(node: ast.Import) -> list[tuple[ast.alias, str]]:
