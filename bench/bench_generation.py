@@ -9,9 +9,8 @@ its asynchronous scheduling. `worker` and `worker-unsteady` have the kernels lau
 `engine.process` own does on a GPU: what is timed is what its scheduler's process does, and a last turn says what the
 worker's does, with its profile, and how long the GPU has nothing to do. `waiting` is what the host waits for the
 device, or for the worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's
-CPU time. `worker-two` has two steps in flight, as vLLM has, where the project has three (on a CPU there is one). On a
-GPU `worker-one-part` has attention that combines no parts of sequences (`one_part.py`), and `worker-shared-prefix` one
-that reads a prompt's keys once for all its completions (`shared_prefix.py`).
+CPU time. `worker-two` has two steps in flight, as vLLM has, where the project has three (on a CPU there is one).
+`worker-attention` has vLLM's own attention, which reads a prompt's keys for each of its completions.
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "worker": {},
     "worker-unsteady": {},
     "worker-two": {},
-    "worker-one-part": {"worker_extension_cls": "one_part.Worker"},
-    "worker-shared-prefix": {"worker_extension_cls": "shared_prefix.Worker"},
+    "worker-attention": {"worker_extension_cls": "vllm_attention.Worker"},
     "default": {},
     "unsteady": {},
     "unspared": {},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import runpy
 import sys
 from pathlib import Path
@@ -34,38 +32,6 @@ def test_the_picture_of_the_loss_head_is_of_the_whole_pass(monkeypatch: pytest.M
     names = [name for name, _ in rows((FOLDER / "results/loss_head.md").read_text(encoding="utf-8"))]
     assert (names[0], names[-1], len(names)) == ("three matrix products (floor)", "Liger fused GRPO", 7)
     assert "linear_grpo_loss, forward and backward" in names
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_what_a_group_shares_and_what_each_has_beyond_it_is_the_sequence(
-    monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    """Prompts of 0 to 5 blocks with 1 to 20 completions each, and places of a CUDA graph that are not taken."""
-    monkeypatch.syspath_prepend(FOLDER)
-    module = runpy.run_path(str(FOLDER / "prefix_groups.py"))
-    draw, block, width = random.Random(seed), 4, 12
-    tables, lens, free = [], [], itertools.count(1)
-    for members in (20, 1, 3, 8, 8, 2):
-        prompt = [next(free) for _ in range(draw.randrange(6))]
-        for _ in range(members):
-            own = [next(free) for _ in range(draw.randint(1, width - len(prompt)))]
-            lens.append((len(prompt + own) - 1) * block + draw.randint(1, block))
-            tables.append((prompt + own + [7] * width)[:width])
-    tables, lens = [*tables, *[[0] * width] * 2], [*lens, 0, 0]
-    groups = module["grouped"](torch.tensor(tables), torch.tensor(lens), block)
-    bounds, shared = groups.bounds.tolist(), groups.prefix_lens.tolist()
-    assert (bounds[0], bounds[-1]) == (0, len(lens))
-    for group, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        assert end - begin <= module["MOST"]
-        assert begin < end or not shared[group]
-        for place in range(begin, end):
-            suffix = groups.suffix_lens[place].item()
-            whole = groups.prefix_tables[group].tolist()[: shared[group] // block]
-            whole += groups.suffix_tables[place].tolist()[: -(-suffix // block)]
-            assert shared[group] + suffix == lens[place]
-            assert whole == tables[place][: len(whole)]
-            assert suffix > 0 or not lens[place]
-    assert sum(shared) > 0
 
 
 def test_a_gpu_is_idle_where_no_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:

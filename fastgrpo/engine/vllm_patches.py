@@ -1,6 +1,6 @@
 """Monkey-patches applied to vLLM: what is private of vLLM is reached here, for `engine.py` and `worker.py`.
 
-Two patches are files of their own: `steady_decoding.py` and `one_pass_sampling.py`.
+Three patches are files of their own: `steady_decoding.py`, `one_pass_sampling.py` and `shared_prefix.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fastgrpo.engine.guards import output_kept_back, replaced
 from fastgrpo.engine.one_pass_sampling import sample_in_one_pass
+from fastgrpo.engine.shared_prefix import share_prefixes
 from fastgrpo.engine.steady_decoding import spare_steady_steps
 
 
@@ -32,7 +33,7 @@ def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
       through gloo, not through shared memory whose name all runs on a machine would have in common.
     - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only. A third decoding step is in
       flight where vLLM has two: the GPU then waits neither for a step's tokens to be read nor for the next launch.
-      Tokens are drawn in one read of the logits.
+      Tokens are drawn in one read of the logits, and keys of a prompt read once for all its completions.
     - Of a sampled token only its own logprob is kept, not the lists that say where it ranks.
     - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
     """
@@ -67,6 +68,7 @@ def patched_worker() -> Iterator[None]:
             own = vars(VllmConfig)["max_concurrent_batches"].fget
             stack.enter_context(replaced(VllmConfig, "max_concurrent_batches", property(partial(_one_more, own))))
             sample_in_one_pass()
+            share_prefixes()
             pool = Worker._maybe_get_memory_pool_context
             stack.enter_context(
                 replaced(

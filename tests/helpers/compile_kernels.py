@@ -13,7 +13,14 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from fastgrpo.kernels import advantage_triton, forward_triton, layer_triton, rows_triton, sampling_triton
+from fastgrpo.kernels import (
+    advantage_triton,
+    decoding_triton,
+    forward_triton,
+    layer_triton,
+    rows_triton,
+    sampling_triton,
+)
 from fastgrpo.kernels.reference import LogitTransform, LossOptions, SoftmaxSums, TokenInputs
 
 
@@ -66,6 +73,16 @@ def layers(rows: int, width: int) -> None:
         layer_triton.rotate_backward(*parts, qkv_TF, norms, 1e-6, angle_TD, angle_TD)
 
 
+def decoding(sequences: int, block: int, counts: tuple[int, int], dim: int) -> None:
+    """Attention of so many sequences that decode, of heads of queries and of keys."""
+    query_BHD = torch.zeros(sequences, counts[0] + 2 * counts[1], dim).bfloat16()[:, : counts[0]]
+    cache, length_B = torch.zeros(4, 2, block, counts[1], dim).bfloat16(), torch.ones(sequences, dtype=torch.int32)
+    table_BM = torch.zeros(sequences, 13, dtype=torch.int32)
+    groups = decoding_triton.grouped(table_BM, length_B, block, counts[0] // counts[1])
+    out_BHD = torch.zeros(sequences, counts[0], dim).bfloat16()
+    decoding_triton.attend(query_BHD, cache[:, 0], cache[:, 1], table_BM, length_B, groups, 0.1, out_BHD)
+
+
 def main() -> None:
     driver.set_active(Hopper())
     # What a launch is given compiles, and is not launched.
@@ -75,6 +92,8 @@ def main() -> None:
         heads(rows, vocabulary)
     for rows, width in ((1, 64), (33, 1536)):
         layers(rows, width)
+    for sequences, block, counts, dim in ((512, 64, (12, 2), 128), (300, 16, (14, 2), 64), (264, 32, (16, 1), 128)):
+        decoding(sequences, block, counts, dim)
     for mode in ("grpo", "dr_grpo", "rloo"):
         advantage_triton.group_advantages(torch.ones(9), torch.zeros(9, dtype=torch.int64), mode)
     print("compiled")

@@ -21,7 +21,14 @@ WALK_ONLY = ("normaliser", "nothing", "micro", "tied", "frozen", "dropped")  # t
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels themselves are tested on the GPU")
 def test_kernels_in_the_interpreter():
     pytest.importorskip("triton")
-    names = ("test_head.py", "test_forward.py", "test_advantage.py", "test_layer.py", "test_sampling.py")
+    names = (
+        "test_head.py",
+        "test_forward.py",
+        "test_advantage.py",
+        "test_layer.py",
+        "test_sampling.py",
+        "test_decoding.py",
+    )
     files = [str(HERE / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     command += ["-k", " and ".join(f"not {name}" for name in WALK_ONLY)]
