@@ -43,8 +43,8 @@ class Step:
     """A step of a batch, and its attention by us and by vLLM."""
 
     def __init__(self, size: str, groups: int, members: int, prompt: int, least: int, most: int) -> None:
-        config, draw = shape(size), Random(0)
-        self.heads, heads = config.num_attention_heads, config.num_key_value_heads
+        config: Any = shape(size)
+        draw, self.heads, heads = Random(0), config.num_attention_heads, config.num_key_value_heads
         self.dim, free, tables, lengths = config.hidden_size // self.heads, 1, [], []
         for _ in range(groups):
             shared, free = range(free, free + prompt // BLOCK), free + prompt // BLOCK
@@ -144,8 +144,9 @@ def main() -> None:
             theirs = step.out.float()
             step.ours(0)
             error = (step.out.float() - theirs).abs().max().item()
-            calls = [step.ours, partial(step.vllms, 32), partial(step.vllms, 1), step.grouped]
-            ours, parts, one, groups = microseconds(calls)
+            ours, parts, one, groups = microseconds(
+                [step.ours, partial(step.vllms, 32), partial(step.vllms, 1), step.grouped]
+            )
             groups_of, members, prompt, least, most = batch
             name = f"{size}, {groups_of} x {members}, {prompt} + {least}..{most}: ours; 32 parts; one; floor, us"
             report(name, f"{ours:.1f}; {parts:.1f}; {one:.1f}; {1e6 * step.bytes / BANDWIDTH:.1f}")

@@ -59,7 +59,7 @@ def share_prefixes() -> None:
         attend(query[:count], keys, values, table, lengths, metadata.groups, self.scale, output[:count])
         return output
 
-    FlashAttentionImpl.forward = forward  # type: ignore[method-assign]
+    FlashAttentionImpl.forward = forward  # type: ignore[assignment, method-assign]
 
 
 def is_large_decode(attention: Any, query: Tensor, kv_cache: Tensor, metadata: Any) -> bool:
