@@ -39,27 +39,30 @@ def share_prefixes() -> None:
         return
     from vllm.v1.attention.backends.flash_attn import FlashAttentionImpl
 
-    from fastgrpo.kernels.decoding_triton import attend, grouped
-
     own_forward = FlashAttentionImpl.forward
 
     def forward(
         self: Any, layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, metadata: Any,
         output: Tensor, output_scale: Any = None, output_block_scale: Any = None,
     ) -> Tensor:  # fmt: skip
-        if metadata is None or output_scale is not None or not is_large_decode(self, query, kv_cache, metadata):
-            return own_forward(
-                self, layer, query, key, value, kv_cache, metadata, output, output_scale, output_block_scale
-            )
-        keys, values = kv_cache.unbind(1)
-        table, lengths, count = metadata.block_table, metadata.seq_lens, metadata.num_actual_tokens
-        # The layers of a step have one metadata: the first finds the groups, in its CUDA graph too.
-        if "groups" not in vars(metadata):
-            metadata.groups = grouped(table, lengths, keys.shape[1], self.num_queries_per_kv)
-        attend(query[:count], keys, values, table, lengths, metadata.groups, self.scale, output[:count])
-        return output
+        if metadata is not None and output_scale is None and is_large_decode(self, query, kv_cache, metadata):
+            decode(self, query, kv_cache, metadata, output)
+            return output
+        return own_forward(self, layer, query, key, value, kv_cache, metadata, output, output_scale, output_block_scale)
 
     FlashAttentionImpl.forward = forward  # type: ignore[assignment, method-assign]
+
+
+def decode(attention: Any, query: Tensor, kv_cache: Tensor, metadata: Any, output: Tensor) -> None:
+    """One layer's attention of a batch that `is_large_decode`, into `output`."""
+    from fastgrpo.kernels.decoding_triton import attend, grouped
+
+    keys, values = kv_cache.unbind(1)
+    table, lengths, count = metadata.block_table, metadata.seq_lens, metadata.num_actual_tokens
+    # The layers of a step have one metadata: the first finds the groups, in its CUDA graph too.
+    if "groups" not in vars(metadata):
+        metadata.groups = grouped(table, lengths, keys.shape[1], attention.num_queries_per_kv)
+    attend(query[:count], keys, values, table, lengths, metadata.groups, attention.scale, output[:count])
 
 
 def is_large_decode(attention: Any, query: Tensor, kv_cache: Tensor, metadata: Any) -> bool:

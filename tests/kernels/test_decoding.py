@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -135,3 +136,24 @@ def test_what_a_group_shares_all_its_members_have(
 def test_one_sequence_is_alone(device: torch.device) -> None:
     given = batch([(1, 3)], device, empty=0)
     torch.testing.assert_close(attended(given).cpu().double(), expected(given), atol=1e-5, rtol=1e-5)
+
+
+def test_the_layers_of_a_step_find_its_groups_once(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's tensors have places for more tokens than the batch has, and keys beside values."""
+    from fastgrpo.engine.shared_prefix import decode
+    from fastgrpo.kernels import decoding_triton
+
+    given, found, own = batch([(8, 4), (3, 2)], device), [], decoding_triton.grouped
+    monkeypatch.setattr(decoding_triton, "grouped", lambda *given: found.append(own(*given)) or found[-1])
+    count = len(given.length_B)
+    metadata = SimpleNamespace(block_table=given.table_BM, seq_lens=given.length_B, num_actual_tokens=count)
+    attention = SimpleNamespace(num_queries_per_kv=2, scale=given.query_BHD.shape[2] ** -0.5)
+    query = torch.cat([given.query_BHD, given.query_BHD[:1]])
+    for layer in range(2):
+        key_NTKD, value_NTKD = given.key_NTKD + layer, given.value_NTKD * (1 + layer)
+        output = torch.full_like(query, 7.0)
+        decode(attention, query, torch.stack([key_NTKD, value_NTKD], 1), metadata, output)
+        wanted = expected(given._replace(key_NTKD=key_NTKD, value_NTKD=value_NTKD))
+        torch.testing.assert_close(output[:count].cpu().double(), wanted, atol=1e-5, rtol=1e-5)
+        assert (output[count:] == 7.0).all()
+    assert len(found) == 1
