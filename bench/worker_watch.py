@@ -58,21 +58,23 @@ class Watch:
 
 
 def gpu_milliseconds(events: Iterable[Any]) -> dict[str, float]:
-    """Of a profile's kernels and copies: from the first to the last, busy, idle, and the ten dearest by name."""
-    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    """Of a profile's kernels and copies: from the first to the last, busy, idle, the ten dearest, and before which five
+    the GPU was idle for longest."""
+    device = torch.autograd.DeviceType.CUDA
+    kernels = [event for event in events if event.device_type == device]
     if not kernels:
         return {}
-    spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
-    busy, free_at = 0.0, spans[0][0]
-    for start, end in spans:
-        busy += max(end - max(start, free_at), 0.0)
+    spans = sorted((event.time_range.start, event.time_range.end, event.name[:60]) for event in kernels)
+    free_at, by_name, waited = spans[0][0], defaultdict[str, float](float), defaultdict[str, float](float)
+    for start, end, name in spans:
+        by_name[name] += end - start
+        if start > free_at:
+            waited[f"idle before {name}"] += start - free_at
         free_at = max(free_at, end)
-    whole, by_name = free_at - spans[0][0], defaultdict[str, float](float)
-    for event in kernels:
-        by_name[event.name[:60]] += event.time_range.end - event.time_range.start
-    found = {"GPU in all": whole, "GPU busy": busy, "GPU idle": whole - busy}
-    dearest = dict(sorted(by_name.items(), key=lambda item: -item[1])[:10])
-    return {name: value / 1e3 for name, value in (found | dearest).items()}
+    whole, idle = free_at - spans[0][0], sum(waited.values())
+    found = {"GPU in all": whole, "GPU busy": whole - idle, "GPU idle": idle}
+    found |= dict(Counter(by_name).most_common(10)) | dict(Counter(waited).most_common(5))
+    return {name: value / 1e3 for name, value in found.items()}
 
 
 def begin(worker: Any) -> None:

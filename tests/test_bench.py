@@ -50,7 +50,14 @@ def test_a_gpu_is_idle_where_no_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> 
             event("launch", 0, 9000, device.CPU),
         ]
     )
-    assert found == {"GPU in all": 5, "GPU busy": 3, "GPU idle": 2, "product": 3, "copy": 0.5}
+    assert found == {
+        "GPU in all": 5,
+        "GPU busy": 3,
+        "GPU idle": 2,
+        "product": 3,
+        "copy": 0.5,
+        "idle before product": 2,
+    }
     assert milliseconds([]) == {}
 
 
