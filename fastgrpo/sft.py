@@ -99,7 +99,7 @@ async def _distill(
     environment: WorkflowEnvironment,
     problems: Sequence[Problem],
     log: RunLog,
-    teacher: Teacher | None = None,
+    teacher: Teacher | None,
 ) -> None:
     """The teacher's traces into the run's folder, less those that are there.
 

@@ -150,7 +150,7 @@ def reward_task(
     return Task(load, open_environment, prompt=lambda _, example: example.prompt)
 
 
-def verifiers_task(environment: str, arguments: str = "") -> Task:
+def verifiers_task(environment: str, arguments: str) -> Task:
     """The environment `verifiers:NAME` on its own data, held out as its author says, else by `data.held_out`.
 
     Raises UserError for another name; loading raises as `load_verifiers` does.
@@ -233,7 +233,7 @@ def _used_sets(dataset: Any, config: Config, split: str = "train") -> list[list[
     return [used(rows, config.data.problems, config.data.seed) for rows in _sets(dataset, split)]
 
 
-def _sets(dataset: Any, split: str = "train") -> list[list[Example]]:
+def _sets(dataset: Any, split: str) -> list[list[Example]]:
     """The rows of each data set that is named, or of the one that is given; of several, ids begin with the set's."""
     several = isinstance(dataset, list | tuple) and all(isinstance(name, str | Path) for name in dataset)
     if not isinstance(dataset, str) and not (several and dataset):

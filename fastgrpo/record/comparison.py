@@ -27,7 +27,7 @@ COLUMNS = (
 )
 
 
-def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str = "") -> str:
+def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str) -> str:
     """`name`.jsonl, .md and .svg in an existing `folder` from rows {stage, problem_id, dataset, solved, ...}.
 
     `name`-tests.svg has public against hidden pass rates. Returns the Markdown: a table of all problems, of each data
