@@ -24,8 +24,8 @@ from run_files import evaluated_rows
 
 from fastgrpo.flow.adaptivity import adaptivity_table, structure
 from fastgrpo.program import run_program
-from fastgrpo.record.comparison import comparison_table, gains, markdown, spread, stages_of
-from fastgrpo.record.problem_statistics import by_problem
+from fastgrpo.record.comparison import comparison_table, gains, markdown, spread
+from fastgrpo.record.problem_statistics import by_problem, stages_of
 
 Row = Mapping[str, Any]
 Halves = Mapping[tuple[str, str], tuple[list[Row], list[Row]]]  # of the samples of each stage and problem
