@@ -21,11 +21,11 @@ from fastgrpo.rollouts.dataset import (
     Example,
     as_list,
     hold_out,
+    mixed,
     of_each,
     read_examples,
     set_names,
     used,
-    weighted,
     with_all_columns,
 )
 from fastgrpo.rollouts.environment import Agent, Environment, lacking, misfit
@@ -132,11 +132,7 @@ def reward_task(
             if isinstance(separate, Sized) and len(separate) == 0:
                 raise UserError("eval_dataset has no rows: leave it out, then data.held_out rows are evaluated")
             held = [row for rows in _used_sets(separate, config, "test") for row in rows]
-        train = [
-            row
-            for rows, times in zip(sets, often, strict=True)
-            for row in weighted(rows, times / min(often), config.data.seed)
-        ]
+        train = mixed(sets, often, config.data.seed)
         names = dict.fromkeys(name for row in (*train, *held) for name in row.columns)
         train, held = with_all_columns(train, names), with_all_columns(held, names)
         checked.refuse_misfit(train[0])

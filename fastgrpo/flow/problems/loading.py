@@ -11,7 +11,7 @@ from fastgrpo.flow.problems.scoring import solvable
 from fastgrpo.flow.problems.splitting import split
 from fastgrpo.flow.types import Problem
 from fastgrpo.ranks.collectives import gather_all, rank_and_world
-from fastgrpo.rollouts.dataset import of_each, set_names, weighted
+from fastgrpo.rollouts.dataset import mixed, of_each, set_names
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +32,7 @@ def load_problems(config: Config, *, tried: bool = True) -> tuple[list[Problem],
     held_out = of_each(0 if separate else config.data.held_out, sets, "data.held_out")
     weights = of_each(config.data.weights, sets, "data.weights")
     parts = [split(problems, count, config.data.seed) for problems, count in zip(sets, held_out, strict=True)]
-    train = [
-        problem
-        for part, weight in zip(parts, weights, strict=True)
-        for problem in weighted(part[0], weight / min(weights), config.data.seed)
-    ]
+    train = mixed([train for train, _ in parts], weights, config.data.seed)
     return train, [problem for problems in (*(test for _, test in parts), *separate) for problem in problems]
 
 
