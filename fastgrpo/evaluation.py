@@ -21,7 +21,7 @@ from fastgrpo.ranks.collectives import gather_all, rank_and_world, replica_share
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.rollouts.environment import Agent, Environment, name_of
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import collect, fitting
+from fastgrpo.rollouts.rollouts import collect, prompts_fit
 from fastgrpo.run_folder import only_writer
 from fastgrpo.types import EvalRow, Group, Rollout, Sampling
 
@@ -161,7 +161,7 @@ def leave_out_long(
 ) -> list[Any]:
     """The `problems` whose prompts leave room for a completion; how many do not is said. Collective over the ranks."""
     ranks = config.engine.tensor_parallel
-    fits = fitting(problems, environment, chat, Sampling.of(config)) if environment else []
+    fits = prompts_fit(problems, environment.prompt, chat, Sampling.of(config)) if environment else []
     fits = gather_all(fits, "the problems that fit")[rank_and_world()[0] // ranks * ranks]
     kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
     if len(kept) < len(problems):

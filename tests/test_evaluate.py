@@ -43,14 +43,14 @@ def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
 
     @asynccontextmanager
     async def environment(config: Config, log: object = None):
-        yield SimpleNamespace()
+        yield SimpleNamespace(prompt=None)
 
     @contextmanager
     def engine(config: Config, model: Path):
         yield None
 
     monkeypatch.setattr(evaluation, "collect", collect)
-    monkeypatch.setattr(evaluation, "fitting", lambda problems, *_: [True] * len(problems))
+    monkeypatch.setattr(evaluation, "prompts_fit", lambda problems, *_: [True] * len(problems))
     monkeypatch.setattr(evaluation, "open_engine", engine)
     monkeypatch.setattr(evaluation, "load_chat", lambda path, config: None)
     monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))
