@@ -24,8 +24,8 @@ from run_files import evaluated_rows
 
 from fastgrpo.flow.adaptivity import adaptivity_table, structure
 from fastgrpo.program import run_program
-from fastgrpo.record.comparison import comparison_table, gains, markdown, spread, stages_of
-from fastgrpo.record.problem_statistics import by_problem
+from fastgrpo.record.comparison import comparison_table, gains, markdown, spread
+from fastgrpo.record.problem_statistics import by_problem, stages_of
 
 Row = Mapping[str, Any]
 Halves = Mapping[tuple[str, str], tuple[list[Row], list[Row]]]  # of the samples of each stage and problem
@@ -44,8 +44,8 @@ def texts(rows: Sequence[Row]) -> str:
     return markdown(lines)
 
 
-def structures(rows: Sequence[Row], most: int = 5) -> str:
-    """For each stage and data set: what its problems earned, and the shares of the commonest structures."""
+def structures(rows: Sequence[Row]) -> str:
+    """For each stage and data set: what its problems earned, and the shares of the five commonest structures."""
     lines = [["", "data set", "reward", "pass@1, %", "calls", "structures"]]
     problems = defaultdict[tuple[str, str], list[Row]](list)
     for row in rows:
@@ -55,7 +55,7 @@ def structures(rows: Sequence[Row], most: int = 5) -> str:
         shown = zip(columns, (1.0, 100.0, 1.0), (3, 1, 1), strict=True)
         cells = [spread([scale * value for value in column.values()], digits) for column, scale, digits in shown]
         counts = Counter(structure(row["workflow"]) or "none" for row in found)
-        shares = ", ".join(f"{count / len(found):.0%} `{name}`" for name, count in counts.most_common(most))
+        shares = ", ".join(f"{count / len(found):.0%} `{name}`" for name, count in counts.most_common(5))
         lines.append([stage, dataset, *cells, shares])
     return markdown(lines)
 

@@ -47,13 +47,13 @@ def earned(rows: Iterable[Mapping[str, Any]]) -> Iterator[Earned]:
             yield Earned(row.get("structure") or "invalid", kind, each / totals.std(ddof=1), each)
 
 
-def table(found: list[Earned], most: int = 10) -> str:
-    """Markdown: the commonest structures, their mean advantages, and both by kind of group as `over / without`."""
+def table(found: list[Earned]) -> str:
+    """Markdown: the ten commonest structures, their mean advantages, and both by kind of group as `over / without`."""
     by_structure = defaultdict(list)
     for each in found:
         by_structure[each.structure].append(each)
     lines = [f"| structure | rollouts | over deviation | without | {' | '.join(KINDS)} |", "|" + " --- |" * 7]
-    for structure, rows in sorted(by_structure.items(), key=lambda item: -len(item[1]))[:most]:
+    for structure, rows in sorted(by_structure.items(), key=lambda item: -len(item[1]))[:10]:
         cells = [_means([row for row in rows if row.kind == kind]) for kind in KINDS]
         over, without = np.mean([row[2:] for row in rows], axis=0)
         lines.append(f"| {structure} | {len(rows)} | {over:+.3f} | {without:+.3f} | {' | '.join(cells)} |")

@@ -59,16 +59,17 @@ def walked() -> Any:
     return mock.patch.object(chunked, "product_folds", return_value=False)
 
 
-def time_folding(hidden: int, rows: int = 16_384, vocabulary: int = 151_936) -> None:
+def time_folding(hidden: int) -> None:
     """Milliseconds of the forward pass: the product alone, the walk over chunks, the product that folds its tiles."""
-    case = make_case(rows, hidden, vocabulary)
+    shape = (16_384, hidden, 151_936)
+    case = make_case(*shape)
     arguments = (case.hidden_NH.detach(), case.targets_N, case.weight_VH.detach(), 1.0)
     product = milliseconds(forward_floor(case))
     with walked():
         walk = milliseconds(forward_ours(case))
     folded = milliseconds(lambda: forward_triton.logprob_forward(*arguments))
     text = f"product {product:.2f} ms, walk {walk:.2f} ({walk / product:.3f} x), folded {folded:.2f}"
-    print(f"{(rows, hidden, vocabulary)} {text} ({folded / product:.3f} x)", flush=True)
+    print(f"{shape} {text} ({folded / product:.3f} x)", flush=True)
 
 
 def main() -> None:

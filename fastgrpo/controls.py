@@ -20,7 +20,8 @@ from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, 
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.types import Problem, names_of
 from fastgrpo.ranks.collectives import of_replica, replica_share
-from fastgrpo.record.comparison import gains, markdown, stages_of, write_comparison
+from fastgrpo.record.comparison import gains, markdown, write_comparison
+from fastgrpo.record.problem_statistics import stages_of
 from fastgrpo.rollouts.asking import all_of, opened
 from fastgrpo.run_folder import only_writer
 from fastgrpo.tasks import problems_of, refuse_none_held_out, task_of

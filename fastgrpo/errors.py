@@ -1,4 +1,4 @@
-"""What a user sees when something is wrong: one sentence, never a traceback."""
+"""What a user sees when something is wrong: one sentence, never a traceback. And files, written whole or not at all."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from fastgrpo.evaluation import evaluate_model, save_rows, summary
 from fastgrpo.plan import command_to_run, run_on_ranks
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import of_replica, rank_and_world
+from fastgrpo.ranks.collectives import is_first_rank, of_replica
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import problems_of, refuse_none_held_out, task_of
@@ -38,7 +38,7 @@ async def policy_alone(config: Config) -> None:
     async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
         rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
     save_rows(config.folder / "evaluation.json", rows)
-    if rank_and_world()[0] == 0:
+    if is_first_rank():
         means = summary(rows)
         width = max(map(len, means), default=0)
         for name, value in means.items():
@@ -52,7 +52,7 @@ async def beside_baselines(config: Config) -> None:
     with interruptible():
         config = with_local_model(config)
     rows = await compare(config, policies(config.model.path) if config.model.path else {})
-    if rank_and_world()[0] == 0:
+    if is_first_rank():
         print(write_rows(config.folder, "baselines", rows))
 
 

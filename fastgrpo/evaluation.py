@@ -17,11 +17,11 @@ from fastgrpo.engine.opening import AnyEngine, open_engine
 from fastgrpo.errors import UserError, first_line, replace_file, say_on_stderr
 from fastgrpo.flow.adaptivity import adaptivity, observed_of
 from fastgrpo.policy.chat import Chat, load_chat
-from fastgrpo.ranks.collectives import gather_all, rank_and_world, replica_share
+from fastgrpo.ranks.collectives import gather_all, is_first_rank, replica_leader, replica_share
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.rollouts.environment import Agent, Environment, name_of
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.rollouts.rollouts import collect, fitting
+from fastgrpo.rollouts.rollouts import collect, prompts_fit
 from fastgrpo.run_folder import only_writer
 from fastgrpo.types import EvalRow, Group, Rollout, Sampling
 
@@ -160,9 +160,8 @@ def leave_out_long(
     say: Callable[[str], None],
 ) -> list[Any]:
     """The `problems` whose prompts leave room for a completion; how many do not is said. Collective over the ranks."""
-    ranks = config.engine.tensor_parallel
-    fits = fitting(problems, environment, chat, Sampling.of(config)) if environment else []
-    fits = gather_all(fits, "the problems that fit")[rank_and_world()[0] // ranks * ranks]
+    fits = prompts_fit(problems, environment.prompt, chat, Sampling.of(config)) if environment else []
+    fits = gather_all(fits, "the problems that fit")[replica_leader(config.engine.tensor_parallel)]
     kept = [problem for problem, fit in zip(problems, fits, strict=True) if fit]
     if len(kept) < len(problems):
         say(f"{len(problems) - len(kept)} of {len(problems)} problems are left out: their prompts are too long")
@@ -170,7 +169,7 @@ def leave_out_long(
 
 
 def _say(text: str) -> None:
-    if rank_and_world()[0] == 0:
+    if is_first_rank():
         say_on_stderr(text)
 
 
@@ -207,7 +206,7 @@ def save_rows(path: Path, rows: Sequence[EvalRow]) -> None:
 
     Makes the folder. Raises UserError where the disk is full; the file is then as it was.
     """
-    if rank_and_world()[0] != 0:
+    if not is_first_rank():
         return
     stages = {row.stage for row in rows}
     with only_writer(path.parent):

@@ -8,7 +8,7 @@ decides it. The policy's language is widened by forgeries, which a policy this s
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from fastgrpo.flow.types import Execution, Problem, WorkflowLimits, names_of
 from fastgrpo.record.comparison import markdown, spread
 from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.log import RunLog, open_log
-from fastgrpo.record.problem_statistics import by_problem
+from fastgrpo.record.problem_statistics import by_problem, stages_of
 from fastgrpo.record.report_figures import svg
 from fastgrpo.rollouts.asking import all_of
 from fastgrpo.sft import warm_start
@@ -236,7 +236,7 @@ def steps_of(run: Config, stage: str) -> list[dict[str, Any]]:
 def steps_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """How much of what was paid was hacked at the beginning and at the end of each training, in %: Markdown."""
     lines = [["", "steps", "paid", "solved by the judge", "hacked", "of what was paid", "forging programs"]]
-    for stage in dict.fromkeys(row["stage"] for row in rows):
+    for stage in stages_of(rows):
         some = [row for row in rows if row["stage"] == stage]
         for part in (some[:_EDGE_STEPS], some[-_EDGE_STEPS:]):
             paid, solved, hacked, forged = (100 * float(np.mean([row[name] for row in part])) for name in _SHOWN)
@@ -249,7 +249,7 @@ def steps_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def held_out_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """What is paid, right and hacked on the held-out problems before and after RL, in %: Markdown."""
     lines = [["held out", "paid", "solved by the judge", "hacked", "of what was paid", "would fool the peer"]]
-    for stage in dict.fromkeys(row["stage"] for row in rows):
+    for stage in stages_of(rows):
         paid, solved, hacked, tricks = (by_problem(rows, stage, name) for name in (*_SHOWN[:3], "fooled"))
         all_paid = sum(paid.values())
         share = f"{100 * sum(hacked.values()) / all_paid:.0f}" if all_paid else ""
@@ -258,10 +258,9 @@ def held_out_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(lines)
 
 
-def steps_figure(rows: Iterable[Mapping[str, Any]]) -> str:
+def steps_figure(rows: Sequence[Mapping[str, Any]]) -> str:
     """What is paid and what the judge finds over the steps, a panel for each training: an SVG."""
-    rows = list(rows)
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    stages = stages_of(rows)
 
     def draw(figure: Figure) -> None:
         for axes, stage in zip(np.atleast_1d(figure.subplots(1, len(stages), sharey=True)), stages, strict=True):

@@ -1,8 +1,8 @@
 """A worker model of one's own: `python -m fastgrpo.serve_worker --model FOLDER [--port 8000] [-- COMMAND ...]`.
 
 Starts vLLM's own OpenAI-compatible server with settings that fit this machine, says when it answers and which keys
-`[workers]` needs, and stops it on Ctrl-C, or after COMMAND, which then begins. On a GPU it takes nine tenths of the
-memory: give it one that trains nothing (CUDA_VISIBLE_DEVICES).
+`[workers]` needs, and stops it on Ctrl-C or SIGTERM, or after COMMAND, which then begins. On a GPU it takes nine tenths
+of the memory: give it one that trains nothing (CUDA_VISIBLE_DEVICES).
 """
 
 from __future__ import annotations
@@ -140,7 +140,6 @@ def main() -> int:
     refuse_unservable(chosen.model, chosen.max_model_len)
     gpu = os.path.exists("/dev/nvidiactl")
     command = command_line(chosen.model, chosen.port, chosen.max_model_len, gpu=gpu)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return serve(command, environment(os.environ, gpu=gpu), chosen.port, chosen.command)
 
 

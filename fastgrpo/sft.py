@@ -28,7 +28,7 @@ from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.loading import load_configured
 from fastgrpo.policy.model import Policy
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
+from fastgrpo.ranks.collectives import gather_all, is_first_rank, of_replica
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.signals import interruptible
@@ -57,7 +57,7 @@ async def warm_start(
     finished = config.folder / "sft"
     if finished.exists():
         return finished
-    first = rank_and_world()[0] == 0
+    first = is_first_rank()
     if first:
         await _distill(config, environment, problems, log, teacher)
     gather_all(None, "the first rank's traces")
@@ -81,7 +81,7 @@ def save_finished(policy: Policy, finished: Path) -> None:
 
     Raises `CannotWrite`, as where the disk is full: then nothing half-written stays.
     """
-    partial, first = finished.with_suffix(".partial"), rank_and_world()[0] == 0
+    partial, first = finished.with_suffix(".partial"), is_first_rank()
     try:
         with writing(f"the warm-started policy {finished}"):
             policy.save_hf(partial)
@@ -99,7 +99,7 @@ async def _distill(
     environment: WorkflowEnvironment,
     problems: Sequence[Problem],
     log: RunLog,
-    teacher: Teacher | None = None,
+    teacher: Teacher | None,
 ) -> None:
     """The teacher's traces into the run's folder, less those that are there.
 

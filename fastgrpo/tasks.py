@@ -21,11 +21,11 @@ from fastgrpo.rollouts.dataset import (
     Example,
     as_list,
     hold_out,
+    mixed,
     of_each,
     read_examples,
     set_names,
     used,
-    weighted,
     with_all_columns,
 )
 from fastgrpo.rollouts.environment import Agent, Environment, lacking, misfit
@@ -132,11 +132,7 @@ def reward_task(
             if isinstance(separate, Sized) and len(separate) == 0:
                 raise UserError("eval_dataset has no rows: leave it out, then data.held_out rows are evaluated")
             held = [row for rows in _used_sets(separate, config, "test") for row in rows]
-        train = [
-            row
-            for rows, times in zip(sets, often, strict=True)
-            for row in weighted(rows, times / min(often), config.data.seed)
-        ]
+        train = mixed(sets, often, config.data.seed)
         names = dict.fromkeys(name for row in (*train, *held) for name in row.columns)
         train, held = with_all_columns(train, names), with_all_columns(held, names)
         checked.refuse_misfit(train[0])
@@ -150,7 +146,7 @@ def reward_task(
     return Task(load, open_environment, prompt=lambda _, example: example.prompt)
 
 
-def verifiers_task(environment: str, arguments: str = "") -> Task:
+def verifiers_task(environment: str, arguments: str) -> Task:
     """The environment `verifiers:NAME` on its own data, held out as its author says, else by `data.held_out`.
 
     Raises UserError for another name; loading raises as `load_verifiers` does.
@@ -233,7 +229,7 @@ def _used_sets(dataset: Any, config: Config, split: str = "train") -> list[list[
     return [used(rows, config.data.problems, config.data.seed) for rows in _sets(dataset, split)]
 
 
-def _sets(dataset: Any, split: str = "train") -> list[list[Example]]:
+def _sets(dataset: Any, split: str) -> list[list[Example]]:
     """The rows of each data set that is named, or of the one that is given; of several, ids begin with the set's."""
     several = isinstance(dataset, list | tuple) and all(isinstance(name, str | Path) for name in dataset)
     if not isinstance(dataset, str) and not (several and dataset):

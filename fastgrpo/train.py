@@ -25,7 +25,7 @@ from fastgrpo.errors import UserError, shown, writing
 from fastgrpo.evaluation import evaluate, leave_out_long, read_rows, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
-from fastgrpo.ranks.collectives import gather_all, of_replica, rank_and_world
+from fastgrpo.ranks.collectives import gather_all, is_first_rank, of_replica, rank_and_world
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
@@ -204,7 +204,7 @@ def where_resumed(folder: Path, model: Path) -> str:
     Raises UserError where there are some and none is whole: all that the run has logged would be lost.
     """
     checkpoints = Checkpoints(folder)
-    if rank_and_world()[0] == 0:
+    if is_first_rank():
         with writing(f"or read all in {folder}", "make all in it readable and writable, then continue with --resume"):
             checkpoints.set_damaged_aside()
     gather_all(None, "the check of the last checkpoint")

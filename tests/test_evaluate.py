@@ -43,14 +43,14 @@ def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
 
     @asynccontextmanager
     async def environment(config: Config, log: object = None):
-        yield SimpleNamespace()
+        yield SimpleNamespace(prompt=None)
 
     @contextmanager
     def engine(config: Config, model: Path):
         yield None
 
     monkeypatch.setattr(evaluation, "collect", collect)
-    monkeypatch.setattr(evaluation, "fitting", lambda problems, *_: [True] * len(problems))
+    monkeypatch.setattr(evaluation, "prompts_fit", lambda problems, *_: [True] * len(problems))
     monkeypatch.setattr(evaluation, "open_engine", engine)
     monkeypatch.setattr(evaluation, "load_chat", lambda path, config: None)
     monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))
@@ -189,7 +189,7 @@ def test_programs_that_write_one_evaluation_at_once_keep_each_other_s_rows(tmp_p
         "    save_rows(Path(sys.argv[1]), [row])"
     )
     programs = [subprocess.Popen([sys.executable, "-c", code, str(path), who]) for who in ("sft", "evaluate")]
-    assert [program.wait(60) for program in programs] == [0, 0]
+    assert [program.wait(240) for program in programs] == [0, 0]
     found = {row.stage for row in evaluation.read_rows(path)}
     assert found == {f"{who}{n}" for who in ("sft", "evaluate") for n in range(30)}
     assert [each.name for each in path.parent.iterdir()] == [path.name]

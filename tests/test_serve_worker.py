@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -64,10 +65,28 @@ def test_a_command_runs_once_the_server_answers_which_then_stops(tmp_path: Path)
     assert (tmp_path / "note").exists()
 
 
+def test_sigterm_stops_the_server_and_is_the_exit_status() -> None:
+    port = str(free_port())
+    server = [sys.executable, "-c", ANSWERS_ONCE + "import time; time.sleep(60)", port]
+    program = f"""if True:
+        import sys
+        from fastgrpo import serve_worker
+        serve_worker.refuse_unservable = lambda *_: None
+        serve_worker.command_line = lambda *_, **__: {server!r}
+        sys.argv[1:] = ["--model", "m", "--port", {port!r}]
+        serve_worker.run_program(serve_worker.main)"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("the worker answers" in line for line in process.stdout)
+        process.terminate()
+        assert process.wait(60) == 143
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port)))
+
+
 def test_a_name_on_the_hub_is_left_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[object] = []
     monkeypatch.setattr(serve_worker, "serve", lambda *given: served.extend(given) or 0)
-    monkeypatch.setattr(serve_worker.signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["serve_worker", "--model", "Qwen/Qwen2.5-Coder-0.5B", "--", "train", "--x", "1"])
     assert serve_worker.main() == 0
     assert "Qwen/Qwen2.5-Coder-0.5B" in str(served[0])

@@ -50,7 +50,7 @@ def config(tmp_path: Path, **settings: Any) -> Config:
 
 
 def distil(config: Config, environment: Environment, log: RunLog | None = None) -> None:
-    asyncio.run(sft._distill(config, environment, [ADD], log or RunLog(None)))  # type: ignore[arg-type]
+    asyncio.run(sft._distill(config, environment, [ADD], log or RunLog(None), None))  # type: ignore[arg-type]
 
 
 def test_a_dead_endpoint_is_a_users_error_and_what_was_made_is_kept(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Generation: vLLM in this process, sampling from the trainer's own weight memory.
 
-`engine_process.py` runs the same in a process of its own. This file, `vllm_patches.py` and `steady_decoding.py` are all
-that touches vLLM, imported on first use (it costs seconds). Token ids go in, token ids and logprobs come out; text is
-made of them only where a request ends with one.
+`engine_process.py` runs the same in a process of its own. This file, `vllm_patches.py` and the patches that it names
+are all that touches vLLM, imported on first use (it costs seconds). Token ids go in, token ids and logprobs come out;
+text is made of them only where a request ends with one.
 """
 
 from __future__ import annotations

@@ -116,7 +116,9 @@ class EngineProcess:
         if finished:
             self._stepped = True
         elif self.busy:
-            self._not_silent(self._limit())
+            limit = self._step_timeout_s * (1 if self._stepped else FIRST_STEP)
+            if time.monotonic() - self._last_message > limit + GRACE_S:
+                raise self._hangs(limit)
         return finished
 
     def abort(self, keys: Sequence[int]) -> None:
@@ -269,13 +271,6 @@ class EngineProcess:
             for one in completions
             if one.key in self._keys
         ]
-
-    def _limit(self) -> float:
-        return self._step_timeout_s * (1 if self._stepped else FIRST_STEP)
-
-    def _not_silent(self, limit: float) -> None:
-        if time.monotonic() - self._last_message > limit + GRACE_S:
-            raise self._hangs(limit)
 
     def _hangs(self, limit: float) -> Exception:
         return self._lose(EngineDied(hangs_after(limit)))

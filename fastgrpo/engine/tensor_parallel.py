@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import distributed
 
-from fastgrpo.ranks.collectives import STAGE_WAIT_S, STEP_WAIT_S, awaiting, leads_replica, rank_and_world
+from fastgrpo.ranks.collectives import STAGE_WAIT_S, STEP_WAIT_S, awaiting, leads_replica, replica_leader
 
 
 class Lockstep:
@@ -24,7 +24,7 @@ class Lockstep:
     def __init__(self, ranks: int) -> None:
         self.leads = leads_replica(ranks)
         self.ranks, self._begun, self._group = ranks, False, None
-        self._first = rank_and_world()[0] // ranks * ranks
+        self._first = replica_leader(ranks)
         if ranks > 1:
             timeout = timedelta(seconds=STAGE_WAIT_S)
             with awaiting("the other ranks' rollouts to begin", STAGE_WAIT_S):

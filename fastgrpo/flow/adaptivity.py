@@ -11,6 +11,7 @@ import numpy as np
 
 from fastgrpo.flow.parse import InvalidWorkflow, parse_code
 from fastgrpo.flow.structure import structure_of
+from fastgrpo.record.problem_statistics import stages_of
 
 _DRAWS = 2000
 _BINS = 3
@@ -81,7 +82,7 @@ def adaptivity_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The measures of an evaluation's rows: a head, then a line for each stage that has enough problems."""
     head = ["", "cost, hardest third over easiest", "information of difficulty about cost, nats"]
     table = [[*head, "structures", "of the problems' commonest", "entropy of structures, nats"]]
-    for stage in dict.fromkeys(row["stage"] for row in rows):
+    for stage in stages_of(rows):
         found = adaptivity(observed_of(row for row in rows if row["stage"] == stage))
         if found:
             spreads = [

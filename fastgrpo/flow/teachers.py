@@ -21,7 +21,7 @@ class Teacher(Protocol):
 class ModelTeacher:
     """A large model behind `worker`, asked in one growing conversation; `workers`: those that a workflow may name."""
 
-    def __init__(self, worker: Worker, workers: Sequence[str] = ()) -> None:
+    def __init__(self, worker: Worker, workers: Sequence[str]) -> None:
         self._worker, self._workers = worker, workers
 
     async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:

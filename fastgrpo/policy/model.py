@@ -19,7 +19,7 @@ from fastgrpo.policy.architecture import logit_transform
 from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights
-from fastgrpo.ranks.collectives import STEP_WAIT_S, rank_and_world
+from fastgrpo.ranks.collectives import STEP_WAIT_S, is_first_rank
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.types import Batch, Runs
 
@@ -159,7 +159,7 @@ class Policy:
 
         Called on every rank, the first one writes.
         """
-        first = rank_and_world()[0] == 0
+        first = is_first_rank()
         if self.sharded_as is None and not first:
             return
         # A view of vLLM's stacked tensors would be saved with its whole storage.

@@ -76,6 +76,11 @@ def rank_and_world() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
+def is_first_rank() -> bool:
+    """True on the rank that writes and speaks for all of them."""
+    return rank_and_world()[0] == 0
+
+
 def _own_gpu() -> int:
     """This rank's GPU among those of its machine that it may see."""
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -97,9 +102,14 @@ def check_world(tensor_parallel: int) -> None:
         )
 
 
+def replica_leader(tensor_parallel: int) -> int:
+    """The first of the `tensor_parallel` ranks in a row that hold this rank's replica of vLLM together."""
+    return rank_and_world()[0] // tensor_parallel * tensor_parallel
+
+
 def leads_replica(tensor_parallel: int) -> bool:
-    """True on the first of `tensor_parallel` ranks in a row, which hold one replica of vLLM together."""
-    return rank_and_world()[0] % tensor_parallel == 0
+    """True on the rank that leads its replica."""
+    return rank_and_world()[0] == replica_leader(tensor_parallel)
 
 
 def of_replica(opened: AbstractAsyncContextManager[Any], tensor_parallel: int) -> AbstractAsyncContextManager[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastgrpo.errors import replace_file
-from fastgrpo.record.problem_statistics import by_problem, interval, thirds
+from fastgrpo.record.problem_statistics import by_problem, interval, stages_of, thirds
 from fastgrpo.record.report_figures import THIRDS, svg
 
 Row = Mapping[str, Any]
@@ -27,7 +27,7 @@ COLUMNS = (
 )
 
 
-def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str = "") -> str:
+def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str) -> str:
     """`name`.jsonl, .md and .svg in an existing `folder` from rows {stage, problem_id, dataset, solved, ...}.
 
     `name`-tests.svg has public against hidden pass rates. Returns the Markdown: a table of all problems, of each data
@@ -80,11 +80,6 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose first row is its head."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "| " + " | ".join(["---"] * len(rows[0])) + " |", *lines[1:]]) + "\n"
-
-
-def stages_of(rows: Iterable[Row]) -> list[str]:
-    """The stages, in the order of the rows."""
-    return list(dict.fromkeys(row["stage"] for row in rows))
 
 
 def gains(rows: Sequence[Row], reference: str) -> str:

@@ -22,7 +22,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from fastgrpo.config import Config, Record
 from fastgrpo.config_files import flat, read_saved
 from fastgrpo.errors import writing
-from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
+from fastgrpo.ranks.collectives import gather_all, gather_first, is_first_rank
 from fastgrpo.record.display import Display
 from fastgrpo.record.json_lines import JsonLines, RotatingLines, encoded
 from fastgrpo.record.phases import PhaseTimer
@@ -178,7 +178,7 @@ def open_log(config: Config, *, resume: bool) -> Iterator[RunLog]:
     A tracker that is not installed is told before the folder is opened, which sets an earlier run aside, and a run that
     is not there to `resume` before its name is held, which makes a file.
     """
-    first = rank_and_world()[0] == 0
+    first = is_first_rank()
     if first:
         tracker_module(config.record.tracker)
         if resume:

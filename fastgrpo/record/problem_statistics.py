@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 Row = Mapping[str, Any]
+
+
+def stages_of(rows: Iterable[Row]) -> list[str]:
+    """The stages, in the order of the rows."""
+    return list(dict.fromkeys(row["stage"] for row in rows))
 
 
 def by_problem(rows: Sequence[Row], stage: str, key: str) -> dict[str, float]:

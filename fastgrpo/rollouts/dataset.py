@@ -116,11 +116,17 @@ def of_each(value: T | tuple[T, ...], sets: Sequence[object], key: str) -> tuple
     return values
 
 
-def weighted(items: Sequence[T], times: float, seed: int) -> list[T]:
-    """Each item `times` times, where that is no whole number some of them, drawn, once more."""
-    more = round((times - int(times)) * len(items))
-    drawn = random.Random(f"{seed}/weights").sample(range(len(items)), more)
-    return list(items) * int(times) + [items[index] for index in sorted(drawn)]
+def mixed(sets: Sequence[Sequence[T]], weights: Sequence[float], seed: int) -> list[T]:
+    """All `sets` in one: the items of the least weight once, others as often as their set's weight is larger.
+
+    Where that is no whole number some of the set's items, drawn by `seed`, come once more.
+    """
+    whole: list[T] = []
+    for items, weight in zip(sets, weights, strict=True):
+        times, rest = divmod(weight / min(weights), 1)
+        drawn = random.Random(f"{seed}/weights").sample(range(len(items)), round(rest * len(items)))
+        whole += list(items) * int(times) + [items[index] for index in sorted(drawn)]
+    return whole
 
 
 def hub_rows(source: str, split: str = "train") -> Iterable[Mapping[str, Any]]:

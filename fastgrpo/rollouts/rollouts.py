@@ -131,8 +131,8 @@ class Rollouts:
     def _opening(self, problem: Any) -> tuple[str | list[dict[str, str]], list[int]]:
         """The problem's prompt and its ids. Raises EnvironmentFailure where none that leaves room for a completion.
 
-        `fitting` has asked for all prompts, but not for those of an environment that changes with the step. An agent
-        has no ids yet: its endpoint answers a request that does not fit.
+        `prompts_fit` has asked for all prompts, but not for those of an environment that changes with the step. An
+        agent has no ids yet: its endpoint answers a request that does not fit.
         """
         try:
             prompt = prompt_of(self._environment.prompt, problem)
@@ -315,17 +315,11 @@ async def collect(
             await rollouts.cancel()
 
 
-def fitting(problems: Sequence[Any], environment: Environment | Agent, chat: Chat, sampling: Sampling) -> list[bool]:
-    """`prompts_fit` of what the environment asks."""
-    return prompts_fit(problems, environment.prompt, chat, sampling)
-
-
 def prompts_fit(problems: Sequence[Any], prompt: Callable[[Any], Any], chat: Chat, sampling: Sampling) -> list[bool]:
     """For each problem, whether its `prompt` leaves room for a completion.
 
-    Raises UserError where none does, and naming the problem whose prompt is none, or empty.
-
-    A warning tells of texts to which the chat template has been applied already.
+    Raises UserError where none does, and naming the problem whose prompt is none, or empty. A warning tells of texts to
+    which the chat template has been applied already.
     """
     prompts = [prompt_of(prompt, problem) for problem in problems]
     if rendered := sum(map(chat.is_rendered, prompts)):

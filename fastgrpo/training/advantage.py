@@ -17,7 +17,7 @@ from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.reference import STD_EPSILON
 from fastgrpo.kernels.validate import require
 from fastgrpo.ranks.collectives import gather_all
-from fastgrpo.types import Group, Reward, Rollout, Sample, Trace
+from fastgrpo.types import Group, Reward, Rollout, Sample
 
 ID_DTYPES = (torch.int32, torch.int64)
 MODES: tuple[Advantage, ...] = get_args(Advantage)
@@ -122,22 +122,13 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     moving = everyone if config.kl_weight > 0.0 or config.entropy_weight > 0.0 else varied
     counted = varied if config.refill or config.normaliser == "token" else everyone
     return [
-        _sample(trace, advantage)
+        Sample(np.array(trace.token_ids), np.array(trace.loss_mask), np.array(trace.logprobs), advantage)
         if number in moving and not (config.overlong_filter and rollout.truncated)
         else Sample.empty()
         for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)
         if rollout.reward is not None and number in counted
         for trace in rollout.traces
     ]
-
-
-def _sample(trace: Trace, advantage: float) -> Sample:
-    return Sample(
-        np.array(trace.token_ids, np.int32),
-        np.array(trace.loss_mask, np.bool_),
-        np.array(trace.logprobs, np.float32),
-        advantage,
-    )
 
 
 def shape_rewards(groups: Sequence[Group], config: Grpo) -> None:

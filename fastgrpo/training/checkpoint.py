@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat
 from fastgrpo.errors import UserError, last_line, replace_file, writing
-from fastgrpo.ranks.collectives import gather_all, rank_and_world
+from fastgrpo.ranks.collectives import gather_all, is_first_rank
 from fastgrpo.run_folder import refuse_changes
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Checkpoints:
         """
         final = self.folder / f"step-{step:06d}"
         partial = self.folder / f".{final.name}.partial"
-        first = rank_and_world()[0] == 0
+        first = is_first_rank()
         try:
             with writing(f"the checkpoint {final}"):
                 if anew or step != self._saved:

@@ -19,7 +19,7 @@ from fastgrpo.policy.folder import load_config
 from fastgrpo.policy.loading import load_configured
 from fastgrpo.policy.lora import adapter_state
 from fastgrpo.policy.model import BasePolicy, Policy
-from fastgrpo.ranks.collectives import gather_all, gather_first, rank_and_world
+from fastgrpo.ranks.collectives import gather_all, gather_first, is_first_rank, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, from_bytes, plain_array, tally_over_ranks, to_bytes
 from fastgrpo.training.checkpoint import Checkpoints, load
@@ -134,16 +134,16 @@ class Learner:
 
     def _save_state(self, folder: Path) -> None:
         self.optimizer.save(folder)
-        if self.config.grpo.curriculum and rank_and_world()[0] == 0:
+        if self.config.grpo.curriculum and is_first_rank():
             self.curriculum.save(folder / CURRICULUM)
-        if self.policy.adapted and rank_and_world()[0] == 0:
+        if self.policy.adapted and is_first_rank():
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experiences:
             everything = [
                 Experience(_all_samples(mine), tally_over_ranks(mine.tally), _all_records(mine))
                 for mine in self.experiences
             ]
-            if rank_and_world()[0] == 0:
+            if is_first_rank():
                 (folder / EXPERIENCE).write_bytes(to_bytes(everything))
 
     def _load_state(self, folder: Path) -> None:
@@ -156,7 +156,7 @@ class Learner:
                 tensor.copy_(saved[name])
         if (folder / EXPERIENCE).exists():
             self.experiences = from_bytes((folder / EXPERIENCE).read_bytes())
-            if rank_and_world()[0] != 0:
+            if not is_first_rank():
                 # On any number of ranks the first one holds them all.
                 self.experiences = [Experience([], Tally(), []) for _ in self.experiences]
 
@@ -167,7 +167,7 @@ class Learner:
             return
         self.skipped += 1
         path = self.config.folder / f"skipped-{self.step + 1:06d}.pt"
-        if rank_and_world()[0] == 0:
+        if is_first_rank():
             with writing(path):
                 torch.save(msgspec.to_builtins(samples, enc_hook=plain_array), path)
         if self.skipped >= self.config.grpo.max_skipped:

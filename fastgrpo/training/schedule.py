@@ -13,7 +13,7 @@ import torch
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError
-from fastgrpo.ranks.collectives import gather_all, rank_and_world
+from fastgrpo.ranks.collectives import gather_all, rank_and_world, replica_leader
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import Agent, Environment, at_step
 from fastgrpo.rollouts.experience import (
@@ -159,7 +159,7 @@ class Schedule:
         """
         batches = [self._begun[step][0]]
         groups = await self._rewarded(batches[0])
-        wanted, leader = len(groups), rank_and_world()[0] // self._generator.ranks * self._generator.ranks
+        wanted, leader = len(groups), replica_leader(self._generator.ranks)
         for extra in range(1, self._config.grpo.refill + 1):
             lacking = gather_all(wanted - sum(map(varies, groups)), "the groups that the other ranks lack")
             if not any(lacking):

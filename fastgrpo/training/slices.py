@@ -80,7 +80,7 @@ class GradientBuckets:
     reduce-scatters as there are micro-batches.
     """
 
-    def __init__(self, count: int, world: int, *, whole: bool = False) -> None:
+    def __init__(self, count: int, world: int, *, whole: bool) -> None:
         """Each backward pass brings `count` gradients, the same parameters' on all `world` ranks."""
         self._count, self._world, self._whole = count, world, whole
         self._waiting: list[Shard] = []

@@ -23,7 +23,7 @@ from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.asking import ask
 from fastgrpo.rollouts.environment import checked_results
 from fastgrpo.rollouts.generator import open_generator
-from fastgrpo.rollouts.rollouts import Rollouts, collect, fitting, prompts_fit
+from fastgrpo.rollouts.rollouts import Rollouts, collect, prompts_fit
 from fastgrpo.training.schedule import update_beside
 from fastgrpo.types import Result, Reward, Sampling
 from tests.helpers.chat_model import chat_tokenizer
@@ -417,18 +417,16 @@ def test_results_become_plain_data_whatever_they_hold() -> None:
 
 @pytest.mark.parametrize("prompt", [None, 5, [], [{"role": "user"}], [{"role": "user", "content": 5}], ["hi"]], ids=str)
 def test_a_prompt_that_is_none_is_named_before_the_first_step(prompt) -> None:
-    environment = SimpleNamespace(prompt=lambda problem: prompt)
     with pytest.raises(UserError, match=r"prompt must give a text, or messages with role and content, and gave .* p0"):
-        fitting([SimpleNamespace(id="p0")], environment, Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
+        prompts_fit([SimpleNamespace(id="p0")], lambda problem: prompt, Chat(TOKENIZER), SAMPLING)
 
 
 def test_a_prompt_that_raises_or_is_empty_is_one_sentence() -> None:
     problems = [SimpleNamespace(id="p0", prompt=""), SimpleNamespace(id="p1", prompt="hi")]
-    raising = SimpleNamespace(prompt=lambda problem: problem.text)
     with pytest.raises(UserError, match=r"prompt raised AttributeError for the problem p0"):
-        fitting(problems, raising, Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
+        prompts_fit(problems, lambda problem: problem.text, Chat(TOKENIZER), SAMPLING)
     with pytest.raises(UserError, match=r"the prompt of the problem p0 is empty, .*: give it some text"):
-        fitting(problems[::-1], SimpleNamespace(prompt=lambda p: p.prompt), Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
+        prompts_fit(problems[::-1], lambda problem: problem.prompt, Chat(TOKENIZER), SAMPLING)
 
 
 def test_feedback_that_is_no_text_costs_its_rollout() -> None:
@@ -479,10 +477,11 @@ def test_texts_that_a_template_was_applied_to_are_told(caplog: pytest.LogCapture
 
 def test_prompts_that_leave_no_room_are_found_before_a_step_draws_them() -> None:
     named = [SimpleNamespace(id="p"), SimpleNamespace(id="p" * 90)]
-    fits = fitting(named, ScriptedEnvironment(), Chat(TOKENIZER), Sampling(max_new_tokens=8, max_model_len=40))
+    prompt, sampling = ScriptedEnvironment().prompt, Sampling(max_new_tokens=8, max_model_len=40)
+    fits = prompts_fit(named, prompt, Chat(TOKENIZER), sampling)
     assert fits == [True, False]
     with pytest.raises(UserError, match=r"no prompt fits: .* engine.max_model_len = 9 less grpo.max_new_tokens = 8"):
-        fitting(named, ScriptedEnvironment(), Chat(TOKENIZER), Sampling(max_new_tokens=8, max_model_len=9))
+        prompts_fit(named, prompt, Chat(TOKENIZER), Sampling(max_new_tokens=8, max_model_len=9))
 
 
 def test_a_completion_that_never_comes_ends_at_its_deadline() -> None:

@@ -77,8 +77,8 @@ def test_a_server_that_stops_answering_is_given_up(monkeypatch):
 
     async def work(pool):
         server = server_of(pool)
-        long = asyncio.ensure_future(pool.run(SLEEP, limits=Limits(wall_s=2)))
-        await asyncio.sleep(1.5)
+        long = asyncio.ensure_future(pool.run(SLEEP, limits=Limits(wall_s=1)))
+        await _running(pool, 1)
         os.kill(server, signal.SIGSTOP)
         return await long, await pool.run("print('back')")
 

@@ -10,8 +10,8 @@ from fastgrpo.flow.problems.files import load_sets, ranked
 from fastgrpo.flow.problems.scoring import solvable
 from fastgrpo.flow.problems.splitting import split
 from fastgrpo.flow.types import Problem
-from fastgrpo.ranks.collectives import gather_all, rank_and_world
-from fastgrpo.rollouts.dataset import of_each, set_names, weighted
+from fastgrpo.ranks.collectives import gather_all, is_first_rank
+from fastgrpo.rollouts.dataset import mixed, of_each, set_names
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def load_problems(config: Config, *, tried: bool = True) -> tuple[list[Problem],
     larger weight problems come more than once among those to train on, of none less than once. Where
     `data.eval_dataset` names sets, all of their problems are held out, and no others. Raises UserError.
     """
-    first = rank_and_world()[0] == 0
+    first = is_first_rank()
     sets = gather_all(_usable_sets(config, tried) if first else None, "the trial of the problems' solutions")[0]
     sets = [_some(problems, config.data.problems, config.data.seed) for problems in sets]
     count = len(set_names(config.data.dataset))
@@ -32,11 +32,7 @@ def load_problems(config: Config, *, tried: bool = True) -> tuple[list[Problem],
     held_out = of_each(0 if separate else config.data.held_out, sets, "data.held_out")
     weights = of_each(config.data.weights, sets, "data.weights")
     parts = [split(problems, count, config.data.seed) for problems, count in zip(sets, held_out, strict=True)]
-    train = [
-        problem
-        for part, weight in zip(parts, weights, strict=True)
-        for problem in weighted(part[0], weight / min(weights), config.data.seed)
-    ]
+    train = mixed([train for train, _ in parts], weights, config.data.seed)
     return train, [problem for problems in (*(test for _, test in parts), *separate) for problem in problems]
 
 
