@@ -198,7 +198,7 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
 def _count(tests: Tests) -> int:
     try:
         return count_tests(tests)
-    except (SyntaxError, IndexError, ValueError) as error:
+    except (SyntaxError, IndexError, ValueError, RecursionError) as error:
         raise Rejected(f"the tests cannot be counted: {error}") from None
 
 
