@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -158,11 +158,7 @@ class SandboxPool:
         require_loop(self._loop)
         if isinstance(tests, StdioTests):
             return await self._run_cases(code, files, tests, limits, order)
-        try:
-            parcel = pack_job(code, stdin, files or {}, tests, limits or self.limits)
-        except Rejected as error:
-            return self._count(Outcome("rejected", error=str(error), error_by="host"))
-        return await self._run_parcel(parcel, order)
+        return await self._run_packed(lambda: pack_job(code, stdin, files or {}, tests, limits or self.limits), order)
 
     async def _run_cases(
         self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None, order: int
@@ -186,13 +182,10 @@ class SandboxPool:
 
     async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits, order: int) -> Outcome:
         given, expected = tests.cases[case]
-        try:
-            parcel = pack_check(tests.checker, given, output, expected, limits)
-        except Rejected as error:
-            return Outcome("rejected", error=str(error), error_by="host")
-        return await self._run_parcel(parcel, order)
+        return await self._run_packed(lambda: pack_check(tests.checker, given, output, expected, limits), order)
 
-    async def _run_parcel(self, parcel: Parcel, order: int) -> Outcome:
+    async def _run_packed(self, pack: Callable[[], Parcel], order: int) -> Outcome:
+        """Packed once it is its turn: what waits, as a thousand cases of one code, takes no memory of its own."""
         self._counts["queued"] += 1
         try:
             await self._run_slots.acquire(order)
@@ -200,7 +193,10 @@ class SandboxPool:
             self._counts["queued"] -= 1
         began = time.perf_counter()
         try:
-            job = Running(await self._cell("run"), parcel)
+            job = Running(await self._cell("run"), pack())
+        except Rejected as error:
+            self._run_slots.release()
+            return self._count(Outcome("rejected", error=str(error), error_by="host"))
         except BaseException:
             self._run_slots.release()
             raise

@@ -338,6 +338,7 @@ time.sleep(30)
     assert neighbours > 100  # there were 12
 
 
+@pytest.mark.skipif(cgroup.find_base().folder is not None, reason="a cgroup counts shared pages once, at every moment")
 def test_08_pages_shared_by_too_many_processes_are_not_weighed(pool):
     """31 processes that share 300 MB of 512: a second for each look, in which they could have made them their own."""
     code = """
