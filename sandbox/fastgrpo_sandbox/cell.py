@@ -84,14 +84,16 @@ class Cell(asyncio.Protocol):
                 cgroup.remove(self._group)
             raise SandboxUnavailable(f"the jail did not start: {error}") from None
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_unix_connection(lambda: self, sock=ours)
+        connected = loop.create_task(loop.create_unix_connection(lambda: self, sock=ours))
         try:
+            self._transport, _ = await asyncio.shield(connected)
             await asyncio.wait_for(asyncio.shield(self._ready), START_DEADLINE_S)
         except (TimeoutError, ConnectionError) as error:
             await self.stop()
             said = str(error) or self._last_words or f"no answer within {START_DEADLINE_S:.0f} s"
             raise SandboxUnavailable(f"the jail did not start: {said}") from None
         except asyncio.CancelledError:
+            self._transport, _ = await connected  # one turn of the loop: what is half connected cannot be stopped
             await self.stop()
             raise
 

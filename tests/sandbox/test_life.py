@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable, StdioTests, cell
 from fastgrpo_sandbox import pool as pool_module
@@ -38,8 +39,12 @@ def server_of(pool: SandboxPool) -> int:
 
 
 def _only_child(pid: int) -> int:
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(child)
+    (child,) = _children(pid)
+    return child
+
+
+def _children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def _comm(pid: int) -> str:
@@ -187,12 +192,52 @@ def test_a_machine_that_refuses_a_cell_says_why_and_nothing_is_left(refused, mon
     async def again():
         before = os.listdir("/proc/self/fd")
         monkeypatch.setattr(f"fastgrpo_sandbox.cell.{refused}", refuse)
-        with pytest.raises(SandboxUnavailable, match="did not start: .* Too many open files; .* `ulimit -n`"):
+        with pytest.raises(SandboxUnavailable, match=r"did not start: .* Too many open files; .* `ulimit -n`"):
             await begin()
         monkeypatch.undo()
         return len(os.listdir("/proc/self/fd")) - len(before)
 
     assert asyncio.run(again()) == 0
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_start_that_is_cancelled_leaves_no_process_and_no_descriptor(factory):
+    """It left bubblewraps that were starting and, under uvloop, two descriptors of each."""
+
+    async def begin():
+        before = len(os.listdir("/proc/self/fd"))
+        pools = [asyncio.ensure_future(SandboxPool(cells=2).__aenter__()) for _ in range(3)]
+        while not _children(os.getpid()):
+            await asyncio.sleep(0)
+        for number, pool in enumerate(pools):
+            await asyncio.sleep(0.02 * number)
+            pool.cancel()
+        await asyncio.wait(pools)
+        return _children(os.getpid()), len(os.listdir("/proc/self/fd")) - before
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(begin())  # a loop's first has the loop's own, which stay
+        before = _children(os.getpid())
+        children, descriptors = runner.run(begin())
+    assert (children - before, descriptors) == (set(), 0)
+
+
+def test_a_first_session_that_is_cancelled_leaves_all_cells_to_others():
+    """The cells that had started were all that sessions ever had."""
+
+    async def session(pool):
+        async with pool.session("async def main(call): return 1", None) as opened:
+            return await opened.outcome()
+
+    async def work(pool):
+        first = asyncio.ensure_future(session(pool))
+        while pool.stats()["cells"] < 4:
+            await asyncio.sleep(0)
+        first.cancel()
+        outcome = await session(pool)
+        return first.cancelled(), outcome.value, pool.stats()["cells"]
+
+    assert in_pool(work, cells=3) == (True, 1, 6)
 
 
 def test_what_waits_is_not_packed(monkeypatch):
@@ -316,8 +361,6 @@ def test_a_host_loop_that_stands_still_loses_nothing():
 
 
 def test_uvloop_works_too():
-    uvloop = pytest.importorskip("uvloop")
-
     async def main():
         async with SandboxPool(cells=1) as pool:
             return await pool.run("print('uv')")
