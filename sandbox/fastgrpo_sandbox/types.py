@@ -106,6 +106,9 @@ class CheckTests(msgspec.Struct, frozen=True, tag="check"):
     def __post_init__(self) -> None:
         for name in ("source", "entry_point", "setup"):
             require_text(f"CheckTests.{name}", getattr(self, name))
+        require_kind("CheckTests.select", self.select, (list, tuple))
+        for number, index in enumerate(self.select or ()):
+            require_whole(f"CheckTests.select[{number}]", index, 0)
 
 
 class AssertTests(msgspec.Struct, frozen=True, tag="assert"):

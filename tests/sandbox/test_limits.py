@@ -57,6 +57,8 @@ def test_the_outermost_right_limits():
         (lambda: AssertTests((b"assert f(1)",)), r"AssertTests.asserts\[0\] must be text \(str\), got bytes"),
         (lambda: AssertTests((), setup=None), "AssertTests.setup must be text"),
         (lambda: CheckTests("", entry_point=None), "CheckTests.entry_point must be text"),
+        (lambda: CheckTests("", "f", select="0"), "CheckTests.select must be list or tuple, got str"),
+        (lambda: CheckTests("", "f", select=(0, 1.0)), r"CheckTests.select\[1\] must be a whole number .*, got 1.0"),
         (lambda: UnittestTests(3), "UnittestTests.source must be text"),
         (lambda: StdioTests("ab"), r"StdioTests.cases must be a list of \(stdin, stdout\), got str"),
         (lambda: StdioTests((("1", "2"), (1, 2))), r"StdioTests.cases\[1\] must be two texts .*, got \(1, 2\)"),
