@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import random
 from collections import Counter
 from typing import Any
@@ -98,7 +97,6 @@ class Fuzzer:
         )
         assert neighbour.ended.result().status == "ok"
         assert self.seen["neighbour"] == (jobs + 99) // 100
-        os.close(self.cell._stderr)
 
     async def _job(self, form: str) -> None:
         session = form == "session"

@@ -104,6 +104,7 @@ typedef struct {
     enum reason reason;
     uint64_t started_ns, deadline_ns, check_ns, interval_ns, cpu_ns, spent_us;
     uint64_t seen_ns, waited_ns, given_ns; /* waits for a processor: at the last look, in all, and given back */
+    uint64_t rest_ns, close_ns; /* how long no look at its memory is to follow the last; when a closer one may */
     uint32_t memory_kb, spawn_errno;
 } job;
 

@@ -13,10 +13,12 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BUSY_MS = 20, IDLE_MS = 250, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100 };
+enum { BUSY_MS = 20, IDLE_MS = 250 /* where hundreds sleep */, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100 };
 enum { WAITED_MS = 30000, WAITED_WALLS = 7 /* times its wall limit: a job is given back no more of its waits than either */ };
 enum { SOCKET_KB = 208 /* that one may have sent and nobody read */, PIPE_KB = 64, FEW_DESCRIPTORS = 256 };
 enum { WATCH_BYTES = 256 /* of one descriptor by one epoll */ };
+enum { MOST_SHARED = 8 /* times its limit: what processes may have that share pages, all counted for each */ };
+enum { REST = 3 /* times as long as a look took, no other follows: the server is for others, too */ };
 /* Areas of a process' memory, which the kernel holds too: each has a line. */
 enum { AREA_BYTES = 256, LINE_BYTES = 64, MOST_AREAS = 65530, MANY_LINES_BYTES = 1 << 16, WIDE_KB = 32 << 10 };
 enum { TICKS = 100 /* in a second, for /proc */, MAX_DEPTH = 256 /* as many processes as a job may have */ };
@@ -213,17 +215,25 @@ static bool over_output(const job *j) {
            lseek(j->solution.err, 0, SEEK_CUR) > j->limits.output_bytes;
 }
 
+/* Closer looks, which may take a second, are rarer the more jobs there are that may call for them; meanwhile the last counts. */
 static bool over_memory(const server *s, job *j, usage *total) {
+    uint64_t begun = now_ns();
     *total = usage_of(s, j->solution.pid, false, 0);
+    uint64_t end = now_ns();
+    j->rest_ns = (end - begun) * REST;
     j->many = total->processes > 1;
     if (j->by_cgroup) return false; /* the kernel holds it, and tells the peak at the end */
     uint64_t cap_kb = (uint64_t)j->limits.memory_mb << 10;
+    if (total->anonymous_kb > MOST_SHARED * cap_kb) return true; /* by shares they take seconds to read */
     uint32_t descriptors = total->descriptors > FEW_DESCRIPTORS ? total->descriptors : 0;
-    if (descriptors || (total->anonymous_kb > cap_kb && j->many))
+    if (descriptors || (total->anonymous_kb > cap_kb && j->many)) {
+        if (end < j->close_ns) return !j->many && total->anonymous_kb > cap_kb;
         *total = usage_of(s, j->solution.pid, j->many, descriptors);
-    if (total->anonymous_kb > cap_kb && j->many) { /* of processes that begin and end while they are read: once more */
-        usage again = usage_of(s, j->solution.pid, true, descriptors);
-        if (again.anonymous_kb < total->anonymous_kb) *total = again;
+        if (total->anonymous_kb > cap_kb && j->many) { /* of processes that begin and end while they are read: once more */
+            usage again = usage_of(s, j->solution.pid, true, descriptors);
+            if (again.anonymous_kb < total->anonymous_kb) *total = again;
+        }
+        j->close_ns = now_ns() + (now_ns() - end) * REST * s->live_count;
     }
     if (total->anonymous_kb + s->base_anon_kb > j->memory_kb) j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
     return total->anonymous_kb > cap_kb;
@@ -267,10 +277,11 @@ static bool extend(job *j, uint64_t now) {
 }
 
 static void check_solution(const server *s, job *j, uint64_t now) {
-    uint64_t cpu = cpu_of(j->solution.pid);
+    uint64_t cpu = cpu_of(j->solution.pid), idle_ms = BUSY_MS + s->live_count;
     bool active = cpu > j->cpu_ns + ACTIVE_US * 1000ull || j->many;
+    if (idle_ms > IDLE_MS) idle_ms = IDLE_MS;
     j->interval_ns = active ? BUSY_MS * 1000000ull : j->interval_ns * 2;
-    if (j->interval_ns > IDLE_MS * 1000000ull) j->interval_ns = IDLE_MS * 1000000ull;
+    if (j->interval_ns > idle_ms * 1000000ull) j->interval_ns = idle_ms * 1000000ull;
     j->cpu_ns = cpu;
     usage total = {.cpu_ns = cpu};
     if (active || now >= j->deadline_ns) give_back_waits(s, j);
@@ -286,15 +297,17 @@ static void check_job(const server *s, job *j, uint64_t now) {
         if (j->reason == NONE) j->reason = WALL;
         kill(j->judge.pid, SIGKILL);
     }
-    j->check_ns = now + j->interval_ns;
+    j->check_ns = now + (j->rest_ns > j->interval_ns ? j->rest_ns : j->interval_ns);
     if (j->check_ns > j->deadline_ns && now < j->deadline_ns) j->check_ns = j->deadline_ns;
 }
 
+/* A job that takes long to look at is the last for now: what came meanwhile goes first. */
 void jobs_sweep(server *s, uint64_t now) {
+    uint64_t late = now + BUSY_MS * 1000000ull;
     s->sweep_ns = 0;
     for (uint32_t i = 0; i < s->live_count; i++) {
         job *j = s->jobs[s->live[i]];
-        if (now >= j->check_ns) check_job(s, j, now);
+        if (now >= j->check_ns && now_ns() < late) check_job(s, j, now);
         if (s->sweep_ns == 0 || j->check_ns < s->sweep_ns) s->sweep_ns = j->check_ns;
     }
 }

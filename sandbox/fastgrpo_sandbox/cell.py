@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -71,16 +72,40 @@ class Cell(asyncio.Protocol):
         self._received = bytearray()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stderr = os.memfd_create("cell-stderr")
         self._last_words = ""
 
     async def start(self) -> None:
         """Returns when the fork server is ready. Raises SandboxUnavailable with what the jail said otherwise."""
         self._make_group()
-        ours, theirs = socket.socketpair()
+        try:
+            ours = self._launch()
+        except OSError as error:
+            if self._group is not None:
+                cgroup.remove(self._group)
+            raise SandboxUnavailable(f"the jail did not start: {error}") from None
+        loop = asyncio.get_running_loop()
+        connected = loop.create_task(loop.create_unix_connection(lambda: self, sock=ours))
+        try:
+            self._transport, _ = await asyncio.shield(connected)
+            await asyncio.wait_for(asyncio.shield(self._ready), START_DEADLINE_S)
+        except (TimeoutError, ConnectionError) as error:
+            await self.stop()
+            said = str(error) or self._last_words or f"no answer within {START_DEADLINE_S:.0f} s"
+            raise SandboxUnavailable(f"the jail did not start: {said}") from None
+        except asyncio.CancelledError:
+            self._transport, _ = await connected  # one turn of the loop: what is half connected cannot be stopped
+            await self.stop()
+            raise
+
+    def _launch(self) -> socket.socket:
+        """Starts bubblewrap; returns our end of its socket. Raises OSError, with nothing left open."""
         spec = json.dumps(self._spec | {"cgroup": str(self._group or "")})
         command = [sys.executable, "-I", "-S", str(HERE / "launch.py"), spec]
-        try:
+        with ExitStack() as opened:
+            self._stderr = os.memfd_create("cell-stderr")
+            opened.callback(os.close, self._stderr)
+            ours, theirs = socket.socketpair()
+            opened.enter_context(ours)
             with theirs:
                 self._process = subprocess.Popen(
                     command,
@@ -90,21 +115,8 @@ class Cell(asyncio.Protocol):
                     cwd="/",
                     close_fds=True,
                 )
-        except OSError:
-            if self._group is not None:
-                cgroup.remove(self._group)
-            raise
-        loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_unix_connection(lambda: self, sock=ours)
-        try:
-            await asyncio.wait_for(asyncio.shield(self._ready), START_DEADLINE_S)
-        except (TimeoutError, ConnectionError) as error:
-            await self.stop()
-            said = str(error) or self._last_words or f"no answer within {START_DEADLINE_S:.0f} s"
-            raise SandboxUnavailable(f"the jail did not start: {said}") from None
-        except asyncio.CancelledError:
-            await self.stop()
-            raise
+            opened.pop_all()
+        return ours
 
     async def stop(self) -> None:
         """Ends the jail and everything in it; returns when it is gone, or logs that it is not after STOP_DEADLINE_S."""

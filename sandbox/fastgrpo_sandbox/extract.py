@@ -149,7 +149,7 @@ def _first_error(text: str) -> int:
         parse(text)
     except SyntaxError as error:
         return (error.lineno or 1) - 1
-    except (ValueError, RecursionError, MemoryError, SystemError):
+    except (ValueError, SystemError):
         pass
     return 0
 
@@ -174,5 +174,5 @@ def _free_names(text: str) -> set[str]:
 def _parsed(text: str) -> ast.Module | None:
     try:
         return parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, SystemError):
+    except (SyntaxError, ValueError, SystemError):
         return None

@@ -54,6 +54,7 @@ MAX_SAID = 16 << 20  # bytes of all calls of one session, of which each counts a
 LEAST_SAID = 256  # since a call of four bytes, too, takes this process a tenth of a millisecond
 MAX_VALUES = 1 << 16  # of one session in this process at once: in its unanswered calls, or in its result
 MAX_ANSWER = 16 << 20
+NOT_PLAIN = (TypeError, ValueError, OverflowError, RecursionError)  # of msgspec: objects, texts, 2**64, nested values
 
 
 class Rejected(ValueError):
@@ -121,7 +122,7 @@ def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel
     """A session's job. Raises Rejected, also for inputs that are not plain data."""
     try:
         packed = msgspec.msgpack.encode(dict(inputs))
-    except (TypeError, ValueError) as error:
+    except NOT_PLAIN as error:
         raise Rejected(f"the session's inputs are not plain data: {error}") from None
     job = {"role": "session", "code": _source(code), "inputs": packed}
     return _checked(Parcel(limits, marshal.dumps(job), session=True))
@@ -198,7 +199,7 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
 def _count(tests: Tests) -> int:
     try:
         return count_tests(tests)
-    except (SyntaxError, IndexError, ValueError) as error:
+    except (SyntaxError, IndexError, ValueError, RecursionError) as error:
         raise Rejected(f"the tests cannot be counted: {error}") from None
 
 
@@ -307,6 +308,8 @@ class RunningSession(Running):
     def _answered(self, task: asyncio.Task[None], values: int) -> None:
         self._held -= values
         self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):  # such as an error whose text cannot be had
+            self._stop("infrastructure", f"no answer to a call: {type(error).__name__}", "host")
 
     async def _answer(self, call: _Call) -> None:
         try:
@@ -322,7 +325,7 @@ class RunningSession(Running):
             return self._stop("infrastructure", f"handler of {call.method!r}: {error!r}", "jail")
         try:
             body = msgspec.msgpack.encode(answer)
-        except (TypeError, ValueError) as error:
+        except NOT_PLAIN as error:
             return self._stop("infrastructure", f"answer to {call.method!r} is not plain data: {error}", "jail")
         if len(body) > MAX_ANSWER:
             return self._stop("infrastructure", f"answer to {call.method!r} has {len(body)} bytes", "jail")

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -92,7 +92,7 @@ class SandboxPool:
         self._loop: asyncio.AbstractEventLoop | None = None  # that it was opened in
         self._upkeep: set[asyncio.Task[None]] = set()
         self._cell_came = asyncio.Event()
-        self._first_session = asyncio.Lock()
+        self._session_cells: asyncio.Task[None] | None = None  # starts them, from the first session on
         self._broken: dict[Kind, str] = {}  # why the last cell of a kind could not be restarted
         self._counts: Counter[str] = Counter()
         self._waits: deque[float] = deque(maxlen=HISTORY)
@@ -158,11 +158,7 @@ class SandboxPool:
         require_loop(self._loop)
         if isinstance(tests, StdioTests):
             return await self._run_cases(code, files, tests, limits, order)
-        try:
-            parcel = pack_job(code, stdin, files or {}, tests, limits or self.limits)
-        except Rejected as error:
-            return self._count(Outcome("rejected", error=str(error), error_by="host"))
-        return await self._run_parcel(parcel, order)
+        return await self._run_packed(lambda: pack_job(code, stdin, files or {}, tests, limits or self.limits), order)
 
     async def _run_cases(
         self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None, order: int
@@ -186,13 +182,10 @@ class SandboxPool:
 
     async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits, order: int) -> Outcome:
         given, expected = tests.cases[case]
-        try:
-            parcel = pack_check(tests.checker, given, output, expected, limits)
-        except Rejected as error:
-            return Outcome("rejected", error=str(error), error_by="host")
-        return await self._run_parcel(parcel, order)
+        return await self._run_packed(lambda: pack_check(tests.checker, given, output, expected, limits), order)
 
-    async def _run_parcel(self, parcel: Parcel, order: int) -> Outcome:
+    async def _run_packed(self, pack: Callable[[], Parcel], order: int) -> Outcome:
+        """Packed once it is its turn: what waits, as a thousand cases of one code, takes no memory of its own."""
         self._counts["queued"] += 1
         try:
             await self._run_slots.acquire(order)
@@ -200,7 +193,10 @@ class SandboxPool:
             self._counts["queued"] -= 1
         began = time.perf_counter()
         try:
-            job = Running(await self._cell("run"), parcel)
+            job = Running(await self._cell("run"), pack())
+        except Rejected as error:
+            self._run_slots.release()
+            return self._count(Outcome("rejected", error=str(error), error_by="host"))
         except BaseException:
             self._run_slots.release()
             raise
@@ -274,10 +270,8 @@ class SandboxPool:
     async def _cell(self, kind: Kind) -> Cell:
         """The least busy cell of a kind; waits for one that is being replaced. Raises SandboxUnavailable once the last
         could not be restarted."""
-        if kind == "session":
-            async with self._first_session:  # a pool that opens none has no cells for them
-                if not self._of(kind) and kind not in self._broken:
-                    await self._start_cells(kind)
+        if kind == "session" and not self._closing:
+            await self._session_cells_begun()
         while True:
             if self._closing or not self._of(kind):
                 raise SandboxUnavailable(self._broken.get(kind) or "the pool is closed: use it inside its `async with`")
@@ -290,6 +284,19 @@ class SandboxPool:
                 return best
             self._cell_came.clear()
             await self._cell_came.wait()  # _replace sets it, whatever became of the new cell
+
+    async def _session_cells_begun(self) -> None:
+        """A pool that opens no session has no cells for them. All sessions wait for one start, which no session's end
+        cuts short. Raises SandboxUnavailable where it fails."""
+        start = self._session_cells
+        if start is None or (start.done() and not self._of("session") and "session" not in self._broken):
+            start = self._session_cells = asyncio.get_running_loop().create_task(self._start_cells("session"))
+            self._upkeep.add(start)
+            start.add_done_callback(self._upkeep.discard)
+        if not start.done():
+            await asyncio.wait({start})
+            if not start.cancelled():  # else the pool is closed
+                start.result()
 
     def _of(self, kind: Kind) -> list[Cell]:
         """Cells of a kind. One that is lost or retires is among them until its replacement is there or has failed."""

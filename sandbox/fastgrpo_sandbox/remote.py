@@ -33,8 +33,12 @@ PROBE_S = 30.0
 LOOK_S = 1.0  # how often a job that waits looks for itself
 ADDRESS = re.compile(r"https?://[^/\s:\[\]]+|https?://\[[^\s\[\]]+\]")
 LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")  # the user and the password in an address
+UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)  # that an answer, or a host's name, may raise
 MOST_BYTES = 8 << 20  # of cases in one request; a server takes 16 MiB
+MOST_ANSWER = 32 << 20  # bytes; an outcome has at most 24 MiB of captured output, where none of it was UTF-8
+MOST_SAID = 1000  # characters of a server's reason
 LOST_TRIES = 3  # of a job whose jail failed
+CLOSED = "the pool is closed: use it inside its `async with`"
 
 
 class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -94,6 +98,7 @@ class _Host:
 
     def is_full(self, retry_after_s: float) -> None:
         """The host has room for our other jobs, whose ends make more; without any it says how long to wait."""
+        self.fault = "its queue is full"
         self._room = max(1, self.in_flight - 1)
         if self.in_flight == 1:
             self._ready_at = time.monotonic() + retry_after_s
@@ -103,10 +108,11 @@ class RemotePool:
     """`async with RemotePool(["http://host:8080"], key=...) as pool: outcome = await pool.run(code, tests=...)`.
 
     Each job goes to the host that has the fewest of ours under way. A host that is full (429) is asked again when it
-    says, one that fails after a pause, and meanwhile the others; a job whose jail failed is run again elsewhere. key:
-    the servers' bearer key. in_flight: jobs, and so connections, for each host; the rest wait their turn here.
-    deadline_s: for one job from its turn on, all tries together; then its outcome is `infrastructure`.
-    Raises SandboxUnavailable on entry where no host runs a job, and ImportError without the extra `serve`.
+    says, after half a minute at most, one that fails after a pause, and meanwhile the others; a job whose jail failed
+    is run again elsewhere. key: the servers' bearer key. in_flight: jobs, and so connections, for each host; the rest
+    wait their turn here. deadline_s: for one job from its turn on, all tries together; then its outcome is
+    `infrastructure`. Raises SandboxUnavailable on entry where no host runs a job, and ImportError without the extra
+    `serve`.
     """
 
     def __init__(self, urls: Sequence[str], key: str = "", in_flight: int = 256, deadline_s: float = 600.0) -> None:
@@ -151,7 +157,7 @@ class RemotePool:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Drops what is under way, which the servers then end."""
+        """Drops what is under way, which the servers then end: its callers hear SandboxUnavailable."""
         if self._session is not None:
             await self._session.close()
 
@@ -231,12 +237,17 @@ class RemotePool:
         """One try on a host whose turn it is. None when it was full or failed, which the host then knows."""
         import aiohttp
 
-        assert self._session is not None, "a RemotePool runs jobs inside its `async with` block"
+        session = self._session
+        assert session is not None, "a RemotePool runs jobs inside its `async with` block"
         try:
-            async with asyncio.timeout(timeout_s), self._session.post(f"{host.url}/run", data=body) as response:
-                answer = await response.read()
+            if session.closed:
+                raise SandboxUnavailable(CLOSED)
+            async with asyncio.timeout(timeout_s), session.post(f"{host.url}/run", data=body) as response:
+                answer = await _body(response)
                 return _outcome(host, response.status, response.headers.get("Retry-After", ""), answer)
-        except (aiohttp.ClientError, OSError, TimeoutError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, *UNREADABLE) as error:
+            if session.closed:
+                raise SandboxUnavailable(CLOSED) from None
             host.failed(LOGIN.sub("", str(error)) or type(error).__name__)
             return None
         finally:
@@ -263,14 +274,24 @@ class RemotePool:
         }
 
 
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """An answer's body. Raises ValueError where it is longer than any outcome."""
+    answer = bytearray()
+    async for part in response.content.iter_any():
+        answer += part
+        if len(answer) > MOST_ANSWER:
+            raise ValueError(f"an answer of more than {MOST_ANSWER} bytes")
+    return bytes(answer)
+
+
 def _outcome(host: _Host, status: int, retry_after: str, answer: bytes) -> Outcome | None:
-    """An answer's outcome. Raises msgspec.DecodeError and UnicodeDecodeError for what is not one."""
+    """An answer's outcome. Raises one of UNREADABLE for what is not one."""
     if status == 200:
         outcome = msgspec.msgpack.decode(answer, type=Outcome)
         host.answered()
         return outcome
     if status == 429:
-        host.is_full(float(retry_after) if retry_after.isdigit() else PAUSE_S)
+        host.is_full(min(float(retry_after), MAX_PAUSE_S) if retry_after.isdecimal() else PAUSE_S)
         return None
     said = _sentence(answer) or f"HTTP {status}"
     if status in (413, 422):
@@ -282,6 +303,6 @@ def _outcome(host: _Host, status: int, retry_after: str, answer: bytes) -> Outco
 def _sentence(answer: bytes) -> str:
     try:
         body: Any = msgspec.json.decode(answer)
-        return str(body["error"])
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return str(body["error"])[:MOST_SAID]
+    except (*UNREADABLE, KeyError, TypeError):
         return ""

@@ -52,6 +52,8 @@ def explain(said: str) -> str:
             "this container forbids namespaces or mounts: start it with `docker run --security-opt seccomp=unconfined "
             "--security-opt apparmor=unconfined --security-opt systempaths=unconfined` (or as a privileged pod)."
         )
+    if "Too many open files" in said:
+        return "this process may open no more files: raise its limit with `ulimit -n`, a cell takes three."
     if "ModuleNotFoundError" in said:
         return "install that module beside fastgrpo_sandbox, or leave it out of `preload`."
     return "run `python -m fastgrpo_sandbox` and send its output with a bug report."

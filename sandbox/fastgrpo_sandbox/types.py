@@ -50,7 +50,8 @@ class Limits(msgspec.Struct, frozen=True):
     wall_s and cpu_s are seconds; what a job waits for a processor, at most 7 wall_s and 30 s, does not count in wall_s:
     else its neighbours would decide about its verdict. memory_mb (MiB) bounds each process' address space growth and
     what all processes of the job hold: by cgroup everything, /tmp and captured output too; by polling (see
-    Outcome.memory_by) their private pages as seen every 20 ms. processes counts threads too, and is at most 256;
+    Outcome.memory_by) their private pages as seen every 20 ms, those that they share once, but in all, counted for
+    each, no more than eight times memory_mb. processes counts threads too, and is at most 256;
     output_bytes bounds stdout and stderr each, but where a verdict asks for neither, as of asserts, a check or
     unittest: there a job may print 4 MiB, of which so much is kept. tmp_mb sizes the private /tmp; files is the number
     of open descriptors. Memory that processes share without a file is denied, since polling would not count it. CPU
@@ -105,6 +106,9 @@ class CheckTests(msgspec.Struct, frozen=True, tag="check"):
     def __post_init__(self) -> None:
         for name in ("source", "entry_point", "setup"):
             require_text(f"CheckTests.{name}", getattr(self, name))
+        require_kind("CheckTests.select", self.select, (list, tuple))
+        for number, index in enumerate(self.select or ()):
+            require_whole(f"CheckTests.select[{number}]", index, 0)
 
 
 class AssertTests(msgspec.Struct, frozen=True, tag="assert"):

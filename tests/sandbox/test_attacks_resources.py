@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
 
 import pytest
 
-from fastgrpo_sandbox import Limits, cgroup
+from fastgrpo_sandbox import Limits, Outcome, SandboxPool, cgroup
 from tests.sandbox.conftest import PRELUDE, descendants
 
 pytestmark = [pytest.mark.jail, pytest.mark.usefixtures("steady")]
@@ -268,6 +269,88 @@ for _ in range(6):
 for _ in range(6): os.wait()
 """
     assert pool.run(code, limits=Limits(memory_mb=150)).status == "ok"
+
+
+def test_08_forks_of_a_job_that_has_slept_are_seen(pool):
+    """Three children hold 120 MB for 0.12 s, between the looks at 1.05 and 1.3 s that there were."""
+    code = """
+import os, time
+time.sleep(1.07)
+for _ in range(3):
+    if os.fork() == 0:
+        x = bytearray(40 << 20)
+        time.sleep(0.12); os._exit(0)
+for _ in range(3): os.wait()
+"""
+    outcomes = [pool.run(code, limits=Limits(memory_mb=60)).status for _ in range(3)]
+    assert outcomes.count("memory") >= 2
+
+
+def test_08_no_page_is_lent_to_a_socket(lines):
+    """A socket counts the bytes and holds their pages: 8 pairs, each sent a byte of every page, held 270 MB that no limit
+    counted. What Python's library does with these calls it does without them."""
+    code = """
+import shutil, socket
+file = open("f", "w+b"); file.write(b"said"); file.flush()
+a, b = socket.socketpair()
+reader, writer = os.pipe2(os.O_DIRECT)
+os.write(writer, b"x")
+print(raised(os.splice, reader, a.fileno(), 1), sysno(276, reader, writer, 1, 0), raised(os.sendfile, a.fileno(), file.fileno(), 0, 1))
+shutil.copyfile("f", "g")
+print(open("g").read(), a.sendfile(open("g", "rb")), b.recv(9), os.copy_file_range(file.fileno(), os.open("h", os.O_RDWR | os.O_CREAT), 4, 0))
+"""
+    assert lines(code) == ["EPERM EPERM EPERM", "said 4 b'said' 4"]
+
+
+def test_08_stdin_is_no_second_tmp(lines):
+    """A memory file, which no limit counts: it keeps its size."""
+    code = """
+print(raised(os.pwrite, 0, b"x", 5), raised(os.ftruncate, 0, 1 << 20), raised(os.ftruncate, 0, 0))
+print(raised(os.posix_fallocate, 0, 0, 1 << 20), sys.stdin.read())
+"""
+    assert lines(code, stdin="given") == ["EPERM EPERM EPERM", "EPERM given"]
+
+
+def test_08_shared_pages_that_take_long_to_read_hold_up_no_neighbour():
+    """19 processes that share 200 MB: a look at their shares takes a third of a second, and looks followed one another."""
+    code = """
+import mmap, os, time
+m = mmap.mmap(-1, 200 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, 200 << 20, 4096): m[at] = 1
+for _ in range(18):
+    if os.fork() == 0: time.sleep(30)
+print("held", flush=True)
+time.sleep(30)
+"""
+
+    async def main() -> tuple[int, Outcome]:
+        async with SandboxPool(cells=1) as pool:
+            attack = asyncio.ensure_future(pool.run(code, limits=Limits(wall_s=7)))
+            await asyncio.sleep(3)
+            neighbours = 0
+            while not attack.done():
+                assert (await pool.run("print(1)")).status == "ok"
+                neighbours += 1
+            return neighbours, await attack
+
+    neighbours, attack = asyncio.run(main())
+    assert (attack.status, attack.stdout) == ("timeout", "held\n")
+    assert neighbours > 100  # there were 12
+
+
+@pytest.mark.skipif(cgroup.find_base().folder is not None, reason="a cgroup counts shared pages once, at every moment")
+def test_08_pages_shared_by_too_many_processes_are_not_weighed(pool):
+    """31 processes that share 300 MB of 512: a second for each look, in which they could have made them their own."""
+    code = """
+import mmap, os, time
+m = mmap.mmap(-1, 300 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, 300 << 20, 4096): m[at] = 1
+for _ in range(30):
+    if os.fork() == 0: time.sleep(20)
+time.sleep(20)
+"""
+    outcome = pool.run(code, limits=Limits(wall_s=15))
+    assert (outcome.status, outcome.wall_s < 10) == ("memory", True)
 
 
 def test_08_shared_pages_of_forks_that_begin_and_end_while_they_are_read_count_once(pool):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -14,8 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
+import uvloop
 
-from fastgrpo_sandbox import Limits, SandboxPool, cell
+from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable, StdioTests, cell
 from fastgrpo_sandbox import pool as pool_module
 from tests.sandbox.conftest import REPOSITORY, descendants
 
@@ -37,8 +39,12 @@ def server_of(pool: SandboxPool) -> int:
 
 
 def _only_child(pid: int) -> int:
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(child)
+    (child,) = _children(pid)
+    return child
+
+
+def _children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def _comm(pid: int) -> str:
@@ -174,6 +180,85 @@ def test_a_closed_pool_leaves_no_process_and_no_descriptor():
     assert len(set(os.listdir("/proc/self/fd")) - before) == 0
 
 
+@pytest.mark.parametrize("refused", ["subprocess.Popen", "socket.socketpair", "os.memfd_create"])
+def test_a_machine_that_refuses_a_cell_says_why_and_nothing_is_left(refused, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def begin():
+        async with SandboxPool(cells=2):
+            pass
+
+    async def again():
+        before = os.listdir("/proc/self/fd")
+        monkeypatch.setattr(f"fastgrpo_sandbox.cell.{refused}", refuse)
+        with pytest.raises(SandboxUnavailable, match=r"did not start: .* Too many open files; .* `ulimit -n`"):
+            await begin()
+        monkeypatch.undo()
+        return len(os.listdir("/proc/self/fd")) - len(before)
+
+    assert asyncio.run(again()) == 0
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_start_that_is_cancelled_leaves_no_process_and_no_descriptor(factory):
+    """It left bubblewraps that were starting and, under uvloop, two descriptors of each."""
+
+    async def begin():
+        before = len(os.listdir("/proc/self/fd"))
+        pools = [asyncio.ensure_future(SandboxPool(cells=2).__aenter__()) for _ in range(3)]
+        while not _children(os.getpid()):
+            await asyncio.sleep(0)
+        for number, pool in enumerate(pools):
+            await asyncio.sleep(0.02 * number)
+            pool.cancel()
+        await asyncio.wait(pools)
+        return _children(os.getpid()), len(os.listdir("/proc/self/fd")) - before
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(begin())  # a loop's first has the loop's own, which stay
+        before = _children(os.getpid())
+        children, descriptors = runner.run(begin())
+    assert (children - before, descriptors) == (set(), 0)
+
+
+def test_a_first_session_that_is_cancelled_leaves_all_cells_to_others():
+    """The cells that had started were all that sessions ever had."""
+
+    async def session(pool):
+        async with pool.session("async def main(call): return 1", None) as opened:
+            return await opened.outcome()
+
+    async def work(pool):
+        first = asyncio.ensure_future(session(pool))
+        while pool.stats()["cells"] < 4:
+            await asyncio.sleep(0)
+        first.cancel()
+        outcome = await session(pool)
+        return first.cancelled(), outcome.value, pool.stats()["cells"]
+
+    assert in_pool(work, cells=3) == (True, 1, 6)
+
+
+def test_what_waits_is_not_packed(monkeypatch):
+    """300 cases of a code of 4 MiB took 1.3 GB of this process."""
+    packed, whole = 0, pool_module.pack_job
+
+    def pack(*arguments):
+        nonlocal packed
+        packed += 1
+        return whole(*arguments)
+
+    async def work(pool):
+        monkeypatch.setattr(pool_module, "pack_job", pack)
+        job = asyncio.ensure_future(pool.run(SLEEP, tests=StdioTests(cases=(("", ""),) * 40)))
+        await _running(pool, 8)
+        job.cancel()
+        return packed, pool.stats()["queued"]
+
+    assert in_pool(work) == (8, 32)
+
+
 HOST = """
 import asyncio, os
 from fastgrpo_sandbox import Limits, SandboxPool
@@ -276,8 +361,6 @@ def test_a_host_loop_that_stands_still_loses_nothing():
 
 
 def test_uvloop_works_too():
-    uvloop = pytest.importorskip("uvloop")
-
     async def main():
         async with SandboxPool(cells=1) as pool:
             return await pool.run("print('uv')")

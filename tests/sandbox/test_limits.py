@@ -57,6 +57,8 @@ def test_the_outermost_right_limits():
         (lambda: AssertTests((b"assert f(1)",)), r"AssertTests.asserts\[0\] must be text \(str\), got bytes"),
         (lambda: AssertTests((), setup=None), "AssertTests.setup must be text"),
         (lambda: CheckTests("", entry_point=None), "CheckTests.entry_point must be text"),
+        (lambda: CheckTests("", "f", select="0"), "CheckTests.select must be list or tuple, got str"),
+        (lambda: CheckTests("", "f", select=(0, 1.0)), r"CheckTests.select\[1\] must be a whole number .*, got 1.0"),
         (lambda: UnittestTests(3), "UnittestTests.source must be text"),
         (lambda: StdioTests("ab"), r"StdioTests.cases must be a list of \(stdin, stdout\), got str"),
         (lambda: StdioTests((("1", "2"), (1, 2))), r"StdioTests.cases\[1\] must be two texts .*, got \(1, 2\)"),
@@ -145,8 +147,12 @@ def test_what_is_printed_on_the_way_decides_nothing(pool: Any, form: str) -> Non
         (StdioTests(cases=(("1", "2" * (5 << 20)),), checker="def checker(*_): return True"), ""),
         (AssertTests(asserts=("assert f(1) ==",)), "the tests cannot be compiled: "),
         (UnittestTests(source="def"), "the tests cannot be counted: "),
+        (UnittestTests(source="x = " + "-" * 20_000 + "1"), "the tests cannot be counted: nested too deeply"),
+        (CheckTests("def check(f): assert f" + ".f" * 30_000, "f"), "the tests cannot be counted: nested too deeply"),
+        (CheckTests("def check(f): assert 1" + "+1" * 700, "f"), "the tests cannot be counted: maximum recursion"),
+        (AssertTests(("assert f",), setup="x = " + "lambda: " * 5_000 + "1"), "the tests cannot be compiled: nested"),
     ],
-    ids=range(7),
+    ids=range(11),
 )
 def test_tests_that_no_code_can_pass_are_known_before_any_runs(tests: Tests, said: str) -> None:
     assert refusal(tests).startswith(said)

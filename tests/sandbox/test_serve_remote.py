@@ -132,6 +132,29 @@ def test_a_full_host_is_asked_again_when_it_says():
     assert times[1] - times[0] >= 0.99
 
 
+@pytest.mark.parametrize("said", ["\u00b2", "9" * 400, "-1", "Wed, 21 Oct 2026 07:28:00 GMT"])
+def test_a_full_host_is_left_alone_for_half_a_minute_at_most(said, monkeypatch):
+    """Whatever it says: a number that is none ended a job with a ValueError, one of years the host's use."""
+    monkeypatch.setattr(remote, "PAUSE_S", 0.1)
+    monkeypatch.setattr(remote, "MAX_PAUSE_S", 0.1)
+    asked = 0
+
+    async def full_once(_: dict[str, Any]) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=429, headers={"Retry-After": said}) if asked == 1 else outcome()
+
+    assert with_hosts(lambda pool: pool.run("x"), Host(full_once), deadline_s=20).status == "ok"
+
+
+def test_hosts_that_stay_full_are_named():
+    async def full(_: dict[str, Any]) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": "30"})
+
+    found = with_hosts(lambda pool: pool.run("x"), Host(full), deadline_s=0.3)
+    assert (found.status, found.error.endswith(": its queue is full")) == ("infrastructure", True)
+
+
 def test_a_full_host_is_passed_over():
     async def full(_: dict[str, Any]) -> web.Response:
         return web.Response(status=429, headers={"Retry-After": "30"})
@@ -170,7 +193,23 @@ async def _lost(_: dict[str, Any]) -> web.Response:
     return outcome("infrastructure", error="the jail failed")
 
 
-@pytest.mark.parametrize("failing", [_broken, _unauthorised, _no_outcome, _another, _no_text, _lost])
+async def _nested(_: dict[str, Any]) -> web.Response:
+    body = b"\x82\xa6status\xa2ok\xa5value" + b"\x91" * 100_000 + b"\xc0"
+    return web.Response(body=body, content_type="application/msgpack")
+
+
+async def _nested_error(_: dict[str, Any]) -> web.Response:
+    return web.Response(body=b"[" * 100_000, status=500)
+
+
+async def _endless(_: dict[str, Any]) -> web.Response:
+    return web.Response(body=b"\xc4" * (remote.MOST_ANSWER + 1), content_type="application/msgpack")
+
+
+FAILING = [_broken, _unauthorised, _no_outcome, _another, _no_text, _lost, _nested, _nested_error, _endless]
+
+
+@pytest.mark.parametrize("failing", FAILING)
 def test_a_failing_host_is_replaced_by_another(failing):
     bad, good = Host(failing), Host()
 
@@ -214,6 +253,24 @@ def test_a_host_that_never_answers_ends_by_the_deadline():
     assert (found.status, "within 0 s" in found.error) == ("infrastructure", True)
 
 
+def test_jobs_of_a_closed_pool_hear_it():
+    """Those under way, those that wait for a turn, and later ones."""
+
+    async def silent(_: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(60)
+        return outcome()
+
+    async def work(pool: RemotePool) -> list[Any]:
+        jobs = [asyncio.ensure_future(pool.run("x")) for _ in range(4)]
+        while pool.stats()["running"] < 2:
+            await asyncio.sleep(0.01)
+        await pool.aclose()
+        return [*await asyncio.gather(*jobs, pool.run("x"), return_exceptions=True)]
+
+    ends = with_hosts(work, Host(silent), in_flight=2)
+    assert [(type(end), str(end)) for end in ends] == [(SandboxUnavailable, remote.CLOSED)] * 5
+
+
 def test_what_cannot_be_sent_is_rejected():
     async def work(pool: RemotePool) -> list[Outcome]:
         return [await pool.run("\ud800"), await pool.run("x", files={"a": "\ud800"})]
@@ -254,6 +311,11 @@ def test_a_login_in_an_address_is_not_told(caplog):
 def test_no_server_is_one_sentence():
     with pytest.raises(SandboxUnavailable, match=r"no jail server works: http://127.0.0.1:9: .*; http://127.0.0.1:19"):
         entered("http://127.0.0.1:9/", "http://127.0.0.1:19")
+
+
+def test_a_host_that_has_no_name_is_one_sentence():
+    with pytest.raises(SandboxUnavailable, match=r"no jail server works: http://a\.\.b:80: "):
+        entered("http://a..b:80")
 
 
 @pytest.mark.parametrize("urls", ["http://127.0.0.1:8080", []])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import resource
 from pathlib import Path
 
@@ -108,8 +109,41 @@ def test_every_bad_session_has_its_outcome(pool, code, status, said):
     assert said in outcome.error
 
 
-def test_inputs_that_are_not_plain_are_rejected(pool):
-    assert session(pool, "async def main(call, x): pass", inputs={"x": object()}).status == "rejected"
+NOT_PLAIN = {
+    "object": object(),
+    "integer": 2**64,
+    "text": "\ud800",
+    "nested": functools.reduce(lambda x, _: [x], range(5000), 1),
+}
+
+
+@pytest.mark.parametrize("value", NOT_PLAIN.values(), ids=NOT_PLAIN)
+def test_inputs_that_are_not_plain_are_rejected(pool, value):
+    assert session(pool, "async def main(call, x): pass", inputs={"x": value}).status == "rejected"
+
+
+@pytest.mark.parametrize("value", NOT_PLAIN.values(), ids=NOT_PLAIN)
+def test_an_answer_that_is_not_plain_is_infrastructure_at_once(pool, value):
+    """A number of 65 bits let the session wait for its answer until its time was over, which was its own fault."""
+
+    async def handler(method, params):
+        return value
+
+    outcome = session(pool, "async def main(call): return await call('x')", handler)
+    assert outcome.status == "infrastructure"
+    assert outcome.error.startswith("answer to 'x' is not plain data: ")
+
+
+def test_an_error_that_has_no_text_is_infrastructure(pool):
+    class Mute(Exception):
+        def __repr__(self):
+            raise ValueError
+
+    async def handler(method, params):
+        raise Mute
+
+    outcome = session(pool, "async def main(call): return await call('x')", handler)
+    assert (outcome.status, outcome.error) == ("infrastructure", "no answer to a call: ValueError")
 
 
 def test_a_handler_may_run_jobs(pool):

@@ -10,7 +10,8 @@ ATTEMPTS = 10
 
 
 def parse(source: str) -> ast.Module:
-    """`ast.parse(source)` with its errors and without its warnings, also beside other threads.
+    """`ast.parse(source)` without its warnings, also beside other threads. Raises SyntaxError, also for what is nested
+    too deeply, and ValueError.
 
     CPython 3.11 before 3.11.8 counts the recursion of all trees under construction in one place (gh-106905): another
     thread, or a collection of garbage, in the middle of one makes it a SystemError, which says nothing of the source.
@@ -22,6 +23,8 @@ def parse(source: str) -> ast.Module:
                 return ast.parse(source)
             except SystemError:
                 continue
+            except (RecursionError, MemoryError):  # the latter is the parser's, of its stack
+                raise SyntaxError("nested too deeply") from None
         return ast.parse(source)
 
 
