@@ -46,7 +46,7 @@ class Raises:
         return re.search(pattern, str(self.value)) is not None or fail(f"{pattern!r} is not in it")
 
 
-class approx:
+class approx:  # noqa: PLW1641 - nor has pytest's a hash
     """pytest.approx of a number, or of numbers in a list, tuple or dict."""
 
     def __init__(self, expected, rel=None, abs=None, nan_ok=False):
