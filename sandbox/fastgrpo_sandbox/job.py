@@ -20,6 +20,7 @@ from fastgrpo_sandbox.guest.instrument import (
     compile_setup,
     compile_unittest,
     imported_modules,
+    own_names,
     special_words,
     unimported_modules,
     unittest_names,
@@ -190,6 +191,7 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
             "role": "unittest",
             "names": unittest_names(tests.source),
             "tests": compile_unittest(whole),
+            "own": own_names(whole),
         }
         job["classes"] = frozenset(name for name in wanted_names(whole).names if name[:1].isupper())
         return job | {"lent": unimported_modules(whole), "modules": imported_modules(whole), "mocks": "mock" in whole}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import marshal
+import symtable
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
@@ -155,6 +156,19 @@ def imported_modules(source: str) -> tuple[str, ...]:
     return tuple(
         sorted(imported | {_place(node.value, bound) for node in nodes if isinstance(node, ast.Attribute)} - {""})
     )
+
+
+@lru_cache(CACHED)
+def own_names(source: str) -> tuple[str, ...]:
+    """The names that `source` gives a value at its top level and does not change later. Raises SyntaxError."""
+    tree = hoisted(parse(source))
+    nodes = list(ast.walk(tree))
+    if "globals" in _read(nodes):
+        return ()
+    changed = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    symbols = symtable.symtable(ast.unparse(tree), "tests.py", "exec").get_symbols()
+    bound = {each.get_name() for each in symbols if each.is_assigned() or each.is_imported()}
+    return tuple(sorted(bound - changed))
 
 
 def unimported_modules(source: str) -> dict[str, str]:
