@@ -58,8 +58,8 @@ HOLDING = ("__contains__", "__iter__", "__getitem__", "__len__")
 LOOKED_THROUGH = ("CountEqual", "SequenceEqual", "SetEqual")
 CONTAINERS = (list, tuple, dict, set, frozenset)
 # What leads from a value to the rest of the program.
-APART = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.CodeType)
-APART += (types.FrameType, types.TracebackType, types.CoroutineType)
+APART: tuple[type, ...] = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+APART += (types.CodeType, types.FrameType, types.TracebackType, types.CoroutineType)
 PLAIN = frozenset({int, float, complex, bool, str, bytes, types.NoneType})
 MOST_PARTS = 20_000  # of the library's objects that are looked into for one value
 _meant: frozenset[str] = frozenset()
@@ -70,7 +70,7 @@ def guard(case: type, classes: frozenset[str], tests: types.CodeType) -> None:
     """Makes the comparing assertions of unittest.TestCase fail on such objects, and unittest's own `_ShouldStop`, which
     passes the test that raises it, an exception like any other. `classes` are those of the solution's that the tests
     name, and so mean as they are."""
-    global _meant, _codes  # noqa: PLW0603 - set once a job, and watched like what else is here
+    global _meant, _codes  # set once a job, and watched like what else is here
     _meant, _codes = classes, frozenset(_codes_in(tests))
     sys.modules[case.__module__]._ShouldStop = ()  # type: ignore[attr-defined]  # `except ()` catches nothing
     for name in COMPARING:
@@ -205,11 +205,11 @@ def _parts(value: Any) -> list[Any]:
     kind = type(value)
     if kind in (weakref.ProxyType, weakref.CallableProxyType):
         return [_referent(value)]
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, getattr(numpy, "ndarray", ())):
-        return numpy.ndarray.tolist(numpy.ndarray.ravel(value)) if value.dtype.hasobject else []
+    array: Any = getattr(sys.modules.get("numpy"), "ndarray", None)
+    if array is not None and isinstance(value, array):
+        return array.tolist(array.ravel(value)) if array.dtype.__get__(value).hasobject else []
     found = gc.get_referents(value)
-    if not isinstance(value, CONTAINERS) and _has_own(kind, HOLDING):  # the library's == of it asks for these
+    if not isinstance(value, CONTAINERS) and _has_own(kind, HOLDING):  # type: ignore[arg-type]  # the library's == of it asks for these
         if isinstance(value, Mapping):
             found += [*value.keys(), *value.values()]
         elif isinstance(value, Set):
