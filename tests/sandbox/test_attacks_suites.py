@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastgrpo_sandbox import BlockingSandboxPool, Limits, UnittestTests
+from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, CheckTests, Limits, UnittestTests
 
 pytestmark = pytest.mark.jail
 
@@ -224,3 +224,83 @@ def test_arrays_of_objects_are_looked_at():
         right = "import numpy as np\ndef f(x): return np.array([2, 2], dtype=object)"
         outcome = numpy_pool.run(right, tests=tests)
         assert outcome.tests == (True,) * 4, outcome.error
+
+
+PAIRS = """
+    all(a == b for a, b in zip(f(2), [0, 1]))
+    not [1 for a, b in zip([0, 1], f(2)) if a != b]
+    all(abs(a - b) < 1e-6 for n, (a, b) in enumerate(zip(f(2), (0, 1))))
+    all(map(lambda pair: pair[0] == pair[1], zip(f(2), [0, 1], [0, 1])))
+    len(set(zip(f(2), [0, 1]))) == len(list(zip(f(2), [0, 1]))) or f(2) == []
+"""
+# Of these nothing is wanted that an empty answer lacks.
+FREE = """
+    all(a < b for a, b in zip(f(1), f(1)[1:]))
+    all(all(a == b for a, b in zip(f(n), [0, 1])) for n in (0, 2))
+    all(a == b for a, b in zip(f(0), []))
+    list(zip(f(0), range(3))) == []
+    (lambda n: list(zip(f(n), [0, 1])))(0) == []
+"""
+NAMED = "want = [0, 1]\nassert all(a == b for a, b in zip(f(2), want))"
+FREELY = (
+    "given = [1, 2]\nassert all(a == b for a, b in zip(f(0, given), given))",
+    "for n in (0, 2):\n    got = list(zip(f(n), [0, 1]))\nassert got",
+)
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("empty", ["[]", "()", "''", "{}", "iter([])", "(x for x in [])"])
+def test_nothing_is_no_answer_where_a_list_of_what_is_wanted_stands_beside_it(pool, empty):
+    asserts = [*(f"assert {line}" for line in lines(PAIRS)), NAMED]
+    bodies = [line.replace("\n", "\n        ") for line in asserts]
+    checks = "".join(f"    {line}\n".replace("f(", "candidate(") for line in asserts[:-1])
+    forms = (
+        AssertTests(tuple(asserts)),
+        CheckTests(f"def check(candidate):\n{checks}", "f"),
+        suite(*bodies, "for a, b in zip(f(2), [0, 1]): self.assertEqual(a, b)"),
+        suite(
+            "got = f(2)\n        want = [0, 1]\n        for n, (a, b) in enumerate(zip(want, got)): self.assertEqual(a, b)"
+        ),
+    )
+    for tests in forms:
+        wrong = pool.run(f"def f(n): return {empty}", tests=tests)
+        assert not any(wrong.tests), wrong
+        assert all(pool.run("def f(n): return list(range(n))", tests=tests).tests)
+        assert all(pool.run("def f(n): return tuple(range(n))", tests=tests).tests)
+
+
+def test_a_right_answer_may_be_empty(pool):
+    asserts = [*(f"assert {line}" for line in lines(FREE)), *FREELY]
+    loop = "for a, b in zip(f(n), [0, 1]): self.assertEqual(a, b)"
+    forms = (
+        AssertTests(tuple(asserts)),
+        suite(
+            *(line.replace("\n", "\n        ") for line in asserts),
+            f"for n in (0, 2):\n            {loop}",
+            "self.helper(0)",
+            before=f"class Base:\n    def helper(self, n):\n        {loop}",
+        ),
+    )
+    code = "def f(n, given=None): return list(range(n))"
+    assert all(pool.run(code, tests=forms[0]).tests)
+    tests = UnittestTests(forms[1].source.replace("(unittest.TestCase):", "(unittest.TestCase, Base):"))
+    outcome = pool.run(code, tests=tests)
+    assert all(outcome.tests), outcome
+
+
+def test_an_empty_array_is_less_than_none_by_numpys_functions():
+    pytest.importorskip("numpy")
+    vain = ("np.less(f(0, 1), [1, 2]).all()", "np.all(np.greater_equal([1, 2], f(0, 1)))")
+    right = (
+        "np.less(f(2), [1, 2]).all()",
+        "np.less(f(0), 5).all()",
+        "np.all(np.greater_equal(f(0), 0))",
+        "np.less(f(0), []).all()",
+    )
+    tests = AssertTests(tuple(f"assert {line}" for line in (*vain, *right)), "import numpy as np")
+    with BlockingSandboxPool(cells=1, preload=("numpy",)) as numpy_pool:
+        outcome = numpy_pool.run("import numpy as np\ndef f(*shape): return np.zeros(shape)", tests=tests)
+    assert outcome.tests == (False, False, True, True, True, True)
