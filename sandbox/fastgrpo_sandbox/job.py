@@ -164,7 +164,7 @@ def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     job: dict[str, Any] = {"role": "judge", "lines": None, "needed": _needed(tests)}
     job["special"] = special_words(tests.setup, *(tests.asserts if isinstance(tests, AssertTests) else (tests.source,)))
     with _compiling():
-        job["setup"] = compile_setup(tests.setup)
+        job["setup"], job["modules"] = compile_setup(tests.setup), wanted_names(tests.setup).modules
         if isinstance(tests, AssertTests):
             lines = [(compile_asserts(line), tuple(wanted_names(line))) for line in tests.asserts]
             return job | {"lines": lines}

@@ -194,16 +194,24 @@ def _is_at_hand(node: ast.expr) -> bool:
     return isinstance(node.operand if isinstance(node, ast.UnaryOp) else node, ast.Constant | ast.Name)
 
 
-class _Builtins(ast.NodeTransformer):
-    """`len` becomes `__builtins__.len`: the tests run in the solution's namespace, where it may be another."""
+class _Meant(ast.NodeTransformer):
+    """`len` becomes `__builtins__.len`, and `math`, which the tests do not import, `__lent_math__`: the tests run in
+    the solution's namespace, where either may be another, and where it is no import of the solution's."""
 
-    def __init__(self, names: set[str]) -> None:
-        self._names = names
+    def __init__(self, builtin: set[str], lent: Iterable[str]) -> None:
+        self._builtin, self._lent = builtin, frozenset(lent)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id not in self._names:
+        if node.id in self._lent:
+            return ast.copy_location(_name(lent_name(node.id)), node)
+        if node.id not in self._builtin:
             return node
         return ast.copy_location(ast.Attribute(_name("__builtins__"), node.id, ast.Load()), node)
+
+
+def lent_name(module: str) -> str:
+    """By which tests have a module that they do not import."""
+    return f"__lent_{module}__"
 
 
 def _own_builtins(source: str) -> set[str]:
@@ -227,7 +235,8 @@ def compile_unittest(source: str) -> bytes:
     tree = hoisted(parse(source))
     tree.body = [node for node in tree.body if not _starts_tests(node)]
     tree = _Guarded().visit(_Paired(loops=True).visit(tree))
-    tree = ast.fix_missing_locations(_Builtins(_own_builtins(source)).visit(tree))
+    meant = _Meant(_own_builtins(source), unimported_modules(source))
+    tree = ast.fix_missing_locations(meant.visit(tree))
     return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True))
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import _jail
 
 from . import arrays, honest
+from .instrument import lent_name
 from .known import library_place
 from .wire import result_body
 
@@ -50,9 +51,8 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     space["__name__"] = "__main__"  # for the tests
     changed = not is_same(before | bare, fingerprint() | functions(lent)) or space.get("__builtins__") is not builtins
     guards = {"__compare__": honest.compare, "__subtract__": honest.subtract, "__agree__": honest.agree}
-    guards["__some__"] = arrays.some
+    guards |= {"__some__": arrays.some, **_lent(space, job["lent"])}
     space |= guards
-    _lend(space, job["lent"])
     if not changed:
         exec(tests, space)
         made = own(space, job["own"], case)
@@ -124,17 +124,19 @@ def _fingerprint() -> dict[tuple[str, ...], Any]:
     return found
 
 
-def _lend(space: dict[str, Any], modules: dict[str, str]) -> None:
-    """Gives the tests the modules that they use without an import, unless the solution has imported what goes by that
-    name: a class `np` of its own would answer for numpy."""
+def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
+    """The modules that the tests use without an import, by the names that they have there (instrument.py): what the
+    solution has imported by its name, or else the module, since a class `np` of its own would answer for numpy."""
+    found: dict[str, Any] = {}
     for name, module in modules.items():
-        value = space.pop(name, None)
+        value = space.get(name)
         is_imported = isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
         if is_imported or library_place(value) is not None:  # as by `from datetime import datetime`
-            space[name] = value
+            found[lent_name(name)] = value
         else:
             with contextlib.suppress(ImportError):
-                space[name] = importlib.import_module(module)
+                found[lent_name(name)] = importlib.import_module(module)
+    return found
 
 
 def _imported(names: tuple[str, ...]) -> tuple[str, ...]:
