@@ -13,6 +13,7 @@ from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.extract import defined_names
 from fastgrpo_sandbox.guest.instrument import unittest_names
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.scripts import as_run
 from fastgrpo_sandbox.source_text import is_empty, preamble
 from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.unrolling import check_tests, script_tests
@@ -106,7 +107,8 @@ def _read_list(values: Sequence[Any], row: Mapping[str, Any], code: str) -> Test
 
 
 def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
-    """unittest classes, `check(candidate)`, assertions, or a script that must end without an error."""
+    """unittest classes, `check(candidate)`, assertions, pytest's functions, or a script that must end without an
+    error."""
     try:
         tree, names = parse(source), unittest_names(source)
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -121,6 +123,10 @@ def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
         prompt = row.get("prompt")
         given = preamble(prompt, entry_point) if isinstance(prompt, str) else ""
         return _counting(check_tests(source, entry_point, "\n".join(filter(None, (given, setup)))), tree)
+    source, tests = as_run(source)
+    if tests is not None:
+        return msgspec.structs.replace(tests, setup="\n".join([setup, tests.setup]))
+    tree = parse(source)
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
         return UnittestTests(source=_as_unittest(source), setup=setup)
     tests = script_tests(source)

@@ -20,6 +20,7 @@ from fastgrpo_sandbox.guest.instrument import (
     compile_setup,
     compile_unittest,
     imported_modules,
+    own_names,
     special_words,
     unimported_modules,
     unittest_names,
@@ -164,7 +165,7 @@ def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     job: dict[str, Any] = {"role": "judge", "lines": None, "needed": _needed(tests)}
     job["special"] = special_words(tests.setup, *(tests.asserts if isinstance(tests, AssertTests) else (tests.source,)))
     with _compiling():
-        job["setup"] = compile_setup(tests.setup)
+        job["setup"], job["modules"] = compile_setup(tests.setup), wanted_names(tests.setup).modules
         if isinstance(tests, AssertTests):
             lines = [(compile_asserts(line), tuple(wanted_names(line))) for line in tests.asserts]
             return job | {"lines": lines}
@@ -191,6 +192,7 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
             "role": "unittest",
             "names": unittest_names(tests.source),
             "tests": compile_unittest(whole),
+            "own": own_names(whole),
         }
         job["classes"] = frozenset(name for name in wanted_names(whole).names if name[:1].isupper())
         return job | {"lent": unimported_modules(whole), "modules": imported_modules(whole), "mocks": "mock" in whole}

@@ -67,9 +67,12 @@ def _is_json(text: str) -> bool:
         return False
 
 
+STAND_INS = frozenset({"numpy", "pytest"})
+
+
 @cache
-def _stand_in() -> str:
-    return Path(__file__).with_name("numpy_stand_in.py").read_text(encoding="utf-8")
+def _stand_in(package: str) -> str:
+    return Path(__file__).with_name(f"{package}_stand_in.py").read_text(encoding="utf-8")
 
 
 class _OfOneShape(ast.NodeTransformer):
@@ -101,11 +104,13 @@ def _one_shape(node: ast.Call) -> ast.expr:
 
 
 def statement_text(node: ast.stmt) -> str:
-    """The statement's text; `import numpy` takes the stand-in where the jail has no numpy."""
+    """The statement's text; `import numpy` takes the stand-in where the jail has no numpy, and so for pytest."""
     text = ast.unparse(_OfOneShape().visit(node))
     match node:
-        case ast.Import(names=[ast.alias(name="numpy", asname=name)]):
-            name = name or "numpy"
-            made = f"    import types\n    {name} = types.ModuleType('numpy')\n    exec({_stand_in()!r}, vars({name}))"
+        case ast.Import(names=[_, _, *_]):
+            return "\n".join(statement_text(ast.Import([alias])) for alias in node.names)
+        case ast.Import(names=[ast.alias(name=package, asname=name)]) if package in STAND_INS:
+            name, stand_in = name or package, _stand_in(package)
+            made = f"    import types\n    {name} = types.ModuleType({package!r})\n    exec({stand_in!r}, vars({name}))"
             return f"try:\n    {text}\nexcept ImportError:\n{made}"
     return text

@@ -21,7 +21,7 @@ CACHED = 256  # a row's tests are read again for each of its completions
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LOOSE = (ast.Compare, ast.BoolOp, ast.IfExp, ast.Lambda, ast.NamedExpr)
-_SHARED = (*_DEFINITIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Pass)
+SHARED = (*_DEFINITIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Pass)
 
 # One cell of a row: an expression of the source, or cells that zip or enumerate put together.
 Cell = ast.expr | tuple["Cell", ...]
@@ -250,7 +250,7 @@ def _is_independent(shared: list[ast.stmt], parameter: str) -> bool:
     """True where what is no test gives each name once and never asks the candidate."""
     names = Counter(name for node in shared for name in _assigned(node))
     return (
-        all(isinstance(node, _SHARED) for node in shared)
+        all(isinstance(node, SHARED) for node in shared)
         and all(count == 1 for count in names.values())
         and not any(parameter and parameter in _names_read(node) for node in shared)
     )

@@ -165,7 +165,20 @@ def test_a_solutions_own_math_is_not_the_tests(pool):
     ]
     code = "from datetime import datetime\ndef f(x): return datetime.strptime(x, '%Y')\n"
     lines = ("f('2020') == datetime.strptime('2020', '%Y')", "f('2020') == datetime.strptime('2021', '%Y')")
-    assert passed(pool, "unittest", code, lines, "") == list(lines[:1])
+    whole = tuple(line.replace("datetime.", "datetime.datetime.") for line in lines)
+    for form in FORMS:
+        assert passed(pool, form, code, lines, "") == list(lines[:1])
+        assert passed(
+            pool, form, "import datetime\ndef f(x): return datetime.datetime.strptime(x, '%Y')", whole, ""
+        ) == [whole[0]]
+
+
+def test_what_tests_have_of_a_module_is_not_the_solutions(pool):
+    lines = ("f(1) == math.floor(1.5)", "same(f(1))")
+    setup = "def same(x): return x == math.floor(1.5)\n"
+    for form in FORMS:
+        assert passed(pool, form, "import math\ndef f(x): return math.floor(x)", lines, setup) == list(lines)
+        assert passed(pool, form, "def f(x): return math.floor(x)", lines, setup) == []  # it has not imported it
 
 
 FRAMES = "import numpy as np\nimport pandas as pd\ndef f(*rows, items=None): return pd.DataFrame({'x': list(rows)}, dtype=float)\n"

@@ -8,15 +8,16 @@ wish: the tests mean the class that they construct. This module cannot hold agai
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 from . import arrays
 
-TESTS = "tests.py"
 LIBRARY = (os.path.dirname(os.__file__) + "/", "/jail/")
 DECIDING: tuple[str, ...] = (
     "__eq__",
@@ -51,24 +52,38 @@ COMPARING += (
     "LessEqual",
     "In",
     "NotIn",
+    "DictContainsSubset",
 )
 HOLDING = ("__contains__", "__iter__", "__getitem__", "__len__")
-LOOKED_THROUGH = ("CountEqual", "SequenceEqual")
+LOOKED_THROUGH = ("CountEqual", "SequenceEqual", "SetEqual")
 CONTAINERS = (list, tuple, dict, set, frozenset)
+# What leads from a value to the rest of the program.
+APART: tuple[type, ...] = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
+APART += (types.CodeType, types.FrameType, types.TracebackType, types.CoroutineType)
+PLAIN = frozenset({int, float, complex, bool, str, bytes, types.NoneType})
+MOST_PARTS = 20_000  # of the library's objects that are looked into for one value
 _meant: frozenset[str] = frozenset()
+_codes: frozenset[types.CodeType] = frozenset()
 
 
-def guard(case: type, classes: frozenset[str]) -> None:
+def guard(case: type, classes: frozenset[str], tests: types.CodeType) -> None:
     """Makes the comparing assertions of unittest.TestCase fail on such objects, and unittest's own `_ShouldStop`, which
     passes the test that raises it, an exception like any other. `classes` are those of the solution's that the tests
     name, and so mean as they are."""
-    global _meant  # noqa: PLW0603 - set once a job, and watched like what else is here
-    _meant = classes
+    global _meant, _codes  # set once a job, and watched like what else is here
+    _meant, _codes = classes, frozenset(_codes_in(tests))
     sys.modules[case.__module__]._ShouldStop = ()  # type: ignore[attr-defined]  # `except ()` catches nothing
     for name in COMPARING:
         method = getattr(case, f"assert{name}", None)
         if method is not None:
             setattr(case, f"assert{name}", _guarded(method, name))
+
+
+def _codes_in(code: types.CodeType) -> Iterable[types.CodeType]:
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            yield from _codes_in(each)
 
 
 def _guarded(method: Callable[..., None], name: str) -> Callable[..., None]:
@@ -77,7 +92,8 @@ def _guarded(method: Callable[..., None], name: str) -> Callable[..., None]:
         if len(args) > 1 and name in ("In", "NotIn"):
             args = (args[0], among(args[0], args[1]), *args[2:])
         elif name in LOOKED_THROUGH:
-            args = (*map(_looked_through, args[:2]), *args[2:])
+            look = _LOOKS.get(name, _looked_through)
+            args = (*map(look, args[:2]), *args[2:])
         if len(args) > 1 and name != "NotIn" and lies(args[0], args[1], name == "In"):
             self.fail(
                 f"{type(args[0]).__name__} and {type(args[1]).__name__}: an object cannot answer for its equality"
@@ -111,7 +127,9 @@ def among(item: Any, container: Any) -> Any:
     """What `item` is looked for in: of a container that answers for itself, or holds what does, the items with which
     it may be compared."""
     looked = _looked_through(container)
-    if not isinstance(looked, list | tuple) or not _answers(looked):  # a set's item has to know the hash
+    if hasattr(type(looked), "__next__"):
+        return (each for each in looked if not lies(item, each))
+    if type(looked) in PLAIN or not _holds(looked) or not hasattr(type(looked), "__iter__"):
         return looked
     return [each for each in looked if not lies(item, each)]
 
@@ -128,6 +146,22 @@ def _looked_through(container: Any) -> Any:
     return list(container if base is None else base.__iter__(container))
 
 
+def _items(container: Any) -> Any:
+    """As `_looked_through`; of an iterator, what it gives."""
+    return list(container) if hasattr(type(container), "__next__") else _looked_through(container)
+
+
+def _set(container: Any) -> Any:
+    """As `_looked_through`; of what has a difference of its own, a set of that."""
+    kind = type(container)
+    if not _has_own(kind, (*HOLDING, "difference")) or _is_meant(kind):  # type: ignore[arg-type]
+        return container
+    return set(set.__iter__(container) if isinstance(container, set) else container)
+
+
+_LOOKS = {"CountEqual": _items, "SetEqual": _set}
+
+
 def _is_meant(kind: type) -> bool:
     return any(each.__name__ in _meant for each in kind.__mro__)
 
@@ -140,19 +174,59 @@ def lies(left: Any, right: Any, membership: bool = False) -> bool:
 
 
 def _answers(value: Any) -> bool:
-    waiting, seen = [value], set()
-    while waiting:
-        item = waiting.pop()
-        if _is_own(type(item)):
-            return True
-        if isinstance(item, CONTAINERS) and id(item) not in seen:
-            seen.add(id(item))
-            parts = [*item, *item.values()] if isinstance(item, dict) else list(item)
-            kinds = set(map(type, parts))
-            if any(map(_is_own, kinds)):
+    """Whether a value, or what it is compared by, is an object that answers for itself."""
+    return type(value) not in PLAIN and (_is_own(type(value)) or (not _is_by_identity(type(value)) and _holds(value)))
+
+
+def _holds(value: Any) -> bool:
+    """Whether a value holds an object that answers for itself: any part of an object of the library's may be compared,
+    but of what is in a list only what is not compared by identity."""
+    waiting, seen, room = [(value, not isinstance(value, CONTAINERS))], {id(value)}, MOST_PARTS
+    while waiting and room:
+        item, is_within = waiting.pop()
+        parts = _parts(item)
+        if PLAIN.issuperset(map(type, parts)):
+            continue
+        for part in parts:
+            kind = type(part)
+            if kind in PLAIN or id(part) in seen or isinstance(part, APART):
+                continue
+            if _is_own(kind):
                 return True
-            waiting += [part for part in parts if isinstance(part, CONTAINERS)]
+            if is_within or not _is_by_identity(kind):
+                seen.add(id(part))
+                waiting.append((part, is_within or not isinstance(part, CONTAINERS)))
+        room -= is_within
     return False
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a value refers to, whatever its class says of it."""
+    kind = type(value)
+    if kind in (weakref.ProxyType, weakref.CallableProxyType):
+        return [_referent(value)]
+    array: Any = getattr(sys.modules.get("numpy"), "ndarray", None)
+    if array is not None and isinstance(value, array):
+        return array.tolist(array.ravel(value)) if array.dtype.__get__(value).hasobject else []
+    found = gc.get_referents(value)
+    if not isinstance(value, CONTAINERS) and _has_own(kind, HOLDING):  # type: ignore[arg-type]  # the library's == of it asks for these
+        if isinstance(value, Mapping):
+            found += [*value.keys(), *value.values()]
+        elif isinstance(value, Set):
+            found += [*value]
+    return found
+
+
+def _referent(proxy: Any) -> Any:
+    """The object behind a weak proxy, which is asked for one of its methods."""
+    try:
+        return proxy.__reduce_ex__.__self__
+    except AttributeError:
+        return None
+
+
+def _is_by_identity(kind: type) -> bool:
+    return _defined(kind, "__eq__")[0][0] is object
 
 
 def _is_own(kind: type) -> bool:
@@ -162,8 +236,7 @@ def _is_own(kind: type) -> bool:
 @functools.cache
 def _has_own(kind: Any, names: tuple[str, ...]) -> bool:
     """Whether a class has some of these methods from the solution."""
-    found = {name: _defined(kind, name) for name in names}
-    return not all(_is_library(kind, name, each) for name, each in found.items() if each)
+    return not all(_is_library(owner, name, each) for name in names for owner, each in _defined(kind, name) if each)
 
 
 def _is_mock(kind: type) -> bool:
@@ -174,14 +247,27 @@ def _is_mock(kind: type) -> bool:
     )
 
 
-def _defined(kind: type, name: str) -> Any:
-    return next((vars(each)[name] for each in kind.__mro__ if name in vars(each)), None)
+def _defined(kind: type, name: str) -> list[tuple[type, Any]]:
+    """What a class has by this name, if anything, and the class that it has it of."""
+    return [(each, vars(each)[name]) for each in kind.__mro__ if name in vars(each)][:1]
 
 
-def _is_library(kind: type, name: str, function: Any) -> bool:
+def _is_library(owner: type, name: str, function: Any) -> bool:
     if type(function) in (types.WrapperDescriptorType, types.MethodDescriptorType):
         return function.__name__ == name
-    if isinstance(function, types.FunctionType):
-        return function.__code__.co_filename.startswith(LIBRARY) or function.__code__.co_filename == TESTS
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
-    return file.startswith(LIBRARY)
+    if isinstance(function, types.FunctionType) and function.__code__ in _codes:
+        return True
+    return _is_of_library(owner)
+
+
+@functools.cache
+def _is_of_library(kind: type) -> bool:
+    """Whether a class is the library's, and not one of the solution's that was given one of its functions."""
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None) or ""
+    if not (file.startswith(LIBRARY) or kind.__module__ in sys.builtin_module_names):
+        return False
+    found: Any = module
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind or "<locals>" in kind.__qualname__

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import builtins
 import marshal
+import symtable
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from .arrays import OPERATORS, PACKAGES
+from .arrays import OPERATORS, ORDERING, PACKAGES
 from .compared import pairs, plainly_called, tested_builtins
 from .syntax import hoisted, parse
 
@@ -20,6 +22,7 @@ MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages 
 MODULES |= {package: package for package in PACKAGES}
 AGREEING = frozenset({"allclose", "isclose", "array_equal", "array_equiv", "equal"})  # functions of numpy
 CLOSE = ("equal", "almost_equal", "array_equal", "array_almost_equal", "array_almost_equal_nulp", "array_max_ulp")
+AGREEING |= ORDERING
 AGREEING |= {f"assert_{each}" for each in ("allclose", "approx_equal", *CLOSE)}
 # Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
 SPECIAL = (
@@ -97,21 +100,118 @@ class _Guarded(ast.NodeTransformer):
         return node
 
 
+class _Paired(ast.NodeTransformer):
+    """`zip(f(1), [2, 3])` becomes `zip(__some__(f(1)), [2, 3])` (arrays.py), where it is made once, and the list that
+    is written there, or was given a name for this alone, says what there is to be. `loops` are not such where an
+    assertion that never runs has failed anyway."""
+
+    def __init__(self, loops: bool) -> None:
+        self._loops = loops
+        self._once = True
+        self._lists: set[str] = set()
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        self._lists = _lists_for_once(node)
+        return self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        before = self._once, self._lists
+        self._once, self._lists = self._once and _is_run_once(node), _lists_for_once(node)
+        self.generic_visit(node)
+        self._once, self._lists = before
+        return node
+
+    def visit_For(self, node: ast.For) -> ast.AST:
+        if self._loops:
+            node.iter = self.visit(node.iter)
+        return self._again(node, "body", "orelse")
+
+    visit_AsyncFunctionDef, visit_AsyncFor = visit_FunctionDef, visit_For  # type: ignore[assignment]
+
+    def visit_While(self, node: ast.While) -> ast.AST:
+        return self._again(node, "test", "body", "orelse")
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        return self._again(node, "body")
+
+    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.AST:
+        first = node.generators[0]
+        first.iter = self.visit(first.iter)
+        return self._again(node, "elt", "key", "value")
+
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp  # type: ignore[assignment]
+
+    def _again(self, node: Any, *fields: str) -> Any:
+        """The node, these fields of which may be run many times."""
+        before, self._once = self._once, False
+        for field in fields:
+            value = getattr(node, field, None)
+            for each in value if isinstance(value, list) else [value] if value else []:
+                self.visit(each)
+        self._once = before
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if self._once and isinstance(node.func, ast.Name) and node.func.id == "zip" and not node.keywords:
+            wanted = [self._is_wanted(each) for each in node.args]
+            if any(wanted):
+                node.args = [each if said else self._some(each) for each, said in zip(node.args, wanted, strict=True)]
+        return node
+
+    def _is_wanted(self, node: ast.expr) -> bool:
+        return _is_list(node) or (isinstance(node, ast.Name) and node.id in self._lists)
+
+    def _some(self, node: ast.expr) -> ast.expr:
+        return (
+            node if isinstance(node, ast.Starred) else ast.copy_location(ast.Call(_name("__some__"), [node], []), node)
+        )
+
+
+def _is_run_once(node: ast.FunctionDef) -> bool:
+    """Whether a function is one of tests, which no argument makes another each time."""
+    given = [each.arg for each in node.args.args if each.arg != "self"]
+    mocks = all("patch" in ast.unparse(each) for each in node.decorator_list)
+    return node.name == "check" or (
+        node.name.startswith("test") and (not given or (mocks and node.decorator_list != []))
+    )
+
+
+def _is_list(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.List | ast.Tuple) and any(not isinstance(each, ast.Starred) for each in node.elts)
+
+
+def _lists_for_once(scope: ast.AST) -> set[str]:
+    """The names that are given a list with something in it once, and read once."""
+    names = Counter((node.id, type(node.ctx)) for node in ast.walk(scope) if isinstance(node, ast.Name))
+    given = [node for node in ast.walk(scope) if isinstance(node, ast.Assign) and _is_list(node.value)]
+    found = {node.targets[0].id for node in given if isinstance(node.targets[0], ast.Name)}
+    return {name for name in found if names[name, ast.Store] == names[name, ast.Load] == 1}
+
+
 def _is_at_hand(node: ast.expr) -> bool:
     """Whether a value is there without any code that runs."""
     return isinstance(node.operand if isinstance(node, ast.UnaryOp) else node, ast.Constant | ast.Name)
 
 
-class _Builtins(ast.NodeTransformer):
-    """`len` becomes `__builtins__.len`: the tests run in the solution's namespace, where it may be another."""
+class _Meant(ast.NodeTransformer):
+    """`len` becomes `__builtins__.len`, and `math`, which the tests do not import, `__lent_math__`: the tests run in
+    the solution's namespace, where either may be another, and where it is no import of the solution's."""
 
-    def __init__(self, names: set[str]) -> None:
-        self._names = names
+    def __init__(self, builtin: set[str], lent: Iterable[str]) -> None:
+        self._builtin, self._lent = builtin, frozenset(lent)
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id not in self._names:
+        if node.id in self._lent:
+            return ast.copy_location(_name(lent_name(node.id)), node)
+        if node.id not in self._builtin:
             return node
         return ast.copy_location(ast.Attribute(_name("__builtins__"), node.id, ast.Load()), node)
+
+
+def lent_name(module: str) -> str:
+    """By which tests have a module that they do not import."""
+    return f"__lent_{module}__"
 
 
 def _own_builtins(source: str) -> set[str]:
@@ -134,7 +234,9 @@ def compile_unittest(source: str) -> bytes:
     Raises SyntaxError."""
     tree = hoisted(parse(source))
     tree.body = [node for node in tree.body if not _starts_tests(node)]
-    tree = ast.fix_missing_locations(_Builtins(_own_builtins(source)).visit(_Guarded().visit(tree)))
+    tree = _Guarded().visit(_Paired(loops=True).visit(tree))
+    meant = _Meant(_own_builtins(source), unimported_modules(source))
+    tree = ast.fix_missing_locations(meant.visit(tree))
     return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True))
 
 
@@ -155,6 +257,19 @@ def imported_modules(source: str) -> tuple[str, ...]:
     return tuple(
         sorted(imported | {_place(node.value, bound) for node in nodes if isinstance(node, ast.Attribute)} - {""})
     )
+
+
+@lru_cache(CACHED)
+def own_names(source: str) -> tuple[str, ...]:
+    """The names that `source` gives a value at its top level and does not change later. Raises SyntaxError."""
+    tree = hoisted(parse(source))
+    nodes = list(ast.walk(tree))
+    if "globals" in _read(nodes):
+        return ()
+    changed = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    symbols = symtable.symtable(ast.unparse(tree), "tests.py", "exec").get_symbols()
+    bound = {each.get_name() for each in symbols if each.is_assigned() or each.is_imported()}
+    return tuple(sorted(bound - changed))
 
 
 def unimported_modules(source: str) -> dict[str, str]:
@@ -281,6 +396,22 @@ def _call(function: str, *arguments: int | ast.expr) -> ast.Expr:
     return ast.Expr(ast.Call(func=_name(function), args=args, keywords=[]))
 
 
+class _OfSolution(ast.NodeTransformer):
+    """`from solution import f as g`, as tests of a program in a file say, becomes `g = f`: in another process there is
+    no such module, and what tests do not define is taken from the solution anyway."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
+        if node.module != "solution" or node.level:
+            return node
+        named = [alias for alias in node.names if alias.asname not in (None, alias.name)]
+        given = [ast.Assign([ast.Name(str(each.asname), ast.Store())], _name(each.name)) for each in named]
+        return [_at(each, node) for each in given] or ast.copy_location(ast.Pass(), node)
+
+
+def _tests(source: str) -> ast.Module:
+    return _OfSolution().visit(parse(source))
+
+
 class _Types(ast.NodeTransformer):
     """`type(a)` becomes `__type__(a)`, and `super(a, b)` `__super__(a, b)` (looks.py)."""
 
@@ -297,7 +428,7 @@ def split_asserts(source: str) -> tuple[ast.Module, int, tuple[int, ...]]:
     again, guarded by `__failed__(index)`; the number of asserts; and those that are `assert False`. Indices follow the
     order of the text. `__over__(*indices)` follows a statement around some, `__instead__(start, stop, start, stop)`
     begins a branch: the indices in it, and those of the other. Raises SyntaxError."""
-    tree = hoisted(parse(source))
+    tree = hoisted(_tests(source))
     splitter = _Split("" if _calls_itself(tree) else "check")
     return splitter.visit(tree), splitter.count, tuple(splitter.never)
 
@@ -326,13 +457,13 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
 @lru_cache(CACHED)
 def compile_setup(source: str) -> bytes:
     """What tests need before them, marshalled likewise. Raises SyntaxError."""
-    return _compiled(hoisted(parse(source)), "setup.py")
+    return _compiled(hoisted(_tests(source)), "setup.py")
 
 
 def _compiled(tree: ast.Module, file: str) -> bytes:
     if all(_bound(node) not in ("type", "super") for node in ast.walk(tree)):
         tree = _Types().visit(tree)
-    tree = ast.fix_missing_locations(_Guarded().visit(tree))
+    tree = ast.fix_missing_locations(_Guarded().visit(_Paired(loops=False).visit(tree)))
     return marshal.dumps(compile(tree, file, "exec", dont_inherit=True))
 
 
@@ -351,7 +482,7 @@ class Wanted(NamedTuple):
 @lru_cache(CACHED)
 def wanted_names(source: str) -> Wanted:
     """What `source` needs from elsewhere. Raises SyntaxError."""
-    nodes = list(ast.walk(parse(source)))
+    nodes = list(ast.walk(_tests(source)))
     members, within = _members(nodes)
     read = _read(nodes) - within
     read -= {_bound(node) for node in nodes if id(node) not in members}

@@ -88,6 +88,10 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     given = _given(job["needed"], solution) if job["needed"] else {}
     namespace: dict[str, Any] = {"__name__": TESTS, "__type__": looks.type_of, "__super__": looks.super_of, **given}
     namespace |= {"__compare__": arrays.compare, "__subtract__": arrays.subtract, "__agree__": arrays.agree}
+    namespace["__some__"] = arrays.some
+    for name in job["modules"]:
+        with contextlib.suppress(ImportError):  # a package that is not there, nor asked for by each test
+            namespace[name] = _module(name, solution)
     exec(marshal.loads(job["setup"]), namespace)
     solution.own_names = namespace
     if job["lines"] is None:
@@ -131,7 +135,7 @@ def _check_verdicts(job: dict[str, Any], solution: Peer, namespace: dict[str, An
     try:
         candidate = _candidate(entry, solution)
         namespace[entry] = candidate
-        namespace |= _modules(wanted, namespace) | _offered(wanted, namespace, solution)
+        namespace |= _modules(wanted, namespace, solution) | _offered(wanted, namespace, solution)
         _run(code, record, namespace)
         namespace["check"](candidate)
         if not solution.is_gone:  # the tests may have caught even that
@@ -168,7 +172,7 @@ def _line_passes(
     code, count, unreached = compiled
     record = _Record(count)
     try:
-        names = _modules(wanted, setup.namespace)
+        names = _modules(wanted, setup.namespace, solution)
         found = {name: solution.name(name) for name in wanted.names if name not in setup.defined}
         own = {name: value for name, (value, is_library) in found.items() if not is_library}
         if any(_agrees_alone(Pair(*pair), own, setup) for pair in wanted.compared):
@@ -199,8 +203,20 @@ def _is_answer(name: str, value: Any) -> bool:
     return place_of(value) is None or not name[:1].isupper()
 
 
-def _modules(wanted: Wanted, namespace: dict[str, Any]) -> dict[str, Any]:
-    return {name: importlib.import_module(MODULES.get(name, name)) for name in wanted.modules if name not in namespace}
+def _modules(wanted: Wanted, namespace: dict[str, Any], solution: Peer) -> dict[str, Any]:
+    return {name: _module(name, solution) for name in wanted.modules if name not in namespace}
+
+
+def _module(name: str, solution: Peer) -> Any:
+    """What tests use as a module and do not import: the library's class of the name where the solution has that, as by
+    `from datetime import datetime`. Raises ImportError."""
+    module = importlib.import_module(MODULES.get(name, name))
+    own = getattr(module, name, None)
+    if isinstance(own, type):
+        with contextlib.suppress(AttributeError, ValueError):  # it has none, or the module, which does not cross
+            value, is_library = solution.name(name)
+            return own if is_library and value is own else module
+    return module
 
 
 def _offered(wanted: Wanted, namespace: dict[str, Any], solution: Peer) -> dict[str, Any]:
@@ -241,6 +257,7 @@ def warm_up() -> None:
             "setup": compile_setup(""),
             "needed": (),
             "special": frozenset(),
+            "modules": (),
             "lines": [(compile_asserts(WARM_UP), tuple(wanted_names(WARM_UP)))],
         },
         near.fileno(),

@@ -21,6 +21,7 @@ from typing import Any
 import _jail
 
 from . import arrays, honest
+from .instrument import lent_name
 from .known import library_place
 from .wire import result_body
 
@@ -38,26 +39,30 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     _jail.keep()
     import unittest  # 10 ms that other jobs need not pay for
 
-    honest.guard(unittest.TestCase, job["classes"])
+    tests = marshal.loads(job["tests"])
+    honest.guard(unittest.TestCase, job["classes"], tests)
     send, body, run_tests, fingerprint, is_same = _jail.verdict, result_body, _run_tests, _fingerprint, _is_same
     result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase  # as they are now
-    names, tests, lent = job["names"], marshal.loads(job["tests"]), _imported(job["modules"])
-    before, functions = fingerprint(), _functions
+    names, lent = job["names"], _imported(job["modules"])
+    before, functions, own = fingerprint(), _functions, _own
     bare = functions(lent)
     module = sys.modules["__main__"] = load(job["code"], "solution")  # what it does as a program is not asked
     space = vars(module)
     space["__name__"] = "__main__"  # for the tests
     changed = not is_same(before | bare, fingerprint() | functions(lent)) or space.get("__builtins__") is not builtins
     guards = {"__compare__": honest.compare, "__subtract__": honest.subtract, "__agree__": honest.agree}
+    guards |= {"__some__": arrays.some, **_lent(space, job["lent"])}
     space |= guards
-    _lend(space, job["lent"])
     if not changed:
-        passed = run_tests(space, tests, names, result, suite, case)
+        exec(tests, space)
+        made = own(space, job["own"], case)
+        passed = run_tests(space, names, result, suite, case)
         changed = not is_same(before | bare, fingerprint() | functions(lent, bare if job["mocks"] else None))
+        changed = changed or not is_same(made, own(space, job["own"], case, made if job["mocks"] else None))
         changed = changed or any(space.get(name) is not each for name, each in guards.items())
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
-        passed, errors = set(), "the solution changed unittest, the builtins or a module of the tests"
+        passed, errors = set(), "the solution changed unittest, the builtins or a module of the tests, or the tests"
     with contextlib.suppress(Exception):  # the tests may have left it closed, or anything in its place
         sys.stdout.flush()
     send(body(errors, tests=[name in passed for name in names]))
@@ -78,11 +83,8 @@ def _result(base: Any) -> Any:
     return Result()
 
 
-def _run_tests(
-    space: dict[str, Any], tests: Any, names: tuple[str, ...], result: Any, suite: Any, base: type
-) -> set[str]:
+def _run_tests(space: dict[str, Any], names: tuple[str, ...], result: Any, suite: Any, base: type) -> set[str]:
     """The names of the tests that passed. What a decorator of the tests skips here passes: nothing is asked."""
-    exec(tests, space)
     classes: dict[str, list[str]] = {}
     for name in names:
         class_name, _, method = name.partition(".")
@@ -122,17 +124,19 @@ def _fingerprint() -> dict[tuple[str, ...], Any]:
     return found
 
 
-def _lend(space: dict[str, Any], modules: dict[str, str]) -> None:
-    """Gives the tests the modules that they use without an import, unless the solution has imported what goes by that
-    name: a class `np` of its own would answer for numpy."""
+def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
+    """The modules that the tests use without an import, by the names that they have there (instrument.py): what the
+    solution has imported by its name, or else the module, since a class `np` of its own would answer for numpy."""
+    found: dict[str, Any] = {}
     for name, module in modules.items():
-        value = space.pop(name, None)
+        value = space.get(name)
         is_imported = isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
         if is_imported or library_place(value) is not None:  # as by `from datetime import datetime`
-            space[name] = value
+            found[lent_name(name)] = value
         else:
             with contextlib.suppress(ImportError):
-                space[name] = importlib.import_module(module)
+                found[lent_name(name)] = importlib.import_module(module)
+    return found
 
 
 def _imported(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -169,6 +173,29 @@ def _functions(
                     places = [(name, key, part) for part in own if _is_mock(own[part])]
                     found |= {place: mocked.get(place) for place in places}
     return found
+
+
+def _own(
+    space: dict[str, Any], names: tuple[str, ...], base: type, mocked: dict[tuple[str, ...], Any] | None = None
+) -> dict[tuple[str, ...], Any]:
+    """Identity of what the tests have made by these names, of the methods of their classes, and what a class of tests
+    has in the place of unittest's; of a mock, what `mocked` has there."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name in names:
+        value = space.get(name)
+        if mocked is not None and _is_mock(value):
+            found |= {place: mocked[place] for place in mocked if place[0] == name}
+        elif isinstance(value, type) and value.__module__ == space["__name__"]:
+            found |= {(name, part): _identity(item) for part, item in vars(value).items() if type(item) in METHODS}
+            if issubclass(value, base):
+                found[name,] = id(value), [part for part in vars(value) if _is_unittests(part, base)]
+        elif not isinstance(value, types.ModuleType):
+            found[name,] = _identity(value)
+    return found
+
+
+def _is_unittests(name: str, base: type) -> bool:
+    return name == "__unittest_skip__" or callable(getattr(base, name, None))
 
 
 def _is_mock(value: Any) -> bool:

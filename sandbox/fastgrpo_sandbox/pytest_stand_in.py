@@ -1,0 +1,85 @@
+"""What tests in pytest's style use of it beside plain assertions, for jails without it.
+
+Its text goes into the tests' setup, where `import pytest` takes this in the place of a package that is missing.
+"""
+
+import math
+import re
+
+
+def fail(reason=""):
+    """pytest.fail."""
+    raise AssertionError(reason)
+
+
+def raises(kinds, *args, match=None, **named):
+    """pytest.raises as a context, or of a function and its arguments."""
+    context = Raises(kinds, match)
+    if args:
+        with context:
+            args[0](*args[1:], **named)
+    return context
+
+
+class Raises:
+    """A context that is left by an exception, and then has its `type` and `value`."""
+
+    def __init__(self, kinds, pattern):
+        self.kinds, self.pattern = kinds, pattern
+        self.type = self.value = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            fail(f"no {self.kinds} was raised")
+        if not issubclass(kind, self.kinds):
+            return False
+        self.type, self.value = kind, error
+        if self.pattern is not None:
+            self.match(self.pattern)
+        return True
+
+    def match(self, pattern):
+        """Asserts that the error's text has the pattern in it."""
+        return re.search(pattern, str(self.value)) is not None or fail(f"{pattern!r} is not in it")
+
+
+class approx:  # noqa: PLW1641 - nor has pytest's a hash
+    """pytest.approx of a number, or of numbers in a list, tuple or dict."""
+
+    def __init__(self, expected, rel=None, abs=None, nan_ok=False):
+        self.expected = expected
+        self.given = {"rel": rel, "abs": abs, "nan_ok": nan_ok}
+
+    def __eq__(self, actual):
+        wanted = self.expected
+        if isinstance(wanted, dict):
+            return (
+                isinstance(actual, dict)
+                and wanted.keys() == actual.keys()
+                and all(map(self._of, actual.values(), [wanted[key] for key in actual]))
+            )
+        if isinstance(wanted, (list, tuple)):
+            return (
+                isinstance(actual, (list, tuple)) and len(wanted) == len(actual) and all(map(self._of, actual, wanted))
+            )
+        return self._is_close(actual, wanted)
+
+    def _of(self, actual, wanted):
+        return approx(wanted, **self.given) == actual
+
+    def _is_close(self, actual, wanted):
+        if isinstance(wanted, bool) or actual == wanted:
+            return actual == wanted and isinstance(actual, bool) >= isinstance(wanted, bool)
+        numbers = (int, float, complex)
+        if not (isinstance(actual, numbers) and isinstance(wanted, numbers)):
+            return False
+        if wanted != wanted or actual != actual:
+            return self.given["nan_ok"] and wanted != wanted and actual != actual
+        if math.isinf(abs(wanted)) or math.isinf(abs(actual)):
+            return False
+        rel, least = self.given["rel"], self.given["abs"]
+        part = (1e-6 if rel is None and least is None else rel or 0.0) * abs(wanted)
+        return abs(actual - wanted) <= max(part, 1e-12 if least is None else least)

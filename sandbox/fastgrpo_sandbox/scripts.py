@@ -1,0 +1,146 @@
+"""Tests that are a script: what would run when it is started, and the tests that pytest would find in it and run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.source_text import TO_THE_END, statement_text
+from fastgrpo_sandbox.types import AssertTests
+from fastgrpo_sandbox.unrolling import CACHED, SHARED
+
+STARTERS = ("pytest.main", "unittest.main")
+BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
+SET_UP = ("setup_method", "setup")
+UNUSED = "import pytest"  # once its marks and its start are gone
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Script(NamedTuple):
+    """A script as it is run: `source` with all it runs, or, where that is nothing but tests that pytest would run, each
+    of them as one of `tests`, with the rest as their setup."""
+
+    source: str
+    tests: AssertTests | None = None
+
+
+@lru_cache(maxsize=CACHED)
+def as_run(source: str) -> Script:
+    """`source` with what stands under `if __name__ == "__main__"`, and with a call of each function `test...`, or
+    method of a class `Test...`, that it only defines, as pytest calls them.
+
+    Raises SyntaxError, and ValueError where such a test takes arguments that are not in the text, or where none of
+    its assertions would be run: any solution would pass.
+    """
+    tree = parse(source)
+    body = [each for node in tree.body for each in _started(node)]
+    run = _names_run(body)
+    calls = [] if run & BY_ANY_NAME else [call for node in body for call in _calls_of(node, run)]
+    called = parse("\n".join(calls)).body
+    _check_asserts([*body, *called])
+    if not calls and body == tree.body:
+        return Script(source)
+    read = set(_read(ast.Module([*body, *called], [])))
+    body = [node for node in body if ast.unparse(node) != UNUSED or "pytest" in read]
+    if not calls or not all(isinstance(node, SHARED) for node in body):
+        return Script(ast.unparse(ast.Module([*body, *called], [])))
+    setup = "\n".join(map(statement_text, body))
+    return Script(source, AssertTests(asserts=tuple(call + TO_THE_END for call in calls), setup=setup))
+
+
+def _started(node: ast.stmt) -> list[ast.stmt]:
+    """A statement of the module as a program that is started has it; one that would start the tests is none."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__"):
+        return [each for inner in node.body for each in _started(inner)]
+    value = node.value if isinstance(node, ast.Expr) else None
+    calls = [each for each in ast.walk(value or ast.Pass()) if isinstance(each, ast.Call)]
+    return [] if any(ast.unparse(call.func) in STARTERS for call in calls) else [node]
+
+
+def _names_run(body: list[ast.stmt]) -> set[str]:
+    """The names that are read where the module is run, and in the functions and classes that it names there."""
+    defined = {node.name: node for node in body if isinstance(node, (*_FUNCTIONS, ast.ClassDef))}
+    found: set[str] = set()
+    waiting = [name for node in body if node not in defined.values() for name in _read(node)]
+    waiting += [name for node in defined.values() for each in node.decorator_list for name in _read(each)]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _read(defined[name]) if name in defined else ()
+    return found
+
+
+def _read(node: ast.AST) -> list[str]:
+    return [each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load)]
+
+
+def _calls_of(node: ast.stmt, run: set[str]) -> Iterator[str]:
+    """The calls of the tests that a statement defines and that nothing runs."""
+    if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and node.name not in run:
+        yield from _calls(node, node.name)
+    if isinstance(node, ast.ClassDef) and node.name.startswith("Test") and node.name not in run:
+        methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS)}
+        before = "".join(f"    test.{name}()\n" for name in SET_UP if name in methods)
+        for method in methods.values():
+            if not method.name.startswith("test"):
+                continue
+            if before:
+                first = f"if True:\n    test = {node.name}()\n{before}    "
+                yield from (first + call for call in _calls(method, f"test.{method.name}"))
+            else:
+                yield from _calls(method, f"{node.name}().{method.name}")
+
+
+def _calls(function: _Function, called: str) -> list[str]:
+    """The calls of a test. Raises ValueError for one that wants arguments which are not in the text."""
+    names, rows = _parameters(function)
+    args = function.args
+    wanted = [each.arg for each in (*args.posonlyargs, *args.args)]
+    wanted = wanted[: len(wanted) - len(args.defaults)] if args.defaults else wanted
+    wanted += [each.arg for each, value in zip(args.kwonlyargs, args.kw_defaults, strict=True) if value is None]
+    is_bound = "." in called and not any(ast.unparse(each) == "staticmethod" for each in function.decorator_list)
+    if set(wanted[1 if is_bound else 0 :]) - set(names):
+        raise ValueError(f"{function.name} takes arguments, which only pytest gives it: write a call of it with each")
+    calls = [f"{called}({', '.join(map('='.join, zip(names, row, strict=True)))})" for row in rows]
+    is_async = isinstance(function, ast.AsyncFunctionDef)
+    return [f"__import__('asyncio').run({call})" for call in calls] if is_async else calls
+
+
+def _parameters(function: _Function) -> tuple[list[str], list[list[str]]]:
+    """The names that `pytest.mark.parametrize` gives values, and these, a row for each call; it is taken off."""
+    for decorator in function.decorator_list:
+        match decorator:
+            case ast.Call(
+                func=ast.Attribute(attr="parametrize"),
+                args=[names, ast.List(elts=rows) | ast.Tuple(elts=rows)],
+                keywords=[],
+            ) if rows and "pytest.param(" not in ast.unparse(decorator):
+                is_text = isinstance(names, ast.Constant)
+                parts = str(names.value).split(",") if isinstance(names, ast.Constant) else _texts(names)
+                known = [part.strip() for part in parts if part.strip()]
+                is_one = is_text and len(known) == 1
+                cells = [[row] if is_one else list(getattr(row, "elts", ())) for row in rows]
+                if all(len(row) == len(known) for row in cells):
+                    function.decorator_list.remove(decorator)
+                    return known, [list(map(ast.unparse, row)) for row in cells]
+    return [], [[]]
+
+
+def _texts(names: ast.expr) -> list[str]:
+    return [str(getattr(each, "value", "")) for each in getattr(names, "elts", ())]
+
+
+def _check_asserts(body: list[ast.stmt]) -> None:
+    run = _names_run(body)
+    if run & BY_ANY_NAME:
+        return
+    asserting = [node for node in body if any(isinstance(part, ast.Assert) for part in ast.walk(node))]
+    dead = [node for node in asserting if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name not in run]
+    if dead and len(dead) == len(asserting):
+        raise ValueError(f"{dead[0].name} asserts, and nothing runs it: any solution would pass")

@@ -1,0 +1,306 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
+"""Solutions beside unittest's tests that answer nothing right: by values of the library's that hold or stand for an
+object that equals everything, and by what they do to the tests. No test of these passes; right values of the same kinds
+pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, CheckTests, Limits, UnittestTests
+
+pytestmark = pytest.mark.jail
+
+Y = "class Y:\n    def __eq__(self, o): return True\n    def __ne__(self, o): return False\n    def __lt__(self, o): return True\n    __le__ = __gt__ = __ge__ = __lt__\n    def __sub__(self, o): return 0.0\n    __rsub__ = __sub__\n    def __hash__(self): return hash(2)\nKEPT = Y()\n"
+
+
+def suite(*bodies: str, before: str = "") -> UnittestTests:
+    methods = "".join(f"    def test_{n}(self):\n        {body}\n" for n, body in enumerate(bodies))
+    return UnittestTests(f"import unittest\n{before}\nclass T(unittest.TestCase):\n{methods}")
+
+
+EQUAL = suite(
+    "self.assertEqual(f(1), 2)",
+    "self.assertTrue(f(1) == 2)",
+    "self.assertIn(f(1), [2, 3])",
+    "self.assertAlmostEqual(f(1), 2.0)",
+    "self.assertEqual([[f(1)]], [[2]])",
+)
+# What holds the answer to be compared, as code that makes it of `x`, imports, and the wanted value.
+HOLDERS = {
+    "deque": ("deque([x])", "from collections import deque", "deque([2])"),
+    "ordered": ("OrderedDict(a=x)", "from collections import OrderedDict", "OrderedDict(a=2)"),
+    "chain": ("ChainMap({1: x})", "from collections import ChainMap", "{1: 2}"),
+    "user list": ("UserList([x])", "from collections import UserList", "[2]"),
+    "user dict": ("UserDict(a=x)", "from collections import UserDict", "{'a': 2}"),
+    "items": ("{1: x}.items()", "", "{1: 2}.items()"),
+    "proxy": ("MappingProxyType({1: x})", "from types import MappingProxyType", "{1: 2}"),
+    "namespace": ("SimpleNamespace(a=x)", "from types import SimpleNamespace", "SimpleNamespace(a=2)"),
+    "slice": ("slice(x)", "", "slice(2)"),
+    "in a list": ("[deque([[x]])]", "from collections import deque", "[deque([[2]])]"),
+    "a list that hides it": (
+        "L([x])",
+        "class L(list):\n    def __iter__(self): return iter(())\n    __len__ = lambda self: 0",
+        "[2]",
+    ),
+    "a dict that hides it": (
+        "D(a=x)",
+        "class D(dict):\n    def __iter__(self): return iter(())\n    values = items = keys = lambda self: []",
+        "{'a': 2}",
+    ),
+    "a mapping": (
+        "M(x)",
+        "from collections.abc import Mapping\nclass M(Mapping):\n    def __init__(self, x): self.x = x\n    def __getitem__(self, k): return self.x\n    def __iter__(self): return iter([1])\n    def __len__(self): return 1",
+        "{1: 2}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_what_an_object_of_the_librarys_holds_is_looked_at(pool, name):
+    made, before, wanted = HOLDERS[name]
+    tests = suite(f"self.assertEqual(f(2), {wanted})", f"self.assertTrue({wanted} == f(2))", before=before)
+    assert pool.run(f"{before}\n{Y}def f(x): return (lambda x: {made})(Y())", tests=tests).tests == (False, False)
+    assert pool.run(f"{before}\ndef f(x): return {made}", tests=tests).tests == (True, True)
+    assert pool.run(f"{before}\ndef f(x): return (lambda x: {made})(3)", tests=tests).tests == (False, False)
+
+
+ANSWERS = {
+    "a weak proxy": "import weakref\ndef f(x): return weakref.proxy(KEPT)",
+    "a fraction": "import fractions\ndef f(x):\n    made = fractions.Fraction(1)\n    made._numerator = made._denominator = Y()\n    return made",
+    "the data of a user list": "import collections\ndef f(x):\n    made = collections.UserList()\n    made.data = Y()\n    return made",
+    "a function of the library's as __eq__": "import typing\nclass Z: __eq__ = typing.cast\ndef f(x): return Z()",
+    "the __eq__ of ANY": "import unittest.mock as mock\nclass Z: __eq__ = mock._ANY.__eq__\ndef f(x): return Z()",
+    "an __eq__ in the tests' file": "made = {}\nexec(compile('class Z:\\n    def __eq__(self, o): return True', 'tests.py', 'exec'), made)\ndef f(x): return made['Z']()",
+    "an __eq__ in the library's file": "import os\nmade = {}\nexec(compile('class Z:\\n    def __eq__(self, o): return True', os.__file__, 'exec'), made)\ndef f(x): return made['Z']()",
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_object_answers_for_its_equality(pool, name):
+    assert pool.run(Y + ANSWERS[name], tests=EQUAL).tests == (False,) * 5
+
+
+def test_a_set_says_nothing_of_its_difference(pool):
+    tests = suite("self.assertSetEqual(f(1), {1, 2})", "self.assertSetEqual({1, 2}, f(1))")
+    wrong = (
+        "class S(set): difference = lambda self, other: set()\ndef f(x): return S(range(9))",
+        "class S:\n    def difference(self, other):\n        self.other = other\n        return set()\n    def __iter__(self): return iter(self.other)\ndef f(x): return S()",
+    )
+    assert [pool.run(code, tests=tests).tests for code in wrong] == [(False, False)] * 2
+    right = "class S(set):\n    def difference(self, *other): return S(set.difference(self, *other))\ndef f(x): return S([1, 2])"
+    assert pool.run(right, tests=tests).tests == (True, True)
+
+
+def test_what_an_iterator_gives_is_looked_at(pool):
+    tests = suite(
+        "self.assertIn(2, f(1))",
+        "self.assertTrue(2 in f(1))",
+        "self.assertCountEqual(f(1), [2])",
+        "self.assertIn(2, {1: next(f(1))}.values())",
+    )
+    assert pool.run(Y + "def f(x): yield Y()", tests=tests).tests == (False,) * 4
+    assert pool.run("def f(x): yield 2", tests=tests).tests == (True,) * 4
+    endless = suite("given = f(1)\n        self.assertIn(7, given)\n        self.assertEqual(next(given), 8)")
+    assert pool.run("import itertools\ndef f(x): return itertools.count()", tests=endless).tests == (True,)
+
+
+ONCE = suite(
+    "got = f(1)\n        self.assertEqual(got, wanted(1) + MORE)",
+    "self.assertEqual(f(1), 2)",
+    before="MORE = 1\ndef wanted(n): return n",
+)
+CHANGES = {
+    "the methods of the tests": "T.test_0 = T.test_1 = lambda self: None",
+    "their code": "T.test_0.__code__ = T.test_1.__code__ = (lambda self: None).__code__",
+    "an assertion": "T.assertEqual = lambda *a: None",
+    "an assertion that is found": "T.__getattribute__ = lambda self, name: (lambda *a: None) if name == 'assertEqual' else object.__getattribute__(self, name)",
+    "skipping": "T.__unittest_skip__ = True",
+    "a helper": "globals()['wanted'] = lambda n: -1",
+    "a helper's code": "wanted.__code__ = (lambda n: -1).__code__",
+    "a constant": "globals()['MORE'] = -1",
+    "the class": "globals()['T'] = 0",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_solution_that_changes_the_tests_passes_none(pool, name):
+    outcome = pool.run(f"def f(x):\n    {CHANGES[name]}\n    return 0", tests=ONCE)
+    assert outcome.tests == (False, False)
+    assert "changed unittest" in outcome.error
+
+
+def test_what_tests_change_of_their_own_is_theirs(pool):
+    source = """
+import unittest
+from unittest.mock import patch
+COUNT, LATER, kept = 0, 1, []
+class Helper:
+    seen = 0
+    def add(self): type(self).seen += 1
+def helper(): return 0
+class T(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.maxDiff = None
+        cls.value = f(1)
+        cls.patcher = patch('__main__.helper', return_value=5)
+        cls.patcher.start()
+    def test_a(self):
+        global COUNT
+        COUNT += 1
+        kept.append(COUNT)
+        Helper().add()
+        self.assertEqual((self.value, COUNT, Helper.seen, helper()), (2, 1, 1, 5))
+    def test_b(self):
+        with patch('__main__.LATER', 7): self.assertEqual(LATER, 7)
+        self.assertEqual(f(1), 2)
+"""
+    assert pool.run("def f(x): return x + 1", tests=UnittestTests(source)).tests == (True, True)
+
+
+KINDS = """import weakref, heapq
+from dataclasses import dataclass, field
+from fractions import Fraction
+from collections import deque
+class Node:
+    def __init__(self, value, parent=None): self.value, self.parent = value, parent and weakref.proxy(parent)
+@dataclass(order=True)
+class Item:
+    rank: int
+    name: str = field(compare=False, default='')
+class Queue:
+    def __init__(self): self.items = []
+    def push(self, item): heapq.heappush(self.items, item)
+class Sorted(list):
+    def __iter__(self): return iter(sorted(list.__iter__(self)))
+def tree():
+    root = Node(1)
+    return root, Node(2, root)
+def queue():
+    made = Queue()
+    made.push(Item(1))
+    return made
+"""
+
+
+def test_right_values_of_these_kinds_pass(pool):
+    tests = suite(
+        "root, leaf = tree(); self.assertEqual(leaf.parent.value, 1); self.assertEqual(leaf.parent, root)",
+        "made = queue(); self.assertEqual([made], [made]); self.assertEqual(made.items, [Item(1)]); self.assertNotEqual(made, queue())",
+        "self.assertEqual(Fraction(1, 2), 0.5); self.assertIn(Fraction(1, 2), deque([0.5])); self.assertIn(Item(2), [Item(1), Item(2)])",
+        "self.assertEqual(Sorted([2, 1]), [2, 1]); self.assertCountEqual(Sorted([2, 1]), [1, 2]); self.assertIn(2, Sorted([2]))",
+        "self.assertIn('b', 'abc'); self.assertIn(2, {2: 3}); self.assertIn(3, {2: 3}.values()); self.assertIn(5, range(9))",
+    )
+    outcome = pool.run(KINDS, tests=tests)
+    assert outcome.tests == (True,) * 5, outcome.error
+
+
+def test_long_answers_are_looked_through_in_no_time(pool):
+    tests = suite(
+        "self.assertEqual(f(1), list(range(10**6)))", "self.assertEqual([f(2)], [[[n] for n in range(10**5)]])"
+    )
+    code = "def f(x): return list(range(10**6)) if x == 1 else [[n] for n in range(10**5)]"
+    outcome = pool.run(code, tests=tests, limits=Limits(cpu_s=5))
+    assert outcome.tests == (True, True), outcome
+
+
+def test_arrays_of_objects_are_looked_at():
+    pytest.importorskip("numpy")
+    tests = suite(
+        "self.assertTrue((f(1) == np.array([2, 2])).all())",
+        "self.assertTrue(np.array_equal(f(1), [2, 2]))",
+        "np.testing.assert_array_equal(f(1), [2, 2])",
+        "self.assertTrue(np.allclose(list(f(1)), [2, 2]))",
+        before="import numpy as np",
+    )
+    with BlockingSandboxPool(cells=1, preload=("numpy",)) as numpy_pool:
+        for made in (
+            "np.array([Y(), Y()], dtype=object)",
+            "np.array([Y(), Y()], dtype=object).view(type('A', (np.ndarray,), {'tolist': lambda self: []}))",
+        ):
+            wrong = f"import numpy as np\n{Y}def f(x): return {made}"
+            assert numpy_pool.run(wrong, tests=tests).tests == (False,) * 4
+        right = "import numpy as np\ndef f(x): return np.array([2, 2], dtype=object)"
+        outcome = numpy_pool.run(right, tests=tests)
+        assert outcome.tests == (True,) * 4, outcome.error
+
+
+PAIRS = """
+    all(a == b for a, b in zip(f(2), [0, 1]))
+    not [1 for a, b in zip([0, 1], f(2)) if a != b]
+    all(abs(a - b) < 1e-6 for n, (a, b) in enumerate(zip(f(2), (0, 1))))
+    all(map(lambda pair: pair[0] == pair[1], zip(f(2), [0, 1], [0, 1])))
+    len(set(zip(f(2), [0, 1]))) == len(list(zip(f(2), [0, 1]))) or f(2) == []
+"""
+# Of these nothing is wanted that an empty answer lacks.
+FREE = """
+    all(a < b for a, b in zip(f(1), f(1)[1:]))
+    all(all(a == b for a, b in zip(f(n), [0, 1])) for n in (0, 2))
+    all(a == b for a, b in zip(f(0), []))
+    list(zip(f(0), range(3))) == []
+    (lambda n: list(zip(f(n), [0, 1])))(0) == []
+"""
+NAMED = "want = [0, 1]\nassert all(a == b for a, b in zip(f(2), want))"
+FREELY = (
+    "given = [1, 2]\nassert all(a == b for a, b in zip(f(0, given), given))",
+    "for n in (0, 2):\n    got = list(zip(f(n), [0, 1]))\nassert got",
+)
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("empty", ["[]", "()", "''", "{}", "iter([])", "(x for x in [])"])
+def test_nothing_is_no_answer_where_a_list_of_what_is_wanted_stands_beside_it(pool, empty):
+    asserts = [*(f"assert {line}" for line in lines(PAIRS)), NAMED]
+    bodies = [line.replace("\n", "\n        ") for line in asserts]
+    checks = "".join(f"    {line}\n".replace("f(", "candidate(") for line in asserts[:-1])
+    forms = (
+        AssertTests(tuple(asserts)),
+        CheckTests(f"def check(candidate):\n{checks}", "f"),
+        suite(*bodies, "for a, b in zip(f(2), [0, 1]): self.assertEqual(a, b)"),
+        suite(
+            "got = f(2)\n        want = [0, 1]\n        for n, (a, b) in enumerate(zip(want, got)): self.assertEqual(a, b)"
+        ),
+    )
+    for tests in forms:
+        wrong = pool.run(f"def f(n): return {empty}", tests=tests)
+        assert not any(wrong.tests), wrong
+        assert all(pool.run("def f(n): return list(range(n))", tests=tests).tests)
+        assert all(pool.run("def f(n): return tuple(range(n))", tests=tests).tests)
+
+
+def test_a_right_answer_may_be_empty(pool):
+    asserts = [*(f"assert {line}" for line in lines(FREE)), *FREELY]
+    loop = "for a, b in zip(f(n), [0, 1]): self.assertEqual(a, b)"
+    forms = (
+        AssertTests(tuple(asserts)),
+        suite(
+            *(line.replace("\n", "\n        ") for line in asserts),
+            f"for n in (0, 2):\n            {loop}",
+            "self.helper(0)",
+            before=f"class Base:\n    def helper(self, n):\n        {loop}",
+        ),
+    )
+    code = "def f(n, given=None): return list(range(n))"
+    assert all(pool.run(code, tests=forms[0]).tests)
+    tests = UnittestTests(forms[1].source.replace("(unittest.TestCase):", "(unittest.TestCase, Base):"))
+    outcome = pool.run(code, tests=tests)
+    assert all(outcome.tests), outcome
+
+
+def test_an_empty_array_is_less_than_none_by_numpys_functions():
+    pytest.importorskip("numpy")
+    vain = ("np.less(f(0, 1), [1, 2]).all()", "np.all(np.greater_equal([1, 2], f(0, 1)))")
+    right = (
+        "np.less(f(2), [1, 2]).all()",
+        "np.less(f(0), 5).all()",
+        "np.all(np.greater_equal(f(0), 0))",
+        "np.less(f(0), []).all()",
+    )
+    tests = AssertTests(tuple(f"assert {line}" for line in (*vain, *right)), "import numpy as np")
+    with BlockingSandboxPool(cells=1, preload=("numpy",)) as numpy_pool:
+        outcome = numpy_pool.run("import numpy as np\ndef f(*shape): return np.zeros(shape)", tests=tests)
+    assert outcome.tests == (False, False, True, True, True, True)

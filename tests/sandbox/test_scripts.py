@@ -1,0 +1,139 @@
+"""Tests that are a script, and pytest's functions, which only define what is to run: a wrong solution passes none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fastgrpo_sandbox import AssertTests, CheckTests, UnittestTests, pytest_stand_in
+from fastgrpo_sandbox.columns import read_tests
+from fastgrpo_sandbox.scripts import as_run
+
+RIGHT = "def f(x): return x + 1\n"
+WRONG = ("def f(x): return 0\n", "def f(x): raise ValueError\n", "x = 1\n")
+STARTED = "\nif __name__ == '__main__':\n    "
+ONE = "def test_a():\n    assert f(1) == 2\n"
+SCRIPTS = {
+    "functions that pytest finds": (ONE + "def test_b():\n    assert f(2) == 3\n", 2),
+    "functions that a program calls": (f"{ONE}{STARTED}test_a()\n    print('fine')", 1),
+    "a function that a program calls": (f"{ONE.replace('test_a', 'main')}{STARTED}main()", 1),
+    "functions that pytest is started for": (f"import pytest\n{ONE}{STARTED}pytest.main([__file__])", 1),
+    "functions that end with pytest's status": (f"import pytest, sys\n{ONE}sys.exit(pytest.main())", 1),
+    "a coroutine": (f"async {ONE}", 1),
+    "methods": (
+        "class TestF:\n    def test_a(self):\n        assert f(1) == 2\n    def test_b(self): self.test_a()\n",
+        2,
+    ),
+    "methods after a set-up": (
+        "class TestF:\n    def setup_method(self): self.x = 1\n    def test_a(self):\n        assert f(self.x) == 2\n",
+        1,
+    ),
+    "functions called by what they are named": (
+        f"{ONE}for name, each in list(globals().items()):\n    if name.startswith('test'): each()\n",
+        1,
+    ),
+    "functions in a list": (f"{ONE}for each in [test_a]: each()\n", 1),
+    "an assertion and a function": (f"assert f(1) == 2\n{ONE}", 2),
+    "rows of parameters": (
+        "import pytest\n@pytest.mark.parametrize('x, y', [(1, 2), (2, 3)])\ndef test_a(x, y):\n    assert f(x) == y\n",
+        2,
+    ),
+    "a parameter": (
+        "import pytest\nclass TestF:\n    @pytest.mark.parametrize(['x'], [(1,)])\n    def test_a(self, x):\n"
+        "        assert f(x) == x + 1\n    @pytest.mark.parametrize('x', (3, 4))\n    def test_b(self, x, by=1):\n"
+        "        assert f(x) == x + by\n",
+        3,
+    ),
+    "what must raise": (
+        "import pytest\ndef test_a():\n    with pytest.raises(TypeError): f(None)\n"
+        "    assert f(1) == pytest.approx(2)\n"
+        "def test_b():\n    with pytest.raises((KeyError, TypeError), match='str') as found: f('a')\n"
+        "    assert 'str' in str(found.value)\ndef test_c(): pytest.raises(TypeError, f, None)\n",
+        3,
+    ),
+    "what is imported from the solution": (f"from solution import f as g, f\n{ONE}    assert g(2) == 3\n", 1),
+    "all that is imported from the solution": (f"import pytest\nfrom solution import *\n{ONE}", 1),
+}
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_run(pool, name):
+    source, count = SCRIPTS[name]
+    tests = read_tests({"test": source})
+    assert pool.run(RIGHT, tests=tests).tests == (True,) * count
+    for wrong in WRONG:
+        assert pool.run(wrong, tests=tests).tests == (False,) * count
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def verify():\n    assert f(1) == 2\n", "verify asserts, and nothing runs it"),
+        ("class Checks:\n    def test_a(self):\n        assert f(1) == 2\n", "Checks asserts, and nothing runs it"),
+        ("def test_a(x):\n    assert f(x) == 2\n", "test_a takes arguments, which only pytest gives it"),
+        ("class TestF:\n    def test_a(self, *, x):\n        assert f(x) == 2\n", "test_a takes arguments"),
+        (
+            "import pytest\n@pytest.mark.parametrize('x', [pytest.param(1)])\ndef test_a(x):\n    assert f(x) == 2\n",
+            "test_a takes arguments",
+        ),
+        (
+            "import pytest\n@pytest.mark.parametrize('x, y', [(1,)])\ndef test_a(x, y):\n    assert f(x) == y\n",
+            "test_a takes arguments",
+        ),
+    ],
+)
+def test_a_script_that_runs_no_assertion_is_refused(source, said):
+    with pytest.raises(ValueError, match=said):
+        read_tests({"test": source})
+
+
+def test_a_script_that_runs_by_itself_is_left_as_it_is():
+    source = (
+        "def same(a, b):\n    assert a == b\ndef check_all():\n    same(f(1), 2)\n\ncheck_all()\nassert f(2) == 3\n"
+    )
+    assert as_run(source) == (source, None)
+
+
+@pytest.mark.jail
+def test_tests_may_import_from_the_solution_in_every_form(pool):
+    line = "from solution import f as g\n"
+    every = (
+        AssertTests(("assert g(1) == 2",), line),
+        AssertTests((f"{line}assert g(1) == 2",)),
+        CheckTests(f"{line}def check(candidate):\n    assert candidate(1) == 2\n", "f"),
+        UnittestTests(
+            f"import unittest\n{line}class T(unittest.TestCase):\n    def test_a(self): self.assertEqual(g(1), 2)\n"
+        ),
+    )
+    for tests in every:
+        assert pool.run(RIGHT, tests=tests).tests == (True,)
+        assert pool.run(WRONG[0], tests=tests).tests == (False,)
+
+
+NUMBERS = (0, 1, 1 + 1e-7, 1 + 1e-5, 1e-13, 1e-9, 1e9, 1e9 + 1, -1.0, math.inf, -math.inf, math.nan, True, 1j)
+
+
+@pytest.mark.parametrize("limits", [{}, {"rel": 1e-3}, {"abs": 1e-3}, {"rel": 0.5, "abs": 0.5}, {"nan_ok": True}])
+def test_the_stand_in_is_as_close_as_pytest(limits):
+    for wanted in NUMBERS:
+        for actual in NUMBERS:
+            assert (actual == pytest_stand_in.approx(wanted, **limits)) is (actual == pytest.approx(wanted, **limits))
+
+
+@pytest.mark.parametrize(
+    ("actual", "wanted"),
+    [
+        ([1, 2], [1, 2 + 1e-9]),
+        ((1,), (1,)),
+        ([1], [1, 2]),
+        ([], [1]),
+        ({"a": 1}, {"a": 1 + 1e-9}),
+        ({}, {"a": 1}),
+        (1, [1]),
+    ],
+)
+def test_the_stand_in_compares_numbers_in_containers(actual, wanted):
+    assert (actual == pytest_stand_in.approx(wanted)) is (actual == pytest.approx(wanted))
+    assert (actual != pytest_stand_in.approx(wanted)) is (actual != pytest.approx(wanted))
