@@ -431,6 +431,16 @@ def test_a_prompt_that_raises_or_is_empty_is_one_sentence() -> None:
         fitting(problems[::-1], SimpleNamespace(prompt=lambda p: p.prompt), Chat(TOKENIZER), SAMPLING)  # type: ignore[arg-type]
 
 
+def test_a_prompt_that_the_chat_template_refuses_is_named() -> None:
+    tokenizer = chat_tokenizer()
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    problems = [SimpleNamespace(id="p0", prompt="hi"), SimpleNamespace(id="p1", prompt=turns)]
+    with pytest.raises(UserError, match=r"problem p1: .*fails: No system role; check .* the prompt's messages"):
+        prompts_fit(problems, attrgetter("prompt"), Chat(tokenizer), SAMPLING)
+
+
 def test_feedback_that_is_no_text_costs_its_rollout() -> None:
     environment = ScriptedEnvironment()
     environment.feedback_text = lambda execution: 5  # type: ignore[method-assign,assignment,return-value]
