@@ -67,8 +67,8 @@ def check_weights(path: Path, model: nn.Module, missing: Collection[str], missha
 def of_two_models(path: Path, misshapen: Collection[str]) -> UserError:
     """What is said of weights whose shape is not what the folder's configuration says."""
     return UserError(
-        f"model folder {path}: {_some(misshapen)} has another shape than config.json says, as where files of two models "
-        "are mixed: download or save it again"
+        f"model folder {path}: {_some(misshapen)} has another shape than config.json says, as where files of two "
+        "models are mixed: download or save it again"
     )
 
 

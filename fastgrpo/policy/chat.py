@@ -149,10 +149,11 @@ class Chat:
         # Halves of surrogate pairs, as from os.fsdecode, are no Unicode: the tokenizer knows none.
         ids = self.tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=add_special_tokens)
         if self.vocabulary and ids and max(ids) >= self.vocabulary:
+            last = max(ids)
             raise UserError(
-                f"the tokenizer makes {self.tokenizer.convert_ids_to_tokens(max(ids))!r} token {max(ids)}, and the model "
-                f"knows {self.vocabulary}: give the model that row with resize_token_embeddings, or take the tokenizer that "
-                "it came with"
+                f"the tokenizer makes {self.tokenizer.convert_ids_to_tokens(last)!r} token {last}, and the model knows "
+                f"{self.vocabulary}: give the model that row with resize_token_embeddings, or take the tokenizer that it "
+                "came with"
             )
         return ids
 

@@ -197,7 +197,7 @@ def test_a_weight_of_another_shape_is_named(tmp_path: Path, sharded: bool) -> No
         store = f"file://{tmp_path}/store"
         distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     try:
-        with pytest.raises(UserError, match=r"model: model\.layers\.0\.mlp\.\w+\.weight.* has another shape than config"):
+        with pytest.raises(UserError, match=r"model: model\.layers\.0\.mlp\.\w+\.weight.* has another shape than"):
             load_policy(folder, sharded=sharded)
     finally:
         if sharded:
