@@ -147,7 +147,7 @@ def fit(policy: Policy, chat: Chat, traces: Sequence[TeacherTrace], config: Conf
     log.stage("sft", len(steps))
     for step, chosen in enumerate(steps, 1):
         with log.phase("train"):
-            loss = torch.zeros((), device=policy.device)
+            loss = torch.zeros((), dtype=torch.float32, device=policy.device)
             for batch in rank_batches(chosen, "token", 1, config.grpo.micro_batch_tokens, policy.device):
                 share = sft_loss(policy, batch)
                 policy.backward(share)

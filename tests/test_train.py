@@ -14,6 +14,7 @@ import time
 from contextlib import asynccontextmanager
 from itertools import cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -338,6 +339,43 @@ def vowels(completions, factor, **_) -> list[float]:
     """A reward function in TRL's form."""
     shares = [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
     return [share * weight for share, weight in zip(shares, factor, strict=True)]
+
+
+def changing_the_process(completions, factor, **_) -> list[float]:
+    """`vowels` of somebody who takes the process for their own: a folder to work in, a default type to load a model."""
+    torch.set_default_dtype(torch.float64)
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)
+        return vowels(completions, factor)
+
+
+@pytest.mark.engine
+def test_a_reward_that_changes_folder_and_default_type_changes_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = {
+        "engine.max_model_len": 64,
+        "engine.kv_cache_gib": 0.05,
+        "grpo.steps": 2,
+        "grpo.prompts_per_step": 2,
+        "grpo.group_size": 4,
+        "grpo.max_new_tokens": 16,
+        "data.held_out": 0,
+        "checkpoint.every": 1,
+    }
+    rows = [{"prompt": f"count {number}", "factor": 2.0} for number in range(6)]
+    try:
+        folders = [
+            fastgrpo.train(keys | {"name": reward.__name__}, model=model, reward=reward, dataset=rows)
+            for reward in (vowels, changing_the_process)
+        ]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    told = [[{key: row[key] for key in ("reward/total", "loss", "grad_norm")} for row in metrics(f)] for f in folders]
+    assert told[0] == told[1]
+    before, after = (weights(folder) for folder in folders)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.engine

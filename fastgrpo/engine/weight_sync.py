@@ -92,7 +92,7 @@ class WeightSync:
         synced = time.perf_counter()
         if score is None:
             return SyncReport(synced - start, bytes_copied, 0.0, math.nan, math.nan)
-        theirs = torch.tensor([one for scores in score(self._canary) for one in scores])
+        theirs = torch.tensor([one for scores in score(self._canary) for one in scores], dtype=torch.float32)
         difference = self._checked(policy, theirs)
         checked = time.perf_counter() - synced
         return SyncReport(synced - start, bytes_copied, checked, float(difference.mean()), float(difference.max()))

@@ -48,11 +48,13 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
         )
 
 
-def check_weights(path: Path, model: nn.Module, missing: Collection[str]) -> None:
+def check_weights(path: Path, model: nn.Module, missing: Collection[str], misshapen: Collection[str]) -> None:
     """Raise UserError where the folder lacks weights, which were then drawn at random, or has some that are not finite.
 
-    `missing`: names of those that were not found.
+    `missing`: names of those that were not found; `misshapen`: of those whose shape is not the configuration's.
     """
+    if misshapen:
+        raise of_two_models(path, misshapen)
     if missing:
         raise UserError(
             f"model folder {path} has no weight {_some(missing)}: save it with transformers' save_pretrained"
@@ -60,6 +62,14 @@ def check_weights(path: Path, model: nn.Module, missing: Collection[str]) -> Non
     broken = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
     if broken:
         raise UserError(f"model folder {path} has numbers that are not finite in {_some(broken)}: it is damaged")
+
+
+def of_two_models(path: Path, misshapen: Collection[str]) -> UserError:
+    """What is said of weights whose shape is not what the folder's configuration says."""
+    return UserError(
+        f"model folder {path}: {_some(misshapen)} has another shape than config.json says, as where files of two "
+        "models are mixed: download or save it again"
+    )
 
 
 def _some(names: Collection[str]) -> str:

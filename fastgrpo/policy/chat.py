@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 
 from fastgrpo.config import Model
 from fastgrpo.errors import UserError
-from fastgrpo.policy.folder import end_token_ids, load_tokenizer
+from fastgrpo.policy.folder import end_token_ids, load_config, load_tokenizer
 
 _ANSWER = "(the answer)"
 _THINK = "<think>"
@@ -31,19 +31,21 @@ class Chat:
 
     `extra_stop_ids`: ends of a completion besides the tokenizer's own and the template's end of a turn.
     `system_prompt` opens every conversation where it is not empty. `template_kwargs` reach the chat template, as
-    `enable_thinking` does.
+    `enable_thinking` does. `vocabulary`: how many tokens the model knows, 0 = all that the tokenizer does.
 
-    Raises UserError where one of them is given without a chat template, or where the template refuses them.
+    Raises UserError where one of them is given without a chat template, or where the template refuses them, or marks
+    turns by tokens that the model does not know.
     """
 
     tokenizer: Any
     extra_stop_ids: Sequence[int] = ()
     system_prompt: str = ""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: int = 0
 
     def __post_init__(self) -> None:
         if self.tokenizer.chat_template:
-            self._render([*self._system, _turn("user", "?")])
+            self._ids(self._render([*self._system, _turn("user", "?")]))
         elif self.system_prompt or self.template_kwargs:
             key = "system_prompt" if self.system_prompt else "chat_template_kwargs"
             raise UserError(f"model.{key} needs a chat template, which the model's tokenizer has not: unset it")
@@ -63,7 +65,8 @@ class Chat:
     def prompt_ids(self, prompt: str | Sequence[Mapping[str, Any]], tools: Tools = ()) -> list[int]:
         """Ids of a first user turn, or of a conversation's messages, ready for the policy to write.
 
-        `tools`: functions that it may call, in OpenAI's form. Raises UserError where the template refuses any of it.
+        `tools`: functions that it may call, in OpenAI's form. Raises UserError where the template refuses any of it, or
+        where the model does not know a token of it.
         """
         turns = [_turn("user", prompt)] if isinstance(prompt, str) else [dict(message) for message in prompt]
         if not self.tokenizer.chat_template:
@@ -138,18 +141,28 @@ class Chat:
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(
-                f"the model's chat template fails: {error}; check model.system_prompt and model.chat_template_kwargs"
+                f"the model's chat template fails: {error}; check model.system_prompt, "
+                "model.chat_template_kwargs and the prompt's messages"
             ) from error
 
     def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         # Halves of surrogate pairs, as from os.fsdecode, are no Unicode: the tokenizer knows none.
-        return self.tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=add_special_tokens)
+        ids = self.tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=add_special_tokens)
+        if self.vocabulary and ids and max(ids) >= self.vocabulary:
+            last = max(ids)
+            raise UserError(
+                f"the tokenizer makes {self.tokenizer.convert_ids_to_tokens(last)!r} token {last}, and the model knows "
+                f"{self.vocabulary}: give the model that row with resize_token_embeddings, or take the tokenizer that it "
+                "came with"
+            )
+        return ids
 
 
 def load_chat(path: str | os.PathLike[str], config: Model) -> Chat:
-    """The conversation with the model in a Hugging Face folder. Raises UserError as `load_tokenizer` and `Chat` do."""
+    """The conversation with the model in a Hugging Face folder. Raises UserError as what it reads and `Chat` do."""
     kwargs = json.loads(config.chat_template_kwargs or "{}")
-    return Chat(load_tokenizer(path), end_token_ids(Path(path)), config.system_prompt, kwargs)
+    tokenizer, vocabulary = load_tokenizer(path), load_config(path).get_text_config().vocab_size
+    return Chat(tokenizer, end_token_ids(Path(path)), config.system_prompt, kwargs, vocabulary)
 
 
 def _turn(role: str, content: str) -> dict[str, str]:

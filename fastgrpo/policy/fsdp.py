@@ -19,6 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from fastgrpo.errors import UserError
+from fastgrpo.policy.architecture import of_two_models
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.ranks.collectives import awaiting, rank_and_world
 
@@ -28,7 +29,8 @@ def load_sharded(path: Path, device: torch.device, dtype: torch.dtype, *, traine
 
     Parts are fp32 where they are `trained`, else of `dtype` and frozen. No rank ever holds more than one layer, or the
     embedding and head, besides its parts. `gathered_call(compute)` of the result is `compute()` while the parameters
-    outside the layers are whole. Raises UserError for weights that are missing or no safetensors.
+    outside the layers are whole. Raises UserError for weights that are missing, of another
+    shape or no safetensors.
     """
     stored = torch.float32 if trained else dtype
     with torch.device("meta"):
@@ -42,7 +44,7 @@ def load_sharded(path: Path, device: torch.device, dtype: torch.dtype, *, traine
     mesh = DeviceMesh(device.type, range(rank_and_world()[1]))
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in (*model.base_model.layers, model):
-        _fill(part, names[part], lambda name: read(name).to(device, stored), trained)
+        _fill(part, names[part], lambda name, shape: read(name, shape).to(device, stored), trained)
         # The root too: at rest every parameter is sharded, also after a forward without backward.
         fully_shard(part, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
         # Losses are scaled so that gradients add up over ranks.
@@ -66,8 +68,8 @@ def gathered(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor
         yield name, whole
 
 
-def _reader(path: Path) -> Callable[[str], Tensor]:
-    """Reads one tensor by name from the folder's safetensors files."""
+def _reader(path: Path) -> Callable[[str, torch.Size], Tensor]:
+    """Reads one tensor by name, of the shape that is expected, from the folder's safetensors files."""
     index = path / "model.safetensors.index.json"
     files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
     where: dict[str, Any] = {}
@@ -77,22 +79,25 @@ def _reader(path: Path) -> Callable[[str], Tensor]:
         opened = safe_open(path / file, framework="pt")
         where |= dict.fromkeys(opened.keys(), opened)
 
-    def read(name: str) -> Tensor:
+    def read(name: str, shape: torch.Size) -> Tensor:
         if name not in where:
             raise UserError(f"model folder {path} has no weight {name}: save it with transformers' save_pretrained")
-        return where[name].get_tensor(name)
+        tensor = where[name].get_tensor(name)
+        if tensor.shape != shape:
+            raise of_two_models(path, [name])
+        return tensor
 
     return read
 
 
-def _fill(part: nn.Module, name: str, read: Callable[[str], Tensor], trained: bool) -> None:
+def _fill(part: nn.Module, name: str, read: Callable[[str, torch.Size], Tensor], trained: bool) -> None:
     """Give values to the parameters of `part`, called `name`, that have none yet; tied ones stay tied."""
     filled: dict[nn.Parameter, nn.Parameter] = {}
     for prefix, module in part.named_modules(prefix=name):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 if parameter not in filled:
-                    filled[parameter] = nn.Parameter(read(f"{prefix}.{leaf}"), requires_grad=trained)
+                    filled[parameter] = nn.Parameter(read(f"{prefix}.{leaf}", parameter.shape), requires_grad=trained)
                 setattr(module, leaf, filled[parameter])
 
 

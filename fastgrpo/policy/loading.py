@@ -108,13 +108,15 @@ def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded
         if sharded:
             return load_sharded(path, device, dtype, trained=trained)
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": PACKED, "trust_remote_code": False}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+        # What does not match is named by `check_weights`.
+        told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **told, **options)
     except (ValueError, OSError, KeyError, SafetensorError, UnpicklingError) as error:
         reason = first_line(error)
         raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
     model, found = loaded
     model.to(device)
-    check_weights(path, model, found["missing_keys"])
+    check_weights(path, model, found["missing_keys"], [name for name, *_ in found["mismatched_keys"]])
     return model
 
 

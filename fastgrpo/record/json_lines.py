@@ -58,7 +58,10 @@ class JsonLines:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
                 return
-        raise CannotWrite(f"{self.path} was moved or removed while the run goes on: start it anew, or put it back")
+        raise CannotWrite(
+            f"{self.path} was moved or removed while the run goes on, or the task's code left the working directory "
+            "(os.chdir): start it anew, or put it back"
+        )
 
     def cut(self, stage: str, step: int) -> bool:
         """Drop everything from the first line of `stage` after `step` on; True if there was any.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import inspect
 import logging
 import threading
@@ -29,6 +30,8 @@ Value = TypeVar("Value")
 TIDY_S = 10.0
 # For the end of a task's environment: whatever it closes has ended by then, or goes on without the run.
 CLOSE_S = 60.0
+LIBC = ctypes.CDLL(None)
+CLONE_FS = 0x200  # os.unshare came with Python 3.12
 
 log = logging.getLogger(__name__)
 # Those that go on though they were cancelled: the loop itself holds tasks weakly.
@@ -181,7 +184,10 @@ async def all_of(coroutines: Iterable[Coroutine[Any, Any, Value]]) -> list[Value
 
 
 async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Value:
-    """`function(*arguments)` in a thread of its own: one that hangs holds up neither other calls nor the exit."""
+    """`function(*arguments)` in a thread of its own: one that hangs holds up neither other calls nor the exit.
+
+    `os.chdir` and `os.umask` there are the thread's own, where the kernel lets it: the run's files have relative paths.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Value] = loop.create_future()
 
@@ -199,6 +205,7 @@ async def _aside(function: Callable[..., Value], arguments: Sequence[Any]) -> Va
             loop.call_soon_threadsafe(settle, error, value)
 
     def call() -> None:
+        LIBC.unshare(CLONE_FS)
         try:
             value = function(*arguments)
         except BaseException as error:

@@ -318,8 +318,9 @@ async def collect(
 def prompts_fit(problems: Sequence[Any], prompt: Callable[[Any], Any], chat: Chat, sampling: Sampling) -> list[bool]:
     """For each problem, whether its `prompt` leaves room for a completion.
 
-    Raises UserError where none does, and naming the problem whose prompt is none, or empty. A warning tells of texts to
-    which the chat template has been applied already.
+    Raises UserError where none does, and naming the problem whose prompt is none, empty or refused by the `chat`.
+
+    A warning tells of texts to which the chat template has been applied already.
     """
     prompts = [prompt_of(prompt, problem) for problem in problems]
     if rendered := sum(map(chat.is_rendered, prompts)):
@@ -329,7 +330,7 @@ def prompts_fit(problems: Sequence[Any], prompt: Callable[[Any], Any], chat: Cha
             rendered,
             len(prompts),
         )
-    lengths = [len(chat.prompt_ids(prompt)) for prompt in prompts]
+    lengths = [_length(chat, problem, prompt) for problem, prompt in zip(problems, prompts, strict=True)]
     if 0 in lengths:
         empty = name_of(problems[lengths.index(0)])
         raise UserError(
@@ -342,6 +343,13 @@ def prompts_fit(problems: Sequence[Any], prompt: Callable[[Any], Any], chat: Cha
             f"no prompt fits: the shortest has {min(lengths)} tokens, and {_room(sampling)}; raise engine.max_model_len"
         )
     return fits
+
+
+def _length(chat: Chat, problem: Any, prompt: Any) -> int:
+    try:
+        return len(chat.prompt_ids(prompt))
+    except UserError as error:
+        raise UserError(f"problem {name_of(problem)}: {error}") from error
 
 
 def _room(sampling: Sampling) -> str:

@@ -114,7 +114,9 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     sample. With `grpo.reward_scale` batch this is collective.
     """
     rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
-    rewards_R = torch.tensor([float("nan") if r.reward is None else r.reward.total for _, r in rollouts])
+    totals = [float("nan") if r.reward is None else r.reward.total for _, r in rollouts]
+    # What torch takes where no type is named is the process's, which a reward that loads a model of its own changes.
+    rewards_R = torch.tensor(totals, dtype=torch.float32)
     group_ids_R = torch.tensor([number for number, _ in rollouts], dtype=torch.int64)
     advantages_R = scaled_advantages(rewards_R, group_ids_R, config).tolist()
     varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}

@@ -45,7 +45,7 @@ class ShardedAdamW:
         for parameter in self._parameters:
             # What torch makes at the first step: a checkpoint is loaded into it.
             self._adam.state[parameter] = {
-                "step": torch.zeros((), device=parameter.device),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

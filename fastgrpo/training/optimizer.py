@@ -139,13 +139,13 @@ class AdamW:
             master=None if parameter.dtype == torch.float32 else self._zeros(mine).copy_(mine),
             exp_avg=self._zeros(mine),
             exp_avg_sq=self._zeros(mine),
-            steps=torch.zeros((), device=parameter.device),
+            steps=torch.zeros((), dtype=torch.float32, device=parameter.device),
         )
 
     def _zeros(self, mine: Tensor) -> Tensor:
         """State of a slice in fp32: beside it, or in host memory that the device reads at full speed."""
         device = "cpu" if self.offload else mine.device
-        return torch.zeros(len(mine), device=device, pin_memory=self.offload and mine.is_cuda)
+        return torch.zeros(len(mine), dtype=torch.float32, device=device, pin_memory=self.offload and mine.is_cuda)
 
     @torch.no_grad()
     def _update(self, shards: list[Shard], weight_decay: float) -> None:

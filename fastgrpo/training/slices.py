@@ -121,7 +121,7 @@ class GradientBuckets:
     def _send(self, shards: list[Shard], gradients: list[Tensor]) -> None:
         """Start the reduce-scatter of the shards' whole flat `gradients`."""
         sizes = _slice_sizes(shards, self._world)
-        sent = torch.empty(self._world, sum(sizes), device=shards[0].parameter.device)
+        sent = torch.empty(self._world, sum(sizes), dtype=torch.float32, device=shards[0].parameter.device)
         for gradient, part in zip(gradients, sent.split(sizes, dim=1), strict=True):
             _copy_rows(part, gradient)
         received = torch.empty_like(sent[0])

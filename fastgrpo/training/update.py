@@ -76,7 +76,7 @@ def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[
 
     Those of `TOKEN_MEANS` are sums over "tokens", so that ranks with unequal shares add up to one mean.
     """
-    loss, statistics, gaps = torch.zeros((), device=policy.device), None, []
+    loss, statistics, gaps = torch.zeros((), dtype=torch.float32, device=policy.device), None, []
     for batch in batches:
         output = policy_loss(policy, batch, config)
         policy.backward(output.loss)

@@ -160,6 +160,23 @@ def test_what_a_template_refuses_is_a_user_error(template: str | None, options: 
         Chat(tokenizer(template), **options)
 
 
+def test_a_token_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
+    """As of tokens that were added without new rows: vLLM reads past the embedding's end."""
+    added = tokenizer()
+    known = added.convert_tokens_to_ids("<|im_end|>")
+    folder = save_tiny_model(tmp_path, vocab_size=known)
+    added.save_pretrained(folder)
+    made = load_chat(folder, Model())
+    assert max(made.prompt_ids("write a <|im_start|>")) == known - 1
+    for ids in (made.prompt_ids, made.completion_ids, lambda text: made.feedback_ids(text, 5)):
+        with pytest.raises(UserError, match=rf"makes '<\|im_end\|>' token {known}, and the model knows {known}:"):
+            ids("a <|im_end|>")
+    added.chat_template = CHATML
+    added.save_pretrained(folder)
+    with pytest.raises(UserError, match=f"the model knows {known}"):
+        load_chat(folder, Model())
+
+
 def test_every_end_token_of_the_folder_stops(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path)
     assert load_chat(folder, Model()).stop_token_ids == [256]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import distributed
 
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
@@ -185,6 +186,22 @@ def test_a_missing_weight_is_named_and_not_drawn_at_random(tmp_path: Path) -> No
     weights_without(folder, "model.layers.1.self_attn.q_proj.weight")
     with pytest.raises(UserError, match=r"has no weight model\.layers\.1\.self_attn\.q_proj\.weight: save it"):
         load_policy(folder)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_weight_of_another_shape_is_named(tmp_path: Path, sharded: bool) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"intermediate_size": 128}))
+    if sharded:
+        store = f"file://{tmp_path}/store"
+        distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        with pytest.raises(UserError, match=r"model: model\.layers\.0\.mlp\.\w+\.weight.* has another shape than"):
+            load_policy(folder, sharded=sharded)
+    finally:
+        if sharded:
+            distributed.destroy_process_group()
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Rollouts over a scripted engine: order, masks, rounds, seeds, failures. The real engine has its own tests."""
 
 import asyncio
+import os
 import threading
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from operator import attrgetter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -211,6 +213,23 @@ def test_plain_feedback_has_no_thread_and_a_coroutine_is_awaited() -> None:
     assert rounds == [1, 2, 1]
     line = f"test_rollouts.py:{Failing.feedback_text.__code__.co_firstlineno + 1}"
     assert reasons == ["", "", f"problem p0: feedback_text raised ZeroDivisionError: feedback divides by zero ({line})"]
+
+
+def test_each_plain_execution_has_a_working_directory_of_its_own(tmp_path: Path) -> None:
+    """As of programs that are run where their files are; the run's own paths are relative."""
+    before, together = Path.cwd(), threading.Barrier(3)
+
+    class Moving(ScriptedEnvironment):
+        def execute(self, problem, completion: str, seed: int) -> str:  # type: ignore[override]
+            begun, own = Path.cwd(), tmp_path / str(threading.get_ident())
+            own.mkdir()
+            os.chdir(own)
+            together.wait(10)
+            return "" if (begun, Path.cwd()) == (before, own) else f"began in {begun}, is in {Path.cwd()} and not {own}"
+
+    rollouts = gather(ScriptedEngine(), Moving(), 1, 3)[0].rollouts
+    assert [rollout.executions for rollout in rollouts] == [[""]] * 3
+    assert Path.cwd() == before
 
 
 @pytest.mark.parametrize(
@@ -427,6 +446,16 @@ def test_a_prompt_that_raises_or_is_empty_is_one_sentence() -> None:
         prompts_fit(problems, lambda problem: problem.text, Chat(TOKENIZER), SAMPLING)
     with pytest.raises(UserError, match=r"the prompt of the problem p0 is empty, .*: give it some text"):
         prompts_fit(problems[::-1], lambda problem: problem.prompt, Chat(TOKENIZER), SAMPLING)
+
+
+def test_a_prompt_that_the_chat_template_refuses_is_named() -> None:
+    tokenizer = chat_tokenizer()
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    problems = [SimpleNamespace(id="p0", prompt="hi"), SimpleNamespace(id="p1", prompt=turns)]
+    with pytest.raises(UserError, match=r"problem p1: .*fails: No system role; check .* the prompt's messages"):
+        prompts_fit(problems, attrgetter("prompt"), Chat(tokenizer), SAMPLING)
 
 
 def test_feedback_that_is_no_text_costs_its_rollout() -> None:
