@@ -24,13 +24,13 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.controls import compare, policies, write_rows
-from fastgrpo.errors import UserError, replace_file
+from fastgrpo.errors import UserError
 from fastgrpo.evaluation import read_rows, save_rows
 from fastgrpo.plan import command_to_run
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.program import run_async, run_program
-from fastgrpo.record.comparison import markdown, spread
-from fastgrpo.record.json_lines import encoded
+from fastgrpo.record.comparison import markdown, spread, write_texts
+from fastgrpo.record.json_lines import lines_of
 from fastgrpo.record.problem_statistics import by_problem
 from fastgrpo.tasks import Task, task_of
 from fastgrpo.train import train
@@ -129,7 +129,8 @@ def forging_audit(config: Config, folder: Path) -> Rows:
     tried = run_async(lambda: forging.fooled(config))
     held_out = forging.held_out_table([row.plain() for row in rows])
     tables = f"{held_out}\n{forging.steps_table(steps)}\n{tried}\n"
-    write(folder, {"details.md": tables, "details.jsonl": lines_of(steps), "details.svg": forging.steps_figure(steps)})
+    details = {"details.md": tables, "details.jsonl": lines_of(steps), "details.svg": forging.steps_figure(steps)}
+    write_texts(folder, details)
     return rows
 
 
@@ -139,7 +140,7 @@ def judge(config: Config, folder: Path) -> Rows:
     tested = trained(config, folder, "hidden-tests", {"reward.judge": ""})
     judged = trained(config, folder, "judge-model", {"reward.judge": name})
     rows = rows_of_run(judged, {"sft": "before RL", "grpo": "paid by the judge model"})
-    write(folder, {"details.md": agreement(rows)})
+    write_texts(folder, {"details.md": agreement(rows)})
     return rows + rows_of_run(tested, {"grpo": "paid by hidden tests"})
 
 
@@ -243,17 +244,6 @@ def measured(path: Path, measure: Callable[[], Coroutine[Any, Any, Rows]]) -> Ro
     return read_rows(path)
 
 
-def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as JSON lines."""
-    return b"".join(map(encoded, rows)).decode()
-
-
-def write(folder: Path, files: Mapping[str, str]) -> None:
-    """Texts by their names in `folder`. Raises UserError where one cannot be written: its file is as it was."""
-    for name, text in files.items():
-        replace_file(folder / name, text.encode(), "free space or set --runs")
-
-
 def perform(name: str, config: Config) -> str:
     """Do what is left of the experiment `name` and return its Markdown, which is also in its folder.
 
@@ -263,7 +253,7 @@ def perform(name: str, config: Config) -> str:
     saved = folder / "config.toml"
     if saved.exists() and saved.read_bytes() != to_toml(config).encode():
         raise UserError(f"{folder} was made with another configuration: move it away, or set --runs")
-    write(folder, {saved.name: to_toml(config)})
+    write_texts(folder, {saved.name: to_toml(config)})
     text = write_rows(folder, "results", EXPERIMENTS[name](config, folder))
     details = folder / "details.md"
     return f"{text}\n## Details\n\n{details.read_text(encoding='utf-8')}" if details.exists() else text

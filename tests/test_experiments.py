@@ -17,6 +17,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.evaluation import save_rows
 from fastgrpo.experiments import EXPERIMENTS, agreement, perform
+from fastgrpo.record.comparison import write_texts
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.types import EvalRow
 from tests.helpers.full_disk import full_disk
@@ -230,9 +231,9 @@ def test_what_is_finished_is_not_done_again_and_what_was_cut_goes_on(stubs: Stub
 
 
 def test_a_full_disk_leaves_what_was_written_before(tmp_path: Path) -> None:
-    experiments.write(tmp_path / "cost", {"config.toml": "whole"})
+    write_texts(tmp_path / "cost", {"config.toml": "whole"})
     with full_disk(100), pytest.raises(UserError, match=r"cannot write .*config\.toml: File too large; free space or"):
-        experiments.write(tmp_path / "cost", {"config.toml": "x" * 1000})
+        write_texts(tmp_path / "cost", {"config.toml": "x" * 1000})
     assert {path.name: path.read_text() for path in (tmp_path / "cost").iterdir()} == {"config.toml": "whole"}
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from matplotlib.figure import Figure
 
 from fastgrpo.errors import replace_file
+from fastgrpo.record.json_lines import lines_of
 from fastgrpo.record.problem_statistics import by_problem, interval, stages_of, thirds
 from fastgrpo.record.report_figures import THIRDS, svg
 
@@ -28,7 +28,7 @@ COLUMNS = (
 
 
 def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str) -> str:
-    """`name`.jsonl, .md and .svg in an existing `folder` from rows {stage, problem_id, dataset, solved, ...}.
+    """`name`.jsonl, .md and .svg in `folder` from rows {stage, problem_id, dataset, solved, ...}.
 
     `name`-tests.svg has public against hidden pass rates. Returns the Markdown: a table of all problems, of each data
     set where there are several, then `more` and, where there are public tests, their pass rates against hidden ones.
@@ -37,15 +37,15 @@ def write_comparison(folder: Path, name: str, rows: Sequence[Row], more: str) ->
     public = any(row.get("public_pass_rate") is not None for row in rows)
     gap = f"## Public against hidden tests\n\n{gap_table(rows)}" if public else ""
     text = "\n".join([*_tables(rows), more, gap])
-    files = {
-        ".jsonl": "".join(msgspec.json.encode(row).decode() + "\n" for row in rows),
-        ".md": text,
-        ".svg": cost_figure(rows),
-        "-tests.svg": gap_figure(rows),
-    }
-    for ending, content in files.items():
-        replace_file(folder / f"{name}{ending}", content.encode(), "free space or set --runs")
+    figures = {f"{name}.svg": cost_figure(rows), f"{name}-tests.svg": gap_figure(rows)}
+    write_texts(folder, {f"{name}.jsonl": lines_of(rows), f"{name}.md": text} | figures)
     return text
+
+
+def write_texts(folder: Path, files: Mapping[str, str]) -> None:
+    """Texts by their names in `folder`. Raises UserError where one cannot be written: its file is as it was."""
+    for name, text in files.items():
+        replace_file(folder / name, text.encode(), "free space or set --runs")
 
 
 def _tables(rows: Sequence[Row]) -> Iterable[str]:

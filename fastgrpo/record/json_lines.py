@@ -157,6 +157,11 @@ def encoded(record: Mapping[str, Any]) -> bytes:
         return json.dumps(record, default=repr, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
+def lines_of(records: Iterable[Mapping[str, Any]]) -> str:
+    """The records' lines."""
+    return b"".join(map(encoded, records)).decode()
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file; none where it is missing. Lines that are torn or damaged are left out."""
     rows = []

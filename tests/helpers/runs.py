@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +13,9 @@ from fastgrpo.train import run
 
 
 def run_without_report(config: Config, task: Task, *, resume: bool = False) -> Path:
-    """The run's folder. Its report is left out, whose plots take longer than the steps of a tiny policy."""
-    with mock.patch("fastgrpo.train.write_report", lambda folder: f"none in {folder}"):
+    """The run's folder. Its report is left out, and the collection of garbage before its first step: plots, and a look
+    through all that is imported, take longer than the steps of a tiny policy."""
+    report = mock.patch("fastgrpo.train.write_report", lambda folder: f"none in {folder}")
+    with report, mock.patch("fastgrpo.training.schedule.nothing_here_garbage", nullcontext):
         asyncio.run(run(config, resume=resume, task=task))
     return config.folder
