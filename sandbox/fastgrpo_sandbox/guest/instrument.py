@@ -81,11 +81,22 @@ class _Guarded(ast.NodeTransformer):
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
         operators = [type(each).__name__ for each in node.ops]
-        if not (OPERATORS.keys() >= set(operators) and all(map(_is_at_hand, node.comparators[1:]))):
+        if not OPERATORS.keys() >= set(operators):
             return node
+        if not all(map(_is_at_hand, node.comparators[1:])):
+            return self._parted(node)
         selects = [ast.keyword("selects", ast.Constant(True))] if self._selects else []
         args = [ast.Constant(" ".join(operators)), node.left, *node.comparators]
         return ast.copy_location(ast.Call(_name("__compare__"), args, selects), node)
+
+    def _parted(self, node: ast.Compare) -> ast.AST:
+        """A chain as its comparisons, where what stands between two may be looked at twice."""
+        between = node.comparators[:-1]
+        if not all(map(_is_at_hand, between)):
+            return node
+        sides = zip([node.left, *between], node.ops, node.comparators, strict=True)
+        parts = [ast.copy_location(ast.Compare(left, [op], [right]), node) for left, op, right in sides]
+        return ast.copy_location(ast.BoolOp(ast.And(), [self.visit(part) for part in parts]), node)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         self.generic_visit(node)
