@@ -239,10 +239,10 @@ def test_what_unittest_raises_for_itself_passes_no_test(pool, error):
 
 
 def test_a_chain_of_comparisons_asks_no_order_of_the_solutions(pool):
-    source = "import unittest\nlow, high = 1, 5\nclass TestF(unittest.TestCase):\n    def test_a(self): self.assertTrue(low < f(1) < 5)\n    def test_b(self): self.assertTrue(-1 <= f(1) <= high)\n    def test_c(self):\n        self.assertFalse(3 < f(1) < high)\n        self.assertTrue(0 < f(1) < len('abc') == 3)\n"
+    source = "import unittest\nlow, high = 1, 5\nclass TestF(unittest.TestCase):\n    def test_a(self): self.assertTrue(low < f(1) < 5)\n    def test_b(self): self.assertTrue(-1 <= f(1) <= high)\n    def test_d(self): self.assertTrue(f(1) <= 2 <= f(1))\n    def test_c(self):\n        self.assertFalse(3 < f(1) < high)\n        self.assertTrue(0 < f(1) < len('abc') == 3)\n"
     liar = "class Y:\n    __lt__ = __gt__ = __le__ = __ge__ = lambda self, other: True\ndef f(x): return Y()"
-    assert pool.run(liar, tests=UnittestTests(source)).tests[:2] == (False, False)
-    assert pool.run("def f(x): return x + 1", tests=UnittestTests(source)).tests == (True, True, True)
+    assert pool.run(liar, tests=UnittestTests(source)).tests[:3] == (False, False, False)
+    assert pool.run("def f(x): return x + 1", tests=UnittestTests(source)).tests == (True,) * 4
 
 
 def test_a_flood_of_results_ends_the_job_at_the_second(pool):

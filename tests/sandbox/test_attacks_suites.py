@@ -68,6 +68,10 @@ def test_what_an_object_of_the_librarys_holds_is_looked_at(pool, name):
 ANSWERS = {
     "a weak proxy": "import weakref\ndef f(x): return weakref.proxy(KEPT)",
     "a fraction": "import fractions\ndef f(x):\n    made = fractions.Fraction(1)\n    made._numerator = made._denominator = Y()\n    return made",
+    "a class of the library's that is given an __eq__": "import fractions\nfractions.Fraction.__eq__ = lambda self, other: True\ndef f(x): return fractions.Fraction(7)",
+    "a class of the library's that is given a function as its __eq__": "import fractions, functools\nfractions.Fraction.__eq__ = functools.partialmethod(lambda self, other: True)\ndef f(x): return fractions.Fraction(7)",
+    "a class that is given an __eq__ later": "class Z: pass\ndef f(x):\n    if hasattr(Z, 'seen'): Z.__eq__ = lambda self, other: True\n    Z.seen = 1\n    return Z()",
+    "a class that says it is int": "class M(type):\n    __hash__ = lambda kind: hash(int)\n    __eq__ = lambda kind, other: True\nclass Z(metaclass=M): __eq__ = Y.__eq__\ndef f(x): return Z()",
     "the data of a user list": "import collections\ndef f(x):\n    made = collections.UserList()\n    made.data = Y()\n    return made",
     "a function of the library's as __eq__": "import typing\nclass Z: __eq__ = typing.cast\ndef f(x): return Z()",
     "the __eq__ of ANY": "import unittest.mock as mock\nclass Z: __eq__ = mock._ANY.__eq__\ndef f(x): return Z()",

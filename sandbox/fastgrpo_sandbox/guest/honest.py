@@ -18,6 +18,7 @@ from typing import Any
 
 from . import arrays
 
+FROZEN = "<frozen "  # begins the file of what the interpreter brings along
 LIBRARY = (os.path.dirname(os.__file__) + "/", "/jail/")
 DECIDING: tuple[str, ...] = (
     "__eq__",
@@ -60,7 +61,15 @@ CONTAINERS = (list, tuple, dict, set, frozenset)
 # What leads from a value to the rest of the program.
 APART: tuple[type, ...] = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 APART += (types.CodeType, types.FrameType, types.TracebackType, types.CoroutineType)
-PLAIN = frozenset({int, float, complex, bool, str, bytes, types.NoneType})
+PUT = (
+    functools.partial,
+    functools.partialmethod,
+    staticmethod,
+    classmethod,
+    types.BuiltinFunctionType,
+    types.MethodType,
+)
+PLAIN = frozenset(map(id, (int, float, complex, bool, str, bytes, types.NoneType)))  # a metaclass has == and hash()
 MOST_PARTS = 20_000  # of the library's objects that are looked into for one value
 _meant: frozenset[str] = frozenset()
 _codes: frozenset[types.CodeType] = frozenset()
@@ -129,7 +138,7 @@ def among(item: Any, container: Any) -> Any:
     looked = _looked_through(container)
     if hasattr(type(looked), "__next__"):
         return (each for each in looked if not lies(item, each))
-    if type(looked) in PLAIN or not _holds(looked) or not hasattr(type(looked), "__iter__"):
+    if id(type(looked)) in PLAIN or not _holds(looked) or not hasattr(type(looked), "__iter__"):
         return looked
     return [each for each in looked if not lies(item, each)]
 
@@ -138,7 +147,7 @@ def _looked_through(container: Any) -> Any:
     """The items of a container of the solution's, or its text, whatever it says that it holds. Raises TypeError for one
     that cannot be iterated over."""
     kind = type(container)
-    if not _has_own(kind, HOLDING) or _is_meant(kind):  # type: ignore[arg-type]
+    if not _has_own(kind, HOLDING) or _is_meant(kind):
         return container
     if isinstance(container, str):
         return str.__str__(container)
@@ -154,7 +163,7 @@ def _items(container: Any) -> Any:
 def _set(container: Any) -> Any:
     """As `_looked_through`; of what has a difference of its own, a set of that."""
     kind = type(container)
-    if not _has_own(kind, (*HOLDING, "difference")) or _is_meant(kind):  # type: ignore[arg-type]
+    if not _has_own(kind, (*HOLDING, "difference")) or _is_meant(kind):
         return container
     return set(set.__iter__(container) if isinstance(container, set) else container)
 
@@ -175,25 +184,31 @@ def lies(left: Any, right: Any, membership: bool = False) -> bool:
 
 def _answers(value: Any) -> bool:
     """Whether a value, or what it is compared by, is an object that answers for itself."""
-    return type(value) not in PLAIN and (_is_own(type(value)) or (not _is_by_identity(type(value)) and _holds(value)))
+    return id(type(value)) not in PLAIN and (
+        _is_own(type(value)) or (not _is_by_identity(type(value)) and _holds(value))
+    )
 
 
 def _holds(value: Any) -> bool:
     """Whether a value holds an object that answers for itself: any part of an object of the library's may be compared,
     but of what is in a list only what is not compared by identity."""
+    known: dict[int, tuple[bool, bool]] = {}  # of each class, by id()
     waiting, seen, room = [(value, not isinstance(value, CONTAINERS))], {id(value)}, MOST_PARTS
     while waiting and room:
         item, is_within = waiting.pop()
         parts = _parts(item)
-        if PLAIN.issuperset(map(type, parts)):
+        if PLAIN.issuperset(map(id, map(type, parts))):
             continue
         for part in parts:
             kind = type(part)
-            if kind in PLAIN or id(part) in seen or isinstance(part, APART):
+            if id(kind) in PLAIN or id(part) in seen or isinstance(part, APART):
                 continue
-            if _is_own(kind):
+            if id(kind) not in known:
+                known[id(kind)] = _is_own(kind), _is_by_identity(kind)
+            is_own, is_by_identity = known[id(kind)]
+            if is_own:
                 return True
-            if is_within or not _is_by_identity(kind):
+            if is_within or not is_by_identity:
                 seen.add(id(part))
                 waiting.append((part, is_within or not isinstance(part, CONTAINERS)))
         room -= is_within
@@ -203,13 +218,13 @@ def _holds(value: Any) -> bool:
 def _parts(value: Any) -> list[Any]:
     """What a value refers to, whatever its class says of it."""
     kind = type(value)
-    if kind in (weakref.ProxyType, weakref.CallableProxyType):
+    if kind is weakref.ProxyType or kind is weakref.CallableProxyType:
         return [_referent(value)]
     array: Any = getattr(sys.modules.get("numpy"), "ndarray", None)
     if array is not None and isinstance(value, array):
         return array.tolist(array.ravel(value)) if array.dtype.__get__(value).hasobject else []
     found = gc.get_referents(value)
-    if not isinstance(value, CONTAINERS) and _has_own(kind, HOLDING):  # type: ignore[arg-type]  # the library's == of it asks for these
+    if not isinstance(value, CONTAINERS) and _has_own(kind, HOLDING):  # the library's == of it asks for these
         if isinstance(value, Mapping):
             found += [*value.keys(), *value.values()]
         elif isinstance(value, Set):
@@ -233,9 +248,8 @@ def _is_own(kind: type) -> bool:
     return _is_mock(kind) or _has_own(kind, DECIDING)
 
 
-@functools.cache
 def _has_own(kind: Any, names: tuple[str, ...]) -> bool:
-    """Whether a class has some of these methods from the solution."""
+    """Whether a class has some of these methods from the solution, now: a class may be given them at any time."""
     return not all(_is_library(owner, name, each) for name in names for owner, each in _defined(kind, name) if each)
 
 
@@ -255,12 +269,12 @@ def _defined(kind: type, name: str) -> list[tuple[type, Any]]:
 def _is_library(owner: type, name: str, function: Any) -> bool:
     if type(function) in (types.WrapperDescriptorType, types.MethodDescriptorType):
         return function.__name__ == name
-    if isinstance(function, types.FunctionType) and function.__code__ in _codes:
-        return True
-    return _is_of_library(owner)
+    if isinstance(function, types.FunctionType):
+        code = function.__code__
+        return code in _codes or (code.co_filename.startswith((*LIBRARY, FROZEN)) and _is_of_library(owner))
+    return _is_of_library(owner) and not isinstance(function, PUT)  # what a package has in C
 
 
-@functools.cache
 def _is_of_library(kind: type) -> bool:
     """Whether a class is the library's, and not one of the solution's that was given one of its functions."""
     module = sys.modules.get(kind.__module__)
