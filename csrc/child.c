@@ -95,9 +95,10 @@ static void limit(int resource, uint64_t value) {
 
 static void set_limits(const child_start *start) {
     const job_limits *l = &start->limits;
+    uint64_t tmp = (uint64_t)l->tmp_mb << 20, output = l->output_bytes + OUTPUT_BEYOND; /* which are files, too */
     limit(RLIMIT_AS, (uint64_t)(start->base_mb + l->memory_mb + SPARE_MB) << 20);
     limit(RLIMIT_CPU, (l->cpu_ms + 1999) / 1000);
-    limit(RLIMIT_FSIZE, (uint64_t)(l->tmp_mb > 1 ? l->tmp_mb : 1) << 20);
+    limit(RLIMIT_FSIZE, tmp > output ? tmp : output);
     limit(RLIMIT_NOFILE, l->files);
     limit(RLIMIT_NPROC, l->processes);
     limit(RLIMIT_CORE, 0);

@@ -25,6 +25,7 @@
 
 enum { CHANNEL_FD = 3, PEER_FD = 4, MAX_JOBS = 1 << 16 };
 enum { MAX_ARMED = 64, MAX_GROUPS = 2 * MAX_JOBS + MAX_ARMED, MAX_FRAME = 16 << 20 };
+enum { OUTPUT_BEYOND = 8191 /* bytes for which there is room above a cap on output, at most: a page and what fills another */ };
 enum { MAX_CHILD_FRAME = 1 << 20 /* guest/wire.py's MAX_FRAME */ };
 enum { MOST_CALLS = 512 /* of a session, unanswered: twice the host's MAX_CALLS, which ends it in words of its own */ };
 

@@ -44,7 +44,7 @@ void close_process(server *s, process *p) {
 }
 
 int set_output_cap(const process *p, uint32_t bytes) {
-    off_t size = ((off_t)bytes + 4095) / 4096 * 4096 + 4096; /* one page more, so that reaching past the cap shows */
+    off_t size = ((off_t)bytes + OUTPUT_BEYOND) / 4096 * 4096; /* so that reaching past the cap shows */
     int seals = F_SEAL_GROW | F_SEAL_SHRINK;
     for (int i = 0; i < 2; i++) {
         int fd = i ? p->err : p->out;

@@ -272,10 +272,10 @@ for _ in range(6): os.wait()
 
 
 def test_08_forks_of_a_job_that_has_slept_are_seen(pool):
-    """Three children hold 120 MB for 0.12 s, between the looks at 1.05 and 1.3 s that there were."""
+    """Three children hold 120 MB for 0.12 s, between the looks at 1.07 and 1.32 s that there were."""
     code = """
 import os, time
-time.sleep(1.07)
+time.sleep(1.1)
 for _ in range(3):
     if os.fork() == 0:
         x = bytearray(40 << 20)
@@ -335,7 +335,7 @@ time.sleep(30)
 
     neighbours, attack = asyncio.run(main())
     assert (attack.status, attack.stdout) == ("timeout", "held\n")
-    assert neighbours > 100  # there were 12
+    assert neighbours > 200  # there were 12 to 50, and are 1,700
 
 
 @pytest.mark.skipif(cgroup.find_base().folder is not None, reason="a cgroup counts shared pages once, at every moment")

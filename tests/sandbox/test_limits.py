@@ -121,6 +121,15 @@ PRINTED = {
 
 
 @pytest.mark.jail
+def test_a_small_tmp_does_not_shorten_what_may_be_printed(pool: Any) -> None:
+    code, limits = "print('x' * 3_500_000)\ndef f(x): return x", Limits(tmp_mb=1, output_bytes=4 << 20)
+    for tests in (None, StdioTests((("", "x" * 3_500_000),)), AssertTests(("assert f(1) == 1",))):
+        outcome = pool.run(code, tests=tests, limits=limits)
+        assert (outcome.status, len(outcome.stdout)) == ("ok", 3_500_001), outcome.error
+    assert pool.run("while True: print('x' * 9999)", limits=limits).status == "output_limit"
+
+
+@pytest.mark.jail
 @pytest.mark.parametrize("form", PRINTED)
 def test_what_is_printed_on_the_way_decides_nothing(pool: Any, form: str) -> None:
     code = (
