@@ -52,8 +52,8 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     except (ValueError, RuntimeError) as error:  # a variable that is missing or none, a port, a rank that is gone
         raise UserError(
-            f"RANK and WORLD_SIZE make this process number {os.environ['RANK']} of {os.environ['WORLD_SIZE']} ranks, which "
-            f"it cannot join: {first_line(error)}; start all of them by torchrun, or unset both for one alone"
+            f"RANK and WORLD_SIZE make this process number {os.environ['RANK']} of {os.environ['WORLD_SIZE']} ranks, "
+            f"which it cannot join: {first_line(error)}; start all of them by torchrun, or unset both for one alone"
         ) from error
     rank, world = rank_and_world()
     with listening(PrefixStore("fastgrpo", store), rank, world):

@@ -103,5 +103,4 @@ def test_ranks_that_do_not_come_together_are_one_sentence(
         for name, value in ({"RANK": "0", "WORLD_SIZE": "2"} | changes).items():
             monkeypatch.setenv(name, value.replace("TAKEN", str(taken.getsockname()[1])))
         with pytest.raises(UserError, match=rf"number 0 of 2 ranks, which it cannot join: .*{said}.*; start all"):
-            with joined_ranks():
-                pass
+            joined_ranks().__enter__()
