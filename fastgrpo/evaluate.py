@@ -12,12 +12,10 @@ from fastgrpo.config import Config
 from fastgrpo.controls import compare, policies, write_rows
 from fastgrpo.errors import UserError
 from fastgrpo.evaluation import evaluate_model, save_rows, summary
-from fastgrpo.plan import command_to_run, run_on_ranks
-from fastgrpo.policy.hub import with_local_model
+from fastgrpo.plan import command_to_run, run_on_ranks, with_readable_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import is_first_rank, of_replica
 from fastgrpo.rollouts.asking import opened
-from fastgrpo.signals import interruptible
 from fastgrpo.tasks import problems_of, refuse_none_held_out, task_of
 
 BASELINES = "--baselines"
@@ -30,8 +28,7 @@ async def policy_alone(config: Config) -> None:
     """
     if not config.model.path:
         raise UserError("evaluate needs --model PATH: a Hugging Face folder, such as a checkpoint of a run")
-    with interruptible():
-        config = with_local_model(config)
+    config = with_readable_model(config)
     task = task_of(config)
     _, held_out = found = problems_of(task, config)
     refuse_none_held_out(found)
@@ -49,8 +46,7 @@ async def beside_baselines(config: Config) -> None:
     """Print the fixed workflows' means on the held-out problems, those of the model's policy beside them where one is
     named, and keep them in baselines.*. Raises UserError as `compare` does.
     """
-    with interruptible():
-        config = with_local_model(config)
+    config = with_readable_model(config)
     rows = await compare(config, policies(config.model.path) if config.model.path else {})
     if is_first_rank():
         print(write_rows(config.folder, "baselines", rows))

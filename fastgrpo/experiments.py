@@ -26,8 +26,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.controls import compare, policies, write_rows
 from fastgrpo.errors import UserError
 from fastgrpo.evaluation import read_rows, save_rows
-from fastgrpo.plan import command_to_run
-from fastgrpo.policy.hub import with_local_model
+from fastgrpo.plan import command_to_run, with_readable_model
 from fastgrpo.program import run_async, run_program
 from fastgrpo.record.comparison import markdown, spread, write_texts
 from fastgrpo.record.json_lines import lines_of
@@ -280,7 +279,7 @@ def main() -> None:
         return
     if "RANK" in os.environ:
         raise UserError("experiments run in one process: start them without torchrun")
-    print(perform(command.arguments[0], with_local_model(command.config)))
+    print(perform(command.arguments[0], with_readable_model(command.config)))
 
 
 if __name__ == "__main__":

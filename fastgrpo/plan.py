@@ -54,10 +54,11 @@ def run_on_ranks(config: Config, main: Callable[[], Coroutine[Any, Any, object]]
         run_async(main)
 
 
-def with_readable_model(config: Config, *, again: bool) -> Config:
+def with_readable_model(config: Config, *, again: bool = False) -> Config:
     """`config` of `with_local_model`, whose configuration and tokenizer have been read once.
 
-    What is wrong with them is told before the run's folder is opened, which sets an earlier run aside.
+    What is wrong with them is told before the run's folder is opened, which sets an earlier run aside, and before
+    solutions are tried, which takes minutes to hours.
     Raises UserError.
     """
     with interruptible():

@@ -16,13 +16,11 @@ from fastgrpo.evaluation import rollouts_of_model
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
-from fastgrpo.plan import command_to_run, run_on_ranks
-from fastgrpo.policy.hub import with_local_model
+from fastgrpo.plan import command_to_run, run_on_ranks, with_readable_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import of_replica
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.experience import first_failure
-from fastgrpo.signals import interruptible
 from fastgrpo.tasks import writes_workflows
 
 
@@ -48,8 +46,7 @@ async def solve(config: Config, names: Sequence[str]) -> None:
 
     Raises UserError for an unknown problem, and where no completion holds a workflow or all failed for our reasons.
     """
-    with interruptible():
-        config = with_local_model(config)
+    config = with_readable_model(config)
     problem = find(config.data.dataset, names[0])
     async with of_replica(opened(open_environment(config)), config.engine.tensor_parallel) as environment:
         groups = await rollouts_of_model(config.model.path, environment, [problem], config, config.seed)

@@ -35,7 +35,6 @@ def rollout(status: str) -> Rollout:
 def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
     """The rollouts that both programs get, without engine and jails, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
     rollouts: list[Rollout] = []
 
     async def collect(*_: object, **__: object) -> list[Group]:
@@ -54,6 +53,8 @@ def collected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Rollout]:
     monkeypatch.setattr(evaluation, "open_engine", engine)
     monkeypatch.setattr(evaluation, "load_chat", lambda path, config: None)
     monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda config: ([], [PROBLEM]), environment))
+    for program in (evaluate, solve):
+        monkeypatch.setattr(program, "with_readable_model", lambda config: config)
     monkeypatch.setattr(solve, "open_environment", environment)
     monkeypatch.setattr(solve, "find", lambda dataset, name: PROBLEM)
     return rollouts
@@ -195,9 +196,26 @@ def test_programs_that_write_one_evaluation_at_once_keep_each_other_s_rows(tmp_p
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+def test_a_model_that_is_none_is_told_before_any_solution_is_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where a run's folder is named in place of one of its checkpoints."""
+
+    def tried(*_: object) -> None:
+        raise AssertionError("solutions are tried")
+
+    monkeypatch.setattr(evaluate, "task_of", lambda config: Task(tried, lambda *_: None))  # type: ignore[arg-type]
+    monkeypatch.setattr(evaluate, "compare", tried)
+    monkeypatch.setattr(solve, "find", tried)
+    config = resolve({"model.path": str(tmp_path)})
+    for program in (evaluate.policy_alone, evaluate.beside_baselines, lambda config: solve.solve(config, ["any"])):
+        with pytest.raises(UserError, match=r"model folder .* has no config\.json"):
+            asyncio.run(program(config))
+
+
 def test_nothing_held_out_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "task_of", lambda config: Task(lambda _: ([PROBLEM], []), lambda *_: None))
-    monkeypatch.setattr(evaluate, "with_local_model", lambda config: config)
+    monkeypatch.setattr(evaluate, "with_readable_model", lambda config: config)
     with pytest.raises(UserError, match="no problem is held out to evaluate on: raise"):
         asyncio.run(evaluate.policy_alone(resolve({"model.path": "m"})))
 

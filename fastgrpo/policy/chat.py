@@ -152,8 +152,8 @@ class Chat:
             last = max(ids)
             raise UserError(
                 f"the tokenizer makes {self.tokenizer.convert_ids_to_tokens(last)!r} token {last}, and the model knows "
-                f"{self.vocabulary}: give the model that row with resize_token_embeddings, or take the tokenizer that it "
-                "came with"
+                f"{self.vocabulary}: give the model that row with resize_token_embeddings, or take the tokenizer that "
+                "it came with"
             )
         return ids
 

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 from torch.distributed import PrefixStore, TCPStore
 
-from fastgrpo.errors import UserError, last_line
+from fastgrpo.errors import UserError, first_line, last_line
 from fastgrpo.ranks.deadlines import listening, within
 
 # torch 2.13 renamed both and warns at the old names.
@@ -35,7 +35,8 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
 
     Under torchrun: takes this rank's GPU and joins the process group: gloo for objects and CPU tensors, NCCL for a
     GPU's. Where one rank fails, hangs or vanishes, all ranks end (`fastgrpo.ranks.deadlines`).
-    Raises UserError where the ranks are not a multiple of `tensor_parallel`, or a machine's more than its GPUs.
+    Raises UserError where the ranks are not a multiple of `tensor_parallel`, a machine's more than its GPUs, or do not
+    come together.
     """
     check_world(tensor_parallel)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -44,10 +45,17 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(_own_gpu())
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(seconds=STAGE_WAIT_S))
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    try:
+        distributed.init_process_group(backend, timeout=timedelta(seconds=STAGE_WAIT_S))
+        # A connection of its own: the process group's is held by waits in other threads.
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    except (ValueError, RuntimeError) as error:  # a variable that is missing or none, a port, a rank that is gone
+        raise UserError(
+            f"RANK and WORLD_SIZE make this process number {os.environ['RANK']} of {os.environ['WORLD_SIZE']} ranks, "
+            f"which it cannot join: {first_line(error)}; start all of them by torchrun, or unset both for one alone"
+        ) from error
     rank, world = rank_and_world()
-    # A connection of its own: the process group's is held by waits in other threads.
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     with listening(PrefixStore("fastgrpo", store), rank, world):
         yield rank, world
     distributed.destroy_process_group()

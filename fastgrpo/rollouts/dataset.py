@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -205,11 +206,30 @@ def _loaded(
         raise UserError(f"the data set {source} does not load: {reason}; {fix}") from error
 
 
+def json_of(text: bytes, kind: type[T]) -> T:
+    """JSON, also as Python writes it, with Infinity and NaN. Raises msgspec's errors, and UnicodeDecodeError."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if not any(name in text for name in (b"Infinity", b"NaN")):
+            raise
+        try:
+            found = json.loads(text)
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise msgspec.DecodeError("JSON is malformed: half a character (a lone surrogate)") from None
+        except json.JSONDecodeError as error:
+            raise msgspec.DecodeError(f"JSON is malformed: {error}") from None
+        return msgspec.convert(found, kind)
+
+
 def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         if line.strip():
             try:
-                yield msgspec.json.decode(line, type=dict[str, Any])
+                yield json_of(line, dict[str, Any])
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise UserError(f"{path}:{number} is no JSON object: {error}") from error
 

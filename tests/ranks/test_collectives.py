@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,25 @@ def test_more_ranks_than_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="rank 6 has no GPU: it is number 3 of this machine, and 2 are visible"):
         joined_ranks().__enter__()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "MASTER_ADDR expected"),
+        ({"MASTER_ADDR": "127.0.0.1"}, "MASTER_PORT expected"),
+        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "invalid literal"),
+        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "TAKEN"}, "address already in use"),
+    ],
+)
+def test_ranks_that_do_not_come_together_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], said: str
+) -> None:
+    """As where a scheduler sets some of torchrun's variables, and where two runs take one port."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        for name, value in ({"RANK": "0", "WORLD_SIZE": "2"} | changes).items():
+            monkeypatch.setenv(name, value.replace("TAKEN", str(taken.getsockname()[1])))
+        with pytest.raises(UserError, match=rf"number 0 of 2 ranks, which it cannot join: .*{said}.*; start all"):
+            joined_ranks().__enter__()

@@ -82,7 +82,9 @@ def test_a_file_of_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\n\n{"prompt": "b", "n": 1}\n')
     assert [example.prompt for example in read_examples(path)] == ["a", "b"]
-    for broken in (b"[1]", b'{"prompt": "\xff"}', b"[" * 100_000):
+    path.write_bytes(b'{"prompt": "a", "limit": Infinity, "n": NaN}\n')  # as Python writes them
+    assert str(read_examples(path)[0].columns) == "{'limit': inf, 'n': nan}"
+    for broken in (b"[1]", b'{"prompt": "\xff"}', b'{"prompt": NaN', b"[" * 100_000, b"NaN" + b"[" * 100_000):
         path.write_bytes(b'{"prompt": "a"}\n' + broken + b"\n")
         with pytest.raises(UserError, match=r"rows.jsonl:2 is no JSON object"):
             read_examples(path)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 import gzip
 import importlib.util
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -22,10 +21,8 @@ from fastgrpo.flow.problems.evalplus import EvalPlus
 from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, HumanEval, LeetCode, Mbpp, OwnProblem
 from fastgrpo.flow.problems.numbers import NumberProblem
 from fastgrpo.flow.types import Problem
-from fastgrpo.rollouts.dataset import hub_rows, set_names
+from fastgrpo.rollouts.dataset import hub_rows, json_of, set_names
 from fastgrpo_sandbox.guest.syntax import parse
-
-Record = TypeVar("Record")
 
 
 class Format(Protocol):
@@ -121,32 +118,13 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if content[:4] == b"PAR1":
         yield from enumerate(_parquet(path), 1)
     elif content.lstrip()[:1] == b"[":
-        yield from enumerate(_decoded(path, 1, partial(_json, content, list[dict[str, Any]])), 1)
+        yield from enumerate(_decoded(path, 1, partial(json_of, content, list[dict[str, Any]])), 1)
     elif path.name.endswith((".json", ".json.gz")) and b"\n{" not in content:
-        yield 1, _decoded(path, 1, partial(_json, content, dict[str, Any]))
+        yield 1, _decoded(path, 1, partial(json_of, content, dict[str, Any]))
     else:
         for number, line in enumerate(content.splitlines(), 1):
             if line.strip():
-                yield number, _decoded(path, number, partial(_json, line, dict[str, Any]))
-
-
-def _json(text: bytes, kind: type[Record]) -> Record:
-    """JSON, also as Python writes it, with Infinity and NaN. Raises msgspec's errors, and UnicodeDecodeError."""
-    try:
-        return msgspec.json.decode(text, type=kind)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:
-        if not any(name in text for name in (b"Infinity", b"NaN")):
-            raise
-        try:
-            found = json.loads(text)
-            json.dumps(found, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise msgspec.DecodeError("JSON is malformed: half a character (a lone surrogate)") from None
-        except json.JSONDecodeError as error:
-            raise msgspec.DecodeError(f"JSON is malformed: {error}") from None
-        return msgspec.convert(found, kind)
+                yield number, _decoded(path, number, partial(json_of, line, dict[str, Any]))
 
 
 def _content(path: Path) -> bytes:
