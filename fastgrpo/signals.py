@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TERMINATING = (signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, *TERMINATING)
 # A terminal signals all of a process group, and torchrun passes on to its ranks what they have received already.
 ONE_SIGNAL_S = 1.0
 
@@ -21,24 +22,29 @@ _received: list[tuple[int, float]] = []
 _reactions: list[Callable[[], object]] = []
 
 
-def handle_signals() -> None:
-    """From now on a signal ends the process in one line, or does what the innermost `reacting` block says.
+def handle_signals(numbers: Sequence[signal.Signals] = STOPPING) -> None:
+    """From now on one of these signals ends the process in one line, or does what the innermost `reacting` block says.
 
     A signal that is ignored, as by nohup, stays ignored. Of several ranks only Ctrl-C is handled: with SIGTERM torchrun
     ends the others where one has failed, and nothing that they do together can end in order then.
     """
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    for number in STOPPING if alone else (signal.SIGINT,):
+    for number in numbers:
+        if not alone and number in TERMINATING:
+            continue
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _handle)
 
 
 @contextmanager
-def signals_handled() -> Iterator[None]:
-    """In the block the first signal raises KeyboardInterrupt, if no inner block says otherwise (main thread only)."""
+def signals_handled(numbers: Sequence[signal.Signals] = STOPPING) -> Iterator[None]:
+    """In the block the first of these signals raises KeyboardInterrupt, if no inner block says otherwise.
+
+    In the main thread alone.
+    """
     earlier = {number: signal.getsignal(number) for number in STOPPING}
     _received.clear()
-    handle_signals()
+    handle_signals(numbers)
     try:
         with reacting(_interrupt):
             yield

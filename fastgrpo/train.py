@@ -12,6 +12,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,7 @@ from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.environment import Agent, Environment
 from fastgrpo.run_folder import note_task_from_python, refuse_task_from_python
 from fastgrpo.sft import warm_start
+from fastgrpo.signals import TERMINATING, signals_handled
 from fastgrpo.tasks import (
     Task,
     environment_task,
@@ -74,7 +76,7 @@ def train(
     which calls the policy through an OpenAI client (see `rollouts.environment`); one of verifiers brings its own rows.
     `task` is all of that in one (`fastgrpo.tasks`). Without any of them the task is the one that the configuration
     names. `resume` goes on from the run's last checkpoint; `dry_run` prints the plan and starts nothing.
-    Raises UserError.
+    Raises UserError; KeyboardInterrupt, with a checkpoint left, after Ctrl-C and in the main thread SIGTERM and SIGHUP.
     """
     _refuse_running_loop()
     config = _configured(config, str(model) if isinstance(model, Path) else model or "")
@@ -86,8 +88,11 @@ def train(
         raise UserError(
             "another training is under way in this process, maybe one whose notebook cell was stopped: wait"
         )
+    # Python's own Ctrl-C ends in order, too; handlers of signals belong to the main thread.
+    main = threading.current_thread() is threading.main_thread()
     try:
-        run_on_ranks(config, lambda: run(config, resume=resume, task=task))
+        with signals_handled(TERMINATING) if main else nullcontext():
+            run_on_ranks(config, lambda: run(config, resume=resume, task=task))
     finally:
         _under_way.release()
     return config.folder
