@@ -199,8 +199,11 @@ def test_own_problems_of_every_kind(tmp_path: Path) -> None:
         ),
         (json.dumps(OWN | {"colour": 1}), r"own.jsonl:1: .*unknown field `colour`"),
         (json.dumps(OWN | {"prompt": 3}), r"own.jsonl:1: .*Expected `str`.*prompt"),
-        (json.dumps(OWN | {"solution": "-" * 30_000 + "1"}), r"own.jsonl:1: the problem is nested too deep to be read"),
-        (json.dumps(OWN | {"solution": "x" + ".a" * 30_000}), r"own.jsonl:1: the problem is nested too deep"),
+        (json.dumps(OWN | {"solution": "-" * 30_000 + "1"}), r"own.jsonl:1: its code is not Python: nested too deeply"),
+        (
+            json.dumps(OWN | {"solution": "x" + ".a" * 30_000}),
+            r"own.jsonl:1: its code is not Python: nested too deeply",
+        ),
         (
             json.dumps(OWN | {"entry_point": "-" * 30_000}),
             r"own.jsonl:1: the problem has entry_point '-{370,400} \.\.\.$",
