@@ -13,7 +13,8 @@ import msgspec
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import KEYS, checked, resolve
-from fastgrpo.errors import UserError, without_login
+from fastgrpo.errors import UserError
+from fastgrpo_sandbox.given import without_login
 
 # Keys whose addresses may hold a user and a password.
 ADDRESSES = re.compile(r"workers\.(others\.\w+\.)?base_url|sandbox\.hosts")

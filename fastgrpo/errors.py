@@ -27,8 +27,6 @@ DISK_ERRORS = {
     errno.ENAMETOOLONG,
 }
 CONTROLS = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]")
-# The user and the password in an address.
-LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
 # What torch and safetensors say, whose errors are no OSError.
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 
@@ -127,11 +125,6 @@ def printable(text: str) -> str:
     """Text of a policy's, a worker's or a jail's for a terminal, which would obey the control characters in it: they
     are shown as their escapes, but for line ends and tabs."""
     return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
-
-
-def without_login(text: str) -> str:
-    """`text` with its addresses less the user and the password in them."""
-    return LOGIN.sub("", text)
 
 
 def say_error(sentence: str) -> None:

@@ -10,8 +10,9 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 
 
@@ -70,7 +71,16 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-def source_digest(parts: Iterable[Any]) -> str:
-    """A digest of the sources of classes and functions. Raises OSError where one has none to read."""
-    text = "\n".join(inspect.getsource(part).strip() for part in parts)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def source_digest(find: Callable[[], Iterable[Any]]) -> Callable[[], str | None]:
+    """Of a function that imports classes and functions, one that returns a digest of their sources; None where one of
+    them is not where it was, or has no source."""
+
+    @wraps(find)
+    def digest() -> str | None:
+        try:
+            text = "\n".join(inspect.getsource(part).strip() for part in find())
+        except (ImportError, AttributeError, OSError):  # the last one where there is no source to read
+            return None
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    return digest

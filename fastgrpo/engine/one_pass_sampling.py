@@ -19,14 +19,12 @@ from fastgrpo.engine.guards import source_digest
 KNOWN_SAMPLER = "44a904eb9c55395b"
 
 
-def sampler_shape() -> str | None:
-    """A digest of vLLM's sampler; None where it is not where it was, or has no source."""
-    try:
-        from vllm.v1.worker.gpu.sample.sampler import Sampler
+@source_digest
+def sampler_shape() -> list[Any]:
+    """vLLM's sampler."""
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-        return source_digest([Sampler])
-    except (ImportError, AttributeError, OSError):
-        return None
+    return [Sampler]
 
 
 @cache

@@ -22,14 +22,12 @@ WAVES = 4
 LONGEST = 8192
 
 
-def attention_shape() -> str | None:
-    """A digest of vLLM's attention; None where it is not where it was, or has no source."""
-    try:
-        from vllm.v1.attention.backends import flash_attn
+@source_digest
+def attention_shape() -> list[Any]:
+    """vLLM's attention."""
+    from vllm.v1.attention.backends.flash_attn import FlashAttentionImpl, FlashAttentionMetadata
 
-        return source_digest([flash_attn.FlashAttentionMetadata, flash_attn.FlashAttentionImpl])
-    except (ImportError, AttributeError, OSError):
-        return None
+    return [FlashAttentionMetadata, FlashAttentionImpl]
 
 
 @cache

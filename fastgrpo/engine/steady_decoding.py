@@ -41,8 +41,9 @@ _FOREIGN = (
 _QUEUES = ("waiting", "skipped_waiting", "kv_holding_waiting", "deferred_waiting", "_inflight_prefills")
 
 
-def shape() -> str:
-    """A digest of vLLM's sources that `Steady` stands for."""
+@source_digest
+def shape() -> list[Any]:
+    """vLLM's sources that `Steady` stands for."""
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.sched.utils import check_stop
@@ -51,7 +52,7 @@ def shape() -> str:
     from vllm.v1.engine.output_processor import OutputProcessor, RequestState
     from vllm.v1.request import Request
 
-    stood_for: list[Any] = [
+    return [
         Scheduler.schedule,
         Scheduler._make_cached_request_data,
         Scheduler._update_after_schedule,
@@ -66,19 +67,11 @@ def shape() -> str:
         RequestState.make_request_output,
         OutputProcessor.process_outputs,
     ]
-    return source_digest(stood_for)
-
-
-def _is_known() -> bool:
-    try:
-        return shape() in KNOWN_SHAPES
-    except (ImportError, AttributeError, OSError):  # the last one where there is no source to read
-        return False
 
 
 def spare_steady_steps(llm: Any) -> Steady | None:
     """Put `Steady` between `llm` and its scheduler; None, and nothing done, where vLLM is not as it knows it."""
-    if not _is_known():
+    if shape() not in KNOWN_SHAPES:
         return None
     scheduler = llm.engine_core.engine_core.scheduler
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers

@@ -70,8 +70,9 @@ def parse_code(source: str) -> ast.Module:
     try:
         tree = parse(source)
     except SyntaxError as error:
-        raise InvalidWorkflow("syntax", f"Syntax error in line {error.lineno}: {error.msg}.") from None
-    except (ValueError, RecursionError, MemoryError) as error:
+        where = f" in line {error.lineno}" if error.lineno else ""
+        raise InvalidWorkflow("syntax", f"Syntax error{where}: {error.msg}.") from None
+    except ValueError as error:
         raise InvalidWorkflow("syntax", f"The code cannot be parsed: {type(error).__name__}.") from None
     if _depth(tree) > MAX_DEPTH:
         raise InvalidWorkflow("too deep", f"The code is nested more than {MAX_DEPTH} levels deep.")

@@ -1,9 +1,21 @@
-"""What callers of the pools give, looked at before anything starts: another type is a ValueError of one sentence."""
+"""What callers of the pools give, looked at before anything starts: another type is a ValueError of one sentence.
+
+And what of it nobody else is to read.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+# The user and the password in an address.
+LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
+
+
+def without_login(text: str) -> str:
+    """`text` with its addresses less the user and the password in them."""
+    return LOGIN.sub("", text)
 
 
 def require_text(what: str, value: Any) -> None:

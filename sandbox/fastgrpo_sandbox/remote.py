@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fastgrpo_sandbox.given import require_text, require_texts, require_whole
+from fastgrpo_sandbox.given import require_text, require_texts, require_whole, without_login
 from fastgrpo_sandbox.stdio import merge_parts
 from fastgrpo_sandbox.turns import Turns
 from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests, require_job, require_loop
@@ -32,7 +32,6 @@ MAX_PAUSE_S = 30.0
 PROBE_S = 30.0
 LOOK_S = 1.0  # how often a job that waits looks for itself
 ADDRESS = re.compile(r"https?://[^/\s:\[\]]+|https?://\[[^\s\[\]]+\]")
-LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")  # the user and the password in an address
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)  # that an answer, or a host's name, may raise
 MOST_BYTES = 8 << 20  # of cases in one request; a server takes 16 MiB
 MOST_ANSWER = 32 << 20  # bytes; an outcome has at most 24 MiB of captured output, where none of it was UTF-8
@@ -62,7 +61,7 @@ class _Host:
 
     def __init__(self, url: str, most: int) -> None:
         self.url = url.rstrip("/")
-        self.name = LOGIN.sub("", self.url)  # for messages
+        self.name = without_login(self.url)  # for messages
         self.in_flight = 0
         self.failures = 0  # in a row
         self.fault = ""
@@ -248,7 +247,7 @@ class RemotePool:
         except (aiohttp.ClientError, OSError, TimeoutError, *UNREADABLE) as error:
             if session.closed:
                 raise SandboxUnavailable(CLOSED) from None
-            host.failed(LOGIN.sub("", str(error)) or type(error).__name__)
+            host.failed(without_login(str(error)) or type(error).__name__)
             return None
         finally:
             self._give_back(host)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import TO_THE_END, statement_text
 from fastgrpo_sandbox.types import AssertTests
-from fastgrpo_sandbox.unrolling import CACHED, SHARED
+from fastgrpo_sandbox.unrolling import CACHED, SHARED, names_read
 
 STARTERS = ("pytest.main", "unittest.main")
 BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
@@ -45,7 +45,7 @@ def as_run(source: str) -> Script:
     _check_asserts([*body, *called])
     if not calls and body == tree.body:
         return Script(source)
-    read = set(_read(ast.Module([*body, *called], [])))
+    read = names_read(ast.Module([*body, *called], []))
     body = [node for node in body if ast.unparse(node) != UNUSED or "pytest" in read]
     if not calls or not all(isinstance(node, SHARED) for node in body):
         return Script(ast.unparse(ast.Module([*body, *called], [])))
@@ -66,18 +66,14 @@ def _names_run(body: list[ast.stmt]) -> set[str]:
     """The names that are read where the module is run, and in the functions and classes that it names there."""
     defined = {node.name: node for node in body if isinstance(node, (*_FUNCTIONS, ast.ClassDef))}
     found: set[str] = set()
-    waiting = [name for node in body if node not in defined.values() for name in _read(node)]
-    waiting += [name for node in defined.values() for each in node.decorator_list for name in _read(each)]
+    waiting = [name for node in body if node not in defined.values() for name in names_read(node)]
+    waiting += [name for node in defined.values() for each in node.decorator_list for name in names_read(each)]
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += _read(defined[name]) if name in defined else ()
+            waiting += names_read(defined[name]) if name in defined else ()
     return found
-
-
-def _read(node: ast.AST) -> list[str]:
-    return [each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load)]
 
 
 def _calls_of(node: ast.stmt, run: set[str]) -> Iterator[str]:

@@ -133,7 +133,7 @@ class _Unroller:
         """The tests of one statement: a loop over tables has one a row, until they are gathered."""
         rows = self._rows(node) if isinstance(node, ast.For) else None
         if rows is None:
-            self._read |= _names_read(node)
+            self._read |= names_read(node)
             return [_finished([node], _plain(_Rename(self._given).visit(node)))]
         per_test = -(-max(len(rows) - SINGLE_ROWS, 0) // GATHERED) or 1
         gathered = [rows[start : start + per_test] for start in range(SINGLE_ROWS, len(rows), per_test)]
@@ -142,7 +142,7 @@ class _Unroller:
 
     def setup(self) -> str:
         """What tests share, without the tables that none of them reads any more."""
-        read = self._read.union(*(_names_read(node) for node in self._shared))
+        read = self._read.union(*(names_read(node) for node in self._shared))
         wanted = {name for name in self._tables if name in read or self._is_in_table(name)}
         return "\n".join(["import json", *(self._shared_text(node, wanted) for node in self._shared)])
 
@@ -157,13 +157,13 @@ class _Unroller:
 
     def _rows(self, loop: ast.For) -> list[str] | None:
         """The loop's body for each row of its tables; None where these are not known from the text."""
-        cells = None if _names_read(loop.iter) & self._given.keys() else self._elements(loop.iter)
+        cells = None if names_read(loop.iter) & self._given.keys() else self._elements(loop.iter)
         rows = [_bound(loop.target, cell) for cell in cells or ()]
         names = set(rows[0] or ()) if rows else set()
         if not names or None in rows or loop.orelse or _names_stored(loop.body) & names or _jumps(loop):
             return None
         inline = names & _arguments(loop.body)
-        read = {name for node in loop.body for name in _names_read(node)}
+        read = {name for node in loop.body for name in names_read(node)}
         self._read |= read - names
         renamed = self._given | {name: _mark(name) for name in inline}
         body = "\n".join(_plain(_Rename(renamed).visit(node)) for node in loop.body)
@@ -252,7 +252,7 @@ def _is_independent(shared: list[ast.stmt], parameter: str) -> bool:
     return (
         all(isinstance(node, SHARED) for node in shared)
         and all(count == 1 for count in names.values())
-        and not any(parameter and parameter in _names_read(node) for node in shared)
+        and not any(parameter and parameter in names_read(node) for node in shared)
     )
 
 
@@ -289,7 +289,7 @@ def _bound(target: ast.expr, cell: Cell) -> dict[str, Cell] | None:
     return None if None in found else {name: value for one in found for name, value in (one or {}).items()}
 
 
-def _names_read(node: ast.AST) -> set[str]:
+def names_read(node: ast.AST) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
 
 
@@ -305,7 +305,7 @@ def _arguments(body: list[ast.stmt]) -> set[str]:
     calls = [part for part in parts if isinstance(part, ast.Call)]
     compared = [side for part in parts if isinstance(part, ast.Compare) for side in (part.left, *part.comparators)]
     given = [getattr(side, "value", side) if isinstance(side, ast.Starred) else side for c in calls for side in c.args]
-    inside = {name for part in parts if isinstance(part, ast.JoinedStr) for name in _names_read(part)}
+    inside = {name for part in parts if isinstance(part, ast.JoinedStr) for name in names_read(part)}
     found = {side.id for side in (*given, *compared) if isinstance(side, ast.Name)}
     return {name for name in found - inside if read[name] == 1}
 

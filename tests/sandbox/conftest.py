@@ -65,6 +65,12 @@ def pool() -> Iterator[BlockingSandboxPool]:
         yield pool
 
 
+@pytest.fixture(scope="module")
+def numpy_pool() -> Iterator[BlockingSandboxPool]:
+    with BlockingSandboxPool(cells=1, preload=("numpy",)) as pool:
+        yield pool
+
+
 @pytest.fixture(scope="session")
 def every_assertion_passes(pool: BlockingSandboxPool) -> Callable[[str, str, tuple[str, ...]], None]:
     """A check of a right solution: each of the assertions, after their setup, is judged and passes."""

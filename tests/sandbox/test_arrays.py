@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, CheckTests, UnittestTests
@@ -76,12 +74,6 @@ HOLDS = (
     "np.equal(a(1), 1).all()",
     "(a() <= 100).all() and all(0 <= a()) and (0 < a()).all()",
 )
-
-
-@pytest.fixture(scope="module")
-def numpy_pool() -> Iterator[BlockingSandboxPool]:
-    with BlockingSandboxPool(cells=1, preload=("numpy",)) as pool:
-        yield pool
 
 
 def passed(pool: BlockingSandboxPool, form: str, code: str, lines: tuple[str, ...], setup: str) -> list[str]:

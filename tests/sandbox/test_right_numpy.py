@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, CheckTests
+from fastgrpo_sandbox import AssertTests, CheckTests
 
 pytest.importorskip("numpy")
 pytestmark = pytest.mark.jail
@@ -162,12 +160,6 @@ REFUSED = (
     "np.allclose(l(), [1, 2])",
     "np.array_equal(l(), [1, 2])",
 )
-
-
-@pytest.fixture(scope="module")
-def numpy_pool() -> Iterator[BlockingSandboxPool]:
-    with BlockingSandboxPool(cells=1, preload=("numpy",)) as pool:
-        yield pool
 
 
 @pytest.mark.parametrize(("code", "lines"), [(NUMBERS, ALIKE), (ARRAYS, KEPT)], ids=["numbers", "arrays"])

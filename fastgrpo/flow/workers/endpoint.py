@@ -21,9 +21,10 @@ import certifi
 import msgspec
 
 from fastgrpo.config import Workers
-from fastgrpo.errors import UserError, without_login
+from fastgrpo.errors import UserError
 from fastgrpo.flow.types import NoAnswer, Request, RequestRejected, WorkerError
 from fastgrpo.flow.workers.answers import Answer, Passing, failure, read_answer
+from fastgrpo_sandbox.given import without_login
 from fastgrpo_sandbox.turns import Turns
 
 log = logging.getLogger(__name__)

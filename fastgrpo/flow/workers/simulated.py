@@ -286,7 +286,7 @@ def normalised(code: str) -> str:
     """`code` without comments and layout, so that equal programs compare equal; as it is where it does not parse."""
     try:
         return ast.unparse(parse(code))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, RecursionError):
         return code
 
 

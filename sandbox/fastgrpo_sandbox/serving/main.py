@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from fastgrpo_sandbox.pool import SandboxPool
 from fastgrpo_sandbox.remote import NEEDS_EXTRA
-from fastgrpo_sandbox.types import DAY_S, RUNS_PER_CELL, Limits, SandboxUnavailable
+from fastgrpo_sandbox.types import DAY_S, RANGES, RUNS_PER_CELL, Limits, SandboxUnavailable
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from fastgrpo_sandbox.serving.app import App
 
 MAX_PORT = 65535
-MAX_MEMORY_MB = 1 << 20
 DRAIN_S = 30.0
 CLOSE_S = 5.0
 CAPS = Limits(wall_s=60, cpu_s=60, memory_mb=1024, processes=64, output_bytes=4 << 20, tmp_mb=64, files=256)
@@ -152,12 +151,13 @@ def _caps(options: argparse.Namespace) -> Limits:
 
 
 def _check(options: argparse.Namespace) -> None:
+    least, most = RANGES["memory_mb"]
     bounds = (
         ("--port", options.port, 0 <= options.port <= MAX_PORT, f"0 to {MAX_PORT}"),
         ("--queue", options.queue, options.queue >= 0, "0 or more"),
         ("--cells", options.cells, options.cells is None or options.cells > 0, "1 or more"),
         ("--wall-s", options.wall_s, 0 < options.wall_s <= DAY_S, "more than 0 and at most a day"),
-        ("--memory-mb", options.memory_mb, 1 <= options.memory_mb <= MAX_MEMORY_MB, f"1 to {MAX_MEMORY_MB}"),
+        ("--memory-mb", options.memory_mb, least <= options.memory_mb <= most, f"{least} to {most}"),
     )
     for option, value, holds, wanted in bounds:
         if not holds:
