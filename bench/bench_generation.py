@@ -179,20 +179,22 @@ def worker(folder: str, work: Workload) -> None:
     host = HostClock(started)
     # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
     steps = work.completion_tokens - 2 * UNTIMED
+    watched = min(steps, WATCHED)
     for turn in ("warm-up", "first", "second", "watched", "profiled"):
         for key in range(work.sequences):
             started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
-        _steps(started, UNTIMED)
+        # The steps in the middle stand for all: attention takes longer from token to token.
+        _steps(started, UNTIMED + (steps - watched) // 2 * (turn in ("watched", "profiled")))
         if turn == "watched":
             rpc = started._llm.collective_rpc
             rpc(begin)
-            _steps(started, min(steps, WATCHED))
+            _steps(started, watched)
             runner, parts = rpc(end)[0]
             line = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
             report(f"the worker's process, {runner}, ms a token", line)
         elif turn == "profiled":
             started._llm.collective_rpc(begin_profile)
-            _steps(started, min(steps, WATCHED))
+            _steps(started, watched)
             print(started._llm.collective_rpc(end_profile)[0])
         else:
             seconds = _timed(partial(_steps, started, steps), host)

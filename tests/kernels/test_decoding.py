@@ -112,7 +112,7 @@ def test_what_a_group_shares_all_its_members_have(
 
     given, most = batch(groups, device), most_members(share)
     assert most * share <= ROWS < 2 * most * share
-    shared, leaders = (each.tolist() for each in grouped(given.table_BM, given.length_B, 16, share))
+    shared, leaders, _ = (each.tolist() for each in grouped(given.table_BM, given.length_B, 16, share))
     tables, lengths = given.table_BM.tolist(), given.length_B.tolist()
     expected, place = [], 0
     for members, blocks in groups:
@@ -131,6 +131,24 @@ def test_what_a_group_shares_all_its_members_have(
             assert tables[place][:its] == tables[first][:its]
             assert its * 16 < lengths[place]
     assert not any(shared[place] for place in alone)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="kernels overlap on a GPU")
+def test_a_long_prompt_is_waited_for(device: torch.device) -> None:
+    """Each sequence's own blocks are read long before those of its prompt."""
+    given = batch([(8, 256), (1, 3)] * 8, device)
+    wanted = expected(given)
+    for _ in range(10):
+        torch.testing.assert_close(attended(given).cpu().double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_longest_begin_first(device: torch.device) -> None:
+    from fastgrpo.kernels.decoding_triton import grouped
+
+    given = batch([(8, 4), (1, 9), (3, 2)], device)
+    blocks, _, order = (each.tolist() for each in grouped(given.table_BM, given.length_B, 16, 2))
+    own = [-(-length // 16) - shared for length, shared in zip(given.length_B.tolist(), blocks, strict=True)]
+    assert order == sorted(range(len(own)), key=lambda place: -own[place])
 
 
 def test_one_sequence_is_alone(device: torch.device) -> None:
