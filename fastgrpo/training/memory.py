@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from fastgrpo.engine.engine import STEP_TOKENS
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
@@ -24,8 +25,8 @@ Layers = Literal["plain", "compiled", "fused"]
 GPU_OVERHEAD = 4 * GIB
 # NCCL's buffers; two GPUs held 2.8 GiB more than the rest of the plan.
 NCCL_OVERHEAD = 3 * GIB
-# What vLLM's logits and activations took beyond that, in rows of fp32 logits for each sequence: 3 to 4 GiB for 512
-# sequences and a vocabulary of 152 k.
+# What vLLM's logits took beyond that, in rows of fp32 logits for each sequence: 3 to 4 GiB for 512 sequences and a
+# vocabulary of 152 k.
 LOGIT_ROWS = 12
 CPU_OVERHEAD = 2 * GIB
 # A second process with torch and vLLM: on a GPU its CUDA context, on a CPU its modules.
@@ -161,8 +162,10 @@ def _plan(config: PretrainedConfig, workload: Workload, capacity: int, parameter
         fixed = _sharded_items(config, parameters, workload)
     if workload.on_gpu:
         logits = LOGIT_ROWS * workload.max_num_seqs * config.vocab_size * 4
-        shrink = "lower engine.max_num_seqs"
-        fixed = (*fixed, Item("vLLM's logits and activations", logits, shrink, training=awake))
+        # The widest moment of a layer: gate, up and their product, beside hidden states before and after norms.
+        widest = 3 * config.intermediate_size // workload.tensor_parallel + 4 * config.hidden_size
+        size = logits + STEP_TOKENS * widest * workload.dtype.itemsize
+        fixed = (*fixed, Item("vLLM's logits and activations", size, "lower engine.max_num_seqs", training=awake))
     room = capacity - sum(item.size for item in fixed if item.training)
     left = capacity - sum(item.size for item in fixed if item.generating)
     if workload.overlapped:

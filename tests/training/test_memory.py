@@ -115,7 +115,7 @@ def test_an_fp8_cache_is_half_of_a_bf16_one_or_holds_twice_as_much(monkeypatch: 
     assert wide.generating - narrow.generating == narrow.kv_cache_gib * GIB
     assert wide.training - narrow.training == narrow.kv_cache_gib * GIB, "all fits at once"
     beside = replace(half, overlapped=True, group_tokens=6000)
-    assert plan_memory(QWEN_7B, beside, 64 * GIB).micro_batch_tokens > 6000
+    assert plan_memory(QWEN_7B, beside, 66 * GIB).micro_batch_tokens > 6000
     assert asked_for({"engine.kv_cache_dtype": "fp8"}, monkeypatch).kv_dtype == torch.float8_e4m3fn
     assert asked_for({}, monkeypatch).kv_dtype is None
 
@@ -152,7 +152,8 @@ def test_what_vllm_computes_with_is_beside_training_only_where_both_overlap() ->
         {item.name: item for item in plan_memory(QWEN_7B, replace(WORKLOAD, **change), 140 * GIB).items}
         for change in ({}, {"overlapped": True}, {"on_gpu": False, "kv_cache_gib": 1.0})
     )
-    assert apart[name].size == 12 * 512 * 152064 * 4
+    logits, widest = 12 * 512 * 152064 * 4, (3 * 18944 + 4 * 3584) * 2
+    assert apart[name].size == logits + 8192 * widest
     assert (apart[name].generating, apart[name].training, beside[name].training) == (True, False, True)
     assert name not in on_cpu
 
