@@ -183,8 +183,10 @@ def worker(folder: str, work: Workload) -> None:
     for turn in ("warm-up", "first", "second", "watched", "profiled"):
         for key in range(work.sequences):
             started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
-        # The steps in the middle stand for all: attention takes longer from token to token.
-        _steps(started, UNTIMED + (steps - watched) // 2 * (turn in ("watched", "profiled")))
+        prompts_s = _timed(partial(_steps, started, UNTIMED), host)
+        if turn in ("watched", "profiled"):
+            # The steps in the middle stand for all: attention takes longer from token to token.
+            _steps(started, (steps - watched) // 2)
         if turn == "watched":
             rpc = started._llm.collective_rpc
             rpc(begin)
@@ -200,6 +202,7 @@ def worker(folder: str, work: Workload) -> None:
             seconds = _timed(partial(_steps, started, steps), host)
             speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"
             report(f"bare engine with a worker's process, {turn}: tokens/s while all decode", speed)
+            report(f"  its first {UNTIMED} steps, with the prompts, s", f"{prompts_s:.2f}")
         finished = []
         while started.busy:
             finished += started.step()
