@@ -236,9 +236,9 @@ class Running:
 
     def __init__(self, cell: Cell, parcel: Parcel) -> None:
         self.cell = cell
-        self.parcel = parcel
         self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.number = cell.begin(self, parcel.limits, parcel.stdin, parcel.payload, parcel.judge, parcel.room)
+        self.parcel = msgspec.structs.replace(parcel, payload=b"", stdin=b"", judge=parcel.judge[:1])  # as far as read
 
     def kill(self) -> None:
         """Ends the job now; `ended` completes when the jail has reaped it."""

@@ -227,15 +227,15 @@ class SandboxPool:
         """
         require_job(code, "", None, None, limits)
         require_loop(self._loop)
-        try:
-            parcel = pack_session(code, inputs or {}, limits or self.limits)
-        except Rejected as error:
-            ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            ended.set_result(self._count(Outcome("rejected", error=str(error), error_by="host")))
-            yield Session(ended)
-            return
         async with self._session_slots:
-            job = RunningSession(await self._cell("session"), parcel, on_call)
+            cell = await self._cell("session")
+            try:
+                job = RunningSession(cell, pack_session(code, inputs or {}, limits or self.limits), on_call)
+            except Rejected as error:
+                ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+                ended.set_result(self._count(Outcome("rejected", error=str(error), error_by="host")))
+                yield Session(ended)
+                return
             self._counts["sessions"] += 1
             self._counts["running"] += 1
             job.ended.add_done_callback(self._one_less)
