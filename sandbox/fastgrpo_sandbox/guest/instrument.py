@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .arrays import OPERATORS, ORDERING, PACKAGES
-from .compared import pairs, plainly_called, tested_builtins
+from .compared import OF_SOLUTION, pairs, plainly_called, tested_builtins
 from .memo import memo
 from .paired import Paired
 from .syntax import hoisted, parse
@@ -319,14 +319,20 @@ def _call(function: str, *arguments: int | ast.expr) -> ast.Expr:
 
 class _OfSolution(ast.NodeTransformer):
     """`from solution import f as g`, as tests of a program in a file say, becomes `g = f`: in another process there is
-    no such module, and what tests do not define is taken from the solution anyway."""
+    no such module, and what tests do not define is taken from the solution anyway. `from solution import sum` becomes
+    `sum = __solution__sum`, since what is named like a builtin is not."""
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
         if node.module != "solution" or node.level:
             return node
-        named = [alias for alias in node.names if alias.asname not in (None, alias.name)]
-        given = [ast.Assign([ast.Name(str(each.asname), ast.Store())], _name(each.name)) for each in named]
+        pairs = [(each.asname or each.name, own_name(each.name)) for each in node.names]
+        given = [ast.Assign([ast.Name(to, ast.Store())], _name(name)) for to, name in pairs if to != name]
         return [_at(each, node) for each in given] or ast.copy_location(ast.Pass(), node)
+
+
+def own_name(name: str) -> str:
+    """By which tests have what they import from the solution."""
+    return OF_SOLUTION + name if hasattr(builtins, name) else name
 
 
 def _tests(source: str) -> ast.Module:
