@@ -30,9 +30,9 @@ static uint64_t event_key(const job *j, const process *p) {
     return (uint64_t)j->generation << 32 | (uint64_t)j->id << 1 | (p == &j->judge);
 }
 
-static void watch(server *s, job *j, process *p, int operation, uint32_t events) {
+static bool watch(server *s, job *j, process *p, int operation, uint32_t events) {
     struct epoll_event event = {.events = events, .data.u64 = event_key(j, p)};
-    epoll_ctl(s->job_epoll, operation, p->channel, &event);
+    return epoll_ctl(s->job_epoll, operation, p->channel, &event) == 0;
 }
 
 static void process_flush(server *s, job *j, process *p) {
@@ -129,8 +129,7 @@ static bool send_start(server *s, job *j, process *p, const child_start *start, 
         *header = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int))};
         memcpy(CMSG_DATA(header), &peer, sizeof peer);
     }
-    watch(s, j, p, EPOLL_CTL_ADD, EPOLLIN);
-    return sendmsg(p->channel, &message, MSG_NOSIGNAL) == (ssize_t)sizeof *start;
+    return watch(s, j, p, EPOLL_CTL_ADD, EPOLLIN) && sendmsg(p->channel, &message, MSG_NOSIGNAL) == (ssize_t)sizeof *start;
 }
 
 static bool start_processes(server *s, job *j, const start_header *h, const char *data) {

@@ -58,7 +58,7 @@ static const uint16_t allowed[] = {
     __NR_epoll_wait, __NR_epoll_pwait, __NR_epoll_pwait2, __NR_eventfd, __NR_eventfd2, __NR_timerfd_create,
     __NR_timerfd_settime, __NR_timerfd_gettime, __NR_signalfd, __NR_signalfd4,
     /* memory */
-    __NR_munmap, __NR_mremap, __NR_mprotect, __NR_madvise, __NR_brk, __NR_mincore, __NR_membarrier, __NR_get_mempolicy,
+    __NR_munmap, __NR_mremap, __NR_mprotect, __NR_brk, __NR_mincore, __NR_membarrier, __NR_get_mempolicy,
     /* processes, threads, signals (all of this job's pid namespace only) */
     __NR_fork, __NR_vfork, __NR_execve, __NR_execveat, __NR_exit, __NR_exit_group, __NR_wait4, __NR_waitid, __NR_kill,
     __NR_tkill, __NR_tgkill, __NR_pidfd_open, __NR_pidfd_send_signal, __NR_getpid, __NR_getppid, __NR_gettid,
@@ -103,6 +103,8 @@ static const struct sock_filter prologue[] = {
      * a million beside: kernel memory that no limit counts. A program has its files to itself, sqlite's too, so that its
      * locks need not do anything. */
     WHEN(flock, NOTHING),
+    /* pages that a job sends to the machine's swap are none of those that are counted */
+    WHEN(madvise, ARGUMENT(2), IS(MADV_COLD), FAIL(EINVAL), IS(MADV_PAGEOUT), FAIL(EINVAL), ALLOWED),
     WHEN(fcntl, ARGUMENT(1), IS(F_DUPFD), ALLOWED, IS(F_DUPFD_CLOEXEC), ALLOWED, IS(F_GETFD), ALLOWED, IS(F_SETFD),
          ALLOWED, IS(F_GETFL), ALLOWED, IS(F_SETFL), ALLOWED, IS(F_GETLK), ALLOWED, IS(F_SETLK), NOTHING, IS(F_SETLKW),
          NOTHING, IS(F_OFD_GETLK), ALLOWED, IS(F_OFD_SETLK), NOTHING, IS(F_OFD_SETLKW), NOTHING,

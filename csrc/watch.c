@@ -16,7 +16,9 @@
 enum { BUSY_MS = 20, IDLE_MS = 250 /* where hundreds sleep */, JUDGE_GRACE_MS = 2000, START_GRACE_MS = 30000, ACTIVE_US = 100 };
 enum { WAITED_MS = 30000, WAITED_WALLS = 7 /* times its wall limit: a job is given back no more of its waits than either */ };
 enum { SOCKET_KB = 208 /* that one may have sent and nobody read */, PIPE_KB = 64, FEW_DESCRIPTORS = 256 };
-enum { WATCH_BYTES = 256 /* of one descriptor by one epoll */ };
+/* One descriptor watched by one epoll. An epoll watches a file under each number that a descriptor of it ever had, so that a
+ * few descriptors are enough for millions; and all jobs' together are at most so many for each user. */
+enum { WATCH_BYTES = 256, MOST_WATCHED = 1 << 14, EPOLL_WATCHES = 8 /* for which an epoll counts by itself: each is read */ };
 enum { MOST_SHARED = 8 /* times its limit: what processes may have that share pages, all counted for each */ };
 enum { REST = 3 /* times as long as a look took, no other follows: the server is for others, too */ };
 /* Areas of a process' memory, which the kernel holds too: each has a line. */
@@ -24,8 +26,8 @@ enum { AREA_BYTES = 256, LINE_BYTES = 64, MOST_AREAS = 65530, MANY_LINES_BYTES =
 enum { TICKS = 100 /* in a second, for /proc */, MAX_DEPTH = 256 /* as many processes as a job may have */ };
 
 typedef struct {
-    uint64_t cpu_ns, anonymous_kb;
-    uint32_t processes, descriptors;
+    uint64_t cpu_ns, anonymous_kb, base_kb; /* base_kb: the warm interpreter's, once for each process that has them */
+    uint32_t processes, descriptors, watched;
 } usage;
 
 typedef struct {
@@ -35,7 +37,7 @@ typedef struct {
 typedef struct {
     const server *s;
     bool proportional;
-    uint32_t descriptors; /* that the job has, where what the kernel may hold for each is counted, or 0 */
+    bool descriptors, held; /* whether to look at them, and count what the kernel may hold for each */
     usage total;
 } walk;
 
@@ -89,8 +91,8 @@ static bool read_proportional(const server *s, const char *folder, uint64_t *kb)
     return true;
 }
 
-/* A child between vfork and exec: its memory is its parent's. */
-static bool shares_memory(pid_t parent, pid_t child) { return syscall(SYS_kcmp, parent, child, KCMP_VM, 0, 0) == 0; }
+/* As a child between vfork and exec has its parent's memory. */
+static bool shares(int what, pid_t one, pid_t other) { return syscall(SYS_kcmp, one, other, what, 0, 0) == 0; }
 
 static uint64_t cpu_of(pid_t pid) {
     struct timespec t;
@@ -126,14 +128,17 @@ static bool add_memory(walk *w, const char *folder, pid_t thread, pid_t parent) 
     if (!read_anonymous(w->s, folder, &held, &mapped)) return false;
     if (parent && mapped > base_mapped + WIDE_KB) /* of one process alone they are too few to matter */
         w->total.anonymous_kb += areas_kb(w->s, folder, mapped - base_mapped);
-    if (w->proportional) {
-        if (parent && shares_memory(parent, thread)) return true;
-        /* Unreadable, all of its pages are its own; unless it has ended meanwhile and has none. */
-        if (!read_proportional(w->s, folder, &held) && !read_anonymous(w->s, folder, &held, &mapped)) return false;
-    } else if (facts_of(w->s, folder).stack == w->s->base_stack) {
-        base = w->s->base_anon_kb; /* the warm interpreter's pages, shared with the server */
+    if (w->proportional && parent && shares(KCMP_VM, parent, thread)) return true;
+    /* Unreadable, all of its pages are its own; unless it has ended meanwhile and has none. */
+    if (w->proportional && !read_proportional(w->s, folder, &held) && !read_anonymous(w->s, folder, &held, &mapped)) return false;
+    if (facts_of(w->s, folder).stack == w->s->base_stack) base = held < w->s->base_anon_kb ? held : w->s->base_anon_kb;
+    if (w->proportional) { /* all shares of the warm interpreter's pages together are no more than these */
+        w->total.anonymous_kb += held;
+        w->total.base_kb = w->total.base_kb + base < w->s->base_anon_kb ? w->total.base_kb + base : w->s->base_anon_kb;
+    } else { /* they are the server's, too */
+        w->total.anonymous_kb += held - base;
+        w->total.base_kb += base;
     }
-    w->total.anonymous_kb += held > base ? held - base : 0;
     return true;
 }
 
@@ -145,30 +150,43 @@ static DIR *open_folder(const server *s, const char *path) {
     return folder;
 }
 
-/* How many descriptors a process has, by the size that its folder has since Linux 6.2. */
-static uint32_t descriptors_of(const server *s, pid_t pid) {
-    char path[32];
+/* How many descriptors a thread has, by the size that its folder has since Linux 6.2; none where it has exited. */
+static uint32_t descriptors_of(const server *s, const char *folder) {
+    char path[96];
     struct stat facts;
-    snprintf(path, sizeof path, "%d/fd", pid);
+    snprintf(path, sizeof path, "%s/fd", folder);
     return fstatat(s->proc, path, &facts, 0) == 0 ? (uint32_t)facts.st_size : 0;
 }
 
-/* What the descriptors of a process may hold: written and not yet read, or watched by an epoll, each all that the job has. */
-static uint64_t held_kb(const server *s, pid_t pid, uint32_t watched) {
-    char path[32], target[24];
+/* What an epoll watches: each has a line. */
+static uint32_t watched_by(const server *s, const char *folder, const char *number) {
+    char path[96], text[4096];
+    uint32_t lines = 0;
+    snprintf(path, sizeof path, "%s/fdinfo/%.10s", folder, number);
+    int fd = openat(s->proc, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    for (ssize_t got; lines <= MOST_WATCHED && (got = read(fd, text, sizeof text)) > 0;)
+        for (ssize_t i = 0; i < got; i++) lines += text[i] == '\n';
+    close(fd);
+    return lines;
+}
+
+/* What a thread's descriptors may hold: written and not yet read, or watched by an epoll. A program that its user may not read
+ * does not show which they are: then all are the worst. */
+static void add_held(walk *w, const char *folder, uint32_t count) {
+    char path[96], target[24];
     struct stat facts;
-    uint64_t kb = 0;
-    snprintf(path, sizeof path, "%d/fd", pid);
-    DIR *all = open_folder(s, path);
-    if (all == NULL) return 0;
-    for (struct dirent *entry; (entry = readdir(all));) {
+    snprintf(path, sizeof path, "%s/fd", folder);
+    DIR *all = open_folder(w->s, path);
+    uint64_t kb = all == NULL ? (uint64_t)count * SOCKET_KB : 0;
+    for (struct dirent *entry; all != NULL && w->total.watched <= MOST_WATCHED && (entry = readdir(all));) {
         if (readlinkat(dirfd(all), entry->d_name, target, sizeof target) > 20 && !memcmp(target, "anon_inode:[eventpoll", 21))
-            kb += (uint64_t)watched * WATCH_BYTES >> 10;
-        else if (fstatat(dirfd(all), entry->d_name, &facts, 0) == 0)
+            w->total.watched += EPOLL_WATCHES + watched_by(w->s, folder, entry->d_name);
+        else if (w->held && fstatat(dirfd(all), entry->d_name, &facts, 0) == 0)
             kb += S_ISSOCK(facts.st_mode) ? SOCKET_KB : S_ISFIFO(facts.st_mode) ? PIPE_KB : 0;
     }
-    closedir(all);
-    return kb;
+    if (all != NULL) closedir(all);
+    w->total.anonymous_kb += kb;
 }
 
 static void visit_process(walk *w, pid_t pid, pid_t parent, int depth);
@@ -186,11 +204,10 @@ static void visit_children(walk *w, const char *folder, pid_t thread, int depth)
 static void visit_process(walk *w, pid_t pid, pid_t parent, int depth) {
     char folder[64];
     bool weighed = false;
+    pid_t counted = 0; /* the thread whose descriptors were the last to count: others may have their own */
     snprintf(folder, sizeof folder, "%d", pid);
     w->total.cpu_ns += cpu_of(pid) + facts_of(w->s, folder).ended_ns;
     w->total.processes++;
-    w->total.descriptors += descriptors_of(w->s, pid);
-    if (w->descriptors) w->total.anonymous_kb += held_kb(w->s, pid, w->descriptors);
     snprintf(folder, sizeof folder, "%d/task", pid);
     DIR *threads = open_folder(w->s, folder);
     if (threads == NULL) return;
@@ -199,14 +216,20 @@ static void visit_process(walk *w, pid_t pid, pid_t parent, int depth) {
         if (thread <= 0) continue;
         snprintf(folder, sizeof folder, "%d/task/%d", pid, thread);
         weighed = weighed || add_memory(w, folder, thread, parent);
+        uint32_t count = counted && shares(KCMP_FILES, counted, thread) ? 0 : descriptors_of(w->s, folder);
+        w->total.descriptors += count;
+        if (count && w->descriptors) add_held(w, folder, count);
+        if (count) counted = thread;
         if (depth < MAX_DEPTH) visit_children(w, folder, thread, depth);
     }
     closedir(threads);
 }
 
-static usage usage_of(const server *s, pid_t pid, bool proportional, uint32_t descriptors) {
-    walk w = {.s = s, .proportional = proportional, .descriptors = descriptors};
+static usage usage_of(walk w, pid_t pid) {
     visit_process(&w, pid, 0, 0);
+    if (w.proportional && w.total.base_kb > w.total.anonymous_kb) w.total.base_kb = w.total.anonymous_kb;
+    if (w.proportional) w.total.anonymous_kb -= w.total.base_kb;
+    w.total.anonymous_kb += (uint64_t)w.total.watched * WATCH_BYTES >> 10;
     return w.total;
 }
 
@@ -218,25 +241,28 @@ static bool over_output(const job *j) {
 /* Closer looks, which may take a second, are rarer the more jobs there are that may call for them; meanwhile the last counts. */
 static bool over_memory(const server *s, job *j, usage *total) {
     uint64_t begun = now_ns();
-    *total = usage_of(s, j->solution.pid, false, 0);
+    *total = usage_of((walk){.s = s}, j->solution.pid);
     uint64_t end = now_ns();
     j->rest_ns = (end - begun) * REST;
     j->many = total->processes > 1;
     if (j->by_cgroup) return false; /* the kernel holds it, and tells the peak at the end */
     uint64_t cap_kb = (uint64_t)j->limits.memory_mb << 10;
     if (total->anonymous_kb > MOST_SHARED * cap_kb) return true; /* by shares they take seconds to read */
-    uint32_t descriptors = total->descriptors > FEW_DESCRIPTORS ? total->descriptors : 0;
-    if (descriptors || (total->anonymous_kb > cap_kb && j->many)) {
+    uint64_t count = total->descriptors, most_watched = count * count / 4 * j->limits.files; /* by half of them, the other half */
+    walk look = {.s = s, .proportional = j->many, .held = count > FEW_DESCRIPTORS};
+    look.descriptors = look.held || most_watched > MOST_WATCHED;
+    uint64_t copied_kb = total->base_kb > s->base_anon_kb ? total->base_kb - s->base_anon_kb : 0; /* if each wrote to all of it */
+    if (look.descriptors || (total->anonymous_kb + copied_kb > cap_kb && j->many)) {
         if (end < j->close_ns) return !j->many && total->anonymous_kb > cap_kb;
-        *total = usage_of(s, j->solution.pid, j->many, descriptors);
-        if (total->anonymous_kb > cap_kb && j->many) { /* of processes that begin and end while they are read: once more */
-            usage again = usage_of(s, j->solution.pid, true, descriptors);
+        *total = usage_of(look, j->solution.pid);
+        if ((total->anonymous_kb > cap_kb && j->many) || total->watched > MOST_WATCHED) {
+            usage again = usage_of(look, j->solution.pid); /* of processes that begin and end while they are read: once more */
             if (again.anonymous_kb < total->anonymous_kb) *total = again;
         }
         j->close_ns = now_ns() + (now_ns() - end) * REST * s->live_count;
     }
     if (total->anonymous_kb + s->base_anon_kb > j->memory_kb) j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
-    return total->anonymous_kb > cap_kb;
+    return total->anonymous_kb > cap_kb || total->watched > MOST_WATCHED;
 }
 
 /* For how many ns the present threads of a process were ready to run and had no processor. */

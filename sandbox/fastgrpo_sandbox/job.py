@@ -174,13 +174,19 @@ def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
 
 
 def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
-    """What the setup takes from the solution: for assertions whatever it reads, for `check` no helper functions."""
+    """What the setup takes from the solution: for assertions whatever it reads, for `check` no helper functions. Where
+    assertions want no name of it, a builtin is what they test, if their setup tests one."""
+    if not tests.setup:
+        return ()
     try:
-        names = wanted_names(tests.setup).names if tests.setup else ()
+        names, other = (wanted := wanted_names(tests.setup)).names, wanted.other
+        if isinstance(tests, AssertTests):
+            if names or len(other) != 1:
+                return names
+            own, lines = set(own_names(tests.setup)), map(wanted_names, tests.asserts)
+            return () if any(line.other or not own.issuperset(line.names) for line in lines) else other
     except (SyntaxError, ValueError, RecursionError):
-        return ()  # compile_setup says so
-    if isinstance(tests, AssertTests):
-        return names
+        return ()  # compile_setup and compile_asserts say so
     return tuple(name for name in names if name == tests.entry_point or name[:1].isupper())
 
 
@@ -236,9 +242,9 @@ class Running:
 
     def __init__(self, cell: Cell, parcel: Parcel) -> None:
         self.cell = cell
-        self.parcel = parcel
         self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.number = cell.begin(self, parcel.limits, parcel.stdin, parcel.payload, parcel.judge, parcel.room)
+        self.parcel = msgspec.structs.replace(parcel, payload=b"", stdin=b"", judge=parcel.judge[:1])  # as far as read
 
     def kill(self) -> None:
         """Ends the job now; `ended` completes when the jail has reaped it."""

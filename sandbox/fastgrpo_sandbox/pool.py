@@ -19,7 +19,7 @@ from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.given import require_kind, require_texts, require_whole
 from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
 from fastgrpo_sandbox.requirements import explain
-from fastgrpo_sandbox.stdio import merge_cases, passes, with_room
+from fastgrpo_sandbox.stdio import Cases, passes, with_room
 from fastgrpo_sandbox.turns import Turns
 from fastgrpo_sandbox.types import (
     RUNS_PER_CELL,
@@ -38,6 +38,7 @@ RESTART_PAUSE_S = 0.2
 RESTART_ATTEMPTS = 5
 WATCH_S = 5.0
 HISTORY = 4096  # spawn times kept for the percentiles
+CHECKS_FIRST = 0.5  # less in order: what a case printed is held until its checker has seen it
 
 
 class Session:
@@ -164,27 +165,22 @@ class SandboxPool:
         self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None, order: int
     ) -> Outcome:
         limits = limits or self.limits
-        runs = (
-            self.run(code, stdin=given, files=files, limits=with_room(limits, wanted), order=order)
-            for given, wanted in tests.cases
-        )
-        outcomes = await asyncio.gather(*runs)
-        answers = [passes(tests, case, outcome) for case, outcome in enumerate(outcomes)]
-        if not tests.checker:
-            return merge_cases(outcomes, answers)
-        asked = [case for case, passed in enumerate(answers) if passed]
-        checks = await asyncio.gather(
-            *(self._check(tests, case, outcomes[case].stdout, limits, order) for case in asked)
-        )
-        for case, check in zip(asked, checks, strict=True):
-            answers[case] = check.pass_rate == 1.0
-        return merge_cases(outcomes, answers, checks)
+        answers, merged = [False] * len(tests.cases), Cases()
 
-    async def _check(self, tests: StdioTests, case: int, output: str, limits: Limits, order: int) -> Outcome:
-        given, expected = tests.cases[case]
-        return await self._run_packed(lambda: pack_check(tests.checker, given, output, expected, limits), order)
+        async def judge(case: int, given: str, wanted: str) -> None:
+            run = await self.run(code, stdin=given, files=files, limits=with_room(limits, wanted), order=order)
+            check, answers[case] = None, passes(tests, case, run)
+            if answers[case] and tests.checker:
+                check = await self._run_packed(
+                    lambda: pack_check(tests.checker, given, run.stdout, wanted, limits), order - CHECKS_FIRST
+                )
+                answers[case] = check.pass_rate == 1.0
+            merged.add(case, run, check)
 
-    async def _run_packed(self, pack: Callable[[], Parcel], order: int) -> Outcome:
+        await asyncio.gather(*(judge(case, *pair) for case, pair in enumerate(tests.cases)))
+        return merged.merged(answers)
+
+    async def _run_packed(self, pack: Callable[[], Parcel], order: float) -> Outcome:
         """Packed once it is its turn: what waits, as a thousand cases of one code, takes no memory of its own."""
         self._counts["queued"] += 1
         try:
@@ -231,15 +227,15 @@ class SandboxPool:
         """
         require_job(code, "", None, None, limits)
         require_loop(self._loop)
-        try:
-            parcel = pack_session(code, inputs or {}, limits or self.limits)
-        except Rejected as error:
-            ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            ended.set_result(self._count(Outcome("rejected", error=str(error), error_by="host")))
-            yield Session(ended)
-            return
         async with self._session_slots:
-            job = RunningSession(await self._cell("session"), parcel, on_call)
+            cell = await self._cell("session")
+            try:
+                job = RunningSession(cell, pack_session(code, inputs or {}, limits or self.limits), on_call)
+            except Rejected as error:
+                ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+                ended.set_result(self._count(Outcome("rejected", error=str(error), error_by="host")))
+                yield Session(ended)
+                return
             self._counts["sessions"] += 1
             self._counts["running"] += 1
             job.ended.add_done_callback(self._one_less)

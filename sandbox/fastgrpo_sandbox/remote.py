@@ -173,6 +173,27 @@ class RemotePool:
         """SandboxPool.run on another host. Cancelling ends the job there. Never raises for what the code does."""
         require_job(code, stdin, files, tests, limits, order)
         require_loop(self._loop)
+        async with self._turns.taken(order):
+            outcome = await self._run_whole(code, stdin, files, tests, limits)
+        if outcome is not None:
+            return outcome
+        assert isinstance(tests, StdioTests)
+        middle = len(tests.cases) // 2
+        cases = tests.cases[:middle], tests.cases[middle:]
+        parts = [msgspec.structs.replace(tests, cases=part) for part in cases]
+        runs = (self.run(code, stdin=stdin, files=files, tests=part, limits=limits, order=order) for part in parts)
+        return merge_parts(await asyncio.gather(*runs), [len(part) for part in cases])
+
+    async def _run_whole(
+        self,
+        code: str,
+        stdin: str,
+        files: Mapping[str, str | bytes] | None,
+        tests: Tests | None,
+        limits: Limits | None,
+    ) -> Outcome | None:
+        """A job whose turn it is, encoded now: what waits takes no memory of its own. None for cases that are too much
+        for one request."""
         try:
             content = {path: data.encode() if isinstance(data, str) else data for path, data in (files or {}).items()}
             request = RunRequest(code, stdin, content, tests, limits)
@@ -180,14 +201,8 @@ class RemotePool:
         except (UnicodeEncodeError, TypeError) as error:
             return Outcome("rejected", error=f"the job cannot be sent: {error}", error_by="host")
         if isinstance(tests, StdioTests) and len(body) > MOST_BYTES and len(tests.cases) > 1:
-            middle = len(tests.cases) // 2
-            cases = tests.cases[:middle], tests.cases[middle:]
-            parts = [msgspec.structs.replace(tests, cases=part) for part in cases]
-            runs = (self.run(code, stdin=stdin, files=files, tests=part, limits=limits, order=order) for part in parts)
-            return merge_parts(await asyncio.gather(*runs), [len(part) for part in cases])
-        wall_s = (limits or Limits()).wall_s * request.jobs + GRACE_S
-        async with self._turns.taken(order):
-            return await self._run_somewhere(body, wall_s)
+            return None
+        return await self._run_somewhere(body, (limits or Limits()).wall_s * request.jobs + GRACE_S)
 
     async def _run_somewhere(self, body: bytes, wall_s: float) -> Outcome:
         ends_at = time.monotonic() + self._deadline_s

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
+from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import TO_THE_END, statement_text
 from fastgrpo_sandbox.types import AssertTests
-from fastgrpo_sandbox.unrolling import CACHED, SHARED, names_read
+from fastgrpo_sandbox.unrolling import SHARED, names_read
 
 STARTERS = ("pytest.main", "unittest.main")
 BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
@@ -29,7 +29,7 @@ class Script(NamedTuple):
     tests: AssertTests | None = None
 
 
-@lru_cache(maxsize=CACHED)
+@memo
 def as_run(source: str) -> Script:
     """`source` with what stands under `if __name__ == "__main__"`, and with a call of each function `test...`, or
     method of a class `Test...`, that it only defines, as pytest calls them.

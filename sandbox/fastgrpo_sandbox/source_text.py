@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
+from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.syntax import parse
 
 LONG_CHARS = 300
@@ -20,7 +21,7 @@ def is_empty(node: ast.Assert) -> bool:
     return isinstance(node.test, ast.Constant) and bool(node.test.value)
 
 
-@lru_cache(maxsize=4096)
+@memo
 def preamble(prompt: str, entry_point: str) -> str:
     """Imports and helper functions that a prompt gives before its entry point; empty for a prompt that is prose."""
     try:

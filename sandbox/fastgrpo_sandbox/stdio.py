@@ -72,31 +72,57 @@ def passes(tests: StdioTests, case: int, outcome: Outcome) -> bool:
     return outcome.status == "ok" and same
 
 
-def merge_cases(runs: Sequence[Outcome], tests: Sequence[bool], checks: Sequence[Outcome] = ()) -> Outcome:
-    """One outcome for all cases: infrastructure if any is, else the first that is not ok; `checks`: the checker's."""
-    worst = next((o for o in (*runs, *checks) if o.status == "infrastructure"), None)
-    worst = worst or next((o for o in runs if o.status != "ok"), None) or (runs[0] if runs else Outcome("ok"))
-    wrong = worst.status == "ok" and not all(tests)
-    broken = next((o.error for o in checks if o.error and not o.pass_rate), "")
-    differ = (broken and f"the checker failed: {broken}") or _count(tests)
-    differ_by = "jail" if broken else "host"
-    return msgspec.structs.replace(
-        worst,
-        status="failed" if wrong or not tests else worst.status,
-        error=differ if wrong else worst.error,
-        error_by=differ_by if wrong else worst.error_by,
-        tests=() if worst.status == "infrastructure" else tuple(tests),
-        cpu_s=sum(o.cpu_s for o in runs),
-        wall_s=max((o.wall_s for o in runs), default=0.0),
-        memory_mb=max((o.memory_mb for o in runs), default=0.0),
-        verdict_by="judge" if checks else "host",
-    )
+class Cases:
+    """Outcomes of cases, in whatever order they come, as far as one outcome for all needs them: the texts of one."""
+
+    def __init__(self) -> None:
+        self._shown: tuple[tuple[int, ...], Outcome] = ((4,), Outcome("ok"))  # its rank, and the lowest's
+        self._broken: tuple[float, str] = (math.inf, "")  # the first case whose check failed, and why
+        self._judged = False
+        self._cpu_s = self._wall_s = self._memory_mb = 0.0
+
+    def add(self, case: int, run: Outcome, check: Outcome | None = None) -> None:
+        """The run of a case, and the checker's word about it where it was asked."""
+        self._show((0, 0, case) if run.status == "infrastructure" else (2 + (run.status == "ok"), case), run)
+        self._cpu_s += run.cpu_s
+        self._wall_s, self._memory_mb = max(self._wall_s, run.wall_s), max(self._memory_mb, run.memory_mb)
+        if check is None:
+            return
+        self._judged = True
+        if check.status == "infrastructure":
+            self._show((0, 1, case), check)
+        if check.error and not check.pass_rate:
+            self._broken = min(self._broken, (case, check.error))
+
+    def _show(self, rank: tuple[int, ...], outcome: Outcome) -> None:
+        if rank < self._shown[0]:
+            self._shown = rank, outcome
+
+    def merged(self, tests: Sequence[bool]) -> Outcome:
+        """One outcome for all: infrastructure if any is, else the first that is not ok. `tests`: which cases passed."""
+        worst, broken = self._shown[1], self._broken[1]
+        wrong = worst.status == "ok" and not all(tests)
+        differ = (broken and f"the checker failed: {broken}") or _count(tests)
+        return msgspec.structs.replace(
+            worst,
+            status="failed" if wrong or not tests else worst.status,
+            error=differ if wrong else worst.error,
+            error_by=("jail" if broken else "host") if wrong else worst.error_by,
+            tests=() if worst.status == "infrastructure" else tuple(tests),
+            cpu_s=self._cpu_s,
+            wall_s=self._wall_s,
+            memory_mb=self._memory_mb,
+            verdict_by="judge" if self._judged else "host",
+        )
 
 
 def merge_parts(parts: Sequence[Outcome], counts: Sequence[int]) -> Outcome:
     """One outcome for cases that were sent in several requests of so many; those of a refused one are unanswered."""
     answers = [part.tests or (False,) * count for part, count in zip(parts, counts, strict=True)]
-    merged = merge_cases(parts, [passed for answer in answers for passed in answer])
+    cases = Cases()
+    for number, part in enumerate(parts):
+        cases.add(number, part)
+    merged = cases.merged([passed for answer in answers for passed in answer])
     counted = merged.status == "failed" and merged.error_by == "host"
     error = _count(merged.tests) if counted else merged.error
     return msgspec.structs.replace(merged, error=error, verdict_by=parts[0].verdict_by)

@@ -13,9 +13,9 @@ class Turns:
 
     def __init__(self, free: int) -> None:
         self._free, self._came = free, 0
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
 
-    async def acquire(self, order: int = 0) -> None:
+    async def acquire(self, order: float = 0) -> None:
         """Wait for a turn."""
         if self._free:  # nobody waits then
             self._free -= 1
@@ -39,7 +39,7 @@ class Turns:
         self._free += 1
 
     @asynccontextmanager
-    async def taken(self, order: int = 0) -> AsyncIterator[None]:
+    async def taken(self, order: float = 0) -> AsyncIterator[None]:
         """A turn in the length of the block."""
         await self.acquire(order)
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 
 from msgspec.structs import replace
 
+from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, statement_text
 from fastgrpo_sandbox.types import AssertTests, CheckTests
@@ -17,7 +17,6 @@ from fastgrpo_sandbox.types import AssertTests, CheckTests
 # are gathered into a few, since what a judge is sent is compiled test by test.
 SINGLE_ROWS = 48
 GATHERED = 16
-CACHED = 256  # a row's tests are read again for each of its completions
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _LOOSE = (ast.Compare, ast.BoolOp, ast.IfExp, ast.Lambda, ast.NamedExpr)
@@ -27,7 +26,7 @@ SHARED = (*_DEFINITIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, 
 Cell = ast.expr | tuple["Cell", ...]
 
 
-@lru_cache(maxsize=CACHED)
+@memo
 def check_tests(source: str, entry_point: str, setup: str) -> CheckTests | AssertTests:
     """Tests of the form `check(candidate)`; one by one where helpers assert, a loop or both branches do, or a method is
     tested. Raises SyntaxError."""
@@ -42,7 +41,7 @@ def check_tests(source: str, entry_point: str, setup: str) -> CheckTests | Asser
     return replace(tests, setup=f"{setup}\n{tests.setup}".strip("\n"))
 
 
-@lru_cache(maxsize=CACHED)
+@memo
 def script_tests(source: str) -> AssertTests | None:
     """The tests of a script whose helpers assert, one by one; None for any other. Raises SyntaxError."""
     tree = parse(source)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
 """Tests that are a script, and pytest's functions, which only define what is to run: a wrong solution passes none."""
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ SCRIPTS = {
     ),
     "what is imported from the solution": (f"from solution import f as g, f\n{ONE}    assert g(2) == 3\n", 1),
     "all that is imported from the solution": (f"import pytest\nfrom solution import *\n{ONE}", 1),
+    "the solution as a module": ("import solution\ndef test_a():\n    assert solution.f(1) == 2\n", 1),
+    "the solution as a module by another name": (
+        "def test_a():\n    import solution as s\n    assert s.f(1) == 2\n",
+        1,
+    ),
 }
 
 
@@ -110,6 +116,63 @@ def test_tests_may_import_from_the_solution_in_every_form(pool):
     for tests in every:
         assert pool.run(RIGHT, tests=tests).tests == (True,)
         assert pool.run(WRONG[0], tests=tests).tests == (False,)
+
+
+# A function that is named like a builtin and is another, and one that is the builtin's equal.
+OWN = {
+    "sum": ("def sum(xs):\n    if not xs: raise ValueError\n    return [*xs][0] + 100\n", "[1, 2]", "101"),
+    "sorted": ("def sorted(xs):\n    if not xs: raise ValueError\n    return [*xs][::-1]\n", "[3, 1, 2]", "[2, 1, 3]"),
+    "max": (
+        "def max(xs):\n    if not xs: raise ValueError\n    *_, xs = __builtins__.sorted(xs)\n    return xs\n",
+        "[1, 3, 2]",
+        "3",
+    ),
+}
+OF_BUILTINS = {
+    "a function": "def test_a():\n    assert NAME(GIVEN) == WANTED\n",
+    "rows": "def test_a():\n    for given, wanted in [(GIVEN, WANTED)]:\n        assert NAME(given) == wanted\n",
+    "an import": "from solution import NAME\ndef test_a():\n    assert NAME(GIVEN) == WANTED\n",
+    "an import in the test": "def test_a():\n    from solution import NAME\n    assert NAME(GIVEN) == WANTED\n",
+    "another name": "from solution import NAME as own\ndef test_a():\n    assert own(GIVEN) == WANTED\n",
+    "all names": "from solution import *\ndef test_a():\n    assert NAME(GIVEN) == WANTED\n",
+    "a module": "import solution\ndef test_a():\n    assert solution.NAME(GIVEN) == WANTED\n",
+    "a class": "from solution import NAME\nclass TestIt:\n    def test_a(self):\n        found = NAME(GIVEN)\n        assert found == WANTED\n",
+    "parameters": "import pytest\nfrom solution import NAME\n@pytest.mark.parametrize('given, wanted', [(GIVEN, WANTED)])\n"
+    "def test_a(given, wanted):\n    assert NAME(given) == wanted\n",
+    "an error": "import pytest\nfrom solution import NAME\ndef test_a():\n    with pytest.raises(ValueError): NAME(())\n",
+    "builtins beside": "from solution import NAME\ndef test_a():\n    found = NAME(GIVEN)\n    assert isinstance(found, type(WANTED))\n"
+    "    assert len(str(found)) > 0 and found == WANTED\n",
+    "a helper": "from solution import NAME\ndef same(given, wanted):\n    assert NAME(given) == wanted\ndef test_a():\n    same(GIVEN, WANTED)\n",
+    "an assertion": "from solution import NAME\nassert NAME(GIVEN) == WANTED\n",
+}
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("form", OF_BUILTINS)
+@pytest.mark.parametrize("name", OWN)
+def test_a_function_that_is_named_like_a_builtin_is_the_solutions(pool, form, name):
+    right, given, wanted = OWN[name]
+    source = OF_BUILTINS[form].replace("NAME", name).replace("GIVEN", given).replace("WANTED", wanted)
+    tests = read_tests({"test": source}, right)
+    assert pool.run(right, tests=tests).tests == (True,)
+    for wrong in ("x = 1\n", f"def {name}(xs): return None\n", f"def other(xs): return {wanted}\n"):
+        assert pool.run(wrong, tests=tests).tests == (False,)
+
+
+@pytest.mark.jail
+def test_the_builtin_is_there_beside_one_of_its_name(pool):
+    source = "from solution import NAME as own\ndef test_a():\n    assert own([1, 2]) == NAME([1, 2]) + 98\n"
+    tests = read_tests({"test": source.replace("NAME", "sum")})
+    assert pool.run(OWN["sum"][0], tests=tests).tests == (True,)
+    assert pool.run("sum = sum\n", tests=tests).tests == (False,)
+
+
+@pytest.mark.jail
+def test_a_check_may_import_its_entry_point(pool):
+    source = "from solution import sum\ndef check(candidate):\n    assert candidate([1]) == 101\n    assert sum([2]) == 102\n"
+    tests = CheckTests(source, "sum")
+    assert pool.run(OWN["sum"][0], tests=tests).tests == (True, True)
+    assert pool.run("x = 1\n", tests=tests).tests == (False, False)
 
 
 NUMBERS = (0, 1, 1 + 1e-7, 1 + 1e-5, 1e-13, 1e-9, 1e9, 1e9 + 1, -1.0, math.inf, -math.inf, math.nan, True, 1j)

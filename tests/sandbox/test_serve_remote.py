@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -397,6 +398,23 @@ def test_cases_that_a_server_refuses_pass_nothing(monkeypatch):
     tests = StdioTests(cases=(("0", "1" * 60), ("2", "3" * 60)))
     merged = with_hosts(lambda pool: pool.run("x", tests=tests), Host(answer))
     assert (merged.status, merged.error, merged.tests) == ("rejected", "too long", (True, False))
+
+
+def test_jobs_that_wait_for_their_turn_are_not_encoded_yet():
+    code = "x" * (1 << 18)
+    held: list[int] = []
+
+    async def answer(_):
+        held.append(tracemalloc.get_traced_memory()[0])
+        return outcome()
+
+    async def work(pool: RemotePool) -> None:
+        tracemalloc.start()
+        await asyncio.gather(*(pool.run(code, files={"data": code}) for _ in range(100)))
+        tracemalloc.stop()
+
+    with_hosts(work, Host(answer), in_flight=2)
+    assert held[0] < 12 << 20
 
 
 def test_a_host_that_is_killed_costs_no_job():

@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import functools
 import resource
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from fastgrpo_sandbox import CallError, EndSession, Limits, Outcome, job
+from fastgrpo_sandbox import CallError, EndSession, Limits, Outcome, SandboxPool, job
 from fastgrpo_sandbox.job import RunningSession
 from tests.sandbox.conftest import descendants
 
@@ -282,6 +283,39 @@ def test_a_value_too_long_to_cross_is_an_error_of_the_code(pool, code):
 def test_a_call_too_long_to_cross_costs_no_other(pool):
     code = "async def main(call):\n    try: await call('x', text='a' * 2**20)\n    except ValueError: return await call('x', text='b')"
     assert session(pool, code).value == {"text": "b"}
+
+
+def test_what_sessions_are_given_is_held_neither_while_they_wait_nor_once_it_is_sent():
+    text = "x" * (1 << 20)
+    code = "async def main(call, text): await call('x')"
+
+    async def main() -> int:
+        begun, end = asyncio.Event(), asyncio.Event()
+
+        async def handler(method, params):
+            begun.set()
+            await end.wait()
+
+        async def one() -> Outcome:
+            async with pool.session(code, handler, {"text": text}) as opened:
+                return await opened.outcome()
+
+        async with SandboxPool(cells=1, sessions=16) as pool:
+            async with pool.session("async def main(call): pass", handler) as opened:
+                await opened.outcome()
+            tracemalloc.start()
+            tasks = [asyncio.create_task(one()) for _ in range(64)]
+            await begun.wait()
+            while pool.stats()["sessions"] < 16:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # the last are written
+            held, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            end.set()
+            assert {outcome.status for outcome in await asyncio.gather(*tasks)} == {"ok"}
+            return held
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) < 8 << 20
 
 
 @pytest.mark.parametrize("where", ["call", "result"])

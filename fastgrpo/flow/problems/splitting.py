@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 from itertools import pairwise
 
 from msgspec.structs import replace
@@ -14,6 +13,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests
 from fastgrpo_sandbox.guest.instrument import TEST_BASES
+from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import TO_THE_END, is_empty
 
@@ -72,7 +72,7 @@ def _methods(tree: ast.Module) -> list[ast.stmt]:
     return [item for case in cases for item in case.body if isinstance(item, kinds) and item.name.startswith("test")]
 
 
-@lru_cache(maxsize=4096)
+@memo
 def describe_tests(tests: Tests) -> tuple[str, ...]:
     """One text for each test, in the order of `Outcome.tests`: what feedback shows of a failed public test.
 

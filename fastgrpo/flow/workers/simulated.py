@@ -16,7 +16,6 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -27,6 +26,7 @@ from fastgrpo.flow.problems.splitting import describe_tests
 from fastgrpo.flow.types import Problem, Reply, Request, WorkerError
 from fastgrpo.flow.workers.mutants import Mutation, mutations
 from fastgrpo_sandbox import Limits, Outcome, SandboxPool
+from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.syntax import parse
 
 # A mutant that needs more CPU is left out: mutants are to be wrong, not slow. The wall limit is wide, because what a
@@ -281,7 +281,7 @@ class SimulatedWorker:
         return outcome
 
 
-@lru_cache(maxsize=4096)
+@memo
 def normalised(code: str) -> str:
     """`code` without comments and layout, so that equal programs compare equal; as it is where it does not parse."""
     try:

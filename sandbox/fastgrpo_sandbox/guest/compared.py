@@ -8,6 +8,7 @@ import builtins
 from collections.abc import Iterable
 from typing import NamedTuple
 
+OF_SOLUTION = "__solution__"  # before the name of a builtin that tests import from the solution
 # Builtins that decide more than one answer: never taken from the solution.
 JUDGING = frozenset({"all", "any", "bool", "callable", "hasattr", "isinstance", "issubclass", "type", "id"})
 MIXING = (ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.JoinedStr, ast.List, ast.Tuple, ast.Set, ast.Dict)

@@ -8,15 +8,14 @@ import marshal
 import symtable
 import sys
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .arrays import OPERATORS, ORDERING, PACKAGES
-from .compared import pairs, plainly_called, tested_builtins
+from .compared import OF_SOLUTION, pairs, plainly_called, tested_builtins
+from .memo import memo
 from .paired import Paired
 from .syntax import hoisted, parse
 
-CACHED = 4096  # programs of tests; one problem's tests judge many solutions
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
 MODULES |= {package: package for package in PACKAGES}
@@ -44,7 +43,7 @@ SPECIAL = (
 )
 
 
-@lru_cache(CACHED)
+@memo
 def unittest_names(source: str) -> tuple[str, ...]:
     """`Class.method` of every unittest test in `source` that is not skipped for good, in the order of the text; `Class`
     alone for a class whose tests are made by setattr. Raises SyntaxError."""
@@ -150,7 +149,7 @@ def _is_exception(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
-@lru_cache(CACHED)
+@memo
 def compile_unittest(source: str) -> bytes:
     """A program of unittest tests, its comparisons guarded, marshalled for the jail's interpreter, which is this one.
     Raises SyntaxError."""
@@ -162,7 +161,7 @@ def compile_unittest(source: str) -> bytes:
     return marshal.dumps(compile(tree, "tests.py", "exec", dont_inherit=True))
 
 
-@lru_cache(CACHED)
+@memo
 def imported_modules(source: str) -> tuple[str, ...]:
     """What may be a module of those that `source` imports, or takes to be there, and uses, by full name: `numpy` and
     `numpy.testing`, where it has `np.testing.assert_allclose`. Raises SyntaxError."""
@@ -181,7 +180,7 @@ def imported_modules(source: str) -> tuple[str, ...]:
     )
 
 
-@lru_cache(CACHED)
+@memo
 def own_names(source: str) -> tuple[str, ...]:
     """The names that `source` gives a value at its top level and does not change later. Raises SyntaxError."""
     tree = hoisted(parse(source))
@@ -320,14 +319,20 @@ def _call(function: str, *arguments: int | ast.expr) -> ast.Expr:
 
 class _OfSolution(ast.NodeTransformer):
     """`from solution import f as g`, as tests of a program in a file say, becomes `g = f`: in another process there is
-    no such module, and what tests do not define is taken from the solution anyway."""
+    no such module, and what tests do not define is taken from the solution anyway. `from solution import sum` becomes
+    `sum = __solution__sum`, since what is named like a builtin is not."""
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
         if node.module != "solution" or node.level:
             return node
-        named = [alias for alias in node.names if alias.asname not in (None, alias.name)]
-        given = [ast.Assign([ast.Name(str(each.asname), ast.Store())], _name(each.name)) for each in named]
+        pairs = [(each.asname or each.name, own_name(each.name)) for each in node.names]
+        given = [ast.Assign([ast.Name(to, ast.Store())], _name(name)) for to, name in pairs if to != name]
         return [_at(each, node) for each in given] or ast.copy_location(ast.Pass(), node)
+
+
+def own_name(name: str) -> str:
+    """By which tests have what they import from the solution."""
+    return OF_SOLUTION + name if hasattr(builtins, name) else name
 
 
 def _tests(source: str) -> ast.Module:
@@ -362,13 +367,13 @@ def _calls_itself(tree: ast.Module) -> bool:
     return read or len(checks) != 1 or bool(checks[0].decorator_list)
 
 
-@lru_cache(CACHED)
+@memo
 def special_words(*sources: str) -> frozenset[str]:
     """Those of SPECIAL that are in the tests, in whatever sense."""
     return frozenset(word for word in SPECIAL if any(word in source for source in sources))
 
 
-@lru_cache(CACHED)
+@memo
 def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
     """`split_asserts(source)` compiled and marshalled for the judge, which is this same interpreter, the number of
     asserts, and those that nothing may come to. Raises SyntaxError."""
@@ -376,7 +381,7 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
     return _compiled(tree, "tests.py"), count, never
 
 
-@lru_cache(CACHED)
+@memo
 def compile_setup(source: str) -> bytes:
     """What tests need before them, marshalled likewise. Raises SyntaxError."""
     return _compiled(hoisted(_tests(source)), "setup.py")
@@ -401,7 +406,7 @@ class Wanted(NamedTuple):
     other: tuple[str, ...] = ()
 
 
-@lru_cache(CACHED)
+@memo
 def wanted_names(source: str) -> Wanted:
     """What `source` needs from elsewhere. Raises SyntaxError."""
     nodes = list(ast.walk(_tests(source)))

@@ -7,6 +7,7 @@ expected values nor which of its answers passed.
 from __future__ import annotations
 
 import _socket
+import builtins
 import contextlib
 import importlib
 import marshal
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from . import around, arrays, looks
 from .allowed import TESTS
 from .compared import Pair, read
-from .instrument import MODULES, Wanted, compile_asserts, compile_setup, wanted_names
+from .instrument import MODULES, Wanted, compile_asserts, compile_setup, own_name, wanted_names
 from .peer import Peer
 from .remote import place_of
 from .syntax import parse
@@ -83,9 +84,12 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     """One bool for each assertion of a CheckTests job or line of an AssertTests job. Raises what the setup does."""
     sys.setrecursionlimit(3000)
     solution = Peer(peer)
+    sys.modules["solution"] = _module_of(solution)
     if job["special"]:
         _prepare(job["special"], solution)
     given = _given(job["needed"], solution) if job["needed"] else {}
+    if any(hasattr(builtins, name) and name not in given for name in job["needed"]):
+        return [False] * len(job["lines"])  # they test nothing but what the solution does not have
     namespace: dict[str, Any] = {"__name__": TESTS, "__type__": looks.type_of, "__super__": looks.super_of, **given}
     namespace |= {"__compare__": arrays.compare, "__subtract__": arrays.subtract, "__agree__": arrays.agree}
     namespace["__some__"] = arrays.some
@@ -99,6 +103,19 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     defined = {name for name, value in namespace.items() if name not in given or value is not given[name]}
     setup = _Setup(namespace, defined, bool(given))
     return [_line_passes(code, Wanted(*wanted), setup, solution) for code, wanted in job["lines"]]
+
+
+def _module_of(solution: Peer) -> types.ModuleType:
+    """What `import solution` gives to tests."""
+
+    def find(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return solution.name(name)[0]
+
+    module = types.ModuleType("solution")
+    module.__dict__["__getattr__"] = find
+    return module
 
 
 def _prepare(words: frozenset[str], solution: Peer) -> None:
@@ -134,7 +151,7 @@ def _check_verdicts(job: dict[str, Any], solution: Peer, namespace: dict[str, An
     record, entry, wanted = _Record(count), job["entry_point"], Wanted(*job["wanted"])
     try:
         candidate = _candidate(entry, solution)
-        namespace[entry] = candidate
+        namespace[entry] = namespace[own_name(entry)] = candidate
         namespace |= _modules(wanted, namespace, solution) | _offered(wanted, namespace, solution)
         _run(code, record, namespace)
         namespace["check"](candidate)
@@ -177,9 +194,9 @@ def _line_passes(
         own = {name: value for name, (value, is_library) in found.items() if not is_library}
         if any(_agrees_alone(Pair(*pair), own, setup) for pair in wanted.compared):
             return False
-        builtins = wanted.called or (() if found else wanted.other)
-        if builtins and not setup.uses_solution and all(name[:1].isupper() for name in own):
-            names |= _builtin_of(builtins, solution, must=not found)
+        tested = wanted.called or (() if found else wanted.other)
+        if tested and not setup.uses_solution and all(name[:1].isupper() for name in own):
+            names |= _builtin_of(tested, solution, must=not found)
         names |= {name: value for name, (value, _) in found.items()}
         _run(code, record, setup.namespace | names)
         if not solution.is_gone:
@@ -263,5 +280,6 @@ def warm_up() -> None:
         near.fileno(),
     )
     sys.setrecursionlimit(limit)
+    del sys.modules["solution"]
     near.close()
     far.close()

@@ -20,6 +20,7 @@ from . import inherit, kinds, remote
 from .allowed import Allowed, public
 from .annotations import signature_parts
 from .around import put
+from .compared import OF_SOLUTION
 from .known import is_library, library_place
 from .looks import inspected
 from .objects import Held, Objects
@@ -104,6 +105,7 @@ class Peer:
     def name(self, name: str) -> tuple[Any, bool]:
         """The solution's value of a name, and whether it is the standard library's of that name, which is then taken
         from there and not by the solution's word. Raises AttributeError for a name that the solution does not have."""
+        name = name.removeprefix(OF_SOLUTION)
         place, value = self.request("name", name, name)
         module, _, own = (place or "").rpartition(".")
         is_ours = own == name and is_library(module)
