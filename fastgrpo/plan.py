@@ -18,8 +18,10 @@ from fastgrpo.policy.chat import load_chat
 from fastgrpo.policy.demo_policy import policy_config
 from fastgrpo.policy.folder import load_config
 from fastgrpo.policy.hub import with_local_model
+from fastgrpo.policy.lora import peft_module
 from fastgrpo.program import run_async
 from fastgrpo.ranks.collectives import joined_ranks, rank_and_world
+from fastgrpo.record.trackers import tracker_module
 from fastgrpo.rollouts.rollouts import prompts_fit
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Problems, Task, problems_of, require_model, task_of
@@ -32,17 +34,19 @@ def command_to_run(
     program: str,
     refuse: Callable[[CommandLine], object] = lambda _: None,
     refuse_problems: Callable[[Problems], object] = lambda _: None,
+    tracked: bool = False,
     **options: Any,
 ) -> CommandLine | None:
     """The program's command line, with the `options` of `cli.parse`; None where `--dry-run` had the plan printed.
 
+    `tracked`: the program sends its curves to the run's tracker.
     Raises UserError where the command line is wrong, `refuse` says that the program cannot do it, a dry run finds
     problems that `refuse_problems` says the program would not take, or this machine is not ready.
     """
     command = parse(sys.argv[1:], program=program, **options)
     refuse(command)
     if command.dry_run:
-        print_plan(command.config, refuse_problems=refuse_problems)
+        print_plan(command.config, refuse_problems=refuse_problems, tracked=tracked)
         return None
     require_ready()
     return command
@@ -72,8 +76,11 @@ def with_readable_model(config: Config, *, again: bool = False) -> Config:
 def trainable(config: Config) -> MemoryPlan:
     """The memory plan of the training, outside of torchrun that of the fewest ranks that can hold it.
 
-    Raises UserError for a loss function, lengths or memory that would end the training once its folder is open.
+    Raises UserError for a loss function, a missing package, lengths or memory that would end the training once its
+    folder is open.
     """
+    if config.model.lora_rank:
+        peft_module()
     if name := config.grpo.loss_function:
         function = find_function(name, "grpo.loss_function")
         try:
@@ -87,14 +94,21 @@ def trainable(config: Config) -> MemoryPlan:
 
 
 def print_plan(
-    config: Config, task: Task | None = None, *, refuse_problems: Callable[[Problems], object] = lambda _: None
+    config: Config,
+    task: Task | None = None,
+    *,
+    refuse_problems: Callable[[Problems], object] = lambda _: None,
+    tracked: bool = False,
 ) -> None:
     """The resolved configuration, the sizes of both stages and the memory plan; starts and writes nothing.
 
-    `task` None is the one that the configuration names. Raises UserError where a run would before it starts.
+    `task` None is the one that the configuration names, `tracked` as in `command_to_run`. Raises UserError where a run
+    would before it starts.
     """
     task = task or task_of(config)
     require_model(config, task)
+    if tracked:
+        tracker_module(config.record.tracker)
     config = with_local_model(config, weights=False)
     problems, held_out = found = problems_of(task, config, tried=False)
     refuse_problems(found)

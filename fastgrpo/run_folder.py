@@ -10,9 +10,11 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
@@ -22,7 +24,7 @@ from fastgrpo.config_files import flat, read_saved, to_toml
 from fastgrpo.config_keys import KEYS, resolve
 from fastgrpo.errors import UserError, replace_file, writing
 
-MODEL, TOKENIZER = "model.digest", "tokenizer.digest"
+MODEL, TOKENIZER, DATA = "model.digest", "tokenizer.digest", "data.digest"
 TASK = "task.txt"
 # One that is made here.
 DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -49,9 +51,10 @@ FREE_TO_CHANGE = re.compile(
 )
 
 
-def open_folder(config: Config, *, resume: bool) -> Path:
+def open_folder(config: Config, *, resume: bool, data: Mapping[str, str] = MappingProxyType({})) -> Path:
     """Create the run's folder with its `config.toml`; without `resume` an earlier run of that name is set aside.
 
+    `data`: a digest of each data set, by its name.
     Raises `UserError` where the folder cannot be written, or with `resume` where `config` would change the numbers.
     """
     folder = config.folder
@@ -60,6 +63,7 @@ def open_folder(config: Config, *, resume: bool) -> Path:
         refuse_changes(flat(earlier), config, source=folder / "config.toml")
         refuse_another_model(folder, earlier.model.path, config.model.path)
         refuse_another_tokenizer(folder, config.model.path)
+        refuse_other_data(folder, data)
     fix = "free space, then continue with --resume" if resume else "free space or set --runs"
     with writing(f"the run's folder {folder}", fix):
         if not resume and (folder / "config.toml").exists():
@@ -69,6 +73,7 @@ def open_folder(config: Config, *, resume: bool) -> Path:
     model, named = Path(config.model.path), bool(config.model.path)
     replace_file(folder / MODEL, (model_digest(model) if named else "").encode(), fix)
     replace_file(folder / TOKENIZER, json.dumps(tokenizer_digests(model) if named else {}).encode(), fix)
+    replace_file(folder / DATA, json.dumps(dict(data)).encode(), fix)
     # The last: a folder that has it can be resumed.
     replace_file(folder / "config.toml", to_toml(config).encode(), fix)
     return folder
@@ -177,24 +182,40 @@ def refuse_another_tokenizer(folder: Path, model: str) -> None:
 
     A folder that an older version wrote holds no digests of them.
     """
-    kept = folder / TOKENIZER
-    if not model or not kept.exists():
-        return
-    try:
-        began = msgspec.json.decode(kept.read_bytes(), type=dict[str, Digest])
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        raise _damaged(kept) from None
-    now = tokenizer_digests(Path(model))
-    if changed := sorted(name for name in began.keys() | now.keys() if began.get(name) != now.get(name)):
+    if model and (changed := _changed(folder / TOKENIZER, tokenizer_digests(Path(model)))):
         raise UserError(
-            f"cannot resume {folder}: {' and '.join(changed)} in {model} changed since it began, so that prompts may "
+            f"cannot resume {folder}: {changed} in {model} changed since it began, so that prompts may "
             "be other tokens; set it back, or start a new run under another --name"
         )
 
 
+def refuse_other_data(folder: Path, data: Mapping[str, str]) -> None:
+    """Raise `UserError` where a data set is not what it was as the run in `folder` began, by its digests in `data`.
+
+    Neither a folder that an older version wrote nor one from which they were removed holds digests.
+    """
+    if changed := _changed(folder / DATA, data):
+        raise UserError(
+            f"cannot resume {folder}: {changed} changed since it began, so that its steps would draw other problems; "
+            f"set it back, or remove {folder / DATA} to go on with what is there now"
+        )
+
+
+def _changed(kept: Path, now: Mapping[str, str]) -> str:
+    """The names whose digests are not those in the file `kept`; empty where there are none, or no such file."""
+    if not kept.exists():
+        return ""
+    try:
+        began = msgspec.json.decode(kept.read_bytes(), type=dict[str, Digest])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        raise _damaged(kept) from None
+    return " and ".join(sorted(name for name in began.keys() | now.keys() if began.get(name) != now.get(name)))
+
+
 def _damaged(kept: Path) -> UserError:
+    what = "data are those" if kept.name == DATA else "model is the one"
     return UserError(
-        f"{kept} is damaged: if the model is the one that the run began with, remove that file and continue with "
+        f"{kept} is damaged: if the {what} that the run began with, remove that file and continue with "
         "--resume, else start a new run under another --name"
     )
 
@@ -219,9 +240,13 @@ def model_digest(model: Path) -> str:
 def tokenizer_digests(model: Path) -> dict[str, str]:
     """A digest of each file of a model's tokenizer, its chat template and its end tokens, by the file's name."""
     files = [path for path in model.iterdir() if TOKENIZER_FILES.fullmatch(path.name)] if model.is_dir() else []
-    return {
-        path.name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in files if path.is_file()
-    }
+    return {path.name: file_digest(path) for path in files if path.is_file()}
+
+
+def file_digest(path: Path) -> str:
+    """A digest of all bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
 
 
 def note_task_from_python(folder: Path) -> None:

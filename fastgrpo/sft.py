@@ -32,7 +32,7 @@ from fastgrpo.ranks.collectives import gather_all, is_first_rank, of_replica
 from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.signals import interruptible
-from fastgrpo.tasks import writes_workflows
+from fastgrpo.tasks import digests_of, task_of, writes_workflows
 from fastgrpo.training.checkpoint import flush
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.loss import sft_loss
@@ -195,8 +195,9 @@ async def teach(config: Config, *, resume: bool) -> Path:
     """Stage 1 as the run `config` has it, begun or gone on with: the folder of the fine-tuned policy."""
     refuse_other_task(config)
     config = with_readable_model(config, again=resume)
-    problems, _ = load_problems(config)
-    with open_log(config, resume=resume) as log:
+    problems, _ = found = load_problems(config)
+    data = digests_of(task_of(config), config, found) if is_first_rank() else {}
+    with open_log(config, resume=resume, data=data) as log:
         async with of_replica(opened(open_environment(config, log)), config.engine.tensor_parallel) as environment:
             folder = await warm_start(config, environment, problems, log)
         log.say(f"the warm-started policy is in {folder}: continue with python -m fastgrpo.train --model {folder}")
@@ -211,7 +212,7 @@ def refuse_other_task(config: Config) -> None:
 
 def main() -> None:
     """Run stage 1 alone."""
-    if command := command_to_run("fastgrpo.sft", lambda command: refuse_other_task(command.config)):
+    if command := command_to_run("fastgrpo.sft", lambda command: refuse_other_task(command.config), tracked=True):
         run_on_ranks(command.config, lambda: teach(command.config, resume=command.resume))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Sized
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from fastgrpo.config import Config, Data
 from fastgrpo.errors import UserError, shown
 from fastgrpo.flow import programs, task
+from fastgrpo.flow.problems.files import HUMANEVAL
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.functions import find_function
 from fastgrpo.ranks.deadlines import within
@@ -28,9 +30,10 @@ from fastgrpo.rollouts.dataset import (
     used,
     with_all_columns,
 )
-from fastgrpo.rollouts.environment import Agent, Environment, lacking, misfit
+from fastgrpo.rollouts.environment import Agent, Environment, is_message, lacking, misfit, name_of
 from fastgrpo.rollouts.reward_functions import RewardFunctions, TrainerState
 from fastgrpo.rollouts.verifiers_environment import VerifiersEnvironment, is_verifiers, load_verifiers
+from fastgrpo.run_folder import file_digest
 
 # A trial of all solutions of a large data set takes hours.
 LOAD_S = 6 * 3600.0
@@ -43,6 +46,7 @@ class Task(NamedTuple):
 
     `distilled`: stage 1 can teach the task to a policy that knows nothing, so that no model need be named. A dry run,
     which starts nothing, reads `list_problems`, where `load_problems` does more than read, and the `prompt` of each.
+    `sets`: the data sets that are read, by their names, if they have some.
     """
 
     load_problems: Callable[[Config], Problems]
@@ -50,6 +54,7 @@ class Task(NamedTuple):
     distilled: bool = False
     list_problems: Callable[[Config], Problems] | None = None
     prompt: Callable[[Config, Any], Prompt] | None = None
+    sets: Callable[[Config], Sequence[Any]] = lambda _: ()
 
 
 def problems_of(task: Task, config: Config, *, tried: bool = True) -> Problems:
@@ -66,6 +71,40 @@ def problems_of(task: Task, config: Config, *, tried: bool = True) -> Problems:
     if without := [each for each in (*problems, *held_out) if not hasattr(each, "id")]:
         raise UserError(f"each problem of load_problems is an object with an id, got {shown(without[0])}")
     return problems, held_out
+
+
+def digests_of(task: Task, config: Config, problems: Problems) -> dict[str, str]:
+    """What `--resume` compares: a digest of each data set that is a file or a folder, by its name.
+
+    Of others it is one of all problems' ids and prompts in their order, but where their trial says which they are.
+    """
+    sets = [_named(given) for given in task.sets(config)]
+    names = [name for named in sets if named is not None for name in named]
+    paths = {name: Path(name).expanduser() for name in names if name.lower() not in HUMANEVAL}
+    digests = {name: file_digest(path) for name, path in paths.items() if path.is_file()}
+    digests |= {name: _digest(_files(path)) for name, path in paths.items() if path.is_dir()}
+    others = [name for name in names if name not in digests]
+    if task.list_problems is None and (others or None in sets or not sets):
+        given = " and ".join(others) or "what it was given to train on"
+        digests[given] = _digest([(name_of(each), _prompt_of(each)) for part in problems for each in part])
+    return digests
+
+
+def _files(folder: Path) -> list[tuple[str, str]]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(path.relative_to(folder)), file_digest(path)) for path in found]
+
+
+def _prompt_of(problem: Any) -> Any:
+    """A problem's prompt as far as it is plain: what else an attribute of that name is may differ in each process."""
+    prompt = getattr(problem, "prompt", None)
+    if isinstance(prompt, list) and all(map(is_message, prompt)):
+        return [(message["role"], message["content"]) for message in prompt]
+    return prompt if isinstance(prompt, str) else None
+
+
+def _digest(told: list[tuple[str, Any]]) -> str:
+    return hashlib.blake2b(repr(told).encode(errors="replace"), digest_size=16).hexdigest()
 
 
 def refuse_none_to_train_on(problems: Problems) -> None:
@@ -90,8 +129,8 @@ def task_of(config: Config) -> Task:
         return reward_task([find_function(name, "data.reward") for name in config.data.reward.split(",")])
     untried = partial(load_problems, tried=False)
     if config.task == "code":
-        return Task(load_problems, task.open_programs, False, untried, lambda _, problem: programs.prompt(problem))
-    return Task(load_problems, task.open_environment, True, untried, task.prompt)
+        return Task(load_problems, task.open_programs, False, untried, lambda _, each: programs.prompt(each), _sets_of)
+    return Task(load_problems, task.open_environment, True, untried, task.prompt, _sets_of)
 
 
 def writes_workflows(config: Config) -> bool:
@@ -143,7 +182,11 @@ def reward_task(
         steps = config.grpo.steps
         yield rewards(deadline_s=config.grpo.execute_s, state=TrainerState(steps, steps))
 
-    return Task(load, open_environment, prompt=lambda _, example: example.prompt)
+    def sets(config: Config) -> list[Any]:
+        given = zip((dataset, eval_dataset), _sets_of(config), strict=True)
+        return [configured if each is None else each for each, configured in given]
+
+    return Task(load, open_environment, prompt=lambda _, example: example.prompt, sets=sets)
 
 
 def verifiers_task(environment: str, arguments: str) -> Task:
@@ -218,6 +261,10 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
     return Task(load, open_environment, prompt=lambda _, problem: environment.prompt(problem))
 
 
+def _sets_of(config: Config) -> list[Any]:
+    return [config.data.dataset, config.data.eval_dataset]
+
+
 def _refuse_sets(config: Config, instead: str) -> None:
     """Raises UserError where the configuration names data sets that nobody would read."""
     named = {key: getattr(config.data, key) for key in ("dataset", "eval_dataset")}
@@ -231,13 +278,20 @@ def _used_sets(dataset: Any, config: Config, split: str = "train") -> list[list[
 
 def _sets(dataset: Any, split: str) -> list[list[Example]]:
     """The rows of each data set that is named, or of the one that is given; of several, ids begin with the set's."""
-    several = isinstance(dataset, list | tuple) and all(isinstance(name, str | Path) for name in dataset)
-    if not isinstance(dataset, str) and not (several and dataset):
+    names = _named(dataset)
+    if names is None:
         return [read_examples(dataset, split)]
-    names = set_names(dataset)
     if not names:
         raise UserError("data.dataset names no data set: name a file of rows, or OWNER/NAME on the hub")
     sets = [read_examples(name, split) for name in names]
     if len(sets) == 1:
         return sets
     return [[replace(row, id=f"{name}/{row.id}") for row in rows] for name, rows in zip(names, sets, strict=True)]
+
+
+def _named(dataset: Any) -> list[str] | None:
+    """The names of data sets that `dataset` is, None where it is one itself."""
+    if isinstance(dataset, Path):
+        return [str(dataset)]
+    several = isinstance(dataset, list | tuple) and dataset and all(isinstance(name, str | Path) for name in dataset)
+    return [str(name) for name in set_names(dataset)] if isinstance(dataset, str) or several else None

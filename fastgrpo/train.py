@@ -37,6 +37,7 @@ from fastgrpo.sft import warm_start
 from fastgrpo.signals import TERMINATING, signals_handled
 from fastgrpo.tasks import (
     Task,
+    digests_of,
     environment_task,
     problems_of,
     refuse_none_to_train_on,
@@ -82,7 +83,7 @@ def train(
     config = _configured(config, str(model) if isinstance(model, Path) else model or "")
     task = _given_task(task, environment, reward, reward_weights, dataset, eval_dataset)
     if dry_run:
-        print_plan(config, task, refuse_problems=refuse_none_to_train_on)
+        print_plan(config, task, refuse_problems=refuse_none_to_train_on, tracked=True)
         return config.folder
     if not _under_way.acquire(blocking=False):
         raise UserError(
@@ -172,7 +173,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     trainable(config)
     problems, held_out = found = problems_of(task, config)
     refuse_none_to_train_on(found)
-    with open_log(config, resume=resume) as log:
+    data = digests_of(task, config, found) if is_first_rank() else {}
+    with open_log(config, resume=resume, data=data) as log:
         if log.folder is not None and not named:
             note_task_from_python(log.folder)
         async with of_replica(opened(task.open_environment(config, log)), config.engine.tensor_parallel) as environment:
@@ -270,7 +272,7 @@ def refuse_idle_ranks(config: Config) -> None:
 
 def main() -> None:
     """Train as the command line says, or print the plan."""
-    if command := command_to_run("fastgrpo.train", refuse_problems=refuse_none_to_train_on):
+    if command := command_to_run("fastgrpo.train", refuse_problems=refuse_none_to_train_on, tracked=True):
         run_on_ranks(command.config, lambda: run(command.config, resume=command.resume))
 
 

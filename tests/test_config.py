@@ -21,7 +21,7 @@ from fastgrpo.config_files import flat, read_toml, to_toml
 from fastgrpo.config_keys import ELSEWHERE, KEYS, checked, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.program import run_program
-from fastgrpo.run_folder import MODEL, TOKENIZER, held_name, only_writer, open_folder
+from fastgrpo.run_folder import DATA, MODEL, TOKENIZER, held_name, only_writer, open_folder
 from tests.helpers.full_disk import full_disk
 
 ENDPOINT = "--workers.kind openai --workers.base_url http://localhost:8000/v1 --workers.model large"
@@ -291,7 +291,7 @@ def test_a_run_is_one_process_s_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"null", b"{", b'{"a": 3}', b'{"a": "b"}', b"\xff", b"0" * 31])
-@pytest.mark.parametrize("name", [MODEL, TOKENIZER])
+@pytest.mark.parametrize("name", [MODEL, TOKENIZER, DATA])
 def test_a_damaged_digest_is_named_and_may_be_removed(tmp_path: Path, name: str, damage: bytes) -> None:
     model, runs = save_model(tmp_path / "model"), ["--runs", str(tmp_path / "runs")]
     folder = open_folder(config(*runs, "--model", str(model)), resume=False)

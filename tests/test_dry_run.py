@@ -106,6 +106,28 @@ def test_a_loss_function_that_cannot_be_called_is_told_before_anything_starts(
     )
 
 
+@pytest.mark.parametrize("program", ["train", "sft", "evaluate"])
+def test_a_tracker_that_is_not_installed_is_refused_where_the_program_has_use_for_it(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(sys, "argv", [program, "--model", str(model), "--record.tracker", "wandb", "--dry-run"])
+    main = import_module(f"fastgrpo.{program}").main
+    if program == "evaluate":
+        main()
+        assert "stage 2" in capsys.readouterr().out
+        return
+    with pytest.raises(
+        UserError, match=r"record\.tracker wandb cannot be imported .*: pip install 'fastgrpo\[wandb\]'"
+    ):
+        main()
+    if program == "train":
+        keys = {"data.held_out": 0, "record.tracker": "wandb"}
+        with pytest.raises(UserError, match=r"record\.tracker wandb cannot be imported"):
+            train(keys, model=model, reward=anything, dataset=[{"prompt": "count"}], dry_run=True)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_task_without_a_model_is_refused_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="this task needs a model"):
         print_plan(resolve({}), reward_task([anything], dataset=[{"prompt": "count"}]))

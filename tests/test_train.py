@@ -41,7 +41,7 @@ from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts import experience
 from fastgrpo.rollouts.experience import Experience, Tally
 from fastgrpo.solve import refuse
-from fastgrpo.tasks import Task, problems_of
+from fastgrpo.tasks import Task, problems_of, reward_task
 from fastgrpo.train import refuse_idle_ranks, train
 from fastgrpo.training import learner
 from fastgrpo.training.curriculum import draw_problems
@@ -142,6 +142,17 @@ def test_a_model_that_cannot_be_used_leaves_an_earlier_run_where_it_is(model: Pa
     with pytest.raises(UserError, match="has no tokenizer_config"):
         run(tmp_path / "model", tmp_path / "runs", "good")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["good"]
+
+
+def test_a_run_that_lacks_the_package_of_its_adapters_leaves_an_earlier_one_where_it_is(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good/config.toml").touch()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"model\.lora_rank needs peft, .*: pip install 'fastgrpo\[lora\]'"):
+        run(model, tmp_path, "good", model__lora_rank=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -629,7 +640,7 @@ def test_a_damaged_file_is_named_and_costs_no_more_than_itself(
             for other in set(whole.rglob("*")) - {path, whole / "config.toml"}:
                 assert other.is_dir() or (folder / other.relative_to(whole)).read_bytes() == other.read_bytes(), other
         shutil.rmtree(folder)
-    compared = ("config.toml", "evaluation.json", "model.digest", "tokenizer.digest")
+    compared = ("config.toml", "evaluation.json", "model.digest", "tokenizer.digest", "data.digest")
     assert set(told) == {(name, how) for name in compared for how in ("emptied", "cut", "noise")}
     assert [said for (name, _), said in told.items() if name not in said] == []
     for path in newest:
@@ -637,6 +648,46 @@ def test_a_damaged_file_is_named_and_costs_no_more_than_itself(
             "step-000004 after it cannot be used: files are missing, cut short or changed"
             in gone_on[path.name, "noise"]
         )
+
+
+def test_a_resumed_run_is_told_of_data_that_changed_and_may_go_on_with_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"count {number}", "factor": 2.0} for number in range(6)]
+    file, folder = tmp_path / "rows.jsonl", tmp_path / "named"
+
+    def go_on(name: str, steps: int, dataset: Any, *, resume: bool = True) -> None:
+        keys = {"runs": str(tmp_path), "name": name, "grpo.steps": steps, "grpo.prompts_per_step": 2}
+        keys |= {"engine.max_model_len": 64, "grpo.max_new_tokens": 16, "data.held_out": 2, "eval.samples": 1}
+        with_name = {"data.reward": "tests.test_train:vowels", "data.dataset": "rows.jsonl"} if not dataset else {}
+        config = resolve({"model.path": str(model)} | keys | with_name)
+        run_without_report(config, reward_task([vowels], dataset=dataset) if dataset else None, resume=resume)
+
+    def write(rows: list[dict[str, Any]]) -> None:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(rows)
+    go_on("named", 1, None, resume=False)
+    go_on("path", 1, file, resume=False)
+    go_on("given", 1, rows, resume=False)
+    for changed in ([*rows[:2], rows[3], rows[2], *rows[4:]], [*rows, rows[0]], [rows[0] | {"factor": 1.0}, *rows[1:]]):
+        write(changed)
+        for name, dataset, said in (("named", None, "rows.jsonl"), ("path", str(file), str(file))):
+            told = f"cannot resume {tmp_path / name}: {said} changed since it began, so that its steps would draw other"
+            with pytest.raises(UserError, match=told):
+                go_on(name, 2, dataset)
+    with pytest.raises(UserError, match="given: what it was given to train on changed since it began"):
+        go_on("given", 2, rows[::-1])
+    write(rows)
+    for name, dataset in (("named", None), ("path", file), ("given", rows)):
+        go_on(name, 2, dataset)
+    write(rows[:5])
+    (folder / "data.digest").unlink()
+    go_on("named", 3, None)
+    go_on("named", 4, None)
+    assert [row["step"] for row in metrics(folder)] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("lag", [0, 1])

@@ -6,8 +6,10 @@ the base. The head has no adapter: the loss reads its weight as one matrix.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,21 +20,26 @@ from fastgrpo.errors import UserError
 ADAPTER = "default"
 
 
+def peft_module() -> ModuleType:
+    """The package of the adapters. Raises UserError where it is not installed."""
+    try:
+        return importlib.import_module("peft")
+    except ImportError:
+        raise UserError("model.lora_rank needs peft, which is not installed: pip install 'fastgrpo[lora]'") from None
+
+
 def add_adapters(model: nn.Module, decoder: nn.Module, rank: int, alpha: float) -> None:
     """Freeze `model` and give every linear layer of `decoder` an adapter that changes nothing yet.
 
     They start alike on every rank and after a resume. Raises UserError where peft is missing.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("model.lora_rank needs peft, which is not installed: pip install 'fastgrpo[lora]'") from None
+    peft = peft_module()
     model.requires_grad_(False)
     layers = {name.rpartition(".")[2] for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(layers))  # type: ignore[arg-type]
-        inject_adapter_in_model(config, decoder, ADAPTER)
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(layers))
+        peft.inject_adapter_in_model(config, decoder, ADAPTER)
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

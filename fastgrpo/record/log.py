@@ -172,9 +172,10 @@ class RunLog:
 
 
 @contextmanager
-def open_log(config: Config, *, resume: bool) -> Iterator[RunLog]:
+def open_log(config: Config, *, resume: bool, data: Mapping[str, str] = MappingProxyType({})) -> Iterator[RunLog]:
     """The run's folder, which no other process has meanwhile, and its log; the ranks after the first write nothing.
 
+    `data` on the first rank: a digest of each data set, which one to `resume` must have been begun with.
     A tracker that is not installed is told before the folder is opened, which sets an earlier run aside, and a run that
     is not there to `resume` before its name is held, which makes a file.
     """
@@ -184,7 +185,7 @@ def open_log(config: Config, *, resume: bool) -> Iterator[RunLog]:
         if resume:
             read_saved(config.folder)
     with held_name(config.folder) if first else nullcontext():
-        folder = open_folder(config, resume=resume) if first else None
+        folder = open_folder(config, resume=resume, data=data) if first else None
         gather_all(None, "the run's folder")
         with RunLog(folder, record=config.record, settings=flat(config, logins=False)) as log:
             yield log

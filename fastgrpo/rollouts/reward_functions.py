@@ -24,6 +24,8 @@ from fastgrpo.types import Result, Reward, Rollout
 # Of its deadline: that of all together, which names none, comes after it.
 SOONER = 0.95
 TRLS_OWN = ("trainer_state", "log_extra", "log_metric")
+# What no column of a data set can be called.
+OWN = ("prompts", "completions", "completion_ids", *TRLS_OWN)
 # What a function is given only where it names it or takes `**`.
 WHERE_TAKEN = ("id", *TRLS_OWN)
 
@@ -112,7 +114,15 @@ class RewardFunctions:
         return changed
 
     def refuse_misfit(self, row: Example) -> None:
-        """Raise UserError naming the function that cannot be called with what it would be given for the `row`."""
+        """Raise UserError naming the function that cannot be called with what it would be given for the `row`.
+
+        And where the row has a column by the name of what functions are given besides.
+        """
+        if taken := [name for name in OWN if name in row.columns]:
+            raise UserError(
+                f"the data set has a column {taken[0]!r}, and by that name reward functions are given what is the "
+                "rollouts' own: rename the column, or leave it out"
+            )
         given = _arguments(row, []).keys() | set(TRLS_OWN)
         for name, function in self._functions.items():
             taken = sorted(given - _refused(function))

@@ -17,7 +17,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.rollouts import dataset
 from fastgrpo.rollouts.dataset import hold_out, read_examples
 from fastgrpo.rollouts.reward_functions import RewardFunctions
-from fastgrpo.tasks import environment_task, reward_task
+from fastgrpo.tasks import Task, digests_of, environment_task, reward_task, task_of
 from fastgrpo.types import Rollout
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
@@ -325,3 +325,36 @@ def test_a_data_set_without_end_is_one_sentence(monkeypatch: pytest.MonkeyPatch)
     assert len(read_examples({"prompt": "a"} for _ in range(10))) == 10
     with pytest.raises(UserError, match="the data set has more than 10 items, or no end: pass a part of it"):
         read_examples({"prompt": "a"} for _ in count())
+
+
+def test_what_a_resumed_run_compares_of_its_data(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "set" / "part.jsonl").touch()
+    file, folder = str(tmp_path / "rows.jsonl"), str(tmp_path / "set")
+    config = resolve({"data.dataset": [file, folder], "data.eval_dataset": "org/one"})
+    rewards = reward_task([anything])
+    before = digests_of(rewards, config, ([], []))
+    assert list(before) == [file, folder, "org/one"]
+    (tmp_path / "set" / "part.jsonl").rename(tmp_path / "set" / "other.jsonl")
+    after = digests_of(rewards, config, ([], []))
+    assert [name for name in before if before[name] != after[name]] == [folder]
+    # Of problems without a file the ids and prompts, in their order, as far as these are plain.
+
+    def of(task: Task) -> dict[str, str]:
+        return digests_of(task, resolve({}), task.load_problems(resolve({"data.held_out": 0})))
+
+    rows = [{"prompt": "a"}, {"prompt": MESSAGES}]
+    given, again, turned = (
+        of(reward_task([anything], dataset=[{**row, "x": object()} for row in order]))
+        for order in (rows, rows, rows[::-1])
+    )
+    assert given == again != turned
+    own = SimpleNamespace(prompt=str, execute=lambda *_: 0, feedback_text=str, results=lambda *_: [])
+    given, again, turned = (
+        of(environment_task(own, [SimpleNamespace(id=number, prompt=object()) for number in order]))
+        for order in ((1, 2), (1, 2), (2, 1))
+    )
+    assert given == again != turned
+    # HumanEval comes with its package, and of tried problems the trial says which are left.
+    assert digests_of(task_of(resolve({})), resolve({}), ([], [])) == {}

@@ -345,6 +345,16 @@ def test_a_function_that_does_not_take_the_columns_is_told_before_anything_start
         reward_task([function], dataset=rows).load_problems(resolve({"data.held_out": 1}))
 
 
+@pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids", "trainer_state", "log_metric"])
+@pytest.mark.parametrize("part", ["dataset", "eval_dataset"])
+def test_a_column_by_the_name_of_a_functions_own_argument_is_refused(name: str, part: str) -> None:
+    sets = {set: [{"prompt": "a", "wanted": 1, "completion": "b"}] for set in ("dataset", "eval_dataset")}
+    assert reward_task([length], **sets).load_problems(resolve({}))
+    sets[part][0][name] = ["x"]
+    with pytest.raises(UserError, match=rf"the data set has a column '{name}', and by that name .*: rename the column"):
+        reward_task([length], **sets).load_problems(resolve({}))
+
+
 def right_or_wanted(prompts, completions, completion_ids, wanted, id=None):
     raise NotImplementedError
 
