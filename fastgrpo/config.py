@@ -395,6 +395,9 @@ class Grpo(Section, frozen=True):
 class Eval(Section, frozen=True):
     """Evaluation on the held-out problems."""
 
+    every: Annotated[
+        int, Meta(ge=0, description="steps between evaluations while it trains; 0 = before and after it alone")
+    ] = 0
     samples: Annotated[int, Meta(ge=1, description="rollouts of each problem")] = 4
     temperature: Annotated[float, Meta(ge=0, le=2, description="sampling temperature; 0 = greedy")] = 1.0
     drafts: Annotated[int, Meta(ge=2, le=8, description="drafts of the fixed workflows that draw several")] = 4
