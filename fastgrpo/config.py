@@ -110,6 +110,9 @@ class Model(Section, frozen=True):
         str, Meta(description="the hub's commit, tag or branch of the model, recorded as the commit; empty = main")
     ] = ""
     system_prompt: Annotated[str, Meta(description="opens every conversation; empty = the chat template's own")] = ""
+    chat_template: Annotated[
+        bool, Meta(description="false: prompts are read as plain text, as by a base model, without the chat template")
+    ] = True
     chat_template_kwargs: Annotated[
         str, Meta(description='arguments of the chat template as JSON, e.g. {"enable_thinking": false}')
     ] = ""

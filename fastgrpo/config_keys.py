@@ -176,6 +176,11 @@ def _check_model(config: Config) -> None:
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "
             f"{config.engine.max_model_len}: lower the one or raise the other"
         )
+    for key in ("system_prompt", "chat_template_kwargs"):
+        if not config.model.chat_template and getattr(config.model, key):
+            raise UserError(
+                f"model.{key} goes with a chat template, and model.chat_template is false: unset one of them"
+            )
     try:
         msgspec.json.decode(config.model.chat_template_kwargs or "{}", type=dict[str, Any])
     except msgspec.DecodeError as error:

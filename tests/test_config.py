@@ -66,6 +66,7 @@ def config(*arguments: str) -> Config:
         ),
         ("--config /nope.toml", "cannot read the configuration file /nope.toml: No such file"),
         ("stray", "unexpected argument 'stray'"),
+        ("--model.chat_template false --model.system_prompt x", "model.system_prompt goes with a chat template, and"),
         ("--workers.kind openai", "set workers.base_url and workers.model too"),
         ("--workers.others.small.model m", "workers.others name endpoints: set workers.kind to openai too"),
         ("--workers.others.small.modl m", "unknown key 'workers.others.small.modl'; did you mean 'workers.model'?"),

@@ -328,7 +328,7 @@ def prompts_fit(problems: Sequence[Any], prompt: Callable[[Any], Any], chat: Cha
     if rendered := sum(map(chat.is_rendered, prompts)):
         log.warning(
             "%d of %d prompts are texts with the chat template's marks in them, and become the user's turn of another "
-            "conversation: give them as messages",
+            "conversation: give them as messages, or set model.chat_template to false",
             rendered,
             len(prompts),
         )
