@@ -110,6 +110,9 @@ class Model(Section, frozen=True):
         str, Meta(description="the hub's commit, tag or branch of the model, recorded as the commit; empty = main")
     ] = ""
     system_prompt: Annotated[str, Meta(description="opens every conversation; empty = the chat template's own")] = ""
+    chat_template: Annotated[
+        bool, Meta(description="false: prompts are read as plain text, as by a base model, without the chat template")
+    ] = True
     chat_template_kwargs: Annotated[
         str, Meta(description='arguments of the chat template as JSON, e.g. {"enable_thinking": false}')
     ] = ""
@@ -395,6 +398,9 @@ class Grpo(Section, frozen=True):
 class Eval(Section, frozen=True):
     """Evaluation on the held-out problems."""
 
+    every: Annotated[
+        int, Meta(ge=0, description="steps between evaluations while it trains; 0 = before and after it alone")
+    ] = 0
     samples: Annotated[int, Meta(ge=1, description="rollouts of each problem")] = 4
     temperature: Annotated[float, Meta(ge=0, le=2, description="sampling temperature; 0 = greedy")] = 1.0
     drafts: Annotated[int, Meta(ge=2, le=8, description="drafts of the fixed workflows that draw several")] = 4

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from fastgrpo.config import LOSS_PRESETS, Config, Grpo, Section, Workers
+from fastgrpo.config_elsewhere import elsewhere
 from fastgrpo.errors import UserError, shown
 
 
@@ -46,44 +47,6 @@ _SPELLED = {
     "workers.name": "a text of 1 to 64 letters, digits and '_'",
     "grpo.loss_function": "a text module:function, also of a file in the present folder",
     "data.reward": "a text module:function; a function itself is passed to fastgrpo.train as reward=",
-}
-# What TRL, verl, OpenRLHF and prime-rl call keys of ours that no likeness of names leads to, or leads astray from.
-ELSEWHERE = {
-    other: key
-    for key, others in {
-        "grpo.steps": "max_steps num_train_epochs total_training_steps",
-        "grpo.lr": "learning_rate actor_learning_rate",
-        "grpo.decay_steps": "lr_scheduler_type",
-        "grpo.group_size": "num_generations n_samples_per_prompt",
-        "grpo.prompts_per_step": "train_batch_size rollout_batch_size per_device_train_batch_size batch_size",
-        "grpo.max_new_tokens": "max_completion_length max_response_length generate_max_len max_completion_tokens",
-        "grpo.temperature": "temperature",
-        "grpo.epochs_per_batch": "num_iterations ppo_epochs max_epochs",
-        "grpo.max_lag": "max_async_level",
-        "grpo.loss": "loss_type",
-        "grpo.advantage": "adv_estimator",
-        "grpo.ratio": "importance_sampling_level",
-        "grpo.normaliser": "loss_agg_mode",
-        "grpo.reward_scale": "scale_rewards",
-        "grpo.importance_correction": "vllm_importance_sampling_mode",
-        "grpo.tis_cap": "vllm_importance_sampling_cap vllm_importance_sampling_clip_max",
-        "grpo.clip_low": "epsilon clip_ratio eps_clip",
-        "grpo.clip_high": "epsilon_high",
-        "grpo.kl_weight": "beta kl_loss_coef init_kl_coef",
-        "grpo.entropy_weight": "entropy_coef entropy_coeff",
-        "grpo.overlong_filter": "mask_truncated_completions",
-        "eval.samples": "num_generations_eval",
-        "engine.max_model_len": "vllm_max_model_length max_prompt_length prompt_max_len seq_len",
-        "checkpoint.every": "save_steps save_freq",
-        "checkpoint.keep": "save_total_limit",
-        "record.tracker": "report_to",
-        "data.dataset": "train_files",
-        "data.eval_dataset": "val_files",
-        "data.reward": "reward_funcs remote_rm_url",
-        "runs": "output_dir",
-        "name": "run_name experiment_name",
-    }.items()
-    for other in others.split()
 }
 MOST_ROLLOUTS = 2**20  # of a step, each a coroutine
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
@@ -145,13 +108,19 @@ def _unknown(name: str) -> str:
         return f"unknown key {name!r}: a worker is a table [workers.others.NAME], its NAME letters, digits and '_'"
     if name in SECTIONS:
         return f"{name!r} is a section, not a key: set keys such as {next(k for k in KEYS if k.startswith(name))!r}"
-    if same := ELSEWHERE.get(name.split(".")[-1]):
-        return f"unknown key {name!r}; here it is {same!r}"
-    spellings = {known: known for known in KEYS} | {known.split(".")[-1]: known for known in KEYS}
-    for spelling in (name, name.split(".")[-1]):
-        if match := difflib.get_close_matches(spelling, spellings, n=1, cutoff=0.6):
-            return f"unknown key {name!r}; did you mean {spellings[match[0]]!r}?"
+    if there := elsewhere(name):
+        return f"unknown key {name!r}; {there}"
+    if match := _alike(name):
+        return f"unknown key {name!r}; did you mean {match!r}?"
     return f"unknown key {name!r}; --help lists all keys"
+
+
+def _alike(name: str) -> str | None:
+    """The key whose last part is the likest to the name's; of several the likest as a whole."""
+    leaves = {known: known.rpartition(".")[2] for known in KEYS}
+    likest = difflib.get_close_matches(name.rpartition(".")[2], set(leaves.values()), n=1, cutoff=0.65)
+    found = [known for known, leaf in leaves.items() if leaf in likest]
+    return difflib.get_close_matches(name, found, n=1, cutoff=0)[0] if found else None
 
 
 def resolve(values: dict[str, Any]) -> Config:
@@ -207,6 +176,11 @@ def _check_model(config: Config) -> None:
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "
             f"{config.engine.max_model_len}: lower the one or raise the other"
         )
+    for key in ("system_prompt", "chat_template_kwargs"):
+        if not config.model.chat_template and getattr(config.model, key):
+            raise UserError(
+                f"model.{key} goes with a chat template, and model.chat_template is false: unset one of them"
+            )
     try:
         msgspec.json.decode(config.model.chat_template_kwargs or "{}", type=dict[str, Any])
     except msgspec.DecodeError as error:

@@ -21,6 +21,7 @@ from fastgrpo.ranks.collectives import gather_all, is_first_rank, replica_leader
 from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.rollouts.environment import Agent, Environment, name_of
 from fastgrpo.rollouts.experience import first_failure
+from fastgrpo.rollouts.generator import Generator
 from fastgrpo.rollouts.rollouts import collect, prompts_fit
 from fastgrpo.run_folder import only_writer
 from fastgrpo.types import EvalRow, Group, Rollout, Sampling
@@ -29,19 +30,33 @@ log = logging.getLogger(__name__)
 EVALUATION_SEED = 7_919  # added to the run's seed: an evaluation draws otherwise than training does
 
 
+class NothingMeasured(UserError):
+    """All rollouts of an evaluation failed for a reason that is not the model's."""
+
+
 async def evaluate(
-    engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, stage: str
+    engine: AnyEngine | Generator,
+    environment: Environment | Agent,
+    chat: Chat,
+    problems: Sequence[Any],
+    config: Config,
+    stage: str,
 ) -> list[EvalRow]:
     """`config.eval.samples` rollouts of each problem; those that failures of the environment ended are left out.
 
-    Each replica takes its share of the problems; every rank returns all rows. Raises UserError where all failed.
+    Each replica takes its share of the problems; every rank returns all rows. Raises NothingMeasured where all failed.
     """
     groups = await _drawn_by(engine, environment, chat, problems, config, config.seed + EVALUATION_SEED)
     return measured_rows(groups, stage, config)
 
 
 async def _drawn_by(
-    engine: AnyEngine, environment: Environment | Agent, chat: Chat, problems: Sequence[Any], config: Config, seed: int
+    engine: AnyEngine | Generator,
+    environment: Environment | Agent,
+    chat: Chat,
+    problems: Sequence[Any],
+    config: Config,
+    seed: int,
 ) -> list[Group]:
     """`eval.samples` rollouts of each of this replica's share of the `problems`; none is left out as a straggler."""
     return await collect(
@@ -82,7 +97,7 @@ async def evaluate_model(
 def measured_rows(groups: Sequence[Group], stage: str, config: Config) -> list[EvalRow]:
     """The rows of all ranks' `groups`; a warning tells how many rollouts failed, and why. Collective.
 
-    Raises UserError where all of them failed.
+    Raises NothingMeasured where all of them failed.
     """
     count = sum(len(group.rollouts) for group in groups)
     ranks = gather_all((rows_of(groups, stage), count, first_failure(groups)), "the other ranks' evaluation")
@@ -142,10 +157,12 @@ def _with_writing(rollout: Rollout) -> dict[str, float | None]:
 
 
 def tell_failures(measured: int, rollouts: int, reason: str, limit: float) -> None:
-    """Say how many of the `rollouts` the means leave out. Raises UserError where none was `measured`."""
+    """Say how many of the `rollouts` the means leave out. Raises NothingMeasured where none was `measured`."""
     failed = rollouts - measured
     if failed and not measured:
-        raise UserError(f"nothing was evaluated: all {failed} rollouts failed for a reason not the model's: {reason}")
+        raise NothingMeasured(
+            f"nothing was evaluated: all {failed} rollouts failed for a reason not the model's: {reason}"
+        )
     if failed:
         beyond = f", beyond grpo.max_infrastructure = {limit:g}: the means are those of the rest alone"
         much = beyond if failed > limit * rollouts else ""

@@ -11,7 +11,7 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 import asyncio
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ import msgspec
 from fastgrpo.config import Config
 from fastgrpo.config_keys import checked, resolve
 from fastgrpo.errors import UserError, shown, writing
-from fastgrpo.evaluation import evaluate, leave_out_long, read_rows, save_rows, summary
+from fastgrpo.evaluation import NothingMeasured, evaluate, leave_out_long, read_rows, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, is_first_rank, of_replica, rank_and_world
@@ -32,6 +32,7 @@ from fastgrpo.record.log import RunLog, open_log
 from fastgrpo.report import write_report
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.environment import Agent, Environment
+from fastgrpo.rollouts.generator import Generator
 from fastgrpo.run_folder import note_task_from_python, refuse_task_from_python
 from fastgrpo.sft import warm_start
 from fastgrpo.signals import TERMINATING, signals_handled
@@ -49,7 +50,8 @@ from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import draw_problems
 from fastgrpo.training.learner import Learner, open_learner
 from fastgrpo.training.remarks import Remarks
-from fastgrpo.training.schedule import open_schedule
+from fastgrpo.training.schedule import Schedule, open_schedule
+from fastgrpo.types import EvalRow
 
 # Two trainings in one process would share what PyTorch, vLLM and the ranks have once a process.
 _under_way = threading.Lock()
@@ -188,21 +190,35 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                 async def measure(stage: str) -> dict[str, float]:
                     rows = await evaluate(learner.engine, environment, learner.chat, held_out, config, stage)
                     save_rows(config.folder / "evaluation.json", rows)
-                    if means := summary(rows):
-                        log.say(f"held out, {stage}: " + ", ".join(f"{k} {v:.3f}" for k, v in means.items()))
-                    return means
+                    return told(stage, rows, log)
+
+                async def measure_beside(generator: Generator) -> dict[str, float]:
+                    stage = f"step {learner.step}"
+                    try:
+                        rows = await evaluate(generator, environment, learner.chat, held_out, config, stage)
+                    except NothingMeasured as error:  # the next steps fail likewise, and leave a checkpoint
+                        log.say(f"{stage}: {error}")
+                        return {}
+                    return told(stage, rows, log)
 
                 problems = leave_out_long(problems, environment, learner.chat, config, log.say)
                 held_out = leave_out_long(held_out, environment, learner.chat, config, log.say)
                 if learner.step == 0:
                     await measure("sft")
-                await improve(learner, environment, problems, config, log)
+                await improve(learner, environment, problems, config, log, measure_beside)
                 # Before the evaluation: whatever ends that, the steps are kept.
                 learner.save()
                 measured = await measure("grpo")
                 learner.save(score=measured.get("reward"))
         if log.folder is not None:
             log.say(f"report: {write_report(log.folder)}")
+
+
+def told(stage: str, rows: Sequence[EvalRow], log: RunLog) -> dict[str, float]:
+    """The means of an evaluation, which are said."""
+    if means := summary(rows):
+        log.say(f"held out, {stage}: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
+    return means
 
 
 def where_resumed(folder: Path, model: Path) -> str:
@@ -227,16 +243,37 @@ def where_resumed(folder: Path, model: Path) -> str:
 
 
 async def improve(
-    learner: Learner, environment: Environment | Agent, problems: Sequence[Any], config: Config, log: RunLog
+    learner: Learner,
+    environment: Environment | Agent,
+    problems: Sequence[Any],
+    config: Config,
+    log: RunLog,
+    measure: Callable[[Generator], Awaitable[dict[str, float]]] | None = None,
 ) -> None:
-    """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one."""
+    """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one.
+
+    After every `eval.every` steps but the last `measure` gives the means of an evaluation: they are logged with the
+    next step, whose rollouts are of the same weights, and the reward's is the score of a checkpoint of that step.
+    """
     log.stage("grpo", config.grpo.steps, done=learner.step)
     draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)
     remarks = Remarks(config.grpo, log.say)
+
+    async def held_out(schedule: Schedule) -> dict[str, float]:
+        done, every = learner.step, config.eval.every
+        if measure is None or not (done and every) or done % every:
+            return {}
+        with log.phase("evaluate"):
+            means = await measure(schedule.generator)
+        if done % config.checkpoint.every == 0:
+            learner.save(score=means.get("reward"))
+        return {f"held_out/{name}": value for name, value in means.items()}
+
     async with open_schedule(learner, environment, draw, config) as schedule:
         try:
             with GpuMonitor() as gpu:
                 while learner.step < config.grpo.steps:
+                    evaluated = await held_out(schedule)
                     with log.phase("generate"):
                         await schedule.generated()
                     with log.phase("execute"):
@@ -248,7 +285,7 @@ async def improve(
                         metrics |= schedule.sync()
                     log.samples(learner.step, experience.records)
                     values = tally.values()
-                    log.step(learner.step, metrics | values | gpu.take(), waited_for=tally.waited[1])
+                    log.step(learner.step, metrics | values | evaluated | gpu.take(), waited_for=tally.waited[1])
                     # An interrupt that came with the update goes on here.
                     await asyncio.sleep(0)
                     remarks.step(values, tally.failure)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from fastgrpo import doctor, errors, report, run_folder
 from fastgrpo.cli import parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
+from fastgrpo.config_elsewhere import ELSEWHERE, NO_KEY
 from fastgrpo.config_files import flat, read_toml, to_toml
-from fastgrpo.config_keys import ELSEWHERE, KEYS, checked, resolve
+from fastgrpo.config_keys import KEYS, checked, resolve
 from fastgrpo.errors import UserError
 from fastgrpo.program import run_program
 from fastgrpo.run_folder import DATA, MODEL, TOKENIZER, held_name, only_writer, open_folder
@@ -40,6 +41,14 @@ def config(*arguments: str) -> Config:
         ("--zzz 1", "unknown key 'zzz'; --help lists all keys"),
         ("--grpo.num_generations 4", "unknown key 'grpo.num_generations'; here it is 'grpo.group_size'"),
         ("--beta 0.1", "unknown key 'beta'; here it is 'grpo.kl_weight'"),
+        ("--actor_rollout_ref.rollout.n 8", "'actor_rollout_ref.rollout.n'; here it is 'grpo.group_size'"),
+        ("--trainer.test_freq 5", "'trainer.test_freq'; here it is 'eval.every'"),
+        ("--eval.steps 5", "'eval.steps'; here it is 'eval.every'"),
+        ("--logging_steps 1", "'logging_steps'; it has no key here: every step is logged, and every completion"),
+        ("--actor.clip_ratio_c 3", "it has no key here: grpo.loss_function takes a loss of your own"),
+        ("--data.use_shm 1", "unknown key 'data.use_shm'; --help lists all keys"),
+        ("--every 3", "did you mean 'eval.every'"),
+        ("--checkpont.every 3", "did you mean 'checkpoint.every'"),
         ("--grpo.lr x", "grpo.lr must be float, got 'x' (str)"),
         ("--grpo.lr -1", "grpo.lr must be float > 0.0, got '-1'"),
         ("--sft.lr inf", "sft.lr must be a finite number"),
@@ -57,6 +66,7 @@ def config(*arguments: str) -> Config:
         ),
         ("--config /nope.toml", "cannot read the configuration file /nope.toml: No such file"),
         ("stray", "unexpected argument 'stray'"),
+        ("--model.chat_template false --model.system_prompt x", "model.system_prompt goes with a chat template, and"),
         ("--workers.kind openai", "set workers.base_url and workers.model too"),
         ("--workers.others.small.model m", "workers.others name endpoints: set workers.kind to openai too"),
         ("--workers.others.small.modl m", "unknown key 'workers.others.small.modl'; did you mean 'workers.model'?"),
@@ -373,6 +383,7 @@ def test_help_lists_every_key_with_its_default() -> None:
 
 def test_other_trainers_names_lead_to_keys() -> None:
     assert {name: key for name, key in ELSEWHERE.items() if key not in KEYS or name in KEYS} == {}
+    assert NO_KEY.keys() & (ELSEWHERE.keys() | KEYS.keys()) == set()
 
 
 def test_from_python_a_folder_may_be_a_path_and_a_list_is_called_so() -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from contextlib import asynccontextmanager
 from itertools import cycle
 from pathlib import Path
@@ -27,6 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 import fastgrpo
+from fastgrpo import train as programs
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.config_files import read_toml
@@ -189,6 +191,63 @@ def test_two_steps_resumed_for_two_more_are_four_steps(
     rounding = 1e-4 if not torch.cuda.is_available() else 2e-2
     assert max(row["parity"] for row in metrics(halves)) < rounding
     assert max(row["sampler_parity"] for row in metrics(halves)) < rounding
+
+
+async def checksum(self: Vowels, problem: Any, completion: str, seed: int) -> float:
+    return zlib.crc32(completion.encode()) % 7
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+def test_held_out_problems_are_measured_while_it_trains_and_change_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lag: int
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    monkeypatch.setattr(Vowels, "execute", checksum)
+    keys = {"grpo__steps": 5, "grpo__max_lag": lag, "checkpoint__every": 1, "checkpoint__keep": 1}
+    plain = run(model, tmp_path, "plain", **keys)
+    measured = run(model, tmp_path, "measured", eval__every=2, **keys)
+    found = {row["step"]: row["held_out/reward"] for row in metrics(measured) if "held_out/reward" in row}
+    assert found.keys() == {3, 5}  # after steps 2 and 4: with the step whose rollouts are of the same weights
+    ended = [row.reward for row in read_rows(measured / "evaluation.json") if row.stage == "grpo"]
+    assert list(found.values()) == [pytest.approx(sum(ended) / len(ended))] * 2  # one draw, by this engine's seeds
+    assert all(row["grad_norm"] > 0 for row in metrics(plain))
+    for name in ("step", "loss", "grad_norm", "reward/total"):
+        assert [row.get(name) for row in metrics(plain)] == [row.get(name) for row in metrics(measured)]
+    assert {row.stage for row in read_rows(measured / "evaluation.json")} == {"sft", "grpo"}
+
+
+def test_the_best_of_the_measured_checkpoints_is_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    rewards = iter([0.1, 0.2, 0.9, 0.3, 0.4])
+    monkeypatch.setattr(programs, "summary", lambda rows: {"reward": next(rewards)})
+    keys = {"checkpoint__every": 1, "checkpoint__keep": 1, "eval__every": 1}
+    folder = run(model, tmp_path, "best", grpo__steps=4, **keys)
+    assert [row.get("held_out/reward") for row in metrics(folder)] == [None, 0.2, 0.9, 0.3]
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-000002", "step-000004"]
+
+
+def test_an_evaluation_of_which_all_failed_ends_no_training(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+
+    @asynccontextmanager
+    async def failing(config, log):
+        vowels, held_out = Vowels(), iter(range(100))
+
+        async def execute(problem, completion: str, seed: int) -> float:
+            if problem.id in ("p6", "p7") and 4 <= next(held_out) < 8:
+                raise OSError("no worker answers")
+            return await Vowels.execute(vowels, problem, completion, seed)
+
+        vowels.execute = execute
+        yield vowels
+
+    folder = run(model, tmp_path, "failing", grpo__steps=3, eval__every=1, environment=failing)
+    assert ["held_out/reward" in row for row in metrics(folder)] == [False, False, True]
+    assert "step 1: nothing was evaluated: all 4 rollouts failed" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_problem_comes_once_in_an_epoch_whatever_the_step_size() -> None:

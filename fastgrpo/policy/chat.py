@@ -162,6 +162,8 @@ def load_chat(path: str | os.PathLike[str], config: Model) -> Chat:
     """The conversation with the model in a Hugging Face folder. Raises UserError as what it reads and `Chat` do."""
     kwargs = json.loads(config.chat_template_kwargs or "{}")
     tokenizer, vocabulary = load_tokenizer(path), load_config(path).get_text_config().vocab_size
+    if not config.chat_template:
+        tokenizer.chat_template = None
     return Chat(tokenizer, end_token_ids(Path(path)), config.system_prompt, kwargs, vocabulary)
 
 

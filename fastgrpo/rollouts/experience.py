@@ -21,7 +21,7 @@ OWN_METRICS = frozenset({
     "grad_norm", "lr", "skipped", "flop", "train_tokens_per_s", "mfu", "parity", "parity_max", "sync_seconds",
     "stage", "step", "time",
 })  # fmt: skip
-OWN_KINDS = ("reward/", "seconds/", "gpu/")
+OWN_KINDS = ("reward/", "seconds/", "gpu/", "held_out/")
 
 
 class Tally(msgspec.Struct):

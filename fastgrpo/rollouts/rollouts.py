@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from fastgrpo.errors import UserError
@@ -296,7 +296,7 @@ class Rollouts:
 
 
 async def collect(
-    engine: AnyEngine,
+    engine: AnyEngine | Generator,
     environment: Environment | Agent,
     chat: Chat,
     problems: Sequence[Any],
@@ -306,8 +306,10 @@ async def collect(
     seed: int,
     ranks: int = 1,
 ) -> list[Group]:
-    """One batch of `Rollouts` from an engine that nobody else uses meanwhile, held by `ranks` together."""
-    async with open_generator(engine, ranks=ranks) as generator:
+    """One batch of `Rollouts` from an engine that nobody else uses meanwhile, held by `ranks` together; or by a
+    generator, beside what is under way there."""
+    opened = nullcontext(engine) if isinstance(engine, Generator) else open_generator(engine, ranks=ranks)
+    async with opened as generator:
         rollouts = Rollouts(generator, environment, chat, problems, group_size=group_size, sampling=sampling, seed=seed)
         try:
             return await rollouts.groups()
@@ -326,7 +328,7 @@ def prompts_fit(problems: Sequence[Any], prompt: Callable[[Any], Any], chat: Cha
     if rendered := sum(map(chat.is_rendered, prompts)):
         log.warning(
             "%d of %d prompts are texts with the chat template's marks in them, and become the user's turn of another "
-            "conversation: give them as messages",
+            "conversation: give them as messages, or set model.chat_template to false",
             rendered,
             len(prompts),
         )

@@ -50,7 +50,9 @@ class Schedule:
         draw: Callable[[int, int], list[Any]],
         config: Config,
     ) -> None:
-        self._generator, self._learner, self._environment, self._draw = generator, learner, environment, draw
+        # By which others may draw, too, between two updates: the weights change in none of them.
+        self.generator = generator
+        self._learner, self._environment, self._draw = learner, environment, draw
         self._config = config
         # By step, with the number of updates behind the weights that they began with.
         self._begun: dict[int, tuple[Rollouts, int]] = {}
@@ -104,7 +106,7 @@ class Schedule:
             made = self._learner.step > step
             if made:
                 self._learner.curriculum.add(self._passes)
-            if self._generator.paused:
+            if self.generator.paused:
                 with log.phase("sync"):
                     self._synced = self._go_on(sync=made)
 
@@ -117,7 +119,7 @@ class Schedule:
         await self.settle()
         if self._config.grpo.in_flight:
             # The engine has nothing to do but in an interrupted run: parity can be checked.
-            await self._generator.pause()
+            await self.generator.pause()
             self._go_on(sync=True)
         self._learner.save()
 
@@ -135,7 +137,7 @@ class Schedule:
     async def _engine_free(self) -> None:
         """Wait until the weights may change."""
         if self._config.grpo.in_flight:
-            return await self._generator.pause()
+            return await self.generator.pause()
         for rollouts, _ in list(self._begun.values()):
             await rollouts.generated()
 
@@ -144,7 +146,7 @@ class Schedule:
         try:
             return self._learner.sync() if sync else {}
         finally:
-            self._generator.resume()
+            self.generator.resume()
 
     async def _finish(self, step: int) -> None:
         """Wait for the rollouts of `step`, which come after those that the learner has."""
@@ -159,7 +161,7 @@ class Schedule:
         """
         batches = [self._begun[step][0]]
         groups = await self._rewarded(batches[0])
-        wanted, leader = len(groups), replica_leader(self._generator.ranks)
+        wanted, leader = len(groups), replica_leader(self.generator.ranks)
         for extra in range(1, self._config.grpo.refill + 1):
             lacking = gather_all(wanted - sum(map(varies, groups)), "the groups that the other ranks lack")
             if not any(lacking):
@@ -200,7 +202,7 @@ class Schedule:
         """The step's rollouts; with `extra`, those of `most` problems of its further batch of that number."""
         seed = self._config.seed * 1_000_003 + step
         return Rollouts(
-            self._generator,
+            self.generator,
             at_step(self._environment, step),
             self._learner.chat,
             self._draw(step, extra)[:most],

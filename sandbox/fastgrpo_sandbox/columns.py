@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from fastgrpo_sandbox.calls import arguments_and_results, call_tests
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.extract import defined_names
 from fastgrpo_sandbox.guest.instrument import unittest_names
@@ -24,7 +25,6 @@ COLUMNS = (
     *("input_output", "verification_info", "ground_truth", "reward_model", "assert_case", "functional"),
 )
 SETUPS = ("setup", "test_setup_code", "test_imports")
-PLAIN = "def plain(value):\n    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value\n"
 
 
 def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
@@ -176,32 +176,15 @@ def _lines(value: Any) -> str:
 
 
 def _calls(fn_name: Any, inputs: Sequence[Any], outputs: Sequence[Any], code: str) -> AssertTests:
-    """APPS' and LiveCodeBench's calls. JSON has no tuples, so a tuple is the list of its items."""
+    """APPS' and LiveCodeBench's calls, of a method where the solution is LeetCode's `class Solution`."""
     if not (isinstance(fn_name, str) and fn_name.isidentifier()):
         raise ValueError(f"fn_name {fn_name!r:.40} is not the name of a function")
     names = defined_names(code)
     target = f"Solution().{fn_name}" if "Solution" in names and fn_name not in names else fn_name
-    asserts = []
-    for given, wanted in zip(inputs, outputs, strict=True):
-        arguments = ", ".join(map(repr, _arguments(given)))
-        asserts.append(f"assert plain({target}({arguments})) == {_value(wanted)!r}")
-    return AssertTests(asserts=tuple(asserts), setup=PLAIN)
-
-
-def _arguments(given: Any) -> list[Any]:
-    """Arguments as a list, or LiveCodeBench's text: one JSON value a line."""
-    if isinstance(given, str):
-        return [_value(line) for line in given.splitlines() if line.strip()]
-    return list(given) if isinstance(given, Sequence) else [given]
-
-
-def _value(text: Any) -> Any:
-    if not isinstance(text, str):
-        return text
     try:
-        return json.loads(text)
-    except ValueError:
-        return text
+        return call_tests(target, [arguments_and_results(*pair) for pair in zip(inputs, outputs, strict=True)])
+    except ValueError as error:
+        raise ValueError(f"the row {error}") from None
 
 
 def _setup(row: Mapping[str, Any]) -> str:

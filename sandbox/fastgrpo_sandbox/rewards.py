@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from fastgrpo_sandbox.calls import with_imports
 from fastgrpo_sandbox.columns import COLUMNS, read_tests
 from fastgrpo_sandbox.extract import defined_names, extract_code
 from fastgrpo_sandbox.given import require_text
@@ -96,7 +97,7 @@ def code_exec(code: str, stdin: str | None = None, timeout: float = 10.0) -> tup
 
 def _job(code: str, tests: Tests) -> dict[str, Any]:
     if not isinstance(tests, StdioTests):
-        return {"code": code, "tests": tests, "limits": jails.limits}
+        return {"code": with_imports(code, tests), "tests": tests, "limits": jails.limits}
     return {"code": code, "tests": tests, "limits": msgspec.structs.replace(jails.limits, output_bytes=STDIO_BYTES)}
 
 

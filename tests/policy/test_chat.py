@@ -14,6 +14,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import END, train_tokenizer
 from fastgrpo.policy.folder import end_token_ids
+from tests.helpers.chat_model import save_chat_model
 from tests.helpers.tiny_model import save_tiny_model
 
 PLAIN = (
@@ -71,6 +72,17 @@ def test_without_a_template_the_text_is_all_there_is() -> None:
     assert plain.tokenizer.decode(plain.prompt_ids("query")) == "query"
     assert plain.tokenizer.decode(plain.feedback_ids("try again", plain.turn_end_id)) == "try again"
     assert plain.stop_token_ids == [plain.tokenizer.eos_token_id] == plain.completion_ids("text")[-1:]
+
+
+def test_the_template_can_be_left_out(tmp_path: Path) -> None:
+    """As a base model's, or where a row's prompt has been rendered already."""
+    folder = save_chat_model(tmp_path / "model")
+    plain, own = (load_chat(folder, Model(chat_template=use)) for use in (False, True))
+    assert plain.tokenizer.decode(plain.prompt_ids("def f(x):")) == "def f(x):"
+    rendered = own.tokenizer.decode(own.prompt_ids("def f(x):"))
+    assert rendered.endswith("<|im_start|>assistant\n")
+    assert plain.prompt_ids(rendered) == own.prompt_ids("def f(x):")
+    assert (plain.is_rendered(rendered), own.is_rendered(rendered)) == (False, True)
 
 
 @pytest.mark.parametrize("template", [None, PLAIN])

@@ -213,12 +213,45 @@ def test_a_lost_job_has_no_reward(monkeypatch, caplog):
         (RIGHT, json.dumps({"fn_name": "f", "inputs": [[1]], "outputs": [2]}), 1.0),
         (RIGHT, json.dumps({"assert_case": ASSERTS}), 1.0),
         (RIGHT, json.dumps({"functional": f"{CHECK}\ncheck(f)"}), 1.0),
+        (RIGHT, json.dumps({"fn_name": "f", "inputs": ["1", "2"], "outputs": ["2", "4"]}), 0.5),
         (HALF, ASSERTS, 0.5),
         ("no code", ASSERTS, 0.0),
     ],
 )
 def test_compute_score_of_verl(answer, truth, score):
     assert compute_score(data_source="apps", solution_str=answer, ground_truth=truth, extra_info={"index": 3}) == score
+
+
+DEEP = "def f(n):\n    return n and 1 + f(n - 1)"
+
+
+@pytest.mark.parametrize(
+    ("code", "given", "wanted"),
+    [
+        ("class Solution:\n    def f(self, xs: List[int]) -> Optional[int]:\n        return sum(xs)", "[1, 2]", "3"),
+        ("class Solution:\n    @cache\n    def f(self, x):\n        return min(inf, Counter(str(x))['1'])", "11", "2"),
+        ("def f(xs):\n    heapq.heapify(xs)\n    return math.gcd(*xs)", "[4, 6]", "2"),
+        ("from __future__ import annotations\ndef f(xs: List[int]):\n    return xs", "[1]", "[1]"),
+        ("import math\ndef inf(): return 3\ndef f(x): return inf()", "1", "3"),
+        (DEEP, "5000", "5000"),
+        (f"import sys\nsys.setrecursionlimit(10 ** 6)\n{DEEP}", "60000", "60000"),
+        ("def f(x): return [x, x + 1]", "1", "[[1, 2]]"),  # APPS wraps some results
+        ("def f(given): return {key + 1: 'x' for key in given}", '{"1": 2}', '{"2": "x"}'),
+        ("def f(x): return x / 3", "1", "0.33333333"),
+        ("def f(x): return bin(x)[2:]", [5], "101"),  # a value, which is no JSON of another
+        ("def f(x): return (x, [(x,)])", [5], [5, [[5]]]),
+    ],
+)
+def test_calls_are_judged_as_their_sets_own_graders_do(code, given, wanted):
+    """Which import for LeetCode's solutions; all of these had 0."""
+    truth = {"fn_name": "f", "inputs": [given], "outputs": [wanted]}
+    assert compute_score("taco", f"```python\n{code}\n```", truth) == 1.0
+    assert code_reward([code, "def f(x): return 'no'"], ground_truth=[truth] * 2) == [1.0, 0.0]
+
+
+def test_what_is_no_json_is_no_value_of_a_call():
+    with pytest.raises(ValueError, match="the row has a test whose value 'abc' is not JSON"):
+        compute_score("taco", RIGHT, {"fn_name": "f", "inputs": ["abc"], "outputs": ["1"]})
 
 
 def test_compute_score_reads_columns_beside_the_truth():

@@ -97,6 +97,12 @@ def test_submit_judges_by_the_row(server, test, labels, passed):
     assert answer["id"] == 7
 
 
+def test_submit_judges_calls_as_their_sets_own_graders_do(server):
+    code = "```python\nclass Solution:\n    def f(self, xs: List[int]):\n        return sum(xs)\n```"
+    test = json.dumps({"fn_name": "f", "inputs": ["[1, 2]"], "outputs": ["3"]})
+    assert submitted(server, code, {"id": 7, "content": "", "test": test, "labels": {}})["accepted"]
+
+
 def test_submit_compares_input_and_output(server):
     rows = [
         {"id": 6, "test": ["assert False"]},

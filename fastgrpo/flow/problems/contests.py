@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,38 +16,13 @@ from msgspec.structs import replace
 
 from fastgrpo.flow.problems.tested import made
 from fastgrpo.flow.types import Problem
-from fastgrpo_sandbox import AssertTests, StdioTests, Tests
+from fastgrpo_sandbox import StdioTests, Tests
+from fastgrpo_sandbox.calls import IMPORTED, arguments_and_results, call_tests, json_lines, json_value
 from fastgrpo_sandbox.guest.syntax import parse
 
 MOST_UNPACKED = 1 << 30  # bytes of one field
-_WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
 _PYTHON3 = (3, "PYTHON3")
-# What a function's solution may use without importing it, as where these problems come from.
-_IMPORTED = """
-from typing import *
-from collections import *
-from functools import *
-from heapq import *
-from itertools import *
-from bisect import bisect, bisect_left, bisect_right, insort, insort_left, insort_right
-from math import ceil, comb, factorial, floor, gcd, inf, isqrt, lcm, log, log2, perm, prod, sqrt
-import collections, functools, heapq, itertools, math, random, re, string
-"""
 _READS_AND_WRITES = "Read the input from standard input and write the answer to standard output."
-# As contest graders compare: tuples are lists, floats are equal within 1e-6.
-_SAME = """
-import math
-
-def same(got, *answers):
-    return any(close(got, answer) for answer in answers)
-
-def close(got, wanted):
-    if isinstance(got, (list, tuple)) and isinstance(wanted, list):
-        return len(got) == len(wanted) and all(map(close, got, wanted))
-    if isinstance(wanted, float) and isinstance(got, (int, float)):
-        return math.isclose(got, wanted, rel_tol=1e-6, abs_tol=1e-6)
-    return got == wanted
-"""
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -83,8 +57,8 @@ class LiveCodeBench(msgspec.Struct, frozen=True):
         cases = public + _decoded(self.private_test_cases, list[Case], "private_test_cases")
         function = str(_decoded(self.metadata, dict[str, Any], "metadata").get("func_name") or "")
         if any(case.testtype == "functional" for case in cases):
-            entry_point, given = _method(function, self.starter_code), _IMPORTED
-            tests: Tests = _calls(entry_point, [(_json_lines(c.input), [_json(c.output)]) for c in cases])
+            entry_point, given = _method(function, self.starter_code), IMPORTED
+            tests: Tests = call_tests(entry_point, [(json_lines(c.input), [json_value(c.output)]) for c in cases])
         else:
             entry_point, given, tests = "", "", StdioTests(cases=tuple((case.input, case.output) for case in cases))
         prompt = _prompt(self.question_content, self.starter_code, tests)
@@ -167,8 +141,9 @@ class CodeContests(msgspec.Struct, frozen=True):
 def _of_pairs(id: str, question: str, starter_code: str, solution: str, pairs: Pairs) -> Problem:
     _check_pairs(pairs.inputs, pairs.outputs)
     if pairs.fn_name:
-        entry_point, given = _method(pairs.fn_name, starter_code or solution), _IMPORTED
-        tests: Tests = _calls(entry_point, [_call(*pair) for pair in zip(pairs.inputs, pairs.outputs, strict=True)])
+        entry_point, given = _method(pairs.fn_name, starter_code or solution), IMPORTED
+        cases = zip(pairs.inputs, pairs.outputs, strict=True)
+        tests: Tests = call_tests(entry_point, [arguments_and_results(*case) for case in cases])
     else:
         entry_point, given = "", ""
         tests = StdioTests(tuple((_text(i), _text(o)) for i, o in zip(pairs.inputs, pairs.outputs, strict=True)))
@@ -178,30 +153,6 @@ def _of_pairs(id: str, question: str, starter_code: str, solution: str, pairs: P
 def _check_pairs(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     if len(inputs) != len(outputs):
         raise ValueError(f"has {len(inputs)} inputs and {len(outputs)} outputs: they are to be pairs")
-
-
-def _call(given: Any, wanted: Any) -> tuple[list[Any], list[Any]]:
-    """Arguments and accepted results: APPS wraps some results in a list of one."""
-    arguments = _json_lines(given) if isinstance(given, str) else given if isinstance(given, list) else [given]
-    wanted = _json(wanted) if isinstance(given, str) and isinstance(wanted, str) else wanted
-    accepted = [wanted, *(wanted if isinstance(wanted, list) and len(wanted) == 1 else [])]
-    return [_with_numbers(value) for value in arguments], [_with_numbers(value) for value in accepted]
-
-
-def _with_numbers(value: Any) -> Any:
-    """JSON has no keys but texts: where all are whole numbers, they were numbers, as APPS' own grader reads them."""
-    if isinstance(value, dict) and all(_WHOLE.fullmatch(key) for key in value):
-        return {int(key): item for key, item in value.items()}
-    return value
-
-
-def _calls(entry_point: str, cases: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> AssertTests:
-    """One assertion for each (arguments, accepted results)."""
-    asserts = (
-        f"assert same({entry_point}({', '.join(map(repr, given))}), {', '.join(map(repr, wanted))})"
-        for given, wanted in cases
-    )
-    return AssertTests(asserts=tuple(asserts), setup=_SAME)
 
 
 def _method(function: str, code: str) -> str:
@@ -236,17 +187,6 @@ def _unfenced(text: str) -> str:
 
 def _text(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _json_lines(text: str) -> list[Any]:
-    return [_json(line) for line in text.splitlines() if line.strip()]
-
-
-def _json(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"has a test whose value {text[:40]!r} is not JSON: {error}") from None
 
 
 def _decoded(value: Any, form: Any, field: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from fastgrpo_sandbox.calls import with_imports
 from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.extract import extract_code
 from fastgrpo_sandbox.remote import RunRequest
@@ -100,7 +101,8 @@ async def submit(jails: Jails, request: Submit) -> SubmitAnswer:
     code = extract_code(request.completion)
     tests, files = _row_tests(_row(request), code)
     limits = jails.limits(request.config.run_timeout or SUBMIT_S)
-    outcome = await jails.run(RunRequest(code, files=files, tests=tests, limits=limits))
+    program = with_imports(code, tests)
+    outcome = await jails.run(RunRequest(program, files=files, tests=tests, limits=limits))
     if outcome.status == "infrastructure":
         raise Lost
     if outcome.status == "rejected":

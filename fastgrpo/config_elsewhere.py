@@ -1,0 +1,113 @@
+"""What other trainers call keys of ours, and what they have that is no key here, for those who move over."""
+
+from __future__ import annotations
+
+# What TRL, verl, OpenRLHF, slime and prime-rl call keys of ours that no likeness of names leads to, or leads astray
+# from; of two parts where the last one alone says too little.
+ELSEWHERE = {
+    other: key
+    for key, others in {
+        "grpo.steps": "max_steps num_train_epochs total_training_steps total_epochs num_episodes num_rollout",
+        "grpo.lr": "learning_rate actor_learning_rate optim.lr adam.lr",
+        "grpo.decay_steps": "lr_scheduler_type lr_scheduler",
+        "grpo.warmup_steps": "warmup_ratio lr_warmup_ratio lr_warmup_steps lr_warmup_steps_ratio",
+        "grpo.group_size": "num_generations n_samples_per_prompt rollout.n",
+        "grpo.prompts_per_step": "train_batch_size rollout_batch_size per_device_train_batch_size batch_size",
+        "grpo.max_new_tokens": "max_completion_length max_response_length generate_max_len max_completion_tokens "
+        "rollout_max_response_len",
+        "grpo.temperature": "temperature rollout_temperature",
+        "grpo.stop": "generation_kwargs",
+        "grpo.epochs_per_batch": "num_iterations ppo_epochs max_epochs",
+        "grpo.micro_batch_tokens": "ppo_max_token_len_per_gpu max_tokens_per_gpu",
+        "grpo.max_lag": "max_async_level async_queue_size",
+        "grpo.max_turns": "max_tool_calling_iterations max_assistant_turns",
+        "grpo.loss": "loss_type policy_loss_type loss_mode",
+        "grpo.advantage": "adv_estimator advantage.estimator advantage_estimator",
+        "grpo.ratio": "importance_sampling_level",
+        "grpo.normaliser": "loss_agg_mode",
+        "grpo.reward_scale": "scale_rewards norm_adv_by_std_in_grpo no_std_norm",
+        "grpo.importance_correction": "vllm_importance_sampling_mode rollout_is use_tis",
+        "grpo.tis_cap": "vllm_importance_sampling_cap vllm_importance_sampling_clip_max rollout_is_threshold tis_clip",
+        "grpo.clip_low": "epsilon clip_ratio clip_ratio_low eps_clip",
+        "grpo.clip_high": "epsilon_high clip_ratio_high eps_clip_high",
+        "grpo.kl_weight": "beta kl_loss_coef init_kl_coef kl.init_coef kl_coef",
+        "grpo.entropy_weight": "entropy_coef entropy_coeff",
+        "grpo.overlong_filter": "mask_truncated_completions",
+        "grpo.overlong_penalty_tokens": "overlong_buffer_len overlong_buffer.len",
+        "grpo.refill": "filter_groups.enable dynamic_filtering max_num_gen_batches dynamic_sampling_filter_path",
+        "grpo.max_grad_norm": "clip_grad max_norm",
+        "eval.samples": "num_generations_eval eval.n_samples_per_prompt val_kwargs.n n_samples_per_eval_prompt",
+        "eval.every": "eval_steps eval_strategy test_freq eval.steps eval_interval",
+        "engine.dtype": "bf16 fp16 param_dtype",
+        "engine.max_model_len": "vllm_max_model_length max_prompt_length prompt_max_len seq_len max_len",
+        "engine.tensor_parallel": "vllm_tensor_parallel_size tensor_model_parallel_size tensor_parallel_size tp_size",
+        "model.path": "model_name_or_path hf_checkpoint",
+        "model.chat_template": "apply_chat_template",
+        "model.lora_rank": "lora_r lora.rank",
+        "model.offload_optimizer": "adam_offload optimizer_offload",
+        "checkpoint.every": "save_steps save_freq save_interval save_strategy",
+        "checkpoint.keep": "save_total_limit max_num max_actor_ckpt_to_keep",
+        "record.tracker": "report_to logger use_wandb",
+        "data.dataset": "train_files prompt_dataset prompt_data",
+        "data.seed": "data_seed",
+        "data.eval_dataset": "val_files eval.dataset eval_prompt_data",
+        "data.reward": "reward_funcs remote_rm_url remote_url custom_reward_function.path rm_type custom_rm_path",
+        "sandbox.hosts": "sandbox_fusion.url",
+        "runs": "output_dir default_local_dir",
+        "name": "run_name experiment_name",
+    }.items()
+    for other in others.split()
+}
+# What has no key, and what there is instead.
+NO_KEY = {
+    other: instead
+    for instead, others in {
+        "a step is one update on grpo.prompts_per_step x grpo.group_size rollouts, cut by grpo.micro_batch_tokens": (
+            "gradient_accumulation_steps steps_per_generation generation_batch_size ppo_mini_batch_size "
+            "ppo_micro_batch_size ppo_micro_batch_size_per_gpu micro_batch_size log_prob_micro_batch_size_per_gpu "
+            "per_device_eval_batch_size global_batch_size use_dynamic_bsz"
+        ),
+        "every step is logged, and every completion is in samples.jsonl": (
+            "logging_steps logging_strategy log_completions num_completions_to_print log_val_generations"
+        ),
+        "each of runs/NAME/checkpoints is a Hugging Face folder, which `hf upload` sends": (
+            "push_to_hub hub_model_id hub_strategy save_hf"
+        ),
+        "vLLM always decodes on the trainer's own devices and weights": (
+            "use_vllm vllm_mode vllm_server_host vllm_server_port vllm_server_base_url vllm_server_timeout "
+            "rollout.name vllm_num_engines colocate"
+        ),
+        "the memory plan says whether vLLM sleeps while the policy trains": (
+            "vllm_enable_sleep_mode free_cache_engine enable_sleep"
+        ),
+        "it is an argument of fastgrpo.train": "reward_weights eval_dataset train_dataset resume_from_checkpoint",
+        "the KL term is k3, without an importance weight, to the policy at the start": (
+            "use_bias_correction_kl kl_loss_type kl_estimator use_kl_loss use_kl_in_reward sync_ref_model "
+            "ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target"
+        ),
+        "grpo.loss_function takes a loss of your own": (
+            "delta clip_ratio_c dual_clip sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg "
+            "vespo_lambda_pos vespo_lambda_neg off_policy_mask_threshold"
+        ),
+        "tokens are drawn by grpo.temperature, top_p, top_k and min_p": "repetition_penalty do_sample",
+        "training is on whole weights, and with engine.tensor_parallel sharded over all ranks": (
+            "deepspeed fsdp zero_stage strategy fsdp_config"
+        ),
+        "columns have their own names: a prompt is in `prompt`, the rest goes to the reward": (
+            "prompt_key input_key label_key reward_fn_key"
+        ),
+        "problems are drawn anew in each epoch, by seed": "shuffle shuffle_dataset validation_shuffle",
+    }.items()
+    for other in others.split()
+}
+
+
+def elsewhere(name: str) -> str:
+    """What there is here of another trainer's key, in words; empty for a name that none of them has."""
+    parts = name.split(".")
+    for spelling in (".".join(parts[-2:]), parts[-1]):
+        if spelling in ELSEWHERE:
+            return f"here it is {ELSEWHERE[spelling]!r}"
+        if spelling in NO_KEY:
+            return f"it has no key here: {NO_KEY[spelling]}"
+    return ""
