@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests, count_tests
-from fastgrpo_sandbox.guest.instrument import split_asserts
+from fastgrpo_sandbox.guest.asserts import split_asserts
 from fastgrpo_sandbox.guest.plain import pack, unpack
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.stdio import same_output
