@@ -16,6 +16,7 @@ from typing import Any
 from . import mirrors, remote
 from .allowed import TESTS
 from .annotations import alias, alias_parts
+from .codec import Codec
 from .kinds import KINDS as KINDS_OF_OBJECTS
 from .known import (
     KEPT_BACK,
@@ -30,7 +31,7 @@ from .known import (
     plain_parts,
     plain_state,
 )
-from .plain import KINDS, Codec, name_of
+from .plain import KINDS, name_of
 from .raised import Errors
 
 DESCRIBED = {  # by their exact types

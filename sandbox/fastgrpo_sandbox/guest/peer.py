@@ -20,10 +20,10 @@ from . import inherit, kinds, remote
 from .allowed import Allowed, public
 from .annotations import signature_parts
 from .around import put
+from .codec import Codec
 from .known import is_library, library_place
 from .looks import inspected
 from .objects import Held, Objects
-from .plain import Codec
 from .raised import chained, link
 from .tasks import Tasks
 from .wire import MAX_PEER_FRAME, read_peer, send_peer
