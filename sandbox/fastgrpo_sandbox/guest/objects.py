@@ -204,7 +204,7 @@ class Objects:
 
     def name_classes(self, named: Any = None) -> None:
         """Notes of the classes in the last message that the tests wrote no name for them, but for `named`. What one of
-        the others makes is not meant (remote.py): `f(1)` may be a call of a class, and `circle.area()`."""
+        the others makes is not trusted (remote.py): `f(1)` may be a call of a class, and `circle.area()`."""
         for each in self._came:
             is_named = each is named and remote.space_of(each).get("_fastgrpo_named_", True)
             type.__setattr__(each, "_fastgrpo_named_", is_named)
