@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 # How long one example takes says nothing on a busy machine.
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Two teams of threads on two cores would wait for one another.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tensors are small here, and teams of threads beside others' would wait for one another: three times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.engine.completion import Completion, OpenRequest
 from fastgrpo.engine.guards import interrupt_deferred, replaced
 from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
@@ -36,9 +37,6 @@ from fastgrpo.ranks.deadlines import within
 if TYPE_CHECKING:
     from fastgrpo.policy.model import Policy
 
-# Tokens that one step of vLLM takes at most. By its own default, 2,048, the prompts of 512 sequences took 37
-# steps of 14 to 25 ms on an H200, bound by their launches; vLLM's server has as many as here.
-STEP_TOKENS = 8192
 # Until a completion is there a step of vLLM may compile kernels: it may take as many times longer.
 FIRST_STEP = 10
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,11 +108,12 @@ def cost_hard_over_easy(observed: Sequence[Observed]) -> Estimate:
     if not easiest.any():
         return Estimate(math.nan, math.nan, math.nan)
 
-    def ratio(draw: np.random.Generator | None) -> float:
-        easy, hard = ((part if draw is None else draw.choice(part, len(part))).mean() for part in (easiest, hardest))
-        return float(hard / easy) if easy else math.nan
+    def ratio(easy: np.ndarray, hard: np.ndarray) -> float:
+        return float(hard.mean() / easy.mean()) if easy.any() else math.nan
 
-    return _estimate(ratio)
+    draw = np.random.default_rng(0)
+    resampled = [ratio(*(draw.choice(part, len(part)) for part in (easiest, hardest))) for _ in range(_DRAWS)]
+    return _estimate(ratio(easiest, hardest), resampled)
 
 
 def cost_information(observed: Sequence[Observed]) -> Estimate:
@@ -125,34 +126,28 @@ def cost_information(observed: Sequence[Observed]) -> Estimate:
     determined. Both are corrected, and no bound is above the information that the bins can have.
     """
     difficulty, cost = map(_binned, _by_problem(observed))
-    count = len(cost)
-    whole = _table(difficulty, cost)
+    count, cells = len(cost), _BINS * difficulty + cost
+    whole = _table(cells)
     bias = _free_cells(whole) / (2 * count)
     rows, columns = ((whole.sum(axis) > 0).sum() for axis in (1, 0))
     further = (np.count_nonzero(whole) - rows - columns + 1) / (2 * count)
     most = min(entropy(difficulty.tolist()), entropy(cost.tolist()))
-
-    def information(draw: np.random.Generator | None) -> float:
-        if draw is None:
-            return _information(whole) - bias
-        chosen = draw.integers(count, size=count)
-        return min(most, _information(_table(difficulty[chosen], cost[chosen])) - bias - further)
-
-    return _estimate(information)
+    draw = np.random.default_rng(0)
+    tables = np.array([_table(cells[draw.integers(count, size=count)]) for _ in range(_DRAWS)])
+    resampled = np.minimum(most, _information(tables) - bias - further)
+    return _estimate(float(_information(whole)) - bias, resampled)
 
 
-def _table(difficulty: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """The share of the problems in each cell [bin of difficulty, bin of cost]."""
-    table = np.zeros((_BINS, _BINS))
-    np.add.at(table, (difficulty, cost), 1 / len(cost))
-    return table
+def _table(cells: np.ndarray) -> np.ndarray:
+    """The share of the problems in each cell [bin of difficulty, bin of cost]; a cell's number counts in that order."""
+    return np.bincount(cells, minlength=_BINS**2).reshape(_BINS, _BINS) / len(cells)
 
 
-def _information(table: np.ndarray) -> float:
-    """Mutual information of the two bins, in nats."""
-    independent = table.sum(1, keepdims=True) * table.sum(0, keepdims=True)
-    seen = table > 0
-    return float((table[seen] * np.log(table[seen] / independent[seen])).sum())
+def _information(table: np.ndarray) -> np.ndarray:
+    """Mutual information of the two bins, in nats, of each table [..., bin, bin]."""
+    independent = table.sum(-1, keepdims=True) * table.sum(-2, keepdims=True)
+    ratio = np.divide(table, independent, out=np.ones_like(table), where=table > 0)
+    return (table * np.log(ratio)).sum((-2, -1))
 
 
 def _free_cells(table: np.ndarray) -> int:
@@ -187,8 +182,6 @@ def _binned(values: np.ndarray) -> np.ndarray:
     return _BINS * (below + upto) // (2 * len(values))
 
 
-def _estimate(measure: Callable[[np.random.Generator | None], float]) -> Estimate:
-    """`measure` of all problems (given None), and the interval of its values over resamples."""
-    draw = np.random.default_rng(0)
-    low, high = np.nanpercentile([measure(draw) for _ in range(_DRAWS)], [2.5, 97.5])
-    return Estimate(measure(None), float(low), float(high))
+def _estimate(value: float, resampled: np.ndarray | Sequence[float]) -> Estimate:
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    return Estimate(value, float(low), float(high))

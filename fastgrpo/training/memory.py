@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from fastgrpo.engine.engine import STEP_TOKENS
+from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
@@ -47,55 +47,41 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine.
-
-    `group_tokens`: tokens of a group at full length, whose prompt is computed once where a micro-batch holds it whole.
-    `layers`: who computes them, transformers, torch.compile or `policy.fused_layers`; `recompute_mlp`: without keeping
-    the MLPs' products. `overlapped`: generation goes on beside training, so that the KV cache stays. `lora_rank`:
-    adapters of that rank are all that is trained, and vLLM has merged weights of its own. `key_copies`: keys gathered
-    for each token stored, above 1 where sequences share a prompt. `offload_optimizer`: its state is on the host, but
-    for the piece at work. `tensor_parallel`: ranks that hold one vLLM together; above 1 training is sharded over all
-    `ranks`. `whole_gradients`: each rank sums them whole. `awake`: the engine does not sleep. `own_process`: vLLM has
-    one. `kv_dtype`: of the KV cache, None = `dtype`.
-    """
+    """What is asked of one device. Tokens count one rank's micro-batch; sequences one rank's engine."""
 
     micro_batch_tokens: int
     max_num_seqs: int
     max_model_len: int
-    group_tokens: int = 0
+    group_tokens: int = 0  # of a group at full length, whose prompt is computed once where a micro-batch holds it whole
     kv_cache_gib: float | None = None
     dtype: torch.dtype = torch.bfloat16
-    kv_dtype: torch.dtype | None = None
+    kv_dtype: torch.dtype | None = None  # of the KV cache; None = `dtype`
     gradient_checkpointing: bool = False
-    recompute_mlp: bool = False
-    layers: Layers = "plain"
-    offload_optimizer: bool = False
+    recompute_mlp: bool = False  # nothing of the MLPs' products is kept
+    layers: Layers = "plain"  # who computes them: transformers, torch.compile, or `policy.fused_layers`
+    offload_optimizer: bool = False  # its state is on the host, but for the piece at work
     reference: bool = False
-    overlapped: bool = False
-    lora_rank: int = 0
-    key_copies: float = 1.0
+    overlapped: bool = False  # generation goes on beside training, so that the KV cache stays
+    lora_rank: int = 0  # adapters of that rank are all that is trained, and vLLM has merged weights of its own
+    key_copies: float = 1.0  # keys gathered for each token stored: more than 1 where sequences share a prompt
     ranks: int = 1
-    tensor_parallel: int = 1
-    whole_gradients: bool = False
-    awake: bool = False
-    own_process: bool = False
+    tensor_parallel: int = 1  # ranks that hold one vLLM together; above 1 training is sharded over all `ranks`
+    whole_gradients: bool = False  # each rank sums them whole
+    awake: bool = False  # the engine does not sleep while training
+    own_process: bool = False  # vLLM has one
     on_gpu: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Where `capacity` bytes go. `kv_cache_gib` is the engine's share, `micro_batch_tokens` the token budget.
-
-    `engine_sleeps`: while training; False where generation overlaps it, or all fits at once. `whole_gradients`: each
-    rank has room for the sums of whole gradients, which then travel once a step.
-    """
+    """Where `capacity` bytes go."""
 
     items: tuple[Item, ...]
     capacity: int
-    kv_cache_gib: float
-    micro_batch_tokens: int
-    engine_sleeps: bool = True
-    whole_gradients: bool = False
+    kv_cache_gib: float  # the engine's share
+    micro_batch_tokens: int  # the token budget
+    engine_sleeps: bool = True  # while training; not where generation overlaps it, or all fits at once
+    whole_gradients: bool = False  # each rank has room for their sums, which then travel once a step
 
     @property
     def generating(self) -> int:

@@ -12,11 +12,11 @@ import msgspec
 from fastgrpo_sandbox.calls import arguments_and_results, call_tests
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.extract import defined_names
-from fastgrpo_sandbox.guest.instrument import unittest_names
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.scripts import as_run
 from fastgrpo_sandbox.source_text import is_empty, preamble
 from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox.unittest_source import unittest_names
 from fastgrpo_sandbox.unrolling import check_tests, script_tests
 
 # Tried in this order; the first that a row fills has its tests.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastgrpo_sandbox.guest.instrument import compile_asserts, unittest_names
+from fastgrpo_sandbox.guest.asserts import compile_asserts
 from fastgrpo_sandbox.types import AssertTests, CheckTests, Tests, UnittestTests
+from fastgrpo_sandbox.unittest_source import unittest_names
 
 
 def count_tests(tests: Tests) -> int:

@@ -15,17 +15,8 @@ import msgspec
 
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
-from fastgrpo_sandbox.guest.instrument import (
-    compile_asserts,
-    compile_setup,
-    compile_unittest,
-    imported_modules,
-    own_names,
-    special_words,
-    unimported_modules,
-    unittest_names,
-    wanted_names,
-)
+from fastgrpo_sandbox.guest.asserts import compile_asserts, compile_setup, special_words
+from fastgrpo_sandbox.guest.names import unimported_modules, wanted_names
 from fastgrpo_sandbox.stdio import MOST_OUTPUT
 from fastgrpo_sandbox.types import (
     AssertTests,
@@ -40,6 +31,7 @@ from fastgrpo_sandbox.types import (
     Tests,
     UnittestTests,
 )
+from fastgrpo_sandbox.unittest_source import compile_unittest, imported_modules, own_names, unittest_names
 from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
 from fastgrpo_sandbox.weight import count_values
 

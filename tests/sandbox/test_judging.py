@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastgrpo_sandbox import AssertTests, CheckTests, Limits, StdioTests, UnittestTests, count_tests
-from fastgrpo_sandbox.guest.instrument import split_asserts
-from fastgrpo_sandbox.guest.plain import pack, unpack
+from fastgrpo_sandbox.guest.asserts import split_asserts
+from fastgrpo_sandbox.guest.codec import Codec
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.stdio import same_output
 from tests.sandbox.conftest import DATA
@@ -228,7 +228,7 @@ def test_tests_that_fail_by_themselves_say_so(pool):
 @example([float("inf"), -(1 << 70), "\ud800", "\ud83d" + "\ude00", bytearray(b"x"), range(3)])
 @example([-0.0, True, 1, 1.0, {True: 1}, frozenset({None}), "\0\u2028\x7f"])
 def test_plain_data_survives_with_exact_types(value):
-    again = unpack(pack(value))
+    again = Codec().unpack(Codec().pack([], [value]))[1][0]
     assert repr(again) == repr(value)
     assert type(again) is type(value)
 
@@ -236,7 +236,7 @@ def test_plain_data_survives_with_exact_types(value):
 @given(st.binary(max_size=200) | st.text(alphabet='[]{}",:0123456789handletuplesint', max_size=60).map(str.encode))
 def test_unpack_fails_only_as_documented(data):
     with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, AttributeError, ArithmeticError):
-        unpack(data)
+        Codec().unpack(data)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 from fastgrpo.flow.problems.splitting import describe_tests
 from fastgrpo.flow.workers.simulated import normalised
-from fastgrpo_sandbox import AssertTests
-from fastgrpo_sandbox.guest import instrument, memo
+from fastgrpo_sandbox import AssertTests, unittest_source
+from fastgrpo_sandbox.guest import asserts, memo, names
 from fastgrpo_sandbox.scripts import as_run
 from fastgrpo_sandbox.source_text import preamble
 from fastgrpo_sandbox.unrolling import check_tests, script_tests
@@ -33,14 +33,14 @@ def long_text(number: int) -> str:
 @pytest.mark.parametrize(
     "read",
     [
-        instrument.unittest_names,
-        instrument.compile_unittest,
-        instrument.imported_modules,
-        instrument.own_names,
-        instrument.special_words,
-        instrument.compile_asserts,
-        instrument.compile_setup,
-        instrument.wanted_names,
+        unittest_source.unittest_names,
+        unittest_source.compile_unittest,
+        unittest_source.imported_modules,
+        unittest_source.own_names,
+        asserts.special_words,
+        asserts.compile_asserts,
+        asserts.compile_setup,
+        names.wanted_names,
         as_run,
         script_tests,
         lambda text: check_tests(text, "f", text),

@@ -27,11 +27,16 @@ def server() -> Iterator[Server]:
         yield server
 
 
+def needs(*packages: str) -> pytest.MarkDecorator:
+    """Skips a test before its fixtures, a server or torch's import, where a package is not installed."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    return pytest.mark.skipif(missing != [], reason=f"not installed: {', '.join(missing)}")
+
+
 def file_of(package: str, path: str) -> ModuleType:
     """One file of a package, without importing what the whole package needs."""
     found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        pytest.skip(f"{package} is not installed")
+    assert found is not None
     name = f"peer_{Path(path).stem}"
     spec = importlib.util.spec_from_file_location(name, Path(found.submodule_search_locations[0]) / path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -39,8 +44,10 @@ def file_of(package: str, path: str) -> ModuleType:
     return module
 
 
+@needs("sandbox_fusion")
 def test_sandbox_fusions_own_client(server):
-    fusion = pytest.importorskip("sandbox_fusion")
+    import sandbox_fusion as fusion
+
     ask = {"endpoint": server.url, "max_attempts": 1}
     answer = fusion.run_code(fusion.RunCodeRequest(code="print(input())", language="python", stdin="in"), **ask)
     assert (answer.status, answer.run_result.stdout) == (fusion.RunStatus.Success, "in\n")
@@ -54,6 +61,7 @@ def test_sandbox_fusions_own_client(server):
     assert (judged.accepted, [case.passed for case in judged.tests]) == (False, [True, False])
 
 
+@needs("verl")
 def test_verls_client(server):
     verl = file_of("verl", "utils/reward_score/sandbox_fusion/utils.py")
     programs = {
@@ -73,6 +81,7 @@ def test_verls_score_is_ours():
     assert compute_score("taco", RIGHT, CASES) == 0.5
 
 
+@needs("tinker_cookbook")
 def test_tinkers_recipe(server):
     """Its harness runs whole in the jail: files that import each other, numpy, signals."""
     client_file = file_of("tinker_cookbook", "sandbox/sandboxfusion.py")
@@ -91,10 +100,12 @@ def test_tinkers_recipe(server):
     assert asyncio.run(judged("print(int(input()))")) is False
 
 
+@needs("trl", "datasets")
 def test_trls_trainer(tiny_folder, tmp_path):
     """Two steps of GRPO on the CPU; the rewards arrive as TRL logs them."""
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
+    import datasets
+    import trl
+
     rows = datasets.Dataset.from_dict({"prompt": ["def f(x):\n"] * 8, "asserts": [["assert f(1) == 2"]] * 8})
     settings = trl.GRPOConfig(
         output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, num_generations=4,
@@ -108,9 +119,8 @@ def test_trls_trainer(tiny_folder, tmp_path):
     assert logged == [0.0, 0.0]
 
 
+@needs("trl", "datasets")
 def test_the_example_of_trl_runs(tiny_folder, tmp_path, monkeypatch):
-    pytest.importorskip("trl")
-    pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(Path(__file__).parents[2] / "examples" / "trl_with_our_jails.py"))["main"](str(tiny_folder), 1)
     assert (tmp_path / "runs" / "trl").is_dir()

@@ -124,7 +124,7 @@ def test_in_flight_tokens_of_one_rollout_are_of_several_versions_and_survive_a_r
 ) -> None:
     """Decoding is slowed down, so that updates come while it goes on."""
     step = Engine.step
-    monkeypatch.setattr(Engine, "step", lambda self: (time.sleep(0.03), step(self))[1])
+    monkeypatch.setattr(Engine, "step", lambda self: (time.sleep(0.01), step(self))[1])
     configure = partial(settings, model, tmp_path, max_lag=2, in_flight=True, max_new_tokens=40)
     folder = train(configure("flight", steps=4))
     state = next((folder / "checkpoints").glob("step-000004")) / "state" / EXPERIENCE

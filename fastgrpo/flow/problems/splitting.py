@@ -12,10 +12,10 @@ from msgspec.structs import replace
 from fastgrpo.errors import UserError
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests
-from fastgrpo_sandbox.guest.instrument import TEST_BASES
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import TO_THE_END, is_empty
+from fastgrpo_sandbox.unittest_source import TEST_BASES
 
 
 def split_tests(tests: Tests, public: Collection[int] | None = None) -> tuple[Tests, Tests]:

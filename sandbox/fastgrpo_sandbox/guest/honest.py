@@ -20,58 +20,32 @@ from . import arrays
 
 FROZEN = "<frozen "  # begins the file of what the interpreter brings along
 LIBRARY = (os.path.dirname(os.__file__) + "/", "/jail/")
-DECIDING: tuple[str, ...] = (
-    "__eq__",
-    "__ne__",
-    "__lt__",
-    "__le__",
-    "__gt__",
-    "__ge__",
-    "__sub__",
-    "__rsub__",
-    "__abs__",
-    "__round__",
+DECIDING = (
+    *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__sub__", "__rsub__", "__abs__", "__round__"),
+    *("__array_function__", "__array_ufunc__"),  # which numpy asks
 )
-DECIDING += ("__array_function__", "__array_ufunc__")  # which numpy asks
-COMPARING: tuple[str, ...] = (
-    "Equal",
-    "Equals",
-    "AlmostEqual",
-    "AlmostEquals",
-    "CountEqual",
-    "ListEqual",
-    "TupleEqual",
-    "DictEqual",
-)
-COMPARING += (
-    "SetEqual",
-    "SequenceEqual",
-    "MultiLineEqual",
-    "Greater",
-    "GreaterEqual",
-    "Less",
-    "LessEqual",
-    "In",
-    "NotIn",
+# Of unittest.TestCase, after "assert".
+COMPARING = (
+    *("Equal", "Equals", "AlmostEqual", "AlmostEquals", "CountEqual", "ListEqual", "TupleEqual", "DictEqual"),
+    *("SetEqual", "SequenceEqual", "MultiLineEqual", "Greater", "GreaterEqual", "Less", "LessEqual", "In", "NotIn"),
     "DictContainsSubset",
 )
 HOLDING = ("__contains__", "__iter__", "__getitem__", "__len__")
 LOOKED_THROUGH = ("CountEqual", "SequenceEqual", "SetEqual")
 CONTAINERS = (list, tuple, dict, set, frozenset)
 # What leads from a value to the rest of the program.
-APART: tuple[type, ...] = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
-APART += (types.CodeType, types.FrameType, types.TracebackType, types.CoroutineType)
+APART = (
+    *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
+    *(types.CodeType, types.FrameType, types.TracebackType, types.CoroutineType),
+)
+# What may be put into a class of the library's and is none of its methods.
 PUT = (
-    functools.partial,
-    functools.partialmethod,
-    staticmethod,
-    classmethod,
-    types.BuiltinFunctionType,
-    types.MethodType,
+    *(functools.partial, functools.partialmethod, staticmethod, classmethod),
+    *(types.BuiltinFunctionType, types.MethodType),
 )
 PLAIN = frozenset(map(id, (int, float, complex, bool, str, bytes, types.NoneType)))  # a metaclass has == and hash()
 MOST_PARTS = 20_000  # of the library's objects that are looked into for one value
-_meant: frozenset[str] = frozenset()
+_named: frozenset[str] = frozenset()
 _codes: frozenset[types.CodeType] = frozenset()
 
 
@@ -79,8 +53,8 @@ def guard(case: type, classes: frozenset[str], tests: types.CodeType) -> None:
     """Makes the comparing assertions of unittest.TestCase fail on such objects, and unittest's own `_ShouldStop`, which
     passes the test that raises it, an exception like any other. `classes` are those of the solution's that the tests
     name, and so mean as they are."""
-    global _meant, _codes  # set once a job, and watched like what else is here
-    _meant, _codes = classes, frozenset(_codes_in(tests))
+    global _named, _codes  # set once a job, and watched like what else is here
+    _named, _codes = classes, frozenset(_codes_in(tests))
     sys.modules[case.__module__]._ShouldStop = ()  # type: ignore[attr-defined]  # `except ()` catches nothing
     for name in COMPARING:
         method = getattr(case, f"assert{name}", None)
@@ -121,7 +95,7 @@ def compare(names: str, left: Any, *rights: Any, selects: bool = False) -> Any:
 
 def subtract(left: Any, right: Any) -> Any:
     """`arrays.subtract`. Raises TypeError where an object of one side's would make a number of the wanted one."""
-    own = [_has_own(kind, ("__sub__", "__rsub__")) and not _is_meant(kind) for kind in map(type, (left, right))]
+    own = [_has_own(kind, ("__sub__", "__rsub__")) and not _is_named(kind) for kind in map(type, (left, right))]
     if own[0] != own[1]:
         raise TypeError(f"{type(left).__name__} - {type(right).__name__}: an object cannot answer for its difference")
     return arrays.subtract(left, right)
@@ -147,7 +121,7 @@ def _looked_through(container: Any) -> Any:
     """The items of a container of the solution's, or its text, whatever it says that it holds. Raises TypeError for one
     that cannot be iterated over."""
     kind = type(container)
-    if not _has_own(kind, HOLDING) or _is_meant(kind):
+    if not _has_own(kind, HOLDING) or _is_named(kind):
         return container
     if isinstance(container, str):
         return str.__str__(container)
@@ -163,7 +137,7 @@ def _items(container: Any) -> Any:
 def _set(container: Any) -> Any:
     """As `_looked_through`; of what has a difference of its own, a set of that."""
     kind = type(container)
-    if not _has_own(kind, (*HOLDING, "difference")) or _is_meant(kind):
+    if not _has_own(kind, (*HOLDING, "difference")) or _is_named(kind):
         return container
     return set(set.__iter__(container) if isinstance(container, set) else container)
 
@@ -171,8 +145,8 @@ def _set(container: Any) -> Any:
 _LOOKS = {"CountEqual": _items, "SetEqual": _set}
 
 
-def _is_meant(kind: type) -> bool:
-    return any(each.__name__ in _meant for each in kind.__mro__)
+def _is_named(kind: type) -> bool:
+    return any(each.__name__ in _named for each in kind.__mro__)
 
 
 def lies(left: Any, right: Any, membership: bool = False) -> bool:

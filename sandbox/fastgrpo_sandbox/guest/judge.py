@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from . import around, arrays, looks
 from .allowed import TESTS
+from .asserts import compile_asserts, compile_setup
 from .compared import Pair, read
-from .instrument import MODULES, Wanted, compile_asserts, compile_setup, own_name, wanted_names
+from .names import MODULES, Wanted, own_name, wanted_names
 from .peer import Peer
 from .remote import place_of
 from .syntax import parse

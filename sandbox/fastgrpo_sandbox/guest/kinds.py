@@ -6,14 +6,14 @@ import types
 from typing import Any
 
 from .mirrors import awaited
-from .remote import Remote, ask, invoke, itself, mean
+from .remote import Remote, ask, invoke, itself, trust
 
 
 class Callback(Remote):
     """A callable without more of interest."""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        return mean(invoke(self, args, kwargs), False)
+        return trust(invoke(self, args, kwargs), False)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return itself(self)

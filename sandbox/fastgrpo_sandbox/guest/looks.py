@@ -1,20 +1,30 @@
-"""What tests look at beside values: the type of an object, and what `inspect` finds in it. Of what is the other side's,
-that side is asked; its own word on both decides nothing that plain data is compared with."""
+"""What tests look at beside values: the type of an object, its hints, and what `inspect` finds in it. Of what is the
+other side's, that side is asked; its own word on all of them decides nothing that plain data is compared with."""
 
 from __future__ import annotations
 
 import importlib
+import typing
 from collections.abc import Callable
 from typing import Any
 
 from .remote import ask, place_of, space_of
 
+_hints = typing.get_type_hints
 INSPECTED = ("getattr_static", "getsource", "getsourcelines", "getgeneratorstate", "getcoroutinestate")
 
 
 def type_of(value: Any) -> Any:
     """`type(value)`, as tests mean it."""
     return type(value) if place_of(value) is None else value.__class__
+
+
+def get_type_hints(obj: Any, globalns: Any = None, localns: Any = None, include_extras: bool = False) -> Any:
+    """typing's, but of what is the other side's that side answers: an annotation may be text, and to look at it is to
+    evaluate it."""
+    if place_of(obj) is None:
+        return _hints(obj, globalns, localns, include_extras)
+    return ask(obj, "hints", "", include_extras)
 
 
 class _Super:

@@ -22,10 +22,11 @@ from .remote import (
     ask,
     holder_of,
     invoke,
-    is_meant,
+    is_guarded,
+    is_trusted,
     may_see,
-    mean,
     place_of,
+    trust,
 )
 
 PAUSE_S = 0.0005  # between two looks at what the other side awaits
@@ -54,7 +55,7 @@ def _number(name: str, by: Ask = _special) -> Callable[[Any], Any]:
     another value at each look would pass tests that put an answer into a formula."""
 
     def forward(self: Any) -> Any:
-        if is_meant(self):
+        if is_trusted(self):
             return by(self, name)
         base = type(self)._fastgrpo_base_
         if base in (int, float, complex) and hasattr(base, name):
@@ -74,7 +75,7 @@ def _held(name: str, base: type) -> Callable[..., Any]:
     plain, special = getattr(base, name), FORWARDERS[name]
 
     def forward(self: Any) -> Any:
-        is_asked = object.__getattribute__(self, "_fastgrpo_made_") or place_of(self)[0].is_open  # type: ignore[index]
+        is_asked = object.__getattribute__(self, "_fastgrpo_made_") or not is_guarded(self)
         return special(self) if is_asked else plain(self)
 
     return forward
@@ -84,7 +85,7 @@ def _binary(name: str, by: Ask = _special) -> Callable[..., Any]:
     def forward(self: Any, other: Any, *more: Any) -> Any:
         if not may_see(self, other):
             return _as_plain(self, name, other, *more)
-        return mean(by(self, name, other, *more), is_meant(self))
+        return trust(by(self, name, other, *more), is_trusted(self))
 
     return forward
 
@@ -120,7 +121,7 @@ def _library_names(self: Any) -> set[str]:
 
 
 def _call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-    return mean(invoke(self, args, kwargs), False)
+    return trust(invoke(self, args, kwargs), False)
 
 
 def _containing(by: Ask = _special) -> Callable[[Any, Any], bool]:
@@ -158,7 +159,7 @@ async def _in_vain(waiting: Any) -> bool:
 
 def _is_finding(self: Any, error: Any, trace: Any) -> bool:
     """Whether an error is a failed assertion of this side's, and not one that the other side raised."""
-    if not isinstance(error, AssertionError) or place_of(self)[0].is_open:  # type: ignore[index]
+    if not (isinstance(error, AssertionError) and is_guarded(self)):
         return False
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -224,6 +225,26 @@ def _forwarder(name: str, base: type) -> Forwarder:
 def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form, twin: type | None = None) -> type:
     """The class here of a class there; `twin` is one of this side's for which its objects are to be taken: on the
     solution's side they have what that has, too, while the judge's runs none of its own methods on them."""
+    base, space = form.base, _space(place, form)
+    if twin is not None:
+        space["__class__"] = property(lambda self: twin)
+        if not place[0].is_guarded or issubclass(base, BaseException):  # `except` asks for the type itself
+            shared: dict[str, Any] = {each: Twin(each, own) for each, own in vars(twin).items() if each[:2] != "__"}
+            rest = [each for each in bases if not issubclass(twin, each)]
+            with contextlib.suppress(TypeError):
+                return type.__new__(Mirror, name, (*rest, twin), shared | space)
+    plain = (Remote, base) if base is not object else (Remote,)
+    abstract = tuple(filter(is_abstract, form.library))
+    for wanted, library in ((bases, form.library), (bases, abstract), (bases, ()), (plain, ())):
+        try:
+            return type.__new__(Mirror, name, wanted, space | {"_fastgrpo_library_": library})
+        except TypeError:
+            continue
+    raise TypeError(f"no class can stand for {name}")
+
+
+def _space(place: Place, form: Form) -> dict[str, Any]:
+    """What a mirror holds itself: operators and attributes that ask the other side."""
     base = form.base
     inherited = [each for kind in form.library for each in dir(kind) if not each.startswith(("__", "_fastgrpo_"))]
     if issubclass(base, BaseException):
@@ -232,9 +253,9 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form, twin: t
     defined = {each for kind in form.library for each, value in vars(kind).items() if value is not None}
     specials = {
         *form.specials,
-        *(ORDER if base is Counter else ()),
         *(each for each in SPECIALS if each in defined),
     }  # none of the library's own is run here
+    specials |= set(ORDER) if base is Counter else set()
     space: dict[str, Any] = {special: FORWARDERS[special] for special in specials}
     if name_of(base) in HOLDING:
         space |= {each: _held(each, base) for each in HELD if each in specials}
@@ -243,18 +264,4 @@ def mirror(place: Place, name: str, bases: tuple[type, ...], form: Form, twin: t
     space |= {"_fastgrpo_class_": place, "_fastgrpo_base_": base, "__module__": "solution"}
     if "__eq__" in space and "__hash__" not in space and base is not object:
         space["__hash__"] = base.__hash__
-    plain = (Remote, base) if base is not object else (Remote,)
-    abstract = tuple(filter(is_abstract, form.library))
-    if twin is not None:
-        space["__class__"] = property(lambda self: twin)
-    if twin is not None and (place[0].is_open or issubclass(base, BaseException)):  # `except` asks for the type itself
-        shared: dict[str, Any] = {each: Twin(each, own) for each, own in vars(twin).items() if each[:2] != "__"}
-        rest = [each for each in bases if not issubclass(twin, each)]
-        with contextlib.suppress(TypeError):
-            return type.__new__(Mirror, name, (*rest, twin), shared | space)
-    for wanted, library in ((bases, form.library), (bases, abstract), (bases, ()), (plain, ())):
-        try:
-            return type.__new__(Mirror, name, wanted, space | {"_fastgrpo_library_": library})
-        except TypeError:
-            continue
-    raise TypeError(f"no class can stand for {name}")
+    return space

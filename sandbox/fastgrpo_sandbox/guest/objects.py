@@ -16,6 +16,7 @@ from typing import Any
 from . import mirrors, remote
 from .allowed import TESTS
 from .annotations import alias, alias_parts
+from .codec import Codec
 from .kinds import KINDS as KINDS_OF_OBJECTS
 from .known import (
     KEPT_BACK,
@@ -30,7 +31,7 @@ from .known import (
     plain_parts,
     plain_state,
 )
-from .plain import KINDS, Codec, name_of
+from .plain import KINDS, name_of
 from .raised import Errors
 
 DESCRIBED = {  # by their exact types
@@ -203,7 +204,7 @@ class Objects:
 
     def name_classes(self, named: Any = None) -> None:
         """Notes of the classes in the last message that the tests wrote no name for them, but for `named`. What one of
-        the others makes is not meant (remote.py): `f(1)` may be a call of a class, and `circle.area()`."""
+        the others makes is not trusted (remote.py): `f(1)` may be a call of a class, and `circle.area()`."""
         for each in self._came:
             is_named = each is named and remote.space_of(each).get("_fastgrpo_named_", True)
             type.__setattr__(each, "_fastgrpo_named_", is_named)

@@ -6,6 +6,8 @@ import ast
 from collections import Counter
 from typing import Any
 
+from .syntax import call
+
 
 class Paired(ast.NodeTransformer):
     """`zip(f(1), [2, 3])` becomes `zip(__some__(f(1)), [2, 3])` (arrays.py), where it is made once, and the list that
@@ -70,11 +72,7 @@ class Paired(ast.NodeTransformer):
         return _is_list(node) or (isinstance(node, ast.Name) and node.id in self._lists)
 
     def _some(self, node: ast.expr) -> ast.expr:
-        return (
-            node
-            if isinstance(node, ast.Starred)
-            else ast.copy_location(ast.Call(ast.Name("__some__", ast.Load()), [node], []), node)
-        )
+        return node if isinstance(node, ast.Starred) else call("__some__", node, at=node)
 
 
 def _is_run_once(node: ast.FunctionDef) -> bool:

@@ -20,11 +20,11 @@ from . import inherit, kinds, remote
 from .allowed import Allowed, public
 from .annotations import signature_parts
 from .around import put
+from .codec import Codec
 from .compared import OF_SOLUTION
 from .known import is_library, library_place
 from .looks import inspected
 from .objects import Held, Objects
-from .plain import Codec
 from .raised import chained, link
 from .tasks import Tasks
 from .wire import MAX_PEER_FRAME, read_peer, send_peer
@@ -44,7 +44,7 @@ class Peer:
         self._fd = fd
         self._module = module
         self.own_names: Mapping[str, Any] = vars(module) if module else NOTHING  # where this side's classes are found
-        self.is_open = module is not None  # proxies here may be asked about anything: there is nothing to hide
+        self.is_guarded = module is None  # the judge's end: what is wanted is not for the other side
         self.is_gone = False
         self.before_asking: Callable[[], None] | None = None
         self.after_answer: Callable[[], None] | None = None
@@ -77,7 +77,7 @@ class Peer:
             raise Gone
         if self.before_asking is not None:
             self.before_asking()
-        if self._module is None:
+        if self.is_guarded:
             self._allowed.hand((*args, *named.values()))
         self._send(["ask", operation, target, name, _is_redirected(), *named], [*args, *named.values()])
 
@@ -131,7 +131,7 @@ class Peer:
         except BaseException:
             self._objects.take_back(known)
             raise
-        if self._module is not None and len(data) > MAX_PEER_FRAME:
+        if not self.is_guarded and len(data) > MAX_PEER_FRAME:
             self._codec.take_back(first)
             self._objects.take_back(known)
             raise ValueError("too long to send")
@@ -143,7 +143,7 @@ class Peer:
 
     def _receive(self) -> Any:
         try:
-            return self._codec.unpack(read_peer(self._fd, None if self._module else MAX_PEER_FRAME))
+            return self._codec.unpack(read_peer(self._fd, MAX_PEER_FRAME if self.is_guarded else None))
         except (EOFError, OSError, *MALFORMED):
             self._lose()
 
@@ -181,10 +181,10 @@ class Peer:
         except Gone:
             raise
         except BaseException as error:
-            kind, (values, links) = "raise", chained(error) if self._module is not None else ([error], [])
+            kind, (values, links) = "raise", ([error], []) if self.is_guarded else chained(error)
         finally:
             self._answering -= 1
-        if self._module is not None:
+        if not self.is_guarded:
             _show_prints()
         self._send_answer([kind, output.getvalue() if output else "", links], values)
 
@@ -210,17 +210,17 @@ class Peer:
         return None if target is None else self._named(target)
 
     def _named(self, name: str) -> Any:
-        if self._module is None:
+        if self.is_guarded:
             raise AttributeError("the names of the tests are their own")
         return getattr(self._module, name)
 
     def _perform(self, operation: str, found: Any, name: str, args: list[Any], named: Mapping[str, Any]) -> Any:
-        if self._module is None and not self._allowed.may(operation, found, name):
+        if self.is_guarded and not self._allowed.may(operation, found, name):
             raise AttributeError(f"{name or operation!r} of what the tests lent is not for the solution")
         match operation:
             case "call":
                 return found(*args, **named)
-            case "get" if name == "__dict__" and self._module is None:
+            case "get" if name == "__dict__" and self.is_guarded:
                 return public(found)
             case "get":
                 return getattr(found, name)
@@ -240,7 +240,7 @@ class Peer:
             case "unpickle":
                 return importlib.import_module("pickle").loads(*args)
             case "signature":
-                return signature_parts(found, *([Held] if self._module is None else []))
+                return signature_parts(found, *([Held] if self.is_guarded else []))
             case "around":
                 return put(name, args)
             case "inspect":

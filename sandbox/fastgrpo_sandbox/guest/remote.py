@@ -3,7 +3,7 @@
 A proxy answers for its attributes, methods and operators by asking. It never answers for its equality or order with
 plain data: an object equals, and orders before, only what its own process owns too. A proxy of a subclass of a plain
 type is such a plain value as well, and equals whatever that value does. Operators with plain data are for an object
-that this side itself made by calling a class of the other, which it named (see `meant`): the operand may be what an
+that this side itself made by calling a class of the other, which it named (`is_trusted`): the operand may be what an
 answer should be.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import types
-import typing
 from typing import Any
 
 from .annotations import signature
@@ -43,6 +42,11 @@ def place_of(value: Any) -> Place | None:
     if issubclass(kind, Mirror):
         return type.__getattribute__(value, "_fastgrpo_class_")
     return object.__getattribute__(value, "_fastgrpo_place_") if issubclass(kind, Remote) else None
+
+
+def is_guarded(proxy: Any) -> bool:
+    """Whether a proxy is of the judge's side, from which the other is not to hear what is wanted."""
+    return place_of(proxy)[0].is_guarded  # type: ignore[index]
 
 
 def space_of(kind: type) -> Any:
@@ -78,7 +82,7 @@ class Sealed(Forwarder):
     def __init__(self, name: str, base: type) -> None:
         own = getattr(base, name)
         plain = getattr(own, "__get__", lambda value: own)
-        property.__init__(self, lambda value: ask(value, "get", name) if is_meant(value) else plain(value))
+        property.__init__(self, lambda value: ask(value, "get", name) if is_trusted(value) else plain(value))
 
 
 # Of a class: what is this side's own affair, and what only its own process can tell.
@@ -97,7 +101,7 @@ def _is_stand_in(kind: type, name: str) -> bool:
     """Whether what a class is found to have is for its objects alone, and would mislead as the class' own attribute."""
     holder = holder_of(kind, name)
     if holder in (Remote, object):
-        return name == "__init__" or not place_of(kind)[0].is_open  # type: ignore[index]
+        return name == "__init__" or is_guarded(kind)
     return (
         holder is not None and issubclass(type(holder), Mirror) and issubclass(type(space_of(holder)[name]), Forwarder)
     )
@@ -123,7 +127,7 @@ class Mirror(type):
     def __getattribute__(cls, name: str) -> Any:
         if name.startswith("_fastgrpo_") or name in KEPT_HERE:
             return type.__getattribute__(cls, name)
-        is_asked = name in ASKED and (name == "__annotations__" or not place_of(cls)[0].is_open)  # type: ignore[index]
+        is_asked = name in ASKED and (name == "__annotations__" or is_guarded(cls))
         if is_asked or _is_stand_in(cls, name):
             return ask(cls, "get", name)
         return type.__getattribute__(cls, name)
@@ -142,7 +146,7 @@ class Mirror(type):
 
     @property  # type: ignore[misc]
     def __dict__(cls) -> Any:  # type: ignore[override]
-        return space_of(cls) if place_of(cls)[0].is_open else ask(cls, "get", "__dict__")  # type: ignore[index]
+        return ask(cls, "get", "__dict__") if is_guarded(cls) else space_of(cls)
 
     def __repr__(cls) -> str:
         return ask(cls, "special", "__repr__")
@@ -150,7 +154,7 @@ class Mirror(type):
     def __call__(cls, /, *args: Any, **kwargs: Any) -> Any:
         is_named = space_of(cls).get("_fastgrpo_named_") is True
         # Of a date the library itself calls the class, when it adds to an object that a function returned.
-        return mean(invoke(cls, args, kwargs), is_named and cls._fastgrpo_base_.__module__ != "datetime")
+        return trust(invoke(cls, args, kwargs), is_named and cls._fastgrpo_base_.__module__ != "datetime")
 
     def __getattr__(cls, name: str) -> Any:
         _refuse(cls, name)
@@ -199,15 +203,13 @@ class Mirror(type):
 
 def _refuse(value: Any, name: str) -> None:
     """Raises AttributeError for numpy's protocols, whose owner sees what it compares and says where memory is read."""
-    if name.startswith("__array_") and name != "__array__" and not place_of(value)[0].is_open:  # type: ignore[index]
+    if name.startswith("__array_") and name != "__array__" and is_guarded(value):
         raise AttributeError(name)
 
 
 def _is_of(kind: Mirror, name: str, value: Any) -> bool:
     """Whether a protocol or abstract class of the other side counts in an object of that side, or a class."""
-    if place_of(kind)[0].is_open:  # type: ignore[index]
-        return False
-    return ask(kind, "special", name, value) is True
+    return is_guarded(kind) and ask(kind, "special", name, value) is True
 
 
 def _of_classes(name: str) -> Any:
@@ -232,13 +234,13 @@ class _Copying:
     def __get__(self, value: Any, kind: Any = None) -> Any:
         if value is not None:
             return ask(value, "get", "__copy__")
-        return lambda value: mean(ask(value, "copy", "copy"), is_meant(value))
+        return lambda value: trust(ask(value, "copy", "copy"), is_trusted(value))
 
 
 class Remote:
     """An object of the other process."""
 
-    _fastgrpo_meant_ = False
+    _fastgrpo_trusted_ = False
     _fastgrpo_made_ = False  # by this side, whatever returned it since
     _fastgrpo_base_: type = object
     _fastgrpo_numbers_: dict[str, Any] | None = None  # what it said to be worth
@@ -295,7 +297,7 @@ class Remote:
     __copy__ = _Copying()
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return mean(ask(self, "copy", "deepcopy"), is_meant(self))
+        return trust(ask(self, "copy", "deepcopy"), is_trusted(self))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """The object's own process takes it apart and makes the copy; nothing of that is read here."""
@@ -309,7 +311,7 @@ _pickled: dict[int, Any] = {}  # proxies whose pickles may be read again, by id(
 
 def _another(number: int, data: bytes) -> Any:
     first = _pickled[number]
-    return mean(place_of(first)[0].request("unpickle", None, "", [data]), is_meant(first))  # type: ignore[index]
+    return trust(place_of(first)[0].request("unpickle", None, "", [data]), is_trusted(first))  # type: ignore[index]
 
 
 def _the_same(number: int) -> Any:
@@ -325,22 +327,11 @@ def itself(value: Any) -> Any:
 copyreg.pickle(Mirror, itself)
 
 
-_hints = typing.get_type_hints
-
-
-def get_type_hints(obj: Any, globalns: Any = None, localns: Any = None, include_extras: bool = False) -> Any:
-    """typing's, but of what is the other side's that side answers: an annotation may be text, and to look at it is to
-    evaluate it."""
-    if place_of(obj) is None:
-        return _hints(obj, globalns, localns, include_extras)
-    return ask(obj, "hints", "", include_extras)
-
-
-def mean(value: Any, meant: bool) -> Any:
-    """Marks an object as made by this side, or, where another call returned it, as no longer sure to be."""
+def trust(value: Any, trusted: bool) -> Any:
+    """`value`, an object that this side itself made, or, where another call returned it, is no longer sure to have."""
     if issubclass(type(value), Remote):
-        object.__setattr__(value, "_fastgrpo_meant_", meant)
-        if meant:
+        object.__setattr__(value, "_fastgrpo_trusted_", trusted)
+        if trusted:
             object.__setattr__(value, "_fastgrpo_made_", True)
     return value
 
@@ -349,11 +340,12 @@ def may_see(value: Any, other: Any) -> bool:
     """Whether an operator of `value` may be asked about `other`; a function tells no wanted value."""
     if type(other) in FUNCTIONS:
         return True
-    return place_of(other) is not None or place_of(value)[0].is_open or is_meant(value)  # type: ignore[index]
+    return place_of(other) is not None or is_trusted(value) or not is_guarded(value)
 
 
-def is_meant(value: Any) -> bool:
-    return object.__getattribute__(value, "_fastgrpo_meant_")
+def is_trusted(value: Any) -> bool:
+    """Whether this side is sure to have made an object: its operators are shown plain data."""
+    return object.__getattribute__(value, "_fastgrpo_trusted_")
 
 
 def proxy(kind: type, place: Place, args: tuple[Any, ...] = ()) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 
 import _jail
 
-from . import judge, remote, unit
+from . import judge, looks, unit
 from .peer import Peer
 from .syntax import compile_source
 from .wire import CHANNEL, RESULT, frame, result_body, send_result
@@ -220,7 +220,7 @@ def _solution(job: dict[str, Any], peer: int) -> int:
 
 
 def _judge(job: dict[str, Any], peer: int) -> int:
-    typing.get_type_hints = remote.get_type_hints
+    typing.get_type_hints = looks.get_type_hints
     send_result(tests=judge.verdicts(job, peer))
     return 0
 

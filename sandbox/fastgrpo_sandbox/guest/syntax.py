@@ -1,4 +1,4 @@
-"""Someone else's Python into a syntax tree, and into code."""
+"""Someone else's Python into a syntax tree, and into code; and nodes of such trees."""
 
 from __future__ import annotations
 
@@ -45,3 +45,18 @@ def compile_source(source: str, file: str) -> types.CodeType:
         if "__future__" not in str(error):
             raise
     return compile(hoisted(parse(source)), file, "exec", dont_inherit=True)
+
+
+def last_name(node: ast.AST) -> str:
+    """`c` of `a.b.c`, and of `c`; or ""."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def load(name: str, *, at: ast.AST) -> ast.Name:
+    """A name that is read, in the place of the node `at`."""
+    return ast.copy_location(ast.Name(name, ast.Load()), at)
+
+
+def call(function: str, *args: ast.expr, at: ast.AST) -> ast.Call:
+    """`function(*args)`, likewise."""
+    return ast.copy_location(ast.Call(load(function, at=at), list(args), []), at)

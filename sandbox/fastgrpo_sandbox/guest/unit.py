@@ -21,8 +21,8 @@ from typing import Any
 import _jail
 
 from . import arrays, honest
-from .instrument import lent_name
 from .known import library_place
+from .names import lent_name
 from .wire import result_body
 
 HEAP = 1 << 9  # of a class' flags: what it has can be changed
@@ -125,7 +125,7 @@ def _fingerprint() -> dict[tuple[str, ...], Any]:
 
 
 def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
-    """The modules that the tests use without an import, by the names that they have there (instrument.py): what the
+    """The modules that the tests use without an import, by the names that they have there (names.py): what the
     solution has imported by its name, or else the module, since a class `np` of its own would answer for numpy."""
     found: dict[str, Any] = {}
     for name, module in modules.items():

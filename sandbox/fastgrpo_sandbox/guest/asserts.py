@@ -1,0 +1,135 @@
+"""Tests made of assertions, compiled so that each assertion has a verdict of its own (judge.py)."""
+
+from __future__ import annotations
+
+import ast
+import marshal
+
+from .guarded import AskedTypes, Guarded
+from .memo import memo
+from .names import bound_name, parse_tests
+from .paired import Paired
+from .syntax import call, hoisted, load
+
+# Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
+SPECIAL = (
+    *("inspect", "mock", "stdin", "stderr", "argv", "input", "environ", "getenv", "seed", "patch", "warnings"),
+    *("context", "setrecursionlimit", "set_int_max_str_digits"),
+)
+
+
+@memo
+def special_words(*sources: str) -> frozenset[str]:
+    """Those of SPECIAL that are in the tests, in whatever sense."""
+    return frozenset(word for word in SPECIAL if any(word in source for source in sources))
+
+
+@memo
+def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
+    """`split_asserts(source)` compiled and marshalled for the judge, which is this same interpreter, the number of
+    asserts, and those that nothing may come to. Raises SyntaxError."""
+    tree, count, never = split_asserts(source)
+    return _compiled(tree, "tests.py"), count, never
+
+
+@memo
+def compile_setup(source: str) -> bytes:
+    """What tests need before them, marshalled likewise. Raises SyntaxError."""
+    return _compiled(hoisted(parse_tests(source)), "setup.py")
+
+
+def _compiled(tree: ast.Module, file: str) -> bytes:
+    if all(bound_name(node) not in ("type", "super") for node in ast.walk(tree)):
+        tree = AskedTypes().visit(tree)
+    tree = ast.fix_missing_locations(Guarded().visit(Paired(loops=False).visit(tree)))
+    return marshal.dumps(compile(tree, file, "exec", dont_inherit=True))
+
+
+def split_asserts(source: str) -> tuple[ast.Module, int, tuple[int, ...]]:
+    """`source` with every assert replaced by a call of `__passed__(index, test)`, or `__checked__` where it may be run
+    again, guarded by `__failed__(index)`; the number of asserts; and those that are `assert False`. Indices follow the
+    order of the text. `__over__(*indices)` follows a statement around some, `__instead__(start, stop, start, stop)`
+    begins a branch: the indices in it, and those of the other. Raises SyntaxError."""
+    tree = hoisted(parse_tests(source))
+    splitter = _Split("" if _calls_itself(tree) else "check")
+    return splitter.visit(tree), splitter.count, tuple(splitter.never)
+
+
+def _calls_itself(tree: ast.Module) -> bool:
+    """Whether `check` may be run more than once: it is decorated, a generator, or its name is read."""
+    checks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    read = any(isinstance(node, ast.Name) and node.id == "check" for node in ast.walk(tree))
+    return read or len(checks) != 1 or bool(checks[0].decorator_list)
+
+
+class _Split(ast.NodeTransformer):
+    """`assert test, message` becomes a try that records its own verdict under its index and goes on; `assert False`,
+    which says that nothing may come here, records that something did. What stands alone in the module or in `check` is
+    run once; of other statements there the end is recorded for the assertions within."""
+
+    def __init__(self, check: str) -> None:
+        self.count = 0
+        self.never: list[int] = []
+        self.check = check
+        self.inner: list[int] = []  # assertions of the statement under way, but for those in functions
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        node.body = self.statements(node.body)
+        return node
+
+    def statements(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        found: list[ast.stmt] = []
+        for statement in body:
+            first = self.count
+            if isinstance(statement, ast.FunctionDef) and statement.name == self.check:
+                statement.body = self.statements(statement.body)
+                found.append(statement)
+            elif isinstance(statement, ast.Assert):
+                found.append(self.split(statement, "__passed__"))
+            else:
+                self.inner = []
+                found.append(self.visit(statement))
+                if self.count > first and self.inner:
+                    found.append(_note("__over__", *self.inner, at=statement))
+        return found
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        before, self.inner = self.inner, []
+        self.generic_visit(node)
+        self.inner = before
+        return node
+
+    visit_AsyncFunctionDef = visit_ClassDef = visit_FunctionDef  # type: ignore[assignment]
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        """Where both branches assert, each begins with `__instead__(...)`: it is run in the place of the other."""
+        first = self.count
+        node.body = [self.visit(each) for each in node.body]
+        middle = self.count
+        node.orelse = [self.visit(each) for each in node.orelse]
+        if first < middle < self.count:
+            node.body.insert(0, _note("__instead__", first, middle, middle, self.count, at=node))
+            node.orelse.insert(0, _note("__instead__", middle, self.count, first, middle, at=node))
+        return node
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        self.inner.append(self.count)
+        return self.split(node, "__checked__")
+
+    def split(self, node: ast.Assert, holds: str) -> ast.stmt:
+        index = self.count
+        self.count += 1
+        failed = _note("__failed__", index, at=node)
+        if isinstance(node.test, ast.Constant) and not node.test.value:
+            self.never.append(index)
+            return failed
+        body = _note(holds, index, node.test, at=node)
+        fails = ast.ExceptHandler(type=load("__Exception__", at=node), name=None, body=[failed])
+        ends = ast.ExceptHandler(type=None, name=None, body=[failed, ast.Raise()])
+        return ast.fix_missing_locations(ast.copy_location(ast.Try([body], [fails, ends], [], []), node))
+
+
+def _note(function: str, *arguments: int | ast.expr, at: ast.stmt) -> ast.stmt:
+    """A statement that tells the judge's record something."""
+    args = [ast.Constant(each) if isinstance(each, int) else each for each in arguments]
+    return ast.fix_missing_locations(ast.copy_location(ast.Expr(call(function, *args, at=at)), at))

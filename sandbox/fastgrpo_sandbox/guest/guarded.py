@@ -1,0 +1,77 @@
+"""Tests with calls of this package's in the place of comparisons and of `type`, which a solution's object could answer
+as it likes. What is called: arrays.py, honest.py, looks.py."""
+
+from __future__ import annotations
+
+import ast
+
+from .arrays import OPERATORS, ORDERING
+from .syntax import call, last_name, load
+
+CLOSE = ("equal", "almost_equal", "array_equal", "array_almost_equal", "array_almost_equal_nulp", "array_max_ulp")
+# Functions of numpy that say whether two arrays agree.
+AGREEING = frozenset({"allclose", "isclose", "array_equal", "array_equiv", "equal"}) | ORDERING
+AGREEING |= {f"assert_{each}" for each in ("allclose", "approx_equal", *CLOSE)}
+
+
+class Guarded(ast.NodeTransformer):
+    """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership; of a chain, `a < b < c`, where what is
+    behind the second may be looked at whatever came before. `a - b` becomes `__subtract__(a, b)`, and
+    `np.allclose(a, b)` `__agree__(np.allclose, a, b)`."""
+
+    def __init__(self) -> None:
+        self._selects = False  # within `[...]`, where a comparison picks items
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        node.value = self.visit(node.value)
+        before, self._selects = self._selects, True
+        node.slice = self.visit(node.slice)
+        self._selects = before
+        return node
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self.generic_visit(node)
+        operators = [type(each).__name__ for each in node.ops]
+        if not OPERATORS.keys() >= set(operators):
+            return node
+        if not all(map(_is_at_hand, node.comparators[1:])):
+            return self._parted(node)
+        compared = call("__compare__", ast.Constant(" ".join(operators)), node.left, *node.comparators, at=node)
+        if self._selects:
+            compared.keywords.append(ast.keyword("selects", ast.Constant(True)))
+        return compared
+
+    def _parted(self, node: ast.Compare) -> ast.AST:
+        """A chain as its comparisons, where what stands between two may be looked at twice."""
+        between = node.comparators[:-1]
+        if not all(map(_is_at_hand, between)):
+            return node
+        sides = zip([node.left, *between], node.ops, node.comparators, strict=True)
+        parts = [ast.copy_location(ast.Compare(left, [op], [right]), node) for left, op, right in sides]
+        return ast.copy_location(ast.BoolOp(ast.And(), [self.visit(part) for part in parts]), node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        return call("__subtract__", node.left, node.right, at=node) if isinstance(node.op, ast.Sub) else node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if last_name(node.func) in AGREEING:
+            node.func, node.args = load("__agree__", at=node.func), [node.func, *node.args]
+        return node
+
+
+def _is_at_hand(node: ast.expr) -> bool:
+    """Whether a value is there without any code that runs."""
+    return isinstance(node.operand if isinstance(node, ast.UnaryOp) else node, ast.Constant | ast.Name)
+
+
+class AskedTypes(ast.NodeTransformer):
+    """`type(a)` becomes `__type__(a)`, and `super(a, b)` `__super__(a, b)`."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        called = node.func.id if isinstance(node.func, ast.Name) and not node.keywords else ""
+        if (called, len(node.args)) in (("type", 1), ("super", 2)):
+            node.func = load(f"__{called}__", at=node.func)
+        return node

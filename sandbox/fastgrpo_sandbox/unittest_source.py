@@ -1,0 +1,133 @@
+"""Unittest tests as text: their names, what they import and define, and the code that a jail runs (guest/unit.py)."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import marshal
+import symtable
+from collections.abc import Iterable
+
+from fastgrpo_sandbox.guest.guarded import Guarded
+from fastgrpo_sandbox.guest.memo import memo
+from fastgrpo_sandbox.guest.names import bound_name, lent_name, read_names, unimported_modules, wanted_names
+from fastgrpo_sandbox.guest.paired import Paired
+from fastgrpo_sandbox.guest.syntax import hoisted, last_name, load, parse
+
+TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
+
+
+@memo
+def unittest_names(source: str) -> tuple[str, ...]:
+    """`Class.method` of every unittest test in `source` that is not skipped for good, in the order of the text; `Class`
+    alone for a class whose tests are made by setattr. Raises SyntaxError."""
+    tree = parse(source)
+    known = set(TEST_BASES)
+    found: list[str] = []
+    made = _set_classes(tree)
+    for cls in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+        if known.isdisjoint(map(last_name, cls.bases)):
+            continue
+        known.add(cls.name)
+        functions = [item for item in cls.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+        tests = [item for item in functions if item.name.startswith("test") and not _is_skipped(item)]
+        if not _is_skipped(cls):
+            found += [f"{cls.name}.{item.name}" for item in tests] or ([cls.name] if cls.name in made else [])
+    return tuple(found)
+
+
+def _set_classes(tree: ast.Module) -> set[str]:
+    """Names of what `setattr` is called on."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    return {last_name(call.args[0]) for call in calls if last_name(call.func) == "setattr"}
+
+
+def _is_skipped(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    decorators = [each.func if isinstance(each, ast.Call) else each for each in node.decorator_list]
+    return "skip" in map(last_name, decorators)
+
+
+@memo
+def compile_unittest(source: str) -> bytes:
+    """A program of unittest tests, its comparisons guarded, marshalled for the jail's interpreter, which is this one.
+    Raises SyntaxError."""
+    tree = hoisted(parse(source))
+    tree.body = [node for node in tree.body if not _starts_tests(node)]
+    tree = Guarded().visit(Paired(loops=True).visit(tree))
+    tree = _Meant(_meant_builtins(source), unimported_modules(source)).visit(tree)
+    return marshal.dumps(compile(ast.fix_missing_locations(tree), "tests.py", "exec", dont_inherit=True))
+
+
+def _starts_tests(node: ast.stmt) -> bool:
+    """Whether a statement of the module is what would run it as a program: unittest.main(), or the block around it."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Compare):
+        return "__name__" in (last_name(node.test.left), last_name(node.test.comparators[0]))
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and ast.unparse(call.func) == "unittest.main"
+
+
+class _Meant(ast.NodeTransformer):
+    """`len` becomes `__builtins__.len`, and `math`, which the tests do not import, `__lent_math__`: the tests run in
+    the solution's namespace, where either may be another, and where it is no import of the solution's."""
+
+    def __init__(self, builtin: set[str], lent: Iterable[str]) -> None:
+        self._builtin, self._lent = builtin, frozenset(lent)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id in self._lent:
+            return load(lent_name(node.id), at=node)
+        if node.id not in self._builtin:
+            return node
+        return ast.copy_location(ast.Attribute(load("__builtins__", at=node), node.id, ast.Load()), node)
+
+
+def _meant_builtins(source: str) -> set[str]:
+    """The builtins that tests mean by their names. Of one that is called with nothing but data a solution may have its
+    own, where the tests ask no function of it beside; and it may have exceptions of any name."""
+    nodes, wanted = list(ast.walk(parse(source))), wanted_names(source)
+    read = {node.id for node in nodes if isinstance(node, ast.Name)} - set(map(bound_name, nodes)) - {"super"}
+    found = {name for name in read if not name.startswith("__") and _is_meant(getattr(builtins, name, None))}
+    return found if any(name[:1].islower() for name in wanted.names) else found.difference(wanted.other)
+
+
+def _is_meant(value: object) -> bool:
+    return callable(value) and not (isinstance(value, type) and issubclass(value, BaseException))
+
+
+@memo
+def imported_modules(source: str) -> tuple[str, ...]:
+    """What may be a module of those that `source` imports, or takes to be there, and uses, by full name: `numpy` and
+    `numpy.testing`, where it has `np.testing.assert_allclose`. Raises SyntaxError."""
+    nodes = list(ast.walk(parse(source)))
+    bound = unimported_modules(source)
+    imported = set(bound.values())
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+            bound |= {bound_name(alias): alias.name if alias.asname else bound_name(alias) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.add(node.module)
+            bound |= {bound_name(alias): f"{node.module}.{alias.name}" for alias in node.names}
+    used = {_place(node.value, bound) for node in nodes if isinstance(node, ast.Attribute)}
+    return tuple(sorted((imported | used) - {""}))
+
+
+def _place(node: ast.expr, bound: dict[str, str]) -> str:
+    """The full name that a chain of attributes of something imported would have as a module, or ""."""
+    if isinstance(node, ast.Attribute):
+        place = _place(node.value, bound)
+        return place and f"{place}.{node.attr}"
+    return bound.get(node.id, "") if isinstance(node, ast.Name) else ""
+
+
+@memo
+def own_names(source: str) -> tuple[str, ...]:
+    """The names that `source` gives a value at its top level and does not change later. Raises SyntaxError."""
+    tree = hoisted(parse(source))
+    nodes = list(ast.walk(tree))
+    if "globals" in read_names(nodes):
+        return ()
+    changed = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    symbols = symtable.symtable(ast.unparse(tree), "tests.py", "exec").get_symbols()
+    bound = {each.get_name() for each in symbols if each.is_assigned() or each.is_imported()}
+    return tuple(sorted(bound - changed))
