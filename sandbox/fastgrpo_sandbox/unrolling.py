@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from msgspec.structs import replace
 
 from fastgrpo_sandbox.guest.memo import memo
-from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.guest.syntax import parse, parse_expression
 from fastgrpo_sandbox.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, statement_text
 from fastgrpo_sandbox.types import AssertTests, CheckTests
 
@@ -330,5 +330,5 @@ class _Rename(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.AST:
         """The expression in the name's place."""
         if node.id in self._given and isinstance(node.ctx, ast.Load):
-            return ast.parse(self._given[node.id], mode="eval").body
+            return parse_expression(self._given[node.id])
         return node

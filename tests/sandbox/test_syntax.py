@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.guest.syntax import parse, parse_expression
 
 SOURCE = "\n".join(f"def f{i}(a, b):\n    return [x for x in range(a) if x % {i + 1} == b]" for i in range(60))
 
@@ -34,6 +34,13 @@ def test_a_collection_in_the_middle_is_no_error() -> None:
 def test_errors_are_those_of_the_source() -> None:
     with pytest.raises(SyntaxError):
         parse("def f(:")
+
+
+def test_an_expression_is_one_and_nothing_else() -> None:
+    assert ast.unparse(parse_expression(" f(1)[2]")) == "f(1)[2]"
+    for source in ("", "x = 1", "f\ng", "import os", "(", "-" * 30_000 + "1"):
+        with pytest.raises(SyntaxError):
+            parse_expression(source)
 
 
 def test_warnings_of_the_source_are_not_ours(recwarn: pytest.WarningsRecorder) -> None:

@@ -28,6 +28,14 @@ def parse(source: str) -> ast.Module:
         return ast.parse(source)
 
 
+def parse_expression(source: str) -> ast.expr:
+    """The one expression that `source` is. Raises SyntaxError and ValueError."""
+    match parse(source.lstrip()).body:
+        case [ast.Expr(value=value)]:
+            return value
+    raise SyntaxError(f"{source!r:.60} is no expression")
+
+
 def hoisted(tree: ast.Module) -> ast.Module:
     """`tree` with what it imports from __future__ at its beginning, where the language wants it: a program that was put
     together from a preamble and an answer has it in the middle."""

@@ -69,7 +69,7 @@ def showing_value(script: str, mark: str) -> str:
     lines keep their numbers. A script that does not parse stays as it is."""
     try:
         last = parse(script).body[-1]
-    except (SyntaxError, ValueError, RecursionError, IndexError):
+    except (SyntaxError, ValueError, IndexError):
         return script
     if not isinstance(last, ast.Expr):
         return script
