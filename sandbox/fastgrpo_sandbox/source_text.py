@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from fastgrpo_sandbox.guest.memo import memo
-from fastgrpo_sandbox.guest.syntax import parse, parse_expression
+from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression
 
 LONG_CHARS = 300
 # Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
@@ -76,7 +76,7 @@ def _stand_in(package: str) -> str:
     return Path(__file__).with_name(f"{package}_stand_in.py").read_text(encoding="utf-8")
 
 
-class _OfOneShape(ast.NodeTransformer):
+class _OfOneShape(Transformer):
     """`np.allclose(out, exp)` of EvalPlus' assertions asks for equal shapes, too, as its own program does: to numpy a
     list of nothing is close to any number and any number to it, and a number to any list of it."""
 

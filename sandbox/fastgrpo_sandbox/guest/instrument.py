@@ -14,7 +14,7 @@ from .arrays import OPERATORS, ORDERING, PACKAGES
 from .compared import OF_SOLUTION, pairs, plainly_called, tested_builtins
 from .memo import memo
 from .paired import Paired
-from .syntax import hoisted, parse
+from .syntax import Transformer, hoisted, parse, walk
 
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
@@ -62,7 +62,7 @@ def unittest_names(source: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-class _Guarded(ast.NodeTransformer):
+class _Guarded(Transformer):
     """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership (arrays.py, honest.py); of a chain,
     `a < b < c`, where what is behind the second may be looked at whatever came before. `a - b` becomes
     `__subtract__(a, b)`, and `np.allclose(a, b)` `__agree__(np.allclose, a, b)`."""
@@ -115,7 +115,7 @@ def _is_at_hand(node: ast.expr) -> bool:
     return isinstance(node.operand if isinstance(node, ast.UnaryOp) else node, ast.Constant | ast.Name)
 
 
-class _Meant(ast.NodeTransformer):
+class _Meant(Transformer):
     """`len` becomes `__builtins__.len`, and `math`, which the tests do not import, `__lent_math__`: the tests run in
     the solution's namespace, where either may be another, and where it is no import of the solution's."""
 
@@ -138,7 +138,7 @@ def lent_name(module: str) -> str:
 def _own_builtins(source: str) -> set[str]:
     """The builtins that tests mean by their names. Of one that is called with nothing but data a solution may have its
     own, where the tests ask no function of it beside; and it may have exceptions of any name."""
-    nodes, wanted = list(ast.walk(parse(source))), wanted_names(source)
+    nodes, wanted = list(walk(parse(source))), wanted_names(source)
     read = {node.id for node in nodes if isinstance(node, ast.Name)} - {_bound(node) for node in nodes} - {"super"}
     found = {name for name in read if not name.startswith("__") and callable(getattr(builtins, name, None))}
     found = {name for name in found if not _is_exception(getattr(builtins, name))}
@@ -165,7 +165,7 @@ def compile_unittest(source: str) -> bytes:
 def imported_modules(source: str) -> tuple[str, ...]:
     """What may be a module of those that `source` imports, or takes to be there, and uses, by full name: `numpy` and
     `numpy.testing`, where it has `np.testing.assert_allclose`. Raises SyntaxError."""
-    nodes = list(ast.walk(parse(source)))
+    nodes = list(walk(parse(source)))
     bound = unimported_modules(source)
     imported = set(bound.values())
     for node in nodes:
@@ -184,7 +184,7 @@ def imported_modules(source: str) -> tuple[str, ...]:
 def own_names(source: str) -> tuple[str, ...]:
     """The names that `source` gives a value at its top level and does not change later. Raises SyntaxError."""
     tree = hoisted(parse(source))
-    nodes = list(ast.walk(tree))
+    nodes = list(walk(tree))
     if "globals" in _read(nodes):
         return ()
     changed = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
@@ -220,7 +220,7 @@ def _starts_tests(node: ast.stmt) -> bool:
 
 def _set_classes(tree: ast.Module) -> set[str]:
     """Names of what `setattr` is called on."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    calls = [node for node in walk(tree) if isinstance(node, ast.Call) and node.args]
     return {_last_name(call.args[0]) for call in calls if _last_name(call.func) == "setattr"}
 
 
@@ -237,7 +237,7 @@ def _last_name(node: ast.AST) -> str:
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
-class _Split(ast.NodeTransformer):
+class _Split(Transformer):
     """`assert test, message` becomes a try that records its own verdict under its index and goes on; `assert False`,
     which says that nothing may come here, records that something did. What stands alone in the module or in `check` is
     run once; of other statements there the end is recorded for the assertions within."""
@@ -317,7 +317,7 @@ def _call(function: str, *arguments: int | ast.expr) -> ast.Expr:
     return ast.Expr(ast.Call(func=_name(function), args=args, keywords=[]))
 
 
-class _OfSolution(ast.NodeTransformer):
+class _OfSolution(Transformer):
     """`from solution import f as g`, as tests of a program in a file say, becomes `g = f`: in another process there is
     no such module, and what tests do not define is taken from the solution anyway. `from solution import sum` becomes
     `sum = __solution__sum`, since what is named like a builtin is not."""
@@ -339,7 +339,7 @@ def _tests(source: str) -> ast.Module:
     return _OfSolution().visit(parse(source))
 
 
-class _Types(ast.NodeTransformer):
+class _Types(Transformer):
     """`type(a)` becomes `__type__(a)`, and `super(a, b)` `__super__(a, b)` (looks.py)."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -362,8 +362,8 @@ def split_asserts(source: str) -> tuple[ast.Module, int, tuple[int, ...]]:
 
 def _calls_itself(tree: ast.Module) -> bool:
     """Whether `check` may be run more than once: it is decorated, a generator, or its name is read."""
-    checks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "check"]
-    read = any(isinstance(node, ast.Name) and node.id == "check" for node in ast.walk(tree))
+    checks = [node for node in walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    read = any(isinstance(node, ast.Name) and node.id == "check" for node in walk(tree))
     return read or len(checks) != 1 or bool(checks[0].decorator_list)
 
 
@@ -388,7 +388,7 @@ def compile_setup(source: str) -> bytes:
 
 
 def _compiled(tree: ast.Module, file: str) -> bytes:
-    if all(_bound(node) not in ("type", "super") for node in ast.walk(tree)):
+    if all(_bound(node) not in ("type", "super") for node in walk(tree)):
         tree = _Types().visit(tree)
     tree = ast.fix_missing_locations(_Guarded().visit(Paired(loops=False).visit(tree)))
     return marshal.dumps(compile(tree, file, "exec", dont_inherit=True))
@@ -409,7 +409,7 @@ class Wanted(NamedTuple):
 @memo
 def wanted_names(source: str) -> Wanted:
     """What `source` needs from elsewhere. Raises SyntaxError."""
-    nodes = list(ast.walk(_tests(source)))
+    nodes = list(walk(_tests(source)))
     members, within = _members(nodes)
     read = _read(nodes) - within
     read -= {_bound(node) for node in nodes if id(node) not in members}
@@ -430,8 +430,8 @@ def _members(nodes: list[ast.AST]) -> tuple[set[int], set[str]]:
     classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
     body = [each for node in classes for each in node.body]
     named: list[ast.AST] = [each for each in body if isinstance(each, ast.FunctionDef)]
-    named += [part for each in body if isinstance(each, ast.Assign | ast.AnnAssign) for part in ast.walk(each)]
-    within = _read(part for node in classes for part in ast.walk(node))
+    named += [part for each in body if isinstance(each, ast.Assign | ast.AnnAssign) for part in walk(each)]
+    within = _read(part for node in classes for part in walk(node))
     return set(map(id, named)), set(map(_bound, named)) & within
 
 
