@@ -101,7 +101,7 @@ static void set_limits(const child_start *start) {
     limit(RLIMIT_FSIZE, tmp > output ? tmp : output);
     limit(RLIMIT_NOFILE, l->files);
     limit(RLIMIT_NPROC, l->processes);
-    limit(RLIMIT_CORE, 0);
+    limit(RLIMIT_CORE, 1); /* not 0: a program of the host's that core_pattern names is started for that all the same */
     limit(RLIMIT_MEMLOCK, 0);
     limit(RLIMIT_MSGQUEUE, 0);
     limit(RLIMIT_NICE, 0);

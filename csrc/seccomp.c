@@ -16,12 +16,14 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
 #define ARGUMENT(n) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[n]))
+#define UPPER(n) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[n]) + 4)
 #define RETURN(value) BPF_STMT(BPF_RET | BPF_K, value)
 #define FAIL(code) RETURN(SECCOMP_RET_ERRNO | (code))
 #define NOTHING FAIL(0)
@@ -122,6 +124,10 @@ static struct sock_filter last_part[] = {
     /* What a message carries that nobody has read, full sockets among it, no descriptor shows, and so no limit counts; and it
      * counts against this user's other messages, the fork server's too. */
     WHEN(sendmsg, FAIL(EPERM)),
+    /* RLIMIT_CORE is 1, at which the kernel dumps nothing; at 0 it would start the host's program that takes dumps */
+    WHEN(setrlimit, ARGUMENT(0), IS(RLIMIT_CORE), NOTHING, ALLOWED),
+    WHEN(prlimit64, ARGUMENT(1), UNLESS(RLIMIT_CORE), ALLOWED, ARGUMENT(2), UNLESS(0), NOTHING, UPPER(2), UNLESS(0), NOTHING,
+         ALLOWED),
     WHEN(prctl, ARGUMENT(0), IS(PR_SET_NAME), ALLOWED, IS(PR_GET_NAME), ALLOWED, IS(PR_GET_DUMPABLE), ALLOWED,
          IS(PR_SET_PDEATHSIG), ALLOWED, FAIL(EPERM)),
     ALLOWED,

@@ -22,7 +22,7 @@ enum { WATCH_BYTES = 256, MOST_WATCHED = 1 << 14, EPOLL_WATCHES = 8 /* for which
 enum { MOST_SHARED = 8 /* times its limit: what processes may have that share pages, all counted for each */ };
 enum { REST = 3 /* times as long as a look took, no other follows: the server is for others, too */ };
 /* Areas of a process' memory, which the kernel holds too: each has a line. */
-enum { AREA_BYTES = 256, LINE_BYTES = 64, MOST_AREAS = 65530, MANY_LINES_BYTES = 1 << 16, WIDE_KB = 32 << 10 };
+enum { PAGES_IN_TABLE = 512, AREA_BYTES = 256, LINE_BYTES = 64, MOST_AREAS = 65530, MANY_LINES_BYTES = 1 << 16, WIDE_KB = 32 << 10 };
 enum { TICKS = 100 /* in a second, for /proc */, MAX_DEPTH = 256 /* as many processes as a job may have */ };
 
 typedef struct {
@@ -74,11 +74,12 @@ static size_t area_bytes(const server *s, const char *folder, size_t most) {
 }
 
 /* What the kernel holds for the areas of a process that has mapped so much beyond what the server has: where they are many
- * more than the server's, as if there were as many as may be, one to a page. */
+ * more than the server's, as if there were as many as may be, one to a page; and for each 2 MB a page of its page table, which
+ * reading alone makes. */
 static uint64_t areas_kb(const server *s, const char *folder, uint64_t mapped_kb) {
     size_t most = s->base_area_bytes + MANY_LINES_BYTES, seen = area_bytes(s, folder, most);
     uint64_t pages = mapped_kb / 4, areas = seen < most ? seen / LINE_BYTES : pages < MOST_AREAS ? pages : MOST_AREAS;
-    return areas * AREA_BYTES >> 10;
+    return (areas * AREA_BYTES >> 10) + mapped_kb / PAGES_IN_TABLE;
 }
 
 /* Proportional share: pages that forked processes share count once. Slower, so read only when the plain sum is over. */

@@ -11,7 +11,8 @@ import msgspec
 
 from fastgrpo_sandbox.calls import arguments_and_results, call_tests
 from fastgrpo_sandbox.counting import count_tests
-from fastgrpo_sandbox.extract import defined_names
+from fastgrpo_sandbox.extract import DEFINITIONS, defined_names
+from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.scripts import as_run
 from fastgrpo_sandbox.source_text import is_empty, preamble
@@ -107,26 +108,31 @@ def _read_list(values: Sequence[Any], row: Mapping[str, Any], code: str) -> Test
 
 
 def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
+    """Tests of one text, by the columns beside it."""
+    entry_point, prompt = row.get("entry_point") or "", row.get("prompt")
+    if not isinstance(entry_point, str):
+        raise ValueError(f"entry_point {entry_point!r:.40} is not the name of a function")
+    return _script(source, _setup(row), entry_point, prompt if entry_point and isinstance(prompt, str) else "")
+
+
+@memo
+def _script(source: str, setup: str, entry_point: str, prompt: str) -> Tests:
     """unittest classes, `check(candidate)`, assertions, pytest's functions, or a script that must end without an
     error."""
     try:
         tree, names = parse(source), unittest_names(source)
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError) as error:
         raise ValueError(f"the tests do not parse: {error}") from None
-    setup = _setup(row)
     if names:
         return UnittestTests(source=source, setup=setup)
-    entry_point = row.get("entry_point") or ""
-    if not isinstance(entry_point, str):
-        raise ValueError(f"entry_point {entry_point!r:.40} is not the name of a function")
-    if entry_point and "check" in defined_names(source):
-        prompt = row.get("prompt")
-        given = preamble(prompt, entry_point) if isinstance(prompt, str) else ""
-        return _counting(check_tests(source, entry_point, "\n".join(filter(None, (given, setup)))), tree)
-    source, tests = as_run(source)
-    if tests is not None:
-        return msgspec.structs.replace(tests, setup="\n".join([setup, tests.setup]))
-    tree = parse(source)
+    if entry_point and any(isinstance(node, DEFINITIONS) and node.name == "check" for node in tree.body):
+        given = "\n".join(filter(None, (preamble(prompt, entry_point), setup)))
+        return _counting(check_tests(source, entry_point, given), tree)
+    script = as_run(source)
+    if script.tests is not None:
+        return msgspec.structs.replace(script.tests, setup="\n".join([setup, script.tests.setup]))
+    if script.source != source:
+        source, tree = script.source, parse(script.source)
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
         return UnittestTests(source=_as_unittest(source), setup=setup)
     tests = script_tests(source)

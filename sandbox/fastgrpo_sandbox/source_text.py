@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from fastgrpo_sandbox.guest.memo import memo
-from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression
 
 LONG_CHARS = 300
 # Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
@@ -26,10 +26,10 @@ def preamble(prompt: str, entry_point: str) -> str:
     """Imports and helper functions that a prompt gives before its entry point; empty for a prompt that is prose."""
     try:
         body = parse(prompt).body
+        given = [node for node in body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
+        return ast.unparse(ast.Module(given, [])) if len(given) < len(body) else ""
     except (SyntaxError, ValueError, RecursionError):
         return ""
-    given = [node for node in body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
-    return ast.unparse(ast.Module(given, [])) if len(given) < len(body) else ""
 
 
 class SourceText:
@@ -76,7 +76,7 @@ def _stand_in(package: str) -> str:
     return Path(__file__).with_name(f"{package}_stand_in.py").read_text(encoding="utf-8")
 
 
-class _OfOneShape(ast.NodeTransformer):
+class _OfOneShape(Transformer):
     """`np.allclose(out, exp)` of EvalPlus' assertions asks for equal shapes, too, as its own program does: to numpy a
     list of nothing is close to any number and any number to it, and a number to any list of it."""
 
@@ -101,7 +101,7 @@ def _compares(node: ast.Call, name: str) -> bool:
 
 def _one_shape(node: ast.Call) -> ast.expr:
     numpy = ast.unparse(node.func).partition(".")[0]
-    return ast.parse(f"{numpy}.shape(out) == {numpy}.shape(exp)", mode="eval").body
+    return parse_expression(f"{numpy}.shape(out) == {numpy}.shape(exp)")
 
 
 def statement_text(node: ast.stmt) -> str:

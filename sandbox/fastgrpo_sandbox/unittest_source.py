@@ -12,7 +12,7 @@ from fastgrpo_sandbox.guest.guarded import Guarded
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import bound_name, lent_name, read_names, unimported_modules, wanted_names
 from fastgrpo_sandbox.guest.paired import Paired
-from fastgrpo_sandbox.guest.syntax import hoisted, last_name, load, parse
+from fastgrpo_sandbox.guest.syntax import Transformer, hoisted, last_name, load, parse, walk
 
 TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
 
@@ -38,7 +38,7 @@ def unittest_names(source: str) -> tuple[str, ...]:
 
 def _set_classes(tree: ast.Module) -> set[str]:
     """Names of what `setattr` is called on."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    calls = [node for node in walk(tree) if isinstance(node, ast.Call) and node.args]
     return {last_name(call.args[0]) for call in calls if last_name(call.func) == "setattr"}
 
 
@@ -66,7 +66,7 @@ def _starts_tests(node: ast.stmt) -> bool:
     return isinstance(call, ast.Call) and ast.unparse(call.func) == "unittest.main"
 
 
-class _Meant(ast.NodeTransformer):
+class _Meant(Transformer):
     """`len` becomes `__builtins__.len`, and `math`, which the tests do not import, `__lent_math__`: the tests run in
     the solution's namespace, where either may be another, and where it is no import of the solution's."""
 
@@ -84,7 +84,7 @@ class _Meant(ast.NodeTransformer):
 def _meant_builtins(source: str) -> set[str]:
     """The builtins that tests mean by their names. Of one that is called with nothing but data a solution may have its
     own, where the tests ask no function of it beside; and it may have exceptions of any name."""
-    nodes, wanted = list(ast.walk(parse(source))), wanted_names(source)
+    nodes, wanted = list(walk(parse(source))), wanted_names(source)
     read = {node.id for node in nodes if isinstance(node, ast.Name)} - set(map(bound_name, nodes)) - {"super"}
     found = {name for name in read if not name.startswith("__") and _is_meant(getattr(builtins, name, None))}
     return found if any(name[:1].islower() for name in wanted.names) else found.difference(wanted.other)
@@ -98,7 +98,7 @@ def _is_meant(value: object) -> bool:
 def imported_modules(source: str) -> tuple[str, ...]:
     """What may be a module of those that `source` imports, or takes to be there, and uses, by full name: `numpy` and
     `numpy.testing`, where it has `np.testing.assert_allclose`. Raises SyntaxError."""
-    nodes = list(ast.walk(parse(source)))
+    nodes = list(walk(parse(source)))
     bound = unimported_modules(source)
     imported = set(bound.values())
     for node in nodes:
@@ -124,7 +124,7 @@ def _place(node: ast.expr, bound: dict[str, str]) -> str:
 def own_names(source: str) -> tuple[str, ...]:
     """The names that `source` gives a value at its top level and does not change later. Raises SyntaxError."""
     tree = hoisted(parse(source))
-    nodes = list(ast.walk(tree))
+    nodes = list(walk(tree))
     if "globals" in read_names(nodes):
         return ()
     changed = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from msgspec.structs import replace
 
 from fastgrpo_sandbox.guest.memo import memo
-from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression
 from fastgrpo_sandbox.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, statement_text
 from fastgrpo_sandbox.types import AssertTests, CheckTests
 
@@ -96,7 +96,7 @@ def _as_one(tree: ast.Module, candidate: str) -> AssertTests:
     return AssertTests(asserts=(f"check({candidate}){TO_THE_END}",), setup="\n".join(map(statement_text, shared)))
 
 
-class _Raising(ast.NodeTransformer):
+class _Raising(Transformer):
     """`assert test` as `if not test: raise AssertionError`: which branches are run is the test's own affair."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
@@ -321,7 +321,7 @@ def _mark(name: str) -> str:
     return f"__row_{name}__"
 
 
-class _Rename(ast.NodeTransformer):
+class _Rename(Transformer):
     """Puts expressions, as text, in the place of the names that are read."""
 
     def __init__(self, given: dict[str, str]) -> None:
@@ -330,5 +330,5 @@ class _Rename(ast.NodeTransformer):
     def visit_Name(self, node: ast.Name) -> ast.AST:
         """The expression in the name's place."""
         if node.id in self._given and isinstance(node.ctx, ast.Load):
-            return ast.parse(self._given[node.id], mode="eval").body
+            return parse_expression(self._given[node.id])
         return node

@@ -64,6 +64,20 @@ def test_08_descriptors_that_a_thread_has_for_itself_are_counted(pool):
     assert pool.run(code, limits=Limits(memory_mb=100, wall_s=30)).status == "memory"
 
 
+def test_08_descriptors_that_a_thread_has_made_its_own_are_counted(pool):
+    """By close_range, of any thread of Python's."""
+    code = f"""{PRELUDE}{FILL}
+import threading
+threading.stack_size(1 << 18)
+def hold():
+    libc.syscall(436, 1000, 1000, 2)
+    kept = fill(24)
+    time.sleep(9)
+for _ in range(20): threading.Thread(target=hold).start()
+"""
+    assert pool.run(code, limits=Limits(memory_mb=100, wall_s=30)).status == "memory"
+
+
 def test_08_descriptors_that_threads_share_count_once(pool):
     code = f"""{FILL}
 import threading
@@ -172,3 +186,52 @@ area.write(b"x" * (1 << 20))
 for advice in (mmap.MADV_DONTNEED, mmap.MADV_FREE, 20, 21): print(raised(area.madvise, advice))
 """
     assert lines(code) == ["allowed None", "allowed None", "EINVAL", "EINVAL"]
+
+
+# Reading maps the one page of zeros, which is nobody's, and takes a page of a page table for each 2 MB.
+TABLES = """
+import mmap, os, time
+for _ in range(200):
+    if os.fork() == 0:
+        area = mmap.mmap(-1, SIZE << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
+        for place in range(0, len(area), 2 << 20): area[place]
+        time.sleep(TIME); os._exit(0)
+held = bytearray(300 << 20)
+time.sleep(TIME)
+"""
+
+
+def test_08_page_tables_are_counted(pool):
+    limits = Limits(memory_mb=400, wall_s=60, cpu_s=30, processes=256)
+    assert pool.run(TABLES.replace("SIZE", "380").replace("TIME", "20"), limits=limits).status == "memory"
+    assert pool.run(TABLES.replace("SIZE", "2").replace("TIME", "1"), limits=limits).status == "ok"
+
+
+def test_08_a_crash_starts_no_program_of_the_hosts(lines):
+    """With a limit of 0 the kernel starts what core_pattern names; with 1 it dumps nothing, and that stays so."""
+    code = """
+import mmap, resource, struct
+core, files = resource.RLIMIT_CORE, resource.RLIMIT_NOFILE
+resource.setrlimit(core, (0, 0))
+both = ctypes.create_string_buffer(struct.pack("QQ", 0, 0))
+libc.mmap.restype = ctypes.c_void_p
+low = libc.mmap(ctypes.c_void_p(6 << 32), 4096, 3, 0x32, -1, 0)  # the lower half of its address is 0
+print(low == 6 << 32, sysno(160, core, both), sysno(302, 0, core, both, None), sysno(302, 0, core, ctypes.c_void_p(low), None))
+print(resource.getrlimit(core))
+resource.setrlimit(files, (20, 20))
+print(resource.getrlimit(files))
+"""
+    assert lines(code) == ["True allowed allowed allowed", "(1, 1)", "(20, 20)"]
+
+
+def test_36_the_pidfd_of_the_fork_server_sends_no_signal(lines):
+    """A socket tells who made its other end (SO_PEERPIDFD, since Linux 6.5); that process is in no namespace of the job's."""
+    code = """
+import socket
+try:
+    server = socket.socket(fileno=os.dup(3)).getsockopt(socket.SOL_SOCKET, 77)
+    print(sysno(424, server, 9, None, 0), sysno(438, server, 0, 0))
+except OSError:
+    print("EINVAL EPERM")
+"""
+    assert lines(code) == ["EINVAL EPERM"]

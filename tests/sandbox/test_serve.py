@@ -20,8 +20,9 @@ from prometheus_client import parser
 
 from fastgrpo_sandbox import Limits, Outcome, StdioTests
 from fastgrpo_sandbox.remote import RunRequest
+from fastgrpo_sandbox.serving import ai2, e2b
 from fastgrpo_sandbox.serving.jails import Busy, Jails, Refused
-from fastgrpo_sandbox.serving.main import main
+from fastgrpo_sandbox.serving.main import CAPS, main
 from tests.sandbox.conftest import REPOSITORY
 from tests.sandbox.server import Server, basic, running_server
 
@@ -288,6 +289,51 @@ def test_the_reason_of_a_lost_job_stays_here():
 
     outcome = asyncio.run(work())
     assert (outcome.status, "/root" in outcome.error) == ("infrastructure", False)
+
+
+def test_bodies_that_never_come_to_their_end_do_not_fill_the_server(server):
+    """Sixteen of 16 MiB, of which no byte has come, are as much as all may be."""
+    address = urlsplit(server.url)
+    head = f"POST /run HTTP/1.1\r\nHost: jails\r\nAuthorization: {KEY['Authorization']}\r\n"
+    head += "Content-Type: application/json\r\n"
+    opened = []
+    for form in ["Content-Length: 999999999", "Transfer-Encoding: chunked"] * 8:
+        opened.append(socket.create_connection((address.hostname, address.port)))
+        opened[-1].sendall(f"{head}{form}\r\n\r\n".encode())
+    until(lambda: server.post("/run", {"code": "print(1)"}, KEY).status == 429)
+    answer = server.post("/run", {"code": "print(1)"}, KEY)
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+    assert server.ask("/healthz").status == 200
+    for each in opened:
+        each.close()
+    until(lambda: server.post("/run", {"code": "print(1)"}, KEY).status == 200)
+
+
+class Printing(Jails):
+    """Jails whose jobs print as much as they may."""
+
+    def __init__(self) -> None:
+        super().__init__(None, places=1000, caps=CAPS)  # type: ignore[arg-type]
+        self.printed = 0
+
+    async def _run(self, job: RunRequest) -> Outcome:
+        self.printed += job.limits.output_bytes
+        return Outcome("ok")
+
+
+@pytest.mark.parametrize(("count", "each"), [(1, 4 << 20), (32, 4 << 20), (128, 1 << 20), (4096, 1 << 16)])
+def test_what_a_batch_may_print_is_bounded_for_all_its_scripts(count, each):
+    jails = Printing()
+    answers = asyncio.run(e2b.execute_batch(jails, e2b.Batch(["1"] * count)))
+    assert len(answers) == count
+    assert jails.printed == count * each
+
+
+def test_what_tests_print_that_nobody_is_told_is_not_kept():
+    jails = Printing()
+    answer = asyncio.run(ai2.test_program(jails, ai2.TestProgram("x = 1", ["x"] * 500)))
+    assert answer.results == [1] * 500
+    assert jails.printed <= 500 << 16
 
 
 def test_caps_hold_for_every_limit():

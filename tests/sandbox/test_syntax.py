@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression, walk
 
 SOURCE = "\n".join(f"def f{i}(a, b):\n    return [x for x in range(a) if x % {i + 1} == b]" for i in range(60))
 
@@ -34,6 +34,30 @@ def test_a_collection_in_the_middle_is_no_error() -> None:
 def test_errors_are_those_of_the_source() -> None:
     with pytest.raises(SyntaxError):
         parse("def f(:")
+
+
+def test_an_expression_is_one_and_nothing_else() -> None:
+    assert ast.unparse(parse_expression(" f(1)[2]")) == "f(1)[2]"
+    for source in ("", "x = 1", "f\ng", "import os", "(", "-" * 30_000 + "1"):
+        with pytest.raises(SyntaxError):
+            parse_expression(source)
+
+
+def test_tables_of_constants_are_passed_over_and_nothing_else_is() -> None:
+    """A host compiles the tests of all: a table of 100,000 numbers took it seconds."""
+    table = f"assert f([[{'1, ' * 100_000}], [1, f(2), [x, (3, -4)]]]) == ({'1.5, ' * 1000})"
+    seen = []
+
+    class Names(Transformer):
+        def visit_Name(self, node: ast.Name) -> ast.AST:
+            seen.append(node.id)
+            return node
+
+    tree = parse(table)
+    assert ast.dump(Names().visit(tree)) == ast.dump(parse(table))
+    assert sorted(seen) == sorted(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    assert sorted(seen) == sorted(node.id for node in walk(tree) if isinstance(node, ast.Name))
+    assert len(list(walk(tree))) < 60
 
 
 def test_warnings_of_the_source_are_not_ours(recwarn: pytest.WarningsRecorder) -> None:

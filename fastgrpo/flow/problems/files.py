@@ -171,7 +171,7 @@ def _decoded(path: Path, number: int, decode: Callable[[], Any]) -> Any:
         malformed = number == 1 and not isinstance(error, msgspec.ValidationError)
         fix = "give JSON lines, a JSON list or parquet" if malformed else "correct the line"
         raise UserError(f"{path}:{number}: not a problem: {_brief(error)}; {fix}") from None
-    except (RecursionError, MemoryError):  # the latter is the parser's, too
+    except RecursionError:
         raise UserError(f"{path}:{number}: the problem is nested too deep to be read; leave the line out") from None
     except ValueError as error:
         raise UserError(f"{path}:{number}: the problem {_brief(error)}") from None

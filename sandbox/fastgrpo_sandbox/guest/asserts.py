@@ -9,7 +9,7 @@ from .guarded import AskedTypes, Guarded
 from .memo import memo
 from .names import bound_name, parse_tests
 from .paired import Paired
-from .syntax import call, hoisted, load
+from .syntax import Transformer, call, hoisted, load, walk
 
 # Words of tests that look at the solution's code or change what is around it (looks.py, around.py).
 SPECIAL = (
@@ -39,7 +39,7 @@ def compile_setup(source: str) -> bytes:
 
 
 def _compiled(tree: ast.Module, file: str) -> bytes:
-    if all(bound_name(node) not in ("type", "super") for node in ast.walk(tree)):
+    if all(bound_name(node) not in ("type", "super") for node in walk(tree)):
         tree = AskedTypes().visit(tree)
     tree = ast.fix_missing_locations(Guarded().visit(Paired(loops=False).visit(tree)))
     return marshal.dumps(compile(tree, file, "exec", dont_inherit=True))
@@ -57,12 +57,12 @@ def split_asserts(source: str) -> tuple[ast.Module, int, tuple[int, ...]]:
 
 def _calls_itself(tree: ast.Module) -> bool:
     """Whether `check` may be run more than once: it is decorated, a generator, or its name is read."""
-    checks = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "check"]
-    read = any(isinstance(node, ast.Name) and node.id == "check" for node in ast.walk(tree))
+    checks = [node for node in walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "check"]
+    read = any(isinstance(node, ast.Name) and node.id == "check" for node in walk(tree))
     return read or len(checks) != 1 or bool(checks[0].decorator_list)
 
 
-class _Split(ast.NodeTransformer):
+class _Split(Transformer):
     """`assert test, message` becomes a try that records its own verdict under its index and goes on; `assert False`,
     which says that nothing may come here, records that something did. What stands alone in the module or in `check` is
     run once; of other statements there the end is recorded for the assertions within."""

@@ -8,6 +8,8 @@ import builtins
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from .syntax import walk
+
 OF_SOLUTION = "__solution__"  # before the name of a builtin that tests import from the solution
 # Builtins that decide more than one answer: never taken from the solution.
 JUDGING = frozenset({"all", "any", "bool", "callable", "hasattr", "isinstance", "issubclass", "type", "id"})
@@ -42,7 +44,7 @@ def pairs(nodes: list[ast.AST], names: Iterable[str], modules: Iterable[str]) ->
 
 
 def read(node: ast.AST) -> set[str]:
-    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and not hasattr(builtins, each.id)}
+    return {each.id for each in walk(node) if isinstance(each, ast.Name) and not hasattr(builtins, each.id)}
 
 
 def _names(target: ast.AST | str) -> set[str]:
@@ -62,7 +64,7 @@ def _makers(nodes: list[ast.AST]) -> dict[str, set[str]]:
 def _changers(nodes: list[ast.AST], apart: ast.Compare) -> dict[str, set[str]]:
     """The functions that each name was given to, and that may have changed it, but for those of one comparison."""
     found: dict[str, set[str]] = {}
-    inner = {id(each) for each in ast.walk(apart)}
+    inner = {id(each) for each in walk(apart)}
     called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     same = _fixed(nodes) | called
     for node in nodes:
@@ -117,7 +119,7 @@ def _given(node: ast.AST) -> tuple[list[ast.AST | str], list[ast.AST]]:
         case ast.Try(body=body, handlers=handlers):
             return [each.name for each in handlers if each.name], list(body)
         case ast.Match(subject=subject, cases=cases):
-            captures = [each for case in cases for each in ast.walk(case.pattern)]
+            captures = [each for case in cases for each in walk(case.pattern)]
             names = [getattr(each, "name", None) or getattr(each, "rest", None) for each in captures]
             return [name for name in names if name], [subject]
         case ast.Call(func=ast.Attribute(value=ast.Name() as owner), args=args, keywords=named):
@@ -141,8 +143,8 @@ def tested_builtins(nodes: list[ast.AST]) -> tuple[tuple[str, ...], tuple[str, .
     calls = [call for call in calls if getattr(call.func, "id", "") in builtin]
     fitting = {id(call.func) for call in calls if all(map(names.is_data, [*call.args, *call.keywords]))}
     compared = [node for node in nodes if isinstance(node, ast.Compare)]
-    among = [node for node in compared if any(isinstance(part, ast.Call) for part in ast.walk(node.left))]
-    fitting -= {id(part) for node in among for side in node.comparators for part in ast.walk(side)}  # the wanted values
+    among = [node for node in compared if any(isinstance(part, ast.Call) for part in walk(node.left))]
+    fitting -= {id(part) for node in among for side in node.comparators for part in walk(side)}  # the wanted values
     other = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in fitting}
     found = [name for name in builtin if name not in other]
     left = plainly_called([node.left for node in compared if all(type(op) is ast.Eq for op in node.ops)])
@@ -166,7 +168,7 @@ class _Names:
             part = waiting.pop()
             if isinstance(part, ast.Attribute) or (isinstance(part, ast.Call) and not isinstance(part.func, ast.Name)):
                 return False
-            if isinstance(part, MIXING) and any(not name[:1].isupper() for name in plainly_called([*ast.walk(part)])):
+            if isinstance(part, MIXING) and any(not name[:1].isupper() for name in plainly_called([*walk(part)])):
                 return False
             if isinstance(part, ast.Name) and part.id not in seen:
                 seen.add(part.id)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 
 from .arrays import OPERATORS, ORDERING
-from .syntax import call, last_name, load
+from .syntax import Transformer, call, last_name, load
 
 CLOSE = ("equal", "almost_equal", "array_equal", "array_almost_equal", "array_almost_equal_nulp", "array_max_ulp")
 # Functions of numpy that say whether two arrays agree.
@@ -14,7 +14,7 @@ AGREEING = frozenset({"allclose", "isclose", "array_equal", "array_equiv", "equa
 AGREEING |= {f"assert_{each}" for each in ("allclose", "approx_equal", *CLOSE)}
 
 
-class Guarded(ast.NodeTransformer):
+class Guarded(Transformer):
     """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership; of a chain, `a < b < c`, where what is
     behind the second may be looked at whatever came before. `a - b` becomes `__subtract__(a, b)`, and
     `np.allclose(a, b)` `__agree__(np.allclose, a, b)`."""
@@ -66,7 +66,7 @@ def _is_at_hand(node: ast.expr) -> bool:
     return isinstance(node.operand if isinstance(node, ast.UnaryOp) else node, ast.Constant | ast.Name)
 
 
-class AskedTypes(ast.NodeTransformer):
+class AskedTypes(Transformer):
     """`type(a)` becomes `__type__(a)`, and `super(a, b)` `__super__(a, b)`."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:

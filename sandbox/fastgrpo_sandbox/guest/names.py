@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .arrays import PACKAGES
 from .compared import OF_SOLUTION, pairs, plainly_called, tested_builtins
 from .memo import memo
-from .syntax import load, parse
+from .syntax import Transformer, load, parse, walk
 
 MODULES = {"np": "numpy", "pd": "pandas"}  # names by which tests know packages that they do not import
 MODULES |= {package: package for package in PACKAGES}
@@ -29,7 +29,7 @@ class Wanted(NamedTuple):
     other: tuple[str, ...] = ()
 
 
-class _OfSolution(ast.NodeTransformer):
+class _OfSolution(Transformer):
     """`from solution import f as g`, as tests of a program in a file say, becomes `g = f`: in another process there is
     no such module, and what tests do not define is taken from the solution anyway. `from solution import sum` becomes
     `sum = __solution__sum`, since what is named like a builtin is not."""
@@ -57,7 +57,7 @@ def parse_tests(source: str) -> ast.Module:
 @memo
 def wanted_names(source: str) -> Wanted:
     """What `source` needs from elsewhere. Raises SyntaxError."""
-    nodes = list(ast.walk(parse_tests(source)))
+    nodes = list(walk(parse_tests(source)))
     members, within = _members(nodes)
     read = read_names(nodes) - within
     read -= {bound_name(node) for node in nodes if id(node) not in members}
@@ -102,8 +102,8 @@ def _members(nodes: list[ast.AST]) -> tuple[set[int], set[str]]:
     classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
     body = [each for node in classes for each in node.body]
     named: list[ast.AST] = [each for each in body if isinstance(each, ast.FunctionDef)]
-    named += [part for each in body if isinstance(each, ast.Assign | ast.AnnAssign) for part in ast.walk(each)]
-    within = read_names(part for node in classes for part in ast.walk(node))
+    named += [part for each in body if isinstance(each, ast.Assign | ast.AnnAssign) for part in walk(each)]
+    within = read_names(part for node in classes for part in walk(node))
     return set(map(id, named)), set(map(bound_name, named)) & within
 
 

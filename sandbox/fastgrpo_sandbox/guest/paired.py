@@ -6,10 +6,10 @@ import ast
 from collections import Counter
 from typing import Any
 
-from .syntax import call
+from .syntax import Transformer, call, walk
 
 
-class Paired(ast.NodeTransformer):
+class Paired(Transformer):
     """`zip(f(1), [2, 3])` becomes `zip(__some__(f(1)), [2, 3])` (arrays.py), where it is made once, and the list that
     is written there, or was given a name for this alone, says what there is to be. `loops` are not such where an
     assertion that never runs has failed anyway."""
@@ -90,7 +90,7 @@ def _is_list(node: ast.AST | None) -> bool:
 
 def _lists_for_once(scope: ast.AST) -> set[str]:
     """The names that are given a list with something in it once, and read once."""
-    names = Counter((node.id, type(node.ctx)) for node in ast.walk(scope) if isinstance(node, ast.Name))
-    given = [node for node in ast.walk(scope) if isinstance(node, ast.Assign) and _is_list(node.value)]
+    names = Counter((node.id, type(node.ctx)) for node in walk(scope) if isinstance(node, ast.Name))
+    given = [node for node in walk(scope) if isinstance(node, ast.Assign) and _is_list(node.value)]
     found = {node.targets[0].id for node in given if isinstance(node.targets[0], ast.Name)}
     return {name for name in found if names[name, ast.Store] == names[name, ast.Load] == 1}

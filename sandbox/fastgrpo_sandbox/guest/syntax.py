@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import types
 import warnings
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
 ATTEMPTS = 10
 
@@ -26,6 +29,39 @@ def parse(source: str) -> ast.Module:
             except (RecursionError, MemoryError):  # the latter is the parser's, of its stack
                 raise SyntaxError("nested too deeply") from None
         return ast.parse(source)
+
+
+def parse_expression(source: str) -> ast.expr:
+    """The one expression that `source` is. Raises SyntaxError and ValueError."""
+    match parse(source.lstrip()).body:
+        case [ast.Expr(value=value)]:
+            return value
+    raise SyntaxError(f"{source!r:.60} is no expression")
+
+
+def _is_table(node: ast.AST) -> bool:
+    """Whether a node is a list or tuple of constants, which in tests are long and hold nothing to look at."""
+    return isinstance(node, ast.List | ast.Tuple) and all(type(each) is ast.Constant for each in node.elts)
+
+
+def walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """`ast.walk`, but for the constants in tables of nothing else."""
+    waiting = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        if not _is_table(node):
+            waiting.extend(ast.iter_child_nodes(node))
+        yield node
+
+
+class Transformer(ast.NodeTransformer):
+    """One that passes over constants and tables of them."""
+
+    def visit_Constant(self, node: ast.Constant) -> Any:
+        return node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        return node if _is_table(node) else super().generic_visit(node)
 
 
 def hoisted(tree: ast.Module) -> ast.Module:

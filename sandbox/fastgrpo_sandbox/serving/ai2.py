@@ -13,6 +13,7 @@ from fastgrpo_sandbox.serving.jails import Jails, Lost, Refused
 from fastgrpo_sandbox.types import AssertTests, Outcome, StdioTests, Tests
 
 NOT_RUN = -1.0
+KEPT_BYTES = 1 << 16  # of what each test's jail prints, which nobody is told
 
 
 class TestProgram(msgspec.Struct):
@@ -42,7 +43,7 @@ async def test_program(jails: Jails, request: TestProgram) -> TestResults:
         if together.status in ("ok", "failed"):
             return _results(together.tests, together.wall_s / len(texts))
     jobs = {i: tests for i, text in enumerate(texts) if (tests := _readable(text)) is not None}
-    limits = jails.limits(seconds)
+    limits = jails.limits(seconds, output_bytes=KEPT_BYTES)
     outcomes = await jails.run_all([RunRequest(request.program, tests=tests, limits=limits) for tests in jobs.values()])
     if any(outcome.status == "infrastructure" for outcome in outcomes):
         raise Lost

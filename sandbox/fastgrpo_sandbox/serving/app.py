@@ -6,7 +6,8 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from fastgrpo_sandbox.types import Outcome, SandboxUnavailable
 log = logging.getLogger("fastgrpo_sandbox")
 JSON = "application/json"
 MAX_BODY = 16 << 20  # bytes; a job of 8 MiB in JSON's escapes
+MOST_BODIES = 256 << 20  # bytes of all bodies that arrive or are being answered
 BODY_S = 60.0  # for a body to arrive
 OPEN = ("/healthz", "/health")  # without a key
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -49,6 +51,7 @@ class App:
         self._jails = jails
         self._key = key.encode()
         self._metrics = Metrics(jails)
+        self._bodies = 0  # bytes
         self._paths = {path for path, _, _ in FORMS} | {*OPEN, "/metrics"}
         self.draining = False
 
@@ -80,11 +83,25 @@ class App:
             if request.content_type not in decode:
                 return _error(415, f"send the body as {JSON} or {MSGPACK}, and say so in Content-Type")
             self._jails.admit()
-            async with asyncio.timeout(BODY_S):
-                body = await request.read()
-            return _encoded(await answer(self._jails, decode[request.content_type](body)), request)
+            with self._room(request):
+                async with asyncio.timeout(BODY_S):
+                    body = await request.read()
+                return _encoded(await answer(self._jails, decode[request.content_type](body)), request)
 
         return handle
+
+    @contextmanager
+    def _room(self, request: web.Request) -> Iterator[None]:
+        """Room for a request's body: as much as it says, or may have at most. Raises Busy where there is none now."""
+        says = None if "Content-Encoding" in request.headers else request.content_length
+        size = MAX_BODY if says is None else min(says, MAX_BODY)
+        if self._bodies + size > MOST_BODIES:
+            raise Busy(1)
+        self._bodies += size
+        try:
+            yield
+        finally:
+            self._bodies -= size
 
     async def _health(self, request: web.Request) -> web.Response:
         if self.draining or not self._jails.pool.stats()["cells"]:

@@ -15,6 +15,8 @@ from fastgrpo_sandbox.serving.jails import Jails, Refused, python_only
 from fastgrpo_sandbox.types import Outcome
 
 MAX_SCRIPTS = 4096
+MOST_OUTPUT = 128 << 20  # bytes that the scripts of a batch may print together, since they are answered together
+LEAST_OUTPUT = 1 << 16  # that each may in any case
 UNFINISHED = {"timeout": "the script ran out of time", "infrastructure": ""}
 
 
@@ -59,7 +61,8 @@ async def execute_batch(jails: Jails, batch: Batch) -> list[ScriptResult]:
         raise Refused(f"a batch has at most {MAX_SCRIPTS} scripts and as many languages")
     python_only(*languages)
     mark = "\x1e" + secrets.token_hex(16)
-    limits = jails.limits(batch.timeout)
+    room = max(LEAST_OUTPUT, MOST_OUTPUT // max(1, len(batch.scripts)))
+    limits = jails.limits(batch.timeout, output_bytes=room)
     jobs = [RunRequest(showing_value(script, mark), limits=limits) for script in batch.scripts]
     return [_result(outcome, mark) for outcome in await jails.run_all(jobs)]
 
@@ -69,7 +72,7 @@ def showing_value(script: str, mark: str) -> str:
     lines keep their numbers. A script that does not parse stays as it is."""
     try:
         last = parse(script).body[-1]
-    except (SyntaxError, ValueError, RecursionError, IndexError):
+    except (SyntaxError, ValueError, IndexError):
         return script
     if not isinstance(last, ast.Expr):
         return script

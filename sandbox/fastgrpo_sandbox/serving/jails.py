@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fastgrpo_sandbox.remote import RunRequest
+from fastgrpo_sandbox.stdio import MOST_OUTPUT
 from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, Outcome
 
 if TYPE_CHECKING:
@@ -99,13 +100,17 @@ class Jails:
             return msgspec.structs.replace(outcome, error=LOST)
         return outcome
 
-    def limits(self, seconds: float, memory_mb: int = 0) -> Limits:
-        """The caps with less time, and less memory (MiB) where any is asked for. Raises Refused for a time of none."""
+    def limits(self, seconds: float, memory_mb: int = 0, output_bytes: int = MOST_OUTPUT) -> Limits:
+        """The caps with less time, less output, and less memory (MiB) where any is asked for. Raises Refused for a time
+        of none."""
         if not seconds > 0:
             raise Refused(f"a time limit of {seconds} s lets nothing run: give more than 0")
         seconds = min(seconds, self.caps.wall_s)
         memory_mb = min(memory_mb, self.caps.memory_mb) if memory_mb > 0 else self.caps.memory_mb
-        return msgspec.structs.replace(self.caps, wall_s=seconds, cpu_s=seconds, memory_mb=memory_mb)
+        output_bytes = min(output_bytes, self.caps.output_bytes)
+        return msgspec.structs.replace(
+            self.caps, wall_s=seconds, cpu_s=seconds, memory_mb=memory_mb, output_bytes=output_bytes
+        )
 
     def capped(self, limits: Limits) -> Limits:
         """`limits`, none above the server's."""
