@@ -11,7 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -83,8 +83,18 @@ def open_folder(config: Config, *, resume: bool, data: Mapping[str, str] = Mappi
 def held_name(folder: Path) -> Iterator[None]:
     """The block in which no other process has the run of this folder; on a file system without locks nobody is told.
 
+    A link to a run's folder is another name of that run.
     Raises UserError where one has it: each would write its steps and checkpoints among the other's.
     """
+    names = {folder.parent.resolve() / folder.name: None, folder.resolve(): None}
+    with ExitStack() as held:
+        for name in names:
+            held.enter_context(_locked(name))
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     lock = folder.parent / f".{folder.name}.lock"
     with writing(f"the run's folder {folder}", "free space or set --runs"):
         lock.parent.mkdir(parents=True, exist_ok=True)

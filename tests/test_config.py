@@ -298,6 +298,11 @@ def test_a_run_is_one_process_s_at_a_time(tmp_path: Path) -> None:
         pytest.fail("both have it")
     with held_name(mine):
         pass
+    mine.mkdir()
+    (tmp_path / "latest").symlink_to(mine)
+    for one, other in ((mine, tmp_path / "latest"), (tmp_path / "latest", mine)):
+        with held_name(one), pytest.raises(UserError, match=taken), held_name(other):
+            pytest.fail("both have it by the link")
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"null", b"{", b'{"a": 3}', b'{"a": "b"}', b"\xff", b"0" * 31])

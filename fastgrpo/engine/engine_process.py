@@ -228,9 +228,10 @@ class EngineProcess:
         """
         self._tell(command, *arguments)
         complaint = f"the engine's process does not answer ({command})"
-        return self._answer(seconds or FIRST_STEP * self._step_timeout_s, complaint, finished)
+        fix = "; continue with --resume, and raise engine.step_timeout_s where it was slow"
+        return self._answer(seconds or FIRST_STEP * self._step_timeout_s, complaint, finished, fix)
 
-    def _answer(self, seconds: float, complaint: str, finished: list[Completion] | None = None) -> Any:
+    def _answer(self, seconds: float, complaint: str, finished: list[Completion] | None = None, fix: str = "") -> Any:
         begun = told = time.monotonic()
         while (now := time.monotonic()) < begun + seconds:
             message = self._hear(0.2)
@@ -241,7 +242,7 @@ class EngineProcess:
             if now > told + TELL_S:
                 told = now
                 say_on_stderr(f"{complaint} after {now - begun:.0f} s{self._alive.said()}")
-        raise self._lose(EngineDied(f"{complaint} after {seconds:g} s{self._alive.said()}"))
+        raise self._lose(EngineDied(f"{complaint} after {seconds:g} s{self._alive.said()}{fix}"))
 
     def _hear(self, seconds: float) -> tuple[Any, ...] | None:
         """The next message, None if there is none in `seconds`."""

@@ -76,10 +76,17 @@ class Generator:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._follow)
 
     async def pause(self) -> None:
-        """Stop between two steps, until `resume`: nothing reads the weights meanwhile, and open requests stay."""
+        """Stop between two steps, until `resume`: nothing reads the weights meanwhile, and open requests stay.
+
+        Where this is cancelled, or the engine fails, there is no pause.
+        """
         await self._stepping.acquire()
         self.paused = True
-        await self._finished(self._engine.settle)
+        try:
+            await self._finished(self._engine.settle)
+        except BaseException:
+            self.resume()
+            raise
 
     def resume(self) -> None:
         """Go on after `pause`."""

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -239,32 +240,43 @@ async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Lea
     It has been awaited when this returns, whether or not the update changed anything. Cancelled where the update is
     made all the same, this returns its metrics, and the caller is cancelled at its next `await`.
     """
-    asked, loop = asyncio.Event(), asyncio.get_running_loop()
+    asked, loop, free = asyncio.Event(), asyncio.get_running_loop(), Future[None]()
 
     async def waited() -> None:
         await asked.wait()
         await engine_free()
+
+    def tell(waiting: asyncio.Task[None]) -> None:
+        if waiting.cancelled():
+            free.cancel()
+        elif error := waiting.exception():
+            free.set_exception(error)
+        else:
+            free.set_result(None)
 
     def before_step() -> None:
         loop.call_soon_threadsafe(asked.set)
         with log.phase("generate"):
             free.result()
 
-    free = asyncio.run_coroutine_threadsafe(waited(), loop)
+    waiting = asyncio.create_task(waited())
+    waiting.add_done_callback(tell)
     with device_thread("training") as thread:
         update = loop.run_in_executor(thread, learner.update, log.timer, before_step)
         try:
             metrics = await asyncio.shield(update)
             # An update of no sample at all waits for nobody.
             asked.set()
-            await asyncio.wrap_future(free)
+            await asyncio.shield(waiting)
             return metrics
         except BaseException as error:
-            free.cancel()
-            await asyncio.gather(update, return_exceptions=True)
-            task, lost = asyncio.current_task(), free.cancelled() or update.cancelled() or update.exception()
+            waiting.cancel()
+            await asyncio.gather(update, waiting, return_exceptions=True)
+            task, lost = asyncio.current_task(), update.cancelled() or update.exception()
             if lost or task is None or not isinstance(error, asyncio.CancelledError):
                 raise
+            if waiting.cancelled():
+                await engine_free()
             task.cancel()
             return update.result()
 

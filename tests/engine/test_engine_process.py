@@ -249,6 +249,16 @@ def test_whatever_becomes_of_the_process_is_a_typed_error(
         EngineProcess("nowhere", max_model_len=16, step_timeout_s=1.0)
 
 
+def test_a_process_that_stops_answering_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "HOST", ("-c", FAKE + "connection.send(('reply', ({}, 100))); time.sleep(60)"))
+    monkeypatch.setattr(engine_process, "FIRST_STEP", 1)
+    engine = EngineProcess("nowhere", max_model_len=16, step_timeout_s=1.0)
+    told = r"does not answer \(settle\) after 1 s; continue with --resume, and raise engine\.step_timeout_s where"
+    with pytest.raises(EngineDied, match=told):
+        engine.settle()
+    engine.close()
+
+
 def test_a_long_start_tells_what_the_process_said_last(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -682,6 +682,36 @@ def test_an_update_that_is_made_is_told_before_an_interrupt_goes_on() -> None:
     asyncio.run(main())
 
 
+def test_an_update_of_no_sample_is_told_before_an_interrupt_goes_on_and_the_engine_is_free_then() -> None:
+    """Nothing in it waits for the engine, which the sync after it takes for idle."""
+
+    class Empty(FakeLearner):
+        def update(self, timer, before_step) -> dict[str, float]:
+            updated.set()
+            return {"samples": 0.0}
+
+    updated, told = threading.Event(), list[tuple[dict[str, float], bool]]()
+
+    async def main() -> None:
+        engine = ScriptedEngine(lambda: time.sleep(0.05))
+        async with under_way(engine, ScriptedEnvironment()) as rollouts:
+
+            async def step() -> None:
+                metrics = await update_beside(rollouts.generated, Empty(engine), RunLog(None))
+                told.append((metrics, engine.busy))
+                await asyncio.sleep(60)
+
+            task = asyncio.create_task(step())
+            while not (updated.is_set() and engine.busy):
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 10)
+        assert told == [({"samples": 0.0}, False)]
+
+    asyncio.run(main())
+
+
 def test_an_engine_failure_during_the_update_is_the_error_that_ends_it() -> None:
     async def main() -> None:
         def fail() -> None:
@@ -745,7 +775,7 @@ def test_what_finished_as_the_engine_settled_is_not_lost_with_a_cancelled_pause(
         def settle(self) -> list[Completion]:
             self.settling.set()
             time.sleep(0.1)
-            return super().step()
+            return super().step() if self.busy else []
 
     async def main() -> None:
         engine = Settling()
@@ -759,7 +789,10 @@ def test_what_finished_as_the_engine_settled_is_not_lost_with_a_cancelled_pause(
             pause.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await pause
-            generator.resume()
+            assert not generator.paused
             assert (await asyncio.wait_for(waiting, 5)).finish_reason == "stop"
+            # As the checkpoint that an interrupt leaves after one that it came into.
+            await asyncio.wait_for(generator.pause(), 5)
+            generator.resume()
 
     asyncio.run(main())
