@@ -349,6 +349,9 @@ class Grpo(Section, frozen=True):
     ] = "grpo"
     clip_low: Annotated[float, Meta(ge=0, le=1, description="ratio is clipped below 1 - this")] = 0.2
     clip_high: Annotated[float, Meta(ge=0, description="ratio is clipped above 1 + this")] = 0.28
+    clip_dual: Annotated[
+        float, Meta(ge=0, description="ratio is clipped above this where the advantage is negative; 0 = not")
+    ] = 0.0
     importance_correction: Annotated[
         ImportanceCorrection,
         Meta(description="unit of the weight trainer / vLLM, which above tis_cap is the cap (truncate) or 0 (mask)"),

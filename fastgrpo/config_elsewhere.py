@@ -30,6 +30,7 @@ ELSEWHERE = {
         "grpo.tis_cap": "vllm_importance_sampling_cap vllm_importance_sampling_clip_max rollout_is_threshold tis_clip",
         "grpo.clip_low": "epsilon clip_ratio clip_ratio_low eps_clip",
         "grpo.clip_high": "epsilon_high clip_ratio_high eps_clip_high",
+        "grpo.clip_dual": "delta clip_ratio_c dual_clip eps_clip_c",
         "grpo.kl_weight": "beta kl_loss_coef init_kl_coef kl.init_coef kl_coef",
         "grpo.entropy_weight": "entropy_coef entropy_coeff",
         "grpo.overlong_filter": "mask_truncated_completions",
@@ -86,7 +87,7 @@ NO_KEY = {
             "ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target"
         ),
         "grpo.loss_function takes a loss of your own": (
-            "delta clip_ratio_c dual_clip sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg "
+            "sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg "
             "vespo_lambda_pos vespo_lambda_neg off_policy_mask_threshold"
         ),
         "tokens are drawn by grpo.temperature, top_p, top_k and min_p": "repetition_penalty do_sample",

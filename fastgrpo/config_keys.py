@@ -207,6 +207,10 @@ def _check_grpo(grpo: Grpo) -> None:
             "grpo.importance_correction by sequence multiplies over an answer what top_p, top_k and min_p leave out at "
             "each token, so that long ones lose their weight: set it to token_truncate or token_mask"
         )
+    if 0 < grpo.clip_dual <= 1:
+        raise UserError(
+            f"grpo.clip_dual = {grpo.clip_dual:g} would clip a ratio of 1: set it above 1, as 3, or 0 for none"
+        )
     if grpo.overlong_penalty_tokens > grpo.max_new_tokens:
         raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")
 

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "cispo": ({"loss_type": "cispo", "epsilon_high": 5.0}, {"loss": "cispo"}),
     "cispo that clips": ({"loss_type": "cispo", "epsilon_high": 1.1}, {"loss": "cispo", "clip_high": 0.1}),
+    "its delta": ({"delta": 1.3}, {"clip_high": 0.2, "clip_dual": 1.3}),
     "kl": ({"beta": 0.1, "use_bias_correction_kl": False}, {"clip_high": 0.2, "kl_weight": 0.1}),
     "entropy": ({"entropy_coef": 0.1}, {"clip_high": 0.2, "entropy_weight": 0.1}),
 }
