@@ -116,11 +116,12 @@ def _unknown(name: str) -> str:
 
 
 def _alike(name: str) -> str | None:
-    """The key whose last part is the likest to the name's; of several the likest as a whole."""
+    """The key whose last part is the likest to the name's; of several that of a like section, else of [grpo]."""
     leaves = {known: known.rpartition(".")[2] for known in KEYS}
     likest = difflib.get_close_matches(name.rpartition(".")[2], set(leaves.values()), n=1, cutoff=0.65)
     found = [known for known, leaf in leaves.items() if leaf in likest]
-    return difflib.get_close_matches(name, found, n=1, cutoff=0)[0] if found else None
+    near = difflib.get_close_matches(name, found, n=1, cutoff=0.8)  # by its section, too
+    return next(iter([*near, *(known for known in found if known.startswith("grpo.")), *found]), None)
 
 
 def resolve(values: dict[str, Any]) -> Config:
