@@ -9,7 +9,8 @@ ELSEWHERE = {
     for key, others in {
         "grpo.steps": "max_steps num_train_epochs total_training_steps total_epochs num_episodes num_rollout",
         "grpo.lr": "learning_rate actor_learning_rate optim.lr adam.lr",
-        "grpo.decay_steps": "lr_scheduler_type lr_scheduler",
+        "grpo.decay": "lr_scheduler_type lr_scheduler",
+        "grpo.min_lr": "lr_scheduler_kwargs min_lr_ratio min_lr_rate",
         "grpo.warmup_steps": "warmup_ratio lr_warmup_ratio lr_warmup_steps lr_warmup_steps_ratio",
         "grpo.group_size": "num_generations n_samples_per_prompt rollout.n rollouts_per_example",
         "grpo.prompts_per_step": "train_batch_size rollout_batch_size per_device_train_batch_size batch_size",
@@ -101,7 +102,6 @@ NO_KEY = {
             "prompt_key input_key label_key reward_fn_key"
         ),
         "AdamW is the one optimizer, by grpo.beta1, beta2 and weight_decay": "optim adam_epsilon optim_args optimizer",
-        "the learning rate is constant, or falls linearly over grpo.decay_steps": "lr_scheduler_kwargs min_lr_ratio",
         "adapters are on all linear layers of the decoder, without dropout": (
             "target_modules lora_dropout lora.dropout modules_to_save"
         ),
