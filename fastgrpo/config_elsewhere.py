@@ -9,9 +9,10 @@ ELSEWHERE = {
     for key, others in {
         "grpo.steps": "max_steps num_train_epochs total_training_steps total_epochs num_episodes num_rollout",
         "grpo.lr": "learning_rate actor_learning_rate optim.lr adam.lr",
-        "grpo.decay_steps": "lr_scheduler_type lr_scheduler",
+        "grpo.decay": "lr_scheduler_type lr_scheduler",
+        "grpo.min_lr": "lr_scheduler_kwargs min_lr_ratio min_lr_rate",
         "grpo.warmup_steps": "warmup_ratio lr_warmup_ratio lr_warmup_steps lr_warmup_steps_ratio",
-        "grpo.group_size": "num_generations n_samples_per_prompt rollout.n",
+        "grpo.group_size": "num_generations n_samples_per_prompt rollout.n rollouts_per_example",
         "grpo.prompts_per_step": "train_batch_size rollout_batch_size per_device_train_batch_size batch_size",
         "grpo.max_new_tokens": "max_completion_length max_response_length generate_max_len max_completion_tokens "
         "rollout_max_response_len",
@@ -19,7 +20,7 @@ ELSEWHERE = {
         "grpo.stop": "generation_kwargs",
         "grpo.epochs_per_batch": "num_iterations ppo_epochs max_epochs",
         "grpo.micro_batch_tokens": "ppo_max_token_len_per_gpu max_tokens_per_gpu",
-        "grpo.max_lag": "max_async_level async_queue_size",
+        "grpo.max_lag": "max_async_level async_level async_queue_size",
         "grpo.max_turns": "max_tool_calling_iterations max_assistant_turns",
         "grpo.loss": "loss_type policy_loss_type loss_mode",
         "grpo.advantage": "adv_estimator advantage.estimator advantage_estimator",
@@ -30,6 +31,7 @@ ELSEWHERE = {
         "grpo.tis_cap": "vllm_importance_sampling_cap vllm_importance_sampling_clip_max rollout_is_threshold tis_clip",
         "grpo.clip_low": "epsilon clip_ratio clip_ratio_low eps_clip",
         "grpo.clip_high": "epsilon_high clip_ratio_high eps_clip_high",
+        "grpo.clip_dual": "delta clip_ratio_c dual_clip eps_clip_c",
         "grpo.kl_weight": "beta kl_loss_coef init_kl_coef kl.init_coef kl_coef",
         "grpo.entropy_weight": "entropy_coef entropy_coeff",
         "grpo.overlong_filter": "mask_truncated_completions",
@@ -37,21 +39,22 @@ ELSEWHERE = {
         "grpo.refill": "filter_groups.enable dynamic_filtering max_num_gen_batches dynamic_sampling_filter_path",
         "grpo.max_grad_norm": "clip_grad max_norm",
         "eval.samples": "num_generations_eval eval.n_samples_per_prompt val_kwargs.n n_samples_per_eval_prompt",
-        "eval.every": "eval_steps eval_strategy test_freq eval.steps eval_interval",
-        "engine.dtype": "bf16 fp16 param_dtype",
+        "eval.every": "eval_steps eval_strategy test_freq eval.steps eval.interval eval_interval",
+        "engine.dtype": "bf16 fp16 param_dtype torch_dtype",
         "engine.max_model_len": "vllm_max_model_length max_prompt_length prompt_max_len seq_len max_len",
         "engine.tensor_parallel": "vllm_tensor_parallel_size tensor_model_parallel_size tensor_parallel_size tp_size",
         "model.path": "model_name_or_path hf_checkpoint",
         "model.chat_template": "apply_chat_template",
         "model.lora_rank": "lora_r lora.rank",
         "model.offload_optimizer": "adam_offload optimizer_offload",
-        "checkpoint.every": "save_steps save_freq save_interval save_strategy",
+        "checkpoint.every": "save_steps save_freq save_interval save_strategy ckpt.interval",
         "checkpoint.keep": "save_total_limit max_num max_actor_ckpt_to_keep",
         "record.tracker": "report_to logger use_wandb",
         "data.dataset": "train_files prompt_dataset prompt_data",
         "data.seed": "data_seed",
         "data.eval_dataset": "val_files eval.dataset eval_prompt_data",
         "data.reward": "reward_funcs remote_rm_url remote_url custom_reward_function.path rm_type custom_rm_path",
+        "data.environment": "env env_id environment_id",
         "sandbox.hosts": "sandbox_fusion.url",
         "runs": "output_dir default_local_dir",
         "name": "run_name experiment_name",
@@ -80,13 +83,15 @@ NO_KEY = {
         "the memory plan says whether vLLM sleeps while the policy trains": (
             "vllm_enable_sleep_mode free_cache_engine enable_sleep"
         ),
-        "it is an argument of fastgrpo.train": "reward_weights eval_dataset train_dataset resume_from_checkpoint",
+        "it is an argument of fastgrpo.train": (
+            "reward_weights eval_dataset train_dataset resume resume_mode resume_from_checkpoint"
+        ),
         "the KL term is k3, without an importance weight, to the policy at the start": (
             "use_bias_correction_kl kl_loss_type kl_estimator use_kl_loss use_kl_in_reward sync_ref_model "
             "ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target"
         ),
         "grpo.loss_function takes a loss of your own": (
-            "delta clip_ratio_c dual_clip sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg "
+            "sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg "
             "vespo_lambda_pos vespo_lambda_neg off_policy_mask_threshold"
         ),
         "tokens are drawn by grpo.temperature, top_p, top_k and min_p": "repetition_penalty do_sample",
@@ -96,6 +101,21 @@ NO_KEY = {
         "columns have their own names: a prompt is in `prompt`, the rest goes to the reward": (
             "prompt_key input_key label_key reward_fn_key"
         ),
+        "AdamW is the one optimizer, by grpo.beta1, beta2 and weight_decay": "optim adam_epsilon optim_args optimizer",
+        "adapters are on all linear layers of the decoder, without dropout": (
+            "target_modules lora_dropout lora.dropout modules_to_save"
+        ),
+        "the checkpoint of the best evaluation is kept beside the last ones": (
+            "load_best_model_at_end metric_for_best_model"
+        ),
+        "held-out problems are evaluated before the first step and after the last": "eval_on_start val_before_train",
+        "the variable WANDB_PROJECT names it": "project_name wandb_project",
+        "torchrun starts one rank for each GPU": (
+            "n_gpus_per_node nnodes num_nodes num_gpus_per_node actor_num_gpus_per_node rollout_num_gpus"
+        ),
+        "problems whose prompts are too long are left out": "filter_overlong_prompts truncation",
+        "code that a model brings is never run": "trust_remote_code",
+        "attention is FlashAttention's where the extra flash is installed": "attn_implementation attn_impl",
         "problems are drawn anew in each epoch, by seed": "shuffle shuffle_dataset validation_shuffle",
     }.items()
     for other in others.split()

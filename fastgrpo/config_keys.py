@@ -116,11 +116,12 @@ def _unknown(name: str) -> str:
 
 
 def _alike(name: str) -> str | None:
-    """The key whose last part is the likest to the name's; of several the likest as a whole."""
+    """The key whose last part is the likest to the name's; of several that of a like section, else of [grpo]."""
     leaves = {known: known.rpartition(".")[2] for known in KEYS}
     likest = difflib.get_close_matches(name.rpartition(".")[2], set(leaves.values()), n=1, cutoff=0.65)
     found = [known for known, leaf in leaves.items() if leaf in likest]
-    return difflib.get_close_matches(name, found, n=1, cutoff=0)[0] if found else None
+    near = difflib.get_close_matches(name, found, n=1, cutoff=0.8)  # by its section, too
+    return next(iter([*near, *(known for known in found if known.startswith("grpo.")), *found]), None)
 
 
 def resolve(values: dict[str, Any]) -> Config:
@@ -206,6 +207,10 @@ def _check_grpo(grpo: Grpo) -> None:
         raise UserError(
             "grpo.importance_correction by sequence multiplies over an answer what top_p, top_k and min_p leave out at "
             "each token, so that long ones lose their weight: set it to token_truncate or token_mask"
+        )
+    if 0 < grpo.clip_dual <= 1:
+        raise UserError(
+            f"grpo.clip_dual = {grpo.clip_dual:g} would clip a ratio of 1: set it above 1, as 3, or 0 for none"
         )
     if grpo.overlong_penalty_tokens > grpo.max_new_tokens:
         raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")

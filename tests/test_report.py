@@ -197,3 +197,10 @@ def test_values_of_another_kind_are_left_out(tmp_path: Path) -> None:
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+def test_held_out_rewards_are_dots_among_the_steps() -> None:
+    rows = [{"stage": "grpo", "step": step, "reward/total": 0.1 * step} for step in range(1, 5)]
+    assert "held out" not in report_figures.reward_figure(rows)
+    rows[2]["held_out/reward"] = 0.5
+    assert "held out" in report_figures.reward_figure(rows)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -263,6 +264,11 @@ def test_the_learning_rate_rises_then_stays_or_falls_to_nothing() -> None:
     assert [learning_rate(constant, step) for step in (0, 1, 3, 100)] == [0.25, 0.5, 1.0, 1.0]
     falling = resolve({"grpo.lr": 1.0, "grpo.warmup_steps": 0, "grpo.decay_steps": 4}).grpo
     assert [learning_rate(falling, step) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    cosine = msgspec.structs.replace(falling, decay="cosine", min_lr=0.1)
+    half = 0.5 * 0.9 + 0.1
+    side = 0.45 * math.sqrt(0.5)
+    expected = [1.0, half + side, half, half - side, 0.1, 0.1]
+    assert [learning_rate(cosine, step) for step in range(6)] == pytest.approx(expected)
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_the_policy_as_it_is(model: Path) -> None:

@@ -79,6 +79,7 @@ def linear_grpo_loss(
     tis_cap: float | None = None,
     tis_mask: bool = False,
     entropy_weight: float = 0.0,
+    clip_dual: float | None = None,
     temperature: float = 1.0,
     bias: Tensor | None = None,
     softcap: float | None = None,
@@ -94,7 +95,8 @@ def linear_grpo_loss(
     "sequence": the ratio's value is exp(sequence_log_ratio_N), its gradient each token's (gspo);
     "cispo": clipped and detached ratio times logprob. `kl_weight` weighs the k3 estimate of KL(policy, reference);
     `tis_cap` caps the detached weight exp(old - sampled) that multiplies the policy term; with `tis_mask` one above
-    it is 0. `entropy_weight` times the entropy is a bonus, whose gradient comes from the same pass.
+    it is 0. `entropy_weight` times the entropy is a bonus, whose gradient comes from the same pass. `clip_dual` bounds
+    the ratio of tokens with a negative advantage, which the clip does not (not for "cispo", whose clip does).
 
     Tokens of zero weight, or of zero advantage where `kl_weight` and `entropy_weight` are 0, cost nothing: they are
     dropped before any product, get no gradient and no statistics, and may have any target. Gradients are made here and
@@ -108,7 +110,9 @@ def linear_grpo_loss(
     )
     validate.loss_arguments(hidden_NH, tokens, ratio, (clip_low, clip_high), kl_weight, tis_cap)
     validate.entropy_weight(entropy_weight)
-    options = (ratio, float(clip_low), float(clip_high), float(kl_weight), tis_cap, tis_mask, float(entropy_weight))
+    validate.clip_dual(clip_dual)
+    clips = (float(clip_low), float(clip_high))
+    options = (ratio, *clips, float(kl_weight), tis_cap, tis_mask, float(entropy_weight), clip_dual)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_NH, weight_VH, bias)]
     loss, report_FN, statistics, *_ = torch.ops.fastgrpo.linear_grpo_loss(
         hidden_NH, weight_VH, bias, targets_N, *tokens, *options, float(temperature), softcap, wanted, chunk

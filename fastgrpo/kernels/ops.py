@@ -169,6 +169,7 @@ def linear_grpo_loss(
     tis_cap: Optional[float],  # noqa: UP045
     tis_mask: bool,
     entropy_weight: float,
+    clip_dual: Optional[float],  # noqa: UP045
     temperature: float,
     softcap: Optional[float],  # noqa: UP045
     wanted: list[bool],
@@ -178,7 +179,8 @@ def linear_grpo_loss(
     tokens = TokenInputs(
         advantages_N, token_weights_N, old_logprobs_N, ref_logprobs_N, sampled_logprobs_N, sequence_log_ratio_N
     )
-    options = LossOptions(cast(Ratio, ratio), clip_low, clip_high, kl_weight, tis_cap, tis_mask, entropy_weight)
+    scalars = (clip_low, clip_high, kl_weight, tis_cap, tis_mask, entropy_weight, clip_dual)
+    options = LossOptions(cast(Ratio, ratio), *scalars)
     report_FN, gradients = chunked.loss_and_gradients(
         hidden_NH,
         targets_N,
@@ -256,7 +258,7 @@ def _differentiate_loss(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -
         if want and grad_loss is not None:
             torch.ops.fastgrpo.scale_(gradient, grad_loss)
     usable = [want and grad_loss is not None for want in ctx.wanted]
-    return *(grad if use else None for grad, use in zip(gradients, usable, strict=True)), *[None] * 18
+    return *(grad if use else None for grad, use in zip(gradients, usable, strict=True)), *[None] * 19
 
 
 linear_grpo_loss.register_autograd(_differentiate_loss, setup_context=_save_loss)

@@ -54,6 +54,7 @@ class LossOptions(NamedTuple):
     tis_cap: float | None = None
     tis_mask: bool = False
     entropy_weight: float = 0.0
+    clip_dual: float | None = None
 
 
 class PolicyLoss(NamedTuple):
@@ -119,7 +120,8 @@ def policy_ratio(logprobs_N: Tensor, old_N: Tensor, tokens: TokenInputs, options
 def policy_loss(logprobs_N: Tensor, tokens: TokenInputs, options: LossOptions) -> PolicyLoss:
     """Loss of each token, times its weight.
 
-    token, sequence: -min(r A, clip(r, 1 - low, 1 + high) A) (PPO; DAPO's clip-higher, arXiv 2503.14476, eq. 10);
+    token, sequence: -min(r A, clip(r, 1 - low, 1 + high) A) (PPO; DAPO's clip-higher, arXiv 2503.14476, eq. 10), where
+    A < 0 with r at most `clip_dual` (dual-clip PPO, arXiv 1912.09729, eq. 5);
     cispo: -stop_gradient(clip(r, 1 - low, 1 + high)) A log pi (arXiv 2506.13585, eq. 4).
     Both times the truncated importance weight, plus kl_weight * k3, k3 = exp(d) - d - 1 with d = log pi_ref - log pi.
     """
@@ -131,8 +133,11 @@ def policy_loss(logprobs_N: Tensor, tokens: TokenInputs, options: LossOptions) -
     if options.ratio == "cispo":
         objective_N = ratio_N.detach().clamp(low, high) * advantages_N * logprobs_N
     else:
+        dual = options.clip_dual or 2 * math.exp(LOG_RATIO_BOUND)  # no ratio is above it
+        beyond_N = (advantages_N < 0) & (ratio_N.detach() > dual)
         objective_N = torch.minimum(ratio_N * advantages_N, ratio_N.clamp(low, high) * advantages_N)
-        below_N, above_N = below_N & (advantages_N < 0), above_N & (advantages_N > 0)
+        objective_N = torch.where(beyond_N, dual * advantages_N, objective_N)
+        below_N, above_N = below_N & (advantages_N < 0), (above_N & (advantages_N > 0)) | beyond_N
     importance_N, capped_N = importance_weight(old_N, tokens, options)
     loss_N, kl_N = -importance_N * objective_N, torch.zeros_like(old_N)
     if tokens.ref_logprobs_N is not None:
@@ -151,8 +156,9 @@ def policy_loss_slope(logprobs_N: Tensor, tokens: TokenInputs, options: LossOpti
     if options.ratio == "cispo":
         slope_N = ratio_N.clamp(low, high) * tokens.advantages_N
     else:
-        unclipped_N = torch.where(tokens.advantages_N > 0, ratio_N <= high, ratio_N >= low)
         bound = math.exp(LOG_RATIO_BOUND)
+        within_N = (ratio_N >= low) & (ratio_N <= (options.clip_dual or bound))
+        unclipped_N = torch.where(tokens.advantages_N > 0, ratio_N <= high, within_N)
         slope_N = ratio_N * tokens.advantages_N * (unclipped_N & (ratio_N < bound) & (ratio_N > 1 / bound))
     slope_N = -slope_N * importance_weight(old_N, tokens, options)[0]
     if tokens.ref_logprobs_N is not None:

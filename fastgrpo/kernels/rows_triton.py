@@ -7,6 +7,8 @@ Exponentials are taken in base 2, the hardware's, as one multiply-add and one in
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -128,7 +130,7 @@ def _write_dlogits(
 @triton.jit
 def _policy_loss(
     logprob, token, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-    low, high, kl_weight, tis_cap, RATIO: tl.constexpr, MASK: tl.constexpr,
+    low, high, dual, kl_weight, tis_cap, RATIO: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """`reference.policy_loss` of one token, and its derivative by the token's logprob."""
     advantage, weight = tl.load(advantages_ptr + token), tl.load(weights_ptr + token)
@@ -147,8 +149,9 @@ def _policy_loss(
     if RATIO == "cispo":
         objective, d_objective = clipped * advantage * logprob, clipped * advantage
     else:
-        objective = tl.minimum(ratio * advantage, clipped * advantage)
-        below, above = below & (advantage < 0), above & (advantage > 0)
+        beyond = (advantage < 0) & (ratio > dual)
+        objective = tl.where(beyond, dual * advantage, tl.minimum(ratio * advantage, clipped * advantage))
+        below, above = below & (advantage < 0), (above & (advantage > 0)) | beyond
         constant = below | above | (tl.abs(log_ratio) > BOUND)
         d_objective = tl.where(constant, 0.0, ratio * advantage)
     importance, capped = weight * 0.0 + 1.0, weight != weight
@@ -214,7 +217,7 @@ def _dlogits_kernel(
 def _loss_kernel(
     logits_ptr, pitch, vocabulary, targets_ptr, report_ptr, report_pitch,
     advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-    low, high, kl_weight, tis_cap, entropy_weight, softcap, scale, rows,
+    low, high, dual, kl_weight, tis_cap, entropy_weight, softcap, scale, rows,
     RATIO: tl.constexpr, MASK: tl.constexpr, BONUS: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr,
     LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
@@ -227,7 +230,7 @@ def _loss_kernel(
         logprob = (_capped(target_raw, softcap, SOFTCAP) - largest) * (scale * LN_2) - tl.log(total)
         loss, d_loss, kl, below, above, capped = _policy_loss(
             logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-            low, high, kl_weight, tis_cap, RATIO, MASK,
+            low, high, dual, kl_weight, tis_cap, RATIO, MASK,
         )  # fmt: skip
         shift, grad_entropy = largest * scale, d_loss
         if BONUS:
@@ -301,7 +304,7 @@ def loss_rows(
     # The kernel takes a field's elements for neighbours: a column of a matrix, or an expanded number, is copied.
     targets_C, fields = targets_C.contiguous(), [None if x is None else x.contiguous() for x in tokens]
     rows, vocabulary = logits_CV.shape
-    bounds = (1.0 - options.clip_low, 1.0 + options.clip_high)
+    bounds = (1.0 - options.clip_low, 1.0 + options.clip_high, options.clip_dual or 2 * math.exp(LOG_RATIO_BOUND))
     weights = (options.kl_weight, options.tis_cap or 0.0, options.entropy_weight)
     arguments = (targets_C, report_FC, report_FC.stride(0), *fields, *bounds, *weights, *_constants(transform), rows)
     constants = {"RATIO": options.ratio, "MASK": options.tis_mask, "BONUS": options.entropy_weight > 0}

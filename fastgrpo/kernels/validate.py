@@ -74,6 +74,11 @@ def loss_arguments(
     )
 
 
+def clip_dual(bound: float | None) -> None:
+    """A ratio of 1 is never bounded."""
+    require(bound is None or bound > 1, "clip_dual", "None or a number above 1", bound)
+
+
 def entropy_weight(weight: float) -> None:
     """A bonus, never a penalty."""
     require(math.isfinite(weight) and weight >= 0, "entropy_weight", "a number of at least 0", weight)

@@ -63,7 +63,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def reward_figure(rows: Sequence[Row]) -> str:
-    """The reward and its weighted terms over the steps: raw values pale, trailing means strong."""
+    """The reward and its weighted terms over the steps: raw values pale, trailing means strong, held-out means dots."""
     terms = dict.fromkeys(name for row in rows for name in row if name.startswith("reward/") and name != "reward/total")
     colors = {"reward/total": STAGES["grpo"][1]} | dict(zip(terms, cycle(TERM_COLORS), strict=False))
 
@@ -74,6 +74,9 @@ def reward_figure(rows: Sequence[Row]) -> str:
             label, width = name.removeprefix("reward/"), 2.0 if name == "reward/total" else 1.5
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
             axes.plot(steps, smooth(values), color=color, label=label, linewidth=width)
+        steps, values = curve(rows, "held_out/reward")
+        if len(steps):
+            axes.plot(steps, values, "o", color=STAGES["grpo"][1], markersize=5, label="held out")
         axes.set(xlabel="GRPO step", ylabel="mean over the step's rollouts")
         axes.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 

@@ -213,9 +213,11 @@ def _all_records(experience: Experience) -> list[dict[str, Any]]:
 
 
 def learning_rate(config: Grpo, step: int) -> float:
-    """The learning rate of the update after `step` others: linear warm-up, then constant or in linear decay.
+    """The learning rate of the update after `step` others: linear warm-up, then constant or in decay.
 
     AdamW's first steps move every weight by the whole learning rate, whatever the gradient's size, hence the warm-up.
     """
     warmed = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    return config.lr * warmed * (max(0.0, 1 - step / config.decay_steps) if config.decay_steps else 1.0)
+    left = max(0.0, 1 - step / config.decay_steps) if config.decay_steps else 1.0
+    share = (1 - math.cos(math.pi * left)) / 2 if config.decay == "cosine" else left
+    return config.lr * warmed * (config.min_lr + (1 - config.min_lr) * share)

@@ -57,6 +57,7 @@ def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
         tis_cap=config.tis_cap or None,
         tis_mask=config.importance_correction.endswith("mask"),
         entropy_weight=config.entropy_weight,
+        clip_dual=config.clip_dual or None,
         **policy.head(config.temperature),
     )
 

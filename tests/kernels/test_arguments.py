@@ -46,6 +46,7 @@ LOSS_ERRORS = [
     ({"old_logprobs_N": torch.ones(3, 1)}, r"old_logprobs_N: expected shape \[3\], got \(3, 1\)"),
     ({"ratio": "tokens"}, "ratio: expected 'token', 'sequence' or 'cispo', got 'tokens'"),
     ({"clip_low": 1.5}, r"clip_low: expected a number in \[0, 1\], got 1.5"),
+    ({"clip_dual": 1.0}, r"clip_dual: expected None or a number above 1, got 1.0"),
     ({"clip_high": -0.1}, "clip_high: expected a number of at least 0, got -0.1"),
     ({"kl_weight": 0.1}, "ref_logprobs_N: expected a tensor as kl_weight > 0, got None"),
     ({"kl_weight": float("nan")}, "kl_weight: expected a number of at least 0, got nan"),

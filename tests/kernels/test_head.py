@@ -31,6 +31,8 @@ LOSSES = {
     "cispo": LossOptions("cispo", clip_low=1.0, clip_high=0.3, tis_cap=1.1),
     "masked": LossOptions("token", tis_cap=1.1, tis_mask=True),
     "entropy": LossOptions("token", kl_weight=0.04, entropy_weight=0.3),
+    "dual": LossOptions("token", clip_dual=1.1),
+    "gspo_dual": LossOptions("sequence", clip_low=0.3, clip_high=0.3, clip_dual=1.05, kl_weight=0.1),
     "entropy_alone": LossOptions("cispo", clip_low=1.0, entropy_weight=2.0),
 }
 SHAPES = [(1, 64, 1003), (7, 96, 2100), (5, 64, 129), (9, 64, 16)]

@@ -96,6 +96,8 @@ def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torc
                 ratio = ratio.detach() * (logp - logp.detach()).exp()
         clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
         objective = torch.minimum(ratio * sample.advantage, clipped * sample.advantage)
+        if config.clip_dual and sample.advantage < 0:
+            objective = objective.clamp(min=config.clip_dual * sample.advantage)
         if config.ratio == "cispo":
             objective = clipped.detach() * sample.advantage * logp
         distance = old - 0.05 - logp
@@ -119,6 +121,14 @@ def test_every_loss_has_its_papers_gradient(name: str) -> None:
     preset = LOSS_PRESETS[name] | {"clip_low": clip, "clip_high": clip}
     config = msgspec.structs.replace(Grpo(), kl_weight=1e-3, tis_cap=0.5, **preset)
     assert_textbook_gradient(config, samples())
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo"])
+def test_a_dual_clip_bounds_what_a_negative_advantage_weighs(name: str) -> None:
+    preset = LOSS_PRESETS[name] | {"clip_low": 0.05, "clip_high": 0.05}
+    config = msgspec.structs.replace(Grpo(), tis_cap=0.5, clip_dual=1.002, **preset)
+    bounded = assert_textbook_gradient(config, samples())
+    assert not torch.equal(bounded, assert_textbook_gradient(msgspec.structs.replace(config, clip_dual=0.0), samples()))
 
 
 def assert_textbook_gradient(config: Grpo, items: list[Sample]) -> torch.Tensor:

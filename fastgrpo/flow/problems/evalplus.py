@@ -174,9 +174,13 @@ def defined(source, name):
 def same(got, wanted, room):
     if got == wanted or wanted != wanted and isinstance(got, type(wanted)) and cmath.isnan(got):
         return True
+    each = wanted if isinstance(wanted, (list, tuple)) and wanted else [wanted]
+    room = room or all(isinstance(item, float) for item in each) and 1e-6
+    return bool(room) and type(got) is type(wanted) and close(got, wanted, room)
+
+def close(got, wanted, room):
     for kind in (list, tuple):
         if isinstance(wanted, kind):
-            return isinstance(got, kind) and len(got) == len(wanted) and all(map(same, got, wanted, [room] * len(got)))
-    is_real = isinstance(wanted, float) or room and isinstance(wanted, int)
-    return is_real and math.isclose(got, wanted, rel_tol=1e-7, abs_tol=room or 1e-6)
+            return isinstance(got, kind) and len(got) == len(wanted) and all(map(close, got, wanted, [room] * len(got)))
+    return isinstance(wanted, (int, float)) and math.isclose(got, wanted, rel_tol=1e-7, abs_tol=room)
 """

@@ -131,7 +131,34 @@ def test_values_are_compared_as_evalplus_does(load: Load, judge: Judge) -> None:
     assert all(judge_all(judge, problem, problem.solution or ""))
     assert judge_all(judge, problem, "def f(x): return 1.0") == [False, False, True]
     [problem] = load(sample | {"atol": 1e-6})
-    assert all(judge_all(judge, problem, "def f(x): return x + 1e-9 if x == 1 else x"))
+    assert all(judge_all(judge, problem, "def f(x): return x * (1 + 1e-8) if type(x) is float else x"))
+    assert judge_all(judge, problem, "def f(x): return x + 1e-9 if x == 1 else x") == [False, *[True] * 6, False]
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize(
+    ("wanted", "got", "room", "passes"),
+    [
+        ("1.0000001", "1", 0, False),  # a float is near, and an int is none
+        ("1.5", "1.5 + 1e-8", 0, True),
+        ("1", "1.0000001", 1e-6, False),
+        ("2.0", "2", 0, True),  # equal
+        ("[1.0, 2]", "[1 + 1e-9, 2]", 0, False),  # not all floats: exact
+        ("[1.0, 2]", "[1 + 1e-9, 2]", 1e-6, True),
+        ("[1.0, 2.0]", "[1 + 1e-9, 2.0]", 0, True),
+        ("(1.0, 2.0)", "[1.0, 2.0]", 0, False),
+        ("[[1.0]]", "[[1 + 1e-9]]", 0, False),
+        ("[[1.0]]", "[[1 + 1e-9]]", 1e-6, True),
+        ("[1.0]", "[[1.0]]", 0, False),
+        ("1e300", "'1e300'", 0, False),
+    ],
+)
+def test_what_is_near_is_what_evalplus_takes_for_it(
+    load: Load, judge: Judge, wanted: str, got: str, room: float, passes: bool
+) -> None:
+    """Held to `untrusted_check` of EvalPlus 0.3.1, but for [[1.0]], which numpy takes for [1.0]."""
+    [problem] = load(record(f"def f(x): return {wanted}\n", "assert f(1) == 1", [1]) | {"atol": room})
+    assert judge(problem, f"def f(x): return {got}")[1].tests == (passes,)
 
 
 def judge_all(judge: Judge, problem: Problem, code: str) -> list[bool]:
