@@ -50,8 +50,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerCall(msgspec.Struct, kw_only=True):
     """One operator call of a workflow: entered in the account when it arrives, completed as workers answer.
 
-    No request is sent for a call that was refused, nor for a `test` whose code passes. Tokens, US dollars and seconds are
-    those of the answers.
+    No request is sent for a call that was refused, nor for a `test` whose code passes. Tokens, US dollars and seconds
+    are those of the answers.
     """
 
     operator: str
