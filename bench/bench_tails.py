@@ -35,7 +35,7 @@ from openai import AsyncOpenAI
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
 from fastgrpo.engine.completion import Completion
-from fastgrpo.flow import operators
+from fastgrpo.flow import solutions
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
@@ -242,7 +242,7 @@ async def at_once(way: Callable[[int], Awaitable[None]], most: int, count: int) 
 
 def slower(seconds: float) -> Callable[[str, str], str]:
     """`program_after`, which sleeps first."""
-    after = operators.program_after
+    after = solutions.program_after
     return lambda given, code: f"import time\ntime.sleep({seconds})\n{after(given, code)}"
 
 
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, nargs="*", default=[])
     options, keys = parser.parse_known_args()
     if options.test_s:
-        vars(operators)["program_after"] = slower(options.test_s)
+        vars(solutions)["program_after"] = slower(options.test_s)
     plain = settings(options, keys, "http://127.0.0.1:1/v1")
     problems, _ = problems_of(task_of(plain), plain)
     with worker(problems, options.latency) as url:

@@ -23,8 +23,8 @@ from fastgrpo.errors import UserError
 from fastgrpo.flow import task as workflows
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.jails import open_pool
-from fastgrpo.flow.operators import given_to, last_line, program_after, run_program, run_tests
 from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.solutions import given_to, last_line, program_after, run_program, run_tests
 from fastgrpo.flow.teachers import ScriptedTeacher
 from fastgrpo.flow.types import Execution, Problem, WorkflowLimits, names_of
 from fastgrpo.record.comparison import markdown, spread

@@ -182,25 +182,20 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn, and the deadlines in seconds.
-
-    `top_p`, `top_k` (0 = all) and `min_p` bound the tokens that may be drawn; each text in `stop` ends a completion.
-    `deadline_s` bounds the wait for one completion, `execute_s` one answer of the environment, and `straggler_s` (0 =
-    not at all) what still executes after the batch's last completion. `max_turns`: completions of an agent's rollout.
-    """
+    """How completions are drawn, and the deadlines in seconds."""
 
     max_new_tokens: int
     max_model_len: int
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0
+    top_k: int = 0  # 0 = all
     min_p: float = 0.0
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()  # each text ends a completion
     rounds: int = 1
-    max_turns: int = 64
-    deadline_s: float = 1800.0
-    execute_s: float = 600.0
-    straggler_s: float = 0.0
+    max_turns: int = 64  # completions of an agent's rollout
+    deadline_s: float = 1800.0  # the wait for one completion
+    execute_s: float = 600.0  # one answer of the environment
+    straggler_s: float = 0.0  # what still executes after the batch's last completion; 0 = no bound of its own
 
     @classmethod
     def of(cls, config: Config) -> Sampling:

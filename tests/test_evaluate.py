@@ -1,8 +1,7 @@
 """Evaluation and solving where nothing can be measured: what failed is said, and no empty result is a success."""
 
 import asyncio
-import subprocess
-import sys
+import multiprocessing
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,17 +179,21 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
         pass
 
 
+def write_thirty(path: Path, who: str) -> None:
+    for n in range(30):
+        row = EvalRow(stage=f"{who}{n}", problem_id="p", status="ok", reward=1.0, metrics={})
+        evaluation.save_rows(path, [row])
+
+
 def test_programs_that_write_one_evaluation_at_once_keep_each_other_s_rows(tmp_path: Path) -> None:
     path = tmp_path / "run" / "evaluation.json"
-    code = (
-        "import sys; from pathlib import Path; from fastgrpo.evaluation import save_rows\n"
-        "from fastgrpo.types import EvalRow\n"
-        "for n in range(30):\n"
-        "    row = EvalRow(stage=f'{sys.argv[2]}{n}', problem_id='p', status='ok', reward=1.0, metrics={})\n"
-        "    save_rows(Path(sys.argv[1]), [row])"
-    )
-    programs = [subprocess.Popen([sys.executable, "-c", code, str(path), who]) for who in ("sft", "evaluate")]
-    assert [program.wait(240) for program in programs] == [0, 0]
+    context = multiprocessing.get_context("fork")  # with all imported: that takes seconds
+    programs = [context.Process(target=write_thirty, args=(path, who)) for who in ("sft", "evaluate")]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(60)
+    assert [program.exitcode for program in programs] == [0, 0]
     found = {row.stage for row in evaluation.read_rows(path)}
     assert found == {f"{who}{n}" for who in ("sft", "evaluate") for n in range(30)}
     assert [each.name for each in path.parent.iterdir()] == [path.name]

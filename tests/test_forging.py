@@ -12,8 +12,8 @@ from fastgrpo.config import RewardWeights
 from fastgrpo.errors import UserError
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.operators import run_tests
 from fastgrpo.flow.parse import parse_completion
+from fastgrpo.flow.solutions import run_tests
 from fastgrpo.flow.types import Execution, WorkflowLimits
 from fastgrpo.forging import (
     FORGERIES,

@@ -35,8 +35,9 @@ async def main():
 
 run_program(lambda: run_async(main))
 """
+# Each of its arguments in a child of its own, which has what they all import; what becomes of it lies in three files.
 BLOCKING = """
-import asyncio, sys, time
+import asyncio, os, sys, time
 from contextlib import asynccontextmanager
 import torch
 from fastgrpo import tasks
@@ -65,7 +66,7 @@ async def opening():
     try:
         yield "environment"
     finally:
-        await (asyncio.sleep(60) if sys.argv[1] == "end" else ignores_its_end())
+        await (asyncio.sleep(60) if what == "end" else ignores_its_end())
 
 async def opened():
     async with asking.opened(opening()) as found:
@@ -82,7 +83,7 @@ class Hanging:
 
 async def main():
     clock = asyncio.timeout(0.1)
-    match sys.argv[1]:
+    match what:
         case "execute":
             await asking.ask(blocks_the_loop, clock=clock)
         case "feedback_text":
@@ -98,7 +99,19 @@ async def main():
         case _:
             await opened()
 
-run_async(main)
+children = {}
+for what in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{what}.{name}", os.O_WRONLY | os.O_CREAT), number)
+        run_async(main)
+        sys.exit()
+    children[child] = what
+while children:
+    child, status = os.wait()
+    with open(f"{children.pop(child)}.status", "w") as file:
+        file.write(str(os.waitstatus_to_exitcode(status)))
 """
 
 
@@ -147,25 +160,31 @@ def test_what_does_not_end_is_named_and_the_program_ends(what: str, named: str) 
     assert lines[:1] == ([f"left behind, for it goes on though all else has ended: {named}"] if named else [])
 
 
-@pytest.mark.parametrize(
-    ("what", "said"),
-    [
-        (
-            "execute",
-            "the environment's blocks_the_loop has held the event loop for 0.3 s, in which nothing else goes on",
-        ),
-        ("feedback_text", "the environment's blocks has held the event loop for 0.3 s, in which nothing else goes on"),
-        ("prompt", "prompt has held the event loop for 0.2 s for the problem p7, in which nothing else goes on: have"),
-        ("dataset", "dataset has not been read to its end in 0.2 s: its own code hangs"),
-        ("problems", "load_problems has not ended in 0.2 s: its own code, or the trial of solutions, hangs"),
-        ("loss", "grpo.loss_function: __main__:blocks has not ended in 0.2 s: mend it, then continue with --resume"),
-        ("stubborn end", "open_environment has not closed in 0.4 s: its code after the yield hangs"),
-    ],
-)
-def test_what_holds_up_all_else_ends_the_run_by_its_name(what: str, said: str) -> None:
-    ended = ended_program(BLOCKING, what)
-    assert ended.returncode == 2
-    assert [line for line in ended.stderr.splitlines() if line.startswith(f"error: {said}")], ended.stderr
+HOLDING = {
+    "execute": "the environment's blocks_the_loop has held the event loop for 0.3 s, in which nothing else goes on",
+    "feedback_text": "the environment's blocks has held the event loop for 0.3 s, in which nothing else goes on",
+    "prompt": "prompt has held the event loop for 0.2 s for the problem p7, in which nothing else goes on: have",
+    "dataset": "dataset has not been read to its end in 0.2 s: its own code hangs",
+    "problems": "load_problems has not ended in 0.2 s: its own code, or the trial of solutions, hangs",
+    "loss": "grpo.loss_function: __main__:blocks has not ended in 0.2 s: mend it, then continue with --resume",
+    "stubborn end": "open_environment has not closed in 0.4 s: its code after the yield hangs",
+}
+
+
+@pytest.fixture(scope="module")
+def blocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder where `BLOCKING` has left what became of each."""
+    folder = tmp_path_factory.mktemp("blocked")
+    ended = ended_program(BLOCKING, *HOLDING, "end", folder=folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.mark.parametrize("what", HOLDING)
+def test_what_holds_up_all_else_ends_the_run_by_its_name(what: str, blocked: Path) -> None:
+    assert (blocked / f"{what}.status").read_text() == "2"
+    said = (blocked / f"{what}.stderr").read_text()
+    assert [line for line in said.splitlines() if line.startswith(f"error: {HOLDING[what]}")], said
 
 
 def test_a_module_that_hangs_as_it_is_imported_is_named(tmp_path: Path) -> None:
@@ -197,7 +216,8 @@ def test_a_call_that_lets_others_run_is_not_told() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "begun\ndone\n", "")
 
 
-def test_an_environment_that_does_not_close_is_named_and_the_run_goes_on() -> None:
-    ended = ended_program(BLOCKING, "end")
-    assert (ended.returncode, ended.stdout) == (0, "environment\nthe run goes on\n")
-    assert "open_environment has not closed in 0.2 s and is cancelled: its code after the yield" in ended.stderr
+def test_an_environment_that_does_not_close_is_named_and_the_run_goes_on(blocked: Path) -> None:
+    assert (blocked / "end.status").read_text() == "0"
+    assert (blocked / "end.stdout").read_text() == "environment\nthe run goes on\n"
+    said = (blocked / "end.stderr").read_text()
+    assert "open_environment has not closed in 0.2 s and is cancelled: its code after the yield" in said

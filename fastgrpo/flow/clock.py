@@ -1,11 +1,16 @@
-"""The time that a workflow may take, without what it waits for others."""
+"""The time that a workflow and each of its questions to a worker may take, without what they wait for others."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
+
+from msgspec.structs import replace
+
+from fastgrpo.flow.types import Reply, Request, Worker, WorkerError
 
 T = TypeVar("T")
 
@@ -63,3 +68,20 @@ class Clock:
     def _reschedule(self, when: float | None) -> None:
         if self._deadline and not self._deadline.expired():
             self._deadline.reschedule(when)
+
+
+async def reply_within(worker: Worker, request: Request, call_s: float) -> Reply:
+    """The worker's reply, each attempt within `call_s` of its own start. Raises `WorkerError` or `RequestRejected`."""
+    try:
+        async with asyncio.timeout(call_s) as deadline:
+            return await worker.ask(replace(request, waiting=partial(_standing, deadline, call_s)))
+    except TimeoutError:
+        raise WorkerError(f"the worker did not answer within {call_s:g} s") from None
+
+
+@contextmanager
+def _standing(deadline: asyncio.Timeout, seconds: float) -> Iterator[None]:
+    """No deadline inside; afterwards it is `seconds` away again."""
+    deadline.reschedule(None)
+    yield
+    deadline.reschedule(asyncio.get_running_loop().time() + seconds)

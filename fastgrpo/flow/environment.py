@@ -15,17 +15,11 @@ from fastgrpo.flow.adaptivity import entropy
 from fastgrpo.flow.clock import Clock
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.judge import NoScore, judged
-from fastgrpo.flow.operators import (
-    OperatorHost,
-    judged_in_one_run,
-    last_line,
-    public_feedback,
-    run_all_tests,
-    run_tests,
-)
+from fastgrpo.flow.operators import OperatorHost
 from fastgrpo.flow.parse import InvalidWorkflow, Workflow, parse_completion
 from fastgrpo.flow.prompt import Instruction, query_prompt, round_feedback
 from fastgrpo.flow.reward import group_rewards, spent_calls, warmed_up
+from fastgrpo.flow.solutions import judged_in_one_run, last_line, public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.structure import structure_of
 from fastgrpo.flow.types import (
     Execution,

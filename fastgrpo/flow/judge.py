@@ -13,7 +13,7 @@ import re
 import msgspec
 
 from fastgrpo.flow import messages
-from fastgrpo.flow.operators import reply_within
+from fastgrpo.flow.clock import reply_within
 from fastgrpo.flow.types import Judgement, Problem, Reply, Request, Worker, WorkerError, WorkflowLimits
 from fastgrpo_sandbox.extract import without_thought
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from fastgrpo.flow.operators import public_feedback, run_all_tests, solution_of
+from fastgrpo.flow.solutions import public_feedback, run_all_tests, solution_of
 from fastgrpo.flow.types import Execution, Problem, WorkflowLimits, status_of
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 from fastgrpo_sandbox import SandboxPool

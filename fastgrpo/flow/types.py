@@ -14,29 +14,21 @@ NO_TESTS = AssertTests(asserts=())
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """One coding query.
-
-    `prompt` is all that the policy and the workers see. `solution` (a complete canonical program, if there is one) and
-    `hidden_tests` are secrets of the host: they never enter a jail that runs policy code, nor a worker's messages.
-    `given` are imports that a solution may lean on, where they are not what the prompt begins with.
-    `tests` are both parts in one, which one run judges, and `public` the indices of the public ones in it.
-    `difficulty` in [0, 1] is the problem's rank in its dataset (see `problems.measure_difficulty`), 1 the hardest.
-    `answer` is the number that is asked for, where there are no tests and the host reads it in a solution's text.
-    `wall_s` is the deadline of a run of its tests in seconds; None = the jails' own. `dataset` names where it is from.
-    """
+    """One coding query. Its solution and hidden tests are secrets of the host: they never enter a jail that runs policy
+    code, nor a worker's messages."""
 
     id: str
-    prompt: str
+    prompt: str  # all that the policy and the workers see
     entry_point: str
-    solution: str | None = None
-    given: str = ""
+    solution: str | None = None  # a complete canonical program, if there is one
+    given: str = ""  # imports that a solution may lean on, where they are not what the prompt begins with
     public_tests: Tests
     hidden_tests: Tests
-    tests: Tests | None = None
-    public: tuple[int, ...] = ()
-    answer: str | None = None
-    difficulty: float = 0.5
-    wall_s: float | None = None
+    tests: Tests | None = None  # both parts in one, which one run judges
+    public: tuple[int, ...] = ()  # indices of the public ones in it
+    answer: str | None = None  # the number that is asked for, where there are no tests: the host reads it in a text
+    difficulty: float = 0.5  # in [0, 1], the rank in its data set (`problems.measure_difficulty`), 1 the hardest
+    wall_s: float | None = None  # deadline of a run of its tests, seconds; None = the jails' own
     dataset: str = ""
 
     @property
@@ -58,17 +50,15 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerCall(msgspec.Struct, kw_only=True):
     """One operator call of a workflow: entered in the account when it arrives, completed as workers answer.
 
-    `worker` is who was asked ("": the call was refused), `retries` what a `test` asked for. `requests` were sent to the
-    worker and `answered` of them came back: fewer where the workflow ended first or the worker refused; none is sent
-    for a call that was refused, nor for a `test` whose code passes. Tokens, US dollars and seconds are those of the
-    answers.
+    No request is sent for a call that was refused, nor for a `test` whose code passes. Tokens, US dollars and seconds
+    are those of the answers.
     """
 
     operator: str
-    worker: str = ""
-    retries: int = 0
-    requests: int = 0
-    answered: int = 0
+    worker: str = ""  # who was asked; "": the call was refused
+    retries: int = 0  # what a `test` asked for
+    requests: int = 0  # that were sent to the worker
+    answered: int = 0  # that came back: fewer where the workflow ended first or the worker refused
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
@@ -92,33 +82,26 @@ ExecutionStatus = Literal["ok", "invalid", "failed", "timeout", "memory", "outpu
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one completion: parsed, run in a jail, its solution scored on the hidden tests.
+    """What became of one completion: parsed, run in a jail, its solution scored on the hidden tests."""
 
-    `status` "invalid" is a completion without a well-formed workflow; "infrastructure" a failure of ours (jail,
-    worker), which is left out of the group's baseline and never scored 0. `pass_rate` in [0, 1] is the share of the
-    hidden tests passed; `feedback` holds public-test results only and may be shown to the policy. `calls` is the
-    account of the workflow, in the order of arrival, `wasted` that of a first attempt which our own failure ended;
-    `structure` is the canonical form of its code (`structure_of`). `seconds` passed in all; `latency_s` leaves out the
-    wait for its turn and its scoring. `answered_at`: when the last worker that it asked, or the judge, had answered.
-    `unscored`: the judge answered, and gave no score.
-    """
-
+    # "invalid": a completion without a well-formed workflow; "infrastructure": a failure of ours (jail, worker), which
+    # is left out of the group's baseline and never scored 0.
     status: ExecutionStatus
     workflow: str = ""
     solution: str = ""
-    pass_rate: float = 0.0
+    pass_rate: float = 0.0  # share of the hidden tests passed
     public_pass_rate: float = 0.0
     complexity: float = 0.0
-    structure: str = ""
-    feedback: str = ""
+    structure: str = ""  # canonical form of the workflow's code (`structure_of`)
+    feedback: str = ""  # results of public tests only: the policy may read it
     error: str = ""
-    calls: tuple[WorkerCall, ...] = ()
-    wasted: tuple[WorkerCall, ...] = ()
-    seconds: float = 0.0
-    latency_s: float = 0.0
-    answered_at: float | None = None
+    calls: tuple[WorkerCall, ...] = ()  # the workflow's account, in the order of arrival
+    wasted: tuple[WorkerCall, ...] = ()  # that of a first attempt which our own failure ended
+    seconds: float = 0.0  # in all
+    latency_s: float = 0.0  # without the wait for its turn, and its scoring
+    answered_at: float | None = None  # when the last worker that it asked, or the judge, had answered
     judgement: Judgement | None = None
-    unscored: bool = False
+    unscored: bool = False  # the judge answered, and gave no score
 
     @property
     def performance(self) -> float:
@@ -141,23 +124,21 @@ Operator = Literal["generate", "custom", "review", "revise", "ensemble", "test",
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One question. A real worker reads `messages` (chat turns, no secret in them) and what follows `feedback` only.
+    """One question. A real worker reads `messages` and what follows `feedback` only.
 
-    `codes` and `feedback` repeat what the messages hold, for a simulated worker. `problem` carries the host's secrets:
-    no worker may send it anywhere. `worker` is one of the worker's `names`, empty the first; `temperature` None is its
-    own. Of requests that wait for their turn those of a lower `order` go first. A worker enters `waiting()` while the
-    request waits for its turn or for its next attempt: no deadline runs meanwhile, and its own begins anew after it.
+    A worker enters `waiting()` while the request waits for its turn or for its next attempt: no deadline runs
+    meanwhile, and its own begins anew after it.
     """
 
     operator: Operator
-    problem: Problem
-    messages: list[dict[str, str]]
-    codes: tuple[str, ...] = ()
+    problem: Problem  # with the host's secrets: no worker may send it anywhere
+    messages: list[dict[str, str]]  # chat turns, no secret in them
+    codes: tuple[str, ...] = ()  # what the messages hold, for a simulated worker; so is `feedback`
     feedback: str = ""
-    worker: str = ""
-    temperature: float | None = None
+    worker: str = ""  # one of the worker's `names`; empty = the first
+    temperature: float | None = None  # None = the worker's own
     seed: int = 0
-    order: int = 0
+    order: int = 0  # of requests that wait for their turn those of a lower one go first
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -205,23 +186,18 @@ def names_of(worker: Worker) -> tuple[str, ...]:
 
 
 class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of one workflow. `calls`: worker requests, votes, public-test runs; `at_once`: workflows that run at once.
+    """Bounds of one workflow. Beyond `call_s` and `wait_s` the failure is ours."""
 
-    `session` are the jail's limits (60 s, arXiv 2504.15257). Its `wall_s` counts what the workflow does itself, the
-    seconds of the answers it gets and of the tests it runs; neither the wait for a turn at a busy worker or jail, nor a
-    failed attempt. `call_s` is the deadline of one attempt at a worker request from its own start, `wait_s` of all
-    waiting of one workflow: beyond them the failure is ours. `text_chars` bounds each text that a workflow sends or
-    returns; `tests` are the limits of one run of the solution against its tests; None = the pool's own. `order` is the
-    training step: workflows, requests and tests of the step that is due go first where there are too few turns.
-    """
-
-    calls: int = 24
-    call_s: float = 90.0
-    wait_s: float = 600.0
-    at_once: int = 64
-    text_chars: int = 100_000
+    calls: int = 24  # worker requests, votes, public-test runs
+    call_s: float = 90.0  # one attempt at a worker request, from its own start
+    wait_s: float = 600.0  # all waiting of one workflow
+    at_once: int = 64  # workflows that run at once
+    text_chars: int = 100_000  # each text that a workflow sends or returns
+    # The jail's limits (60 s, arXiv 2504.15257). `wall_s` counts what the workflow does itself, the seconds of the
+    # answers it gets and of the tests it runs; neither the wait for a turn at a worker or jail, nor a failed attempt.
     session: Limits = Limits(wall_s=60.0, cpu_s=5.0, memory_mb=256)
-    tests: Limits | None = None
+    tests: Limits | None = None  # of one run of the solution against its tests; None = the pool's own
+    # The training step: workflows, requests and tests of the one that is due go first where there are too few turns.
     order: int = 0
 
     @property

@@ -45,12 +45,6 @@ class Rollouts:
     The policy draws each completion from a seed of its own. With `paired` the environment executes all of a group with
     one seed: what it draws by seed is then alike for all of them (common random numbers), and their rewards differ by
     what the policy wrote. The mean gradient stays what it was, because the seed does not depend on the completions.
-
-    `seconds`: from the beginning until the last completion had left the engine. `waited`: the seconds from then until
-    the last rollout had its result, and that rollout's problem. `after_answers`: the part of those seconds after the
-    last answer of a service that a rollout asked (`Result.answered_at`), None where none was asked; groups that lost a
-    straggler do not count there, because nobody knows whether it still waited for an answer. `stragglers`: how many
-    executions were dropped.
     """
 
     def __init__(
@@ -72,11 +66,17 @@ class Rollouts:
         self._size, self._writing = group_size, len(problems) * group_size
         self._paired = paired
         self._generated = asyncio.Event()
-        self._begun, self.seconds = time.perf_counter(), 0.0
+        self._begun = time.perf_counter()
+        # From the beginning until the last completion had left the engine.
+        self.seconds = 0.0
+        # The seconds from then until the last rollout had its result, and that rollout's problem.
         self.waited = (0.0, "")
+        # The part of those after the last answer of a service that a rollout asked (`Result.answered_at`), None where
+        # none was asked. Groups that lost a straggler do not count: nobody knows whether it still waited for an answer.
         self.after_answers: float | None = None
         self._answered_at: float | None = None
         self._executing: set[asyncio.Timeout] = set()
+        # How many executions were dropped.
         self.stragglers, self._dropping = 0, False
         self._endpoint: Endpoint | None = None
         # Numbers as if one replica had all problems, dealt out in turn: no two share one, whatever their number.

@@ -159,13 +159,15 @@ def _pack(
 def _row(
     units: Sequence[Family], samples: Sequence[Sample], weights: Sequence[float], device: torch.device | str
 ) -> Batch:
+    """One packed row. A prompt that samples share is a run of its own; what follows it in each of them is a run whose
+    keys are the prompt's positions, then its own."""
     size, token_ids, positions, keys, loss = 0, [], [], [], []
 
-    def add_run(ids: np.ndarray, first: int, where: np.ndarray) -> None:
+    def add_run(ids: np.ndarray, first: int, seen: np.ndarray) -> None:
         nonlocal size
         token_ids.append(ids)
         positions.append(np.arange(first, first + len(ids)))
-        keys.append(where)
+        keys.append(seen)
         size += len(ids)
 
     for unit in units:
@@ -174,24 +176,21 @@ def _row(
             add_run(samples[unit.members[0]].token_ids[: unit.shared], 0, prompt)
         for i in unit.members:
             sample, ids = samples[i], samples[i].token_ids
-            where = np.concatenate([prompt, np.arange(size, size + len(ids) - unit.shared)])
+            where = np.concatenate([prompt, np.arange(size, size + len(ids) - unit.shared)])  # of the sample's tokens
             add_run(ids[unit.shared :], unit.shared, where)
             predicted = np.flatnonzero(sample.loss_mask[1:]) + 1
-            same = np.full((3, len(predicted)), [[i], [sample.advantage], [weights[i]]])
-            loss.append((where[predicted - 1], ids[predicted], *same, sample.logprobs[predicted]))
+            alike = np.full((3, len(predicted)), [[i], [sample.advantage], [weights[i]]])
+            loss.append((where[predicted - 1], ids[predicted], *alike, sample.logprobs[predicted]))
 
     def tensor(parts: Sequence[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(dtype).to(device, non_blocking=True)
 
+    def bounds(parts: Sequence[np.ndarray]) -> tuple[torch.Tensor, int]:
+        lengths = [len(part) for part in parts]
+        return tensor([np.cumsum([0, *lengths])], torch.int32), max(lengths)
+
     dtypes = (torch.int64, torch.int64, torch.int64, torch.float32, torch.float32, torch.float32)
     columns = [tensor(parts, dtype) for parts, dtype in zip(zip(*loss, strict=True), dtypes, strict=True)]
-    shared = any(unit.shared for unit in units)
-    queries, known = [len(run) for run in token_ids], [len(run) for run in keys]
-    runs = Runs(
-        tensor([np.cumsum([0, *queries])], torch.int32),
-        max(queries),
-        tensor([np.cumsum([0, *known])], torch.int32),
-        max(known),
-        tensor(keys, torch.int64) if shared else None,
-    )
+    shared = tensor(keys, torch.int64) if any(unit.shared for unit in units) else None
+    runs = Runs(*bounds(token_ids), *bounds(keys), shared)
     return Batch(tensor(token_ids, torch.int64), tensor(positions, torch.int64), runs, *columns)

@@ -13,9 +13,10 @@ from msgspec.structs import replace
 from fastgrpo.flow import messages, programs
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.operators import NO_PUBLIC_TESTS, OperatorHost
+from fastgrpo.flow.operators import OperatorHost
 from fastgrpo.flow.problems.numbers import NumberProblem, is_right
 from fastgrpo.flow.prompt import query_prompt
+from fastgrpo.flow.solutions import NO_PUBLIC_TESTS
 from fastgrpo.flow.types import Problem, Request, WorkflowLimits
 from fastgrpo.flow.workers.simulated import SKILLS, SimulatedWorker
 from fastgrpo.types import Rollout

@@ -13,9 +13,10 @@ from msgspec.structs import replace
 
 from fastgrpo.flow import messages
 from fastgrpo.flow.judge import extract_score
-from fastgrpo.flow.operators import JailFailure, OperatorHost, last_line, program_after
+from fastgrpo.flow.operators import JailFailure, OperatorHost
 from fastgrpo.flow.parse import InvalidWorkflow, parse_completion
 from fastgrpo.flow.problems.numbers import read_answer, vote
+from fastgrpo.flow.solutions import last_line, program_after
 from fastgrpo.flow.types import NoAnswer, Problem, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, CallError, EndSession, extract_code
 from tests.flow.conftest import ADD, RIGHT, WRONG, ScriptedWorker, TrustingPool

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fastgrpo.flow.operators import public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.problems.splitting import describe_tests
 from fastgrpo.flow.problems.tested import made
+from fastgrpo.flow.solutions import public_feedback, run_all_tests, run_tests
 from fastgrpo.flow.types import NO_TESTS, Problem, WorkflowLimits
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool, StdioTests, Tests
 from tests.flow.conftest import ADD

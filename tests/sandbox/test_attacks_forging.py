@@ -89,7 +89,7 @@ try:
     from guest import unit
     body = unit.result_body
     unit.result_body = lambda *a, **k: body(tests=[True, True])
-    unit._fingerprint = dict
+    unit.deciding = dict
 except ImportError: pass
 def f(x): return 0
 """,

@@ -103,7 +103,8 @@ def test_an_answer_without_a_fence_is_itself(text):
     assume(not FIRST_LINE.search(text))
     assume("</think>" not in text)
     assume(not text.lstrip().startswith("<think>"))
-    assert extract_code(text) == text.strip("\n")
+    unbreakable, blank = "\u00a0", " "  # which becomes the other where that makes it Python
+    assert extract_code(text).replace(unbreakable, blank) == text.strip("\n").replace(unbreakable, blank)
 
 
 def test_defined_names():

@@ -19,7 +19,7 @@ import fastgrpo_sandbox
 from fastgrpo.config import Data, Sandbox
 from fastgrpo.errors import CannotWrite, UserError, replace_file
 from fastgrpo.flow.jails import new_pool
-from fastgrpo.flow.operators import last_line, run_all_tests
+from fastgrpo.flow.solutions import last_line, run_all_tests
 from fastgrpo.flow.types import NO_TESTS, Problem, WorkflowLimits
 from fastgrpo_sandbox import BlockingSandboxPool, SandboxPool, SandboxUnavailable, refusal
 

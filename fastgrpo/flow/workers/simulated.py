@@ -42,33 +42,29 @@ _SHOWN_CHARS = 200
 class Skill(msgspec.Struct, frozen=True, kw_only=True):
     """The odds of one worker, for a problem of difficulty d in [0, 1].
 
-    `generate` is right with easiest - (easiest - hardest) / (1 + exp((midpoint - d) / width)): reliable up to some
-    difficulty, unreliable beyond it; a plan from `custom` in its instruction removes the share `plan` of the failures.
-    What is broken fails public tests too with `visible`, where the problem has such answers. `review` notices broken
-    code with `notices` and rejects right code with `false_alarm`. `revise` and the reflection of `test` correct broken
-    code with the odds of the best feedback they got, times 1 - d/2, and spoil right code with `spoils`. `ensemble`
-    takes the majority; in a tie it sees the right one with `judges`. Prices are US dollars for a million tokens.
-
     As with real workers of 0.5 to 1.5 B (`docs/experiments.md`), a new draft helps more than a correction. The figures
     themselves are guesses, chosen so that the demo has something to learn.
     """
 
+    # `generate` is right with easiest - (easiest - hardest) / (1 + exp((midpoint - d) / width)): reliable up to some
+    # difficulty, unreliable beyond it.
     easiest: float = 0.985
     hardest: float = 0.2
     midpoint: float = 0.45
     width: float = 0.06
-    visible: float = 0.85
-    plan: float = 0.15
-    notices: float = 0.6
-    false_alarm: float = 0.06
+    visible: float = 0.85  # that what is broken fails public tests too, where the problem has such answers
+    plan: float = 0.15  # share of the failures that a plan from `custom` in the instruction removes
+    notices: float = 0.6  # that `review` notices broken code
+    false_alarm: float = 0.06  # that it rejects right code
+    # That `revise` and the reflection of `test` correct broken code, by the best feedback they got, times 1 - d/2.
     fixes_blind: float = 0.1
     fixes_reviewed: float = 0.3
     fixes_tested: float = 0.45
-    spoils: float = 0.05
-    judges: float = 0.4
+    spoils: float = 0.05  # that they spoil right code
+    judges: float = 0.4  # that `ensemble`, which takes the majority, sees the right one in a tie
     tokens_per_s: float = 100.0
     first_token_s: float = 0.4
-    prompt_price: float = 1.1
+    prompt_price: float = 1.1  # US dollars for a million tokens
     completion_price: float = 4.4
 
     def generates(self, difficulty: float) -> float:

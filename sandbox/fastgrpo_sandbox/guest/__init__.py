@@ -6,5 +6,6 @@ Tests:       syntax, names, compared, paired, guarded, asserts: read and compile
 Judged pair: judge (verdicts), peer (requests), codec and plain (values), objects (what is lent), known (the library's)
 Proxies:     remote (objects and classes), mirrors (operators), kinds (functions and iterators), inherit (derived
              classes), allowed (what a solution may do to the tests'), raised, annotations, looks, around
-One process: unit (unittest beside the solution), honest and arrays (comparisons there; arrays in the judge, too)
+One process: unit (unittest beside the solution), watched (what it must not change), honest and arrays (comparisons;
+             arrays in the judge, too)
 """

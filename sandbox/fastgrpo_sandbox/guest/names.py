@@ -18,15 +18,13 @@ MODULES |= {package: package for package in PACKAGES}
 
 
 class Wanted(NamedTuple):
-    """What tests read and do not define: names, and of these the modules, which are left out of `names`; `called`, the
-    builtin functions one of which the solution may stand for; `compared`, what is compared with what (compared.py); and
-    `other`, the builtins of which the solution stands for one where none of the names is its own."""
+    """What tests read and do not define."""
 
     names: tuple[str, ...]
-    modules: tuple[str, ...]
-    called: tuple[str, ...]
-    compared: tuple[tuple[Any, ...], ...]
-    other: tuple[str, ...] = ()
+    modules: tuple[str, ...]  # which are left out of `names`
+    called: tuple[str, ...]  # builtin functions one of which the solution may stand for
+    compared: tuple[tuple[Any, ...], ...]  # what is compared with what (compared.py)
+    other: tuple[str, ...] = ()  # builtins of which the solution stands for one where none of the names is its own
 
 
 class _OfSolution(Transformer):

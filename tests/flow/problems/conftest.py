@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo.flow.operators import run_all_tests
 from fastgrpo.flow.problems import files
+from fastgrpo.flow.solutions import run_all_tests
 from fastgrpo.flow.types import Problem, WorkflowLimits
 from fastgrpo_sandbox import BlockingSandboxPool, Limits, Outcome
 

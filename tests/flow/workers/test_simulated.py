@@ -16,9 +16,9 @@ from fastgrpo.flow import messages
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.complexity import complexity
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.operators import run_tests
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.problems.splitting import describe_tests
+from fastgrpo.flow.solutions import run_tests
 from fastgrpo.flow.types import Execution, Problem, Request, WorkflowLimits
 from fastgrpo.flow.workers.simulated import SKILLS, Bank, SimulatedWorker, Skill, normalised
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool, extract_code
