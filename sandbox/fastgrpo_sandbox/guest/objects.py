@@ -26,7 +26,7 @@ from . import mirrors, remote
 from .allowed import TESTS
 from .annotations import alias, alias_parts
 from .codec import Codec
-from .kinds import KINDS as KINDS_OF_OBJECTS
+from .kinds import PROXIES
 from .known import (
     KEPT_BACK,
     behind,
@@ -229,7 +229,7 @@ class Objects:
         if number in self._proxies:
             return self._proxies[number]
         if isinstance(kind, str):
-            made = remote.proxy(KINDS_OF_OBJECTS[kind], (self._peer, number))
+            made = remote.proxy(PROXIES[kind], (self._peer, number))
             _liken(made, content)
         else:
             mirror = self._mirror(*kind)
