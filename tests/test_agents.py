@@ -19,6 +19,7 @@ from fastgrpo.rollouts.experience import tally_of
 from fastgrpo.training.advantage import to_samples
 from fastgrpo.types import Group, Result, Reward, Rollout, Trace
 from tests.helpers.chat_model import TOOL, save_chat_model
+from tests.helpers.runs import without_report
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 KEYS = {
@@ -78,7 +79,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def test_a_two_turn_tool_agent_trains(model: Path, tmp_path: Path, lag: int) -> None:
     problems = [SimpleNamespace(id=f"p{n}", prompt=f"What is {n} + 2?") for n in range(4)]
     keys = KEYS | {"runs": str(tmp_path), "name": "agents", "grpo.max_lag": lag}
-    folder = fastgrpo.train(keys, model=model, environment=Adding(), dataset=problems[:3], eval_dataset=problems[3:])
+    sets = {"dataset": problems[:3], "eval_dataset": problems[3:]}
+    with without_report():
+        folder = fastgrpo.train(keys, model=model, environment=Adding(), **sets)
     rows = metrics(folder)
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["infrastructure"] == 0 and row["grad_norm"] > 0 for row in rows)

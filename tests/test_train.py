@@ -415,14 +415,13 @@ def vowels(completions, factor, **_) -> list[float]:
     return [share * weight for share, weight in zip(shares, factor, strict=True)]
 
 
-@pytest.mark.engine
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_a_script_that_trains_leaves_a_checkpoint(model: Path, tmp_path: Path, number: int) -> None:
     keys = {"runs": str(tmp_path), "name": "cut", "engine.max_model_len": 64, "engine.kv_cache_gib": 0.05}
     keys |= {"grpo.steps": 10_000, "grpo.prompts_per_step": 2, "grpo.group_size": 2, "grpo.max_new_tokens": 8}
     keys |= {"data.held_out": 0, "checkpoint.every": 10_000}
     given = f"{keys!r}, model={str(model)!r}, reward=t.vowels, dataset={[{'prompt': 'count', 'factor': 2.0}] * 6!r}"
-    code = f"import fastgrpo, tests.test_train as t\nfastgrpo.train({given})"
+    code = f"import fastgrpo, tests.test_train as t\nt.learner.open_engine = t.random_engine\nfastgrpo.train({given})"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as script:
         wait_for_step(tmp_path / "cut", script, 120)
         script.send_signal(number)

@@ -118,8 +118,8 @@ class OfClass(Described):
         return types.MethodType(ask(self, "get", "__func__"), kind or type(value))
 
 
-KINDS = {"function": Function, "method": Method, "builtin": Callback, "property": Described, "staticmethod": Static}
-KINDS |= {"classmethod": OfClass, "iterator": Iterator, "generator": Generator, "coroutine": Coroutine}
-KINDS["awaitable"] = Awaitable
-for _kind in (Remote, *KINDS.values()):
+PROXIES = {"function": Function, "method": Method, "builtin": Callback, "property": Described, "staticmethod": Static}
+PROXIES |= {"classmethod": OfClass, "iterator": Iterator, "generator": Generator, "coroutine": Coroutine}
+PROXIES["awaitable"] = Awaitable
+for _kind in (Remote, *PROXIES.values()):
     _kind.__doc__ = property(lambda self: ask(self, "get", "__doc__"))  # type: ignore[assignment]

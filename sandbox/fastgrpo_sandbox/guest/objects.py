@@ -1,5 +1,14 @@
 """What cannot cross as plain data: lent under a number by the side that owns it, a proxy (remote.py) on the other.
 
+On the wire (codec.py) it is an object with one key, which says what its body is:
+
+    mine                 an object of the sender's: its number, and the first time what makes a proxy of it
+    yours                one of the receiver's: its number, or the solution's name for it
+    class                a class of the sender's, described likewise
+    type, function       a class or function of the standard library, by name
+    error                an exception of the library's
+    alias, slot, code    what annotations, operators and signatures are made of
+
 The judge's side is guarded: modules, frames, code and tracebacks never leave it, since the wanted values lie behind
 them, and the solution's word is not enough to name one of the library's functions here, or a class that is no value's.
 """
@@ -17,7 +26,7 @@ from . import mirrors, remote
 from .allowed import TESTS
 from .annotations import alias, alias_parts
 from .codec import Codec
-from .kinds import KINDS as KINDS_OF_OBJECTS
+from .kinds import PROXIES
 from .known import (
     KEPT_BACK,
     behind,
@@ -93,6 +102,7 @@ class Objects:
         del self.lent[known:]
 
     def give(self, value: Any, codec: Codec) -> Any:
+        """The JSON of a value that is no plain data. Raises TypeError for what stays in its process."""
         place = remote.place_of(value)
         if place is not None:
             return {"yours": place[1]}
@@ -100,8 +110,8 @@ class Objects:
         if parts is not None:
             return {"alias": [codec.tag(part) for part in parts]}
         if isinstance(value, type):
-            known = known_name(value)
-            return {"type": known} if known else {"class": self._class(value)}
+            name = known_name(value)
+            return {"type": name} if name else {"class": self._class(value)}
         if isinstance(value, BaseException) and known_name(type(value)):
             named = known_name(type(value)), value.args, plain_state(value)
             return {"error": [*self._errors.number(value), *map(codec.tag, named)]}
@@ -174,6 +184,7 @@ class Objects:
         return [number, kind.__name__, bases, plain, specials, names, library_bases(kind, base)]
 
     def take(self, name: str, body: Any, codec: Codec) -> Any:
+        """Inverse of `give`, on the other side; what it raises for anything malformed is peer.py's MALFORMED."""
         match name:
             case "yours":
                 found = self._named(body) if isinstance(body, str) else self.lent[body]  # type: ignore[misc]
@@ -218,7 +229,7 @@ class Objects:
         if number in self._proxies:
             return self._proxies[number]
         if isinstance(kind, str):
-            made = remote.proxy(KINDS_OF_OBJECTS[kind], (self._peer, number))
+            made = remote.proxy(PROXIES[kind], (self._peer, number))
             _liken(made, content)
         else:
             mirror = self._mirror(*kind)

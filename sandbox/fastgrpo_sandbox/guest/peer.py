@@ -1,5 +1,7 @@
 """One end of the line between solution and judge: requests about objects, answered by the process that owns them.
 
+A request is ["ask", operation, target, name, redirected, names of arguments...] with the arguments as values, its
+answer ["value" or "raise", what was printed, links] with the value, or the exception and its reasons (raised.py).
 Either side may ask while it answers, so a function of the tests can be an argument. The judge's end is guarded: of what
 tests pass to the solution, the names without a leading underscore can be read, and operators and calls work.
 """
