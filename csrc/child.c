@@ -81,7 +81,7 @@ static void seal_mounts(void) {
 void child_enter(birth b) {
     keep_descriptors(&b);
     map_ids(&b);
-    if (!jail_without("tmpfs")) seal_mounts();
+    if (!jail_without("mounts")) seal_mounts();
     if (!jail_without("tmpfs")) mount_tmp(DEFAULT_TMP_MB, 0);
     if (!jail_without("descriptors")) check(syscall(SYS_close_range, CHANNEL_FD + 1, ~0U, 0) == 0, "close_range");
     setsid(); /* kill(0) must not reach the server's process group */
