@@ -55,7 +55,7 @@ SANITIZED := $(CURDIR)/build/sanitized/_jail.so
 SANITIZE := -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all \
 	-Wall -Wextra -Wno-unused-parameter -Werror
 UNSANITIZED := test_parts.py test_soak.py test_cgroup.py test_full_machine.py
-SEES_RUNTIME := 08_shared_pages or 08_forks_times or 08_forks_of or 08_descriptors_that or 08_a_child_before or 08_what_epolls or 08_what_pipes or 08_areas_of or 24_what_is_there or 40_host_environment or 42_data_of_other_jobs
+SEES_RUNTIME := 08_shared_pages or 08_forks_times or 08_forks_of or 08_descriptors_that or 08_a_child_before or 08_what_epolls or 08_what_pipes or 08_areas_of or 08_a_program_that or 08_pages_of_the or 24_what_is_there or 40_host_environment or 42_data_of_other_jobs
 
 sanitize: $(READY) $(SANITIZED) build/sanitized/fuzz_frames
 	build/sanitized/fuzz_frames 1000000

@@ -69,9 +69,19 @@ static void keep_descriptors(birth *b) {
     dup3(high[CHANNEL_FD], CHANNEL_FD, O_CLOEXEC);
 }
 
+/* Each mount that a child has of the cell's is read-only, the devices' too: these are written to all the same, but have no times
+ * that one job sets and a later one reads. */
+static void seal_mounts(void) {
+    struct {
+        uint64_t set, clear, propagation, users;
+    } all = {.set = 1 /* MOUNT_ATTR_RDONLY */}; /* struct mount_attr, which libc has since 2.36 */
+    check(syscall(SYS_mount_setattr, AT_FDCWD, "/", 0x8000 /* AT_RECURSIVE */, &all, sizeof all) == 0, "mount_setattr");
+}
+
 void child_enter(birth b) {
     keep_descriptors(&b);
     map_ids(&b);
+    if (!jail_without("mounts")) seal_mounts();
     if (!jail_without("tmpfs")) mount_tmp(DEFAULT_TMP_MB, 0);
     if (!jail_without("descriptors")) check(syscall(SYS_close_range, CHANNEL_FD + 1, ~0U, 0) == 0, "close_range");
     setsid(); /* kill(0) must not reach the server's process group */

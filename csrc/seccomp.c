@@ -112,14 +112,15 @@ static const struct sock_filter prologue[] = {
          NOTHING, IS(F_OFD_GETLK), ALLOWED, IS(F_OFD_SETLK), NOTHING, IS(F_OFD_SETLKW), NOTHING,
          IS(1032 /* F_GETPIPE_SZ */), ALLOWED, IS(1033 /* F_ADD_SEALS */), ALLOWED, IS(1034 /* F_GET_SEALS */), ALLOWED,
          FAIL(EPERM)),
-    WHEN(clone3, ALLOWED), WHEN(kcmp, ALLOWED), WHEN(sendmsg, ALLOWED), WHEN(memfd_create, ALLOWED), WHEN(mount, ALLOWED), WHEN(capset, ALLOWED),
+    WHEN(clone3, ALLOWED), WHEN(kcmp, ALLOWED), WHEN(sendmsg, ALLOWED), WHEN(memfd_create, ALLOWED), WHEN(mount, ALLOWED), WHEN(mount_setattr, ALLOWED),
+    WHEN(capset, ALLOWED),
     WHEN(prctl, ALLOWED), WHEN(seccomp, ALLOWED),
 };
 
 static struct sock_filter last_part[] = {
     LOAD(nr),
     WHEN(clone3, FAIL(ENOSYS)),
-    WHEN(memfd_create, FAIL(EPERM)), WHEN(mount, FAIL(EPERM)), WHEN(capset, FAIL(EPERM)), WHEN(seccomp, FAIL(EPERM)),
+    WHEN(memfd_create, FAIL(EPERM)), WHEN(mount, FAIL(EPERM)), WHEN(mount_setattr, FAIL(EPERM)), WHEN(capset, FAIL(EPERM)), WHEN(seccomp, FAIL(EPERM)),
     WHEN(kcmp, FAIL(EPERM)),
     /* What a message carries that nobody has read, full sockets among it, no descriptor shows, and so no limit counts; and it
      * counts against this user's other messages, the fork server's too. */

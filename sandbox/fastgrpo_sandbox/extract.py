@@ -137,21 +137,24 @@ def _bare(answer: str) -> str:
         return answer
     for start, _ in zip(FIRST_LINE.finditer(answer), range(STARTS), strict=False):
         rest = answer[start.start() :]
-        program = rest if _parsed(rest) else "\n".join(rest.split("\n")[: _first_error(rest)])
+        lines = _first_error(rest)
+        if lines is None:
+            return rest
+        program = "\n".join(rest.split("\n")[:lines])
         if program.strip() and _parsed(program) is not None:
             return program
     return answer
 
 
-def _first_error(text: str) -> int:
-    """Lines before the first that is no Python."""
+def _first_error(text: str) -> int | None:
+    """Lines before the first that is no Python; None where all are."""
     try:
         parse(text)
     except SyntaxError as error:
         return (error.lineno or 1) - 1
     except (ValueError, SystemError):
-        pass
-    return 0
+        return 0
+    return None
 
 
 def _spaced(program: str) -> str:

@@ -38,6 +38,7 @@ from fastgrpo_sandbox.weight import count_values
 log = logging.getLogger("fastgrpo_sandbox")
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
+MAX_NAME, MAX_PATH = 255, 1000  # bytes of a file's name and letters of its path
 STDIN = "/dev/stdin"  # a link to a file of the job's: in a jail no path leads to a descriptor
 PLAIN = b"S"  # begins a payload that is nothing but the source of a script
 SECRET = b"U"  # begins one whose secret stays with the native module
@@ -217,9 +218,17 @@ def _encoded(text: str, what: str) -> bytes:
 
 def _files(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
     for path in files:
-        if os.path.isabs(path) or ".." in path.split("/") or not path or "\0" in path:
-            raise Rejected(f"file {path!r} is not a relative path inside the jail's /tmp")
+        parts = path.split("/")
+        is_named = parts[-1] not in ("", ".") and ".." not in parts and "\0" not in path and not os.path.isabs(path)
+        if not is_named or max(map(len, map(_path_bytes, parts))) > MAX_NAME or len(path) > MAX_PATH:
+            raise Rejected(f"file {path!r:.80} is not a relative path inside the jail's /tmp")
+        if above := [each for end in range(1, len(parts)) if (each := "/".join(parts[:end])) in files]:
+            raise Rejected(f"file {above[0]!r:.80} is to be a folder, too, of {path!r:.80}")
     return {path: _encoded(text, f"file {path!r}") if isinstance(text, str) else text for path, text in files.items()}
+
+
+def _path_bytes(path: str) -> bytes:
+    return _encoded(path, f"the path {path!r:.80}")
 
 
 def _checked(parcel: Parcel) -> Parcel:

@@ -113,8 +113,9 @@ class CheckTests(msgspec.Struct, frozen=True, tag="check"):
 
 class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
     """MBPP's form: one assertion a line, over names that the solution defines. Judged like CheckTests. Names of
-    `setup`, builtins and the standard library are never taken from the solution, and a line whose only wanted value
-    comes from another function of the solution fails."""
+    `setup`, builtins and the standard library are never taken from the solution, but for what the tests import from
+    `solution` and for a builtin where they test nothing else, and a line whose only wanted value comes from another
+    function of the solution fails."""
 
     asserts: tuple[str, ...]
     setup: str = ""

@@ -295,6 +295,17 @@ def test_42_state_of_the_previous_job_is_absent(pool):
     assert expected.startswith("False False [] False")
 
 
+def test_42_no_device_keeps_a_time_for_the_next_job(lines):
+    """Whoever may write to one may set its times to now, and anybody reads them."""
+    code = """
+for name in ("null", "full", "random", "urandom"):
+    path = "/dev/" + name
+    print(raised(os.utime, path), raised(os.chown, path, -1, -1), raised(os.open, path, os.O_RDWR) != "EACCES")
+print(open("/dev/null", "w").write("x"), len(open("/dev/urandom", "rb").read(3)), sysno(442, -100, b"/", 0, None, 0))
+"""
+    assert lines(code) == ["EROFS EROFS True"] * 4 + ["1 3 EPERM"]
+
+
 def test_42_data_of_other_jobs_is_not_in_memory(pool):
     """Held by MADV_DONTFORK: the server's memory for job data is not inherited."""
     needle = "the-" + "needle-" * 3

@@ -166,3 +166,31 @@ def test_what_is_printed_on_the_way_decides_nothing(pool: Any, form: str) -> Non
 def test_tests_that_no_code_can_pass_are_known_before_any_runs(tests: Tests, said: str) -> None:
     assert refusal(tests).startswith(said)
     assert bool(refusal(tests)) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        *(
+            ({path: ""}, "is not a relative path inside the jail's /tmp")
+            for path in ("", ".", "a/", "a/.", "a/..", "/a")
+        ),
+        ({"x" * 256: ""}, "is not a relative path"),
+        ({"é" * 128: ""}, "is not a relative path"),
+        ({"a/b/" * 400 + "c": ""}, "is not a relative path"),
+        ({"a\0": ""}, "is not a relative path"),
+        ({"\ud800": ""}, "is not valid Unicode"),
+        ({"a": "", "a/b": ""}, "file 'a' is to be a folder, too, of 'a/b'"),
+        ({"a/b/c/d": "", "a/b": ""}, "file 'a/b' is to be a folder, too"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_and_no_failure_of_the_code(pool, files, said):
+    outcome = pool.run("print(1)", files=files)
+    assert outcome.status == "rejected"
+    assert said in outcome.error
+
+
+def test_files_may_lie_in_folders(pool):
+    files = {"./a": "1", "b/c/d": b"2", "b/c/e": "3", "f" * 255: "4"}
+    code = "import os\nprint(open('a').read(), open('b/c/d').read(), open('b/c/e').read(), open('f' * 255).read())"
+    assert pool.run(code, files=files).stdout == "1 2 3 4\n"

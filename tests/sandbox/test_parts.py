@@ -133,6 +133,15 @@ def test_network_namespace_holds_the_hosts_ports_behind_seccomp(opened):
 
 
 def test_read_only_root_holds_what_a_later_job_sees(opened):
-    pool = opened("", drop="--remount-ro\n/\n")
-    assert out(pool, "print(raised(os.mkdir, '/left'))").startswith("allowed")
+    """Bubblewrap makes it so for the cell, and each child for itself."""
+    make = "print(raised(os.mkdir, '/left'))"
+    assert out(opened("", drop="--remount-ro\n/\n"), make) == "EROFS"
+    pool = opened("mounts", drop="--remount-ro\n/\n")
+    assert out(pool, make).startswith("allowed")
     assert out(pool, "print(os.path.exists('/left'))") == "True"
+
+
+def test_read_only_devices_hold_what_a_later_job_sees(opened):
+    touch = "print(raised(os.utime, '/dev/null'))"
+    assert out(opened(""), touch) == "EROFS"
+    assert out(opened("mounts"), touch) == "allowed None"

@@ -22,7 +22,8 @@ from fastgrpo_sandbox.types import Outcome, SandboxUnavailable
 log = logging.getLogger("fastgrpo_sandbox")
 JSON = "application/json"
 MAX_BODY = 16 << 20  # bytes; a job of 8 MiB in JSON's escapes
-MOST_BODIES = 256 << 20  # bytes of all bodies that arrive or are being answered
+MOST_BODIES = 256 << 20  # bytes of all bodies that arrive or are being answered, and of what JSON becomes when decoded
+CONTAINER_BYTES, ITEM_BYTES = 64, 32
 BODY_S = 60.0  # for a body to arrive
 OPEN = ("/healthz", "/health")  # without a key
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -51,7 +52,7 @@ class App:
         self._jails = jails
         self._key = key.encode()
         self._metrics = Metrics(jails)
-        self._bodies = 0  # bytes
+        self._room = _Room()
         self._paths = {path for path, _, _ in FORMS} | {*OPEN, "/metrics"}
         self.draining = False
 
@@ -83,25 +84,11 @@ class App:
             if request.content_type not in decode:
                 return _error(415, f"send the body as {JSON} or {MSGPACK}, and say so in Content-Type")
             self._jails.admit()
-            with self._room(request):
-                async with asyncio.timeout(BODY_S):
-                    body = await request.read()
+            with self._room.share() as take:
+                body = await _body(request, take)
                 return _encoded(await answer(self._jails, decode[request.content_type](body)), request)
 
         return handle
-
-    @contextmanager
-    def _room(self, request: web.Request) -> Iterator[None]:
-        """Room for a request's body: as much as it says, or may have at most. Raises Busy where there is none now."""
-        says = None if "Content-Encoding" in request.headers else request.content_length
-        size = MAX_BODY if says is None else min(says, MAX_BODY)
-        if self._bodies + size > MOST_BODIES:
-            raise Busy(1)
-        self._bodies += size
-        try:
-            yield
-        finally:
-            self._bodies -= size
 
     async def _health(self, request: web.Request) -> web.Response:
         if self.draining or not self._jails.pool.stats()["cells"]:
@@ -149,6 +136,45 @@ class App:
             except ValueError:
                 return False
         return not self._key or hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._key)
+
+
+class _Room:
+    """Memory that requests take, all together."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A request's function that takes so many bytes, which are given back at its end. It raises Busy where there is
+        no room for them beside other requests."""
+        own = 0
+
+        def take(size: int) -> None:
+            nonlocal own
+            if self._taken > own and self._taken + size > MOST_BODIES:
+                raise Busy(1)
+            own += size
+            self._taken += size
+
+        try:
+            yield take
+        finally:
+            self._taken -= own
+
+
+async def _body(request: web.Request, take: Callable[[int], None]) -> bytes:
+    """A request's body, within BODY_S. What has come counts, not what was announced: that costs nobody anything."""
+    body = bytearray()
+    async with asyncio.timeout(BODY_S):
+        async for part in request.content.iter_any():
+            take(len(part))
+            body += part
+            if len(body) > MAX_BODY:
+                raise web.HTTPRequestEntityTooLarge(max_size=MAX_BODY, actual_size=len(body))
+    if request.content_type == JSON:
+        take(CONTAINER_BYTES * (body.count(b"[") + body.count(b"{")) + ITEM_BYTES * body.count(b","))
+    return bytes(body)
 
 
 def _refusal(error: Exception) -> web.Response:
