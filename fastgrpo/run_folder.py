@@ -41,12 +41,12 @@ TOKENIZER_FILES = re.compile(
 
 # What may differ between a run and its continuation: none of it changes what a finished step computed. The model may
 # have moved: it is compared by its content (`refuse_another_model`). A run that its parity check has stopped goes on
-# without the FP8 cache.
+# without the FP8 cache, one that ran out of memory with smaller micro-batches or by recomputing.
 FREE_TO_CHANGE = re.compile(
-    r"name|runs|grpo\.(steps|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval|record)\..*|sandbox\.(cells|hosts)"
+    r"name|runs|grpo\.(steps|micro_batch_tokens|execute_s|straggler_s|max_infrastructure)|(checkpoint|eval|record)\..*|sandbox\.(cells|hosts)"
     r"|sft\.(keep|min_pass_rate)|workers\.latency_scale"
     r"|workers\.(others\.\w+\.)?(base_url|api_key_env|concurrency|timeout_s|retries|cache_dir|\w+_price)"
-    r"|model\.(path|source|revision|offload_optimizer)"
+    r"|model\.(path|source|revision|offload_optimizer|gradient_checkpointing|recompute_mlp)"
     r"|engine\.(process|gpu_memory_utilization|kv_cache_gib|kv_cache_dtype|max_num_seqs|enforce_eager|parity_threshold|step_timeout_s|completion_timeout_s)"
 )
 

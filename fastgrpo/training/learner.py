@@ -98,7 +98,9 @@ class Learner:
                 before_step=before_step,
             )
         except torch.OutOfMemoryError as error:
-            raise UserError(f"out of GPU memory in training; {self.plan.advice()}") from error
+            raise UserError(
+                f"out of GPU memory in training; {self.plan.advice()}, then continue with --resume"
+            ) from error
         self._count_skipped(metrics, samples)
         self.step += 1
         self.experiences.pop(0)
@@ -173,7 +175,8 @@ class Learner:
         if self.skipped >= self.config.grpo.max_skipped:
             raise UserError(
                 f"{self.skipped} steps in a row had a gradient norm that cannot be used (the last one "
-                f"{metrics['grad_norm']:g}); its batch is in {path}: lower grpo.lr, or raise grpo.skip_grad_norm"
+                f"{metrics['grad_norm']:g}); its batch is in {path}: lower grpo.lr, or raise "
+                "grpo.skip_grad_norm, in a new run under another --name, from a checkpoint by --model"
             )
 
 
