@@ -1,7 +1,10 @@
 """fastgrpo: a small, fast reinforcement-learning engine for code. `fastgrpo.train(...)` trains from Python."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # to a reader of types it is the function, which the module of that name may be called as
+    from fastgrpo.train import train as train
 
 
 def __getattr__(name: str) -> Any:

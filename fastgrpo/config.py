@@ -379,7 +379,10 @@ class Grpo(Section, frozen=True):
         float, Meta(ge=0, description="cap of the importance weight trainer / vLLM; 0 = no correction")
     ] = 2.0
     micro_batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one forward and backward")] = 16384
-    epochs_per_batch: Annotated[int, Meta(ge=1, description="optimizer steps on the same rollouts")] = 1
+    mini_batches: Annotated[
+        int, Meta(ge=1, description="parts of a step's rollouts, each for an optimizer step of its own")
+    ] = 1
+    epochs_per_batch: Annotated[int, Meta(ge=1, description="passes over the same rollouts")] = 1
     max_lag: Annotated[
         int, Meta(ge=0, description="updates by which a step's rollouts begin early, beside the training; 0 = none")
     ] = 0

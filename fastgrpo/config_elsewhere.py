@@ -19,6 +19,9 @@ ELSEWHERE = {
         "grpo.temperature": "temperature rollout_temperature",
         "grpo.stop": "generation_kwargs",
         "grpo.epochs_per_batch": "num_iterations ppo_epochs max_epochs",
+        "grpo.mini_batches": (
+            "ppo_mini_batch_size steps_per_generation generation_batch_size num_steps_per_rollout global_batch_size"
+        ),
         "grpo.micro_batch_tokens": "ppo_max_token_len_per_gpu max_tokens_per_gpu",
         "grpo.max_lag": "max_async_level async_level async_queue_size",
         "grpo.max_turns": "max_tool_calling_iterations max_assistant_turns",
@@ -66,9 +69,8 @@ NO_KEY = {
     other: instead
     for instead, others in {
         "a step is one update on grpo.prompts_per_step x grpo.group_size rollouts, cut by grpo.micro_batch_tokens": (
-            "gradient_accumulation_steps steps_per_generation generation_batch_size ppo_mini_batch_size "
-            "ppo_micro_batch_size ppo_micro_batch_size_per_gpu micro_batch_size log_prob_micro_batch_size_per_gpu "
-            "per_device_eval_batch_size global_batch_size use_dynamic_bsz"
+            "gradient_accumulation_steps ppo_micro_batch_size ppo_micro_batch_size_per_gpu micro_batch_size "
+            "log_prob_micro_batch_size_per_gpu per_device_eval_batch_size use_dynamic_bsz"
         ),
         "every step is logged, and every completion is in samples.jsonl": (
             "logging_steps logging_strategy log_completions num_completions_to_print log_val_generations"

@@ -49,8 +49,10 @@ from fastgrpo.train import refuse_idle_ranks, train
 from fastgrpo.training import learner
 from fastgrpo.training.curriculum import draw_problems
 from fastgrpo.training.learner import Learner, learning_rate, update
+from fastgrpo.training.loss import policy_loss, token_logprobs
 from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport
+from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Result, Reward, Sample
 from tests.helpers.full_disk import full_disk
 from tests.helpers.random_engine import random_engine
@@ -282,6 +284,47 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_leaves_the_policy_as_it_is
     healthy = [Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=1.0)]
     assert update(policy, optimizer, healthy, Config().grpo, budget=64)["skipped"] == 0.0
     assert not torch.equal(policy.head_weight, before)
+
+
+def test_mini_batches_are_steps_on_parts_by_the_policy_that_sampled_them_all(model: Path) -> None:
+    draw = random.Random(0)
+    lengths, signs = (9, 5, 7, 6, 8), (1.0, -1.0, 1.0, -0.5, 0.5)
+    samples = [
+        Sample([draw.randrange(300) for _ in range(n)], [0, 0] + [1] * (n - 2), [-6.0] * n, advantage=sign)
+        for n, sign in zip(lengths, signs, strict=True)
+    ]
+    config = resolve({"grpo.mini_batches": 2, "grpo.clip_high": 0.05, "grpo.tis_cap": 0.0}).grpo
+    options = AdamWOptions(lr=1e-2)
+    policy, by_hand = load_policy(model), load_policy(model)
+    report = update(policy, AdamW(policy.model.parameters(), options), samples, config, budget=64)
+
+    optimizer = AdamW(by_hand.model.parameters(), options)
+    parts = [rank_batches(part, "token", 1, 64, by_hand.device) for part in (samples[:2], samples[2:])]
+    for batch in (*parts[0], *parts[1]):
+        batch.old_logprobs_N = token_logprobs(by_hand, batch, 1.0)
+    clipped = 0.0
+    for part in parts:
+        outputs = [policy_loss(by_hand, batch, config) for batch in part]
+        for output in outputs:
+            output.loss.backward()
+        optimizer.step()
+        clipped = sum(float(o.statistics.clipped_low + o.statistics.clipped_high) for o in outputs)
+    assert (report["samples"], report["loss_tokens"]) == (5.0, 25.0)
+    assert report["clip_fraction"] == pytest.approx(clipped / 15) != 0.0
+    for one, other in zip(policy.model.parameters(), by_hand.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    alone = update(
+        load_policy(model), Mock(lr=1.0, step=lambda: StepReport(1.0, False)), samples[:2], config, budget=64
+    )
+    assert alone["flop"] < report["flop"]
+
+
+def test_parts_without_a_token_cost_no_step(model: Path) -> None:
+    policy, steps = load_policy(model), []
+    optimizer = Mock(lr=1.0, step=lambda: steps.append(1) or StepReport(1.0, False))
+    one = Sample([1, 2, 3, 4], [0, 1, 1, 1], [0.0, -1.0, -1.0, -1.0], advantage=1.0)
+    update(policy, optimizer, [one, Sample.empty(), Sample.empty()], resolve({"grpo.mini_batches": 3}).grpo, budget=64)
+    assert len(steps) == 1
 
 
 @pytest.mark.parametrize("sleeps", [True, False])

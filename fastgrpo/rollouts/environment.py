@@ -41,7 +41,7 @@ class Environment(Protocol):
         the policy wrote and not luck.
         """
 
-    def feedback_text(self, execution: Any) -> str | None:
+    def feedback_text(self, execution: Any) -> str | Awaitable[str | None] | None:
         """What the policy reads between two rounds; None ends the rollout."""
 
     def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result] | Awaitable[list[Result]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain, pairwise
 
 import torch
 
@@ -31,7 +32,9 @@ def update(
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
     before_step: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """`config.epochs_per_batch` optimizer steps on `samples`, those of all ranks; returns the step's metrics.
+    """`config.epochs_per_batch` optimizer steps on each of `config.mini_batches` parts of all ranks' `samples`.
+
+    Returns the step's metrics, which are the first optimizer step's, but for `clip_fraction`, the last one's.
 
     Each rank computes its share in micro-batches of at most `budget` tokens. `phase` is entered with the name of what
     is timed; the weights stay as they are until `before_step` returns. An empty `samples` (no group with variance)
@@ -46,16 +49,20 @@ def update(
     `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step; with
     `max_lag` it includes what the updates since have moved, and only the sync's check speaks of the weights.
     """
-    batches = rank_batches(samples, config.normaliser, config.max_new_tokens, budget, policy.device)
-    for batch in batches:
+    parts = [
+        rank_batches(part, config.normaliser, config.max_new_tokens, budget, policy.device)
+        for part in in_parts(samples, config.mini_batches)
+    ]
+    parts = [batches for batches in parts if batches]
+    for batch in chain.from_iterable(parts):
         if config.max_lag:
             batch.old_logprobs_N = batch.sampled_logprobs_N
-        elif config.epochs_per_batch > 1:
+        elif config.epochs_per_batch * len(parts) > 1:
             batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
         if reference is not None:
             batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
-    for epoch in range(config.epochs_per_batch if batches else 0):
+    for number, batches in enumerate(parts * config.epochs_per_batch):
         with phase("forward_backward"):
             sums = _accumulate(policy, batches, config) | {"flop": training_flops(policy.model, batches)}
             measured = _token_means(over_ranks(sums, dict.fromkeys(sums, sum) | {"sampler_parity_max": max}))
@@ -65,10 +72,18 @@ def update(
             if policy.device.type == "cuda":
                 torch.cuda.synchronize(policy.device)
         measured |= {"grad_norm": step.grad_norm, "skipped": float(step.skipped), "lr": optimizer.lr}
-        # Later epochs are off-policy by design: parity and entropy are those of the policy that sampled.
+        # Later ones are off-policy by design: parity and entropy are those of the policy that sampled.
         later = ("clip_fraction", "grad_norm", "skipped") if step.skipped else ("clip_fraction",)
-        metrics = measured | metrics if epoch == 0 else metrics | {name: measured[name] for name in later}
+        if 0 < number < len(parts):
+            metrics["flop"] += measured["flop"]
+        metrics = metrics | {name: measured[name] for name in later} if number else measured | metrics
     return metrics
+
+
+def in_parts(samples: Sequence[Sample], count: int) -> list[Sequence[Sample]]:
+    """`samples` in `count` parts, neighbours together, whose sizes differ by one at most."""
+    ends = [len(samples) * number // count for number in range(count + 1)]
+    return [samples[first:end] for first, end in pairwise(ends)]
 
 
 def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[str, float]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from fastgrpo_sandbox.types import AssertTests, Tests
+from fastgrpo_sandbox.extract import defined_names
+from fastgrpo_sandbox.types import AssertTests, StdioTests, Tests
 
 _WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
 # What a function may use without importing it, and how deep it may call itself, as where these problems come from.
@@ -49,9 +50,11 @@ def call_tests(target: str, cases: Iterable[tuple[Sequence[Any], Sequence[Any]]]
 
 
 def with_imports(code: str, tests: Tests) -> str:
-    """The solution after what it may use without importing it, where the `tests` are `call_tests`."""
+    """The solution after what it may use without importing it: where the `tests` are `call_tests`, or it is a `class
+    Solution` as LeetCode's, which is no program of its own."""
     called = isinstance(tests, AssertTests) and tests.setup == _SAME
-    return f"{IMPORTED}{code}" if called else code
+    method = not isinstance(tests, StdioTests) and "Solution" in defined_names(code)
+    return f"{IMPORTED}{code}" if called or method else code
 
 
 def arguments_and_results(given: Any, wanted: Any) -> tuple[list[Any], list[Any]]:

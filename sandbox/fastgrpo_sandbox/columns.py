@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args
 
 import msgspec
@@ -23,7 +24,15 @@ from fastgrpo_sandbox.unrolling import check_tests, script_tests
 # Tried in this order; the first that a row fills has its tests.
 COLUMNS = (
     *("tests", "asserts", "test_list", "test", "unittest", "check", "stdio", "test_cases"),
-    *("input_output", "verification_info", "ground_truth", "reward_model", "assert_case", "functional"),
+    *(
+        "input_output",
+        "verification_info",
+        "ground_truth",
+        "reward_model",
+        "assert_case",
+        "functional",
+        "official_tests",
+    ),
 )
 SETUPS = ("setup", "test_setup_code", "test_imports")
 
@@ -33,10 +42,11 @@ def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
 
     Understood are a column of our own Tests (`tests`), assertions as a list or text (`asserts`, MBPP's `test_list`),
     HumanEval's `test` with `entry_point`, unittest classes (`test`, `unittest`), input and output pairs (`stdio`,
-    `test_cases`, `inputs` with `outputs`, also as JSON in `input_output`, `verification_info`, `ground_truth` or
-    `reward_model`), and calls (`fn_name` beside `inputs`). `setup`, `test_setup_code` and `test_imports` are trusted
-    code for the tests, and so is, for `check(candidate)`, what a `prompt` that is a program gives beside its
-    `entry_point`. `code` is the solution, whose `class Solution` decides how `fn_name` is called.
+    `test_cases`, `official_tests`, `inputs` with `outputs`, also as JSON in `input_output`, `verification_info`,
+    `ground_truth` or `reward_model`), and calls (`fn_name` beside `inputs`, `func_name` in `metadata`). `setup`,
+    `test_setup_code` and `test_imports` are trusted code for the tests, and so is, for `check(candidate)`, what a
+    `prompt` that is a program gives beside its `entry_point`. `code` is the solution, whose `class Solution` decides
+    how `fn_name` is called.
     Raises ValueError with one sentence where there are none, or none that can be counted.
     """
     try:
@@ -100,11 +110,22 @@ def _read_list(values: Sequence[Any], row: Mapping[str, Any], code: str) -> Test
     if all(isinstance(value, str) for value in values):
         return AssertTests(asserts=tuple(values), setup=_setup(row))
     if all(isinstance(value, Mapping) and {"input", "output"} <= value.keys() for value in values):
-        name = next(filter(None, (value.get("fn_name") for value in values)), None)
+        named = (value.get("fn_name") or _func_name(value) for value in values)
+        name = next(filter(None, named), None) or _func_name(row)
+        if not name and any(value.get("testtype") == "functional" for value in values):
+            raise ValueError("tests that are calls need the function's name, as fn_name or in metadata as func_name")
         return _paired([v["input"] for v in values], [v["output"] for v in values], name, code)
     if all(isinstance(value, Sequence) and len(value) == 2 for value in values):
         return _paired([pair[0] for pair in values], [pair[1] for pair in values], None, "")
     raise ValueError("a list of tests must hold assertions, [input, output] pairs or {input, output} objects")
+
+
+def _func_name(value: Mapping[str, Any]) -> Any:
+    """LiveCodeBench's name of the function, in a case's or a row's metadata, which may be JSON."""
+    metadata = value.get("metadata")
+    with suppress(ValueError, TypeError, RecursionError):
+        metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
+    return metadata.get("func_name") if isinstance(metadata, Mapping) else None
 
 
 def _read_source(source: str, row: Mapping[str, Any]) -> Tests:

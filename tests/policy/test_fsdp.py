@@ -25,7 +25,15 @@ BUDGET, STEPS = 24, 3
 # AdamW divides by the size of a gradient: with this eps rounding stays rounding where a gradient is next to nothing.
 OPTIONS = AdamWOptions(lr=1e-3, weight_decay=0.1, eps=1e-4, max_grad_norm=0.5, skip_grad_norm=1e3)
 # The ratio to an old policy and the KL to a reference: every way through the head.
-CONFIG = resolve({"grpo.loss": "gspo", "grpo.kl_weight": 0.1, "grpo.epochs_per_batch": 2, "model.path": "any"}).grpo
+CONFIG = resolve(
+    {
+        "grpo.loss": "gspo",
+        "grpo.kl_weight": 0.1,
+        "grpo.epochs_per_batch": 2,
+        "grpo.mini_batches": 2,
+        "model.path": "any",
+    }
+).grpo
 
 
 def samples(step: int) -> list[Sample]:

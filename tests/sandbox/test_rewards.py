@@ -92,6 +92,7 @@ CHECK = "def check(candidate):\n    assert candidate(1) == 2\n    assert candida
         (STDIO, {"stdio": [["1", "2"], ["5", "6\n"]]}),
         (STDIO, {"inputs": ["1", "5"], "outputs": ["2", "6"]}),
         (STDIO, {"input_output": json.dumps({"inputs": ["1\n"], "outputs": ["2\n"]})}),
+        (STDIO, {"official_tests": [{"input": "1\n", "output": "2\n"}]}),
         (
             STDIO,
             {
@@ -248,6 +249,31 @@ def test_calls_are_judged_as_their_sets_own_graders_do(code, given, wanted):
     truth = {"fn_name": "f", "inputs": [given], "outputs": [wanted]}
     assert compute_score("taco", f"```python\n{code}\n```", truth) == 1.0
     assert code_reward([code, "def f(x): return 'no'"], ground_truth=[truth] * 2) == [1.0, 0.0]
+
+
+ADDS = "class Solution:\n    def add(self, xs: List[int], n: int) -> int:\n        return sum(xs) + n"
+CALL = {"input": "[1, 2]\n4", "output": "7", "testtype": "functional"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"tests": json.dumps([CALL | {"metadata": {"func_name": "add"}}])},  # DeepCoder's
+        {"tests": [CALL], "metadata": json.dumps({"func_name": "add"})},
+        {"test": "def check(candidate):\n    assert candidate(xs=[1, 2], n=4) == 7\n", "entry_point": "Solution().add"},
+        {"asserts": ["assert Solution().add([1, 2], 4) == 7"]},
+    ],
+)
+def test_a_class_solution_needs_no_imports(row):
+    assert code_reward([ADDS, "class Solution: ..."], **{name: [value] * 2 for name, value in row.items()}) == [
+        1.0,
+        0.0,
+    ]
+
+
+def test_calls_without_a_name_are_no_programs():
+    with pytest.raises(ValueError, match="calls need the function's name, as fn_name or in metadata as func_name"):
+        code_reward([ADDS], tests=[[CALL]])
 
 
 def test_what_is_no_json_is_no_value_of_a_call():
