@@ -236,9 +236,14 @@ class RemotePool:
         """Returns when a job of ours has ended, for the first that waits, or after `timeout_s`."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(timeout_s):
                 await waiter
+        except TimeoutError:
+            pass
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(waiter)
 
     def _give_back(self, host: _Host) -> None:
         host.in_flight -= 1

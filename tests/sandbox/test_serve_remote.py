@@ -400,6 +400,25 @@ def test_cases_that_a_server_refuses_pass_nothing(monkeypatch):
     assert (merged.status, merged.error, merged.tests) == ("rejected", "too long", (True, False))
 
 
+def test_a_job_that_looks_again_and_again_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr(remote, "LOOK_S", 0.001)
+
+    async def answer(_):
+        await asyncio.sleep(0.3)
+        return outcome()
+
+    async def work(pool: RemotePool) -> int:
+        host = pool._hosts[0]
+        host._room = 1.0
+        jobs = [asyncio.ensure_future(pool.run(str(i))) for i in range(3)]
+        await asyncio.sleep(0.2)
+        waiting = len(pool._waiting)
+        await asyncio.gather(*jobs)
+        return max(waiting, len(pool._waiting))
+
+    assert with_hosts(work, Host(answer), in_flight=8) <= 2
+
+
 def test_jobs_that_wait_for_their_turn_are_not_encoded_yet():
     code = "x" * (1 << 18)
     held: list[int] = []

@@ -53,6 +53,29 @@ def test_a_turn_that_comes_with_the_cancellation_is_handed_on() -> None:
     assert asyncio.run(asyncio.wait_for(main(), 10)) == [1]
 
 
+def test_who_comes_and_goes_is_forgotten_and_the_order_stays() -> None:
+    async def main() -> list[int]:
+        turns, got = Turns(1), []
+
+        async def one(place: int, order: int) -> None:
+            async with turns.taken(order):
+                got.append(place)
+
+        async with turns.taken():
+            stay = [asyncio.create_task(one(place, order)) for place, order in enumerate([2, 0, 1, 1, 0])]
+            for number in range(5000):
+                leaves = asyncio.create_task(one(99, number % 4))
+                await asyncio.sleep(0)
+                leaves.cancel()
+                await asyncio.gather(leaves, return_exceptions=True)
+                assert len(turns._waiting) <= 12
+        await asyncio.gather(*stay)
+        assert turns._waiting == []
+        return got
+
+    assert asyncio.run(asyncio.wait_for(main(), 30)) == [1, 4, 2, 3, 0]
+
+
 @pytest.mark.jail
 def test_tests_of_an_earlier_order_are_judged_before_those_that_waited_longer() -> None:
     """Of any form: a case of stdin and its checker have the order of their run."""
