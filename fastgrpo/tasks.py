@@ -76,7 +76,7 @@ def problems_of(task: Task, config: Config, *, tried: bool = True) -> Problems:
 def digests_of(task: Task, config: Config, problems: Problems) -> dict[str, str]:
     """What `--resume` compares: a digest of each data set that is a file or a folder, by its name.
 
-    Of others it is one of all problems' ids and prompts in their order, but where their trial says which they are.
+    Of others it is one of the training problems' ids and prompts in order, but where their trial says which they are.
     """
     sets = [_named(given) for given in task.sets(config)]
     names = [name for named in sets if named is not None for name in named]
@@ -86,7 +86,7 @@ def digests_of(task: Task, config: Config, problems: Problems) -> dict[str, str]
     others = [name for name in names if name not in digests]
     if task.list_problems is None and (others or None in sets or not sets):
         given = " and ".join(others) or "what it was given to train on"
-        digests[given] = _digest([(name_of(each), _prompt_of(each)) for part in problems for each in part])
+        digests[given] = _digest([(name_of(each), _prompt_of(each)) for each in problems[0]])
     return digests
 
 
