@@ -7,9 +7,11 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.engine.engine import Engine
@@ -21,7 +23,8 @@ from fastgrpo.tasks import Task
 from fastgrpo.training.advantage import to_samples
 from fastgrpo.training.curriculum import draw_problems
 from fastgrpo.training.learner import EXPERIENCE, Learner, open_learner
-from fastgrpo.types import Sampling
+from fastgrpo.training.schedule import Schedule
+from fastgrpo.types import Group, Rollout, Sampling
 from tests.helpers.runs import run_without_report
 from tests.test_train import CORPUS, Vowels, load_vowels, metrics, open_interrupting, open_vowels
 from tests.test_train import weights as saved_weights
@@ -60,6 +63,47 @@ def lags(folder: Path) -> list[tuple[int, list[int]]]:
 
 def weights(learner: Learner) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in learner.policy.weights()}
+
+
+def noted(patch: pytest.MonkeyPatch) -> tuple[list[dict[str, torch.Tensor]], list[Rollout]]:
+    """The weights behind each number of updates, and all rollouts, of the run that comes."""
+    by_version, written = list[dict[str, torch.Tensor]](), list[Rollout]()
+    begin, sync, told = Learner.__init__, Learner.sync, Schedule._experience
+
+    def note(learner: Learner) -> None:
+        if learner.step == len(by_version):
+            by_version.append(weights(learner))
+
+    patch.setattr(Learner, "__init__", lambda self, *given: (begin(self, *given), note(self))[0])
+    patch.setattr(Learner, "sync", lambda self: (note(self), sync(self))[1])
+
+    def experience(self: Schedule, step: int, groups: list[Group], *given: Any, **named: Any) -> Experience:
+        written.extend(rollout for group in groups for rollout in group.rollouts)
+        return told(self, step, groups, *given, **named)
+
+    patch.setattr(Schedule, "_experience", experience)
+    return by_version, written
+
+
+def assert_logprobs_are_the_versions_own(
+    model: Path, by_version: list[dict[str, torch.Tensor]], rollouts: list[Rollout]
+) -> None:
+    """By a plain model token by token, over the keys that the weights of earlier tokens have left."""
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    exact = 1e-4 if not torch.cuda.is_available() else 0.1
+    for rollout in rollouts:
+        begun, past, gaps, version = rollout.loss_mask.index(1), None, [], -1
+        for position in range(begun, len(rollout.token_ids)):
+            if version != rollout.versions[position]:
+                version = rollout.versions[position]
+                plain.load_state_dict(by_version[version], strict=False)
+            read = rollout.token_ids[position - 1 : position] if past else rollout.token_ids[:begun]
+            with torch.no_grad():
+                output = plain(torch.tensor([read]), past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            logprob = output.logits[0, -1].log_softmax(-1)[rollout.token_ids[position]]
+            gaps.append(abs(float(logprob) - rollout.logprobs[position]))
+        assert max(gaps) < exact, rollout.versions
 
 
 def test_without_lag_the_loop_takes_turns_bit_by_bit(model: Path, tmp_path: Path, monkeypatch) -> None:
@@ -126,7 +170,10 @@ def test_in_flight_tokens_of_one_rollout_are_of_several_versions_and_survive_a_r
     step = Engine.step
     monkeypatch.setattr(Engine, "step", lambda self: (time.sleep(0.01), step(self))[1])
     configure = partial(settings, model, tmp_path, max_lag=2, in_flight=True, max_new_tokens=40)
-    folder = train(configure("flight", steps=4))
+    with monkeypatch.context() as patch:
+        by_version, written = noted(patch)
+        folder = train(configure("flight", steps=4))
+    assert_logprobs_are_the_versions_own(model, by_version, written[::3])
     state = next((folder / "checkpoints").glob("step-000004")) / "state" / EXPERIENCE
     assert len(from_bytes(state.read_bytes())) == 2
     train(configure("flight", steps=6), resume=True)
