@@ -328,10 +328,12 @@ class Grpo(Section, frozen=True):
     warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the learning rate rises to lr")] = 4
     decay_steps: Annotated[
         int,
-        Meta(ge=0, description="steps, from the first, over which lr falls to min_lr, where it stays; 0 = constant"),
+        Meta(ge=0, description="steps, from the first, over which lr falls to lr x min_lr_ratio; 0 = constant"),
     ] = 0
     decay: Annotated[Literal["linear", "cosine"], Meta(description="how lr falls over decay_steps")] = "linear"
-    min_lr: Annotated[float, Meta(ge=0, le=1, description="what lr falls to over decay_steps, as a share of it")] = 0.0
+    min_lr_ratio: Annotated[
+        float, Meta(ge=0, le=1, description="share of lr to which it falls over decay_steps, and where it stays")
+    ] = 0.0
     beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the mean")] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the variance")] = 0.95
     weight_decay: Annotated[float, Meta(ge=0, description="decoupled weight decay")] = 0.0

@@ -10,7 +10,7 @@ ELSEWHERE = {
         "grpo.steps": "max_steps num_train_epochs total_training_steps total_epochs num_episodes num_rollout",
         "grpo.lr": "learning_rate actor_learning_rate optim.lr adam.lr",
         "grpo.decay": "lr_scheduler_type lr_scheduler",
-        "grpo.min_lr": "lr_scheduler_kwargs min_lr_ratio min_lr_rate",
+        "grpo.min_lr_ratio": "lr_scheduler_kwargs min_lr min_lr_rate",
         "grpo.warmup_steps": "warmup_ratio lr_warmup_ratio lr_warmup_steps lr_warmup_steps_ratio",
         "grpo.group_size": "num_generations n_samples_per_prompt rollout.n rollouts_per_example",
         "grpo.prompts_per_step": "train_batch_size rollout_batch_size per_device_train_batch_size batch_size",

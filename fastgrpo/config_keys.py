@@ -213,6 +213,11 @@ def _check_grpo(grpo: Grpo) -> None:
             "grpo.importance_correction by sequence multiplies over an answer what top_p, top_k and min_p leave out at "
             "each token, so that long ones lose their weight: set it to token_truncate or token_mask"
         )
+    if not grpo.decay_steps and (grpo.decay != "linear" or grpo.min_lr_ratio):
+        raise UserError(
+            "grpo.decay and grpo.min_lr_ratio say how lr falls over grpo.decay_steps, which are 0: set these, as to "
+            "grpo.steps"
+        )
     if 0 < grpo.clip_dual <= 1:
         raise UserError(
             f"grpo.clip_dual = {grpo.clip_dual:g} would clip a ratio of 1: set it above 1, as 3, or 0 for none"

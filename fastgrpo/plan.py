@@ -125,7 +125,8 @@ def print_plan(
     else:
         print(f"stage 1         {len(problems) * config.sft.teacher_samples} traces, {config.sft.epochs} epochs")
     print(f"stage 2         {grpo.steps} steps of {rollouts} rollouts, {grpo.steps * rollouts} in all")
-    print(f"evaluation      {len(held_out) * config.eval.samples} rollouts before and after")
+    between = f", and after every {config.eval.every} steps" if config.eval.every else ""
+    print(f"evaluation      {len(held_out) * config.eval.samples} rollouts before and after{between}")
     print(memory.table())
 
 

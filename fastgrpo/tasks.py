@@ -91,8 +91,10 @@ def digests_of(task: Task, config: Config, problems: Problems) -> dict[str, str]
 
 
 def _files(folder: Path) -> list[tuple[str, str]]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [(str(path.relative_to(folder)), file_digest(path)) for path in found]
+    """The name and digest of each file of a data set's folder, but for hidden ones, which the library does not read."""
+    found = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    read = [path for path in found if not any(part.startswith(".") for part in path.parts)]
+    return [(str(path), file_digest(folder / path)) for path in read]
 
 
 def _prompt_of(problem: Any) -> Any:

@@ -253,7 +253,7 @@ async def improve(
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one.
 
     After every `eval.every` steps but the last `measure` gives the means of an evaluation: they are logged with the
-    next step, whose rollouts are of the same weights, and the reward's is the score of a checkpoint of that step.
+    next step, which begins with the weights that they are of, and the reward's is the score of a checkpoint of those.
     """
     log.stage("grpo", config.grpo.steps, done=learner.step)
     draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)

@@ -47,6 +47,15 @@ def config(*arguments: str) -> Config:
         ("--logging_steps 1", "'logging_steps'; it has no key here: every step is logged, and every completion"),
         ("--sapo_temperature_neg 3", "it has no key here: grpo.loss_function takes a loss of your own"),
         ("--actor.clip_ratio_c 3", "'actor.clip_ratio_c'; here it is 'grpo.clip_dual'"),
+        (
+            "--grpo.decay cosine --grpo.decay_steps 0",
+            "grpo.decay and grpo.min_lr_ratio say how lr falls over grpo.decay_steps, which are 0",
+        ),
+        (
+            "--grpo.min_lr_ratio 0.1 --grpo.decay_steps 0",
+            "grpo.min_lr_ratio say how lr falls over grpo.decay_steps, which are 0: set these",
+        ),
+        ("--min_lr 1e-7", "unknown key 'min_lr'; here it is 'grpo.min_lr_ratio'"),
         ("--grpo.clip_dual 0.9", "grpo.clip_dual = 0.9 would clip a ratio of 1: set it above 1"),
         ("--data.use_shm 1", "unknown key 'data.use_shm'; --help lists all keys"),
         ("--trainer.lr 1", "did you mean 'grpo.lr'"),

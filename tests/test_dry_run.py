@@ -51,10 +51,17 @@ def test_a_dry_run_prints_the_plan_alone(
     (example.get("main") or import_module(program).main)()
     out, error = capsys.readouterr()
     assert error == ""
+    assert " rollouts before and after\n" in out
     for part in ("[grpo]", "problems  ", "stage 2  ", "memory of one device"):
         assert part in out
     assert list(Path.cwd().iterdir()) == []
     assert not (tmp_path / "cache" / "fastgrpo").exists()
+
+
+def test_a_plan_tells_of_evaluations_under_way(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = {"model.path": str(model), "eval.every": 5, "eval.samples": 2, "data.held_out": 1}
+    print_plan(resolve(keys), reward_task([anything], dataset=[{"prompt": "a"}, {"prompt": "b"}]))
+    assert "evaluation      2 rollouts before and after, and after every 5 steps\n" in capsys.readouterr().out
 
 
 def anything(**_: object) -> list[float]:

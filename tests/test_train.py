@@ -210,7 +210,7 @@ def test_held_out_problems_are_measured_while_it_trains_and_change_nothing(
     plain = run(model, tmp_path, "plain", **keys)
     measured = run(model, tmp_path, "measured", eval__every=2, **keys)
     found = {row["step"]: row["held_out/reward"] for row in metrics(measured) if "held_out/reward" in row}
-    assert found.keys() == {3, 5}  # after steps 2 and 4: with the step whose rollouts are of the same weights
+    assert found.keys() == {3, 5}  # after steps 2 and 4, by the weights that these begin with
     ended = [row.reward for row in read_rows(measured / "evaluation.json") if row.stage == "grpo"]
     assert list(found.values()) == [pytest.approx(sum(ended) / len(ended))] * 2  # one draw, by this engine's seeds
     assert all(row["grad_norm"] > 0 for row in metrics(plain))
@@ -266,7 +266,7 @@ def test_the_learning_rate_rises_then_stays_or_falls_to_nothing() -> None:
     assert [learning_rate(constant, step) for step in (0, 1, 3, 100)] == [0.25, 0.5, 1.0, 1.0]
     falling = resolve({"grpo.lr": 1.0, "grpo.warmup_steps": 0, "grpo.decay_steps": 4}).grpo
     assert [learning_rate(falling, step) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
-    cosine = msgspec.structs.replace(falling, decay="cosine", min_lr=0.1)
+    cosine = msgspec.structs.replace(falling, decay="cosine", min_lr_ratio=0.1)
     half = 0.5 * 0.9 + 0.1
     side = 0.45 * math.sqrt(0.5)
     expected = [1.0, half + side, half, half - side, 0.1, 0.1]

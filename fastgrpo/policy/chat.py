@@ -70,7 +70,9 @@ class Chat:
         """
         turns = [_turn("user", prompt)] if isinstance(prompt, str) else [dict(message) for message in prompt]
         if not self.tokenizer.chat_template:
-            return self._ids("\n".join(turn["content"] for turn in turns), add_special_tokens=True)
+            text, begin = "\n".join(turn["content"] for turn in turns), self.tokenizer.bos_token
+            # A text that a template has rendered already has its beginning, and must not get a second one.
+            return self._ids(text, add_special_tokens=not (begin and text.startswith(begin)))
         system = [] if turns[0]["role"] == "system" else self._system
         return self._ids(self._render([*system, *turns], tools))
 

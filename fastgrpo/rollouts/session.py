@@ -138,7 +138,7 @@ class Session:
         """The conversation that the request goes on with, None for a new one, and the ids to write after."""
         tools, chat = request.tools or [], self._chat
         if tools and not chat.tokenizer.chat_template:
-            raise Refused("the model's tokenizer has no chat template, so that tools cannot be shown", "no_template")
+            raise Refused("the policy has no chat template, so that tools cannot be shown", "no_template")
         try:
             if (before := self._continued(request)) is not None:
                 new = [message.turn() for message in request.messages[len(before.messages) :]]

@@ -77,14 +77,17 @@ class Checkpoints:
 
         `save_hf` and `save_state` are called with a folder on every rank: the first rank writes model and tokenizer
         there, and each rank its part of the state. A step that this object has written already is given its score
-        alone, unless it is to be written `anew`. Raises `CannotWrite` where it cannot be written: then no half-written
-        folder stays and older checkpoints are as they were.
+        alone, unless it is to be written `anew`; without a `score` a step keeps the one that it had. Raises
+        `CannotWrite` where it cannot be written: then no half-written folder stays and older checkpoints are as they
+        were.
         """
         final = self.folder / f"step-{step:06d}"
         partial = self.folder / f".{final.name}.partial"
         first = is_first_rank()
         try:
             with writing(f"the checkpoint {final}"):
+                if first and score is None and (earlier := _read_manifest(final)):
+                    score = earlier.score
                 if anew or step != self._saved:
                     if first:
                         self._clear()

@@ -223,4 +223,4 @@ def learning_rate(config: Grpo, step: int) -> float:
     warmed = min(1.0, (step + 1) / (config.warmup_steps + 1))
     left = max(0.0, 1 - step / config.decay_steps) if config.decay_steps else 1.0
     share = (1 - math.cos(math.pi * left)) / 2 if config.decay == "cosine" else left
-    return config.lr * warmed * (config.min_lr + (1 - config.min_lr) * share)
+    return config.lr * warmed * (config.min_lr_ratio + (1 - config.min_lr_ratio) * share)

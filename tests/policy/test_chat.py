@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
 
 from fastgrpo.config import Model
 from fastgrpo.errors import UserError
@@ -83,6 +84,17 @@ def test_the_template_can_be_left_out(tmp_path: Path) -> None:
     assert rendered.endswith("<|im_start|>assistant\n")
     assert plain.prompt_ids(rendered) == own.prompt_ids("def f(x):")
     assert (plain.is_rendered(rendered), own.is_rendered(rendered)) == (False, True)
+
+
+def test_a_text_that_has_the_token_of_its_beginning_gets_no_second_one() -> None:
+    """As what Llama's, Gemma's and Mistral's templates have rendered."""
+    tokenizer = train_tokenizer(["count the vowels"] * 4, 300)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    plain = Chat(tokenizer)
+    words = tokenizer.encode("count", add_special_tokens=False)
+    assert plain.prompt_ids("count") == plain.prompt_ids("<s>count") == [begin, *words]
 
 
 @pytest.mark.parametrize("template", [None, PLAIN])

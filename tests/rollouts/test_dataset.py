@@ -336,6 +336,10 @@ def test_what_a_resumed_run_compares_of_its_data(tmp_path: Path) -> None:
     rewards = reward_task([anything])
     before = digests_of(rewards, config, ([], []))
     assert list(before) == [file, folder, "org/one"]
+    for hidden in (".cache/lock", "sub/.DS_Store"):
+        (tmp_path / "set" / hidden).parent.mkdir()
+        (tmp_path / "set" / hidden).touch()
+    assert digests_of(rewards, config, ([], [])) == before
     (tmp_path / "set" / "part.jsonl").rename(tmp_path / "set" / "other.jsonl")
     after = digests_of(rewards, config, ([], []))
     assert [name for name in before if before[name] != after[name]] == [folder]

@@ -492,7 +492,7 @@ def test_tools_without_a_chat_template_are_refused() -> None:
 
     status, said = asyncio.run(main())
     assert status == 400
-    assert "has no chat template, so that tools cannot be shown" in said["error"]["message"]
+    assert "the policy has no chat template, so that tools cannot be shown" in said["error"]["message"]
 
 
 def leaving(engine: Scripted, left: list[asyncio.Task[Any]]) -> Any:

@@ -105,6 +105,19 @@ def test_a_step_is_written_once_and_scored_later(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-000001", "step-000002"], "the best one stays"
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_step_that_is_saved_again_keeps_its_score(tmp_path: Path, resumed: bool, anew: bool) -> None:
+    """As by an interrupt after its evaluation."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1, score=0.5)
+    save(Checkpoints(tmp_path, keep=1) if resumed else checkpoints, 1, anew=anew)
+    assert checkpoints.best() == tmp_path / "step-000001"
+    save(checkpoints, 1, score=0.25)
+    save(checkpoints, 2, score=0.3)
+    assert names(tmp_path) == ["step-000002"]
+
+
 def test_a_process_killed_while_it_replaces_a_checkpoint_leaves_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
