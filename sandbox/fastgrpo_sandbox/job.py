@@ -16,7 +16,7 @@ import msgspec
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.asserts import compile_asserts, compile_setup, special_words
-from fastgrpo_sandbox.guest.names import unimported_modules, wanted_names
+from fastgrpo_sandbox.guest.names import solution_imports, unimported_modules, wanted_names
 from fastgrpo_sandbox.stdio import MOST_OUTPUT
 from fastgrpo_sandbox.types import (
     AssertTests,
@@ -155,6 +155,8 @@ def _compiling() -> Iterator[None]:
 
 def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
+    with _compiling():
+        tests = _after_imports(tests)
     job: dict[str, Any] = {"role": "judge", "lines": None, "needed": _needed(tests)}
     job["special"] = special_words(tests.setup, *(tests.asserts if isinstance(tests, AssertTests) else (tests.source,)))
     with _compiling():
@@ -164,6 +166,16 @@ def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
             return job | {"lines": lines}
         code, wanted = compile_asserts(tests.source), tuple(wanted_names(tests.source))
     return job | {"code": code, "wanted": wanted, "entry_point": tests.entry_point}
+
+
+def _after_imports(tests: CheckTests | AssertTests) -> CheckTests | AssertTests:
+    """The tests, each text of which imports the solution as a module where their setup does."""
+    imports = solution_imports(tests.setup)
+    if not imports:
+        return tests
+    if isinstance(tests, AssertTests):
+        return msgspec.structs.replace(tests, asserts=tuple(imports + line for line in tests.asserts))
+    return msgspec.structs.replace(tests, source=imports + tests.source)
 
 
 def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
