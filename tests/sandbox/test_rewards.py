@@ -251,15 +251,10 @@ def test_calls_are_judged_as_their_sets_own_graders_do(code, given, wanted):
     assert code_reward([code, "def f(x): return 'no'"], ground_truth=[truth] * 2) == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("name", ["gcd", "reduce", "permutations", "Counter"])
+@pytest.mark.parametrize("name", ["gcd", "comb", "bisect", "Counter"])
 def test_what_a_call_is_of_is_not_imported_for_the_solution(name):
     """A program that defined nothing passed the tests of a function that the library has, too."""
-    calls = {
-        "gcd": ([4, 6], 2),
-        "reduce": (["f", [1], 2], 2),
-        "permutations": ([[]], [[]]),
-        "Counter": (["a"], {"a": 1}),
-    }
+    calls = {"gcd": ([4, 6], 2), "comb": ([4, 2], 6), "bisect": ([[1, 2], 1], 1), "Counter": (["a"], {"a": 1})}
     given, wanted = calls[name]
     truth = {"fn_name": name, "inputs": [given], "outputs": [wanted]}
     own = f"def {name}(self=0, *given): return {wanted!r}"
