@@ -229,12 +229,14 @@ def _encoded(text: str, what: str) -> bytes:
 
 
 def _files(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
+    normal = set(map(os.path.normpath, files))
     for path in files:
         parts = path.split("/")
         is_named = parts[-1] not in ("", ".") and ".." not in parts and "\0" not in path and not os.path.isabs(path)
         if not is_named or max(map(len, map(_path_bytes, parts))) > MAX_NAME or len(path) > MAX_PATH:
             raise Rejected(f"file {path!r:.80} is not a relative path inside the jail's /tmp")
-        if above := [each for end in range(1, len(parts)) if (each := "/".join(parts[:end])) in files]:
+        places = os.path.normpath(path).split("/")
+        if above := [each for end in range(1, len(places)) if (each := "/".join(places[:end])) in normal]:
             raise Rejected(f"file {above[0]!r:.80} is to be a folder, too, of {path!r:.80}")
     return {path: _encoded(text, f"file {path!r}") if isinstance(text, str) else text for path, text in files.items()}
 
