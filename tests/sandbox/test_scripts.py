@@ -140,6 +140,15 @@ def test_of_the_solution_as_a_module_no_function_says_what_another_is_to_give(po
     beside = AssertTests(tuple(f"from solution import f, g\n{line}" for line in in_setup.asserts), "import solution")
     for tests in (in_setup, in_line, beside):
         assert pool.run(AGREEING, tests=tests).tests == tuple(OF_MODULE.values())
+    by_name = (
+        "getattr(solution, 'f')(1) == 2",
+        "sorted([2, 1]) == getattr(solution, 'h')(0)",
+        "not hasattr(solution, 'i')",
+    )
+    looked_up = AssertTests(
+        tuple(f"assert {line}" for line in by_name), "import solution\nhas = hasattr(solution, 'f')"
+    )
+    assert pool.run(AGREEING, tests=looked_up).tests == (True, True, True)
     check = CheckTests(
         "def check(f):\n    assert f(1) == 2\n    assert f(1) == s.LIMIT\n    assert f(1) == s.g(1)\n",
         "f",

@@ -34,7 +34,9 @@ class _OfSolution(Transformer):
     `f`, where the tests have no `f` of their own: what is compared with what is told by names."""
 
     def __init__(self, nodes: list[ast.AST]) -> None:
-        self._modules = _solution_modules(nodes)
+        asked = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+        changed = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in asked}
+        self._modules = _solution_modules(nodes) - changed
         same = [each for node in nodes if _is_of_solution(node) for each in node.names if each.asname is None]
         self._bound = {bound_name(node) for node in nodes if node not in same}
 
@@ -65,14 +67,11 @@ def own_name(name: str) -> str:
 
 
 def _solution_modules(nodes: list[ast.AST]) -> set[str]:
-    """The names that are the solution as a module, used for nothing but what it has."""
+    """The names that are the solution as a module, and nothing else."""
     imported = [
         each for node in nodes if isinstance(node, ast.Import) for each in node.names if each.name == "solution"
     ]
-    asked = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-    other = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in asked}
-    other |= {bound_name(node) for node in nodes if node not in imported}
-    return set(map(bound_name, imported)) - other
+    return set(map(bound_name, imported)) - {bound_name(node) for node in nodes if node not in imported}
 
 
 @memo
@@ -97,7 +96,9 @@ def wanted_names(source: str) -> Wanted:
     read -= {bound_name(node) for node in nodes if id(node) not in members}
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
-    other, called = tested_builtins(nodes)
+    other, called = (
+        ((), ()) if _solution_modules(nodes) else tested_builtins(nodes)
+    )  # they say which are the solution's
     compared = tuple(map(tuple, pairs(nodes, names, modules)))
     return Wanted(names, tuple(sorted(modules)), called if names else other, compared, other)
 
