@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from fastgrpo_sandbox.extract import defined_names
-from fastgrpo_sandbox.types import AssertTests, StdioTests, Tests
+from fastgrpo_sandbox.types import AssertTests, CheckTests, Tests, UnittestTests
 
+_ASSERT_SAME = "assert same("
 _WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
 # What a function may use without importing it, and how deep it may call itself, as where these problems come from.
 IMPORTED = """
@@ -43,18 +44,35 @@ def close(got, wanted):
 def call_tests(target: str, cases: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> AssertTests:
     """One assertion on a call of `target` for each (arguments, accepted results), plain data."""
     asserts = (
-        f"assert same({target}({', '.join(map(repr, given))}), {', '.join(map(repr, wanted))})"
+        f"{_ASSERT_SAME}{target}({', '.join(map(repr, given))}), {', '.join(map(repr, wanted))})"
         for given, wanted in cases
     )
     return AssertTests(asserts=tuple(asserts), setup=_SAME)
 
 
 def with_imports(code: str, tests: Tests) -> str:
-    """The solution after what it may use without importing it: where the `tests` are `call_tests`, or it is a `class
+    """The solution after what it may use without importing it: where the `tests` are `call_tests`, or of a `class
     Solution` as LeetCode's, which is no program of its own."""
-    called = isinstance(tests, AssertTests) and tests.setup == _SAME
-    method = not isinstance(tests, StdioTests) and "Solution" in defined_names(code)
-    return f"{IMPORTED}{code}" if called or method else code
+    if isinstance(tests, AssertTests) and tests.setup == _SAME:
+        return f"{imports_for(''.join(tests.asserts[:1]).removeprefix(_ASSERT_SAME))}{code}"
+    method = "Solution" in _text(tests) and "Solution" in defined_names(code)
+    return f"{IMPORTED}{code}" if method else code
+
+
+def imports_for(target: str) -> str:
+    """IMPORTED, but for what tests call, as `gcd`: that is the solution's to define."""
+    return f"{IMPORTED}globals().pop({target.partition('(')[0]!r}, None)\n"
+
+
+def _text(tests: Tests) -> str:
+    match tests:
+        case AssertTests(asserts=asserts, setup=setup):
+            return "\n".join((setup, *asserts))
+        case CheckTests(source=source, entry_point=entry_point, setup=setup):
+            return "\n".join((setup, source, entry_point))
+        case UnittestTests(source=source, setup=setup):
+            return "\n".join((setup, source))
+    return ""
 
 
 def arguments_and_results(given: Any, wanted: Any) -> tuple[list[Any], list[Any]]:

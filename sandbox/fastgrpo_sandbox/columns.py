@@ -24,15 +24,8 @@ from fastgrpo_sandbox.unrolling import check_tests, script_tests
 # Tried in this order; the first that a row fills has its tests.
 COLUMNS = (
     *("tests", "asserts", "test_list", "test", "unittest", "check", "stdio", "test_cases"),
-    *(
-        "input_output",
-        "verification_info",
-        "ground_truth",
-        "reward_model",
-        "assert_case",
-        "functional",
-        "official_tests",
-    ),
+    *("input_output", "verification_info", "ground_truth", "reward_model", "assert_case", "functional"),
+    "official_tests",
 )
 SETUPS = ("setup", "test_setup_code", "test_imports")
 

@@ -16,7 +16,7 @@ import msgspec
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.asserts import compile_asserts, compile_setup, special_words
-from fastgrpo_sandbox.guest.names import unimported_modules, wanted_names
+from fastgrpo_sandbox.guest.names import solution_imports, unimported_modules, wanted_names
 from fastgrpo_sandbox.stdio import MOST_OUTPUT
 from fastgrpo_sandbox.types import (
     AssertTests,
@@ -155,6 +155,8 @@ def _compiling() -> Iterator[None]:
 
 def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
+    with _compiling():
+        tests = _after_imports(tests)
     job: dict[str, Any] = {"role": "judge", "lines": None, "needed": _needed(tests)}
     job["special"] = special_words(tests.setup, *(tests.asserts if isinstance(tests, AssertTests) else (tests.source,)))
     with _compiling():
@@ -164,6 +166,16 @@ def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
             return job | {"lines": lines}
         code, wanted = compile_asserts(tests.source), tuple(wanted_names(tests.source))
     return job | {"code": code, "wanted": wanted, "entry_point": tests.entry_point}
+
+
+def _after_imports(tests: CheckTests | AssertTests) -> CheckTests | AssertTests:
+    """The tests, each text of which imports the solution as a module where their setup does."""
+    imports = solution_imports(tests.setup)
+    if not imports:
+        return tests
+    if isinstance(tests, AssertTests):
+        return msgspec.structs.replace(tests, asserts=tuple(imports + line for line in tests.asserts))
+    return msgspec.structs.replace(tests, source=imports + tests.source)
 
 
 def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
@@ -217,12 +229,14 @@ def _encoded(text: str, what: str) -> bytes:
 
 
 def _files(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
+    normal = set(map(os.path.normpath, files))
     for path in files:
         parts = path.split("/")
         is_named = parts[-1] not in ("", ".") and ".." not in parts and "\0" not in path and not os.path.isabs(path)
         if not is_named or max(map(len, map(_path_bytes, parts))) > MAX_NAME or len(path) > MAX_PATH:
             raise Rejected(f"file {path!r:.80} is not a relative path inside the jail's /tmp")
-        if above := [each for end in range(1, len(parts)) if (each := "/".join(parts[:end])) in files]:
+        places = os.path.normpath(path).split("/")
+        if above := [each for end in range(1, len(places)) if (each := "/".join(places[:end])) in normal]:
             raise Rejected(f"file {above[0]!r:.80} is to be a folder, too, of {path!r:.80}")
     return {path: _encoded(text, f"file {path!r}") if isinstance(text, str) else text for path, text in files.items()}
 

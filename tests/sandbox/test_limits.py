@@ -181,6 +181,8 @@ def test_tests_that_no_code_can_pass_are_known_before_any_runs(tests: Tests, sai
         ({"a\0": ""}, "is not a relative path"),
         ({"\ud800": ""}, "is not valid Unicode"),
         ({"a": "", "a/b": ""}, "file 'a' is to be a folder, too, of 'a/b'"),
+        ({"./a//b": "", "a": ""}, "file 'a' is to be a folder, too, of './a//b'"),
+        ({"./a": "", "a/./b": ""}, "file 'a' is to be a folder, too, of 'a/./b'"),
         ({"a/b/c/d": "", "a/b": ""}, "file 'a/b' is to be a folder, too"),
     ],
 )

@@ -41,6 +41,7 @@ def long_text(number: int) -> str:
         asserts.compile_asserts,
         asserts.compile_setup,
         names.wanted_names,
+        names.solution_imports,
         as_run,
         script_tests,
         lambda text: check_tests(text, "f", text),

@@ -251,6 +251,23 @@ def test_calls_are_judged_as_their_sets_own_graders_do(code, given, wanted):
     assert code_reward([code, "def f(x): return 'no'"], ground_truth=[truth] * 2) == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("name", ["gcd", "comb", "bisect", "Counter"])
+def test_what_a_call_is_of_is_not_imported_for_the_solution(name):
+    """A program that defined nothing passed the tests of a function that the library has, too."""
+    calls = {"gcd": ([4, 6], 2), "comb": ([4, 2], 6), "bisect": ([[1, 2], 1], 1), "Counter": (["a"], {"a": 1})}
+    given, wanted = calls[name]
+    truth = {"fn_name": name, "inputs": [given], "outputs": [wanted]}
+    own = f"def {name}(self=0, *given): return {wanted!r}"
+    assert code_reward(
+        [own, f"class Solution:\n    {own}", "x = 1", "class Solution: ..."], ground_truth=[truth] * 4
+    ) == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_a_class_solution_is_given_no_function_that_tests_call_beside_it():
+    tests = {"asserts": [["assert gcd(4, 6) == 2"]] * 3}
+    assert code_reward(["def gcd(a, b): return 2", "class Solution: ...", "x = 1"], **tests) == [1.0, 0.0, 0.0]
+
+
 ADDS = "class Solution:\n    def add(self, xs: List[int], n: int) -> int:\n        return sum(xs) + n"
 CALL = {"input": "[1, 2]\n4", "output": "7", "testtype": "functional"}
 

@@ -118,6 +118,58 @@ def test_tests_may_import_from_the_solution_in_every_form(pool):
         assert pool.run(WRONG[0], tests=tests).tests == (False,)
 
 
+AGREEING = "LIMIT = 2\ndef f(x): return 2\ndef g(x): return 2\ndef h(x): return [1, 2]\nclass C:\n    value = 3\n"
+OF_MODULE = {
+    "solution.f(1) == 2": True,
+    "sorted([2, 1]) == solution.h(0)": True,
+    "list(range(1, 3)) == solution.h(0)": True,
+    "len([1, 2]) == len(solution.h(0))": True,
+    "solution.C().value == 3 and solution.__name__ == 'solution'": True,
+    "solution.f(1) == solution.g(1)": False,
+    "solution.f(1) == solution.LIMIT": False,
+    "f(1) == solution.g(1)": False,
+}
+
+
+@pytest.mark.jail
+def test_of_the_solution_as_a_module_no_function_says_what_another_is_to_give(pool):
+    in_setup = AssertTests(tuple(f"assert {line}" for line in OF_MODULE), "import solution")
+    in_line = AssertTests(
+        tuple(f"import solution as s\nassert {line.replace('solution.', 's.')}" for line in OF_MODULE)
+    )
+    beside = AssertTests(tuple(f"from solution import f, g\n{line}" for line in in_setup.asserts), "import solution")
+    for tests in (in_setup, in_line, beside):
+        assert pool.run(AGREEING, tests=tests).tests == tuple(OF_MODULE.values())
+    by_name = (
+        "getattr(solution, 'f')(1) == 2",
+        "sorted([2, 1]) == getattr(solution, 'h')(0)",
+        "not hasattr(solution, 'i')",
+    )
+    looked_up = AssertTests(
+        tuple(f"assert {line}" for line in by_name), "import solution\nhas = hasattr(solution, 'f')"
+    )
+    assert pool.run(AGREEING, tests=looked_up).tests == (True, True, True)
+    check = CheckTests(
+        "def check(f):\n    assert f(1) == 2\n    assert f(1) == s.LIMIT\n    assert f(1) == s.g(1)\n",
+        "f",
+        "import solution as s",
+    )
+    assert pool.run(AGREEING, tests=check).tests == (True, False, False)
+
+
+@pytest.mark.jail
+def test_what_tests_call_solution_is_theirs(pool):
+    right = "class Solution:\n    def f(self, x): return x + 1\n"
+    asserts = ("assert solution.f(1) == 2", "assert [solution.real for solution in (1, 2)] == [1, 2]")
+    assert pool.run(right, tests=AssertTests(asserts, "solution = Solution()")).tests == (True, True)
+    assert pool.run(right, tests=AssertTests(asserts, "import solution\nsolution = solution.Solution()")).tests == (
+        True,
+        True,
+    )
+    own = AssertTests(("def f(x): return x * 2\nassert f(2) == solution.f(3)",), "import solution")
+    assert pool.run("def f(x): return x + 1\n", tests=own).tests == (True,)
+
+
 # A function that is named like a builtin and is another, and one that is the builtin's equal.
 OWN = {
     "sum": ("def sum(xs):\n    if not xs: raise ValueError\n    return [*xs][0] + 100\n", "[1, 2]", "101"),

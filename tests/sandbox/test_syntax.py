@@ -2,9 +2,11 @@
 
 import ast
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from fastgrpo_sandbox.guest.asserts import compile_asserts
 from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression, walk
 
 SOURCE = "\n".join(f"def f{i}(a, b):\n    return [x for x in range(a) if x % {i + 1} == b]" for i in range(60))
@@ -63,3 +65,10 @@ def test_tables_of_constants_are_passed_over_and_nothing_else_is() -> None:
 def test_warnings_of_the_source_are_not_ours(recwarn: pytest.WarningsRecorder) -> None:
     assert parse(r"x = '\.'").body
     assert not [warning for warning in recwarn.list if "escape sequence" in str(warning.message)]
+
+
+def test_a_long_sum_is_not_too_deep() -> None:
+    """A frame more for each node allowed 240 of them where it had been 325. In a thread, whose stack is empty."""
+    with ThreadPoolExecutor(1) as thread:
+        _, count, _ = thread.submit(compile_asserts, f"assert f(1) == {'+'.join('x' * 300)}").result()
+    assert count == 1

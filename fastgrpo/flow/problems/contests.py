@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from fastgrpo.flow.problems.tested import made
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import StdioTests, Tests
-from fastgrpo_sandbox.calls import IMPORTED, arguments_and_results, call_tests, json_lines, json_value
+from fastgrpo_sandbox.calls import arguments_and_results, call_tests, imports_for, json_lines, json_value
 from fastgrpo_sandbox.guest.syntax import parse
 
 MOST_UNPACKED = 1 << 30  # bytes of one field
@@ -57,7 +57,8 @@ class LiveCodeBench(msgspec.Struct, frozen=True):
         cases = public + _decoded(self.private_test_cases, list[Case], "private_test_cases")
         function = str(_decoded(self.metadata, dict[str, Any], "metadata").get("func_name") or "")
         if any(case.testtype == "functional" for case in cases):
-            entry_point, given = _method(function, self.starter_code), IMPORTED
+            entry_point = _method(function, self.starter_code)
+            given = imports_for(entry_point)
             tests: Tests = call_tests(entry_point, [(json_lines(c.input), [json_value(c.output)]) for c in cases])
         else:
             entry_point, given, tests = "", "", StdioTests(cases=tuple((case.input, case.output) for case in cases))
@@ -141,7 +142,8 @@ class CodeContests(msgspec.Struct, frozen=True):
 def _of_pairs(id: str, question: str, starter_code: str, solution: str, pairs: Pairs) -> Problem:
     _check_pairs(pairs.inputs, pairs.outputs)
     if pairs.fn_name:
-        entry_point, given = _method(pairs.fn_name, starter_code or solution), IMPORTED
+        entry_point = _method(pairs.fn_name, starter_code or solution)
+        given = imports_for(entry_point)
         cases = zip(pairs.inputs, pairs.outputs, strict=True)
         tests: Tests = call_tests(entry_point, [arguments_and_results(*case) for case in cases])
     else:

@@ -6,7 +6,7 @@ import ast
 import builtins
 import sys
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from .arrays import PACKAGES
 from .compared import OF_SOLUTION, pairs, plainly_called, tested_builtins
@@ -30,10 +30,18 @@ class Wanted(NamedTuple):
 class _OfSolution(Transformer):
     """`from solution import f as g`, as tests of a program in a file say, becomes `g = f`: in another process there is
     no such module, and what tests do not define is taken from the solution anyway. `from solution import sum` becomes
-    `sum = __solution__sum`, since what is named like a builtin is not."""
+    `sum = __solution__sum`, since what is named like a builtin is not. So `s.f` after `import solution as s` becomes
+    `f`, where the tests have no `f` of their own: what is compared with what is told by names."""
+
+    def __init__(self, nodes: list[ast.AST]) -> None:
+        asked = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+        changed = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in asked}
+        self._modules = _solution_modules(nodes) - changed
+        same = [each for node in nodes if _is_of_solution(node) for each in node.names if each.asname is None]
+        self._bound = {bound_name(node) for node in nodes if node not in same}
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | list[ast.AST]:
-        if node.module != "solution" or node.level:
+        if not _is_of_solution(node):
             return node
         pairs = [(each.asname or each.name, own_name(each.name)) for each in node.names]
         given: list[ast.stmt] = [
@@ -41,15 +49,42 @@ class _OfSolution(Transformer):
         ]
         return [ast.copy_location(each, node) for each in given or [ast.Pass()]]
 
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        is_module = isinstance(node.value, ast.Name) and node.value.id in self._modules
+        if not is_module or node.attr in self._bound or node.attr.startswith("__"):
+            return node
+        return load(own_name(node.attr), at=node)
+
+
+def _is_of_solution(node: ast.AST) -> TypeGuard[ast.ImportFrom]:
+    return isinstance(node, ast.ImportFrom) and node.module == "solution" and not node.level
+
 
 def own_name(name: str) -> str:
     """By which tests have what they import from the solution."""
     return OF_SOLUTION + name if hasattr(builtins, name) else name
 
 
+def _solution_modules(nodes: list[ast.AST]) -> set[str]:
+    """The names that are the solution as a module, and nothing else."""
+    imported = [
+        each for node in nodes if isinstance(node, ast.Import) for each in node.names if each.name == "solution"
+    ]
+    return set(map(bound_name, imported)) - {bound_name(node) for node in nodes if node not in imported}
+
+
+@memo
+def solution_imports(source: str) -> str:
+    """The imports, as text, by which what follows `source` has the solution as a module, too. Raises SyntaxError."""
+    modules = _solution_modules(list(walk(parse(source))))
+    return "".join(f"import solution as {name}\n" for name in sorted(modules))
+
+
 def parse_tests(source: str) -> ast.Module:
     """Tests of a judged solution, without what they import of it. Raises SyntaxError."""
-    return ast.fix_missing_locations(_OfSolution().visit(parse(source)))
+    tree = parse(source)
+    return ast.fix_missing_locations(_OfSolution(list(walk(tree))).visit(tree)) if "solution" in source else tree
 
 
 @memo
@@ -61,7 +96,9 @@ def wanted_names(source: str) -> Wanted:
     read -= {bound_name(node) for node in nodes if id(node) not in members}
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
-    other, called = tested_builtins(nodes)
+    other, called = (
+        ((), ()) if _solution_modules(nodes) else tested_builtins(nodes)
+    )  # they say which are the solution's
     compared = tuple(map(tuple, pairs(nodes, names, modules)))
     return Wanted(names, tuple(sorted(modules)), called if names else other, compared, other)
 

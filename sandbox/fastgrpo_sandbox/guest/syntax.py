@@ -60,8 +60,11 @@ class Transformer(ast.NodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> Any:
         return node
 
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        return node if _is_table(node) else super().generic_visit(node)
+    def visit_List(self, node: ast.List) -> Any:
+        return node if _is_table(node) else self.generic_visit(node)
+
+    def visit_Tuple(self, node: ast.Tuple) -> Any:
+        return node if _is_table(node) else self.generic_visit(node)
 
 
 def hoisted(tree: ast.Module) -> ast.Module:

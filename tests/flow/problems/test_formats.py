@@ -255,6 +255,17 @@ def test_keys_that_were_numbers_are_numbers(load: Load, judge: Judge) -> None:
 
 
 @pytest.mark.jail
+def test_what_a_problem_asks_for_is_not_among_what_it_gives(load: Load, judge: Judge) -> None:
+    calls = {"fn_name": "gcd", "inputs": [[4, 6], [9, 6]], "outputs": [2, 3]}
+    row = APPS_CALLS | {"solutions": "[]", "starter_code": "def gcd(a, b):", "input_output": json.dumps(calls)}
+    [problem] = load(row)
+    assert judge(problem, "def gcd(a, b):\n    return gcd(b, a % b) if b else a")[1].pass_rate == 1.0
+    assert [outcome.pass_rate for outcome in judge(problem, "x = 1")] == [0.0, 0.0]
+    [problem] = load(row | {"starter_code": "class Solution:\n    def gcd(self, a, b):"})
+    assert judge(problem, "class Solution:\n    def gcd(self, a, b): return gcd(a, b)")[1].pass_rate == 1.0
+
+
+@pytest.mark.jail
 def test_a_list_as_long_as_the_input_that_shows_nothing_is_no_answer(load: Load, judge: Judge) -> None:
     calls = {"fn_name": "up", "inputs": [[[3, 1]], [[5, 2, 4]]], "outputs": [[1, 3], [2, 4, 5]]}
     up = "class Solution:\n    def up(self, xs): return tuple(sorted(xs))"
