@@ -96,9 +96,8 @@ def wanted_names(source: str) -> Wanted:
     read -= {bound_name(node) for node in nodes if id(node) not in members}
     modules = {name for name in read & _used_as_modules(nodes) if name in sys.stdlib_module_names or name in MODULES}
     names = tuple(sorted(name for name in read - modules if not hasattr(builtins, name)))
-    other, called = (
-        ((), ()) if _solution_modules(nodes) else tested_builtins(nodes)
-    )  # they say which are the solution's
+    # Texts that import the solution as a module say there which builtins are its own.
+    other, called = ((), ()) if _solution_modules(nodes) else tested_builtins(nodes)
     compared = tuple(map(tuple, pairs(nodes, names, modules)))
     return Wanted(names, tuple(sorted(modules)), called if names else other, compared, other)
 
