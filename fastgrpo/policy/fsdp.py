@@ -29,8 +29,7 @@ def load_sharded(path: Path, device: torch.device, dtype: torch.dtype, *, traine
 
     Parts are fp32 where they are `trained`, else of `dtype` and frozen. No rank ever holds more than one layer, or the
     embedding and head, besides its parts. `gathered_call(compute)` of the result is `compute()` while the parameters
-    outside the layers are whole. Raises UserError for weights that are missing, of another
-    shape or no safetensors.
+    outside the layers are whole. Raises UserError for weights that are missing, of another shape or no safetensors.
     """
     stored = torch.float32 if trained else dtype
     with torch.device("meta"):

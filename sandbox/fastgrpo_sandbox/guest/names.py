@@ -71,13 +71,15 @@ def _solution_modules(nodes: list[ast.AST]) -> set[str]:
     imported = [
         each for node in nodes if isinstance(node, ast.Import) for each in node.names if each.name == "solution"
     ]
+    if not imported:
+        return set()
     return set(map(bound_name, imported)) - {bound_name(node) for node in nodes if node not in imported}
 
 
 @memo
 def solution_imports(source: str) -> str:
     """The imports, as text, by which what follows `source` has the solution as a module, too. Raises SyntaxError."""
-    modules = _solution_modules(list(walk(parse(source))))
+    modules = _solution_modules(list(walk(parse(source)))) if "solution" in source else ()
     return "".join(f"import solution as {name}\n" for name in sorted(modules))
 
 
