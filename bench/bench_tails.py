@@ -6,10 +6,10 @@
 What is real: the schedule, the workflow task, the jails, HumanEval, and HTTP to a worker of another process.
 Completions are fixed workflows that take up to two seconds to decode; the worker answers after `--latency` seconds on
 average, with a right solution in 55 % and `return None` else; the update launches small operations of torch from a
-thread for `--train` seconds. `--test-s` has each run of tests sleep first, so that jails are few. The first steps, as
-many as `max_lag` and one, draw several steps' rollouts at once and are left out. `--requests` N compares what a request
-costs the event loop's thread with N at once: by the workers' endpoint, by OpenAI's client, and by bare aiohttp, the
-floor.
+thread for `--train` seconds, and a checkpoint writes nothing. `--test-s` has each run of tests sleep first, so that
+jails are few. The first steps, as many as `max_lag` and one, draw several steps' rollouts at once and are left out.
+`--requests` N compares what a request costs the event loop's thread with N at once: by the workers' endpoint, by
+OpenAI's client, and by bare aiohttp, the floor.
 """
 
 from __future__ import annotations
@@ -103,6 +103,10 @@ class Trainer(SimpleNamespace):
         self.engine.version = self.step
         return {}
 
+    def save(self) -> None: ...
+
+    def join(self, step: int, experiences: object) -> None: ...
+
 
 def answer(problems: Sequence[tuple[str, str, str]], latency: float, port: Any) -> None:
     """The worker's process: says its port, then answers for ever."""
@@ -182,6 +186,8 @@ async def steps(config: Config, problems: Sequence[Problem], train_s: float) -> 
             waited = time.perf_counter() - begun
             await schedule.update(log)
             schedule.sync()
+            if trainer.step % config.checkpoint.every == 0:
+                await schedule.save()
             row = {"tail": experience.tally.peaks["tail_after_answers_s"], "waited": waited}
             row |= {"loop": sorted(late)[len(late) * 99 // 100], "cpu": time.thread_time() - cpu}
             rows.append(row | {"seconds": time.perf_counter() - begun})

@@ -294,7 +294,8 @@ async def improve(
                             await schedule.save()
             await schedule.settle()
         except asyncio.CancelledError:
-            await schedule.save()
+            await schedule.settle()
+            learner.save()
             raise
 
 

@@ -99,7 +99,7 @@ class Checkpoints:
                         _write_manifest(partial, step, score, config)
                         _replace(partial, final)
                 elif first:
-                    _rescore(final, score)
+                    _amend(final, score=score)
                 if first:
                     self._remove_old()
         except BaseException:
@@ -108,6 +108,24 @@ class Checkpoints:
             raise
         self._saved = step
         return final
+
+    def add(self, step: int, name: str, data: bytes) -> None:
+        """A further file of the state of checkpoint `step`, where that is kept still; raises `CannotWrite`.
+
+        For one rank alone. A process that is killed meanwhile leaves the checkpoint whole, with the file or without.
+        """
+        folder, listed = self.folder / f"step-{step:06d}", f"{STATE}/{name}"
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            return
+        with writing(f"the checkpoint {folder}"):
+            files, sums = ({k: v for k, v in each.items() if k != listed} for each in (manifest.files, manifest.sums))
+            if listed in manifest.files:
+                _amend(folder, files=files, sums=sums)
+            replace_file(folder / listed, data)
+            _fsync(folder / STATE)
+            added = checksum(folder / listed)
+            _amend(folder, files=files | {listed: len(data)}, sums=sums | {listed: added})
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, None where there is none."""
@@ -178,10 +196,10 @@ def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> in
     return manifest.step
 
 
-def _rescore(folder: Path, score: float | None) -> None:
-    """Give a whole checkpoint another score."""
+def _amend(folder: Path, **changes: Any) -> None:
+    """Change the manifest of a whole checkpoint."""
     manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Manifest)
-    replace_file(folder / MANIFEST, msgspec.json.encode(msgspec.structs.replace(manifest, score=score)))
+    replace_file(folder / MANIFEST, msgspec.json.encode(msgspec.structs.replace(manifest, **changes)))
     _fsync(folder)
 
 

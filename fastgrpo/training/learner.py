@@ -130,6 +130,12 @@ class Learner:
             anew=anew,
         )
 
+    def join(self, step: int, experiences: Sequence[Experience]) -> None:
+        """This rank's rollouts that were under way when the checkpoint of `step` was written go into it."""
+        data = _encoded(experiences)
+        if is_first_rank():
+            self.checkpoints.add(step, EXPERIENCE, data)
+
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint at `path`, whose weights, but for adapters, the policy has loaded already."""
         self.step = load(path, self.config, self._load_state)
@@ -141,12 +147,9 @@ class Learner:
         if self.policy.adapted and is_first_rank():
             torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
         if self.experiences:
-            everything = [
-                Experience(_all_samples(mine), tally_over_ranks(mine.tally), _all_records(mine))
-                for mine in self.experiences
-            ]
+            data = _encoded(self.experiences)
             if is_first_rank():
-                (folder / EXPERIENCE).write_bytes(to_bytes(everything))
+                (folder / EXPERIENCE).write_bytes(data)
 
     def _load_state(self, folder: Path) -> None:
         self.optimizer.load(folder)
@@ -201,6 +204,13 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
             learner.restore(checkpoint)
         engine.sync(policy, version=learner.step)
         yield learner
+
+
+def _encoded(experiences: Sequence[Experience]) -> bytes:
+    """All ranks' rollouts, complete on the first rank; collective."""
+    return to_bytes(
+        [Experience(_all_samples(each), tally_over_ranks(each.tally), _all_records(each)) for each in experiences]
+    )
 
 
 def _all_samples(experience: Experience) -> list[Sample]:

@@ -39,8 +39,8 @@ class Schedule:
 
     Those of update k + `max_lag` begin as soon as the weights of update k are there, so that no token is older. The
     weights change once the last completion of all that are under way has left the engine; with `grpo.in_flight` at the
-    next pause between two of its steps. A checkpoint waits for those that earlier weights have a part in, and holds
-    them: those weights are gone.
+    next pause between two of its steps. A checkpoint holds those that earlier weights have a part in, because those
+    weights are gone; it is written before they are done, and they join it when they are.
     """
 
     def __init__(
@@ -57,18 +57,17 @@ class Schedule:
         self._config = config
         # By step, with the number of updates behind the weights that they began with.
         self._begun: dict[int, tuple[Rollouts, int]] = {}
+        # Checkpoints that rollouts are still to join, with the step of the last of these and what has come so far.
+        self._lacking: list[tuple[int, int, list[Experience]]] = []
         self._synced: dict[str, float] = {}
         # Of the next update's rollouts.
         self._passes: dict[str, tuple[float, float]] = {}
 
     async def generated(self) -> None:
         """Begin the rollouts that are due and wait until the next update's need the engine no more."""
-        learner = self._learner
-        known = len(learner.experiences)
-        for step in range(learner.step + known, learner.step + self._config.grpo.max_lag + 1):
-            self._begun[step] = self._begun.get(step) or (self._begin(step), learner.step)
-        if not known:
-            await self._begun[learner.step][0].generated()
+        self._begin_due()
+        if not self._learner.experiences:
+            await self._begun[self._learner.step][0].generated()
 
     async def experience(self) -> Experience:
         """The next update's rollouts, all with their results."""
@@ -89,6 +88,7 @@ class Schedule:
             return tally
         # A resumed run draws these rollouts, and what came after them, again: a checkpoint may hold them by now.
         self._learner.experiences.clear()
+        self._lacking.clear()
         self._learner.save(anew=True)
         raise UserError(
             f"{failed:.0f} of {rollouts:.0f} rollouts of a step failed for a reason that is not the policy's: "
@@ -116,13 +116,25 @@ class Schedule:
         return self._synced if self._config.grpo.in_flight else self._learner.sync()
 
     async def save(self) -> None:
-        """A checkpoint from which a resumed run goes on, with `grpo.in_flight` unset to the same numbers."""
-        await self.settle()
+        """A checkpoint, written while rollouts go on and those that are due begin.
+
+        What earlier weights have a part in joins it when it is done; from then on a resumed run goes on to the same
+        numbers, with `grpo.in_flight` unset. One that was killed before draws those rollouts anew.
+        """
+        learner = self._learner
         if self._config.grpo.in_flight:
-            # The engine has nothing to do but in an interrupted run: parity can be checked.
+            # Parity can be checked where the engine has nothing to do.
+            for rollouts, _ in self._begun.values():
+                await rollouts.generated()
             await self.generator.pause()
             self._go_on(sync=True)
-        self._learner.save()
+        if earlier := [step for step, (_, version) in self._begun.items() if version < learner.step]:
+            self._lacking.append((learner.step, max(earlier), list(learner.experiences)))
+        if learner.step < self._config.grpo.steps:
+            self._begin_due()
+        # This ends with the thread, also where it is cancelled: nothing changes the weights that are being written.
+        with device_thread("checkpoint") as thread:
+            await asyncio.get_running_loop().run_in_executor(thread, learner.save)
 
     async def settle(self) -> None:
         """Finish the rollouts that weights before the present ones have a part in."""
@@ -149,10 +161,22 @@ class Schedule:
         finally:
             self.generator.resume()
 
+    def _begin_due(self) -> None:
+        learner = self._learner
+        for step in range(learner.step + len(learner.experiences), learner.step + self._config.grpo.max_lag + 1):
+            self._begun[step] = self._begun.get(step) or (self._begin(step), learner.step)
+
     async def _finish(self, step: int) -> None:
-        """Wait for the rollouts of `step`, which come after those that the learner has."""
-        self._learner.experiences.append(await self._finished(step))
+        """Wait for the rollouts of `step`, which come after those that the learner and checkpoints have."""
+        experience = await self._finished(step)
         del self._begun[step]
+        self._learner.experiences.append(experience)
+        for _, _, joined in self._lacking:
+            joined.append(experience)
+        complete = [(saved, joined) for saved, last, joined in self._lacking if last == step]
+        self._lacking = self._lacking[len(complete) :]
+        for saved, joined in complete:
+            self._learner.join(saved, joined)
 
     async def _finished(self, step: int) -> Experience:
         """The step's rollouts with their results, and those that replace its groups without variance.

@@ -6,7 +6,7 @@ import errno
 import json
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +324,44 @@ def test_state_of_another_model_is_a_user_error(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="is damaged"):
         load(path, Config(), AdamW([torch.nn.Parameter(torch.randn(5))], AdamWOptions(lr=1e-2)).load)
+
+
+def test_a_file_that_joins_a_checkpoint_is_there_wholly_or_not_wherever_the_process_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed with its sum once it is there; one that it replaces is not listed while it does."""
+
+    class Killed(BaseException):
+        pass
+
+    replace, after = Path.replace, 0
+    for name, earlier in [("new", False), ("old", True)]:
+        for kill in range(4):
+            checkpoints = Checkpoints(tmp_path / f"{name}{kill}")
+            save(checkpoints, 3)
+            if earlier:
+                checkpoints.add(3, "more", b"earlier")
+            after = kill
+
+            def counted(self: Path, target: Path) -> Path:
+                nonlocal after
+                after -= 1
+                if after < 0:
+                    raise Killed
+                return replace(self, target)
+
+            with monkeypatch.context() as patch, suppress(Killed):
+                patch.setattr(Path, "replace", counted)
+                checkpoints.add(3, "more", b"later")
+            found = Checkpoints(tmp_path / f"{name}{kill}")
+            found.set_damaged_aside()
+            folder = found.latest()
+            assert folder is not None, (name, kill)
+            file = folder / "state" / "more"
+            assert not file.exists() or file.read_bytes() in (b"later", b"earlier")
+            done = kill >= (3 if earlier else 2)
+            listed = json.loads((folder / "manifest.json").read_bytes())["files"]
+            assert ("state/more" in listed) == (done or (earlier and kill == 0)), (name, kill)
+    (tmp_path / "gone").mkdir()
+    Checkpoints(tmp_path / "gone").add(3, "more", b"of one that is kept no longer")
+    assert not list((tmp_path / "gone").iterdir())

@@ -20,7 +20,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.environment import at_step
-from fastgrpo.rollouts.experience import Experience, Tally
+from fastgrpo.rollouts.experience import Experience, Tally, from_bytes
 from fastgrpo.rollouts.generator import open_generator
 from fastgrpo.training import schedule as schedules
 from fastgrpo.training.checkpoint import Checkpoints
@@ -258,14 +258,88 @@ def test_an_update_that_is_interrupted_counts_no_pass_rates_which_a_resumed_run_
     asyncio.run(main())
 
 
+def learner_without_weights(config: Config, folder: Path) -> Learner:
+    learner: Any = object.__new__(Learner)
+    learner.config, learner.chat, learner.step, learner.experiences = config, Chat(TOKENIZER), 0, []
+    learner.curriculum, learner.checkpoints = Curriculum(), Checkpoints(folder)
+    learner.policy = SimpleNamespace(save_hf=lambda _: None, adapted=False)
+    learner.optimizer = SimpleNamespace(save=lambda _: None)
+    return learner
+
+
+@pytest.mark.parametrize("max_lag", [1, 3])
+def test_a_checkpoint_waits_for_no_execution_and_what_was_under_way_joins_it(tmp_path: Path, max_lag: int) -> None:
+    """It is whole before, without them; a step later they are in it, as they would be had it waited."""
+    config = configuration(refill=0, max_lag=max_lag, steps=9)
+    learner, begun = learner_without_weights(config, tmp_path), list[int]()
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+        first = {problem.id for problem in draw_problems(problems(40), config, 0)}
+
+        class Slow(Environment):
+            async def execute(self, problem, completion: str, seed: int) -> int:
+                if problem.id not in first:
+                    await go_on.wait()
+                return await super().execute(problem, completion, seed)
+
+        def draw(step: int, extra: int) -> list[Any]:
+            begun.append(step)
+            return draw_problems(problems(40), config, step)
+
+        async with open_generator(ScriptedEngine()) as generator:
+            schedule = Schedule(generator, learner, Slow(set()), draw, config)
+            await schedule.generated()
+            await schedule.experience()
+            learner.experiences.pop(0)
+            learner.step = 1
+            await asyncio.wait_for(schedule.save(), 20)
+            assert begun == list(range(max_lag + 2)), "what is due begins before the checkpoint is written"
+            held = learner.checkpoints.latest() / "state" / EXPERIENCE
+            assert not held.exists()
+            go_on.set()
+            while learner.step < max_lag + 1:
+                assert not held.exists()
+                await schedule.generated()
+                await schedule.experience()
+                learner.experiences.pop(0)
+                learner.step += 1
+            await schedule.cancel()
+        assert learner.checkpoints.latest().name == "step-000001"
+        drawn = [{record["problem_id"] for record in each.records} for each in from_bytes(held.read_bytes())]
+        assert drawn == [{each.id for each in draw_problems(problems(40), config, s)} for s in range(1, max_lag + 1)]
+
+    asyncio.run(main())
+
+
+def test_an_interrupt_while_a_checkpoint_is_written_costs_none_of_its_rollouts(tmp_path: Path) -> None:
+    config = configuration(refill=0, max_lag=2, steps=9)
+    learner = learner_without_weights(config, tmp_path)
+
+    async def main() -> None:
+        draw = partial(draw_problems, problems(40), config)
+        async with open_generator(ScriptedEngine()) as generator:
+            schedule = Schedule(generator, learner, Environment(set()), draw, config)
+            await schedule.generated()
+            await schedule.experience()
+            learner.experiences.pop(0)
+            learner.step, loop = 1, asyncio.get_running_loop()
+            saving = asyncio.create_task(schedule.save())
+            learner.optimizer.save = lambda _: loop.call_soon_threadsafe(saving.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await saving
+            await schedule.settle()
+            learner.save()
+            await schedule.cancel()
+        assert len(from_bytes((learner.checkpoints.latest() / "state" / EXPERIENCE).read_bytes())) == 2
+
+    asyncio.run(main())
+
+
 def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resumed_run_takes(tmp_path: Path) -> None:
     """Those of step 1 are there before the checkpoint of that step, which is written again without them."""
     config = configuration(refill=0, max_lag=1)
-    learner = object.__new__(Learner)
-    learner.config, learner.chat, learner.step, learner.experiences = config, Chat(TOKENIZER), 0, []
-    learner.curriculum, learner.checkpoints = Curriculum(), Checkpoints(tmp_path)
-    learner.policy: Any = SimpleNamespace(save_hf=lambda _: None, adapted=False)
-    learner.optimizer: Any = SimpleNamespace(save=lambda _: None)
+    learner = learner_without_weights(config, tmp_path)
     later = {problem.id for problem in draw_problems(problems(40), config, 1)}
 
     class Failing(Environment):
@@ -284,10 +358,11 @@ def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resume
             learner.step = 1
             await schedule.save()
             saved = learner.checkpoints.latest() / "state" / EXPERIENCE
-            assert saved.exists()
             await schedule.generated()
+            found = await schedule.experience()
+            assert saved.exists()
             with pytest.raises(UserError, match="8 of 8 rollouts of a step failed"):
-                await schedule.tally(await schedule.experience())
+                await schedule.tally(found)
             assert not saved.exists()
             assert learner.checkpoints.latest().name == "step-000001"
             await schedule.cancel()
@@ -296,8 +371,8 @@ def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resume
 
 
 def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner: Any = SimpleNamespace(step=0, curriculum=None)
     saved: list[int] = []
+    learner: Any = SimpleNamespace(step=0, curriculum=None, save=lambda: saved.append(learner.step))
 
     class Scripted:
         async def generated(self) -> None: ...
@@ -316,9 +391,6 @@ def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint(monkey
 
         def sync(self) -> dict[str, float]:
             return {}
-
-        async def save(self) -> None:
-            saved.append(learner.step)
 
     @asynccontextmanager
     async def opened(*_: object):
