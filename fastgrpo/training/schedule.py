@@ -130,7 +130,8 @@ class Schedule:
             self._go_on(sync=True)
         if earlier := [step for step, (_, version) in self._begun.items() if version < learner.step]:
             self._lacking.append((learner.step, max(earlier), list(learner.experiences)))
-        if learner.step < self._config.grpo.steps:
+        # Ranks that hold one vLLM together would decode and write by collectives of two threads.
+        if learner.step < self._config.grpo.steps and self.generator.ranks == 1:
             self._begin_due()
         # This ends with the thread, also where it is cancelled: nothing changes the weights that are being written.
         with device_thread("checkpoint") as thread:
