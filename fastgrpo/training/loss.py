@@ -58,12 +58,13 @@ def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
         tis_mask=config.importance_correction.endswith("mask"),
         entropy_weight=config.entropy_weight,
         clip_dual=config.clip_dual or None,
+        kl_estimator=config.kl_estimator,
         **policy.head(config.temperature),
     )
 
 
 def _custom_loss(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, config: Grpo) -> LossOutput:
-    """The loss of `grpo.loss_function`: its slope is that of -A log pi with A = -slope, so the head's one pass has it.
+    """The loss of `grpo.loss_function`: its slope is that of -r A with A = -slope, r = 1: the head's one pass has it.
 
     The KL term and the entropy bonus are added as ever. Its logprobs cost one more product with the head.
     """
@@ -79,13 +80,17 @@ def _custom_loss(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, config: 
         targets_N=batch.targets_N,
         advantages_N=-slope_N,
         token_weights_N=batch.weights_N,
+        old_logprobs_N=old_N,
         ref_logprobs_N=batch.ref_logprobs_N,
-        ratio="cispo",
+        # Of its own, for which the KL term's may be another.
+        sequence_log_ratio_N=torch.zeros_like(old_N),
+        ratio="sequence",
         kl_weight=config.kl_weight,
+        kl_estimator=config.kl_estimator,
         entropy_weight=config.entropy_weight,
         **policy.head(config.temperature),
     )
-    return output._replace(loss=output.loss + ((loss_N - slope_N * logprobs_N) * batch.weights_N).sum())
+    return output._replace(loss=output.loss + ((loss_N - slope_N) * batch.weights_N).sum())
 
 
 def sft_loss(policy: Policy, batch: Batch) -> torch.Tensor:

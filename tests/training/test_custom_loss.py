@@ -62,10 +62,12 @@ def configuration(function: str, **keys: object) -> Grpo:
     return msgspec.structs.replace(Grpo(), loss_function=f"{__name__}:{function}", **keys)
 
 
+@pytest.mark.parametrize("estimator", ["k3", "unbiased"])
 @pytest.mark.parametrize(("function", "name"), [("ppo", "dapo"), ("by_sequence", "gspo")])
-def test_a_preset_written_as_a_function_has_the_presets_gradient(function: str, name: str) -> None:
+def test_a_preset_written_as_a_function_has_the_presets_gradient(function: str, name: str, estimator: str) -> None:
     """With the KL term and the entropy bonus, which are the engine's."""
     keys = LOSS_PRESETS[name] | {"clip_low": 0.05, "clip_high": 0.05, "kl_weight": 0.1, "entropy_weight": 0.05}
+    keys |= {"kl_estimator": estimator}
     expected = step_gradient(TinyPolicy(), samples(), msgspec.structs.replace(Grpo(), tis_cap=0.0, **keys), 64)
     found = step_gradient(TinyPolicy(), samples(), configuration(function, **keys), 64)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))

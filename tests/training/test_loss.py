@@ -1,14 +1,15 @@
 """The step's gradient: independent of the micro-batches, and equal to the textbook formulas."""
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 import pytest
 import torch
 
-from fastgrpo.config import LOSS_PRESETS, Grpo
+from fastgrpo.config import LOSS_PRESETS, Grpo, KlEstimator
 from fastgrpo.config_keys import resolve
+from fastgrpo.kernels.reference import kl_estimate
 from fastgrpo.training import advantage
 from fastgrpo.training.advantage import to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
@@ -108,7 +109,9 @@ def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torc
         importance = mismatch.exp()
         importance = torch.where(importance > config.tis_cap, config.tis_cap * (beyond == "truncate"), importance)
         loss = -importance * objective - config.entropy_weight * entropy
-        loss = loss + config.kl_weight * (distance.exp() - distance - 1)
+        k3 = distance.exp() - distance - 1
+        estimates = {"k1": -distance, "k2": distance**2 / 2, "k3": k3, "unbiased": (logp - old).exp() * k3}
+        loss = loss + config.kl_weight * estimates[config.kl_estimator]
         divisor = {"token": tokens, "sequence": len(items) * len(logp), "constant": len(items) * config.max_new_tokens}
         total = total + loss.sum() / divisor[config.normaliser]
     return total
@@ -160,6 +163,35 @@ def test_every_importance_correction_has_its_textbook_gradient(name: str, correc
 def test_the_entropy_bonus_has_its_textbook_gradient(name: str) -> None:
     config = msgspec.structs.replace(Grpo(), entropy_weight=0.05, **LOSS_PRESETS[name])
     assert_textbook_gradient(config, samples())
+
+
+@pytest.mark.parametrize("estimator", get_args(KlEstimator))
+@pytest.mark.parametrize("name", ["grpo", "gspo", "cispo"])
+def test_every_kl_estimator_has_its_textbook_gradient(name: str, estimator: str) -> None:
+    config = msgspec.structs.replace(Grpo(), kl_weight=0.5, kl_estimator=estimator, **LOSS_PRESETS[name])
+    assert_textbook_gradient(config, samples())
+
+
+@pytest.mark.parametrize(("estimator", "off_policy"), [("k2", False), ("unbiased", False), ("unbiased", True)])
+def test_the_mean_gradient_over_all_tokens_is_the_reverse_kls(estimator: KlEstimator, off_policy: bool) -> None:
+    """Over the tokens that the old policy draws; k1's is none at all, and k3's that of KL(reference, policy)."""
+
+    def mean_gradient(name: KlEstimator, old: torch.Tensor) -> torch.Tensor:
+        logprobs = logits.log_softmax(0)
+        estimate = kl_estimate(logprobs, reference, old, name)
+        return torch.autograd.grad((old.exp() * estimate).sum(), logits)[0]
+
+    draws = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits, reference = draws[0].clone().requires_grad_(), draws[1].log_softmax(0)
+    policy = logits.log_softmax(0)
+    own, old = policy.detach(), (draws[0] + draws[2]).log_softmax(0)
+    reverse, forward = (policy.exp() * (policy - reference)).sum(), (reference.exp() * (reference - policy)).sum()
+    reverse_gradient, forward_gradient = (
+        torch.autograd.grad(kl, logits, retain_graph=True)[0] for kl in (reverse, forward)
+    )
+    torch.testing.assert_close(mean_gradient(estimator, old if off_policy else own), reverse_gradient)
+    torch.testing.assert_close(mean_gradient("k3", own), forward_gradient)
+    torch.testing.assert_close(mean_gradient("k1", own), torch.zeros_like(own))
 
 
 def test_a_sequence_weight_without_old_logprobs_is_that_of_the_present_policy() -> None:
