@@ -88,8 +88,6 @@ def config(*arguments: str) -> Config:
         (f"{ENDPOINT} --workers.others.worker.model m", "workers.name and workers.others.worker are one name"),
         (f"{ENDPOINT} --workers.drop top_p", "workers.drop names 'top_p': only max_tokens, temperature and seed"),
         (f"{ENDPOINT} --workers.others.a.extra_body [1]", "workers.others.a.extra_body must be a JSON object"),
-        ("--grpo.max_lag 1 --grpo.epochs_per_batch 2", "grpo.max_lag and grpo.epochs_per_batch above 1"),
-        ("--grpo.max_lag 1 --grpo.mini_batches 2", "grpo.max_lag and grpo.mini_batches above 1 exclude each other"),
         ("--grpo.mini_batches 9999", "grpo.mini_batches = 9999 are more parts than the 128 rollouts"),
         ("--grpo.max_new_tokens 8 --grpo.overlong_penalty_tokens 9", "overlong_penalty_tokens is above grpo.max_new_t"),
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),

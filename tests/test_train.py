@@ -319,6 +319,33 @@ def test_mini_batches_are_steps_on_parts_by_the_policy_that_sampled_them_all(mod
     assert alone["flop"] < report["flop"]
 
 
+def test_with_lag_every_step_on_a_batch_is_by_the_policy_that_sampled_and_waits_for_the_engine(model: Path) -> None:
+    """vLLM's logprobs are the old ones in all steps of an update, of which none changes the weights unasked."""
+    draw = random.Random(0)
+    samples = [
+        Sample([draw.randrange(300) for _ in range(9)], [0, 0] + [1] * 7, [draw.gauss(-6.0, 0.1)] * 9, advantage=sign)
+        for sign in (1.0, -1.0, 0.5, -0.5)
+    ]
+    keys = {"grpo.max_lag": 1, "grpo.mini_batches": 2, "grpo.epochs_per_batch": 2}
+    config, options, order = resolve(keys).grpo, AdamWOptions(lr=1e-2), list[str]()
+    policy, by_hand = load_policy(model), load_policy(model)
+    optimizer, other = (AdamW(each.model.parameters(), options) for each in (policy, by_hand))
+    stepping = Mock(lr=1.0, step=lambda: (order.append("step"), optimizer.step())[1])
+    report = update(policy, stepping, samples, config, budget=64, before_step=lambda: order.append("asked"))
+    assert order == ["asked", "step"] * 4
+    for part in (samples[:2], samples[2:]) * 2:
+        batches = rank_batches(part, "token", 1, 64, by_hand.device)
+        for batch in batches:
+            batch.old_logprobs_N = batch.sampled_logprobs_N
+            output = policy_loss(by_hand, batch, config)
+            output.loss.backward()
+        other.step()
+    clipped = float(output.statistics.clipped_low + output.statistics.clipped_high)
+    assert report["clip_fraction"] == pytest.approx(clipped / 14) != 0.0
+    for one, expected in zip(policy.model.parameters(), by_hand.model.parameters(), strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_parts_without_a_token_cost_no_step(model: Path) -> None:
     policy, steps = load_policy(model), []
     optimizer = Mock(lr=1.0, step=lambda: steps.append(1) or StepReport(1.0, False))

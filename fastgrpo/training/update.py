@@ -44,7 +44,8 @@ def update(
     them, vLLM's own logprobs token by token, and the loss's clip truncates it: PPO with the behaviour policy as the old
     one (arXiv 1707.06347, eq. 7), CISPO's truncated weight, GSPO's sequence ratio. `tis_cap` then has nothing left to
     correct. Decoupled PPO (AReaL, arXiv 2505.24298) would clip around the present policy instead and correct by
-    min(ratio, `tis_cap`) alone; with one step a batch nothing is clipped then, and the demo's rewards fell.
+    min(ratio, `tis_cap`) alone; with one step a batch nothing is clipped then, and the demo's rewards fell. All
+    steps on a batch have that old policy; the first of them waits for the engine, which then waits until the last.
 
     `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step; with
     `max_lag` it includes what the updates since have moved, and only the sync's check speaks of the weights.
