@@ -102,7 +102,7 @@ class Model(Section, frozen=True):
 
     path: Annotated[
         str,
-        Meta(description="causal LM: a Hugging Face folder, a name on the hub or a GGUF file; empty = the tiny one"),
+        Meta(description="causal LM or adapter: a folder, a name on the hub; a GGUF file; empty = the tiny one"),
     ] = ""
     source: Annotated[
         str, Meta(description="recorded, not to be set: what path named before a folder was made from it")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgrpo import doctor, errors, report, run_folder
-from fastgrpo.cli import parse, usage
+from fastgrpo.cli import configuration_of, parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_elsewhere import ELSEWHERE, NO_KEY
 from fastgrpo.config_files import flat, read_toml, to_toml
@@ -144,6 +144,16 @@ def test_a_dict_in_the_place_of_its_json_is_told_so() -> None:
         UserError, match=r"chat_template_kwargs must be the text that json\.dumps makes of it, got {'a': 1}"
     ):
         checked({"model.chat_template_kwargs": {"a": 1}}, source="train(config)")
+
+
+def test_a_checkpoint_and_its_adapter_lead_to_the_configuration_of_their_run(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run/checkpoints/step-000010"
+    (checkpoint / "adapter").mkdir(parents=True)
+    for name in ("config.toml", "metrics.jsonl"):
+        (tmp_path / "run" / name).touch()
+    for model in (tmp_path / "run/sft", checkpoint, checkpoint / "adapter"):
+        assert configuration_of(str(model)) == str(tmp_path / "run/config.toml")
+    assert configuration_of(str(tmp_path)) is None
 
 
 def test_command_line_wins_over_file_wins_over_default(tmp_path: Path) -> None:
