@@ -93,8 +93,8 @@ NO_KEY = {
             "use_kl_loss use_kl_in_reward kl_penalty sync_ref_model ref_model_sync_steps ref_model_mixup_alpha "
             "kl.target kl_target"
         ),
-        "grpo.loss_function takes a loss of your own": (
-            "sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg "
+        "grpo.loss_function takes a loss of your own, as SAPO's and GMPO's in examples/losses.py": (
+            "sapo_temperature_neg sapo_temperature_pos tau_pos tau_neg vespo_k_pos vespo_k_neg "
             "vespo_lambda_pos vespo_lambda_neg off_policy_mask_threshold"
         ),
         "tokens are drawn by grpo.temperature, top_p, top_k and min_p": "repetition_penalty do_sample",
