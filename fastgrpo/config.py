@@ -18,7 +18,7 @@ LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
-KlEstimator = Literal["k1", "k2", "k3", "unbiased"]
+KlEstimator = Literal["k1", "k2", "k3", "unbiased", "k1_reward"]
 RewardScale = Literal["advantage", "group", "batch", "none"]
 ImportanceCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Count = Annotated[int, Meta(ge=0)]
@@ -374,7 +374,7 @@ class Grpo(Section, frozen=True):
     kl_estimator: Annotated[
         KlEstimator,
         Meta(
-            description="estimate of that KL by token; gradients of k2 and unbiased (ratio x k3) are the reverse KL's"
+            description="estimate of that KL in the loss, where k2 and unbiased have its gradient, or k1 in the reward"
         ),
     ] = "k3"
     entropy_weight: Annotated[float, Meta(ge=0, description="weight of the entropy bonus, by token; 0 = none")] = 0.0

@@ -11,6 +11,7 @@ import torch
 from fastgrpo.config import Grpo
 from fastgrpo.policy.model import Policy
 from fastgrpo.ranks.collectives import over_ranks
+from fastgrpo.training.advantage import less_kl
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.fsdp_optimizer import ShardedAdamW
 from fastgrpo.training.loss import policy_loss, token_logprobs
@@ -55,13 +56,16 @@ def update(
         for part in in_parts(samples, config.mini_batches)
     ]
     parts = [batches for batches in parts if batches]
+    in_reward = config.kl_weight > 0 and config.kl_estimator == "k1_reward"
     for batch in chain.from_iterable(parts):
         if config.max_lag:
             batch.old_logprobs_N = batch.sampled_logprobs_N
-        elif config.epochs_per_batch * len(parts) > 1:
+        elif config.epochs_per_batch * len(parts) > 1 or in_reward:
             batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
         if reference is not None:
             batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
+            if in_reward:
+                batch.advantages_N = less_kl(batch, config.kl_weight)
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
     for number, batches in enumerate(parts * config.epochs_per_batch):
         with phase("forward_backward"):

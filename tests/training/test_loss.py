@@ -1,17 +1,18 @@
 """The step's gradient: independent of the micro-batches, and equal to the textbook formulas."""
 
 from typing import Any, get_args
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
 import pytest
 import torch
 
-from fastgrpo.config import LOSS_PRESETS, Grpo, KlEstimator
+from fastgrpo.config import LOSS_PRESETS, Grpo
 from fastgrpo.config_keys import resolve
-from fastgrpo.kernels.reference import kl_estimate
+from fastgrpo.kernels.reference import KlEstimator, kl_estimate
 from fastgrpo.training import advantage
-from fastgrpo.training.advantage import to_samples
+from fastgrpo.training.advantage import less_kl, to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
 from fastgrpo.training.packing import pack, rank_batches, sequence_weights
 from fastgrpo.types import UNENDED, Group, Result, Reward, Rollout, Sample
@@ -192,6 +193,29 @@ def test_the_mean_gradient_over_all_tokens_is_the_reverse_kls(estimator: KlEstim
     torch.testing.assert_close(mean_gradient(estimator, old if off_policy else own), reverse_gradient)
     torch.testing.assert_close(mean_gradient("k3", own), forward_gradient)
     torch.testing.assert_close(mean_gradient("k1", own), torch.zeros_like(own))
+
+
+def test_a_kl_in_the_reward_has_as_mean_gradient_that_of_whole_answers() -> None:
+    """Over all answers of two tokens of three words, the second drawn by the first; k2 leaves the second's KL out."""
+    draws = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    logits = draws[0].clone().requires_grad_()
+    first, second = torch.cartesian_prod(torch.arange(3), torch.arange(3)).unbind(1)
+
+    def by_answer(table: torch.Tensor) -> torch.Tensor:
+        table = table.log_softmax(-1)
+        return torch.stack([table[0, first], table[1 + first, second]], 1)
+
+    ours, reference = by_answer(logits), by_answer(draws[1])
+    whole = (ours.sum(1).exp() * (ours - reference).sum(1)).sum()
+    (expected,) = torch.autograd.grad(whole, logits, retain_graph=True)
+    old, zeros = ours.detach().flatten(), torch.zeros(18)
+    batch = Mock(old_logprobs_N=old, ref_logprobs_N=reference.flatten(), advantages_N=zeros)
+    batch.sequence_N = torch.arange(9).repeat_interleave(2)
+    probability = ours.detach().sum(1).exp().repeat_interleave(2)
+    for advantages, same in ((less_kl(batch, 1.0), True), (reference.flatten() - old, False)):
+        loss = -(probability * advantages * ours.flatten()).sum()
+        (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert torch.allclose(found, expected, atol=1e-6) == same
 
 
 def test_a_sequence_weight_without_old_logprobs_is_that_of_the_present_policy() -> None:
