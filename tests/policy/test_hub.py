@@ -178,6 +178,19 @@ def test_an_adapter_is_merged_into_its_base_once(
     assert with_local_model(configuration(folder), weights=False).model.path == str(tiny_folder)
 
 
+def test_an_adapter_on_the_hub_whose_weights_are_a_bin_file(
+    fake_hub: list[dict[str, Any]], tiny_folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    shutil.rmtree(tmp_path / "blobs")
+    blobs = save_adapter(tmp_path / "blobs", str(tiny_folder))
+    expected = with_local_model(configuration(blobs)).model.path
+    torch.save(load_file(blobs / "adapter_model.safetensors"), blobs / "adapter_model.bin")
+    (blobs / "adapter_model.safetensors").unlink()
+    model = with_local_model(configuration("org/tiny")).model
+    assert (Path(model.path).parent, model.source, model.revision) == (cache, "org/tiny", COMMIT)
+    assert same_weights(model.path, expected)
+
+
 def test_generation_settings_that_transformers_refuses_to_save_stay_in_what_is_made(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
