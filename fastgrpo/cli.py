@@ -96,7 +96,8 @@ def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 def configuration_of(model: str) -> str | None:
     """The configuration of the run that wrote the folder `model`, whose problems, prompt and workers are meant."""
-    for folder in Path(model).resolve().parents[:2] if model else ():
+    # An adapter's folder is one level deeper than its checkpoint.
+    for folder in Path(model).resolve().parents[:3] if model else ():
         if (folder / "config.toml").is_file() and (folder / "metrics.jsonl").is_file():
             return str(folder / "config.toml")
     return None

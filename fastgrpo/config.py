@@ -18,6 +18,7 @@ LossName = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
+KlEstimator = Literal["k1", "k2", "k3", "unbiased", "k1_reward"]
 RewardScale = Literal["advantage", "group", "batch", "none"]
 ImportanceCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Count = Annotated[int, Meta(ge=0)]
@@ -101,7 +102,7 @@ class Model(Section, frozen=True):
 
     path: Annotated[
         str,
-        Meta(description="causal LM: a Hugging Face folder, a name on the hub or a GGUF file; empty = the tiny one"),
+        Meta(description="causal LM or adapter: a folder, a name on the hub; a GGUF file; empty = the tiny one"),
     ] = ""
     source: Annotated[
         str, Meta(description="recorded, not to be set: what path named before a folder was made from it")
@@ -368,8 +369,14 @@ class Grpo(Section, frozen=True):
         str, Meta(description="module:function of a loss by token, in place of ratio, clips and importance weight")
     ] = ""
     kl_weight: Annotated[
-        float, Meta(ge=0, description="weight of the k3 KL to the policy at the start; 0 = no reference")
+        float, Meta(ge=0, description="weight of the KL to the policy at the start; 0 = no reference")
     ] = 0.0
+    kl_estimator: Annotated[
+        KlEstimator,
+        Meta(
+            description="estimate of that KL in the loss, where k2 and unbiased have its gradient, or k1 in the reward"
+        ),
+    ] = "k3"
     entropy_weight: Annotated[float, Meta(ge=0, description="weight of the entropy bonus, by token; 0 = none")] = 0.0
     overlong_filter: Annotated[
         bool, Meta(description="truncated completions leave the loss, but not their group's baseline")

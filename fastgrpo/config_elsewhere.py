@@ -36,6 +36,10 @@ ELSEWHERE = {
         "grpo.clip_high": "epsilon_high clip_ratio_high eps_clip_high",
         "grpo.clip_dual": "delta clip_ratio_c dual_clip eps_clip_c",
         "grpo.kl_weight": "beta kl_loss_coef init_kl_coef kl.init_coef kl_coef",
+        "grpo.kl_estimator": (
+            "kl_loss_type use_bias_correction_kl use_unbiased_kl kl.estimator kl.unbiased_gradient kl.use_loss "
+            "use_kl_loss use_kl_in_reward kl_penalty"
+        ),
         "grpo.entropy_weight": "entropy_coef entropy_coeff",
         "grpo.overlong_filter": "mask_truncated_completions",
         "grpo.overlong_penalty_tokens": "overlong_buffer_len overlong_buffer.len",
@@ -88,12 +92,11 @@ NO_KEY = {
         "it is an argument of fastgrpo.train": (
             "reward_weights eval_dataset train_dataset resume resume_mode resume_from_checkpoint"
         ),
-        "the KL term is k3, without an importance weight, to the policy at the start": (
-            "use_bias_correction_kl kl_loss_type kl_estimator use_kl_loss use_kl_in_reward sync_ref_model "
-            "ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target"
+        "the KL is to the policy at the start, and grpo.kl_weight stays as it is": (
+            "sync_ref_model ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target"
         ),
-        "grpo.loss_function takes a loss of your own": (
-            "sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg "
+        "grpo.loss_function takes a loss of your own, as SAPO's and GMPO's in examples/losses.py": (
+            "sapo_temperature_neg sapo_temperature_pos tau_pos tau_neg vespo_k_pos vespo_k_neg "
             "vespo_lambda_pos vespo_lambda_neg off_policy_mask_threshold"
         ),
         "tokens are drawn by grpo.temperature, top_p, top_k and min_p": "repetition_penalty do_sample",

@@ -195,9 +195,6 @@ def _check_grpo(grpo: Grpo) -> None:
             f"grpo.prompts_per_step x grpo.group_size are {rollouts:,} rollouts at once, more than {MOST_ROLLOUTS:,}: "
             "lower one of them"
         )
-    for key in ("epochs_per_batch", "mini_batches"):
-        if grpo.max_lag and getattr(grpo, key) > 1:
-            raise UserError(f"grpo.max_lag and grpo.{key} above 1 exclude each other: set one of them back")
     if grpo.mini_batches > rollouts:
         raise UserError(
             f"grpo.mini_batches = {grpo.mini_batches} are more parts than the {rollouts} rollouts of a step: lower it"

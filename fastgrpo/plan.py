@@ -80,7 +80,7 @@ def trainable(config: Config) -> MemoryPlan:
     folder is open.
     """
     if config.model.lora_rank:
-        peft_module()
+        peft_module("model.lora_rank")
     if name := config.grpo.loss_function:
         function = find_function(name, "grpo.loss_function")
         try:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgrpo import doctor, errors, report, run_folder
-from fastgrpo.cli import parse, usage
+from fastgrpo.cli import configuration_of, parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_elsewhere import ELSEWHERE, NO_KEY
 from fastgrpo.config_files import flat, read_toml, to_toml
@@ -88,8 +88,6 @@ def config(*arguments: str) -> Config:
         (f"{ENDPOINT} --workers.others.worker.model m", "workers.name and workers.others.worker are one name"),
         (f"{ENDPOINT} --workers.drop top_p", "workers.drop names 'top_p': only max_tokens, temperature and seed"),
         (f"{ENDPOINT} --workers.others.a.extra_body [1]", "workers.others.a.extra_body must be a JSON object"),
-        ("--grpo.max_lag 1 --grpo.epochs_per_batch 2", "grpo.max_lag and grpo.epochs_per_batch above 1"),
-        ("--grpo.max_lag 1 --grpo.mini_batches 2", "grpo.max_lag and grpo.mini_batches above 1 exclude each other"),
         ("--grpo.mini_batches 9999", "grpo.mini_batches = 9999 are more parts than the 128 rollouts"),
         ("--grpo.max_new_tokens 8 --grpo.overlong_penalty_tokens 9", "overlong_penalty_tokens is above grpo.max_new_t"),
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),
@@ -146,6 +144,16 @@ def test_a_dict_in_the_place_of_its_json_is_told_so() -> None:
         UserError, match=r"chat_template_kwargs must be the text that json\.dumps makes of it, got {'a': 1}"
     ):
         checked({"model.chat_template_kwargs": {"a": 1}}, source="train(config)")
+
+
+def test_a_checkpoint_and_its_adapter_lead_to_the_configuration_of_their_run(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run/checkpoints/step-000010"
+    (checkpoint / "adapter").mkdir(parents=True)
+    for name in ("config.toml", "metrics.jsonl"):
+        (tmp_path / "run" / name).touch()
+    for model in (tmp_path / "run/sft", checkpoint, checkpoint / "adapter"):
+        assert configuration_of(str(model)) == str(tmp_path / "run/config.toml")
+    assert configuration_of(str(tmp_path)) is None
 
 
 def test_command_line_wins_over_file_wins_over_default(tmp_path: Path) -> None:

@@ -319,6 +319,59 @@ def test_mini_batches_are_steps_on_parts_by_the_policy_that_sampled_them_all(mod
     assert alone["flop"] < report["flop"]
 
 
+def test_with_lag_every_step_on_a_batch_is_by_the_policy_that_sampled_and_waits_for_the_engine(model: Path) -> None:
+    """vLLM's logprobs are the old ones in all steps of an update, of which none changes the weights unasked."""
+    draw = random.Random(0)
+    samples = [
+        Sample([draw.randrange(300) for _ in range(9)], [0, 0] + [1] * 7, [draw.gauss(-6.0, 0.1)] * 9, advantage=sign)
+        for sign in (1.0, -1.0, 0.5, -0.5)
+    ]
+    keys = {"grpo.max_lag": 1, "grpo.mini_batches": 2, "grpo.epochs_per_batch": 2}
+    config, options, order = resolve(keys).grpo, AdamWOptions(lr=1e-2), list[str]()
+    policy, by_hand = load_policy(model), load_policy(model)
+    optimizer, other = (AdamW(each.model.parameters(), options) for each in (policy, by_hand))
+    stepping = Mock(lr=1.0, step=lambda: (order.append("step"), optimizer.step())[1])
+    report = update(policy, stepping, samples, config, budget=64, before_step=lambda: order.append("asked"))
+    assert order == ["asked", "step"] * 4
+    for part in (samples[:2], samples[2:]) * 2:
+        batches = rank_batches(part, "token", 1, 64, by_hand.device)
+        for batch in batches:
+            batch.old_logprobs_N = batch.sampled_logprobs_N
+            output = policy_loss(by_hand, batch, config)
+            output.loss.backward()
+        other.step()
+    clipped = float(output.statistics.clipped_low + output.statistics.clipped_high)
+    assert report["clip_fraction"] == pytest.approx(clipped / 14) != 0.0
+    for one, expected in zip(policy.model.parameters(), by_hand.model.parameters(), strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_kl_in_the_reward_is_taken_off_the_advantages_of_the_tokens_up_to_it(model: Path) -> None:
+    """As OpenRLHF's returns: A less the weight times the sum of k1 over a token and those after it."""
+    draw = random.Random(0)
+    samples = [
+        Sample([draw.randrange(300) for _ in range(n)], [0, 0] + [1] * (n - 2), [-6.0] * n, advantage=sign)
+        for n, sign in ((9, 1.0), (6, -1.0), (7, 0.0))
+    ]
+    config = resolve({"grpo.kl_weight": 0.5, "grpo.kl_estimator": "k1_reward", "grpo.tis_cap": 0.0}).grpo
+    policy, by_hand, reference = load_policy(model), load_policy(model), load_policy(model)
+    with torch.no_grad():
+        for parameter in reference.model.parameters():
+            parameter.add_(0.1 * torch.sin(torch.arange(parameter.numel())).view_as(parameter))
+    unmoved = Mock(lr=1.0, step=lambda: StepReport(1.0, False))
+    report, kl = update(policy, unmoved, samples, config, reference, budget=64), []
+    for batch in rank_batches(samples, "token", 1, 64, by_hand.device):
+        old_N, ref_N = (token_logprobs(each, batch, 1.0) for each in (by_hand, reference))
+        for i, sequence in enumerate(batch.sequence_N.tolist()):
+            later_N = (batch.sequence_N == sequence) & (torch.arange(len(old_N)) >= i)
+            batch.advantages_N[i] -= 0.5 * (old_N - ref_N)[later_N].sum()
+        kl.append(old_N - ref_N)
+        policy_loss(by_hand, batch, msgspec.structs.replace(config, kl_weight=0.0)).loss.backward()
+    assert report["kl"] == pytest.approx(float(torch.cat(kl).mean()), rel=1e-3) != 0.0
+    for one, other in zip(policy.model.parameters(), by_hand.model.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_parts_without_a_token_cost_no_step(model: Path) -> None:
     policy, steps = load_policy(model), []
     optimizer = Mock(lr=1.0, step=lambda: steps.append(1) or StepReport(1.0, False))

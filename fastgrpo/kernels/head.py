@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo.kernels import ops, validate
-from fastgrpo.kernels.reference import Ratio, TokenInputs
+from fastgrpo.kernels.reference import KlEstimator, Ratio, TokenInputs
 
 
 class LossStatistics(NamedTuple):
@@ -80,6 +80,7 @@ def linear_grpo_loss(
     tis_mask: bool = False,
     entropy_weight: float = 0.0,
     clip_dual: float | None = None,
+    kl_estimator: KlEstimator = "k3",
     temperature: float = 1.0,
     bias: Tensor | None = None,
     softcap: float | None = None,
@@ -93,10 +94,11 @@ def linear_grpo_loss(
 
     ratio "token": PPO's clipped ratio to `old_logprobs_N` (grpo, dapo, dr_grpo; None means on-policy: ratio 1);
     "sequence": the ratio's value is exp(sequence_log_ratio_N), its gradient each token's (gspo);
-    "cispo": clipped and detached ratio times logprob. `kl_weight` weighs the k3 estimate of KL(policy, reference);
-    `tis_cap` caps the detached weight exp(old - sampled) that multiplies the policy term; with `tis_mask` one above
-    it is 0. `entropy_weight` times the entropy is a bonus, whose gradient comes from the same pass. `clip_dual` bounds
-    the ratio of tokens with a negative advantage, which the clip does not (not for "cispo", whose clip does).
+    "cispo": clipped and detached ratio times logprob. `kl_weight` weighs `kl_estimator`'s estimate of KL(policy,
+    reference) (`reference.kl_estimate`). `tis_cap` caps the detached weight exp(old - sampled) that multiplies the
+    policy term; with `tis_mask` one above it is 0. `entropy_weight` times the entropy is a bonus, whose gradient comes
+    from the same pass. `clip_dual` bounds the ratio of tokens with a negative advantage, which the clip does not (not
+    for "cispo", whose clip does).
 
     Tokens of zero weight, or of zero advantage where `kl_weight` and `entropy_weight` are 0, cost nothing: they are
     dropped before any product, get no gradient and no statistics, and may have any target. Gradients are made here and
@@ -109,10 +111,11 @@ def linear_grpo_loss(
         advantages_N, token_weights_N, old_logprobs_N, ref_logprobs_N, sampled_logprobs_N, sequence_log_ratio_N
     )
     validate.loss_arguments(hidden_NH, tokens, ratio, (clip_low, clip_high), kl_weight, tis_cap)
+    validate.kl_estimator(kl_estimator)
     validate.entropy_weight(entropy_weight)
     validate.clip_dual(clip_dual)
     clips = (float(clip_low), float(clip_high))
-    options = (ratio, *clips, float(kl_weight), tis_cap, tis_mask, float(entropy_weight), clip_dual)
+    options = (ratio, *clips, float(kl_weight), tis_cap, tis_mask, float(entropy_weight), clip_dual, kl_estimator)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_NH, weight_VH, bias)]
     loss, report_FN, statistics, *_ = torch.ops.fastgrpo.linear_grpo_loss(
         hidden_NH, weight_VH, bias, targets_N, *tokens, *options, float(temperature), softcap, wanted, chunk

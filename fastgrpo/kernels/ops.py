@@ -14,7 +14,7 @@ from torch import Tensor
 from fastgrpo.kernels import chunked, validate
 from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.chunked import Head
-from fastgrpo.kernels.reference import LogitTransform, LossOptions, Ratio, TokenInputs
+from fastgrpo.kernels.reference import KlEstimator, LogitTransform, LossOptions, Ratio, TokenInputs
 
 OptionalTensor = Optional[Tensor]  # noqa: UP045 - the operator schema's parser knows this spelling in every version
 
@@ -170,6 +170,7 @@ def linear_grpo_loss(
     tis_mask: bool,
     entropy_weight: float,
     clip_dual: Optional[float],  # noqa: UP045
+    kl_estimator: str,
     temperature: float,
     softcap: Optional[float],  # noqa: UP045
     wanted: list[bool],
@@ -180,7 +181,7 @@ def linear_grpo_loss(
         advantages_N, token_weights_N, old_logprobs_N, ref_logprobs_N, sampled_logprobs_N, sequence_log_ratio_N
     )
     scalars = (clip_low, clip_high, kl_weight, tis_cap, tis_mask, entropy_weight, clip_dual)
-    options = LossOptions(cast(Ratio, ratio), *scalars)
+    options = LossOptions(cast(Ratio, ratio), *scalars, cast(KlEstimator, kl_estimator))
     report_FN, gradients = chunked.loss_and_gradients(
         hidden_NH,
         targets_N,
@@ -258,7 +259,7 @@ def _differentiate_loss(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -
         if want and grad_loss is not None:
             torch.ops.fastgrpo.scale_(gradient, grad_loss)
     usable = [want and grad_loss is not None for want in ctx.wanted]
-    return *(grad if use else None for grad, use in zip(gradients, usable, strict=True)), *[None] * 19
+    return *(grad if use else None for grad, use in zip(gradients, usable, strict=True)), *[None] * 20
 
 
 linear_grpo_loss.register_autograd(_differentiate_loss, setup_context=_save_loss)

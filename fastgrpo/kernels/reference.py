@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Ratio = Literal["token", "sequence", "cispo"]
+KlEstimator = Literal["k1", "k2", "k3", "unbiased"]
 
 # exp() of a log ratio stays finite in fp32 and the gradient stops where a policy has moved by a factor of e^20.
 LOG_RATIO_BOUND = 20.0
@@ -55,6 +56,7 @@ class LossOptions(NamedTuple):
     tis_mask: bool = False
     entropy_weight: float = 0.0
     clip_dual: float | None = None
+    kl_estimator: KlEstimator = "k3"
 
 
 class PolicyLoss(NamedTuple):
@@ -117,13 +119,49 @@ def policy_ratio(logprobs_N: Tensor, old_N: Tensor, tokens: TokenInputs, options
     return log_ratio_N.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
 
 
+def kl_estimate(logprobs_N: Tensor, ref_N: Tensor, old_N: Tensor, estimator: KlEstimator) -> Tensor:
+    """Estimate of KL(pi, pi_ref) at each token, with d = log pi_ref - log pi.
+
+    k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (Schulman, joschu.net/blog/kl-approx.html); unbiased = pi / pi_old k3
+    (DeepSeek-V3.2, arXiv 2512.02556). Where one of its log ratios is out of bounds an estimate has no gradient.
+    """
+    exact_N = ref_N - logprobs_N
+    d_N = exact_N.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    if estimator == "k1":
+        return -d_N
+    if estimator == "k2":
+        return d_N.square() / 2
+    k3_N = d_N.exp() - d_N - 1.0
+    if estimator == "k3":
+        return k3_N
+    moved_N = logprobs_N - old_N
+    kl_N = moved_N.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp() * k3_N
+    return torch.where(torch.maximum(exact_N.abs(), moved_N.abs()) <= LOG_RATIO_BOUND, kl_N, kl_N.detach())
+
+
+def kl_slope(logprobs_N: Tensor, ref_N: Tensor, old_N: Tensor, estimator: KlEstimator) -> Tensor:
+    """d estimate / d logprob of `kl_estimate` in closed form."""
+    d_N, moved_N = ref_N - logprobs_N, logprobs_N - old_N
+    slope_N = {
+        "k1": torch.ones_like(d_N),
+        "k2": -d_N,
+        "k3": 1.0 - d_N.exp(),
+        # (r k3)' = r k3 + r k3', of which all but -r d cancels.
+        "unbiased": -moved_N.exp() * d_N,
+    }[estimator]
+    inside_N = d_N.abs() <= LOG_RATIO_BOUND
+    if estimator == "unbiased":
+        inside_N &= moved_N.abs() <= LOG_RATIO_BOUND
+    return torch.where(inside_N, slope_N, 0.0)
+
+
 def policy_loss(logprobs_N: Tensor, tokens: TokenInputs, options: LossOptions) -> PolicyLoss:
     """Loss of each token, times its weight.
 
     token, sequence: -min(r A, clip(r, 1 - low, 1 + high) A) (PPO; DAPO's clip-higher, arXiv 2503.14476, eq. 10), where
     A < 0 with r at most `clip_dual` (dual-clip PPO, arXiv 1912.09729, eq. 5);
     cispo: -stop_gradient(clip(r, 1 - low, 1 + high)) A log pi (arXiv 2506.13585, eq. 4).
-    Both times the truncated importance weight, plus kl_weight * k3, k3 = exp(d) - d - 1 with d = log pi_ref - log pi.
+    Both times the truncated importance weight, plus kl_weight times `kl_estimate`.
     """
     advantages_N = tokens.advantages_N
     old_N = logprobs_N.detach() if tokens.old_logprobs_N is None else tokens.old_logprobs_N
@@ -141,8 +179,7 @@ def policy_loss(logprobs_N: Tensor, tokens: TokenInputs, options: LossOptions) -
     importance_N, capped_N = importance_weight(old_N, tokens, options)
     loss_N, kl_N = -importance_N * objective_N, torch.zeros_like(old_N)
     if tokens.ref_logprobs_N is not None:
-        difference_N = (tokens.ref_logprobs_N - logprobs_N).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-        kl_N = difference_N.exp() - difference_N - 1.0
+        kl_N = kl_estimate(logprobs_N, tokens.ref_logprobs_N, old_N, options.kl_estimator)
         loss_N = loss_N + options.kl_weight * kl_N
     flags = (below_N.to(old_N.dtype), above_N.to(old_N.dtype), capped_N)
     return PolicyLoss(loss_N * tokens.token_weights_N, kl_N.detach(), *flags)
@@ -162,9 +199,8 @@ def policy_loss_slope(logprobs_N: Tensor, tokens: TokenInputs, options: LossOpti
         slope_N = ratio_N * tokens.advantages_N * (unclipped_N & (ratio_N < bound) & (ratio_N > 1 / bound))
     slope_N = -slope_N * importance_weight(old_N, tokens, options)[0]
     if tokens.ref_logprobs_N is not None:
-        difference_N = tokens.ref_logprobs_N - logprobs_N
-        inside_N = difference_N.abs() <= LOG_RATIO_BOUND
-        slope_N = slope_N + options.kl_weight * torch.where(inside_N, 1.0 - difference_N.exp(), 0.0)
+        kl_slope_N = kl_slope(logprobs_N, tokens.ref_logprobs_N, old_N, options.kl_estimator)
+        slope_N = slope_N + options.kl_weight * kl_slope_N
     return slope_N * tokens.token_weights_N
 
 

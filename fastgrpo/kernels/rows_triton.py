@@ -130,7 +130,7 @@ def _write_dlogits(
 @triton.jit
 def _policy_loss(
     logprob, token, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-    low, high, dual, kl_weight, tis_cap, RATIO: tl.constexpr, MASK: tl.constexpr,
+    low, high, dual, kl_weight, tis_cap, RATIO: tl.constexpr, MASK: tl.constexpr, KL: tl.constexpr,
 ):  # fmt: skip
     """`reference.policy_loss` of one token, and its derivative by the token's logprob."""
     advantage, weight = tl.load(advantages_ptr + token), tl.load(weights_ptr + token)
@@ -163,9 +163,20 @@ def _policy_loss(
     if ref_ptr is not None:
         distance = tl.load(ref_ptr + token) - logprob
         bounded = tl.minimum(tl.maximum(distance, -BOUND), BOUND)
+        outside = tl.abs(distance) > BOUND
         kl = tl.exp(bounded) - bounded - 1.0
+        if KL == "k1":
+            kl, d_kl = -bounded, weight * 0.0 + 1.0
+        elif KL == "k2":
+            kl, d_kl = 0.5 * bounded * bounded, -bounded
+        elif KL == "unbiased":
+            moved = logprob - old if old_ptr is not None else weight * 0.0
+            token_ratio = tl.exp(tl.minimum(tl.maximum(moved, -BOUND), BOUND))
+            kl, d_kl, outside = token_ratio * kl, -token_ratio * bounded, outside | (tl.abs(moved) > BOUND)
+        else:
+            d_kl = 1.0 - tl.exp(bounded)
         loss += kl_weight * kl
-        d_loss += tl.where(tl.abs(distance) > BOUND, 0.0, kl_weight * (1.0 - tl.exp(bounded)))
+        d_loss += tl.where(outside, 0.0, kl_weight * d_kl)
     return loss * weight, d_loss * weight, kl, below, above, capped
 
 
@@ -218,8 +229,8 @@ def _loss_kernel(
     logits_ptr, pitch, vocabulary, targets_ptr, report_ptr, report_pitch,
     advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
     low, high, dual, kl_weight, tis_cap, entropy_weight, softcap, scale, rows,
-    RATIO: tl.constexpr, MASK: tl.constexpr, BONUS: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr,
-    LANES: tl.constexpr, UNROLL: tl.constexpr,
+    RATIO: tl.constexpr, MASK: tl.constexpr, KL: tl.constexpr, BONUS: tl.constexpr, GRADIENT: tl.constexpr,
+    SOFTCAP: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         row_ptr = logits_ptr + row * pitch.to(tl.int64)
@@ -230,7 +241,7 @@ def _loss_kernel(
         logprob = (_capped(target_raw, softcap, SOFTCAP) - largest) * (scale * LN_2) - tl.log(total)
         loss, d_loss, kl, below, above, capped = _policy_loss(
             logprob, row, advantages_ptr, weights_ptr, old_ptr, ref_ptr, sampled_ptr, sequence_ptr,
-            low, high, dual, kl_weight, tis_cap, RATIO, MASK,
+            low, high, dual, kl_weight, tis_cap, RATIO, MASK, KL,
         )  # fmt: skip
         shift, grad_entropy = largest * scale, d_loss
         if BONUS:
@@ -307,8 +318,8 @@ def loss_rows(
     bounds = (1.0 - options.clip_low, 1.0 + options.clip_high, options.clip_dual or 2 * math.exp(LOG_RATIO_BOUND))
     weights = (options.kl_weight, options.tis_cap or 0.0, options.entropy_weight)
     arguments = (targets_C, report_FC, report_FC.stride(0), *fields, *bounds, *weights, *_constants(transform), rows)
-    constants = {"RATIO": options.ratio, "MASK": options.tis_mask, "BONUS": options.entropy_weight > 0}
-    constants |= {"GRADIENT": gradient, "SOFTCAP": bool(transform.softcap)}
+    constants = {"RATIO": options.ratio, "MASK": options.tis_mask, "KL": options.kl_estimator}
+    constants |= {"BONUS": options.entropy_weight > 0, "GRADIENT": gradient, "SOFTCAP": bool(transform.softcap)}
     programs = min(rows, resident_rows(logits_CV.device, vocabulary))
     _launch_rows(_loss_kernel, programs, loss_row_block(vocabulary), logits_CV, *arguments, **constants)
 

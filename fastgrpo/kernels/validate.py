@@ -79,6 +79,11 @@ def clip_dual(bound: float | None) -> None:
     require(bound is None or bound > 1, "clip_dual", "None or a number above 1", bound)
 
 
+def kl_estimator(name: str) -> None:
+    """One of those that `reference.kl_estimate` knows."""
+    require(name in ("k1", "k2", "k3", "unbiased"), "kl_estimator", "'k1', 'k2', 'k3' or 'unbiased'", repr(name))
+
+
 def entropy_weight(weight: float) -> None:
     """A bonus, never a penalty."""
     require(math.isfinite(weight) and weight >= 0, "entropy_weight", "a number of at least 0", weight)

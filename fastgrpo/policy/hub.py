@@ -1,4 +1,4 @@
-"""Models as they travel: a folder, a name on the hub, weights in .bin files, a GGUF file; each becomes a folder here.
+"""Models as they travel: a folder, a name on the hub, .bin files, a GGUF file, an adapter; each becomes a folder here.
 
 `huggingface_hub` keeps its own cache and honours HF_TOKEN, HF_HOME and HF_HUB_OFFLINE. What is converted lies under
 `~/.cache/fastgrpo/models` (`XDG_CACHE_HOME`).
@@ -12,9 +12,11 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -27,14 +29,18 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastgrpo.config import Config
-from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, first_line, writing
-from fastgrpo.policy.folder import no_folder
+from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, first_line, last_line, writing
+from fastgrpo.policy.folder import load_config, no_folder
+from fastgrpo.policy.lora import peft_module
+from fastgrpo.policy.model import save_model
 
 # owner/name, and of a repository of GGUF files owner/name/file.gguf.
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?")
 # What a causal LM needs, of the repository's own level alone: others hold the same weights for other programs.
 DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
 ELSEWHERE = ["*/*", "consolidated*"]
+# What the folder of an adapter has, and no other.
+ADAPTER_CONFIG = "adapter_config.json"
 # Above this cosine of the two matrices a GGUF's head is its embedding, quantised once more finely.
 TIED_COSINE = 0.98
 
@@ -47,13 +53,13 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
     Raises UserError for a name that is unknown or gated, where the hub cannot be reached, and for a broken file.
     """
     model = config.model
-    path = Path(model.path).expanduser()
     if not model.path:
         return config
-    if path.is_dir():
-        folder = _whole(_converted(path)) if weights else path
-        return config if folder == Path(model.path) else _with(config, folder, source=model.path)
-    name = model.source if again and model.source else model.path
+    gone = again and model.source and not Path(model.path).expanduser().is_dir()
+    name = model.source if gone else model.path
+    if (path := Path(name).expanduser()).is_dir():
+        folder = _loadable(config, path, weights)
+        return config if folder == Path(model.path) else _with(config, folder, source=name)
     if Path(name).expanduser().is_file() and name.lower().endswith(".gguf"):
         return _with(config, _from_gguf(Path(name).expanduser(), weights), source=name)
     found = HUB_NAME.fullmatch(name)
@@ -63,11 +69,65 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
         file = _fetched_file(found["repository"], found["file"], model.revision)
         return _with(config, _from_gguf(file, weights), source=name, revision=_commit(file, found["repository"]))
     folder = _fetched(name, model.revision, weights)
-    return _with(config, _converted(folder) if weights else folder, source=name, revision=folder.name)
+    return _with(config, _loadable(config, folder, weights), source=name, revision=folder.name)
 
 
 def _with(config: Config, folder: Path, **keys: str) -> Config:
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(folder), **keys))
+
+
+def _loadable(config: Config, folder: Path, weights: bool) -> Path:
+    """The folder itself, or one made of it: of its .bin files, or of an adapter and its base."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _merged(config, folder, weights)
+    return _whole(_converted(folder)) if weights else folder
+
+
+class _Adapter(msgspec.Struct):
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+
+
+def _merged(config: Config, folder: Path, weights: bool) -> Path:
+    """A folder of the model with the adapter in `folder` merged into it; without `weights` the folder of its base."""
+    file = folder / ADAPTER_CONFIG
+    try:
+        adapter = msgspec.json.decode(file.read_bytes(), type=_Adapter)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}; download or save it again") from error
+    name = adapter.base_model_name_or_path
+    if not name or Path(name).expanduser().resolve() == folder.resolve():
+        raise UserError(f"{file} names no model that the adapter is for: write its base_model_name_or_path there")
+    try:
+        found = with_local_model(_with(config, Path(name), source="", revision=adapter.revision or ""), weights=weights)
+        base, files = Path(found.model.path), sorted(folder.glob("adapter_model*"))
+        load_config(base)
+    except UserError as error:
+        raise UserError(f"the adapter {folder} has no base to be merged into: {error}") from error
+    if not weights:
+        return base
+    if not files:
+        raise UserError(f"the adapter {folder} has no weights: put its adapter_model.safetensors there")
+    peft = peft_module(f"the adapter {folder}")
+    with _made(folder.name, [*files, file, *sorted(base.glob("*.safetensors"))]) as (made, missing):
+        if missing:
+            _save(*_with_adapter(base, folder, peft), missing)
+    return made
+
+
+def _with_adapter(base: Path, folder: Path, peft: ModuleType) -> tuple[Any, Any]:
+    """(model, tokenizer) of `base` with the adapter in `folder` merged. Raises UserError where it is of another one."""
+    try:
+        with warnings.catch_warnings():
+            # What fits in part alone is loaded with no more than a warning.
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
+            merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+        described = folder if (folder / "tokenizer_config.json").is_file() else base
+        return merged, AutoTokenizer.from_pretrained(described, trust_remote_code=False)
+    except Exception as error:  # peft raises of whatever kind
+        reason = f"{type(error).__name__}: {last_line(error)}"[:200]
+        raise UserError(f"the adapter {folder} cannot be merged into {base}, is it of that model? {reason}") from error
 
 
 def _whole(folder: Path) -> Path:
@@ -93,7 +153,9 @@ def _fetched(name: str, revision: str, weights: bool) -> Path:
         folder = Path(snapshot_download(name, revision=revision or None, **options))
         if weights and not any(folder.glob("*.safetensors")):
             # The same commit: the branch may have moved meanwhile.
-            snapshot_download(name, revision=folder.name, **options | {"allow_patterns": ["pytorch_model*"]})
+            snapshot_download(
+                name, revision=folder.name, **options | {"allow_patterns": ["pytorch_model*", "adapter_model*"]}
+            )
     return folder
 
 
@@ -197,7 +259,7 @@ def _tie(model: Any) -> None:
 
 def _save(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     with writing(f"the converted model {folder}", "free space, or set XDG_CACHE_HOME to another disk"):
-        model.save_pretrained(folder)
+        save_model(model, folder)
         tokenizer.save_pretrained(folder)
 
 

@@ -34,13 +34,16 @@ def load_policy(
     compile_layers: bool = False,
     lora_rank: int = 0,
     lora_alpha: float = 32.0,
+    lora_base: str = "",
+    lora_revision: str = "",
     sharded: bool = False,
     trained: bool = True,
 ) -> Policy:
     """Load a Hugging Face causal LM folder for training; the options are `Policy`'s methods of the same names.
 
-    Layers are fused (`Policy.fuse_layers`) unless torch compiles them. `lora_rank` 0 trains all weights. `sharded` over
-    all ranks; one that is not to be `trained` is smaller then.
+    Layers are fused (`Policy.fuse_layers`) unless torch compiles them. `lora_rank` 0 trains all weights; adapters note
+    as their base `lora_base` of `lora_revision`, or else `path`. `sharded` over all ranks; one that is not to be
+    `trained` is smaller then.
 
     Raises UserError if the folder is not a causal LM with its tokenizer and all of its weights, or one whose attention
     or head is not known here.
@@ -62,7 +65,7 @@ def load_policy(
     if not sharded:
         _check_head(Path(path), policy)
     if lora_rank:
-        policy.add_lora(lora_rank, lora_alpha)
+        policy.add_lora(lora_rank, lora_alpha, base=lora_base or str(Path(path).resolve()), revision=lora_revision)
     policy.gradient_checkpointing(gradient_checkpointing)
     if not compile_layers:
         policy.fuse_layers(recompute_mlp=recompute_mlp)
@@ -76,6 +79,8 @@ def load_policy(
 def load_configured(path: str | os.PathLike[str], config: Config, *, trained: bool = True) -> Policy:
     """`load_policy` as the run's configuration has it; what is not to be `trained`, a reference, is the bare model."""
     model = config.model
+    # A folder that was made here from what the hub has is known here alone.
+    of_hub = bool(model.revision) and Path(path).name == model.revision
     return load_policy(
         path,
         device=policy_device(),
@@ -85,6 +90,8 @@ def load_configured(path: str | os.PathLike[str], config: Config, *, trained: bo
         compile_layers=trained and model.compile,
         lora_rank=model.lora_rank if trained else 0,
         lora_alpha=model.lora_alpha,
+        lora_base=model.source if of_hub else "",
+        lora_revision=model.revision if of_hub else "",
         sharded=config.engine.tensor_parallel > 1,
         trained=trained,
     )

@@ -6,13 +6,16 @@ the base. The head has no adapter: the loss reads its weight as one matrix.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastgrpo.errors import UserError
@@ -20,25 +23,29 @@ from fastgrpo.errors import UserError
 ADAPTER = "default"
 
 
-def peft_module() -> ModuleType:
-    """The package of the adapters. Raises UserError where it is not installed."""
+def peft_module(user: str) -> ModuleType:
+    """The package of the adapters. Raises UserError where it is not installed, naming the `user` that needs it."""
     try:
         return importlib.import_module("peft")
     except ImportError:
-        raise UserError("model.lora_rank needs peft, which is not installed: pip install 'fastgrpo[lora]'") from None
+        raise UserError(f"{user} needs peft, which is not installed: pip install 'fastgrpo[lora]'") from None
 
 
-def add_adapters(model: nn.Module, decoder: nn.Module, rank: int, alpha: float) -> None:
+def add_adapters(
+    model: nn.Module, decoder: nn.Module, rank: int, alpha: float, *, base: str = "", revision: str = ""
+) -> None:
     """Freeze `model` and give every linear layer of `decoder` an adapter that changes nothing yet.
 
-    They start alike on every rank and after a resume. Raises UserError where peft is missing.
+    They start alike on every rank and after a resume. `base`, of that `revision`: what others load the frozen model by.
+    Raises UserError where peft is missing.
     """
-    peft = peft_module()
+    peft = peft_module("model.lora_rank")
     model.requires_grad_(False)
     layers = {name.rpartition(".")[2] for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(layers))
+        config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(layers), task_type="CAUSAL_LM")
+        config.base_model_name_or_path, config.revision = base or None, revision or None
         peft.inject_adapter_in_model(config, decoder, ADAPTER)
 
 
@@ -62,6 +69,19 @@ def is_adapter(name: str) -> bool:
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """The adapters' parameters by name, which share the model's memory."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if is_adapter(name)}
+
+
+def save_adapters(model: nn.Module, decoder: Any, folder: Path) -> None:
+    """Write the adapters of `model`, which are on its `decoder`, as the folder of one that peft and vLLM load."""
+    config = copy.copy(decoder.peft_config[ADAPTER])
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    # As in peft's own model, which holds the causal LM as base_model.model and leaves the adapter's name out.
+    state = {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor.to("cpu", copy=True)
+        for name, tensor in adapter_state(model).items()
+    }
+    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import logit_transform
 from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
-from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights
+from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights, save_adapters
 from fastgrpo.ranks.collectives import STEP_WAIT_S, is_first_rank
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.types import Batch, Runs
@@ -115,9 +115,12 @@ class Policy:
         """Hugging Face's name and the value of each weight, tied ones once; merged or gathered one at a time."""
         return merged_weights(self.model) if self.sharded_as is None else gathered(self.model, self.sharded_as)
 
-    def add_lora(self, rank: int, alpha: float) -> None:
-        """Train adapters of `rank` on the decoder's linear layers, scaled by `alpha` / `rank`, and nothing else."""
-        add_adapters(self.model, self.model.base_model, rank, alpha)
+    def add_lora(self, rank: int, alpha: float, **base: str) -> None:
+        """Train adapters of `rank` on the decoder's linear layers, scaled by `alpha` / `rank`, and nothing else.
+
+        `base` and `revision` are noted with what is saved of them.
+        """
+        add_adapters(self.model, self.model.base_model, rank, alpha, **base)
         self.adapted = True
 
     def gradient_checkpointing(self, enabled: bool) -> None:
@@ -157,6 +160,7 @@ class Policy:
     def save_hf(self, folder: str | os.PathLike[str]) -> None:
         """Write model and tokenizer in Hugging Face format; `load_policy(folder)` reads them back.
 
+        Of adapters the model has them merged, and the folder `adapter` in it has them alone, in peft's format.
         Called on every rank, the first one writes.
         """
         first = is_first_rank()
@@ -165,8 +169,10 @@ class Policy:
         # A view of vLLM's stacked tensors would be saved with its whole storage.
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if first}
         if first:
-            _save_model(self._whole_model(), Path(folder), state)
+            save_model(self._whole_model(), Path(folder), state)
             self.tokenizer.save_pretrained(folder)
+            if self.adapted:
+                save_adapters(self.model, self.model.base_model, Path(folder, "adapter"))
 
     def _whole_model(self) -> PreTrainedModel:
         """What Hugging Face saves: the model, or one without memory of the class and dtype of a sharded one."""
@@ -201,8 +207,11 @@ def packed_inputs(input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> di
     }
 
 
-def _save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) -> None:
-    """Write model and generation settings as they came: transformers refuses to save some of those that it loads."""
+def save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write model and generation settings as they came: transformers refuses to save some of those that it loads.
+
+    `state`: the weights, where they are not the model's own.
+    """
     settings, model.generation_config = model.generation_config, GenerationConfig()
     try:
         model.save_pretrained(folder, state_dict=state)

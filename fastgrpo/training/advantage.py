@@ -17,7 +17,7 @@ from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.reference import STD_EPSILON
 from fastgrpo.kernels.validate import require
 from fastgrpo.ranks.collectives import gather_all
-from fastgrpo.types import Group, Reward, Rollout, Sample
+from fastgrpo.types import Batch, Group, Reward, Rollout, Sample
 
 ID_DTYPES = (torch.int32, torch.int64)
 MODES: tuple[Advantage, ...] = get_args(Advantage)
@@ -131,6 +131,22 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
         if rollout.reward is not None and number in counted
         for trace in rollout.traces
     ]
+
+
+def less_kl(batch: Batch, weight: float) -> Tensor:
+    """The batch's advantages less `weight` times log pi_old - log pi_ref of a token and of all after it, fp32 [N].
+
+    That is the return of a reward with the KL in it by token (REINFORCE++, arXiv 2501.03262). A sequence's tokens stand
+    together in the batch, in order.
+    """
+    old_N, ref_N = batch.old_logprobs_N, batch.ref_logprobs_N
+    assert old_N is not None
+    assert ref_N is not None
+    _, counts_S = batch.sequence_N.unique_consecutive(return_counts=True)
+    # Over all sequences that follow, too; in double, as what these add is taken off again.
+    rest_N = torch.cat([old_N - ref_N, old_N.new_zeros(1)]).double().flip(0).cumsum(0).flip(0)
+    after_N = rest_N[counts_S.cumsum(0)].repeat_interleave(counts_S)
+    return batch.advantages_N - weight * (rest_N[:-1] - after_N).float()
 
 
 def shape_rewards(groups: Sequence[Group], config: Grpo) -> None:

@@ -6,7 +6,7 @@ The formulas themselves stand in `kernels`, in Triton and in the plain-torch ora
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,23 +47,22 @@ def _policy_loss(policy: Policy, batch: Batch, config: Grpo) -> LossOutput:
         advantages_N=batch.advantages_N,
         token_weights_N=batch.weights_N,
         old_logprobs_N=old_N,
-        ref_logprobs_N=batch.ref_logprobs_N,
         sampled_logprobs_N=sampled_N,
         sequence_log_ratio_N=sequence_log_ratio_N,
         ratio=config.ratio,
         clip_low=config.clip_low,
         clip_high=config.clip_high,
-        kl_weight=config.kl_weight,
         tis_cap=config.tis_cap or None,
         tis_mask=config.importance_correction.endswith("mask"),
         entropy_weight=config.entropy_weight,
         clip_dual=config.clip_dual or None,
+        **_kl_term(batch, config),
         **policy.head(config.temperature),
     )
 
 
 def _custom_loss(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, config: Grpo) -> LossOutput:
-    """The loss of `grpo.loss_function`: its slope is that of -A log pi with A = -slope, so the head's one pass has it.
+    """The loss of `grpo.loss_function`: its slope is that of -r A with A = -slope, r = 1: the head's one pass has it.
 
     The KL term and the entropy bonus are added as ever. Its logprobs cost one more product with the head.
     """
@@ -79,13 +78,26 @@ def _custom_loss(policy: Policy, hidden_NH: torch.Tensor, batch: Batch, config: 
         targets_N=batch.targets_N,
         advantages_N=-slope_N,
         token_weights_N=batch.weights_N,
-        ref_logprobs_N=batch.ref_logprobs_N,
-        ratio="cispo",
-        kl_weight=config.kl_weight,
+        old_logprobs_N=old_N,
+        # Of its own, for which the KL term's may be another.
+        sequence_log_ratio_N=torch.zeros_like(old_N),
+        ratio="sequence",
         entropy_weight=config.entropy_weight,
+        **_kl_term(batch, config),
         **policy.head(config.temperature),
     )
-    return output._replace(loss=output.loss + ((loss_N - slope_N * logprobs_N) * batch.weights_N).sum())
+    return output._replace(loss=output.loss + ((loss_N - slope_N) * batch.weights_N).sum())
+
+
+def _kl_term(batch: Batch, config: Grpo) -> dict[str, Any]:
+    """The KL term's arguments of the loss. What is in the advantages already has no weight there, and is told alone."""
+    if config.kl_estimator == "k1_reward":
+        return {"ref_logprobs_N": batch.ref_logprobs_N, "kl_weight": 0.0, "kl_estimator": "k1"}
+    return {
+        "ref_logprobs_N": batch.ref_logprobs_N,
+        "kl_weight": config.kl_weight,
+        "kl_estimator": config.kl_estimator,
+    }
 
 
 def sft_loss(policy: Policy, batch: Batch) -> torch.Tensor:

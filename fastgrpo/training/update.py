@@ -11,6 +11,7 @@ import torch
 from fastgrpo.config import Grpo
 from fastgrpo.policy.model import Policy
 from fastgrpo.ranks.collectives import over_ranks
+from fastgrpo.training.advantage import less_kl
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.fsdp_optimizer import ShardedAdamW
 from fastgrpo.training.loss import policy_loss, token_logprobs
@@ -44,7 +45,8 @@ def update(
     them, vLLM's own logprobs token by token, and the loss's clip truncates it: PPO with the behaviour policy as the old
     one (arXiv 1707.06347, eq. 7), CISPO's truncated weight, GSPO's sequence ratio. `tis_cap` then has nothing left to
     correct. Decoupled PPO (AReaL, arXiv 2505.24298) would clip around the present policy instead and correct by
-    min(ratio, `tis_cap`) alone; with one step a batch nothing is clipped then, and the demo's rewards fell.
+    min(ratio, `tis_cap`) alone; with one step a batch nothing is clipped then, and the demo's rewards fell. All
+    steps on a batch have that old policy; the first of them waits for the engine, which then waits until the last.
 
     `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step; with
     `max_lag` it includes what the updates since have moved, and only the sync's check speaks of the weights.
@@ -54,13 +56,16 @@ def update(
         for part in in_parts(samples, config.mini_batches)
     ]
     parts = [batches for batches in parts if batches]
+    in_reward = config.kl_weight > 0 and config.kl_estimator == "k1_reward"
     for batch in chain.from_iterable(parts):
         if config.max_lag:
             batch.old_logprobs_N = batch.sampled_logprobs_N
-        elif config.epochs_per_batch * len(parts) > 1:
+        elif config.epochs_per_batch * len(parts) > 1 or in_reward:
             batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
         if reference is not None:
             batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
+            if in_reward:
+                batch.advantages_N = less_kl(batch, config.kl_weight)
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
     for number, batches in enumerate(parts * config.epochs_per_batch):
         with phase("forward_backward"):

@@ -7,7 +7,7 @@ what Triton specialises, such as a size of 1, which becomes a constant.
 from __future__ import annotations
 
 from functools import partialmethod
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -21,7 +21,7 @@ from fastgrpo.kernels import (
     rows_triton,
     sampling_triton,
 )
-from fastgrpo.kernels.reference import LogitTransform, LossOptions, SoftmaxSums, TokenInputs
+from fastgrpo.kernels.reference import KlEstimator, LogitTransform, LossOptions, SoftmaxSums, TokenInputs
 
 
 class Hopper:
@@ -50,10 +50,21 @@ def heads(rows: int, vocabulary: int) -> None:
         rows_triton.fold_rows(logits_NV, targets_N, transform, sums, entropy=softcap is None)
         rows_triton.dlogits_rows(logits_NV, targets_N, transform, one_N, one_N, one_N, one_N)
         tokens = TokenInputs(one_N, one_N, one_N, one_N, one_N, one_N)
-        for ratio in ("token", "sequence", "cispo") if softcap is None else ("token",):
-            options = LossOptions(ratio, kl_weight=0.1, tis_cap=2.0, entropy_weight=0.1)
+        options = LossOptions(kl_weight=0.1, tis_cap=2.0, entropy_weight=0.1)
+        changes = [
+            {"ratio": "sequence"},
+            {"ratio": "cispo"},
+            *({"kl_estimator": name} for name in get_args(KlEstimator)),
+        ]
+        for change in changes if softcap is None else changes[-1:]:
             rows_triton.loss_rows(
-                logits_NV, targets_N, transform, tokens, options, torch.zeros(16, rows), gradient=softcap is None
+                logits_NV,
+                targets_N,
+                transform,
+                tokens,
+                options._replace(**change),
+                torch.zeros(16, rows),
+                gradient=softcap is None,
             )
     rows_triton.scale_(logits_NV, torch.ones(()))
     sampling_triton.sample(logits_NV, one_N, targets_N, targets_N)

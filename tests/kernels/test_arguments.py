@@ -50,6 +50,7 @@ LOSS_ERRORS = [
     ({"clip_high": -0.1}, "clip_high: expected a number of at least 0, got -0.1"),
     ({"kl_weight": 0.1}, "ref_logprobs_N: expected a tensor as kl_weight > 0, got None"),
     ({"kl_weight": float("nan")}, "kl_weight: expected a number of at least 0, got nan"),
+    ({"kl_estimator": "k4"}, "kl_estimator: expected 'k1', 'k2', 'k3' or 'unbiased', got 'k4'"),
     ({"entropy_weight": -1.0}, "entropy_weight: expected a number of at least 0, got -1.0"),
     ({"tis_cap": 2.0}, "sampled_logprobs_N: expected a tensor as tis_cap is set, got None"),
     ({"tis_cap": 0.0}, "tis_cap: expected None or a positive number, got 0.0"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from fastgrpo.kernels import linear_grpo_loss, reference
-from fastgrpo.kernels.reference import LossOptions
+from fastgrpo.kernels.reference import KlEstimator, LossOptions
 from tests.helpers.random_heads import INTERPRETED, fused_logprob, fused_loss, random_head, random_tokens
 
 OPTIONS = LossOptions("token", kl_weight=0.1, tis_cap=2.0, entropy_weight=0.2)
@@ -49,10 +51,11 @@ def test_finite_differences(ratio, which, device):
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("spread", [0.3, 30.0])
 @pytest.mark.parametrize("dual", [None, 1.1, 3.0])
-def test_closed_slope_is_autograds(ratio, spread, mask, dual):
+@pytest.mark.parametrize("kl", get_args(KlEstimator))
+def test_closed_slope_is_autograds(ratio, spread, mask, dual, kl):
     logprobs_N, *near = (-20 * torch.rand(400, dtype=torch.float64) + spread * torch.randn(4, 400).double()).unbind()
     fields = (torch.randn(400), torch.rand(400), *near, 0.3 * torch.randn(400))
-    tokens, options = reference.TokenInputs(*fields), LossOptions(ratio, 0.2, 0.28, 0.1, 2.0, mask, 0.0, dual)
+    tokens, options = reference.TokenInputs(*fields), LossOptions(ratio, 0.2, 0.28, 0.1, 2.0, mask, 0.0, dual, kl)
     logprobs_N.requires_grad_()
     (expected_N,) = torch.autograd.grad(reference.policy_loss(logprobs_N, tokens, options).loss_N.sum(), logprobs_N)
     torch.testing.assert_close(reference.policy_loss_slope(logprobs_N.detach(), tokens, options), expected_N)
@@ -64,7 +67,7 @@ def test_operators_are_registered_rightly(device):
     tokens = random_tokens(head)
     inputs = (head.hidden_NH, head.weight_VH, head.bias_V, head.targets_N)
     torch.library.opcheck(torch.ops.fastgrpo.linear_logprob.default, (*inputs, 0.9, 5.0, True, 4))
-    arguments = (*inputs, *tokens, "token", 0.2, 0.2, 0.1, 2.0, False, 0.2, 3.0, 0.9, None, [True, True, True], 4)
+    arguments = (*inputs, *tokens, "token", 0.2, 0.2, 0.1, 2.0, False, 0.2, 3.0, "k3", 0.9, None, [True, True, True], 4)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.fastgrpo.linear_grpo_loss.default, arguments, test_utils=checks)
     saved = [x.detach() for x in torch.ops.fastgrpo.linear_logprob(*inputs, 0.9, None, True, None)]

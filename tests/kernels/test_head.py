@@ -33,6 +33,10 @@ LOSSES = {
     "entropy": LossOptions("token", kl_weight=0.04, entropy_weight=0.3),
     "dual": LossOptions("token", clip_dual=1.1),
     "gspo_dual": LossOptions("sequence", clip_low=0.3, clip_high=0.3, clip_dual=1.05, kl_weight=0.1),
+    "k1": LossOptions("token", kl_weight=0.1, kl_estimator="k1"),
+    "k2": LossOptions("token", kl_weight=0.1, kl_estimator="k2"),
+    "unbiased": LossOptions("token", kl_weight=0.1, kl_estimator="unbiased"),
+    "gspo_unbiased": LossOptions("sequence", kl_weight=0.1, kl_estimator="unbiased"),
     "entropy_alone": LossOptions("cispo", clip_low=1.0, entropy_weight=2.0),
 }
 SHAPES = [(1, 64, 1003), (7, 96, 2100), (5, 64, 129), (9, 64, 16)]
@@ -155,6 +159,15 @@ def test_on_policy_is_the_gradient_of_advantage_times_logprob(device):
         output = fused_loss(head, tokens, LossOptions(ratio))
         for mine, theirs in zip(torch.autograd.grad(output.loss, head.leaves), expected, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_on_policy_the_gradient_of_the_unbiased_kl_is_k2s(device):
+    head = random_head(9, 64, 100, device=device)
+    tokens = random_tokens(head)._replace(old_logprobs_N=None)
+    check_loss(head, tokens, LossOptions(kl_weight=0.1, kl_estimator="unbiased"))
+    found = [fused_loss(head, tokens, LossOptions(kl_weight=0.1, kl_estimator=name)) for name in ("unbiased", "k2")]
+    for mine, theirs in zip(*(torch.autograd.grad(each.loss, head.leaves) for each in found), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rest", [{}, {"bias": True, "softcap": 5.0, "temperature": 1.3}], ids=str)

@@ -6,6 +6,7 @@ import errno
 import json
 import pickle
 import shutil
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
@@ -30,6 +33,7 @@ from fastgrpo.policy import hub
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.run_folder import open_folder
+from tests.helpers.tiny_model import save_tiny_model
 
 COMMIT = "a" * 40
 
@@ -135,6 +139,123 @@ def test_a_folder_of_bin_files_and_one_behind_links(tiny_folder: Path, tmp_path:
     (tmp_path / "link").symlink_to(tiny_folder)
     assert with_local_model(configuration(tmp_path / "link")).model.path == str(tmp_path / "link")
     assert same_weights(tmp_path / "link", tiny_folder)
+
+
+def save_adapter(folder: Path, base: str, **told: object) -> Path:
+    """An adapter of random weights as peft saves one, whose configuration names `base`, with what else is `told`."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    return tell(folder, base_model_name_or_path=base, **told)
+
+
+def tell(folder: Path, **told: object) -> Path:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    return folder
+
+
+def test_an_adapter_is_merged_into_its_base_once(
+    tiny_folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that a run of its own begins from, and finds again where the cache is gone."""
+    folder = save_adapter(tmp_path / "adapter", str(tiny_folder))
+    config = with_local_model(configuration(folder))
+    assert (Path(config.model.path).parent, config.model.source) == (cache, str(folder))
+    ids = torch.tensor([[5, 6, 7]])
+    wanted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), folder)(ids).logits
+    merged = AutoModelForCausalLM.from_pretrained(config.model.path)(ids).logits
+    torch.testing.assert_close(merged, wanted, atol=1e-5, rtol=0)
+    assert not same_weights(config.model.path, tiny_folder)
+    assert with_local_model(config) == config
+    shutil.rmtree(config.model.path)
+    assert with_local_model(config, again=True) == config
+    assert Path(config.model.path).is_dir()
+    monkeypatch.setattr(hub, "_save", lambda *_: pytest.fail("merged twice"))
+    assert with_local_model(configuration(folder)) == config
+    assert with_local_model(configuration(folder), weights=False).model.path == str(tiny_folder)
+
+
+def test_an_adapter_on_the_hub_whose_weights_are_a_bin_file(
+    fake_hub: list[dict[str, Any]], tiny_folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    shutil.rmtree(tmp_path / "blobs")
+    blobs = save_adapter(tmp_path / "blobs", str(tiny_folder))
+    expected = with_local_model(configuration(blobs)).model.path
+    torch.save(load_file(blobs / "adapter_model.safetensors"), blobs / "adapter_model.bin")
+    (blobs / "adapter_model.safetensors").unlink()
+    model = with_local_model(configuration("org/tiny")).model
+    assert (Path(model.path).parent, model.source, model.revision) == (cache, "org/tiny", COMMIT)
+    assert same_weights(model.path, expected)
+
+
+def test_generation_settings_that_transformers_refuses_to_save_stay_in_what_is_made(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"do_sample": False, "temperature": 0.6, "eos_token_id": [1, 2]}
+    folders = shutil.copytree(tiny_folder, tmp_path / "old"), shutil.copytree(tiny_folder, tmp_path / "base")
+    for folder in folders:
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+    as_bin(folders[0])
+    for path in (folders[0], save_adapter(tmp_path / "adapter", str(folders[1]))):
+        made = Path(with_local_model(configuration(path)).model.path)
+        found = json.loads((made / "generation_config.json").read_text())
+        assert made != path
+        assert {name: found[name] for name in settings} == settings
+
+
+def test_an_adapters_base_comes_from_the_hub_by_its_revision(
+    fake_hub: list[dict[str, Any]], tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tell(
+        save_adapter(tmp_path / "adapter", str(tiny_folder)), base_model_name_or_path="org/tiny", revision="v2"
+    )
+    config = with_local_model(configuration(folder))
+    assert [(call["name"], call["revision"]) for call in fake_hub] == [("org/tiny", "v2")]
+    assert (config.model.source, config.model.revision) == (str(folder), "")
+    assert not same_weights(config.model.path, tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            {"base_model_name_or_path": None},
+            "names no model that the adapter is for: write its base_model_name_or_path",
+        ),
+        ({"base_model_name_or_path": "nowhere"}, "has no base to be merged into: model folder nowhere does not exist"),
+        ({"base_model_name_or_path": "adapter"}, "names no model that the adapter is for"),
+        ({"base_model_name_or_path": 3}, "adapter_config.json cannot be read: Expected `str | null`, got `int`"),
+        (
+            {"base_model_name_or_path": "other"},
+            r"adapter cannot be merged into other, is it of that model\? .*size mismatch",
+        ),
+        ({"target_modules": ["q_proj", "v_proj"]}, r"is it of that model\? UserWarning: Found missing adapter keys"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_is_one_sentence(
+    tiny_folder: Path, tmp_path: Path, told: dict[str, object], message: str
+) -> None:
+    save_tiny_model(tmp_path / "other", hidden_size=64)
+    folder = tell(save_adapter(tmp_path / "adapter", str(tiny_folder)), **told)
+    with pytest.raises(UserError, match=message) as caught:
+        with_local_model(configuration(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_without_weights_or_without_peft_is_one_sentence(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_adapter(tmp_path / "adapter", str(tiny_folder))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "peft", None)
+        with pytest.raises(UserError, match=r"the adapter .*adapter needs peft, .*pip install 'fastgrpo\[lora\]'"):
+            with_local_model(configuration(folder))
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the adapter .*adapter has no weights: put its adapter_model.safetensors"):
+        with_local_model(configuration(folder))
 
 
 def test_sharded_weights(tiny_folder: Path, tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PretrainedConfig, Qwen2Config
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
@@ -16,7 +19,8 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.errors import UserError
 from fastgrpo.policy import lora
 from fastgrpo.policy.chat import Chat
-from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.hub import with_local_model
+from fastgrpo.policy.loading import load_configured, load_policy
 from fastgrpo.policy.model import BasePolicy, Policy
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience
@@ -26,6 +30,7 @@ from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate
 from tests.helpers.marks import exact
+from tests.helpers.tiny_model import save_tiny_model
 
 
 def samples(seed: int) -> list[Sample]:
@@ -92,6 +97,44 @@ def test_the_saved_model_is_plain_and_merged(tiny_folder: Path, tmp_path: Path) 
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [Qwen2Config, GPTNeoXConfig])
+def test_peft_loads_the_saved_adapter_over_the_base(
+    kind: type[PretrainedConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the merged model's logits, whatever the model calls its decoder; so does `--model` on the folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = save_tiny_model(tmp_path / "base", kind=kind)
+    policy, ids = adapted(folder), torch.tensor([PROMPTS[0]])
+    update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
+    policy.save_hf(tmp_path / "saved")
+    told = json.loads((tmp_path / "saved/adapter/adapter_config.json").read_text())
+    assert (told["r"], told["lora_alpha"], told["task_type"]) == (4, 16.0, "CAUSAL_LM")
+    assert told["base_model_name_or_path"] == str(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    before = base(ids).logits
+    found = PeftModel.from_pretrained(base, tmp_path / "saved/adapter")(ids).logits
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")(ids).logits
+    assert not torch.allclose(before, merged, atol=1e-2)
+    torch.testing.assert_close(found, merged, atol=1e-5, rtol=0)
+    again = load_policy(with_local_model(resolve({"model.path": str(tmp_path / "saved/adapter")})).model.path)
+    torch.testing.assert_close(again.logprobs(PROMPTS), policy.logprobs(PROMPTS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("source", "folder", "named"), [("org/tiny", "a" * 40, True), ("/models/old", "old-1f", False)]
+)
+def test_a_saved_adapter_names_what_others_load_its_base_by(
+    tiny_folder: Path, tmp_path: Path, source: str, folder: str, named: bool
+) -> None:
+    """The hub's name, and the folder where one was made on this machine, as of .bin files or another adapter."""
+    path = shutil.copytree(tiny_folder, tmp_path / folder)
+    keys = {"model.path": str(path), "model.source": source, "model.revision": "a" * 40, "model.lora_rank": 2}
+    load_configured(path, resolve(keys)).save_hf(tmp_path / "saved")
+    told = json.loads((tmp_path / "saved/adapter/adapter_config.json").read_text())
+    expected = (source, "a" * 40) if named else (str(path), None)
+    assert (told["base_model_name_or_path"], told["revision"]) == expected
+
+
 def learner(folder: Path, runs: Path) -> Learner:
     config = resolve({"model.path": str(folder), "model.lora_rank": 4, "grpo.lr": 1e-2, "runs": str(runs)})
     engine: Any = SimpleNamespace(sleep=lambda: None)
@@ -118,6 +161,7 @@ def test_two_steps_resumed_for_two_more_are_four_steps(tiny_folder: Path, tmp_pa
     second.restore(latest)
     assert second.step == 2
     assert steps(second, 2) == norms[2:]
+    assert (latest / "adapter/adapter_model.safetensors").is_file()
     for name, value in lora.adapter_state(whole.policy.model).items():
         assert torch.equal(lora.adapter_state(second.policy.model)[name], value), name
 

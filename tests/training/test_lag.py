@@ -166,10 +166,10 @@ def test_three_updates_ahead_the_lag_is_bounded_and_a_resumed_run_has_the_same_n
 def test_in_flight_tokens_of_one_rollout_are_of_several_versions_and_survive_a_resume(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decoding is slowed down, so that updates come while it goes on."""
+    """Decoding is slowed down, so that updates come while it goes on; it never sees weights between two steps."""
     step = Engine.step
     monkeypatch.setattr(Engine, "step", lambda self: (time.sleep(0.01), step(self))[1])
-    configure = partial(settings, model, tmp_path, max_lag=2, in_flight=True, max_new_tokens=40)
+    configure = partial(settings, model, tmp_path, max_lag=2, in_flight=True, max_new_tokens=40, mini_batches=2)
     with monkeypatch.context() as patch:
         by_version, written = noted(patch)
         folder = train(configure("flight", steps=4))

@@ -1,6 +1,7 @@
 """The step's gradient: independent of the micro-batches, and equal to the textbook formulas."""
 
-from typing import Any
+from typing import Any, get_args
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 
 from fastgrpo.config import LOSS_PRESETS, Grpo
 from fastgrpo.config_keys import resolve
+from fastgrpo.kernels.reference import KlEstimator, kl_estimate
 from fastgrpo.training import advantage
-from fastgrpo.training.advantage import to_samples
+from fastgrpo.training.advantage import less_kl, to_samples
 from fastgrpo.training.loss import policy_loss, sft_loss, token_logprobs
 from fastgrpo.training.packing import pack, rank_batches, sequence_weights
 from fastgrpo.types import UNENDED, Group, Result, Reward, Rollout, Sample
@@ -108,7 +110,9 @@ def textbook_loss(policy: TinyPolicy, items: list[Sample], config: Grpo) -> torc
         importance = mismatch.exp()
         importance = torch.where(importance > config.tis_cap, config.tis_cap * (beyond == "truncate"), importance)
         loss = -importance * objective - config.entropy_weight * entropy
-        loss = loss + config.kl_weight * (distance.exp() - distance - 1)
+        k3 = distance.exp() - distance - 1
+        estimates = {"k1": -distance, "k2": distance**2 / 2, "k3": k3, "unbiased": (logp - old).exp() * k3}
+        loss = loss + config.kl_weight * estimates[config.kl_estimator]
         divisor = {"token": tokens, "sequence": len(items) * len(logp), "constant": len(items) * config.max_new_tokens}
         total = total + loss.sum() / divisor[config.normaliser]
     return total
@@ -160,6 +164,58 @@ def test_every_importance_correction_has_its_textbook_gradient(name: str, correc
 def test_the_entropy_bonus_has_its_textbook_gradient(name: str) -> None:
     config = msgspec.structs.replace(Grpo(), entropy_weight=0.05, **LOSS_PRESETS[name])
     assert_textbook_gradient(config, samples())
+
+
+@pytest.mark.parametrize("estimator", get_args(KlEstimator))
+@pytest.mark.parametrize("name", ["grpo", "gspo", "cispo"])
+def test_every_kl_estimator_has_its_textbook_gradient(name: str, estimator: str) -> None:
+    config = msgspec.structs.replace(Grpo(), kl_weight=0.5, kl_estimator=estimator, **LOSS_PRESETS[name])
+    assert_textbook_gradient(config, samples())
+
+
+@pytest.mark.parametrize(("estimator", "off_policy"), [("k2", False), ("unbiased", False), ("unbiased", True)])
+def test_the_mean_gradient_over_all_tokens_is_the_reverse_kls(estimator: KlEstimator, off_policy: bool) -> None:
+    """Over the tokens that the old policy draws; k1's is none at all, and k3's that of KL(reference, policy)."""
+
+    def mean_gradient(name: KlEstimator, old: torch.Tensor) -> torch.Tensor:
+        logprobs = logits.log_softmax(0)
+        estimate = kl_estimate(logprobs, reference, old, name)
+        return torch.autograd.grad((old.exp() * estimate).sum(), logits)[0]
+
+    draws = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits, reference = draws[0].clone().requires_grad_(), draws[1].log_softmax(0)
+    policy = logits.log_softmax(0)
+    own, old = policy.detach(), (draws[0] + draws[2]).log_softmax(0)
+    reverse, forward = (policy.exp() * (policy - reference)).sum(), (reference.exp() * (reference - policy)).sum()
+    reverse_gradient, forward_gradient = (
+        torch.autograd.grad(kl, logits, retain_graph=True)[0] for kl in (reverse, forward)
+    )
+    torch.testing.assert_close(mean_gradient(estimator, old if off_policy else own), reverse_gradient)
+    torch.testing.assert_close(mean_gradient("k3", own), forward_gradient)
+    torch.testing.assert_close(mean_gradient("k1", own), torch.zeros_like(own))
+
+
+def test_a_kl_in_the_reward_has_as_mean_gradient_that_of_whole_answers() -> None:
+    """Over all answers of two tokens of three words, the second drawn by the first; k2 leaves the second's KL out."""
+    draws = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    logits = draws[0].clone().requires_grad_()
+    first, second = torch.cartesian_prod(torch.arange(3), torch.arange(3)).unbind(1)
+
+    def by_answer(table: torch.Tensor) -> torch.Tensor:
+        table = table.log_softmax(-1)
+        return torch.stack([table[0, first], table[1 + first, second]], 1)
+
+    ours, reference = by_answer(logits), by_answer(draws[1])
+    whole = (ours.sum(1).exp() * (ours - reference).sum(1)).sum()
+    (expected,) = torch.autograd.grad(whole, logits, retain_graph=True)
+    old, zeros = ours.detach().flatten(), torch.zeros(18)
+    batch = Mock(old_logprobs_N=old, ref_logprobs_N=reference.flatten(), advantages_N=zeros)
+    batch.sequence_N = torch.arange(9).repeat_interleave(2)
+    probability = ours.detach().sum(1).exp().repeat_interleave(2)
+    for advantages, same in ((less_kl(batch, 1.0), True), (reference.flatten() - old, False)):
+        loss = -(probability * advantages * ours.flatten()).sum()
+        (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert torch.allclose(found, expected, atol=1e-6) == same
 
 
 def test_a_sequence_weight_without_old_logprobs_is_that_of_the_present_policy() -> None:

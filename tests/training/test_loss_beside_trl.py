@@ -35,6 +35,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cispo that clips": ({"loss_type": "cispo", "epsilon_high": 1.1}, {"loss": "cispo", "clip_high": 0.1}),
     "its delta": ({"delta": 1.3}, {"clip_high": 0.2, "clip_dual": 1.3}),
     "kl": ({"beta": 0.1, "use_bias_correction_kl": False}, {"clip_high": 0.2, "kl_weight": 0.1}),
+    "its kl": ({"beta": 0.1}, {"clip_high": 0.2, "kl_weight": 0.1, "kl_estimator": "unbiased"}),
+    "sapo": ({"loss_type": "sapo"}, {"loss": "grpo", "loss_function": "examples.losses:sapo"}),
     "entropy": ({"entropy_coef": 0.1}, {"clip_high": 0.2, "entropy_weight": 0.1}),
 }
 for mode in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"):
