@@ -586,11 +586,8 @@ async def served(chat: Chat) -> AsyncIterator[tuple[str, str]]:
     async def never(*_: Any) -> Any:
         await asyncio.Event().wait()
 
-    async with (
-        open_endpoint(never, chat, replace(SAMPLING, max_turns=64)) as endpoint,
-        endpoint.session(0) as (session, access),
-        session.clock,
-    ):
+    session = Session(never, chat, replace(SAMPLING, max_turns=64), 0, FirstPrompts(chat))
+    async with open_endpoint() as endpoint, endpoint.serving(session) as access, session.clock:
         yield f"{access.base_url}/", access.api_key
 
 
