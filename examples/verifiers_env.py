@@ -92,7 +92,8 @@ class Calculator(vf.Harness[vf.HarnessConfig]):
                 messages.append(message.model_dump(exclude_none=True))
                 calls = message.tool_calls or ()
                 for call in calls:
-                    messages.append({"role": "tool", "tool_call_id": call.id, "content": added(call.function.arguments)})
+                    total = added(call.function.arguments)
+                    messages.append({"role": "tool", "tool_call_id": call.id, "content": total})
         return vf.ProgramResult(exit_code=0, stdout="", stderr="")
 
 

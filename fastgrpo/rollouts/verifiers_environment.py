@@ -146,7 +146,7 @@ def _loaded(name: str, arguments: dict[str, Any]) -> VerifiersEnvironment:
         while first.__cause__ is not None:
             first = first.__cause__
         why = said_by(error) if first is error else f"{said_by(error)}, from {described(first)}"
-        old = "; one with load_environment, verifiers' v0, needs 0.3.1 and an agent of yours (docs/own-task.md)"
+        old = "; one of verifiers' v0, with load_environment, needs verifiers 0.2.0 and an agent (docs/own-task.md)"
         was = old if isinstance(error, AttributeError) else ""
         raise UserError(f"the environment verifiers:{name} does not load: {why}{was}") from error
 

@@ -363,6 +363,36 @@ def test_a_wrong_key_is_401_and_a_key_ends_with_its_rollout() -> None:
     assert len(set(keys)) == 2
 
 
+def test_one_client_may_ask_for_all_rollouts_by_their_keys_as_session_ids() -> None:
+    async def act(client: openai.AsyncOpenAI) -> None:
+        shared = client.with_options(api_key="EMPTY")
+        await ask(shared, [user("q")], extra_headers={"X-Session-ID": client.api_key})
+        with pytest.raises(openai.AuthenticationError, match="belongs to no rollout"):
+            await ask(shared, [user("q")], extra_headers={"X-Session-ID": "another"})
+
+    rollout = rollout_of(Scripted("a"), act)
+    assert (rollout.result.status, rollout.completions) == ("ok", ["a"])
+
+
+def test_the_address_is_one_for_all_batches_of_a_generator() -> None:
+    class Noting(Acting):
+        async def act(self, problem: Any, access: Any, seed: int) -> Any:
+            addresses.append(access.base_url)
+            return await super().act(problem, access, seed)
+
+    async def main() -> None:
+        agent = Noting(lambda client: ask(client, [user("q")]))
+        async with open_generator(Scripted(*"abcd")) as generator:
+            batch = (generator, agent, Chat(TOKENIZER), PROBLEMS)
+            for at_once in (1, 2, 1):
+                jobs = (collect(*batch, group_size=1, sampling=SAMPLING, seed=0) for _ in range(at_once))
+                await asyncio.gather(*jobs)
+
+    addresses: list[str] = []
+    asyncio.run(main())
+    assert (len(addresses), len(set(addresses))) == (4, 1)
+
+
 @pytest.mark.parametrize("path", ["chat", "models"])
 def test_the_given_client_goes_nowhere_but_to_the_policy(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the rollout's key nor anything else leaves for another host, whose certificate nobody would look at."""

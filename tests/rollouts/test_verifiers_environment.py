@@ -281,6 +281,39 @@ def test_no_key_of_the_user_s_goes_to_the_endpoint(monkeypatch: pytest.MonkeyPat
     assert given == ["EMPTY"]
 
 
+def test_a_harness_that_hangs_ends_by_its_deadline_and_the_next_batch_goes_on(
+    monkeypatch: pytest.MonkeyPatch, sums: Any
+) -> None:
+    launch = sums.Calculator.launch
+
+    async def sometimes(self: Any, *arguments: Any, **more: Any) -> Any:
+        if len(ended) == 0:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+        return await launch(self, *arguments, **more)
+
+    ended: list[bool] = []
+    monkeypatch.setattr(sums.Calculator, "launch", sometimes)
+    task = task_of(configured())
+    train, _ = task.load_problems(configured())
+
+    async def main() -> list[Result]:
+        async with task.open_environment(configured(), None) as environment:
+            results = []
+            for limit in (0.5, 20.0):
+                sampling = replace(SAMPLING, execute_s=limit)
+                engine, chat = Scripted("3."), Chat(TOKENIZER)
+                groups = await collect(engine, environment, chat, train[:1], group_size=1, sampling=sampling, seed=0)
+                results.append(groups[0].rollouts[0].result)
+            return results
+
+    late, good = asyncio.run(main())
+    assert "act took longer than grpo.execute_s" in late.error
+    assert (ended, good.status) == ([True], "ok")
+
+
 def test_the_engine_s_failure_is_the_run_s() -> None:
     class Broken(Scripted):
         def step(self) -> list[Any]:

@@ -42,7 +42,7 @@ def of_v0(config: dict[str, Any]) -> Any:
         ({"data.environment": "gym:adding"}, refuse, "data.environment must be verifiers:NAME, got 'gym:adding'"),
         ({}, refuse, "the environment verifiers:adding does not load: no key for adding"),
         ({}, lack, r"\[all\]`. Or not, from ModuleNotFoundError: No module named 'math_verify' \(test_ver"),
-        ({}, of_v0, "defines no `__all__`; one with load_environment, verifiers' v0, needs 0.3.1 and an agent of yours"),
+        ({}, of_v0, "no `__all__`; one of verifiers' v0, with load_environment, needs verifiers 0.2.0 and an agent"),
         (
             {"data.dataset": "rows.jsonl"},
             None,
