@@ -78,7 +78,9 @@ class Calculator(vf.Harness[vf.HarnessConfig]):
         self, ctx: Any, trace: Any, runtime: Any, endpoint: str, secret: str, mcp_urls: Any, data: Any
     ) -> vf.ProgramResult:
         """Ask, add what is to be added, until nothing is, or the conversation has become too long."""
-        messages: list[Any] = [{"role": "user", "content": data.prompt}]
+        messages: list[Any] = (
+            [{"role": "user", "content": data.prompt}] if isinstance(data.prompt, str) else data.prompt
+        )
         calls: Any = True
         async with openai.AsyncOpenAI(base_url=endpoint, api_key=secret, max_retries=0, timeout=None) as client:
             while calls:

@@ -196,7 +196,7 @@ def test_two_answers_to_the_same_messages_are_two_samples() -> None:
     assert branch.loss_mask == [0] * len(engine.seen[2]) + [1] * len(split_apart("three"))
 
 
-def test_space_around_an_answer_and_the_form_of_arguments_change_nothing() -> None:
+def test_space_the_form_of_arguments_and_a_called_tool_s_name_change_nothing() -> None:
     async def act(client: openai.AsyncOpenAI) -> None:
         choice = await ask(client, [user("q")], tools=[TOOL])
         message = choice.message.model_dump(exclude_none=True)
@@ -207,9 +207,14 @@ def test_space_around_an_answer_and_the_form_of_arguments_change_nothing() -> No
             "tool_call_id": message["tool_calls"][0]["id"],
             "content": [{"type": "text", "text": "3"}],
         }
-        await ask(client, [user("q"), message, result], tools=[TOOL])
+        said = await ask(client, [user("q"), message, result], tools=[TOOL])
+        named = result | {"name": "add"}
+        answer = {"role": "assistant", "content": said.message.content}
+        await ask(client, [user("q"), message, named, answer, user("sure?")], tools=[TOOL])
+        other = named | {"tool_call_id": "another"}
+        await ask(client, [user("q"), message, other, answer, user("sure?")], tools=[TOOL])
 
-    assert rollout_of(Scripted(f"I add. {CALL}", "3"), act).branches == []
+    assert len(rollout_of(Scripted(f"I add. {CALL}", "3", "yes", "no"), act).branches) == 1
 
 
 def test_what_is_returned_is_what_was_sampled() -> None:

@@ -314,6 +314,43 @@ def test_a_harness_that_hangs_ends_by_its_deadline_and_the_next_batch_goes_on(
     assert (ended, good.status) == ([True], "ok")
 
 
+def test_a_user_s_turns_are_appended_to_what_was_sampled(monkeypatch: pytest.MonkeyPatch, sums: Any) -> None:
+    """Between them verifiers writes the conversation anew, from what it parsed."""
+    from verifiers.v1.dialects.chat import message_to_wire
+
+    launch = sums.Calculator.launch
+
+    async def resumed(self: Any, ctx: Any, trace: Any, runtime: Any, at: Any, key: Any, urls: Any, data: Any) -> Any:
+        said = data.prompt if isinstance(data.prompt, str) else [message_to_wire(each) for each in data.prompt]
+        return await launch(self, ctx, trace, runtime, at, key, urls, data.model_copy(update={"prompt": said}))
+
+    class Talk(vf.Env[vf.SingleAgentEnvConfig]):  # type: ignore[name-defined, misc]
+        async def run(self, task: Any, agents: Any) -> None:
+            async with agents.agent.interaction(task) as interaction:
+                assert (await interaction.turn()).last_reply == "It is 3."
+                assert (await interaction.turn("Are you sure?")).last_reply == "8"
+
+    monkeypatch.setattr(sums.Calculator, "launch", resumed)
+    monkeypatch.setattr(sums.Calculator, "SUPPORTS_RESUME", True)
+    config = vf.resolve_env_config({"taskset": {"id": "verifiers_env"}, "agent": {"runtime": HERE}})
+    task = environment_task(Talk(config), ())
+    train, _ = task.load_problems(resolve({"data.held_out": 0}))
+    train = [problem for problem in train if problem.task.data.answer == "8"]
+    engine = Scripted(f"\n{CALL} ", " It is 3.\n", "8")
+
+    async def main() -> Any:
+        async with task.open_environment(resolve({}), None) as environment:
+            return await collect(engine, environment, Chat(TOKENIZER), train, group_size=1, sampling=SAMPLING, seed=0)
+
+    (rollout,) = asyncio.run(main())[0].rollouts
+    assert (rollout.result.status, rollout.result.error) == ("ok", "")
+    assert rollout.reward.terms["right"] == 1.0
+    assert rollout.result.record == {"stop_condition": "user_closed", "turns": 3}
+    assert rollout.branches == []
+    written = [*split_apart(f"\n{CALL} "), *split_apart(" It is 3.\n"), *split_apart("8")]
+    assert [t for t, m in zip(rollout.token_ids, rollout.loss_mask, strict=True) if m] == written
+
+
 def test_the_engine_s_failure_is_the_run_s() -> None:
     class Broken(Scripted):
         def step(self) -> list[Any]:
