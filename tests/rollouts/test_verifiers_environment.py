@@ -214,6 +214,9 @@ def test_a_limit_of_turns_or_of_time_is_rewarded(monkeypatch: pytest.MonkeyPatch
     assert all(rollout.reward.terms["right"] == 0.0 for rollout in limited)
     assert limited[0].result.record == {"stop_condition": "max_turns", "turns": 2}
 
+    (short,) = run(CALL, size=1, config=configured({"max_output_tokens": 5}))
+    assert (short.result.status, short.result.record["stop_condition"]) == ("truncated", "max_output_tokens")
+
     timed = run(CALL, None, size=1, config=configured({"timeout": {"rollout": 0.7}}))
     assert (timed[0].result.status, timed[0].reward.terms["right"]) == ("truncated", 0.0)
     assert timed[0].result.record == {"stop_condition": "agent_timeout", "turns": 1}
@@ -246,6 +249,42 @@ def test_an_agent_that_asks_another_model_than_the_policy_is_not_the_policy() ->
     result = only(run(size=1, config=configured(other)))
     assert result.status == "infrastructure"
     assert "ProviderError" in result.error
+
+
+def test_another_agent_with_a_client_of_its_own_is_not_trained(sums: Any) -> None:
+    """And what the environment takes for valid is, though that agent fails."""
+
+    class Judged(vf.EnvConfig):
+        judge: vf.AgentConfig = vf.AgentConfig()
+        agent: vf.AgentConfig = vf.AgentConfig()
+
+    class Court(vf.Env[Judged]):
+        async def run(self, task: Any, agents: Any) -> None:
+            await agents.judge.run(task)
+            await agents.agent.run(task)
+
+        async def finalize(self, task: Any, episode: Any) -> None:
+            episode.by_agent["agent"][0].record_reward("court", 0.5)
+
+        def complete(self, episode: Any) -> bool:
+            return bool(episode.by_agent["agent"][0].ok) and not episode.errors
+
+    away = vf.EvalClientConfig(base_url="http://127.0.0.1:9/v1", api_key_var="NONE")
+    here = vf.SubprocessConfig()
+    judge, agent = vf.AgentConfig(runtime=here, client=away, model="m"), vf.AgentConfig(runtime=here)
+    taskset = sums.SumsConfig(id="verifiers_env", rows=3)
+    task = environment_task(Court(Judged(taskset=taskset, judge=judge, agent=agent)), ())
+    train, _ = task.load_problems(resolve({"data.held_out": 1}))
+
+    async def main() -> Any:
+        async with task.open_environment(resolve({}), None) as environment:
+            chat = Chat(TOKENIZER)
+            return await collect(Scripted("3."), environment, chat, train[:1], group_size=1, sampling=SAMPLING, seed=0)
+
+    (rollout,) = asyncio.run(main())[0].rollouts
+    assert (rollout.result.status, rollout.result.error) == ("ok", "")
+    assert rollout.reward.terms["court"] == 0.5
+    assert rollout.completions == ["3."]
 
 
 def test_code_of_the_policy_does_not_run_on_this_host() -> None:
@@ -324,7 +363,7 @@ def test_a_user_s_turns_are_appended_to_what_was_sampled(monkeypatch: pytest.Mon
         said = data.prompt if isinstance(data.prompt, str) else [message_to_wire(each) for each in data.prompt]
         return await launch(self, ctx, trace, runtime, at, key, urls, data.model_copy(update={"prompt": said}))
 
-    class Talk(vf.Env[vf.SingleAgentEnvConfig]):  # type: ignore[name-defined, misc]
+    class Talk(vf.Env[vf.SingleAgentEnvConfig]):
         async def run(self, task: Any, agents: Any) -> None:
             async with agents.agent.interaction(task) as interaction:
                 assert (await interaction.turn()).last_reply == "It is 3."
