@@ -1,4 +1,4 @@
-# make train | make real | make test | make bench | make lint: each does all the set-up it needs, once, into .venv.
+# make train | make real | make test | make verifiers | make bench | make lint: each does all the set-up it needs, once, into .venv.
 # ARGS goes to the program: make train ARGS="--grpo.steps 10". PYTHON is the interpreter that .venv is made from.
 PYTHON ?= python3
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -7,7 +7,7 @@ PY := .venv/bin/python
 PACKAGES := .venv/packages-$(EXTRA)
 READY := .venv/ready-$(EXTRA)
 
-.PHONY: setup train real test bench lint doctor sanitize
+.PHONY: setup train real test verifiers bench lint doctor sanitize
 
 # Warnings of the jail's C code are errors here, not on a user's unknown compiler.
 export FASTGRPO_WERROR := 1
@@ -35,6 +35,17 @@ WORKERS ?= $(if $(filter gpu,$(EXTRA)),0,2)
 
 test: lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# The tests with verifiers, which wants openai<3: in a virtual environment of its own before the other's packages.
+VERIFIERS := build/verifiers
+
+verifiers: $(READY)
+	$(PY) -m venv $(VERIFIERS)
+	$(PY) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	> "$$($(VERIFIERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/engine.pth"
+	$(VERIFIERS)/bin/python -m pip install -q $(shell grep verifiers== constraints.txt)
+	$(VERIFIERS)/bin/python -m pytest tests/rollouts/test_verifiers_environment.py \
+	tests/rollouts/test_endpoint.py tests/test_agents.py $(ARGS)
 
 bench: $(READY)
 	$(PY) -m pytest bench $(ARGS)

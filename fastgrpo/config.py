@@ -72,7 +72,7 @@ class Data(Section, frozen=True):
         str, Meta(description="verifiers:NAME trains on that environment; empty = the task's own")
     ] = ""
     environment_args: Annotated[
-        str, Meta(description='arguments of the environment as JSON, e.g. {"max_turns": 4}')
+        str, Meta(description='the table [env] of verifiers as JSON, e.g. {"agent": {"max_turns": 4}}')
     ] = ""
     seed: Annotated[
         int, Meta(ge=0, description="seed of the draw of used and held-out problems, alike for all runs' own seeds")

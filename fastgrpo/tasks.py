@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Sized
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -192,7 +191,7 @@ def reward_task(
 
 
 def verifiers_task(environment: str, arguments: str) -> Task:
-    """The environment `verifiers:NAME` on its own data, held out as its author says, else by `data.held_out`.
+    """The environment `verifiers:NAME` on its own tasks, of which `data.held_out` are held out.
 
     Raises UserError for another name; loading raises as `load_verifiers` does.
     """
@@ -207,16 +206,14 @@ def _verifiers_task(made: Callable[[], VerifiersEnvironment]) -> Task:
 
     def load(config: Config) -> Problems:
         _refuse_sets(config, "an environment of verifiers has its own rows, drawn by data.problems")
-        parts = (loaded().problems(held_out=each) for each in (False, True))
-        train, held_out = (used(rows, config.data.problems, config.data.seed) for rows in parts)
+        rows = used(loaded().problems(config.data.problems), config.data.problems, config.data.seed)
         [count] = of_each(config.data.held_out, ["the environment"], "data.held_out")
-        if not held_out:
-            return hold_out(train, count, config.data.seed)
-        return train, random.Random(f"{config.data.seed}/held-out").sample(held_out, min(count, len(held_out)))
+        return hold_out(rows, count, config.data.seed)
 
     @asynccontextmanager
     async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIterator[Agent]:
-        yield loaded()
+        async with loaded().serving():
+            yield loaded()
 
     return Task(load, open_environment, prompt=lambda _, problem: loaded().prompt(problem))
 

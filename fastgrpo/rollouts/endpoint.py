@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint over the engine, on loopback: what agents write there is recorded in token ids.
 
-Each rollout has a key of its own, which is how the endpoint knows whose request it is. It lives as long as the batch of
-rollouts that it serves.
+Each rollout has a key of its own, which is how the endpoint knows whose request it is. It lives as long as the engine's
+generator, at one address: an agent may keep connections from one batch of rollouts to the next.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -19,13 +18,11 @@ from openai import AsyncOpenAI
 
 from fastgrpo.rollouts.direct_client import direct_client, distant_client, in_loop, with_key
 from fastgrpo.rollouts.openai_form import JSON, MODEL, Refused, Reply, Request, completion, error, events
-from fastgrpo.rollouts.session import Access, Complete, FirstPrompts, Session
-from fastgrpo.types import Sampling
-
-if TYPE_CHECKING:
-    from fastgrpo.policy.chat import Chat
+from fastgrpo.rollouts.session import Access, Session
 
 log = logging.getLogger(__name__)
+# Where verifiers' client, one for all rollouts, says whose a request is.
+SESSION_ID = "X-Session-ID"
 MAX_BODY = 16 << 20  # bytes
 BODY_S = 60.0  # for a body to arrive
 CLOSE_S = 2.0  # for connections still open at the end
@@ -35,20 +32,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Endpoint:
     """The sessions under way, by their keys, and the application that serves them."""
 
-    def __init__(self, complete: Complete, chat: Chat, sampling: Sampling) -> None:
-        self._complete, self._chat, self._sampling = complete, chat, sampling
-        self._first_prompts = FirstPrompts(chat)
+    def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
         self._loop = asyncio.get_running_loop()
         self.url = ""
 
     @asynccontextmanager
-    async def session(self, seed: int) -> AsyncIterator[tuple[Session, Access]]:
-        """One rollout's session; its key opens nothing after the block, and what is under way then is dropped."""
-        session = Session(self._complete, self._chat, self._sampling, seed, self._first_prompts)
+    async def serving(self, session: Session) -> AsyncIterator[Access]:
+        """A rollout's way to its session; the key opens nothing after the block, and what is under way is dropped."""
         self._sessions[session.key] = session
         try:
-            yield session, Access(self.url, session.key, partial(self._client_of, session.key))
+            yield Access(self.url, session.key, partial(self._client_of, session.key))
         finally:
             del self._sessions[session.key]
             await session.close()
@@ -90,26 +84,27 @@ class Endpoint:
         return Reply(200, msgspec.json.encode(completion(answer, request)))
 
     async def _chat_completions(self, http: web.Request) -> web.Response:
-        session = self._session(_key(http))
+        session = self._session(_bearer(http), http.headers.get(SESSION_ID, ""))
         async with asyncio.timeout(BODY_S):
             body = await http.read()
         return _response(await self._completed(session, body))
 
     async def _models(self, http: web.Request) -> web.Response:
-        self._session(_key(http))
+        self._session(_bearer(http))
         model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "fastgrpo"}
         return web.Response(body=msgspec.json.encode({"object": "list", "data": [model]}), content_type=JSON)
 
-    def _session(self, key: str) -> Session:
-        if key not in self._sessions:
-            raise Refused("this key belongs to no rollout under way: send the one it was given", "invalid_api_key")
-        return self._sessions[key]
+    def _session(self, *keys: str) -> Session:
+        for key in keys:
+            if key in self._sessions:
+                return self._sessions[key]
+        raise Refused("this key belongs to no rollout under way: send the one it was given", "invalid_api_key")
 
 
 @asynccontextmanager
-async def open_endpoint(complete: Complete, chat: Chat, sampling: Sampling) -> AsyncIterator[Endpoint]:
+async def open_endpoint() -> AsyncIterator[Endpoint]:
     """An `Endpoint` that listens on a free port of loopback within the block."""
-    endpoint = Endpoint(complete, chat, sampling)
+    endpoint = Endpoint()
     runner = web.AppRunner(endpoint.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
     await runner.setup()
     try:
@@ -159,5 +154,5 @@ def _response(reply: Reply) -> web.Response:
     return web.Response(status=reply.status, body=reply.body, content_type=reply.content_type, headers=reply.headers)
 
 
-def _key(http: web.Request) -> str:
+def _bearer(http: web.Request) -> str:
     return http.headers.get("Authorization", "").removeprefix("Bearer ")

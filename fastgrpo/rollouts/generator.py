@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fastgrpo.engine.tensor_parallel import Lockstep
 from fastgrpo.errors import UserError
+from fastgrpo.rollouts.endpoint import Endpoint, open_endpoint
 
 if TYPE_CHECKING:
     from fastgrpo.engine.completion import Completion
@@ -28,10 +29,15 @@ class Work(NamedTuple):
 class Generator:
     """An engine whose step loop is awaited: `await complete(...)` while other requests are decoding.
 
-    `lockstep`: the ranks that hold the engine together; a rank that follows has no requests of its own.
+    `lockstep`: the ranks that hold the engine together; a rank that follows has no requests of its own. `stack` closes
+    what is opened meanwhile.
     """
 
-    def __init__(self, engine: AnyEngine, thread: ThreadPoolExecutor, lockstep: Lockstep) -> None:
+    def __init__(
+        self, engine: AnyEngine, thread: ThreadPoolExecutor, lockstep: Lockstep, stack: AsyncExitStack
+    ) -> None:
+        self._stack, self._opening = stack, asyncio.Lock()
+        self._endpoint: Endpoint | None = None
         self._engine, self._thread, self._lockstep, self.ranks = engine, thread, lockstep, lockstep.ranks
         self._waiting: dict[int, asyncio.Future[Completion]] = {}
         self._submitted: list[tuple[int, list[int], dict[str, Any]]] = []
@@ -65,6 +71,13 @@ class Generator:
             if future.cancelled():
                 self._dropped.append(key)
                 self._wake.set()
+
+    async def endpoint(self) -> Endpoint:
+        """Where agents ask the engine; it listens from the first call on."""
+        async with self._opening:
+            if self._endpoint is None:
+                self._endpoint = await self._stack.enter_async_context(open_endpoint())
+        return self._endpoint
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
@@ -155,11 +168,12 @@ async def open_generator(engine: AnyEngine, *, own_stream: bool = False, ranks: 
     `own_stream`: on a GPU the engine's kernels go before those that other threads launch meanwhile. `ranks` hold the
     engine together, and all of them enter the block.
     """
-    lockstep, thread = Lockstep(ranks), device_thread("engine", own_stream=own_stream)
-    generator = Generator(engine, thread, lockstep)
+    lockstep, thread, stack = Lockstep(ranks), device_thread("engine", own_stream=own_stream), AsyncExitStack()
+    generator = Generator(engine, thread, lockstep, stack)
     driver = asyncio.create_task(generator.drive(), name="engine-steps")
     try:
-        yield generator
+        async with stack:
+            yield generator
     finally:
         driver.cancel()
         await asyncio.gather(driver, return_exceptions=True)

@@ -86,8 +86,13 @@ class Message(Struct):
         return turn | {key: value for key, value in named.items() if value is not None}
 
     def same_as(self, other: Message) -> bool:
-        """Whether both say the same to the policy; space around an answer and the form of JSON do not count."""
+        """Whether both say the same to the policy.
+
+        Space around an answer, the form of JSON and a tool's name beside the id of its call do not count.
+        """
         ours, theirs = self.turn(), other.turn()
+        if self.tool_call_id:
+            ours["name"] = theirs["name"] = None
         if self.role == "assistant":
             ours["content"], theirs["content"] = ours["content"].strip(), theirs["content"].strip()
         return ours == theirs

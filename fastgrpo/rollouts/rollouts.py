@@ -12,14 +12,14 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from fastgrpo.errors import UserError
 from fastgrpo.policy.chat import Chat
 from fastgrpo.ranks.collectives import rank_and_world
 from fastgrpo.rollouts.asking import all_of, ask
-from fastgrpo.rollouts.endpoint import Endpoint, open_endpoint
+from fastgrpo.rollouts.endpoint import Endpoint
 from fastgrpo.rollouts.environment import (
     Agent,
     Environment,
@@ -30,6 +30,7 @@ from fastgrpo.rollouts.environment import (
     prompt_of,
 )
 from fastgrpo.rollouts.generator import Generator, open_generator
+from fastgrpo.rollouts.session import FirstPrompts, Session
 from fastgrpo.types import UNENDED, Group, Rollout, Sampling
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Rollouts:
         paired: bool = False,
     ) -> None:
         self._generator = generator
-        # With an agent `_endpoint` opens, and rollouts are `_acted`.
+        # With an agent there is `_endpoint`, and rollouts are `_acted`.
         self._environment: Any = environment
         self._chat, self._sampling = chat, sampling
         self._size, self._writing = group_size, len(problems) * group_size
@@ -79,6 +80,7 @@ class Rollouts:
         # How many executions were dropped.
         self.stragglers, self._dropping = 0, False
         self._endpoint: Endpoint | None = None
+        self._first_prompts = FirstPrompts(chat)
         # Numbers as if one replica had all problems, dealt out in turn: no two share one, whatever their number.
         replica, replicas = (number // generator.ranks for number in rank_and_world())
         named = [(problem, f"{seed}/{replica + replicas * number}") for number, problem in enumerate(problems)]
@@ -101,11 +103,9 @@ class Rollouts:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _groups(self, named: Sequence[tuple[Any, str]]) -> list[Group]:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._generator.shared())
+        async with self._generator.shared():
             if named and isinstance(self._environment, Agent):
-                served = open_endpoint(self._complete, self._chat, self._sampling)
-                self._endpoint = await stack.enter_async_context(served)
+                self._endpoint = await self._generator.endpoint()
             return await all_of(self._group(problem, name) for problem, name in named)
 
     async def _group(self, problem: Any, name: str) -> Group:
@@ -199,7 +199,8 @@ class Rollouts:
         """
         reason, execution = "", None
         try:
-            async with endpoint.session(seed) as (session, access):
+            session = Session(self._complete, self._chat, self._sampling, seed, self._first_prompts)
+            async with endpoint.serving(session) as access:
                 try:
                     execution = await ask(self._environment.act, problem, access, seed, clock=session.clock)
                 except TimeoutError:

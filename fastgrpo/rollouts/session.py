@@ -81,7 +81,7 @@ class Session:
     ) -> None:
         self._complete, self._chat, self._sampling, self._seed = complete, chat, sampling, seed
         self._first_prompts = first_prompts
-        self.key = secrets.token_urlsafe(24)
+        self.key = secrets.token_hex(16)  # as verifiers' own ids of rollouts are, of which it becomes one
         self.clock = asyncio.timeout(sampling.execute_s)
         self.failure: Exception | None = None
         self._conversations: list[_Conversation] = []

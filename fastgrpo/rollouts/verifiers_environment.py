@@ -1,109 +1,126 @@
-"""Environments of the package `verifiers` as agents: its rollouts run as they are, with our engine behind its client.
+"""Environments of the package `verifiers` as agents: its episodes run as they are, with our engine behind its client.
 
-Used of it are `load_environment`, `Environment.rollout` and the rubric's `score_group`, of versions 0.1.14 to 0.2.
+Used of it is `verifiers.v1` as of 0.4: `resolve_env_config`, `load_environment`, `Env.serving` and `Env.run_episode`.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import wraps
-from inspect import Parameter, isawaitable, signature
 from typing import Any
 
 from fastgrpo.errors import UserError, described, said_by
 from fastgrpo.ranks.collectives import STAGE_WAIT_S
 from fastgrpo.ranks.deadlines import within
-from fastgrpo.rollouts.environment import EnvironmentFailure, failed, finite_number
+from fastgrpo.rollouts.environment import EnvironmentFailure, checked_results, failed
 from fastgrpo.rollouts.session import Access
 from fastgrpo.types import Result, Reward, Rollout
 
 NEEDS = "pip install 'fastgrpo[verifiers]', and the environment's own package beside it"
-# Its errors that the policy brought about: an empty answer, or a conversation that outgrew the model.
-OWN_ERRORS = ("EmptyModelResponseError", "OverlongPromptError", "ToolParseError", "ToolCallError")
-# Where a rollout's state has what a function of the rubric raised.
-RAISED = "fastgrpo.raised"
+TWO = (
+    "more than one run of an agent asks the policy, as players, best-of-n and retries do, and each has a reward of its "
+    "own: give the other agents a client and a model of theirs"
+)
+# A variable that nobody sets: the client's key is in each rollout's id, and no key of the user's goes to the endpoint.
+NO_KEY = "FASTGRPO_SETS_NO_KEY"
+# Deadlines of stages whose end leaves nothing to score. That of the agent's own time is scored, as a limit of turns is.
+UNSCORED = ("setup_timeout", "finalize_timeout", "scoring_timeout")
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiersProblem:
-    """One row of an environment's data set. `row`: as the environment reads it."""
+    """One task of an environment. `prompt`: the messages that it begins with; `task`: as the environment reads it."""
 
     id: str
-    prompt: Any
-    row: dict[str, Any]
+    prompt: list[dict[str, str]]
+    task: Any
 
 
 class VerifiersEnvironment:
-    """An `Agent` of the `environment` of verifiers: what its rubric gives is the reward, its metrics are logged."""
+    """An `Agent` of the `environment` of verifiers: what its task gives is the reward, its metrics are logged.
+
+    Raises UserError where the policy's code would run on this host.
+    """
 
     def __init__(self, environment: Any) -> None:
-        clients = importlib.import_module("verifiers.clients")
-        self._environment, self._wrapped = environment, clients.OpenAIChatCompletionsClient
-        _keep_errors(environment.rubric)
+        self._environment, self._package = environment, importlib.import_module("verifiers.v1")
+        config = environment.config
+        for name, harness in config.agent_harnesses().items():
+            on_host = isinstance(getattr(config, name).runtime, self._package.SubprocessConfig)
+            if on_host and self._package.load_harness(harness).EXECUTES_CODE:
+                raise UserError(
+                    f"the harness {harness.id} of {name} would run what the policy writes on this machine itself: give "
+                    f"{name}.runtime another type than subprocess, as docker, or {name}.harness the id null, which "
+                    "runs nothing"
+                )
 
-    def problems(self, *, held_out: bool) -> list[VerifiersProblem]:
-        """The rows of the data set for training, or with `held_out` for evaluation; none where there is no such set."""
-        if held_out and getattr(self._environment, "eval_dataset", None) is None:
-            build = getattr(self._environment, "build_eval_dataset", None)
-            if build is None or build() is None:
-                return []
-        rows = self._environment.get_eval_dataset() if held_out else self._environment.get_dataset()
-        part = "eval" if held_out else "train"
-        return [
-            VerifiersProblem(f"{part}/{row.get('example_id', number)}", row["prompt"], row)
-            for number, row in enumerate(rows)
-        ]
+    def serving(self) -> AbstractAsyncContextManager[Any]:
+        """What its rollouts share, tools' servers say, in the length of the block."""
+        return self._environment.serving()
 
-    def prompt(self, problem: VerifiersProblem) -> str | list[dict[str, str]]:
-        """The row's messages."""
-        if isinstance(problem.prompt, str):
-            return problem.prompt
-        return [{"role": message["role"], "content": _text(message["content"])} for message in problem.prompt]
+    def problems(self, count: int) -> list[VerifiersProblem]:
+        """Its tasks; the first `count` of a set without end. Raises UserError where that has no count."""
+        tasks = self._environment.taskset
+        if not tasks.bounded:
+            if not count:
+                raise UserError("the environment makes tasks without end: say by data.problems how many are drawn")
+            tasks = tasks.take(count)
+        return [VerifiersProblem(str(task.data.idx), _prompt(task.data), task) for task in tasks]
+
+    def prompt(self, problem: VerifiersProblem) -> list[dict[str, str]]:
+        """The task's messages; a harness may put its own before them."""
+        return problem.prompt
 
     async def act(self, problem: VerifiersProblem, access: Access, seed: int) -> Any:
-        """The environment's own rollout; returns its state, which the rubric has not scored yet.
+        """The environment's own episode; returns the trace of the agent that is the policy, scored.
 
-        Raises EnvironmentFailure for an error that the policy did not bring about.
+        Raises EnvironmentFailure for what the environment does not take for a valid result.
         """
-        client = self._wrapped(access.client())
-        state = await self._environment.rollout(dict(problem.row), client, access.model, {})
-        error = state.get("error")
-        if error is not None and not _is_own(error):
-            await self._environment.rubric.cleanup(state)
-            raise EnvironmentFailure(f"the environment of verifiers failed: {_reason(error)}")
-        return state
+        client = self._package.EvalClientConfig(base_url=access.base_url, api_key_var=NO_KEY)
+        traces: list[Any] = []
+
+        def mint(trace: Any) -> None:
+            if trace.agent.config.client != client:
+                return
+            traces.append(trace)
+            if len(traces) > 1:
+                raise EnvironmentFailure(TWO)
+            # Its client sends this with each request, so that a router knows whose it is, as our endpoint does.
+            trace.id = access.api_key
+
+        context = self._package.ModelContext(model=access.model, client=client)
+        episode = await self._environment.run_episode(problem.task, context, on_trace=mint)
+        if len(traces) > 1:
+            raise EnvironmentFailure(TWO)
+        if not self._environment.complete(episode):
+            raise EnvironmentFailure(f"the environment of verifiers failed: {_reason(episode)}")
+        if not traces:
+            raise EnvironmentFailure("none of the environment's agents asks the policy: leave a client and model out")
+        return traces[0]
 
     async def results(self, problem: VerifiersProblem, rollouts: list[Rollout]) -> list[Result]:
-        """The rubric's scores of the group; none for a rollout at which one of its functions raised."""
-        states = [rollout.executions[-1] for rollout in rollouts]
-        rubric = self._environment.rubric
-        try:
-            await rubric.score_group(states)
-        finally:
-            for state in states:
-                await rubric.cleanup(state)
-        return [_result(state) for state in states]
+        """The scores that the traces have."""
+        return [_result(rollout.executions[-1]) for rollout in rollouts]
 
 
 def is_verifiers(environment: Any) -> bool:
     """Whether it is an environment of verifiers."""
-    return all(hasattr(environment, name) for name in ("rubric", "rollout", "get_dataset"))
+    return all(hasattr(environment, name) for name in ("taskset", "serving", "run_episode"))
 
 
 def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
-    """The environment `name` with `arguments`, a JSON object. Raises UserError where it cannot be loaded.
+    """The environment of the taskset `name` with `arguments`, the table `[env]` of verifiers as a JSON object.
 
-    The process ends where its code hangs.
+    Raises UserError where it cannot be loaded. The process ends where its code hangs.
     """
     try:
         values = json.loads(arguments or "{}")
     except json.JSONDecodeError as error:
         raise UserError(f"data.environment_args is no JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"data.environment_args must be a JSON object, got {arguments!r}")
+    if not isinstance(values, dict) or not isinstance(values.get("taskset", {}), dict):
+        raise UserError(f"data.environment_args must be a JSON object, its taskset too, got {arguments!r}")
     late = f"the environment verifiers:{name} has not loaded in {STAGE_WAIT_S:g} s: its own code hangs"
     with within(STAGE_WAIT_S, late):
         return _loaded(name, values)
@@ -111,85 +128,62 @@ def load_verifiers(name: str, arguments: str = "") -> VerifiersEnvironment:
 
 def _loaded(name: str, arguments: dict[str, Any]) -> VerifiersEnvironment:
     try:
-        package = importlib.import_module("verifiers")
+        package = importlib.import_module("verifiers.v1")
     except ImportError as error:
         raise UserError(f"verifiers:{name} needs the package verifiers ({error}): {NEEDS}") from error
     try:
-        load = package.load_environment
+        resolve, load = package.resolve_env_config, package.load_environment
     except AttributeError as error:
-        version = getattr(package, "__version__", "of another version")
-        raise UserError(f"verifiers {version} has no load_environment ({error}): {NEEDS}") from error
+        raise UserError(f"verifiers {_version()} is too old ({error}): {NEEDS}") from error
     try:
-        return VerifiersEnvironment(load(name, **arguments))
+        config = resolve(arguments | {"taskset": arguments.get("taskset", {}) | {"id": name}})
+        return VerifiersEnvironment(load(config))
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
-        # Loading runs the environment's own code. Of a package that lacks, verifiers tells another one's name.
+        # Loading runs the environment's own code.
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
         why = said_by(error) if first is error else f"{said_by(error)}, from {described(first)}"
-        raise UserError(f"the environment verifiers:{name} does not load: {why}") from error
+        old = "; one of verifiers' v0, with load_environment, needs verifiers 0.2.0 and an agent (docs/own-task.md)"
+        was = old if isinstance(error, AttributeError) else ""
+        raise UserError(f"the environment verifiers:{name} does not load: {why}{was}") from error
 
 
-def _keep_errors(rubric: Any) -> None:
-    """Have the functions of a rubric, and of those that it is a group of, leave what they raise in the states.
-
-    verifiers makes 0 of it, as of a wrong answer: where a judge cannot be reached, all would be wrong.
-    """
-    for part in getattr(rubric, "rubrics", ()):
-        _keep_errors(part)
-    functions = getattr(rubric, "funcs", [])
-    functions[:] = [_telling(each, rubric._is_group_func(each)) for each in functions]
+def _version() -> str:
+    return str(getattr(importlib.import_module("verifiers"), "__version__", "of another version"))
 
 
-def _telling(function: Callable[..., Any], of_group: bool) -> Callable[..., Any]:
-    """`function`, which is given the state besides, or a group's states, and leaves there what it raises.
-
-    One that gives no number for a state has failed too.
-    """
-    taken, name = signature(function), "states" if of_group else "state"
-    own_name = f"the rubric's {function.__name__}"
-    parameters = list(taken.parameters.values())
-    takes = name in taken.parameters or any(each.kind is Parameter.VAR_KEYWORD for each in parameters)
-
-    @wraps(function)
-    async def call(**given: Any) -> Any:
-        states = given[name] if takes else given.pop(name)
-        try:
-            value = function(**given)
-            value = await value if isawaitable(value) else value
-            return value if of_group else finite_number(f"what {own_name} returns", value)
-        except Exception as error:
-            said = str(error) if isinstance(error, EnvironmentFailure) else f"{own_name} raised {described(error)}"
-            for state in states if of_group else [states]:
-                state.setdefault(RAISED, said)
-            raise
-
-    own = [] if takes else [Parameter(name, Parameter.KEYWORD_ONLY)]
-    vars(call)["__signature__"] = taken.replace(parameters=[*parameters, *own])
-    return call
-
-
-def _result(state: Any) -> Result:
-    if state.get(RAISED):
-        return failed(state[RAISED])
-    metrics = {name: value for name, value in (state.get("metrics") or {}).items() if value is not None}
-    if state.get("reward") is None:
-        return failed("the rubric gave no reward")
-    record = {"stop_condition": str(state.get("stop_condition")), "turns": len(state.get("trajectory") or ())}
-    status = "truncated" if state.get("is_truncated") else "ok"
-    return Result(status=status, reward=Reward(total=state["reward"]), metrics=metrics, record=record)
-
-
-def _is_own(error: Any) -> bool:
-    return any(kind.__name__ in OWN_ERRORS for kind in type(error).__mro__)
-
-
-def _reason(error: Any) -> str:
-    cause = getattr(error, "__cause__", None)
-    return f"{type(error).__name__}: {error or cause or 'no reason given'}"
+def _prompt(data: Any) -> list[dict[str, str]]:
+    said = [] if data.system_prompt is None else [("system", data.system_prompt)]
+    given = data.prompt
+    said += [(each.role, each.content) for each in given] if isinstance(given, list) else [("user", given)]
+    return [{"role": role, "content": _text(content)} for role, content in said]
 
 
 def _text(content: Any) -> str:
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        return "".join(part.get("text", "") for part in content)
-    return content or ""
+    return "".join(getattr(part, "text", "") for part in content) if isinstance(content, list) else content or ""
+
+
+def _reason(episode: Any) -> str:
+    errors = [*episode.errors, *(error for trace in episode.traces for error in trace.errors)]
+    return f"{errors[0].type}: {errors[0].message}" if errors else "no reason given"
+
+
+def _result(trace: Any) -> Result:
+    if trace.stop_condition in UNSCORED:
+        return failed(f"the environment of verifiers failed: {trace.stop_condition}")
+    if not trace.rewards or None in trace.rewards.values():
+        unscored = [name for name, reward in trace.rewards.items() if reward is None]
+        return failed(f"the task gave no reward {', '.join(unscored)}".rstrip())
+    result = Result(
+        status="truncated" if trace.is_truncated or trace.is_timeout else "ok",
+        reward=Reward(total=trace.reward, terms={name: reward.value for name, reward in trace.rewards.items()}),
+        metrics={name: value for name, value in trace.metrics.items() if value is not None},
+        record={"stop_condition": str(trace.stop_condition), "turns": trace.num_turns},
+    )
+    try:
+        return checked_results([result], 1)[0]
+    except EnvironmentFailure as error:  # not its whole group's, where a score is no finite number
+        return failed(str(error))

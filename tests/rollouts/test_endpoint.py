@@ -196,7 +196,7 @@ def test_two_answers_to_the_same_messages_are_two_samples() -> None:
     assert branch.loss_mask == [0] * len(engine.seen[2]) + [1] * len(split_apart("three"))
 
 
-def test_space_around_an_answer_and_the_form_of_arguments_change_nothing() -> None:
+def test_space_the_form_of_arguments_and_a_called_tool_s_name_change_nothing() -> None:
     async def act(client: openai.AsyncOpenAI) -> None:
         choice = await ask(client, [user("q")], tools=[TOOL])
         message = choice.message.model_dump(exclude_none=True)
@@ -207,9 +207,14 @@ def test_space_around_an_answer_and_the_form_of_arguments_change_nothing() -> No
             "tool_call_id": message["tool_calls"][0]["id"],
             "content": [{"type": "text", "text": "3"}],
         }
-        await ask(client, [user("q"), message, result], tools=[TOOL])
+        said = await ask(client, [user("q"), message, result], tools=[TOOL])
+        named = result | {"name": "add"}
+        answer = {"role": "assistant", "content": said.message.content}
+        await ask(client, [user("q"), message, named, answer, user("sure?")], tools=[TOOL])
+        other = named | {"tool_call_id": "another"}
+        await ask(client, [user("q"), message, other, answer, user("sure?")], tools=[TOOL])
 
-    assert rollout_of(Scripted(f"I add. {CALL}", "3"), act).branches == []
+    assert len(rollout_of(Scripted(f"I add. {CALL}", "3", "yes", "no"), act).branches) == 1
 
 
 def test_what_is_returned_is_what_was_sampled() -> None:
@@ -361,6 +366,36 @@ def test_a_wrong_key_is_401_and_a_key_ends_with_its_rollout() -> None:
 
     assert rollout_of(Scripted("a", "b"), act, size=2).result.status == "ok"
     assert len(set(keys)) == 2
+
+
+def test_one_client_may_ask_for_all_rollouts_by_their_keys_as_session_ids() -> None:
+    async def act(client: openai.AsyncOpenAI) -> None:
+        shared = client.with_options(api_key="EMPTY")
+        await ask(shared, [user("q")], extra_headers={"X-Session-ID": client.api_key})
+        with pytest.raises(openai.AuthenticationError, match="belongs to no rollout"):
+            await ask(shared, [user("q")], extra_headers={"X-Session-ID": "another"})
+
+    rollout = rollout_of(Scripted("a"), act)
+    assert (rollout.result.status, rollout.completions) == ("ok", ["a"])
+
+
+def test_the_address_is_one_for_all_batches_of_a_generator() -> None:
+    class Noting(Acting):
+        async def act(self, problem: Any, access: Any, seed: int) -> Any:
+            addresses.append(access.base_url)
+            return await super().act(problem, access, seed)
+
+    async def main() -> None:
+        agent = Noting(lambda client: ask(client, [user("q")]))
+        async with open_generator(Scripted(*"abcd")) as generator:
+            batch = (generator, agent, Chat(TOKENIZER), PROBLEMS)
+            for at_once in (1, 2, 1):
+                jobs = (collect(*batch, group_size=1, sampling=SAMPLING, seed=0) for _ in range(at_once))
+                await asyncio.gather(*jobs)
+
+    addresses: list[str] = []
+    asyncio.run(main())
+    assert (len(addresses), len(set(addresses))) == (4, 1)
 
 
 @pytest.mark.parametrize("path", ["chat", "models"])
@@ -586,11 +621,8 @@ async def served(chat: Chat) -> AsyncIterator[tuple[str, str]]:
     async def never(*_: Any) -> Any:
         await asyncio.Event().wait()
 
-    async with (
-        open_endpoint(never, chat, replace(SAMPLING, max_turns=64)) as endpoint,
-        endpoint.session(0) as (session, access),
-        session.clock,
-    ):
+    session = Session(never, chat, replace(SAMPLING, max_turns=64), 0, FirstPrompts(chat))
+    async with open_endpoint() as endpoint, endpoint.serving(session) as access, session.clock:
         yield f"{access.base_url}/", access.api_key
 
 
