@@ -45,7 +45,7 @@ verifiers: $(READY)
 	> "$$($(VERIFIERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/engine.pth"
 	$(VERIFIERS)/bin/python -m pip install -q $(shell grep verifiers== constraints.txt)
 	$(VERIFIERS)/bin/python -m pytest tests/rollouts/test_verifiers_environment.py \
-	tests/rollouts/test_endpoint.py tests/test_agents.py $(ARGS)
+	tests/rollouts/test_endpoint.py tests/test_agents.py -k "verifiers or endpoint" $(ARGS)
 
 bench: $(READY)
 	$(PY) -m pytest bench $(ARGS)
