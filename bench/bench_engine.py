@@ -1,6 +1,6 @@
 """The colocated engine on one GPU: is the sync zero-copy and right, and what do its parts and a GRPO step cost.
 
-    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,generation,workflows] [--save FILE]
+    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,workflows] [--save FILE]
     python bench/bench_engine.py --parts offload,recompute,lean
 
 The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
@@ -21,16 +21,17 @@ import traceback
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 import uvloop
-from bench_generation import generation, sync
 from engine_setup import Setup, Trivial, Workload, emit, release_memory, report, save, saved_model, used_gib
 from loop_setup import run_steps
 from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, chosen, timed
 
 from fastgrpo.config import Config, Grpo
+from fastgrpo.engine import vllm_patches
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.teachers import ScriptedTeacher
@@ -90,7 +91,28 @@ def memory(setup: Setup) -> None:
     report("memory awake -> asleep, GiB", f"{awake:.1f} -> {asleep:.1f}")
     report("sleep, wake, s", f"{slept:.3f}, {woke:.3f}")
     report("parity after wake, nats mean", f"{setup.engine.sync(setup.policy).parity_mean:.4f}")
-    sync(setup)
+    _syncs(setup)
+
+
+def _syncs(setup: Setup) -> None:
+    """What a weight sync costs: after sleep, as in the loop, and with cached prefixes to forget."""
+    prompt = [list(range(setup.work.prompt_tokens))]
+    asleep, awake = [], []
+    for _ in range(20):
+        setup.engine.sleep()
+        setup.engine.wake()
+        asleep.append(setup.engine.sync(setup.policy))
+        setup.engine.score(prompt)
+        awake.append(setup.engine.sync(setup.policy))
+    blocks = vllm_patches.kv_cache_manager(setup.engine._llm).block_pool.num_gpu_blocks
+    copied = sum(done.bytes_copied for done in asleep + awake)
+    report("sync after sleep: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in asleep])}")
+    report(f"  with prefixes to forget, {blocks:,} blocks, ms", _ms([done.seconds for done in awake]))
+    report("  canary, ms", _ms([done.check_seconds for done in asleep]))
+
+
+def _ms(seconds: list[float]) -> str:
+    return f"{1e3 * median(seconds):.3f}"
 
 
 def step(setup: Setup) -> None:
@@ -207,7 +229,7 @@ def _mean(executions: list[Any], name: str) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
-    parser.add_argument("--parts", default="check,memory,step,generation,workflows")
+    parser.add_argument("--parts", default="check,memory,step,workflows")
     parser.add_argument("--kv-gib", type=float, default=16.0, help="vLLM's KV cache; all sequences of 1.5b need 15")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
@@ -218,7 +240,6 @@ def main() -> int:
         "offload": offload,
         "recompute": recompute,
         "lean": lean,
-        "generation": generation,
         "workflows": workflows,
     }
     names, failed = chosen(parser, "--parts", options.parts, parts), 0

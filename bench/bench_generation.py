@@ -1,36 +1,31 @@
-"""Where the time of a decoding step in this process goes: bare engine, rollouts, seeds, and other settings of vLLM.
+"""Where the time of a decoding step goes, and what it is without each of the things that the project changes in vLLM.
 
-    python bench/bench_generation.py [--size 1.5b] [--variants worker,worker-unsteady,default,unspared,block16]
+    python bench/bench_generation.py [--size 1.5b] [--variants worker,worker-unsteady,worker-unspared]
 
 512 sequences of 512 + 256 tokens; `--sequences` and `--tokens` have others decoded. Each variant is an engine in a
-process of its own: `default` as the project starts vLLM, `unsteady` without `steady_decoding.py`, `unspared` without
-anything that is taken out of vLLM's Python, `block16` with vLLM's own cache blocks of 16 tokens, `synchronous` without
-its asynchronous scheduling. `worker` and `worker-unsteady` have the kernels launched in a further process, as
-`engine.process` own does on a GPU: what is timed is what its scheduler's process does, and a last turn says what the
-worker's does, with its profile, and how long the GPU has nothing to do. `waiting` is what the host waits for the
-device, or for the worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's
-CPU time. `worker-two` has two steps in flight, as vLLM has, where the project has three (on a CPU there is one).
-`worker-attention` has vLLM's own attention, which reads a prompt's keys for each of its completions.
+process of its own that has the kernels launched in a further one, as `engine.process` own does on a GPU: what is timed
+is what its scheduler's process does, and a last turn says what the worker's does, with its profile, and how long the
+GPU has nothing to do. `worker` is as the project starts vLLM, `worker-unsteady` without `steady_decoding.py`,
+`worker-unspared` without anything that is taken out of vLLM's Python. `waiting` is what the host waits for the worker:
+where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's CPU time. `worker-two` has
+two steps in flight, as vLLM has, where the project has three (on a CPU there is one). `worker-attention` has vLLM's own
+attention, which reads a prompt's keys for each of its completions.
 """
 
 from __future__ import annotations
 
 import argparse
-import cProfile
-import gc
-import os
-import pstats
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
-from engine_setup import Setup, Workload, report, save, saved_model
+from engine_setup import Workload, report, save, saved_model
 from model_shapes import CUDA, SHAPES, chosen
 from transformers import AutoTokenizer
 from worker_watch import begin, begin_profile, clock, end, end_profile
@@ -38,34 +33,32 @@ from worker_watch import begin, begin_profile, clock, end, end_profile
 from fastgrpo.engine import engine, vllm_patches
 from fastgrpo.engine.guards import replaced
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "worker": {},
-    "worker-unsteady": {},
-    "worker-two": {},
-    "worker-attention": {"worker_extension_cls": "vllm_attention.Worker"},
-    "default": {},
-    "unsteady": {},
-    "unspared": {},
-    "block16": {"block_size": 16},
-    "synchronous": {"async_scheduling": False},
+
+def nothing(*_: Any) -> None:
+    """In the place of a patch that is left out."""
+
+
+def with_vllms_attention(options: dict[str, Any]) -> Any:
+    return vllm_patches.start_vllm(options | {"worker_extension_cls": "vllm_attention.Worker"})
+
+
+UNSTEADY = (vllm_patches, "spare_steady_steps", nothing)
+# What a variant has in the place of what the project does: (module, name, value).
+VARIANTS: dict[str, Sequence[tuple[Any, str, Any]]] = {
+    "worker": [],
+    "worker-unsteady": [UNSTEADY],
+    "worker-unspared": [
+        UNSTEADY,
+        (vllm_patches, "idle_inside_blocks", nothing),
+        (vllm_patches, "keep_own_logprobs_only", nothing),
+    ],
+    "worker-two": [(vllm_patches, "_one_more", lambda own, config: own(config))],
+    "worker-attention": [(engine, "start_vllm", with_vllms_attention)],
 }
-
-
 # Steps of a worker's process at the start, and as many at the end, that are not timed.
 UNTIMED = 32
 # Steps whose kernels are recorded.
 WATCHED = 64
-
-
-@contextmanager
-def overridden(options: dict[str, Any]) -> Iterator[None]:
-    """vLLM's engines start with `options` over those that the project chose."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm.engine import arg_utils
-
-    original = arg_utils.EngineArgs
-    with replaced(arg_utils, "EngineArgs", lambda **chosen: original(**chosen | options)):
-        yield
 
 
 class HostClock:
@@ -100,59 +93,6 @@ class HostClock:
         parts = dict(self.seconds) | {"other": total - sum(self.seconds.values())}
         self.seconds.clear()
         return ", ".join(f"{name} {1e3 * value / steps:.1f}" for name, value in parts.items())
-
-
-def bare(setup: Setup, *, seeded: bool) -> None:
-    """Submit everything and step the engine until it is done."""
-    work = setup.work
-    for key, prompt in enumerate(work.prompt_ids(setup.policy.tokenizer.encode)):
-        setup.engine.submit(key, prompt, max_tokens=work.completion_tokens, seed=key if seeded else None)
-    while setup.engine.busy:
-        setup.engine.step()
-
-
-def through_rollouts(setup: Setup) -> None:
-    problems, environment = setup.work.problems(1)
-    setup.collect(problems, environment, 1)
-
-
-@contextmanager
-def no_collector() -> Iterator[None]:
-    """Python's garbage collector is off until the block ends."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
-
-
-def generation(setup: Setup) -> None:
-    """Tokens/s of the ways to generate, each timed twice, and the milliseconds of a decoding step by part."""
-    ways: dict[str, Callable[[], None]] = {
-        "bare engine, no seeds": lambda: bare(setup, seeded=False),
-        "bare engine, a seed for each request": lambda: bare(setup, seeded=True),
-        "rollouts (seeds, event loop, thread)": lambda: through_rollouts(setup),
-    }
-    whole, host = setup.work, HostClock(setup.engine)
-    setup.work = whole.shorter()
-    tokens = setup.work.generated
-    for name, way in ways.items():
-        _measure(setup, name, way, tokens, host)
-    with no_collector():
-        _measure(setup, "bare engine, no seeds, no garbage collection", ways["bare engine, no seeds"], tokens, host)
-    setup.work = whole
-
-
-def _measure(setup: Setup, name: str, way: Callable[[], None], tokens: int, host: HostClock) -> None:
-    found = []
-    for _ in range(2):
-        setup.engine.sync(setup.policy)
-        found.append(_timed(way, host))
-    speeds = ", ".join(f"{tokens / seconds:,.0f}" for seconds in found)
-    report(f"{name}: tokens/s", f"{speeds} (ms a token: {host.line(found[-1], setup.work.completion_tokens)})")
 
 
 def _timed(way: Callable[[], None], host: HostClock) -> float:
@@ -217,49 +157,6 @@ def worker(folder: str, work: Workload) -> None:
     started.close()
 
 
-def sync(setup: Setup) -> None:
-    """What a weight sync costs: after sleep, as in the loop, and with cached prefixes to forget."""
-    prompt = [list(range(setup.work.prompt_tokens))]
-    asleep, awake = [], []
-    for _ in range(20):
-        setup.engine.sleep()
-        setup.engine.wake()
-        asleep.append(setup.engine.sync(setup.policy))
-        setup.engine.score(prompt)
-        awake.append(setup.engine.sync(setup.policy))
-    blocks = vllm_patches.kv_cache_manager(setup.engine._llm).block_pool.num_gpu_blocks
-    copied = sum(done.bytes_copied for done in asleep + awake)
-    report("sync after sleep: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in asleep])}")
-    report(f"  with prefixes to forget, {blocks:,} blocks, ms", _ms([done.seconds for done in awake]))
-    report("  canary, ms", _ms([done.check_seconds for done in asleep]))
-
-
-def _ms(seconds: list[float]) -> str:
-    return f"{1e3 * median(seconds):.3f}"
-
-
-def profile(setup: Setup) -> None:
-    """Python's profile of a generation, the dearest functions first (its own cost inflates the small ones)."""
-    setup.work = setup.work.shorter()
-    with cProfile.Profile() as profiler:
-        bare(setup, seeded=True)
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
-
-
-@contextmanager
-def spared(variant: str) -> Iterator[None]:
-    """What `variant` leaves of vLLM's Python as it is, or adds to it."""
-    with ExitStack() as stack:
-        if variant == "worker-two":
-            stack.enter_context(replaced(vllm_patches, "_one_more", lambda own, config: own(config)))
-        if variant in ("unspared", "unsteady", "worker-unsteady"):
-            stack.enter_context(replaced(vllm_patches, "spare_steady_steps", lambda llm: None))
-        if variant == "unspared":
-            stack.enter_context(replaced(vllm_patches, "idle_inside_blocks", lambda llm: None))
-            stack.enter_context(replaced(vllm_patches, "keep_own_logprobs_only", lambda: None))
-        yield
-
-
 def run(size: str, variant: str, sequences: int | None, tokens: int | None) -> None:
     """One variant in this process."""
     work = Workload(size)
@@ -267,15 +164,10 @@ def run(size: str, variant: str, sequences: int | None, tokens: int | None) -> N
     # A quarter of it is decoded.
     work.completion_tokens = 4 * tokens if tokens else work.completion_tokens
     work.max_model_len = work.prompt_tokens + work.completion_tokens + 32
-    with saved_model(size) as folder, spared(variant), overridden(VARIANTS[variant]):
-        if variant.startswith("worker"):
-            return worker(folder, work.shorter())
-        setup = Setup(folder, work, engine=engine.Engine)
-        report(f"{variant}: engine start, s", f"{setup.start_seconds:.1f}")
-        generation(setup)
-        sync(setup)
-        if variant == "default":
-            profile(setup)
+    with saved_model(size) as folder, ExitStack() as stack:
+        for change in VARIANTS[variant]:
+            stack.enter_context(replaced(*change))
+        worker(folder, work.shorter())
 
 
 def main() -> None:
