@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastgrpo.kernels.reference import TokenInputs
+from fastgrpo.kernels.reference import LossOptions, TokenInputs
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -48,17 +48,16 @@ def head_arguments(
     require(chunk is None or chunk > 0, "chunk", "None or a positive number of rows", chunk)
 
 
-def loss_arguments(
-    hidden_NH: Tensor, tokens: TokenInputs, ratio: str, clip: tuple[float, float], kl_weight: float, cap: float | None
-) -> None:
+def loss_arguments(hidden_NH: Tensor, tokens: TokenInputs, options: LossOptions) -> None:
     """Arguments of the policy loss."""
     for name, field_N in tokens._asdict().items():
         if field_N is not None:
             require(field_N.dtype == torch.float32, name, "float32", field_N.dtype)
             _same_rows(field_N, hidden_NH, name)
+    ratio, low, high, kl_weight, cap, _, entropy_weight, dual = options
     require(ratio in ("token", "sequence", "cispo"), "ratio", "'token', 'sequence' or 'cispo'", repr(ratio))
-    require(0 <= clip[0] <= 1, "clip_low", "a number in [0, 1]", clip[0])
-    require(clip[1] >= 0, "clip_high", "a number of at least 0", clip[1])
+    require(0 <= low <= 1, "clip_low", "a number in [0, 1]", low)
+    require(high >= 0, "clip_high", "a number of at least 0", high)
     require(math.isfinite(kl_weight) and kl_weight >= 0, "kl_weight", "a number of at least 0", kl_weight)
     require(kl_weight == 0 or tokens.ref_logprobs_N is not None, "ref_logprobs_N", "a tensor as kl_weight > 0", None)
     require(cap is None or cap > 0, "tis_cap", "None or a positive number", cap)
@@ -72,16 +71,9 @@ def loss_arguments(
         "each token's sequence log ratio from a first pass, as ratio is 'sequence' and old_logprobs_N is given",
         None,
     )
-
-
-def clip_dual(bound: float | None) -> None:
-    """A ratio of 1 is never bounded."""
-    require(bound is None or bound > 1, "clip_dual", "None or a number above 1", bound)
-
-
-def entropy_weight(weight: float) -> None:
-    """A bonus, never a penalty."""
-    require(math.isfinite(weight) and weight >= 0, "entropy_weight", "a number of at least 0", weight)
+    bonus = math.isfinite(entropy_weight) and entropy_weight >= 0
+    require(bonus, "entropy_weight", "a number of at least 0", entropy_weight)
+    require(dual is None or dual > 1, "clip_dual", "None or a number above 1", dual)
 
 
 def target_range(lowest: float, highest: float, vocabulary: int) -> None:
