@@ -271,4 +271,4 @@ def steps_figure(rows: Sequence[Mapping[str, Any]]) -> str:
             axes.set_title(stage, fontsize=10)
             axes.legend(ncols=2, loc="upper left")
 
-    return svg(9, 3.4, draw)
+    return svg(3.4, draw)
