@@ -19,6 +19,7 @@ from machine import cores
 
 from fastgrpo.doctor import versions
 from fastgrpo.evaluation import read_rows, summary
+from fastgrpo.record.comparison import markdown
 from fastgrpo.record.json_lines import read_lines
 
 RESULTS = Path(__file__).parent / "results" / "demo.md"
@@ -44,11 +45,11 @@ def run(seed: int, runs: Path) -> dict[str, float]:
 def table(found: list[dict[str, float]]) -> str:
     """Markdown: a row a seed, then mean and range."""
     names = [f"{column} {when}" for column in COLUMNS for when in ("before", "after")] + ["seconds/step", "seconds"]
-    lines = [f"| seed | {' | '.join(names)} |", f"|{' --- |' * (len(names) + 1)}"]
-    lines += [f"| {row['seed']} | {' | '.join(f'{row[name]:.3f}' for name in names)} |" for row in found]
-    means = [f"{statistics.fmean(row[name] for row in found):.3f}" for name in names]
-    spread = [f"{min(row[name] for row in found):.3f} to {max(row[name] for row in found):.3f}" for name in names]
-    return "\n".join([*lines, f"| mean | {' | '.join(means)} |", f"| range | {' | '.join(spread)} |"])
+    columns = {name: [row[name] for row in found] for name in names}
+    rows = [[str(row["seed"]), *(f"{row[name]:.3f}" for name in names)] for row in found]
+    means = [f"{statistics.fmean(column):.3f}" for column in columns.values()]
+    ranges = [f"{min(column):.3f} to {max(column):.3f}" for column in columns.values()]
+    return markdown([["seed", *names], *rows, ["mean", *means], ["range", *ranges]])
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
     where = ", ".join(f"{name} {version}" for name, version in versions().items())
     print(text)
     title = f"# The demo on held-out HumanEval problems\n\n`python bench/bench_demo.py`, {date.today()}; {cores()}"
-    RESULTS.write_text(f"{title}; {where}\n\n{text}\n")
+    RESULTS.write_text(f"{title}; {where}\n\n{text}")
 
 
 if __name__ == "__main__":
