@@ -1,13 +1,13 @@
 """The colocated engine on one GPU: is the sync zero-copy and right, and what do its parts and a GRPO step cost.
 
     python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,workflows] [--save FILE]
-    python bench/bench_engine.py --parts offload,recompute,lean
+    python bench/bench_engine.py --parts recompute,lean
 
 The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
 optimizer steps, bytes copied. `memory`: what sleep frees. `step`: whole GRPO steps of 64 prompts x 8 completions (512
-and 1,024 tokens) with a trivial reward. `offload`: the same with the optimizer's state on the host. `recompute`: and
-MLPs computed again in backward. `lean`: whole layers, by gradient checkpointing. `workflows`: what 512 real jailed
-workflows add to a step. `bench_train.py` has forward and backward alone.
+and 1,024 tokens) with a trivial reward. `recompute`: the same with the optimizer's state on the host and MLPs computed
+again in backward. `lean`: whole layers, by gradient checkpointing. `workflows`: what 512 real jailed workflows add to a
+step. `bench_train.py` has forward and backward alone.
 """
 
 from __future__ import annotations
@@ -118,11 +118,6 @@ def _ms(seconds: list[float]) -> str:
 def step(setup: Setup) -> None:
     """Whole GRPO steps of the loop."""
     _steps(setup, "step")
-
-
-def offload(setup: Setup) -> None:
-    """Whole GRPO steps with the optimizer's state in the host's memory."""
-    _steps(setup, "offload", "--model.offload_optimizer=true")
 
 
 def recompute(setup: Setup) -> None:
@@ -237,7 +232,6 @@ def main() -> int:
         "check": check,
         "memory": memory,
         "step": step,
-        "offload": offload,
         "recompute": recompute,
         "lean": lean,
         "workflows": workflows,
