@@ -29,7 +29,6 @@ from fastgrpo.flow.types import (
     Worker,
     WorkerError,
     WorkflowLimits,
-    names_of,
     status_of,
 )
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
@@ -63,7 +62,7 @@ class WorkflowEnvironment:
 
     def prompt(self, problem: Problem) -> str:
         """What the policy reads first: of the problem its prompt, and whether there are public tests."""
-        return query_prompt(problem, self._instruction, names_of(self.worker))
+        return query_prompt(problem, self._instruction, self.worker.names)
 
     def feedback_text(self, execution: Execution) -> str | None:
         """What the policy reads between two rounds: public tests only; None after a failure of ours."""

@@ -130,14 +130,6 @@ def test_what_the_host_served_is_the_cost_whatever_the_text_shows(jail: Jail, na
     assert execution.complexity >= (5 / 13 if name == "unpacked retries" else 8 / 16)
 
 
-def test_a_worker_without_names_has_one(jail: Jail) -> None:
-    worker = ScriptedWorker(RIGHT)
-    del worker.names
-    [plain, named] = jail.execute(worker, WORKFLOWS["generate"], body("return await generate(problem, worker='small')"))
-    assert plain.status == "ok"
-    assert "no worker 'small'; choose one of: worker" in named.error
-
-
 def test_parallel_calls_overlap(jail: Jail) -> None:
     class Together(ScriptedWorker):
         """Answers no draft before all five are asked for."""
