@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 
+from bench_lag import metrics, train
 from machine import cores
 
+from fastgrpo.cli import DEMO
 from fastgrpo.doctor import versions
 from fastgrpo.evaluation import read_rows, summary
 from fastgrpo.record.comparison import markdown
-from fastgrpo.record.json_lines import read_lines
 
 RESULTS = Path(__file__).parent / "results" / "demo.md"
 COLUMNS = ("pass_rate", "solved", "reward", "invalid", "complexity", "spent", "cost_hard_over_easy")
@@ -28,18 +27,14 @@ COLUMNS = ("pass_rate", "solved", "reward", "invalid", "complexity", "spent", "c
 
 def run(seed: int, runs: Path) -> dict[str, float]:
     """Train one seed and return its evaluation, `NAME before` and `NAME after`, and its seconds."""
-    folder = runs / f"seed{seed}"
-    command = [sys.executable, "-m", "fastgrpo.train", "--name", folder.name, "--seed", str(seed), "--runs", str(runs)]
-    if not (folder / "report.html").exists():
-        subprocess.run(command, check=True)
+    folder = train(runs, f"seed{seed}", DEMO, ["--seed", str(seed)])
     seconds = (folder / "report.html").stat().st_mtime - (folder / "config.toml").stat().st_mtime
     rows = read_rows(folder / "evaluation.json")
     found = {"seed": seed, "seconds": seconds}
     for stage, when in (("sft", "before"), ("grpo", "after")):
         means = summary([row for row in rows if row.stage == stage])
         found |= {f"{column} {when}": means[column] for column in COLUMNS}
-    steps = read_lines(folder / "metrics.jsonl")
-    return found | {"seconds/step": statistics.median(row["seconds/step"] for row in steps if row["stage"] == "grpo")}
+    return found | {"seconds/step": statistics.median(row["seconds/step"] for row in metrics(folder))}
 
 
 def table(found: list[dict[str, float]]) -> str:
