@@ -97,10 +97,6 @@ class WorkflowEnvironment:
             second = await self._attempt(problem, workflow, seed)
         return replace(second, wasted=first.calls, seconds=first.seconds + second.seconds)
 
-    async def score(self, problem: Problem, solution: str) -> Outcome:
-        """The solution's outcome on the hidden tests; `pass_rate` is the share passed."""
-        return await run_tests(self.pool, problem, solution, public=False, limits=self._limits)
-
     async def _attempt(self, problem: Problem, workflow: Workflow, seed: int) -> Execution:
         start = time.perf_counter()
         host = OperatorHost(problem, self.worker, self.pool, self._limits, seed)
@@ -153,7 +149,7 @@ class WorkflowEnvironment:
         elif public.status == "timeout" and judged_in_one_run(problem):
             hidden = replace(public, tests=())
         else:
-            hidden = await self.score(problem, solution)
+            hidden = await run_tests(self.pool, problem, solution, public=False, limits=self._limits)
         if "infrastructure" in (hidden.status, public.status):
             return Execution(status="infrastructure", solution=solution, error=hidden.error or public.error)
         try:
