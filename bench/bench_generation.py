@@ -18,9 +18,8 @@ import argparse
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,6 +30,7 @@ from transformers import AutoTokenizer
 from worker_watch import begin, begin_profile, clock, end, end_profile
 
 from fastgrpo.engine import engine, vllm_patches
+from fastgrpo.engine.completion import Completion
 from fastgrpo.engine.guards import replaced
 
 
@@ -95,17 +95,12 @@ class HostClock:
         return ", ".join(f"{name} {1e3 * value / steps:.1f}" for name, value in parts.items())
 
 
-def _timed(way: Callable[[], None], host: HostClock) -> float:
-    """Seconds that `way` takes; `host` has its parts."""
-    host.seconds.clear()
+def steps_of(started: engine.Engine, count: int) -> float:
+    """Seconds of `count` steps."""
     start = clock()
-    way()
-    return clock() - start
-
-
-def _steps(started: engine.Engine, count: int) -> None:
     for _ in range(count):
         started.step()
+    return clock() - start
 
 
 def worker(folder: str, work: Workload) -> None:
@@ -113,48 +108,51 @@ def worker(folder: str, work: Workload) -> None:
     options: dict[str, Any] = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": 16.0 if CUDA else 0.4}
     options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences}
     started = engine.Engine(folder, worker_process=True, **options)
-    encode = AutoTokenizer.from_pretrained(folder).encode
-    problems, environment = work.problems(1)
-    prompts = [encode(environment.prompt(problem)) for problem in problems]
-    host = HostClock(started)
+    prompts, host = work.prompt_ids(AutoTokenizer.from_pretrained(folder).encode), HostClock(started)
     # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
     steps = work.completion_tokens - 2 * UNTIMED
-    watched = min(steps, WATCHED)
     for turn in ("warm-up", "first", "second", "watched", "profiled"):
-        for key in range(work.sequences):
-            started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
-        prompts_s = _timed(partial(_steps, started, UNTIMED), host)
+        for key, prompt in enumerate(prompts):
+            started.submit(key, prompt, max_tokens=work.completion_tokens, seed=key)
+        prompts_s = steps_of(started, UNTIMED)
+        host.seconds.clear()
         if turn in ("watched", "profiled"):
-            # The steps in the middle stand for all: attention takes longer from token to token.
-            _steps(started, (steps - watched) // 2)
-        if turn == "watched":
-            rpc = started._llm.collective_rpc
-            rpc(begin)
-            _steps(started, watched)
-            runner, parts = rpc(end)[0]
-            line = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
-            report(f"the worker's process, {runner}, ms a token", line)
-        elif turn == "profiled":
-            started._llm.collective_rpc(begin_profile)
-            _steps(started, watched)
-            print(started._llm.collective_rpc(end_profile)[0])
+            in_the_worker(started, steps, profiled=turn == "profiled")
         else:
-            seconds = _timed(partial(_steps, started, steps), host)
+            seconds = steps_of(started, steps)
             speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"
             report(f"bare engine with a worker's process, {turn}: tokens/s while all decode", speed)
             report(f"  its first {UNTIMED} steps, with the prompts, s", f"{prompts_s:.2f}")
         finished = []
         while started.busy:
             finished += started.step()
-    some = finished[:: work.group]
-    known = started.score([prompts[done.key // work.group] + done.token_ids for done in some])
+    against_prompts(started, prompts, finished[:: work.group])
+    started.close()
+
+
+def in_the_worker(started: engine.Engine, steps: int, *, profiled: bool) -> None:
+    """What the worker's process does in some of the next `steps`: those in the middle stand for all, since attention
+    takes longer from token to token."""
+    watched, rpc = min(steps, WATCHED), started._llm.collective_rpc
+    steps_of(started, (steps - watched) // 2)
+    rpc(begin_profile if profiled else begin)
+    steps_of(started, watched)
+    if profiled:
+        return print(rpc(end_profile)[0])
+    runner, parts = rpc(end)[0]
+    line = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    report(f"the worker's process, {runner}, ms a token", line)
+
+
+def against_prompts(started: engine.Engine, prompts: Sequence[list[int]], finished: Sequence[Completion]) -> None:
+    """How far the logprobs of decoded tokens are from those of the same tokens read as a prompt."""
+    known = started.score([prompts[done.key] + done.token_ids for done in finished])
     errors = [
         abs(decoded - scored)
-        for done, scores in zip(some, known, strict=True)
+        for done, scores in zip(finished, known, strict=True)
         for decoded, scored in zip(done.logprobs, scores[-len(done.token_ids) :], strict=True)
     ]
     report("decoded logprobs against those of the same tokens as a prompt, nats", f"{fmean(errors):.4f} in the mean")
-    started.close()
 
 
 def run(size: str, variant: str, sequences: int | None, tokens: int | None) -> None:
