@@ -20,11 +20,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from engine_setup import Workload, report, save, saved_model
+from engine_setup import Workload, report, saved_model
 from model_shapes import CUDA, SHAPES, chosen
 from transformers import AutoTokenizer
 from worker_watch import begin, begin_profile, clock, end, end_profile
@@ -175,23 +174,16 @@ def main() -> None:
     parser.add_argument("--sequences", type=int)
     parser.add_argument("--tokens", type=int, help="decoded for each")
     parser.add_argument("--only", action="store_true", help="the one variant, in this process")
-    parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     if options.tokens is not None and options.tokens <= 2 * UNTIMED:
         parser.error(f"--tokens must be above {2 * UNTIMED}: the first and last {UNTIMED} are not timed")
     variants = chosen(parser, "--variants", options.variants, VARIANTS)
     if options.only:
         return run(options.size, options.variants, options.sequences, options.tokens)
+    given = [f"--{name}={value}" for name in ("size", "sequences", "tokens") if (value := getattr(options, name))]
     for variant in variants:
         report(variant, "")
-        command = [sys.executable, __file__, "--size", options.size, "--variants", variant, "--only"]
-        for name in ("sequences", "tokens"):
-            if value := getattr(options, name):
-                command += [f"--{name}", str(value)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        print(done.stdout, flush=True)
-    if options.save:
-        save(options.save, f"Generation, Qwen2.5 {options.size} shape, one GPU")
+        subprocess.run([sys.executable, __file__, "--variants", variant, "--only", *given], check=False)
 
 
 if __name__ == "__main__":
