@@ -54,16 +54,20 @@ def loss_arguments(hidden_NH: Tensor, tokens: TokenInputs, options: LossOptions)
         if field_N is not None:
             require(field_N.dtype == torch.float32, name, "float32", field_N.dtype)
             _same_rows(field_N, hidden_NH, name)
-    ratio, low, high, kl_weight, cap, _, entropy_weight, dual = options
+    ratio, kl_weight, cap = options.ratio, options.kl_weight, options.tis_cap
     require(ratio in ("token", "sequence", "cispo"), "ratio", "'token', 'sequence' or 'cispo'", repr(ratio))
-    require(0 <= low <= 1, "clip_low", "a number in [0, 1]", low)
-    require(high >= 0, "clip_high", "a number of at least 0", high)
+    require(0 <= options.clip_low <= 1, "clip_low", "a number in [0, 1]", options.clip_low)
+    require(options.clip_high >= 0, "clip_high", "a number of at least 0", options.clip_high)
+    dual = options.clip_dual
+    require(dual is None or dual > 1, "clip_dual", "None or a number above 1", dual)
     require(math.isfinite(kl_weight) and kl_weight >= 0, "kl_weight", "a number of at least 0", kl_weight)
     require(kl_weight == 0 or tokens.ref_logprobs_N is not None, "ref_logprobs_N", "a tensor as kl_weight > 0", None)
     require(cap is None or cap > 0, "tis_cap", "None or a positive number", cap)
     require(
         cap is None or tokens.sampled_logprobs_N is not None, "sampled_logprobs_N", "a tensor as tis_cap is set", None
     )
+    bonus = options.entropy_weight
+    require(math.isfinite(bonus) and bonus >= 0, "entropy_weight", "a number of at least 0", bonus)
     on_policy = tokens.old_logprobs_N is None
     require(
         ratio != "sequence" or on_policy or tokens.sequence_log_ratio_N is not None,
@@ -71,9 +75,6 @@ def loss_arguments(hidden_NH: Tensor, tokens: TokenInputs, options: LossOptions)
         "each token's sequence log ratio from a first pass, as ratio is 'sequence' and old_logprobs_N is given",
         None,
     )
-    bonus = math.isfinite(entropy_weight) and entropy_weight >= 0
-    require(bonus, "entropy_weight", "a number of at least 0", entropy_weight)
-    require(dual is None or dual > 1, "clip_dual", "None or a number above 1", dual)
 
 
 def target_range(lowest: float, highest: float, vocabulary: int) -> None:
