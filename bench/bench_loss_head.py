@@ -11,14 +11,16 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from model_shapes import CUDA, synchronize
+from model_shapes import CUDA, synchronize, timed
 from torch import Tensor
 
 from fastgrpo.kernels import linear_grpo_loss, linear_logprob, reference
 from fastgrpo.kernels.reference import LossOptions, TokenInputs
+from fastgrpo.training.advantage import group_advantages
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPE = torch.bfloat16 if CUDA else torch.float32
@@ -228,6 +230,52 @@ def print_table(shape: tuple[int, int, int], candidates: list[Callable[[Case], S
         del step
 
 
+def advantage_steps() -> dict[str, Step]:
+    rewards_R = torch.rand(65_536, device=DEVICE)
+    ids_R = torch.arange(65_536, device=DEVICE) // 16
+    return {mode: partial(group_advantages, rewards_R, ids_R, mode) for mode in ("grpo", "dr_grpo", "rloo")}
+
+
+def empty_launch() -> Step:
+    """A kernel that does nothing, launched as ours are."""
+    import triton
+
+    @triton.jit
+    def nothing(pointer):  # type: ignore[no-untyped-def]  # Triton cannot read an annotation here
+        pass
+
+    one = torch.zeros(1, device=DEVICE)
+    return lambda: nothing[(1,)](one)
+
+
+def graph_microseconds(step: Step) -> float:
+    """Device time of one launch, in a replayed graph of 200."""
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(200):
+            step()
+    return 1e3 * milliseconds(graph.replay, 0.1) / 200
+
+
+def queue_microseconds(step: Step) -> float:
+    """Wall time of one call from Python, 50 in a row: the median of 20 times, since the host has other work too."""
+
+    def calls() -> None:
+        for _ in range(50):
+            step()
+
+    step()
+    return 1e6 * statistics.median(timed(calls)[1] for _ in range(20)) / 50
+
+
+def print_advantages() -> None:
+    steps = {"empty kernel": empty_launch()} if CUDA else {}
+    for name, step in {**steps, **advantage_steps()}.items():
+        device = f"{graph_microseconds(step):7.2f} us on the device," if CUDA else ""
+        print(f"65,536 advantages {name:14} {device} {queue_microseconds(step):8.2f} us from Python", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--without", default="", help="comma-separated candidates to leave out")
@@ -241,6 +289,7 @@ def main() -> None:
     if CUDA:
         case = make_case(65_536, 4096, 151_936)
         print(f"N=65536 H=4096: ours needs {extra_gib(case, ours(case)):.2f} GiB over inputs and gradients", flush=True)
+    print_advantages()
 
 
 if __name__ == "__main__":

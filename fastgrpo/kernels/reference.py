@@ -18,6 +18,9 @@ Ratio = Literal["token", "sequence", "cispo"]
 # exp() of a log ratio stays finite in fp32 and the gradient stops where a policy has moved by a factor of e^20.
 LOG_RATIO_BOUND = 20.0
 
+# Added to grpo's standard deviation of rewards: small beside any spread that is not rounding.
+STD_EPSILON = 1e-6
+
 
 class LogitTransform(NamedTuple):
     """From raw logits to those of the softmax: `softcap * tanh(raw / softcap) / temperature`."""

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from fastgrpo.config import Advantage, Grpo
+from fastgrpo.kernels.backend import triton_runs
+from fastgrpo.kernels.reference import STD_EPSILON
 from fastgrpo.kernels.validate import require
 from fastgrpo.ranks.collectives import gather_all
 from fastgrpo.types import Group, Reward, Rollout, Sample
 
 ID_DTYPES = (torch.int32, torch.int64)
 MODES: tuple[Advantage, ...] = get_args(Advantage)
-# Added to grpo's standard deviation of rewards: small beside any spread that is not rounding.
-STD_EPSILON = 1e-6
 
 
 def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: Advantage = "grpo") -> Tensor:
@@ -30,32 +30,16 @@ def group_advantages(rewards_R: Tensor, group_ids_R: Tensor, mode: Advantage = "
     group_ids_R: int32 or int64 [R]; the rollouts of a group stand together.
     grpo: (r - mean) / (std + 1e-6), std with n - 1 (DeepSeekMath, arXiv 2402.03300, eq. 3); dr_grpo: r - mean
     (arXiv 2503.20783); rloo: r - mean of the others (arXiv 2402.14740) = n / (n - 1) * (r - mean).
-    A group whose rewards are all equal, or with one rollout left, gets exactly 0.
+    A group whose rewards are all equal, or with one rollout left, gets exactly 0. One kernel launch on a GPU.
 
     Raises ValueError naming the argument for a wrong mode, shape, dtype or device.
     """
     _check(rewards_R, group_ids_R, mode)
-    _, run_R = torch.unique_consecutive(group_ids_R, return_inverse=True)
-    groups = int(run_R[-1]) + 1 if len(run_R) else 0
-    valid_R = ~rewards_R.isnan()
-    filled_R = rewards_R.nan_to_num(nan=0.0)
+    if triton_runs(rewards_R.device):
+        from fastgrpo.kernels import advantage_triton
 
-    def group_sum(values_R: Tensor) -> Tensor:
-        return values_R.new_zeros(groups).index_add_(0, run_R, values_R)[run_R]
-
-    def group_extreme(reduce: str, empty: float) -> Tensor:
-        values_R = torch.where(valid_R, rewards_R, empty)
-        return values_R.new_full((groups,), empty).scatter_reduce_(0, run_R, values_R, reduce)[run_R]
-
-    count_R = group_sum(valid_R.to(torch.float32))
-    centred_R = filled_R - group_sum(filled_R) / count_R.clamp(min=1)
-    others_R = (count_R - 1).clamp(min=1)
-    if mode == "grpo":
-        advantages_R = centred_R / ((group_sum(centred_R.square() * valid_R) / others_R).sqrt() + STD_EPSILON)
-    else:
-        advantages_R = centred_R * (count_R / others_R if mode == "rloo" else 1.0)
-    spread_R = group_extreme("amax", -torch.inf) > group_extreme("amin", torch.inf)
-    return torch.where(valid_R & spread_R, advantages_R, 0.0)
+        return advantage_triton.group_advantages(rewards_R, group_ids_R, mode)
+    return _group_advantages_torch(rewards_R, group_ids_R, mode)
 
 
 def scaled_advantages(rewards_R: Tensor, group_ids_R: Tensor, config: Grpo) -> Tensor:
@@ -81,6 +65,10 @@ def _step_deviation(rewards_R: Tensor) -> float:
 def _check(rewards_R: Tensor, group_ids_R: Tensor, mode: str) -> None:
     for name, value in (("rewards_R", rewards_R), ("group_ids_R", group_ids_R)):
         require(isinstance(value, Tensor), name, "a tensor", type(value).__name__)
+    flat = rewards_R.dim() == group_ids_R.dim() == 1 and len(group_ids_R) == len(rewards_R)
+    same = group_ids_R.get_device() == rewards_R.get_device()
+    if flat and same and mode in MODES and rewards_R.dtype == torch.float32 and group_ids_R.dtype in ID_DTYPES:
+        return  # messages take longer to write than the kernel to launch
     require(mode in MODES, "mode", "'grpo', 'dr_grpo' or 'rloo'", repr(mode))
     require(rewards_R.dim() == 1, "rewards_R", "1 dimension [R]", tuple(rewards_R.shape))
     require(rewards_R.dtype == torch.float32, "rewards_R", "float32", rewards_R.dtype)
@@ -89,6 +77,30 @@ def _check(rewards_R: Tensor, group_ids_R: Tensor, mode: str) -> None:
         group_ids_R.shape == rewards_R.shape, "group_ids_R", f"shape {list(rewards_R.shape)}", tuple(group_ids_R.shape)
     )
     require(group_ids_R.device == rewards_R.device, "group_ids_R", f"device {rewards_R.device}", group_ids_R.device)
+
+
+def _group_advantages_torch(rewards_R: Tensor, group_ids_R: Tensor, mode: Advantage) -> Tensor:
+    _, run_R = torch.unique_consecutive(group_ids_R, return_inverse=True)
+    groups = int(run_R[-1]) + 1 if len(run_R) else 0
+    valid_R = ~rewards_R.isnan()
+    filled_R = rewards_R.nan_to_num(nan=0.0)
+
+    def group_sum(values_R: Tensor) -> Tensor:
+        return values_R.new_zeros(groups).index_add_(0, run_R, values_R)[run_R]
+
+    def group_extreme(reduce: str, empty: float) -> Tensor:
+        values_R = torch.where(valid_R, rewards_R, empty)
+        return values_R.new_full((groups,), empty).scatter_reduce_(0, run_R, values_R, reduce)[run_R]
+
+    count_R = group_sum(valid_R.to(torch.float32))
+    centred_R = filled_R - group_sum(filled_R) / count_R.clamp(min=1)
+    others_R = (count_R - 1).clamp(min=1)
+    if mode == "grpo":
+        advantages_R = centred_R / ((group_sum(centred_R.square() * valid_R) / others_R).sqrt() + STD_EPSILON)
+    else:
+        advantages_R = centred_R * (count_R / others_R if mode == "rloo" else 1.0)
+    spread_R = group_extreme("amax", -torch.inf) > group_extreme("amin", torch.inf)
+    return torch.where(valid_R & spread_R, advantages_R, 0.0)
 
 
 def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:

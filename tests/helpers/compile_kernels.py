@@ -14,6 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
 from fastgrpo.kernels import (
+    advantage_triton,
     decoding_triton,
     forward_triton,
     layer_triton,
@@ -93,6 +94,8 @@ def main() -> None:
         layers(rows, width)
     for sequences, block, counts, dim in ((512, 64, (12, 2), 128), (300, 16, (14, 2), 64), (264, 32, (16, 1), 128)):
         decoding(sequences, block, counts, dim)
+    for mode in ("grpo", "dr_grpo", "rloo"):
+        advantage_triton.group_advantages(torch.ones(9), torch.zeros(9, dtype=torch.int64), mode)
     print("compiled")
 
 

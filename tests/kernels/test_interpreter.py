@@ -24,6 +24,7 @@ def test_kernels_in_the_interpreter():
     names = (
         "test_head.py",
         "test_forward.py",
+        "test_advantage.py",
         "test_layer.py",
         "test_sampling.py",
         "test_decoding.py",
