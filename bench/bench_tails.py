@@ -1,13 +1,15 @@
 """How long a step's verdicts take after the last answer of a worker, with the rollouts of several steps under way.
 
     python bench/bench_tails.py [--steps 25] [--prompts 12] [--latency 3] [--test-s 0] [--train 2]
-        [--grpo.max_lag 4] [--grpo.in_flight true] [--section.key VALUE ...]
+        [--requests 8 64 512] [--grpo.max_lag 4] [--grpo.in_flight true] [--section.key VALUE ...]
 
 What is real: the schedule, the workflow task, the jails, HumanEval, and HTTP to a worker of another process.
 Completions are fixed workflows that take up to two seconds to decode; the worker answers after `--latency` seconds on
 average, with a right solution in 55 % and `return None` else; the update launches small operations of torch from a
 thread for `--train` seconds. `--test-s` has each run of tests sleep first, so that jails are few. The first steps, as
-many as `max_lag` and one, draw several steps' rollouts at once and are left out.
+many as `max_lag` and one, draw several steps' rollouts at once and are left out. `--requests` N compares what a request
+costs the event loop's thread with N at once: by the workers' endpoint, by OpenAI's client, and by bare aiohttp, the
+floor.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ import argparse
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context
 from statistics import fmean, median
 from types import SimpleNamespace
 from typing import Any, cast
 
+import aiohttp
 import msgspec
 import torch
 from aiohttp import web
+from openai import AsyncOpenAI
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
@@ -35,6 +39,7 @@ from fastgrpo.flow import solutions
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.types import Problem
+from fastgrpo.flow.workers.endpoint import Endpoint
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.program import run_async, run_program
@@ -192,6 +197,49 @@ async def beat(late: list[float]) -> None:
         late.append(time.perf_counter() - due)
 
 
+async def requests(config: Config, count: int) -> dict[str, float]:
+    """CPU milliseconds of this thread for a request, `count` at once, by each client."""
+    url, mean = config.workers.base_url, {}
+    own = Endpoint(msgspec.structs.replace(config.workers, concurrency=count))
+    theirs = AsyncOpenAI(base_url=url, api_key="-", timeout=60.0, max_retries=0)
+    body: dict[str, Any] = {"model": "worker", "messages": [{"role": "user", "content": "def f(x): " * 80}]}
+    body |= {"max_tokens": 512, "temperature": 0.7}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def bare(seed: int) -> None:
+            async with session.post(
+                f"{url}/chat/completions", data=msgspec.json.encode(body | {"seed": seed})
+            ) as reply:
+                await reply.read()
+
+        async def by_openai(seed: int) -> None:
+            await theirs.chat.completions.with_raw_response.create(**body, seed=seed)
+
+        async def by_endpoint(seed: int) -> None:
+            await own.answer(body | {"seed": seed}, nullcontext)
+
+        ways = {"endpoint": by_endpoint, "OpenAI's client": by_openai, "aiohttp, bare": bare}
+        for name, way in ways.items():
+            await at_once(way, count, count)
+            cpu = time.thread_time()
+            await at_once(way, count, 3 * count)
+            mean[name] = 1e3 * (time.thread_time() - cpu) / (3 * count)
+    await own.aclose()
+    await theirs.close()
+    return mean
+
+
+async def at_once(way: Callable[[int], Awaitable[None]], most: int, count: int) -> None:
+    """`count` requests, `most` of them at once."""
+    slots = asyncio.Semaphore(most)
+
+    async def one(seed: int) -> None:
+        async with slots:
+            await way(seed)
+
+    await asyncio.gather(*map(one, range(count)))
+
+
 def slower(seconds: float) -> Callable[[str, str], str]:
     """`program_after`, which sleeps first."""
     after = solutions.program_after
@@ -217,6 +265,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=3.0)
     parser.add_argument("--test-s", type=float, default=0.0)
     parser.add_argument("--train", type=float, default=2.0)
+    parser.add_argument("--requests", type=int, nargs="*", default=[])
     options, keys = parser.parse_known_args()
     if options.test_s:
         vars(solutions)["program_after"] = slower(options.test_s)
@@ -224,7 +273,10 @@ def main() -> None:
     problems, _ = problems_of(task_of(plain), plain)
     with worker(problems, options.latency) as url:
         config = settings(options, keys, url)
-        rows = run_async(partial(steps, config, problems, options.train))
+        for count in options.requests:
+            found = run_async(partial(requests, config, count))
+            print(f"{count} at once, CPU of a request, ms: {', '.join(f'{k} {v:.2f}' for k, v in found.items())}")
+        rows = run_async(partial(steps, config, problems, options.train)) if options.steps else []
     if counted := rows[config.grpo.max_lag + 1 :]:
         shown(counted, config.grpo.prompts_per_step * config.grpo.group_size)
 
