@@ -1,4 +1,4 @@
-# make train | make real | make test | make lint: each does all the set-up it needs, once, into .venv.
+# make train | make real | make test | make bench | make lint: each does all the set-up it needs, once, into .venv.
 # ARGS goes to the program: make train ARGS="--grpo.steps 10". PYTHON is the interpreter that .venv is made from.
 PYTHON ?= python3
 EXTRA ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -7,7 +7,7 @@ PY := .venv/bin/python
 PACKAGES := .venv/packages-$(EXTRA)
 READY := .venv/ready-$(EXTRA)
 
-.PHONY: setup train real test lint doctor sanitize
+.PHONY: setup train real test bench lint doctor sanitize
 
 # Warnings of the jail's C code are errors here, not on a user's unknown compiler.
 export FASTGRPO_WERROR := 1
@@ -35,6 +35,9 @@ WORKERS ?= $(if $(filter gpu,$(EXTRA)),0,2)
 
 test: lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+bench: $(READY)
+	$(PY) -m pytest bench $(ARGS)
 
 lint: $(READY)
 	$(PY) -m ruff check .

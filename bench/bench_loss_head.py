@@ -1,7 +1,8 @@
-"""The loss head beside its floor (three matrix products) and its peers: `python bench/bench_loss_head.py`.
+"""The loss head beside its floor (three matrix products) and its peers, in one run.
 
-On a CPU the same, at a CPU's shapes and without the peers. Peers, where installed: TRL's ChunkedLogProbFunction,
-Liger's fused GRPO loss, Apple's cut cross entropy.
+As one script: `python bench/bench_loss_head.py` prints a table.
+With pytest-benchmark: `pytest bench/bench_loss_head.py`. On a CPU the same, at a CPU's shapes and without the peers.
+Peers, where installed: TRL's ChunkedLogProbFunction, Liger's fused GRPO loss, Apple's cut cross entropy.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from model_shapes import CUDA, synchronize, timed
 from torch import Tensor
@@ -274,6 +276,30 @@ def print_advantages() -> None:
     for name, step in {**steps, **advantage_steps()}.items():
         device = f"{graph_microseconds(step):7.2f} us on the device," if CUDA else ""
         print(f"65,536 advantages {name:14} {device} {queue_microseconds(step):8.2f} us from Python", flush=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("candidate", BOTH_WAYS + FORWARD, ids=lambda f: f.__name__)
+def test_loss_head(benchmark: Any, candidate: Callable[[Case], Step], shape: tuple[int, int, int]) -> None:
+    step = candidate(make_case(*shape))
+
+    def once() -> None:
+        step()
+        synchronize()
+
+    benchmark.group = f"{shape} {'forward' if candidate in FORWARD else 'forward and backward'}"
+    benchmark.pedantic(once, rounds=5, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("mode", ["grpo", "dr_grpo", "rloo"])
+def test_group_advantages(benchmark: Any, mode: str) -> None:
+    step = advantage_steps()[mode]
+
+    def once() -> None:
+        step()
+        synchronize()
+
+    benchmark(once)
 
 
 def main() -> None:

