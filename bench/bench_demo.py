@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 
+from bench_lag import metrics, train
 from machine import cores
 
+from fastgrpo.cli import DEMO
 from fastgrpo.doctor import versions
 from fastgrpo.evaluation import read_rows, summary
-from fastgrpo.record.json_lines import read_lines
+from fastgrpo.record.comparison import markdown
 
 RESULTS = Path(__file__).parent / "results" / "demo.md"
 COLUMNS = ("pass_rate", "solved", "reward", "invalid", "complexity", "spent", "cost_hard_over_easy")
@@ -27,28 +27,24 @@ COLUMNS = ("pass_rate", "solved", "reward", "invalid", "complexity", "spent", "c
 
 def run(seed: int, runs: Path) -> dict[str, float]:
     """Train one seed and return its evaluation, `NAME before` and `NAME after`, and its seconds."""
-    folder = runs / f"seed{seed}"
-    command = [sys.executable, "-m", "fastgrpo.train", "--name", folder.name, "--seed", str(seed), "--runs", str(runs)]
-    if not (folder / "report.html").exists():
-        subprocess.run(command, check=True)
+    folder = train(runs, f"seed{seed}", DEMO, ["--seed", str(seed)])
     seconds = (folder / "report.html").stat().st_mtime - (folder / "config.toml").stat().st_mtime
     rows = read_rows(folder / "evaluation.json")
     found = {"seed": seed, "seconds": seconds}
     for stage, when in (("sft", "before"), ("grpo", "after")):
         means = summary([row for row in rows if row.stage == stage])
         found |= {f"{column} {when}": means[column] for column in COLUMNS}
-    steps = read_lines(folder / "metrics.jsonl")
-    return found | {"seconds/step": statistics.median(row["seconds/step"] for row in steps if row["stage"] == "grpo")}
+    return found | {"seconds/step": statistics.median(row["seconds/step"] for row in metrics(folder))}
 
 
 def table(found: list[dict[str, float]]) -> str:
     """Markdown: a row a seed, then mean and range."""
     names = [f"{column} {when}" for column in COLUMNS for when in ("before", "after")] + ["seconds/step", "seconds"]
-    lines = [f"| seed | {' | '.join(names)} |", f"|{' --- |' * (len(names) + 1)}"]
-    lines += [f"| {row['seed']} | {' | '.join(f'{row[name]:.3f}' for name in names)} |" for row in found]
-    means = [f"{statistics.fmean(row[name] for row in found):.3f}" for name in names]
-    spread = [f"{min(row[name] for row in found):.3f} to {max(row[name] for row in found):.3f}" for name in names]
-    return "\n".join([*lines, f"| mean | {' | '.join(means)} |", f"| range | {' | '.join(spread)} |"])
+    columns = {name: [row[name] for row in found] for name in names}
+    rows = [[str(row["seed"]), *(f"{row[name]:.3f}" for name in names)] for row in found]
+    means = [f"{statistics.fmean(column):.3f}" for column in columns.values()]
+    ranges = [f"{min(column):.3f} to {max(column):.3f}" for column in columns.values()]
+    return markdown([["seed", *names], *rows, ["mean", *means], ["range", *ranges]])
 
 
 def main() -> None:
@@ -61,7 +57,7 @@ def main() -> None:
     where = ", ".join(f"{name} {version}" for name, version in versions().items())
     print(text)
     title = f"# The demo on held-out HumanEval problems\n\n`python bench/bench_demo.py`, {date.today()}; {cores()}"
-    RESULTS.write_text(f"{title}; {where}\n\n{text}\n")
+    RESULTS.write_text(f"{title}; {where}\n\n{text}")
 
 
 if __name__ == "__main__":

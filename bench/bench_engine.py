@@ -1,14 +1,13 @@
 """The colocated engine on one GPU: is the sync zero-copy and right, and what do its parts and a GRPO step cost.
 
-    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,generation,workflows] [--save FILE]
-    python bench/bench_engine.py --parts offload,recompute,lean
-    python bench/bench_engine.py --size 7b --parts train
+    python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,workflows] [--save FILE]
+    python bench/bench_engine.py --parts recompute,lean
 
 The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
 optimizer steps, bytes copied. `memory`: what sleep frees. `step`: whole GRPO steps of 64 prompts x 8 completions (512
-and 1,024 tokens) with a trivial reward. `offload`: the same with the optimizer's state on the host. `recompute`: and
-MLPs computed again in backward. `lean`: whole layers, by gradient checkpointing. `workflows`: what 512 real jailed
-workflows add to a step. `train` needs no engine: forward, loss head and backward of 16 k packed tokens.
+and 1,024 tokens) with a trivial reward. `recompute`: the same with the optimizer's state on the host and MLPs computed
+again in backward. `lean`: whole layers, by gradient checkpointing. `workflows`: what 512 real jailed workflows add to a
+step. `bench_train.py` has forward and backward alone.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import uvloop
-from bench_generation import generation, sync
-from engine_setup import Setup, Trivial, Workload, emit, flops, release_memory, report, save, saved_model, used_gib
+from engine_setup import Setup, Trivial, Workload, emit, release_memory, report, save, saved_model, used_gib
 from loop_setup import run_steps
-from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, chosen, random_model, random_samples, timed
+from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, chosen, timed
 
 from fastgrpo.config import Config, Grpo
+from fastgrpo.engine import vllm_patches
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.teachers import ScriptedTeacher
@@ -41,9 +40,7 @@ from fastgrpo.policy.fused_layers import fuse_layers
 from fastgrpo.policy.model import Policy
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.training.advantage import to_samples
-from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
-from fastgrpo.training.packing import pack
 from fastgrpo.training.update import update
 from fastgrpo.types import Rollout
 
@@ -94,17 +91,33 @@ def memory(setup: Setup) -> None:
     report("memory awake -> asleep, GiB", f"{awake:.1f} -> {asleep:.1f}")
     report("sleep, wake, s", f"{slept:.3f}, {woke:.3f}")
     report("parity after wake, nats mean", f"{setup.engine.sync(setup.policy).parity_mean:.4f}")
-    sync(setup)
+    _syncs(setup)
+
+
+def _syncs(setup: Setup) -> None:
+    """What a weight sync costs: after sleep, as in the loop, and with cached prefixes to forget."""
+    prompt = [list(range(setup.work.prompt_tokens))]
+    asleep, awake = [], []
+    for _ in range(20):
+        setup.engine.sleep()
+        setup.engine.wake()
+        asleep.append(setup.engine.sync(setup.policy))
+        setup.engine.score(prompt)
+        awake.append(setup.engine.sync(setup.policy))
+    blocks = vllm_patches.kv_cache_manager(setup.engine._llm).block_pool.num_gpu_blocks
+    copied = sum(done.bytes_copied for done in asleep + awake)
+    report("sync after sleep: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in asleep])}")
+    report(f"  with prefixes to forget, {blocks:,} blocks, ms", _ms([done.seconds for done in awake]))
+    report("  canary, ms", _ms([done.check_seconds for done in asleep]))
+
+
+def _ms(seconds: list[float]) -> str:
+    return f"{1e3 * median(seconds):.3f}"
 
 
 def step(setup: Setup) -> None:
     """Whole GRPO steps of the loop."""
     _steps(setup, "step")
-
-
-def offload(setup: Setup) -> None:
-    """Whole GRPO steps with the optimizer's state in the host's memory."""
-    _steps(setup, "offload", "--model.offload_optimizer=true")
 
 
 def recompute(setup: Setup) -> None:
@@ -192,7 +205,6 @@ async def _workflows(setup: Setup) -> None:
     report(f"rollouts with the trivial reward, of {len(done) // 2} jailed workflows, s", str(_rounded(seconds)))
     report("extra seconds by the workflows (best of two)", f"{extra:.2f}; {statuses}")
     report("  pass rate, operator calls", f"{_mean(done, 'pass_rate'):.2f}, {sum(len(e.calls) for e in done) // 2}")
-    emit("workflows", {"extra": extra} | seconds)
 
 
 async def _rollouts(setup: Setup, task: Environment, problems: list[Problem], seed: int) -> float:
@@ -209,62 +221,10 @@ def _mean(executions: list[Any], name: str) -> float:
     return sum(getattr(execution, name) for execution in executions) / len(executions)
 
 
-def train(size: str) -> None:
-    """Packed forward, loss head and backward, gradients summed in `.grad` in bf16: tokens/s, MFU and memory.
-
-    No optimizer exists, so that the 7 B shape fits on one GPU; its fp32 state would be sharded over several.
-    """
-    model = random_model(size, "cuda" if CUDA else "cpu").train()
-    policy = Policy(model if CUDA else model.float(), None)  # type: ignore[arg-type]
-    work = Workload(size)
-    for compiled in (False, True) if CUDA and size != "7b" else (CUDA,):
-        if compiled:
-            policy.compile_layers()
-        for checkpointing in (False, True):
-            policy.gradient_checkpointing(checkpointing)
-            name = f"{size}, compiled {_yes(compiled)}, checkpointing {_yes(checkpointing)}"
-            try:
-                _train_once(policy, work, name)
-            except torch.OutOfMemoryError:
-                policy.model.zero_grad()
-                report(f"forward + backward, {work.micro_batch_tokens} tokens, {name}", "out of memory")
-
-
-def _train_once(policy: Policy, work: Workload, name: str) -> None:
-    budget = work.micro_batch_tokens
-    count = budget // (work.prompt_tokens + work.completion_tokens)
-    vocabulary, lengths = policy.head_weight.shape[0], (work.prompt_tokens, work.completion_tokens)
-    samples = random_samples(vocabulary, *lengths, groups=count, members=1)
-    (batch,) = pack(samples, [1e-6] * count, budget, policy.device)
-    repeats = 3 if CUDA else 1
-
-    def run() -> None:
-        for _ in range(repeats):
-            policy_loss(policy, batch, Grpo(tis_cap=0.0)).loss.backward()
-
-    _, warm = timed(run)
-    if CUDA:
-        torch.cuda.reset_peak_memory_stats()
-        start = torch.cuda.memory_allocated()
-    seconds = median(timed(run)[1] for _ in range(3)) / repeats
-    peak = (torch.cuda.max_memory_allocated() - start) / GIB if CUDA else float("nan")
-    policy.model.zero_grad()
-    mfu = flops(policy, samples, budget) / seconds / PEAK_FLOPS
-    tokens = len(batch.input_ids_T)
-    report(
-        f"forward + backward, {tokens} tokens, {name}",
-        f"{tokens / seconds:,.0f} tokens/s, MFU {mfu:.1%}, activations {peak:.1f} GiB (first {warm:.0f} s)",
-    )
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="1.5b")
-    parser.add_argument("--parts", default="check,memory,step,generation,workflows")
+    parser.add_argument("--parts", default="check,memory,step,workflows")
     parser.add_argument("--kv-gib", type=float, default=16.0, help="vLLM's KV cache; all sequences of 1.5b need 15")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
@@ -272,27 +232,22 @@ def main() -> int:
         "check": check,
         "memory": memory,
         "step": step,
-        "offload": offload,
         "recompute": recompute,
         "lean": lean,
-        "generation": generation,
         "workflows": workflows,
     }
-    names, failed = chosen(parser, "--parts", options.parts, (*parts, "train")), 0
-    with ExitStack() as stack:
-        if names != ["train"]:
-            folder = stack.enter_context(saved_model(options.size))
-            setup = Setup(folder, Workload(options.size), kv_gib=options.kv_gib)
-            stack.callback(setup.engine.close)
-            report("engine start, s", f"{setup.start_seconds:.1f}")
-            emit("start", {"seconds": setup.start_seconds})
-        for name in names:
-            try:
-                train(options.size) if name == "train" else parts[name](setup)
-            except Exception:
-                failed = 1
-                report(name, "FAILED")
-                traceback.print_exc()
+    names, failed = chosen(parser, "--parts", options.parts, parts), 0
+    with saved_model(options.size) as folder:
+        setup = Setup(folder, Workload(options.size), kv_gib=options.kv_gib)
+        report("engine start, s", f"{setup.start_seconds:.1f}")
+        with closing(setup.engine):
+            for name in names:
+                try:
+                    parts[name](setup)
+                except Exception:
+                    failed = 1
+                    report(name, "FAILED")
+                    traceback.print_exc()
     if options.save:
         save(options.save, f"The engine, Qwen2.5 {options.size} shape, one GPU")
     return failed

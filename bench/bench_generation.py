@@ -1,71 +1,63 @@
-"""Where the time of a decoding step in this process goes: bare engine, rollouts, seeds, and other settings of vLLM.
+"""Where the time of a decoding step goes, and what it is without each of the things that the project changes in vLLM.
 
-    python bench/bench_generation.py [--size 1.5b] [--variants worker,worker-unsteady,default,unspared,block16]
+    python bench/bench_generation.py [--size 1.5b] [--variants worker,worker-unsteady,worker-unspared]
 
 512 sequences of 512 + 256 tokens; `--sequences` and `--tokens` have others decoded. Each variant is an engine in a
-process of its own: `default` as the project starts vLLM, `unsteady` without `steady_decoding.py`, `unspared` without
-anything that is taken out of vLLM's Python, `block16` with vLLM's own cache blocks of 16 tokens, `synchronous` without
-its asynchronous scheduling. `worker` and `worker-unsteady` have the kernels launched in a further process, as
-`engine.process` own does on a GPU: what is timed is what its scheduler's process does, and a last turn says what the
-worker's does, with its profile, and how long the GPU has nothing to do. `waiting` is what the host waits for the
-device, or for the worker: where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's
-CPU time. `worker-two` has two steps in flight, as vLLM has, where the project has three (on a CPU there is one).
-`worker-attention` has vLLM's own attention, which reads a prompt's keys for each of its completions.
+process of its own that has the kernels launched in a further one, as `engine.process` own does on a GPU: what is timed
+is what its scheduler's process does, and a last turn says what the worker's does, with its profile, and how long the
+GPU has nothing to do. `worker` is as the project starts vLLM, `worker-unsteady` without `steady_decoding.py`,
+`worker-unspared` without anything that is taken out of vLLM's Python. `waiting` is what the host waits for the worker:
+where it is near 0, Python is the limit and not the GPU. Without a GPU all is this thread's CPU time. `worker-two` has
+two steps in flight, as vLLM has, where the project has three (on a CPU there is one). `worker-attention` has vLLM's own
+attention, which reads a prompt's keys for each of its completions.
 """
 
 from __future__ import annotations
 
 import argparse
-import cProfile
-import gc
-import os
-import pstats
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from pathlib import Path
-from statistics import fmean, median
+from collections.abc import Sequence
+from contextlib import ExitStack
+from statistics import fmean
 from typing import Any
 
-from engine_setup import Setup, Workload, report, save, saved_model
+from engine_setup import Workload, report, saved_model
 from model_shapes import CUDA, SHAPES, chosen
 from transformers import AutoTokenizer
 from worker_watch import begin, begin_profile, clock, end, end_profile
 
 from fastgrpo.engine import engine, vllm_patches
+from fastgrpo.engine.completion import Completion
 from fastgrpo.engine.guards import replaced
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "worker": {},
-    "worker-unsteady": {},
-    "worker-two": {},
-    "worker-attention": {"worker_extension_cls": "vllm_attention.Worker"},
-    "default": {},
-    "unsteady": {},
-    "unspared": {},
-    "block16": {"block_size": 16},
-    "synchronous": {"async_scheduling": False},
+
+def nothing(*_: Any) -> None:
+    """In the place of a patch that is left out."""
+
+
+def with_vllms_attention(options: dict[str, Any]) -> Any:
+    return vllm_patches.start_vllm(options | {"worker_extension_cls": "vllm_attention.Worker"})
+
+
+UNSTEADY = (vllm_patches, "spare_steady_steps", nothing)
+# What a variant has in the place of what the project does: (module, name, value).
+VARIANTS: dict[str, Sequence[tuple[Any, str, Any]]] = {
+    "worker": [],
+    "worker-unsteady": [UNSTEADY],
+    "worker-unspared": [
+        UNSTEADY,
+        (vllm_patches, "idle_inside_blocks", nothing),
+        (vllm_patches, "keep_own_logprobs_only", nothing),
+    ],
+    "worker-two": [(vllm_patches, "_one_more", lambda own, config: own(config))],
+    "worker-attention": [(engine, "start_vllm", with_vllms_attention)],
 }
-
-
 # Steps of a worker's process at the start, and as many at the end, that are not timed.
 UNTIMED = 32
 # Steps whose kernels are recorded.
 WATCHED = 64
-
-
-@contextmanager
-def overridden(options: dict[str, Any]) -> Iterator[None]:
-    """vLLM's engines start with `options` over those that the project chose."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm.engine import arg_utils
-
-    original = arg_utils.EngineArgs
-    with replaced(arg_utils, "EngineArgs", lambda **chosen: original(**chosen | options)):
-        yield
 
 
 class HostClock:
@@ -102,70 +94,12 @@ class HostClock:
         return ", ".join(f"{name} {1e3 * value / steps:.1f}" for name, value in parts.items())
 
 
-def bare(setup: Setup, *, seeded: bool) -> None:
-    """Submit everything and step the engine until it is done."""
-    work = setup.work
-    for key, prompt in enumerate(work.prompt_ids(setup.policy.tokenizer.encode)):
-        setup.engine.submit(key, prompt, max_tokens=work.completion_tokens, seed=key if seeded else None)
-    while setup.engine.busy:
-        setup.engine.step()
-
-
-def through_rollouts(setup: Setup) -> None:
-    problems, environment = setup.work.problems(1)
-    setup.collect(problems, environment, 1)
-
-
-@contextmanager
-def no_collector() -> Iterator[None]:
-    """Python's garbage collector is off until the block ends."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
-
-
-def generation(setup: Setup) -> None:
-    """Tokens/s of the ways to generate, each timed twice, and the milliseconds of a decoding step by part."""
-    ways: dict[str, Callable[[], None]] = {
-        "bare engine, no seeds": lambda: bare(setup, seeded=False),
-        "bare engine, a seed for each request": lambda: bare(setup, seeded=True),
-        "rollouts (seeds, event loop, thread)": lambda: through_rollouts(setup),
-    }
-    whole, host = setup.work, HostClock(setup.engine)
-    setup.work = whole.shorter()
-    tokens = setup.work.generated
-    for name, way in ways.items():
-        _measure(setup, name, way, tokens, host)
-    with no_collector():
-        _measure(setup, "bare engine, no seeds, no garbage collection", ways["bare engine, no seeds"], tokens, host)
-    setup.work = whole
-
-
-def _measure(setup: Setup, name: str, way: Callable[[], None], tokens: int, host: HostClock) -> None:
-    found = []
-    for _ in range(2):
-        setup.engine.sync(setup.policy)
-        found.append(_timed(way, host))
-    speeds = ", ".join(f"{tokens / seconds:,.0f}" for seconds in found)
-    report(f"{name}: tokens/s", f"{speeds} (ms a token: {host.line(found[-1], setup.work.completion_tokens)})")
-
-
-def _timed(way: Callable[[], None], host: HostClock) -> float:
-    """Seconds that `way` takes; `host` has its parts."""
-    host.seconds.clear()
+def steps_of(started: engine.Engine, count: int) -> float:
+    """Seconds of `count` steps."""
     start = clock()
-    way()
-    return clock() - start
-
-
-def _steps(started: engine.Engine, count: int) -> None:
     for _ in range(count):
         started.step()
+    return clock() - start
 
 
 def worker(folder: str, work: Workload) -> None:
@@ -173,91 +107,51 @@ def worker(folder: str, work: Workload) -> None:
     options: dict[str, Any] = {"dtype": "bfloat16" if CUDA else "float32", "kv_cache_gib": 16.0 if CUDA else 0.4}
     options |= {"max_model_len": work.max_model_len, "max_num_seqs": work.sequences}
     started = engine.Engine(folder, worker_process=True, **options)
-    encode = AutoTokenizer.from_pretrained(folder).encode
-    problems, environment = work.problems(1)
-    prompts = [encode(environment.prompt(problem)) for problem in problems]
-    host = HostClock(started)
+    prompts, host = work.prompt_ids(AutoTokenizer.from_pretrained(folder).encode), HostClock(started)
     # Prompts, and whatever finishes, are not timed: these steps decode a token of each sequence.
     steps = work.completion_tokens - 2 * UNTIMED
-    watched = min(steps, WATCHED)
     for turn in ("warm-up", "first", "second", "watched", "profiled"):
-        for key in range(work.sequences):
-            started.submit(key, prompts[key // work.group], max_tokens=work.completion_tokens, seed=key)
-        prompts_s = _timed(partial(_steps, started, UNTIMED), host)
+        for key, prompt in enumerate(prompts):
+            started.submit(key, prompt, max_tokens=work.completion_tokens, seed=key)
+        prompts_s = steps_of(started, UNTIMED)
+        host.seconds.clear()
         if turn in ("watched", "profiled"):
-            # The steps in the middle stand for all: attention takes longer from token to token.
-            _steps(started, (steps - watched) // 2)
-        if turn == "watched":
-            rpc = started._llm.collective_rpc
-            rpc(begin)
-            _steps(started, watched)
-            runner, parts = rpc(end)[0]
-            line = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
-            report(f"the worker's process, {runner}, ms a token", line)
-        elif turn == "profiled":
-            started._llm.collective_rpc(begin_profile)
-            _steps(started, watched)
-            print(started._llm.collective_rpc(end_profile)[0])
+            in_the_worker(started, steps, profiled=turn == "profiled")
         else:
-            seconds = _timed(partial(_steps, started, steps), host)
+            seconds = steps_of(started, steps)
             speed = f"{work.sequences * steps / seconds:,.0f} (ms a token: {host.line(seconds, steps)})"
             report(f"bare engine with a worker's process, {turn}: tokens/s while all decode", speed)
             report(f"  its first {UNTIMED} steps, with the prompts, s", f"{prompts_s:.2f}")
         finished = []
         while started.busy:
             finished += started.step()
-    some = finished[:: work.group]
-    known = started.score([prompts[done.key // work.group] + done.token_ids for done in some])
-    errors = [
-        abs(decoded - scored)
-        for done, scores in zip(some, known, strict=True)
-        for decoded, scored in zip(done.logprobs, scores[-len(done.token_ids) :], strict=True)
-    ]
-    report("decoded logprobs against those of the same tokens as a prompt, nats", f"{fmean(errors):.4f} in the mean")
+    against_prompts(started, prompts, finished[:: work.group])
     started.close()
 
 
-def sync(setup: Setup) -> None:
-    """What a weight sync costs: after sleep, as in the loop, and with cached prefixes to forget."""
-    prompt = [list(range(setup.work.prompt_tokens))]
-    asleep, awake = [], []
-    for _ in range(20):
-        setup.engine.sleep()
-        setup.engine.wake()
-        asleep.append(setup.engine.sync(setup.policy))
-        setup.engine.score(prompt)
-        awake.append(setup.engine.sync(setup.policy))
-    blocks = vllm_patches.kv_cache_manager(setup.engine._llm).block_pool.num_gpu_blocks
-    copied = sum(done.bytes_copied for done in asleep + awake)
-    report("sync after sleep: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in asleep])}")
-    report(f"  with prefixes to forget, {blocks:,} blocks, ms", _ms([done.seconds for done in awake]))
-    report("  canary, ms", _ms([done.check_seconds for done in asleep]))
+def in_the_worker(started: engine.Engine, steps: int, *, profiled: bool) -> None:
+    """What the worker's process does in some of the next `steps`: those in the middle stand for all, since attention
+    takes longer from token to token."""
+    watched, rpc = min(steps, WATCHED), started._llm.collective_rpc
+    steps_of(started, (steps - watched) // 2)
+    rpc(begin_profile if profiled else begin)
+    steps_of(started, watched)
+    if profiled:
+        return print(rpc(end_profile)[0])
+    runner, parts = rpc(end)[0]
+    line = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    report(f"the worker's process, {runner}, ms a token", line)
 
 
-def _ms(seconds: list[float]) -> str:
-    return f"{1e3 * median(seconds):.3f}"
-
-
-def profile(setup: Setup) -> None:
-    """Python's profile of a generation, the dearest functions first (its own cost inflates the small ones)."""
-    setup.work = setup.work.shorter()
-    with cProfile.Profile() as profiler:
-        bare(setup, seeded=True)
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
-
-
-@contextmanager
-def spared(variant: str) -> Iterator[None]:
-    """What `variant` leaves of vLLM's Python as it is, or adds to it."""
-    with ExitStack() as stack:
-        if variant == "worker-two":
-            stack.enter_context(replaced(vllm_patches, "_one_more", lambda own, config: own(config)))
-        if variant in ("unspared", "unsteady", "worker-unsteady"):
-            stack.enter_context(replaced(vllm_patches, "spare_steady_steps", lambda llm: None))
-        if variant == "unspared":
-            stack.enter_context(replaced(vllm_patches, "idle_inside_blocks", lambda llm: None))
-            stack.enter_context(replaced(vllm_patches, "keep_own_logprobs_only", lambda: None))
-        yield
+def against_prompts(started: engine.Engine, prompts: Sequence[list[int]], finished: Sequence[Completion]) -> None:
+    """How far the logprobs of decoded tokens are from those of the same tokens read as a prompt."""
+    known = started.score([prompts[done.key] + done.token_ids for done in finished])
+    errors = [
+        abs(decoded - scored)
+        for done, scores in zip(finished, known, strict=True)
+        for decoded, scored in zip(done.logprobs, scores[-len(done.token_ids) :], strict=True)
+    ]
+    report("decoded logprobs against those of the same tokens as a prompt, nats", f"{fmean(errors):.4f} in the mean")
 
 
 def run(size: str, variant: str, sequences: int | None, tokens: int | None) -> None:
@@ -267,15 +161,10 @@ def run(size: str, variant: str, sequences: int | None, tokens: int | None) -> N
     # A quarter of it is decoded.
     work.completion_tokens = 4 * tokens if tokens else work.completion_tokens
     work.max_model_len = work.prompt_tokens + work.completion_tokens + 32
-    with saved_model(size) as folder, spared(variant), overridden(VARIANTS[variant]):
-        if variant.startswith("worker"):
-            return worker(folder, work.shorter())
-        setup = Setup(folder, work, engine=engine.Engine)
-        report(f"{variant}: engine start, s", f"{setup.start_seconds:.1f}")
-        generation(setup)
-        sync(setup)
-        if variant == "default":
-            profile(setup)
+    with saved_model(size) as folder, ExitStack() as stack:
+        for change in VARIANTS[variant]:
+            stack.enter_context(replaced(*change))
+        worker(folder, work.shorter())
 
 
 def main() -> None:
@@ -285,23 +174,16 @@ def main() -> None:
     parser.add_argument("--sequences", type=int)
     parser.add_argument("--tokens", type=int, help="decoded for each")
     parser.add_argument("--only", action="store_true", help="the one variant, in this process")
-    parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     if options.tokens is not None and options.tokens <= 2 * UNTIMED:
         parser.error(f"--tokens must be above {2 * UNTIMED}: the first and last {UNTIMED} are not timed")
     variants = chosen(parser, "--variants", options.variants, VARIANTS)
     if options.only:
         return run(options.size, options.variants, options.sequences, options.tokens)
+    given = [f"--{name}={value}" for name in ("size", "sequences", "tokens") if (value := getattr(options, name))]
     for variant in variants:
         report(variant, "")
-        command = [sys.executable, __file__, "--size", options.size, "--variants", variant, "--only"]
-        for name in ("sequences", "tokens"):
-            if value := getattr(options, name):
-                command += [f"--{name}", str(value)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        print(done.stdout, flush=True)
-    if options.save:
-        save(options.save, f"Generation, Qwen2.5 {options.size} shape, one GPU")
+        subprocess.run([sys.executable, __file__, "--variants", variant, "--only", *given], check=False)
 
 
 if __name__ == "__main__":

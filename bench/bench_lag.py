@@ -23,6 +23,7 @@ from typing import Any
 from fastgrpo.cli import DEMO
 from fastgrpo.doctor import versions
 from fastgrpo.evaluation import read_rows, summary
+from fastgrpo.record.comparison import markdown
 from fastgrpo.record.json_lines import read_lines
 
 IN_FLIGHT = "in-flight"
@@ -77,9 +78,7 @@ def row_of(folder: Path) -> dict[str, float]:
 def table(found: dict[str, dict[str, float]]) -> str:
     """Markdown: a line a run."""
     names = list(next(iter(found.values())))
-    lines = [f"| lag | {' | '.join(names)} |", f"|{' --- |' * (len(names) + 1)}"]
-    lines += [f"| {name} | {' | '.join(f'{row[key]:.3f}' for key in names)} |" for name, row in found.items()]
-    return "\n".join(lines)
+    return markdown([["lag", *names], *([name, *(f"{row[key]:.3f}" for key in names)] for name, row in found.items())])
 
 
 def curves(folders: dict[str, Path]) -> str:
@@ -123,7 +122,7 @@ def main() -> None:
     where = ", ".join(f"{name} {version}" for name, version in versions().items())
     title = f"# Learning at several lags\n\n`python bench/bench_lag.py {' '.join(sys.argv[1:])}`, {date.today()}"
     rewards = f"Mean reward of each step's rollouts:\n\n{curves(folders)}"
-    options.save.write_text(f"{title}; {os.cpu_count()} cores; {where}\n\n{text}\n\n{rewards}\n")
+    options.save.write_text(f"{title}; {os.cpu_count()} cores; {where}\n\n{text}\n{rewards}\n")
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ async def beat(late: list[float]) -> None:
 async def requests(config: Config, count: int) -> dict[str, float]:
     """CPU milliseconds of this thread for a request, `count` at once, by each client."""
     url, mean = config.workers.base_url, {}
-    own = Endpoint(msgspec.structs.replace(config.workers, concurrency=count), backoff_s=1.0)
+    own = Endpoint(msgspec.structs.replace(config.workers, concurrency=count))
     theirs = AsyncOpenAI(base_url=url, api_key="-", timeout=60.0, max_retries=0)
     body: dict[str, Any] = {"model": "worker", "messages": [{"role": "user", "content": "def f(x): " * 80}]}
     body |= {"max_tokens": 512, "temperature": 0.7}

@@ -142,7 +142,7 @@ def run_children(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def compare(found: list[dict[str, Any]]) -> None:
     """Ours over TRL's, in time and memory; the mean of the steps after the first."""
-    timed = {part: [line for line in found if line["name"] == part] for part in ("step", "offload", "lean")}
+    timed = {part: [line for line in found if line["name"] == part] for part in ("step", "recompute", "lean")}
     ours = {part: _ours(steps, part) for part, steps in timed.items() if len(steps) > 1}
     for setting in ("checkpointing", "no checkpointing"):
         steps = [s for s in found if s["name"] == "trl" and s["setting"] == setting and s["number"] > 1]

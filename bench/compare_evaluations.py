@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from learned_workflows import commonest
 from run_files import evaluated_rows
 
 from fastgrpo.flow.adaptivity import adaptivity_table, structure
@@ -42,6 +41,12 @@ def texts(rows: Sequence[Row]) -> str:
     for (stage, dataset), counts in by.items():
         lines.append([stage, dataset, str(counts.total()), str(len(counts)), commonest(counts)])
     return markdown(lines)
+
+
+def commonest(workflows: Counter[str]) -> str:
+    """The share of the commonest of `workflows`, and its body in a line."""
+    [(workflow, times)] = workflows.most_common(1)
+    return f"{times / workflows.total():.0%}: `{' / '.join(line.strip() for line in workflow.splitlines()[1:])}`"
 
 
 def structures(rows: Sequence[Row]) -> str:

@@ -38,12 +38,9 @@ from fastgrpo.engine.opening import AnyEngine
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.demo_policy import END
 from fastgrpo.policy.loading import load_policy
-from fastgrpo.policy.model import Policy
 from fastgrpo.rollouts.environment import Environment
 from fastgrpo.rollouts.rollouts import collect
-from fastgrpo.training.flops import training_flops
-from fastgrpo.training.packing import rank_batches
-from fastgrpo.types import Group, Result, Reward, Rollout, Sample, Sampling
+from fastgrpo.types import Group, Result, Reward, Rollout, Sampling
 
 rows: list[tuple[str, str]] = []
 
@@ -276,11 +273,6 @@ def start_peak(kv_gib: float) -> float:
         return 0.0
     torch.cuda.reset_peak_memory_stats()
     return kv_gib if torch.cuda.memory_allocated() / GIB > used_gib() else 0.0
-
-
-def flops(policy: Policy, samples: Sequence[Sample], budget: int) -> float:
-    """Floating-point operations of forward and backward of what this rank computes of `samples`."""
-    return training_flops(policy.model, rank_batches(samples, "token", 1, budget, "cpu"))
 
 
 def emit(name: str, values: dict[str, Any]) -> None:

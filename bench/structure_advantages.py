@@ -18,6 +18,7 @@ import numpy as np
 from run_files import grpo_samples
 
 from fastgrpo.program import run_program
+from fastgrpo.record.comparison import markdown
 
 KINDS = ("all solve", "none solves", "some solve")
 
@@ -52,12 +53,12 @@ def table(found: list[Earned]) -> str:
     by_structure = defaultdict(list)
     for each in found:
         by_structure[each.structure].append(each)
-    lines = [f"| structure | rollouts | over deviation | without | {' | '.join(KINDS)} |", "|" + " --- |" * 7]
+    lines = [["structure", "rollouts", "over deviation", "without", *KINDS]]
     for structure, rows in sorted(by_structure.items(), key=lambda item: -len(item[1]))[:10]:
         cells = [_means([row for row in rows if row.kind == kind]) for kind in KINDS]
         over, without = np.mean([row[2:] for row in rows], axis=0)
-        lines.append(f"| {structure} | {len(rows)} | {over:+.3f} | {without:+.3f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([structure, str(len(rows)), f"{over:+.3f}", f"{without:+.3f}", *cells])
+    return markdown(lines)
 
 
 def _means(rows: list[Earned]) -> str:

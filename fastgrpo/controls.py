@@ -18,7 +18,7 @@ from fastgrpo.evaluation import evaluate_model, measured_rows, summary
 from fastgrpo.flow.adaptivity import adaptivity_table
 from fastgrpo.flow.baselines import ALONE, RANDOM, Control, always, candidates, drawn, fixed_workflows, run_control
 from fastgrpo.flow.environment import WorkflowEnvironment
-from fastgrpo.flow.types import Problem, names_of
+from fastgrpo.flow.types import Problem
 from fastgrpo.ranks.collectives import of_replica, replica_share
 from fastgrpo.record.comparison import gains, markdown, write_comparison
 from fastgrpo.record.problem_statistics import stages_of
@@ -71,7 +71,7 @@ async def baselines(
     rewards = await measured({name: always(code) for name, code in texts.items()}, tried)
     best = max(rewards, key=lambda name: summary(rewards[name]).get("reward", -math.inf))
     controls = {name: always(code) for name, code in fixed_workflows(config.eval.drafts).items()}
-    controls[RANDOM] = drawn(names_of(environment.worker) if environment else ())
+    controls[RANDOM] = drawn(environment.worker.names if environment else ())
     controls[f"best on training problems: {best}"] = always(texts[best])
     return [row for rows in (await measured(controls, held_out)).values() for row in rows]
 

@@ -113,6 +113,12 @@ def _is_a_packages(file: Path) -> bool:
     return installed or file.is_relative_to(Path(__file__).parent) or file.name.startswith("<frozen")
 
 
+def brief(said: object, chars: int = 400) -> str:
+    """What was said, on one line of about so many characters."""
+    text = " ".join(str(said).split())
+    return text if len(text) <= chars else f"{text[:chars]} ..."
+
+
 def shown(value: object) -> str:
     """The beginning of a value's repr, on one line, for a sentence about it; its type's name where it has none."""
     try:

@@ -26,7 +26,7 @@ from fastgrpo.flow.jails import open_pool
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.solutions import given_to, last_line, program_after, run_program, run_tests
 from fastgrpo.flow.teachers import ScriptedTeacher
-from fastgrpo.flow.types import Execution, Problem, WorkflowLimits, names_of
+from fastgrpo.flow.types import Execution, Problem, WorkflowLimits
 from fastgrpo.record.comparison import markdown, spread
 from fastgrpo.record.json_lines import read_lines
 from fastgrpo.record.log import RunLog, open_log
@@ -196,7 +196,7 @@ async def teach(config: Config, *, resume: bool) -> Path:
     problems, _ = _audited_problems(config)
     with open_log(config, resume=resume) as log:
         async with workflows.open_environment(config, log) as environment:
-            teacher = ForgingTeacher(names_of(environment.worker))
+            teacher = ForgingTeacher(environment.worker.names)
             return await warm_start(config, environment, problems, log, teacher)
 
 
@@ -271,4 +271,4 @@ def steps_figure(rows: Sequence[Mapping[str, Any]]) -> str:
             axes.set_title(stage, fontsize=10)
             axes.legend(ncols=2, loc="upper left")
 
-    return svg(9, 3.4, draw)
+    return svg(3.4, draw)

@@ -84,10 +84,10 @@ def refuse_busy(port: int) -> None:
             raise UserError(f"port {port} cannot be served on: {reason}; choose another --port") from None
 
 
-def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, *, within_s: float) -> None:
+def wait_until_it_answers(server: subprocess.Popen[bytes], port: int) -> None:
     """Raises `UserError` where the server ends first or takes longer."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + within_s
+    end = time.monotonic() + START_S
     while time.monotonic() < end:
         if (code := server.poll()) is not None:
             raise UserError(f"vLLM's server ended with exit status {code}: its reason is above")
@@ -96,7 +96,7 @@ def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, *, within_
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    raise UserError(f"vLLM's server did not answer on port {port} within {within_s:g} s: try a smaller model")
+    raise UserError(f"vLLM's server did not answer on port {port} within {START_S:g} s: try a smaller model")
 
 
 def serve(command: list[str], variables: dict[str, str], port: int, then: Sequence[str] = ()) -> int:
@@ -107,7 +107,7 @@ def serve(command: list[str], variables: dict[str, str], port: int, then: Sequen
     refuse_busy(port)
     with subprocess.Popen(command, env=variables, start_new_session=True) as server:
         try:
-            wait_until_it_answers(server, port, within_s=START_S)
+            wait_until_it_answers(server, port)
             print(
                 f'the worker answers; set\n\n[workers]\nkind = "openai"\nbase_url = "http://127.0.0.1:{port}/v1"\n'
                 f'model = "{NAME}"\n',

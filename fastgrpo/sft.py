@@ -21,7 +21,7 @@ from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.teachers import ModelTeacher, ScriptedTeacher, Teacher
-from fastgrpo.flow.types import Problem, names_of
+from fastgrpo.flow.types import Problem
 from fastgrpo.plan import command_to_run, run_on_ranks, with_readable_model
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
@@ -106,9 +106,8 @@ async def _distill(
     Raises UserError where more failed than were made, or none is worth learning.
     """
     sft, traces, worker = config.sft, TraceFile(config.folder / TRACES), environment.worker
-    names = names_of(worker)
     if teacher is None:
-        teacher = ScriptedTeacher(names) if sft.teacher == "scripted" else ModelTeacher(worker, names)
+        teacher = ScriptedTeacher(worker.names) if sft.teacher == "scripted" else ModelTeacher(worker)
     with log.phase("distill"):
         failures = await distill(
             environment,

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from fastgrpo.config import Config, Data
 from fastgrpo.errors import UserError, shown
-from fastgrpo.flow import programs, task
+from fastgrpo.flow import task
 from fastgrpo.flow.problems.files import HUMANEVAL
 from fastgrpo.flow.problems.loading import load_problems
+from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.functions import find_function
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.record.log import RunLog
@@ -130,7 +131,8 @@ def task_of(config: Config) -> Task:
         return reward_task([find_function(name, "data.reward") for name in config.data.reward.split(",")])
     untried = partial(load_problems, tried=False)
     if config.task == "code":
-        return Task(load_problems, task.open_programs, False, untried, lambda _, each: programs.prompt(each), _sets_of)
+        prompt = ProgramEnvironment.prompt
+        return Task(load_problems, task.open_programs, False, untried, lambda _, each: prompt(each), _sets_of)
     return Task(load_problems, task.open_environment, True, untried, task.prompt, _sets_of)
 
 

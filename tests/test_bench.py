@@ -82,7 +82,7 @@ def test_what_a_program_does_not_have_is_said_at_once(
     assert "error: --" in capsys.readouterr().err
 
 
-READERS = ("step_parts", "structure_advantages", "learned_workflows", "compare_evaluations", "reward_sweep")
+READERS = ("step_parts", "structure_advantages", "compare_evaluations", "reward_sweep")
 
 
 @pytest.mark.parametrize("program", READERS)

@@ -19,14 +19,14 @@ from fastgrpo.flow.types import Execution, Problem
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.record.log import RunLog
 from fastgrpo.types import Result, Reward, Rollout
-from tests.flow.conftest import ADD
+from tests.flow.conftest import ADD, ScriptedWorker
 
 
 class Environment:
     """Every workflow ends with `execution`, in turn with those of `first`."""
 
     def __init__(self, execution: Execution, *first: Execution) -> None:
-        self.execution, self.first, self.worker, self.runs = execution, list(first), object(), 0
+        self.execution, self.first, self.worker, self.runs = execution, list(first), ScriptedWorker(""), 0
 
     def prompt(self, problem: Problem) -> str:
         return problem.prompt

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 import zlib
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,14 +63,18 @@ CORPUS = ["count the vowels in this sentence", "aeiou bcdfg"] * 4
 
 
 class Vowels:
-    """A task without jails: the reward is the share of vowels in the completion."""
+    """A task without jails: the reward is the share of vowels in the completion, after what is done `before`."""
+
+    def __init__(self, before: Callable[[Any], Awaitable[None]] | None = None) -> None:
+        self.before = before
 
     def prompt(self, problem) -> str:
         return problem.prompt
 
     async def execute(self, problem, completion: str, seed: int) -> float:
-        rate = sum(letter in "aeiou" for letter in completion) / max(len(completion), 1)
-        return rate
+        if self.before is not None:
+            await self.before(problem)
+        return share(completion)
 
     def feedback_text(self, execution) -> str:
         return "again"
@@ -78,23 +83,28 @@ class Vowels:
         return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
 
 
-@asynccontextmanager
-async def open_vowels(config, log):
-    yield Vowels()
+def share(text: str) -> float:
+    return sum(letter in "aeiou" for letter in text) / max(len(text), 1)
+
+
+def opened(environment: Any):
+    """What opens it, as a task has it."""
+    return lambda config, log: nullcontext(environment)
+
+
+open_vowels = opened(Vowels())
 
 
 @asynccontextmanager
 async def open_interrupting(config, log):
     """Cancels the run at its fifth execution, as Ctrl-C does."""
-    vowels, left, run = Vowels(), iter(range(4, -(10**6), -1)), asyncio.current_task()
+    left, run = iter(range(4, -(10**6), -1)), asyncio.current_task()
 
-    async def execute(problem, completion: str, seed: int) -> float:
+    async def cancel(problem) -> None:
         if next(left) == 0:
             run.cancel()
-        return await Vowels.execute(vowels, problem, completion, seed)
 
-    vowels.execute = execute
-    yield vowels
+    yield Vowels(cancel)
 
 
 @asynccontextmanager
@@ -109,6 +119,9 @@ def load_vowels(config):
     return problems[:6], problems[6:]
 
 
+NOT_HELD_OUT = (load_vowels(None)[0], [])
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("policy")
@@ -116,19 +129,31 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completions are drawn at random."""
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+
+
+# What makes an engine and a step small.
+SMALL = {
+    "engine.max_model_len": 64,
+    "engine.kv_cache_gib": 0.05,
+    "grpo.prompts_per_step": 2,
+    "grpo.group_size": 4,
+    "grpo.max_new_tokens": 16,
+}
+
+
 def run(
     model: Path | str, runs: Path, name: str, *, resume: bool = False, environment=open_vowels, problems=None, **values
 ) -> Path:
     values = {
+        **SMALL,
         "model.path": str(model),
         "runs": str(runs),
         "name": name,
-        "engine.max_model_len": 64,
         "engine.max_num_seqs": 16,
-        "engine.kv_cache_gib": 0.05,
-        "grpo.prompts_per_step": 2,
-        "grpo.group_size": 4,
-        "grpo.max_new_tokens": 16,
         "grpo.lr": 1e-3,
         "grpo.micro_batch_tokens": 128,
         "eval.samples": 2,
@@ -202,9 +227,8 @@ async def checksum(self: Vowels, problem: Any, completion: str, seed: int) -> fl
 
 @pytest.mark.parametrize("lag", [0, 2])
 def test_held_out_problems_are_measured_while_it_trains_and_change_nothing(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lag: int
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_vllm: None, lag: int
 ) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     monkeypatch.setattr(Vowels, "execute", checksum)
     keys = {"grpo__steps": 5, "grpo__max_lag": lag, "checkpoint__every": 1, "checkpoint__keep": 1}
     plain = run(model, tmp_path, "plain", **keys)
@@ -220,9 +244,8 @@ def test_held_out_problems_are_measured_while_it_trains_and_change_nothing(
 
 
 def test_the_best_of_the_measured_checkpoints_is_kept(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_vllm: None
 ) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     rewards = iter([0.1, 0.2, 0.9, 0.3, 0.4])
     monkeypatch.setattr(programs, "summary", lambda rows: {"reward": next(rewards)})
     keys = {"checkpoint__every": 1, "checkpoint__keep": 1, "eval__every": 1}
@@ -232,23 +255,15 @@ def test_the_best_of_the_measured_checkpoints_is_kept(
 
 
 def test_an_evaluation_of_which_all_failed_ends_no_training(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, no_vllm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
+    held_out = iter(range(100))
 
-    @asynccontextmanager
-    async def failing(config, log):
-        vowels, held_out = Vowels(), iter(range(100))
+    async def fail(problem) -> None:
+        if problem.id in ("p6", "p7") and 4 <= next(held_out) < 8:
+            raise OSError("no worker answers")
 
-        async def execute(problem, completion: str, seed: int) -> float:
-            if problem.id in ("p6", "p7") and 4 <= next(held_out) < 8:
-                raise OSError("no worker answers")
-            return await Vowels.execute(vowels, problem, completion, seed)
-
-        vowels.execute = execute
-        yield vowels
-
-    folder = run(model, tmp_path, "failing", grpo__steps=3, eval__every=1, environment=failing)
+    folder = run(model, tmp_path, "failing", grpo__steps=3, eval__every=1, environment=opened(Vowels(fail)))
     assert ["held_out/reward" in row for row in metrics(folder)] == [False, False, True]
     assert "step 1: nothing was evaluated: all 4 rollouts failed" in " ".join(capsys.readouterr().out.split())
 
@@ -507,15 +522,13 @@ def wait_for_step(folder: Path, process: subprocess.Popen, deadline_s: float) ->
 
 def vowels(completions, factor, **_) -> list[float]:
     """A reward function in TRL's form."""
-    shares = [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
-    return [share * weight for share, weight in zip(shares, factor, strict=True)]
+    return [share(text) * weight for text, weight in zip(completions, factor, strict=True)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_a_script_that_trains_leaves_a_checkpoint(model: Path, tmp_path: Path, number: int) -> None:
-    keys = {"runs": str(tmp_path), "name": "cut", "engine.max_model_len": 64, "engine.kv_cache_gib": 0.05}
-    keys |= {"grpo.steps": 10_000, "grpo.prompts_per_step": 2, "grpo.group_size": 2, "grpo.max_new_tokens": 8}
-    keys |= {"data.held_out": 0, "checkpoint.every": 10_000}
+    keys = SMALL | {"runs": str(tmp_path), "name": "cut", "grpo.steps": 10_000, "data.held_out": 0}
+    keys |= {"checkpoint.every": 10_000}
     given = f"{keys!r}, model={str(model)!r}, reward=t.vowels, dataset={[{'prompt': 'count', 'factor': 2.0}] * 6!r}"
     code = f"import fastgrpo, tests.test_train as t\nt.learner.open_engine = t.random_engine\nfastgrpo.train({given})"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as script:
@@ -539,16 +552,7 @@ def test_a_reward_that_changes_folder_and_default_type_changes_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    keys = {
-        "engine.max_model_len": 64,
-        "engine.kv_cache_gib": 0.05,
-        "grpo.steps": 2,
-        "grpo.prompts_per_step": 2,
-        "grpo.group_size": 4,
-        "grpo.max_new_tokens": 16,
-        "data.held_out": 0,
-        "checkpoint.every": 1,
-    }
+    keys = SMALL | {"grpo.steps": 2, "data.held_out": 0, "checkpoint.every": 1}
     rows = [{"prompt": f"count {number}", "factor": 2.0} for number in range(6)]
     try:
         folders = [
@@ -565,18 +569,7 @@ def test_a_reward_that_changes_folder_and_default_type_changes_nothing(
 
 @pytest.mark.engine
 def test_a_reward_function_and_rows_train_from_python(model: Path, tmp_path: Path) -> None:
-    keys = {
-        "runs": str(tmp_path),
-        "name": "rewards",
-        "engine.max_model_len": 64,
-        "engine.kv_cache_gib": 0.05,
-        "grpo.steps": 1,
-        "grpo.prompts_per_step": 2,
-        "grpo.group_size": 4,
-        "grpo.max_new_tokens": 16,
-        "data.held_out": 2,
-        "eval.samples": 2,
-    }
+    keys = SMALL | {"runs": str(tmp_path), "name": "rewards", "grpo.steps": 1, "data.held_out": 2, "eval.samples": 2}
     rows = [{"prompt": f"count {number}", "factor": 2.0} for number in range(6)]
     folder = fastgrpo.train(keys, model=model, reward=vowels, reward_weights=[0.5], dataset=rows)
     (row,) = metrics(folder)
@@ -587,9 +580,8 @@ def test_a_reward_function_and_rows_train_from_python(model: Path, tmp_path: Pat
 
 
 def test_ids_and_columns_of_any_kind_end_in_files_that_can_be_read(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_vllm: None
 ) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     named = (3, (1, 2), "\ud800", None)
     problems = [SimpleNamespace(id=i, prompt="count", difficulty="hard", dataset=None) for i in named]
     vowels_of = Vowels.results
@@ -603,10 +595,7 @@ def test_ids_and_columns_of_any_kind_end_in_files_that_can_be_read(
     assert {(row.difficulty, row.dataset) for row in rows} == {(None, "")}
 
 
-def test_a_task_from_python_is_not_taken_for_the_configuration_s(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
+def test_a_task_from_python_is_not_taken_for_the_configuration_s(model: Path, tmp_path: Path, no_vllm: None) -> None:
     folder = run(model, tmp_path, "python", grpo__steps=1)
     config = resolve(read_toml(folder / "config.toml"))
     with pytest.raises(
@@ -622,72 +611,56 @@ def test_a_task_from_python_is_not_taken_for_the_configuration_s(
         refuse(named, ["p1"])
 
 
-@asynccontextmanager
-async def open_dead(config, log):
-    """An environment whose every execution fails, as where its endpoint is gone."""
-    vowels = Vowels()
-
-    async def execute(problem, completion: str, seed: int) -> float:
-        raise ConnectionError("the endpoint is gone")
-
-    vowels.execute = execute
-    yield vowels
+async def gone(problem) -> None:
+    raise ConnectionError("the endpoint is gone")
 
 
 @pytest.mark.parametrize("held_out", [0, 2])
 def test_a_run_that_fails_throughout_ends_with_the_reason(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int
+    model: Path, tmp_path: Path, no_vllm: None, held_out: int
 ) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     failed = "all 4 rollouts" if held_out else "8 of 8 rollouts of a step"
     wanted = rf"{failed} failed for a reason .*: problem p\d: execute raised ConnectionError: the endpoint is gone"
     problems, others = load_vowels(None)
     with pytest.raises(UserError, match=wanted):
-        run(model, tmp_path, "dead", environment=open_dead, problems=(problems, others[:held_out]), grpo__steps=2)
+        run(
+            model,
+            tmp_path,
+            "dead",
+            environment=opened(Vowels(gone)),
+            problems=(problems, others[:held_out]),
+            grpo__steps=2,
+        )
 
 
 def test_steps_from_which_nothing_is_learned_are_told_once(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, no_vllm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def opened(*totals: float):
-        @asynccontextmanager
-        async def open_task(config, log):
-            task = Vowels()
-            task.results = lambda problem, rollouts: [
-                Result(reward=Reward(total=total, terms={"format": total})) for total in totals[: len(rollouts)]
-            ]
-            yield task
+    def paying(*totals: float):
+        task = Vowels()
+        task.results = lambda problem, rollouts: [
+            Result(reward=Reward(total=total, terms={"format": total})) for total in totals[: len(rollouts)]
+        ]
+        return opened(task)
 
-        return open_task
-
-    monkeypatch.setattr(learner, "open_engine", random_engine)
-    problems = load_vowels(None)[0], []
-    alike = run(model, tmp_path, "alike", environment=opened(*[-0.5] * 4), problems=problems, grpo__steps=5)
+    alike = run(model, tmp_path, "alike", environment=paying(*[-0.5] * 4), problems=NOT_HELD_OUT, grpo__steps=5)
     assert len(metrics(alike)) == 5
     said = "in the last 3 steps no group had two rewards that differ (total -0.500, format -0.500): nothing is learned"
     assert capsys.readouterr().out.count(said) == 1
-    run(model, tmp_path, "unlike", environment=opened(0.0, -0.5, 0.0, 0.0), problems=problems, grpo__steps=4)
+    run(model, tmp_path, "unlike", environment=paying(0.0, -0.5, 0.0, 0.0), problems=NOT_HELD_OUT, grpo__steps=4)
     assert "nothing is learned" not in capsys.readouterr().out
 
 
 def test_a_run_that_loses_many_stragglers_says_once_that_the_quick_ones_are_left(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, no_vllm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @asynccontextmanager
-    async def open_task(config, log):
-        task = Vowels()
-        quick, seconds = task.execute, cycle([0.0, 60.0])
+    seconds = cycle([0.0, 60.0])
 
-        async def execute(problem, completion: str, seed: int) -> float:
-            await asyncio.sleep(next(seconds))
-            return await quick(problem, completion, seed)
+    async def wait(problem) -> None:
+        await asyncio.sleep(next(seconds))
 
-        task.execute = execute
-        yield task
-
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     folder = run(
-        model, tmp_path, "late", environment=open_task, problems=(load_vowels(None)[0], []), grpo__steps=2,
+        model, tmp_path, "late", environment=opened(Vowels(wait)), problems=NOT_HELD_OUT, grpo__steps=2,
         grpo__straggler_s=0.1,
     )  # fmt: skip
     assert [(row["stragglers"], row["infrastructure"]) for row in metrics(folder)] == [(4, 4)] * 2
@@ -698,23 +671,15 @@ def test_a_run_that_loses_many_stragglers_says_once_that_the_quick_ones_are_left
 
 
 def test_a_run_that_loses_many_rollouts_to_its_task_says_once_why(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, no_vllm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @asynccontextmanager
-    async def open_task(config, log):
-        task, down = Vowels(), cycle([False, False, True])
-        quick = task.execute
+    down = cycle([False, False, True])
 
-        async def execute(problem, completion: str, seed: int) -> float:
-            if next(down):
-                raise ConnectionError("the endpoint is gone")
-            return await quick(problem, completion, seed)
+    async def fail(problem) -> None:
+        if next(down):
+            await gone(problem)
 
-        task.execute = execute
-        yield task
-
-    monkeypatch.setattr(learner, "open_engine", random_engine)
-    folder = run(model, tmp_path, "third", environment=open_task, problems=(load_vowels(None)[0], []), grpo__steps=3)
+    folder = run(model, tmp_path, "third", environment=opened(Vowels(fail)), problems=NOT_HELD_OUT, grpo__steps=3)
     assert [row["infrastructure"] for row in metrics(folder)] == [2, 3, 3]
     said = "2 of 8 rollouts of this step have no reward, for a reason that is not the policy's: problem p"
     out = " ".join(capsys.readouterr().out.split())
@@ -725,37 +690,38 @@ def test_a_run_that_loses_many_rollouts_to_its_task_says_once_why(
 
 
 def test_failures_of_another_rank_are_told(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_vllm: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     other = Tally(sums={"rollouts": 8.0, "infrastructure": 2.0, "tokens_per_s": 1.0}, failure="q: its disk is full")
     monkeypatch.setattr(experience, "gather_all", lambda own, what: [own, other])
-    run(model, tmp_path, "two", problems=(load_vowels(None)[0], []), grpo__steps=1)
+    run(model, tmp_path, "two", problems=NOT_HELD_OUT, grpo__steps=1)
     said = "2 of 16 rollouts of this step have no reward, for a reason that is not the policy's: q: its disk is full."
     assert said in " ".join(capsys.readouterr().out.split())
     other.sums["infrastructure"] = 9.0
     with pytest.raises(UserError, match=r"9 of 16 rollouts of a step failed .*: q: its disk is full \(grpo"):
-        run(model, tmp_path, "two", problems=(load_vowels(None)[0], []), grpo__steps=1)
+        run(model, tmp_path, "two", problems=NOT_HELD_OUT, grpo__steps=1)
 
 
 def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, no_vllm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     with pytest.raises(UserError):
-        run(model, tmp_path, "new", environment=open_dead, grpo__steps=1)
+        run(model, tmp_path, "new", environment=opened(Vowels(gone)), grpo__steps=1)
     folder = run(model, tmp_path, "new", resume=True, grpo__steps=1)
     assert f"{folder} has no checkpoint yet: GRPO starts over, from {model}" in capsys.readouterr().out
-    run(model, tmp_path, "new", resume=True, grpo__steps=1, problems=(load_vowels(None)[0], []))
+    run(model, tmp_path, "new", resume=True, grpo__steps=1, problems=NOT_HELD_OUT)
     out = capsys.readouterr().out
     assert "no checkpoint" not in out
     assert "held out" not in out
 
 
 def test_a_checkpoint_that_is_not_whole_is_named_and_without_another_nothing_starts_over(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, no_vllm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     folder = run(model, tmp_path, "cut", grpo__steps=4)
     first, second = sorted((folder / "checkpoints").glob("step-*"))
     (second / "model.safetensors").write_bytes(b"")
@@ -771,10 +737,9 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_without_another_nothing_sta
 
 
 def test_a_damaged_file_is_named_and_costs_no_more_than_itself(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, no_vllm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each file of a run's folder is emptied, cut, and overwritten by noise; those of a checkpoint by noise alone."""
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     keys = {"grpo__curriculum": 0.5, "grpo__max_lag": 1}
     whole = run(model, tmp_path, "whole", grpo__steps=4, **keys)
     noise = random.Random(0)
@@ -809,16 +774,14 @@ def test_a_damaged_file_is_named_and_costs_no_more_than_itself(
 
 
 def test_a_resumed_run_is_told_of_data_that_changed_and_may_go_on_with_it(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_vllm: None
 ) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"count {number}", "factor": 2.0} for number in range(6)]
     file, folder = tmp_path / "rows.jsonl", tmp_path / "named"
 
     def go_on(name: str, steps: int, dataset: Any, *, resume: bool = True) -> None:
-        keys = {"runs": str(tmp_path), "name": name, "grpo.steps": steps, "grpo.prompts_per_step": 2}
-        keys |= {"engine.max_model_len": 64, "grpo.max_new_tokens": 16, "data.held_out": 2, "eval.samples": 1}
+        keys = SMALL | {"runs": str(tmp_path), "name": name, "grpo.steps": steps, "data.held_out": 2, "eval.samples": 1}
         with_name = {"data.reward": "tests.test_train:vowels", "data.dataset": "rows.jsonl"} if not dataset else {}
         config = resolve({"model.path": str(model)} | keys | with_name)
         run_without_report(config, reward_task([vowels], dataset=dataset) if dataset else None, resume=resume)
@@ -849,10 +812,7 @@ def test_a_resumed_run_is_told_of_data_that_changed_and_may_go_on_with_it(
 
 
 @pytest.mark.parametrize("lag", [0, 1])
-def test_a_resumed_curriculum_draws_the_same(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lag: int
-) -> None:
-    monkeypatch.setattr(learner, "open_engine", random_engine)
+def test_a_resumed_curriculum_draws_the_same(model: Path, tmp_path: Path, no_vllm: None, lag: int) -> None:
     problems = [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=i / 20) for i in range(20)]
     keys = {"problems": (problems, []), "grpo__curriculum": 0.5, "grpo__max_lag": lag}
     whole = run(model, tmp_path, "whole", grpo__steps=6, **keys)
@@ -869,7 +829,7 @@ def test_a_resumed_curriculum_draws_the_same(
 
 
 def test_a_model_by_its_name_is_found_again_by_the_commit(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_vllm: None
 ) -> None:
     asked, snapshot = [], tmp_path / "cache" / ("c" * 40)
 
@@ -878,7 +838,6 @@ def test_a_model_by_its_name_is_found_again_by_the_commit(
         return str(shutil.copytree(model, snapshot, dirs_exist_ok=True))
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     monkeypatch.chdir(tmp_path)
     folder = run("org/tiny", tmp_path, "named", grpo__steps=1)
     recorded = read_toml(folder / "config.toml")
@@ -919,23 +878,15 @@ def test_a_task_that_stage_1_cannot_teach_needs_a_model(tmp_path: Path) -> None:
 
 
 def test_a_second_training_in_the_process_is_refused_and_the_first_goes_on(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, no_vllm: None
 ) -> None:
     def second(completions: list[str], **_: Any) -> list[float]:
         with pytest.raises(UserError, match="another training is under way in this process"):
             fastgrpo.train(keys, model=model, reward=vowels, dataset=rows)
         return vowels(completions, [1.0] * len(completions))
 
-    monkeypatch.setattr(learner, "open_engine", random_engine)
     rows = [{"prompt": f"count {number}"} for number in range(3)]
-    keys = {
-        "runs": str(tmp_path),
-        "engine.max_model_len": 64,
-        "grpo.max_new_tokens": 16,
-        "grpo.steps": 1,
-        "grpo.prompts_per_step": 1,
-        "data.held_out": 1,
-    }
+    keys = SMALL | {"runs": str(tmp_path), "grpo.steps": 1, "grpo.prompts_per_step": 1, "data.held_out": 1}
     for _ in range(2):
         (row,) = metrics(fastgrpo.train(keys, model=model, reward=second, dataset=rows))
         assert row["infrastructure"] == 0

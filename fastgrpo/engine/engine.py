@@ -61,7 +61,6 @@ class Engine:
         kv_cache_gib: float | None = None,
         kv_cache_dtype: str = "auto",
         enforce_eager: bool = False,
-        cpu_threads: int | None = None,
         parity_threshold: float = 0.1,
         step_timeout_s: float = 40.0,
         tensor_parallel: int = 1,
@@ -72,8 +71,8 @@ class Engine:
         "fp8" is e4m3 at scale 1, "auto" the weights'.
 
         `dtype` "auto" is float32 on CPU (as fast as bf16 there, and exact) and the checkpoint's on GPU. On CPU there
-        are no graphs to capture, so `enforce_eager` is ignored, and generation runs on `cpu_threads` (half the cores):
-        the jails need the others, and a team of OpenMP threads that must share its cores waits for itself, tens of
+        are no graphs to capture, so `enforce_eager` is ignored, and generation runs on half of the cores: the jails
+        need the others, and a team of OpenMP threads that must share its cores waits for itself, tens of
         times slower. `parity_threshold` is the canary's largest permitted mean |logprob difference| in nats
         (`weight_sync.FP8_PARITY` times it with "fp8"). A step of vLLM that has not returned after `step_timeout_s`, or
         `FIRST_STEP` times that before the first completion, hangs: nothing can interrupt it, so the process ends.
@@ -88,7 +87,7 @@ class Engine:
         # The folder may be a link that is gone after the start.
         self._path = os.path.realpath(model_path)
         self._step_timeout_s, self._decoded = step_timeout_s, False
-        self._cpu_threads = None if on_gpu else cpu_threads or max(1, len(os.sched_getaffinity(0)) // 2)
+        self._cpu_threads = None if on_gpu else max(1, len(os.sched_getaffinity(0)) // 2)
         # Nothing is on the GPU in this process where the worker has one of its own.
         self._device = torch.cuda.current_device() if on_gpu and not worker_process else None
         self._open: dict[str, OpenRequest] = {}

@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastgrpo.engine.guards import source_digest
+from fastgrpo.kernels.tuning import multiprocessors
 
 # Of vLLM's attention that `forward` stands for (`attention_shape`): 0.25.1.
 KNOWN_ATTENTION = "31f2ccfca6e9dd1b"
@@ -66,7 +66,7 @@ def decode(attention: Any, query: Tensor, kv_cache: Tensor, metadata: Any, outpu
 def is_large_decode(attention: Any, query: Tensor, kv_cache: Tensor, metadata: Any) -> bool:
     """Whether each sequence has one query, they keep the GPU busy, and plain causal attention is all that is asked."""
     sequences = len(metadata.seq_lens)
-    if metadata.max_query_len != 1 or sequences * attention.num_kv_heads < WAVES * _multiprocessors(query.device):
+    if metadata.max_query_len != 1 or sequences * attention.num_kv_heads < WAVES * multiprocessors(query.device):
         return False
     block, width = kv_cache.shape[2], kv_cache.shape[-1]
     return bool(
@@ -90,8 +90,3 @@ def is_large_decode(attention: Any, query: Tensor, kv_cache: Tensor, metadata: A
         and query.stride(-2) == query.shape[-1] == width
         and (block, width) in ((16, 64), (16, 128), (32, 64), (32, 128), (64, 64), (64, 128))
     )
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count

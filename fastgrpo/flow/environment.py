@@ -29,7 +29,6 @@ from fastgrpo.flow.types import (
     Worker,
     WorkerError,
     WorkflowLimits,
-    names_of,
     status_of,
 )
 from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
@@ -63,7 +62,7 @@ class WorkflowEnvironment:
 
     def prompt(self, problem: Problem) -> str:
         """What the policy reads first: of the problem its prompt, and whether there are public tests."""
-        return query_prompt(problem, self._instruction, names_of(self.worker))
+        return query_prompt(problem, self._instruction, self.worker.names)
 
     def feedback_text(self, execution: Execution) -> str | None:
         """What the policy reads between two rounds: public tests only; None after a failure of ours."""
@@ -97,10 +96,6 @@ class WorkflowEnvironment:
                 return first
             second = await self._attempt(problem, workflow, seed)
         return replace(second, wasted=first.calls, seconds=first.seconds + second.seconds)
-
-    async def score(self, problem: Problem, solution: str) -> Outcome:
-        """The solution's outcome on the hidden tests; `pass_rate` is the share passed."""
-        return await run_tests(self.pool, problem, solution, public=False, limits=self._limits)
 
     async def _attempt(self, problem: Problem, workflow: Workflow, seed: int) -> Execution:
         start = time.perf_counter()
@@ -154,7 +149,7 @@ class WorkflowEnvironment:
         elif public.status == "timeout" and judged_in_one_run(problem):
             hidden = replace(public, tests=())
         else:
-            hidden = await self.score(problem, solution)
+            hidden = await run_tests(self.pool, problem, solution, public=False, limits=self._limits)
         if "infrastructure" in (hidden.status, public.status):
             return Execution(status="infrastructure", solution=solution, error=hidden.error or public.error)
         try:

@@ -26,7 +26,6 @@ from fastgrpo.flow.types import (
     Worker,
     WorkerCall,
     WorkflowLimits,
-    names_of,
 )
 from fastgrpo_sandbox import CallError, EndSession, Outcome, SandboxPool
 
@@ -94,7 +93,6 @@ class OperatorHost:
         self.tested: dict[str, Outcome] = {}
         self.answered_at: float | None = None
         self._problem, self._worker, self._pool, self._limits, self._seed = problem, worker, pool, limits, seed
-        self._names = names_of(worker)
         self._asked: Counter[str] = Counter()
         self._left = limits.calls
         self._refused = 0
@@ -116,7 +114,7 @@ class OperatorHost:
         if len(self.calls) < _ACCOUNT:
             self.calls.append(account)
         call = self._checked(method, params)
-        account.worker = call.worker or self._names[0]
+        account.worker = call.worker or self._worker.names[0]
         account.retries = call.retries if isinstance(call, Test) else 0
         return await self._answer(call, account)
 
@@ -127,8 +125,8 @@ class OperatorHost:
             raise CallError(f"{method[:_NAME_CHARS]}(): {error}") from None
         if sum(map(_chars, msgspec.structs.astuple(call))) > self._limits.text_chars:
             raise CallError(f"{method}() was given more than {self._limits.text_chars} characters")
-        if call.worker and call.worker not in self._names:
-            names = ", ".join(self._names)
+        if call.worker and call.worker not in self._worker.names:
+            names = ", ".join(self._worker.names)
             raise CallError(f"{method}(): there is no worker {call.worker!r}; choose one of: {names}")
         return call
 

@@ -13,13 +13,6 @@ from fastgrpo.types import INFRASTRUCTURE, Result, Reward, Rollout
 from fastgrpo_sandbox import SandboxPool
 
 
-def prompt(problem: Problem) -> str:
-    """What the policy reads: the problem's own prompt, and the form of the answer."""
-    if problem.answer is not None:
-        return f"{problem.prompt}\n\nWork it out step by step. The last line is `Answer: NUMBER`.\n"
-    return f"{problem.prompt}\n\nAnswer with the complete program in one Python block.\n"
-
-
 class ProgramEnvironment:
     """Runs the policy's programs in `pool`'s jails; the reward is the share of hidden tests passed."""
 
@@ -30,9 +23,12 @@ class ProgramEnvironment:
         """This environment for the training step, whose tests go before those of later steps."""
         return ProgramEnvironment(self._pool, replace(self._limits, order=step))
 
-    def prompt(self, problem: Problem) -> str:
-        """The problem's own prompt, and the form of the answer."""
-        return prompt(problem)
+    @staticmethod
+    def prompt(problem: Problem) -> str:
+        """What the policy reads: the problem's own prompt, and the form of the answer."""
+        if problem.answer is not None:
+            return f"{problem.prompt}\n\nWork it out step by step. The last line is `Answer: NUMBER`.\n"
+        return f"{problem.prompt}\n\nAnswer with the complete program in one Python block.\n"
 
     async def execute(self, problem: Problem, completion: str, seed: int) -> Execution:
         """The program in a chat answer, whatever surrounds it, judged on public and hidden tests in one run."""

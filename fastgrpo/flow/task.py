@@ -13,7 +13,7 @@ from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.jails import open_pool
 from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.flow.prompt import query_prompt
-from fastgrpo.flow.types import Problem, Worker, WorkflowLimits, names_of
+from fastgrpo.flow.types import Problem, Worker, WorkflowLimits
 from fastgrpo.flow.workers.openai import OpenAIWorker
 from fastgrpo.flow.workers.simulated import SimulatedWorker
 from fastgrpo.record.log import RunLog
@@ -30,8 +30,8 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
     async with open_pool(sandbox, log) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)
         try:
-            if config.reward.judge and config.reward.judge not in names_of(worker):
-                known = ", ".join(names_of(worker))
+            if config.reward.judge and config.reward.judge not in worker.names:
+                known = ", ".join(worker.names)
                 raise UserError(f"reward.judge = {config.reward.judge!r} is no worker: choose one of {known}")
             yield WorkflowEnvironment(
                 pool,

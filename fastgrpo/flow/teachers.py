@@ -19,14 +19,14 @@ class Teacher(Protocol):
 
 
 class ModelTeacher:
-    """A large model behind `worker`, asked in one growing conversation; `workers`: those that a workflow may name."""
+    """A large model behind `worker`, asked in one growing conversation; its workflows may name the worker's models."""
 
-    def __init__(self, worker: Worker, workers: Sequence[str]) -> None:
-        self._worker, self._workers = worker, workers
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
 
     async def write(self, problem: Problem, rounds: Sequence[tuple[str, Execution]], seed: int) -> str:
         """One more assistant turn of the conversation."""
-        messages = [{"role": "user", "content": query_prompt(problem, "full", self._workers)}]
+        messages = [{"role": "user", "content": query_prompt(problem, "full", self._worker.names)}]
         for completion, execution in rounds:
             messages.append({"role": "assistant", "content": completion})
             messages.append({"role": "user", "content": round_feedback(execution)})

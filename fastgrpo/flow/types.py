@@ -170,19 +170,15 @@ class RequestRejected(Exception):
 
 
 class Worker(Protocol):
-    """A worker model; or several, if it has `names`: what a workflow may choose from, the default first."""
+    """Worker models: a workflow may choose from their `names`, the default first."""
+
+    names: tuple[str, ...]
 
     async def ask(self, request: Request) -> Reply:
         """The answer to one request. Raises `WorkerError` or `RequestRejected`."""
 
     async def aclose(self) -> None:
         """Release connections."""
-
-
-def names_of(worker: Worker) -> tuple[str, ...]:
-    """What a workflow may call the worker's models, the default first."""
-    names: tuple[str, ...] = getattr(worker, "names", ("worker",))
-    return names
 
 
 class WorkflowLimits(msgspec.Struct, frozen=True, kw_only=True):

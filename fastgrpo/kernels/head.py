@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo.kernels import ops, validate
-from fastgrpo.kernels.reference import KlEstimator, Ratio, TokenInputs
+from fastgrpo.kernels.reference import KlEstimator, LossOptions, Ratio, TokenInputs
 
 
 class LossStatistics(NamedTuple):
@@ -110,12 +110,18 @@ def linear_grpo_loss(
     tokens = TokenInputs(
         advantages_N, token_weights_N, old_logprobs_N, ref_logprobs_N, sampled_logprobs_N, sequence_log_ratio_N
     )
-    validate.loss_arguments(hidden_NH, tokens, ratio, (clip_low, clip_high), kl_weight, tis_cap)
-    validate.kl_estimator(kl_estimator)
-    validate.entropy_weight(entropy_weight)
-    validate.clip_dual(clip_dual)
-    clips = (float(clip_low), float(clip_high))
-    options = (ratio, *clips, float(kl_weight), tis_cap, tis_mask, float(entropy_weight), clip_dual, kl_estimator)
+    options = LossOptions(
+        ratio,
+        float(clip_low),
+        float(clip_high),
+        float(kl_weight),
+        tis_cap,
+        tis_mask,
+        float(entropy_weight),
+        clip_dual,
+        kl_estimator,
+    )
+    validate.loss_arguments(hidden_NH, tokens, options)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_NH, weight_VH, bias)]
     loss, report_FN, statistics, *_ = torch.ops.fastgrpo.linear_grpo_loss(
         hidden_NH, weight_VH, bias, targets_N, *tokens, *options, float(temperature), softcap, wanted, chunk

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgrpo.kernels.backend import launch
+from fastgrpo.kernels.tuning import multiprocessors
 
 COLUMNS, TOKENS = 1024, 32
 # Programs for each multiprocessor where each adds up a part of a weight's gradient.
@@ -212,7 +213,7 @@ def rms_norm_backward(
     dy_TH, dresidual_TH, (rows, width) = dy_TH.contiguous(), dresidual_TH.contiguous(), x_TH.shape
     dx_TH = torch.empty_like(dy_TH)
     block, wide, warps = _row_block(width, tile=2048, each=8)
-    programs = max(min(triton.cdiv(rows, block), _resident_programs(x_TH.device)), 1)
+    programs = max(min(triton.cdiv(rows, block), RESIDENT * multiprocessors(x_TH.device)), 1)
     partial_PH = dy_TH.new_empty(programs, width, dtype=torch.float32)
     launch(
         _norm_backward_kernel, programs,
@@ -304,9 +305,3 @@ def _row_block(width: int, *, tile: int, each: int) -> tuple[int, int, int]:
     wide = triton.next_power_of_2(width)
     rows = max(tile // wide, 1)
     return rows, wide, min(max(rows * wide // (32 * each), 4), 32)
-
-
-def _resident_programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 4
-    return RESIDENT * torch.cuda.get_device_properties(device).multi_processor_count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -79,9 +79,14 @@ def loss_row_block(vocabulary: int) -> RowBlock:
     return RowBlock(1024, 1, 4) if vocabulary <= 4096 else RowBlock(8192, 4, 32)
 
 
-@lru_cache
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 1 on a CPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 def resident_rows(device: torch.device, vocabulary: int) -> int:
     """Rows at work at once in the two-pass kernel: two for each multiprocessor where a row is long."""
     if device.type != "cuda" or vocabulary <= 4096:
         return 1 << 30
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    return 2 * multiprocessors(device)

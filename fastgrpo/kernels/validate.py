@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from fastgrpo.kernels.reference import TokenInputs
+from fastgrpo.kernels.reference import KlEstimator, LossOptions, TokenInputs
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -48,23 +49,28 @@ def head_arguments(
     require(chunk is None or chunk > 0, "chunk", "None or a positive number of rows", chunk)
 
 
-def loss_arguments(
-    hidden_NH: Tensor, tokens: TokenInputs, ratio: str, clip: tuple[float, float], kl_weight: float, cap: float | None
-) -> None:
+def loss_arguments(hidden_NH: Tensor, tokens: TokenInputs, options: LossOptions) -> None:
     """Arguments of the policy loss."""
     for name, field_N in tokens._asdict().items():
         if field_N is not None:
             require(field_N.dtype == torch.float32, name, "float32", field_N.dtype)
             _same_rows(field_N, hidden_NH, name)
+    ratio, kl_weight, cap = options.ratio, options.kl_weight, options.tis_cap
     require(ratio in ("token", "sequence", "cispo"), "ratio", "'token', 'sequence' or 'cispo'", repr(ratio))
-    require(0 <= clip[0] <= 1, "clip_low", "a number in [0, 1]", clip[0])
-    require(clip[1] >= 0, "clip_high", "a number of at least 0", clip[1])
+    require(0 <= options.clip_low <= 1, "clip_low", "a number in [0, 1]", options.clip_low)
+    require(options.clip_high >= 0, "clip_high", "a number of at least 0", options.clip_high)
+    dual = options.clip_dual
+    require(dual is None or dual > 1, "clip_dual", "None or a number above 1", dual)
     require(math.isfinite(kl_weight) and kl_weight >= 0, "kl_weight", "a number of at least 0", kl_weight)
+    kinds = "'k1', 'k2', 'k3' or 'unbiased'"
+    require(options.kl_estimator in get_args(KlEstimator), "kl_estimator", kinds, repr(options.kl_estimator))
     require(kl_weight == 0 or tokens.ref_logprobs_N is not None, "ref_logprobs_N", "a tensor as kl_weight > 0", None)
     require(cap is None or cap > 0, "tis_cap", "None or a positive number", cap)
     require(
         cap is None or tokens.sampled_logprobs_N is not None, "sampled_logprobs_N", "a tensor as tis_cap is set", None
     )
+    bonus = options.entropy_weight
+    require(math.isfinite(bonus) and bonus >= 0, "entropy_weight", "a number of at least 0", bonus)
     on_policy = tokens.old_logprobs_N is None
     require(
         ratio != "sequence" or on_policy or tokens.sequence_log_ratio_N is not None,
@@ -72,21 +78,6 @@ def loss_arguments(
         "each token's sequence log ratio from a first pass, as ratio is 'sequence' and old_logprobs_N is given",
         None,
     )
-
-
-def clip_dual(bound: float | None) -> None:
-    """A ratio of 1 is never bounded."""
-    require(bound is None or bound > 1, "clip_dual", "None or a number above 1", bound)
-
-
-def kl_estimator(name: str) -> None:
-    """One of those that `reference.kl_estimate` knows."""
-    require(name in ("k1", "k2", "k3", "unbiased"), "kl_estimator", "'k1', 'k2', 'k3' or 'unbiased'", repr(name))
-
-
-def entropy_weight(weight: float) -> None:
-    """A bonus, never a penalty."""
-    require(math.isfinite(weight) and weight >= 0, "entropy_weight", "a number of at least 0", weight)
 
 
 def target_range(lowest: float, highest: float, vocabulary: int) -> None:

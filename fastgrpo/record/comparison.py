@@ -144,7 +144,7 @@ def gap_figure(rows: Sequence[Row]) -> str:
         axes.set(ylabel="public - hidden pass rate, points")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return svg(9, 3.4, draw)
+    return svg(3.4, draw)
 
 
 def cost_figure(rows: Sequence[Row]) -> str:
@@ -162,4 +162,4 @@ def cost_figure(rows: Sequence[Row]) -> str:
         axes.set(xlabel="worker tokens for each query", ylabel="pass@1, %")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return svg(9, 4.2, draw)
+    return svg(4.2, draw)

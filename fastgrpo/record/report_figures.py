@@ -16,6 +16,7 @@ from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 
 Row = Mapping[str, Any]
 STAGES = {"sft": ("after SFT", "#9aa5b1"), "grpo": ("after GRPO", "#0b7285")}
+WIDTH = 9.0
 THIRDS = ("easiest third", "middle third", "hardest third")
 TERM_COLORS = ("#2b8a3e", "#e67700", "#5f3dc4", "#c92a2a", "#1864ab", "#5c940d")
 HEALTH = (
@@ -38,10 +39,10 @@ STYLE: Any = {
 }
 
 
-def svg(width: float, height: float, draw: Callable[[Figure], object]) -> str:
-    """The figure that `draw` fills, `width` x `height` inches, as an SVG element."""
+def svg(height: float, draw: Callable[[Figure], object]) -> str:
+    """The figure that `draw` fills, `WIDTH` x `height` inches, as an SVG element."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -80,7 +81,7 @@ def reward_figure(rows: Sequence[Row]) -> str:
         axes.set(xlabel="GRPO step", ylabel="mean over the step's rollouts")
         axes.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
-    return svg(9, 3.6, draw)
+    return svg(3.6, draw)
 
 
 def health_figure(rows: Sequence[Row]) -> str:
@@ -93,7 +94,7 @@ def health_figure(rows: Sequence[Row]) -> str:
             axes.set(xlabel="step")
             axes.set_title(label, fontsize=10)
 
-    return svg(9, 2.2, draw) if shown else ""
+    return svg(2.2, draw) if shown else ""
 
 
 def time_figure(rows: Sequence[Row]) -> str:
@@ -111,7 +112,7 @@ def time_figure(rows: Sequence[Row]) -> str:
         axes.set(xlabel="GRPO step", ylabel="seconds")
         axes.legend(ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
-    return svg(9, 2.6, draw) if ordered else ""
+    return svg(2.6, draw) if ordered else ""
 
 
 def grouped_bars(axes: Axes, rows: Sequence[Row], key: str, parts: Mapping[str, Sequence[str]], scale: float) -> None:
@@ -143,7 +144,7 @@ def pass_rate_figure(rows: Sequence[Row]) -> str:
         grouped_bars(axes, rows, "pass_rate", everything, scale=100)
         axes.set(ylabel="hidden tests passed, %", ylim=(0, 108))
 
-    return svg(9, 3.4, draw)
+    return svg(3.4, draw)
 
 
 def difficulty_figure(rows: Sequence[Row], key: str, label: str) -> str:
@@ -169,4 +170,4 @@ def difficulty_figure(rows: Sequence[Row], key: str, label: str) -> str:
         points.set(xlabel="measured difficulty of the problem", ylabel=label)
         grouped_bars(bars, rows, key, parts, scale=1)
 
-    return svg(9, 3.6, draw)
+    return svg(3.6, draw)

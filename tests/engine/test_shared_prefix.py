@@ -16,7 +16,7 @@ PLAIN = {"sliding_window": (-1, -1), "attn_type": "decoder", "alibi_slopes": Non
 
 @pytest.fixture(autouse=True)
 def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_prefix, "_multiprocessors", lambda device: 4)
+    monkeypatch.setattr(shared_prefix, "multiprocessors", lambda device: 4)
 
 
 def large(sequences: int = 8, block: int = 64, width: int = 128, **changed: Any) -> bool:

@@ -81,6 +81,8 @@ def test_a_clock_may_be_stopped_before_and_after_its_work() -> None:
 class BusyWorker:
     """Answers `answer_s` seconds after a wait of `queue_s` and one failed attempt of `failed_s`."""
 
+    names = ("worker",)
+
     def __init__(self, queue_s: float, failed_s: float, answer_s: float) -> None:
         self.times = queue_s, failed_s, answer_s
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.problems.files import load
 from fastgrpo.flow.programs import ProgramEnvironment
+from fastgrpo.flow.solutions import run_tests
 from fastgrpo.flow.types import Execution, Reply, Request, RequestRejected, WorkerError, WorkflowLimits
 from fastgrpo.types import Rollout
 from fastgrpo_sandbox import AssertTests, Limits, Outcome, SandboxPool
@@ -128,14 +130,6 @@ def test_what_the_host_served_is_the_cost_whatever_the_text_shows(jail: Jail, na
     assert (execution.status, execution.pass_rate) == ("ok", 1.0)
     assert execution.requests == len(worker.requests)
     assert execution.complexity >= (5 / 13 if name == "unpacked retries" else 8 / 16)
-
-
-def test_a_worker_without_names_has_one(jail: Jail) -> None:
-    worker = ScriptedWorker(RIGHT)
-    del worker.names
-    [plain, named] = jail.execute(worker, WORKFLOWS["generate"], body("return await generate(problem, worker='small')"))
-    assert plain.status == "ok"
-    assert "no worker 'small'; choose one of: worker" in named.error
 
 
 def test_parallel_calls_overlap(jail: Jail) -> None:
@@ -317,11 +311,10 @@ def test_nothing_secret_is_reachable_from_the_jail(jail: Jail) -> None:
 
 def test_all_canonical_solutions_pass_and_all_empty_bodies_fail(jail: Jail) -> None:
     problems = load("humaneval")
-
-    environment = WorkflowEnvironment(jail.pool, ScriptedWorker(RIGHT))
+    hidden = partial(run_tests, jail.pool, public=False, limits=WorkflowLimits())
 
     async def outcomes(codes: list[str]) -> list[Outcome]:
-        return list(await asyncio.gather(*map(environment.score, problems, codes)))
+        return list(await asyncio.gather(*map(hidden, problems, codes)))
 
     right = jail.run(outcomes([problem.solution for problem in problems]))
     empty = jail.run(outcomes([problem.prompt + "    pass\n" for problem in problems]))
@@ -334,8 +327,7 @@ def test_a_solution_may_lean_on_what_the_prompt_gives(jail: Jail) -> None:
     alone = poly.solution[poly.solution.index("def find_zero") :]
     assert "def poly" not in alone
 
-    environment = WorkflowEnvironment(jail.pool, ScriptedWorker(RIGHT))
-    assert jail.run(environment.score(poly, alone)).pass_rate == 1.0
+    assert jail.run(run_tests(jail.pool, poly, alone, public=False, limits=WorkflowLimits())).pass_rate == 1.0
 
 
 def test_at_most_so_many_workflows_run_at_once(jail: Jail) -> None:

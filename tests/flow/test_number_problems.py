@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fastgrpo.flow import messages, programs
+from fastgrpo.flow import messages
 from fastgrpo.flow.baselines import WORKFLOWS, completion
 from fastgrpo.flow.environment import WorkflowEnvironment
 from fastgrpo.flow.operators import OperatorHost
 from fastgrpo.flow.problems.numbers import NumberProblem, is_right
+from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.flow.prompt import query_prompt
 from fastgrpo.flow.solutions import NO_PUBLIC_TESTS
 from fastgrpo.flow.types import Problem, Request, WorkflowLimits
@@ -74,11 +75,11 @@ def test_reviews_and_revisions_read_a_solution_that_is_no_program() -> None:
 def test_the_policy_is_told() -> None:
     assert "asks for a number" in query_prompt(NUMBER, "full")
     assert "asks for a number" not in query_prompt(replace(NUMBER, answer=None), "full")
-    assert programs.prompt(NUMBER).endswith("`Answer: NUMBER`.\n")
+    assert ProgramEnvironment.prompt(NUMBER).endswith("`Answer: NUMBER`.\n")
 
 
 def test_a_plain_answer_is_compared_without_a_jail() -> None:
-    environment = programs.ProgramEnvironment(NO_POOL)
+    environment = ProgramEnvironment(NO_POOL)
     right, wrong = (asyncio.run(environment.execute(NUMBER, text, 0)).pass_rate for text in ("So 2.", "So 3."))
     assert (right, wrong) == (1.0, 0.0)
 

@@ -7,6 +7,7 @@ import gzip
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from fastgrpo.errors import UserError
 from fastgrpo.flow.problems.files import load
-from fastgrpo.flow.problems.splitting import describe_tests, split, split_tests
+from fastgrpo.flow.problems.splitting import describe_tests, split
+from fastgrpo.flow.problems.tested import made
 from fastgrpo.flow.types import Problem
-from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, UnittestTests, count_tests
+from fastgrpo_sandbox import AssertTests, CheckTests, StdioTests, Tests, UnittestTests, count_tests
 from fastgrpo_sandbox.source_text import preamble
 
 OWN = {
@@ -55,6 +57,11 @@ def test_public_tests_reveal_no_hidden_assertion(humaneval: list[Problem]) -> No
         assert len(hidden) == count_tests(problem.hidden_tests)
         if len(hidden) > 1:
             assert not any(text in problem.public_tests.source for text in set(hidden) - set(public))
+
+
+def split_tests(tests: Tests) -> tuple[Any, Any]:
+    problem = made("p", "Write f.", "f", "", tests)
+    return problem.public_tests, problem.hidden_tests
 
 
 def test_assertions_that_test_nothing_are_dropped() -> None:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from fastgrpo.errors import UserError, first_line
+from fastgrpo.errors import UserError, brief, first_line
 from fastgrpo.flow.problems.contests import Apps, CodeContests, DeepCoder, LiveCodeBench
 from fastgrpo.flow.problems.evalplus import EvalPlus
 from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, HumanEval, LeetCode, Mbpp, OwnProblem
@@ -48,7 +48,6 @@ FORMS: tuple[tuple[frozenset[str], type[Format]], ...] = (
     (frozenset({"question", "answer"}), NumberProblem),
     (frozenset({"id", "prompt"}), OwnProblem),
 )
-_SAID_CHARS = 400
 HUMANEVAL = ("humaneval", "openai_humaneval", "openai/openai_humaneval")
 
 
@@ -166,21 +165,15 @@ def _decoded(path: Path, number: int, decode: Callable[[], Any]) -> Any:
     try:
         return decode()
     except SyntaxError as error:
-        raise UserError(f"{path}:{number}: its code is not Python: {_brief(error.msg)}; correct the line") from None
+        raise UserError(f"{path}:{number}: its code is not Python: {brief(error.msg)}; correct the line") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         malformed = number == 1 and not isinstance(error, msgspec.ValidationError)
         fix = "give JSON lines, a JSON list or parquet" if malformed else "correct the line"
-        raise UserError(f"{path}:{number}: not a problem: {_brief(error)}; {fix}") from None
+        raise UserError(f"{path}:{number}: not a problem: {brief(error)}; {fix}") from None
     except RecursionError:
         raise UserError(f"{path}:{number}: the problem is nested too deep to be read; leave the line out") from None
     except ValueError as error:
-        raise UserError(f"{path}:{number}: the problem {_brief(error)}") from None
-
-
-def _brief(said: object) -> str:
-    """An error in one line, whatever of the record it repeats."""
-    text = " ".join(str(said).split())
-    return text if len(text) <= _SAID_CHARS else f"{text[:_SAID_CHARS]} ..."
+        raise UserError(f"{path}:{number}: the problem {brief(error)}") from None
 
 
 def measure_difficulty(problems: Sequence[Problem]) -> list[float]:

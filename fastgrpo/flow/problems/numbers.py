@@ -51,10 +51,10 @@ class NumberProblem(msgspec.Struct, frozen=True):
             id=str(self.id) or name,
             prompt=self.question,
             entry_point="",
-            solution="\n".join([*lines, f"Answer: {written(wanted)}"]),
+            solution="\n".join([*lines, f"Answer: {wanted}"]),
             public_tests=NO_TESTS,
             hidden_tests=NO_TESTS,
-            answer=written(wanted),
+            answer=str(wanted),  # which `read_answer` reads as itself
         )
 
 
@@ -93,24 +93,12 @@ def _value(match: re.Match[str]) -> Fraction | None:
     return -value if parts["sign"] in ("-", "\u2212") or parts["minus"] else value
 
 
-def same_number(got: Fraction | None, wanted: Fraction) -> bool:
-    """Whether an answer is right: a whole number exactly, any other within `TOLERANCE` of it, relative."""
-    if got is None:
-        return False
-    room = 0 if wanted.denominator == 1 else TOLERANCE * abs(wanted)
-    return abs(got - wanted) <= room
-
-
 def is_right(text: str, answer: str) -> bool:
-    """Whether `text` gives the number `answer`."""
-    wanted = read_answer(answer)
+    """Whether `text` gives the number `answer`: a whole number exactly, any other within `TOLERANCE`, relative."""
+    got, wanted = read_answer(text), read_answer(answer)
     assert wanted is not None, "it was read when the problem was"
-    return same_number(read_answer(text), wanted)
-
-
-def written(number: Fraction) -> str:
-    """A number as text that `read_answer` reads as itself."""
-    return str(number)
+    room = 0 if wanted.denominator == 1 else TOLERANCE * abs(wanted)
+    return got is not None and abs(got - wanted) <= room
 
 
 def vote(texts: list[str]) -> int:

@@ -18,21 +18,6 @@ from fastgrpo_sandbox.source_text import TO_THE_END, is_empty
 from fastgrpo_sandbox.unittest_source import TEST_BASES
 
 
-def split_tests(tests: Tests, public: Collection[int] | None = None) -> tuple[Tests, Tests]:
-    """The (public, hidden) parts of a problem's tests, `public` being indices. Raises ValueError without any test."""
-    count = len(describe_tests(tests))
-    if not count:
-        raise ValueError("has no tests: give it at least one assertion")
-    public = set(public_indices(count) if public is None else public)
-    hidden = set(range(count)) - public or public
-    return part(tests, public), part(tests, hidden)
-
-
-def public_indices(count: int) -> range:
-    """Which of `count` tests are public where the data set does not say."""
-    return range(0, count, 3)
-
-
 def part(tests: Tests, keep: Collection[int]) -> Tests:
     """The tests with the given indices, and what they share."""
     if isinstance(tests, AssertTests):

@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Collection
 
-from fastgrpo.flow.problems.splitting import describe_tests, part, public_indices, split_tests
+from fastgrpo.flow.problems.splitting import describe_tests, part
 from fastgrpo.flow.types import Problem
 from fastgrpo_sandbox import StdioTests, Tests
 from fastgrpo_sandbox.guest.syntax import parse
@@ -17,22 +17,25 @@ def made(
 ) -> Problem:
     """A problem whose tests are split; `public` are the indices of its public tests, None = every third.
 
-    Raises ValueError where nothing is tested, or the solution does not define its entry point.
+    A single test is public and hidden. Raises ValueError where nothing is tested, or the solution does not define its
+    entry point.
     """
     if not isinstance(tests, StdioTests):
         _check_entry_point(entry_point, solution)
     elif solution:
         parse(solution)
     count = len(describe_tests(tests))
-    public = tuple(public_indices(count) if public is None else public)
-    public_tests, hidden_tests = split_tests(tests, public)
+    if not count:
+        raise ValueError("has no tests: give it at least one assertion")
+    public = tuple(range(0, count, 3) if public is None else public)
+    hidden = set(range(count)).difference(public) or public
     return Problem(
         id=id,
         prompt=prompt,
         entry_point=entry_point,
         solution=solution or None,
-        public_tests=public_tests,
-        hidden_tests=hidden_tests,
+        public_tests=part(tests, public),
+        hidden_tests=part(tests, hidden),
         tests=part(tests, range(count)),
         public=public,
     )

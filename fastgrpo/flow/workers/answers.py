@@ -12,14 +12,16 @@ import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from fastgrpo.errors import brief
 from fastgrpo.flow.types import NoAnswer, RequestRejected, WorkerError
 
-_SHOWN_CHARS = 300
+_shown = partial(brief, chars=300)
 _PASSING = {408, 409, 425, 429}
 _QUOTA = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _FILTERED = re.compile(r"content[ _]?(filter|policy|management)|responsible ?ai|data_inspection_failed", re.IGNORECASE)
@@ -192,8 +194,3 @@ def retry_after(headers: Mapping[str, str]) -> float:
         return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     except (ValueError, OverflowError):
         return 0.0
-
-
-def _shown(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + " ..."

@@ -30,6 +30,8 @@ from fastgrpo_sandbox.turns import Turns
 log = logging.getLogger(__name__)
 
 PARAMETERS = ("max_tokens", "temperature", "seed")
+# The longest wait before the first further attempt, and before any.
+BACKOFF_S = 0.5
 _LONGEST_WAIT_S = 60.0
 # vLLM's server closes a connection that nobody has used for 5 s; one that closes under a request costs an attempt.
 _KEEP_ALIVE_S = 4.0
@@ -54,15 +56,15 @@ class _Response(NamedTuple):
 
 
 class Endpoint:
-    """Asks the endpoint that `settings` name. `backoff_s`: the longest wait before the first further attempt, seconds.
+    """Asks the endpoint that `settings` name.
 
     It asks by aiohttp: the event loop that sends the requests reads the jails' verdicts, too, and with 512 at once
     OpenAI's client takes nine times the time, in a pool that looks through all its connections twice a request and in
     layers over it. Raises `UserError` for an address, a key or a proxy of the environment that cannot be one.
     """
 
-    def __init__(self, settings: Workers, *, backoff_s: float) -> None:
-        self.settings, self._backoff_s = settings, backoff_s
+    def __init__(self, settings: Workers) -> None:
+        self.settings = settings
         self._url, key = _address(settings.base_url), _key(settings.api_key_env)
         self._proxy = _proxy(self._url)
         self._headers = {"Content-Type": "application/json"}
@@ -118,7 +120,7 @@ class Endpoint:
             await self._session.close()
 
     def _pause(self, attempt: int, wanted_s: float) -> float:
-        doubled = self._backoff_s * 2**attempt * self._jitter.uniform(0.5, 1.0)
+        doubled = BACKOFF_S * 2**attempt * self._jitter.uniform(0.5, 1.0)
         return min(max(doubled, wanted_s), _LONGEST_WAIT_S)
 
     async def _attempt(self, body: dict[str, Any]) -> Answer:

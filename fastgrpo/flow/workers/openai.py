@@ -22,13 +22,12 @@ log = logging.getLogger(__name__)
 class OpenAIWorker:
     """Asks the endpoints of `settings`, by their `names`: sends a request's messages and sampling, nothing else.
 
-    `backoff_s` is the longest wait before the first further attempt, in seconds. Raises `UserError` for an address or a
-    key that cannot be one, and for a cache folder that cannot be made.
+    Raises `UserError` for an address or a key that cannot be one, and for a cache folder that cannot be made.
     """
 
-    def __init__(self, settings: Workers, *, backoff_s: float = 0.5) -> None:
+    def __init__(self, settings: Workers) -> None:
         self._cache = Cache(Path(settings.cache_dir).expanduser()) if settings.cache_dir else None
-        self._endpoints = {name: Endpoint(worker, backoff_s=backoff_s) for name, worker in settings.by_name().items()}
+        self._endpoints = {name: Endpoint(worker) for name, worker in settings.by_name().items()}
         self.names = tuple(self._endpoints)
 
     async def ask(self, request: Request) -> Reply:

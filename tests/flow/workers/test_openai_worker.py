@@ -26,6 +26,11 @@ from tests.flow.conftest import ADD
 from tests.helpers.work import calls_of
 
 
+@pytest.fixture(autouse=True)
+def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgrpo.flow.workers.endpoint.BACKOFF_S", 0.01)
+
+
 class Stub(ThreadingHTTPServer):
     """Answers chat requests with the statuses of `script` in turn, then 200; records bodies and concurrency."""
 
@@ -120,7 +125,7 @@ def request_of(**fields: Any) -> Request:
 
 def ask(endpoint: Workers, *requests: Request) -> list[Reply]:
     async def main() -> list[Reply]:
-        worker = OpenAIWorker(endpoint, backoff_s=0.01)
+        worker = OpenAIWorker(endpoint)
         try:
             return list(await asyncio.gather(*[worker.ask(each) for each in requests]))
         finally:
@@ -225,7 +230,7 @@ def test_the_time_that_the_endpoint_asks_for_is_waited_and_bounded(stub: Stub) -
     [reply] = ask(endpoint(stub), request())
     assert time.perf_counter() - start > 1
     assert reply.seconds < 1  # what was waited is not the answer's time
-    one = Endpoint(endpoint(stub), backoff_s=0.01)
+    one = Endpoint(endpoint(stub))
     assert one._pause(0, 3600.0) == 60.0
     assert one._pause(0, 0.0) <= 0.01
 
