@@ -80,7 +80,7 @@ def test_more_ranks_than_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="rank 6 has no GPU: it is number 3 of this machine, and 2 are visible"):
+    with pytest.raises(UserError, match="rank 6 has no GPU: it is number 3 of this host, and 2 are visible"):
         joined_ranks().__enter__()
 
 
