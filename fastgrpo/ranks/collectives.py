@@ -183,8 +183,8 @@ def check_world(tensor_parallel: int) -> None:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     if here % tensor_parallel:
         raise UserError(
-            f"engine.tensor_parallel {tensor_parallel} needs ranks of one host and this one has {here}: make torchrun's "
-            f"--nproc-per-node a multiple of {tensor_parallel} on each host, or lower tensor_parallel"
+            f"engine.tensor_parallel {tensor_parallel} needs ranks of one host and this one has {here}: make "
+            f"torchrun's --nproc-per-node a multiple of {tensor_parallel} on each host, or lower tensor_parallel"
         )
 
 

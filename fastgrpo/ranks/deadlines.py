@@ -65,7 +65,7 @@ def _watch_the_clock() -> None:
 
 
 class Peers(threading.Thread):
-    """Signs of life among ranks, over a `store` that all of them reach. Each rank listens to the next one, if it has come.
+    """Signs of life among ranks, over a `store` that all of them reach. Each rank listens to the next, if it has come.
 
     `names`: what the ranks are called, with their hosts where these are several.
     """
@@ -141,8 +141,11 @@ def _briefly(ask: Callable[[], object]) -> None:
 def told_failure() -> str:
     """What the first of the other ranks to fail has told; empty where none has, or nobody listens."""
     told: list[str] = []
-    for peers in tuple(_peers):
-        _briefly(lambda: told.append(peers.failure()))
+
+    def ask() -> None:
+        told.extend(peers.failure() for peers in tuple(_peers))
+
+    _briefly(ask)
     return told[0] if told else ""
 
 

@@ -1,24 +1,26 @@
-"""Two hosts on one machine: of each the network, the name, /tmp and /dev/shm are its own, and a cable joins them."""
+"""Two hosts on one machine: of each the network, the name, /tmp and /dev/shm are its own; a cable joins them."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+
 NAMES = ("host-a", "host-b")
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
-PORT = 29400
-# Of host a; host b is the child, whose network's end of the cable host a makes.
+KINDS = ("net", "mnt", "uts")
+# Of host a, whose child host b is. Both see `folder`, wherever it lies. Each knows the other by its name.
 SETUP = """
 set -e
 own() {
     hostname "$1"
+    printf '127.0.0.1 localhost\\n10.77.0.1 host-a\\n10.77.0.2 host-b\\n' > "$folder/$1.names"
     mount --bind "$folder/$1.names" /etc/hosts
     mount -t tmpfs none /dev/shm
     mount --bind "$folder" /mnt
@@ -27,24 +29,26 @@ own() {
     mount --move /mnt "$folder"
     ip link set lo up
 }
+cable() {
+    ip address add "$1/24" dev cable
+    ip link set cable up
+}
 if [ "$1" = b ]; then
     own host-b
     echo ready
     read -r _
-    ip address add 10.77.0.2/24 dev wire
-    ip link set wire up
-    echo up
+    cable 10.77.0.2
+    echo joined
     exec sleep 100000
 fi
-mkfifo "$folder/from-b" "$folder/to-b"
+mkfifo "$folder/to-b" "$folder/from-b"
 unshare --net --mount --uts sh -c "$0" "$0" b < "$folder/to-b" > "$folder/from-b" &
 exec 3> "$folder/to-b" 4< "$folder/from-b"
-rm "$folder/from-b" "$folder/to-b"
+rm "$folder/to-b" "$folder/from-b"
 read -r _ <&4
 own host-a
-ip link add wire type veth peer name wire netns $!
-ip address add 10.77.0.1/24 dev wire
-ip link set wire up
+ip link add cable type veth peer name cable netns $!
+cable 10.77.0.1
 echo >&3
 read -r _ <&4
 echo $$ $!
@@ -53,43 +57,50 @@ exec sleep 100000
 
 
 class Host:
-    """One of two: `process` is in its namespaces as long as it lives."""
+    """One of two: `process` is there as long as it lives."""
 
-    def __init__(self, name: str, process: int, as_user: Sequence[str]) -> None:
-        self.name = name
-        self._enter = ["nsenter", f"--target={process}", *as_user, "--net"]
+    def __init__(self, process: int, *, as_user: bool) -> None:
+        self._process, self._kinds = process, (("user",) if as_user else ()) + KINDS
 
-    def start(self, command: Sequence[str], output: Path, **variables: str) -> subprocess.Popen[bytes]:
-        """Run a command there, in a session of its own; all that it prints goes to `output`."""
-        enter = [*self._enter, "--mount", "--uts", "sh", "-c", 'cd "$0" && exec "$@"', str(ROOT)]
-        with output.open("wb") as file:
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "sandbox")))} | variables
-            return subprocess.Popen(
-                [*enter, *command], stdout=file, stderr=file, env=environment, start_new_session=True
-            )
+    def enter(self) -> None:
+        """The calling process, which must have one thread, is on this host from now on, and so is what it starts."""
+        for kind in self._kinds:
+            descriptor = os.open(f"/proc/{self._process}/ns/{kind}", os.O_RDONLY)
+            if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0) != 0:
+                raise OSError(ctypes.get_errno(), f"setns {kind}")
+            os.close(descriptor)
 
     def cut(self) -> None:
         """The cable is out: nothing arrives any more, and nobody is told."""
-        subprocess.run([*self._enter, "ip", "link", "set", "wire", "down"], check=True)
+        user = ["--user", "--preserve-credentials"] if "user" in self._kinds else []
+        enter = ["nsenter", f"--target={self._process}", "--net", *user]
+        subprocess.run([*enter, "ip", "link", "set", "cable", "down"], check=True)
 
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
-    """Hosts a and b, which know each other by name; both see `folder`. What was started there is killed at the end."""
-    for name, address in zip(NAMES, ADDRESSES, strict=True):
-        lines = ["127.0.0.1 localhost", *(f"{a} {n}" for n, a in zip(NAMES, ADDRESSES, strict=True))]
-        (folder / f"{name}.names").write_text("\n".join(lines) + "\n")
+    """host-a and host-b, which end with the block. Skips the test where this machine forbids them."""
+    for tool in ("unshare", "nsenter", "ip"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"two hosts need {tool} (util-linux, iproute2)")
     # Jails drop root, for which a namespace of one user has no other: who is root needs none.
-    as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    command = ["unshare", *as_user, "--net", "--mount", "--uts", "sh", "-c", SETUP, SETUP, "a"]
+    as_user = os.geteuid() != 0
+    command = ["unshare", *(["--user", "--map-root-user"] if as_user else []), "--net", "--mount", "--uts"]
     with subprocess.Popen(
-        command, env=os.environ | {"folder": str(folder)}, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "sh", "-c", SETUP, SETUP, "a"],
+        env=os.environ | {"folder": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             assert process.stdout is not None
-            pids = [int(word) for word in process.stdout.readline().split()]
-            enter = ["--user", "--preserve-credentials"] if as_user else []
-            yield Host("host-a", pids[0], enter), Host("host-b", pids[1], enter)
+            assert process.stderr is not None
+            found = process.stdout.readline().split()
+            if not found:
+                pytest.skip(f"two hosts need namespaces: {process.stderr.readline().strip()}")
+            yield Host(int(found[0]), as_user=as_user), Host(int(found[1]), as_user=as_user)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
