@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -49,7 +50,9 @@ def command_to_run(
         command = parse(sys.argv[1:], program=program, **options)
         refuse(command)
         if command.dry_run:
-            print_plan(command.config, refuse_problems=refuse_problems, tracked=tracked)
+            # Under torchrun one rank prints what holds for all.
+            if os.environ.get("RANK", "0") == "0":
+                print_plan(command.config, refuse_problems=refuse_problems, tracked=tracked)
             return None
         require_ready()
         return command
@@ -90,7 +93,7 @@ def with_readable_model(config: Config, *, again: bool = False) -> Config:
 
 
 def trainable(config: Config) -> MemoryPlan:
-    """The memory plan of the training, outside of torchrun that of the fewest ranks that can hold it.
+    """The memory plan of the training on the ranks that torchrun started, else on the fewest that can hold it.
 
     Raises UserError for a loss function, a missing package, lengths or memory that would end the training once its
     folder is open.
