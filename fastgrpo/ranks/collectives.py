@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -31,6 +32,7 @@ CONNECT_WAIT_S = 60.0
 TELL_WAIT_S = 10.0
 
 _PREFIX = "fastgrpo"
+_SOURCE = re.compile(r"^\[\S+:\d+\] ")
 
 
 class RankError(UserError):
@@ -144,8 +146,8 @@ def awaiting(what: str, seconds: float = STEP_WAIT_S) -> Iterator[None]:
         # Not the other rank's doing, and whoever planned the memory has advice.
         raise
     except RuntimeError as error:
-        # Whose connection broke is not what happened there, and gloo adds advice.
-        said = last_line(error).partition(". This is typically caused by")[0]
+        # Whose connection broke is not what happened there, and gloo says where in its sources, with advice.
+        said = _SOURCE.sub("", last_line(error)).partition(". This is typically caused by")[0]
         raise RankError(told_failure() or f"waited for {what}: {said}") from error
 
 

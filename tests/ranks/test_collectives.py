@@ -67,6 +67,12 @@ def test_two_ranks_train_and_generate_from_the_same_weights(tiny_folder: Path) -
 def test_what_fails_in_a_collective_is_another_ranks_doing_but_for_memory() -> None:
     with pytest.raises(RankError, match="waited for the weights: connection reset"), awaiting("the weights"):
         raise RuntimeError("first line\nconnection reset")
+    gloo = "[/pytorch/gloo/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:9. This is typically caused by a crash"
+    with (
+        pytest.raises(RankError, match=r"^waited for the weights: Connection closed by peer \[10\.0\.0\.2\]:9$"),
+        awaiting("the weights"),
+    ):
+        raise RuntimeError(gloo)
     with pytest.raises(torch.OutOfMemoryError), awaiting("the weights"):
         raise torch.OutOfMemoryError("2 GiB wanted")
 
@@ -112,9 +118,7 @@ def test_a_replica_that_would_straddle_hosts_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     collectives.check_world(8)
-    with pytest.raises(
-        UserError, match=r"tensor_parallel 16 needs ranks of one host and this one has 8: make"
-    ):
+    with pytest.raises(UserError, match=r"tensor_parallel 16 needs ranks of one host and this one has 8: make"):
         collectives.check_world(16)
 
 
