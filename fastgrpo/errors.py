@@ -132,8 +132,8 @@ def this_rank() -> str:
     """`rank 3`, of several hosts `rank 3 on NAME`; empty outside of torchrun."""
     if "RANK" not in os.environ:
         return ""
-    world = os.environ.get("WORLD_SIZE", "1")
-    host = "" if os.environ.get("LOCAL_WORLD_SIZE", world) == world else f" on {socket.gethostname()}"
+    # Not LOCAL_WORLD_SIZE, which vLLM sets to a number of its own.
+    host = f" on {socket.gethostname()}" if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" else ""
     return f"rank {os.environ['RANK']}{host}"
 
 

@@ -126,15 +126,15 @@ def test_a_replica_that_would_straddle_hosts_is_refused(monkeypatch: pytest.Monk
     ("variables", "name"),
     [
         ({}, ""),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, "rank 3"),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "1"}, "rank 3"),
         ({"RANK": "3", "WORLD_SIZE": "4"}, "rank 3"),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, f"rank 3 on {socket.gethostname()}"),
+        ({"RANK": "3", "WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}, f"rank 3 on {socket.gethostname()}"),
     ],
 )
 def test_a_rank_of_several_hosts_is_named_with_its_own(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
 ) -> None:
-    for variable in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
         monkeypatch.delenv(variable, raising=False)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
@@ -157,7 +157,7 @@ def test_what_ranks_have_found_is_compared_with_the_first_ones(monkeypatch: pyte
 def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     """Where the second of two ranks finds the first one, which is this test."""
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    variables = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
     for name, value in (variables | {"MASTER_PORT": str(store.port)}).items():
         monkeypatch.setenv(name, value)
     return store
