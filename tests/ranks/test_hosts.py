@@ -26,6 +26,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.plan import run_on_ranks
 from fastgrpo.program import run_program
 from fastgrpo.ranks import deadlines
+from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.tasks import Task
 from fastgrpo.train import run
 from fastgrpo.training import learner
@@ -33,7 +34,7 @@ from fastgrpo.types import Result, Reward, Rollout
 from tests.helpers.hosts import Host, two_hosts
 from tests.helpers.random_engine import random_engine
 from tests.helpers.ranks import run_under_agent, start_agent
-from tests.helpers.runs import without_report
+from tests.helpers.runs import run_without_report, without_report
 
 ENDPOINT = "host-a:29400"
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="processes with a GPU are not forked onto a host")
@@ -75,16 +76,23 @@ def configured(model: str, runs: str, name: str, **values: Any) -> Config:
     return resolve(settings | {key.replace("__", "."): value for key, value in values.items()})
 
 
-def train(config: Config, *, resume: bool = False, load: Callable[[Config], Any] = load_problems) -> None:
+def train(config: Config, load: Callable[[Config], Any] = load_problems) -> None:
     def main() -> None:
         with without_report():
-            run_on_ranks(config, lambda: run(config, resume=resume, task=Task(load, open_even_bytes)))
+            run_on_ranks(config, lambda: run(config, task=Task(load, open_even_bytes)))
 
     run_program(main)
 
 
-def steps(model: str, runs: str, name: str, number: str, resume: str = "") -> None:
-    train(configured(model, runs, name, grpo__steps=int(number)), resume=bool(resume))
+def two_steps(model: str, runs: str) -> None:
+    train(configured(model, runs, "two", grpo__steps=2))
+
+
+def a_third_step_and_three(model: str, runs: str) -> None:
+    with joined_ranks():
+        for name, resume in (("two", True), ("one", False)):
+            config = configured(model, runs, name, grpo__steps=3)
+            run_without_report(config, Task(load_problems, open_even_bytes), resume=resume)
 
 
 def drawn_at_random(model: str, runs: str, change: str) -> None:
@@ -104,7 +112,7 @@ def drawn_at_random(model: str, runs: str, change: str) -> None:
         values = {"engine__tensor_parallel": 2}
     elif change == "raises" and on_b:
         mock.patch.object(learner.Learner, "update", mock.Mock(side_effect=ValueError("an update fails"))).start()
-    train(configured(model, runs, "run", **{"grpo__steps": 100_000} | values), load=load)
+    train(configured(model, runs, "run", **{"grpo__steps": 100_000} | values), load)
 
 
 @contextmanager
@@ -157,11 +165,10 @@ def rows(folder: Path, file: str) -> list[dict[str, Any]]:
 def test_two_hosts_train_as_one_with_as_many_ranks(tiny_folder: Path, tmp_path: Path) -> None:
     """Real vLLMs: two steps on two hosts, and a third one resumed on one, are three on one."""
     model, runs = shutil.copytree(tiny_folder, tmp_path / "model"), tmp_path / "runs"
-    with on_both(tmp_path, steps, str(model), str(runs), "two", "2") as (agents, _):
+    with on_both(tmp_path, two_steps, str(model), str(runs)) as (agents, _):
         ended(agents, tmp_path, 0, seconds=200)
-    for name, more in (("two", ["3", "resume"]), ("one", ["3"])):
-        status, said = run_under_agent(steps, str(model), str(runs), name, *more)
-        assert status == 0, said
+    status, said = run_under_agent(a_third_step_and_three, str(model), str(runs))
+    assert status == 0, said
     for one, two in zip(rows(runs / "one", "metrics.jsonl"), rows(runs / "two", "metrics.jsonl"), strict=True):
         for key in ("step", "loss", "reward/total", "grad_norm", "entropy", "loss_tokens", "parity", "sampler_parity"):
             assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-6), (one["step"], key)
