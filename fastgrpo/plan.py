@@ -84,7 +84,7 @@ def with_readable_model(config: Config, *, again: bool = False) -> Config:
             load_config(config.model.path)
             load_chat(config.model.path, config.model)
     model = Path(config.model.path)
-    digests = {"model": model_digest(model), **tokenizer_digests(model)} if config.model.path else {}
+    digests = {"the model": model_digest(model), **tokenizer_digests(model)} if config.model.path else {}
     refuse_differences(
         {f"the digest of {name}": digest for name, digest in digests.items()},
         f"copy the model {model} anew, or name one that all hosts share",

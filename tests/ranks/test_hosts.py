@@ -104,6 +104,11 @@ def drawn_at_random(model: str, runs: str, change: str) -> None:
     if change == "runs" and on_b:
         Path(runs).mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "none", runs], check=True)
+    elif change == "model" and on_b:
+        other = shutil.copytree(model, Path("/tmp/model"))  # the host's own
+        with (other / "config.json").open("a") as file:
+            file.write("\n")
+        subprocess.run(["mount", "--bind", str(other), model], check=True)
     elif change == "steps" and on_b:
         values = {"grpo__steps": 7}
     elif change == "prompts" and on_b:
@@ -183,6 +188,7 @@ def test_two_hosts_train_as_one_with_as_many_ranks(tiny_folder: Path, tmp_path: 
     [
         ("runs", "a", "rank 1 on host-b cannot write where rank 0 on host-a reads, in "),
         ("steps", "a", "grpo.steps is 7 on rank 1 on host-b and 100000 on rank 0 on host-a: start all ranks with one "),
+        ("model", "a", "the digest of the model is "),
         ("prompts", "a", "the digest of all prompts is "),
         (
             "tensor_parallel",
