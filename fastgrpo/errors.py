@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -133,10 +134,19 @@ def printable(text: str) -> str:
     return CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def this_rank() -> str:
+    """`rank 3`, of several hosts `rank 3 on NAME`; empty outside of torchrun."""
+    if "RANK" not in os.environ:
+        return ""
+    # Not LOCAL_WORLD_SIZE, which vLLM sets to a number of its own.
+    host = f" on {socket.gethostname()}" if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" else ""
+    return f"rank {os.environ['RANK']}{host}"
+
+
 def say_error(sentence: str) -> None:
     """Print an error, with the rank that it came from under torchrun."""
-    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    say_on_stderr(f"error: {rank}{sentence}")
+    rank = this_rank()
+    say_on_stderr(f"error: {rank}: {sentence}" if rank else f"error: {sentence}")
 
 
 def say_on_stderr(line: str) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastgrpo.cli import CommandLine, parse
 from fastgrpo.config import Config
-from fastgrpo.config_files import to_toml
-from fastgrpo.doctor import require_ready
+from fastgrpo.config_files import flat, to_toml
+from fastgrpo.doctor import require_ready, versions
 from fastgrpo.errors import UserError
 from fastgrpo.functions import find_function
 from fastgrpo.policy.chat import load_chat
@@ -20,9 +22,10 @@ from fastgrpo.policy.folder import load_config
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.lora import peft_module
 from fastgrpo.program import run_async
-from fastgrpo.ranks.collectives import joined_ranks, rank_and_world
+from fastgrpo.ranks.collectives import joined_ranks, refuse_differences, telling_ranks, world_started
 from fastgrpo.record.trackers import tracker_module
 from fastgrpo.rollouts.rollouts import prompts_fit
+from fastgrpo.run_folder import model_digest, tokenizer_digests
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Problems, Task, problems_of, require_model, task_of
 from fastgrpo.training.memory import MemoryPlan
@@ -43,18 +46,28 @@ def command_to_run(
     Raises UserError where the command line is wrong, `refuse` says that the program cannot do it, a dry run finds
     problems that `refuse_problems` says the program would not take, or this machine is not ready.
     """
-    command = parse(sys.argv[1:], program=program, **options)
-    refuse(command)
-    if command.dry_run:
-        print_plan(command.config, refuse_problems=refuse_problems, tracked=tracked)
-        return None
-    require_ready()
-    return command
+    with telling_ranks():
+        command = parse(sys.argv[1:], program=program, **options)
+        refuse(command)
+        if command.dry_run:
+            # Under torchrun one rank prints what holds for all.
+            if os.environ.get("RANK", "0") == "0":
+                print_plan(command.config, refuse_problems=refuse_problems, tracked=tracked)
+            return None
+        require_ready()
+        return command
 
 
 def run_on_ranks(config: Config, main: Callable[[], Coroutine[Any, Any, object]]) -> None:
-    """Run the coroutine that `main` makes to its end, on each of the ranks that torchrun started."""
+    """Run the coroutine that `main` makes to its end, on each of the ranks that torchrun started.
+
+    Raises UserError where they are not of one configuration and one environment, as where hosts were started by hand.
+    """
     with joined_ranks(config.engine.tensor_parallel):
+        packages = {name: version for name, version in versions().items() if name != "platform"}
+        refuse_differences(
+            flat(config, logins=False) | packages, "start all ranks with one command line and one environment"
+        )
         run_async(main)
 
 
@@ -63,18 +76,24 @@ def with_readable_model(config: Config, *, again: bool = False) -> Config:
 
     What is wrong with them is told before the run's folder is opened, which sets an earlier run aside, and before
     solutions are tried, which takes minutes to hours.
-    Raises UserError.
+    Raises UserError, also where ranks have different models: one would be mixed of them. Collective.
     """
     with interruptible():
         config = with_local_model(config, again=again)
         if config.model.path:
             load_config(config.model.path)
             load_chat(config.model.path, config.model)
+    model = Path(config.model.path)
+    digests = {"the model": model_digest(model), **tokenizer_digests(model)} if config.model.path else {}
+    refuse_differences(
+        {f"the digest of {name}": digest for name, digest in digests.items()},
+        f"copy the model {model} anew, or name one that all hosts share",
+    )
     return config
 
 
 def trainable(config: Config) -> MemoryPlan:
-    """The memory plan of the training, outside of torchrun that of the fewest ranks that can hold it.
+    """The memory plan of the training on the ranks that torchrun started, else on the fewest that can hold it.
 
     Raises UserError for a loss function, a missing package, lengths or memory that would end the training once its
     folder is open.
@@ -90,7 +109,7 @@ def trainable(config: Config) -> MemoryPlan:
         except TypeError as error:
             raise UserError(f"grpo.loss_function: {name} is called with the tokens alone: {error}") from None
     model = load_config(config.model.path) if config.model.path else policy_config()
-    return memory_plan(config, model, ranks=max(rank_and_world()[1], config.engine.tensor_parallel))
+    return memory_plan(config, model, ranks=max(world_started(), config.engine.tensor_parallel))
 
 
 def print_plan(

@@ -29,7 +29,7 @@ from fastgrpo.policy.loading import load_configured
 from fastgrpo.policy.model import Policy
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, is_first_rank, of_replica
-from fastgrpo.record.log import RunLog, open_log
+from fastgrpo.record.log import RunLog, open_log, refuse_unshared
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import digests_of, task_of, writes_workflows
@@ -193,6 +193,7 @@ def _decay(step: int, steps: int) -> float:
 async def teach(config: Config, *, resume: bool) -> Path:
     """Stage 1 as the run `config` has it, begun or gone on with: the folder of the fine-tuned policy."""
     refuse_other_task(config)
+    refuse_unshared(config.folder)
     config = with_readable_model(config, again=resume)
     problems, _ = found = load_problems(config)
     data = digests_of(task_of(config), config, found) if is_first_rank() else {}

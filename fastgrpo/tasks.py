@@ -17,6 +17,7 @@ from fastgrpo.flow.problems.files import HUMANEVAL
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.functions import find_function
+from fastgrpo.ranks.collectives import rank_and_world, refuse_differences
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.dataset import (
@@ -60,7 +61,8 @@ class Task(NamedTuple):
 def problems_of(task: Task, config: Config, *, tried: bool = True) -> Problems:
     """(training, held-out) problems of the task, as lists; as a dry run reads them where none is to be `tried`.
 
-    Raises UserError where its `load_problems` gives anything else; a hang ends the process.
+    Raises UserError where its `load_problems` gives anything else, or other prompts on another rank, of which each
+    draws its share; a hang ends the process. Collective.
     """
     load = task.load_problems if tried else task.list_problems or task.load_problems
     with within(LOAD_S, f"load_problems has not ended in {LOAD_S:g} s: its own code, or the trial of solutions, hangs"):
@@ -70,6 +72,10 @@ def problems_of(task: Task, config: Config, *, tried: bool = True) -> Problems:
     problems, held_out = (as_list(part, "load_problems") for part in found)
     if without := [each for each in (*problems, *held_out) if not hasattr(each, "id")]:
         raise UserError(f"each problem of load_problems is an object with an id, got {shown(without[0])}")
+    if rank_and_world()[1] > 1:
+        prompts = _digest([("", _prompt_of(each)) for each in (*problems, *held_out)])
+        fix = "give all ranks the same data in the same order"
+        refuse_differences({"the digest of all prompts": prompts}, fix)
     return problems, held_out
 
 

@@ -28,7 +28,7 @@ from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, w
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, is_first_rank, of_replica, rank_and_world
 from fastgrpo.record.gpu import GpuMonitor
-from fastgrpo.record.log import RunLog, open_log
+from fastgrpo.record.log import RunLog, open_log, refuse_unshared
 from fastgrpo.report import write_report
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.rollouts.environment import Agent, Environment
@@ -166,6 +166,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     `task` None is the one that the configuration names. Raises UserError for what a user can mend.
     """
     refuse_idle_ranks(config)
+    refuse_unshared(config.folder)
     named = task is None
     if named and resume:
         refuse_task_from_python(config.folder, "continue from there, with resume=True")

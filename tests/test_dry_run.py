@@ -8,9 +8,11 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
+from fastgrpo import plan
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.plan import print_plan
@@ -62,6 +64,20 @@ def test_a_plan_tells_of_evaluations_under_way(model: Path, capsys: pytest.Captu
     keys = {"model.path": str(model), "eval.every": 5, "eval.samples": 2, "data.held_out": 1}
     print_plan(resolve(keys), reward_task([anything], dataset=[{"prompt": "a"}, {"prompt": "b"}]))
     assert "evaluation      2 rollouts before and after, and after every 5 steps\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rank", "printed"), [("0", 1), ("1", 0)])
+def test_under_torchrun_one_rank_prints_the_plan_for_all(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, printed: int
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    planned = Mock(wraps=plan.memory_plan)
+    monkeypatch.setattr(plan, "memory_plan", planned)
+    monkeypatch.setattr(sys, "argv", ["fastgrpo.train", "--model", str(model), "--dry-run"])
+    import_module("fastgrpo.train").main()
+    assert capsys.readouterr().out.count("memory of one device") == printed
+    assert [call.kwargs["ranks"] for call in planned.call_args_list] == [4] * printed
 
 
 def anything(**_: object) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -125,6 +126,26 @@ def test_our_version_of_the_trl_script_trains(model: Path, tmp_path: Path, monke
 
 def test_the_batch_script_is_sound() -> None:
     subprocess.run(["bash", "-n", str(ROOT / "examples" / "slurm.sbatch")], check=True)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_batch_script_starts_one_torchrun_a_node(tmp_path: Path, begun: bool) -> None:
+    """What Slurm's programs are asked for, by stand-ins. One that writes a line at a time must not end the script."""
+    stand_ins = {"srun": 'echo "srun $*"', "scontrol": "echo first; sleep 0.1; echo second"}
+    for name, text in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    if begun:
+        (tmp_path / "runs/coder").mkdir(parents=True)
+        (tmp_path / "runs/coder/config.toml").touch()
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MODEL": "here", "NAME": "coder", "SLURM_NNODES": "2"}
+    variables |= {"SLURM_JOB_ID": "70123", "SLURM_CPUS_PER_TASK": "96", "SLURM_JOB_NODELIST": "first,second"}
+    script = ["bash", str(ROOT / "examples" / "slurm.sbatch"), "--grpo.steps", "5"]
+    done = subprocess.run(script, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    launch = "srun --kill-on-bad-exit=1 torchrun --nnodes=2 --nproc-per-node=8 --rdzv-id=70123 --rdzv-backend=c10d"
+    program = "-m fastgrpo.train --model here --name coder --task code --grpo.steps 5" + " --resume" * begun
+    assert done.stdout.splitlines()[-1] == f"{launch} --rdzv-endpoint=first:20123 {program}"
 
 
 def test_the_image_is_run_with_the_flags_that_the_jails_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,19 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(sorted((folder / "checkpoints").glob("step-*"))[-1] / "model.safetensors")
 
 
+def test_the_first_rank_says_which_checkpoint_is_resumed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system of another host may show one that is older, or was set aside."""
+    monkeypatch.setattr(learner, "open_engine", random_engine)
+    folder = run(model, tmp_path, "run", grpo__steps=1, checkpoint__every=1)
+    config = resolve(read_toml(folder / "config.toml"))
+    said = {"the latest checkpoint": None}
+    monkeypatch.setattr(learner, "gather_all", lambda own, what: [said.get(what, own), own])
+    with learner.open_learner(config, model, resume=True) as resumed:
+        assert resumed.step == 0
+
+
 @pytest.mark.engine
 def test_two_steps_resumed_for_two_more_are_four_steps(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

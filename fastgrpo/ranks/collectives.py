@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
-from fastgrpo.errors import UserError, first_line, last_line
-from fastgrpo.ranks.deadlines import listening, within
+from fastgrpo.errors import UserError, first_line, last_line, shown, this_rank
+from fastgrpo.ranks.deadlines import Peers, listening, told_failure, within
 
 # torch 2.13 renamed both and warns at the old names.
 reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
@@ -23,10 +24,19 @@ all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_
 # Within a step the ranks keep pace; between stages they wait for the slowest rollout, or for the first rank's traces.
 STEP_WAIT_S = 600.0
 STAGE_WAIT_S = 7200.0
+# For all ranks to come: imports from a slow disk, and what a script does before it trains.
+JOIN_WAIT_S = 600.0
+# For connections among ranks that have all come.
+CONNECT_WAIT_S = 60.0
+# How long a rank that fails before it has joined the others tries to tell them.
+TELL_WAIT_S = 10.0
+
+_PREFIX = "fastgrpo"
+_SOURCE = re.compile(r"^\[\S+:\d+\] ")
 
 
 class RankError(UserError):
-    """Another rank did not come to a collective operation in time, or the connection to it broke."""
+    """Another rank has failed, did not come to a collective operation in time, or the connection to it broke."""
 
 
 @contextmanager
@@ -35,11 +45,11 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
 
     Under torchrun: takes this rank's GPU and joins the process group: gloo for objects and CPU tensors, NCCL for a
     GPU's. Where one rank fails, hangs or vanishes, all ranks end (`fastgrpo.ranks.deadlines`).
-    Raises UserError where the ranks are not a multiple of `tensor_parallel`, a machine's more than its GPUs, or do not
-    come together.
+    Raises UserError where the ranks, or those of this host, are not a multiple of `tensor_parallel`, a host's more than
+    its GPUs, or do not come together.
     """
     check_world(tensor_parallel)
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if not _started_as_rank():
         yield 0, 1
         return
     on_gpu = torch.cuda.is_available()
@@ -47,18 +57,80 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
         torch.cuda.set_device(_own_gpu())
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
-        distributed.init_process_group(backend, timeout=timedelta(seconds=STAGE_WAIT_S))
+        store, rank, world = next(distributed.rendezvous("env://", timeout=timedelta(seconds=JOIN_WAIT_S)))
         # A connection of its own: the process group's is held by waits in other threads.
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        own = _connected(JOIN_WAIT_S)
     except (ValueError, RuntimeError) as error:  # a variable that is missing or none, a port, a rank that is gone
         raise UserError(
             f"RANK and WORLD_SIZE make this process number {os.environ['RANK']} of {os.environ['WORLD_SIZE']} ranks, "
-            f"which it cannot join: {first_line(error)}; start all of them by torchrun, or unset both for one alone"
+            f"which it cannot join: {first_line(error)}; start all of them by torchrun, with a --local-addr that the "
+            "other hosts reach, or unset both for one alone"
         ) from error
-    rank, world = rank_and_world()
-    with listening(PrefixStore("fastgrpo", store), rank, world):
+    with listening(own, rank, world) as peers:
+        peers.names = _all_come(PrefixStore(_PREFIX, store), rank, world)
+        _connect(backend, store, rank, world)
         yield rank, world
     distributed.destroy_process_group()
+
+
+@contextmanager
+def telling_ranks() -> Iterator[None]:
+    """What a rank does before it joins the others: where it fails, they end by its error in place of their deadline."""
+    try:
+        yield
+    except Exception as error:
+        if _started_as_rank():
+            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            with suppress(KeyError, ValueError, RuntimeError):
+                peers = Peers(_connected(TELL_WAIT_S), rank, world)
+                peers.names[rank] = this_rank()
+                peers.tell(str(error) or type(error).__name__)
+        raise
+
+
+def _started_as_rank() -> bool:
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _connected(seconds: float) -> Store:
+    """The store that all ranks share, over a connection of its own. Raises KeyError, ValueError, RuntimeError."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return PrefixStore(_PREFIX, TCPStore(address, port, is_master=False, timeout=timedelta(seconds=seconds)))
+
+
+def _all_come(store: Store, rank: int, world: int) -> list[str]:
+    """The ranks' names, once all have come."""
+    keys = [f"name/{number}" for number in range(world)]
+    try:
+        store.set(keys[rank], this_rank())
+        store.wait(keys, timedelta(seconds=JOIN_WAIT_S))
+        return [store.get(key).decode() for key in keys]
+    except DistError as error:
+        if failure := told_failure():
+            raise RankError(failure) from None
+        with suppress(DistError):
+            missing = [str(number) for number, key in enumerate(keys) if not store.check([key])]
+            raise RankError(
+                f"of {world} ranks {', '.join(missing)} did not come within {JOIN_WAIT_S:.0f} s: look at what torchrun "
+                "printed on their host"
+            ) from error
+        raise RankError(f"the store of rank 0 is gone: {first_line(error)}") from error
+
+
+def _connect(backend: str, store: Store, rank: int, world: int) -> None:
+    """Make the process group of ranks that have all come."""
+    store.set_timeout(timedelta(seconds=STAGE_WAIT_S))
+    complaint = (
+        "cannot connect to the other ranks: set GLOO_SOCKET_IFNAME on each host to the network interface by which the "
+        "hosts reach each other"
+    )
+    try:
+        with within(CONNECT_WAIT_S, complaint):
+            distributed.init_process_group(
+                backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=STAGE_WAIT_S)
+            )
+    except RuntimeError as error:
+        raise RankError(told_failure() or f"{complaint} ({first_line(error)})") from error
 
 
 @contextmanager
@@ -74,7 +146,9 @@ def awaiting(what: str, seconds: float = STEP_WAIT_S) -> Iterator[None]:
         # Not the other rank's doing, and whoever planned the memory has advice.
         raise
     except RuntimeError as error:
-        raise RankError(f"waited for {what}: {last_line(error)}") from error
+        # Whose connection broke is not what happened there, and gloo says where in its sources, with advice.
+        said = _SOURCE.sub("", last_line(error)).partition(". This is typically caused by")[0]
+        raise RankError(told_failure() or f"waited for {what}: {said}") from error
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -94,20 +168,31 @@ def _own_gpu() -> int:
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= gpus:
         raise UserError(
-            f"rank {os.environ['RANK']} has no GPU: it is number {local + 1} of this machine, and {gpus} "
+            f"rank {os.environ['RANK']} has no GPU: it is number {local + 1} of this host, and {gpus} "
             f"{'is' if gpus == 1 else 'are'} visible; lower torchrun's --nproc-per-node, or set CUDA_VISIBLE_DEVICES"
         )
     return local
 
 
 def check_world(tensor_parallel: int) -> None:
-    """Raise UserError where torchrun's processes are not a multiple of `tensor_parallel`."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Raise UserError where torchrun's processes, in all or on this host, are not a multiple of `tensor_parallel`."""
+    world = world_started()
     if world % tensor_parallel:
         raise UserError(
             f"engine.tensor_parallel {tensor_parallel} needs a multiple of {tensor_parallel} processes and there "
             f"{'is' if world == 1 else 'are'} {world}: set torchrun's --nproc-per-node, or tensor_parallel back to 1"
         )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if here % tensor_parallel:
+        raise UserError(
+            f"engine.tensor_parallel {tensor_parallel} needs ranks of one host and this one has {here}: make "
+            f"torchrun's --nproc-per-node a multiple of {tensor_parallel} on each host, or lower tensor_parallel"
+        )
+
+
+def world_started() -> int:
+    """The processes that torchrun has started, joined or not; 1 outside of it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def replica_leader(tensor_parallel: int) -> int:
@@ -154,6 +239,16 @@ def gather_all(value: Any, what: str) -> list[Any]:
         if other != what:
             raise RankError(f"waited for {what}, but rank {rank} has come for {other}")
     return [value for _, value in values]
+
+
+def refuse_differences(found: Mapping[str, Any], fix: str) -> None:
+    """Raise UserError, on every rank, where a rank has `found` other values than the first one; collective."""
+    ranks = gather_all((this_rank(), found), "what the other ranks have found")
+    first_name, first = ranks[0]
+    for name, other in ranks[1:]:
+        for key in first.keys() | other.keys():
+            if (here := other.get(key)) != (there := first.get(key)):
+                raise UserError(f"{key} is {shown(here)} on {name} and {shown(there)} on {first_name}: {fix}")
 
 
 def gather_first(value: Any, what: str) -> list[Any]:

@@ -1,7 +1,8 @@
 """The end of a process that cannot end itself: a wait inside native code past its deadline, a rank whose peer is gone.
 
 Both are seen by daemon threads, which print one sentence and leave the process at once. torchrun ends the other ranks
-of a machine when one ends; ranks on other machines, and those beside a rank that hangs, learn it from the store.
+of a host when one ends; ranks on other hosts, and those beside a rank that hangs, learn it from the store, which is on
+the first rank's host. Where that is gone, the store is silent.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from typing import NoReturn
 
 from torch.distributed import DistError, Store
@@ -53,6 +54,9 @@ def _watch_the_clock() -> None:
     while True:
         time.sleep(POLL_S)
         now = time.monotonic()
+        for peers in tuple(_peers):
+            if complaint := peers.unanswered():
+                _end(complaint)
         for deadline, complaint in tuple(_waits.values()):
             if now > deadline:
                 for peers in _peers:
@@ -61,53 +65,99 @@ def _watch_the_clock() -> None:
 
 
 class Peers(threading.Thread):
-    """Signs of life among ranks, over a `store` that all of them reach. Each rank listens to the next one."""
+    """Signs of life among ranks, over a `store` that all of them reach. Each rank listens to the next, if it has come.
+
+    `names`: what the ranks are called, with their hosts where these are several.
+    """
 
     def __init__(self, store: Store, rank: int, world: int) -> None:
         super().__init__(name="peers", daemon=True)
+        self.names = [f"rank {number}" for number in range(world)]
         self._store, self._rank, self._next = store, rank, (rank + 1) % world
         self._over = threading.Event()
+        # Polls that the store has answered; as many as the clock had seen; how often it has seen no more of them.
+        self._answered, self._seen, self._unanswered = 0, 0, 0
 
     def run(self) -> None:
         """End the process when any rank has failed or the next one is silent."""
         heard, silent = 0, 0
-        # The store ends with the run's first machine, and torchrun then ends the others.
+        # Without a store the clock ends this process, if nobody else does.
         with suppress(DistError):
             while not self._over.wait(POLL_S):
                 self._store.add(f"alive/{self._rank}", 1)
-                if self._store.check([_FAILED]):
+                if failure := self.failure():
                     time.sleep(GRACE_S)
-                    _end(self._store.get(_FAILED).decode())
+                    _end(failure)
                 sign = self._store.add(f"alive/{self._next}", 0)
-                silent = silent + 1 if sign == heard and sign < _LEFT else 0
+                silent = silent + 1 if 0 < sign == heard and sign < _LEFT else 0
                 heard = sign
                 if silent > SILENT_POLLS:
-                    self._post(f"rank {self._next} is gone: no sign of life for {SILENT_POLLS * POLL_S:.0f} s")
+                    self._post(f"{self.names[self._next]} is gone: {_silence()}")
+                self._answered += 1
+
+    def unanswered(self) -> str:
+        """What to end with, once the store has answered nothing between many calls of this, a poll apart.
+
+        The host of the first rank is gone then, or the network to it; that may tell nobody for a quarter of an hour.
+        """
+        silent = self._answered == self._seen and not self._over.is_set()
+        self._seen, self._unanswered = self._answered, self._unanswered + 1 if silent else 0
+        return f"{self.names[0]} cannot be reached: {_silence()}" if self._unanswered > SILENT_POLLS else ""
+
+    def failure(self) -> str:
+        """What the first rank that failed has told; empty where none has. Raises DistError without a store."""
+        return self._store.get(_FAILED).decode() if self._store.check([_FAILED]) else ""
 
     def tell(self, error: str) -> None:
         """Make every other rank end with this rank's `error`, and listen no more."""
         self._over.set()
-        with suppress(DistError):
-            self._post(f"rank {self._rank} failed: {error}")
+        _briefly(partial(self._post, f"{self.names[self._rank]} failed: {error}"))
 
     def leave(self) -> None:
         """This rank is done and will be silent; the others go on."""
         self._over.set()
-        with suppress(DistError):
-            self._store.add(f"alive/{self._rank}", _LEFT)
+        _briefly(partial(self._store.add, f"alive/{self._rank}", _LEFT))
 
     def _post(self, failure: str) -> None:
         self._store.compare_set(_FAILED, "", failure)
 
 
+def _silence() -> str:
+    return f"no sign of life for {SILENT_POLLS * POLL_S:.0f} s"
+
+
+def _briefly(ask: Callable[[], object]) -> None:
+    """Ask the store, for `GRACE_S` at most: nothing can interrupt a question to a host that is gone."""
+
+    def asked() -> None:
+        with suppress(DistError):
+            ask()
+
+    thread = threading.Thread(target=asked, name="store", daemon=True)
+    thread.start()
+    thread.join(GRACE_S)
+
+
+def told_failure() -> str:
+    """What the first of the other ranks to fail has told; empty where none has, or nobody listens."""
+    told: list[str] = []
+
+    def ask() -> None:
+        told.extend(peers.failure() for peers in tuple(_peers))
+
+    _briefly(ask)
+    return told[0] if told else ""
+
+
 @contextmanager
-def listening(store: Store, rank: int, world: int) -> Iterator[None]:
+def listening(store: Store, rank: int, world: int) -> Iterator[Peers]:
     """Ranks in this block end together: an exception that leaves it on one of them ends the others too."""
+    _start_the_clock()
     peers = Peers(store, rank, world)
     peers.start()
     _peers.append(peers)
     try:
-        yield
+        yield peers
     except BaseException as error:
         peers.tell(str(error) or type(error).__name__)
         raise

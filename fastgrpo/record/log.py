@@ -10,10 +10,11 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
+from uuid import uuid4
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -21,8 +22,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from fastgrpo.config import Config, Record
 from fastgrpo.config_files import flat, read_saved
-from fastgrpo.errors import writing
-from fastgrpo.ranks.collectives import gather_all, gather_first, is_first_rank
+from fastgrpo.errors import UserError, this_rank, writing
+from fastgrpo.ranks.collectives import gather_all, gather_first, is_first_rank, rank_and_world
 from fastgrpo.record.display import Display
 from fastgrpo.record.json_lines import JsonLines, RotatingLines, encoded
 from fastgrpo.record.phases import PhaseTimer
@@ -169,6 +170,38 @@ class RunLog:
             for part in (self._metrics, self._samples, self._events, self._tracker, self._display):
                 if part is not None:
                     closing.callback(part.close)
+
+
+def refuse_unshared(folder: Path) -> None:
+    """Raise UserError where a rank cannot write where the first one reads: into what the run's `folder` is in.
+
+    Each rank writes its part of a checkpoint there. Collective.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return
+    runs, why = folder.parent, "it is another folder there"
+    if rank == 0:
+        with writing(f"to {runs}", "free space or set --runs"):
+            runs.mkdir(parents=True, exist_ok=True)
+    # A name that no file system can have cached.
+    mark = gather_all(uuid4().hex, "the folder of runs")[0]
+    try:
+        (runs / f".{mark}.{rank}").touch()
+    except OSError as error:
+        why = error.strerror or why
+    ranks = gather_all((this_rank(), why), "the marks in the folder of runs")
+    # As the first rank sees it.
+    unseen = [other for other in range(world) if rank == 0 and not (runs / f".{mark}.{other}").exists()]
+    missing = gather_all(unseen, "the look at the marks in the folder of runs")[0]
+    with suppress(OSError):
+        (runs / f".{mark}.{rank}").unlink(missing_ok=True)
+    if missing:
+        name, why = ranks[missing[0]]
+        raise UserError(
+            f"{name} cannot write where {ranks[0][0]} reads, in {runs.absolute()} ({why}): set --runs to a folder on a "
+            "file system that all hosts share"
+        )
 
 
 @contextmanager

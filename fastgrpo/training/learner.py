@@ -186,7 +186,9 @@ class Learner:
 @contextmanager
 def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learner]:
     """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
-    checkpoint = Checkpoints(config.folder / "checkpoints").latest() if resume else None
+    latest = Checkpoints(config.folder / "checkpoints").latest() if resume else None
+    # What another host's file system shows may be older.
+    checkpoint = gather_all(latest, "the latest checkpoint")[0]
     plan = memory_plan(config, load_config(model), ranks=rank_and_world()[1])
     # Ranks of one vLLM need one size of its cache, and all of them micro-batches of one size.
     plan = min(gather_all(plan, "the memory plans"), key=lambda plan: plan.capacity)

@@ -16,6 +16,8 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from tests.helpers.hosts import Host
+
 
 def processes() -> BaseContext:
     """Where to start processes: CUDA does not survive a fork, so on a GPU each imports for itself."""
@@ -35,24 +37,47 @@ def run_two_ranks(main: Callable[..., None], *arguments: Any) -> None:
 def run_under_agent(main: Callable[..., None], *arguments: str) -> tuple[int | None, str]:
     """`main(*arguments)` on two ranks under torchrun's agent; its exit status and what they all print."""
     with tempfile.NamedTemporaryFile() as printed:
-        agent: Any = processes().Process(target=_agent, args=(main, arguments, printed.name))  # type: ignore[attr-defined]
-        agent.start()
+        agent = start_agent(main, *arguments, printed=printed.name)
         agent.join(240)
         return agent.exitcode, Path(printed.name).read_text()
 
 
-def _agent(main: Callable[..., None], arguments: tuple[str, ...], printed: str) -> None:
+def start_agent(
+    main: Callable[..., None],
+    *arguments: str,
+    printed: str,
+    ranks: int = 2,
+    endpoint: str = "localhost:0",
+    host: Host | None = None,
+) -> Any:
+    """The process of torchrun's agent for `main(*arguments)` on `ranks` ranks; what they print goes to a file.
+
+    With a `host` it is there, one of two.
+    """
+    agent: Any = processes().Process(  # type: ignore[attr-defined]
+        target=_agent, args=(main, arguments, printed, ranks, endpoint, host)
+    )
+    agent.start()
+    return agent
+
+
+def _agent(
+    main: Callable[..., None], arguments: tuple[str, ...], printed: str, ranks: int, endpoint: str, host: Host | None
+) -> None:
     with open(printed, "wb") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
+    if host is not None:
+        host.enter()
+    hosts = 1 if host is None else 2
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
+        min_nodes=hosts,
+        max_nodes=hosts,
+        nproc_per_node=ranks,
         logs_specs=DefaultLogsSpecs(),
-        run_id=str(os.getpid()),
+        run_id=str(os.getpid()) if host is None else endpoint,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=endpoint,
         max_restarts=0,
         start_method="fork" if _method() == "forkserver" else "spawn",
     )

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore, TCPStore
 
 from fastgrpo.engine.engine_process import EngineProcess
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, this_rank
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.ranks import collectives
-from fastgrpo.ranks.collectives import RankError, awaiting, joined_ranks, over_ranks
+from fastgrpo.ranks.collectives import RankError, awaiting, joined_ranks, over_ranks, telling_ranks
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Runs
 from tests.helpers.marks import exact
@@ -65,6 +67,12 @@ def test_two_ranks_train_and_generate_from_the_same_weights(tiny_folder: Path) -
 def test_what_fails_in_a_collective_is_another_ranks_doing_but_for_memory() -> None:
     with pytest.raises(RankError, match="waited for the weights: connection reset"), awaiting("the weights"):
         raise RuntimeError("first line\nconnection reset")
+    gloo = "[/pytorch/gloo/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:9. This is typically caused by a crash"
+    with (
+        pytest.raises(RankError, match=r"^waited for the weights: Connection closed by peer \[10\.0\.0\.2\]:9$"),
+        awaiting("the weights"),
+    ):
+        raise RuntimeError(gloo)
     with pytest.raises(torch.OutOfMemoryError), awaiting("the weights"):
         raise torch.OutOfMemoryError("2 GiB wanted")
 
@@ -80,7 +88,7 @@ def test_more_ranks_than_gpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="rank 6 has no GPU: it is number 3 of this machine, and 2 are visible"):
+    with pytest.raises(UserError, match="rank 6 has no GPU: it is number 3 of this host, and 2 are visible"):
         joined_ranks().__enter__()
 
 
@@ -104,3 +112,76 @@ def test_ranks_that_do_not_come_together_are_one_sentence(
             monkeypatch.setenv(name, value.replace("TAKEN", str(taken.getsockname()[1])))
         with pytest.raises(UserError, match=rf"number 0 of 2 ranks, which it cannot join: .*{said}.*; start all"):
             joined_ranks().__enter__()
+
+
+def test_a_replica_that_would_straddle_hosts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    collectives.check_world(8)
+    with pytest.raises(UserError, match=r"tensor_parallel 16 needs ranks of one host and this one has 8: make"):
+        collectives.check_world(16)
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, ""),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "1"}, "rank 3"),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, "rank 3"),
+        ({"RANK": "3", "WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}, f"rank 3 on {socket.gethostname()}"),
+    ],
+)
+def test_a_rank_of_several_hosts_is_named_with_its_own(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], name: str
+) -> None:
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert this_rank() == name
+
+
+def test_what_ranks_have_found_is_compared_with_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[tuple[str, dict[str, object]]] = [("rank 0", {"steps": 3}), ("rank 1", {"steps": 3})]
+    monkeypatch.setattr(collectives, "gather_all", lambda own, what: [*others, own])
+    collectives.refuse_differences({"steps": 3}, "mend it")
+    others.append(("rank 2", {"steps": 4}))
+    with pytest.raises(UserError, match="steps is 4 on rank 2 and 3 on rank 0: mend it"):
+        collectives.refuse_differences({"steps": 3}, "mend it")
+    others[-1] = ("rank 2", {"steps": 3, "torch": "2.13"})
+    with pytest.raises(UserError, match=r"torch is '2\.13' on rank 2 and None on rank 0: mend it"):
+        collectives.refuse_differences({"steps": 3}, "mend it")
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
+    """Where the second of two ranks finds the first one, which is this test."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for name, value in (variables | {"MASTER_PORT": str(store.port)}).items():
+        monkeypatch.setenv(name, value)
+    return store
+
+
+def test_a_rank_that_fails_before_it_has_joined_tells_the_others(store: TCPStore) -> None:
+    with pytest.raises(ValueError, match="no jail"), telling_ranks():
+        raise ValueError("no jail")
+    assert PrefixStore("fastgrpo", store).get("failed").decode() == f"rank 1 on {socket.gethostname()} failed: no jail"
+
+
+def test_ranks_that_do_not_come_are_named(store: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "JOIN_WAIT_S", 0.2)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(RankError, match="of 2 ranks 0 did not come within 0 s: look at what torchrun printed"):
+        joined_ranks().__enter__()
+
+
+def test_ranks_that_cannot_be_connected_are_told_of_the_interface(
+    store: TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    PrefixStore("fastgrpo", store).set("name/0", "rank 0 on there")
+    refused = Mock(side_effect=RuntimeError("connect [127.0.0.1]:4242: Connection refused"))
+    monkeypatch.setattr(distributed, "init_process_group", refused)
+    with pytest.raises(RankError, match=r"set GLOO_SOCKET_IFNAME on each host .* \(connect .*: Connection refused\)"):
+        joined_ranks().__enter__()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,7 @@ def ended(store: TCPStore, folder: Path, block: Callable[[], object]) -> tuple[i
     ("peer", "block", "code", "said"),
     [
         ("silent", partial(time.sleep, 60), 2, "error: rank 1 is gone: no sign of life for 1 s\n"),
+        ("has not come", partial(time.sleep, 3), 0, ""),
         ("tells", partial(time.sleep, 60), 2, "error: rank 1 failed: no space left\n"),
         ("leaves", partial(time.sleep, 3), 0, ""),
         ("leaves", wait_within_a_deadline, 2, "error: waited too long\n"),
@@ -61,11 +65,41 @@ def test_a_rank_ends_when_it_must_and_says_why(
 ) -> None:
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     other = Peers(store, 1, 2)
-    if peer == "tells":
+    if peer == "silent":
+        store.add("alive/1", 1)
+    elif peer == "tells":
         other.tell("no space left")
     elif peer == "leaves":
         other.leave()
     assert ended(store, tmp_path, block) == (code, said)
+
+
+def serve_store(port: Connection) -> None:
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    port.send(store.port)
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_rank_ends_where_the_store_is_silent_or_gone(tmp_path: Path, number: signal.Signals) -> None:
+    """As where the first rank's host is: then nobody tells, and what asked it does not return."""
+    ours, theirs = Pipe()
+    serving = processes().Process(target=serve_store, args=(theirs,))
+    serving.start()
+    try:
+        process = processes().Process(target=rank_main, args=(ours.recv(), tmp_path / "said", partial(time.sleep, 60)))
+        process.start()
+        while not (tmp_path / "said").exists():
+            time.sleep(0.1)
+        time.sleep(1)
+        os.kill(serving.pid, number)
+        process.join(30)
+        process.kill()
+    finally:
+        serving.kill()
+    said = "error: rank 0 cannot be reached: no sign of life for 1 s\n"
+    assert process.exitcode == 2
+    assert (tmp_path / "said").read_text().endswith(said)
 
 
 def test_what_a_rank_raises_reaches_the_others(tmp_path: Path) -> None:
