@@ -109,6 +109,8 @@ class CheckTests(msgspec.Struct, frozen=True, tag="check"):
         require_kind("CheckTests.select", self.select, (list, tuple))
         for number, index in enumerate(self.select or ()):
             require_whole(f"CheckTests.select[{number}]", index, 0)
+        if self.select is not None:
+            msgspec.structs.force_setattr(self, "select", tuple(self.select))
 
 
 class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
@@ -123,6 +125,7 @@ class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
     def __post_init__(self) -> None:
         require_texts("AssertTests.asserts", self.asserts)
         require_text("AssertTests.setup", self.setup)
+        msgspec.structs.force_setattr(self, "asserts", tuple(self.asserts))
 
 
 class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
@@ -175,7 +178,8 @@ class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
             raise ValueError(f"StdioTests.compare must be 'tokens' or 'exact', got {self.compare!r}")
 
 
-Tests = CheckTests | AssertTests | UnittestTests | StdioTests
+JailedTests = CheckTests | AssertTests | UnittestTests  # which run in a jail themselves
+Tests = JailedTests | StdioTests
 
 
 def require_loop(opened: asyncio.AbstractEventLoop | None) -> None:
