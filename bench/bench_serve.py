@@ -55,7 +55,7 @@ class ColdBwrap:
 
 async def serve_cold() -> None:
     """The server of this package over ColdBwrap, until killed."""
-    runner = web.AppRunner(App(Jails(cast(Any, ColdBwrap()), 4096, Limits())).application(), access_log=None)
+    runner = web.AppRunner(App(Jails(cast(Any, ColdBwrap()), 4096, 0, Limits())).application(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     print("serving on http://{}:{}".format(*runner.addresses[0]), flush=True)

@@ -244,8 +244,8 @@ class SandboxPool:
         return self._count(outcome)
 
     async def _turn(self, order: float, tests: JailedTests | None) -> Prepared | None:
-        """Returns at the job's turn, with its tests as they were read. Meanwhile no turn is taken; what was read and let
-        go, for others' tests, by then, is read again. Raises ReaderLost."""
+        """Returns at the job's turn, with its tests as they were read. None is taken meanwhile; what was let go by then
+        for others' tests is read again. Raises ReaderLost."""
         await self._run_slots.acquire(order)
         while tests is not None and (ready := known(prepare, tests)) is MISSING:
             self._run_slots.release()

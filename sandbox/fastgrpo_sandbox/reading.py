@@ -95,7 +95,7 @@ class _Reader:
         with theirs:
             command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps(list(map(os.path.abspath, sys.path)))]
             try:
-                self._process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, cwd="/")
+                self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/")
             except OSError as error:
                 ours.close()
                 raise ReaderLost(f"no process can be started: {error}") from None

@@ -271,7 +271,7 @@ class Pool:
 def test_places_are_counted_in_jails_and_given_back():
     async def work():
         pool = Pool(Outcome("ok"))
-        jails = Jails(pool, 2, Limits())
+        jails = Jails(pool, 2, 0, Limits())
         cases = asyncio.ensure_future(jails.run(RunRequest("", tests=StdioTests((("", ""),) * 5))))
         await asyncio.sleep(0)
         with pytest.raises(Busy) as busy:
@@ -288,7 +288,7 @@ def test_the_reason_of_a_lost_job_stays_here():
     async def work():
         pool = Pool(Outcome("infrastructure", error="mount /root/secret on /tmp/3"))
         pool.go.set()
-        return await Jails(pool, 2, Limits()).run(RunRequest(""))
+        return await Jails(pool, 2, 0, Limits()).run(RunRequest(""))
 
     outcome = asyncio.run(work())
     assert (outcome.status, "/root" in outcome.error) == ("infrastructure", False)
@@ -333,8 +333,11 @@ class Printing(Jails):
     """Jails whose jobs print as much as they may."""
 
     def __init__(self) -> None:
-        super().__init__(None, places=1000, caps=CAPS)  # type: ignore[arg-type]
+        super().__init__(None, at_once=8, queue=992, caps=CAPS)  # type: ignore[arg-type]
         self.printed = 0
+
+    async def read(self, function, *given):
+        return function(*given)
 
     async def _run(self, job: RunRequest) -> Outcome:
         self.printed += job.limits.output_bytes
@@ -356,9 +359,41 @@ def test_what_tests_print_that_nobody_is_told_is_not_kept():
     assert jails.printed <= 500 << 16
 
 
+@contextlib.contextmanager
+def unread(server: Server, count: int, body: object) -> Iterator[list[socket.socket]]:
+    """So many requests whose answers nobody reads."""
+    data = json.dumps(body).encode()
+    head = f"POST /run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    with contextlib.ExitStack() as opened:
+        kept = []
+        for _ in range(count):
+            each = opened.enter_context(socket.socket())
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            each.connect((urlsplit(server.url).hostname, urlsplit(server.url).port))
+            each.sendall(head.encode() + data)
+            kept.append(each)
+        yield kept
+
+
+def test_answers_that_nobody_reads_do_not_fill_the_server_and_hold_nobody_up():
+    """40 answers of 24 MB, as their JSON is: no more jobs begin than fill a bound, until the first are cut off."""
+    body = {"code": "print(chr(1) * 4000000)", "limits": {"output_bytes": 4 << 20}}
+    program = """
+import sys
+from fastgrpo_sandbox.serving import app, jails, main
+app.SEND_S, app.SLOWEST, jails.MOST_UNREAD = 1.0, 1 << 24, 64 << 20
+main.main(sys.argv[1:])
+"""
+    with running_server("--cells", "1", program=("-c", program)) as server, unread(server, 40, body) as kept:
+        until(lambda: server.metric("sandbox_running") > 0)
+        assert server.post("/run", {"code": "print(1)"}).body["stdout"] == "1\n"
+        assert peak_mb(server) < 700
+        until(lambda: kept[0].recv(1 << 20) == b"")  # cut off: it ends before what was announced
+
+
 def test_caps_hold_for_every_limit():
     caps = Limits(wall_s=3, cpu_s=2, memory_mb=100, processes=5, output_bytes=10, tmp_mb=2, files=20)
-    jails = Jails(Pool(Outcome("ok")), 1, caps)
+    jails = Jails(Pool(Outcome("ok")), 1, 0, caps)
     huge = Limits(wall_s=100, cpu_s=100, memory_mb=9999, processes=99, output_bytes=9999, tmp_mb=99, files=99)
     assert jails.capped(huge) == caps
     assert jails.capped(Limits(wall_s=1)).wall_s == 1

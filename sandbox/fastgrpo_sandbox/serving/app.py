@@ -25,6 +25,7 @@ MAX_BODY = 16 << 20  # bytes; a job of 8 MiB in JSON's escapes
 MOST_BODIES = 256 << 20  # bytes of all bodies that arrive or are being answered, and of what JSON becomes when decoded
 CONTAINER_BYTES, ITEM_BYTES = 64, 32
 BODY_S = 60.0  # for a body to arrive
+SEND_S, SLOWEST = 30.0, 1 << 18  # for an answer to be read, and bytes a second beyond
 OPEN = ("/healthz", "/health")  # without a key
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -86,7 +87,11 @@ class App:
             self._jails.admit()
             with self._room.share() as take:
                 body = await _body(request, take)
-                return _encoded(await answer(self._jails, decode[request.content_type](body)), request)
+                response = _encoded(await answer(self._jails, decode[request.content_type](body)), request)
+            size = len(response.body) if isinstance(response.body, bytes) else 0
+            with self._jails.unread(size):
+                await _send(response, request, SEND_S + size / SLOWEST)
+            return response
 
         return handle
 
@@ -175,6 +180,18 @@ async def _body(request: web.Request, take: Callable[[int], None]) -> bytes:
     if request.content_type == JSON:
         take(CONTAINER_BYTES * (body.count(b"[") + body.count(b"{")) + ITEM_BYTES * body.count(b","))
     return bytes(body)
+
+
+async def _send(response: web.Response, request: web.Request, deadline_s: float) -> None:
+    """Returns once the client has read the answer, but for what is in the kernel's buffers, or is cut off."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        log.warning("an answer was not read: bytes=%s deadline_s=%.0f", response.content_length, deadline_s)
+        if request.transport is not None:
+            request.transport.abort()
 
 
 def _refusal(error: Exception) -> web.Response:

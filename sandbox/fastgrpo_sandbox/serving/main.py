@@ -114,8 +114,8 @@ async def serving(arguments: Sequence[str], key: str) -> AsyncIterator[tuple[App
     from fastgrpo_sandbox.serving.jails import Jails
 
     async with SandboxPool(cells=options.cells, preload=options.preload) as pool:
-        places = RUNS_PER_CELL * int(pool.stats()["cells"]) + options.queue
-        app = App(Jails(pool, places, _caps(options)), key)
+        at_once = RUNS_PER_CELL * int(pool.stats()["cells"])
+        app = App(Jails(pool, at_once, options.queue, _caps(options)), key)
         runner = web.AppRunner(app.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
         await runner.setup()
         try:
