@@ -233,13 +233,13 @@ def _after_imports(tests: CheckTests | AssertTests) -> CheckTests | AssertTests:
 
 def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
     """What the setup takes from the solution: for assertions whatever it reads, for `check` no helper functions. Where
-    assertions want no name of it, a builtin is what they test, if their setup tests one."""
+    assertions want no name of it, the builtins that their setup tests are what they test."""
     if not tests.setup:
         return ()
     try:
         names, other = (wanted := wanted_names(tests.setup)).names, wanted.other
         if isinstance(tests, AssertTests):
-            if names or len(other) != 1:
+            if names or not other:
                 return names
             own, lines = set(own_names(tests.setup)), map(wanted_names, tests.asserts)
             return () if any(line.other or not own.issuperset(line.names) for line in lines) else other
