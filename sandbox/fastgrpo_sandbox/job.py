@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ from fastgrpo_sandbox.weight import count_values
 log = logging.getLogger("fastgrpo_sandbox")
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
+MAX_FILES = 4096
 MAX_NAME, MAX_PATH = 255, 1000  # bytes of a file's name and letters of its path
 STDIN = "/dev/stdin"  # a link to a file of the job's: in a jail no path leads to a descriptor
 PLAIN = b"S"  # begins a payload that is nothing but the source of a script
@@ -282,15 +284,18 @@ def _encoded(text: str, what: str) -> bytes:
 
 
 def _files(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
-    normal = set(map(os.path.normpath, files))
+    if len(files) > MAX_FILES:
+        raise Rejected(f"the job has {len(files)} files; the limit is {MAX_FILES}")
     for path in files:
         parts = path.split("/")
         is_named = parts[-1] not in ("", ".") and ".." not in parts and "\0" not in path and not os.path.isabs(path)
-        if not is_named or max(map(len, map(_path_bytes, parts))) > MAX_NAME or len(path) > MAX_PATH:
+        if not is_named or len(path) > MAX_PATH or max(map(len, map(_path_bytes, parts))) > MAX_NAME:
             raise Rejected(f"file {path!r:.80} is not a relative path inside the jail's /tmp")
-        places = os.path.normpath(path).split("/")
-        if above := [each for end in range(1, len(places)) if (each := "/".join(places[:end])) in normal]:
-            raise Rejected(f"file {above[0]!r:.80} is to be a folder, too, of {path!r:.80}")
+    places = {os.path.normpath(path).replace("/", "\0"): path for path in files}  # each before what is below it
+    for above, below in pairwise(sorted(places)):
+        if below.startswith(above + "\0"):
+            folder = above.replace("\0", "/")
+            raise Rejected(f"file {folder!r:.80} is to be a folder, too, of {places[below]!r:.80}")
     return {path: _encoded(text, f"file {path!r}") if isinstance(text, str) else text for path, text in files.items()}
 
 

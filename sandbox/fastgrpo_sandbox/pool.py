@@ -186,6 +186,8 @@ class SandboxPool:
     async def _run_cases(
         self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None, order: int
     ) -> Outcome:
+        """As many cases at once as there are runs: a hundred thousand that wait would take seconds to begin and to end,
+        and whoever comes after them would wait for all."""
         limits = limits or self.limits
         answers, merged = [False] * len(tests.cases), Cases()
 
@@ -207,7 +209,18 @@ class SandboxPool:
                     answers[case] = check.pass_rate == 1.0
                 merged.add(case, run, check)
 
-        await asyncio.gather(*(judge(case, *pair) for case, pair in enumerate(tests.cases)))
+        left = enumerate(tests.cases)
+
+        async def judge_on() -> None:
+            for case, pair in left:
+                await judge(case, *pair)
+
+        workers = [asyncio.ensure_future(judge_on()) for _ in tests.cases[: RUNS_PER_CELL * self._wanted]]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
         return merged.merged(answers)
 
     async def _passes(self, tests: StdioTests, case: int, run: Outcome) -> bool:

@@ -18,6 +18,7 @@ from fastgrpo_sandbox.given import (
 
 DAY_S = 86400
 RUNS_PER_CELL = 8  # at once
+MOST_CASES = 4096  # of StdioTests in one request to a server
 MAX_PROCESSES = 256  # the fork server follows chains of as many, so none is out of its sight
 RANGES: dict[str, tuple[int, int]] = {
     "memory_mb": (1, 1 << 20),

@@ -391,6 +391,15 @@ main.main(sys.argv[1:])
         until(lambda: kept[0].recv(1 << 20) == b"")  # cut off: it ends before what was announced
 
 
+def test_a_request_of_a_million_cases_is_refused(server):
+    cases = [["", "1"]] * 100_000
+    answer = server.post("/run", {"code": "", "tests": {"type": "stdio", "cases": cases}}, KEY)
+    assert answer.status == 422
+    assert "tests with 100000 cases are too many for one request: send 4096 in each" in answer.body["error"]
+    answer = server.post("/test_program", {"program": "", "tests": ["assert f"] * 100_000}, KEY)
+    assert (answer.status, answer.body["error"]) == (422, "tests must be a list of at most 4096")
+
+
 def test_caps_hold_for_every_limit():
     caps = Limits(wall_s=3, cpu_s=2, memory_mb=100, processes=5, output_bytes=10, tmp_mb=2, files=20)
     jails = Jails(Pool(Outcome("ok")), 1, 0, caps)

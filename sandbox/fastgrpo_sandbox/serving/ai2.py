@@ -10,7 +10,7 @@ import msgspec
 from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.remote import RunRequest
 from fastgrpo_sandbox.serving.jails import Jails, Lost, Refused
-from fastgrpo_sandbox.types import AssertTests, Outcome, StdioTests, Tests
+from fastgrpo_sandbox.types import MOST_CASES, AssertTests, Outcome, StdioTests, Tests
 
 NOT_RUN = -1.0
 KEPT_BYTES = 1 << 16  # of what each test's jail prints, which nobody is told
@@ -81,8 +81,8 @@ async def _tests(jails: Jails, request: TestProgram) -> list[Any]:
             tests = await jails.read(json.loads, tests)
         except (ValueError, RecursionError):
             raise Refused("tests must be a list or JSON of one: pickled tests would run outside the jails") from None
-    if not isinstance(tests, list):
-        raise Refused("tests must be a list")
+    if not isinstance(tests, list) or len(tests) > MOST_CASES:
+        raise Refused(f"tests must be a list of at most {MOST_CASES}")
     return tests
 
 

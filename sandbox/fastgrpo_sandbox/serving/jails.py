@@ -15,7 +15,7 @@ from fastgrpo_sandbox.reading import ReaderLost, Unreadable
 from fastgrpo_sandbox.remote import RunRequest
 from fastgrpo_sandbox.stdio import MOST_OUTPUT
 from fastgrpo_sandbox.turns import Turns
-from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, Outcome
+from fastgrpo_sandbox.types import MOST_CASES, RUNS_PER_CELL, Limits, Outcome
 
 if TYPE_CHECKING:
     from fastgrpo_sandbox.pool import SandboxPool
@@ -87,7 +87,10 @@ class Jails:
             raise Lost from None
 
     async def run(self, job: RunRequest) -> Outcome:
-        """The outcome of one job. Cancelling ends it. Raises Busy, and SandboxUnavailable once no cell can start."""
+        """The outcome of one job. Cancelling ends it. Raises Busy, Refused for more cases than there may be, and
+        SandboxUnavailable once no cell can start."""
+        if job.jobs > MOST_CASES:
+            raise Refused(f"tests with {job.jobs} cases are too many for one request: send {MOST_CASES} in each")
         with self._places([job]):
             return await self._run(job)
 
