@@ -91,14 +91,16 @@ class _Reader:
 
     def __init__(self) -> None:
         """Raises ReaderLost where no process can be started."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps(list(map(os.path.abspath, sys.path)))]
-            try:
-                self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/")
-            except OSError as error:
-                ours.close()
-                raise ReaderLost(f"no process can be started: {error}") from None
+        command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps(list(map(os.path.abspath, sys.path)))]
+        try:
+            with contextlib.ExitStack() as opened:
+                ours, theirs = socket.socketpair()
+                opened.enter_context(ours)
+                with theirs:
+                    self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/")
+                opened.pop_all()
+        except OSError as error:
+            raise ReaderLost(f"no process can be started: {error}") from None
         self._socket = ours
         self._ends: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 

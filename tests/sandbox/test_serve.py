@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -389,6 +390,45 @@ main.main(sys.argv[1:])
         assert server.post("/run", {"code": "print(1)"}).body["stdout"] == "1\n"
         assert peak_mb(server) < 700
         until(lambda: kept[0].recv(1 << 20) == b"")  # cut off: it ends before what was announced
+
+
+FEW = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (140, 140))
+from fastgrpo_sandbox.serving import connections, main
+connections.ASK_S = float(sys.argv.pop(1))
+main.main(sys.argv[1:])
+"""
+
+
+def silent(server: Server, count: int) -> Iterator[socket.socket]:
+    for _ in range(count):
+        yield socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port), timeout=30)
+
+
+def test_connections_take_no_descriptor_that_the_jails_need():
+    """Whoever opens them need have no key; and a cell that is lost meanwhile is started anew."""
+    asked = {"code": "def f(x): return x", "tests": {"type": "assert", "asserts": ["assert f(1) == 1"]}}
+    with running_server("--cells", "1", program=("-c", FEW, "60")) as server, contextlib.ExitStack() as opened:
+        kept = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+        kept.request("GET", "/healthz")
+        kept.getresponse().read()
+        many = [opened.enter_context(each) for each in silent(server, 160)]
+        assert many[-1].recv(1) == b""  # closed at once
+        for cell in Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split():
+            os.kill(int(cell), signal.SIGKILL)
+        kept.request("POST", "/run", json.dumps(asked), {"Content-Type": "application/json"})
+        assert json.loads(kept.getresponse().read())["status"] in ("ok", "infrastructure")
+        kept.request("POST", "/run", json.dumps(asked), {"Content-Type": "application/json"})
+        assert json.loads(kept.getresponse().read())["status"] == "ok"
+
+
+def test_a_connection_that_asks_nothing_is_closed():
+    with running_server("--cells", "1", program=("-c", FEW, "1")) as server, contextlib.ExitStack() as opened:
+        (one,) = (opened.enter_context(each) for each in silent(server, 1))
+        one.sendall(b"POST /run HTTP/1.1\r\nHost: ")
+        assert one.recv(1) == b""
+        assert server.ask("/healthz").status == 200
 
 
 def test_a_request_of_a_million_cases_is_refused(server):

@@ -15,6 +15,7 @@ from aiohttp import BasicAuth, web
 
 from fastgrpo_sandbox.remote import MSGPACK, RunRequest
 from fastgrpo_sandbox.serving import ai2, e2b, fusion
+from fastgrpo_sandbox.serving.connections import Connections
 from fastgrpo_sandbox.serving.jails import Busy, Jails, Lost, Refused
 from fastgrpo_sandbox.serving.metrics import Metrics
 from fastgrpo_sandbox.types import Outcome, SandboxUnavailable
@@ -56,6 +57,7 @@ class App:
         self._room = _Room()
         self._paths = {path for path, _, _ in FORMS} | {*OPEN, "/metrics"}
         self.draining = False
+        self.connections: Connections | None = None  # of the server that has this application
 
     def application(self) -> web.Application:
         """The routes, as aiohttp's application."""
@@ -106,6 +108,8 @@ class App:
     @web.middleware
     async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.perf_counter()
+        if self.connections is not None:
+            self.connections.has_asked(request)
         path = request.path if request.path in self._paths else "other"
         try:
             response = await handler(request)
