@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
@@ -265,6 +265,12 @@ class SandboxPool:
             await self._read(tests)
             await self._run_slots.acquire(order - READ_FIRST)
         return None if tests is None else ready
+
+    async def read(self, tests: Tests | None) -> None:
+        """Reads what `run` will need of tests, for whoever gives runs turns of his own. What is wrong `run` says."""
+        if isinstance(tests, JailedTests) and known(prepare, tests) is MISSING:
+            with suppress(ReaderLost):
+                await self._read(tests)
 
     async def _read(self, tests: JailedTests) -> None:
         """Tests, by the first of those who ask for them, until the last has left. Raises ReaderLost."""

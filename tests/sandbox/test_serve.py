@@ -263,6 +263,9 @@ class Pool:
     def stats(self) -> dict[str, float]:
         return {"run_s_p50": 2.0, "cells": 1.0}
 
+    async def read(self, tests: object) -> None:
+        pass
+
     async def run(self, code: str, *, limits: Limits, **_: object) -> Outcome:
         self.limits.append(limits)
         await self.go.wait()
@@ -390,6 +393,19 @@ main.main(sys.argv[1:])
         assert server.post("/run", {"code": "print(1)"}).body["stdout"] == "1\n"
         assert peak_mb(server) < 700
         until(lambda: kept[0].recv(1 << 20) == b"")  # cut off: it ends before what was announced
+
+
+def test_requests_whose_tests_take_long_to_read_hold_up_no_other():
+    """32 of them, of which each takes a second or more; those that come after run meanwhile."""
+    rows = [[f"assert f({[number + 1000 * each] * 40}) == 1" for number in range(300)] for each in range(32)]
+    with running_server("--cells", "1") as server, contextlib.ExitStack() as opened:
+        for row in rows:
+            opened.callback(posted(server, {"code": "x = 1", "tests": {"type": "assert", "asserts": row}}).close)
+        began = time.monotonic()
+        for number in range(3):
+            tests = {"type": "assert", "asserts": [f"assert f({number}) == {number}"]}
+            assert server.post("/run", {"code": "def f(x): return x", "tests": tests}).body["status"] == "ok"
+        assert time.monotonic() - began < 10
 
 
 FEW = """

@@ -116,6 +116,7 @@ class Jails:
 
     async def _run(self, job: RunRequest) -> Outcome:
         limits = self.capped(job.limits) if job.limits else self._usual
+        await self.pool.read(job.tests)  # else long ones would hold all turns
         async with self._begun():
             outcome = await self.pool.run(job.code, stdin=job.stdin, files=job.files, tests=job.tests, limits=limits)
         if outcome.status == "infrastructure":  # its reason may name the host's own files
