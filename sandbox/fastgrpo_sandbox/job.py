@@ -402,6 +402,7 @@ class RunningSession(Running):
             raise
         except Exception as error:
             return self._stop("infrastructure", f"handler of {call.method!r}: {error!r}", "jail")
+        await self.cell.room()  # answers of 16 MiB to 256 calls would be 4 GiB of this process
         try:
             body = msgspec.msgpack.encode(answer)
         except NOT_PLAIN as error:
