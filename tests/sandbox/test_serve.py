@@ -408,6 +408,30 @@ def test_requests_whose_tests_take_long_to_read_hold_up_no_other():
         assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize(
+    ("path", "begin", "value"),
+    [
+        ("/run", {"code": "x", "tests": {"type": "assert", "asserts": 1}}, b"\xa0"),
+        ("/run", {"code": "x", "tests": {"type": "stdio", "cases": 1}}, b"\x92\xa0\xa0"),
+        ("/submit", {"dataset": "", "id": 1, "completion": "", "config": {"provided_data": {"test": 1}}}, b"\x90"),
+    ],
+)
+def test_a_body_of_a_million_empty_values_holds_nobody_up(path, begin, value):
+    count = 3 << 20
+    body = msgspec.msgpack.encode(begin)[:-1] + b"\xdd" + count.to_bytes(4, "big") + value * count
+    with running_server("--cells", "1") as server, ThreadPoolExecutor(1) as beside:
+        refused = beside.submit(server.ask, path, body, {"Content-Type": "application/msgpack"})
+        worst = 0.0
+        while not refused.done():
+            began = time.monotonic()
+            assert server.ask("/healthz").status == 200
+            worst = max(worst, time.monotonic() - began)
+        assert refused.result().status == 422
+        assert "more than 1048576 values" in refused.result().body["error"]
+        assert peak_mb(server) < 250
+    assert worst < 2
+
+
 FEW = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (140, 140))

@@ -15,13 +15,13 @@ from aiohttp import BasicAuth, web
 
 from fastgrpo_sandbox.remote import MSGPACK, RunRequest
 from fastgrpo_sandbox.serving import ai2, e2b, fusion
+from fastgrpo_sandbox.serving.bodies import FORMATS, JSON, read_body
 from fastgrpo_sandbox.serving.connections import Connections
 from fastgrpo_sandbox.serving.jails import Busy, Jails, Lost, Refused
 from fastgrpo_sandbox.serving.metrics import Metrics
 from fastgrpo_sandbox.types import Outcome, SandboxUnavailable
 
 log = logging.getLogger("fastgrpo_sandbox")
-JSON = "application/json"
 MAX_BODY = 16 << 20  # bytes; a job of 8 MiB in JSON's escapes
 MOST_BODIES = 256 << 20  # bytes of all bodies that arrive or are being answered, and of what JSON becomes when decoded
 CONTAINER_BYTES, ITEM_BYTES = 64, 32
@@ -78,18 +78,14 @@ class App:
         return not self._jails.taken
 
     def _handler(self, form: type, answer: Callable[[Jails, Any], Awaitable[Any]]) -> Handler:
-        decode: dict[str, Callable[[bytes], Any]] = {
-            JSON: msgspec.json.Decoder(form).decode,
-            MSGPACK: msgspec.msgpack.Decoder(form).decode,
-        }
-
         async def handle(request: web.Request) -> web.Response:
-            if request.content_type not in decode:
+            if request.content_type not in FORMATS:
                 return _error(415, f"send the body as {JSON} or {MSGPACK}, and say so in Content-Type")
             self._jails.admit()
             with self._room.share() as take:
                 body = await _body(request, take)
-                response = _encoded(await answer(self._jails, decode[request.content_type](body)), request)
+                asked = await read_body(self._jails, form, request.content_type, body)
+                response = _encoded(await answer(self._jails, asked), request)
             size = len(response.body) if isinstance(response.body, bytes) else 0
             with self._jails.unread(size):
                 await _send(response, request, SEND_S + size / SLOWEST)
