@@ -31,7 +31,7 @@ class Connections:
                 self._silent.pop(closed).cancel()
         made: Any = self._server()
         self._silent[made] = asyncio.get_running_loop().call_later(ASK_S, self._end_silent, made)
-        return made  # type: ignore[no-any-return]
+        return made
 
     def has_asked(self, request: web.Request) -> None:
         """A connection has sent a request: from then on aiohttp ends it where it falls silent."""
