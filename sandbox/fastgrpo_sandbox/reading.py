@@ -25,7 +25,8 @@ from fastgrpo_sandbox.turns import Turns
 T = TypeVar("T")
 CPU_S = 60  # of one reading
 WALL_S = 600.0  # until a reader that does not get so much of a processor is given up
-MEMORY = 3 << 30  # bytes of a reader's address space: 8 MiB of tests take half of it
+# Bytes that a reader may take on for a text: so many, and for each of its own, but no more. Tests take 700 for each.
+LEAST_MEMORY, MEMORY_PER_BYTE, MOST_MEMORY = 256 << 20, 1024, 3 << 30
 KEPT = 16 << 20  # bytes of what a reader remembers: the parts of what it reads
 LONG = 1 << 16  # bytes: the readings of longer texts never take all readers
 READERS = min(4, max(2, os.cpu_count() or 1))
@@ -133,12 +134,11 @@ class _Reader:
 def serve() -> None:
     """Program of a reader: answers its other end, descriptor 0, until that closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the host, whose end is this process'
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
     memo.MOST_BYTES = KEPT
     with socket.socket(fileno=0) as asker, asker.makefile("rb") as heard:
         while len(header := heard.read(LENGTH.size)) == LENGTH.size:
             request = heard.read(LENGTH.unpack(header)[0])
+            _bound_memory(len(request))
             signal.setitimer(signal.ITIMER_PROF, CPU_S)  # whose signal ends this process, wherever it is
             answer = _answer(request)
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -146,11 +146,20 @@ def serve() -> None:
                 asker.sendall(LENGTH.pack(len(answer)) + answer)
 
 
+def _bound_memory(length: int) -> None:
+    with open("/proc/self/statm") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+    room = min(MOST_MEMORY, LEAST_MEMORY + MEMORY_PER_BYTE * length)
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    soft = taken + room if most == resource.RLIM_INFINITY else min(taken + room, most)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, most))
+
+
 def _answer(request: bytes) -> bytes:
     try:
         function, given = pickle.loads(request)
         return pickle.dumps((True, function(*given)))
     except MemoryError:
-        return pickle.dumps((False, Unreadable(f"it takes more than {MEMORY >> 30} GiB to read")))
+        return pickle.dumps((False, Unreadable("it takes more memory to read than a text of its length may")))
     except Exception as error:
         return pickle.dumps((False, error))
