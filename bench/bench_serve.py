@@ -49,13 +49,16 @@ class ColdBwrap:
             await cold_bwrap()
         return Outcome("ok", stdout="42\n" if code.startswith("print(6") else "ok\n")
 
+    async def read(self, tests: Any) -> None:
+        """Nothing: its jobs have none."""
+
     def stats(self) -> dict[str, float]:
         return {"cells": 1.0, "run_s_p50": 0.1}
 
 
 async def serve_cold() -> None:
     """The server of this package over ColdBwrap, until killed."""
-    runner = web.AppRunner(App(Jails(cast(Any, ColdBwrap()), 4096, Limits())).application(), access_log=None)
+    runner = web.AppRunner(App(Jails(cast(Any, ColdBwrap()), 4096, 0, Limits())).application(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     print("serving on http://{}:{}".format(*runner.addresses[0]), flush=True)

@@ -239,18 +239,19 @@ static bool over_output(const job *j) {
            lseek(j->solution.err, 0, SEEK_CUR) > j->limits.output_bytes;
 }
 
-/* Closer looks, which may take a second, are rarer the more jobs there are that may call for them; meanwhile the last counts. */
+/* Closer looks, which may take a second, are rarer the more jobs there are that may call for them; meanwhile the last counts.
+ * Where a cgroup holds memory the kernel counts it, and tells the peak at the end: only what epolls watch is looked at. */
 static bool over_memory(const server *s, job *j, usage *total) {
     uint64_t begun = now_ns();
     *total = usage_of((walk){.s = s}, j->solution.pid);
     uint64_t end = now_ns();
     j->rest_ns = (end - begun) * REST;
     j->many = total->processes > 1;
-    if (j->by_cgroup) return false; /* the kernel holds it, and tells the peak at the end */
-    uint64_t cap_kb = (uint64_t)j->limits.memory_mb << 10;
+    bool polled = !j->by_cgroup && !jail_without("polling");
+    uint64_t cap_kb = polled ? (uint64_t)j->limits.memory_mb << 10 : UINT64_MAX / MOST_SHARED;
     if (total->anonymous_kb > MOST_SHARED * cap_kb) return true; /* by shares they take seconds to read */
     uint64_t count = total->descriptors, most_watched = count * count / 4 * j->limits.files; /* by half of them, the other half */
-    walk look = {.s = s, .proportional = j->many, .held = count > FEW_DESCRIPTORS};
+    walk look = {.s = s, .proportional = j->many && polled, .held = count > FEW_DESCRIPTORS && polled};
     look.descriptors = look.held || most_watched > MOST_WATCHED;
     uint64_t copied_kb = total->base_kb > s->base_anon_kb ? total->base_kb - s->base_anon_kb : 0; /* if each wrote to all of it */
     if (look.descriptors || (total->anonymous_kb + copied_kb > cap_kb && j->many)) {
@@ -262,7 +263,8 @@ static bool over_memory(const server *s, job *j, usage *total) {
         }
         j->close_ns = now_ns() + (now_ns() - end) * REST * s->live_count;
     }
-    if (total->anonymous_kb + s->base_anon_kb > j->memory_kb) j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
+    if (polled && total->anonymous_kb + s->base_anon_kb > j->memory_kb)
+        j->memory_kb = (uint32_t)total->anonymous_kb + s->base_anon_kb;
     return total->anonymous_kb > cap_kb || total->watched > MOST_WATCHED;
 }
 

@@ -70,6 +70,8 @@ class Cell(asyncio.Protocol):
         self._group: Path | None = None
         self._on_lost = on_lost
         self._received = bytearray()
+        self._has_room = asyncio.Event()  # in what the fork server has not read yet
+        self._has_room.set()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._last_words = ""
@@ -165,6 +167,17 @@ class Cell(asyncio.Protocol):
     def send(self, job: int, body: bytes) -> None:
         """One frame to a running session."""
         self._send(job, HOST_DATA, body)
+
+    async def room(self) -> None:
+        """Returns once the fork server has read nearly all that was sent, or ends the session that does not read it."""
+        while not self._has_room.is_set():
+            await self._has_room.wait()
+
+    def pause_writing(self) -> None:
+        self._has_room.clear()
+
+    def resume_writing(self) -> None:
+        self._has_room.set()
 
     def overdue(self) -> set[int]:
         """Jobs whose fork server should have ended them by now."""

@@ -16,6 +16,7 @@ PYTHON = re.compile(r"\W*(python|py)[\d.]*+\W*", re.IGNORECASE)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 FIRST_LINE = re.compile(r"^(?:(?:def|async def|class|import|from) |@\w|\w+ ?=)", re.MULTILINE)
 STARTS = 8  # lines at which a program without fences is looked for
+MOST_LOOKED = 1 << 17  # letters of what is looked at from these lines on; a long answer has one start
 
 
 class _Block(NamedTuple):
@@ -135,7 +136,8 @@ def _bare(answer: str) -> str:
     """An answer without a fence, from the first line on with which the rest is Python, less the prose behind it."""
     if _parsed(answer) is not None:
         return answer
-    for start, _ in zip(FIRST_LINE.finditer(answer), range(STARTS), strict=False):
+    starts = min(STARTS, MOST_LOOKED // len(answer) or 1)
+    for start, _ in zip(FIRST_LINE.finditer(answer), range(starts), strict=False):
         rest = answer[start.start() :]
         lines = _first_error(rest)
         if lines is None:

@@ -29,7 +29,8 @@ def require_texts(what: str, values: Any) -> None:
     if not isinstance(values, list | tuple):
         raise ValueError(f"{what} must be a list of texts, got {type(values).__name__}")
     for number, value in enumerate(values):
-        require_text(f"{what}[{number}]", value)
+        if not isinstance(value, str):  # there may be many
+            require_text(f"{what}[{number}]", value)
 
 
 def require_whole(what: str, value: Any, least: int) -> None:

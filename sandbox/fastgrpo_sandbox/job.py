@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ import msgspec
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.asserts import compile_asserts, compile_setup, special_words
+from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import solution_imports, unimported_modules, wanted_names
 from fastgrpo_sandbox.stdio import MOST_OUTPUT
 from fastgrpo_sandbox.types import (
@@ -38,6 +40,7 @@ from fastgrpo_sandbox.weight import count_values
 log = logging.getLogger("fastgrpo_sandbox")
 Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
 MAX_PAYLOAD = 8 << 20
+MAX_FILES = 4096
 MAX_NAME, MAX_PATH = 255, 1000  # bytes of a file's name and letters of its path
 STDIN = "/dev/stdin"  # a link to a file of the job's: in a jail no path leads to a descriptor
 PLAIN = b"S"  # begins a payload that is nothing but the source of a script
@@ -89,27 +92,68 @@ class Parcel(msgspec.Struct, frozen=True):
         return Expected(self.test_count, bool(self.judge), self.secret, self.select)
 
 
-def pack_job(code: str, stdin: str, files: Mapping[str, str | bytes], tests: Tests | None, limits: Limits) -> Parcel:
+class Prepared(msgspec.Struct, frozen=True):
+    """Tests that were read, once for all the solutions that they judge."""
+
+    count: int = 0
+    select: tuple[int, ...] | None = None
+    judge: bytes = b""  # its payload; none of unittest tests
+    beside: bytes = b""  # what a unittest job has beside the code, marshalled
+    refused: str = ""  # why no job can have them
+
+
+def pack_job(
+    code: str, stdin: str, files: Mapping[str, str | bytes], prepared: Prepared | None, limits: Limits
+) -> Parcel:
     """A job of any form but StdioTests, which are several. Raises Rejected."""
     code = code.removeprefix("\ufeff")  # as of a file
     if STDIN in code:
         files = {**files, "stdin": stdin}
     job: dict[str, Any] = {"role": "script", "code": _source(code), "files": _files(files)}
-    judge, secret, count, select, room = b"", b"", None, None, 0
-    if tests is not None and not isinstance(tests, StdioTests):
-        count, room = _count(tests), MOST_OUTPUT  # what is printed on the way decides nothing
-    if isinstance(tests, CheckTests | AssertTests):
+    ready, secret = prepared or Prepared(), b""
+    if ready.refused:
+        raise Rejected(ready.refused)
+    if ready.judge:
         job["role"] = "solution"
-        judge = marshal.dumps(_judge_job(tests))
-        select = tests.select if isinstance(tests, CheckTests) else None
-    elif isinstance(tests, UnittestTests):
+    elif ready.beside:
         secret = os.urandom(SECRET_BYTES)
-        job |= _unittest_job(tests)
+        job |= marshal.loads(ready.beside)
     plain = job["role"] == "script" and not files and "\0" not in code
     payload = PLAIN + code.encode() if plain else marshal.dumps(job)
     if secret:
         payload = SECRET + secret + payload
-    return _checked(Parcel(limits, payload, _encoded(stdin, "stdin"), judge, secret, count, select, room=room))
+    count, room = (None, 0) if prepared is None else (ready.count, MOST_OUTPUT)  # what is printed decides nothing
+    stdin_bytes = _encoded(stdin, "stdin")
+    return _checked(Parcel(limits, payload, stdin_bytes, ready.judge, secret, count, ready.select, room=room))
+
+
+@memo
+def prepare(tests: CheckTests | AssertTests | UnittestTests) -> Prepared:
+    """The tests, read and compiled; what is wrong with them is in the answer, which is kept, too."""
+    try:
+        _check_size(tests)
+        count = _count(tests)
+        if isinstance(tests, UnittestTests):
+            return _within(Prepared(count, beside=marshal.dumps(_unittest_job(tests))))
+        select = tests.select if isinstance(tests, CheckTests) else None
+        return _within(Prepared(count, select, judge=marshal.dumps(_judge_job(tests))))
+    except Rejected as error:
+        return Prepared(refused=str(error))
+
+
+def _check_size(tests: CheckTests | AssertTests | UnittestTests) -> None:
+    texts = tests.asserts if isinstance(tests, AssertTests) else (tests.source,)
+    _check_bytes(sum(map(len, texts)) + len(tests.setup))
+
+
+def _within(prepared: Prepared) -> Prepared:
+    _check_bytes(len(prepared.judge) + len(prepared.beside))
+    return prepared
+
+
+def _check_bytes(size: int) -> None:
+    if size > MAX_PAYLOAD:
+        raise Rejected(f"the job has {size} bytes of code, tests and input; the limit is {MAX_PAYLOAD}")
 
 
 def pack_session(code: str, inputs: Mapping[str, Any], limits: Limits) -> Parcel:
@@ -136,7 +180,7 @@ def refusal(tests: Tests) -> str:
     cases = tests.cases if isinstance(tests, StdioTests) else (("", ""),)
     try:
         for given, _ in cases:
-            pack_job("", given, {}, tests, Limits())
+            pack_job("", given, {}, None if isinstance(tests, StdioTests) else prepare(tests), Limits())
     except Rejected as error:
         return str(error)
     if isinstance(tests, StdioTests) and tests.checker:
@@ -149,6 +193,8 @@ def refusal(tests: Tests) -> str:
 def _compiling() -> Iterator[None]:
     try:
         yield
+    except Rejected:
+        raise
     except (SyntaxError, ValueError, RecursionError) as error:
         raise Rejected(f"the tests cannot be compiled: {error}") from None
 
@@ -162,10 +208,19 @@ def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     with _compiling():
         job["setup"], job["modules"] = compile_setup(tests.setup), wanted_names(tests.setup).modules
         if isinstance(tests, AssertTests):
-            lines = [(compile_asserts(line), tuple(wanted_names(line))) for line in tests.asserts]
-            return job | {"lines": lines}
+            return job | {"lines": _lines(tests.asserts)}
         code, wanted = compile_asserts(tests.source), tuple(wanted_names(tests.source))
     return job | {"code": code, "wanted": wanted, "entry_point": tests.entry_point}
+
+
+def _lines(asserts: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    """The assertions as the judge has them; of too many for a job, no more than it takes to see that."""
+    lines, size = [], 0
+    for line in asserts:
+        lines.append((compile_asserts(line), tuple(wanted_names(line))))
+        size += len(lines[-1][0][0])
+        _check_bytes(size)
+    return lines
 
 
 def _after_imports(tests: CheckTests | AssertTests) -> CheckTests | AssertTests:
@@ -180,13 +235,13 @@ def _after_imports(tests: CheckTests | AssertTests) -> CheckTests | AssertTests:
 
 def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
     """What the setup takes from the solution: for assertions whatever it reads, for `check` no helper functions. Where
-    assertions want no name of it, a builtin is what they test, if their setup tests one."""
+    assertions want no name of it, the builtins that their setup tests are what they test."""
     if not tests.setup:
         return ()
     try:
         names, other = (wanted := wanted_names(tests.setup)).names, wanted.other
         if isinstance(tests, AssertTests):
-            if names or len(other) != 1:
+            if names or not other:
                 return names
             own, lines = set(own_names(tests.setup)), map(wanted_names, tests.asserts)
             return () if any(line.other or not own.issuperset(line.names) for line in lines) else other
@@ -229,15 +284,18 @@ def _encoded(text: str, what: str) -> bytes:
 
 
 def _files(files: Mapping[str, str | bytes]) -> dict[str, bytes]:
-    normal = set(map(os.path.normpath, files))
+    if len(files) > MAX_FILES:
+        raise Rejected(f"the job has {len(files)} files; the limit is {MAX_FILES}")
     for path in files:
         parts = path.split("/")
         is_named = parts[-1] not in ("", ".") and ".." not in parts and "\0" not in path and not os.path.isabs(path)
-        if not is_named or max(map(len, map(_path_bytes, parts))) > MAX_NAME or len(path) > MAX_PATH:
+        if not is_named or len(path) > MAX_PATH or max(map(len, map(_path_bytes, parts))) > MAX_NAME:
             raise Rejected(f"file {path!r:.80} is not a relative path inside the jail's /tmp")
-        places = os.path.normpath(path).split("/")
-        if above := [each for end in range(1, len(places)) if (each := "/".join(places[:end])) in normal]:
-            raise Rejected(f"file {above[0]!r:.80} is to be a folder, too, of {path!r:.80}")
+    places = {os.path.normpath(path).replace("/", "\0"): path for path in files}  # each before what is below it
+    for above, below in pairwise(sorted(places)):
+        if below.startswith(above + "\0"):
+            folder = above.replace("\0", "/")
+            raise Rejected(f"file {folder!r:.80} is to be a folder, too, of {places[below]!r:.80}")
     return {path: _encoded(text, f"file {path!r}") if isinstance(text, str) else text for path, text in files.items()}
 
 
@@ -246,9 +304,7 @@ def _path_bytes(path: str) -> bytes:
 
 
 def _checked(parcel: Parcel) -> Parcel:
-    size = len(parcel.payload) + len(parcel.stdin) + len(parcel.judge)
-    if size > MAX_PAYLOAD:
-        raise Rejected(f"the job has {size} bytes of code, tests and input; the limit is {MAX_PAYLOAD}")
+    _check_bytes(len(parcel.payload) + len(parcel.stdin) + len(parcel.judge))
     return parcel
 
 
@@ -346,6 +402,7 @@ class RunningSession(Running):
             raise
         except Exception as error:
             return self._stop("infrastructure", f"handler of {call.method!r}: {error!r}", "jail")
+        await self.cell.room()  # answers of 16 MiB to 256 calls would be 4 GiB of this process
         try:
             body = msgspec.msgpack.encode(answer)
         except NOT_PLAIN as error:

@@ -8,21 +8,37 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
+
+import msgspec
 
 from fastgrpo_sandbox.bwrap import Kind
 from fastgrpo_sandbox.cell import Cell
 from fastgrpo_sandbox.cgroup import open_base
 from fastgrpo_sandbox.given import require_kind, require_texts, require_whole
-from fastgrpo_sandbox.job import Handler, Parcel, Rejected, Running, RunningSession, pack_check, pack_job, pack_session
+from fastgrpo_sandbox.guest.memo import MISSING, known, learn
+from fastgrpo_sandbox.job import (
+    Handler,
+    Parcel,
+    Prepared,
+    Rejected,
+    Running,
+    RunningSession,
+    pack_check,
+    pack_job,
+    pack_session,
+    prepare,
+)
+from fastgrpo_sandbox.reading import LONG, ReaderLost, Readers, Unreadable
 from fastgrpo_sandbox.requirements import explain
 from fastgrpo_sandbox.stdio import Cases, passes, with_room
 from fastgrpo_sandbox.turns import Turns
 from fastgrpo_sandbox.types import (
     RUNS_PER_CELL,
+    JailedTests,
     Limits,
     Outcome,
     SandboxUnavailable,
@@ -39,6 +55,7 @@ RESTART_ATTEMPTS = 5
 WATCH_S = 5.0
 HISTORY = 4096  # spawn times kept for the percentiles
 CHECKS_FIRST = 0.5  # less in order: what a case printed is held until its checker has seen it
+READ_FIRST = 0.5  # likewise, for whoever had a turn already when its tests were to be read
 
 
 class Session:
@@ -86,6 +103,9 @@ class SandboxPool:
         self._groups: Path | None = None  # where cells may make cgroups
         self._wanted = cells or os.cpu_count() or 1
         self._run_slots = Turns(RUNS_PER_CELL * self._wanted)
+        self._long_cases = Turns(RUNS_PER_CELL * self._wanted)  # what these print is held until it was compared
+        self.readers = Readers()
+        self._reading: dict[JailedTests, tuple[asyncio.Task[None], int]] = {}  # and how many wait for it
         self._session_slots = asyncio.Semaphore(sessions)
         self._cells: list[Cell] = []
         self._started = 0
@@ -131,6 +151,7 @@ class SandboxPool:
     async def aclose(self) -> None:
         """Ends every job and every cell; returns when none is left."""
         self._closing = True
+        self.readers.close()
         for task in self._upkeep:
             task.cancel()
         await asyncio.gather(*self._upkeep, return_exceptions=True)
@@ -159,37 +180,71 @@ class SandboxPool:
         require_loop(self._loop)
         if isinstance(tests, StdioTests):
             return await self._run_cases(code, files, tests, limits, order)
-        return await self._run_packed(lambda: pack_job(code, stdin, files or {}, tests, limits or self.limits), order)
+        limits = limits or self.limits
+        return await self._run_packed(lambda ready: pack_job(code, stdin, files or {}, ready, limits), order, tests)
 
     async def _run_cases(
         self, code: str, files: Mapping[str, str | bytes] | None, tests: StdioTests, limits: Limits | None, order: int
     ) -> Outcome:
+        """As many cases at once as there are runs: a hundred thousand that wait would take seconds to begin and to end,
+        and whoever comes after them would wait for all."""
         limits = limits or self.limits
         answers, merged = [False] * len(tests.cases), Cases()
 
         async def judge(case: int, given: str, wanted: str) -> None:
-            run = await self.run(code, stdin=given, files=files, limits=with_room(limits, wanted), order=order)
-            check, answers[case] = None, passes(tests, case, run)
-            if answers[case] and tests.checker:
-                check = await self._run_packed(
-                    lambda: pack_check(tests.checker, given, run.stdout, wanted, limits), order - CHECKS_FIRST
-                )
-                answers[case] = check.pass_rate == 1.0
-            merged.add(case, run, check)
+            own = with_room(limits, wanted)
+            async with self._long_cases.taken(order) if own.output_bytes > LONG else nullcontext():
+                run = await self.run(code, stdin=given, files=files, limits=own, order=order)
+                check = None
+                try:
+                    answers[case] = await self._passes(tests, case, run)
+                except Unreadable:
+                    pass  # what nobody can read in a minute is not what was wanted
+                except ReaderLost as error:
+                    run = Outcome("infrastructure", error=str(error), error_by="host")
+                if answers[case] and tests.checker:
+                    check = await self._run_packed(
+                        lambda _: pack_check(tests.checker, given, run.stdout, wanted, limits), order - CHECKS_FIRST
+                    )
+                    answers[case] = check.pass_rate == 1.0
+                merged.add(case, run, check)
 
-        await asyncio.gather(*(judge(case, *pair) for case, pair in enumerate(tests.cases)))
+        left = enumerate(tests.cases)
+
+        async def judge_on() -> None:
+            for case, pair in left:
+                await judge(case, *pair)
+
+        workers = [asyncio.ensure_future(judge_on()) for _ in tests.cases[: RUNS_PER_CELL * self._wanted]]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
         return merged.merged(answers)
 
-    async def _run_packed(self, pack: Callable[[], Parcel], order: float) -> Outcome:
+    async def _passes(self, tests: StdioTests, case: int, run: Outcome) -> bool:
+        """`passes`; of millions of numbers, which take seconds, beside the loop."""
+        if len(run.stdout) <= LONG or run.status != "ok" or tests.checker or run.stdout == tests.cases[case][1]:
+            return passes(tests, case, run)
+        return await self.readers.ask(
+            passes, msgspec.structs.replace(tests, cases=tests.cases[case : case + 1]), 0, run
+        )
+
+    async def _run_packed(
+        self, pack: Callable[[Prepared | None], Parcel], order: float, tests: JailedTests | None = None
+    ) -> Outcome:
         """Packed once it is its turn: what waits, as a thousand cases of one code, takes no memory of its own."""
         self._counts["queued"] += 1
         try:
-            await self._run_slots.acquire(order)
+            ready = await self._turn(order, tests)
+        except ReaderLost as error:
+            return self._count(Outcome("infrastructure", error=str(error), error_by="host"))
         finally:
             self._counts["queued"] -= 1
         began = time.perf_counter()
         try:
-            job = Running(await self._cell("run"), pack())
+            job = Running(await self._cell("run"), pack(ready))
         except Rejected as error:
             self._run_slots.release()
             return self._count(Outcome("rejected", error=str(error), error_by="host"))
@@ -200,6 +255,45 @@ class SandboxPool:
         outcome = await self._ended(job)
         self._waits.append(time.perf_counter() - began)
         return self._count(outcome)
+
+    async def _turn(self, order: float, tests: JailedTests | None) -> Prepared | None:
+        """Returns at the job's turn, with its tests as they were read. None is taken meanwhile; what was let go by then
+        for others' tests is read again. Raises ReaderLost."""
+        await self._run_slots.acquire(order)
+        while tests is not None and (ready := known(prepare, tests)) is MISSING:
+            self._run_slots.release()
+            await self._read(tests)
+            await self._run_slots.acquire(order - READ_FIRST)
+        return None if tests is None else ready
+
+    async def read(self, tests: Tests | None) -> None:
+        """Reads what `run` will need of tests, for whoever gives runs turns of his own. What is wrong `run` says."""
+        if isinstance(tests, JailedTests) and known(prepare, tests) is MISSING:
+            with suppress(ReaderLost):
+                await self._read(tests)
+
+    async def _read(self, tests: JailedTests) -> None:
+        """Tests, by the first of those who ask for them, until the last has left. Raises ReaderLost."""
+        task, asked = self._reading.get(tests) or (self._begin_reading(tests), 0)
+        self._reading[tests] = task, asked + 1
+        try:
+            await asyncio.wait({task})
+        finally:
+            task, asked = self._reading[tests]
+            self._reading[tests] = task, asked - 1
+            if asked == 1:
+                del self._reading[tests]
+                task.cancel()
+        task.result()
+
+    def _begin_reading(self, tests: JailedTests) -> asyncio.Task[None]:
+        async def read() -> None:
+            try:
+                learn(await self.readers.ask(prepare, tests), prepare, tests)
+            except Unreadable as error:
+                learn(Prepared(refused=f"the tests cannot be compiled: {error}"), prepare, tests)
+
+        return asyncio.get_running_loop().create_task(read())
 
     async def _ended(self, job: Running) -> Outcome:
         self._counts["running"] += 1

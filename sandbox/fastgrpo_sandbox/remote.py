@@ -17,7 +17,16 @@ import msgspec
 from fastgrpo_sandbox.given import require_text, require_texts, require_whole, without_login
 from fastgrpo_sandbox.stdio import merge_parts
 from fastgrpo_sandbox.turns import Turns
-from fastgrpo_sandbox.types import Limits, Outcome, SandboxUnavailable, StdioTests, Tests, require_job, require_loop
+from fastgrpo_sandbox.types import (
+    MOST_CASES,
+    Limits,
+    Outcome,
+    SandboxUnavailable,
+    StdioTests,
+    Tests,
+    require_job,
+    require_loop,
+)
 
 if TYPE_CHECKING:
     import aiohttp
@@ -200,7 +209,8 @@ class RemotePool:
             body = msgspec.msgpack.encode(request)
         except (UnicodeEncodeError, TypeError) as error:
             return Outcome("rejected", error=f"the job cannot be sent: {error}", error_by="host")
-        if isinstance(tests, StdioTests) and len(body) > MOST_BYTES and len(tests.cases) > 1:
+        too_much = len(body) > MOST_BYTES or request.jobs > MOST_CASES
+        if too_much and request.jobs > 1:
             return None
         return await self._run_somewhere(body, (limits or Limits()).wall_s * request.jobs + GRACE_S)
 

@@ -18,6 +18,7 @@ from fastgrpo_sandbox.given import (
 
 DAY_S = 86400
 RUNS_PER_CELL = 8  # at once
+MOST_CASES = 4096  # of StdioTests in one request to a server
 MAX_PROCESSES = 256  # the fork server follows chains of as many, so none is out of its sight
 RANGES: dict[str, tuple[int, int]] = {
     "memory_mb": (1, 1 << 20),
@@ -109,6 +110,8 @@ class CheckTests(msgspec.Struct, frozen=True, tag="check"):
         require_kind("CheckTests.select", self.select, (list, tuple))
         for number, index in enumerate(self.select or ()):
             require_whole(f"CheckTests.select[{number}]", index, 0)
+        if self.select is not None:
+            msgspec.structs.force_setattr(self, "select", tuple(self.select))
 
 
 class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
@@ -123,6 +126,7 @@ class AssertTests(msgspec.Struct, frozen=True, tag="assert"):
     def __post_init__(self) -> None:
         require_texts("AssertTests.asserts", self.asserts)
         require_text("AssertTests.setup", self.setup)
+        msgspec.structs.force_setattr(self, "asserts", tuple(self.asserts))
 
 
 class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
@@ -175,7 +179,8 @@ class StdioTests(msgspec.Struct, frozen=True, tag="stdio"):
             raise ValueError(f"StdioTests.compare must be 'tokens' or 'exact', got {self.compare!r}")
 
 
-Tests = CheckTests | AssertTests | UnittestTests | StdioTests
+JailedTests = CheckTests | AssertTests | UnittestTests  # which run in a jail themselves
+Tests = JailedTests | StdioTests
 
 
 def require_loop(opened: asyncio.AbstractEventLoop | None) -> None:

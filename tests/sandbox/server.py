@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from tests.sandbox.conftest import REPOSITORY
 
 DEADLINE_S = 60
+SERVE = ("-m", "fastgrpo_sandbox", "serve")
 
 
 class Answer(NamedTuple):
@@ -61,10 +62,10 @@ def _answer(response: Any) -> Answer:
 
 
 @contextmanager
-def running_server(*options: str, **environment: str) -> Iterator[Server]:
-    """`python -m fastgrpo_sandbox serve` with `options`, until the block ends."""
+def running_server(*options: str, program: tuple[str, ...] = SERVE, **environment: str) -> Iterator[Server]:
+    """`python -m fastgrpo_sandbox serve` with `options`, or another `program`, until the block ends."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastgrpo_sandbox", "serve", "--port", "0", *options],
+        [sys.executable, *program, "--port", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

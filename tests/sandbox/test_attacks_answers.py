@@ -410,6 +410,19 @@ FORGED = [
         ),
     ),
     (
+        "asserts: a right one of two builtins that are tested, and a wrong one",
+        "def max(a, b): return a\ndef sum(xs): return 3",
+        A("assert sum([1, 2]) == 3 and max(1, 2) == 2", "assert max(1, 2) == 2\nassert sum([1, 2]) == 3"),
+    ),
+    (
+        "asserts: none of the builtins that a function of the setup tests",
+        "def f(x): return x",
+        A(
+            "test()\nassert True",
+            setup="def test():\n    xs = list(range(3))\n    assert sum(xs) == 3 and max(xs) == 2",
+        ),
+    ),
+    (
         "asserts: a copy that equals everything",
         Y + "def f(x): return Y()",
         A("import pickle\nassert pickle.loads(pickle.dumps(f(1))) == 2", "import copy\nassert copy.copy(f(1)) == 2"),

@@ -15,6 +15,7 @@ import pytest
 
 from fastgrpo_sandbox import BlockingSandboxPool, CheckTests, Limits, SandboxPool, cgroup
 from tests.sandbox.conftest import PRELUDE, REPOSITORY
+from tests.sandbox.test_attacks_hiding import watching
 from tests.sandbox.test_life import AS_USER, HOST
 
 BASE = cgroup.find_base()
@@ -78,6 +79,13 @@ def test_all_that_a_job_holds_is_counted_together_and_neighbours_go_on(grouped, 
     assert (hostile.status, hostile.error) == ("memory", "memory limit reached")
     assert (neighbour.status, neighbour.memory_by) == ("ok", "cgroup")
     assert grouped.run("print('after')").stdout == "after\n"
+
+
+def test_what_epolls_watch_is_bounded_here_too(grouped):
+    """All jobs' watches are together bounded for their one user, and a group may hold millions of them."""
+    limits = Limits(memory_mb=512, wall_s=30, files=256)
+    assert grouped.run(watching(60, 30, 256, 9), limits=limits).status == "memory"
+    assert grouped.run(watching(20, 20, 64, 0.3), limits=limits).status == "ok"
 
 
 def test_a_judged_solution_that_runs_out_is_a_memory_outcome(grouped):

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fastgrpo_sandbox import extract_code
+from fastgrpo_sandbox import extract, extract_code
 from fastgrpo_sandbox.extract import FIRST_LINE, defined_names
+from fastgrpo_sandbox.guest.syntax import parse
 from tests.helpers.work import thread_seconds
 
 CODE = "def f(x):\n    return x + 1"
@@ -179,6 +180,14 @@ def test_blanks_that_are_part_of_a_text_stay():
 
 def test_a_lone_surrogate_is_replaced():
     assert extract_code(f"```python\n# \ud83d\n{ADD}\n```") == f"# ?\n{ADD}"
+
+
+def test_a_long_reply_is_not_parsed_from_each_of_its_lines(monkeypatch):
+    """64 KiB of decorators took 17 times as long as to parse them."""
+    reply, letters = "@a\n" * 21_845, []
+    monkeypatch.setattr(extract, "parse", lambda text: letters.append(len(text)) or parse(text))
+    assert extract_code(reply) == reply.strip()
+    assert sum(letters) < 7 * len(reply)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -184,12 +185,22 @@ def test_tests_that_no_code_can_pass_are_known_before_any_runs(tests: Tests, sai
         ({"./a//b": "", "a": ""}, "file 'a' is to be a folder, too, of './a//b'"),
         ({"./a": "", "a/./b": ""}, "file 'a' is to be a folder, too, of 'a/./b'"),
         ({"a/b/c/d": "", "a/b": ""}, "file 'a/b' is to be a folder, too"),
+        ({"a/b": "", "a.b": "", "a": ""}, "file 'a' is to be a folder, too, of 'a/b'"),
+        ({str(number): "" for number in range(4097)}, "the job has 4097 files; the limit is 4096"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_and_no_failure_of_the_code(pool, files, said):
     outcome = pool.run("print(1)", files=files)
     assert outcome.status == "rejected"
     assert said in outcome.error
+
+
+def test_deep_paths_are_looked_at_in_no_time(pool):
+    """8 MB of them took the host half a minute."""
+    files = {"a/" * 490 + str(number): "" for number in range(4096)}
+    began = time.process_time()
+    assert pool.run("print(1)", files=files, limits=Limits(tmp_mb=1)).status != "infrastructure"
+    assert time.process_time() - began < 1.5
 
 
 def test_files_may_lie_in_folders(pool):

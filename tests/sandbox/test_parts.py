@@ -17,6 +17,7 @@ import pytest
 from fastgrpo_sandbox import BlockingSandboxPool, Limits, bwrap, cell, cgroup
 from fastgrpo_sandbox import pool as pool_module
 from tests.sandbox.conftest import PRELUDE, QUICK, REPOSITORY
+from tests.sandbox.test_attacks_hiding import watching
 
 pytestmark = pytest.mark.jail
 
@@ -106,6 +107,17 @@ def test_rlimits_hold_processes_and_descriptors(opened):
     pool = opened("rlimits")
     code = "import time\npids = []\nfor _ in range(8):\n    pid = os.fork()\n    if pid == 0: os._exit(0)\n    pids.append(pid)\nprint(len(pids))"
     assert out(pool, code, limits=Limits(processes=3)) == "8"
+
+
+def test_polling_holds_memory_and_always_what_epolls_watch(opened):
+    """As where a cgroup counts the memory: the watches of all jobs are together bounded for their one user."""
+    code = "import time\nfor _ in range(6):\n    if os.fork() == 0: held = bytearray(60 << 20); time.sleep(0.5); os._exit(0)\ntime.sleep(0.4); print(1)"
+    limits = Limits(memory_mb=100, wall_s=20, files=256)
+    assert opened("").run(PRELUDE + code, limits=limits).status == "memory"
+    pool = opened("polling")
+    assert pool.run(PRELUDE + code, limits=limits).status == "ok"
+    assert pool.run(watching(20, 20, 64, 0.3), limits=limits).status == "ok"
+    assert pool.run(watching(60, 30, 256, 9), limits=limits).status == "memory"
 
 
 def test_dropped_capabilities_hold_mounts_behind_seccomp(opened):

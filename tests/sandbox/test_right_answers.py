@@ -297,6 +297,19 @@ RIGHT = [
         ),
     ),
     (
+        "two functions that are named like builtins",
+        "def sum(a, b): return a + b\ndef max(a, b): return a if a > b else b",
+        A("assert sum(1, 2) == 3 and max(1, 2) == 2", "assert sum(max(1, 2), 2) == 4"),
+    ),
+    (
+        "two functions that are named like builtins, in a function of the setup",
+        "def sum(a, b): return a + b\ndef max(a, b): return a if a > b else b",
+        A(
+            "test()\nassert True",
+            setup="def test():\n    xs = list(range(3))\n    assert sum(xs, [3]) == [0, 1, 2, 3]\n    assert max(1, 2) == 2",
+        ),
+    ),
+    (
         "builtins of objects of the solution's",
         "class Stack:\n    def __len__(self): return 3\n    def __iter__(self): return iter([2, 1])\n    def top(self): return [3, 1]",
         A(

@@ -369,9 +369,10 @@ def test_a_job_has_the_same_outcome_here_and_there():
     assert there == here
 
 
-def test_cases_that_are_too_much_for_one_request_are_sent_in_several(monkeypatch):
-    """A server takes 16 MiB at once, and contests have more."""
-    monkeypatch.setattr(remote, "MOST_BYTES", 100)
+@pytest.mark.parametrize(("bound", "most"), [("MOST_BYTES", 100), ("MOST_CASES", 3)])
+def test_cases_that_are_too_much_for_one_request_are_sent_in_several(monkeypatch, bound, most):
+    """A server takes 16 MiB and 4096 cases at once, and contests have more."""
+    monkeypatch.setattr(remote, bound, most)
     tests = StdioTests(cases=tuple((f"{n} 1", "x" if n == 3 else str(n + 1)) for n in range(20)))
 
     async def jobs(urls):

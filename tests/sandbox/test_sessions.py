@@ -253,6 +253,29 @@ async def main(call):
     assert _jail_cpu_s(pool) - before < 0.7
 
 
+def test_answers_that_a_session_does_not_read_are_bounded(pool):
+    """200 of 4 MiB were 800 MB of this process."""
+    code = """
+import msgspec, os, struct, time
+async def main(call):
+    for number in range(200):
+        body = msgspec.msgpack.encode([number, "x", {}])
+        os.write(3, struct.pack("<I", len(body)) + b"C" + body)
+    time.sleep(15)
+"""
+    answer = "x" * (4 << 20)
+
+    async def handler(method, params):
+        return answer
+
+    tracemalloc.start()
+    outcome = session(pool, code, handler, limits=Limits(wall_s=20))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert outcome.status == "failed"
+    assert peak < 100 << 20
+
+
 def _jail_cpu_s(pool) -> float:
     """CPU of all live processes in the session cells, and of those that they waited for."""
     cells = [cell for cell in pool.pool._cells if cell.kind == "session"]

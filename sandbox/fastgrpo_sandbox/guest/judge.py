@@ -89,7 +89,7 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     if job["special"]:
         _prepare(job["special"], solution)
     given = _given(job["needed"], solution) if job["needed"] else {}
-    if any(hasattr(builtins, name) and name not in given for name in job["needed"]):
+    if not given and any(hasattr(builtins, name) for name in job["needed"]):
         return [False] * len(job["lines"])  # they test nothing but what the solution does not have
     namespace: dict[str, Any] = {"__name__": TESTS, "__type__": looks.type_of, "__super__": looks.super_of, **given}
     namespace |= {"__compare__": arrays.compare, "__subtract__": arrays.subtract, "__agree__": arrays.agree}
@@ -133,7 +133,7 @@ def _prepare(words: frozenset[str], solution: Peer) -> None:
 
 
 def _given(names: tuple[str, ...], solution: Peer) -> dict[str, Any]:
-    """What the setup takes from the solution, where that has it."""
+    """What the solution has of these."""
     found = {}
     for name in names:
         with contextlib.suppress(AttributeError):
@@ -197,7 +197,7 @@ def _line_passes(
             return False
         tested = wanted.called or (() if found else wanted.other)
         if tested and not setup.uses_solution and all(name[:1].isupper() for name in own):
-            names |= _builtin_of(tested, solution, must=not found)
+            names |= _builtins_of(tested, solution, must=not found)
         names |= {name: value for name, (value, _) in found.items()}
         _run(code, record, setup.namespace | names)
         if not solution.is_gone:
@@ -249,14 +249,12 @@ def _offered(wanted: Wanted, namespace: dict[str, Any], solution: Peer) -> dict[
     return found
 
 
-def _builtin_of(names: tuple[str, ...], solution: Peer, must: bool) -> dict[str, Any]:
-    """The first that the solution has. Raises AttributeError where it `must` have one and has none."""
-    for name in names:
-        with contextlib.suppress(AttributeError):
-            return {name: solution.name(name)[0]}
-    if must:
+def _builtins_of(names: tuple[str, ...], solution: Peer, must: bool) -> dict[str, Any]:
+    """Those that the solution has. Raises AttributeError where it `must` have one and has none."""
+    found = _given(names, solution)
+    if must and not found:
         raise AttributeError(names[0])
-    return {}
+    return found
 
 
 def warm_up() -> None:

@@ -23,6 +23,12 @@ class _Kept:
         self.old: dict[tuple[Any, ...], Any] = {}
         self.held = 0  # bytes of the younger
 
+    def get(self, key: tuple[Any, ...]) -> Any:
+        answer = self.young.get(key, MISSING)
+        if answer is MISSING and (answer := self.old.get(key, MISSING)) is not MISSING:
+            self.add(key, answer)
+        return answer
+
     def add(self, key: tuple[Any, ...], answer: Any) -> None:
         size = bytes_of(key) + bytes_of(answer)
         if size > MOST_BYTES // 2:
@@ -43,16 +49,23 @@ def memo(function: F) -> F:
     @wraps(function)
     def ask(*given: Any) -> Any:
         key = (function, *given)
-        answer = _kept.young.get(key, MISSING)
-        if answer is not MISSING:
-            return answer
-        answer = _kept.old.get(key, MISSING)
+        answer = _kept.get(key)
         if answer is MISSING:
             answer = function(*given)
-        _kept.add(key, answer)
+            _kept.add(key, answer)
         return answer
 
     return ask  # type: ignore[return-value]
+
+
+def known(asked: Callable[..., Any], *given: Any) -> Any:
+    """What a function under `memo` would answer, if that is known, else MISSING."""
+    return _kept.get((asked.__wrapped__, *given))  # type: ignore[attr-defined]
+
+
+def learn(answer: Any, asked: Callable[..., Any], *given: Any) -> None:
+    """Keeps what a function under `memo` answered in another process."""
+    _kept.add((asked.__wrapped__, *given), answer)  # type: ignore[attr-defined]
 
 
 def bytes_of(value: Any) -> int:

@@ -10,7 +10,7 @@ import msgspec
 from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.remote import RunRequest
 from fastgrpo_sandbox.serving.jails import Jails, Lost, Refused
-from fastgrpo_sandbox.types import AssertTests, Outcome, StdioTests, Tests
+from fastgrpo_sandbox.types import MOST_CASES, AssertTests, Outcome, StdioTests, Tests
 
 NOT_RUN = -1.0
 KEPT_BYTES = 1 << 16  # of what each test's jail prints, which nobody is told
@@ -36,13 +36,14 @@ async def test_program(jails: Jails, request: TestProgram) -> TestResults:
 
     Raises Refused and Lost.
     """
-    texts = [_text(test) for test in _tests(request)]
+    texts = [_text(test) for test in await _tests(jails, request)]
     seconds = request.max_execution_time
     if texts and all("assert" in text for text in texts):
         together = await _judged(jails, request.program, AssertTests(tuple(texts)), seconds * len(texts))
         if together.status in ("ok", "failed"):
             return _results(together.tests, together.wall_s / len(texts))
-    jobs = {i: tests for i, text in enumerate(texts) if (tests := _readable(text)) is not None}
+    read = await jails.read(_readable, texts)
+    jobs = {i: tests for i, tests in enumerate(read) if tests is not None}
     limits = jails.limits(seconds, output_bytes=KEPT_BYTES)
     outcomes = await jails.run_all([RunRequest(request.program, tests=tests, limits=limits) for tests in jobs.values()])
     if any(outcome.status == "infrastructure" for outcome in outcomes):
@@ -54,7 +55,7 @@ async def test_program(jails: Jails, request: TestProgram) -> TestResults:
 
 async def test_program_stdio(jails: Jails, request: TestProgram) -> TestResults:
     """One fresh jail for each input; outputs are compared as StdioTests compares them. Raises Refused and Lost."""
-    tests = _tests(request)
+    tests = await _tests(jails, request)
     if not all(isinstance(test, dict) and {"input", "output"} <= test.keys() for test in tests):
         raise Refused('tests must be objects such as {"input": "1\\n", "output": "2\\n"}')
     cases = StdioTests(tuple((str(test["input"]), str(test["output"])) for test in tests))
@@ -73,15 +74,15 @@ def _results(passed: list[bool] | tuple[bool, ...], seconds: float) -> TestResul
     return TestResults([int(one) for one in passed], [seconds if one else NOT_RUN for one in passed])
 
 
-def _tests(request: TestProgram) -> list[Any]:
+async def _tests(jails: Jails, request: TestProgram) -> list[Any]:
     tests = request.tests
     if isinstance(tests, str):
         try:
-            tests = json.loads(tests)
+            tests = await jails.read(json.loads, tests)
         except (ValueError, RecursionError):
             raise Refused("tests must be a list or JSON of one: pickled tests would run outside the jails") from None
-    if not isinstance(tests, list):
-        raise Refused("tests must be a list")
+    if not isinstance(tests, list) or len(tests) > MOST_CASES:
+        raise Refused(f"tests must be a list of at most {MOST_CASES}")
     return tests
 
 
@@ -91,9 +92,12 @@ def _text(test: Any) -> str:
     return test
 
 
-def _readable(text: str) -> Tests | None:
-    """The test; None where it is no Python: it fails, and the others count."""
-    try:
-        return read_tests({"test": text})
-    except ValueError:
-        return None
+def _readable(texts: list[str]) -> list[Tests | None]:
+    """The tests; None where one is no Python: it fails, and the others count."""
+    found: list[Tests | None] = []
+    for text in texts:
+        try:
+            found.append(read_tests({"test": text}))
+        except ValueError:
+            found.append(None)
+    return found

@@ -15,16 +15,18 @@ from aiohttp import BasicAuth, web
 
 from fastgrpo_sandbox.remote import MSGPACK, RunRequest
 from fastgrpo_sandbox.serving import ai2, e2b, fusion
+from fastgrpo_sandbox.serving.bodies import FORMATS, JSON, read_body
+from fastgrpo_sandbox.serving.connections import Connections
 from fastgrpo_sandbox.serving.jails import Busy, Jails, Lost, Refused
 from fastgrpo_sandbox.serving.metrics import Metrics
 from fastgrpo_sandbox.types import Outcome, SandboxUnavailable
 
 log = logging.getLogger("fastgrpo_sandbox")
-JSON = "application/json"
 MAX_BODY = 16 << 20  # bytes; a job of 8 MiB in JSON's escapes
 MOST_BODIES = 256 << 20  # bytes of all bodies that arrive or are being answered, and of what JSON becomes when decoded
 CONTAINER_BYTES, ITEM_BYTES = 64, 32
 BODY_S = 60.0  # for a body to arrive
+SEND_S, SLOWEST = 30.0, 1 << 18  # for an answer to be read, and bytes a second beyond
 OPEN = ("/healthz", "/health")  # without a key
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -55,6 +57,7 @@ class App:
         self._room = _Room()
         self._paths = {path for path, _, _ in FORMS} | {*OPEN, "/metrics"}
         self.draining = False
+        self.connections: Connections | None = None  # of the server that has this application
 
     def application(self) -> web.Application:
         """The routes, as aiohttp's application."""
@@ -75,18 +78,18 @@ class App:
         return not self._jails.taken
 
     def _handler(self, form: type, answer: Callable[[Jails, Any], Awaitable[Any]]) -> Handler:
-        decode: dict[str, Callable[[bytes], Any]] = {
-            JSON: msgspec.json.Decoder(form).decode,
-            MSGPACK: msgspec.msgpack.Decoder(form).decode,
-        }
-
         async def handle(request: web.Request) -> web.Response:
-            if request.content_type not in decode:
+            if request.content_type not in FORMATS:
                 return _error(415, f"send the body as {JSON} or {MSGPACK}, and say so in Content-Type")
             self._jails.admit()
             with self._room.share() as take:
                 body = await _body(request, take)
-                return _encoded(await answer(self._jails, decode[request.content_type](body)), request)
+                asked = await read_body(self._jails, form, request.content_type, body)
+                response = _encoded(await answer(self._jails, asked), request)
+            size = len(response.body) if isinstance(response.body, bytes) else 0
+            with self._jails.unread(size):
+                await _send(response, request, SEND_S + size / SLOWEST)
+            return response
 
         return handle
 
@@ -101,6 +104,8 @@ class App:
     @web.middleware
     async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.perf_counter()
+        if self.connections is not None:
+            self.connections.has_asked(request)
         path = request.path if request.path in self._paths else "other"
         try:
             response = await handler(request)
@@ -175,6 +180,18 @@ async def _body(request: web.Request, take: Callable[[int], None]) -> bytes:
     if request.content_type == JSON:
         take(CONTAINER_BYTES * (body.count(b"[") + body.count(b"{")) + ITEM_BYTES * body.count(b","))
     return bytes(body)
+
+
+async def _send(response: web.Response, request: web.Request, deadline_s: float) -> None:
+    """Returns once the client has read the answer, but for what is in the kernel's buffers, or is cut off."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        log.warning("an answer was not read: bytes=%s deadline_s=%.0f", response.content_length, deadline_s)
+        if request.transport is not None:
+            request.transport.abort()
 
 
 def _refusal(error: Exception) -> web.Response:

@@ -63,8 +63,13 @@ async def execute_batch(jails: Jails, batch: Batch) -> list[ScriptResult]:
     mark = "\x1e" + secrets.token_hex(16)
     room = max(LEAST_OUTPUT, MOST_OUTPUT // max(1, len(batch.scripts)))
     limits = jails.limits(batch.timeout, output_bytes=room)
-    jobs = [RunRequest(showing_value(script, mark), limits=limits) for script in batch.scripts]
+    scripts = await jails.read(_showing_values, batch.scripts, mark)
+    jobs = [RunRequest(script, limits=limits) for script in scripts]
     return [_result(outcome, mark) for outcome in await jails.run_all(jobs)]
+
+
+def _showing_values(scripts: list[str], mark: str) -> list[str]:
+    return [showing_value(script, mark) for script in scripts]
 
 
 def showing_value(script: str, mark: str) -> str:

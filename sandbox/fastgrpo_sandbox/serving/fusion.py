@@ -98,10 +98,8 @@ async def submit(jails: Jails, request: Submit) -> SubmitAnswer:
     python_only(request.config.language or "python")
     if request.config.custom_extract_logic:
         raise Refused("custom_extract_logic is not offered: send the extracted code as the completion")
-    code = extract_code(request.completion)
-    tests, files = _row_tests(_row(request), code)
     limits = jails.limits(request.config.run_timeout or SUBMIT_S)
-    program = with_imports(code, tests)
+    code, program, tests, files = await jails.read(_submission, request)
     outcome = await jails.run(RunRequest(program, files=files, tests=tests, limits=limits))
     if outcome.status == "infrastructure":
         raise Lost
@@ -114,6 +112,13 @@ async def submit(jails: Jails, request: Submit) -> SubmitAnswer:
         tests=[TestCase(passed, _test_info(passed, outcome)) for passed in outcome.tests],
         extracted_type="empty" if not code else "fenced" if "```" in request.completion else "heuristic",
     )
+
+
+def _submission(request: Submit) -> tuple[str, str, Tests, dict[str, bytes]]:
+    """The answer's code, the program to run, and its tests and files. Raises Refused."""
+    code = extract_code(request.completion)
+    tests, files = _row_tests(_row(request), code)
+    return code, with_imports(code, tests), tests, files
 
 
 def run_answer(outcome: Outcome) -> RunCodeAnswer:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from fastgrpo_sandbox.reading import ReaderLost, Unreadable
 from fastgrpo_sandbox.remote import RunRequest
 from fastgrpo_sandbox.stdio import MOST_OUTPUT
-from fastgrpo_sandbox.types import RUNS_PER_CELL, Limits, Outcome
+from fastgrpo_sandbox.turns import Turns
+from fastgrpo_sandbox.types import MOST_CASES, RUNS_PER_CELL, Limits, Outcome
 
 if TYPE_CHECKING:
     from fastgrpo_sandbox.pool import SandboxPool
 
 log = logging.getLogger("fastgrpo_sandbox")
+T = TypeVar("T")
 MAX_RETRY_S = 30
+MOST_UNREAD = 256 << 20  # bytes of answers, beside those of the jobs under way
 LOST = "the jail failed, not the code; the server's log says why"
 
 
@@ -49,16 +53,20 @@ def python_only(*languages: str) -> None:
 
 
 class Jails:
-    """Runs jobs in `pool`, at most `places` under way or waiting; `caps` bounds what any of them may use.
+    """Runs jobs in `pool`, `at_once` under way and at most `queue` waiting; `caps` bounds what any of them may use.
 
     A request is taken while a place is free and then whole, so that one of many jobs is not starved by small ones.
     """
 
-    def __init__(self, pool: SandboxPool, places: int, caps: Limits) -> None:
+    def __init__(self, pool: SandboxPool, at_once: int, queue: int, caps: Limits) -> None:
         self.pool = pool
-        self.places = places
+        self.places = at_once + queue
         self.caps = caps
         self.taken = 0
+        self._turns = Turns(at_once)
+        self.waiting = 0  # for a turn, or for answers to be read
+        self._unread = 0  # bytes of answers
+        self._was_read = asyncio.Event()
         self._usual = self.capped(Limits())
 
     def admit(self) -> None:
@@ -68,8 +76,21 @@ class Jails:
             wait_s = stats["run_s_p50"] * self.taken / (RUNS_PER_CELL * max(stats["cells"], 1))
             raise Busy(min(MAX_RETRY_S, max(1, math.ceil(wait_s))))
 
+    async def read(self, function: Callable[..., T], *given: Any) -> T:
+        """`function(*given)`, beside the event loop (reading.py): it may be long. Raises Refused and Lost."""
+        try:
+            return await self.pool.readers.ask(function, *given)
+        except Unreadable as error:
+            raise Refused(f"the request is too much: {error}") from None
+        except ReaderLost as error:
+            log.error("no reading: reason=%r", str(error))
+            raise Lost from None
+
     async def run(self, job: RunRequest) -> Outcome:
-        """The outcome of one job. Cancelling ends it. Raises Busy, and SandboxUnavailable once no cell can start."""
+        """The outcome of one job. Cancelling ends it. Raises Busy, Refused for more cases than there may be, and
+        SandboxUnavailable once no cell can start."""
+        if job.jobs > MOST_CASES:
+            raise Refused(f"tests with {job.jobs} cases are too many for one request: send {MOST_CASES} in each")
         with self._places([job]):
             return await self._run(job)
 
@@ -95,10 +116,39 @@ class Jails:
 
     async def _run(self, job: RunRequest) -> Outcome:
         limits = self.capped(job.limits) if job.limits else self._usual
-        outcome = await self.pool.run(job.code, stdin=job.stdin, files=job.files, tests=job.tests, limits=limits)
+        await self.pool.read(job.tests)  # else long ones would hold all turns
+        async with self._begun():
+            outcome = await self.pool.run(job.code, stdin=job.stdin, files=job.files, tests=job.tests, limits=limits)
         if outcome.status == "infrastructure":  # its reason may name the host's own files
             return msgspec.structs.replace(outcome, error=LOST)
         return outcome
+
+    @asynccontextmanager
+    async def _begun(self) -> AsyncIterator[None]:
+        """A job's time in the pool, once there is room for what it may print."""
+        self.waiting += 1
+        waits = ExitStack()
+        waits.callback(self._waits_no_more)
+        with waits:
+            async with self._turns.taken():
+                while self._unread > MOST_UNREAD:
+                    self._was_read.clear()
+                    await self._was_read.wait()
+                waits.close()
+                yield
+
+    def _waits_no_more(self) -> None:
+        self.waiting -= 1
+
+    @contextmanager
+    def unread(self, size: int) -> Iterator[None]:
+        """An answer of so many bytes while its client reads it. Where all are too many, no job begins meanwhile."""
+        self._unread += size
+        try:
+            yield
+        finally:
+            self._unread -= size
+            self._was_read.set()
 
     def limits(self, seconds: float, memory_mb: int = 0, output_bytes: int = MOST_OUTPUT) -> Limits:
         """The caps with less time, less output, and less memory (MiB) where any is asked for. Raises Refused for a time

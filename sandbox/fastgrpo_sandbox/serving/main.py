@@ -23,8 +23,6 @@ from fastgrpo_sandbox.remote import NEEDS_EXTRA
 from fastgrpo_sandbox.types import DAY_S, RANGES, RUNS_PER_CELL, Limits, SandboxUnavailable
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from fastgrpo_sandbox.serving.app import App
 
 MAX_PORT = 65535
@@ -109,18 +107,21 @@ async def serving(arguments: Sequence[str], key: str) -> AsyncIterator[tuple[App
         from aiohttp import web
 
         from fastgrpo_sandbox.serving.app import App
+        from fastgrpo_sandbox.serving.connections import Connections
     except ImportError:
         raise ServeError(NEEDS_EXTRA) from None
     from fastgrpo_sandbox.serving.jails import Jails
 
     async with SandboxPool(cells=options.cells, preload=options.preload) as pool:
-        places = RUNS_PER_CELL * int(pool.stats()["cells"]) + options.queue
-        app = App(Jails(pool, places, _caps(options)), key)
+        at_once = RUNS_PER_CELL * int(pool.stats()["cells"])
+        app = App(Jails(pool, at_once, options.queue, _caps(options)), key)
         runner = web.AppRunner(app.application(), handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
         await runner.setup()
+        assert runner.server is not None
+        app.connections = Connections(runner.server)
         try:
-            await _listen(web.TCPSite(runner, options.host, options.port), options)
-            yield app, runner.addresses[0][1]
+            async with await _listen(app.connections, options) as listening:
+                yield app, listening.sockets[0].getsockname()[1]
         finally:
             await runner.cleanup()
 
@@ -136,9 +137,10 @@ async def _serve(arguments: Sequence[str], host: str, key: str) -> None:
             logging.warning("stopped with jobs under way: drain_s=%.0f", DRAIN_S)
 
 
-async def _listen(site: web.TCPSite, options: argparse.Namespace) -> None:
+async def _listen(connections: Callable[[], asyncio.Protocol], options: argparse.Namespace) -> asyncio.Server:
     try:
-        await site.start()
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(connections, options.host, options.port, backlog=128, reuse_address=True)
     except OSError as error:
         where = f"port {options.port} of {options.host}"
         if error.errno == errno.EADDRINUSE:

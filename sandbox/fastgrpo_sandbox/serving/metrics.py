@@ -38,7 +38,8 @@ class Metrics:
         self._places.set(jails.places)
 
     def _gauge(self, gauge: Gauge, name: str) -> None:
-        gauge.set_function(lambda: self._jails.pool.stats()[name])
+        more = (lambda: self._jails.waiting) if name == "queued" else int
+        gauge.set_function(lambda: self._jails.pool.stats()[name] + more())
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         """Counts one request."""
