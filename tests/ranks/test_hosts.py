@@ -156,7 +156,10 @@ def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def errors(printed: str) -> list[str]:
