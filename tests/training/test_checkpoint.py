@@ -9,7 +9,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,8 +16,7 @@ import torch
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
-from fastgrpo.ranks.collectives import RankError
-from fastgrpo.training import checkpoint, tensor_files
+from fastgrpo.training import checkpoint
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from tests.helpers.full_disk import full_disk
@@ -326,16 +324,3 @@ def test_state_of_another_model_is_a_user_error(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="is damaged"):
         load(path, Config(), AdamW([torch.nn.Parameter(torch.randn(5))], AdamWOptions(lr=1e-2)).load)
-
-
-def test_a_rank_that_goes_while_a_checkpoint_is_written_is_named_and_a_full_disk_is_not_its_doing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tensor_files, "rank_and_world", lambda: (0, 2))
-    full = "PytorchStreamWriter failed: file write failed"
-    for said, raised in (("Connection reset by peer", RankError), (full, RuntimeError)):
-        failed = Mock(side_effect=RuntimeError(said))
-        monkeypatch.setattr(tensor_files, "load_distributed", failed)
-        with pytest.raises(raised, match=said) as error:
-            tensor_files.load_tensors({}, Path("none"))
-        assert type(error.value) is raised
