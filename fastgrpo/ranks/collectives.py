@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
-from fastgrpo.errors import UserError, first_line, last_line, shown, this_rank
+from fastgrpo.errors import DISK_FULL, UserError, first_line, last_line, shown, this_rank
 from fastgrpo.ranks.deadlines import Peers, listening, told_failure, within
 
 # torch 2.13 renamed both and warns at the old names.
@@ -146,6 +146,9 @@ def awaiting(what: str, seconds: float = STEP_WAIT_S) -> Iterator[None]:
         # Not the other rank's doing, and whoever planned the memory has advice.
         raise
     except RuntimeError as error:
+        # Nor is a full disk, which who writes tells.
+        if DISK_FULL.search(str(error)):
+            raise
         # Whose connection broke is not what happened there, and gloo says where in its sources, with advice.
         said = _SOURCE.sub("", last_line(error)).partition(". This is typically caused by")[0]
         raise RankError(told_failure() or f"waited for {what}: {said}") from error

@@ -154,6 +154,9 @@ def listening(store: Store, rank: int, world: int) -> Iterator[Peers]:
     """Ranks in this block end together: an exception that leaves it on one of them ends the others too."""
     _start_the_clock()
     peers = Peers(store, rank, world)
+    # At once: whoever has come and gives no second sign is gone.
+    with suppress(DistError):
+        store.add(f"alive/{rank}", 1)
     peers.start()
     _peers.append(peers)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
 
@@ -13,8 +13,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.checkpoint import load as load_distributed
 from torch.distributed.checkpoint import save as save_distributed
 
-from fastgrpo.ranks.collectives import STAGE_WAIT_S, rank_and_world
-from fastgrpo.ranks.deadlines import within
+from fastgrpo.ranks.collectives import STAGE_WAIT_S, awaiting, rank_and_world
 
 # Elements of one file of sharded tensors, over all ranks: a file is built in memory.
 FILE_ELEMENTS = 2**28
@@ -38,7 +37,9 @@ def load_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
 
 @contextmanager
 def _checkpoint_deadline() -> Iterator[None]:
-    """A deadline for the other ranks' part of a checkpoint, and no warning that a single process is alone."""
-    with within(STAGE_WAIT_S, "waited for the other ranks' part of the checkpoint"), warnings.catch_warnings():
+    """A deadline for the other ranks' part of a checkpoint, RankError without them, and no warning of being alone."""
+    several = rank_and_world()[1] > 1
+    waiting = awaiting("the other ranks' part of the checkpoint", STAGE_WAIT_S) if several else nullcontext()
+    with waiting, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield

@@ -102,6 +102,12 @@ def test_a_rank_ends_where_the_store_is_silent_or_gone(tmp_path: Path, number: s
     assert (tmp_path / "said").read_text().endswith(said)
 
 
+def test_a_rank_that_has_come_is_missed_from_then_on() -> None:
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    with deadlines.listening(store, 1, 2):
+        assert store.add("alive/1", 0) == 1
+
+
 def test_what_a_rank_raises_reaches_the_others(tmp_path: Path) -> None:
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     assert ended(store, tmp_path, fail)[0] == 1

@@ -1,6 +1,7 @@
 """A GRPO step over two ranks is the step of one: same samples, same gradient, same weights."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.ranks.collectives import RankError, gather_all, joined_ranks
+from fastgrpo.training import tensor_files
 from fastgrpo.training.learner import update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
@@ -68,3 +70,16 @@ def test_two_ranks_take_the_same_step_as_one(tmp_path: Path) -> None:
             assert both["loss_tokens"] == one["loss_tokens"]
             for name in ("entropy", "clip_fraction", "importance_capped", "sampler_parity", "sampler_parity_max"):
                 assert both[name] == pytest.approx(one[name], rel=1e-3), name
+
+
+def test_a_rank_that_goes_while_a_checkpoint_is_written_is_named_and_a_full_disk_is_not_its_doing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tensor_files, "rank_and_world", lambda: (0, 2))
+    full = "PytorchStreamWriter failed: file write failed"
+    for said, raised in (("Connection reset by peer", RankError), (full, RuntimeError)):
+        failed = Mock(side_effect=RuntimeError(said))
+        monkeypatch.setattr(tensor_files, "load_distributed", failed)
+        with pytest.raises(raised, match=said) as error:
+            tensor_files.load_tensors({}, Path("none"))
+        assert type(error.value) is raised
