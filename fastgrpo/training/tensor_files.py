@@ -24,6 +24,8 @@ def save_tensors(tensors: dict[str, Tensor], folder: Path) -> None:
     sizes = accumulate(tensor.numel() for tensor in tensors.values())
     files = {name: 1 + size // FILE_ELEMENTS for name, size in zip(tensors, sizes, strict=True)}
     writer = HuggingFaceStorageWriter(str(folder), files, save_distributed=True)
+    # The checkpoint is flushed as a whole: a file at a time, the disk would rest while the next one is made.
+    writer.sync_files = False
     with _checkpoint_deadline():
         save_distributed(tensors, storage_writer=writer, no_dist=rank_and_world()[1] == 1)
 
