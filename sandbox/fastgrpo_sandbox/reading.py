@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastgrpo_sandbox.guest import memo
@@ -92,7 +93,9 @@ class _Reader:
 
     def __init__(self) -> None:
         """Raises ReaderLost where no process can be started."""
-        command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps(list(map(os.path.abspath, sys.path)))]
+        # This package's own folder too: an editable install may be found by a hook, which needs `site`.
+        path = [str(Path(__file__).parents[1]), *map(os.path.abspath, sys.path)]
+        command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps(path)]
         try:
             with contextlib.ExitStack() as opened:
                 ours, theirs = socket.socketpair()

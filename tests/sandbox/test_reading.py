@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastgrpo_sandbox import AssertTests, Limits, SandboxPool, StdioTests, UnittestTests
+from fastgrpo_sandbox import AssertTests, Limits, SandboxPool, StdioTests, UnittestTests, reading
 from fastgrpo_sandbox.guest import memo
 from fastgrpo_sandbox.job import prepare
 from fastgrpo_sandbox.reading import ReaderLost, Readers, Unreadable
@@ -171,3 +173,10 @@ def test_tests_that_are_too_much_are_refused_and_lost_readers_are_no_score(monke
 
     refused = ("rejected", "the tests cannot be compiled: it is too long")
     assert asyncio.run(main()) == [refused, refused, ("infrastructure", "it is gone")]
+
+
+def test_a_reader_finds_the_package_where_an_import_hook_alone_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an editable install has it: the package's folder is nowhere on the path."""
+    folder = str(Path(reading.__file__).parents[1])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if os.path.abspath(path) != folder])
+    assert asked(lambda readers: readers.ask(prepare, AssertTests(("assert f(1) == 1",)))).refused == ""
