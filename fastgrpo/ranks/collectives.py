@@ -80,8 +80,8 @@ def telling_ranks() -> Iterator[None]:
         yield
     except Exception as error:
         if _started_as_rank():
-            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             with suppress(KeyError, ValueError, RuntimeError):
+                rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
                 peers = Peers(_connected(TELL_WAIT_S), rank, world)
                 peers.names[rank] = this_rank()
                 peers.tell(str(error) or type(error).__name__)
@@ -241,12 +241,12 @@ def gather_all(value: Any, what: str) -> list[Any]:
     return [value for _, value in values]
 
 
-def refuse_differences(found: Mapping[str, Any], fix: str) -> None:
+def refuse_differences(found: dict[str, Any], fix: str) -> None:
     """Raise UserError, on every rank, where a rank has `found` other values than the first one; collective."""
     ranks = gather_all((this_rank(), found), "what the other ranks have found")
     first_name, first = ranks[0]
     for name, other in ranks[1:]:
-        for key in first.keys() | other.keys():
+        for key in first | other:
             if (here := other.get(key)) != (there := first.get(key)):
                 raise UserError(f"{key} is {shown(here)} on {name} and {shown(there)} on {first_name}: {fix}")
 

@@ -148,6 +148,9 @@ def test_what_ranks_have_found_is_compared_with_the_first_ones(monkeypatch: pyte
     others.append(("rank 2", {"steps": 4}))
     with pytest.raises(UserError, match="steps is 4 on rank 2 and 3 on rank 0: mend it"):
         collectives.refuse_differences({"steps": 3}, "mend it")
+    others[-1] = ("rank 2", {"rate": 1, "steps": 4, "torch": "2.13"})
+    with pytest.raises(UserError, match="steps is 4 on rank 2"):  # all ranks name the same one
+        collectives.refuse_differences({"steps": 3}, "mend it")
     others[-1] = ("rank 2", {"steps": 3, "torch": "2.13"})
     with pytest.raises(UserError, match=r"torch is '2\.13' on rank 2 and None on rank 0: mend it"):
         collectives.refuse_differences({"steps": 3}, "mend it")
@@ -167,6 +170,15 @@ def test_a_rank_that_fails_before_it_has_joined_tells_the_others(store: TCPStore
     with pytest.raises(ValueError, match="no jail"), telling_ranks():
         raise ValueError("no jail")
     assert PrefixStore("fastgrpo", store).get("failed").decode() == f"rank 1 on {socket.gethostname()} failed: no jail"
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_PORT"])
+def test_what_fails_before_ranks_join_is_told_whatever_their_numbers_are(
+    store: TCPStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "none")
+    with pytest.raises(ValueError, match="no jail"), telling_ranks():
+        raise ValueError("no jail")
 
 
 def test_ranks_that_do_not_come_are_named(store: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
