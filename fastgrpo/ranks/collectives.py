@@ -165,7 +165,7 @@ def is_first_rank() -> bool:
 
 def _own_gpu() -> int:
     """This rank's GPU among those of its machine that it may see."""
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    local, gpus = _number("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= gpus:
         raise UserError(
             f"rank {os.environ['RANK']} has no GPU: it is number {local + 1} of this host, and {gpus} "
@@ -182,7 +182,7 @@ def check_world(tensor_parallel: int) -> None:
             f"engine.tensor_parallel {tensor_parallel} needs a multiple of {tensor_parallel} processes and there "
             f"{'is' if world == 1 else 'are'} {world}: set torchrun's --nproc-per-node, or tensor_parallel back to 1"
         )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    here = _number("LOCAL_WORLD_SIZE", world)
     if here % tensor_parallel:
         raise UserError(
             f"engine.tensor_parallel {tensor_parallel} needs ranks of one host and this one has {here}: make "
@@ -192,7 +192,15 @@ def check_world(tensor_parallel: int) -> None:
 
 def world_started() -> int:
     """The processes that torchrun has started, joined or not; 1 outside of it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def _number(variable: str, default: int) -> int:
+    """One that torchrun sets. Raises UserError where somebody else has set it to none."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{variable} = {text!r} is no number: start all ranks by torchrun, or unset it")
+    return int(text)
 
 
 def replica_leader(tensor_parallel: int) -> int:

@@ -122,6 +122,13 @@ def test_a_replica_that_would_straddle_hosts_is_refused(monkeypatch: pytest.Monk
         collectives.check_world(16)
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+def test_a_variable_that_is_no_number_is_one_sentence(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "two")
+    with pytest.raises(UserError, match=f"^{variable} = 'two' is no number: start all ranks by torchrun, or unset it$"):
+        collectives.check_world(1)
+
+
 @pytest.mark.parametrize(
     ("variables", "name"),
     [
