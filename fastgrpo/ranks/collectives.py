@@ -31,7 +31,8 @@ CONNECT_WAIT_S = 60.0
 # How long a rank that fails before it has joined the others tries to tell them.
 TELL_WAIT_S = 10.0
 
-_PREFIX = "fastgrpo"
+# How often this process has left the others: what ranks told the store before is not taken for what they tell now.
+_left = 0
 _SOURCE = re.compile(r"^\[\S+:\d+\] ")
 
 
@@ -67,10 +68,13 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
             "other hosts reach, or unset both for one alone"
         ) from error
     with listening(own, rank, world) as peers:
-        peers.names = _all_come(PrefixStore(_PREFIX, store), rank, world)
+        store = _of_this_time(store)
+        peers.names = _all_come(store, rank, world)
         _connect(backend, store, rank, world)
         yield rank, world
     distributed.destroy_process_group()
+    global _left
+    _left += 1
 
 
 @contextmanager
@@ -95,7 +99,11 @@ def _started_as_rank() -> bool:
 def _connected(seconds: float) -> Store:
     """The store that all ranks share, over a connection of its own. Raises KeyError, ValueError, RuntimeError."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return PrefixStore(_PREFIX, TCPStore(address, port, is_master=False, timeout=timedelta(seconds=seconds)))
+    return _of_this_time(TCPStore(address, port, is_master=False, timeout=timedelta(seconds=seconds)))
+
+
+def _of_this_time(store: Store) -> Store:
+    return PrefixStore(f"fastgrpo/{_left}", store)
 
 
 def _all_come(store: Store, rank: int, world: int) -> list[str]:

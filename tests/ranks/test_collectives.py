@@ -50,6 +50,9 @@ def rank_main(folder: str) -> None:
         torch.save({"first": finished[0], "weights": policy.model.state_dict()}, f"{folder}/rank{rank}.pt")
         # The trainer's process group outlives the engine.
         distributed.barrier()
+    # As a script's second training does: addresses that the first one left in the store lead nowhere.
+    with joined_ranks():
+        distributed.barrier()
 
 
 @pytest.mark.engine
@@ -176,7 +179,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
 def test_a_rank_that_fails_before_it_has_joined_tells_the_others(store: TCPStore) -> None:
     with pytest.raises(ValueError, match="no jail"), telling_ranks():
         raise ValueError("no jail")
-    assert PrefixStore("fastgrpo", store).get("failed").decode() == f"rank 1 on {socket.gethostname()} failed: no jail"
+    assert PrefixStore("fastgrpo/0", store).get("failed").decode() == f"rank 1 on {socket.gethostname()} failed: no jail"
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_PORT"])
@@ -199,7 +202,7 @@ def test_ranks_that_cannot_be_connected_are_told_of_the_interface(
     store: TCPStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    PrefixStore("fastgrpo", store).set("name/0", "rank 0 on there")
+    PrefixStore("fastgrpo/0", store).set("name/0", "rank 0 on there")
     refused = Mock(side_effect=RuntimeError("connect [127.0.0.1]:4242: Connection refused"))
     monkeypatch.setattr(distributed, "init_process_group", refused)
     with pytest.raises(RankError, match=r"set GLOO_SOCKET_IFNAME on each host .* \(connect .*: Connection refused\)"):
