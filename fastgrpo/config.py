@@ -102,7 +102,7 @@ class Model(Section, frozen=True):
 
     path: Annotated[
         str,
-        Meta(description="causal LM or adapter: a folder, a name on the hub; a GGUF file; empty = the tiny one"),
+        Meta(description="causal LM or adapter: a folder or a name on the hub; or a GGUF file; empty = the tiny one"),
     ] = ""
     source: Annotated[
         str, Meta(description="recorded, not to be set: what path named before a folder was made from it")
@@ -374,7 +374,7 @@ class Grpo(Section, frozen=True):
     kl_estimator: Annotated[
         KlEstimator,
         Meta(
-            description="estimate of that KL in the loss, where k2 and unbiased have its gradient, or k1 in the reward"
+            description="how the loss estimates that KL: k2 and unbiased have its gradient; k1_reward: k1 in the reward"
         ),
     ] = "k3"
     entropy_weight: Annotated[float, Meta(ge=0, description="weight of the entropy bonus, by token; 0 = none")] = 0.0

@@ -31,7 +31,8 @@ CONNECT_WAIT_S = 60.0
 # How long a rank that fails before it has joined the others tries to tell them.
 TELL_WAIT_S = 10.0
 
-_PREFIX = "fastgrpo"
+# How often this process has left the others: what ranks told the store before is not taken for what they tell now.
+_left = 0
 _SOURCE = re.compile(r"^\[\S+:\d+\] ")
 
 
@@ -67,10 +68,13 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
             "other hosts reach, or unset both for one alone"
         ) from error
     with listening(own, rank, world) as peers:
-        peers.names = _all_come(PrefixStore(_PREFIX, store), rank, world)
+        store = _of_this_time(store)
+        peers.names = _all_come(store, rank, world)
         _connect(backend, store, rank, world)
         yield rank, world
     distributed.destroy_process_group()
+    global _left
+    _left += 1
 
 
 @contextmanager
@@ -80,8 +84,8 @@ def telling_ranks() -> Iterator[None]:
         yield
     except Exception as error:
         if _started_as_rank():
-            rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
             with suppress(KeyError, ValueError, RuntimeError):
+                rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
                 peers = Peers(_connected(TELL_WAIT_S), rank, world)
                 peers.names[rank] = this_rank()
                 peers.tell(str(error) or type(error).__name__)
@@ -95,7 +99,11 @@ def _started_as_rank() -> bool:
 def _connected(seconds: float) -> Store:
     """The store that all ranks share, over a connection of its own. Raises KeyError, ValueError, RuntimeError."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return PrefixStore(_PREFIX, TCPStore(address, port, is_master=False, timeout=timedelta(seconds=seconds)))
+    return _of_this_time(TCPStore(address, port, is_master=False, timeout=timedelta(seconds=seconds)))
+
+
+def _of_this_time(store: Store) -> Store:
+    return PrefixStore(f"fastgrpo/{_left}", store)
 
 
 def _all_come(store: Store, rank: int, world: int) -> list[str]:
@@ -168,7 +176,7 @@ def is_first_rank() -> bool:
 
 def _own_gpu() -> int:
     """This rank's GPU among those of its machine that it may see."""
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    local, gpus = _number("LOCAL_RANK", 0), torch.cuda.device_count()
     if local >= gpus:
         raise UserError(
             f"rank {os.environ['RANK']} has no GPU: it is number {local + 1} of this host, and {gpus} "
@@ -185,7 +193,8 @@ def check_world(tensor_parallel: int) -> None:
             f"engine.tensor_parallel {tensor_parallel} needs a multiple of {tensor_parallel} processes and there "
             f"{'is' if world == 1 else 'are'} {world}: set torchrun's --nproc-per-node, or tensor_parallel back to 1"
         )
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    # Of one host all are here, whatever an earlier vLLM has written over the variable: it does so on a CPU.
+    here = _number("LOCAL_WORLD_SIZE", world) if _number("GROUP_WORLD_SIZE", 1) > 1 else world
     if here % tensor_parallel:
         raise UserError(
             f"engine.tensor_parallel {tensor_parallel} needs ranks of one host and this one has {here}: make "
@@ -195,7 +204,15 @@ def check_world(tensor_parallel: int) -> None:
 
 def world_started() -> int:
     """The processes that torchrun has started, joined or not; 1 outside of it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
+
+
+def _number(variable: str, default: int) -> int:
+    """One that torchrun sets. Raises UserError where somebody else has set it to none."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{variable} = {text!r} is no number: start all ranks by torchrun, or unset it")
+    return int(text)
 
 
 def replica_leader(tensor_parallel: int) -> int:
@@ -244,12 +261,12 @@ def gather_all(value: Any, what: str) -> list[Any]:
     return [value for _, value in values]
 
 
-def refuse_differences(found: Mapping[str, Any], fix: str) -> None:
+def refuse_differences(found: dict[str, Any], fix: str) -> None:
     """Raise UserError, on every rank, where a rank has `found` other values than the first one; collective."""
     ranks = gather_all((this_rank(), found), "what the other ranks have found")
     first_name, first = ranks[0]
     for name, other in ranks[1:]:
-        for key in first.keys() | other.keys():
+        for key in first | other:
             if (here := other.get(key)) != (there := first.get(key)):
                 raise UserError(f"{key} is {shown(here)} on {name} and {shown(there)} on {first_name}: {fix}")
 

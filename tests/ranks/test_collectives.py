@@ -50,6 +50,9 @@ def rank_main(folder: str) -> None:
         torch.save({"first": finished[0], "weights": policy.model.state_dict()}, f"{folder}/rank{rank}.pt")
         # The trainer's process group outlives the engine.
         distributed.barrier()
+    # As a script's second training does: addresses that the first one left in the store lead nowhere.
+    with joined_ranks():
+        distributed.barrier()
 
 
 @pytest.mark.engine
@@ -117,9 +120,24 @@ def test_ranks_that_do_not_come_together_are_one_sentence(
 def test_a_replica_that_would_straddle_hosts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     collectives.check_world(8)
     with pytest.raises(UserError, match=r"tensor_parallel 16 needs ranks of one host and this one has 8: make"):
         collectives.check_world(16)
+
+
+def test_what_vllm_writes_over_a_variable_refuses_no_replica_of_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
+    collectives.check_world(2)
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "GROUP_WORLD_SIZE"])
+def test_a_variable_that_is_no_number_is_one_sentence(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "two")
+    with pytest.raises(UserError, match=f"^{variable} = 'two' is no number: start all ranks by torchrun, or unset it$"):
+        collectives.check_world(1)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +166,9 @@ def test_what_ranks_have_found_is_compared_with_the_first_ones(monkeypatch: pyte
     others.append(("rank 2", {"steps": 4}))
     with pytest.raises(UserError, match="steps is 4 on rank 2 and 3 on rank 0: mend it"):
         collectives.refuse_differences({"steps": 3}, "mend it")
+    others[-1] = ("rank 2", {"rate": 1, "steps": 4, "torch": "2.13"})
+    with pytest.raises(UserError, match="steps is 4 on rank 2"):  # all ranks name the same one
+        collectives.refuse_differences({"steps": 3}, "mend it")
     others[-1] = ("rank 2", {"steps": 3, "torch": "2.13"})
     with pytest.raises(UserError, match=r"torch is '2\.13' on rank 2 and None on rank 0: mend it"):
         collectives.refuse_differences({"steps": 3}, "mend it")
@@ -166,7 +187,16 @@ def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
 def test_a_rank_that_fails_before_it_has_joined_tells_the_others(store: TCPStore) -> None:
     with pytest.raises(ValueError, match="no jail"), telling_ranks():
         raise ValueError("no jail")
-    assert PrefixStore("fastgrpo", store).get("failed").decode() == f"rank 1 on {socket.gethostname()} failed: no jail"
+    assert PrefixStore("fastgrpo/0", store).get("failed").decode() == f"rank 1 on {socket.gethostname()} failed: no jail"
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_PORT"])
+def test_what_fails_before_ranks_join_is_told_whatever_their_numbers_are(
+    store: TCPStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "none")
+    with pytest.raises(ValueError, match="no jail"), telling_ranks():
+        raise ValueError("no jail")
 
 
 def test_ranks_that_do_not_come_are_named(store: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +210,7 @@ def test_ranks_that_cannot_be_connected_are_told_of_the_interface(
     store: TCPStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    PrefixStore("fastgrpo", store).set("name/0", "rank 0 on there")
+    PrefixStore("fastgrpo/0", store).set("name/0", "rank 0 on there")
     refused = Mock(side_effect=RuntimeError("connect [127.0.0.1]:4242: Connection refused"))
     monkeypatch.setattr(distributed, "init_process_group", refused)
     with pytest.raises(RankError, match=r"set GLOO_SOCKET_IFNAME on each host .* \(connect .*: Connection refused\)"):
