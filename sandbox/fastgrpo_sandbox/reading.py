@@ -93,8 +93,9 @@ class _Reader:
 
     def __init__(self) -> None:
         """Raises ReaderLost where no process can be started."""
-        # This package's own folder too: an editable install may be found by a hook, which needs `site`.
-        path = [str(Path(__file__).parents[1]), *map(os.path.abspath, sys.path)]
+        # This package's own folder too: an editable install may be found by a hook, which needs `site`. It comes last:
+        # of a plain install it has all packages, and some are named like modules of the library, as `dataclasses` is.
+        path = [*map(os.path.abspath, sys.path), str(Path(__file__).parents[1])]
         command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps(path)]
         try:
             with contextlib.ExitStack() as opened:
