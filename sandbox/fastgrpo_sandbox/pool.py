@@ -105,7 +105,7 @@ class SandboxPool:
         self._run_slots = Turns(RUNS_PER_CELL * self._wanted)
         self._long_cases = Turns(RUNS_PER_CELL * self._wanted)  # what these print is held until it was compared
         self.readers = Readers()
-        self._reading: dict[JailedTests, tuple[asyncio.Task[None], int]] = {}  # and how many wait for it
+        self._reading: dict[JailedTests, tuple[asyncio.Task[Prepared], int]] = {}  # and how many wait for it
         self._session_slots = asyncio.Semaphore(sessions)
         self._cells: list[Cell] = []
         self._started = 0
@@ -262,8 +262,11 @@ class SandboxPool:
         await self._run_slots.acquire(order)
         while tests is not None and (ready := known(prepare, tests)) is MISSING:
             self._run_slots.release()
-            await self._read(tests)
+            read = await self._read(tests)
+            is_kept = known(prepare, tests) is not MISSING
             await self._run_slots.acquire(order - READ_FIRST)
+            if not is_kept:  # too long to be kept, and so refused
+                return read
         return None if tests is None else ready
 
     async def read(self, tests: Tests | None) -> None:
@@ -272,7 +275,7 @@ class SandboxPool:
             with suppress(ReaderLost):
                 await self._read(tests)
 
-    async def _read(self, tests: JailedTests) -> None:
+    async def _read(self, tests: JailedTests) -> Prepared:
         """Tests, by the first of those who ask for them, until the last has left. Raises ReaderLost."""
         task, asked = self._reading.get(tests) or (self._begin_reading(tests), 0)
         self._reading[tests] = task, asked + 1
@@ -284,14 +287,16 @@ class SandboxPool:
             if asked == 1:
                 del self._reading[tests]
                 task.cancel()
-        task.result()
+        return task.result()
 
-    def _begin_reading(self, tests: JailedTests) -> asyncio.Task[None]:
-        async def read() -> None:
+    def _begin_reading(self, tests: JailedTests) -> asyncio.Task[Prepared]:
+        async def read() -> Prepared:
             try:
-                learn(await self.readers.ask(prepare, tests), prepare, tests)
+                ready = await self.readers.ask(prepare, tests)
             except Unreadable as error:
-                learn(Prepared(refused=f"the tests cannot be compiled: {error}"), prepare, tests)
+                ready = Prepared(refused=f"the tests cannot be compiled: {error}")
+            learn(ready, prepare, tests)
+            return ready
 
         return asyncio.get_running_loop().create_task(read())
 
