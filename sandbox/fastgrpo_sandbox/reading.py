@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -55,9 +56,9 @@ class Readers:
     async def ask(self, function: Callable[..., T], *given: Any) -> T:
         """`function(*given)`, of this package and without side effects; raises what it raises. Cancelling ends it.
         Raises Unreadable and ReaderLost."""
-        is_long = len(pickle.dumps((function, given))) > LONG
+        is_long = len(_pickled(function, given)) > LONG
         async with self._long.taken() if is_long else contextlib.nullcontext(), self._turns.taken():
-            return await self._asked(pickle.dumps((function, given)))  # what waits takes no memory of its own
+            return await self._asked(_pickled(function, given))  # what waits takes no memory of its own
 
     async def _asked(self, request: bytes) -> Any:
         if self._closed:
@@ -86,6 +87,19 @@ class Readers:
         for reader in (*self._free, *self._busy):
             reader.end()
         self._free.clear()
+
+
+class _Pickler(pickle.Pickler):
+    """Texts of a class of the caller's are plain ones: a reader may not have that class."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (str, (str.__str__(value),)) if isinstance(value, str) else NotImplemented
+
+
+def _pickled(*asked: Any) -> bytes:
+    into = io.BytesIO()
+    _Pickler(into).dump(asked)
+    return into.getvalue()
 
 
 class _Reader:

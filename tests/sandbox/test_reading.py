@@ -187,3 +187,25 @@ def test_a_package_that_is_named_like_a_module_of_the_library_is_not_found_in_it
     (tmp_path / "subprocess.py").write_text("raise ImportError('not this one')")
     monkeypatch.setattr(reading, "__file__", str(tmp_path / "fastgrpo_sandbox" / "reading.py"))
     assert asked(lambda readers: readers.ask(str.upper, "next")) == "NEXT"
+
+
+@pytest.mark.jail
+def test_tests_that_are_not_kept_are_read_for_each_job(monkeypatch):
+    """Those of 70 MB were read again and again, for ever."""
+    monkeypatch.setattr(memo, "_kept", memo._Kept())
+    monkeypatch.setattr(memo, "MOST_BYTES", 100)
+
+    async def main() -> list[str]:
+        async with SandboxPool(cells=1) as pool, asyncio.timeout(30):
+            tests = AssertTests(("assert f(1) == 1",))
+            return [outcome.status for outcome in await asyncio.gather(*(pool.run(CODE, tests=tests) for _ in "12"))]
+
+    assert asyncio.run(main()) == ["ok", "ok"]
+
+
+def test_texts_of_a_class_of_the_callers_are_read_as_plain_ones():
+    class Text(str):
+        """As data sets have it, in a class that a reader cannot import."""
+
+    tests = AssertTests((Text("assert f(1) == 1"),), Text("import math"))
+    assert asked(lambda readers: readers.ask(prepare, tests)) == prepare(tests)
