@@ -63,7 +63,7 @@ class Readers:
     async def _asked(self, request: bytes) -> Any:
         if self._closed:
             raise ReaderLost("the pool is closed")
-        reader = self._free.pop() if self._free else _Reader()
+        reader = self._begun()
         self._busy.add(reader)
         try:
             async with asyncio.timeout(WALL_S):
@@ -80,6 +80,14 @@ class Readers:
         if fine:
             return answer
         raise answer
+
+    def _begun(self) -> _Reader:
+        """One that waits, unless it was killed meanwhile, or a new one."""
+        while self._free:
+            if (reader := self._free.pop()).is_alive():
+                return reader
+            reader.end()
+        return _Reader()
 
     def close(self) -> None:
         """Ends all processes; who still asks hears a ReaderLost."""
@@ -138,6 +146,10 @@ class _Reader:
             if status == -signal.SIGPROF:
                 raise Unreadable(f"it takes more than {CPU_S} s to read") from None
             raise ReaderLost(f"the process that reads texts ended (status {status})") from None
+
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
 
     def end(self) -> None:
         """Ends the process, whatever it does."""

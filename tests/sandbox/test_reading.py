@@ -90,6 +90,16 @@ def test_a_process_that_is_killed_is_no_fault_of_the_texts():
     assert asked(work) == "NEXT"
 
 
+def test_a_process_that_is_killed_while_it_waits_costs_no_reading():
+    async def work(readers: Readers) -> str:
+        waiting = await readers.ask(os.getpid)
+        os.kill(waiting, signal.SIGKILL)
+        os.waitid(os.P_PID, waiting, os.WEXITED | os.WNOWAIT)
+        return await readers.ask(str.upper, "next")
+
+    assert asked(work) == "NEXT"
+
+
 def test_who_leaves_ends_a_reading_and_close_ends_all():
     async def work(readers: Readers) -> list[Any]:
         left = asyncio.ensure_future(readers.ask(time.sleep, 600))
