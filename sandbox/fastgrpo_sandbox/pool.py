@@ -56,6 +56,7 @@ WATCH_S = 5.0
 HISTORY = 4096  # spawn times kept for the percentiles
 CHECKS_FIRST = 0.5  # less in order: what a case printed is held until its checker has seen it
 READ_FIRST = 0.5  # likewise, for whoever had a turn already when its tests were to be read
+CLOSED = "the pool is closed: use it inside its `async with`"
 
 
 class Session:
@@ -239,6 +240,8 @@ class SandboxPool:
         try:
             ready = await self._turn(order, tests)
         except ReaderLost as error:
+            if self._closing:
+                raise SandboxUnavailable(CLOSED) from None
             return self._count(Outcome("infrastructure", error=str(error), error_by="host"))
         finally:
             self._counts["queued"] -= 1
@@ -369,7 +372,7 @@ class SandboxPool:
             await self._session_cells_begun()
         while True:
             if self._closing or not self._of(kind):
-                raise SandboxUnavailable(self._broken.get(kind) or "the pool is closed: use it inside its `async with`")
+                raise SandboxUnavailable(self._broken.get(kind) or CLOSED)
             usable = [cell for cell in self._of(kind) if not cell.lost and not cell.retiring]
             if usable:
                 best = min(usable, key=lambda cell: len(cell.occupants))

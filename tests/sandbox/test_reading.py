@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastgrpo_sandbox import AssertTests, Limits, SandboxPool, StdioTests, UnittestTests, reading
+from fastgrpo_sandbox import AssertTests, Limits, SandboxPool, SandboxUnavailable, StdioTests, UnittestTests, reading
 from fastgrpo_sandbox.guest import memo
 from fastgrpo_sandbox.job import prepare
 from fastgrpo_sandbox.reading import ReaderLost, Readers, Unreadable
@@ -219,3 +219,19 @@ def test_texts_of_a_class_of_the_callers_are_read_as_plain_ones():
 
     tests = AssertTests((Text("assert f(1) == 1"),), Text("import math"))
     assert asked(lambda readers: readers.ask(prepare, tests)) == prepare(tests)
+
+
+@pytest.mark.jail
+def test_a_pool_that_is_closed_says_so_of_new_tests_too(monkeypatch):
+    """An outcome would be counted as a failure of the jails."""
+    monkeypatch.setattr(memo, "_kept", memo._Kept())
+
+    async def main() -> None:
+        async with SandboxPool(cells=1) as pool:
+            waits = asyncio.ensure_future(pool.run(CODE, tests=BOMB))
+            await asyncio.sleep(0.05)
+        for late in (waits, pool.run(CODE, tests=LONG)):
+            with pytest.raises(SandboxUnavailable, match="the pool is closed"):
+                await late
+
+    asyncio.run(main())
