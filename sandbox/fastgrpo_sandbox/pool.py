@@ -56,6 +56,7 @@ WATCH_S = 5.0
 HISTORY = 4096  # spawn times kept for the percentiles
 CHECKS_FIRST = 0.5  # less in order: what a case printed is held until its checker has seen it
 READ_FIRST = 0.5  # likewise, for whoever had a turn already when its tests were to be read
+CLOSED = "the pool is closed: use it inside its `async with`"
 
 
 class Session:
@@ -105,7 +106,7 @@ class SandboxPool:
         self._run_slots = Turns(RUNS_PER_CELL * self._wanted)
         self._long_cases = Turns(RUNS_PER_CELL * self._wanted)  # what these print is held until it was compared
         self.readers = Readers()
-        self._reading: dict[JailedTests, tuple[asyncio.Task[None], int]] = {}  # and how many wait for it
+        self._reading: dict[JailedTests, tuple[asyncio.Task[Prepared], int]] = {}  # and how many wait for it
         self._session_slots = asyncio.Semaphore(sessions)
         self._cells: list[Cell] = []
         self._started = 0
@@ -239,6 +240,8 @@ class SandboxPool:
         try:
             ready = await self._turn(order, tests)
         except ReaderLost as error:
+            if self._closing:
+                raise SandboxUnavailable(CLOSED) from None
             return self._count(Outcome("infrastructure", error=str(error), error_by="host"))
         finally:
             self._counts["queued"] -= 1
@@ -262,8 +265,11 @@ class SandboxPool:
         await self._run_slots.acquire(order)
         while tests is not None and (ready := known(prepare, tests)) is MISSING:
             self._run_slots.release()
-            await self._read(tests)
+            read = await self._read(tests)
+            is_kept = known(prepare, tests) is not MISSING
             await self._run_slots.acquire(order - READ_FIRST)
+            if not is_kept:  # too long to be kept, and so refused
+                return read
         return None if tests is None else ready
 
     async def read(self, tests: Tests | None) -> None:
@@ -272,7 +278,7 @@ class SandboxPool:
             with suppress(ReaderLost):
                 await self._read(tests)
 
-    async def _read(self, tests: JailedTests) -> None:
+    async def _read(self, tests: JailedTests) -> Prepared:
         """Tests, by the first of those who ask for them, until the last has left. Raises ReaderLost."""
         task, asked = self._reading.get(tests) or (self._begin_reading(tests), 0)
         self._reading[tests] = task, asked + 1
@@ -284,14 +290,16 @@ class SandboxPool:
             if asked == 1:
                 del self._reading[tests]
                 task.cancel()
-        task.result()
+        return task.result()
 
-    def _begin_reading(self, tests: JailedTests) -> asyncio.Task[None]:
-        async def read() -> None:
+    def _begin_reading(self, tests: JailedTests) -> asyncio.Task[Prepared]:
+        async def read() -> Prepared:
             try:
-                learn(await self.readers.ask(prepare, tests), prepare, tests)
+                ready = await self.readers.ask(prepare, tests)
             except Unreadable as error:
-                learn(Prepared(refused=f"the tests cannot be compiled: {error}"), prepare, tests)
+                ready = Prepared(refused=f"the tests cannot be compiled: {error}")
+            learn(ready, prepare, tests)
+            return ready
 
         return asyncio.get_running_loop().create_task(read())
 
@@ -364,7 +372,7 @@ class SandboxPool:
             await self._session_cells_begun()
         while True:
             if self._closing or not self._of(kind):
-                raise SandboxUnavailable(self._broken.get(kind) or "the pool is closed: use it inside its `async with`")
+                raise SandboxUnavailable(self._broken.get(kind) or CLOSED)
             usable = [cell for cell in self._of(kind) if not cell.lost and not cell.retiring]
             if usable:
                 best = min(usable, key=lambda cell: len(cell.occupants))

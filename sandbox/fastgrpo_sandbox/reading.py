@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -55,14 +56,14 @@ class Readers:
     async def ask(self, function: Callable[..., T], *given: Any) -> T:
         """`function(*given)`, of this package and without side effects; raises what it raises. Cancelling ends it.
         Raises Unreadable and ReaderLost."""
-        is_long = len(pickle.dumps((function, given))) > LONG
+        is_long = len(_pickled(function, given)) > LONG
         async with self._long.taken() if is_long else contextlib.nullcontext(), self._turns.taken():
-            return await self._asked(pickle.dumps((function, given)))  # what waits takes no memory of its own
+            return await self._asked(_pickled(function, given))  # what waits takes no memory of its own
 
     async def _asked(self, request: bytes) -> Any:
         if self._closed:
             raise ReaderLost("the pool is closed")
-        reader = self._free.pop() if self._free else _Reader()
+        reader = self._begun()
         self._busy.add(reader)
         try:
             async with asyncio.timeout(WALL_S):
@@ -80,6 +81,14 @@ class Readers:
             return answer
         raise answer
 
+    def _begun(self) -> _Reader:
+        """One that waits, unless it was killed meanwhile, or a new one."""
+        while self._free:
+            if (reader := self._free.pop()).is_alive():
+                return reader
+            reader.end()
+        return _Reader()
+
     def close(self) -> None:
         """Ends all processes; who still asks hears a ReaderLost."""
         self._closed = True
@@ -88,13 +97,27 @@ class Readers:
         self._free.clear()
 
 
+class _Pickler(pickle.Pickler):
+    """Texts of a class of the caller's are plain ones: a reader may not have that class."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (str, (str.__str__(value),)) if isinstance(value, str) else NotImplemented
+
+
+def _pickled(*asked: Any) -> bytes:
+    into = io.BytesIO()
+    _Pickler(into).dump(asked)
+    return into.getvalue()
+
+
 class _Reader:
     """This side of one process."""
 
     def __init__(self) -> None:
         """Raises ReaderLost where no process can be started."""
-        # This package's own folder too: an editable install may be found by a hook, which needs `site`.
-        path = [str(Path(__file__).parents[1]), *map(os.path.abspath, sys.path)]
+        # This package's own folder too: an editable install may be found by a hook, which needs `site`. It comes last:
+        # of a plain install it has all packages, and some are named like modules of the library, as `dataclasses` is.
+        path = [*map(os.path.abspath, sys.path), str(Path(__file__).parents[1])]
         command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps(path)]
         try:
             with contextlib.ExitStack() as opened:
@@ -123,6 +146,10 @@ class _Reader:
             if status == -signal.SIGPROF:
                 raise Unreadable(f"it takes more than {CPU_S} s to read") from None
             raise ReaderLost(f"the process that reads texts ended (status {status})") from None
+
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
 
     def end(self) -> None:
         """Ends the process, whatever it does."""

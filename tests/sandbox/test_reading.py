@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastgrpo_sandbox import AssertTests, Limits, SandboxPool, StdioTests, UnittestTests, reading
+from fastgrpo_sandbox import AssertTests, Limits, SandboxPool, SandboxUnavailable, StdioTests, UnittestTests, reading
 from fastgrpo_sandbox.guest import memo
 from fastgrpo_sandbox.job import prepare
 from fastgrpo_sandbox.reading import ReaderLost, Readers, Unreadable
@@ -85,6 +85,16 @@ def test_a_process_that_is_killed_is_no_fault_of_the_texts():
     async def work(readers: Readers) -> str:
         with pytest.raises(ReaderLost, match="status -9"):
             await readers.ask(os.kill, await readers.ask(os.getpid), signal.SIGKILL)
+        return await readers.ask(str.upper, "next")
+
+    assert asked(work) == "NEXT"
+
+
+def test_a_process_that_is_killed_while_it_waits_costs_no_reading():
+    async def work(readers: Readers) -> str:
+        waiting = await readers.ask(os.getpid)
+        os.kill(waiting, signal.SIGKILL)
+        os.waitid(os.P_PID, waiting, os.WEXITED | os.WNOWAIT)
         return await readers.ask(str.upper, "next")
 
     assert asked(work) == "NEXT"
@@ -180,3 +190,48 @@ def test_a_reader_finds_the_package_where_an_import_hook_alone_does(monkeypatch:
     folder = str(Path(reading.__file__).parents[1])
     monkeypatch.setattr(sys, "path", [path for path in sys.path if os.path.abspath(path) != folder])
     assert asked(lambda readers: readers.ask(prepare, AssertTests(("assert f(1) == 1",)))).refused == ""
+
+
+def test_a_package_that_is_named_like_a_module_of_the_library_is_not_found_in_its_place(monkeypatch, tmp_path):
+    """Old ones, as `dataclasses` and `pathlib`, lie beside this one in an environment that has much."""
+    (tmp_path / "subprocess.py").write_text("raise ImportError('not this one')")
+    monkeypatch.setattr(reading, "__file__", str(tmp_path / "fastgrpo_sandbox" / "reading.py"))
+    assert asked(lambda readers: readers.ask(str.upper, "next")) == "NEXT"
+
+
+@pytest.mark.jail
+def test_tests_that_are_not_kept_are_read_for_each_job(monkeypatch):
+    """Those of 70 MB were read again and again, for ever."""
+    monkeypatch.setattr(memo, "_kept", memo._Kept())
+    monkeypatch.setattr(memo, "MOST_BYTES", 100)
+
+    async def main() -> list[str]:
+        async with SandboxPool(cells=1) as pool, asyncio.timeout(30):
+            tests = AssertTests(("assert f(1) == 1",))
+            return [outcome.status for outcome in await asyncio.gather(*(pool.run(CODE, tests=tests) for _ in "12"))]
+
+    assert asyncio.run(main()) == ["ok", "ok"]
+
+
+def test_texts_of_a_class_of_the_callers_are_read_as_plain_ones():
+    class Text(str):
+        """As data sets have it, in a class that a reader cannot import."""
+
+    tests = AssertTests((Text("assert f(1) == 1"),), Text("import math"))
+    assert asked(lambda readers: readers.ask(prepare, tests)) == prepare(tests)
+
+
+@pytest.mark.jail
+def test_a_pool_that_is_closed_says_so_of_new_tests_too(monkeypatch):
+    """An outcome would be counted as a failure of the jails."""
+    monkeypatch.setattr(memo, "_kept", memo._Kept())
+
+    async def main() -> None:
+        async with SandboxPool(cells=1) as pool:
+            waits = asyncio.ensure_future(pool.run(CODE, tests=BOMB))
+            await asyncio.sleep(0.05)
+        for late in (waits, pool.run(CODE, tests=LONG)):
+            with pytest.raises(SandboxUnavailable, match="the pool is closed"):
+                await late
+
+    asyncio.run(main())

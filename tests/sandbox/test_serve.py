@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from prometheus_client import parser
 
 from fastgrpo_sandbox import Limits, Outcome, StdioTests
 from fastgrpo_sandbox.remote import RunRequest
-from fastgrpo_sandbox.serving import ai2, e2b
+from fastgrpo_sandbox.serving import ai2, connections, e2b
 from fastgrpo_sandbox.serving.jails import Busy, Jails, Refused
 from fastgrpo_sandbox.serving.main import CAPS, main
 from tests.sandbox.conftest import REPOSITORY
@@ -461,6 +462,24 @@ def test_connections_take_no_descriptor_that_the_jails_need():
         assert json.loads(kept.getresponse().read())["status"] in ("ok", "infrastructure")
         kept.request("POST", "/run", json.dumps(asked), {"Content-Type": "application/json"})
         assert json.loads(kept.getresponse().read())["status"] == "ok"
+
+
+@pytest.mark.parametrize(("opened", "closed"), [(20, False), (270, True)])
+def test_cells_of_a_large_machine_have_the_descriptors_to_start_anew(monkeypatch, opened, closed):
+    """128 have 256 of 1,024, and while they are replaced twice as many."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(os, "listdir", lambda _: ["3"] * opened)
+
+    class Listening:
+        connections = range(500)
+
+        def __call__(self) -> asyncio.Protocol:
+            return asyncio.Protocol()
+
+    async def work() -> asyncio.Protocol:
+        return connections.Connections(Listening())()
+
+    assert isinstance(asyncio.run(work()), connections._Closed) == closed
 
 
 def test_a_connection_that_asks_nothing_is_closed():

@@ -62,6 +62,13 @@ def test_tables_of_constants_are_passed_over_and_nothing_else_is() -> None:
     assert len(list(walk(tree))) < 60
 
 
+def test_negative_numbers_are_constants_of_tables_too() -> None:
+    """A megabyte of them took 31 s to read, and a text may have a minute."""
+    tree = parse(f"assert f([{'-1, 2.5, ' * 10_000}], [-x, not 0, -f(-1)]) == 1")
+    assert len(list(walk(tree))) < 40
+    assert len([node for node in walk(tree) if isinstance(node, ast.Name)]) == 3
+
+
 def test_warnings_of_the_source_are_not_ours(recwarn: pytest.WarningsRecorder) -> None:
     assert parse(r"x = '\.'").body
     assert not [warning for warning in recwarn.list if "escape sequence" in str(warning.message)]

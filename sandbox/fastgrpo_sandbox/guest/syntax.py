@@ -41,7 +41,14 @@ def parse_expression(source: str) -> ast.expr:
 
 def _is_table(node: ast.AST) -> bool:
     """Whether a node is a list or tuple of constants, which in tests are long and hold nothing to look at."""
-    return isinstance(node, ast.List | ast.Tuple) and all(type(each) is ast.Constant for each in node.elts)
+    return isinstance(node, ast.List | ast.Tuple) and all(map(_is_constant, node.elts))
+
+
+def _is_constant(node: ast.AST) -> bool:
+    """A negative number is one, too."""
+    if type(node) is ast.UnaryOp and type(node.op) is ast.USub:
+        node = node.operand
+    return type(node) is ast.Constant
 
 
 def walk(tree: ast.AST) -> Iterator[ast.AST]:

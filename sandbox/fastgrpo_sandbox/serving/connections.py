@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 from typing import Any
 
 from aiohttp import web
 
 MOST = 8192  # each takes some 10 KB
-KEPT_BACK = 128  # descriptors for cells and readers, which are started anew at any time
+KEPT_BACK = 64  # descriptors for readers, and what else is opened now and then
 ASK_S = 60.0  # for the first request of a connection, once it is open, to begin
 
 
@@ -20,7 +21,9 @@ class Connections:
         self._server = server
         self._silent: dict[Any, asyncio.TimerHandle] = {}  # that have not asked yet, with their ends
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most = MOST if descriptors == resource.RLIM_INFINITY else max(1, min(MOST, descriptors - KEPT_BACK))
+        opened = len(os.listdir("/proc/self/fd"))  # mostly by cells, which are all started anew before the old ones end
+        free = MOST if descriptors == resource.RLIM_INFINITY else descriptors - 2 * opened - KEPT_BACK
+        self._most = max(1, min(MOST, free))
 
     def __call__(self) -> asyncio.Protocol:
         """The protocol of a new connection."""
