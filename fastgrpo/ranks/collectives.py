@@ -31,8 +31,8 @@ CONNECT_WAIT_S = 60.0
 # How long a rank that fails before it has joined the others tries to tell them.
 TELL_WAIT_S = 10.0
 
-# How often this process has left the others: what ranks told the store before is not taken for what they tell now.
-_left = 0
+# The (rank, world) of each time that is over: what ranks told the store then is not taken for what they tell now.
+_over: list[tuple[int, int]] = []
 _SOURCE = re.compile(r"^\[\S+:\d+\] ")
 
 
@@ -73,8 +73,7 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
         _connect(backend, store, rank, world)
         yield rank, world
     distributed.destroy_process_group()
-    global _left
-    _left += 1
+    _over.append((rank, world))
 
 
 @contextmanager
@@ -103,7 +102,7 @@ def _connected(seconds: float) -> Store:
 
 
 def _of_this_time(store: Store) -> Store:
-    return PrefixStore(f"fastgrpo/{_left}", store)
+    return PrefixStore(f"fastgrpo/{len(_over)}", store)
 
 
 def _all_come(store: Store, rank: int, world: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -50,7 +51,8 @@ def rank_main(folder: str) -> None:
         torch.save({"first": finished[0], "weights": policy.model.state_dict()}, f"{folder}/rank{rank}.pt")
         # The trainer's process group outlives the engine.
         distributed.barrier()
-    # As a script's second training does: addresses that the first one left in the store lead nowhere.
+    # As a script's second training does: addresses that the first one left in the store lead nowhere. One comes late.
+    time.sleep(rank)
     with joined_ranks():
         distributed.barrier()
 
@@ -187,7 +189,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
 def test_a_rank_that_fails_before_it_has_joined_tells_the_others(store: TCPStore) -> None:
     with pytest.raises(ValueError, match="no jail"), telling_ranks():
         raise ValueError("no jail")
-    assert PrefixStore("fastgrpo/0", store).get("failed").decode() == f"rank 1 on {socket.gethostname()} failed: no jail"
+    told = PrefixStore("fastgrpo/0", store).get("failed").decode()
+    assert told == f"rank 1 on {socket.gethostname()} failed: no jail"
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_PORT"])
