@@ -96,7 +96,7 @@ def _merged(config: Config, folder: Path, weights: bool) -> Path:
     except (OSError, msgspec.MsgspecError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}; download or save it again") from error
     name = adapter.base_model_name_or_path
-    if not name or Path(name).expanduser().resolve() == folder.resolve():
+    if not name or (Path(name).expanduser() / ADAPTER_CONFIG).is_file():  # an adapter, maybe this one
         raise UserError(f"{file} names no model that the adapter is for: write its base_model_name_or_path there")
     try:
         found = with_local_model(_with(config, Path(name), source="", revision=adapter.revision or ""), weights=weights)

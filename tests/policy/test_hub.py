@@ -227,6 +227,7 @@ def test_an_adapters_base_comes_from_the_hub_by_its_revision(
         ),
         ({"base_model_name_or_path": "nowhere"}, "has no base to be merged into: model folder nowhere does not exist"),
         ({"base_model_name_or_path": "adapter"}, "names no model that the adapter is for"),
+        ({"base_model_name_or_path": "another"}, "names no model that the adapter is for"),
         ({"base_model_name_or_path": 3}, "adapter_config.json cannot be read: Expected `str | null`, got `int`"),
         (
             {"base_model_name_or_path": "other"},
@@ -239,6 +240,7 @@ def test_an_adapter_that_cannot_be_merged_is_one_sentence(
     tiny_folder: Path, tmp_path: Path, told: dict[str, object], message: str
 ) -> None:
     save_tiny_model(tmp_path / "other", hidden_size=64)
+    tell(save_adapter(tmp_path / "another", str(tiny_folder)), base_model_name_or_path="adapter")
     folder = tell(save_adapter(tmp_path / "adapter", str(tiny_folder)), **told)
     with pytest.raises(UserError, match=message) as caught:
         with_local_model(configuration(folder))
