@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,10 +24,12 @@ own() {
     printf '127.0.0.1 localhost\\n10.77.0.1 host-a\\n10.77.0.2 host-b\\n' > "$folder/$1.names"
     mount --bind "$folder/$1.names" /etc/hosts
     mount -t tmpfs none /dev/shm
-    mount --bind "$folder" /mnt
-    mount -t tmpfs none /tmp
-    mkdir -p "$folder"
-    mount --move /mnt "$folder"
+    if [ -n "$own_tmp" ]; then
+        mount --bind "$folder" /mnt
+        mount -t tmpfs none /tmp
+        mkdir -p "$folder"
+        mount --move /mnt "$folder"
+    fi
     ip link set lo up
 }
 cable() {
@@ -85,10 +88,12 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
             pytest.skip(f"two hosts need {tool} (util-linux, iproute2)")
     # Jails drop root, for which a namespace of one user has no other: who is root needs none.
     as_user = os.geteuid() != 0
+    # A checkout or an interpreter that is in /tmp has to stay there.
+    used = any(Path(place).resolve().is_relative_to("/tmp") for place in (__file__, sys.prefix, sys.base_prefix))
     command = ["unshare", *(["--user", "--map-root-user"] if as_user else []), "--net", "--mount", "--uts"]
     with subprocess.Popen(
         [*command, "sh", "-c", SETUP, SETUP, "a"],
-        env=os.environ | {"folder": str(folder)},
+        env=os.environ | {"folder": str(folder), "own_tmp": "" if used else "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -195,6 +195,7 @@ def test_a_reader_finds_the_package_where_an_import_hook_alone_does(monkeypatch:
 def test_a_package_that_is_named_like_a_module_of_the_library_is_not_found_in_its_place(monkeypatch, tmp_path):
     """Old ones, as `dataclasses` and `pathlib`, lie beside this one in an environment that has much."""
     (tmp_path / "subprocess.py").write_text("raise ImportError('not this one')")
+    monkeypatch.syspath_prepend(str(Path(reading.__file__).parents[1]))
     monkeypatch.setattr(reading, "__file__", str(tmp_path / "fastgrpo_sandbox" / "reading.py"))
     assert asked(lambda readers: readers.ask(str.upper, "next")) == "NEXT"
 
