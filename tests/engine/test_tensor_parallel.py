@@ -4,7 +4,6 @@ import json
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,39 +18,16 @@ from fastgrpo.policy.model import Policy
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.tasks import Task
 from fastgrpo.training.workload import memory_plan
-from fastgrpo.types import Result, Reward, Rollout
+from tests.helpers.even_bytes import EvenBytes, load_problems
 from tests.helpers.marks import two_gpus_or_none
 from tests.helpers.ranks import run_two_ranks
 from tests.helpers.runs import run_without_report
-
-
-class EvenBytes:
-    """A task without jails: the reward is the share of even numbers among the completion's bytes."""
-
-    def prompt(self, problem: Any) -> str:
-        return problem.prompt
-
-    async def execute(self, problem: Any, completion: str, seed: int) -> float:
-        numbers = completion.encode()
-        rate = sum(number % 2 == 0 for number in numbers) / max(len(numbers), 1)
-        return rate
-
-    def feedback_text(self, execution: float) -> str:
-        return "again"
-
-    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
-        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
 
 
 @asynccontextmanager
 async def open_even_bytes(config, log):
     assert os.environ.get("RANK", "0") == "0", "the second rank of a replica opens no environment"
     yield EvenBytes()
-
-
-def load_problems(config):
-    made = [SimpleNamespace(id=f"p{i}", prompt=f"count {i}", difficulty=0.5) for i in range(5)]
-    return made[:4], made[4:]
 
 
 def run(model: Path, runs: Path, name: str, *, steps: int, tensor_parallel: int, resume: bool = False) -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -30,7 +29,7 @@ from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.tasks import Task
 from fastgrpo.train import run
 from fastgrpo.training import learner
-from fastgrpo.types import Result, Reward, Rollout
+from tests.helpers.even_bytes import EvenBytes, load_problems
 from tests.helpers.hosts import Host, two_hosts
 from tests.helpers.random_engine import random_engine
 from tests.helpers.ranks import run_under_agent, start_agent
@@ -40,32 +39,9 @@ ENDPOINT = "host-a:29400"
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="processes with a GPU are not forked onto a host")
 
 
-class EvenBytes:
-    """A task without jails: the reward is the share of even numbers among the completion's bytes."""
-
-    def prompt(self, problem: Any) -> str:
-        return problem.prompt
-
-    async def execute(self, problem: Any, completion: str, seed: int) -> float:
-        numbers = completion.encode()
-        rate = sum(number % 2 == 0 for number in numbers) / max(len(numbers), 1)
-        return rate
-
-    def feedback_text(self, execution: float) -> str:
-        return "again"
-
-    def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
-        return [Result(reward=Reward(total=rollout.executions[-1])) for rollout in rollouts]
-
-
 @asynccontextmanager
 async def open_even_bytes(config: Config, log: object) -> AsyncIterator[EvenBytes]:
     yield EvenBytes()
-
-
-def load_problems(config: Config) -> tuple[list[Any], list[Any]]:
-    made = [SimpleNamespace(id=f"p{i}", prompt=f"count {i}") for i in range(5)]
-    return made[:4], made[4:]
 
 
 def configured(model: str, runs: str, name: str, **values: Any) -> Config:
