@@ -64,10 +64,12 @@ def run_on_ranks(config: Config, main: Callable[[], Coroutine[Any, Any, object]]
     Raises UserError where they are not of one configuration and one environment, as where hosts were started by hand.
     """
     with joined_ranks(config.engine.tensor_parallel):
-        packages = {name: version for name, version in versions().items() if name != "platform"}
-        refuse_differences(
-            flat(config, logins=False) | packages, "start all ranks with one command line and one environment"
-        )
+
+        def given() -> dict[str, Any]:
+            packages = {name: version for name, version in versions().items() if name != "platform"}
+            return flat(config, logins=False) | packages
+
+        refuse_differences(given, "start all ranks with one command line and one environment")
         run_async(main)
 
 
@@ -84,11 +86,12 @@ def with_readable_model(config: Config, *, again: bool = False) -> Config:
             load_config(config.model.path)
             load_chat(config.model.path, config.model)
     model = Path(config.model.path)
-    digests = {"the model": model_digest(model), **tokenizer_digests(model)} if config.model.path else {}
-    refuse_differences(
-        {f"the digest of {name}": digest for name, digest in digests.items()},
-        f"copy the model {model} anew, or name one that all hosts share",
-    )
+
+    def digests() -> dict[str, Any]:
+        found = {"the model": model_digest(model), **tokenizer_digests(model)} if config.model.path else {}
+        return {f"the digest of {name}": digest for name, digest in found.items()}
+
+    refuse_differences(digests, f"copy the model {model} anew, or name one that all hosts share")
     return config
 
 

@@ -17,7 +17,7 @@ from fastgrpo.flow.problems.files import HUMANEVAL
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.functions import find_function
-from fastgrpo.ranks.collectives import rank_and_world, refuse_differences
+from fastgrpo.ranks.collectives import refuse_differences
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.dataset import (
@@ -72,10 +72,11 @@ def problems_of(task: Task, config: Config, *, tried: bool = True) -> Problems:
     problems, held_out = (as_list(part, "load_problems") for part in found)
     if without := [each for each in (*problems, *held_out) if not hasattr(each, "id")]:
         raise UserError(f"each problem of load_problems is an object with an id, got {shown(without[0])}")
-    if rank_and_world()[1] > 1:
-        prompts = _digest([("", _prompt_of(each)) for each in (*problems, *held_out)])
-        fix = "give all ranks the same data in the same order"
-        refuse_differences({"the digest of all prompts": prompts}, fix)
+
+    def prompts() -> dict[str, Any]:
+        return {"the digest of all prompts": _digest([("", _prompt_of(each)) for each in (*problems, *held_out)])}
+
+    refuse_differences(prompts, "give all ranks the same data in the same order")
     return problems, held_out
 
 

@@ -260,9 +260,14 @@ def gather_all(value: Any, what: str) -> list[Any]:
     return [value for _, value in values]
 
 
-def refuse_differences(found: dict[str, Any], fix: str) -> None:
-    """Raise UserError, on every rank, where a rank has `found` other values than the first one; collective."""
-    ranks = gather_all((this_rank(), found), "what the other ranks have found")
+def refuse_differences(find: Callable[[], dict[str, Any]], fix: str) -> None:
+    """Raise UserError, on every rank, where a rank finds other values than the first one; collective.
+
+    One rank alone looks for nothing.
+    """
+    if rank_and_world()[1] == 1:
+        return
+    ranks = gather_all((this_rank(), find()), "what the other ranks have found")
     first_name, first = ranks[0]
     for name, other in ranks[1:]:
         for key in first | other:

@@ -163,17 +163,19 @@ def test_a_rank_of_several_hosts_is_named_with_its_own(
 
 def test_what_ranks_have_found_is_compared_with_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     others: list[tuple[str, dict[str, object]]] = [("rank 0", {"steps": 3}), ("rank 1", {"steps": 3})]
+    collectives.refuse_differences(lambda: {}["nothing is looked for by one rank alone"], "mend it")
+    monkeypatch.setattr(collectives, "rank_and_world", lambda: (3, 4))
     monkeypatch.setattr(collectives, "gather_all", lambda own, what: [*others, own])
-    collectives.refuse_differences({"steps": 3}, "mend it")
+    collectives.refuse_differences(lambda: {"steps": 3}, "mend it")
     others.append(("rank 2", {"steps": 4}))
     with pytest.raises(UserError, match="steps is 4 on rank 2 and 3 on rank 0: mend it"):
-        collectives.refuse_differences({"steps": 3}, "mend it")
+        collectives.refuse_differences(lambda: {"steps": 3}, "mend it")
     others[-1] = ("rank 2", {"rate": 1, "steps": 4, "torch": "2.13"})
     with pytest.raises(UserError, match="steps is 4 on rank 2"):  # all ranks name the same one
-        collectives.refuse_differences({"steps": 3}, "mend it")
+        collectives.refuse_differences(lambda: {"steps": 3}, "mend it")
     others[-1] = ("rank 2", {"steps": 3, "torch": "2.13"})
     with pytest.raises(UserError, match=r"torch is '2\.13' on rank 2 and None on rank 0: mend it"):
-        collectives.refuse_differences({"steps": 3}, "mend it")
+        collectives.refuse_differences(lambda: {"steps": 3}, "mend it")
 
 
 @pytest.fixture
