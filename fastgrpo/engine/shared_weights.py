@@ -1,7 +1,8 @@
 """One copy of the weights: the trainer's parameters as views of vLLM's tensors.
 
 vLLM keeps q, k and v (and gate and up) of a layer as one matrix, stacked by rows; everything else has the Hugging Face
-name and shape, but for rows of padding after the vocabulary. So each trainer parameter is a row range of one tensor.
+name and shape, but for rows of padding after the vocabulary and for the names of a mixture's experts, which are one
+tensor in both. So each trainer parameter is a row range of one tensor.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Architectures whose vLLM weights are those of Hugging Face up to the stacking below.
-SHARED_ARCHITECTURES = frozenset({"Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"})
+SHARED_ARCHITECTURES = frozenset(
+    {"Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"}
+)
 
 # vLLM's module <- the trainer's modules whose rows it holds, in order.
 STACKED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
+# vLLM's names of a mixture's experts: gate and up of each [E, 2 I, H], down of each [E, H, I].
+EXPERTS = {"gate_up_proj": "routed_experts.w13_weight", "down_proj": "routed_experts.w2_weight"}
 STACKED_IN = {part: whole for whole, parts in STACKED.items() for part in parts}
 
 
@@ -75,7 +80,9 @@ def vllm_views(model: nn.Module, vllm_model: nn.Module) -> Iterator[tuple[str, T
     for name, shape in shapes.items():
         prefix, module, leaf = name.rsplit(".", 2) if name.count(".") > 1 else ("", *name.split("."))
         whole = STACKED_IN.get(module)
-        if whole is None:
+        if module == "experts":
+            tensor, first = theirs[f"{prefix}.{module}.{EXPERTS[leaf]}"], 0
+        elif whole is None:
             tensor, first = theirs[name], 0
         else:
             before = STACKED[whole][: STACKED[whole].index(module)]

@@ -20,6 +20,7 @@ from fastgrpo.engine.guards import output_kept_back, replaced
 from fastgrpo.engine.one_pass_sampling import sample_in_one_pass
 from fastgrpo.engine.shared_prefix import share_prefixes
 from fastgrpo.engine.steady_decoding import spare_steady_steps
+from fastgrpo.kernels.experts import apply_experts
 
 
 @contextmanager
@@ -27,8 +28,8 @@ def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
     """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
 
     - Its scheduler is in this process; `quiet`: what it prints at start is shown only where it fails.
-    - CPU: linear weights stay plain. vLLM would prepack them for oneDNN and empty the parameters; in float32 the plain
-      path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
+    - CPU: linear weights and experts' stay plain. vLLM would prepack them for oneDNN and its own products and empty the
+      parameters; in float32 the plain path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
       reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine. Ranks speak
       through gloo, not through shared memory whose name all runs on a machine would have in common.
     - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only. A third decoding step is in
@@ -85,6 +86,7 @@ def patched_worker() -> Iterator[None]:
             look_for_kernels_once()
             sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
             stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
+            keep_experts_plain()
             stack.enter_context(replaced(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False))
             # torch 2.13 says so at each of vLLM's gathers.
             warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
@@ -103,6 +105,35 @@ def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
 
 def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
     return torch.zeros(len(chosen_N1), dtype=torch.int64)
+
+
+@cache
+def keep_experts_plain() -> None:
+    """On a CPU a mixture's experts stay as they are loaded."""
+    try:
+        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+    except ImportError:  # vLLM 0.25.1, which then goes through the experts one after another
+        from vllm.model_executor.layers.fused_moe.cpu_fused_moe import CPUFusedMOE
+
+        CPUFusedMOE.check_grouped_gemm = lambda self, layer: (False, "none")
+        return
+    CPUUnquantizedExperts._supports_grouped_gemm = classmethod(lambda cls, config: (True, None))
+    CPUUnquantizedExperts.process_weights_after_loading = lambda self, layer: None
+    CPUUnquantizedExperts.apply = _plain_experts
+
+
+def _plain_experts(
+    self: Any,
+    output: Tensor,
+    hidden_states: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    topk_weights: Tensor,
+    topk_ids: Tensor,
+    *_: Any,
+    **__: Any,
+) -> None:
+    output.copy_(apply_experts(hidden_states, topk_weights, topk_ids.long(), w1, w2))
 
 
 def start_vllm(options: dict[str, Any]) -> Any:

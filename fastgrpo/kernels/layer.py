@@ -122,7 +122,7 @@ class _NormMLP(torch.autograd.Function):
         passes, weight_FH, recomputed = passes_on(x_TH.device), stacked((gate_IH, up_IH)), gate_up_TF is None
         if recomputed:
             gate_up_TF = linear(passes.rms_norm(x_TH, norm_H, ctx.eps)[0], weight_FH)
-        dgate_up_TF, product_TI = passes.swiglu_backward(gate_up_TF, dy_TH @ down_HI, reuse=recomputed)
+        dgate_up_TF, product_TI, _ = passes.swiglu_backward(gate_up_TF, dy_TH @ down_HI, reuse=recomputed)
         ddown_HI = dy_TH.mT @ product_TI
         del gate_up_TF, product_TI
         dh_TH = dgate_up_TF @ weight_FH

@@ -33,21 +33,36 @@ def rms_norm_backward(
     return dx_TH.to(x_TH.dtype), rounded_TH * weight_H, (dy * _wide(rounded_TH)).sum(0).to(weight_H.dtype)
 
 
-def swiglu(gate_up_TF: Tensor) -> Tensor:
-    """silu(gate) * up, [T, I]; arXiv 2002.05202, eq. 6."""
+def swiglu(gate_up_TF: Tensor, weight_T: Tensor | None = None) -> Tensor:
+    """silu(gate) * up, [T, I] (arXiv 2002.05202, eq. 6), each row times its `weight_T` in fp32."""
     gate_TI, up_TI = gate_up_TF.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate_TI) * up_TI
+    product_TI = torch.nn.functional.silu(gate_TI) * up_TI
+    return product_TI if weight_T is None else (_wide(product_TI) * weight_T[:, None]).to(gate_up_TF.dtype)
 
 
-def swiglu_backward(gate_up_TF: Tensor, dproduct_TI: Tensor, *, reuse: bool) -> tuple[Tensor, Tensor]:
-    """(gradient of gate and up, the product once more); may overwrite `dproduct_TI`, with `reuse` `gate_up_TF` too."""
+def swiglu_backward(
+    gate_up_TF: Tensor, dproduct_TI: Tensor, weight_T: Tensor | None = None, *, reuse: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(gradient of gate and up, the product once more, gradient of `weight_T`).
+
+    May overwrite `dproduct_TI`, with `reuse` `gate_up_TF` too.
+    """
     gate_TI, up_TI = gate_up_TF.chunk(2, dim=-1)
     activated_TI, dproduct = torch.nn.functional.silu(gate_TI), _wide(dproduct_TI)
-    product_TI, dgate_up_TF = activated_TI * up_TI, torch.empty_like(gate_up_TF)
+    product_TI, dgate_up_TF, dweight_T = activated_TI * up_TI, torch.empty_like(gate_up_TF), None
+    if weight_T is not None:
+        dweight_T = (dproduct * _wide(product_TI)).sum(-1)
+        dproduct = dproduct * weight_T[:, None]
+        product_TI = (_wide(product_TI) * weight_T[:, None]).to(gate_up_TF.dtype)
     dgate_TI, dup_TI = dgate_up_TF.chunk(2, dim=-1)
     dgate_TI.copy_(torch.ops.aten.silu_backward(dproduct * _wide(up_TI), _wide(gate_TI)))
     dup_TI.copy_(dproduct * _wide(activated_TI))
-    return dgate_up_TF, product_TI
+    return dgate_up_TF, product_TI, dweight_T
+
+
+def sum_rows(x_TH: Tensor, y_SH: Tensor, row_TK: Tensor) -> Tensor:
+    """x and, for each token, the rows `row_TK` of y, added up."""
+    return (_wide(x_TH) + _wide(y_SH)[row_TK].sum(1)).to(x_TH.dtype)
 
 
 def rotate(

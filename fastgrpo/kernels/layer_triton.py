@@ -62,19 +62,24 @@ def _norm_backward_kernel(
 
 
 @triton.jit
-def _swiglu_kernel(gate_up_ptr, product_ptr, inner, blocks, BLOCK: tl.constexpr):
+def _swiglu_kernel(gate_up_ptr, weight_ptr, product_ptr, inner, blocks, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr):
     column_B = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside_B, row = column_B < inner, (tl.program_id(0) // blocks).to(tl.int64)
     gate_ptr = gate_up_ptr + row * 2 * inner + column_B
     gate_B = tl.load(gate_ptr, mask=inside_B, other=0.0).to(tl.float32)
     up_B = tl.load(gate_ptr + inner, mask=inside_B, other=0.0).to(tl.float32)
-    activated_B = (gate_B * tl.sigmoid(gate_B)).to(product_ptr.dtype.element_ty).to(tl.float32)
-    product_B = (activated_B * up_B).to(product_ptr.dtype.element_ty)
+    dtype: tl.constexpr = product_ptr.dtype.element_ty
+    product_B = ((gate_B * tl.sigmoid(gate_B)).to(dtype).to(tl.float32) * up_B).to(dtype)
+    if WEIGHTED:
+        product_B = (product_B.to(tl.float32) * tl.load(weight_ptr + row)).to(dtype)
     tl.store(product_ptr + row * inner + column_B, product_B, mask=inside_B)
 
 
 @triton.jit
-def _swiglu_backward_kernel(gate_up_ptr, dproduct_ptr, dgate_up_ptr, inner, blocks, BLOCK: tl.constexpr):
+def _swiglu_backward_kernel(
+    gate_up_ptr, dproduct_ptr, weight_ptr, dgate_up_ptr, dweight_ptr, inner, blocks,
+    WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Writes the product over its gradient; dgate_up_ptr may be gate_up_ptr."""
     column_B = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside_B, row = column_B < inner, (tl.program_id(0) // blocks).to(tl.int64)
@@ -82,15 +87,32 @@ def _swiglu_backward_kernel(gate_up_ptr, dproduct_ptr, dgate_up_ptr, inner, bloc
     gate_B = tl.load(gate_up_ptr + gate_offset_B, mask=inside_B, other=0.0).to(tl.float32)
     up_B = tl.load(gate_up_ptr + inner + gate_offset_B, mask=inside_B, other=0.0).to(tl.float32)
     dproduct_B = tl.load(dproduct_ptr + offset_B, mask=inside_B, other=0.0).to(tl.float32)
+    dtype: tl.constexpr = dproduct_ptr.dtype.element_ty
     sigmoid_B = tl.sigmoid(gate_B)
-    activated_B = (gate_B * sigmoid_B).to(dproduct_ptr.dtype.element_ty).to(tl.float32)
+    activated_B = (gate_B * sigmoid_B).to(dtype).to(tl.float32)
+    product_B = (activated_B * up_B).to(dtype)
+    if WEIGHTED:
+        weight = tl.load(weight_ptr + row)
+        tl.store(dweight_ptr + tl.program_id(0), tl.sum(dproduct_B * product_B.to(tl.float32), axis=0))
+        dproduct_B = dproduct_B * weight
+        product_B = (product_B.to(tl.float32) * weight).to(dtype)
     dgate_B = dproduct_B * up_B * sigmoid_B * (1.0 + gate_B * (1.0 - sigmoid_B))
     dup_B = dproduct_B * activated_B
-    product_B = (activated_B * up_B).to(dproduct_ptr.dtype.element_ty)
     tl.debug_barrier()  # every thread has read before any writes
     tl.store(dgate_up_ptr + gate_offset_B, dgate_B.to(dgate_up_ptr.dtype.element_ty), mask=inside_B)
     tl.store(dgate_up_ptr + inner + gate_offset_B, dup_B.to(dgate_up_ptr.dtype.element_ty), mask=inside_B)
     tl.store(dproduct_ptr + offset_B, product_B, mask=inside_B)
+
+
+@triton.jit
+def _sum_rows_kernel(x_ptr, y_ptr, row_ptr, out_ptr, width, blocks, count, BLOCK: tl.constexpr):
+    column_B, token = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK), tl.program_id(0) // blocks
+    inside_B, offset_B = column_B < width, token.to(tl.int64) * width + column_B
+    sum_B = tl.load(x_ptr + offset_B, mask=inside_B, other=0.0).to(tl.float32)
+    for number in range(count):
+        row = tl.load(row_ptr + token * count + number).to(tl.int64)
+        sum_B += tl.load(y_ptr + row * width + column_B, mask=inside_B, other=0.0).to(tl.float32)
+    tl.store(out_ptr + offset_B, sum_B.to(out_ptr.dtype.element_ty), mask=inside_B)
 
 
 @triton.jit
@@ -223,29 +245,47 @@ def rms_norm_backward(
     return dx_TH, dy_TH, partial_PH.sum(0).to(weight_H.dtype)
 
 
-def swiglu(gate_up_TF: Tensor) -> Tensor:
+def swiglu(gate_up_TF: Tensor, weight_T: Tensor | None = None) -> Tensor:
     """`layer_torch.swiglu`."""
     rows, inner = len(gate_up_TF), gate_up_TF.shape[1] // 2
     product_TI = gate_up_TF.new_empty(rows, inner)
     blocks = triton.cdiv(inner, COLUMNS)
     if rows:
-        gate_up_TF = gate_up_TF.contiguous()
-        launch(_swiglu_kernel, rows * blocks, gate_up_TF, product_TI, inner, blocks, BLOCK=COLUMNS, num_warps=4)
+        launch(
+            _swiglu_kernel, rows * blocks, gate_up_TF.contiguous(), weight_T, product_TI, inner, blocks,
+            WEIGHTED=weight_T is not None, BLOCK=COLUMNS, num_warps=4,
+        )  # fmt: skip
     return product_TI
 
 
-def swiglu_backward(gate_up_TF: Tensor, dproduct_TI: Tensor, *, reuse: bool) -> tuple[Tensor, Tensor]:
+def swiglu_backward(
+    gate_up_TF: Tensor, dproduct_TI: Tensor, weight_T: Tensor | None = None, *, reuse: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """`layer_torch.swiglu_backward`; the product is written over `dproduct_TI`."""
     gate_up_TF, dproduct_TI = gate_up_TF.contiguous(), dproduct_TI.contiguous()
     rows, inner = dproduct_TI.shape
     dgate_up_TF = gate_up_TF if reuse else torch.empty_like(gate_up_TF)
     blocks = triton.cdiv(inner, COLUMNS)
+    partial_TP = None if weight_T is None else weight_T.new_zeros(rows, blocks)
     if rows:
         launch(
-            _swiglu_backward_kernel, rows * blocks, gate_up_TF, dproduct_TI, dgate_up_TF, inner, blocks,
-            BLOCK=COLUMNS, num_warps=4,
+            _swiglu_backward_kernel, rows * blocks,
+            gate_up_TF, dproduct_TI, weight_T, dgate_up_TF, partial_TP, inner, blocks,
+            WEIGHTED=weight_T is not None, BLOCK=COLUMNS, num_warps=4,
         )  # fmt: skip
-    return dgate_up_TF, dproduct_TI
+    return dgate_up_TF, dproduct_TI, None if partial_TP is None else partial_TP.sum(1)
+
+
+def sum_rows(x_TH: Tensor, y_SH: Tensor, row_TK: Tensor) -> Tensor:
+    """`layer_torch.sum_rows`."""
+    x_TH, (rows, width) = x_TH.contiguous(), x_TH.shape
+    out_TH, blocks = torch.empty_like(x_TH), triton.cdiv(width, COLUMNS)
+    if rows:
+        launch(
+            _sum_rows_kernel, rows * blocks, x_TH, y_SH.contiguous(), row_TK.contiguous(), out_TH,
+            width, blocks, row_TK.shape[1], BLOCK=COLUMNS, num_warps=4,
+        )  # fmt: skip
+    return out_TH
 
 
 def rotate(

@@ -14,6 +14,8 @@ from fastgrpo.kernels.reference import LogitTransform
 
 # Kinds of layers that keep the sequences of a packed row apart; others (linear attention, convolutions) run on through.
 PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
+# Mixtures of experts whose routing and weights are known, here and in vLLM.
+MIXTURES = frozenset({"qwen3_moe"})
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
@@ -40,11 +42,10 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
         names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
     if any(name.endswith("sinks") for name in names):
         raise UserError(f"model folder {path} ({config.model_type}) has attention sinks, which cannot be trained here")
-    if any("expert" in name or "moe" in name for name in names):
-        # transformers keeps all experts of a layer as one tensor, vLLM in an order of its own.
+    if any("expert" in name or "moe" in name for name in names) and text.model_type not in MIXTURES:
         raise UserError(
-            f"model folder {path} ({config.model_type}) is a mixture of experts, which cannot be trained here: take a "
-            "dense model"
+            f"model folder {path} ({config.model_type}) is a mixture of experts of a kind that is not known here: take "
+            f"a dense model, or a mixture of {', '.join(sorted(MIXTURES))}"
         )
 
 

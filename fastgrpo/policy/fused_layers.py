@@ -1,7 +1,8 @@
 """Decoder layers that run on the passes of `kernels.layer`: faster than transformers' own, with half as much to keep.
 
-They compute what transformers' layers compute, to bf16's rounding. Layers of other kinds, or with adapters, stay as
-they are: Gemma (norms of 1 + w, four a layer), Granite, Cohere and Phi among them.
+They compute what transformers' layers compute, to bf16's rounding; experts' weights stay fp32, as in vLLM. Layers of
+other kinds, or with adapters, stay as they are: Gemma (norms of 1 + w, four a layer), Granite, Cohere and Phi among
+them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from fastgrpo.errors import UserError
+from fastgrpo.kernels.experts import norm_experts
 from fastgrpo.kernels.layer import norm_linear, norm_mlp, rotated
 from fastgrpo.policy.packed_attention import packed_attention
 
-# Two RMSNorms, q, k and v apart and rotated by halves, silu(gate) * up; Qwen3 has norms for the heads besides.
-FUSED = frozenset({"Qwen2DecoderLayer", "Qwen3DecoderLayer", "LlamaDecoderLayer", "MistralDecoderLayer"})
-MODELS = frozenset({"qwen2", "qwen3", "llama", "mistral"})
+# Two RMSNorms, q, k and v apart and rotated by halves, silu(gate) * up; Qwen3 has norms for the heads besides, and its
+# mixtures have experts in place of an MLP, in all layers or in some.
+FUSED = frozenset(
+    {"Qwen2DecoderLayer", "Qwen3DecoderLayer", "Qwen3MoeDecoderLayer", "LlamaDecoderLayer", "MistralDecoderLayer"}
+)
+MODELS = frozenset({"qwen2", "qwen3", "qwen3_moe", "llama", "mistral"})
+# Bytes at whose multiples a row of an expert's weight begins, for grouped products.
+ALIGNMENT = 16
 
 
 def fuse_layers(decoder: nn.Module, *, recompute_mlp: bool = False) -> bool:
@@ -69,7 +76,10 @@ def stack_weights(decoder: nn.Module) -> None:
     layers: Any = decoder.layers
     for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
-        for parts in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
+        stacks = [(attention.q_proj, attention.k_proj, attention.v_proj)]
+        if not hasattr(mlp, "experts"):
+            stacks.append((mlp.gate_proj, mlp.up_proj))
+        for parts in stacks:
             for name in ("weight", "bias"):
                 if getattr(parts[0], name) is not None:
                     _adjoin([getattr(part, name) for part in parts])
@@ -87,12 +97,18 @@ def _known(layer: Any) -> bool:
         return False
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    plain = [*projections, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    if hasattr(mlp, "experts"):
+        linears: list[nn.Module] = []
+        weights = (mlp.experts.gate_up_proj, mlp.experts.down_proj)
+        known = all(weight.shape[-1] * weight.element_size() % ALIGNMENT == 0 for weight in weights)
+    else:
+        linears = [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+        known = all(getattr(module, "bias", None) is None for module in linears)
     return (
-        all(type(module) is nn.Linear for module in plain)
-        and all(module.bias is None for module in plain[4:])
+        known
+        and all(type(module) is nn.Linear for module in (*projections, attention.o_proj, *linears))
         and len({module.bias is None for module in projections}) == 1
-        and mlp.config.hidden_act == "silu"
+        and attention.config.hidden_act == "silu"
     )
 
 
@@ -110,6 +126,18 @@ def _forward(
     assert position_embeddings is not None, "transformers' models give them"
     mlp, norm = self.mlp, self.post_attention_layernorm
     x_TH = _attended(self, hidden_states, position_embeddings, packing)
+    if hasattr(mlp, "experts"):
+        experts, gate = mlp.experts, mlp.gate
+        mixture = (gate.weight, experts.gate_up_proj, experts.down_proj)
+        return norm_experts(
+            x_TH,
+            norm.weight,
+            norm.variance_epsilon,
+            *mixture,
+            top_k=gate.top_k,
+            renormalise=gate.norm_topk_prob,
+            recompute=self.recompute_mlp,
+        )[None]
     weights = (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
     return norm_mlp(x_TH, norm.weight, norm.variance_epsilon, *weights, recompute=self.recompute_mlp)[None]
 

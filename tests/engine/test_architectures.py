@@ -15,6 +15,7 @@ from transformers import (
     MistralConfig,
     PretrainedConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from fastgrpo.engine.engine import Engine
@@ -26,6 +27,10 @@ from tests.helpers.tiny_model import save_tiny_model
 KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     # Qwen3 has norms on q and k and a head size of its own; untied heads are separate tensors in vLLM.
     "Qwen3ForCausalLM": (Qwen3Config, {"head_dim": 48, "tie_word_embeddings": False}),
+    "Qwen3MoeForCausalLM": (
+        Qwen3MoeConfig,
+        {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "mlp_only_layers": [1]},
+    ),
     "LlamaForCausalLM": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
     # vLLM pads a vocabulary to a multiple of 64; the trainer's has no padding.
     "MistralForCausalLM": (MistralConfig, {"sliding_window": None, "vocab_size": 1000}),

@@ -75,8 +75,10 @@ def layers(rows: int, width: int) -> None:
     x_TH, weight_H, scale_T = torch.zeros(rows, width).bfloat16(), torch.ones(width).bfloat16(), torch.ones(rows)
     layer_triton.rms_norm(x_TH, weight_H, 1e-6)
     layer_triton.rms_norm_backward(x_TH, x_TH, weight_H, scale_T, x_TH)
-    layer_triton.swiglu(torch.cat([x_TH, x_TH], 1))
-    layer_triton.swiglu_backward(torch.cat([x_TH, x_TH], 1), x_TH, reuse=False)
+    for weight_T in (None, scale_T):
+        layer_triton.swiglu(torch.cat([x_TH, x_TH], 1), weight_T)
+        layer_triton.swiglu_backward(torch.cat([x_TH, x_TH], 1), x_TH, weight_T, reuse=False)
+    layer_triton.sum_rows(x_TH, x_TH, torch.zeros(rows, 8, dtype=torch.int64))
     count, angle_TD = width // 64, torch.zeros(rows, 64)
     for norms in (None, (torch.ones(64).bfloat16(), torch.ones(64).bfloat16())):
         qkv_TF = torch.zeros(rows, (count + 2) * 64).bfloat16()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastgrpo.kernels.experts import apply_experts, norm_experts
 from fastgrpo.kernels.layer import norm_linear, norm_mlp, rotated, stacked
 from tests.helpers.random_heads import INTERPRETED
 
@@ -108,6 +109,54 @@ def test_rotation(device, dtype: torch.dtype, normed: bool, tokens: int, heads: 
         return [*turned, value]
 
     compare(ours, exact, [qkv, *weights])
+
+
+def exact_experts(h: Tensor, weight: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Each token's experts one after another; `weight` and `chosen` are [T, k]."""
+    tokens = []
+    for row, weights, experts in zip(h, weight, chosen, strict=True):
+        gates, ups = (gate_up[experts] @ row).chunk(2, -1)
+        tokens.append(torch.einsum("k,khi,ki->h", weights, down[experts], functional.silu(gates) * ups))
+    return torch.stack(tokens)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize(("tokens", "width", "inner", "experts", "k"), [(23, 48, 64, 6, 2), (2, 1032, 16, 9, 4)])
+def test_norm_and_experts(
+    device, dtype: torch.dtype, recompute: bool, renormalise: bool, tokens: int, width: int, inner: int, experts, k
+) -> None:
+    x, norm, router, gate_up, down = drawn(
+        device, dtype, (tokens, width), (width,), (experts, width), (experts, 2 * inner, width), (experts, width, inner)
+    )
+    # Which experts are chosen must not hang on a rounding; the last one is chosen by nobody.
+    wanted = torch.stack([torch.randperm(experts - 1)[:k] for _ in range(tokens)])
+    lift = torch.zeros(tokens, experts).scatter_(1, wanted, 1.0)
+    basis = torch.linalg.qr(torch.randn(width, experts)).Q.to(device, dtype).mT
+    x = x + (lift.to(device, dtype) * width**0.5) @ basis
+    router = 3 * basis + 0.1 * router
+
+    def exact(x, norm, router, gate_up, down):
+        h = exact_norm(10 * x, norm)
+        top, chosen = (h @ router.mT).softmax(-1).topk(k)
+        weight = top / top.sum(-1, keepdim=True) if renormalise else top
+        return [10 * x + exact_experts(h, weight, chosen, gate_up, down)]
+
+    def ours(x, norm, router, gate_up, down):
+        options = {"top_k": k, "renormalise": renormalise, "recompute": recompute}
+        return [norm_experts(10 * x, norm, EPS, router, gate_up, down, **options)]
+
+    compare(ours, exact, [x, norm, router, 3 * gate_up, down])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_experts_for_given_weights(device, dtype: torch.dtype) -> None:
+    h, gate_up, down = drawn(device, dtype, (31, 32), (5, 96, 32), (5, 32, 48))
+    weight, chosen = torch.rand(31, 2, device=device), torch.randint(5, (31, 2), device=device)
+    true = exact_experts(*(x.double() for x in (h, weight)), chosen, *(x.double() for x in (gate_up, down)))
+    error = (apply_experts(h, weight, chosen, gate_up, down).double() - true).norm()
+    assert error <= (1e-6 if dtype == torch.float32 else 2e-2) * true.norm()
 
 
 @pytest.mark.parametrize("recompute", [False, True])

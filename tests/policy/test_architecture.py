@@ -42,19 +42,23 @@ from tests.helpers.tiny_model import save_tiny_model
 
 # Small bounds, so that a few tokens of a random model feel them.
 GEMMA = {"head_dim": 32, "sliding_window": 9, "final_logit_softcapping": 2.0}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+QWEN3_MOE = {"num_experts": 6, "head_dim": 48, "num_hidden_layers": 3, "mlp_only_layers": [1]}
 KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "gemma2": (Gemma2Config, GEMMA | {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),
     "gemma3": (Gemma3TextConfig, GEMMA | {"num_hidden_layers": 6, "sliding_window_pattern": 2}),
     "mistral": (MistralConfig, {"sliding_window": 9}),
     "qwen2": (Qwen2Config, {}),
     "qwen3": (Qwen3Config, {"head_dim": 48}),
+    # Of three layers one is dense; an expert's weight is divided by the sum or not.
+    "qwen3_moe": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"norm_topk_prob": True}),
+    "qwen3_moe undivided": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"norm_topk_prob": False}),
     "llama": (LlamaConfig, {"attention_bias": True}),
     "cohere": (CohereConfig, {"logit_scale": 0.25}),
     "granite": (GraniteConfig, {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
     # A bias in the head, and a dropout that vLLM has not.
     "phi": (PhiConfig, {"tie_word_embeddings": False, "num_key_value_heads": 4, "resid_pdrop": 0.3}),
 }
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
 DEEPSEEK = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
@@ -115,7 +119,6 @@ def test_the_cases_use_what_they_are_for() -> None:
     [
         (GptOssConfig, {"num_local_experts": 2, "head_dim": 32}, r"\(gpt_oss\) has attention sinks"),
         (Qwen3NextConfig, {"num_experts": 2, "num_hidden_layers": 4}, "layers of the kind linear_attention"),
-        (Qwen3MoeConfig, EXPERTS | {"num_experts": 4}, r"\(qwen3_moe\) is a mixture of experts"),
         (Qwen2MoeConfig, EXPERTS | {"num_experts": 4}, r"\(qwen2_moe\) is a mixture of experts"),
         (OlmoeConfig, {"num_experts": 4}, r"\(olmoe\) is a mixture of experts"),
         (MixtralConfig, {"num_local_experts": 4}, r"\(mixtral\) is a mixture of experts"),
