@@ -23,6 +23,9 @@ from fastgrpo.policy.architecture import of_two_models
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.ranks.collectives import awaiting, rank_and_world
 
+# Of a mixture's layer, which transformers keeps as tensors of all experts: what files have of each expert, by rows.
+EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
 
 def load_sharded(path: Path, device: torch.device, dtype: torch.dtype, *, trained: bool) -> Any:
     """The causal LM in the folder `path`, computing in `dtype` and sharded over all ranks; collective.
@@ -78,10 +81,18 @@ def _reader(path: Path) -> Callable[[str, torch.Size], Tensor]:
         opened = safe_open(path / file, framework="pt")
         where |= dict.fromkeys(opened.keys(), opened)
 
-    def read(name: str, shape: torch.Size) -> Tensor:
+    def stored(name: str) -> Tensor:
         if name not in where:
             raise UserError(f"model folder {path} has no weight {name}: save it with transformers' save_pretrained")
-        tensor = where[name].get_tensor(name)
+        return where[name].get_tensor(name)
+
+    def read(name: str, shape: torch.Size) -> Tensor:
+        layer, experts, whole = name.rpartition(".experts.")
+        if experts:
+            names = ([f"{layer}.experts.{e}.{part}.weight" for part in EXPERT_PARTS[whole]] for e in range(shape[0]))
+            tensor = torch.stack([torch.cat([stored(part) for part in parts]) for parts in names])
+        else:
+            tensor = stored(name)
         if tensor.shape != shape:
             raise of_two_models(path, [name])
         return tensor

@@ -148,8 +148,10 @@ def _plan(config: PretrainedConfig, workload: Workload, capacity: int, parameter
         fixed = _sharded_items(config, parameters, workload)
     if workload.on_gpu:
         logits = LOGIT_ROWS * workload.max_num_seqs * config.vocab_size * 4
-        # The widest moment of a layer: gate, up and their product, beside hidden states before and after norms.
-        widest = 3 * config.intermediate_size // workload.tensor_parallel + 4 * config.hidden_size
+        # The widest moment of a layer: gate, up and their product, beside hidden states before and after norms; of a
+        # mixture for each choice, whose result takes the place of gate and up.
+        inner = 3 * _mlp_width(config) // workload.tensor_parallel
+        widest = max(inner, _choices(config) * config.hidden_size + inner // 3) + 4 * config.hidden_size
         size = logits + STEP_TOKENS * widest * workload.dtype.itemsize
         fixed = (*fixed, Item("vLLM's logits and activations", size, "lower engine.max_num_seqs", training=awake))
     room = capacity - sum(item.size for item in fixed if item.training)
@@ -224,17 +226,22 @@ def activation_bytes_per_token(
     Plain: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
     attention's output; gate, its activation, up and their product. Compiled, norms keep their input and output, and
     silu is recomputed. Fused, norms keep their input, and the product of the MLP is recomputed too. Norms of heads, as
-    Qwen3's, keep what they are of. With `recompute_mlp` none of the MLP's products is kept. Of a shared prompt's
-    keys and values each of its sequences has a copy.
+    Qwen3's, keep what they are of. With `recompute_mlp` none of the MLP's products is kept. Of a mixture that is for
+    each choice of a token: fused with its weight and its expert, else with the hidden states and the results of each
+    choice and the router's numbers besides. Of a shared prompt's keys and values each of its sequences has a copy.
     """
-    b, hidden, inner = dtype.itemsize, config.hidden_size, config.intermediate_size
+    b, hidden, inner, choices = dtype.itemsize, config.hidden_size, _mlp_width(config), _choices(config)
     attention = int(b * 2 * (head_width(config) + key_copies * _kv_width(config)))
-    if config.model_type in ("qwen3", "gemma3_text"):
+    if config.model_type in ("qwen3", "qwen3_moe", "gemma3_text"):
         normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
         attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
     norms = {"plain": 2 * (4 + 2 * b) * hidden, "compiled": 4 * b * hidden, "fused": 2 * b * hidden + 2 * 4}
     products = {"plain": 4, "compiled": 3, "fused": 2}
-    return norms[layers] + attention + (0 if recompute_mlp else products[layers] * b * inner)
+    mlp = products[layers] * b * inner
+    if choices and layers != "fused":
+        mlp += choices * (2 * b * hidden + 3 * 8) + config.num_experts * 4
+    routing = choices * (4 + 8) if layers == "fused" else 0
+    return norms[layers] + attention + routing + (0 if recompute_mlp else mlp)
 
 
 def device_capacity(device: torch.device) -> int:
@@ -338,8 +345,9 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
     )
     chunk = CHUNK_BYTES["cuda" if workload.on_gpu else "cpu"]
     head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
-    # The gradients of an MLP's products, its own product in place of one.
-    working = max(head, 3 * tokens * b * config.intermediate_size)
+    # The gradients of an MLP's products, its own product in place of one; of a mixture beside what enters and what
+    # leaves each choice.
+    working = max(head, tokens * b * (3 * _mlp_width(config) + 2 * _choices(config) * hidden))
     if not workload.gradient_checkpointing:
         return tokens * layers * layer, working
     # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.
@@ -357,6 +365,18 @@ def head_width(config: PretrainedConfig) -> int:
 
 def _kv_width(config: PretrainedConfig) -> int:
     return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_dim(config)
+
+
+def _mlp_width(config: PretrainedConfig) -> int:
+    """Columns of a token's MLP; of a mixture those of its chosen experts together, or of a wider layer without."""
+    mixture = _choices(config) * getattr(config, "moe_intermediate_size", 0)
+    dense = not mixture or getattr(config, "mlp_only_layers", None)
+    return max(mixture, config.intermediate_size if dense else 0)
+
+
+def _choices(config: PretrainedConfig) -> int:
+    """Experts that a token chooses in a layer; 0 where there are none."""
+    return getattr(config, "num_experts_per_tok", None) or 0
 
 
 def _head_dim(config: PretrainedConfig) -> int:

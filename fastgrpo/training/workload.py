@@ -69,9 +69,10 @@ def _layers(config: Config, model: PretrainedConfig) -> Layers:
 
 def _check_divisible(model: PretrainedConfig, tensor_parallel: int) -> None:
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
+    inner = "moe_intermediate_size" if hasattr(model, "moe_intermediate_size") else "intermediate_size"
     for name, size, unit in (
         ("num_attention_heads", model.num_attention_heads, tensor_parallel),
-        ("intermediate_size", model.intermediate_size, tensor_parallel),
+        (inner, getattr(model, inner), tensor_parallel),
         # Fewer heads than ranks are repeated.
         ("num_key_value_heads", max(heads, tensor_parallel), min(heads, tensor_parallel)),
     ):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PretrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.engine.engine import Engine
@@ -22,6 +23,7 @@ from tests.helpers.even_bytes import EvenBytes, load_problems
 from tests.helpers.marks import two_gpus_or_none
 from tests.helpers.ranks import run_two_ranks
 from tests.helpers.runs import run_without_report
+from tests.helpers.tiny_model import save_tiny_model
 
 
 @asynccontextmanager
@@ -62,18 +64,25 @@ def rank_main(rank: int, model: Path, folder: Path) -> None:
     assert all(found == expected for found, expected in copied)
 
 
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 @two_gpus_or_none
-def test_two_ranks_with_one_vllm_are_one_rank(tiny_folder: Path, tmp_path: Path) -> None:
-    run_two_ranks(rank_main, tiny_folder, tmp_path)
-    run(tiny_folder, tmp_path, "alone", steps=3, tensor_parallel=1)
+@pytest.mark.parametrize(("kind", "changes"), [(Qwen2Config, {}), (Qwen3MoeConfig, MIXTURE)])
+def test_two_ranks_with_one_vllm_are_one_rank(
+    kind: type[PretrainedConfig], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    model = save_tiny_model(tmp_path / "model", kind=kind, **changes)
+    run_two_ranks(rank_main, model, tmp_path)
+    run(model, tmp_path, "alone", steps=3, tensor_parallel=1)
     alone, shared = metrics(tmp_path / "alone"), metrics(tmp_path / "shared")
     assert [row["step"] for row in shared] == [1, 2, 3]
     # float32 on a CPU, bfloat16 on a GPU, where two ranks round otherwise than one and soon sample otherwise.
     assert max(row["parity"] for row in shared) < (1e-4 if not torch.cuda.is_available() else 2e-2)
     again = load_policy(tmp_path / "shared/checkpoints/step-000003")
-    assert type(again.model).__name__ == again.model.config.architectures[0] == "Qwen2ForCausalLM"
+    assert type(again.model).__name__ == again.model.config.architectures[0] == kind.__name__.replace("Config", "ForCausalLM")
     if torch.cuda.is_available():
         return
     for one, both in zip(alone, shared, strict=True):

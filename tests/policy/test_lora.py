@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, PretrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PretrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
@@ -64,6 +64,27 @@ def test_vllm_samples_from_the_merged_weights(engine: Engine, tiny_folder: Path)
     frozen = {name.replace(".base_layer", ""): value for name, value in policy.model.state_dict().items()}
     for name, value in plain.model.state_dict().items():
         assert torch.equal(frozen[name], value), name
+
+
+@pytest.mark.engine
+@exact
+def test_a_mixture_has_adapters_in_its_attention_and_vllm_samples_from_all_of_it(tmp_path: Path) -> None:
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    policy = adapted(save_tiny_model(tmp_path, kind=Qwen3MoeConfig, **mixture))
+    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
+    try:
+        update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
+        with torch.no_grad():
+            for experts in (layer.mlp.experts for layer in policy.model.base_model.layers):
+                experts.down_proj.mul_(1.1)
+                experts.gate_up_proj.mul_(0.9)
+        assert engine.sync(policy).parity_max < 1e-4
+        assert policy.copies_weights
+    finally:
+        engine.close()
+    trained = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 4 * policy.model.config.num_hidden_layers
+    assert all("self_attn" in name for name in trained)
 
 
 def test_the_base_is_the_reference_and_the_adapters_train_on(tiny_folder: Path) -> None:

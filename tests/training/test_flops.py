@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from fastgrpo.training import flops
 from fastgrpo.training.flops import peak_flops, throughput, training_flops
@@ -42,6 +42,17 @@ def test_a_prompt_that_is_shared_counts_once() -> None:
     layers = sum(parameter.numel() for name, parameter in model.named_parameters() if "layers" in name) + 8
     saved = 6 * layers * 6 + 12 * 2 * 8 * 6 * 3
     assert training_flops(model, apart) - training_flops(model, shared) == saved
+
+
+def test_of_a_mixture_the_chosen_experts_count() -> None:
+    shape = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4}
+    experts = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_key_value_heads": 1}
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **experts))
+    names = dict(model.named_parameters())
+    others = sum(p.numel() for name, p in names.items() if "layers" in name and ".experts." not in name) + 8
+    batches = pack(SAMPLES, [1.0, 1.0], 10, "cpu")
+    expected = 6 * (others + 2 * 2 * 3 * 8 * 16) * 13 + 6 * 50 * 8 * (4 + 2) + 6 * 2 * 8 * (10**2 + 3**2)
+    assert training_flops(model, batches) == expected
 
 
 def sample_of(token: int) -> Sample:

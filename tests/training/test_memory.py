@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
@@ -165,6 +165,38 @@ def test_lora_needs_state_for_its_adapters_alone() -> None:
     assert sizes["the trainer's frozen base"] == sizes["vLLM's merged weights"] == 2 * count_parameters(QWEN_7B)
 
 
+QWEN_30B_A3B = Qwen3MoeConfig(
+    vocab_size=151936,
+    hidden_size=2048,
+    intermediate_size=6144,
+    moe_intermediate_size=768,
+    num_hidden_layers=48,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    head_dim=128,
+    num_experts=128,
+    num_experts_per_tok=8,
+    tie_word_embeddings=False,
+)
+
+
+def test_a_mixture_has_memory_for_the_experts_of_each_token() -> None:
+    assert count_parameters(QWEN_30B_A3B) == 30_532_122_624
+    keeps, recomputes = (
+        activation_bytes_per_token(QWEN_30B_A3B, torch.bfloat16, layers="fused", recompute_mlp=value)
+        for value in (False, True)
+    )
+    # Gate and up of eight experts, in bf16.
+    assert keeps - recomputes == 8 * 2 * 768 * 2
+    workload = replace(WORKLOAD, layers="fused", ranks=8, tensor_parallel=4, micro_batch_tokens=8192)
+    plan_memory(QWEN_30B_A3B, workload, 140 * GIB).check()
+    with pytest.raises(UserError, match="raise engine.tensor_parallel|train on more GPUs"):
+        plan_memory(QWEN_30B_A3B, replace(workload, ranks=1, tensor_parallel=1), 140 * GIB).check()
+    some_dense = Qwen3MoeConfig(**QWEN_30B_A3B.to_dict() | {"mlp_only_layers": [0], "intermediate_size": 8192})
+    wider = activation_bytes_per_token(some_dense, torch.bfloat16, layers="fused", recompute_mlp=False)
+    assert wider - keeps == 2 * (8192 - 8 * 768) * 2
+
+
 def test_sharded_training_and_a_tensor_parallel_vllm_divide_what_they_can() -> None:
     workload = replace(WORKLOAD, ranks=8, tensor_parallel=2, kv_cache_gib=4.0, reference=True)
     sizes = {item.name: item.size for item in plan_memory(QWEN_7B, workload, 80 * 10**9).items}
@@ -251,12 +283,14 @@ def test_table_names_every_item_and_the_sums() -> None:
 
 
 @pytest.mark.parametrize("kept", ["everything", "no mlp", "hidden states"])
-@pytest.mark.parametrize("kind", [Qwen2Config, Qwen3Config])
+@pytest.mark.parametrize("kind", [Qwen2Config, Qwen3Config, Qwen3MoeConfig])
 @pytest.mark.parametrize("layers", ["fused", "plain"])
 def test_activations_are_what_autograd_keeps(tmp_path: Path, kept: str, kind, layers: Layers) -> None:
     """The bytes that forward saves for backward, parameters aside, against the plan's formula."""
     options = {"recompute_mlp": kept == "no mlp", "gradient_checkpointing": kept == "hidden states"}
-    policy = load_policy(save_tiny_model(tmp_path, kind=kind, head_dim=32), **options)
+    experts = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 64}
+    changes = experts if kind is Qwen3MoeConfig else {}
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, head_dim=32, **changes), **options)
     if layers == "plain":
         restore_layers(policy.model.base_model)
         if kept == "no mlp":
