@@ -79,6 +79,8 @@ def patched_worker() -> Iterator[None]:
                 )
             )
         else:
+            from vllm.config import ModelConfig
+            from vllm.distributed import parallel_state
             from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
             from vllm.model_executor.layers import utils
             from vllm.v1.sample import sampler
@@ -87,6 +89,14 @@ def patched_worker() -> Iterator[None]:
             sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
             stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
             keep_experts_plain()
+            own_groups = parallel_state.initialize_model_parallel
+
+            def with_experts_group(*sizes: Any, **options: Any) -> None:
+                # The groups stay when the engine goes, and the next one may be of a mixture.
+                with replaced(ModelConfig, "is_moe", property(lambda self: True)):
+                    own_groups(*sizes, **options)
+
+            stack.enter_context(replaced(parallel_state, "initialize_model_parallel", with_experts_group))
             stack.enter_context(replaced(CpuCommunicator, "_all_group_ranks_share_shm_group_name", lambda self: False))
             # torch 2.13 says so at each of vLLM's gathers.
             warnings.filterwarnings("ignore", ".*all_gather_into_tensor. is deprecated", FutureWarning)
