@@ -33,7 +33,7 @@ import aiohttp
 import torch
 import uvloop
 from engine_setup import Setup, Workload, report, rows, save, saved_model, used_gib
-from model_shapes import CUDA, SHAPES, chosen, timed
+from model_shapes import CUDA, SHAPES, chosen, named, timed
 
 from fastgrpo.engine.completion import Completion
 from fastgrpo.engine.engine import Engine
@@ -340,7 +340,7 @@ def main() -> None:
             if variant != other:
                 ratio(variant, other)
     if options.save:
-        save(options.save, f"Decoding, Qwen2.5 {options.size} shape")
+        save(options.save, f"Decoding, {named(options.size)}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python bench/bench_engine.py [--size 1.5b] [--parts check,memory,step,workflows] [--save FILE]
     python bench/bench_engine.py --parts recompute,lean
 
-The model has the Qwen2.5 shape with random weights. `check`: parity between vLLM and the trainer before and after
+Random weights of the shape `--size`. `check`: parity between vLLM and the trainer before and after
 optimizer steps, bytes copied. `memory`: what sleep frees. `step`: whole GRPO steps of 64 prompts x 8 completions (512
 and 1,024 tokens) with a trivial reward. `recompute`: the same with the optimizer's state on the host and MLPs computed
 again in backward. `lean`: whole layers, by gradient checkpointing. `workflows`: what 512 real jailed workflows add to a
@@ -28,10 +28,9 @@ import torch
 import uvloop
 from engine_setup import Setup, Trivial, Workload, emit, release_memory, report, save, saved_model, used_gib
 from loop_setup import run_steps
-from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, chosen, timed
+from model_shapes import CUDA, GIB, PEAK_FLOPS, SHAPES, chosen, named, timed
 
 from fastgrpo.config import Config, Grpo
-from fastgrpo.engine import vllm_patches
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.teachers import ScriptedTeacher
@@ -104,10 +103,9 @@ def _syncs(setup: Setup) -> None:
         asleep.append(setup.engine.sync(setup.policy))
         setup.engine.score(prompt)
         awake.append(setup.engine.sync(setup.policy))
-    blocks = vllm_patches.kv_cache_manager(setup.engine._llm).block_pool.num_gpu_blocks
     copied = sum(done.bytes_copied for done in asleep + awake)
     report("sync after sleep: bytes copied, median ms", f"{copied}, {_ms([done.seconds for done in asleep])}")
-    report(f"  with prefixes to forget, {blocks:,} blocks, ms", _ms([done.seconds for done in awake]))
+    report("  with prefixes to forget, ms", _ms([done.seconds for done in awake]))
     report("  canary, ms", _ms([done.check_seconds for done in asleep]))
 
 
@@ -249,7 +247,7 @@ def main() -> int:
                     report(name, "FAILED")
                     traceback.print_exc()
     if options.save:
-        save(options.save, f"The engine, Qwen2.5 {options.size} shape, one GPU")
+        save(options.save, f"The engine, {named(options.size)}, one GPU")
     return failed
 
 

@@ -3,7 +3,7 @@
     python bench/bench_loop.py [--size 1.5b] [--steps 4] [--save FILE] [--grpo.max_lag 1] [--section.key VALUE ...]
     torchrun --nproc-per-node 2 bench/bench_loop.py ... [--folder FOLDER [--resume]]
 
-Random weights of the Qwen2.5 shape, 64 prompts x 8 completions on each replica, 512 and 1,024 tokens, a reward that
+Random weights of the shape `--size`, 64 prompts x 8 completions on each replica, 512 and 1,024 tokens, a reward that
 costs nothing. `--nproc-per-node 1` on the same machine is the base of the weak scaling, which `bench_scaling.py` runs
 whole. The first step compiles. `--folder` keeps model and run, and `--resume` continues the run there.
 """
@@ -20,7 +20,7 @@ from typing import cast
 
 from engine_setup import Endless, Workload, emit, report, save, save_model
 from loop_setup import metrics, settings
-from model_shapes import SHAPES
+from model_shapes import SHAPES, named
 
 from fastgrpo.cli import parse
 from fastgrpo.config import Config
@@ -98,7 +98,7 @@ def main() -> None:
         if rank == 0:
             described(metrics(config.folder)[1:], config, world)
             if options.save:
-                save(options.save, f"{world} ranks, Qwen2.5 {options.size} shape {' '.join(keys)}".rstrip())
+                save(options.save, f"{world} ranks, {named(options.size)} {' '.join(keys)}".rstrip())
         # The folders go when every rank is done with them.
         gather_all(None, "the end of the other ranks")
 

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 bench/bench_ranks.py [--size 1.5b] [--save FILE]
 
-That all-gather is the weight sync over ranks. Random weights of the Qwen2.5 shape, medians on the slowest rank.
+That all-gather is the weight sync over ranks. Random weights of the shape `--size`, medians on the slowest rank.
 `bench_loop.py` has the whole step over ranks.
 """
 
@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 from engine_setup import emit, report, save
-from model_shapes import CUDA, GIB, SHAPES, random_model, timed
+from model_shapes import CUDA, GIB, SHAPES, named, random_model, timed
 from torch import nn
 
 from fastgrpo.program import run_program
@@ -71,7 +71,7 @@ def main() -> None:
             value = f"{ours:.2f}, {floor:.2f}, {ours / floor:.2f} for {gib:.2f} GiB"
             report(f"all-gather over {world} ranks, ms: ours, one call for all the bytes, ratio", value)
             if options.save:
-                save(options.save, f"All-gather of the weights, {world} ranks, Qwen2.5 {options.size} shape")
+                save(options.save, f"All-gather of the weights, {world} ranks, {named(options.size)}")
 
 
 if __name__ == "__main__":

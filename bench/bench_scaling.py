@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import torch
 from engine_setup import Workload, report, run_child, save
-from model_shapes import CUDA, SHAPES, chosen
+from model_shapes import CUDA, SHAPES, chosen, named
 
 PARTS = ("loop", "gather", "failure")
 HERE = Path(__file__).parent
@@ -115,7 +115,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             failure(most, keys, Path(folder))
     if options.save:
-        save(options.save, f"{', '.join(map(str, counts))} ranks of one host, Qwen2.5 {options.size} shape")
+        save(options.save, f"{', '.join(map(str, counts))} ranks of one host, {named(options.size)}")
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ import torch
 from engine_setup import report, save
 from model_shapes import (
     CUDA,
+    DENSE,
     GIB,
     PEAK_FLOPS,
-    SHAPES,
     device_name,
+    named,
     random_model,
     random_samples,
     shape,
@@ -241,7 +242,7 @@ def breakdown(policy: Policy, batch: Batch) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SHAPES, default="1.5b" if CUDA else "tiny")
+    parser.add_argument("--size", choices=DENSE, default="1.5b" if CUDA else "tiny")
     parser.add_argument("--tokens", type=int, default=2 * (PROMPT + GROUP * ANSWER), help="of the micro-batch")
     parser.add_argument("--length", type=int, default=0, help="one sequence of so many tokens in place of groups")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well, which takes a minute")
@@ -256,7 +257,7 @@ def main() -> None:
     (batch,) = pack(made, [1e-6] * len(made), max(options.tokens, options.length), device)
     flash = packed_attention._flash_attention(device) if CUDA else None
     attention = "torch's varlen attention" if flash is None else flash.__module__.split(".")[0]
-    title = f"One micro-batch of {len(batch.input_ids_T)} tokens, Qwen2.5 {options.size} shape, {attention}"
+    title = f"One micro-batch of {len(batch.input_ids_T)} tokens, {named(options.size)}, {attention}"
     print(f"{title}; {device_name()}, torch {torch.__version__}")
     if options.length:
         plan(options.size, options.length)

@@ -2,7 +2,7 @@
 
     python bench/bench_trl.py [--size 1.5b] [--parts step,lean] [--together] [--save FILE]
 
-Both: Qwen2.5 shape with random bf16 weights, 64 prompts x 8 completions, 512 and 1,024 tokens, a reward that costs
+Both: random bf16 weights of the shape `--size`, 64 prompts x 8 completions, 512 and 1,024 tokens, a reward that costs
 nothing, loss dapo, no KL, vLLM colocated with a KV cache that holds all sequences of 1.5 B on an H100 (`--kv-gib`,
 `--kv-share`). Ours (`bench_engine.py --parts`) keeps fp32 master weights and moments. TRL trains pure bf16 weights,
 batch 8, sdpa, with vLLM's sleep mode: three steps with gradient checkpointing (its default), then one without. The
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from engine_setup import MemoryPeaks, Workload, emit, report, run_child, save, saved_model
-from model_shapes import CUDA, GIB, SHAPES, synchronize
+from model_shapes import CUDA, GIB, SHAPES, named, synchronize
 
 STEPS = 3
 BATCH = 8
@@ -191,7 +191,7 @@ def main() -> None:
         return run_trl(options.size, options.kv_share)
     compare(run_children(options))
     if options.save:
-        save(options.save, f"A GRPO step beside TRL, Qwen2.5 {options.size} shape, one GPU")
+        save(options.save, f"A GRPO step beside TRL, {named(options.size)}, one GPU")
 
 
 if __name__ == "__main__":

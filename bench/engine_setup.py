@@ -1,4 +1,4 @@
-"""What the engine's benchmarks share: the Qwen2.5 shapes with random weights, the workload, clocks, a table.
+"""What the engine's benchmarks share: the shapes with random weights, the workload, clocks, a table.
 
 MFU counts 6 FLOP a parameter and token of the layers, 6 of the head for loss tokens only, and causal attention, for
 what is computed: a prompt that a group shares once, and nothing for recomputation. Its base is the datasheet rate of an

@@ -1,4 +1,5 @@
-"""The Qwen2.5 shapes with random weights, and a clock: what benchmarks need that start no engine."""
+"""Shapes of Qwen2.5 and of a mixture of experts with random weights, and a clock: what benchmarks need that start no
+engine."""
 
 from __future__ import annotations
 
@@ -10,33 +11,71 @@ from typing import Any
 import numpy as np
 import torch
 from machine import cpu_model
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.training import flops
 from fastgrpo.types import Sample
 
-SHAPES: dict[str, dict[str, Any]] = {
+DENSE: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
     "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
 }
+# Qwen3-30B-A3B with so many of its 48 layers, which are all alike: 4.4 B parameters with six, of which 0.96 B compute.
+MIXTURES: dict[str, dict[str, Any]] = {
+    f"30b-a3b/{layers}": {
+        "vocab_size": 151936,
+        "hidden_size": 2048,
+        "moe_intermediate_size": 768,
+        "intermediate_size": 6144,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+    }
+    for layers in (6, 16, 48)
+} | {
+    "tiny-mixture": {
+        "vocab_size": 2048,
+        "hidden_size": 128,
+        "moe_intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+    }
+}
+SHAPES = DENSE | MIXTURES
 PEAK_FLOPS = flops.PEAK_FLOPS["H200"]
 GIB = 2**30
 CUDA = torch.cuda.is_available()
 
 
-def shape(size: str) -> Qwen2Config:
-    """The configuration of Qwen2.5 at `size`."""
+def shape(size: str) -> PretrainedConfig:
+    """The configuration of the model of `size`."""
+    rotation = {"rope_type": "default", "rope_theta": 1e6}
+    if size in MIXTURES:
+        return Qwen3MoeConfig(max_position_embeddings=32768, rope_parameters=rotation, **MIXTURES[size])
     return Qwen2Config(
         vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
         num_key_value_heads=4 if size == "7b" else 2,
         max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        rope_parameters=rotation,
         tie_word_embeddings=size != "7b",
-        **SHAPES[size],
+        **DENSE[size],
     )
+
+
+def named(size: str) -> str:
+    """What tables say of it."""
+    return f"{'Qwen3 mixture' if size in MIXTURES else 'Qwen2.5'} {size} shape"
 
 
 def random_model(size: str, device: str) -> Any:

@@ -347,7 +347,9 @@ def _device_options(max_model_len: int, max_num_seqs: int, free_share: float | N
     share = free_memory_share() if free_share is None else free_share
     # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.
     blocks = {"block_size": 64, "gpu_memory_utilization": 0.9 * share}
-    return {"max_num_batched_tokens": max(STEP_TOKENS, max_num_seqs)} | blocks
+    # Others keep a mixture's experts in an order of their own, which the trainer could not share.
+    experts = {"moe_backend": "triton"}
+    return {"max_num_batched_tokens": max(STEP_TOKENS, max_num_seqs)} | blocks | experts
 
 
 def free_memory_share() -> float:
