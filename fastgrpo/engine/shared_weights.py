@@ -22,7 +22,15 @@ log = logging.getLogger(__name__)
 
 # Architectures whose vLLM weights are those of Hugging Face up to the stacking below.
 SHARED_ARCHITECTURES = frozenset(
-    {"Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"}
+    {
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "OlmoeForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
+    }
 )
 
 # vLLM's module <- the trainer's modules whose rows it holds, in order.

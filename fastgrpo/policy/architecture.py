@@ -15,7 +15,7 @@ from fastgrpo.kernels.reference import LogitTransform
 # Kinds of layers that keep the sequences of a packed row apart; others (linear attention, convolutions) run on through.
 PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
 # Mixtures of experts whose routing and weights are known, here and in vLLM.
-MIXTURES = frozenset({"qwen3_moe"})
+MIXTURES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe"})
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:

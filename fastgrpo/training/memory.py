@@ -232,7 +232,7 @@ def activation_bytes_per_token(
     """
     b, hidden, inner, choices = dtype.itemsize, config.hidden_size, _mlp_width(config), _choices(config)
     attention = int(b * 2 * (head_width(config) + key_copies * _kv_width(config)))
-    if config.model_type in ("qwen3", "qwen3_moe", "gemma3_text"):
+    if config.model_type in ("qwen3", "qwen3_moe", "olmoe", "gemma3_text"):
         normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
         attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
     norms = {"plain": 2 * (4 + 2 * b) * hidden, "compiled": 4 * b * hidden, "fused": 2 * b * hidden + 2 * 4}
@@ -368,10 +368,13 @@ def _kv_width(config: PretrainedConfig) -> int:
 
 
 def _mlp_width(config: PretrainedConfig) -> int:
-    """Columns of a token's MLP; of a mixture those of its chosen experts together, or of a wider layer without."""
-    mixture = _choices(config) * getattr(config, "moe_intermediate_size", 0)
-    dense = not mixture or getattr(config, "mlp_only_layers", None)
-    return max(mixture, config.intermediate_size if dense else 0)
+    """Columns of a token's MLP; of a mixture those of its experts together, or of a wider layer that has none."""
+    choices = _choices(config)
+    if not choices:
+        return config.intermediate_size
+    mixture = choices * getattr(config, "moe_intermediate_size", config.intermediate_size)
+    mixture += getattr(config, "shared_expert_intermediate_size", 0)
+    return max(mixture, config.intermediate_size) if getattr(config, "mlp_only_layers", None) else mixture
 
 
 def _choices(config: PretrainedConfig) -> int:

@@ -13,7 +13,9 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    OlmoeConfig,
     PretrainedConfig,
+    Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -30,6 +32,20 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "Qwen3MoeForCausalLM": (
         Qwen3MoeConfig,
         {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "mlp_only_layers": [1]},
+    ),
+    "Qwen2MoeForCausalLM": (
+        Qwen2MoeConfig,
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 96,
+        },
+    ),
+    # vLLM's has a head of its own always, as OLMoE itself.
+    "OlmoeForCausalLM": (
+        OlmoeConfig,
+        {"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 64, "tie_word_embeddings": False},
     ),
     "LlamaForCausalLM": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
     # vLLM pads a vocabulary to a multiple of 64; the trainer's has no padding.

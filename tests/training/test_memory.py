@@ -7,7 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import LlamaConfig, OlmoeConfig, Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
@@ -283,13 +283,23 @@ def test_table_names_every_item_and_the_sums() -> None:
 
 
 @pytest.mark.parametrize("kept", ["everything", "no mlp", "hidden states"])
-@pytest.mark.parametrize("kind", [Qwen2Config, Qwen3Config, Qwen3MoeConfig])
-@pytest.mark.parametrize("layers", ["fused", "plain"])
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        *((kind, layers) for kind in (Qwen2Config, Qwen3Config, Qwen3MoeConfig) for layers in ("fused", "plain")),
+        (Qwen2MoeConfig, "plain"),
+        (OlmoeConfig, "plain"),
+    ],
+)
 def test_activations_are_what_autograd_keeps(tmp_path: Path, kept: str, kind, layers: Layers) -> None:
     """The bytes that forward saves for backward, parameters aside, against the plan's formula."""
     options = {"recompute_mlp": kept == "no mlp", "gradient_checkpointing": kept == "hidden states"}
     experts = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 64}
-    changes = experts if kind is Qwen3MoeConfig else {}
+    changes = {
+        Qwen3MoeConfig: experts,
+        Qwen2MoeConfig: experts | {"shared_expert_intermediate_size": 96},
+        OlmoeConfig: experts | {"intermediate_size": 64},
+    }.get(kind, {})
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, head_dim=32, **changes), **options)
     if layers == "plain":
         restore_layers(policy.model.base_model)
