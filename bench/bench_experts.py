@@ -33,7 +33,7 @@ class Case:
 
     def __init__(self, size: str, tokens: int) -> None:
         torch.manual_seed(0)
-        config = shape(size)
+        config: Any = shape(size)
         config._experts_implementation = "grouped_mm"
         config._attn_implementation = "eager"
         with DEVICE:
@@ -65,7 +65,8 @@ class Case:
             product_SI = torch.randn(len(h_SH), down_EHI.shape[2], device=DEVICE, dtype=torch.bfloat16)
             gate_up_SF = torch.randn(len(h_SH), gate_up_EFH.shape[1], device=DEVICE, dtype=torch.bfloat16)
         counts = routes.end_E.diff(prepend=routes.end_E.new_zeros(1))
-        report("tokens of an expert: fewest, mean, most", f"{counts.min()}, {counts.float().mean():.0f}, {counts.max()}")
+        spread = f"{counts.min()}, {counts.float().mean():.0f}, {counts.max()}"
+        report("tokens of an expert: fewest, mean, most", spread)
 
         def run() -> None:
             for left, right in (

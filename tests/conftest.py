@@ -61,7 +61,7 @@ def engine(tiny_folder: Path) -> Iterator[Engine]:
     """One vLLM engine for a module's tests: a process can have one at a time, and starting it is the slow part."""
     from fastgrpo.config import Config
     from fastgrpo.engine.engine import Engine
-    from fastgrpo.policy.loading import policy_dtype
+    from fastgrpo.policy.placement import policy_dtype
 
     dtype = str(policy_dtype(Config())).removeprefix("torch.")
     engine = Engine(tiny_folder, dtype=dtype, max_model_len=256, max_num_seqs=16, kv_cache_gib=0.1)

@@ -17,7 +17,7 @@ from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.errors import UserError
-from fastgrpo.policy.loading import policy_dtype
+from fastgrpo.policy.placement import policy_dtype
 from fastgrpo.signals import interruptible
 
 AnyEngine = Engine | EngineProcess

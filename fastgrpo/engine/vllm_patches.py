@@ -6,6 +6,8 @@ Three patches are files of their own: `steady_decoding.py`, `one_pass_sampling.p
 from __future__ import annotations
 
 import gc
+import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,12 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fastgrpo.engine.guards import output_kept_back, replaced
 from fastgrpo.engine.one_pass_sampling import sample_in_one_pass
 from fastgrpo.engine.shared_prefix import share_prefixes
 from fastgrpo.engine.steady_decoding import spare_steady_steps
-from fastgrpo.kernels.experts import apply_experts
 
 
 @contextmanager
@@ -29,9 +31,10 @@ def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
 
     - Its scheduler is in this process; `quiet`: what it prints at start is shown only where it fails.
     - CPU: linear weights and experts' stay plain. vLLM would prepack them for oneDNN and its own products and empty the
-      parameters; in float32 the plain path decodes as fast, and leaves tensors that the trainer can share. Ranks of sampled tokens, which nobody
-      reads here, are not counted: vLLM would compile a kernel for that, half a minute on a fresh machine. Ranks speak
-      through gloo, not through shared memory whose name all runs on a machine would have in common.
+      parameters; in float32 the plain path decodes as fast, and leaves tensors that the trainer can share. Ranks of
+      sampled tokens, which nobody reads here, are not counted: vLLM would compile a kernel for that, half a minute on a
+      fresh machine. Ranks speak through gloo, not through shared memory whose name all runs on a machine would have in
+      common.
     - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only. A third decoding step is in
       flight where vLLM has two: the GPU then waits neither for a step's tokens to be read nor for the next launch.
       Tokens are drawn in one read of the logits, and keys of a prompt read once for all its completions.
@@ -110,7 +113,7 @@ def _one_more(own: Callable[[Any], int], config: Any) -> int:
 
 
 def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
-    layer.cpu_linear = nn.functional.linear  # type: ignore[assignment]
+    layer.cpu_linear = functional.linear  # type: ignore[assignment]
 
 
 def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
@@ -120,16 +123,16 @@ def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
 @cache
 def keep_experts_plain() -> None:
     """On a CPU a mixture's experts stay as they are loaded."""
-    try:
-        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
-    except ImportError:  # vLLM 0.25.1, which then goes through the experts one after another
-        from vllm.model_executor.layers.fused_moe.cpu_fused_moe import CPUFusedMOE
-
-        CPUFusedMOE.check_grouped_gemm = lambda self, layer: (False, "none")
+    folder = "vllm.model_executor.layers.fused_moe"
+    if importlib.util.find_spec(f"{folder}.cpu_fused_moe"):  # vLLM 0.25.1
+        kernel = importlib.import_module(f"{folder}.cpu_fused_moe").CPUFusedMOE
+        # It then goes through the experts one after another.
+        kernel.check_grouped_gemm = lambda self, layer: (False, "none")
         return
-    CPUUnquantizedExperts._supports_grouped_gemm = classmethod(lambda cls, config: (True, None))
-    CPUUnquantizedExperts.process_weights_after_loading = lambda self, layer: None
-    CPUUnquantizedExperts.apply = _plain_experts
+    kernel = importlib.import_module(f"{folder}.experts.cpu_moe").CPUUnquantizedExperts
+    kernel._supports_grouped_gemm = classmethod(lambda cls, config: (True, None))
+    kernel.process_weights_after_loading = lambda self, layer: None
+    kernel.apply = _plain_experts
 
 
 def _plain_experts(
@@ -140,10 +143,14 @@ def _plain_experts(
     w2: Tensor,
     topk_weights: Tensor,
     topk_ids: Tensor,
-    *_: Any,
-    **__: Any,
+    **_: Any,
 ) -> None:
-    output.copy_(apply_experts(hidden_states, topk_weights, topk_ids.long(), w1, w2))
+    output.zero_()
+    for expert in topk_ids.unique().tolist():
+        token_S, choice_S = (topk_ids == expert).nonzero(as_tuple=True)
+        gate_SI, up_SI = functional.linear(hidden_states[token_S], w1[expert]).chunk(2, -1)
+        result_SH = functional.linear(functional.silu(gate_SI) * up_SI, w2[expert])
+        output.index_add_(0, token_S, (result_SH * topk_weights[token_S, choice_S, None]).to(output.dtype))
 
 
 def start_vllm(options: dict[str, Any]) -> Any:

@@ -45,20 +45,8 @@ def norm_experts(
     p = softmax(h router^T) in fp32; with `renormalise` those of a token's experts are divided by their sum. gate_e is
     the first half of `gate_up_EFH`'s rows. `recompute` keeps no product for backward.
     """
-    out: Tensor = _NormExperts.apply(
-        x_TH, norm_H, eps, router_EH, gate_up_EFH, down_EHI, top_k, renormalise, recompute
-    )
+    out: Tensor = _NormExperts.apply(x_TH, norm_H, eps, router_EH, gate_up_EFH, down_EHI, top_k, renormalise, recompute)
     return out
-
-
-def apply_experts(
-    h_TH: Tensor, weight_TK: Tensor, expert_TK: Tensor, gate_up_EFH: Tensor, down_EHI: Tensor
-) -> Tensor:
-    """sum_k weight_k down_e(silu(gate_e(h)) * up_e(h)), e = expert_k; not differentiable."""
-    routes, passes = routes_of(expert_TK, len(gate_up_EFH)), passes_on(h_TH.device)
-    gate_up_SF = grouped_mm(h_TH[routes.token_S], gate_up_EFH.mT, offs=routes.end_E)
-    product_SI = passes.swiglu(gate_up_SF, weight_TK.flatten()[routes.choice_S])
-    return passes.sum_rows(torch.zeros_like(h_TH), grouped_mm(product_SI, down_EHI.mT, offs=routes.end_E), routes.row_TK)
 
 
 def routes_of(expert_TK: Tensor, experts: int) -> Routes:
@@ -66,7 +54,7 @@ def routes_of(expert_TK: Tensor, experts: int) -> Routes:
     sorted_S, choice_S = expert_TK.flatten().sort(stable=True)
     row_S = torch.empty_like(choice_S)
     row_S[choice_S] = torch.arange(len(choice_S), device=choice_S.device)
-    end_E = torch.searchsorted(sorted_S, torch.arange(experts, device=choice_S.device, dtype=sorted_S.dtype), right=True)
+    end_E = torch.searchsorted(sorted_S, torch.arange(experts, device=choice_S.device), right=True)
     return Routes(choice_S // expert_TK.shape[1], choice_S, row_S.view(expert_TK.shape), end_E.int())
 
 

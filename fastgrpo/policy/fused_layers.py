@@ -76,7 +76,7 @@ def stack_weights(decoder: nn.Module) -> None:
     layers: Any = decoder.layers
     for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
-        stacks = [(attention.q_proj, attention.k_proj, attention.v_proj)]
+        stacks: list[tuple[Any, ...]] = [(attention.q_proj, attention.k_proj, attention.v_proj)]
         if not hasattr(mlp, "experts"):
             stacks.append((mlp.gate_proj, mlp.up_proj))
         for parts in stacks:

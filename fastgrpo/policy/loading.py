@@ -21,6 +21,7 @@ from fastgrpo.policy.fsdp import load_sharded
 from fastgrpo.policy.fused_layers import recompute_mlps
 from fastgrpo.policy.model import Policy, packed_inputs
 from fastgrpo.policy.packed_attention import PACKED
+from fastgrpo.policy.placement import policy_device, policy_dtype
 from fastgrpo.types import Runs
 
 
@@ -95,18 +96,6 @@ def load_configured(path: str | os.PathLike[str], config: Config, *, trained: bo
         sharded=config.engine.tensor_parallel > 1,
         trained=trained,
     )
-
-
-def policy_device() -> torch.device:
-    """This process's GPU where there is one."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def policy_dtype(config: Config) -> torch.dtype:
-    """The type of the weights, in vLLM and in the trainer alike."""
-    if config.engine.dtype == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return getattr(torch, config.engine.dtype)
 
 
 def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded: bool, trained: bool) -> Any:

@@ -43,16 +43,17 @@ def peak_flops(device: torch.device) -> float | None:
 def training_flops(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     """Floating-point operations of forward and backward of packed `batches`, a shared prompt once, nothing recomputed.
 
-    6 a token and parameter (2 forward, 2 for each gradient; 4 where the parameter is frozen), of a mixture's experts for
-    the chosen ones, the head's for loss tokens only, and causal attention: 12 x layers x width for each pair of a query and a key at or before it.
+    6 a token and parameter (2 forward, 2 for each gradient; 4 where the parameter is frozen), of a mixture's experts
+    those chosen, the head's for loss tokens only, and causal attention: 12 x layers x width for each pair of a query
+    and a key at or before it.
     """
     head = model.get_output_embeddings().weight
     apart = {id(head), id(model.get_input_embeddings().weight)}
     inner = [parameter for parameter in model.parameters() if id(parameter) not in apart]
     # A mixture's experts are the only weights of three dimensions, [E, ., .].
     experts = sum(_cost(parameter) / len(parameter) for parameter in inner if parameter.ndim == 3)
-    layers = sum(_cost(parameter) for parameter in inner if parameter.ndim < 3)
-    layers += experts * getattr(model.config, "num_experts_per_tok", 0)
+    layers = experts * getattr(model.config, "num_experts_per_tok", 0)
+    layers += sum(_cost(parameter) for parameter in inner if parameter.ndim < 3)
     tokens = sum(len(batch.input_ids_T) for batch in batches)
     loss_tokens = sum(len(batch.targets_N) for batch in batches)
     attention = 12 * model.config.num_hidden_layers * head_width(model.config) * sum(map(_pairs, batches))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fastgrpo.policy.model import Policy
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport, clip_gradients
 from fastgrpo.training.tensor_files import load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from fastgrpo.policy.model import Policy
 
 
 def optimizer_of(

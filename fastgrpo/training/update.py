@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 
 from fastgrpo.config import Grpo
-from fastgrpo.policy.model import Policy
 from fastgrpo.ranks.collectives import over_ranks
 from fastgrpo.training.advantage import less_kl
 from fastgrpo.training.flops import training_flops
@@ -18,6 +18,9 @@ from fastgrpo.training.loss import policy_loss, token_logprobs
 from fastgrpo.training.optimizer import AdamW
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Batch, Sample
+
+if TYPE_CHECKING:
+    from fastgrpo.policy.model import Policy
 
 TOKEN_MEANS = ("entropy", "kl", "clip_fraction", "importance_capped", "sampler_parity")
 

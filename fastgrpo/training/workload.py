@@ -9,7 +9,7 @@ from fastgrpo.config import Config
 from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.errors import UserError
 from fastgrpo.policy.fused_layers import may_fuse
-from fastgrpo.policy.loading import policy_device, policy_dtype
+from fastgrpo.policy.placement import policy_device, policy_dtype
 from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capacity, plan_memory
 
 

@@ -17,8 +17,9 @@ from fastgrpo.engine.completion import Completion
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.opening import AnyEngine
 from fastgrpo.engine.weight_sync import ParityError
-from fastgrpo.policy.loading import load_policy, policy_device, policy_dtype
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.placement import policy_device, policy_dtype
 from fastgrpo.types import Runs
 from tests.helpers.marks import exact
 

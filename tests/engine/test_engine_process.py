@@ -21,8 +21,9 @@ from fastgrpo.engine import child, engine_process
 from fastgrpo.engine.completion import Completion, packed, unpacked
 from fastgrpo.engine.engine_process import EngineDied, EngineProcess
 from fastgrpo.engine.weight_sync import ParityError
-from fastgrpo.policy.loading import load_policy, policy_device, policy_dtype
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.placement import policy_device, policy_dtype
 from tests.engine.test_engine import (
     PROMPTS,
     assert_parity,

@@ -19,8 +19,9 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.weight_sync import ParityError, WeightSync
 from fastgrpo.errors import UserError
 from fastgrpo.policy.demo_policy import policy_config
-from fastgrpo.policy.loading import load_policy, policy_device, policy_dtype
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.placement import policy_device, policy_dtype
 from fastgrpo.training import learner
 from fastgrpo.training.workload import memory_plan
 from tests.test_train import metrics

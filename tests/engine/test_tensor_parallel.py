@@ -82,7 +82,8 @@ def test_two_ranks_with_one_vllm_are_one_rank(
     # float32 on a CPU, bfloat16 on a GPU, where two ranks round otherwise than one and soon sample otherwise.
     assert max(row["parity"] for row in shared) < (1e-4 if not torch.cuda.is_available() else 2e-2)
     again = load_policy(tmp_path / "shared/checkpoints/step-000003")
-    assert type(again.model).__name__ == again.model.config.architectures[0] == kind.__name__.replace("Config", "ForCausalLM")
+    name = kind.__name__.replace("Config", "ForCausalLM")
+    assert type(again.model).__name__ == again.model.config.architectures[0] == name
     if torch.cuda.is_available():
         return
     for one, both in zip(alone, shared, strict=True):

@@ -9,8 +9,9 @@ from torch import distributed
 from transformers import PretrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from fastgrpo.config_keys import resolve
-from fastgrpo.policy.loading import load_policy, policy_device
+from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.placement import policy_device
 from fastgrpo.ranks.collectives import joined_ranks
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.learner import update
