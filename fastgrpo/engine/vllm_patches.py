@@ -36,7 +36,8 @@ def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
       fresh machine. Ranks speak through gloo, not through shared memory whose name all runs on a machine would have in
       common.
     - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only. A third decoding step is in
-      flight where vLLM has two: the GPU then waits neither for a step's tokens to be read nor for the next launch.
+      flight where vLLM has two: the GPU then waits neither for a step's tokens to be read nor for the next launch. Its
+      second model runner serves mixtures of experts too, for which vLLM 0.25.1 would take the first one.
       Tokens are drawn in one read of the logits, and keys of a prompt read once for all its completions.
     - Of a sampled token only its own logprob is kept, not the lists that say where it ranks.
     - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
@@ -45,6 +46,8 @@ def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("GLOO_LOG_LEVEL", "ERROR")
+    if torch.cuda.is_available():
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
     preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
     try:
         with ExitStack() as stack:
