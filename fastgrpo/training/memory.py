@@ -143,7 +143,7 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
 def _plan(config: PretrainedConfig, workload: Workload, capacity: int, parameters: int, trained: int) -> MemoryPlan:
     """The plan in which gradients are summed, and the engine sleeps, as `workload` says."""
     awake = workload.awake or workload.overlapped
-    fixed = _state_items(parameters, trained, workload)
+    fixed = _state_items(parameters, trained, workload, _largest_experts(config))
     if workload.tensor_parallel > 1:
         fixed = _sharded_items(config, parameters, workload)
     if workload.on_gpu:
@@ -252,8 +252,11 @@ def device_capacity(device: torch.device) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
-def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Item, ...]:
-    """Weights, optimizer state and gradients: what depends on the model's size only."""
+def _state_items(parameters: int, trained: int, workload: Workload, experts: int) -> tuple[Item, ...]:
+    """Weights, optimizer state and gradients: what depends on the model's size only.
+
+    `experts`: elements of the largest tensor of a layer's experts.
+    """
     b = workload.dtype.itemsize
     share = math.ceil(trained / workload.ranks)
     summed, of_what = (trained, "whole gradients") if workload.whole_gradients else (share, "gradients")
@@ -266,7 +269,7 @@ def _state_items(parameters: int, trained: int, workload: Workload) -> tuple[Ite
     items = [
         Item(weights, parameters * b, "use a smaller model"),
         Item("master weights, Adam moments", state, shrink),
-        Item(of_what, summed * 4 + _largest_gradient(trained, b, workload), more_gpus, generating=False),
+        Item(of_what, summed * 4 + _largest_gradient(trained, b, workload, experts), more_gpus, generating=False),
         Item("runtime and workspaces", _overhead(workload), ""),
     ]
     if workload.lora_rank:
@@ -317,13 +320,14 @@ def _whole_group(workload: Workload) -> int:
     return min(max(workload.group_tokens, workload.max_model_len), workload.micro_batch_tokens)
 
 
-def _largest_gradient(parameters: int, itemsize: int, workload: Workload) -> int:
+def _largest_gradient(parameters: int, itemsize: int, workload: Workload, experts: int) -> int:
     """Gradients beside their sums: of one rank, or of whole sums, only the newest, here a tenth.
 
     Else one bucket fills while others travel, in fp32; those of whole sums leave after backward, for which they count.
+    The experts of a layer, which are one tensor, fill one.
     """
     newest = parameters * itemsize // 10
-    buckets = min(parameters, (BUCKETS_IN_FLIGHT + 1) * BUCKET_ELEMENTS) * 4
+    buckets = min(parameters, (BUCKETS_IN_FLIGHT + 1) * max(BUCKET_ELEMENTS, experts)) * 4
     if workload.ranks == 1:
         return newest
     return max(newest, buckets) if workload.whole_gradients else buckets
@@ -375,6 +379,12 @@ def _mlp_width(config: PretrainedConfig) -> int:
     mixture = choices * getattr(config, "moe_intermediate_size", config.intermediate_size)
     mixture += getattr(config, "shared_expert_intermediate_size", 0)
     return max(mixture, config.intermediate_size) if getattr(config, "mlp_only_layers", None) else mixture
+
+
+def _largest_experts(config: PretrainedConfig) -> int:
+    """Elements of gate and up of all experts of a layer; 0 where there are none."""
+    inner = getattr(config, "moe_intermediate_size", config.intermediate_size)
+    return getattr(config, "num_experts", 0) * 2 * inner * config.hidden_size
 
 
 def _choices(config: PretrainedConfig) -> int:

@@ -192,6 +192,13 @@ def test_a_mixture_has_memory_for_the_experts_of_each_token() -> None:
     plan_memory(QWEN_30B_A3B, workload, 140 * GIB).check()
     with pytest.raises(UserError, match=r"set model\.offload_optimizer, or train on more"):
         plan_memory(QWEN_30B_A3B, replace(workload, ranks=1, tensor_parallel=1), 140 * GIB).check()
+    # A layer's experts travel as one bucket each, in fp32.
+    gradients, more = (
+        next(item.size for item in plan_memory(QWEN_30B_A3B, case, GIB).items if item.name == "gradients")
+        for case in (replace(workload, ranks=1, tensor_parallel=1), replace(workload, ranks=2, tensor_parallel=1))
+    )
+    assert gradients == count_parameters(QWEN_30B_A3B) * 4 + count_parameters(QWEN_30B_A3B) // 5
+    assert more == count_parameters(QWEN_30B_A3B) * 2 + 3 * 4 * 128 * 2 * 768 * 2048
     some_dense = Qwen3MoeConfig(**QWEN_30B_A3B.to_dict() | {"mlp_only_layers": [0], "intermediate_size": 8192})
     wider = activation_bytes_per_token(some_dense, torch.bfloat16, layers="fused", recompute_mlp=False)
     assert wider - keeps == 2 * (8192 - 8 * 768) * 2
