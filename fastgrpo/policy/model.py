@@ -176,10 +176,12 @@ class Policy:
         # A view of vLLM's stacked tensors would be saved with its whole storage.
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if first}
         adapters = {name: tensor.to("cpu", copy=True) for name, tensor in adapter_state(self.model).items() if first}
+        # Here: transformers makes a model under another default type of torch, which all threads have in common.
+        whole = self._whole_model() if first else None
 
         def write(folder: Path) -> None:
-            if first:
-                save_model(self._whole_model(), folder, state)
+            if whole is not None:
+                save_model(whole, folder, state)
                 self.tokenizer.save_pretrained(folder)
             if adapters:
                 save_adapters(adapters, self.model.base_model, folder / "adapter")

@@ -38,7 +38,7 @@ STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
 DAMAGED = "manifest.damaged.json"
 SUMMED_BYTES = 2**20
 READERS = 8
-# Of the host's memory, for all else that grows: workers' answers, jails, the file that is being read for its checksum.
+# Of the host's memory, for all that grows while a copy is there.
 ROOM_LEFT = 2**30
 
 
@@ -88,8 +88,8 @@ class Checkpoints:
         """Begin checkpoint `step`, and delete those no longer kept once it is there; returns its folder. Collective.
 
         `take(True)` copies the state into host memory, `size` bytes of it here, and returns what writes that into a
-        folder, on every rank its part: the model, and in `STATE` the rest. It may not be collective. Where a host lacks
-        the room for its ranks' copies, `take(False)` copies nothing, and this returns when all is written.
+        folder, on every rank its part: the model, and in `STATE` the rest. That may not be collective. Where a host has
+        no room for its ranks' copies it is `take(False)`, which may leave out to copy, and all is written on return.
 
         A step that this object has saved already is given its score alone, unless it is to be written `anew`; without
         a `score` a step keeps the one that it had. Where it cannot be written (`CannotWrite`), no half-written folder

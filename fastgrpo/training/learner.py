@@ -156,17 +156,16 @@ class Learner:
         if self.config.grpo.curriculum:
             files[CURRICULUM] = self.curriculum.encoded()
         if self.policy.adapted:
-            torch.save(adapter_state(self.policy.model), buffer := BytesIO())
-            files[ADAPTERS] = buffer.getvalue()
+            torch.save(adapter_state(self.policy.model), adapters := BytesIO())
+            files[ADAPTERS] = adapters.getvalue()
         if self.experiences:
             files[EXPERIENCE] = _encoded(self.experiences)
 
         def write(folder: Path) -> None:
             save_parts(held, folder / STATE)
             save_hf(folder)
-            if is_first_rank():
-                for name, data in files.items():
-                    (folder / STATE / name).write_bytes(data)
+            for name, data in files.items() if is_first_rank() else ():
+                (folder / STATE / name).write_bytes(data)
 
         return write
 
