@@ -37,7 +37,7 @@ from tests.helpers.marks import two_gpus_or_none
 from tests.helpers.ranks import processes, run_two_ranks
 from tests.helpers.tiny_model import save_tiny_model
 from tests.policy.test_fsdp import samples
-from tests.test_train import Vowels, model, no_vllm, opened, run  # noqa: F401
+from tests.test_train import Vowels, metrics, model, no_vllm, opened, run  # noqa: F401
 
 WAIT_S = 60
 Held = Callable[[], bool]
@@ -263,14 +263,16 @@ def test_a_run_ends_and_is_interrupted_with_all_its_checkpoints(
 
     with pytest.raises(asyncio.CancelledError):
         run(model, tmp_path, "whole", resume=True, grpo__steps=100, environment=opened_here)
-    assert Checkpoints(folder / "checkpoints").latest() == folder / "checkpoints/step-000006"
-    run(model, tmp_path, "whole", resume=True, grpo__steps=7, environment=opened(Vowels()))
-    assert Checkpoints(folder / "checkpoints").latest() == folder / "checkpoints/step-000007"
+    done = metrics(folder)[-1]["step"]
+    assert done >= 6
+    assert Checkpoints(folder / "checkpoints").latest() == folder / f"checkpoints/step-{done:06}"
+    run(model, tmp_path, "whole", resume=True, grpo__steps=done + 1, environment=opened(Vowels()))
+    assert [row["step"] for row in metrics(folder)] == list(range(1, done + 2))
 
 
 def two_ranks_main(rank: int, model_folder: Path, folder: Path) -> None:
     with joined_ranks():
-        learner = new_learner(model_folder, folder)
+        learner = new_learner(model_folder, folder, **{"checkpoint.keep": 9})
         steps(learner, 1)
         ready, late = folder / "ready", learners.save_parts
 
@@ -300,11 +302,16 @@ def two_ranks_main(rank: int, model_folder: Path, folder: Path) -> None:
                     look()
         learner.checkpoints.check()
         assert learner.checkpoints.latest() == latest
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "host_memory_free", lambda: 2**40 * (1 - rank))
+            learner.step = 4
+            learner.save()
+            assert Checkpoints(learner.checkpoints.folder).latest() == learner.checkpoints.folder / "step-000004"
 
 
 @two_gpus_or_none
 @pytest.mark.timeout(300)
-def test_two_ranks_train_while_they_write_and_both_see_that_one_cannot(tmp_path: Path) -> None:
+def test_two_ranks_train_while_they_write_and_both_see_that_one_cannot_or_has_no_room(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model", vocab_size=301)
     run_two_ranks(two_ranks_main, tmp_path / "model", tmp_path)
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -314,6 +321,8 @@ def test_two_ranks_train_while_they_write_and_both_see_that_one_cannot(tmp_path:
     assert steps(resumed, 2) == pytest.approx(one["norms"], rel=1e-5)
     resumed.restore(Path(one["latest"]))
     assert resumed.step == 3
+    resumed.restore(Path(one["latest"]).with_name("step-000004"))
+    assert resumed.step == 4
 
 
 def write_for_ever(folder: Path) -> None:
