@@ -1,13 +1,14 @@
 """How long a step's verdicts take after the last answer of a worker, with the rollouts of several steps under way.
 
     python bench/bench_tails.py [--steps 25] [--prompts 12] [--latency 3] [--test-s 0] [--train 2]
-        [--requests 8 64 512] [--grpo.max_lag 4] [--grpo.in_flight true] [--section.key VALUE ...]
+        [--requests 8 64 512] [--state-gib 1] [--grpo.max_lag 4] [--grpo.in_flight true] [--section.key VALUE ...]
 
 What is real: the schedule, the workflow task, the jails, HumanEval, and HTTP to a worker of another process.
 Completions are fixed workflows that take up to two seconds to decode; the worker answers after `--latency` seconds on
 average, with a right solution in 55 % and `return None` else; the update launches small operations of torch from a
-thread for `--train` seconds, and a checkpoint writes nothing. `--test-s` has each run of tests sleep first, so that
-jails are few. The first steps, as many as `max_lag` and one, draw several steps' rollouts at once and are left out.
+thread for `--train` seconds, and a checkpoint is of `--state-gib` of an optimizer's state, in the folder for temporary
+files. `--test-s` has each run of tests sleep first, so that jails are few. The first steps, as many as `max_lag` and
+one, draw several steps' rollouts at once and are left out.
 `--requests` N compares what a request costs the event loop's thread with N at once: by the workers' endpoint, by
 OpenAI's client, and by bare aiohttp, the floor.
 """
@@ -17,11 +18,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import fmean, median
 from types import SimpleNamespace
 from typing import Any, cast
@@ -45,7 +48,10 @@ from fastgrpo.policy.demo_policy import train_tokenizer
 from fastgrpo.program import run_async, run_program
 from fastgrpo.record.log import RunLog
 from fastgrpo.tasks import problems_of, task_of
+from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import Curriculum, draw_problems
+from fastgrpo.training.learner import Learner
+from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.schedule import open_schedule
 
 WRITTEN = [completion(WORKFLOWS[name]) for name in ("generate", "until passed", "until passed", "generate, test")]
@@ -88,7 +94,10 @@ class Policy:
 
 
 class Trainer(SimpleNamespace):
-    """A learner whose update is `seconds` of launches."""
+    """A learner whose update is `seconds` of launches, and which has nothing to save but its optimizer's state."""
+
+    policy = SimpleNamespace(copied=lambda: lambda folder: None, copied_bytes=0, adapted=False)
+    save, join, _taken = Learner.save, Learner.join, Learner._taken
 
     def update(self, timer: object, before_step: Callable[[], object] = lambda: None) -> dict[str, float]:
         x, ends = torch.randn(4, 8), time.perf_counter() + self.seconds
@@ -102,10 +111,6 @@ class Trainer(SimpleNamespace):
     def sync(self) -> dict[str, float]:
         self.engine.version = self.step
         return {}
-
-    def save(self) -> None: ...
-
-    def join(self, step: int, experiences: object) -> None: ...
 
 
 def answer(problems: Sequence[tuple[str, str, str]], latency: float, port: Any) -> None:
@@ -169,14 +174,23 @@ def settings(options: argparse.Namespace, keys: Sequence[str], url: str) -> Conf
     return parse([*given, *keys], program="bench_tails").config
 
 
-async def steps(config: Config, problems: Sequence[Problem], train_s: float) -> list[dict[str, float]]:
-    """The measurements of each step."""
+async def steps(config: Config, problems: Sequence[Problem], train_s: float, gib: float) -> list[dict[str, float]]:
+    """The measurements of each step; the trainer's state has `gib` GiB."""
     layers = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8)) for _ in range(24)]
     trainer = Trainer(seconds=train_s, model=torch.nn.Sequential(*layers), step=0, experiences=[])
-    trainer.chat, trainer.engine, trainer.curriculum = Chat(TOKENIZER), Policy(), Curriculum()
+    trainer.chat, trainer.engine, trainer.curriculum, trainer.config = Chat(TOKENIZER), Policy(), Curriculum(), config
+    # Of a bf16 parameter AdamW has 12 bytes.
+    state = [
+        torch.nn.Parameter(torch.zeros(2**22, dtype=torch.bfloat16)) for _ in range(max(1, round(gib * 2**8 / 12)))
+    ]
+    trainer.optimizer = AdamW(state, AdamWOptions(lr=1.0))
     learner, log, late, rows = cast(Any, trainer), RunLog(None), list[float](), list[dict[str, float]]()
     draw = partial(draw_problems, problems, config, curriculum=trainer.curriculum)
-    async with open_environment(config) as environment, open_schedule(learner, environment, draw, config) as schedule:
+    async with AsyncExitStack() as stack:
+        trainer.checkpoints = Checkpoints(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        stack.enter_context(trainer.checkpoints.written())
+        environment = await stack.enter_async_context(open_environment(config))
+        schedule = await stack.enter_async_context(open_schedule(learner, environment, draw, config))
         beating = asyncio.create_task(beat(late))
         while trainer.step < config.grpo.steps:
             late.clear()
@@ -186,11 +200,13 @@ async def steps(config: Config, problems: Sequence[Problem], train_s: float) -> 
             waited = time.perf_counter() - begun
             await schedule.update(log)
             schedule.sync()
+            saved = time.perf_counter()
             if trainer.step % config.checkpoint.every == 0:
                 await schedule.save()
+            saved = time.perf_counter() - saved
             row = {"tail": experience.tally.peaks["tail_after_answers_s"], "waited": waited}
             row |= {"loop": sorted(late)[len(late) * 99 // 100], "cpu": time.thread_time() - cpu}
-            rows.append(row | {"seconds": time.perf_counter() - begun})
+            rows.append(row | {"seconds": time.perf_counter() - begun, "saved": saved})
         beating.cancel()
     return rows
 
@@ -261,6 +277,7 @@ def shown(rows: Sequence[dict[str, float]], rollouts: int) -> None:
         f"{sum(tail > 2 for tail in tails)} of {len(rows)} steps; {fmean(column['seconds']):.2f} s a step, of which "
         f"{fmean(column['waited']):.2f} for rollouts; event loop late by (p99 of a step, median) "
         f"{1e3 * median(column['loop']):.0f} ms; its CPU for a rollout {1e3 * median(column['cpu']) / rollouts:.1f} ms"
+        f"; seconds waited for each checkpoint {[round(seconds, 2) for seconds in column['saved'] if seconds > 1e-3]}"
     )
 
 
@@ -271,6 +288,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=3.0)
     parser.add_argument("--test-s", type=float, default=0.0)
     parser.add_argument("--train", type=float, default=2.0)
+    parser.add_argument("--state-gib", type=float, default=0.0)
     parser.add_argument("--requests", type=int, nargs="*", default=[])
     options, keys = parser.parse_known_args()
     if options.test_s:
@@ -282,7 +300,7 @@ def main() -> None:
         for count in options.requests:
             found = run_async(partial(requests, config, count))
             print(f"{count} at once, CPU of a request, ms: {', '.join(f'{k} {v:.2f}' for k, v in found.items())}")
-        rows = run_async(partial(steps, config, problems, options.train)) if options.steps else []
+        rows = run_async(partial(steps, config, problems, options.train, options.state_gib)) if options.steps else []
     if counted := rows[config.grpo.max_lag + 1 :]:
         shown(counted, config.grpo.prompts_per_step * config.grpo.group_size)
 

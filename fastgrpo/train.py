@@ -209,6 +209,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                 await improve(learner, environment, problems, config, log, measure_beside)
                 # Before the evaluation: whatever ends that, the steps are kept.
                 learner.save()
+                learner.checkpoints.wait()
                 measured = await measure("grpo")
                 learner.save(score=measured.get("reward"))
         if log.folder is not None:
@@ -291,6 +292,7 @@ async def improve(
                     await asyncio.sleep(0)
                     remarks.step(values, tally.failure)
                     with log.phase("checkpoint"):
+                        learner.checkpoints.check()
                         if learner.step % config.checkpoint.every == 0:
                             await schedule.save()
             await schedule.settle()

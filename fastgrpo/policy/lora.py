@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -71,16 +71,13 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters() if is_adapter(name)}
 
 
-def save_adapters(model: nn.Module, decoder: Any, folder: Path) -> None:
-    """Write the adapters of `model`, which are on its `decoder`, as the folder of one that peft and vLLM load."""
+def save_adapters(adapters: Mapping[str, Tensor], decoder: Any, folder: Path) -> None:
+    """Write `adapters`, on the host, which are those of `decoder`, as the folder of one that peft and vLLM load."""
     config = copy.copy(decoder.peft_config[ADAPTER])
     config.inference_mode = True
     config.save_pretrained(folder)
     # As in peft's own model, which holds the causal LM as base_model.model and leaves the adapter's name out.
-    state = {
-        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor.to("cpu", copy=True)
-        for name, tensor in adapter_state(model).items()
-    }
+    state = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor for name, tensor in adapters.items()}
     save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
 
 

@@ -18,7 +18,7 @@ from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import logit_transform
 from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
-from fastgrpo.policy.lora import adapters_off, add_adapters, merged_weights, save_adapters
+from fastgrpo.policy.lora import adapter_state, adapters_off, add_adapters, merged_weights, save_adapters
 from fastgrpo.ranks.collectives import STEP_WAIT_S, is_first_rank
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.types import Batch, Runs
@@ -34,7 +34,7 @@ class Policy:
     `shares_weights`: its parameters are views of vLLM's tensors, so what the optimizer writes is what vLLM samples
     from. `copies_weights`: vLLM holds a copy, renewed at each sync. `adapted`: it has LoRA adapters, which alone train.
     `sharded_as`: each rank has its part of every parameter, and they compute in this dtype (see `policy.fsdp`); then
-    `gathered`, `backward`, `logprobs`, `weights` and `save_hf` are collective.
+    `gathered`, `backward`, `logprobs`, `weights`, `copied` and `save_hf` are collective.
     """
 
     model: PreTrainedModel
@@ -163,16 +163,36 @@ class Policy:
         Of adapters the model has them merged, and the folder `adapter` in it has them alone, in peft's format.
         Called on every rank, the first one writes.
         """
+        self.copied()(Path(folder))
+
+    def copied(self) -> Callable[[Path], object]:
+        """What `save_hf` writes, copied into the first rank's host memory: call it with the folder, in any thread.
+
+        The weights may change meanwhile. Called on every rank; what it returns is not collective.
+        """
         first = is_first_rank()
         if self.sharded_as is None and not first:
-            return
+            return lambda folder: None
         # A view of vLLM's stacked tensors would be saved with its whole storage.
         state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if first}
-        if first:
-            save_model(self._whole_model(), Path(folder), state)
-            self.tokenizer.save_pretrained(folder)
-            if self.adapted:
-                save_adapters(self.model, self.model.base_model, Path(folder, "adapter"))
+        adapters = {name: tensor.to("cpu", copy=True) for name, tensor in adapter_state(self.model).items() if first}
+        # Here: transformers makes a model under another default type of torch, which all threads have in common.
+        whole = self._whole_model() if first else None
+
+        def write(folder: Path) -> None:
+            if whole is not None:
+                save_model(whole, folder, state)
+                self.tokenizer.save_pretrained(folder)
+            if adapters:
+                save_adapters(adapters, self.model.base_model, folder / "adapter")
+
+        return write
+
+    @property
+    def copied_bytes(self) -> int:
+        """What `copied` takes of this rank's host memory."""
+        itemsize = (self.sharded_as or self.head_weight.dtype).itemsize
+        return sum(each.numel() for each in self.model.parameters()) * itemsize if is_first_rank() else 0
 
     def _whole_model(self) -> PreTrainedModel:
         """What Hugging Face saves: the model, or one without memory of the class and dtype of a sharded one."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch.distributed import DistError, PrefixStore, ProcessGroup, Store, TCPStore
 
 from fastgrpo.errors import DISK_FULL, UserError, first_line, last_line, shown, this_rank
 from fastgrpo.ranks.deadlines import Peers, listening, told_failure, within
@@ -243,9 +243,18 @@ def over_ranks(metrics: dict[str, float], folds: Mapping[str, Callable[[list[flo
     return {name: folds.get(name, fmean)([rank[name] for rank in ranks if name in rank]) for name in names}
 
 
-def gather_all(value: Any, what: str) -> list[Any]:
+def group_of_all() -> ProcessGroup | None:
+    """A gloo group of all ranks, for `gather_all` beside the collectives of other threads; None of one. Collective."""
+    if rank_and_world()[1] == 1:
+        return None
+    with awaiting("the other ranks to connect once more", STAGE_WAIT_S):
+        return distributed.new_group(backend="gloo", timeout=timedelta(seconds=STAGE_WAIT_S))
+
+
+def gather_all(value: Any, what: str, group: ProcessGroup | None = None) -> list[Any]:
     """Every rank's `value`, in rank order, on every rank; `what` names it where a rank does not come.
 
+    `group`: not by the ranks' own connections but those of `group_of_all`.
     Raises RankError where another rank has come with something else, as after an interrupt that found them apart.
     """
     _, world = rank_and_world()
@@ -253,7 +262,7 @@ def gather_all(value: Any, what: str) -> list[Any]:
         return [value]
     values: list[Any] = [None] * world
     with awaiting(what, STAGE_WAIT_S):
-        distributed.all_gather_object(values, (what, value))
+        distributed.all_gather_object(values, (what, value), group)
     for rank, (other, _) in enumerate(values):
         if other != what:
             raise RankError(f"waited for {what}, but rank {rank} has come for {other}")

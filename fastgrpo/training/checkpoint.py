@@ -1,9 +1,9 @@
 """Atomic, resumable checkpoints: each is a Hugging Face model folder with the trainer's state beside the weights.
 
-A checkpoint is written under a hidden name, flushed to the disk, then renamed: `step-000123` either is whole or is not
-there. Its manifest lists every file's size, so that a folder copied in part is not taken for a checkpoint, and its
-checksum, which is compared where a run is resumed. Every rank writes its part of the state, the first one the rest:
-they must see one file system.
+The state is copied into host memory, for which training waits, and written behind what comes (`behind.py`), under a
+hidden name, flushed to the disk, then renamed: `step-000123` either is whole or is not there. Its manifest lists every
+file's size, so that a folder copied in part is not taken for a checkpoint, and its checksum, which is compared where a
+run is resumed. Every rank writes its part of the state, the first one the rest: they must see one file system.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import errno
 import logging
 import os
 import shutil
+import socket
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +29,8 @@ from fastgrpo.config_files import flat
 from fastgrpo.errors import UserError, last_line, replace_file, writing
 from fastgrpo.ranks.collectives import gather_all, is_first_rank
 from fastgrpo.run_folder import refuse_changes
+from fastgrpo.training.behind import Behind
+from fastgrpo.training.host_memory import host_memory_free
 
 log = logging.getLogger(__name__)
 STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
@@ -34,6 +38,8 @@ STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
 DAMAGED = "manifest.damaged.json"
 SUMMED_BYTES = 2**20
 READERS = 8
+# Of the host's memory, for all that grows while a copy is there.
+ROOM_LEFT = 2**30
 
 
 class _Entry(NamedTuple):
@@ -56,79 +62,148 @@ class _Manifest(msgspec.Struct):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`: the latest `keep` and, where scores were given, the best one."""
+    """The checkpoints of one run, in `folder`: the latest `keep` and, where scores were given, the best one.
+
+    They are written in a thread, one after the other, while whoever has begun them goes on. What could not be written
+    is raised by the next call of `save`, `check` or `wait`, and at the end of `written`: on every rank, once.
+    """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder
         self.keep = keep
         self._saved: int | None = None
+        self._behind = Behind()
+        self._told = False
 
     def save(
         self,
         step: int,
         *,
-        save_hf: Callable[[Path], object],
-        save_state: Callable[[Path], object],
+        take: Callable[[bool], Callable[[Path], object]],
+        size: int,
         config: Config,
         score: float | None = None,
         anew: bool = False,
     ) -> Path:
-        """Write checkpoint `step` and delete those no longer kept; returns its folder. Collective over the ranks.
+        """Begin checkpoint `step`, and delete those no longer kept once it is there; returns its folder. Collective.
 
-        `save_hf` and `save_state` are called with a folder on every rank: the first rank writes model and tokenizer
-        there, and each rank its part of the state. A step that this object has written already is given its score
-        alone, unless it is to be written `anew`; without a `score` a step keeps the one that it had. Raises
-        `CannotWrite` where it cannot be written: then no half-written folder stays and older checkpoints are as they
-        were.
+        `take(True)` copies the state into host memory, `size` bytes of it here, and returns what writes that into a
+        folder, on every rank its part: the model, and in `STATE` the rest. That may not be collective. Where a host has
+        no room for its ranks' copies it is `take(False)`, which may leave out to copy, and all is written on return.
+
+        A step that this object has saved already is given its score alone, unless it is to be written `anew`; without
+        a `score` a step keeps the one that it had. Where it cannot be written (`CannotWrite`), no half-written folder
+        stays and older checkpoints are as they were.
         """
         final = self.folder / f"step-{step:06d}"
-        partial = self.folder / f".{final.name}.partial"
-        first = is_first_rank()
+        if step == self._saved and not anew:
+            self._begin(final, lambda: self._score(final, score))
+            return final
+        # Two copies would not fit.
+        self.wait()
+        room = self._has_room(size)
+        write = take(room)
+        self._saved = step
+        self._behind.begin(lambda: self._write(final, step, write, config, score), at_once=not room)
+        return final
+
+    def add(self, step: int, name: str, data: bytes) -> None:
+        """Begin a further file of the state of checkpoint `step`, the first rank's `data`, if that is kept still.
+
+        A process that is killed meanwhile leaves the checkpoint whole, with the file or without. Collective.
+        """
+        folder = self.folder / f"step-{step:06d}"
+        self._begin(folder, lambda: _add(folder, f"{STATE}/{name}", data))
+
+    def check(self) -> None:
+        """Raise `CannotWrite` where something that was begun has failed; collective."""
+        self._behind.check()
+
+    def wait(self) -> None:
+        """Wait until all that was begun is written. Raises `CannotWrite`."""
+        self._behind.wait()
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """A block at whose end all that it has begun is written, or `CannotWrite` raised.
+
+        Where an error ends the block, that one is raised, and what could not be written as well is logged.
+        """
+        failed = False
         try:
-            with writing(f"the checkpoint {final}"):
-                if first and score is None and (earlier := _read_manifest(final)):
-                    score = earlier.score
-                if anew or step != self._saved:
-                    if first:
-                        self._clear()
-                        (partial / STATE).mkdir(parents=True)
-                    gather_all(None, "the checkpoint's folder")
-                    save_state(partial / STATE)
-                    save_hf(partial)
-                    if first:
-                        _write_manifest(partial, step, score, config)
-                        _replace(partial, final)
-                elif first:
-                    _amend(final, score=score)
-                if first:
-                    self._remove_old()
+            yield
+        except Exception:
+            failed = True
+            raise
+        finally:
+            try:
+                self._behind.close()
+            except UserError as error:
+                if not failed:
+                    raise
+                log.warning("%s", error)
+
+    def _begin(self, folder: Path, change: Callable[[], object]) -> None:
+        """Begin a `change` to the whole checkpoint `folder`, which is the first rank's."""
+        change = change if is_first_rank() else _nothing
+        self._behind.begin(lambda: self._together(folder, change))
+
+    def _together(self, folder: Path, work: Callable[[], object]) -> None:
+        def do() -> None:
+            with writing(f"the checkpoint {folder}"):
+                work()
+
+        self._behind.together(do)
+
+    def _has_room(self, size: int) -> bool:
+        """Whether each host has room for copies of `size` bytes on this rank; said once where not. Collective."""
+        mine = socket.gethostname(), size, host_memory_free()
+        ranks = gather_all(mine, "the sizes of the other ranks' checkpoints")
+        for host in {host for host, _, _ in ranks}:
+            need = sum(taken for name, taken, _ in ranks if name == host) + ROOM_LEFT
+            free = min(left for name, _, left in ranks if name == host)
+            if need > free:
+                if is_first_rank() and not self._told:
+                    sizes = f"{need / 2**30:.1f} GiB on {host}, where {free / 2**30:.1f} are free"
+                    log.warning("training waits while a checkpoint is written: a copy of the state needs %s", sizes)
+                self._told = True
+                return False
+        return True
+
+    def _write(
+        self, final: Path, step: int, write: Callable[[Path], object], config: Config, score: float | None
+    ) -> None:
+        partial, first = final.with_name(f".{final.name}.partial"), is_first_rank()
+
+        def begin() -> None:
+            self._clear()
+            (partial / STATE).mkdir(parents=True)
+
+        def end() -> None:
+            earlier = _read_manifest(final)
+            kept = earlier.score if earlier and score is None else score
+            _write_manifest(partial, step, kept, config)
+            _replace(partial, final)
+            self._remove_old()
+
+        try:
+            self._together(final, begin if first else _nothing)
+            self._together(final, lambda: write(partial))
+            self._together(final, end if first else _nothing)
         except BaseException:
             if first:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        self._saved = step
-        return final
 
-    def add(self, step: int, name: str, data: bytes) -> None:
-        """A further file of the state of checkpoint `step`, where that is kept still; raises `CannotWrite`.
-
-        For one rank alone. A process that is killed meanwhile leaves the checkpoint whole, with the file or without.
-        """
-        folder, listed = self.folder / f"step-{step:06d}", f"{STATE}/{name}"
+    def _score(self, folder: Path, score: float | None) -> None:
         manifest = _read_manifest(folder)
-        if manifest is None:
-            return
-        with writing(f"the checkpoint {folder}"):
-            files, sums = ({k: v for k, v in each.items() if k != listed} for each in (manifest.files, manifest.sums))
-            if listed in manifest.files:
-                _amend(folder, files=files, sums=sums)
-            replace_file(folder / listed, data)
-            _fsync(folder / STATE)
-            added = checksum(folder / listed)
-            _amend(folder, files=files | {listed: len(data)}, sums=sums | {listed: added})
+        if manifest is not None and score is not None:
+            _amend(folder, manifest, score=score)
+            self._remove_old()
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint, None where there is none."""
+        """The newest whole checkpoint, None where there is none; what was begun is written first."""
+        self.wait()
         entries = self._entries()
         return entries[-1].path if entries else None
 
@@ -151,6 +226,10 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The whole checkpoint with the highest score, the newest among equals; None where none has a score."""
+        self.wait()
+        return self._best()
+
+    def _best(self) -> Path | None:
         scored = [entry for entry in self._entries() if entry.score is not None]
         return max(scored, key=lambda entry: (entry.score, entry.step)).path if scored else None
 
@@ -163,7 +242,7 @@ class Checkpoints:
         return sorted(found, key=lambda entry: entry.step)
 
     def _remove_old(self) -> None:
-        kept = {entry.path for entry in self._entries()[-self.keep :]} | {self.best()}
+        kept = {entry.path for entry in self._entries()[-self.keep :]} | {self._best()}
         for entry in self._entries():
             if entry.path not in kept:
                 _remove(entry.path)
@@ -196,11 +275,27 @@ def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> in
     return manifest.step
 
 
-def _amend(folder: Path, **changes: Any) -> None:
-    """Change the manifest of a whole checkpoint."""
-    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Manifest)
+def _nothing() -> None:
+    """A part in what the first rank does."""
+
+
+def _amend(folder: Path, manifest: _Manifest, **changes: Any) -> None:
+    """Change the `manifest` of a whole checkpoint."""
     replace_file(folder / MANIFEST, msgspec.json.encode(msgspec.structs.replace(manifest, **changes)))
     _fsync(folder)
+
+
+def _add(folder: Path, name: str, data: bytes) -> None:
+    """Add a file to a checkpoint if it is there and whole."""
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        return
+    files, sums = ({k: v for k, v in each.items() if k != name} for each in (manifest.files, manifest.sums))
+    if name in manifest.files:
+        _amend(folder, manifest, files=files, sums=sums)
+    replace_file(folder / name, data)
+    _fsync((folder / name).parent)
+    _amend(folder, manifest, files=files | {name: len(data)}, sums=sums | {name: checksum(folder / name)})
 
 
 def _write_manifest(folder: Path, step: int, score: float | None, config: Config) -> None:

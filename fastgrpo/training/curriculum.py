@@ -77,10 +77,10 @@ class Curriculum:
             pool = list(range(len(problems)))
         return chosen
 
-    def save(self, path: Path) -> None:
-        """Write what `load` reads."""
-        path.write_bytes(msgspec.json.encode(self.passes))
+    def encoded(self) -> bytes:
+        """What `load` reads."""
+        return msgspec.json.encode(self.passes)
 
     def load(self, path: Path) -> None:
-        """Take over the pass rates that an earlier process saved."""
+        """Take over the pass rates that an earlier process had encoded."""
         self.passes = msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[float, float]])

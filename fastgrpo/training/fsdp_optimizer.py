@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fastgrpo.training.optimizer import AdamW, AdamWOptions, StepReport, clip_gradients
-from fastgrpo.training.tensor_files import load_tensors, save_tensors
+from fastgrpo.training.tensor_files import Part, load_tensors, own_parts
 
 if TYPE_CHECKING:
     from fastgrpo.policy.model import Policy
@@ -67,12 +67,12 @@ class ShardedAdamW:
         """Forget the gradients gathered since the last step."""
         self._adam.zero_grad()
 
-    def save(self, folder: Path) -> None:
-        """Write master weights and moments into `folder`, each rank its own; they load on any number of ranks."""
-        save_tensors(self._state(), folder)
+    def parts(self) -> dict[str, Part]:
+        """This rank's parts of master weights and moments, in the memory where they are used."""
+        return own_parts(self._state())
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, the parameters included; each rank reads its own parts."""
+        """Restore all ranks' `parts`, the parameters included, on any number of ranks; each reads its own."""
         tensors = self._state()
         load_tensors(tensors, folder)
         for parameter, steps in zip(self._parameters, tensors["steps"], strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from fastgrpo.policy.model import BasePolicy, Policy
 from fastgrpo.ranks.collectives import gather_all, gather_first, is_first_rank, rank_and_world
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience, Tally, from_bytes, plain_array, tally_over_ranks, to_bytes
-from fastgrpo.training.checkpoint import Checkpoints, load
+from fastgrpo.training.checkpoint import STATE, Checkpoints, load
 from fastgrpo.training.curriculum import Curriculum
 from fastgrpo.training.flops import throughput
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.packing import apart, joined
+from fastgrpo.training.tensor_files import Part, on_host, save_parts
 from fastgrpo.training.update import update
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Sample
@@ -120,36 +123,51 @@ class Learner:
         return {"sync_seconds": report.seconds} | ({} if math.isnan(report.parity_mean) else checked)
 
     def save(self, score: float | None = None, *, anew: bool = False) -> None:
-        """A resumable checkpoint of the present step; of one that has been saved its score, or all of it `anew`."""
+        """Begin a resumable checkpoint of the present step; of one that has been saved its score, or all of it `anew`.
+
+        This returns when the state is copied into host memory: it may change then. `checkpoints` writes it, and raises
+        what it could not.
+        """
+        parts = self.optimizer.parts()
         self.checkpoints.save(
             self.step,
-            save_hf=self.policy.save_hf,
-            save_state=self._save_state,
+            take=partial(self._taken, parts),
+            size=sum(part.block.nbytes for part in parts.values()) + self.policy.copied_bytes,
             config=self.config,
             score=score,
             anew=anew,
         )
 
     def join(self, step: int, experiences: Sequence[Experience]) -> None:
-        """This rank's rollouts that were under way when the checkpoint of `step` was written go into it."""
-        data = _encoded(experiences)
-        if is_first_rank():
-            self.checkpoints.add(step, EXPERIENCE, data)
+        """This rank's rollouts that were under way when the checkpoint of `step` was begun go into it."""
+        self.checkpoints.add(step, EXPERIENCE, _encoded(experiences))
 
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint at `path`, whose weights, but for adapters, the policy has loaded already."""
         self.step = load(path, self.config, self._load_state)
 
-    def _save_state(self, folder: Path) -> None:
-        self.optimizer.save(folder)
-        if self.config.grpo.curriculum and is_first_rank():
-            self.curriculum.save(folder / CURRICULUM)
-        if self.policy.adapted and is_first_rank():
-            torch.save(adapter_state(self.policy.model), folder / ADAPTERS)
+    def _taken(self, parts: dict[str, Part], copy: bool) -> Callable[[Path], None]:
+        """What writes the present state, the optimizer's being `parts`, into a checkpoint's folder. Collective.
+
+        With `copy` it may change meanwhile. What is returned is not collective.
+        """
+        held = on_host(parts) if copy else parts
+        save_hf, files = self.policy.copied(), dict[str, bytes]()
+        if self.config.grpo.curriculum:
+            files[CURRICULUM] = self.curriculum.encoded()
+        if self.policy.adapted:
+            torch.save(adapter_state(self.policy.model), adapters := BytesIO())
+            files[ADAPTERS] = adapters.getvalue()
         if self.experiences:
-            data = _encoded(self.experiences)
-            if is_first_rank():
-                (folder / EXPERIENCE).write_bytes(data)
+            files[EXPERIENCE] = _encoded(self.experiences)
+
+        def write(folder: Path) -> None:
+            save_parts(held, folder / STATE)
+            save_hf(folder)
+            for name, data in files.items() if is_first_rank() else ():
+                (folder / STATE / name).write_bytes(data)
+
+        return write
 
     def _load_state(self, folder: Path) -> None:
         self.optimizer.load(folder)
@@ -185,7 +203,10 @@ class Learner:
 
 @contextmanager
 def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learner]:
-    """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint."""
+    """A learner that starts from the folder `model`, or with `resume` from the run's latest checkpoint.
+
+    Its own are written when the block ends, whatever ends it.
+    """
     latest = Checkpoints(config.folder / "checkpoints").latest() if resume else None
     # What another host's file system shows may be older.
     checkpoint = gather_all(latest, "the latest checkpoint")[0]
@@ -205,7 +226,8 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
         if checkpoint is not None:
             learner.restore(checkpoint)
         engine.sync(policy, version=learner.step)
-        yield learner
+        with learner.checkpoints.written():
+            yield learner
 
 
 def _encoded(experiences: Sequence[Experience]) -> bytes:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
+from fastgrpo.training.host_memory import host_memory_free
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
 
 GIB = 2**30
@@ -248,8 +249,7 @@ def device_capacity(device: torch.device) -> int:
     """Bytes free on the device now, before anything of this program is there."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return host_memory_free()
 
 
 def _state_items(parameters: int, trained: int, workload: Workload, experts: int) -> tuple[Item, ...]:

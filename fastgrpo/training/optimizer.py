@@ -28,7 +28,7 @@ from torch.optim.adamw import adamw
 from fastgrpo.ranks.collectives import awaiting, rank_and_world
 from fastgrpo.training.pieces import PIECE_ELEMENTS
 from fastgrpo.training.slices import GradientBuckets, Shard, gather_updated, slice_of
-from fastgrpo.training.tensor_files import load_tensors, save_tensors
+from fastgrpo.training.tensor_files import Part, load_tensors, own_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,15 +100,12 @@ class AdamW:
         for shard in self.shards:
             shard.gradient = None
 
-    def save(self, folder: Path) -> None:
-        """Write the state into `folder` as safetensors (torch.distributed.checkpoint). Each rank writes its own slices.
-
-        It loads on any number of ranks; parameters are told apart by their order.
-        """
-        save_tensors(self._state(), folder)
+    def parts(self) -> dict[str, Part]:
+        """This rank's slices of the state, in the memory where they are used; parameters are named by their order."""
+        return own_parts(self._state())
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote; each rank reads its own slices."""
+        """Restore all ranks' `parts`, as `save_parts` wrote them, on any number of ranks; each reads its own slices."""
         tensors = self._state()
         load_tensors(tensors, folder)
         for shard, steps in zip(self.shards, tensors["steps"], strict=True):

@@ -40,7 +40,7 @@ class Schedule:
     Those of update k + `max_lag` begin as soon as the weights of update k are there, so that no token is older. The
     weights change once the last completion of all that are under way has left the engine; with `grpo.in_flight` at the
     next pause between two of its steps. A checkpoint holds those that earlier weights have a part in, because those
-    weights are gone; it is written before they are done, and they join it when they are.
+    weights are gone; it is begun before they are done, and they join it when they are.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Schedule:
         return self._synced if self._config.grpo.in_flight else self._learner.sync()
 
     async def save(self) -> None:
-        """A checkpoint, written while rollouts go on and those that are due begin.
+        """Begin a checkpoint: returns when the state is copied, while rollouts go on and those that are due begin.
 
         What earlier weights have a part in joins it when it is done; from then on a resumed run goes on to the same
         numbers, with `grpo.in_flight` unset. One that was killed before draws those rollouts anew.
@@ -130,10 +130,10 @@ class Schedule:
             self._go_on(sync=True)
         if earlier := [step for step, (_, version) in self._begun.items() if version < learner.step]:
             self._lacking.append((learner.step, max(earlier), list(learner.experiences)))
-        # Ranks that hold one vLLM together would decode and write by collectives of two threads.
+        # Ranks that hold one vLLM together would decode and copy by collectives of two threads.
         if learner.step < self._config.grpo.steps and self.generator.ranks == 1:
             self._begin_due()
-        # This ends with the thread, also where it is cancelled: nothing changes the weights that are being written.
+        # This ends with the thread, also where it is cancelled: nothing changes the weights that are being copied.
         with device_thread("checkpoint") as thread:
             await asyncio.get_running_loop().run_in_executor(thread, learner.save)
 

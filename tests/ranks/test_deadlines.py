@@ -87,9 +87,11 @@ def test_a_rank_ends_where_the_store_is_silent_or_gone(tmp_path: Path, number: s
     serving = processes().Process(target=serve_store, args=(theirs,))
     serving.start()
     try:
+        assert ours.poll(200)
         process = processes().Process(target=rank_main, args=(ours.recv(), tmp_path / "said", partial(time.sleep, 60)))
         process.start()
-        while not (tmp_path / "said").exists():
+        ends = time.monotonic() + 60
+        while not (tmp_path / "said").exists() and time.monotonic() < ends:
             time.sleep(0.1)
         time.sleep(1)
         os.kill(serving.pid, number)

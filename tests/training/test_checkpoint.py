@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.training import checkpoint
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
+from fastgrpo.training.tensor_files import save_parts
 from tests.helpers.full_disk import full_disk
 
 
@@ -31,9 +33,30 @@ def state_writer(value: Any) -> Callable[[Path], object]:
     return lambda folder: (folder / "value.json").write_text(json.dumps(value))
 
 
-def save(checkpoints: Checkpoints, step: int, *, state: Any = None, **options: Any) -> Path:
-    parts = {"save_hf": save_hf, "save_state": state_writer(state), "config": Config()}
-    return checkpoints.save(step, **(parts | options))
+def optimizer_writer(optimizer: AdamW) -> Callable[[Path], object]:
+    return partial(save_parts, optimizer.parts())
+
+
+def begin(
+    checkpoints: Checkpoints,
+    step: int,
+    *,
+    state: Any = None,
+    save_hf: Callable[[Path], object] = save_hf,
+    save_state: Callable[[Path], object] | None = None,
+    **options: Any,
+) -> Path:
+    def write(folder: Path) -> None:
+        (save_state or state_writer(state))(folder / checkpoint.STATE)
+        save_hf(folder)
+
+    return checkpoints.save(step, **({"take": lambda copy: write, "size": 0, "config": Config()} | options))
+
+
+def save(checkpoints: Checkpoints, step: int, **options: Any) -> Path:
+    path = begin(checkpoints, step, **options)
+    checkpoints.wait()
+    return path
 
 
 def state_of(path: Path | None) -> Any:
@@ -52,7 +75,7 @@ def test_state_comes_back(tmp_path: Path) -> None:
     optimizer = AdamW([parameter], AdamWOptions(lr=1e-2))
     parameter.sum().backward()
     optimizer.step()
-    path = save(Checkpoints(tmp_path), 7, save_state=optimizer.save)
+    path = save(Checkpoints(tmp_path), 7, save_state=optimizer_writer(optimizer))
     other = AdamW([torch.nn.Parameter(torch.zeros(3))], AdamWOptions(lr=1e-2))
     assert (load(path, Config(), other.load), path.name) == (7, "step-000007")
     assert torch.equal(other.shards[0].exp_avg, optimizer.shards[0].exp_avg)
@@ -302,7 +325,7 @@ def test_a_key_younger_than_the_checkpoint_had_its_default(tmp_path: Path) -> No
 
 def test_damaged_state_is_a_user_error(tmp_path: Path) -> None:
     optimizer = AdamW([torch.nn.Parameter(torch.randn(3))], AdamWOptions(lr=1e-2))
-    path = save(Checkpoints(tmp_path), 1, save_state=optimizer.save)
+    path = save(Checkpoints(tmp_path), 1, save_state=optimizer_writer(optimizer))
     (state,) = (path / checkpoint.STATE).iterdir()
     state.write_bytes(b"x" * state.stat().st_size)
     with pytest.raises(UserError, match=r"checkpoint .*step-000001 is damaged \(.*\): resume from an older one"):
@@ -320,7 +343,9 @@ def test_damaged_state_is_a_user_error(tmp_path: Path) -> None:
 
 def test_state_of_another_model_is_a_user_error(tmp_path: Path) -> None:
     path = save(
-        Checkpoints(tmp_path), 1, save_state=AdamW([torch.nn.Parameter(torch.randn(3))], AdamWOptions(lr=1e-2)).save
+        Checkpoints(tmp_path),
+        1,
+        save_state=optimizer_writer(AdamW([torch.nn.Parameter(torch.randn(3))], AdamWOptions(lr=1e-2))),
     )
     with pytest.raises(UserError, match="is damaged"):
         load(path, Config(), AdamW([torch.nn.Parameter(torch.randn(5))], AdamWOptions(lr=1e-2)).load)
@@ -341,6 +366,7 @@ def test_a_file_that_joins_a_checkpoint_is_there_wholly_or_not_wherever_the_proc
             save(checkpoints, 3)
             if earlier:
                 checkpoints.add(3, "more", b"earlier")
+                checkpoints.wait()
             after = kill
 
             def counted(self: Path, target: Path) -> Path:
@@ -353,6 +379,7 @@ def test_a_file_that_joins_a_checkpoint_is_there_wholly_or_not_wherever_the_proc
             with monkeypatch.context() as patch, suppress(Killed):
                 patch.setattr(Path, "replace", counted)
                 checkpoints.add(3, "more", b"later")
+                checkpoints.wait()
             found = Checkpoints(tmp_path / f"{name}{kill}")
             found.set_damaged_aside()
             folder = found.latest()

@@ -71,7 +71,7 @@ def test_replicas_share_one_draw_and_further_batches_have_their_own(
 
 def test_rates_survive_a_resume_and_follow_the_policy(tmp_path: Path) -> None:
     curriculum, again = learned(), Curriculum()
-    curriculum.save(tmp_path / "rates.json")
+    (tmp_path / "rates.json").write_bytes(curriculum.encoded())
     again.load(tmp_path / "rates.json")
     config = configuration(0.5)
     for step in range(5):

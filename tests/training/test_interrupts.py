@@ -6,6 +6,7 @@ import asyncio
 import copy
 import random
 from contextlib import nullcontext, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ class Learner:
 
     def __init__(self, config: Config, saved: Any) -> None:
         self.config, self.engine, self.chat, self.curriculum = config, Engine(), Chat(TOKENIZER), Curriculum()
-        self.saved, self.killed = saved, False
+        self.saved, self.killed, self.checkpoints = saved, False, SimpleNamespace(check=lambda: None)
         # Whether no rollout is still to join the last checkpoint.
         self.whole = True
         self.step, self.experiences, self.curriculum.passes, self.trained = copy.deepcopy(saved) or (0, [], {}, [])

@@ -18,6 +18,7 @@ from fastgrpo.training import optimizer as optimizer_module
 from fastgrpo.training import slices as shards
 from fastgrpo.training import tensor_files
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
+from fastgrpo.training.tensor_files import save_parts
 from tests.helpers.ranks import run_two_ranks
 
 OPTIONS = AdamWOptions(lr=3e-2, betas=(0.8, 0.9), weight_decay=0.1, max_grad_norm=0.5)
@@ -95,7 +96,7 @@ def test_offloaded_state_takes_the_same_steps_in_pieces(monkeypatch: pytest.Monk
         optimizer = AdamW(offloaded.parameters(), OPTIONS, offload=True)
         norms = train(there, AdamW(there.parameters(), OPTIONS), range(4), range(2))
         assert norms[:2] == train(offloaded, optimizer, range(2), range(2))
-        optimizer.save(tmp_path / str(dtype))
+        save_parts(optimizer.parts(), tmp_path / str(dtype))
         optimizer = AdamW(offloaded.parameters(), OPTIONS)
         optimizer.load(tmp_path / str(dtype))
         assert norms[2:] == train(offloaded, optimizer, range(2, 4), range(2))
@@ -110,7 +111,7 @@ def test_resume_continues_to_the_same_numbers(tmp_path: Path) -> None:
         first = make_model(dtype)
         optimizer = AdamW(first.parameters(), OPTIONS)
         train(first, optimizer, range(2), range(2))
-        optimizer.save(tmp_path / str(dtype))
+        save_parts(optimizer.parts(), tmp_path / str(dtype))
         second = make_model(dtype)
         second.load_state_dict(first.state_dict())
         resumed = AdamW(second.parameters(), OPTIONS)
@@ -183,7 +184,7 @@ def rank_main(rank: int, folder: str, resume: bool, whole: bool) -> None:
         restore(model, optimizer, Path(folder))
     else:
         norms = train(model, optimizer, range(STEPS - 1), half)
-        optimizer.save(Path(folder) / "state")
+        save_parts(optimizer.parts(), Path(folder) / "state")
         torch.save([p.detach() for p in model.parameters()], f"{folder}/weights.pt")
     norms += train(model, optimizer, range(STEPS - 1, STEPS), half)
     torch.save({"weights": [p.detach() for p in model.parameters()], "norms": norms}, f"{folder}/{rank}.pt")
@@ -228,7 +229,7 @@ def test_one_rank_resumes_on_two(tmp_path: Path) -> None:
     model = make_model()
     optimizer = AdamW(model.parameters(), OPTIONS)
     train(model, optimizer, range(STEPS - 1), range(MICRO_BATCHES))
-    optimizer.save(tmp_path / "state")
+    save_parts(optimizer.parts(), tmp_path / "state")
     torch.save([p.detach() for p in model.parameters()], tmp_path / "weights.pt")
     for rank in two_ranks(tmp_path, resume=True):
         assert rank["norms"] == pytest.approx(norms[-1:], rel=1e-5)

@@ -262,8 +262,8 @@ def learner_without_weights(config: Config, folder: Path) -> Learner:
     learner: Any = object.__new__(Learner)
     learner.config, learner.chat, learner.step, learner.experiences = config, Chat(TOKENIZER), 0, []
     learner.curriculum, learner.checkpoints = Curriculum(), Checkpoints(folder)
-    learner.policy = SimpleNamespace(save_hf=lambda _: None, adapted=False)
-    learner.optimizer = SimpleNamespace(save=lambda _: None)
+    learner.policy = SimpleNamespace(copied=lambda: lambda folder: None, copied_bytes=0, adapted=False)
+    learner.optimizer = SimpleNamespace(parts=dict)
     return learner
 
 
@@ -325,7 +325,7 @@ def test_an_interrupt_while_a_checkpoint_is_written_costs_none_of_its_rollouts(t
             learner.experiences.pop(0)
             learner.step, loop = 1, asyncio.get_running_loop()
             saving = asyncio.create_task(schedule.save())
-            learner.optimizer.save = lambda _: loop.call_soon_threadsafe(saving.cancel)
+            learner.optimizer.parts = lambda: loop.call_soon_threadsafe(saving.cancel) and {}
             with pytest.raises(asyncio.CancelledError):
                 await saving
             await schedule.settle()
@@ -360,11 +360,12 @@ def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resume
             saved = learner.checkpoints.latest() / "state" / EXPERIENCE
             await schedule.generated()
             found = await schedule.experience()
+            learner.checkpoints.wait()
             assert saved.exists()
             with pytest.raises(UserError, match="8 of 8 rollouts of a step failed"):
                 await schedule.tally(found)
-            assert not saved.exists()
             assert learner.checkpoints.latest().name == "step-000001"
+            assert not saved.exists()
             await schedule.cancel()
 
     asyncio.run(main())
@@ -373,6 +374,7 @@ def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resume
 def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     learner: Any = SimpleNamespace(step=0, curriculum=None, save=lambda: saved.append(learner.step))
+    learner.checkpoints = SimpleNamespace(check=lambda: None)
 
     class Scripted:
         async def generated(self) -> None: ...
