@@ -59,6 +59,7 @@ class Cell(asyncio.Protocol):
         self.number = number
         self.kind = kind
         self.started = 0
+        self.ended = 0  # jobs, of those that were started
         self.lost = ""
         self.retiring = False
         self.occupants: dict[int, Occupant] = {}
@@ -223,6 +224,7 @@ class Cell(asyncio.Protocol):
         """Whatever an occupant raises ends its own job: neither the transport nor a neighbour hears of it."""
         occupant = self.occupants[job]
         if kind == DONE:
+            self.ended += 1
             self._free.append(job)
             del self.occupants[job]
         try:
