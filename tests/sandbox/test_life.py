@@ -341,7 +341,23 @@ if prefix.startswith("/root/"):
     mount(f"/proc/self/fd/{fd}", prefix, b"", 0x5000)
 os.setgroups([]); os.setresgid(4242, 4242, 4242); os.setresuid(4242, 4242, 4242)
 os.environ["HOME"] = "/nonexistent"
-os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])
+"""
+# In a user namespace, as the ids that are written into its map: a line has theirs there, those outside, and how many.
+IN_NAMESPACE = """
+import ctypes, os, sys
+uid, line = os.getuid(), sys.argv[1]
+here, there = os.pipe()
+if (child := os.fork()) == 0:
+    os.read(here, 1)
+    for kind in ("uid", "gid"):
+        if len(sys.argv) > 3 and kind == "gid": open(f"/proc/{os.getppid()}/setgroups", "w").write("deny")
+        open(f"/proc/{os.getppid()}/{kind}_map", "w").write(line)
+    os._exit(0)
+assert ctypes.CDLL(None).unshare(0x10000000) == 0
+os.write(there, b"1")
+assert os.waitpid(child, 0)[1] == 0
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 """
 PROGRAM = """
 import os
@@ -358,6 +374,32 @@ def test_works_for_an_ordinary_user():
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=240, check=False)
     uid = 4242 if os.getuid() == 0 else os.getuid()
     assert done.stdout.splitlines() == [f"{uid} FileNotFoundError 1000 1", "ok"], done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become others, and map them")
+@pytest.mark.parametrize(("line", "uid", "inside"), [
+    ("0 4242 1", 4242, 0),  # as `unshare -r` makes it: an ordinary user, there called root
+    ("0 0 65536", 0, 0),  # root with users, as in a container's namespace
+    ("7 4242 1", 4242, 7),
+])  # fmt: skip
+def test_works_in_user_namespaces_with_one_user_and_with_many(line, uid, inside):
+    deny = ("deny",) if uid else ()
+    command = [sys.executable, "-c", AS_USER, IN_NAMESPACE] if uid else [sys.executable, "-c", IN_NAMESPACE]
+    done = subprocess.run(
+        [*command, line, PROGRAM, *deny], capture_output=True, text=True, cwd="/", timeout=240, check=False
+    )
+    assert done.stdout.splitlines() == [f"{inside} FileNotFoundError 1000 1", "ok"], done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may map itself")
+@pytest.mark.parametrize("line", ["0 0 1", "1000 0 1"])
+def test_the_machines_root_gets_no_jail_by_another_name(line):
+    """It owns what is in /proc/sys there, too."""
+    command = [sys.executable, "-c", IN_NAMESPACE, line, PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=240, check=False)
+    assert done.stdout == ""
+    (said,) = [line for line in done.stderr.splitlines() if "SandboxUnavailable: " in line]
+    assert "nobody but the machine's root; start this outside of it" in said
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root is dropped to another uid")
