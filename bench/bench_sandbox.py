@@ -157,7 +157,7 @@ async def latencies() -> Rows:
             p50, p99 = (statistics.median(run.ms(percent) for run in runs) for percent in (50, 99))
             rows.append((f"{in_flight} in flight: p50 / p99", f"{p50:.2f} / {p99:.2f} ms", bar))
         await asyncio.sleep(0.5)
-        idle = [private_kb(pid) for cell in pool._cells for pid in jobs_of(cell._process.pid)]
+        idle = [private_kb(pid) for cell in pool.cells.all for pid in jobs_of(cell._process.pid)]
     rows.append(("armed child, private memory (median)", f"{statistics.median(idle) / 1024:.2f} MB", "0.9 / 0.5 MB"))
     return rows
 
@@ -242,7 +242,7 @@ async def live_sessions(count: int) -> Rows:
         tasks = [asyncio.ensure_future(one(pool, i)) for i in range(count)]
         await full.wait()
         opened, used = time.perf_counter() - began, before - available_mb()
-        sample = [jobs_of(cell._process.pid) for cell in pool._cells]
+        sample = [jobs_of(cell._process.pid) for cell in pool.cells.all]
         private = statistics.median(
             private_kb(pid) for pids in sample for pid in random.sample(pids, min(50, len(pids)))
         )
@@ -281,13 +281,13 @@ def available_mb() -> int:
 
 def cpu_ms(pool: SandboxPool) -> float:
     """CPU time so far of the fork servers, their ended children, and this process."""
-    ticks = sum(sum(stat[TICKS]) for stat in map(server_stat, pool._cells))
+    ticks = sum(sum(stat[TICKS]) for stat in map(server_stat, pool.cells.all))
     return 1000 * (ticks / os.sysconf("SC_CLK_TCK") + time.process_time())
 
 
 def page_faults(pool: SandboxPool) -> int:
     """Faults so far of the ended children: what a job costs is mostly these, and their number has no noise."""
-    return sum(server_stat(cell)[CHILDRENS_FAULTS] for cell in pool._cells)
+    return sum(server_stat(cell)[CHILDRENS_FAULTS] for cell in pool.cells.all)
 
 
 def server_stat(cell: Cell) -> list[int]:

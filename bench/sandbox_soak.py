@@ -106,7 +106,7 @@ class Soak:
         """The first at once, while all cells are there: a busy machine may end the jobs before a second finds any."""
         while True:
             with contextlib.suppress(OSError, IndexError, AttributeError):  # the cell is on its way in or out
-                pid = self._random.choice(pool._cells)._process.pid
+                pid = self._random.choice(pool.cells.all)._process.pid
                 os.kill(self._random.choice([pid, server_of(pid)]), signal.SIGKILL)
                 self.kills += 1
             await asyncio.sleep(self._random.uniform(0.5, 1.5) * self.kills_every)
@@ -116,7 +116,7 @@ async def _settled(pool: SandboxPool) -> dict[str, int]:
     """What is there once lost cells are replaced, their children armed, and nothing changes any more."""
     deadline = time.monotonic() + SETTLE_S
     found, last = _count(pool), dict[str, int]()
-    while (found != last or any(cell.lost for cell in pool._cells)) and time.monotonic() < deadline:
+    while (found != last or any(cell.lost for cell in pool.cells.all)) and time.monotonic() < deadline:
         await asyncio.sleep(1)
         found, last = _count(pool), found
     return found
@@ -124,7 +124,7 @@ async def _settled(pool: SandboxPool) -> dict[str, int]:
 
 def _count(pool: SandboxPool) -> dict[str, int]:
     """What this pool holds: processes, descriptors, namespaces, mounts, files, and memory of host and fork servers."""
-    cells = [cell._process.pid for cell in pool._cells]
+    cells = [cell._process.pid for cell in pool.cells.all]
     below = descendants(os.getpid())
     servers = [server_of(pid) for pid in cells if len(descendants(pid)) > 1]
     return {

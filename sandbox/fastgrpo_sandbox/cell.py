@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastgrpo_sandbox import cgroup
+from fastgrpo_sandbox.beside import started
 from fastgrpo_sandbox.bwrap import HERE, Kind, bwrap_spec
 from fastgrpo_sandbox.types import Limits, SandboxUnavailable
 
@@ -59,6 +59,7 @@ class Cell(asyncio.Protocol):
         self.number = number
         self.kind = kind
         self.started = 0
+        self.ended = 0  # jobs, of those that were started
         self.lost = ""
         self.retiring = False
         self.occupants: dict[int, Occupant] = {}
@@ -109,14 +110,7 @@ class Cell(asyncio.Protocol):
             ours, theirs = socket.socketpair()
             opened.enter_context(ours)
             with theirs:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._stderr,
-                    cwd="/",
-                    close_fds=True,
-                )
+                self._process = started(command, theirs.fileno(), stderr=self._stderr)
             opened.pop_all()
         return ours
 
@@ -223,6 +217,7 @@ class Cell(asyncio.Protocol):
         """Whatever an occupant raises ends its own job: neither the transport nor a neighbour hears of it."""
         occupant = self.occupants[job]
         if kind == DONE:
+            self.ended += 1
             self._free.append(job)
             del self.occupants[job]
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from fastgrpo_sandbox.launch import JAIL_UID
+from fastgrpo_sandbox.launch import JAIL_UID, has_users
 
 log = logging.getLogger("fastgrpo_sandbox")
 WANTED = frozenset(("memory", "pids"))
@@ -82,7 +82,9 @@ def make_cell(base: Path) -> Path:
     try:
         _hand_on(cell)
         (cell / "server").mkdir()
-        if os.getuid() == 0:  # what it takes to make groups in it and to start processes there; no limit of its own
+        if (
+            os.getuid() == 0 and has_users()
+        ):  # what it takes to make groups in it and to start processes there; no limit of its own
             for path in (cell, cell / "cgroup.procs"):
                 os.chown(path, JAIL_UID, JAIL_UID)
     except OSError:

@@ -1,4 +1,4 @@
-"""The pool: cells kept alive, jobs and sessions admitted in order, outcomes counted."""
+"""The pool: jobs and sessions admitted in order, given to its cells, outcomes counted."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, get_args
 
 import msgspec
 
-from fastgrpo_sandbox.bwrap import Kind
-from fastgrpo_sandbox.cell import Cell
-from fastgrpo_sandbox.cgroup import open_base
+from fastgrpo_sandbox.cells import CLOSED, Cells
 from fastgrpo_sandbox.given import require_kind, require_texts, require_whole
 from fastgrpo_sandbox.guest.memo import MISSING, known, learn
 from fastgrpo_sandbox.job import (
@@ -50,13 +47,9 @@ from fastgrpo_sandbox.types import (
 )
 
 log = logging.getLogger("fastgrpo_sandbox")
-RESTART_PAUSE_S = 0.2
-RESTART_ATTEMPTS = 5
-WATCH_S = 5.0
 HISTORY = 4096  # spawn times kept for the percentiles
 CHECKS_FIRST = 0.5  # less in order: what a case printed is held until its checker has seen it
 READ_FIRST = 0.5  # likewise, for whoever had a turn already when its tests were to be read
-CLOSED = "the pool is closed: use it inside its `async with`"
 
 
 class Session:
@@ -98,24 +91,16 @@ class SandboxPool:
         for what, value in counts.items():
             require_whole(what, value, 0 if what == "armed" else 1)
         self.limits = limits or Limits()
-        self._preload = tuple(preload)
-        self._armed = armed
-        self._recycle_after = recycle_after
-        self._groups: Path | None = None  # where cells may make cgroups
-        self._wanted = cells or os.cpu_count() or 1
-        self._run_slots = Turns(RUNS_PER_CELL * self._wanted)
-        self._long_cases = Turns(RUNS_PER_CELL * self._wanted)  # what these print is held until it was compared
+        wanted = cells or os.cpu_count() or 1
+        self.cells = Cells(wanted, tuple(preload), armed, recycle_after)
+        self._at_once = RUNS_PER_CELL * wanted
+        self._run_slots = Turns(self._at_once)
+        self._long_cases = Turns(self._at_once)  # what these print is held until it was compared
         self.readers = Readers()
         self._reading: dict[JailedTests, tuple[asyncio.Task[Prepared], int]] = {}  # and how many wait for it
         self._session_slots = asyncio.Semaphore(sessions)
-        self._cells: list[Cell] = []
-        self._started = 0
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None  # that it was opened in
-        self._upkeep: set[asyncio.Task[None]] = set()
-        self._cell_came = asyncio.Event()
-        self._session_cells: asyncio.Task[None] | None = None  # starts them, from the first session on
-        self._broken: dict[Kind, str] = {}  # why the last cell of a kind could not be restarted
         self._counts: Counter[str] = Counter()
         self._waits: deque[float] = deque(maxlen=HISTORY)
         self._peak_mb = 0.0
@@ -125,13 +110,12 @@ class SandboxPool:
         if self._loop is not None:
             raise ValueError("a pool is opened once: make another")
         self._loop = asyncio.get_running_loop()
-        self._groups = (await asyncio.to_thread(open_base)).folder
-        self._keep(self._watch())
+        await self.cells.begin()
 
     async def __aenter__(self) -> SandboxPool:
         await self._begin()
         try:
-            await self._start_cells("run")
+            await self.cells.start("run")
             probe = await self.run("print(6 * 7)")
             if probe.status != "ok" or probe.stdout != "42\n":
                 raise SandboxUnavailable(f"the jail does not work here: {probe.error or probe.status}")
@@ -153,11 +137,7 @@ class SandboxPool:
         """Ends every job and every cell; returns when none is left."""
         self._closing = True
         self.readers.close()
-        for task in self._upkeep:
-            task.cancel()
-        await asyncio.gather(*self._upkeep, return_exceptions=True)
-        await asyncio.gather(*(cell.stop() for cell in self._cells), return_exceptions=True)
-        self._cells.clear()
+        await self.cells.close()
 
     # ---- jobs ----
 
@@ -216,7 +196,7 @@ class SandboxPool:
             for case, pair in left:
                 await judge(case, *pair)
 
-        workers = [asyncio.ensure_future(judge_on()) for _ in tests.cases[: RUNS_PER_CELL * self._wanted]]
+        workers = [asyncio.ensure_future(judge_on()) for _ in tests.cases[: self._at_once]]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -247,7 +227,7 @@ class SandboxPool:
             self._counts["queued"] -= 1
         began = time.perf_counter()
         try:
-            job = Running(await self._cell("run"), pack(ready))
+            job = Running(await self.cells.pick("run"), pack(ready))
         except Rejected as error:
             self._run_slots.release()
             return self._count(Outcome("rejected", error=str(error), error_by="host"))
@@ -330,7 +310,7 @@ class SandboxPool:
         require_job(code, "", None, None, limits)
         require_loop(self._loop)
         async with self._session_slots:
-            cell = await self._cell("session")
+            cell = await self.cells.pick("session")
             try:
                 job = RunningSession(cell, pack_session(code, inputs or {}, limits or self.limits), on_call)
             except Rejected as error:
@@ -349,117 +329,6 @@ class SandboxPool:
                 job.kill()
                 await asyncio.shield(job.ended)  # at most ANSWER_GRACE_S: then the cell is given up
 
-    # ---- cells ----
-
-    async def _start_cells(self, kind: Kind) -> None:
-        ends = await asyncio.gather(*(self._add_cell(kind) for _ in range(self._wanted)), return_exceptions=True)
-        for failure in filter(None, ends):
-            raise failure
-
-    async def _add_cell(self, kind: Kind) -> None:
-        self._started += 1
-        cell = Cell(self._started, kind, self._preload, self._armed, self._groups, self._cell_lost)
-        await cell.start()
-        if self._closing:
-            return await cell.stop()
-        self._cells.append(cell)
-        self._cell_came.set()
-
-    async def _cell(self, kind: Kind) -> Cell:
-        """The least busy cell of a kind; waits for one that is being replaced. Raises SandboxUnavailable once the last
-        could not be restarted."""
-        if kind == "session" and not self._closing:
-            await self._session_cells_begun()
-        while True:
-            if self._closing or not self._of(kind):
-                raise SandboxUnavailable(self._broken.get(kind) or CLOSED)
-            usable = [cell for cell in self._of(kind) if not cell.lost and not cell.retiring]
-            if usable:
-                best = min(usable, key=lambda cell: len(cell.occupants))
-                if best.started >= self._recycle_after:
-                    best.retiring = True
-                    self._keep(self._replace(best))
-                return best
-            self._cell_came.clear()
-            await self._cell_came.wait()  # _replace sets it, whatever became of the new cell
-
-    async def _session_cells_begun(self) -> None:
-        """A pool that opens no session has no cells for them. All sessions wait for one start, which no session's end
-        cuts short. Raises SandboxUnavailable where it fails."""
-        start = self._session_cells
-        if start is None or (start.done() and not self._of("session") and "session" not in self._broken):
-            start = self._session_cells = asyncio.get_running_loop().create_task(self._start_cells("session"))
-            self._upkeep.add(start)
-            start.add_done_callback(self._upkeep.discard)
-        if not start.done():
-            await asyncio.wait({start})
-            if not start.cancelled():  # else the pool is closed
-                start.result()
-
-    def _of(self, kind: Kind) -> list[Cell]:
-        """Cells of a kind. One that is lost or retires is among them until its replacement is there or has failed."""
-        return [cell for cell in self._cells if cell.kind == kind]
-
-    def _cell_lost(self, cell: Cell) -> None:
-        if self._closing or cell not in self._cells:
-            return
-        self._counts["cells_lost"] += 1
-        log.warning("cell lost: cell=%d jobs=%d reason=%r", cell.number, cell.started, cell.lost)
-        if not cell.retiring:  # else it is being replaced
-            self._keep(self._replace(cell))
-
-    async def _watch(self) -> None:
-        """Gives up cells that no longer answer. A job must be overdue at two looks: between them this loop, had it
-        stood still itself, has read what had come meanwhile."""
-        before: set[tuple[int, int]] = set()
-        while True:
-            await asyncio.sleep(WATCH_S)
-            overdue = {(cell.number, job) for cell in self._cells if not cell.lost for job in cell.overdue()}
-            silent = {number for number, _ in overdue & before}
-            for cell in [cell for cell in self._cells if cell.number in silent]:
-                cell.give_up("the fork server does not answer")
-            before = overdue
-
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._upkeep.add(task)
-        task.add_done_callback(self._kept)
-
-    def _kept(self, task: asyncio.Task[None]) -> None:
-        self._upkeep.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("upkeep of the pool failed: %r", error, exc_info=error)
-
-    async def _replace(self, cell: Cell) -> None:
-        """Starts a new cell, then ends the old one when its last job is done. A cell that could be recycled but not
-        replaced serves on."""
-        try:
-            failure = await self._restart(cell.kind)
-            if failure and not cell.lost:
-                cell.retiring = False
-                return
-            while cell.occupants:
-                await asyncio.sleep(0.05)
-            if failure and len(self._of(cell.kind)) == 1:
-                self._broken[cell.kind] = f"the last jail was lost ({cell.lost}) and could not be restarted: {failure}"
-        finally:
-            self._cell_came.set()
-        self._cells.remove(cell)
-        await cell.stop()
-
-    async def _restart(self, kind: Kind) -> str:
-        """Why no cell of this kind would start, at each of RESTART_ATTEMPTS; nothing when one did."""
-        said = ""
-        for attempt in range(RESTART_ATTEMPTS):
-            try:
-                await self._add_cell(kind)
-                return ""
-            except Exception as error:
-                said = str(error) or repr(error)
-                log.warning("cell restart failed: attempt=%d reason=%r", attempt + 1, said)
-                await asyncio.sleep(RESTART_PAUSE_S * 2**attempt)
-        return said
-
     # ---- counters ----
 
     def _count(self, outcome: Outcome) -> Outcome:
@@ -477,9 +346,10 @@ class SandboxPool:
             f"run_s_p{p}": waits[min(len(waits) - 1, len(waits) * p // 100)] if waits else 0.0 for p in (50, 99)
         }
         return {
-            **{name: float(self._counts[name]) for name in ("queued", "running", "sessions", "cells_lost")},
+            **{name: float(self._counts[name]) for name in ("queued", "running", "sessions")},
             **{name: float(self._counts[name]) for name in get_args(Status)},
-            "cells": float(len(self._cells)),
+            "cells": float(self.cells.alive()),
+            "cells_lost": float(self.cells.lost),
             **percentiles,
             "peak_memory_mb": self._peak_mb,
         }

@@ -15,12 +15,12 @@ import resource
 import signal
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastgrpo_sandbox.beside import end_with, started
 from fastgrpo_sandbox.guest import memo
 from fastgrpo_sandbox.turns import Turns
 
@@ -33,7 +33,8 @@ KEPT = 16 << 20  # bytes of what a reader remembers: the parts of what it reads
 LONG = 1 << 16  # bytes: the readings of longer texts never take all readers
 READERS = min(4, max(2, os.cpu_count() or 1))
 LENGTH = struct.Struct("<Q")
-PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from fastgrpo_sandbox.reading import serve; serve()"
+PROGRAM = "import json, sys; sys.path[:], host = json.loads(sys.argv[1]); from fastgrpo_sandbox.reading import serve; "
+PROGRAM += "serve(host)"
 
 
 class Unreadable(ValueError):
@@ -118,13 +119,13 @@ class _Reader:
         # This package's own folder too: an editable install may be found by a hook, which needs `site`. It comes last:
         # of a plain install it has all packages, and some are named like modules of the library, as `dataclasses` is.
         path = [*map(os.path.abspath, sys.path), str(Path(__file__).parents[1])]
-        command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps(path)]
+        command = [sys.executable, "-I", "-S", "-c", PROGRAM, json.dumps((path, os.getpid()))]
         try:
             with contextlib.ExitStack() as opened:
                 ours, theirs = socket.socketpair()
                 opened.enter_context(ours)
                 with theirs:
-                    self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/")
+                    self._process = started(command, theirs.fileno())
                 opened.pop_all()
         except OSError as error:
             raise ReaderLost(f"no process can be started: {error}") from None
@@ -161,9 +162,10 @@ class _Reader:
         asyncio.get_running_loop().run_in_executor(None, self._process.wait)
 
 
-def serve() -> None:
-    """Program of a reader: answers its other end, descriptor 0, until that closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the host, whose end is this process'
+def serve(host: int) -> None:
+    """Program of a reader: answers its other end, descriptor 0, until that closes or `host`, the process that started
+    it, has ended."""
+    end_with(host)
     memo.MOST_BYTES = KEPT
     with socket.socket(fileno=0) as asker, asker.makefile("rb") as heard:
         while len(header := heard.read(LENGTH.size)) == LENGTH.size:

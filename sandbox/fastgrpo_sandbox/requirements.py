@@ -13,6 +13,7 @@ import msgspec
 
 from fastgrpo_sandbox.bwrap import find_bwrap, native_module
 from fastgrpo_sandbox.cgroup import open_base
+from fastgrpo_sandbox.launch import IS_ROOT
 from fastgrpo_sandbox.types import SandboxUnavailable
 
 OLDEST_KERNEL = (5, 14)  # user namespaces' own process counts; close_range and seccomp's decision cache are older
@@ -42,6 +43,11 @@ def explain(said: str) -> str:
     reasons = fixes()
     if reasons:
         return " ".join(reasons)
+    if IS_ROOT in said:
+        return (
+            "start this outside of it, as root or as an ordinary user, or make the namespace with users of its own "
+            "(`unshare --map-auto`, with lines for you in /etc/subuid and /etc/subgid)."
+        )
     if "uid map" in said or "uid_map" in said or "setgroups" in said:
         return (
             "user namespaces are restricted here: on Ubuntu 24.04 run `sudo sysctl "

@@ -98,10 +98,10 @@ def lines(pool: BlockingSandboxPool) -> Callable[..., list[str]]:
 @pytest.fixture
 def steady(pool: BlockingSandboxPool) -> Iterator[None]:
     """The neighbours of whatever the test does still run afterwards, in the same cells."""
-    before = {cell.number for cell in pool.pool._cells}
+    before = {cell.number for cell in pool.pool.cells.all}
     yield
     assert pool.run("print('alive')").stdout == "alive\n"
-    assert {cell.number for cell in pool.pool._cells if not cell.lost} >= before
+    assert {cell.number for cell in pool.pool.cells.all if not cell.lost} >= before
 
 
 def status_of(outcome: Outcome) -> str:

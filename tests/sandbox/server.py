@@ -70,6 +70,7 @@ def running_server(*options: str, program: tuple[str, ...] = SERVE, **environmen
         stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'sandbox'}", **environment},
+        start_new_session=True,
     )
     try:
         said = process.stdout.readline()

@@ -515,7 +515,7 @@ def test_21_sigstop_of_itself_held_by_the_wall_clock(pool):
 
 
 def _jailed(pool) -> set[int]:
-    return set().union(*(descendants(cell._process.pid) for cell in pool.pool._cells))
+    return set().union(*(descendants(cell._process.pid) for cell in pool.pool.cells.all))
 
 
 def _state(pid: int) -> str:
@@ -528,7 +528,7 @@ def _state(pid: int) -> str:
 
 def _server_descriptors(pool) -> int:
     """Open descriptors of the fork servers, without those of armed children."""
-    servers = [max(descendants(cell._process.pid) & _named("python3"), key=_children) for cell in pool.pool._cells]
+    servers = [max(descendants(cell._process.pid) & _named("python3"), key=_children) for cell in pool.pool.cells.all]
     time.sleep(0.3)
     return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in servers)
 

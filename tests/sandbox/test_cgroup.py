@@ -146,7 +146,7 @@ def test_the_cell_is_below_the_base_and_this_process_stays_where_it_was():
             await pool.run("print(1)")
             made = [Path(path) for path in set(groups()) - before]
             held = " ".join((path / "server/cgroup.procs").read_text() for path in made)
-            return held.split(), [str(cell._process.pid) for cell in pool._cells]
+            return held.split(), [str(cell._process.pid) for cell in pool.cells.all]
 
     held, launched = asyncio.run(work())
     assert set(held) > set(launched)
@@ -161,7 +161,7 @@ def test_a_closed_pool_and_a_lost_cell_leave_no_group():
         async with SandboxPool(cells=1, limits=PATIENT) as pool:
             jobs = [asyncio.ensure_future(pool.run("import time; time.sleep(60)")) for _ in range(4)]
             await asyncio.sleep(1)
-            os.kill(pool._cells[0]._process.pid, signal.SIGKILL)
+            os.kill(pool.cells.all[0]._process.pid, signal.SIGKILL)
             await asyncio.gather(*jobs)
             assert (await pool.run("print('back')")).memory_by == "cgroup"
             assert len(groups()) <= len(before) + 2

@@ -21,8 +21,8 @@ import asyncio, os, resource
 from fastgrpo_sandbox import SandboxPool
 async def main():
     async with SandboxPool(cells=1) as pool:
-        resource.prlimit(pool._cells[0]._process.pid, resource.RLIMIT_NPROC, (30, 30))
-        server = int(open(f"/proc/{pool._cells[0]._process.pid}/task/{pool._cells[0]._process.pid}/children").read().split()[0])
+        resource.prlimit(pool.cells.all[0]._process.pid, resource.RLIMIT_NPROC, (30, 30))
+        server = int(open(f"/proc/{pool.cells.all[0]._process.pid}/task/{pool.cells.all[0]._process.pid}/children").read().split()[0])
         server = int(open(f"/proc/{server}/task/{server}/children").read().split()[0])
         resource.prlimit(server, resource.RLIMIT_NPROC, (6, 6))
         jobs = [asyncio.ensure_future(pool.run("import time; time.sleep(1.5)")) for _ in range(8)]
@@ -57,7 +57,7 @@ for folder in filter(os.path.isdir, ("/tmp", "/var/tmp", "/dev/shm")):
 from fastgrpo_sandbox import BlockingSandboxPool
 with BlockingSandboxPool(cells=1) as pool:
     print(pool.run("open('x', 'w').write('y' * 10000); print(len(open('x').read()))").stdout, end="")
-    os.kill(pool.pool._cells[0]._process.pid, 9)
+    os.kill(pool.pool.cells.all[0]._process.pid, 9)
     while (outcome := pool.run("print('again')", stdin="z" * 100000)).status == "infrastructure": pass
     print(outcome.stdout, end="")
 """

@@ -73,6 +73,22 @@ def test_one_failing_assertion_does_not_stop_the_others(pool):
 
 
 @pytest.mark.jail
+def test_a_text_that_is_compared_by_identity_is_one_wherever_it_comes_from(pool):
+    """In one process Python has one such text."""
+    tests = (
+        "candidate(1) is 'Yes'",
+        "candidate(1) is 'No'",
+        "'No' is not candidate(1)",
+        "candidate(0) is 'No' is not None",
+    )
+    code = "def f(x): return 'Yes' if x else 'No'"
+    outcome = check("".join(f"assert {each}\n" for each in tests), code, pool)
+    assert outcome.tests == (True, False, True, True)
+    wrong = "class T(str):\n    __eq__ = lambda *_: True\n    __hash__ = str.__hash__\ndef f(x): return T('other')"
+    assert check("".join(f"assert {each}\n" for each in tests), wrong, pool).tests == (False, False, True, False)
+
+
+@pytest.mark.jail
 def test_an_assertion_in_a_loop_passes_only_if_every_time_and_at_least_once(pool):
     body = "for i in range(3):\n    assert candidate(i) == i + 1\n    assert candidate(i) < 3\nfor i in []:\n    assert True"
     assert check(body, "def f(x): return x + 1", pool).tests == (True, False, False)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable, StdioTests, cell
+from fastgrpo_sandbox import Limits, SandboxPool, SandboxUnavailable, StdioTests, cell, cells
 from fastgrpo_sandbox import pool as pool_module
 from tests.sandbox.conftest import REPOSITORY, descendants
 
@@ -34,8 +34,12 @@ def in_pool(work, **options):
 
 
 def server_of(pool: SandboxPool) -> int:
+    return server_of_cell(pool.cells.all[0])
+
+
+def server_of_cell(one: cell.Cell) -> int:
     """bubblewrap, its pid 1, then the fork server."""
-    return _only_child(_only_child(pool._cells[0]._process.pid))
+    return _only_child(_only_child(one._process.pid))
 
 
 def _only_child(pid: int) -> int:
@@ -65,7 +69,7 @@ def test_23_a_killed_cell_or_server_is_an_infrastructure_outcome_and_a_restart(v
     async def work(pool):
         job = asyncio.ensure_future(pool.run(SLEEP))
         await _running(pool, 1)
-        os.kill(pool._cells[0]._process.pid if victim == "cell" else server_of(pool), signal.SIGKILL)
+        os.kill(pool.cells.all[0]._process.pid if victim == "cell" else server_of(pool), signal.SIGKILL)
         lost, after = await job, await pool.run("print('back')")
         return lost, after, pool.stats()
 
@@ -79,7 +83,7 @@ def test_23_a_killed_cell_or_server_is_an_infrastructure_outcome_and_a_restart(v
 
 def test_a_server_that_stops_answering_is_given_up(monkeypatch):
     monkeypatch.setattr(cell, "ANSWER_GRACE_S", 0.5)
-    monkeypatch.setattr(pool_module, "WATCH_S", 0.5)
+    monkeypatch.setattr(cells, "WATCH_S", 0.5)
 
     async def work(pool):
         server = server_of(pool)
@@ -134,16 +138,16 @@ def test_cancelling_kills_the_job_at_once():
 
 def test_runs_wait_their_turn_in_order_and_never_exceed_the_slots():
     async def work(pool):
-        began, most, begin = [], 0, pool._cells[0].begin
+        began, most, begin = [], 0, pool.cells.all[0].begin
 
         def watched(occupant, limits, stdin, *rest):
             nonlocal most
             began.append(int(stdin))
             number = begin(occupant, limits, stdin, *rest)
-            most = max(most, len(pool._cells[0].occupants))
+            most = max(most, len(pool.cells.all[0].occupants))
             return number
 
-        pool._cells[0].begin = watched
+        pool.cells.all[0].begin = watched
         await asyncio.gather(*(pool.run("import time; time.sleep(0.02)", stdin=str(i)) for i in range(40)))
         return most, began
 
@@ -153,13 +157,13 @@ def test_runs_wait_their_turn_in_order_and_never_exceed_the_slots():
 def test_cells_are_replaced_after_their_share_of_jobs():
     async def work(pool):
         outcomes = [await pool.run("print(1)") for _ in range(30)]
-        while len(pool._cells) > 1:
+        while len(pool.cells.all) > 1:
             await asyncio.sleep(0.05)
-        return outcomes, pool._started
+        return outcomes, pool.cells.started
 
-    outcomes, cells = in_pool(work, recycle_after=10)
+    outcomes, started = in_pool(work, recycle_after=10)
     assert {o.status for o in outcomes} == {"ok"}
-    assert cells >= 3
+    assert started >= 3
 
 
 def test_a_closed_pool_leaves_no_process_and_no_descriptor():
@@ -170,7 +174,7 @@ def test_a_closed_pool_leaves_no_process_and_no_descriptor():
         await _running(pool, 4)
         for job in jobs:
             job.cancel()
-        return set().union(*(descendants(cell._process.pid) | {cell._process.pid} for cell in pool._cells))
+        return set().union(*(descendants(cell._process.pid) | {cell._process.pid} for cell in pool.cells.all))
 
     processes = in_pool(work, cells=2)
     deadline = time.monotonic() + 30
@@ -337,7 +341,23 @@ if prefix.startswith("/root/"):
     mount(f"/proc/self/fd/{fd}", prefix, b"", 0x5000)
 os.setgroups([]); os.setresgid(4242, 4242, 4242); os.setresuid(4242, 4242, 4242)
 os.environ["HOME"] = "/nonexistent"
-os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])
+"""
+# In a user namespace, as the ids that are written into its map: a line has theirs there, those outside, and how many.
+IN_NAMESPACE = """
+import ctypes, os, sys
+uid, line = os.getuid(), sys.argv[1]
+here, there = os.pipe()
+if (child := os.fork()) == 0:
+    os.read(here, 1)
+    for kind in ("uid", "gid"):
+        if len(sys.argv) > 3 and kind == "gid": open(f"/proc/{os.getppid()}/setgroups", "w").write("deny")
+        open(f"/proc/{os.getppid()}/{kind}_map", "w").write(line)
+    os._exit(0)
+assert ctypes.CDLL(None).unshare(0x10000000) == 0
+os.write(there, b"1")
+assert os.waitpid(child, 0)[1] == 0
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[2]])
 """
 PROGRAM = """
 import os
@@ -356,11 +376,37 @@ def test_works_for_an_ordinary_user():
     assert done.stdout.splitlines() == [f"{uid} FileNotFoundError 1000 1", "ok"], done.stderr
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become others, and map them")
+@pytest.mark.parametrize(("line", "uid", "inside"), [
+    ("0 4242 1", 4242, 0),  # as `unshare -r` makes it: an ordinary user, there called root
+    ("0 0 65536", 0, 0),  # root with users, as in a container's namespace
+    ("7 4242 1", 4242, 7),
+])  # fmt: skip
+def test_works_in_user_namespaces_with_one_user_and_with_many(line, uid, inside):
+    deny = ("deny",) if uid else ()
+    command = [sys.executable, "-c", AS_USER, IN_NAMESPACE] if uid else [sys.executable, "-c", IN_NAMESPACE]
+    done = subprocess.run(
+        [*command, line, PROGRAM, *deny], capture_output=True, text=True, cwd="/", timeout=240, check=False
+    )
+    assert done.stdout.splitlines() == [f"{inside} FileNotFoundError 1000 1", "ok"], done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may map itself")
+@pytest.mark.parametrize("line", ["0 0 1", "1000 0 1"])
+def test_the_machines_root_gets_no_jail_by_another_name(line):
+    """It owns what is in /proc/sys there, too."""
+    command = [sys.executable, "-c", IN_NAMESPACE, line, PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=240, check=False)
+    assert done.stdout == ""
+    (said,) = [line for line in done.stderr.splitlines() if "SandboxUnavailable: " in line]
+    assert "nobody but the machine's root; start this outside of it" in said
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root is dropped to another uid")
 def test_root_is_dropped_before_bubblewrap_starts():
     async def work(pool):
         await pool.run("print(1)")
-        return [os.stat(f"/proc/{pid}").st_uid for pid in descendants(pool._cells[0]._process.pid) if _alive(pid)]
+        return [os.stat(f"/proc/{pid}").st_uid for pid in descendants(pool.cells.all[0]._process.pid) if _alive(pid)]
 
     uids = in_pool(work)
     assert uids

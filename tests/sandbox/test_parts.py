@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fastgrpo_sandbox import BlockingSandboxPool, Limits, bwrap, cell, cgroup
-from fastgrpo_sandbox import pool as pool_module
+from fastgrpo_sandbox import cells as cells_module
 from tests.sandbox.conftest import PRELUDE, QUICK, REPOSITORY
 from tests.sandbox.test_attacks_hiding import watching
 
@@ -53,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, switchable: Path) -> Iterator[Opened
         monkeypatch.setattr(cell, "bwrap_spec", spec)
         monkeypatch.setattr(bwrap, "native_module", lambda: switchable)
         # A cgroup would hold processes as well.
-        monkeypatch.setattr(pool_module, "open_base", lambda: cgroup.Base(None))
+        monkeypatch.setattr(cells_module, "open_base", lambda: cgroup.Base(None))
         pools.append(BlockingSandboxPool(cells=1, limits=QUICK).__enter__())
         return pools[-1]
 

@@ -72,7 +72,7 @@ def f(x):
 @given(st.lists(st.tuples(st.integers(1, 5), st.binary(max_size=60)), max_size=6), st.integers())
 def test_random_frames_from_the_host_are_refused_or_ignored(pool, frames, seed):
     """The server answers each bad start with a refusal and lives, or ends at an unknown kind; never anything else."""
-    cell = pool.pool._cells[0]
+    cell = pool.pool.cells.all[0]
     rng = random.Random(seed)
 
     async def send():
@@ -88,7 +88,7 @@ def test_random_frames_from_the_host_are_refused_or_ignored(pool, frames, seed):
 def test_an_unknown_frame_from_the_host_ends_the_cell_and_a_new_one_comes():
     async def main():
         async with SandboxPool(cells=1) as pool:
-            pool._cells[0]._send(0, 99, b"")
+            pool.cells.all[0]._send(0, 99, b"")
             while not pool.stats()["cells_lost"]:
                 await asyncio.sleep(0.01)
             return await pool.run("print('back')")

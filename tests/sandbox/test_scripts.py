@@ -54,6 +54,15 @@ SCRIPTS = {
         3,
     ),
     "what is imported from the solution": (f"from solution import f as g, f\n{ONE}    assert g(2) == 3\n", 1),
+    "all of a module of the library's": ("from math import *\nx = f(1)\nassert isclose(x, 2)\n", 1),
+    "all of a module beside functions": (
+        f"from math import *\n{ONE}def test_b():\n    assert isclose(f(pi), pi + 1)\n",
+        2,
+    ),
+    "all of a module in a branch": (
+        "if True:\n    from math import *\nassert isclose(f(1), 2)\nassert floor(f(2)) == 3\n",
+        1,
+    ),
     "all that is imported from the solution": (f"import pytest\nfrom solution import *\n{ONE}", 1),
     "the solution as a module": ("import solution\ndef test_a():\n    assert solution.f(1) == 2\n", 1),
     "the solution as a module by another name": (

@@ -28,6 +28,7 @@ from fastgrpo_sandbox.remote import RunRequest
 from fastgrpo_sandbox.serving import ai2, connections, e2b
 from fastgrpo_sandbox.serving.jails import Busy, Jails, Refused
 from fastgrpo_sandbox.serving.main import CAPS, main
+from fastgrpo_sandbox.turns import LANE
 from tests.sandbox.conftest import REPOSITORY
 from tests.sandbox.server import Server, basic, running_server
 
@@ -287,6 +288,48 @@ def test_places_are_counted_in_jails_and_given_back():
         return taken, busy.value.retry_after_s, jails.taken
 
     assert asyncio.run(work()) == (5, 2, 0)
+
+
+def test_a_client_with_all_places_leaves_others_turns_and_places():
+    """One request of 4,096 cases had all places, and sixteen such all turns, until one of them had ended."""
+
+    async def ask(jails, client, cases):
+        LANE.set(client)
+        return await jails.run(RunRequest(client, tests=StdioTests((("", ""),) * cases)))
+
+    async def work():
+        pool = Pool(Outcome("ok"))
+        jails = Jails(pool, 2, 0, Limits())
+        large = [asyncio.ensure_future(ask(jails, "large", 100)) for _ in range(3)]
+        small = [asyncio.ensure_future(ask(jails, "small", 1)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        begun = len(pool.limits)
+        pool.go.set()
+        ended = await asyncio.gather(*large, *small, return_exceptions=True)
+        return begun, [type(each) for each in ended], jails.taken, jails._taken_by
+
+    begun, ended, taken, by = asyncio.run(work())
+    assert begun == 3  # one of the large, whose places are all, and two of the small
+    assert ended == [Outcome, Busy, Busy, Outcome, Outcome, Busy]
+    assert (taken, by) == (0, {})
+
+
+def test_requests_of_many_cases_hold_up_no_other_client():
+    slow = {"code": "import time; time.sleep(0.1)", "tests": {"type": "stdio", "cases": [["", ""]] * 400}}
+    with running_server("--cells", "1", "--queue", "10000") as server, contextlib.ExitStack() as opened:
+        for _ in range(8):
+            address = ("127.0.0.2", 0)
+            other = http.client.HTTPConnection("127.0.0.1", urlsplit(server.url).port, source_address=address)
+            opened.callback(other.close)
+            other.request("POST", "/run", json.dumps(slow), {"Content-Type": "application/json"})
+        while server.metric("sandbox_queued") < 50:
+            time.sleep(0.01)
+        began = time.monotonic()
+        answer = server.post("/run", {"code": "print(1)"})
+        took = time.monotonic() - began
+        assert server.metric("sandbox_queued") > 50
+    assert answer.body["stdout"] == "1\n"
+    assert took < 2  # it has the next turn: 3,200 cases take 40 s
 
 
 def test_the_reason_of_a_lost_job_stays_here():

@@ -278,7 +278,7 @@ async def main(call):
 
 def _jail_cpu_s(pool) -> float:
     """CPU of all live processes in the session cells, and of those that they waited for."""
-    cells = [cell for cell in pool.pool._cells if cell.kind == "session"]
+    cells = [cell for cell in pool.pool.cells.all if cell.kind == "session"]
     spent = 0
     for pid in set().union(*(descendants(cell._process.pid) for cell in cells)):
         with contextlib.suppress(OSError):

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from fastgrpo_sandbox import CheckTests, Limits, SandboxPool, StdioTests
-from fastgrpo_sandbox.turns import Turns
+from fastgrpo_sandbox.turns import LANE, Turns
 
 
 async def began(turns: Turns, orders: list[int], cancelled: tuple[int, ...] = ()) -> list[int]:
@@ -106,3 +106,35 @@ def test_tests_of_an_earlier_order_are_judged_before_those_that_waited_longer() 
     ended = asyncio.run(asyncio.wait_for(main(), 120))
     # Those that had a jail already end first; and a checker waits for its case. In turn all 40 would come first.
     assert [place for place, name in enumerate(ended) if name == "due"][-1] < 32
+
+
+def test_lanes_go_on_in_turn_however_many_wait_in_one() -> None:
+    async def main() -> None:
+        turns, got = Turns(1), []
+
+        async def one(lane: str, order: int = 0) -> None:
+            LANE.set(lane)
+            async with turns.taken(order):
+                got.append(lane)
+
+        async def wait(*given: tuple[str, int]) -> list[asyncio.Task[None]]:
+            tasks = [asyncio.create_task(one(*each)) for each in given]
+            await asyncio.sleep(0)
+            return tasks
+
+        async with turns.taken():
+            many = await wait(*[("many", 0)] * 6)
+            few = await wait(("few", 0), ("few", 0), ("one", 0), ("first", -1))
+            gone = await wait(*[("gone", 0)] * 100)
+            for each in gone:
+                each.cancel()
+        await asyncio.gather(*many, *few, *gone, return_exceptions=True)
+        assert got == ["first", "many", "few", "one", "many", "few", "many", "many", "many", "many"]
+        assert (turns._waiting, turns._last) == ([], {})
+        got.clear()
+        async with turns.taken():  # who has waited before has no worse place
+            late = await wait(("many", 0), ("new", 0), ("many", 0))
+        await asyncio.gather(*late)
+        assert got == ["many", "new", "many"]
+
+    asyncio.run(asyncio.wait_for(main(), 10))

@@ -11,9 +11,8 @@ import sys
 
 import pytest
 
-from fastgrpo_sandbox import BlockingSandboxPool, Limits, SandboxPool, SandboxUnavailable, blocking, cell
-from fastgrpo_sandbox import pool as pool_module
-from tests.sandbox.test_life import SLEEP, in_pool, server_of
+from fastgrpo_sandbox import BlockingSandboxPool, Limits, SandboxPool, SandboxUnavailable, blocking, cell, cells
+from tests.sandbox.test_life import SLEEP, in_pool, server_of_cell
 
 pytestmark = pytest.mark.jail
 
@@ -21,14 +20,16 @@ pytestmark = pytest.mark.jail
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of a second in place of a minute."""
-    monkeypatch.setattr(pool_module, "RESTART_PAUSE_S", 0.01)
-    monkeypatch.setattr(pool_module, "WATCH_S", 0.2)
+    monkeypatch.setattr(cells, "PAUSE_S", 0.01)
+    monkeypatch.setattr(cells, "MOST_PAUSE_S", 0.2)
+    monkeypatch.setattr(cells, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(cells, "WATCH_S", 0.2)
     monkeypatch.setattr(cell, "ANSWER_GRACE_S", 1.0)
 
 
 @pytest.fixture
 def no_restart(monkeypatch: pytest.MonkeyPatch):
-    """Makes every later start of a cell fail, in the way named."""
+    """Makes every later start of a cell fail, in the way named, or none any more."""
     whole = cell.bwrap_spec
 
     def refuse(*_):
@@ -43,7 +44,8 @@ def no_restart(monkeypatch: pytest.MonkeyPatch):
 
     def start(how: str) -> None:
         monkeypatch.setattr(cell, "START_DEADLINE_S", 0.5)
-        monkeypatch.setattr(cell, "bwrap_spec", {"refused": refuse, "silent": silent, "broken": broken}[how])
+        ways = {"refused": refuse, "silent": silent, "broken": broken, "none": whole}
+        monkeypatch.setattr(cell, "bwrap_spec", ways[how])
 
     return start
 
@@ -61,26 +63,105 @@ async def _session(pool: SandboxPool):
         return await opened.outcome()
 
 
+async def _lose_all(pool: SandboxPool, kind: str) -> None:
+    lost, victims = pool.stats()["cells_lost"], [one for one in pool.cells.all if one.kind == kind]
+    for victim in victims:
+        os.kill(victim._process.pid, signal.SIGKILL)
+    while pool.stats()["cells_lost"] < lost + len(victims):
+        await asyncio.sleep(0.01)
+
+
+def _job(pool: SandboxPool, kind: str):
+    return pool.run("print(1)") if kind == "run" else _session(pool)
+
+
 @pytest.mark.parametrize("how", ["refused", "silent", "broken"])
 @pytest.mark.parametrize("kind", ["run", "session"])
-def test_when_the_last_cell_cannot_be_restarted_every_job_hears_it(no_restart, how, kind):
-    def job(pool):
-        return pool.run("print(1)") if kind == "run" else _session(pool)
-
+def test_jobs_hear_why_no_cell_starts_and_run_again_once_the_reason_has_passed(no_restart, how, kind):
     async def work(pool):
-        assert (await job(pool)).status == "ok"
+        assert (await _job(pool, kind)).status == "ok"
         no_restart(how)
-        victims = [one for one in pool._cells if one.kind == kind]
-        for victim in victims:
-            os.kill(victim._process.pid, signal.SIGKILL)
-        while pool.stats()["cells_lost"] < len(victims):
+        await _lose_all(pool, kind)
+        waiting = await asyncio.gather(*(_said(_job(pool, kind)) for _ in range(20)))
+        waiting.append(await asyncio.wait_for(_said(_job(pool, kind)), 0.1))  # at once
+        cells_left = pool.stats()["cells"]
+        no_restart("none")
+        while "could not be restarted" in (said := await _said(_job(pool, kind))):
             await asyncio.sleep(0.01)
-        waiting = await asyncio.gather(*(_said(job(pool)) for _ in range(20)))
-        return [*waiting, await _said(job(pool))]
+        while sum(one.kind == kind for one in pool.cells.all if not one.lost) < 2:  # whole again
+            await asyncio.sleep(0.01)
+        return waiting, cells_left, said
 
-    said = in_pool(work, cells=2 if how == "refused" else 1)
+    said, cells_left, after = in_pool(work, cells=2)
     assert len(said) == 21
     assert all("could not be restarted" in text for text in said), said
+    assert cells_left == (0 if kind == "run" else 2)
+    assert "status='ok'" in after
+
+
+@pytest.mark.parametrize("kind", ["run", "session"])
+def test_jobs_wait_for_a_cell_that_starts_again_soon(no_restart, monkeypatch, kind):
+    monkeypatch.setattr(cells, "PATIENCE_S", 60)
+
+    async def work(pool):
+        assert (await _job(pool, kind)).status == "ok"
+        no_restart("refused")
+        await _lose_all(pool, kind)
+        waiting = [asyncio.ensure_future(_said(_job(pool, kind))) for _ in range(20)]
+        await asyncio.sleep(0.5)  # more tries than a cell that is recycled has
+        assert not any(job.done() for job in waiting)
+        no_restart("none")
+        return await asyncio.gather(*waiting)
+
+    assert all("status='ok'" in text for text in in_pool(work))
+
+
+def test_cells_that_start_and_end_no_job_are_not_started_without_pause(monkeypatch):
+    monkeypatch.setattr(cells, "PAUSE_S", 0.1)
+    monkeypatch.setattr(cells, "MOST_PAUSE_S", 0.8)
+    start, fall = cell.Cell.start, [False]
+
+    async def start_and_fall(self):
+        await start(self)
+        if fall[0]:
+            asyncio.get_running_loop().call_soon(self.give_up, "it cannot fork")
+
+    monkeypatch.setattr(cell.Cell, "start", start_and_fall)
+
+    async def work(pool):
+        fall[0] = True
+        await _lose_all(pool, "run")
+        await asyncio.sleep(1.5)
+        tried, fall[0] = pool.cells.started, False
+        while not (pool.stats()["cells"]):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        return tried, await _said(pool.run("print(1)"))
+
+    tried, said = in_pool(work)
+    assert 3 <= tried <= 6  # the pauses are 0.1, 0.2, 0.4 and 0.8 s
+    assert "status='ok'" in said
+
+
+def test_cells_for_sessions_start_all_or_none(no_restart, monkeypatch):
+    """A pool of which one had not started had fewer for ever."""
+    add = cells.Cells._add
+    failures = [SandboxUnavailable("no memory")]
+
+    async def add_some(self, kind):
+        if kind == "session" and failures:
+            raise failures.pop()
+        await add(self, kind)
+
+    monkeypatch.setattr(cells.Cells, "_add", add_some)
+
+    async def work(pool):
+        first = await _said(_session(pool))
+        return first, pool.stats()["cells"], await _said(_session(pool)), pool.stats()["cells"]
+
+    first, few, second, all_of_them = in_pool(work, cells=2)
+    assert (first, few, all_of_them) == ("no memory", 2, 4)
+    assert "status='ok'" in second
 
 
 def test_a_cell_that_could_be_recycled_but_not_replaced_serves_on(no_restart):
@@ -91,23 +172,29 @@ def test_a_cell_that_could_be_recycled_but_not_replaced_serves_on(no_restart):
     assert in_pool(work, recycle_after=5) == ["ok"] * 12
 
 
-def test_one_cell_of_two_that_cannot_be_restarted_leaves_the_other(no_restart):
+def test_one_cell_of_two_that_cannot_be_restarted_leaves_the_other_until_it_can(no_restart):
     async def work(pool):
         no_restart("refused")
-        os.kill(pool._cells[0]._process.pid, signal.SIGKILL)
-        while len(pool._cells) > 1:
+        os.kill(pool.cells.all[0]._process.pid, signal.SIGKILL)
+        while pool.stats()["cells"] > 1:
             await asyncio.sleep(0.01)
-        return [(await pool.run("print(1)")).status for _ in range(3)]
+        statuses = [(await pool.run("print(1)")).status for _ in range(3)]
+        await asyncio.sleep(1)  # longer than jobs would wait
+        statuses.append((await pool.run("print(1)")).status)
+        no_restart("none")
+        while pool.stats()["cells"] < 2:
+            await asyncio.sleep(0.01)
+        return statuses
 
-    assert in_pool(work, cells=2) == ["ok"] * 3
+    assert in_pool(work, cells=2) == ["ok"] * 4
 
 
 def test_closing_the_pool_ends_those_who_wait_for_a_cell(no_restart, monkeypatch):
     async def main():
         async with SandboxPool(cells=1) as pool:
-            monkeypatch.setattr(pool_module, "RESTART_PAUSE_S", 60)
+            monkeypatch.setattr(cells, "PATIENCE_S", 60)
             no_restart("refused")
-            os.kill(pool._cells[0]._process.pid, signal.SIGKILL)
+            os.kill(pool.cells.all[0]._process.pid, signal.SIGKILL)
             while not pool.stats()["cells_lost"]:
                 await asyncio.sleep(0.01)
             waiting = [asyncio.ensure_future(_said(pool.run("print(1)"))) for _ in range(20)]
@@ -130,17 +217,10 @@ def test_a_fork_server_that_stops_before_its_first_job_is_no_pool(monkeypatch):
         in_pool(lambda pool: pool.run("print(1)"), limits=Limits(wall_s=0.5))
 
 
-def server_of_cell(one: cell.Cell) -> int:
-    class Only:
-        _cells = (one,)
-
-    return server_of(Only)
-
-
 def test_leaving_a_session_whose_fork_server_stopped_takes_no_longer_than_its_deadline():
     async def work(pool):
         async with pool.session(f"async def main(call): {SLEEP}", None, limits=Limits(wall_s=3600)) as opened:
-            (sessions,) = [one for one in pool._cells if one.kind == "session"]
+            (sessions,) = [one for one in pool.cells.all if one.kind == "session"]
             os.kill(server_of_cell(sessions), signal.SIGSTOP)
         return await opened.outcome()
 
@@ -152,7 +232,7 @@ def test_a_cell_that_does_not_die_holds_nobody_up(monkeypatch, caplog):
     monkeypatch.setattr(cell, "STOP_DEADLINE_S", 0.2)
 
     async def work(pool):
-        process = pool._cells[0]._process
+        process = pool.cells.all[0]._process
         monkeypatch.setattr(process, "poll", lambda: None)
         return process
 
@@ -167,7 +247,7 @@ def test_upkeep_that_fails_is_heard(caplog):
         async def fails():
             raise RuntimeError("upkeep is broken")
 
-        pool._keep(fails())
+        pool.cells._keep(fails())
         await asyncio.sleep(0)
 
     in_pool(work)
@@ -220,6 +300,6 @@ def test_a_blocking_call_ends_when_the_loops_thread_does(monkeypatch):
 
     with pytest.raises(SandboxUnavailable, match="`with` block"):
         run()
-    for one in pool.pool._cells:
+    for one in pool.pool.cells.all:
         one._process.kill()
         one._process.wait(10)

@@ -17,7 +17,8 @@ AGREEING |= {f"assert_{each}" for each in ("allclose", "approx_equal", *CLOSE)}
 class Guarded(Transformer):
     """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership; of a chain, `a < b < c`, where what is
     behind the second may be looked at whatever came before. `a - b` becomes `__subtract__(a, b)`, and
-    `np.allclose(a, b)` `__agree__(np.allclose, a, b)`."""
+    `np.allclose(a, b)` `__agree__(np.allclose, a, b)`. `a is "yes"` becomes `a == "yes"`: Python has one such text
+    in all of a program, and another in another process."""
 
     def __init__(self) -> None:
         self._selects = False  # within `[...]`, where a comparison picks items
@@ -31,6 +32,8 @@ class Guarded(Transformer):
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
+        sides = zip([node.left, *node.comparators[:-1]], node.ops, node.comparators, strict=True)
+        node.ops = [_by_value(op) if _is_text(left) or _is_text(right) else op for left, op, right in sides]
         operators = [type(each).__name__ for each in node.ops]
         if not OPERATORS.keys() >= set(operators):
             return node
@@ -59,6 +62,14 @@ class Guarded(Transformer):
         if last_name(node.func) in AGREEING:
             node.func, node.args = load("__agree__", at=node.func), [node.func, *node.args]
         return node
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)
+
+
+def _by_value(op: ast.cmpop) -> ast.cmpop:
+    return ast.Eq() if isinstance(op, ast.Is) else ast.NotEq() if isinstance(op, ast.IsNot) else op
 
 
 def _is_at_hand(node: ast.expr) -> bool:

@@ -191,7 +191,11 @@ def _line_passes(
     record = _Record(count)
     try:
         names = _modules(wanted, setup.namespace, solution)
-        found = {name: solution.name(name) for name in wanted.names if name not in setup.defined}
+        found, others = {}, (AttributeError,) if wanted.is_open else ()
+        for name in wanted.names:
+            if name not in setup.defined:
+                with contextlib.suppress(*others):
+                    found[name] = solution.name(name)
         own = {name: value for name, (value, is_library) in found.items() if not is_library}
         if any(_agrees_alone(Pair(*pair), own, setup) for pair in wanted.compared):
             return False

@@ -25,6 +25,7 @@ class Wanted(NamedTuple):
     called: tuple[str, ...]  # builtin functions one of which the solution may stand for
     compared: tuple[tuple[Any, ...], ...]  # what is compared with what (compared.py)
     other: tuple[str, ...] = ()  # builtins of which the solution stands for one where none of the names is its own
+    is_open: bool = False  # whether an `import *` gives some of the names: only the text, run, tells which
 
 
 class _OfSolution(Transformer):
@@ -101,7 +102,8 @@ def wanted_names(source: str) -> Wanted:
     # Texts that import the solution as a module say there which builtins are its own.
     other, called = ((), ()) if _solution_modules(nodes) else tested_builtins(nodes)
     compared = tuple(map(tuple, pairs(nodes, names, modules)))
-    return Wanted(names, tuple(sorted(modules)), called if names else other, compared, other)
+    is_open = any(isinstance(node, ast.alias) and node.name == "*" for node in nodes)
+    return Wanted(names, tuple(sorted(modules)), called if names else other, compared, other, is_open)
 
 
 def unimported_modules(source: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from fastgrpo_sandbox.serving.bodies import FORMATS, JSON, read_body
 from fastgrpo_sandbox.serving.connections import Connections
 from fastgrpo_sandbox.serving.jails import Busy, Jails, Lost, Refused
 from fastgrpo_sandbox.serving.metrics import Metrics
+from fastgrpo_sandbox.turns import LANE
 from fastgrpo_sandbox.types import Outcome, SandboxUnavailable
 
 log = logging.getLogger("fastgrpo_sandbox")
@@ -81,6 +82,7 @@ class App:
         async def handle(request: web.Request) -> web.Response:
             if request.content_type not in FORMATS:
                 return _error(415, f"send the body as {JSON} or {MSGPACK}, and say so in Content-Type")
+            LANE.set(request.remote or "")
             self._jails.admit()
             with self._room.share() as take:
                 body = await _body(request, take)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from fastgrpo_sandbox.reading import ReaderLost, Unreadable
 from fastgrpo_sandbox.remote import RunRequest
 from fastgrpo_sandbox.stdio import MOST_OUTPUT
-from fastgrpo_sandbox.turns import Turns
+from fastgrpo_sandbox.turns import LANE, Turns
 from fastgrpo_sandbox.types import MOST_CASES, RUNS_PER_CELL, Limits, Outcome
 
 if TYPE_CHECKING:
@@ -53,9 +55,11 @@ def python_only(*languages: str) -> None:
 
 
 class Jails:
-    """Runs jobs in `pool`, `at_once` under way and at most `queue` waiting; `caps` bounds what any of them may use.
+    """Runs jobs in `pool`, `at_once` of a client under way and at most `queue` waiting; `caps` bounds what any may use.
 
     A request is taken while a place is free and then whole, so that one of many jobs is not starved by small ones.
+    Clients, known by their address (turns.LANE), take turns, and none has all of them nor all places: `at_once` turns
+    and places are kept for others.
     """
 
     def __init__(self, pool: SandboxPool, at_once: int, queue: int, caps: Limits) -> None:
@@ -63,15 +67,18 @@ class Jails:
         self.places = at_once + queue
         self.caps = caps
         self.taken = 0
-        self._turns = Turns(at_once)
+        self._at_once = at_once
+        self._taken_by: Counter[str] = Counter()
+        self._turns = Turns(2 * at_once)
+        self._own_turns: WeakValueDictionary[str, Turns] = WeakValueDictionary()  # of each client
         self.waiting = 0  # for a turn, or for answers to be read
         self._unread = 0  # bytes of answers
         self._was_read = asyncio.Event()
         self._usual = self.capped(Limits())
 
     def admit(self) -> None:
-        """Raises Busy while no place is free."""
-        if self.taken >= self.places:
+        """Raises Busy while no place is free, but for a client that has fewer jobs here than may be under way."""
+        if self.taken >= self.places and self._taken_by[LANE.get()] >= self._at_once:
             stats = self.pool.stats()
             wait_s = stats["run_s_p50"] * self.taken / (RUNS_PER_CELL * max(stats["cells"], 1))
             raise Busy(min(MAX_RETRY_S, max(1, math.ceil(wait_s))))
@@ -107,12 +114,15 @@ class Jails:
     @contextmanager
     def _places(self, jobs: Sequence[RunRequest]) -> Iterator[None]:
         self.admit()
-        places = sum(job.jobs for job in jobs)
+        places, client = sum(job.jobs for job in jobs), LANE.get()
         self.taken += places
+        self._taken_by[client] += places
         try:
             yield
         finally:
             self.taken -= places
+            self._taken_by[client] -= places
+            self._taken_by += Counter()  # forgets who has none
 
     async def _run(self, job: RunRequest) -> Outcome:
         limits = self.capped(job.limits) if job.limits else self._usual
@@ -129,8 +139,9 @@ class Jails:
         self.waiting += 1
         waits = ExitStack()
         waits.callback(self._waits_no_more)
+        own = self._own_turns.setdefault(LANE.get(), Turns(self._at_once))
         with waits:
-            async with self._turns.taken():
+            async with own.taken(), self._turns.taken():
                 while self._unread > MOST_UNREAD:
                     self._was_read.clear()
                     await self._was_read.wait()

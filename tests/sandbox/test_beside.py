@@ -1,0 +1,131 @@
+"""Signals to all processes of a program do not decide about its jobs, and none of them outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox.conftest import REPOSITORY, descendants
+from tests.sandbox.server import running_server
+
+# Jobs, a session and tests that are being read, whose host still wants to know how they end.
+DRAINS = """
+import asyncio, signal
+from fastgrpo_sandbox import AssertTests, SandboxPool
+
+SLOW = "import time\\ndef f(x):\\n    time.sleep(0.5)\\n    return x"
+SESSION = "async def main(call):\\n    import asyncio\\n    await asyncio.sleep(0.5)\\n    return await call('three')"
+TESTS = AssertTests(("assert f(1) == 1", "assert f(2) == 3"))
+LONG = AssertTests(tuple(f"assert f({[number] * 60}) == {[number] * 60}" for number in range(1000)))
+
+async def three(method, params):
+    return 3
+
+async def ask(pool):
+    async with pool.session(SESSION, three) as opened:
+        return (await opened.outcome()).value
+
+async def main():
+    asked = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    async with SandboxPool(cells=1) as pool:
+        work = [pool.run(SLOW, tests=TESTS), pool.run(SLOW.replace("0.5", "0"), tests=LONG), ask(pool)]
+        jobs = [asyncio.ensure_future(one) for one in work]
+        while pool.readers._busy == set() or pool.stats()["running"] < 2:
+            await asyncio.sleep(0.01)
+        print("ready", flush=True)
+        await asked.wait()
+        judged, long, value = await asyncio.gather(*jobs)
+        late = await pool.run("import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))")
+        print(judged.tests, long.status, value, late.stdout, pool.stats()["cells_lost"])
+
+asyncio.run(main())
+"""
+READS = """
+import asyncio, signal, time
+from fastgrpo_sandbox.reading import Readers
+
+async def main():
+    readers = Readers()
+    await readers.ask(str.upper, "it has started")
+    work = asyncio.ensure_future(readers.ask(sum, range(10 ** 12)))
+    await asyncio.sleep(0.2)
+    print("ready", flush=True)
+    await work
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def host(program: str) -> Iterator[subprocess.Popen[str]]:
+    """A program that said that it is ready, in a process group of its own."""
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'sandbox'}"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "to", ["its group", "each of its processes"]
+)  # as terminals and torchrun do, and as Slurm does
+def test_what_runs_ends_as_it_would_where_all_processes_are_asked_to_end(sent, to):
+    if (sent, to) == (signal.SIGINT, "each of its processes"):
+        pytest.skip("Python in a job, too, takes that for Ctrl-C")
+    with host(DRAINS) as process:
+        below = descendants(process.pid)
+        if to == "its group":
+            os.killpg(process.pid, sent)
+        else:
+            for pid in (process.pid, *below):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, sent)
+        said, _ = process.communicate(timeout=60)
+    assert said == "(True, False) ok 3 set()\n 0.0\n"
+
+
+@pytest.mark.jail
+def test_a_server_drains_where_its_whole_group_is_asked_to_end():
+    job = {"code": "import time; time.sleep(1); print('done')"}
+    with running_server("--cells", "1") as server, ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(server.post, "/run", job)
+        while not server.metric("sandbox_running"):
+            time.sleep(0.01)
+        os.killpg(server.process.pid, signal.SIGTERM)
+        assert answer.result(60).body["stdout"] == "done\n"
+        assert server.process.wait(60) == 0
+
+
+def test_a_reader_does_not_outlive_its_host():
+    with host(READS) as process:
+        (reader,) = descendants(process.pid)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 10
+        while _runs(reader) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not _runs(reader)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
