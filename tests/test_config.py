@@ -414,6 +414,29 @@ def test_other_trainers_names_lead_to_keys() -> None:
     assert NO_KEY.keys() & (ELSEWHERE.keys() | KEYS.keys()) == set()
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("vllm_importance_sampling_correction", "'grpo.tis_cap'"),
+        ("top_entropy_quantile", "whatever its entropy"),
+        ("entropy_coef_min", "grpo.entropy_weight stays"),
+        ("environment_factory", "environment="),
+        ("custom_reward_function.name", "'data.reward'"),
+        ("reward.custom_reward_function.reward_kwargs", "functools.partial"),
+        ("actor_rollout_ref.rollout.val_kwargs.temperature", "'eval.temperature'"),
+        ("reward.model_name_or_path", "asked by a reward function"),
+        ("actor.agent_func_path", "environment="),
+        ("num_epoch", "'grpo.steps'"),
+        ("custom_generate_function_path", "environment="),
+        ("orchestrator.sampling.max_tokens", "'grpo.max_new_tokens'"),
+        ("inference.parallel.tp", "'engine.tensor_parallel'"),
+    ],
+)
+def test_another_trainers_key_leads_to_what_it_is_here(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"unknown key {name!r}; ") + f"(here|it has).*{re.escape(told)}"):
+        checked({name: 1}, source="train(config)")
+
+
 def test_from_python_a_folder_may_be_a_path_and_a_list_is_called_so() -> None:
     assert checked({"runs": Path("a/b"), "data.dataset": Path("c")}, source="train") == {
         "runs": "a/b",
