@@ -107,8 +107,8 @@ NO_KEY = {
         "vLLM always decodes on the trainer's own devices and weights": (
             "use_vllm vllm_mode vllm_server_host vllm_server_port vllm_server_base_url vllm_server_timeout "
             "rollout.name vllm_num_engines num_engines colocate colocate_all rollout.mode vllm_model_impl "
-            "vllm_group_port cache_implementation use_transformers_continuous_batching transformers_continuous_batching_config "
-            "use_transformers_paged"
+            "vllm_group_port cache_implementation use_transformers_continuous_batching "
+            "transformers_continuous_batching_config use_transformers_paged"
         ),
         "the memory plan says whether vLLM sleeps while the policy trains": (
             "vllm_enable_sleep_mode free_cache_engine enable_sleep"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
 import os
@@ -11,15 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletion
 
 from fastgrpo.config_files import read_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.rollouts.experience import OWN_METRICS
 from fastgrpo.training import learner
+from fastgrpo.types import Reward, Rollout
 from fastgrpo_sandbox.requirements import explain
+from tests.helpers.chat_model import save_chat_model
 from tests.helpers.random_engine import random_engine
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +85,77 @@ def test_an_example_trains(
     runpy.run_path(str(ROOT / "examples" / name))["main"]()
     assert metric in first_step(tmp_path / "runs" / "run")
     assert (tmp_path / "runs" / "run" / "report.html").exists()
+
+
+def test_trls_tools_and_environments_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_chat_model(tmp_path / "policy")
+    monkeypatch.setattr(sys, "argv", ["trl_tools.py", "--model", str(model), *SMALL, "--engine.max_model_len", "600"])
+    runpy.run_path(str(ROOT / "examples/trl_tools.py"))["main"]()
+    step = first_step(tmp_path / "runs" / "run")
+    assert step["infrastructure"] == 0
+    assert (
+        0
+        < step["reward/Counter"]
+        < step["reward/total"]
+        == pytest.approx(step["reward/Counter"] + step["reward/brevity"])
+    )
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_tools_are_called_as_trl_calls_them(asynchronous: bool) -> None:
+    """What its trainer hands to rewards of the same calls: a wrong one is told to the policy."""
+    made = runpy.run_path(str(ROOT / "examples/trl_tools.py"))
+
+    def double(x: int) -> int:
+        """
+        Double a number.
+
+        Args:
+            x: The number.
+        """
+        return 2 * x
+
+    async def later(x: int) -> int:
+        return double(x)
+
+    later.__name__, later.__doc__ = "double", double.__doc__
+    replies = iter([[("increase", {"by": 2}), ("double", {"x": 4})], [("increase", {"to": 3})], []])
+
+    async def create(messages: list[dict[str, Any]], tools: list[dict[str, Any]], **_: Any) -> ChatCompletion:
+        assert messages[0]["content"] == "To 3. It is 0 now."
+        assert [tool["function"]["name"] for tool in tools] == ["double", "increase"]
+        assert tools[1]["function"]["parameters"]["required"] == ["by"]
+        calls = [
+            {"id": f"{n}", "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
+            for n, (name, given) in enumerate(next(replies))
+        ]
+        message = {"role": "assistant", "content": None if calls else "Done.", "tool_calls": calls or None}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        return ChatCompletion.model_validate(
+            {"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": [choice]}
+        )
+
+    def last(completions: list[Any], environments: list[Any], wanted: list[int], **_: Any) -> list[float | None]:
+        roles = " ".join(turn["role"] for turn in completions[0])
+        assert roles == "assistant tool tool assistant tool assistant"
+        assert [turn["content"] for turn in completions[0] if turn["role"] == "tool"][:2] == ["2", "8"]
+        assert "unexpected keyword argument 'to'" in completions[0][4]["content"]
+        return [10.0 * environment.value + wanted[0] for environment in environments]
+
+    def none(**_: Any) -> list[float | None]:
+        return [None]
+
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+    access = SimpleNamespace(client=lambda: client, model="policy")
+    tools = [later if asynchronous else double]
+    agent = made["Tools"]([last, none], tools=tools, environment_factory=made["Counter"], reward_weights=[0.5, 1.0])
+    (problem,) = made["problems"]([{"prompt": [{"role": "user", "content": "To 3."}], "wanted": 3}])
+    executed = asyncio.run(agent.act(problem, access, 0))
+    (result,) = asyncio.run(agent.results(problem, [Rollout([7], [1], [0.0], ["Done."], executions=[executed])]))
+    assert result.reward == Reward(total=12.0, terms={"last": 11.5, "Counter": 0.5})
+    agent = made["Tools"]([none], tools=tools)
+    (result,) = asyncio.run(agent.results(problem, [Rollout([7], [1], [0.0], [""], executions=[([], None)])]))
+    assert result.reward is None, "TRL leaves it out of the baseline, too"
 
 
 @pytest.mark.jail
