@@ -111,7 +111,9 @@ def package(name: str) -> Finding:
     if low <= numbers < high:
         return Finding(name, True, version)
     span = f"{'.'.join(map(str, low))} to below {'.'.join(map(str, high))}"
-    return Finding(name, False, f"{version} is not supported; install {span} (in a checkout: remove .venv, then make setup)")
+    return Finding(
+        name, False, f"{version} is not supported; install {span} (in a checkout: remove .venv, then make setup)"
+    )
 
 
 def media_packages() -> Finding:
