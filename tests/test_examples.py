@@ -15,10 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from openai.types.chat import ChatCompletion
 
+import fastgrpo
 from fastgrpo.config_files import read_toml
-from fastgrpo.config_keys import resolve
+from fastgrpo.config_keys import checked, resolve
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.rollouts.experience import OWN_METRICS
 from fastgrpo.training import learner
@@ -158,6 +160,35 @@ def test_tools_are_called_as_trl_calls_them(asynchronous: bool) -> None:
     assert result.reward is None, "TRL leaves it out of the baseline, too"
 
 
+def test_an_openrlhf_agent_trains_as_the_docs_wrap_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps, whose rewards add up; a tensor is a number."""
+    (block,) = [block for block in python_blocks() if "class Stepping:" in block]
+    made: dict[str, Any] = {}
+    exec(block, made)
+
+    class Agent:
+        def __init__(self) -> None:
+            self.steps = 0
+
+        async def reset(self, states: dict[str, Any]) -> dict[str, Any]:
+            return {"observation": states["observation"]}
+
+        async def step(self, states: dict[str, Any]) -> dict[str, Any]:
+            self.steps += 1
+            assert isinstance(states["action_text"], str)
+            rewards = torch.tensor(self.steps + states["label"])
+            return {"rewards": rewards, "done": self.steps == 2, "environment_feedback": "Again."}
+
+    problems = [SimpleNamespace(id=n, prompt=f"Count to {n}.", label=0.25) for n in range(4)]
+    keys = dict(zip((name.removeprefix("--") for name in SMALL[::2]), SMALL[1::2], strict=True))
+    settings = checked(keys, source="test", strict=False) | {"engine.max_model_len": 600}
+    fastgrpo.train(
+        settings, model=save_chat_model(tmp_path / "policy"), environment=made["Stepping"](Agent), dataset=problems
+    )
+    step = first_step(tmp_path / "runs" / "run")
+    assert (step["infrastructure"], step["reward/total"]) == (0, 3.5)
+
+
 @pytest.mark.jail
 def test_every_metric_has_its_meaning_in_the_docs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What switches add included, and what a task of one's own does not."""
@@ -174,9 +205,15 @@ def test_every_metric_has_its_meaning_in_the_docs(model: Path, tmp_path: Path, m
     assert {name for name in names if "/" not in name} - OWN_METRICS == {"pass_rate", "solved"}
 
 
+def python_blocks() -> list[str]:
+    """The snippets of docs/own-task.md, without the line that says why one is not run."""
+    text = (ROOT / "docs/own-task.md").read_text()
+    return re.findall(r"^```python\n(?:# not run.*?\n)?(.*?)^```$", text, re.M | re.S)
+
+
 def scripts() -> tuple[str, str]:
     """TRL's script and ours, as docs/own-task.md has them."""
-    blocks = re.findall(r"^```python\n# not run.*?\n(.*?)^```$", (ROOT / "docs/own-task.md").read_text(), re.M | re.S)
+    blocks = python_blocks()
     (theirs,) = [block for block in blocks if "GRPOTrainer(" in block]
     (ours,) = [block for block in blocks if 'model="PATH"' in block and "from datasets" in block]
     return theirs, ours
