@@ -34,7 +34,7 @@ ELSEWHERE = {
         "grpo.advantage": "adv_estimator advantage.estimator advantage_estimator",
         "grpo.ratio": "importance_sampling_level",
         "grpo.normaliser": "loss_agg_mode",
-        "grpo.reward_scale": "scale_rewards norm_adv_by_std_in_grpo no_std_norm",
+        "grpo.reward_scale": "scale_rewards multi_objective_aggregation norm_adv_by_std_in_grpo no_std_norm",
         "grpo.importance_correction": "vllm_importance_sampling_mode rollout_is use_tis",
         "grpo.tis_cap": (
             "vllm_importance_sampling_correction vllm_importance_sampling_cap vllm_importance_sampling_clip_max "
@@ -119,11 +119,10 @@ NO_KEY = {
         "the KL is to the policy at the start, and grpo.kl_weight stays as it is": (
             "sync_ref_model ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target"
         ),
-        "grpo.loss_function takes a loss of your own, as SAPO's and GMPO's in examples/losses.py": (
+        "grpo.loss_function takes a loss of your own, as SAPO's and the off-policy mask in examples/losses.py": (
             "sapo_temperature_neg sapo_temperature_pos tau_pos tau_neg vespo_k_pos vespo_k_neg "
             "vespo_lambda_pos vespo_lambda_neg off_policy_mask_threshold"
         ),
-        "of a group's rewards the weighted sum is what advantages are made of": "multi_objective_aggregation",
         "every token of a completion is trained, whatever its entropy": "top_entropy_quantile",
         "grpo.entropy_weight stays as it is": (
             "use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target"
@@ -148,6 +147,7 @@ NO_KEY = {
         "the tokenizer is the one in the model's folder": "processing_class tokenizer",
         "the model's own configuration, engine.dtype and model.revision say how it is loaded": "model_init_kwargs",
         "weights are trained as they are, not quantised": "quantization_config load_in_4bit load_in_8bit",
+        "there is no dropout": "disable_dropout",
         "routers get no loss of their own": "router_aux_loss_coef",
         "sequences are packed without padding": "pad_to_multiple_of packing_samples use_remove_padding",
         "this package's kernels run wherever they can": "use_liger_kernel liger_kernel_config",
