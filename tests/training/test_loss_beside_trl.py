@@ -27,6 +27,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, {"loss": "grpo"}),
     "its default": ({}, {"clip_high": 0.2}),
     "dapo": ({"epsilon_high": 0.28}, {"loss": "dapo"}),
+    "bnpo": ({"loss_type": "bnpo"}, {"clip_high": 0.2}),
     "dr_grpo": ({"loss_type": "dr_grpo", "scale_rewards": "none"}, {"loss": "dr_grpo"}),
     "its dr_grpo": ({"loss_type": "dr_grpo"}, {"loss": "dr_grpo", "reward_scale": "group"}),
     "by batch": ({"scale_rewards": "batch"}, {"clip_high": 0.2, "reward_scale": "batch"}),
