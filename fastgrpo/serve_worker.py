@@ -66,6 +66,9 @@ def refuse_unservable(model: str, max_model_len: int) -> None:
         raise UserError(f"--max-model-len {max_model_len} leaves no room for a prompt and an answer: set 2 or more")
     if HUB_NAME.fullmatch(model) and not folder.exists():
         return
+    if not folder.is_dir():
+        wrong = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"model folder {model} {wrong}: --model takes a folder, or a name on the hub as OWNER/NAME")
     for pattern in ("config.json", "tokenizer*"):
         if not any(folder.glob(pattern)):
             raise UserError(

@@ -95,6 +95,13 @@ def test_a_name_on_the_hub_is_left_to_the_server(monkeypatch: pytest.MonkeyPatch
     assert served[3] == ["train", "--x", "1"]
 
 
+@pytest.mark.parametrize(("name", "wrong"), [("none", "does not exist"), ("model.gguf", "is a file")])
+def test_what_is_no_folder_is_told_so(tmp_path: Path, name: str, wrong: str) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(UserError, match=f"model folder .*{name} {wrong}: --model takes a folder, or a name on the hub"):
+        serve_worker.refuse_unservable(str(tmp_path / name), 4096)
+
+
 def test_an_adapter_is_served_merged_into_its_base(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
