@@ -61,6 +61,8 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
     name = model.source if gone else model.path
     if (path := Path(name).expanduser()).is_dir():
         folder = _loadable(config, path, weights, adapters)
+        if not (weights or folder != path or any(path.glob("pytorch_model*.bin"))):
+            _whole(path)  # nothing is fetched for it
         return config if folder == Path(model.path) else _with(config, folder, source=name)
     if Path(name).expanduser().is_file() and name.lower().endswith(".gguf"):
         return _with(config, _from_gguf(Path(name).expanduser(), weights), source=name)

@@ -74,15 +74,20 @@ def as_bin(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def test_damaged_weights_are_said_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [True, False])
+def test_damaged_weights_are_said_at_once(tiny_folder: Path, tmp_path: Path, weights: bool) -> None:
+    """By a dry run, too, of a folder that is here."""
     shutil.copytree(tiny_folder, tmp_path / "half")
-    weights = tmp_path / "half/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    file = tmp_path / "half/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"the weights .*half/model.safetensors cannot be read .*: download or save"):
-        with_local_model(configuration(tmp_path / "half"))
-    weights.unlink()
+        with_local_model(configuration(tmp_path / "half"), weights=weights)
+    file.unlink()
     with pytest.raises(UserError, match=r"model folder .*half has no weights"):
-        with_local_model(configuration(tmp_path / "half"))
+        with_local_model(configuration(tmp_path / "half"), weights=weights)
+    torch.save({}, tmp_path / "half/pytorch_model.bin")
+    if not weights:
+        assert with_local_model(configuration(tmp_path / "half"), weights=False)
 
 
 def same_weights(one: Path | str, other: Path | str) -> bool:
