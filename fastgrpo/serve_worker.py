@@ -66,11 +66,27 @@ def refuse_unservable(model: str, max_model_len: int) -> None:
         raise UserError(f"--max-model-len {max_model_len} leaves no room for a prompt and an answer: set 2 or more")
     if HUB_NAME.fullmatch(model) and not folder.exists():
         return
+    if not folder.is_dir():
+        wrong = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"model folder {model} {wrong}: --model takes a folder, or a name on the hub as OWNER/NAME")
     for pattern in ("config.json", "tokenizer*"):
         if not any(folder.glob(pattern)):
             raise UserError(
                 f"--model {model} is no Hugging Face folder with its tokenizer: there is no {pattern} in it"
             )
+
+
+def whole(model: str) -> str:
+    """The `model`; where it is the folder of an adapter the one in which that is merged into its base.
+
+    Raises `UserError` where it cannot be.
+    """
+    if not (Path(model) / "adapter_config.json").is_file() or find_spec("vllm") is None:
+        return model
+    from fastgrpo.config_keys import resolve
+    from fastgrpo.policy.hub import with_local_model
+
+    return with_local_model(resolve({"model.path": model})).model.path
 
 
 def refuse_busy(port: int) -> None:
@@ -132,14 +148,17 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     """Serve one model."""
     parser = argparse.ArgumentParser(prog="python -m fastgrpo.serve_worker", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", required=True, help="Hugging Face causal LM: its folder, or its name on the hub")
+    parser.add_argument(
+        "--model", required=True, help="Hugging Face causal LM: its folder, an adapter's, or its name on the hub"
+    )
     parser.add_argument("--port", type=int, default=8000, help="port on this machine (8000)")
     parser.add_argument("--max-model-len", type=int, default=4096, help="tokens of prompt + answer (4096)")
     parser.add_argument("command", nargs="*", help="run this once the server answers, and stop the server after it")
     chosen = parser.parse_args()
-    refuse_unservable(chosen.model, chosen.max_model_len)
+    model = whole(chosen.model)
+    refuse_unservable(model, chosen.max_model_len)
     gpu = os.path.exists("/dev/nvidiactl")
-    command = command_line(chosen.model, chosen.port, chosen.max_model_len, gpu=gpu)
+    command = command_line(model, chosen.port, chosen.max_model_len, gpu=gpu)
     return serve(command, environment(os.environ, gpu=gpu), chosen.port, chosen.command)
 
 

@@ -129,9 +129,13 @@ def refuse_none_held_out(problems: Problems) -> None:
 
 
 def task_of(config: Config) -> Task:
-    """The task that the configuration names. Raises UserError where a reward function cannot be found."""
+    """The task that the configuration names. Raises UserError where a reward function cannot be found, or must be."""
     if config.data.environment and config.data.reward:
         raise UserError("data.environment has rewards of its own: leave data.reward out, or data.environment")
+    if config.grpo.reward_scale == "terms" and not config.data.reward:
+        raise UserError(
+            "grpo.reward_scale terms divides reward functions by their own deviations: name them, or unset it"
+        )
     if config.data.environment:
         return verifiers_task(config.data.environment, config.data.environment_args)
     if config.data.reward:

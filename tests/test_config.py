@@ -91,6 +91,8 @@ def config(*arguments: str) -> Config:
         ("--grpo.mini_batches 9999", "grpo.mini_batches = 9999 are more parts than the 128 rollouts"),
         ("--grpo.max_new_tokens 8 --grpo.overlong_penalty_tokens 9", "overlong_penalty_tokens is above grpo.max_new_t"),
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),
+        ("--grpo.advantage rloo --grpo.reward_scale terms", "advantage rloo and grpo.reward_scale terms exclude"),
+        ("--grpo.refill 1 --grpo.reward_scale terms", "refill replaces groups whose totals are equal"),
         ("--grpo.group_size 10000000", "160,000,000 rollouts at once, more than 1,048,576: lower one of them"),
         ("--grpo.max_lag 1 --grpo.refill 2", "grpo.max_lag and grpo.refill above 0 exclude each other"),
         ("--grpo.in_flight true", "set grpo.max_lag to 1 or more"),
@@ -412,6 +414,29 @@ def test_help_lists_every_key_with_its_default() -> None:
 def test_other_trainers_names_lead_to_keys() -> None:
     assert {name: key for name, key in ELSEWHERE.items() if key not in KEYS or name in KEYS} == {}
     assert NO_KEY.keys() & (ELSEWHERE.keys() | KEYS.keys()) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("vllm_importance_sampling_correction", "'grpo.tis_cap'"),
+        ("top_entropy_quantile", "whatever its entropy"),
+        ("entropy_coef_min", "grpo.entropy_weight stays"),
+        ("environment_factory", "environment="),
+        ("custom_reward_function.name", "'data.reward'"),
+        ("reward.custom_reward_function.reward_kwargs", "functools.partial"),
+        ("actor_rollout_ref.rollout.val_kwargs.temperature", "'eval.temperature'"),
+        ("reward.model_name_or_path", "asked by a reward function"),
+        ("actor.agent_func_path", "environment="),
+        ("num_epoch", "'grpo.steps'"),
+        ("custom_generate_function_path", "environment="),
+        ("orchestrator.sampling.max_tokens", "'grpo.max_new_tokens'"),
+        ("inference.parallel.tp", "'engine.tensor_parallel'"),
+    ],
+)
+def test_another_trainers_key_leads_to_what_it_is_here(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"unknown key {name!r}; ") + f"(here|it has).*{re.escape(told)}"):
+        checked({name: 1}, source="train(config)")
 
 
 def test_from_python_a_folder_may_be_a_path_and_a_list_is_called_so() -> None:

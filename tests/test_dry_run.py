@@ -151,6 +151,12 @@ def test_a_tracker_that_is_not_installed_is_refused_where_the_program_has_use_fo
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("keys", [{}, {"task": "code"}, {"data.environment": "verifiers:any"}])
+def test_terms_of_what_is_no_function_are_refused(keys: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"grpo\.reward_scale terms divides reward functions"):
+        print_plan(resolve({"grpo.reward_scale": "terms"} | keys))
+
+
 def test_a_task_without_a_model_is_refused_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="this task needs a model"):
         print_plan(resolve({}), reward_task([anything], dataset=[{"prompt": "count"}]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
 import os
@@ -11,15 +12,21 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from openai.types.chat import ChatCompletion
 
+import fastgrpo
 from fastgrpo.config_files import read_toml
-from fastgrpo.config_keys import resolve
+from fastgrpo.config_keys import checked, resolve
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.rollouts.experience import OWN_METRICS
 from fastgrpo.training import learner
+from fastgrpo.types import Reward, Rollout
 from fastgrpo_sandbox.requirements import explain
+from tests.helpers.chat_model import save_chat_model
 from tests.helpers.random_engine import random_engine
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +89,106 @@ def test_an_example_trains(
     assert (tmp_path / "runs" / "run" / "report.html").exists()
 
 
+def test_trls_tools_and_environments_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_chat_model(tmp_path / "policy")
+    monkeypatch.setattr(sys, "argv", ["trl_tools.py", "--model", str(model), *SMALL, "--engine.max_model_len", "600"])
+    runpy.run_path(str(ROOT / "examples/trl_tools.py"))["main"]()
+    step = first_step(tmp_path / "runs" / "run")
+    assert step["infrastructure"] == 0
+    assert (
+        0
+        < step["reward/Counter"]
+        < step["reward/total"]
+        == pytest.approx(step["reward/Counter"] + step["reward/brevity"])
+    )
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_tools_are_called_as_trl_calls_them(asynchronous: bool) -> None:
+    """What its trainer hands to rewards of the same calls: a wrong one is told to the policy."""
+    made = runpy.run_path(str(ROOT / "examples/trl_tools.py"))
+
+    def double(x: int) -> int:
+        """
+        Double a number.
+
+        Args:
+            x: The number.
+        """
+        return 2 * x
+
+    async def later(x: int) -> int:
+        return double(x)
+
+    later.__name__, later.__doc__ = "double", double.__doc__
+    replies = iter([[("increase", {"by": 2}), ("double", {"x": 4})], [("increase", {"to": 3})], []])
+
+    async def create(messages: list[dict[str, Any]], tools: list[dict[str, Any]], **_: Any) -> ChatCompletion:
+        assert messages[0]["content"] == "To 3. It is 0 now."
+        assert [tool["function"]["name"] for tool in tools] == ["double", "increase"]
+        assert tools[1]["function"]["parameters"]["required"] == ["by"]
+        calls = [
+            {"id": f"{n}", "type": "function", "function": {"name": name, "arguments": json.dumps(given)}}
+            for n, (name, given) in enumerate(next(replies))
+        ]
+        message = {"role": "assistant", "content": None if calls else "Done.", "tool_calls": calls or None}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        return ChatCompletion.model_validate(
+            {"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": [choice]}
+        )
+
+    def last(completions: list[Any], environments: list[Any], wanted: list[int], **_: Any) -> list[float | None]:
+        roles = " ".join(turn["role"] for turn in completions[0])
+        assert roles == "assistant tool tool assistant tool assistant"
+        assert [turn["content"] for turn in completions[0] if turn["role"] == "tool"][:2] == ["2", "8"]
+        assert "unexpected keyword argument 'to'" in completions[0][4]["content"]
+        return [10.0 * environment.value + wanted[0] for environment in environments]
+
+    def none(**_: Any) -> list[float | None]:
+        return [None]
+
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+    access = SimpleNamespace(client=lambda: client, model="policy")
+    tools = [later if asynchronous else double]
+    agent = made["Tools"]([last, none], tools=tools, environment_factory=made["Counter"], reward_weights=[0.5, 1.0])
+    (problem,) = made["problems"]([{"prompt": [{"role": "user", "content": "To 3."}], "wanted": 3}])
+    executed = asyncio.run(agent.act(problem, access, 0))
+    (result,) = asyncio.run(agent.results(problem, [Rollout([7], [1], [0.0], ["Done."], executions=[executed])]))
+    assert result.reward == Reward(total=12.0, terms={"last": 11.5, "Counter": 0.5})
+    agent = made["Tools"]([none], tools=tools)
+    (result,) = asyncio.run(agent.results(problem, [Rollout([7], [1], [0.0], [""], executions=[([], None)])]))
+    assert result.reward is None, "TRL leaves it out of the baseline, too"
+
+
+def test_an_openrlhf_agent_trains_as_the_docs_wrap_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps, whose rewards add up; a tensor is a number."""
+    (block,) = [block for block in python_blocks() if "class Stepping:" in block]
+    made: dict[str, Any] = {}
+    exec(block, made)
+
+    class Agent:
+        def __init__(self) -> None:
+            self.steps = 0
+
+        async def reset(self, states: dict[str, Any]) -> dict[str, Any]:
+            return {"observation": states["observation"]}
+
+        async def step(self, states: dict[str, Any]) -> dict[str, Any]:
+            self.steps += 1
+            assert isinstance(states["action_text"], str)
+            rewards = torch.tensor(self.steps + states["label"])
+            return {"rewards": rewards, "done": self.steps == 2, "environment_feedback": "Again."}
+
+    problems = [SimpleNamespace(id=n, prompt=f"Count to {n}.", label=0.25) for n in range(4)]
+    keys = dict(zip((name.removeprefix("--") for name in SMALL[::2]), SMALL[1::2], strict=True))
+    settings = checked(keys, source="test", strict=False) | {"engine.max_model_len": 600}
+    fastgrpo.train(
+        settings, model=save_chat_model(tmp_path / "policy"), environment=made["Stepping"](Agent), dataset=problems
+    )
+    step = first_step(tmp_path / "runs" / "run")
+    assert (step["infrastructure"], step["reward/total"]) == (0, 3.5)
+
+
 @pytest.mark.jail
 def test_every_metric_has_its_meaning_in_the_docs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What switches add included, and what a task of one's own does not."""
@@ -98,9 +205,15 @@ def test_every_metric_has_its_meaning_in_the_docs(model: Path, tmp_path: Path, m
     assert {name for name in names if "/" not in name} - OWN_METRICS == {"pass_rate", "solved"}
 
 
+def python_blocks() -> list[str]:
+    """The snippets of docs/own-task.md, without the line that says why one is not run."""
+    text = (ROOT / "docs/own-task.md").read_text()
+    return re.findall(r"^```python\n(?:# not run.*?\n)?(.*?)^```$", text, re.M | re.S)
+
+
 def scripts() -> tuple[str, str]:
     """TRL's script and ours, as docs/own-task.md has them."""
-    blocks = re.findall(r"^```python\n# not run.*?\n(.*?)^```$", (ROOT / "docs/own-task.md").read_text(), re.M | re.S)
+    blocks = python_blocks()
     (theirs,) = [block for block in blocks if "GRPOTrainer(" in block]
     (ours,) = [block for block in blocks if 'model="PATH"' in block and "from datasets" in block]
     return theirs, ours

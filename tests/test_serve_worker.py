@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastgrpo import serve_worker
 from fastgrpo.errors import UserError
 from fastgrpo.serve_worker import command_line, environment, serve
+from tests.policy.test_hub import save_adapter
 
 ANSWERS_ONCE = """
 import http.server, sys
@@ -91,6 +93,27 @@ def test_a_name_on_the_hub_is_left_to_the_server(monkeypatch: pytest.MonkeyPatch
     assert serve_worker.main() == 0
     assert "Qwen/Qwen2.5-Coder-0.5B" in str(served[0])
     assert served[3] == ["train", "--x", "1"]
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("none", "does not exist"), ("model.gguf", "is a file")])
+def test_what_is_no_folder_is_told_so(tmp_path: Path, name: str, wrong: str) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(UserError, match=f"model folder .*{name} {wrong}: --model takes a folder, or a name on the hub"):
+        serve_worker.refuse_unservable(str(tmp_path / name), 4096)
+
+
+def test_an_adapter_is_served_merged_into_its_base(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = save_adapter(tmp_path / "adapter", str(tiny_folder))
+    served: list[Any] = []
+    monkeypatch.setattr(serve_worker, "serve", lambda *given: served.extend(given) or 0)
+    monkeypatch.setattr(sys, "argv", ["serve_worker", "--model", str(folder)])
+    assert serve_worker.main() == 0
+    model = Path(served[0][served[0].index("--model") + 1])
+    assert model.parent == tmp_path / "cache/fastgrpo/models"
+    assert (model / "model.safetensors").is_file()
 
 
 def test_a_server_that_ends_is_a_users_error() -> None:

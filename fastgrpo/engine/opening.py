@@ -16,20 +16,24 @@ from fastgrpo.config import Config
 from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, writing
 from fastgrpo.policy.placement import policy_dtype
 from fastgrpo.signals import interruptible
 
 AnyEngine = Engine | EngineProcess
+SHARED_MEMORY = "/dev/shm"
+SCRATCH_BYTES = 2**14
 
 
 @contextmanager
 def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = None) -> Iterator[AnyEngine]:
     """vLLM, in this process or its own, with `model`'s weights; `kv_cache_gib` as planned, None = the configuration's.
 
-    Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have.
+    Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have,
+    and where it has no place for files of its own.
     """
     check_kv_cache(config)
+    require_scratch()
     try:
         with interruptible(), without_wildcards(model) as folder:
             engine = _open(config, folder, kv_cache_gib)
@@ -43,6 +47,19 @@ def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = Non
         yield engine
     finally:
         engine.close()
+
+
+def require_scratch() -> None:
+    """Raise UserError where nothing can be written for a moment: there vLLM and torch fail without saying at what."""
+    with writing("temporary files", "set TMPDIR to a folder with room, or free some in /tmp"):
+        _try_in(tempfile.gettempdir())
+    with writing(SHARED_MEMORY, "mount a tmpfs there, as docker's --shm-size=8g and --ipc=host do"):
+        _try_in(SHARED_MEMORY)
+
+
+def _try_in(folder: str) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0" * SCRATCH_BYTES)
 
 
 def _open(config: Config, folder: str, kv_cache_gib: float | None) -> AnyEngine:

@@ -41,15 +41,17 @@ DESCRIPTION = ["*.json", "*.txt", "*.model", "*.jinja"]
 ELSEWHERE = ["*/*", "consolidated*"]
 # What the folder of an adapter has, and no other.
 ADAPTER_CONFIG = "adapter_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 # Above this cosine of the two matrices a GGUF's head is its embedding, quantised once more finely.
 TIED_COSINE = 0.98
 
 
-def with_local_model(config: Config, *, again: bool = False, weights: bool = True) -> Config:
+def with_local_model(config: Config, *, again: bool = False, weights: bool = True, adapters: bool = True) -> Config:
     """The configuration with a folder of this machine as `model.path`.
 
     `model.source` is then what was named, and `model.revision` the hub's commit. `again`: a resumed run, whose folder
-    may be gone, finds its model by the source. Without `weights` there is all that describes the model.
+    may be gone, finds its model by the source. Without `weights` there is all that describes the model. Without
+    `adapters` one is refused.
     Raises UserError for a name that is unknown or gated, where the hub cannot be reached, and for a broken file.
     """
     model = config.model
@@ -58,7 +60,9 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
     gone = again and model.source and not Path(model.path).expanduser().is_dir()
     name = model.source if gone else model.path
     if (path := Path(name).expanduser()).is_dir():
-        folder = _loadable(config, path, weights)
+        folder = _loadable(config, path, weights, adapters)
+        if not (weights or folder != path or any(path.glob("pytorch_model*.bin"))):
+            _whole(path)  # nothing is fetched for it
         return config if folder == Path(model.path) else _with(config, folder, source=name)
     if Path(name).expanduser().is_file() and name.lower().endswith(".gguf"):
         return _with(config, _from_gguf(Path(name).expanduser(), weights), source=name)
@@ -69,16 +73,18 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
         file = _fetched_file(found["repository"], found["file"], model.revision)
         return _with(config, _from_gguf(file, weights), source=name, revision=_commit(file, found["repository"]))
     folder = _fetched(name, model.revision, weights)
-    return _with(config, _loadable(config, folder, weights), source=name, revision=folder.name)
+    return _with(config, _loadable(config, folder, weights, adapters), source=name, revision=folder.name)
 
 
 def _with(config: Config, folder: Path, **keys: str) -> Config:
     return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(folder), **keys))
 
 
-def _loadable(config: Config, folder: Path, weights: bool) -> Path:
+def _loadable(config: Config, folder: Path, weights: bool, adapters: bool) -> Path:
     """The folder itself, or one made of it: of its .bin files, or of an adapter and its base."""
     if (folder / ADAPTER_CONFIG).is_file():
+        if not adapters:  # they might name one another
+            raise UserError(f"{folder} is an adapter itself: name the model of both as base_model_name_or_path")
         return _merged(config, folder, weights)
     return _whole(_converted(folder)) if weights else folder
 
@@ -89,23 +95,24 @@ class _Adapter(msgspec.Struct):
 
 
 def _merged(config: Config, folder: Path, weights: bool) -> Path:
-    """A folder of the model with the adapter in `folder` merged into it; without `weights` the folder of its base."""
+    """A folder of the model with the adapter in `folder` merged into it; without `weights` one that describes it."""
     file = folder / ADAPTER_CONFIG
     try:
         adapter = msgspec.json.decode(file.read_bytes(), type=_Adapter)
     except (OSError, msgspec.MsgspecError) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}; download or save it again") from error
     name = adapter.base_model_name_or_path
-    if not name or (Path(name).expanduser() / ADAPTER_CONFIG).is_file():  # an adapter, maybe this one
+    if not name:
         raise UserError(f"{file} names no model that the adapter is for: write its base_model_name_or_path there")
     try:
-        found = with_local_model(_with(config, Path(name), source="", revision=adapter.revision or ""), weights=weights)
+        named = _with(config, Path(name), source="", revision=adapter.revision or "")
+        found = with_local_model(named, weights=weights, adapters=False)
         base, files = Path(found.model.path), sorted(folder.glob("adapter_model*"))
         load_config(base)
     except UserError as error:
         raise UserError(f"the adapter {folder} has no base to be merged into: {error}") from error
     if not weights:
-        return base
+        return _described(base, folder) if (folder / TOKENIZER_CONFIG).is_file() else base
     if not files:
         raise UserError(f"the adapter {folder} has no weights: put its adapter_model.safetensors there")
     peft = peft_module(f"the adapter {folder}")
@@ -123,11 +130,27 @@ def _with_adapter(base: Path, folder: Path, peft: ModuleType) -> tuple[Any, Any]
             warnings.filterwarnings("error", "Found missing adapter keys")
             model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False)
             merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
-        described = folder if (folder / "tokenizer_config.json").is_file() else base
+        described = folder if (folder / TOKENIZER_CONFIG).is_file() else base
         return merged, AutoTokenizer.from_pretrained(described, trust_remote_code=False)
     except Exception as error:  # peft raises of whatever kind
         reason = f"{type(error).__name__}: {last_line(error)}"[:200]
         raise UserError(f"the adapter {folder} cannot be merged into {base}, is it of that model? {reason}") from error
+
+
+def _described(base: Path, adapter: Path) -> Path:
+    """A folder with what describes the `base`, and the adapter's own tokenizer; gone at the exit."""
+    folder = _until_the_exit()
+    for file in base.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
+    with _readable(f"the tokenizer of the adapter {adapter}"):
+        AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).save_pretrained(folder)
+    return folder
+
+
+def _until_the_exit() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="fastgrpo-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _whole(folder: Path) -> Path:
@@ -216,8 +239,7 @@ def _converted(folder: Path) -> Path:
 def _from_gguf(file: Path, weights: bool) -> Path:
     """A folder with what the GGUF file holds, dequantised to bfloat16; without `weights` gone at the exit."""
     if not weights:
-        folder = Path(tempfile.mkdtemp(prefix="fastgrpo-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        folder = _until_the_exit()
         with _readable(f"the GGUF file {file}"):
             AutoConfig.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
             AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

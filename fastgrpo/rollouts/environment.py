@@ -191,7 +191,11 @@ def _checked(result: Any) -> Result:
     total = finite_number("the reward", result.reward.total)
     if abs(total) > LARGEST_REWARD:
         raise EnvironmentFailure(f"the reward must be at most {LARGEST_REWARD:g}, either way, got {total:g}")
-    reward = Reward(total=total, terms=_numbers("the reward's term", result.reward.terms))
+    reward = Reward(
+        total=total,
+        terms=_numbers("the reward's term", result.reward.terms),
+        weights=_numbers("the reward's weight", result.reward.weights),
+    )
     return msgspec.structs.replace(plain, reward=reward, metrics=_numbers("the metric", result.metrics))
 
 

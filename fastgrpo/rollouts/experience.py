@@ -180,6 +180,7 @@ def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     """
     for group in groups:
         for rollout in group.rollouts:
+            reward = rollout.reward
             own = {
                 "problem_id": name_of(group.problem),
                 "prompt": group.prompt,
@@ -187,7 +188,7 @@ def sample_records(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
                 "versions": _runs(v for v, m in zip(rollout.versions, rollout.loss_mask, strict=True) if m),
                 "status": rollout.result.status,
                 "error": rollout.result.error,
-                "reward": msgspec.to_builtins(rollout.reward),
+                "reward": reward and {"total": reward.total, "terms": reward.terms},
             }
             taken = {*own, "stage", "step"}
             yield own | {_beside(key, taken=key in taken): value for key, value in rollout.result.record.items()}

@@ -161,7 +161,8 @@ class RewardFunctions:
         terms = {name: weight * value for name, weight, value in named if value is not None}
         if not terms:
             return failed("no reward function gave this completion a reward")
-        return Result(reward=Reward(total=sum(terms.values()), terms=terms))
+        weights = {name: abs(weight) for name, weight in zip(self._functions, self._weights, strict=True)}
+        return Result(reward=Reward(total=sum(terms.values()), terms=terms, weights=weights))
 
     async def _values(
         self, name: str, function: Callable[..., Any], arguments: dict[str, Any], count: int

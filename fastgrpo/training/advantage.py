@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgrpo.config import Advantage, Grpo
+from fastgrpo.errors import UserError
 from fastgrpo.kernels.backend import triton_runs
 from fastgrpo.kernels.reference import STD_EPSILON
 from fastgrpo.kernels.validate import require
@@ -53,6 +54,29 @@ def scaled_advantages(rewards_R: Tensor, group_ids_R: Tensor, config: Grpo) -> T
         mode = "grpo" if scale == "group" else "dr_grpo"
     advantages_R = group_advantages(rewards_R, group_ids_R, mode)
     return advantages_R / (_step_deviation(rewards_R) + STD_EPSILON) if scale == "batch" else advantages_R
+
+
+def term_advantages(rewards: Sequence[Reward | None], group_ids_R: Tensor) -> Tensor:
+    """Advantages fp32 [R] of which each term of the rewards has a share by its weight, whatever its scale; collective.
+
+    GDPO (arXiv 2601.05242): the sum of `weights` times each term's own advantage in its group, where it applies, over
+    the deviation of such sums in the step. None, where infrastructure failed, has advantage 0.
+    Raises UserError where the terms have no weights.
+    """
+    if any(reward is not None and not reward.weights for reward in rewards):
+        raise UserError(
+            "grpo.reward_scale terms divides each reward function by its own deviation, and this task's terms are none "
+            "of functions: set it to group, batch or none"
+        )
+    given = [reward for reward in rewards if reward is not None]
+    weights = {name: weight for reward in given for name, weight in reward.weights.items()}
+    nan = float("nan")
+    sums_R = torch.zeros(len(rewards), dtype=torch.float32)
+    for name, weight in weights.items():
+        values = [nan if reward is None else reward.terms.get(name, nan) for reward in rewards]
+        sums_R += weight * group_advantages(torch.tensor(values, dtype=torch.float32), group_ids_R)
+    failed_R = torch.tensor([reward is None for reward in rewards], dtype=torch.bool)
+    return sums_R / (_step_deviation(sums_R.masked_fill(failed_R, nan)) + STD_EPSILON)
 
 
 def _step_deviation(rewards_R: Tensor) -> float:
@@ -111,14 +135,17 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     normalisers run over all sequences sampled: there it counts, as empty samples, or as whole ones for a KL term or an
     entropy bonus. With `grpo.refill` it leaves under any normaliser, because others have been sampled in its place. A
     truncated rollout that `grpo.overlong_filter` masks is an empty sample too. Each conversation of an agent is a
-    sample. With `grpo.reward_scale` batch this is collective.
+    sample. With `grpo.reward_scale` batch or terms this is collective.
     """
     rollouts = [(number, rollout) for number, group in enumerate(groups) for rollout in group.rollouts]
     totals = [float("nan") if r.reward is None else r.reward.total for _, r in rollouts]
     # What torch takes where no type is named is the process's, which a reward that loads a model of its own changes.
     rewards_R = torch.tensor(totals, dtype=torch.float32)
     group_ids_R = torch.tensor([number for number, _ in rollouts], dtype=torch.int64)
-    advantages_R = scaled_advantages(rewards_R, group_ids_R, config).tolist()
+    if config.reward_scale == "terms":
+        advantages_R = term_advantages([rollout.reward for _, rollout in rollouts], group_ids_R).tolist()
+    else:
+        advantages_R = scaled_advantages(rewards_R, group_ids_R, config).tolist()
     varied = {number for (number, _), advantage in zip(rollouts, advantages_R, strict=True) if advantage != 0.0}
     everyone = set(range(len(groups)))
     moving = everyone if config.kl_weight > 0.0 or config.entropy_weight > 0.0 else varied
@@ -173,4 +200,5 @@ def _longest_completion(rollout: Rollout) -> int:
 
 
 def _with_term(reward: Reward, penalty: float) -> Reward:
-    return Reward(total=reward.total + penalty, terms=reward.terms | {"overlong": penalty})
+    weights = reward.weights and reward.weights | {"overlong": 1.0}
+    return Reward(total=reward.total + penalty, terms=reward.terms | {"overlong": penalty}, weights=weights)

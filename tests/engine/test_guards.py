@@ -15,12 +15,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastgrpo.engine import child
+from fastgrpo.engine import child, opening
 from fastgrpo.engine import engine as in_process
 from fastgrpo.engine.guards import output_kept_back, source_digest
 from fastgrpo.engine.one_pass_sampling import KNOWN_SAMPLER, sampler_shape
-from fastgrpo.engine.opening import without_wildcards
+from fastgrpo.engine.opening import require_scratch, without_wildcards
 from fastgrpo.engine.shared_prefix import KNOWN_ATTENTION, attention_shape
+from fastgrpo.errors import UserError
+from tests.helpers.full_disk import full_disk
 
 
 @pytest.mark.parametrize("name", ["plain", "run [1]", "what?", "all*"])
@@ -130,3 +132,24 @@ def test_sources_that_are_not_where_they_were_have_no_digest() -> None:
     digest = source_digest(lambda: [output_kept_back])()
     assert digest is not None
     assert len(digest) == 16
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("SHARED_MEMORY", "cannot write NONE: No such file or directory; mount a tmpfs there, as docker's --shm-size"),
+        ("tempdir", "cannot write temporary files: No such file or directory; set TMPDIR"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, said: str
+) -> None:
+    """vLLM and torch would say `Read-only file system` or the like, and no more."""
+    require_scratch()
+    with full_disk(1000), pytest.raises(UserError, match="cannot write temporary files: File too large; set TMPDIR"):
+        require_scratch()
+    none = str(tmp_path / "none")
+    monkeypatch.setattr(opening.tempfile if changed == "tempdir" else opening, changed, none)
+    with pytest.raises(UserError) as raised:
+        require_scratch()
+    assert str(raised.value).startswith(said.replace("NONE", none))

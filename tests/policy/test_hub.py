@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
@@ -74,15 +74,20 @@ def as_bin(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def test_damaged_weights_are_said_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [True, False])
+def test_damaged_weights_are_said_at_once(tiny_folder: Path, tmp_path: Path, weights: bool) -> None:
+    """By a dry run, too, of a folder that is here."""
     shutil.copytree(tiny_folder, tmp_path / "half")
-    weights = tmp_path / "half/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    file = tmp_path / "half/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"the weights .*half/model.safetensors cannot be read .*: download or save"):
-        with_local_model(configuration(tmp_path / "half"))
-    weights.unlink()
+        with_local_model(configuration(tmp_path / "half"), weights=weights)
+    file.unlink()
     with pytest.raises(UserError, match=r"model folder .*half has no weights"):
-        with_local_model(configuration(tmp_path / "half"))
+        with_local_model(configuration(tmp_path / "half"), weights=weights)
+    torch.save({}, tmp_path / "half/pytorch_model.bin")
+    if not weights:
+        assert with_local_model(configuration(tmp_path / "half"), weights=False)
 
 
 def same_weights(one: Path | str, other: Path | str) -> bool:
@@ -226,8 +231,8 @@ def test_an_adapters_base_comes_from_the_hub_by_its_revision(
             "names no model that the adapter is for: write its base_model_name_or_path",
         ),
         ({"base_model_name_or_path": "nowhere"}, "has no base to be merged into: model folder nowhere does not exist"),
-        ({"base_model_name_or_path": "adapter"}, "names no model that the adapter is for"),
-        ({"base_model_name_or_path": "another"}, "names no model that the adapter is for"),
+        ({"base_model_name_or_path": "adapter"}, "has no base to be merged into: adapter is an adapter itself"),
+        ({"base_model_name_or_path": "another"}, "has no base to be merged into: another is an adapter itself"),
         ({"base_model_name_or_path": 3}, "adapter_config.json cannot be read: Expected `str | null`, got `int`"),
         (
             {"base_model_name_or_path": "other"},
@@ -245,6 +250,28 @@ def test_an_adapter_that_cannot_be_merged_is_one_sentence(
     with pytest.raises(UserError, match=message) as caught:
         with_local_model(configuration(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_adapters_on_the_hub_that_name_one_another_are_one_sentence(
+    fake_hub: list[dict[str, Any]], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(tmp_path / "blobs")
+    tell(save_adapter(tmp_path / "blobs", str(tiny_folder)), base_model_name_or_path="org/tiny")
+    for weights in (True, False):
+        with pytest.raises(UserError, match=r"has no base to be merged into: .* is an adapter itself"):
+            with_local_model(configuration("org/tiny"), weights=weights)
+
+
+def test_a_dry_run_reads_the_adapters_own_tokenizer(tiny_folder: Path, tmp_path: Path) -> None:
+    """It is the one that prompts are read by once the adapter is merged: with a chat template of its own, too."""
+    folder = save_adapter(tmp_path / "adapter", str(tiny_folder))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.chat_template = "{{ messages[0].content }} of the adapter"
+    tokenizer.save_pretrained(folder)
+    for weights in (False, True):
+        found = with_local_model(configuration(folder), weights=weights).model.path
+        assert AutoTokenizer.from_pretrained(found).chat_template == tokenizer.chat_template
+        assert AutoConfig.from_pretrained(found).hidden_size == AutoConfig.from_pretrained(tiny_folder).hidden_size
 
 
 def test_an_adapter_without_weights_or_without_peft_is_one_sentence(

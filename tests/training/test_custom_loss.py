@@ -89,7 +89,16 @@ def gmpo_objective(ratio: torch.Tensor, advantage: float) -> torch.Tensor:
     return worse.prod() ** (1 / len(ratio)) * advantage
 
 
-@pytest.mark.parametrize(("name", "objective"), [("sapo", sapo_objective), ("gmpo", gmpo_objective)])
+def masked_objective(ratio: torch.Tensor, advantage: float) -> torch.Tensor:
+    """arXiv 2512.02556, eq. 9."""
+    kept = advantage >= 0 or -float(ratio.log().mean()) <= 0.05
+    return kept * torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [("sapo", sapo_objective), ("gmpo", gmpo_objective), ("off_policy_masked", masked_objective)],
+)
 def test_the_examples_losses_have_their_papers_gradient(name: str, objective: Any) -> None:
     """Answer by answer, with ratios on both sides of the clip."""
     config = msgspec.structs.replace(Grpo(), loss_function=f"examples.losses:{name}", **LOSS_PRESETS["grpo"])
@@ -99,6 +108,7 @@ def test_the_examples_losses_have_their_papers_gradient(name: str, objective: An
     for batch in pack(items, weights, 10_000, "cpu"):
         logprobs_N = token_logprobs(policy, batch, 1.0)
         batch.old_logprobs_N = logprobs_N + 0.6 * torch.sin(batch.targets_N.float())
+        batch.sampled_logprobs_N = batch.old_logprobs_N
         policy_loss(policy, batch, config).loss.backward()
         found = policy.gradient()
         logits = policy.hidden(batch)[batch.loss_index_N] @ policy.head_weight.T

@@ -10,6 +10,7 @@ import torch
 
 from fastgrpo.config import LOSS_PRESETS, Grpo
 from fastgrpo.config_keys import resolve
+from fastgrpo.errors import UserError
 from fastgrpo.kernels.reference import KlEstimator, kl_estimate
 from fastgrpo.training import advantage
 from fastgrpo.training.advantage import less_kl, to_samples
@@ -318,6 +319,30 @@ def test_reward_scale_replaces_what_the_preset_divides_by(name: str, scale: str,
         "none": 1.0,
     }
     assert [sample.advantage for sample in chosen] == pytest.approx(centred / divisors[divisor], rel=1e-5)
+
+
+def weighed(terms: dict[str, float] | None) -> Rollout:
+    """A rollout with two functions' terms, weighted already: 1 and 0.5."""
+    made = rollout(None)
+    if terms is not None:
+        weights = {"small": 1.0, "large": 0.5}
+        made.result = Result(reward=Reward(total=sum(terms.values()), terms=terms, weights=weights))
+    return made
+
+
+def test_each_function_counts_by_its_weight_whatever_its_scale() -> None:
+    """GDPO: the large one's thousand is no more than the small one's tenth; where it does not apply it has no part."""
+    rows = [{"small": 0.0, "large": 1000.0}, {"small": 0.1, "large": 0.0}, {"small": 0.0}, {"small": 0.1}, None]
+    groups = [Group(None, "", [weighed(row) for row in rows[:2]]), Group(None, "", [weighed(row) for row in rows[2:]])]
+    chosen = to_samples(groups, resolve({"grpo.reward_scale": "terms"}).grpo)
+    half = 0.5**0.5
+    sums = np.array([-half + 0.5 * half, half - 0.5 * half, -half, half])
+    assert [sample.advantage for sample in chosen] == pytest.approx(sums / np.std(sums, ddof=1), rel=1e-4)
+
+
+def test_terms_that_are_told_alone_have_no_scale_of_their_own() -> None:
+    with pytest.raises(UserError, match="terms are none of functions: set it to group"):
+        to_samples([Group(None, "", [rollout(0.0), rollout(1.0)])], resolve({"grpo.reward_scale": "terms"}).grpo)
 
 
 def test_leave_one_out_is_scaled_by_the_batch_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from fastgrpo.config import Grpo
 from fastgrpo.config_keys import checked, resolve
-from fastgrpo.training.advantage import scaled_advantages
+from fastgrpo.rollouts.dataset import Example
+from fastgrpo.rollouts.reward_functions import RewardFunctions
+from fastgrpo.training.advantage import scaled_advantages, to_samples
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.packing import pack, sequence_weights
-from fastgrpo.types import Sample
+from fastgrpo.types import Group, Rollout, Sample
 from tests.helpers.tiny_model import save_tiny_model
 
 LENGTHS, PROMPT, LIMIT, TEMPERATURE = [9, 5, 7, 1, 9, 3], 3, 9, 0.9
@@ -24,6 +27,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"loss_type": "grpo"}, {"loss": "grpo"}),
     "its default": ({}, {"clip_high": 0.2}),
     "dapo": ({"epsilon_high": 0.28}, {"loss": "dapo"}),
+    "bnpo": ({"loss_type": "bnpo"}, {"clip_high": 0.2}),
     "dr_grpo": ({"loss_type": "dr_grpo", "scale_rewards": "none"}, {"loss": "dr_grpo"}),
     "its dr_grpo": ({"loss_type": "dr_grpo"}, {"loss": "dr_grpo", "reward_scale": "group"}),
     "by batch": ({"scale_rewards": "batch"}, {"clip_high": 0.2, "reward_scale": "batch"}),
@@ -37,6 +41,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "kl": ({"beta": 0.1, "use_bias_correction_kl": False}, {"clip_high": 0.2, "kl_weight": 0.1}),
     "its kl": ({"beta": 0.1}, {"clip_high": 0.2, "kl_weight": 0.1, "kl_estimator": "unbiased"}),
     "sapo": ({"loss_type": "sapo"}, {"loss": "grpo", "loss_function": "examples.losses:sapo"}),
+    "off-policy mask": (
+        {"off_policy_mask_threshold": 0.05, "loss_type": "grpo"},
+        {"loss": "grpo", "loss_function": "examples.losses:off_policy_masked"},
+    ),
     "entropy": ({"entropy_coef": 0.1}, {"clip_high": 0.2, "entropy_weight": 0.1}),
 }
 for mode in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"):
@@ -99,6 +107,7 @@ def of_trl(trainer: Any, tokens: Tokens, advantages_B: Tensor) -> tuple[float, T
         "advantages": advantages_B,
         "old_per_token_logps": tokens.old_BT,
         "ref_per_token_logps": tokens.ref_BT,
+        "sampling_per_token_logps": tokens.sampled_BT,
         "importance_sampling_ratio": weight_BT,
         "num_items_in_batch": tokens.mask_BT.sum(),
     }
@@ -125,6 +134,60 @@ def of_ours(model: Any, tokens: Tokens, advantages_B: Tensor, config: Grpo) -> t
     batch.old_logprobs_N = packed(tokens.old_BT)
     batch.ref_logprobs_N = packed(tokens.ref_BT) if config.kl_weight else None
     return gradient(model, policy_loss(Head(model, tokens), batch, config).loss)
+
+
+# By a completion in a row and by a function: None where one does not apply; of one completion none does.
+VALUES: list[list[float | None]] = [
+    [1.0, 20.0, None], [0.0, 50.0, 0.5], [0.5, 20.0, 0.25],
+    [1.0, None, 1.0], [None, None, None], [0.0, 10.0, -3.0],
+]  # fmt: skip
+WEIGHTS = [1.0, 0.1, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "scale"),
+    [
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "terms"),
+        ({"scale_rewards": "group"}, "group"),
+        ({"scale_rewards": "batch"}, "batch"),
+        ({"scale_rewards": "none"}, "none"),
+    ],
+)
+def test_advantages_of_several_rewards_are_trls(tmp_path: Path, theirs: dict[str, Any], scale: str) -> None:
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    names = ["first", "second", "third"]
+    columns = list(zip(*VALUES, strict=True))
+
+    def reward(number: int) -> Any:
+        def values(completions: list[Any], row: list[int], **_: Any) -> list[float | None]:
+            return [columns[number][each + index] for index, each in enumerate(row)]
+
+        values.__name__ = names[number]
+        return values
+
+    settings = trl.GRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=len(VALUES), num_generations=3, report_to=[],
+        max_completion_length=4, use_cpu=True, bf16=False, reward_weights=WEIGHTS, **theirs,
+    )  # fmt: skip
+    inputs = [{"prompt": "x", "row": 0}] * 6
+    functions = [reward(number) for number in range(3)]
+    trainer = trl.GRPOTrainer(
+        str(save_tiny_model(tmp_path / "model")), reward_funcs=functions, args=settings,
+        train_dataset=datasets.Dataset.from_list(inputs),
+    )  # fmt: skip
+    expected = trainer._generate_and_score_completions(inputs)["advantages"].tolist()
+    ours = RewardFunctions(functions, WEIGHTS, deadline_s=60)
+    groups = []
+    for row in (0, 3):
+        rollouts = [Rollout([7, 8], [0, 1], [0.0, -1.0], ["y"]) for _ in range(3)]
+        example = Example(str(row), "x", {"row": row})
+        for rollout, result in zip(rollouts, asyncio.run(ours.results(example, rollouts)), strict=True):
+            rollout.result = result
+        groups.append(Group(example, "x", rollouts))
+    samples = to_samples(groups, resolve({"grpo.reward_scale": scale}).grpo)
+    assert expected.pop(4) == 0, "no function applies"
+    # It adds 1e-4 to a deviation, which is 1e-6 here.
+    assert [sample.advantage for sample in samples] == pytest.approx(expected, rel=2e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", CASES)
