@@ -138,7 +138,7 @@ class Checkpoints:
         finally:
             try:
                 self._behind.close()
-            except UserError as error:
+            except Exception as error:
                 if not failed:
                     raise
                 log.warning("%s", error)
