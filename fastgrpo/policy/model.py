@@ -18,6 +18,7 @@ from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import logit_transform
 from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
+from fastgrpo.policy.host_copy import host_copy
 from fastgrpo.policy.lora import adapter_state, adapters_off, add_adapters, merged_weights, save_adapters
 from fastgrpo.ranks.collectives import STEP_WAIT_S, is_first_rank
 from fastgrpo.ranks.deadlines import within
@@ -174,8 +175,8 @@ class Policy:
         if self.sharded_as is None and not first:
             return lambda folder: None
         # A view of vLLM's stacked tensors would be saved with its whole storage.
-        state = {name: tensor.to("cpu", copy=True) for name, tensor in self.weights() if first}
-        adapters = {name: tensor.to("cpu", copy=True) for name, tensor in adapter_state(self.model).items() if first}
+        state = {name: host_copy(tensor) for name, tensor in self.weights() if first}
+        adapters = {name: host_copy(tensor) for name, tensor in adapter_state(self.model).items() if first}
         # Here: transformers makes a model under another default type of torch, which all threads have in common.
         whole = self._whole_model() if first else None
 

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint import load as load_distributed
 from torch.distributed.tensor import DTensor
 
+from fastgrpo.policy.host_copy import host_copy
 from fastgrpo.ranks.collectives import STAGE_WAIT_S, awaiting, is_first_rank, rank_and_world
 
 # Elements of one file: so many are on the host at once of tensors on a GPU, and hold up other threads where safetensors
@@ -48,15 +49,14 @@ def own_parts(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
 def on_host(parts: Mapping[str, Part]) -> dict[str, Part]:
     """The same in host memory of their own, complete when this returns; on a GPU after what the present stream has.
 
-    Pageable memory: to pin as much takes seconds, and torch keeps what it has pinned. Most of the time goes into pages
-    that are new, which several threads take together.
+    Most of the time goes into pages that are new, which several threads take together.
     """
     stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
 
     def copied(part: Part) -> Part:
         # Each thread has a stream and a GPU of its own.
         with torch.cuda.stream(stream):
-            return Part(part.block.to("cpu", copy=True), part.start)
+            return Part(host_copy(part.block), part.start)
 
     with ThreadPoolExecutor(COPIERS, thread_name_prefix="copy") as threads:
         return dict(zip(parts, threads.map(copied, parts.values()), strict=True))
