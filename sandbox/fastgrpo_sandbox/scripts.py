@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from fastgrpo_sandbox.guest.memo import memo
@@ -16,9 +16,12 @@ STARTERS = ("pytest.main", "unittest.main")
 BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
 SET_UP = ("setup_method", "setup")
 UNUSED = "import pytest"  # once its marks and its start are gone
+FIXTURES = ("pytest.fixture", "fixture")
+LEFT_OUT = ("pytest.mark.skip", "pytest.mark.xfail")
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
+_Fixtures = Mapping[str, ast.FunctionDef]
 
 
 class Script(NamedTuple):
@@ -32,7 +35,7 @@ class Script(NamedTuple):
 @memo
 def as_run(source: str) -> Script:
     """`source` with what stands under `if __name__ == "__main__"`, and with a call of each function `test...`, or
-    method of a class `Test...`, that it only defines, as pytest calls them.
+    method of a class `Test...`, that it only defines, as pytest calls them with what parametrize and fixtures give.
 
     Raises SyntaxError, and ValueError where such a test takes arguments that are not in the text, or where none of
     its assertions would be run: any solution would pass.
@@ -40,7 +43,8 @@ def as_run(source: str) -> Script:
     tree = parse(source)
     body = [each for node in tree.body for each in _started(node)]
     run = _names_run(body)
-    calls = [] if run & BY_ANY_NAME else [call for node in body for call in _calls_of(node, run)]
+    fixtures = _fixtures(body)
+    calls = [] if run & BY_ANY_NAME else [call for node in body for call in _calls_of(node, run, fixtures)]
     called = parse("\n".join(calls)).body
     _check_asserts([*body, *called])
     if not calls and body == tree.body:
@@ -76,10 +80,10 @@ def _names_run(body: list[ast.stmt]) -> set[str]:
     return found
 
 
-def _calls_of(node: ast.stmt, run: set[str]) -> Iterator[str]:
+def _calls_of(node: ast.stmt, run: set[str], fixtures: _Fixtures) -> Iterator[str]:
     """The calls of the tests that a statement defines and that nothing runs."""
     if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and node.name not in run:
-        yield from _calls(node, node.name)
+        yield from _calls(node, node.name, fixtures)
     if isinstance(node, ast.ClassDef) and node.name.startswith("Test") and node.name not in run:
         methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS)}
         before = "".join(f"    test.{name}()\n" for name in SET_UP if name in methods)
@@ -88,44 +92,95 @@ def _calls_of(node: ast.stmt, run: set[str]) -> Iterator[str]:
                 continue
             if before:
                 first = f"if True:\n    test = {node.name}()\n{before}    "
-                yield from (first + call for call in _calls(method, f"test.{method.name}"))
+                yield from (first + call for call in _calls(method, f"test.{method.name}", fixtures))
             else:
-                yield from _calls(method, f"{node.name}().{method.name}")
+                yield from _calls(method, f"{node.name}().{method.name}", fixtures)
 
 
-def _calls(function: _Function, called: str) -> list[str]:
-    """The calls of a test. Raises ValueError for one that wants arguments which are not in the text."""
-    names, rows = _parameters(function)
-    args = function.args
-    wanted = [each.arg for each in (*args.posonlyargs, *args.args)]
-    wanted = wanted[: len(wanted) - len(args.defaults)] if args.defaults else wanted
-    wanted += [each.arg for each, value in zip(args.kwonlyargs, args.kw_defaults, strict=True) if value is None]
+def _calls(function: _Function, called: str, fixtures: _Fixtures) -> list[str]:
+    """The calls of a test, none of one that pytest leaves out. Raises ValueError for one that wants arguments which are
+    not in the text."""
+    if any(_named(each) in LEFT_OUT for each in function.decorator_list):
+        return []
+    rows, wanted = _parameters(function), _arguments(function)
     is_bound = "." in called and not any(ast.unparse(each) == "staticmethod" for each in function.decorator_list)
-    if set(wanted[1 if is_bound else 0 :]) - set(names):
+    missing = [name for name in wanted[1 if is_bound else 0 :] if name not in rows[0]]
+    if not fixtures.keys() >= set(missing):
         raise ValueError(f"{function.name} takes arguments, which only pytest gives it: write a call of it with each")
-    calls = [f"{called}({', '.join(map('='.join, zip(names, row, strict=True)))})" for row in rows]
+    given = {name: _made(name, fixtures) for name in missing}
+    calls = [f"{called}({', '.join(map('='.join, (row | given).items()))})" for row in rows]
     is_async = isinstance(function, ast.AsyncFunctionDef)
     return [f"__import__('asyncio').run({call})" for call in calls] if is_async else calls
 
 
-def _parameters(function: _Function) -> tuple[list[str], list[list[str]]]:
-    """The names that `pytest.mark.parametrize` gives values, and these, a row for each call; it is taken off."""
-    for decorator in function.decorator_list:
-        match decorator:
-            case ast.Call(
-                func=ast.Attribute(attr="parametrize"),
-                args=[names, ast.List(elts=rows) | ast.Tuple(elts=rows)],
-                keywords=[],
-            ) if rows and "pytest.param(" not in ast.unparse(decorator):
-                is_text = isinstance(names, ast.Constant)
-                parts = str(names.value).split(",") if isinstance(names, ast.Constant) else _texts(names)
-                known = [part.strip() for part in parts if part.strip()]
-                is_one = is_text and len(known) == 1
-                cells = [[row] if is_one else list(getattr(row, "elts", ())) for row in rows]
-                if all(len(row) == len(known) for row in cells):
-                    function.decorator_list.remove(decorator)
-                    return known, [list(map(ast.unparse, row)) for row in cells]
-    return [], [[]]
+def _arguments(function: _Function) -> list[str]:
+    """Those without a default."""
+    args = function.args
+    wanted = [each.arg for each in (*args.posonlyargs, *args.args)]
+    wanted = wanted[: len(wanted) - len(args.defaults)] if args.defaults else wanted
+    return wanted + [each.arg for each, value in zip(args.kwonlyargs, args.kw_defaults, strict=True) if value is None]
+
+
+def _fixtures(body: list[ast.stmt]) -> _Fixtures:
+    """The functions that make arguments of tests, whose decorators are taken off. Raises ValueError for one that every
+    test has without asking for it."""
+    found = {}
+    for node in body:
+        marks = [each for each in getattr(node, "decorator_list", ()) if _named(each) in FIXTURES]
+        if isinstance(node, ast.FunctionDef) and marks:
+            if any(each.arg == "autouse" for mark in marks for each in getattr(mark, "keywords", ())):
+                raise ValueError(f"{node.name} is to be made for each test, which only pytest does")
+            node.decorator_list = [each for each in node.decorator_list if each not in marks]
+            found[node.name] = node
+    return found
+
+
+def _made(name: str, fixtures: _Fixtures, within: tuple[str, ...] = ()) -> str:
+    """The expression for what a fixture makes, which lives for as long as the test."""
+    wanted = _arguments(fixtures[name])
+    if name in within or not fixtures.keys() >= set(wanted):
+        raise ValueError(f"{name} takes arguments, which only pytest gives it: write what it is to have")
+    call = f"{name}({', '.join(f'{each}={_made(each, fixtures, (*within, name))}' for each in wanted)})"
+    yields = any(isinstance(node, ast.Yield) for node in ast.walk(fixtures[name]))
+    return f"next(made_{name} := {call})" if yields else call
+
+
+def _named(decorator: ast.expr) -> str:
+    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+
+
+def _parameters(function: _Function) -> list[dict[str, str]]:
+    """The values that `pytest.mark.parametrize` gives names, for each call; it is taken off."""
+    rows: list[dict[str, str]] = [{}]
+    for decorator in list(function.decorator_list):
+        own = _rows(decorator)
+        if own:
+            function.decorator_list.remove(decorator)
+            rows = [each | row for each in own for row in rows]
+    return rows
+
+
+def _rows(decorator: ast.expr) -> list[dict[str, str]]:
+    """Those of one decorator; none of what is not in the text."""
+    match decorator:
+        case ast.Call(
+            func=ast.Attribute(attr="parametrize"),
+            args=[names, ast.List(elts=rows) | ast.Tuple(elts=rows)],
+            keywords=keywords,
+        ) if {each.arg for each in keywords} <= {"ids"}:
+            is_text = isinstance(names, ast.Constant)
+            parts = str(names.value).split(",") if isinstance(names, ast.Constant) else _texts(names)
+            known = [part.strip() for part in parts if part.strip()]
+            cells = [_cells(row, is_text and len(known) == 1) for row in rows]
+            if all(len(row) == len(known) for row in cells):
+                return [dict(zip(known, map(ast.unparse, row), strict=True)) for row in cells]
+    return []
+
+
+def _cells(row: ast.expr, is_one: bool) -> list[ast.expr]:
+    if isinstance(row, ast.Call) and _named(row) == "pytest.param":
+        return [] if any(each.arg != "id" for each in row.keywords) else list(row.args)
+    return [row] if is_one else list(getattr(row, "elts", ()))
 
 
 def _texts(names: ast.expr) -> list[str]:
