@@ -141,7 +141,7 @@ def _script(source: str, setup: str, entry_point: str, prompt: str) -> Tests:
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"the tests do not parse: {error}") from None
     if names:
-        return UnittestTests(source=source, setup=setup)
+        return UnittestTests(source=with_stand_ins(source, tree) if "pytest" in source else source, setup=setup)
     if entry_point and any(isinstance(node, DEFINITIONS) and node.name == "check" for node in tree.body):
         given = "\n".join(filter(None, (preamble(prompt, entry_point), setup)))
         return _counting(check_tests(source, entry_point, given), tree)

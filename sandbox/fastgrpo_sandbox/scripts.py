@@ -14,7 +14,8 @@ from fastgrpo_sandbox.unrolling import SHARED, names_read
 
 STARTERS = ("pytest.main", "unittest.main")
 BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
-SET_UP = ("setup_method", "setup")
+SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
+SET_UP_ALL = ("setup_module", "setup_function")
 UNUSED = "import pytest"  # once its marks and its start are gone
 FIXTURES = ("pytest.fixture", "fixture")
 LEFT_OUT = ("pytest.mark.skip", "pytest.mark.xfail")
@@ -22,6 +23,14 @@ LEFT_OUT = ("pytest.mark.skip", "pytest.mark.xfail")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Fixtures = Mapping[str, ast.FunctionDef]
+
+
+class _Around(NamedTuple):
+    """What tests have beside them: functions that make arguments, lists by name, and lines to be run before each."""
+
+    fixtures: _Fixtures
+    lists: Mapping[str, ast.expr]
+    before: str
 
 
 class Script(NamedTuple):
@@ -43,8 +52,8 @@ def as_run(source: str) -> Script:
     tree = parse(source)
     body = [each for node in tree.body for each in _started(node)]
     run = _names_run(body)
-    fixtures = _fixtures(body)
-    calls = [] if run & BY_ANY_NAME else [call for node in body for call in _calls_of(node, run, fixtures)]
+    around = _around(body, run)
+    calls = [] if run & BY_ANY_NAME else [call for node in body for call in _calls_of(node, run, around)]
     called = parse("\n".join(calls)).body
     _check_asserts([*body, *called])
     if not calls and body == tree.body:
@@ -80,34 +89,47 @@ def _names_run(body: list[ast.stmt]) -> set[str]:
     return found
 
 
-def _calls_of(node: ast.stmt, run: set[str], fixtures: _Fixtures) -> Iterator[str]:
+def _around(body: list[ast.stmt], run: set[str]) -> _Around:
+    given = [node for node in body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    lists = {ast.unparse(node.targets[0]): node.value for node in given}
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    first = [_set_up(name, functions[name], 0) for name in SET_UP_ALL if name in functions and name not in run]
+    return _Around(_fixtures(body), lists, "".join(f"{line}\n" for line in first))
+
+
+def _set_up(called: str, function: _Function, own: int) -> str:
+    """A call before a test: what it may be told of that, it is not."""
+    return f"{called}({', '.join('None' for _ in _arguments(function)[own:])})"
+
+
+def _calls_of(node: ast.stmt, run: set[str], around: _Around) -> Iterator[str]:
     """The calls of the tests that a statement defines and that nothing runs."""
     if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and node.name not in run:
-        yield from _calls(node, node.name, fixtures)
+        yield from (around.before + call for call in _calls(node, node.name, around))
     if isinstance(node, ast.ClassDef) and node.name.startswith("Test") and node.name not in run:
         methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS)}
-        before = "".join(f"    test.{name}()\n" for name in SET_UP if name in methods)
+        set_up = [f"    {_set_up(f'test.{name}', methods[name], 1)}\n" for name in SET_UP if name in methods]
         for method in methods.values():
             if not method.name.startswith("test"):
                 continue
-            if before:
-                first = f"if True:\n    test = {node.name}()\n{before}    "
-                yield from (first + call for call in _calls(method, f"test.{method.name}", fixtures))
+            if set_up:
+                first = f"{around.before}if True:\n    test = {node.name}()\n{''.join(set_up)}    "
+                yield from (first + call for call in _calls(method, f"test.{method.name}", around))
             else:
-                yield from _calls(method, f"{node.name}().{method.name}", fixtures)
+                yield from (around.before + call for call in _calls(method, f"{node.name}().{method.name}", around))
 
 
-def _calls(function: _Function, called: str, fixtures: _Fixtures) -> list[str]:
+def _calls(function: _Function, called: str, around: _Around) -> list[str]:
     """The calls of a test, none of one that pytest leaves out. Raises ValueError for one that wants arguments which are
     not in the text."""
     if any(_named(each) in LEFT_OUT for each in function.decorator_list):
         return []
-    rows, wanted = _parameters(function), _arguments(function)
+    rows, wanted = _parameters(function, around.lists), _arguments(function)
     is_bound = "." in called and not any(ast.unparse(each) == "staticmethod" for each in function.decorator_list)
     missing = [name for name in wanted[1 if is_bound else 0 :] if name not in rows[0]]
-    if not fixtures.keys() >= set(missing):
+    if not around.fixtures.keys() >= set(missing):
         raise ValueError(f"{function.name} takes arguments, which only pytest gives it: write a call of it with each")
-    given = {name: _made(name, fixtures) for name in missing}
+    given = {name: _made(name, around.fixtures) for name in missing}
     calls = [f"{called}({', '.join(map('='.join, (row | given).items()))})" for row in rows]
     is_async = isinstance(function, ast.AsyncFunctionDef)
     return [f"__import__('asyncio').run({call})" for call in calls] if is_async else calls
@@ -149,28 +171,28 @@ def _named(decorator: ast.expr) -> str:
     return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
 
 
-def _parameters(function: _Function) -> list[dict[str, str]]:
+def _parameters(function: _Function, lists: Mapping[str, ast.expr]) -> list[dict[str, str]]:
     """The values that `pytest.mark.parametrize` gives names, for each call; it is taken off."""
     rows: list[dict[str, str]] = [{}]
     for decorator in list(function.decorator_list):
-        own = _rows(decorator)
+        own = _rows(decorator, lists)
         if own:
             function.decorator_list.remove(decorator)
             rows = [each | row for each in own for row in rows]
     return rows
 
 
-def _rows(decorator: ast.expr) -> list[dict[str, str]]:
+def _rows(decorator: ast.expr, lists: Mapping[str, ast.expr]) -> list[dict[str, str]]:
     """Those of one decorator; none of what is not in the text."""
     match decorator:
-        case ast.Call(
-            func=ast.Attribute(attr="parametrize"),
-            args=[names, ast.List(elts=rows) | ast.Tuple(elts=rows)],
-            keywords=keywords,
-        ) if {each.arg for each in keywords} <= {"ids"}:
+        case ast.Call(func=ast.Attribute(attr="parametrize"), args=[names, table], keywords=keywords) if {
+            each.arg for each in keywords
+        } <= {"ids"}:
+            table = lists.get(table.id, table) if isinstance(table, ast.Name) else table
             is_text = isinstance(names, ast.Constant)
             parts = str(names.value).split(",") if isinstance(names, ast.Constant) else _texts(names)
             known = [part.strip() for part in parts if part.strip()]
+            rows = table.elts if isinstance(table, ast.List | ast.Tuple) else []
             cells = [_cells(row, is_text and len(known) == 1) for row in rows]
             if all(len(row) == len(known) for row in cells):
                 return [dict(zip(known, map(ast.unparse, row), strict=True)) for row in cells]

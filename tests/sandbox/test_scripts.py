@@ -56,6 +56,25 @@ SCRIPTS = {
         "def test_a(x, y):\n    assert f(x + y) == x + y + 1\n",
         6,
     ),
+    "rows that have a name": (
+        "import pytest\nROWS = [(1, 2), (2, 3)]\n@pytest.mark.parametrize('x, y', ROWS)\ndef test_a(x, y):\n    assert f(x) == y\n",
+        2,
+    ),
+    "methods after a set-up of their class": (
+        "class TestF:\n    @classmethod\n    def setup_class(cls): cls.x = 1\n    def setup_method(self, method): self.y = self.x + 1\n"
+        "    def test_a(self):\n        assert f(self.x) == self.y\n",
+        1,
+    ),
+    "functions after a set-up": (
+        "def setup_module(module):\n    global X\n    X = 0\ndef setup_function():\n    global X\n    X += 1\n"
+        "def test_a():\n    assert f(X) == 2\nclass TestF:\n    def test_b(self):\n        assert f(X) == 2\n",
+        2,
+    ),
+    "unittest with pytest": (
+        "import pytest, unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n"
+        "        with pytest.raises(TypeError): f(None)\n        self.assertEqual(f(1), 2)\n",
+        1,
+    ),
     "what fixtures make": (
         "import pytest\n@pytest.fixture\ndef x(): return 1\n@pytest.fixture(scope='module')\ndef y(x):\n"
         "    made = [x + 1]\n    yield made\n    made.clear()\n"
