@@ -17,7 +17,7 @@ from fastgrpo_sandbox.guest.guarded import Guarded
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.paired import Paired
 from fastgrpo_sandbox.guest.syntax import parse
-from fastgrpo_sandbox.scripts import as_run
+from fastgrpo_sandbox.scripts import as_run, check_asks
 from fastgrpo_sandbox.source_text import is_empty, preamble, statement_text, with_stand_ins
 from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.unittest_source import unittest_names
@@ -151,6 +151,7 @@ def _script(source: str, setup: str, entry_point: str, prompt: str) -> Tests:
     if script.source != source:
         source, tree = script.source, parse(script.source)
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+        check_asks(tree)
         return UnittestTests(source=_as_unittest(with_stand_ins(source, tree)), setup=setup)
     tests = script_tests(source)
     if tests is not None:

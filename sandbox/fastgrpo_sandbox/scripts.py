@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from fastgrpo_sandbox.guest.memo import memo
+from fastgrpo_sandbox.guest.names import wanted_names
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import TO_THE_END, statement_text
 from fastgrpo_sandbox.types import AssertTests
@@ -217,3 +218,15 @@ def _check_asserts(body: list[ast.stmt]) -> None:
     dead = [node for node in asserting if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name not in run]
     if dead and len(dead) == len(asserting):
         raise ValueError(f"{dead[0].name} asserts, and nothing runs it: any solution would pass")
+
+
+def check_asks(tree: ast.Module) -> None:
+    """Raises ValueError for a program that runs nothing of the solution's."""
+    run = _names_run(tree.body)
+    if run & BY_ANY_NAME:
+        return
+    kinds = (*_FUNCTIONS, ast.ClassDef)
+    ran = [node for node in tree.body if not isinstance(node, kinds) or node.name in run]
+    wanted = wanted_names(ast.unparse(ast.Module(ran, [])))
+    if not wanted.names and set(wanted.other) <= {"print"} and "solution" not in run:
+        raise ValueError("the tests are a program that asks the solution nothing: any would pass")

@@ -6,7 +6,7 @@ import ast
 import builtins
 import marshal
 import symtable
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from fastgrpo_sandbox.guest.guarded import Guarded
 from fastgrpo_sandbox.guest.memo import memo
@@ -22,18 +22,40 @@ def unittest_names(source: str) -> tuple[str, ...]:
     """`Class.method` of every unittest test in `source` that is not skipped for good, in the order of the text; `Class`
     alone for a class whose tests are made by setattr. Raises SyntaxError."""
     tree = parse(source)
-    known = set(TEST_BASES)
+    known = {*TEST_BASES, *_aliases(tree)}
     found: list[str] = []
     made = _set_classes(tree)
+    mixins: dict[str, ast.ClassDef] = {}
     for cls in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
         if known.isdisjoint(map(last_name, cls.bases)):
+            mixins[cls.name] = cls
             continue
         known.add(cls.name)
-        functions = [item for item in cls.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
-        tests = [item for item in functions if item.name.startswith("test") and not _is_skipped(item)]
+        tests = dict.fromkeys(_tests(cls, mixins)) or [name for name in _methods(cls) if name == "runTest"]
         if not _is_skipped(cls):
-            found += [f"{cls.name}.{item.name}" for item in tests] or ([cls.name] if cls.name in made else [])
+            found += [f"{cls.name}.{name}" for name in tests] or ([cls.name] if cls.name in made else [])
     return tuple(found)
+
+
+def _aliases(tree: ast.Module) -> set[str]:
+    """Other names for unittest's classes: `from unittest import TestCase as Base`, `Base = unittest.TestCase`."""
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "unittest"]
+    found = {each.asname for node in imports for each in node.names if each.name in TEST_BASES and each.asname}
+    given = [node for node in tree.body if isinstance(node, ast.Assign) and last_name(node.value) in TEST_BASES]
+    return found | {last_name(target) for node in given for target in node.targets}
+
+
+def _methods(cls: ast.ClassDef) -> list[str]:
+    functions = [item for item in cls.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [item.name for item in functions if not _is_skipped(item)]
+
+
+def _tests(cls: ast.ClassDef, mixins: dict[str, ast.ClassDef]) -> Iterator[str]:
+    """The tests of a class, and those that it has from others which are no tests by themselves."""
+    yield from (name for name in _methods(cls) if name.startswith("test"))
+    for base in map(last_name, cls.bases):
+        if base in mixins:
+            yield from _tests(mixins[base], {name: each for name, each in mixins.items() if name != base})
 
 
 def _set_classes(tree: ast.Module) -> set[str]:

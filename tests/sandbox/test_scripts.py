@@ -75,6 +75,24 @@ SCRIPTS = {
         "        with pytest.raises(TypeError): f(None)\n        self.assertEqual(f(1), 2)\n",
         1,
     ),
+    "unittest's class by another name": (
+        "from unittest import TestCase as Base\nclass T(Base):\n    def test_a(self): self.assertEqual(f(1), 2)\n",
+        1,
+    ),
+    "unittest's class by a name of the tests": (
+        "import unittest\nBase = unittest.TestCase\nclass T(Base):\n    def test_a(self): self.assertEqual(f(1), 2)\n",
+        1,
+    ),
+    "tests of a class that is mixed in": (
+        "import unittest\nclass First:\n    def test_a(self): self.assertEqual(f(1), 2)\nclass Mixed(First):\n"
+        "    def test_b(self): self.assertEqual(f(2), 3)\n    def test_a(self): self.assertEqual(f(3), 4)\n"
+        "class T(Mixed, unittest.TestCase): pass\nclass U(First, unittest.TestCase):\n    def test_c(self): self.assertEqual(f(4), 5)\n",
+        4,
+    ),
+    "a class that is one test": (
+        "import unittest\nclass T(unittest.TestCase):\n    def runTest(self): self.assertEqual(f(1), 2)\n",
+        1,
+    ),
     "what fixtures make": (
         "import pytest\n@pytest.fixture\ndef x(): return 1\n@pytest.fixture(scope='module')\ndef y(x):\n"
         "    made = [x + 1]\n    yield made\n    made.clear()\n"
@@ -166,6 +184,13 @@ def test_a_script_is_run(pool, name):
         (
             "import pytest\n@pytest.fixture\ndef x(x): return 1\ndef test_a(x):\n    assert f(1) == 2\n",
             "x takes arguments, which only pytest gives it",
+        ),
+        ("def verify():\n    if f(1) != 2: raise ValueError\n", "asks the solution nothing"),
+        ("def f(x): return 2\nif f(1) != 2: raise ValueError\n", "asks the solution nothing"),
+        ("print('fine')\n", "asks the solution nothing"),
+        (
+            "import unittest\nif True:\n    class T(unittest.TestCase):\n        def test_a(self): self.assertEqual(1, 1)\n",
+            "asks the solution nothing",
         ),
         (
             "import pytest\n@pytest.mark.skip\ndef test_a():\n    assert f(1) == 2\n",
