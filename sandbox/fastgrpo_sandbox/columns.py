@@ -47,6 +47,8 @@ def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
     try:
         row = _without_arrays(row)
         tests = _read(row, row, code)
+        if isinstance(tests, StdioTests) and not tests.checker and not any(wanted.strip() for _, wanted in tests.cases):
+            raise ValueError("no case wants any output: every silent program would pass")
         asserts = tests.asserts if isinstance(tests, AssertTests) else ()
         if count_tests(tests) > 0 and all(count_tests(CheckTests(text, "")) > 0 for text in asserts):
             return tests

@@ -93,6 +93,17 @@ SCRIPTS = {
         "import unittest\nclass T(unittest.TestCase):\n    def runTest(self): self.assertEqual(f(1), 2)\n",
         1,
     ),
+    "a function that catches its own failures": (
+        "def test():\n    try:\n        assert f(1) == 2\n        print('passed')\n    except AssertionError:\n        print('failed')\ntest()\n",
+        1,
+    ),
+    "a pair, which is always true": ("assert (f(1) == 2, 'it is not')\nassert (f(2) == 3, f'{f(2)}')\n", 2),
+    "methods that await and one that never runs": (
+        "import unittest\nclass T(unittest.IsolatedAsyncioTestCase):\n    async def test_a(self): self.assertEqual(f(1), 2)\n"
+        "class U(unittest.TestCase):\n    async def test_b(self): self.assertEqual(f(1), 2)\n"
+        "    def test_c(self): self.assertEqual([f(x) for x in (1,)], [2])\n    def test_d(self):\n        self.assertEqual(f(1), 2)\n        yield\n",
+        2,
+    ),
     "what fixtures make": (
         "import pytest\n@pytest.fixture\ndef x(): return 1\n@pytest.fixture(scope='module')\ndef y(x):\n"
         "    made = [x + 1]\n    yield made\n    made.clear()\n"
@@ -188,6 +199,10 @@ def test_a_script_is_run(pool, name):
         ("def verify():\n    if f(1) != 2: raise ValueError\n", "asks the solution nothing"),
         ("def f(x): return 2\nif f(1) != 2: raise ValueError\n", "asks the solution nothing"),
         ("print('fine')\n", "asks the solution nothing"),
+        (
+            "import unittest\nclass T(unittest.TestCase):\n    async def test_a(self): self.assertEqual(f(1), 2)\n",
+            "asks the solution nothing",
+        ),
         (
             "import unittest\nif True:\n    class T(unittest.TestCase):\n        def test_a(self): self.assertEqual(1, 1)\n",
             "asks the solution nothing",
