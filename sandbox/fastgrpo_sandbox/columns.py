@@ -13,10 +13,12 @@ import msgspec
 from fastgrpo_sandbox.calls import arguments_and_results, call_tests
 from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.extract import DEFINITIONS, defined_names
+from fastgrpo_sandbox.guest.guarded import Guarded
 from fastgrpo_sandbox.guest.memo import memo
+from fastgrpo_sandbox.guest.paired import Paired
 from fastgrpo_sandbox.guest.syntax import parse
-from fastgrpo_sandbox.scripts import as_run
-from fastgrpo_sandbox.source_text import is_empty, preamble
+from fastgrpo_sandbox.scripts import as_run, check_asks
+from fastgrpo_sandbox.source_text import is_empty, preamble, statement_text, with_stand_ins
 from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.unittest_source import unittest_names
 from fastgrpo_sandbox.unrolling import check_tests, script_tests
@@ -45,6 +47,8 @@ def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
     try:
         row = _without_arrays(row)
         tests = _read(row, row, code)
+        if isinstance(tests, StdioTests) and not tests.checker and not any(wanted.strip() for _, wanted in tests.cases):
+            raise ValueError("no case wants any output: every silent program would pass")
         asserts = tests.asserts if isinstance(tests, AssertTests) else ()
         if count_tests(tests) > 0 and all(count_tests(CheckTests(text, "")) > 0 for text in asserts):
             return tests
@@ -76,6 +80,7 @@ def _read(value: Any, row: Mapping[str, Any], code: str) -> Tests:
 
 
 def _read_text(text: str, row: Mapping[str, Any], code: str) -> Tests:
+    text = text.removeprefix("\ufeff")  # as of a file
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -138,7 +143,7 @@ def _script(source: str, setup: str, entry_point: str, prompt: str) -> Tests:
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"the tests do not parse: {error}") from None
     if names:
-        return UnittestTests(source=source, setup=setup)
+        return UnittestTests(source=with_stand_ins(source, tree) if "pytest" in source else source, setup=setup)
     if entry_point and any(isinstance(node, DEFINITIONS) and node.name == "check" for node in tree.body):
         given = "\n".join(filter(None, (preamble(prompt, entry_point), setup)))
         return _counting(check_tests(source, entry_point, given), tree)
@@ -148,16 +153,17 @@ def _script(source: str, setup: str, entry_point: str, prompt: str) -> Tests:
     if script.source != source:
         source, tree = script.source, parse(script.source)
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
-        return UnittestTests(source=_as_unittest(source), setup=setup)
+        check_asks(tree)
+        return UnittestTests(source=_as_unittest(with_stand_ins(source, tree)), setup=setup)
     tests = script_tests(source)
     if tests is not None:
         return msgspec.structs.replace(tests, setup="\n".join([setup, tests.setup]))
     kinds = {type(node) for node in tree.body}
     if kinds <= {ast.Assert, ast.Import, ast.ImportFrom}:
-        lines = [ast.unparse(node) for node in tree.body if not isinstance(node, ast.Assert)]
+        lines = [statement_text(node) for node in tree.body if not isinstance(node, ast.Assert)]
         asserts = tuple(ast.unparse(node) for node in tree.body if isinstance(node, ast.Assert))
         return AssertTests(asserts=asserts, setup="\n".join([setup, *lines]))
-    return AssertTests(asserts=(source,), setup=setup)
+    return AssertTests(asserts=(with_stand_ins(source, tree),), setup=setup)
 
 
 def _counting(tests: CheckTests | AssertTests, tree: ast.Module) -> CheckTests | AssertTests:
@@ -172,7 +178,9 @@ def _counting(tests: CheckTests | AssertTests, tree: ast.Module) -> CheckTests |
 
 def _as_unittest(source: str) -> str:
     """One test of a script without assertions: it runs in the solution's namespace and must not raise or exit."""
-    body = f"        exec(compile({source!r}, 'tests.py', 'exec'), globals())\n"
+    tree = Guarded().visit(Paired(loops=True).visit(parse(source)))
+    guarded = ast.unparse(ast.fix_missing_locations(tree))
+    body = f"        exec(compile({guarded!r}, 'tests.py', 'exec'), globals())\n"
     return f"import unittest\nclass Script(unittest.TestCase):\n    def test_script(self):\n{body}"
 
 

@@ -12,6 +12,21 @@ def fail(reason=""):
     raise AssertionError(reason)
 
 
+class Mark:
+    """pytest.mark, of which only `parametrize` and `skip` say what is run, and these are read from the text."""
+
+    def __getattr__(self, name):
+        return fixture
+
+
+def fixture(*given, **named):
+    """What decorates a function and leaves it as it is."""
+    return given[0] if len(given) == 1 and callable(given[0]) and not named else lambda function: function
+
+
+mark = Mark()
+
+
 def raises(kinds, *args, match=None, **named):
     """pytest.raises as a context, or of a function and its arguments."""
     context = Raises(kinds, match)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from fastgrpo_sandbox.guest.memo import memo
+from fastgrpo_sandbox.guest.names import wanted_names
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import TO_THE_END, statement_text
 from fastgrpo_sandbox.types import AssertTests
@@ -14,11 +15,23 @@ from fastgrpo_sandbox.unrolling import SHARED, names_read
 
 STARTERS = ("pytest.main", "unittest.main")
 BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
-SET_UP = ("setup_method", "setup")
+SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
+SET_UP_ALL = ("setup_module", "setup_function")
 UNUSED = "import pytest"  # once its marks and its start are gone
+FIXTURES = ("pytest.fixture", "fixture")
+LEFT_OUT = ("pytest.mark.skip", "pytest.mark.xfail")
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
+_Fixtures = Mapping[str, ast.FunctionDef]
+
+
+class _Around(NamedTuple):
+    """What tests have beside them: functions that make arguments, lists by name, and lines to be run before each."""
+
+    fixtures: _Fixtures
+    lists: Mapping[str, ast.expr]
+    before: str
 
 
 class Script(NamedTuple):
@@ -32,7 +45,7 @@ class Script(NamedTuple):
 @memo
 def as_run(source: str) -> Script:
     """`source` with what stands under `if __name__ == "__main__"`, and with a call of each function `test...`, or
-    method of a class `Test...`, that it only defines, as pytest calls them.
+    method of a class `Test...`, that it only defines, as pytest calls them with what parametrize and fixtures give.
 
     Raises SyntaxError, and ValueError where such a test takes arguments that are not in the text, or where none of
     its assertions would be run: any solution would pass.
@@ -40,7 +53,8 @@ def as_run(source: str) -> Script:
     tree = parse(source)
     body = [each for node in tree.body for each in _started(node)]
     run = _names_run(body)
-    calls = [] if run & BY_ANY_NAME else [call for node in body for call in _calls_of(node, run)]
+    around = _around(body, run)
+    calls = [] if run & BY_ANY_NAME else [call for node in body for call in _calls_of(node, run, around)]
     called = parse("\n".join(calls)).body
     _check_asserts([*body, *called])
     if not calls and body == tree.body:
@@ -76,56 +90,120 @@ def _names_run(body: list[ast.stmt]) -> set[str]:
     return found
 
 
-def _calls_of(node: ast.stmt, run: set[str]) -> Iterator[str]:
+def _around(body: list[ast.stmt], run: set[str]) -> _Around:
+    given = [node for node in body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    lists = {ast.unparse(node.targets[0]): node.value for node in given}
+    functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    first = [_set_up(name, functions[name], 0) for name in SET_UP_ALL if name in functions and name not in run]
+    return _Around(_fixtures(body), lists, "".join(f"{line}\n" for line in first))
+
+
+def _set_up(called: str, function: _Function, own: int) -> str:
+    """A call before a test: what it may be told of that, it is not."""
+    return f"{called}({', '.join('None' for _ in _arguments(function)[own:])})"
+
+
+def _calls_of(node: ast.stmt, run: set[str], around: _Around) -> Iterator[str]:
     """The calls of the tests that a statement defines and that nothing runs."""
     if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and node.name not in run:
-        yield from _calls(node, node.name)
+        yield from (around.before + call for call in _calls(node, node.name, around))
     if isinstance(node, ast.ClassDef) and node.name.startswith("Test") and node.name not in run:
         methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS)}
-        before = "".join(f"    test.{name}()\n" for name in SET_UP if name in methods)
+        set_up = [f"    {_set_up(f'test.{name}', methods[name], 1)}\n" for name in SET_UP if name in methods]
         for method in methods.values():
             if not method.name.startswith("test"):
                 continue
-            if before:
-                first = f"if True:\n    test = {node.name}()\n{before}    "
-                yield from (first + call for call in _calls(method, f"test.{method.name}"))
+            if set_up:
+                first = f"{around.before}if True:\n    test = {node.name}()\n{''.join(set_up)}    "
+                yield from (first + call for call in _calls(method, f"test.{method.name}", around))
             else:
-                yield from _calls(method, f"{node.name}().{method.name}")
+                yield from (around.before + call for call in _calls(method, f"{node.name}().{method.name}", around))
 
 
-def _calls(function: _Function, called: str) -> list[str]:
-    """The calls of a test. Raises ValueError for one that wants arguments which are not in the text."""
-    names, rows = _parameters(function)
-    args = function.args
-    wanted = [each.arg for each in (*args.posonlyargs, *args.args)]
-    wanted = wanted[: len(wanted) - len(args.defaults)] if args.defaults else wanted
-    wanted += [each.arg for each, value in zip(args.kwonlyargs, args.kw_defaults, strict=True) if value is None]
+def _calls(function: _Function, called: str, around: _Around) -> list[str]:
+    """The calls of a test, none of one that pytest leaves out. Raises ValueError for one that wants arguments which are
+    not in the text."""
+    if any(_named(each) in LEFT_OUT for each in function.decorator_list):
+        return []
+    rows, wanted = _parameters(function, around.lists), _arguments(function)
     is_bound = "." in called and not any(ast.unparse(each) == "staticmethod" for each in function.decorator_list)
-    if set(wanted[1 if is_bound else 0 :]) - set(names):
+    missing = [name for name in wanted[1 if is_bound else 0 :] if name not in rows[0]]
+    if not around.fixtures.keys() >= set(missing):
         raise ValueError(f"{function.name} takes arguments, which only pytest gives it: write a call of it with each")
-    calls = [f"{called}({', '.join(map('='.join, zip(names, row, strict=True)))})" for row in rows]
+    given = {name: _made(name, around.fixtures) for name in missing}
+    calls = [f"{called}({', '.join(map('='.join, (row | given).items()))})" for row in rows]
     is_async = isinstance(function, ast.AsyncFunctionDef)
     return [f"__import__('asyncio').run({call})" for call in calls] if is_async else calls
 
 
-def _parameters(function: _Function) -> tuple[list[str], list[list[str]]]:
-    """The names that `pytest.mark.parametrize` gives values, and these, a row for each call; it is taken off."""
-    for decorator in function.decorator_list:
-        match decorator:
-            case ast.Call(
-                func=ast.Attribute(attr="parametrize"),
-                args=[names, ast.List(elts=rows) | ast.Tuple(elts=rows)],
-                keywords=[],
-            ) if rows and "pytest.param(" not in ast.unparse(decorator):
-                is_text = isinstance(names, ast.Constant)
-                parts = str(names.value).split(",") if isinstance(names, ast.Constant) else _texts(names)
-                known = [part.strip() for part in parts if part.strip()]
-                is_one = is_text and len(known) == 1
-                cells = [[row] if is_one else list(getattr(row, "elts", ())) for row in rows]
-                if all(len(row) == len(known) for row in cells):
-                    function.decorator_list.remove(decorator)
-                    return known, [list(map(ast.unparse, row)) for row in cells]
-    return [], [[]]
+def _arguments(function: _Function) -> list[str]:
+    """Those without a default."""
+    args = function.args
+    wanted = [each.arg for each in (*args.posonlyargs, *args.args)]
+    wanted = wanted[: len(wanted) - len(args.defaults)] if args.defaults else wanted
+    return wanted + [each.arg for each, value in zip(args.kwonlyargs, args.kw_defaults, strict=True) if value is None]
+
+
+def _fixtures(body: list[ast.stmt]) -> _Fixtures:
+    """The functions that make arguments of tests, whose decorators are taken off. Raises ValueError for one that every
+    test has without asking for it."""
+    found = {}
+    for node in body:
+        marks = [each for each in getattr(node, "decorator_list", ()) if _named(each) in FIXTURES]
+        if isinstance(node, ast.FunctionDef) and marks:
+            if any(each.arg == "autouse" for mark in marks for each in getattr(mark, "keywords", ())):
+                raise ValueError(f"{node.name} is to be made for each test, which only pytest does")
+            node.decorator_list = [each for each in node.decorator_list if each not in marks]
+            found[node.name] = node
+    return found
+
+
+def _made(name: str, fixtures: _Fixtures, within: tuple[str, ...] = ()) -> str:
+    """The expression for what a fixture makes, which lives for as long as the test."""
+    wanted = _arguments(fixtures[name])
+    if name in within or not fixtures.keys() >= set(wanted):
+        raise ValueError(f"{name} takes arguments, which only pytest gives it: write what it is to have")
+    call = f"{name}({', '.join(f'{each}={_made(each, fixtures, (*within, name))}' for each in wanted)})"
+    yields = any(isinstance(node, ast.Yield) for node in ast.walk(fixtures[name]))
+    return f"next(made_{name} := {call})" if yields else call
+
+
+def _named(decorator: ast.expr) -> str:
+    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+
+
+def _parameters(function: _Function, lists: Mapping[str, ast.expr]) -> list[dict[str, str]]:
+    """The values that `pytest.mark.parametrize` gives names, for each call; it is taken off."""
+    rows: list[dict[str, str]] = [{}]
+    for decorator in list(function.decorator_list):
+        own = _rows(decorator, lists)
+        if own:
+            function.decorator_list.remove(decorator)
+            rows = [each | row for each in own for row in rows]
+    return rows
+
+
+def _rows(decorator: ast.expr, lists: Mapping[str, ast.expr]) -> list[dict[str, str]]:
+    """Those of one decorator; none of what is not in the text."""
+    match decorator:
+        case ast.Call(func=ast.Attribute(attr="parametrize"), args=[names, table], keywords=keywords) if {
+            each.arg for each in keywords
+        } <= {"ids"}:
+            table = lists.get(table.id, table) if isinstance(table, ast.Name) else table
+            is_text = isinstance(names, ast.Constant)
+            parts = str(names.value).split(",") if isinstance(names, ast.Constant) else _texts(names)
+            known = [part.strip() for part in parts if part.strip()]
+            rows = table.elts if isinstance(table, ast.List | ast.Tuple) else []
+            cells = [_cells(row, is_text and len(known) == 1) for row in rows]
+            if all(len(row) == len(known) for row in cells):
+                return [dict(zip(known, map(ast.unparse, row), strict=True)) for row in cells]
+    return []
+
+
+def _cells(row: ast.expr, is_one: bool) -> list[ast.expr]:
+    if isinstance(row, ast.Call) and _named(row) == "pytest.param":
+        return [] if any(each.arg != "id" for each in row.keywords) else list(row.args)
+    return [row] if is_one else list(getattr(row, "elts", ()))
 
 
 def _texts(names: ast.expr) -> list[str]:
@@ -140,3 +218,15 @@ def _check_asserts(body: list[ast.stmt]) -> None:
     dead = [node for node in asserting if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name not in run]
     if dead and len(dead) == len(asserting):
         raise ValueError(f"{dead[0].name} asserts, and nothing runs it: any solution would pass")
+
+
+def check_asks(tree: ast.Module) -> None:
+    """Raises ValueError for a program that runs nothing of the solution's."""
+    run = _names_run(tree.body)
+    if run & BY_ANY_NAME:
+        return
+    kinds = (*_FUNCTIONS, ast.ClassDef)
+    ran = [node for node in tree.body if not isinstance(node, kinds) or node.name in run]
+    wanted = wanted_names(ast.unparse(ast.Module(ran, [])))
+    if not wanted.names and set(wanted.other) <= {"print"} and "solution" not in run:
+        raise ValueError("the tests are a program that asks the solution nothing: any would pass")

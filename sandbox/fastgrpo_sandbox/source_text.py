@@ -111,7 +111,28 @@ def statement_text(node: ast.stmt) -> str:
         case ast.Import(names=[_, _, *_]):
             return "\n".join(statement_text(ast.Import([alias])) for alias in node.names)
         case ast.Import(names=[ast.alias(name=package, asname=name)]) if package in STAND_INS:
-            name, stand_in = name or package, _stand_in(package)
-            made = f"    import types\n    {name} = types.ModuleType({package!r})\n    exec({stand_in!r}, vars({name}))"
-            return f"try:\n    {text}\nexcept ImportError:\n{made}"
+            return _or_stand_in(text, package, name or package)
+        case ast.ImportFrom(module=str(package), names=names, level=0) if package in STAND_INS:
+            module = f"{package}_stand_in"
+            given = [f"    {each.asname or each.name} = {module}.{each.name}" for each in names if each.name != "*"]
+            return "\n".join(
+                [_or_stand_in(text, package, module), *(given or [f"    globals().update(vars({module}))"])]
+            )
     return text
+
+
+def with_stand_ins(source: str, tree: ast.Module) -> str:
+    """A program whose imports take stand-ins for packages that the jail has not."""
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    packages = {each.name for node in imports for each in node.names} | {
+        getattr(node, "module", "") for node in imports
+    }
+    return "\n".join(map(statement_text, tree.body)) if packages & STAND_INS else source
+
+
+def _or_stand_in(text: str, package: str, name: str) -> str:
+    """An import, or else the stand-in by a name, in a block that may go on."""
+    made = (
+        f"    import types\n    {name} = types.ModuleType({package!r})\n    exec({_stand_in(package)!r}, vars({name}))"
+    )
+    return f"try:\n    {text}\nexcept ImportError:\n{made}"

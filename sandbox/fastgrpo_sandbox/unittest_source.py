@@ -6,7 +6,7 @@ import ast
 import builtins
 import marshal
 import symtable
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from fastgrpo_sandbox.guest.guarded import Guarded
 from fastgrpo_sandbox.guest.memo import memo
@@ -14,7 +14,10 @@ from fastgrpo_sandbox.guest.names import bound_name, lent_name, read_names, unim
 from fastgrpo_sandbox.guest.paired import Paired
 from fastgrpo_sandbox.guest.syntax import Transformer, hoisted, last_name, load, parse, walk
 
-TEST_BASES = ("TestCase", "IsolatedAsyncioTestCase")
+AWAITING = "IsolatedAsyncioTestCase"
+TEST_BASES = ("TestCase", AWAITING)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @memo
@@ -22,18 +25,60 @@ def unittest_names(source: str) -> tuple[str, ...]:
     """`Class.method` of every unittest test in `source` that is not skipped for good, in the order of the text; `Class`
     alone for a class whose tests are made by setattr. Raises SyntaxError."""
     tree = parse(source)
-    known = set(TEST_BASES)
+    known, awaiting = _named(tree, *TEST_BASES), _named(tree, AWAITING)
     found: list[str] = []
     made = _set_classes(tree)
+    mixins: dict[str, ast.ClassDef] = {}
     for cls in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
         if known.isdisjoint(map(last_name, cls.bases)):
+            mixins[cls.name] = cls
             continue
         known.add(cls.name)
-        functions = [item for item in cls.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
-        tests = [item for item in functions if item.name.startswith("test") and not _is_skipped(item)]
+        if not awaiting.isdisjoint(map(last_name, cls.bases)):
+            awaiting.add(cls.name)
+        is_awaited = cls.name in awaiting
+        tests = dict.fromkeys(_tests(cls, mixins, is_awaited))
+        tests = tests or dict.fromkeys(name for name in _methods(cls, is_awaited) if name == "runTest")
         if not _is_skipped(cls):
-            found += [f"{cls.name}.{item.name}" for item in tests] or ([cls.name] if cls.name in made else [])
+            found += [f"{cls.name}.{name}" for name in tests] or ([cls.name] if cls.name in made else [])
     return tuple(found)
+
+
+def _named(tree: ast.Module, *classes: str) -> set[str]:
+    """Classes of unittest's, with other names: `from unittest import TestCase as Base`, `Base = unittest.TestCase`."""
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "unittest"]
+    found = {each.asname for node in imports for each in node.names if each.name in classes and each.asname}
+    given = [node for node in tree.body if isinstance(node, ast.Assign) and last_name(node.value) in classes]
+    return {*classes, *found, *(last_name(target) for node in given for target in node.targets)}
+
+
+def _methods(cls: ast.ClassDef, is_awaited: bool) -> list[str]:
+    """Those that are run when they are called."""
+    functions = [item for item in cls.body if isinstance(item, _FUNCTIONS) and not _is_skipped(item)]
+    return [item.name for item in functions if not _only_makes(item, is_awaited)]
+
+
+def _only_makes(function: _Function, is_awaited: bool) -> bool:
+    """Whether a call is a coroutine or generator, which unittest drops, and passes."""
+    if any(isinstance(node, ast.Yield | ast.YieldFrom) for each in function.body for node in _own_nodes(each)):
+        return True
+    return isinstance(function, ast.AsyncFunctionDef) and not is_awaited
+
+
+def _own_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (*_FUNCTIONS, ast.Lambda, ast.ClassDef)):
+            yield from _own_nodes(child)
+
+
+def _tests(cls: ast.ClassDef, mixins: dict[str, ast.ClassDef], is_awaited: bool) -> Iterator[str]:
+    """The tests of a class, and those that it has from others which are no tests by themselves."""
+    yield from (name for name in _methods(cls, is_awaited) if name.startswith("test"))
+    for base in map(last_name, cls.bases):
+        if base in mixins:
+            others = {name: each for name, each in mixins.items() if name != base}
+            yield from _tests(mixins[base], others, is_awaited)
 
 
 def _set_classes(tree: ast.Module) -> set[str]:

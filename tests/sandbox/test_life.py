@@ -184,7 +184,7 @@ def test_a_closed_pool_leaves_no_process_and_no_descriptor():
     assert len(set(os.listdir("/proc/self/fd")) - before) == 0
 
 
-@pytest.mark.parametrize("refused", ["subprocess.Popen", "socket.socketpair", "os.memfd_create"])
+@pytest.mark.parametrize("refused", ["beside.subprocess.Popen", "cell.socket.socketpair", "cell.os.memfd_create"])
 def test_a_machine_that_refuses_a_cell_says_why_and_nothing_is_left(refused, monkeypatch):
     def refuse(*arguments, **options):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -195,7 +195,7 @@ def test_a_machine_that_refuses_a_cell_says_why_and_nothing_is_left(refused, mon
 
     async def again():
         before = os.listdir("/proc/self/fd")
-        monkeypatch.setattr(f"fastgrpo_sandbox.cell.{refused}", refuse)
+        monkeypatch.setattr(f"fastgrpo_sandbox.{refused}", refuse)
         with pytest.raises(SandboxUnavailable, match=r"did not start: .* Too many open files; .* `ulimit -n`"):
             await begin()
         monkeypatch.undo()

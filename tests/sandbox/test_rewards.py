@@ -450,3 +450,10 @@ def test_the_end_of_a_program_ends_its_jails():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=240, env=environment, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("(True, '42\\n')\n", "", 0)
+
+
+def test_cases_that_want_no_output_are_no_tests():
+    for outputs in (["", " \n"], [[], [""]]):
+        with pytest.raises(ValueError, match="no case wants any output"):
+            read_tests({"inputs": ["1", "2"], "outputs": outputs})
+    assert read_tests({"inputs": ["1", "2"], "outputs": ["", "3"]}).cases == (("1", ""), ("2", "3"))

@@ -46,6 +46,93 @@ SCRIPTS = {
         "        assert f(x) == x + by\n",
         3,
     ),
+    "rows of parameters with names": (
+        "import pytest\n@pytest.mark.parametrize('x, y', [pytest.param(1, 2, id='a'), (2, 3)], ids=None)\n"
+        "def test_a(x, y):\n    assert f(x) == y\n",
+        2,
+    ),
+    "rows of rows": (
+        "import pytest\n@pytest.mark.parametrize('x', [1, 2])\n@pytest.mark.parametrize('y', (3, 4, 5))\n"
+        "def test_a(x, y):\n    assert f(x + y) == x + y + 1\n",
+        6,
+    ),
+    "rows that have a name": (
+        "import pytest\nROWS = [(1, 2), (2, 3)]\n@pytest.mark.parametrize('x, y', ROWS)\ndef test_a(x, y):\n    assert f(x) == y\n",
+        2,
+    ),
+    "methods after a set-up of their class": (
+        "class TestF:\n    @classmethod\n    def setup_class(cls): cls.x = 1\n    def setup_method(self, method): self.y = self.x + 1\n"
+        "    def test_a(self):\n        assert f(self.x) == self.y\n",
+        1,
+    ),
+    "functions after a set-up": (
+        "def setup_module(module):\n    global X\n    X = 0\ndef setup_function():\n    global X\n    X += 1\n"
+        "def test_a():\n    assert f(X) == 2\nclass TestF:\n    def test_b(self):\n        assert f(X) == 2\n",
+        2,
+    ),
+    "unittest with pytest": (
+        "import pytest, unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n"
+        "        with pytest.raises(TypeError): f(None)\n        self.assertEqual(f(1), 2)\n",
+        1,
+    ),
+    "unittest's class by another name": (
+        "from unittest import TestCase as Base\nclass T(Base):\n    def test_a(self): self.assertEqual(f(1), 2)\n",
+        1,
+    ),
+    "unittest's class by a name of the tests": (
+        "import unittest\nBase = unittest.TestCase\nclass T(Base):\n    def test_a(self): self.assertEqual(f(1), 2)\n",
+        1,
+    ),
+    "tests of a class that is mixed in": (
+        "import unittest\nclass First:\n    def test_a(self): self.assertEqual(f(1), 2)\nclass Mixed(First):\n"
+        "    def test_b(self): self.assertEqual(f(2), 3)\n    def test_a(self): self.assertEqual(f(3), 4)\n"
+        "class T(Mixed, unittest.TestCase): pass\nclass U(First, unittest.TestCase):\n    def test_c(self): self.assertEqual(f(4), 5)\n",
+        4,
+    ),
+    "a class that is one test": (
+        "import unittest\nclass T(unittest.TestCase):\n    def runTest(self): self.assertEqual(f(1), 2)\n",
+        1,
+    ),
+    "a function that catches its own failures": (
+        "def test():\n    try:\n        assert f(1) == 2\n        print('passed')\n    except AssertionError:\n        print('failed')\ntest()\n",
+        1,
+    ),
+    "a pair, which is always true": ("assert (f(1) == 2, 'it is not')\nassert (f(2) == 3, f'{f(2)}')\n", 2),
+    "methods that await and one that never runs": (
+        "import unittest\nclass T(unittest.IsolatedAsyncioTestCase):\n    async def test_a(self): self.assertEqual(f(1), 2)\n"
+        "class U(unittest.TestCase):\n    async def test_b(self): self.assertEqual(f(1), 2)\n"
+        "    def test_c(self): self.assertEqual([f(x) for x in (1,)], [2])\n    def test_d(self):\n        self.assertEqual(f(1), 2)\n        yield\n",
+        2,
+    ),
+    "what fixtures make": (
+        "import pytest\n@pytest.fixture\ndef x(): return 1\n@pytest.fixture(scope='module')\ndef y(x):\n"
+        "    made = [x + 1]\n    yield made\n    made.clear()\n"
+        "def test_a(x, y):\n    assert [f(x)] == y\n"
+        "class TestF:\n    @pytest.mark.parametrize('by', [0, 1])\n    def test_b(self, y, by):\n        assert f(y[0] + by) == 3 + by\n",
+        3,
+    ),
+    "marks that say nothing of what is run": (
+        "import pytest\npytestmark = pytest.mark.unit\n@pytest.mark.slow\nclass TestF:\n    @pytest.mark.timeout(5)\n"
+        "    def test_a(self):\n        assert f(1) == 2\n@pytest.mark.asyncio\nasync def test_b():\n    assert f(2) == 3\n",
+        2,
+    ),
+    "a test that is left out": (
+        f"import pytest\n{ONE}@pytest.mark.skip(reason='no')\ndef test_b():\n    assert f(1) == 3\n",
+        1,
+    ),
+    "what is taken from pytest": (
+        "from pytest import approx as near, raises\ndef test_a():\n    with raises(TypeError): f(None)\n    assert f(1) == near(2)\n",
+        1,
+    ),
+    "all of pytest": ("from pytest import *\ndef test_a():\n    assert f(1) == approx(2)\n", 1),
+    "pytest in a program": (
+        "import pytest\nwith pytest.raises(TypeError): f(None)\nassert f(1) == pytest.approx(2)\n",
+        1,
+    ),
+    "pytest beside assertions": ("import pytest\nassert f(1) == pytest.approx(2)\nassert f(2) == 3\n", 2),
+    "numpy in a program": ("import numpy as np\nx = f(1)\nassert np.allclose(x, 2)\n", 1),
+    "a program without an assertion": ("import pytest\nif f(1) != 2: pytest.fail('no')\n", 1),
+    "a file's mark of Unicode": ("\ufeffassert f(1) == 2\n", 1),
     "what must raise": (
         "import pytest\ndef test_a():\n    with pytest.raises(TypeError): f(None)\n"
         "    assert f(1) == pytest.approx(2)\n"
@@ -90,18 +177,54 @@ def test_a_script_is_run(pool, name):
         ("def test_a(x):\n    assert f(x) == 2\n", "test_a takes arguments, which only pytest gives it"),
         ("class TestF:\n    def test_a(self, *, x):\n        assert f(x) == 2\n", "test_a takes arguments"),
         (
-            "import pytest\n@pytest.mark.parametrize('x', [pytest.param(1)])\ndef test_a(x):\n    assert f(x) == 2\n",
+            "import pytest\n@pytest.mark.parametrize('x', [pytest.param(1, marks=())])\ndef test_a(x):\n    assert f(x) == 2\n",
             "test_a takes arguments",
         ),
         (
             "import pytest\n@pytest.mark.parametrize('x, y', [(1,)])\ndef test_a(x, y):\n    assert f(x) == y\n",
             "test_a takes arguments",
         ),
+        (
+            "import pytest\n@pytest.fixture(autouse=True)\ndef x(): f(1)\ndef test_a():\n    assert f(1) == 2\n",
+            "x is to be made for each test",
+        ),
+        (
+            "import pytest\n@pytest.fixture\ndef x(tmp_path): return 1\ndef test_a(x):\n    assert f(1) == 2\n",
+            "x takes arguments, which only pytest gives it",
+        ),
+        (
+            "import pytest\n@pytest.fixture\ndef x(x): return 1\ndef test_a(x):\n    assert f(1) == 2\n",
+            "x takes arguments, which only pytest gives it",
+        ),
+        ("def verify():\n    if f(1) != 2: raise ValueError\n", "asks the solution nothing"),
+        ("def f(x): return 2\nif f(1) != 2: raise ValueError\n", "asks the solution nothing"),
+        ("print('fine')\n", "asks the solution nothing"),
+        (
+            "import unittest\nclass T(unittest.TestCase):\n    async def test_a(self): self.assertEqual(f(1), 2)\n",
+            "asks the solution nothing",
+        ),
+        (
+            "import unittest\nif True:\n    class T(unittest.TestCase):\n        def test_a(self): self.assertEqual(1, 1)\n",
+            "asks the solution nothing",
+        ),
+        (
+            "import pytest\n@pytest.mark.skip\ndef test_a():\n    assert f(1) == 2\n",
+            "test_a asserts, and nothing runs it",
+        ),
     ],
 )
-def test_a_script_that_runs_no_assertion_is_refused(source, said):
+def test_a_script_that_only_pytest_runs_whole_is_refused(source, said):
     with pytest.raises(ValueError, match=said):
         read_tests({"test": source})
+
+
+@pytest.mark.jail
+def test_an_object_that_equals_everything_passes_no_program_without_an_assertion(pool):
+    anything = "class Y:\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\ndef f(x): return Y()\n"
+    for line in ("if not f(1) == 2: raise ValueError", "if f(1) != 2: raise ValueError", "if f(1) not in [2]: exit(1)"):
+        tests = read_tests({"test": line})
+        assert pool.run(RIGHT, tests=tests).tests == (True,)
+        assert pool.run(anything, tests=tests).tests == (False,)
 
 
 def test_a_script_that_runs_by_itself_is_left_as_it_is():

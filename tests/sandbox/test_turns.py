@@ -93,6 +93,7 @@ def test_tests_of_an_earlier_order_are_judged_before_those_that_waited_longer() 
             ended.append(name)
 
         async with SandboxPool(cells=1, limits=Limits(wall_s=30)) as pool:
+            await pool.read(check)  # a process for that may start slowly
             later = [asyncio.create_task(run("later", slow, order=1)) for _ in range(40)]
             await asyncio.sleep(0)
             due = [

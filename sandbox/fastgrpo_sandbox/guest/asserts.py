@@ -35,7 +35,7 @@ def compile_asserts(source: str) -> tuple[bytes, int, tuple[int, ...]]:
 @memo
 def compile_setup(source: str) -> bytes:
     """What tests need before them, marshalled likewise. Raises SyntaxError."""
-    return _compiled(hoisted(parse_tests(source)), "setup.py")
+    return _compiled(_Noted().visit(hoisted(parse_tests(source))), "setup.py")
 
 
 def _compiled(tree: ast.Module, file: str) -> bytes:
@@ -60,6 +60,15 @@ def _calls_itself(tree: ast.Module) -> bool:
     checks = [node for node in walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "check"]
     read = any(isinstance(node, ast.Name) and node.id == "check" for node in walk(tree))
     return read or len(checks) != 1 or bool(checks[0].decorator_list)
+
+
+class _Noted(Transformer):
+    """An assertion in a function of the setup says so where it fails, whoever catches its error: `except
+    AssertionError: print("failed")` would end the tests as if all had held."""
+
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        node.test = call("__noted__", _meant(node), at=node.test)
+        return node
 
 
 class _Split(Transformer):
@@ -123,10 +132,18 @@ class _Split(Transformer):
         if isinstance(node.test, ast.Constant) and not node.test.value:
             self.never.append(index)
             return failed
-        body = _note(holds, index, node.test, at=node)
+        body = _note(holds, index, _meant(node), at=node)
         fails = ast.ExceptHandler(type=load("__Exception__", at=node), name=None, body=[failed])
         ends = ast.ExceptHandler(type=None, name=None, body=[failed, ast.Raise()])
         return ast.fix_missing_locations(ast.copy_location(ast.Try([body], [fails, ends], [], []), node))
+
+
+def _meant(node: ast.Assert) -> ast.expr:
+    """What an assertion tests: `assert (f(1) == 2, "why")` is a pair, which is true whatever is in it."""
+    match node.test:
+        case ast.Tuple(elts=[test, ast.JoinedStr() | ast.Constant(value=str())]):
+            return test
+    return node.test
 
 
 def _note(function: str, *arguments: int | ast.expr, at: ast.stmt) -> ast.stmt:

@@ -93,7 +93,8 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
         return [False] * len(job["lines"])  # they test nothing but what the solution does not have
     namespace: dict[str, Any] = {"__name__": TESTS, "__type__": looks.type_of, "__super__": looks.super_of, **given}
     namespace |= {"__compare__": arrays.compare, "__subtract__": arrays.subtract, "__agree__": arrays.agree}
-    namespace["__some__"] = arrays.some
+    noted = _Noted()
+    namespace["__some__"], namespace["__noted__"] = arrays.some, noted.look
     for name in job["modules"]:
         with contextlib.suppress(ImportError):  # a package that is not there, nor asked for by each test
             namespace[name] = _module(name, solution)
@@ -102,7 +103,7 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     if job["lines"] is None:
         return _check_verdicts(job, solution, namespace)
     defined = {name for name, value in namespace.items() if name not in given or value is not given[name]}
-    setup = _Setup(namespace, defined, bool(given))
+    setup = _Setup(namespace, defined, bool(given), noted)
     return [_line_passes(code, Wanted(*wanted), setup, solution) for code, wanted in job["lines"]]
 
 
@@ -171,12 +172,28 @@ def _candidate(entry: str, solution: Peer) -> Any:
     return solution.name(entry)[0] if entry[:1].isupper() else solution.function(entry)
 
 
+class _Noted:
+    """Whether an assertion in a function of the setup has failed."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def look(self, test: Any) -> bool:
+        """The truth of an assertion's test."""
+        before, self.failed = self.failed, True  # should it end the tests
+        holds = bool(test)
+        self.failed = before or not holds
+        return holds
+
+
 class _Setup(NamedTuple):
-    """What the setup has left: the namespace, the names that are its own, and whether it took some of the solution."""
+    """What the setup has left: the namespace, the names that are its own, whether it took some of the solution; and
+    whether what its functions assert holds."""
 
     namespace: dict[str, Any]
     defined: set[str]
     uses_solution: bool
+    noted: _Noted
 
 
 def _line_passes(
@@ -189,6 +206,7 @@ def _line_passes(
     no function of it tests one that is named like a builtin. What else the solution gives is no wanted value."""
     code, count, unreached = compiled
     record = _Record(count)
+    setup.noted.failed = False
     try:
         names = _modules(wanted, setup.namespace, solution)
         found, others = {}, (AttributeError,) if wanted.is_open else ()
@@ -208,7 +226,7 @@ def _line_passes(
             record.finish(unreached)
     except BaseException:
         return False
-    return count > 0 and all(record.verdicts())
+    return count > 0 and not setup.noted.failed and all(record.verdicts())
 
 
 def _agrees_alone(pair: Pair, own: dict[str, Any], setup: _Setup) -> bool:
