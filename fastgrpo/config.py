@@ -6,6 +6,7 @@ embedded policy, which runs where no model is named.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -465,4 +466,4 @@ class Config(Section, frozen=True):
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self.runs).expanduser() / self.name
+        return Path(os.path.expanduser(self.runs)) / self.name

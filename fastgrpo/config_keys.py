@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from fastgrpo.config import LOSS_PRESETS, Config, Grpo, Section, Workers
 from fastgrpo.config_elsewhere import elsewhere
-from fastgrpo.errors import UserError, shown
+from fastgrpo.errors import UserError, expanded, shown
 
 
 class Key(NamedTuple):
@@ -165,6 +165,7 @@ def _check_machines(config: Config) -> None:
     ):
         if config.engine.tensor_parallel > 1 and value:
             raise UserError(f"engine.tensor_parallel above 1 and {key} exclude each other: set one of them back")
+    expanded(config.runs)  # raises where it is in a home that is not there
     servers = config.sandbox.servers
     if servers != ("ray",) and not all(server.startswith(("http://", "https://")) for server in servers):
         given = ", ".join(server.rpartition("@")[2] for server in servers)  # less a password

@@ -92,8 +92,18 @@ def compiler() -> Finding:
     return Finding("compiler", True, found)
 
 
+def present_folder() -> Finding:
+    """Where this process is: in a folder that has been removed MKL finds none of torch's libraries."""
+    try:
+        return Finding("folder", True, os.getcwd())
+    except FileNotFoundError:
+        return Finding("folder", False, "the present folder has been removed; change to one that is there")
+
+
 def disk() -> Finding:
     """Free space for packages and checkpoints."""
+    if not (here := present_folder()).ok:
+        return here
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     if free >= DISK_GIB:
         return Finding("disk", True, f"{free:.0f} GiB free")

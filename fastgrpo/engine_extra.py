@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-from fastgrpo.doctor import media_packages
+from fastgrpo.doctor import media_packages, present_folder
 from fastgrpo.signals import handle_signals
 
 PROGRAM = getattr(sys.modules["__main__"], "__spec__", None)
@@ -19,8 +19,8 @@ if MISSING:
         f"fastgrpo's engine is not installed ({', '.join(MISSING)} missing): "
         "pip install 'fastgrpo[cpu]' or 'fastgrpo[gpu]' (the jails alone need nothing more)"
     )
-elif not (found := media_packages()).ok:
-    SENTENCE = found.text
+elif broken := [found for found in (present_folder(), media_packages()) if not found.ok]:
+    SENTENCE = broken[0].text
 
 if SENTENCE:
     if OWN_PROGRAM:

@@ -74,6 +74,22 @@ def replace_file(path: Path, data: bytes, fix: str = "free space, then continue 
             raise
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with the home of `~` or `~NAME` in it. Raises `UserError` where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"there is no home folder for the {Path(path).parts[0]} of {os.fspath(path)}: set HOME, or write the whole "
+            "path"
+        ) from None
+
+
+def cache_folder(name: str) -> Path:
+    """Where what is called `name` is kept for later runs, in XDG_CACHE_HOME or ~/.cache. Raises as `expanded` does."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache")) / "fastgrpo" / name
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     return _lines(error)[0]

@@ -24,7 +24,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_files import flat, to_toml
 from fastgrpo.config_keys import resolve
 from fastgrpo.controls import compare, policies, write_rows
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, expanded
 from fastgrpo.evaluation import read_rows, save_rows
 from fastgrpo.plan import command_to_run, with_readable_model
 from fastgrpo.program import run_async, run_program
@@ -248,7 +248,7 @@ def perform(name: str, config: Config) -> str:
 
     Raises UserError for an unknown name, and where the folder is of another configuration.
     """
-    folder = Path(config.runs).expanduser() / "experiments" / named([name])
+    folder = expanded(config.runs) / "experiments" / named([name])
     saved = folder / "config.toml"
     if saved.exists() and saved.read_bytes() != to_toml(config).encode():
         raise UserError(f"{folder} was made with another configuration: move it away, or set --runs")

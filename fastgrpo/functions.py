@@ -38,7 +38,9 @@ def find_function(name: str, key: str) -> Callable[..., Any]:
         with within(IMPORT_S, f"{key}: {late}"):
             found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{key}: the function {name} cannot be imported: {error}") from error
+        own = isinstance(error, ModuleNotFoundError) and error.name in (module, module.partition(".")[0])
+        where = f" in {os.getcwd()} or PYTHONPATH: name a file there, without .py" if own else ""
+        raise UserError(f"{key}: the function {name} cannot be imported: {error}{where}") from error
     except (Exception, SystemExit) as error:
         # The module's own code runs.
         raised = described(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastgrpo.config import Config, Data
-from fastgrpo.errors import UserError, shown
+from fastgrpo.errors import UserError, expanded, shown
 from fastgrpo.flow import task
 from fastgrpo.flow.problems.files import HUMANEVAL
 from fastgrpo.flow.problems.loading import load_problems
@@ -87,7 +87,7 @@ def digests_of(task: Task, config: Config, problems: Problems) -> dict[str, str]
     """
     sets = [_named(given) for given in task.sets(config)]
     names = [name for named in sets if named is not None for name in named]
-    paths = {name: Path(name).expanduser() for name in names if name.lower() not in HUMANEVAL}
+    paths = {name: expanded(name) for name in names if name.lower() not in HUMANEVAL}
     digests = {name: file_digest(path) for name, path in paths.items() if path.is_file()}
     digests |= {name: _digest(_files(path)) for name, path in paths.items() if path.is_dir()}
     others = [name for name in names if name not in digests]

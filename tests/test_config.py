@@ -546,3 +546,18 @@ def test_a_key_for_several_takes_one_or_a_list(tmp_path: Path, text: str, value:
     path.write_text(to_toml(resolve(given | {"data.dataset": ("humaneval", "a,b.jsonl")})))
     assert flat(resolve(read_toml(path))) == flat(resolve(given | {"data.dataset": ("humaneval", "a,b.jsonl")}))
     assert resolve(read_toml(path)).data.held_out == value
+
+
+@pytest.mark.parametrize(
+    "find",
+    [lambda: config("--runs", "~nobody_of_that_name/runs").folder, lambda: errors.cache_folder("models")],
+)
+def test_a_home_that_is_not_there_is_named(find: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no entry in /etc/passwd."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 123456)
+    with pytest.raises(UserError, match=r"no home folder for the ~\w* of ~.*: set HOME, or write the whole path"):
+        find()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert errors.cache_folder("models") == Path("/cache/fastgrpo/models")

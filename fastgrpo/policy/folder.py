@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from fastgrpo.errors import UserError, first_line
+from fastgrpo.errors import UserError, expanded, first_line
 from fastgrpo.policy.architecture import check_architecture
 
 
@@ -69,7 +69,7 @@ class _Ends(msgspec.Struct):
 
 def no_folder(name: str) -> UserError:
     """What is said of a model's `name` where no folder is, nor anything else that becomes one."""
-    wrong = "is a file" if Path(name).expanduser().exists() else "does not exist"
+    wrong = "is a file" if expanded(name).exists() else "does not exist"
     return UserError(f"model folder {name} {wrong}; --model takes a folder, a name on the hub, a GGUF file")
 
 

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from fastgrpo.config import Config
-from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, first_line, last_line, writing
+from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, cache_folder, expanded, first_line, last_line, writing
 from fastgrpo.policy.folder import load_config, no_folder
 from fastgrpo.policy.lora import peft_module
 from fastgrpo.policy.model import save_model
@@ -57,15 +57,15 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
     model = config.model
     if not model.path:
         return config
-    gone = again and model.source and not Path(model.path).expanduser().is_dir()
+    gone = again and model.source and not expanded(model.path).is_dir()
     name = model.source if gone else model.path
-    if (path := Path(name).expanduser()).is_dir():
+    if (path := expanded(name)).is_dir():
         folder = _loadable(config, path, weights, adapters)
         if not (weights or folder != path or any(path.glob("pytorch_model*.bin"))):
             _whole(path)  # nothing is fetched for it
         return config if folder == Path(model.path) else _with(config, folder, source=name)
-    if Path(name).expanduser().is_file() and name.lower().endswith(".gguf"):
-        return _with(config, _from_gguf(Path(name).expanduser(), weights), source=name)
+    if expanded(name).is_file() and name.lower().endswith(".gguf"):
+        return _with(config, _from_gguf(expanded(name), weights), source=name)
     found = HUB_NAME.fullmatch(name)
     if found is None:
         raise no_folder(name)
@@ -290,7 +290,7 @@ def _made(name: str, files: list[Path]) -> Iterator[tuple[Path, Path | None]]:
     """(the folder made of `files`, and where to write it if it is not made yet); one process makes it, others wait."""
     states = [(file.name, (found := file.stat()).st_size, found.st_mtime_ns) for file in files]
     digest = hashlib.blake2b(repr((str(files[0].resolve()), states)).encode(), digest_size=6).hexdigest()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastgrpo" / "models"
+    root = cache_folder("models")
     made, partial = root / f"{name}-{digest}", root / f".{name}-{digest}.partial"
     with writing(f"the converted model {made}", "free space, or set XDG_CACHE_HOME to another disk"):
         root.mkdir(parents=True, exist_ok=True)

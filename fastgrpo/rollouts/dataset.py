@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fastgrpo.errors import UserError, described, first_line, shown
+from fastgrpo.errors import UserError, described, expanded, first_line, shown
 from fastgrpo.ranks.collectives import STAGE_WAIT_S
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.rollouts.environment import as_text, is_message
@@ -104,7 +104,7 @@ def set_names(dataset: str | Sequence[str]) -> list[str]:
     """The data sets that a key names: none where it is empty, one, a list, or several separated by commas."""
     if not isinstance(dataset, str):
         return [name for name in dataset if name]
-    if dataset and Path(dataset).expanduser().exists():
+    if dataset and expanded(dataset).exists():
         return [dataset]
     return [name.strip() for name in dataset.split(",") if name.strip()]
 
@@ -137,7 +137,7 @@ def hub_rows(source: str, split: str = "train") -> Iterable[Mapping[str, Any]]:
     installed, for a name that is unknown or gated or cannot be reached, and for a folder that is no data set.
     """
     named = HUB_SET.fullmatch(source)
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     parts = {"path": str(folder)} if folder.is_dir() else {"path": source} if named is None else named.groupdict()
     if Path(parts["path"]).is_dir():  # it comes before a name on the hub
         _check_folder(parts["path"])
@@ -152,7 +152,7 @@ def hub_rows(source: str, split: str = "train") -> Iterable[Mapping[str, Any]]:
 
 
 def _rows(source: str, split: str) -> Iterable[Mapping[str, Any]]:
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.suffix == ".jsonl" and path.is_file():
         return _json_lines(path)
     if path.is_file() and path.suffix in FORMATS:

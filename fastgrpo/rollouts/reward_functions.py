@@ -131,9 +131,10 @@ class RewardFunctions:
             except ValueError:  # nobody knows what it takes
                 continue
             except TypeError as error:
+                fix = ": end its arguments with **_" if "unexpected" in str(error) else ""
                 raise UserError(
-                    f"reward {name} cannot be called: {error}; it is given {', '.join(taken)} (docs/own-task.md has "
-                    "the form, and what makes it of verl's and OpenRLHF's)"
+                    f"reward {name} cannot be called: {error}; it is given {', '.join(taken)}{fix} (docs/own-task.md "
+                    "has the form, and what makes it of verl's and OpenRLHF's)"
                 ) from None
 
     def prompt(self, problem: Example) -> str | list[Message]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -232,7 +233,7 @@ def test_a_partial_has_its_functions_name_unless_it_has_its_own() -> None:
         ("1 / 0", r"its module raises ZeroDivisionError: division by zero \(rewards_\d+\.py:1\)$"),
         ("def f(:", "its module raises SyntaxError"),
         ('import sys; sys.exit("usage: rewards.py")', "its module raises SystemExit: usage: rewards.py"),
-        ("import no_such", "No module named 'no_such'"),
+        ("import no_such", "No module named 'no_such'$"),
         ("", "has no attribute 'f'"),
     ],
 )
@@ -252,6 +253,15 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(
 )
 def test_a_file_in_the_place_of_a_module_is_told_what_to_write(name: str, module: str) -> None:
     with pytest.raises(UserError, match=f"write {module}:right, which is looked for in the present folder"):
+        find_function(f"{name}:right", "data.reward")
+
+
+@pytest.mark.parametrize("name", ["no_such_file", "no_such_folder.file"])
+def test_a_module_that_is_not_there_is_told_where_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(f" in {tmp_path} or PYTHONPATH: name a file there, without .py")):
         find_function(f"{name}:right", "data.reward")
 
 
@@ -331,7 +341,10 @@ def test_a_row_has_its_id_where_the_function_takes_it() -> None:
             lambda completions, answer, **_: [],
             "missing a required.* 'answer'; it is given completion_ids, .*, prompts, ",
         ),
-        (lambda completions, wanted: [], "got an unexpected keyword argument 'completion_ids'"),
+        (
+            lambda completions, wanted: [],
+            r"unexpected keyword argument 'completion_ids'; .* wanted: end its arguments with \*\*_",
+        ),
         (lambda id, **_: [], "missing a required.* 'id'"),
         (len, "reward len cannot be called"),
     ],

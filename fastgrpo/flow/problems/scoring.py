@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 import fastgrpo_sandbox
 from fastgrpo.config import Data, Sandbox
-from fastgrpo.errors import CannotWrite, UserError, replace_file
+from fastgrpo.errors import CannotWrite, UserError, cache_folder, replace_file
 from fastgrpo.flow.jails import new_pool
 from fastgrpo.flow.solutions import last_line, run_all_tests
 from fastgrpo.flow.types import NO_TESTS, Problem, WorkflowLimits
@@ -95,7 +95,7 @@ def _trials(problems: Sequence[Problem], sandbox: Sandbox) -> list[Trial]:
     """One trial for each problem, from the cache where these same problems were tried under the same limits."""
     if not problems:
         return []
-    path = _cache_folder() / f"{_digest(problems, sandbox)}.json"
+    path = cache_folder("solutions") / f"{_digest(problems, sandbox)}.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=list[Trial])
     except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
@@ -103,10 +103,6 @@ def _trials(problems: Sequence[Problem], sandbox: Sandbox) -> list[Trial]:
     trials = _tried(problems, sandbox)
     _keep(path, msgspec.json.encode(trials))
     return trials
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastgrpo" / "solutions"
 
 
 def _digest(problems: Sequence[Problem], sandbox: Sandbox) -> str:

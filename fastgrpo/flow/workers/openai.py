@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from fastgrpo.config import Workers
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, expanded
 from fastgrpo.flow.types import Reply, Request, RequestRejected
 from fastgrpo.flow.workers.endpoint import Endpoint
 
@@ -26,7 +26,7 @@ class OpenAIWorker:
     """
 
     def __init__(self, settings: Workers) -> None:
-        self._cache = Cache(Path(settings.cache_dir).expanduser()) if settings.cache_dir else None
+        self._cache = Cache(expanded(settings.cache_dir)) if settings.cache_dir else None
         self._endpoints = {name: Endpoint(worker) for name, worker in settings.by_name().items()}
         self.names = tuple(self._endpoints)
 
