@@ -65,7 +65,7 @@ def described(rows: list[dict[str, float]], config: Config, world: int) -> None:
     emit("loop", {"ranks": world, "a GPU": tokens / total / world, "step": max(row["step"] for row in rows)})
     report("seconds a step: all, median", f"{[round(row['seconds/step'], 2) for row in rows]}, {total:.2f}")
     report("  its phases", ", ".join(f"{name.removeprefix('seconds/')} {value:.2f}" for name, value in phases.items()))
-    waited = [round(row["seconds/checkpoint"], 2) for row in rows if row["seconds/checkpoint"] > 0.01]
+    waited = [round(spent, 2) for row in rows if (spent := row.get("seconds/checkpoint", 0.0)) > 0.01]
     report("seconds waited for each checkpoint", ", ".join(map(str, waited)) or "none")
     report("tokens/s a GPU in all", f"{tokens / total / world:,.0f}")
     report("tokens/s generated, of all replicas, while they generate", f"{middle['tokens_per_s']:,.0f}")
