@@ -70,6 +70,18 @@ def gathered(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor
         yield name, whole
 
 
+def of_each_expert(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The weight by the names of files: of a layer's experts the rows of each one's, in the same memory."""
+    layer, experts, whole = name.rpartition(".experts.")
+    if not experts:
+        yield name, weight
+        return
+    for number, rows in enumerate(weight):
+        parts = EXPERT_PARTS[whole]
+        for part, own in zip(parts, rows.chunk(len(parts)), strict=True):
+            yield f"{layer}.experts.{number}.{part}.weight", own
+
+
 def _reader(path: Path) -> Callable[[str, torch.Size], Tensor]:
     """Reads one tensor by name, of the shape that is expected, from the folder's safetensors files."""
     index = path / "model.safetensors.index.json"
