@@ -371,6 +371,12 @@ def _kv_width(config: PretrainedConfig) -> int:
     return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_dim(config)
 
 
+def has_mlps(config: PretrainedConfig) -> bool:
+    """Whether layers have an MLP of `intermediate_size`: all of a dense model's, and of a mixture's some or none."""
+    some = getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) > 1
+    return bool(some or not _choices(config))
+
+
 def _mlp_width(config: PretrainedConfig) -> int:
     """Columns of a token's MLP; of a mixture those of its experts together, or of a wider layer that has none."""
     choices = _choices(config)
@@ -378,7 +384,7 @@ def _mlp_width(config: PretrainedConfig) -> int:
         return config.intermediate_size
     mixture = choices * getattr(config, "moe_intermediate_size", config.intermediate_size)
     mixture += getattr(config, "shared_expert_intermediate_size", 0)
-    return max(mixture, config.intermediate_size) if getattr(config, "mlp_only_layers", None) else mixture
+    return max(mixture, config.intermediate_size) if has_mlps(config) else mixture
 
 
 def _largest_experts(config: PretrainedConfig) -> int:
