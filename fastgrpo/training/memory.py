@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
+from fastgrpo.policy.lora import adapted_layers
 from fastgrpo.training.host_memory import host_memory_free
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
 
@@ -201,10 +202,9 @@ def count_parameters(config: PretrainedConfig) -> int:
 
 
 def count_adapters(config: PretrainedConfig, rank: int) -> int:
-    """Parameters of LoRA adapters of `rank` on all linear layers of the decoder."""
+    """Parameters of LoRA adapters of `rank`, as `policy.lora` adds them."""
     with torch.device("meta"):
-        decoder = AutoModelForCausalLM.from_config(config).base_model
-    layers = [layer for layer in decoder.modules() if isinstance(layer, torch.nn.Linear)]
+        layers = adapted_layers(AutoModelForCausalLM.from_config(config).base_model).values()
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
