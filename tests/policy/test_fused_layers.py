@@ -115,6 +115,14 @@ def test_experts_whose_rows_grouped_products_do_not_take_are_computed_one_after_
             assert bool(parameter.grad.isfinite().all())
 
 
+def test_a_sharded_fused_layer_warns_of_nothing(tiny_folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with one_rank():
+        policy = load_policy(tiny_folder, device=DEVICE, sharded=True)
+        assert is_fused(policy)
+        policy.backward(policy.gathered(lambda: policy_loss(policy, batch(), Grpo(tis_cap=0.0)).loss))
+    assert [str(warning.message) for warning in recwarn if "FSDP" in str(warning.message)] == []
+
+
 @contextmanager
 def one_rank() -> Iterator[None]:
     """A process group of this process alone, as FSDP2 needs one."""
