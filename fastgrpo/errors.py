@@ -31,6 +31,9 @@ CONTROLS = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]")
 # What torch and safetensors say, whose errors are no OSError.
 DISK_FULL = re.compile(r"No space left|File too large|Disk quota|I/O error|file write failed|unexpected pos", re.I)
 
+# What safetensors, as all in Rust, says of the system's errors.
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
 
 class UserError(Exception):
     """What ends a run and a user can mend (configuration, model folder, endpoint, disk, a lost rank): one sentence
@@ -50,7 +53,9 @@ def writing(what: object, fix: str = "free space, then continue with --resume") 
         # Errors of torch's checkpoints are no `Exception`.
         if isinstance(error, UserError) or not (isinstance(error, OSError) or DISK_FULL.search(str(error))):
             raise
-        reason = getattr(error, "strerror", None) or "no space left on the disk"
+        number = OS_ERROR.search(str(error))
+        reason = os.strerror(int(number[1])) if number else "no space left on the disk"
+        reason = getattr(error, "strerror", None) or reason
         raise CannotWrite(f"cannot write {what}: {reason}; {fix}") from None
 
 

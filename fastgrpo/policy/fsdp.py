@@ -7,6 +7,7 @@ whole for one forward and one backward. The parts are fp32 and are the master we
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ def load_sharded(path: Path, device: torch.device, dtype: torch.dtype, *, traine
     embedding and head, besides its parts. `gathered_call(compute)` of the result is `compute()` while the parameters
     outside the layers are whole. Raises UserError for weights that are missing, of another shape or no safetensors.
     """
+    # A fused layer's result is one, in which nothing writes.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     stored = torch.float32 if trained else dtype
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(path)
@@ -68,6 +71,18 @@ def gathered(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor
         with awaiting("the other ranks' parts of the weights"):
             whole = part.full_tensor()
         yield name, whole
+
+
+def of_each_expert(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The weight by the names of files: of a layer's experts the rows of each one's, in the same memory."""
+    layer, experts, whole = name.rpartition(".experts.")
+    if not experts:
+        yield name, weight
+        return
+    for number, rows in enumerate(weight):
+        parts = EXPERT_PARTS[whole]
+        for part, own in zip(parts, rows.chunk(len(parts)), strict=True):
+            yield f"{layer}.experts.{number}.{part}.weight", own
 
 
 def _reader(path: Path) -> Callable[[str, torch.Size], Tensor]:

@@ -27,8 +27,8 @@ FUSED = frozenset(
     {"Qwen2DecoderLayer", "Qwen3DecoderLayer", "Qwen3MoeDecoderLayer", "LlamaDecoderLayer", "MistralDecoderLayer"}
 )
 MODELS = frozenset({"qwen2", "qwen3", "qwen3_moe", "llama", "mistral"})
-# Bytes at whose multiples a row of an expert's weight begins, for grouped products.
-ALIGNMENT = 16
+# transformers' name of products of all experts at once, and the bytes at whose multiples their weights' rows begin.
+GROUPED, ALIGNMENT = "grouped_mm", 16
 
 
 def fuse_layers(decoder: nn.Module, *, recompute_mlp: bool = False) -> bool:
@@ -55,6 +55,15 @@ def restore_layers(decoder: nn.Module) -> None:
 def may_fuse(config: PretrainedConfig) -> bool:
     """Whether a model of this configuration has fused layers, unless it has adapters or torch compiles it."""
     return config.model_type in MODELS and config.hidden_act == "silu" and not getattr(config, "mlp_bias", False)
+
+
+def ungroup_odd_experts(model: Any, dtype: torch.dtype) -> None:
+    """Have experts computed one after another where rows of their weights, in `dtype`, begin as no grouped product's.
+
+    Nothing else has weights of three dimensions.
+    """
+    if any(weight.ndim == 3 and weight.shape[-1] * dtype.itemsize % ALIGNMENT for weight in model.parameters()):
+        model.set_experts_implementation("eager")
 
 
 def recompute_mlps(decoder: nn.Module) -> None:
@@ -99,8 +108,7 @@ def _known(layer: Any) -> bool:
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     if hasattr(mlp, "experts"):
         linears: list[nn.Module] = []
-        weights = (mlp.experts.gate_up_proj, mlp.experts.down_proj)
-        known = all(weight.shape[-1] * weight.element_size() % ALIGNMENT == 0 for weight in weights)
+        known = mlp.experts.config._experts_implementation == GROUPED
     else:
         linears = [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         known = all(getattr(module, "bias", None) is None for module in linears)

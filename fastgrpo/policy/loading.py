@@ -18,7 +18,7 @@ from fastgrpo.errors import UserError, first_line
 from fastgrpo.policy.architecture import check_weights
 from fastgrpo.policy.folder import load_config, load_tokenizer
 from fastgrpo.policy.fsdp import load_sharded
-from fastgrpo.policy.fused_layers import recompute_mlps
+from fastgrpo.policy.fused_layers import recompute_mlps, ungroup_odd_experts
 from fastgrpo.policy.model import Policy, packed_inputs
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.policy.placement import policy_device, policy_dtype
@@ -52,6 +52,7 @@ def load_policy(
     load_config(path)
     tokenizer = load_tokenizer(path)
     model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
+    ungroup_odd_experts(model, dtype)
     for module in model.modules():
         # vLLM has none: what is trained would not be what sampled.
         if isinstance(module, nn.Dropout):

@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) through peft: adapters on the decoder's linear layers are trained, all else is frozen.
+"""LoRA (arXiv 2106.09685) through peft: adapters on linear layers of the decoder are trained, all else is frozen.
 
 vLLM samples from merged weights, W + alpha / rank B A, written into its tensors one matrix at a time; the trainer keeps
 the base. The head has no adapter: the loss reads its weight as one matrix.
@@ -34,19 +34,32 @@ def peft_module(user: str) -> ModuleType:
 def add_adapters(
     model: nn.Module, decoder: nn.Module, rank: int, alpha: float, *, base: str = "", revision: str = ""
 ) -> None:
-    """Freeze `model` and give every linear layer of `decoder` an adapter that changes nothing yet.
+    """Freeze `model` and give the `adapted_layers` of `decoder` adapters that change nothing yet.
 
     They start alike on every rank and after a resume. `base`, of that `revision`: what others load the frozen model by.
     Raises UserError where peft is missing.
     """
     peft = peft_module("model.lora_rank")
     model.requires_grad_(False)
-    layers = {name.rpartition(".")[2] for name, layer in decoder.named_modules() if isinstance(layer, nn.Linear)}
+    layers = {name.rpartition(".")[2] for name in adapted_layers(decoder)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=sorted(layers), task_type="CAUSAL_LM")
         config.base_model_name_or_path, config.revision = base or None, revision or None
         peft.inject_adapter_in_model(config, decoder, ADAPTER)
+
+
+def adapted_layers(decoder: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of `decoder`, by name: all, but in a mixture of experts those of attention alone.
+
+    What other MLPs it has peft takes by their names for its experts.
+    """
+    mixture = any(parameter.ndim == 3 for parameter in decoder.parameters())
+    return {
+        name: layer
+        for name, layer in decoder.named_modules()
+        if isinstance(layer, nn.Linear) and not (mixture and ".mlp." in name)
+    }
 
 
 def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import logit_transform
-from fastgrpo.policy.fsdp import gathered
+from fastgrpo.policy.fsdp import gathered, of_each_expert
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.host_copy import host_copy
 from fastgrpo.policy.lora import adapter_state, adapters_off, add_adapters, merged_weights, save_adapters
@@ -174,8 +174,10 @@ class Policy:
         first = is_first_rank()
         if self.sharded_as is None and not first:
             return lambda folder: None
-        # A view of vLLM's stacked tensors would be saved with its whole storage.
-        state = {name: host_copy(tensor) for name, tensor in self.weights() if first}
+        # A view of vLLM's stacked tensors would be saved with its whole storage, and what transformers cuts or finds in
+        # one storage it copies once more.
+        weights = (part for weight in self.weights() if first for part in of_each_expert(*weight))
+        state = {name: host_copy(tensor) for name, tensor in weights}
         adapters = {name: host_copy(tensor) for name, tensor in adapter_state(self.model).items() if first}
         # Here: transformers makes a model under another default type of torch, which all threads have in common.
         whole = self._whole_model() if first else None

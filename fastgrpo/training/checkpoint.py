@@ -103,8 +103,8 @@ class Checkpoints:
         self.wait()
         room = self._has_room(size)
         write = take(room)
-        self._saved = step
         self._behind.begin(lambda: self._write(final, step, write, config, score), at_once=not room)
+        self._saved = step
         return final
 
     def add(self, step: int, name: str, data: bytes) -> None:

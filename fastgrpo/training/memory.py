@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
+from fastgrpo.policy.lora import adapted_layers
 from fastgrpo.training.host_memory import host_memory_free
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
 
@@ -201,10 +202,9 @@ def count_parameters(config: PretrainedConfig) -> int:
 
 
 def count_adapters(config: PretrainedConfig, rank: int) -> int:
-    """Parameters of LoRA adapters of `rank` on all linear layers of the decoder."""
+    """Parameters of LoRA adapters of `rank`, as `policy.lora` adds them."""
     with torch.device("meta"):
-        decoder = AutoModelForCausalLM.from_config(config).base_model
-    layers = [layer for layer in decoder.modules() if isinstance(layer, torch.nn.Linear)]
+        layers = adapted_layers(AutoModelForCausalLM.from_config(config).base_model).values()
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
@@ -371,6 +371,12 @@ def _kv_width(config: PretrainedConfig) -> int:
     return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_dim(config)
 
 
+def has_mlps(config: PretrainedConfig) -> bool:
+    """Whether layers have an MLP of `intermediate_size`: all of a dense model's, and of a mixture's some or none."""
+    some = getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) > 1
+    return bool(some or not _choices(config))
+
+
 def _mlp_width(config: PretrainedConfig) -> int:
     """Columns of a token's MLP; of a mixture those of its experts together, or of a wider layer that has none."""
     choices = _choices(config)
@@ -378,7 +384,7 @@ def _mlp_width(config: PretrainedConfig) -> int:
         return config.intermediate_size
     mixture = choices * getattr(config, "moe_intermediate_size", config.intermediate_size)
     mixture += getattr(config, "shared_expert_intermediate_size", 0)
-    return max(mixture, config.intermediate_size) if getattr(config, "mlp_only_layers", None) else mixture
+    return max(mixture, config.intermediate_size) if has_mlps(config) else mixture
 
 
 def _largest_experts(config: PretrainedConfig) -> int:

@@ -10,7 +10,7 @@ from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.errors import UserError
 from fastgrpo.policy.fused_layers import may_fuse
 from fastgrpo.policy.placement import policy_device, policy_dtype
-from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capacity, plan_memory
+from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capacity, has_mlps, plan_memory
 
 
 def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:
@@ -69,10 +69,13 @@ def _layers(config: Config, model: PretrainedConfig) -> Layers:
 
 def _check_divisible(model: PretrainedConfig, tensor_parallel: int) -> None:
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
-    inner = "moe_intermediate_size" if hasattr(model, "moe_intermediate_size") else "intermediate_size"
+    names = ["moe_intermediate_size", "shared_expert_intermediate_size"]
+    # A mixture may have it for no layer.
+    if has_mlps(model) or not hasattr(model, "moe_intermediate_size"):
+        names.append("intermediate_size")
     for name, size, unit in (
         ("num_attention_heads", model.num_attention_heads, tensor_parallel),
-        (inner, getattr(model, inner), tensor_parallel),
+        *((name, getattr(model, name), tensor_parallel) for name in names if hasattr(model, name)),
         # Fewer heads than ranks are repeated.
         ("num_key_value_heads", max(heads, tensor_parallel), min(heads, tensor_parallel)),
     ):

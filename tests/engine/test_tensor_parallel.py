@@ -2,13 +2,13 @@
 
 import json
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PretrainedConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import PretrainedConfig, Qwen2Config, Qwen2MoeConfig, Qwen3MoeConfig
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.engine.engine import Engine
@@ -116,3 +116,22 @@ def test_ranks_that_do_not_divide_are_refused(tiny_folder: Path, monkeypatch: py
             model,
             ranks=3,
         )
+
+
+@pytest.mark.parametrize(
+    ("odd", "named"),
+    [
+        ({}, ""),
+        ({"moe_intermediate_size": 33}, "moe_intermediate_size 33"),
+        ({"shared_expert_intermediate_size": 33}, "shared_expert_intermediate_size 33"),
+        ({"intermediate_size": 33, "mlp_only_layers": [0]}, "intermediate_size 33"),
+        ({"intermediate_size": 33, "decoder_sparse_step": 2}, "intermediate_size 33"),
+        ({"intermediate_size": 33}, ""),
+    ],
+)
+def test_every_width_of_a_mixture_that_it_has_is_to_divide(odd: dict[str, Any], named: str) -> None:
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "intermediate_size": 32}
+    config = resolve({"engine.tensor_parallel": 2, "engine.max_model_len": 768, "grpo.max_new_tokens": 256})
+    with pytest.raises(UserError, match=f"model's {named}: set it to") if named else nullcontext():
+        memory_plan(config, Qwen2MoeConfig(**sizes | experts | odd), ranks=2)

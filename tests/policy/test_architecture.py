@@ -53,6 +53,8 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     # Of three layers one is dense; an expert's weight is divided by the sum or not.
     "qwen3_moe": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"norm_topk_prob": True}),
     "qwen3_moe undivided": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"norm_topk_prob": False}),
+    # Rows of 72 bytes, which grouped products do not take.
+    "qwen3_moe of odd width": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"moe_intermediate_size": 18}),
     "qwen2_moe": (Qwen2MoeConfig, EXPERTS | {"num_experts": 6}),
     "olmoe": (OlmoeConfig, {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64}),
     "llama": (LlamaConfig, {"attention_bias": True}),
@@ -86,7 +88,8 @@ def samples() -> list[Sample]:
 def test_logprobs_and_gradients_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     kind, changes = KINDS[name]
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **eager)
     (batch,) = pack(samples(), [1.0, 1.0], 100, "cpu")
     assert batch.runs.key_index_U is not None, "the prompt is shared"
     expected, loss = [], torch.zeros(())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed import HashStore
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
@@ -92,6 +95,42 @@ def test_layers_of_other_kinds_stay_as_they_are(tmp_path: Path) -> None:
         folder = save_tiny_model(tmp_path / str(number), kind=kind, **changes)
         assert not is_fused(load_policy(folder))
     assert not is_fused(load_policy(save_tiny_model(tmp_path / "lora"), lora_rank=2))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_experts_whose_rows_grouped_products_do_not_take_are_computed_one_after_another(
+    sharded: bool, tmp_path: Path
+) -> None:
+    """By the type that is computed in: rows of 80 bytes in fp32 have 40 in bf16, of which FSDP2's parts are fp32."""
+    kind, changes = KINDS["qwen3_moe"]
+    folder = save_tiny_model(tmp_path, kind=kind, **changes | {"moe_intermediate_size": 20})
+    assert is_fused(load_policy(folder))
+    with one_rank() if sharded else nullcontext():
+        policy = load_policy(folder, device=DEVICE, dtype=torch.bfloat16, sharded=sharded)
+        assert not is_fused(policy)
+        loss = policy.gathered(lambda: policy_loss(policy, batch(), Grpo(tis_cap=0.0)).loss)
+        policy.backward(loss)
+        for parameter in policy.model.parameters():
+            assert parameter.grad is not None
+            assert bool(parameter.grad.isfinite().all())
+
+
+def test_a_sharded_fused_layer_warns_of_nothing(tiny_folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with one_rank():
+        policy = load_policy(tiny_folder, device=DEVICE, sharded=True)
+        assert is_fused(policy)
+        policy.backward(policy.gathered(lambda: policy_loss(policy, batch(), Grpo(tis_cap=0.0)).loss))
+    assert [str(warning.message) for warning in recwarn if "FSDP" in str(warning.message)] == []
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone, as FSDP2 needs one."""
+    distributed.init_process_group("nccl" if DEVICE == "cuda" else "gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def kept_bytes(policy: Policy) -> int:

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, PretrainedConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    OlmoeConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
@@ -25,12 +33,14 @@ from fastgrpo.policy.model import BasePolicy, Policy
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.training.learner import Learner, update
-from fastgrpo.training.memory import MemoryPlan
+from fastgrpo.training.memory import MemoryPlan, count_adapters
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate
 from tests.helpers.marks import exact
 from tests.helpers.tiny_model import save_tiny_model
+
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
 
 def samples(seed: int) -> list[Sample]:
@@ -69,8 +79,7 @@ def test_vllm_samples_from_the_merged_weights(engine: Engine, tiny_folder: Path)
 @pytest.mark.engine
 @exact
 def test_a_mixture_has_adapters_in_its_attention_and_vllm_samples_from_all_of_it(tmp_path: Path) -> None:
-    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-    policy = adapted(save_tiny_model(tmp_path, kind=Qwen3MoeConfig, **mixture))
+    policy = adapted(save_tiny_model(tmp_path, kind=Qwen3MoeConfig, **MIXTURE))
     engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
     try:
         update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
@@ -118,14 +127,26 @@ def test_the_saved_model_is_plain_and_merged(tiny_folder: Path, tmp_path: Path) 
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", [Qwen2Config, GPTNeoXConfig])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (Qwen2Config, {}),
+        (GPTNeoXConfig, {}),
+        (Qwen3MoeConfig, MIXTURE | {"mlp_only_layers": [1]}),
+        (Qwen2MoeConfig, MIXTURE | {"shared_expert_intermediate_size": 32}),
+        (OlmoeConfig, MIXTURE),
+    ],
+)
 def test_peft_loads_the_saved_adapter_over_the_base(
-    kind: type[PretrainedConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[PretrainedConfig], changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the merged model's logits, whatever the model calls its decoder; so does `--model` on the folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = save_tiny_model(tmp_path / "base", kind=kind)
+    folder = save_tiny_model(tmp_path / "base", kind=kind, **changes)
     policy, ids = adapted(folder), torch.tensor([PROMPTS[0]])
+    trained = [parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad]
+    assert sum(trained) == count_adapters(policy.model.config, 4)
+    assert len(trained) == 2 * len(lora.adapted_layers(load_policy(folder).model.base_model))
     update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
     policy.save_hf(tmp_path / "saved")
     told = json.loads((tmp_path / "saved/adapter/adapter_config.json").read_text())

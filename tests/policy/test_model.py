@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed
+from transformers import OlmoeConfig, PretrainedConfig, Qwen2MoeConfig, Qwen3MoeConfig, modeling_utils
 
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
+from fastgrpo.policy import model as models
 from fastgrpo.policy import packed_attention
 from fastgrpo.policy.chat import Chat
 from fastgrpo.policy.folder import load_config, load_tokenizer
@@ -120,6 +123,40 @@ def test_saved_model_loads_back(tmp_path: Path, changes: dict[str, object]) -> N
     assert again.tokenizer("def f(x):").input_ids == policy.tokenizer("def f(x):").input_ids
     for ours, theirs in zip(policy.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (Qwen3MoeConfig, {"mlp_only_layers": [1]}),
+        (Qwen2MoeConfig, {"shared_expert_intermediate_size": 48}),
+        (OlmoeConfig, {}),
+    ],
+)
+def test_a_mixture_is_copied_in_the_parts_that_files_have_and_once_alone(
+    kind: type[PretrainedConfig], changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3}
+    policy = load_policy(save_tiny_model(tmp_path / "first", kind=kind, **mixture | changes))
+    copy, save, copies, written = models.host_copy, modeling_utils.safe_save_file, [], list[int]()
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        copies.append(copy(tensor))
+        return copies[-1]
+
+    def saved(tensors: dict[str, torch.Tensor], *arguments: Any, **options: Any) -> None:
+        written.extend(tensor.data_ptr() for tensor in tensors.values())
+        save(tensors, *arguments, **options)
+
+    monkeypatch.setattr(models, "host_copy", copied)
+    monkeypatch.setattr(modeling_utils, "safe_save_file", saved)
+    policy.save_hf(tmp_path / "second")
+    assert sorted(written) == sorted(held.data_ptr() for held in copies)
+    assert sum(held.nbytes for held in copies) == policy.copied_bytes
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert any("experts.3.up_proj.weight" in name for name in first)
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
 
 
 @pytest.mark.parametrize(("missing", "fix"), [("config.json", "--model"), ("tokenizer_config.json", "save_pretrained")])

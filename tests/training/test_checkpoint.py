@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -13,10 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
-from fastgrpo.errors import UserError
+from fastgrpo.errors import CannotWrite, UserError
 from fastgrpo.training import checkpoint
 from fastgrpo.training.checkpoint import Checkpoints, load
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
@@ -263,6 +265,17 @@ def test_full_disk_keeps_old_checkpoints_and_leaves_nothing_half_written(tmp_pat
     assert "\n" not in str(caught.value)
     assert sorted((str(path), path.stat().st_size) for path in tmp_path.rglob("*")) == before
     assert state_of(checkpoints.latest()) == {"x": 1}
+
+
+def test_a_folder_that_is_taken_away_is_told_as_what_it_is(tmp_path: Path) -> None:
+    """By safetensors too, whose error is no OSError."""
+
+    def writer(folder: Path) -> None:
+        shutil.rmtree(folder)
+        save_file({"x": torch.zeros(1)}, folder / "model.safetensors")
+
+    with pytest.raises(CannotWrite, match=r"cannot write the checkpoint .*step-000001: No such file or directory;"):
+        save(Checkpoints(tmp_path), 1, save_hf=writer)
 
 
 def test_interrupt_and_bugs_pass_through_and_leave_nothing(tmp_path: Path) -> None:

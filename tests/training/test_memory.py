@@ -201,9 +201,10 @@ def test_a_mixture_has_memory_for_the_experts_of_each_token() -> None:
     )
     assert gradients == count_parameters(QWEN_30B_A3B) * 4 + count_parameters(QWEN_30B_A3B) // 5
     assert more == count_parameters(QWEN_30B_A3B) * 2 + 3 * 4 * 128 * 2 * 768 * 2048
-    some_dense = Qwen3MoeConfig(**QWEN_30B_A3B.to_dict() | {"mlp_only_layers": [0], "intermediate_size": 8192})
-    wider = activation_bytes_per_token(some_dense, torch.bfloat16, layers="fused", recompute_mlp=False)
-    assert wider - keeps == 2 * (8192 - 8 * 768) * 2
+    for dense in ({"mlp_only_layers": [0]}, {"decoder_sparse_step": 2}):
+        some_dense = Qwen3MoeConfig(**QWEN_30B_A3B.to_dict() | {"intermediate_size": 8192} | dense)
+        wider = activation_bytes_per_token(some_dense, torch.bfloat16, layers="fused", recompute_mlp=False)
+        assert wider - keeps == 2 * (8192 - 8 * 768) * 2
 
 
 def test_sharded_training_and_a_tensor_parallel_vllm_divide_what_they_can() -> None:
