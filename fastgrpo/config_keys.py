@@ -108,8 +108,11 @@ def _unknown(name: str) -> str:
         return f"unknown key {name!r}: a worker is a table [workers.others.NAME], its NAME letters, digits and '_'"
     if name in SECTIONS:
         return f"{name!r} is a section, not a key: set keys such as {next(k for k in KEYS if k.startswith(name))!r}"
-    if there := elsewhere(name):
-        return f"unknown key {name!r}; {there}"
+    ours, instead = elsewhere(name)
+    if ours:  # its unit may be another one
+        return f"unknown key {name!r}; here it is {ours!r}: {KEYS[ours].help}"
+    if instead:
+        return f"unknown key {name!r}; it has no key here: {instead}"
     if match := _alike(name):
         return f"unknown key {name!r}; did you mean {match!r}?"
     return f"unknown key {name!r}; --help lists all keys"
