@@ -210,11 +210,6 @@ def _check_grpo(grpo: Grpo) -> None:
     if grpo.advantage == "rloo" and grpo.reward_scale in ("group", "terms"):
         scale = grpo.reward_scale
         raise UserError(f"grpo.advantage rloo and grpo.reward_scale {scale} exclude each other: set one of them back")
-    if grpo.refill and grpo.reward_scale == "terms":
-        raise UserError(
-            "grpo.refill replaces groups whose totals are equal, which move the policy with grpo.reward_scale terms: "
-            "set one of them back"
-        )
     if grpo.truncates and _weighs_products(grpo):
         raise UserError(
             "grpo.importance_correction by sequence multiplies over an answer what top_p, top_k and min_p leave out at "

@@ -92,7 +92,6 @@ def config(*arguments: str) -> Config:
         ("--grpo.max_new_tokens 8 --grpo.overlong_penalty_tokens 9", "overlong_penalty_tokens is above grpo.max_new_t"),
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),
         ("--grpo.advantage rloo --grpo.reward_scale terms", "advantage rloo and grpo.reward_scale terms exclude"),
-        ("--grpo.refill 1 --grpo.reward_scale terms", "refill replaces groups whose totals are equal"),
         ("--grpo.group_size 10000000", "160,000,000 rollouts at once, more than 1,048,576: lower one of them"),
         ("--grpo.max_lag 1 --grpo.refill 2", "grpo.max_lag and grpo.refill above 0 exclude each other"),
         ("--grpo.in_flight true", "set grpo.max_lag to 1 or more"),
