@@ -108,8 +108,11 @@ def _unknown(name: str) -> str:
         return f"unknown key {name!r}: a worker is a table [workers.others.NAME], its NAME letters, digits and '_'"
     if name in SECTIONS:
         return f"{name!r} is a section, not a key: set keys such as {next(k for k in KEYS if k.startswith(name))!r}"
-    if there := elsewhere(name):
-        return f"unknown key {name!r}; {there}"
+    ours, instead = elsewhere(name)
+    if ours:  # its unit may be another one
+        return f"unknown key {name!r}; here it is {ours!r}: {KEYS[ours].help}"
+    if instead:
+        return f"unknown key {name!r}; it has no key here: {instead}"
     if match := _alike(name):
         return f"unknown key {name!r}; did you mean {match!r}?"
     return f"unknown key {name!r}; --help lists all keys"
@@ -207,11 +210,6 @@ def _check_grpo(grpo: Grpo) -> None:
     if grpo.advantage == "rloo" and grpo.reward_scale in ("group", "terms"):
         scale = grpo.reward_scale
         raise UserError(f"grpo.advantage rloo and grpo.reward_scale {scale} exclude each other: set one of them back")
-    if grpo.refill and grpo.reward_scale == "terms":
-        raise UserError(
-            "grpo.refill replaces groups whose totals are equal, which move the policy with grpo.reward_scale terms: "
-            "set one of them back"
-        )
     if grpo.truncates and _weighs_products(grpo):
         raise UserError(
             "grpo.importance_correction by sequence multiplies over an answer what top_p, top_k and min_p leave out at "

@@ -134,7 +134,7 @@ def media_packages() -> Finding:
     broken = [name for name in names if (version := _version(name)) is not None and "+cpu" not in version]
     if not broken:
         return Finding("torchvision", True, "not in the way")
-    text = f"{', '.join(broken)} do not fit the CPU build of torch and break transformers; run: pip uninstall -y "
+    text = f"beside a CPU build of torch transformers cannot load with {', '.join(broken)}; run: pip uninstall -y "
     return Finding("torchvision", False, text + " ".join(broken))
 
 

@@ -22,7 +22,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, expanded
 from fastgrpo.program import run_program
 
 NAME = "worker"
@@ -77,12 +77,13 @@ def refuse_unservable(model: str, max_model_len: int) -> None:
 
 
 def whole(model: str) -> str:
-    """The `model`; where it is the folder of an adapter the one in which that is merged into its base.
+    """The `model`, whose home is in it; where it is an adapter's folder that in which it is merged into its base.
 
     Raises `UserError` where it cannot be.
     """
-    if not (Path(model) / "adapter_config.json").is_file() or find_spec("vllm") is None:
-        return model
+    folder = expanded(model)
+    if not (folder / "adapter_config.json").is_file() or find_spec("vllm") is None:
+        return str(folder)
     from fastgrpo.config_keys import resolve
     from fastgrpo.policy.hub import with_local_model
 

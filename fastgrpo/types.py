@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Reward(msgspec.Struct, frozen=True, kw_only=True):
     """What a rollout earned: `total` moves the policy; `terms` says by name what it is made of, as it is logged.
 
-    `weights`: how much a term counts whose deviation is divided out (`grpo.reward_scale` terms); empty where the terms
-    are told alone, and need not add up to the total.
+    `weights`: how much a term, weighted already, counts once its deviation is divided out (`grpo.reward_scale` terms),
+    0 or more; empty where the terms are told alone, and need not add up to the total.
     """
 
     total: float

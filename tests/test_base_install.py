@@ -85,5 +85,5 @@ def test_a_program_names_packages_that_do_not_fit_torch(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("error: torchvision do not fit the CPU build of torch")
+    assert sentence.startswith("error: beside a CPU build of torch transformers cannot load with torchvision; ")
     assert sentence.endswith("pip uninstall -y torchvision")

@@ -92,7 +92,6 @@ def config(*arguments: str) -> Config:
         ("--grpo.max_new_tokens 8 --grpo.overlong_penalty_tokens 9", "overlong_penalty_tokens is above grpo.max_new_t"),
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),
         ("--grpo.advantage rloo --grpo.reward_scale terms", "advantage rloo and grpo.reward_scale terms exclude"),
-        ("--grpo.refill 1 --grpo.reward_scale terms", "refill replaces groups whose totals are equal"),
         ("--grpo.group_size 10000000", "160,000,000 rollouts at once, more than 1,048,576: lower one of them"),
         ("--grpo.max_lag 1 --grpo.refill 2", "grpo.max_lag and grpo.refill above 0 exclude each other"),
         ("--grpo.in_flight true", "set grpo.max_lag to 1 or more"),
@@ -432,11 +431,37 @@ def test_other_trainers_names_lead_to_keys() -> None:
         ("custom_generate_function_path", "environment="),
         ("orchestrator.sampling.max_tokens", "'grpo.max_new_tokens'"),
         ("inference.parallel.tp", "'engine.tensor_parallel'"),
+        ("actor.eps_clip", "grpo.clip_low and grpo.clip_high"),  # one number there for both
+        ("generation_batch_size", "'grpo.prompts_per_step'"),
+        ("rollout.batch_size", "'grpo.prompts_per_step'"),
+        ("train.batch_size", "'grpo.mini_batches'"),  # OpenRLHF's: the samples of an update
+        ("actor_rollout_ref.actor.use_kl_loss", "'grpo.kl_weight'"),
+        ("use_tis", "'grpo.tis_cap'"),
+        ("tis_clip_low", "no lower bound"),
+        ("ckpt.path", "'runs'"),
+        ("orchestrator.model.name", "'model.path'"),
+        ("reward_model.reward_manager", "asked by a reward function"),
+        ("reward_model.rollout.tensor_model_parallel_size", "asked by a reward function"),
+        ("reward_model.sandbox_fusion.url", "'sandbox.hosts'"),
+        ("critic.model_name_or_path", "without a critic"),
+        ("critic.optim.lr", "without a critic"),
+        ("actor.adam.betas", "grpo.beta1, beta2"),
+        ("actor.muon.ns_steps", "AdamW is the one"),
+        ("logger.wandb.group", "WANDB_RUN_GROUP"),
+        ("local_rank", "torchrun"),
+        ("cast_lm_head_to_fp32", "fp32 in training"),
     ],
 )
 def test_another_trainers_key_leads_to_what_it_is_here(name: str, told: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"unknown key {name!r}; ") + f"(here|it has).*{re.escape(told)}"):
         checked({name: 1}, source="train(config)")
+
+
+def test_another_trainers_key_is_told_what_ours_counts() -> None:
+    """As theirs may count something else: epochs, samples, a learning rate in the place of a share of one."""
+    for name, key in (("num_train_epochs", "grpo.steps"), ("global_batch_size", "grpo.mini_batches")):
+        with pytest.raises(UserError, match=re.escape(f"here it is {key!r}: {KEYS[key].help}")):
+            checked({name: 1}, source="train(config)")
 
 
 def test_from_python_a_folder_may_be_a_path_and_a_list_is_called_so() -> None:

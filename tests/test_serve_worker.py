@@ -109,7 +109,8 @@ def test_an_adapter_is_served_merged_into_its_base(
     folder = save_adapter(tmp_path / "adapter", str(tiny_folder))
     served: list[Any] = []
     monkeypatch.setattr(serve_worker, "serve", lambda *given: served.extend(given) or 0)
-    monkeypatch.setattr(sys, "argv", ["serve_worker", "--model", str(folder)])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["serve_worker", f"--model=~/{folder.name}"])
     assert serve_worker.main() == 0
     model = Path(served[0][served[0].index("--model") + 1])
     assert model.parent == tmp_path / "cache/fastgrpo/models"

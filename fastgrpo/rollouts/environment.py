@@ -191,11 +191,10 @@ def _checked(result: Any) -> Result:
     total = finite_number("the reward", result.reward.total)
     if abs(total) > LARGEST_REWARD:
         raise EnvironmentFailure(f"the reward must be at most {LARGEST_REWARD:g}, either way, got {total:g}")
-    reward = Reward(
-        total=total,
-        terms=_numbers("the reward's term", result.reward.terms),
-        weights=_numbers("the reward's weight", result.reward.weights),
-    )
+    weights = _numbers("the reward's weight", result.reward.weights)
+    if below := [name for name, weight in weights.items() if weight < 0]:
+        raise EnvironmentFailure(f"the reward's weight {below[0]!r} must be 0 or more, as its term has the sign")
+    reward = Reward(total=total, terms=_numbers("the reward's term", result.reward.terms), weights=weights)
     return msgspec.structs.replace(plain, reward=reward, metrics=_numbers("the metric", result.metrics))
 
 

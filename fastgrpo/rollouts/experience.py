@@ -99,12 +99,14 @@ def plain_array(value: Any) -> list[Any]:
     raise NotImplementedError(f"{type(value).__name__} is no plain data")
 
 
-def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] = (0.0, "")) -> Tally:
+def tally_of(
+    groups: Sequence[Group], seconds: float, waited: tuple[float, str] = (0.0, ""), *, by_terms: bool = False
+) -> Tally:
     """The numbers of the step's rollouts, whose tokens were generated in `seconds`, then `waited` for (see `Rollouts`).
 
     Sums: `rollouts`, `infrastructure` (the environment's failures) and `tokens_per_s`. Means over all rollouts:
-    `completion_tokens`, `truncated`; over groups: `groups_without_variance`; over the rollouts with a reward:
-    `reward/total`, `reward/<term>` and the environment's own metrics, each over the rollouts that have it.
+    `completion_tokens`, `truncated`; over groups: `groups_without_variance`, as `varies` says; over the rollouts with a
+    reward: `reward/total`, `reward/<term>` and the environment's own metrics, each over the rollouts that have it.
     """
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     tally = Tally(waited=waited, failure=first_failure(groups))
@@ -118,7 +120,7 @@ def tally_of(groups: Sequence[Group], seconds: float, waited: tuple[float, str] 
             for name, value in rollout.result.metrics.items():
                 tally.add(_beside(name, taken=name in OWN_METRICS or name.startswith(OWN_KINDS)), value)
     for group in groups:
-        tally.add("groups_without_variance", not varies(group))
+        tally.add("groups_without_variance", not varies(group, by_terms=by_terms))
     tally.sums = {
         "rollouts": float(len(rollouts)),
         "infrastructure": float(sum(rollout.reward is None for rollout in rollouts)),
@@ -199,9 +201,18 @@ def _runs(values: Iterable[int]) -> list[tuple[int, int]]:
     return [(value, sum(1 for _ in run)) for value, run in itertools.groupby(values)]
 
 
-def varies(group: Group) -> bool:
-    """False where every rollout earned the same, so that no advantage is left.
+def varies(group: Group, *, by_terms: bool = False) -> bool:
+    """False where every rollout earned the same, so that no advantage is left; `by_terms`: of each term with a weight.
 
     The same in fp32, as advantages have it: 0.1 + 0.2 and 0.3 are one reward whose terms were added otherwise.
     """
-    return len({np.float32(rollout.reward.total) for rollout in group.rollouts if rollout.reward is not None}) > 1
+    rewards = [rollout.reward for rollout in group.rollouts if rollout.reward is not None]
+    if not by_terms:
+        return len({np.float32(reward.total) for reward in rewards}) > 1
+    earned = {
+        (name, np.float32(reward.terms[name]))
+        for reward in rewards
+        for name, weight in reward.weights.items()
+        if weight and name in reward.terms
+    }
+    return len(earned) > len({name for name, _ in earned})

@@ -189,7 +189,10 @@ class Schedule:
         groups = await self._rewarded(batches[0])
         wanted, leader = len(groups), replica_leader(self.generator.ranks)
         for extra in range(1, self._config.grpo.refill + 1):
-            lacking = gather_all(wanted - sum(map(varies, groups)), "the groups that the other ranks lack")
+            lacking = gather_all(
+                wanted - sum(varies(group, by_terms=self._by_terms) for group in groups),
+                "the groups that the other ranks lack",
+            )
             if not any(lacking):
                 break
             if lacking[leader]:
@@ -197,6 +200,10 @@ class Schedule:
                 self._begun[step] = batches[-1], self._learner.step
                 groups = groups + await self._rewarded(batches[-1])
         return self._experience(step, groups, batches, refilled=len(groups) - wanted)
+
+    @property
+    def _by_terms(self) -> bool:
+        return self._config.grpo.reward_scale == "terms"
 
     async def _rewarded(self, rollouts: Rollouts) -> list[Group]:
         groups = await rollouts.groups()
@@ -210,7 +217,8 @@ class Schedule:
             return Experience([], Tally(), [])
         seconds, last = max(batch.waited for batch in batches)
         waited = seconds, f"rank {rank_and_world()[0]}: {last}"
-        tally = tally_of(groups, sum(batch.seconds for batch in batches), waited)
+        seconds = sum(batch.seconds for batch in batches)
+        tally = tally_of(groups, seconds, waited, by_terms=self._by_terms)
         tails = [batch.after_answers for batch in batches if batch.after_answers is not None]
         if tails:
             tally.peaks["tail_after_answers_s"] = max(tails)

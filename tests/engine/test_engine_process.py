@@ -123,28 +123,42 @@ def test_what_is_written_here_is_read_there(synced: EngineProcess, policy: Polic
 @exact
 def test_weights_change_in_flight_and_each_token_knows_its_own(synced: EngineProcess, tiny_folder: Path) -> None:
     policy = load_policy(tiny_folder)
-    synced.sync(policy)
-    states, finished = [state(policy)], []
-    for key, prompt in enumerate(PROMPTS):
-        synced.submit(key, prompt, max_tokens=150, seed=100 + key)
-    for version in (1, 2):
-        # One that ends says that tokens of all have been decoded since.
-        synced.submit(100 + version, PROMPTS[0], max_tokens=8)
-        while 100 + version not in [completion.key for completion in finished]:
-            finished += synced.step()
-        finished += synced.settle()
-        optimizer_steps(policy, 1)
-        time.sleep(0.1)
-        report = synced.sync(policy, version=version, in_flight=True)
-        assert report.bytes_copied == 0
-        states.append(state(policy))
-    finished = [completion for completion in finished + finish(synced) if completion.key < 100]
+    changed = (changed_twice(synced, policy, seed=100 * attempt) for attempt in range(30))
+    states, finished = next(each for each in changed if each is not None)
     assert sorted(completion.key for completion in finished) == list(range(6))
     for completion in finished:
         assert completion.versions == sorted(completion.versions)
         assert set(completion.versions) == {0, 1, 2}
     expected = cached_logprobs(tiny_folder, states, finished[0])
     assert finished[0].logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def changed_twice(
+    engine: EngineProcess, policy: Policy, seed: int
+) -> tuple[list[dict[str, torch.Tensor]], list[Completion]] | None:
+    """The weights by version and what they wrote, where no request ended before the second change.
+
+    The other process decodes on by itself, and on a busy machine this one hears of it late.
+    """
+    engine.sync(policy)
+    states, finished = [state(policy)], list[Completion]()
+    for key, prompt in enumerate(PROMPTS):
+        engine.submit(key, prompt, max_tokens=150, seed=seed + key)
+    for version in (1, 2):
+        # One that ends says that tokens of all have been decoded since.
+        engine.submit(100 + version, PROMPTS[0], max_tokens=8)
+        while 100 + version not in [completion.key for completion in finished]:
+            finished += engine.step()
+        finished += engine.settle()
+        if any(completion.key < 100 for completion in finished):
+            finish(engine)
+            return None
+        optimizer_steps(policy, 1)
+        time.sleep(0.1)
+        report = engine.sync(policy, version=version, in_flight=True)
+        assert report.bytes_copied == 0
+        states.append(state(policy))
+    return states, [completion for completion in finished + finish(engine) if completion.key < 100]
 
 
 def test_nothing_is_decoded_between_settle_and_step(synced: EngineProcess, policy: Policy) -> None:

@@ -53,6 +53,27 @@ def test_the_first_failure_of_all_ranks_is_kept() -> None:
     assert Tally.merged(tallies[:2]).failure == ""
 
 
+@pytest.mark.parametrize(
+    ("terms", "varied"),
+    [
+        ([{"right": 1.0, "short": 0.0}, {"right": 0.0, "short": 1.0}], 1),
+        ([{"right": 1.0, "short": 0.0}, {"right": 1.0, "short": 0.0}], 0),
+        ([{"right": 1.0}, {"short": 1.0}], 0),
+        ([{"right": 1.0, "free": 0.0}, {"right": 1.0, "free": 1.0}], 0),
+    ],
+)
+def test_a_group_varies_by_terms_where_one_of_a_weight_does(terms: list[dict[str, float]], varied: int) -> None:
+    """As its advantages do with grpo.reward_scale terms, whatever the totals."""
+    weights = {"right": 1.0, "short": 0.5, "free": 0.0}
+    rollouts = [rollout(1.0) for _ in terms]
+    for each, own in zip(rollouts, terms, strict=True):
+        each.result = Result(reward=Reward(total=1.0, terms=own, weights=weights))
+    (tally, plain) = (tally_of([group(*rollouts)], 1.0, by_terms=each).values() for each in (True, False))
+    assert (tally["groups_without_variance"], plain["groups_without_variance"]) == (1 - varied, 1)
+    samples = to_samples([group(*rollouts)], Grpo(reward_scale="terms"))
+    assert len(samples) == 2 * varied
+
+
 def test_a_group_varies_where_its_advantages_do() -> None:
     """A reward whose terms were added in another order is off by 6e-17, which fp32 advantages do not see."""
     alike = group(rollout(0.1 + 0.2), rollout(0.3))

@@ -408,6 +408,7 @@ def test_a_plain_function_that_blocks_leaves_decoding_alone() -> None:
         ([Result(reward=Reward(total=float("nan")))] * 3, "the reward must be finite, got nan"),
         ([Result(reward=Reward(total="high"))] * 3, "the reward must be a number, got 'high'"),
         ([Result(reward=Reward(total=1.0, terms={"a": None}))] * 3, "the reward's term 'a' must be a number"),
+        ([Result(reward=Reward(total=1.0, weights={"a": -1.0}))] * 3, "the reward's weight 'a' must be 0 or more"),
         ([Result()] * 3, "a result of status 'ok' has no reward"),
         ([Result(reward=1.0)] * 3, "a Result's reward is a fastgrpo.types.Reward, as Reward(total=1.0), got 1.0"),
         ([Result(reward=Reward(total=1.0), metrics=[1])] * 3, "the metrics must be a dict, got list"),

@@ -79,6 +79,23 @@ def test_groups_without_variance_are_replaced_by_as_many_further_ones() -> None:
     assert sorted(sample.advantage for sample in found.samples) == pytest.approx([-0.7071] * 4 + [0.7071] * 4, abs=1e-3)
 
 
+class Traded(Environment):
+    """Where a problem varies, two functions' terms do whose sum is the same."""
+
+    def results(self, problem, rollouts):
+        earned = [result.reward.total for result in super().results(problem, rollouts)]
+        terms = [{"right": one, "short": 1 - one} for one in earned]
+        return [Result(reward=Reward(total=1.0, terms=each, weights={"right": 1.0, "short": 0.5})) for each in terms]
+
+
+def test_groups_that_vary_by_a_term_alone_are_kept() -> None:
+    numbers = [int(p.id[1:]) for p in draw_problems(problems(40), configuration(), 0)]
+    config = configuration(reward_scale="terms")
+    found = experience(config, set(numbers), environment=Traded(set(numbers)))
+    assert (found.tally.sums["groups_refilled"], len(found.samples)) == (0, 8)
+    assert found.tally.values()["groups_without_variance"] == 0
+
+
 @pytest.mark.parametrize("refill", [0, 1, 3])
 def test_the_budget_bounds_what_a_step_without_any_variance_samples(refill: int) -> None:
     found = experience(configuration(refill=refill, loss="dr_grpo"), set())
