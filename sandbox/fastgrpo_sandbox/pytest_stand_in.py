@@ -27,6 +27,11 @@ def fixture(*given, **named):
 mark = Mark()
 
 
+def param(*values, **named):
+    """pytest.param, a row of a list that the file gives a name."""
+    return values
+
+
 def raises(kinds, *args, match=None, **named):
     """pytest.raises as a context, or of a function and its arguments."""
     context = Raises(kinds, match)

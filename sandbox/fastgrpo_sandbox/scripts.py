@@ -15,6 +15,7 @@ from fastgrpo_sandbox.unrolling import SHARED, names_read
 
 STARTERS = ("pytest.main", "unittest.main")
 BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
+OF_SOLUTION = ("solution", "__main__", "importlib", "sys.modules")  # by which a program may ask the solution by no name
 SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
 SET_UP_ALL = ("setup_module", "setup_function")
 UNUSED = "import pytest"  # once its marks and its start are gone
@@ -202,7 +203,8 @@ def _rows(decorator: ast.expr, lists: Mapping[str, ast.expr]) -> list[dict[str, 
 
 def _cells(row: ast.expr, is_one: bool) -> list[ast.expr]:
     if isinstance(row, ast.Call) and _named(row) == "pytest.param":
-        return [] if any(each.arg != "id" for each in row.keywords) else list(row.args)
+        left_out = any(_named(part) in LEFT_OUT for each in row.keywords for part in ast.walk(each.value))
+        return [] if left_out else list(row.args)
     return [row] if is_one else list(getattr(row, "elts", ()))
 
 
@@ -215,7 +217,8 @@ def _check_asserts(body: list[ast.stmt]) -> None:
     if run & BY_ANY_NAME:
         return
     asserting = [node for node in body if any(isinstance(part, ast.Assert) for part in ast.walk(node))]
-    dead = [node for node in asserting if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name not in run]
+    defined = [node for node in asserting if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name not in run]
+    dead = [node for node in defined if all(_named(each).startswith("pytest.") for each in node.decorator_list)]
     if dead and len(dead) == len(asserting):
         raise ValueError(f"{dead[0].name} asserts, and nothing runs it: any solution would pass")
 
@@ -226,7 +229,8 @@ def check_asks(tree: ast.Module) -> None:
     if run & BY_ANY_NAME:
         return
     kinds = (*_FUNCTIONS, ast.ClassDef)
-    ran = [node for node in tree.body if not isinstance(node, kinds) or node.name in run]
-    wanted = wanted_names(ast.unparse(ast.Module(ran, [])))
-    if not wanted.names and set(wanted.other) <= {"print"} and "solution" not in run:
+    ran = [node for node in tree.body if not isinstance(node, kinds) or node.name in run or node.decorator_list]
+    text = ast.unparse(ast.Module(ran, []))  # a decorator may run what it is given
+    wanted = wanted_names(text)
+    if not wanted.names and set(wanted.other) <= {"print"} and not any(word in text for word in OF_SOLUTION):
         raise ValueError("the tests are a program that asks the solution nothing: any would pass")

@@ -16,6 +16,8 @@ from fastgrpo_sandbox.guest.syntax import Transformer, hoisted, last_name, load,
 
 AWAITING = "IsolatedAsyncioTestCase"
 TEST_BASES = ("TestCase", AWAITING)
+# Decorators, by their last names, of which a coroutine is still one: unittest's, and mock's patch and its forms.
+LEAVING = ("expectedFailure", "skipIf", "skipUnless", "patch", "object", "dict", "multiple")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -59,16 +61,19 @@ def _methods(cls: ast.ClassDef, is_awaited: bool) -> list[str]:
 
 
 def _only_makes(function: _Function, is_awaited: bool) -> bool:
-    """Whether a call is a coroutine or generator, which unittest drops, and passes."""
+    """Whether a call is a coroutine or generator, which unittest drops, and passes. A decorator may run either."""
+    if not set(LEAVING) >= set(map(last_name, _decorators(function))):
+        return False
     if any(isinstance(node, ast.Yield | ast.YieldFrom) for each in function.body for node in _own_nodes(each)):
         return True
     return isinstance(function, ast.AsyncFunctionDef) and not is_awaited
 
 
 def _own_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, (*_FUNCTIONS, ast.Lambda, ast.ClassDef)):
+    """What is run with a function that `node` is a part of."""
+    if not isinstance(node, (*_FUNCTIONS, ast.Lambda, ast.ClassDef)):
+        yield node
+        for child in ast.iter_child_nodes(node):
             yield from _own_nodes(child)
 
 
@@ -87,9 +92,26 @@ def _set_classes(tree: ast.Module) -> set[str]:
     return {last_name(call.args[0]) for call in calls if last_name(call.func) == "setattr"}
 
 
-def _is_skipped(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    decorators = [each.func if isinstance(each, ast.Call) else each for each in node.decorator_list]
-    return "skip" in map(last_name, decorators)
+def _is_skipped(node: ast.ClassDef | _Function) -> bool:
+    """Whether a test is skipped for good, by a decorator or as the first that it does."""
+    if "skip" in map(last_name, _decorators(node)) or any(map(_surely_skips, node.decorator_list)):
+        return True
+    body = [each for each in node.body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))]
+    match body:
+        case [ast.Expr(value=ast.Call(func=function)), *_] | [ast.Raise(exc=ast.Call(func=function)), *_]:
+            return last_name(function) in ("skipTest", "SkipTest")
+    return False
+
+
+def _surely_skips(decorator: ast.expr) -> bool:
+    match decorator:
+        case ast.Call(func=function, args=[ast.Constant(value=value), *_]):
+            return last_name(function) == ("skipIf" if value else "skipUnless")
+    return False
+
+
+def _decorators(node: ast.ClassDef | _Function) -> list[ast.expr]:
+    return [each.func if isinstance(each, ast.Call) else each for each in node.decorator_list]
 
 
 @memo

@@ -456,6 +456,8 @@ RIGHT = [
         "from enum import Enum, Flag\nclass D(Enum):\n    X = 'x'\n    Y = 'y'\ndef g(s): return D(s)",
         A(
             "assert g('x') is D.X",
+            "assert D.X is g('x')",
+            "assert D.X == g('x') and D.Y != g('x') and D.Y is not g('x')",
             "assert D['Y'].value == 'y'",
             "assert [d.name for d in D] == ['X', 'Y']",
             "assert len(D) == 2",

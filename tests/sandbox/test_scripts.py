@@ -97,6 +97,62 @@ SCRIPTS = {
         "def test():\n    try:\n        assert f(1) == 2\n        print('passed')\n    except AssertionError:\n        print('failed')\ntest()\n",
         1,
     ),
+    "a function that counts its failures": (
+        "def run(rows):\n    failed = 0\n    wrong = []\n    for x, y in rows:\n        try:\n            assert f(x) == y\n"
+        "        except AssertionError:\n            failed += 1\n            wrong.append(x)\n    assert failed <= 1 and len(wrong) < 2\n"
+        "def test_a(): run([(1, 2), (2, 9), (3, 4)])\n",
+        1,
+    ),
+    "a function that tries again": (
+        "def test_a():\n    for x in range(3):\n        try:\n            assert f(x) == 3\n            break\n"
+        "        except AssertionError:\n            if x == 2: raise\n"
+        "def test_b():\n    for x in range(3):\n        try:\n            assert f(x) == 3\n            break\n"
+        "        except AssertionError: pass\n    else: raise AssertionError('never')\n",
+        2,
+    ),
+    "assertions that must fail": (
+        "import pytest\ndef test_a():\n    try:\n        assert f(1) == 0\n    except AssertionError: return\n    assert False\n"
+        "def test_b():\n    assert f(1) == 2\n    with pytest.raises(AssertionError):\n        assert f(1) == 3\n",
+        2,
+    ),
+    "functions that a decorator runs": (
+        "ALL = []\ndef test(function):\n    ALL.append(function)\n    return function\n"
+        "@test\ndef first():\n    assert f(1) == 2\nfor each in ALL: each()\n",
+        1,
+    ),
+    "functions that a decorator runs, without an assertion": (
+        "ALL = []\ndef test(function):\n    ALL.append(function)\n    return function\n"
+        "@test\ndef first():\n    if f(1) != 2: raise ValueError\nfor each in ALL: each()\n",
+        1,
+    ),
+    "a program that has the solution as the main module": (
+        "import sys\nif sys.modules['__main__'].f(1) != 2: raise ValueError\n",
+        1,
+    ),
+    "rows of pytest's in a list": (
+        "import pytest\nROWS = [pytest.param(1, 2, id='a'), pytest.param(2, 3, marks=pytest.mark.slow)]\n"
+        "@pytest.mark.parametrize('x, y', ROWS)\ndef test_a(x, y):\n    assert f(x) == y\n",
+        2,
+    ),
+    "a method with a generator or coroutine in it": (
+        "import asyncio, unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        def made(): yield f(1)\n"
+        "        self.assertEqual(list(made()), [2])\n    def test_b(self):\n        async def made(): return f(1)\n"
+        "        self.assertEqual(asyncio.run(made()), 2)\n",
+        2,
+    ),
+    "coroutines that a decorator runs": (
+        "import asyncio, functools, unittest\ndef run(function):\n    @functools.wraps(function)\n"
+        "    def ran(*given): return asyncio.run(function(*given))\n    return ran\n"
+        "class T(unittest.TestCase):\n    @run\n    async def test_a(self): self.assertEqual(f(1), 2)\n",
+        1,
+    ),
+    "what is skipped for good": (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n"
+        "    def test_b(self):\n        'Not yet.'\n        self.skipTest('no')\n    def test_c(self): raise unittest.SkipTest('no')\n"
+        "    @unittest.skipIf(True, 'no')\n    def test_d(self): pass\n    @unittest.skipUnless(False, 'no')\n    def test_e(self): pass\n"
+        "    @unittest.skipIf(False, 'no')\n    def test_f(self): self.assertEqual(f(2), 3)\n",
+        2,
+    ),
     "a pair, which is always true": ("assert (f(1) == 2, 'it is not')\nassert (f(2) == 3, f'{f(2)}')\n", 2),
     "methods that await and one that never runs": (
         "import unittest\nclass T(unittest.IsolatedAsyncioTestCase):\n    async def test_a(self): self.assertEqual(f(1), 2)\n"
@@ -177,7 +233,7 @@ def test_a_script_is_run(pool, name):
         ("def test_a(x):\n    assert f(x) == 2\n", "test_a takes arguments, which only pytest gives it"),
         ("class TestF:\n    def test_a(self, *, x):\n        assert f(x) == 2\n", "test_a takes arguments"),
         (
-            "import pytest\n@pytest.mark.parametrize('x', [pytest.param(1, marks=())])\ndef test_a(x):\n    assert f(x) == 2\n",
+            "import pytest\n@pytest.mark.parametrize('x', [pytest.param(1, marks=pytest.mark.skip)])\ndef test_a(x):\n    assert f(x) == 2\n",
             "test_a takes arguments",
         ),
         (

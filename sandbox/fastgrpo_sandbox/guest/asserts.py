@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import marshal
+from typing import TypeGuard
 
 from .guarded import AskedTypes, Guarded
 from .memo import memo
-from .names import bound_name, parse_tests
+from .names import bound_name, parse_tests, read_names
 from .paired import Paired
 from .syntax import Transformer, call, hoisted, load, walk
 
@@ -64,11 +65,61 @@ def _calls_itself(tree: ast.Module) -> bool:
 
 class _Noted(Transformer):
     """An assertion in a function of the setup says so where it fails, whoever catches its error: `except
-    AssertionError: print("failed")` would end the tests as if all had held."""
+    AssertionError: print("failed")` would end the tests as if all had held. One may fail where the function itself
+    decides what that means: it counts failures and asserts how many, tries again, or says that it must fail."""
+
+    def __init__(self) -> None:
+        self._function: ast.AST = ast.Module([], [])
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        before, self._function = self._function, node
+        self.generic_visit(node)
+        self._function = before
+        return node
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+
+    def visit_Try(self, node: ast.Try) -> ast.AST:
+        body = node.body
+        node.body = [] if _may_fail(node, self._function) else body
+        self.generic_visit(node)
+        node.body = node.body or body
+        return node
+
+    def visit_With(self, node: ast.With) -> ast.AST:
+        expected = (part for item in node.items for part in walk(item.context_expr))
+        return node if "AssertionError" in read_names(expected) else self.generic_visit(node)
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         node.test = call("__noted__", _meant(node), at=node.test)
         return node
+
+
+def _may_fail(node: ast.Try, function: ast.AST) -> bool:
+    """Whether the function that catches failures within `node` raises by itself where it comes to another end, or
+    decides by what its handlers noted down."""
+    handlers = [part for handler in node.handlers for part in walk(handler)]
+    loops = [part for part in walk(function) if isinstance(part, ast.For | ast.While)]
+    ends = [*node.orelse, *getattr(function, "body", ()), *(each for loop in loops for each in loop.orelse)]
+    if any(map(_raises, handlers)) or any(_is_end(each) for each in ends):
+        return True
+    noted = {bound_name(part) for part in handlers if not isinstance(part, ast.ExceptHandler)}
+    calls = [part.func for part in handlers if isinstance(part, ast.Call)]
+    noted |= read_names(each.value for each in calls if isinstance(each, ast.Attribute))
+    inner = {id(part) for part in walk(node)}
+    outside = [part for part in walk(function) if id(part) not in inner]
+    tests = [part.test for part in outside if isinstance(part, ast.Assert) or _raises(part)]
+    return any(not noted.isdisjoint(read_names(walk(test))) for test in tests)
+
+
+def _raises(node: ast.AST) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and any(isinstance(part, ast.Raise) for part in walk(node))
+
+
+def _is_end(node: ast.stmt) -> bool:
+    """Whether a statement says that nothing may come to it."""
+    is_never = isinstance(node, ast.Assert) and isinstance(node.test, ast.Constant) and not node.test.value
+    return is_never or isinstance(node, ast.Raise)
 
 
 class _Split(Transformer):

@@ -34,13 +34,25 @@ def pairs(nodes: list[ast.AST], names: Iterable[str], modules: Iterable[str]) ->
     wanted, found = set(names), []
     for node in nodes:
         if isinstance(node, ast.Compare):
-            left, right = read(node.left), read(node.comparators[0])
+            left, right = map(read, _sides(node))
             apart = (right - left) & wanted
             if left and apart:
                 behind = _behind(left, makers, _changers(nodes, node)) & wanted
                 is_membership = isinstance(node.ops[0], ast.In | ast.NotIn)
                 found.append(Pair(tuple(sorted(behind)), tuple(sorted(apart)), is_membership))
     return tuple(found)
+
+
+def _sides(node: ast.Compare) -> tuple[ast.expr, ast.expr]:
+    """The tested side and the wanted one, which comes first where it is a member of a class: `Color.RED is f(1)`."""
+    match node:
+        case ast.Compare(
+            left=ast.Attribute(value=ast.Name(id=name)) as member,
+            ops=[ast.Eq() | ast.NotEq() | ast.Is() | ast.IsNot()],
+            comparators=[tested],
+        ) if name[:1].isupper():
+            return tested, member
+    return node.left, node.comparators[0]
 
 
 def read(node: ast.AST) -> set[str]:
