@@ -247,6 +247,8 @@ def test_a_cgroup_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.Monkey
             (folder / name).write_text(f"{value}\n")
         (folder / "memory.stat").write_text(f"anon 12\n{cached} 7000\n")
     assert host_memory.host_memory_free() == 37000
+    (tmp_path / "proc/self/cgroup").unlink()
+    assert host_memory.host_memory_free() == 100 * 1024
 
 
 def test_a_run_ends_and_is_interrupted_with_all_its_checkpoints(
