@@ -18,7 +18,11 @@ def host_memory_free() -> int:
 
 def _left_in_cgroups() -> Iterator[int]:
     """What each limit over this process leaves, of version 1 and 2; the page cache gives way."""
-    for line in (PROC / "self/cgroup").read_text().splitlines():
+    try:
+        lines = (PROC / "self/cgroup").read_text().splitlines()
+    except OSError:  # a kernel without cgroups
+        return
+    for line in lines:
         _, controllers, name = line.split(":", 2)
         root, limit, used, cached = CGROUPS, "memory.max", "memory.current", "inactive_file "
         if "memory" in controllers.split(","):

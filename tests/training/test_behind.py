@@ -11,11 +11,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -32,6 +34,7 @@ from fastgrpo.training import learner as learners
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.learner import Learner
 from fastgrpo.training.memory import MemoryPlan
+from fastgrpo.training.tensor_files import Part, on_host
 from tests.helpers.full_disk import full_disk
 from tests.helpers.marks import two_gpus_or_none
 from tests.helpers.ranks import processes, run_two_ranks
@@ -40,6 +43,7 @@ from tests.policy.test_fsdp import samples
 from tests.test_train import Vowels, metrics, model, no_vllm, opened, run  # noqa: F401
 
 WAIT_S = 60
+BF16 = torch.arange(12, dtype=torch.bfloat16).view(3, 4)[:, 1:3]
 Held = Callable[[], bool]
 
 
@@ -142,6 +146,23 @@ def test_the_copy_is_freed_once_it_is_written(tmp_path: Path) -> None:
     assert held() is None
 
 
+def test_the_system_has_the_memory_of_a_copy_back_once_it_is_freed() -> None:
+    """Of small tensors, too, which threads copy that come and go, as for each checkpoint, beside others that stay."""
+    process, kept = psutil.Process(), list[torch.Tensor]()
+    parts = {str(number): Part(torch.full((2**18,), float(number)), (0,)) for number in range(100)}
+    parts |= {"none": Part(torch.zeros(0, 3), (0, 0)), "one": Part(torch.tensor(3.0), ()), "half": Part(BF16, (0, 0))}
+    before = process.memory_info().rss
+    for _ in range(4):
+        copies = on_host(parts)
+        for name, part in parts.items():
+            assert torch.equal(copies[name].block, part.block)
+            assert copies[name].block.data_ptr() != part.block.data_ptr() or not part.block.numel()
+        kept += [copies[str(number)].block for number in range(9, 100, 20)]
+        with ThreadPoolExecutor(1) as writer:
+            writer.submit(copies.clear).result()
+    assert process.memory_info().rss - before < 1.5 * sum(block.nbytes for block in kept)
+
+
 def test_a_failed_write_is_raised_once_by_whatever_looks_first(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     begin(checkpoints, 1)
@@ -226,6 +247,8 @@ def test_a_cgroup_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.Monkey
             (folder / name).write_text(f"{value}\n")
         (folder / "memory.stat").write_text(f"anon 12\n{cached} 7000\n")
     assert host_memory.host_memory_free() == 37000
+    (tmp_path / "proc/self/cgroup").unlink()
+    assert host_memory.host_memory_free() == 100 * 1024
 
 
 def test_a_run_ends_and_is_interrupted_with_all_its_checkpoints(
