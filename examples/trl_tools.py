@@ -1,16 +1,18 @@
 """TRL's `tools` and `environment_factory` as an agent: `python examples/trl_tools.py --model PATH`.
 
 `Tools` takes what TRL's GRPOTrainer does: functions with types and docstrings, a class whose methods are tools, with
-`reset(**row)` and, where it has one, `get_reward()`, and reward functions in TRL's form. Needs a model whose chat
-template knows tools.
+`reset(**row)` and, where it has one, `get_reward()`, and reward functions in TRL's form, of prompts, completions,
+environments and the row's columns. Needs a model whose chat template knows tools.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,8 +46,8 @@ class Tools:
         """The row's, before what `reset` adds."""
         return problem.row["prompt"]
 
-    async def act(self, problem: Any, access: Any, seed: int) -> tuple[list[Any], Any]:
-        """(all messages after the prompt, the rollout's environment)."""
+    async def act(self, problem: Any, access: Any, seed: int) -> tuple[list[Any], list[Any], Any]:
+        """(the prompt's messages, all after them, the rollout's environment)."""
         environment = self.factory and self.factory()
         messages = begun(problem.row, environment)
         tools = {tool.__name__: tool for tool in (*self.tools, *methods(environment))}
@@ -62,28 +64,30 @@ class Tools:
             messages.append(message.model_dump(exclude_none=True))
             calls = message.tool_calls or ()
             for call in calls:
-                content = await called(tools[call.function.name], call.function.arguments)
-                messages.append({"role": "tool", "tool_call_id": call.id, "content": str(content)})
-        return messages[asked:], environment
+                content = str(await called(tools, call.function))
+                named = {"tool_call_id": call.id, "name": call.function.name}
+                messages.append({"role": "tool", **named, "content": content})
+        return messages[:asked], [as_trl_has_it(message) for message in messages[asked:]], environment
 
     async def results(self, problem: Any, rollouts: list[Rollout]) -> list[Result]:
         """Each function's values, weighted, and what environments say themselves; None does not apply."""
-        completions, environments = zip(*(rollout.executions[0] for rollout in rollouts), strict=True)
-        columns = {name: [value] * len(rollouts) for name, value in problem.row.items() if name != "prompt"}
-        given = columns | {"prompts": [problem.row["prompt"]] * len(rollouts), "completions": list(completions)}
+        prompts, completions, environments = zip(*(rollout.executions[0] for rollout in rollouts), strict=True)
+        given = {name: [value] * len(rollouts) for name, value in problem.row.items() if name != "prompt"}
+        given |= {"prompts": list(prompts), "completions": list(completions)}
+        given |= {"environments": list(environments)} if self.factory else {}
+        weights = {function.__name__: abs(weight) for function, weight in self.rewards.items()}
         terms: list[dict[str, float]] = [{} for _ in rollouts]
         for function, weight in self.rewards.items():
-            values = await ended(function(**given, environments=list(environments)))
+            values = await ended(function, **given)
             for term, value in zip(terms, values, strict=True):
                 if value is not None:
                     term[function.__name__] = weight * float(value)
         for term, environment in zip(terms, environments, strict=True):
             if hasattr(environment, "get_reward"):
-                term[type(environment).__name__] = float(await ended(environment.get_reward()))
-        return [
-            Result(reward=Reward(total=sum(term.values()), terms=term)) if term else failed("no reward applies")
-            for term in terms
-        ]
+                weights[name := type(environment).__name__] = 1.0
+                term[name] = float(await ended(environment.get_reward))
+        rewards = [Reward(total=sum(term.values()), terms=term, weights=weights) for term in terms]
+        return [Result(reward=reward) if reward.terms else failed("no reward applies") for reward in rewards]
 
 
 def begun(row: Mapping[str, Any], environment: Any) -> list[Any]:
@@ -100,17 +104,32 @@ def methods(environment: Any) -> list[Callable[..., Any]]:
     return [method for name, method in found if not name.startswith("_") and name not in OF_ENVIRONMENT]
 
 
-async def called(tool: Callable[..., Any], arguments: str) -> Any:
-    """What the tool answers, or what it raised: a wrong call is the policy's."""
+async def called(tools: Mapping[str, Callable[..., Any]], call: Any) -> Any:
+    """What the called tool answers, or what it raised: a wrong call is the policy's."""
+    if call.name not in tools:
+        return {"error": f"Tool {call.name} not found."}
     try:
-        return await ended(tool(**json.loads(arguments)))
+        return await ended(tools[call.name], **json.loads(call.arguments))
     except Exception as error:
         return {"error": str(error)}
 
 
-async def ended(returned: Any) -> Any:
-    """What was returned, by a coroutine too."""
-    return await returned if inspect.isawaitable(returned) else returned
+async def ended(function: Callable[..., Any], **given: Any) -> Any:
+    """What a coroutine returns, or a function, which other rollouts need not wait for."""
+    if inspect.iscoroutinefunction(function):
+        return await function(**given)
+    return await asyncio.to_thread(function, **given)
+
+
+def as_trl_has_it(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the arguments of its tool calls as dicts, where they are JSON, for rewards that read them."""
+    calls = []
+    for call in message.get("tool_calls", ()):
+        arguments = call["function"]["arguments"]
+        with suppress(ValueError):
+            arguments = json.loads(arguments)
+        calls.append(call | {"function": call["function"] | {"arguments": arguments}})
+    return message | ({"tool_calls": calls} if calls else {})
 
 
 def problems(rows: Iterable[Mapping[str, Any]]) -> list[SimpleNamespace]:

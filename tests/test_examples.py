@@ -121,7 +121,7 @@ def test_tools_are_called_as_trl_calls_them(asynchronous: bool) -> None:
         return double(x)
 
     later.__name__, later.__doc__ = "double", double.__doc__
-    replies = iter([[("increase", {"by": 2}), ("double", {"x": 4})], [("increase", {"to": 3})], []])
+    replies = iter([[("increase", {"by": 2}), ("double", {"x": 4})], [("increase", {"to": 3}), ("halve", {})], []])
 
     async def create(messages: list[dict[str, Any]], tools: list[dict[str, Any]], **_: Any) -> ChatCompletion:
         assert messages[0]["content"] == "To 3. It is 0 now."
@@ -137,11 +137,17 @@ def test_tools_are_called_as_trl_calls_them(asynchronous: bool) -> None:
             {"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": [choice]}
         )
 
-    def last(completions: list[Any], environments: list[Any], wanted: list[int], **_: Any) -> list[float | None]:
+    def last(
+        prompts: list[Any], completions: list[Any], environments: list[Any], wanted: list[int]
+    ) -> list[float | None]:
+        assert prompts[0][-1]["content"] == "To 3. It is 0 now."
+        assert completions[0][0]["tool_calls"][1]["function"] == {"name": "double", "arguments": {"x": 4}}
+        assert completions[0][2] == {"role": "tool", "tool_call_id": "1", "name": "double", "content": "8"}
         roles = " ".join(turn["role"] for turn in completions[0])
-        assert roles == "assistant tool tool assistant tool assistant"
+        assert roles == "assistant tool tool assistant tool tool assistant"
         assert [turn["content"] for turn in completions[0] if turn["role"] == "tool"][:2] == ["2", "8"]
         assert "unexpected keyword argument 'to'" in completions[0][4]["content"]
+        assert completions[0][5]["content"] == "{'error': 'Tool halve not found.'}"
         return [10.0 * environment.value + wanted[0] for environment in environments]
 
     def none(**_: Any) -> list[float | None]:
@@ -154,9 +160,14 @@ def test_tools_are_called_as_trl_calls_them(asynchronous: bool) -> None:
     (problem,) = made["problems"]([{"prompt": [{"role": "user", "content": "To 3."}], "wanted": 3}])
     executed = asyncio.run(agent.act(problem, access, 0))
     (result,) = asyncio.run(agent.results(problem, [Rollout([7], [1], [0.0], ["Done."], executions=[executed])]))
-    assert result.reward == Reward(total=12.0, terms={"last": 11.5, "Counter": 0.5})
-    agent = made["Tools"]([none], tools=tools)
-    (result,) = asyncio.run(agent.results(problem, [Rollout([7], [1], [0.0], [""], executions=[([], None)])]))
+    weights = {"last": 0.5, "none": 1.0, "Counter": 1.0}
+    assert result.reward == Reward(total=12.0, terms={"last": 11.5, "Counter": 0.5}, weights=weights)
+
+    def without_environments(prompts: list[Any], completions: list[Any], wanted: list[int]) -> list[float | None]:
+        return [None]
+
+    agent = made["Tools"]([without_environments], tools=tools)
+    (result,) = asyncio.run(agent.results(problem, [Rollout([7], [1], [0.0], [""], executions=[([], [], None)])]))
     assert result.reward is None, "TRL leaves it out of the baseline, too"
 
 
