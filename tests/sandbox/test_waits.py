@@ -192,7 +192,8 @@ def test_a_pool_whose_opening_is_interrupted_leaves_nothing(monkeypatch):
     monkeypatch.setattr(pool, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt), pool:
         pass
-    assert made and None not in [one._process.poll() for one in made]
+    assert made
+    assert None not in [one._process.poll() for one in made]
     assert [one._process.returncode for one in made] == [-signal.SIGKILL] * len(made)
     assert pool._loop.is_closed()
 
