@@ -77,7 +77,16 @@ class BlockingSandboxPool:
         return self.wait(gather())
 
     def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(STOP_DEADLINE_S)
-        if not self._thread.is_alive():
-            self._loop.close()
+        try:
+            self.wait(_all_ended())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(STOP_DEADLINE_S)
+            if not self._thread.is_alive():
+                self._loop.close()
+
+
+async def _all_ended() -> None:
+    """Waits for what an interrupted call has left, as cells that were about to start, to end."""
+    if left := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(left, timeout=STOP_DEADLINE_S)

@@ -91,6 +91,8 @@ class Cell(asyncio.Protocol):
         try:
             self._transport, _ = await asyncio.shield(connected)
             await asyncio.wait_for(asyncio.shield(self._ready), START_DEADLINE_S)
+            if self.lost:  # in the same turn of the loop, as where it is ready and cannot fork
+                raise ConnectionError(self.lost)
         except (TimeoutError, ConnectionError) as error:
             await self.stop()
             said = str(error) or self._last_words or f"no answer within {START_DEADLINE_S:.0f} s"

@@ -111,7 +111,12 @@ class Cells:
 
     async def _stop(self, cells: list[Cell]) -> None:
         self.all = [cell for cell in self.all if cell not in cells]
-        await asyncio.gather(*(cell.stop() for cell in cells), return_exceptions=True)
+        ends = asyncio.gather(*(cell.stop() for cell in cells), return_exceptions=True)
+        try:
+            await asyncio.shield(ends)
+        except asyncio.CancelledError:  # as by the pool's end, which is to wait for these, too
+            await ends
+            raise
 
     def _of(self, kind: Kind) -> list[Cell]:
         return [cell for cell in self.all if cell.kind == kind]

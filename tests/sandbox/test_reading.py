@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from fastgrpo_sandbox import AssertTests, Limits, SandboxPool, SandboxUnavailable, StdioTests, UnittestTests, reading
+from fastgrpo_sandbox import (
+    AssertTests,
+    Limits,
+    Outcome,
+    SandboxPool,
+    SandboxUnavailable,
+    StdioTests,
+    UnittestTests,
+    reading,
+)
 from fastgrpo_sandbox.guest import memo
 from fastgrpo_sandbox.job import prepare
 from fastgrpo_sandbox.reading import ReaderLost, Readers, Unreadable
@@ -140,6 +149,30 @@ def test_a_long_text_takes_the_loop_no_time(monkeypatch, tests):
     status, seconds = asyncio.run(main())
     assert status == ("rejected" if tests is BOMB else "ok")  # its code is too long for a job
     assert seconds < 0.3
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize(
+    ("text", "wanted", "is_asked"),
+    [
+        ("1.0 " * 15_000, "1 " * 15_000, True),
+        ("1 " * 15_000, "2 " * 15_000, True),
+        ("1.0 " * 15_000, "1.0 " * 14_999 + "1.0\n", False),
+        ("1.0 " * 100, "1 " * 100, False),
+    ],
+    ids=["written otherwise", "wrong", "the same", "short"],
+)
+def test_many_numbers_that_are_written_otherwise_are_compared_beside_the_loop(monkeypatch, text, wanted, is_asked):
+    asked = []
+
+    async def main() -> Outcome:
+        async with SandboxPool(cells=1) as pool:
+            ask = pool.readers.ask
+            monkeypatch.setattr(pool.readers, "ask", lambda *given: asked.append(given) or ask(*given))
+            return await pool.run("print(input())", tests=StdioTests(((text, wanted),)))
+
+    assert asyncio.run(main()).tests == (wanted[0] == text[0],)
+    assert len(asked) == is_asked
 
 
 @pytest.mark.jail

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 
 import pytest
 
@@ -114,6 +115,87 @@ def test_jobs_wait_for_a_cell_that_starts_again_soon(no_restart, monkeypatch, ki
         return await asyncio.gather(*waiting)
 
     assert all("status='ok'" in text for text in in_pool(work))
+
+
+@pytest.fixture
+def first_dies(monkeypatch: pytest.MonkeyPatch):
+    """From its call on the next cell is lost in the very turn of the loop in which it says that it is ready."""
+    frame = cell.Cell._frame
+
+    def ready_and_lost(self, job, kind, body):
+        frame(self, job, kind, body)
+        if kind == cell.READY:
+            monkeypatch.setattr(cell.Cell, "_frame", frame)
+            frame(self, 0, cell.GONE, b"no more processes")
+
+    return lambda: monkeypatch.setattr(cell.Cell, "_frame", ready_and_lost)
+
+
+def test_a_cell_that_is_lost_as_it_is_ready_opens_no_pool(first_dies):
+    first_dies()
+    with pytest.raises(SandboxUnavailable, match="the cell cannot fork: no more processes"):
+        in_pool(lambda pool: pool.run("print(1)"))
+
+
+@pytest.mark.parametrize("kind", ["run", "session"])
+def test_a_cell_that_is_lost_as_it_is_ready_is_started_again(first_dies, monkeypatch, kind):
+    monkeypatch.setattr(cells, "PATIENCE_S", 60)
+
+    async def work(pool):
+        assert (await _job(pool, kind)).status == "ok"
+        first_dies()
+        await _lose_all(pool, kind)
+        return await asyncio.wait_for(_job(pool, kind), 30)
+
+    assert in_pool(work).status == "ok"
+
+
+def test_closing_waits_for_a_cell_that_is_being_stopped(monkeypatch):
+    stop, stopping = cell.Cell.stop, []
+
+    async def work(pool):
+        entered = asyncio.Event()
+
+        def noted(self):
+            stopping.append(self)
+            entered.set()
+            return stop(self)
+
+        monkeypatch.setattr(cell.Cell, "stop", noted)
+        pool.cells.all[0].give_up("it is to be replaced")
+        await entered.wait()
+        await pool.aclose()
+        return [one._process.returncode for one in stopping]
+
+    assert None not in in_pool(work)
+
+
+def test_a_pool_whose_opening_is_interrupted_leaves_nothing(monkeypatch):
+    pool = BlockingSandboxPool(cells=2)
+    begun, wait = threading.Event(), pool.wait
+    launch, made = cell.Cell._launch, []
+
+    def launched(self):
+        made.append(self)
+        begun.set()
+        return launch(self)
+
+    def interrupted(work):
+        if not begun.is_set():
+            future = asyncio.run_coroutine_threadsafe(work, pool._loop)
+            begun.wait(10)
+            future.cancel()
+            raise KeyboardInterrupt
+        return wait(work)
+
+    monkeypatch.setattr(cell.Cell, "_launch", launched)
+    monkeypatch.setattr(pool, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), pool:
+        pass
+    assert made
+    assert None not in [one._process.poll() for one in made]
+    assert [one._process.returncode for one in made] == [-signal.SIGKILL] * len(made)
+    assert pool._loop.is_closed()
 
 
 def test_cells_that_start_and_end_no_job_are_not_started_without_pause(monkeypatch):
