@@ -169,7 +169,7 @@ def _made(name: str, fixtures: _Fixtures, within: tuple[str, ...] = ()) -> str:
     return f"next(made_{name} := {call})" if yields else call
 
 
-def _named(decorator: ast.expr) -> str:
+def _named(decorator: ast.AST) -> str:
     return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
 
 
