@@ -455,6 +455,8 @@ def test_other_trainers_names_lead_to_keys() -> None:
         ("actor.muon.ns_steps", "AdamW is the one"),
         ("logger.wandb.group", "WANDB_RUN_GROUP"),
         ("local_rank", "torchrun"),
+        ("trainer.scheduler.type", "'grpo.decay'"),
+        ("algorithm.kl_ctrl.type", "grpo.kl_weight stays"),
         ("cast_lm_head_to_fp32", "fp32 in training"),
     ],
 )
