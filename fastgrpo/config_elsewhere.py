@@ -126,7 +126,8 @@ NO_KEY = {
             "reward_weights eval_dataset train_dataset resume resume_mode resume_from_checkpoint"
         ),
         "the KL is to the policy at the start, and grpo.kl_weight stays as it is": (
-            "sync_ref_model ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target kl_ctrl.type ref_update_interval"
+            "sync_ref_model ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target kl_ctrl.type "
+            "ref_update_interval"
         ),
         "grpo.loss_function takes a loss of your own, as SAPO's and the off-policy mask in examples/losses.py": (
             "sapo_temperature_neg sapo_temperature_pos tau_pos tau_neg vespo_k_pos vespo_k_neg "
