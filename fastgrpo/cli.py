@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fastgrpo.config import LOSS_PRESETS, Config
 from fastgrpo.config_files import read_saved, read_toml
 from fastgrpo.config_keys import KEYS, SECTIONS, Key, checked, choices_of, resolve
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, expanded
 from fastgrpo.run_folder import refuse_task_from_python
 
 FLAGS = {
@@ -68,7 +68,7 @@ def parse(
         raise UserError(f"unexpected argument {rest[0]!r}: keys are set as --section.key VALUE; --help lists them")
     if of_run and "--resume" in given:
         raise UserError(f"--resume goes on with a training: {program} begins none, leave it out")
-    file = options.pop("config", None)
+    file = str(expanded(options.pop("config"))) if "config" in options else None
     overrides = checked(options, source="command line", strict=False)
     if file is None and of_run:
         file = configuration_of(overrides.get("model.path", ""))
@@ -97,7 +97,7 @@ def layered(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 def configuration_of(model: str) -> str | None:
     """The configuration of the run that wrote the folder `model`, whose problems, prompt and workers are meant."""
     # An adapter's folder is one level deeper than its checkpoint.
-    for folder in Path(model).resolve().parents[:3] if model else ():
+    for folder in expanded(model).resolve().parents[:3] if model else ():
         if (folder / "config.toml").is_file() and (folder / "metrics.jsonl").is_file():
             return str(folder / "config.toml")
     return None

@@ -11,7 +11,7 @@ ELSEWHERE = {
             "max_steps num_train_epochs total_training_steps total_epochs num_episodes num_epoch num_rollout"
         ),
         "grpo.lr": "learning_rate actor_learning_rate",
-        "grpo.decay": "lr_scheduler_type lr_scheduler",
+        "grpo.decay": "lr_scheduler_type lr_scheduler scheduler.type",
         "grpo.min_lr_ratio": "lr_scheduler_kwargs min_lr min_lr_rate",
         "grpo.warmup_steps": "warmup_ratio lr_warmup_ratio lr_warmup_steps lr_warmup_steps_ratio",
         "grpo.group_size": "num_generations n_samples_per_prompt rollout.n rollouts_per_example",
@@ -126,7 +126,8 @@ NO_KEY = {
             "reward_weights eval_dataset train_dataset resume resume_mode resume_from_checkpoint"
         ),
         "the KL is to the policy at the start, and grpo.kl_weight stays as it is": (
-            "sync_ref_model ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target ref_update_interval"
+            "sync_ref_model ref_model_sync_steps ref_model_mixup_alpha kl.target kl_target kl_ctrl.type "
+            "ref_update_interval"
         ),
         "grpo.loss_function takes a loss of your own, as SAPO's and the off-policy mask in examples/losses.py": (
             "sapo_temperature_neg sapo_temperature_pos tau_pos tau_neg vespo_k_pos vespo_k_neg "

@@ -84,10 +84,9 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(
-            f"there is no home folder for the {Path(path).parts[0]} of {os.fspath(path)}: set HOME, or write the whole "
-            "path"
-        ) from None
+        home = Path(path).parts[0]
+        fix = "set HOME, or write" if home == "~" else "write"
+        raise UserError(f"there is no home folder for the {home} of {os.fspath(path)}: {fix} the whole path") from None
 
 
 def cache_folder(name: str) -> Path:

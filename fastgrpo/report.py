@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from fastgrpo.doctor import versions
-from fastgrpo.errors import UserError, replace_file
+from fastgrpo.errors import UserError, expanded, replace_file
 from fastgrpo.flow.adaptivity import adaptivity_table
 from fastgrpo.program import run_program
 from fastgrpo.record import report_figures as figures
@@ -247,7 +247,7 @@ def main() -> None:
         return
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise UserError("name one run's folder: python -m fastgrpo.report runs/NAME")
-    print(write_report(Path(sys.argv[1])))
+    print(write_report(expanded(sys.argv[1])))
 
 
 if __name__ == "__main__":
