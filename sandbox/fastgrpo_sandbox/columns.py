@@ -19,7 +19,8 @@ from fastgrpo_sandbox.guest.paired import Paired
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.scripts import as_run, check_asks
 from fastgrpo_sandbox.source_text import is_empty, preamble, statement_text, with_stand_ins
-from fastgrpo_sandbox.types import AssertTests, CheckTests, StdioTests, Tests, UnittestTests
+from fastgrpo_sandbox.stdio import SILENT, wants_nothing
+from fastgrpo_sandbox.types import AssertTests, CheckTests, NoTestError, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.unittest_source import unittest_names
 from fastgrpo_sandbox.unrolling import check_tests, script_tests
 
@@ -42,13 +43,14 @@ def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
     `test_setup_code` and `test_imports` are trusted code for the tests, and so is, for `check(candidate)`, what a
     `prompt` that is a program gives beside its `entry_point`. `code` is the solution, whose `class Solution` decides
     how `fn_name` is called.
-    Raises ValueError with one sentence where there are none, or none that can be counted.
+    Raises ValueError with one sentence where there are none, or none that can be counted, NoTestError where any program
+    would pass.
     """
     try:
         row = _without_arrays(row)
         tests = _read(row, row, code)
-        if isinstance(tests, StdioTests) and not tests.checker and not any(wanted.strip() for _, wanted in tests.cases):
-            raise ValueError("no case wants any output: every silent program would pass")
+        if isinstance(tests, StdioTests) and wants_nothing(tests):
+            raise NoTestError(SILENT)
         asserts = tests.asserts if isinstance(tests, AssertTests) else ()
         if count_tests(tests) > 0 and all(count_tests(CheckTests(text, "")) > 0 for text in asserts):
             return tests

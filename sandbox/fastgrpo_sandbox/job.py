@@ -19,7 +19,7 @@ from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.asserts import compile_asserts, compile_setup, special_words
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import solution_imports, unimported_modules, wanted_names
-from fastgrpo_sandbox.stdio import MOST_OUTPUT
+from fastgrpo_sandbox.stdio import MOST_OUTPUT, SILENT, wants_nothing
 from fastgrpo_sandbox.types import (
     AssertTests,
     CallError,
@@ -173,7 +173,8 @@ def pack_check(checker: str, given: str, output: str, expected: str, limits: Lim
 
 
 def refusal(tests: Tests) -> str:
-    """Why no code at all could pass `tests`, in one sentence: they cannot be read, or are too long; "" where some may.
+    """Why `tests` tell nothing of a code, in one sentence: none at all could pass them, since they cannot be read or
+    are too long, or every silent program would; "" of others.
 
     What a pool finds at each job, found once and before any.
     """
@@ -185,6 +186,8 @@ def refusal(tests: Tests) -> str:
         return str(error)
     if isinstance(tests, StdioTests) and tests.checker:
         return ""
+    if isinstance(tests, StdioTests) and wants_nothing(tests):
+        return SILENT
     longest = max((len(wanted) for _, wanted in cases), default=0)
     return f"a case is to print {longest} characters; at most {MOST_OUTPUT} are kept" if longest > MOST_OUTPUT else ""
 

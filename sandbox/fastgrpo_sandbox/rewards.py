@@ -19,7 +19,7 @@ from fastgrpo_sandbox.extract import defined_names, extract_code
 from fastgrpo_sandbox.given import require_text
 from fastgrpo_sandbox.shared import jails
 from fastgrpo_sandbox.source_text import preamble
-from fastgrpo_sandbox.types import Outcome, SandboxUnavailable, StdioTests, Tests
+from fastgrpo_sandbox.types import NoTestError, Outcome, SandboxUnavailable, StdioTests, Tests
 
 log = logging.getLogger("fastgrpo_sandbox")
 STDIO_BYTES = 4 << 20  # of output: what contests ask for does not fit the usual limit
@@ -39,10 +39,11 @@ def code_reward(
     """TRL's reward function: `GRPOTrainer(reward_funcs=[code_reward])`, the data set's columns having the tests.
 
     Returns, for each completion, the fraction of its tests that the program in it passes, in [0, 1], or None where that
-    is not known: the jails failed, or the row has no tests that can be read (see columns.read_tests for their forms). A
+    is not known: the jails failed, the row has no tests that can be read (see columns.read_tests for their forms), or
+    only such as any program would pass. A
     prompt that is the beginning of a Python program, as HumanEval's, is put before a completion that does not define
     the row's `entry_point`, and what it gives beside that before any other and the tests. Raises ValueError where no
-    row has tests, SandboxUnavailable where jails cannot run.
+    row has tests of any kind, SandboxUnavailable where jails cannot run.
     """
     if isinstance(completions, str):
         raise ValueError("completions must be a list, got one text: put it into a list, and so its columns")
@@ -50,6 +51,7 @@ def code_reward(
     rows = [{name: values[i] for name, values in columns.items() if _is_column(values, count)} for i in range(count)]
     jobs: dict[int, dict[str, Any]] = {}
     faults: dict[int, str] = {}
+    are_read = False
     for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         try:
             prompt = prompts[i] if prompts else ""
@@ -57,7 +59,8 @@ def code_reward(
             jobs[i] = _job(code, read_tests({"prompt": prompt, **row}, code))
         except ValueError as error:
             faults[i] = str(error)
-    if faults and not jobs:
+            are_read = are_read or isinstance(error, NoTestError)
+    if faults and not jobs and not are_read:
         reason = _no_column(columns, count) or next(iter(faults.values()))
         raise ValueError(f"code_reward can score none of {count} rows: {reason}")
     outcomes = dict(zip(jobs, jails.run_all(list(jobs.values())), strict=True))

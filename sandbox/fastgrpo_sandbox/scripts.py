@@ -10,7 +10,7 @@ from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import wanted_names
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import TO_THE_END, statement_text
-from fastgrpo_sandbox.types import AssertTests
+from fastgrpo_sandbox.types import AssertTests, NoTestError
 from fastgrpo_sandbox.unrolling import SHARED, names_read
 
 STARTERS = ("pytest.main", "unittest.main")
@@ -203,8 +203,8 @@ def _rows(decorator: ast.expr, lists: Mapping[str, ast.expr]) -> list[dict[str, 
 
 def _cells(row: ast.expr, is_one: bool) -> list[ast.expr]:
     if isinstance(row, ast.Call) and _named(row) == "pytest.param":
-        left_out = any(_named(part) in LEFT_OUT for each in row.keywords for part in ast.walk(each.value))
-        return [] if left_out else list(row.args)
+        marks = [part for each in row.keywords for part in ast.walk(each.value) if isinstance(part, ast.expr)]
+        return [] if any(_named(part) in LEFT_OUT for part in marks) else list(row.args)
     return [row] if is_one else list(getattr(row, "elts", ()))
 
 
@@ -220,11 +220,11 @@ def _check_asserts(body: list[ast.stmt]) -> None:
     defined = [node for node in asserting if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name not in run]
     dead = [node for node in defined if all(_named(each).startswith("pytest.") for each in node.decorator_list)]
     if dead and len(dead) == len(asserting):
-        raise ValueError(f"{dead[0].name} asserts, and nothing runs it: any solution would pass")
+        raise NoTestError(f"{dead[0].name} asserts, and nothing runs it: any solution would pass")
 
 
 def check_asks(tree: ast.Module) -> None:
-    """Raises ValueError for a program that runs nothing of the solution's."""
+    """Raises NoTestError for a program that runs nothing of the solution's."""
     run = _names_run(tree.body)
     if run & BY_ANY_NAME:
         return
@@ -233,4 +233,4 @@ def check_asks(tree: ast.Module) -> None:
     text = ast.unparse(ast.Module(ran, []))  # a decorator may run what it is given
     wanted = wanted_names(text)
     if not wanted.names and set(wanted.other) <= {"print"} and not any(word in text for word in OF_SOLUTION):
-        raise ValueError("the tests are a program that asks the solution nothing: any would pass")
+        raise NoTestError("the tests are a program that asks the solution nothing: any would pass")

@@ -11,6 +11,7 @@ import msgspec
 from fastgrpo_sandbox.types import RANGES, Limits, Outcome, StdioTests
 
 TOLERANCE = 1e-6
+SILENT = "no case wants any output: every silent program would pass"
 MOST_OUTPUT = RANGES["output_bytes"][1]
 ROOM = 4  # times what is expected: other white space, and more digits
 # Nothing is given back: a long token that is none would be read anew from each of its digits.
@@ -73,6 +74,11 @@ def passes(tests: StdioTests, case: int, outcome: Outcome) -> bool:
     """Whether a run gave the output of a case; of tests with a checker, whether it is worth asking that."""
     same = bool(tests.checker) or same_output(outcome.stdout, tests.cases[case][1], tests.compare == "exact")
     return outcome.status == "ok" and same
+
+
+def wants_nothing(tests: StdioTests) -> bool:
+    """Whether every silent program would pass."""
+    return bool(tests.cases) and not tests.checker and not any(wanted.strip() for _, wanted in tests.cases)
 
 
 class Cases:

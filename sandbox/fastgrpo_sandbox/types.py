@@ -41,6 +41,10 @@ class EndSession(Exception):
     """Raised by a session's handler to end the session at once: it has failed by its own fault, which the text says."""
 
 
+class NoTestError(ValueError):
+    """Tests that can be read and that any program would pass: a fault of one row's, and not of how rows are given."""
+
+
 class SandboxUnavailable(RuntimeError):
     """This machine cannot run jails; the message is one sentence that says what is missing and how to fix it."""
 

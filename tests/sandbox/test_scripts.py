@@ -225,6 +225,21 @@ def test_a_script_is_run(pool, name):
         assert pool.run(wrong, tests=tests).tests == (False,) * count
 
 
+@pytest.mark.jail
+def test_a_coroutine_that_a_decorator_does_not_run_passes_nothing(pool):
+    tests = read_tests(
+        {
+            "test": "import unittest\ndef logged(function):\n    return lambda *given: function(*given)\n"
+            "class T(unittest.TestCase):\n    @logged\n    async def test_a(self): self.assertEqual(f(1), 2)\n"
+            "    @logged\n    def test_b(self):\n        self.assertEqual(f(1), 2)\n        yield\n"
+            "    @logged\n    def test_c(self): self.assertEqual(f(1), 2)\n"
+        }
+    )
+    outcome = pool.run(RIGHT, tests=tests)
+    assert outcome.tests == (False, False, True)
+    assert "test_a makes a coroutine that nothing runs" in outcome.error
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

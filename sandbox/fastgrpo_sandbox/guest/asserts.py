@@ -105,7 +105,7 @@ def _may_fail(node: ast.Try, function: ast.AST) -> bool:
         return True
     noted = {bound_name(part) for part in handlers if not isinstance(part, ast.ExceptHandler)}
     calls = [part.func for part in handlers if isinstance(part, ast.Call)]
-    noted |= read_names(each.value for each in calls if isinstance(each, ast.Attribute))
+    noted |= read_names(each.value for each in calls if isinstance(each, ast.Attribute)) - {"self"}
     inner = {id(part) for part in walk(node)}
     outside = [part for part in walk(function) if id(part) not in inner]
     tests = [part.test for part in outside if isinstance(part, ast.Assert) or _raises(part)]

@@ -89,10 +89,27 @@ def _run_tests(space: dict[str, Any], names: tuple[str, ...], result: Any, suite
         if not (isinstance(case, type) and issubclass(case, base)):
             continue
         result.passed |= {f"{class_name}.{method}" for method in methods if _is_skipped(case, method)}
-        suite(case(method) for method in methods).run(result)  # type: ignore[call-arg]
+        suite(_finished(case(method), method) for method in methods).run(result)  # type: ignore[call-arg]
         if methods and all(f"{class_name}.{method}" in result.passed for method in methods):
             result.passed.add(class_name)
     return result.passed
+
+
+def _finished(test: Any, method: str) -> Any:
+    """A test that fails where its method only makes a coroutine or generator, which unittest would drop."""
+    function = getattr(test, method)
+    if hasattr(test, "asyncSetUp"):  # which awaits them
+        return test
+
+    def run(*given: Any) -> None:
+        made = function(*given)
+        if isinstance(made, types.CoroutineType | types.GeneratorType):
+            made.close()
+            raise AssertionError(f"{method} makes a {type(made).__name__} that nothing runs")
+
+    vars(run).update(vars(function))  # as expectedFailure marks it
+    setattr(test, method, run)
+    return test
 
 
 def _made(case: type) -> list[str]:
