@@ -137,9 +137,9 @@ def _holding(name: str, held: float) -> AbstractContextManager[None]:
     """The block of a task's own code in the event loop, which ends the process where it takes longer than `held`."""
     return within(
         held,
-        f"the environment's {name} has held the event loop for {round(held, 1):g} s, in which nothing else goes on: await what "
-        "it waits for, or make it a plain function, which has a thread of its own unless it is feedback_text; continue "
-        "with --resume",
+        f"the environment's {name} has held the event loop for {round(held, 1):g} s, in which nothing else goes on: "
+        "await what it waits for, or make it a plain function, which has a thread of its own unless it is "
+        "feedback_text; continue with --resume",
     )
 
 
