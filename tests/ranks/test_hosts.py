@@ -82,7 +82,7 @@ def drawn_at_random(model: str, runs: str, change: str) -> None:
         Path(runs).mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "none", runs], check=True)
     elif change == "model" and on_b:
-        other = shutil.copytree(model, Path("/tmp/model"))  # the host's own
+        other = shutil.copytree(model, Path(runs).parent / "model-of-b")
         with (other / "config.json").open("a") as file:
             file.write("\n")
         subprocess.run(["mount", "--bind", str(other), model], check=True)
