@@ -31,7 +31,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_restart(monkeypatch: pytest.MonkeyPatch):
     """Makes every later start of a cell fail, in the way named, or none any more."""
-    whole = cell.bwrap_spec
+    whole, deadline = cell.bwrap_spec, cell.START_DEADLINE_S
 
     def refuse(*_):
         raise SandboxUnavailable("no more jails")
@@ -44,7 +44,7 @@ def no_restart(monkeypatch: pytest.MonkeyPatch):
         raise RuntimeError("a fault of ours")
 
     def start(how: str) -> None:
-        monkeypatch.setattr(cell, "START_DEADLINE_S", 0.5)
+        monkeypatch.setattr(cell, "START_DEADLINE_S", deadline if how == "none" else 0.5)
         ways = {"refused": refuse, "silent": silent, "broken": broken, "none": whole}
         monkeypatch.setattr(cell, "bwrap_spec", ways[how])
 
