@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from engine_setup import report, save
-from model_shapes import CUDA, GIB, MIXTURES, PEAK_FLOPS, device_name, named, shape, timed
+from model_shapes import CUDA, GIB, MIXTURES, PEAK_FLOPS, device_name, named, seconds_of, shape
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeDecoderLayer
@@ -89,12 +88,6 @@ class Case:
         return found
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Of one call: the median of five times three."""
-    run()
-    return median(timed(lambda: [run() for _ in range(3)])[1] for _ in range(5)) / 3
-
-
 def kept_gib(forward: Callable[[], Tensor], known: set[int]) -> float:
     """What a forward keeps for backward besides the tensors `known` by their memory."""
     kept = dict[int, int]()
@@ -118,8 +111,10 @@ def measured(case: Case, name: str, forward: Callable[[], Tensor], floor: float)
         case.gradients()
 
     with torch.no_grad():
-        ahead = seconds(forward)
-    total = seconds(both)
+        forward()
+        ahead = seconds_of(forward)
+    both()
+    total = seconds_of(both)
     known = {p.untyped_storage().data_ptr() for p in (case.x_TH, *case.norm.parameters(), *case.mlp.parameters())}
     kept, peak = kept_gib(forward, known), float("nan")
     if CUDA:
@@ -146,7 +141,9 @@ def main() -> None:
     title = f"Mixture of experts, one layer of the {named(options.size)}, {options.tokens} tokens"
     print(f"{title}; {device_name()}, torch {torch.__version__}")
     case = Case(options.size, options.tokens)
-    floor = seconds(case.products())
+    products = case.products()
+    products()
+    floor = seconds_of(products)
     report("the six grouped products alone (the floor)", f"{1e3 * floor:.2f} ms, {case.flop / floor / PEAK_FLOPS:.1%}")
     theirs = measured(case, "transformers' own, with autograd", case.theirs, floor)
     for recompute in (False, True):

@@ -31,6 +31,7 @@ from model_shapes import (
     named,
     random_model,
     random_samples,
+    seconds_of,
     shape,
     synchronize,
     timed,
@@ -203,16 +204,11 @@ def kernels(size: str, tokens: int) -> None:
         ("rotation", 2 * qkv.nbytes, lambda: passes.rotate(qkv, *options, heads, kv_heads)),
         ("rotation backward", 2 * qkv.nbytes, lambda: passes.rotate_backward(*grads, None, *options)),
     ]
-    copying = _seconds(dy.clone)
+    copying = seconds_of(dy.clone)
     for name, size_bytes, run in units:
         run()
-        seconds = _seconds(run) - (copying if name == "rms_norm backward" else 0.0)
+        seconds = seconds_of(run) - (copying if name == "rms_norm backward" else 0.0)
         report(f"kernel: {name}", f"{1e6 * seconds:7.0f} us, {size_bytes / seconds / 1e12:.2f} TB/s")
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    """Seconds of one call: the median of three times five."""
-    return median(timed(lambda: [run() for _ in range(5)])[1] for _ in range(3)) / 5
 
 
 def breakdown(policy: Policy, batch: Batch) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Collection
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,11 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     result = function()
     synchronize()
     return result, time.perf_counter() - start
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Seconds of one call: the median of three times five."""
+    return median(timed(lambda: [run() for _ in range(5)])[1] for _ in range(3)) / 5
 
 
 def chosen(parser: argparse.ArgumentParser, option: str, given: str, known: Collection[str]) -> list[str]:
