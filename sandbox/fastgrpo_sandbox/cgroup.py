@@ -82,9 +82,8 @@ def make_cell(base: Path) -> Path:
     try:
         _hand_on(cell)
         (cell / "server").mkdir()
-        if (
-            os.getuid() == 0 and has_users()
-        ):  # what it takes to make groups in it and to start processes there; no limit of its own
+        # What it takes to make groups in it and to start processes there; no limit of its own.
+        if os.getuid() == 0 and has_users():
             for path in (cell, cell / "cgroup.procs"):
                 os.chown(path, JAIL_UID, JAIL_UID)
     except OSError:
