@@ -21,11 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from fastgrpo.errors import UserError
 from fastgrpo.policy.architecture import of_two_models
+from fastgrpo.policy.experts import names_in_files
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.ranks.collectives import awaiting, rank_and_world
-
-# Of a mixture's layer, which transformers keeps as tensors of all experts: what files have of each expert, by rows.
-EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def load_sharded(path: Path, device: torch.device, dtype: torch.dtype, *, trained: bool) -> Any:
@@ -73,18 +71,6 @@ def gathered(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor
         yield name, whole
 
 
-def of_each_expert(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The weight by the names of files: of a layer's experts the rows of each one's, in the same memory."""
-    layer, experts, whole = name.rpartition(".experts.")
-    if not experts:
-        yield name, weight
-        return
-    for number, rows in enumerate(weight):
-        parts = EXPERT_PARTS[whole]
-        for part, own in zip(parts, rows.chunk(len(parts)), strict=True):
-            yield f"{layer}.experts.{number}.{part}.weight", own
-
-
 def _reader(path: Path) -> Callable[[str, torch.Size], Tensor]:
     """Reads one tensor by name, of the shape that is expected, from the folder's safetensors files."""
     index = path / "model.safetensors.index.json"
@@ -102,10 +88,9 @@ def _reader(path: Path) -> Callable[[str, torch.Size], Tensor]:
         return where[name].get_tensor(name)
 
     def read(name: str, shape: torch.Size) -> Tensor:
-        layer, experts, whole = name.rpartition(".experts.")
+        experts = names_in_files(name, shape[0])
         if experts:
-            names = ([f"{layer}.experts.{e}.{part}.weight" for part in EXPERT_PARTS[whole]] for e in range(shape[0]))
-            tensor = torch.stack([torch.cat([stored(part) for part in parts]) for parts in names])
+            tensor = torch.stack([torch.cat([stored(part) for part in parts]) for parts in experts])
         else:
             tensor = stored(name)
         if tensor.shape != shape:

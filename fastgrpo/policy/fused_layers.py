@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.experts import norm_experts
 from fastgrpo.kernels.layer import norm_linear, norm_mlp, rotated
+from fastgrpo.policy.experts import is_of_experts
 from fastgrpo.policy.packed_attention import packed_attention
 
 # Two RMSNorms, q, k and v apart and rotated by halves, silu(gate) * up; Qwen3 has norms for the heads besides, and its
@@ -58,11 +59,8 @@ def may_fuse(config: PretrainedConfig) -> bool:
 
 
 def ungroup_odd_experts(model: Any, dtype: torch.dtype) -> None:
-    """Have experts computed one after another where rows of their weights, in `dtype`, begin as no grouped product's.
-
-    Nothing else has weights of three dimensions.
-    """
-    if any(weight.ndim == 3 and weight.shape[-1] * dtype.itemsize % ALIGNMENT for weight in model.parameters()):
+    """Have experts computed one after another where rows of their weights, in `dtype`, are no grouped product's."""
+    if any(is_of_experts(weight) and weight.shape[-1] * dtype.itemsize % ALIGNMENT for weight in model.parameters()):
         model.set_experts_implementation("eager")
 
 

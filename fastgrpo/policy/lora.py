@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastgrpo.errors import UserError
+from fastgrpo.policy.experts import is_of_experts
 
 ADAPTER = "default"
 
@@ -54,7 +55,7 @@ def adapted_layers(decoder: nn.Module) -> dict[str, nn.Linear]:
 
     What other MLPs it has peft takes by their names for its experts.
     """
-    mixture = any(parameter.ndim == 3 for parameter in decoder.parameters())
+    mixture = any(map(is_of_experts, decoder.parameters()))
     return {
         name: layer
         for name, layer in decoder.named_modules()

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import logit_transform
-from fastgrpo.policy.fsdp import gathered, of_each_expert
+from fastgrpo.policy.experts import of_each_expert
+from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.host_copy import host_copy
 from fastgrpo.policy.lora import adapter_state, adapters_off, add_adapters, merged_weights, save_adapters

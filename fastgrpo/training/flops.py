@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fastgrpo.policy.experts import is_of_experts
 from fastgrpo.ranks.collectives import rank_and_world
 from fastgrpo.training.memory import head_width
 from fastgrpo.types import Batch
@@ -50,10 +51,9 @@ def training_flops(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     head = model.get_output_embeddings().weight
     apart = {id(head), id(model.get_input_embeddings().weight)}
     inner = [parameter for parameter in model.parameters() if id(parameter) not in apart]
-    # A mixture's experts are the only weights of three dimensions, [E, ., .].
-    experts = sum(_cost(parameter) / len(parameter) for parameter in inner if parameter.ndim == 3)
+    experts = sum(_cost(parameter) / len(parameter) for parameter in inner if is_of_experts(parameter))
     layers = experts * getattr(model.config, "num_experts_per_tok", 0)
-    layers += sum(_cost(parameter) for parameter in inner if parameter.ndim < 3)
+    layers += sum(_cost(parameter) for parameter in inner if not is_of_experts(parameter))
     tokens = sum(len(batch.input_ids_T) for batch in batches)
     loss_tokens = sum(len(batch.targets_N) for batch in batches)
     attention = 12 * model.config.num_hidden_layers * head_width(model.config) * sum(map(_pairs, batches))

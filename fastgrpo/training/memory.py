@@ -382,15 +382,19 @@ def _mlp_width(config: PretrainedConfig) -> int:
     choices = _choices(config)
     if not choices:
         return config.intermediate_size
-    mixture = choices * getattr(config, "moe_intermediate_size", config.intermediate_size)
+    mixture = choices * _expert_width(config)
     mixture += getattr(config, "shared_expert_intermediate_size", 0)
     return max(mixture, config.intermediate_size) if has_mlps(config) else mixture
 
 
 def _largest_experts(config: PretrainedConfig) -> int:
     """Elements of gate and up of all experts of a layer; 0 where there are none."""
-    inner = getattr(config, "moe_intermediate_size", config.intermediate_size)
-    return getattr(config, "num_experts", 0) * 2 * inner * config.hidden_size
+    return getattr(config, "num_experts", 0) * 2 * _expert_width(config) * config.hidden_size
+
+
+def _expert_width(config: PretrainedConfig) -> int:
+    """Columns of one expert; some configurations have no name of their own for it."""
+    return getattr(config, "moe_intermediate_size", config.intermediate_size)
 
 
 def _choices(config: PretrainedConfig) -> int:
