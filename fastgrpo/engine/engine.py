@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.engine.completion import Completion, OpenRequest
@@ -31,6 +31,7 @@ from fastgrpo.engine.vllm_patches import (
     vllm_model,
 )
 from fastgrpo.engine.weight_sync import SyncReport, WeightSync
+from fastgrpo.policy.recurrent import is_recurrent
 from fastgrpo.ranks.collectives import check_world
 from fastgrpo.ranks.deadlines import within
 
@@ -93,6 +94,7 @@ class Engine:
         self._open: dict[str, OpenRequest] = {}
         self._version, self._seed, self._fp8_cache = 0, seed, kv_cache_dtype == "fp8"
         self._sync: WeightSync | None = None
+        recurrent = is_recurrent(AutoConfig.from_pretrained(self._path, trust_remote_code=False))
         kv_gib = kv_cache_gib if kv_cache_gib is not None or on_gpu else 1.0
         options: dict[str, Any] = {
             "model": str(model_path),
@@ -103,7 +105,8 @@ class Engine:
             "enforce_eager": enforce_eager or not on_gpu,
             "kv_cache_memory_bytes": None if kv_gib is None else int(kv_gib * 2**30),
             "kv_cache_dtype": kv_cache_dtype,
-            "enable_prefix_caching": True,
+            # Their state is kept for whole prompts alone, and that in no released version with every model.
+            "enable_prefix_caching": not recurrent,
             "enable_sleep_mode": on_gpu,
             "skip_tokenizer_init": True,
             "logprobs_mode": "processed_logprobs",
@@ -121,7 +124,7 @@ class Engine:
             options |= {"distributed_executor_backend": "mp", "worker_extension_cls": "fastgrpo.engine.worker.Worker"}
         options |= _device_options(max_model_len, max_num_seqs, free_share)
         # A worker's process keeps this one's output, and must not keep what is thrown away once the engine has started.
-        with patched_vllm(quiet=not worker_process):
+        with patched_vllm(quiet=not worker_process, recurrent=recurrent):
             self._llm: Any = start_vllm(options)
 
     @property

@@ -25,8 +25,12 @@ from fastgrpo.engine.shared_prefix import share_prefixes
 from fastgrpo.engine.steady_decoding import spare_steady_steps
 
 
+# Models that vLLM 0.25.1 has and knows as parts of others alone.
+TEXT_MODELS = frozenset({"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"})
+
+
 @contextmanager
-def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
+def patched_vllm(*, quiet: bool = True, recurrent: bool = False) -> Iterator[None]:
     """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
 
     - Its scheduler is in this process; `quiet`: what it prints at start is shown only where it fails.
@@ -37,7 +41,8 @@ def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
       common.
     - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only. A third decoding step is in
       flight where vLLM has two: the GPU then waits neither for a step's tokens to be read nor for the next launch. Its
-      second model runner serves mixtures of experts too, for which vLLM 0.25.1 would take the first one.
+      second model runner serves mixtures of experts too, for which vLLM 0.25.1 would take the first one; it knows no
+      `recurrent` layers.
       Tokens are drawn in one read of the logits, and keys of a prompt read once for all its completions.
     - Of a sampled token only its own logprob is kept, not the lists that say where it ranks.
     - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
@@ -47,7 +52,7 @@ def patched_vllm(*, quiet: bool = True) -> Iterator[None]:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("GLOO_LOG_LEVEL", "ERROR")
     if torch.cuda.is_available():
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0" if recurrent else "1"
     preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
     try:
         with ExitStack() as stack:
@@ -158,8 +163,12 @@ def _plain_experts(
 
 def start_vllm(options: dict[str, Any]) -> Any:
     """vLLM's LLMEngine; `options` are those of its EngineArgs."""
+    from vllm import ModelRegistry
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
+
+    for name in TEXT_MODELS - set(ModelRegistry.get_supported_archs()):
+        ModelRegistry.register_model(name, f"vllm.model_executor.models.qwen3_5:{name}")
 
     # vLLM collects garbage five times as it starts. Of all that is imported by now nothing is garbage.
     gc.collect()

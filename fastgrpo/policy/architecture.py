@@ -11,11 +11,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.reference import LogitTransform
+from fastgrpo.policy.recurrent import RECURRENT_LAYERS, layer_kinds
 
-# Kinds of layers that keep the sequences of a packed row apart; others (linear attention, convolutions) run on through.
-PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
+# Kinds of layers that keep the sequences of a packed row apart by themselves.
+PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "mlp"})
+# Models with recurrent layers that vLLM computes as transformers does.
+RECURRENT = frozenset({"falcon_h1", "granitemoehybrid", "nemotron_h", "qwen3_5_text", "qwen3_next"})
 # Mixtures of experts whose routing and weights are known, here and in vLLM.
-MIXTURES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe"})
+MIXTURES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"})
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
@@ -35,7 +38,8 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
         method = config.quantization_config.get("quant_method", "unknown")
         raise UserError(f"model folder {path} is quantized ({method}): train the model that it was made from")
     text = config.get_text_config()
-    odd = sorted(set(getattr(text, "layer_types", None) or ()) - PACKABLE_LAYERS)
+    known = PACKABLE_LAYERS | (RECURRENT_LAYERS if text.model_type in RECURRENT else frozenset())
+    odd = sorted(set(layer_kinds(text)) - known)
     if odd:
         raise UserError(f"model folder {path} has layers of the kind {', '.join(odd)}, which cannot be trained packed")
     with torch.device("meta"):

@@ -26,7 +26,13 @@ from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from fastgrpo.config import Config
 from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, cache_folder, expanded, first_line, last_line, writing
@@ -81,12 +87,14 @@ def _with(config: Config, folder: Path, **keys: str) -> Config:
 
 
 def _loadable(config: Config, folder: Path, weights: bool, adapters: bool) -> Path:
-    """The folder itself, or one made of it: of its .bin files, or of an adapter and its base."""
+    """The folder itself, or one made of it: of its .bin files, its text model, or an adapter and its base."""
     if (folder / ADAPTER_CONFIG).is_file():
         if not adapters:  # they might name one another
             raise UserError(f"{folder} is an adapter itself: name the model of both as base_model_name_or_path")
         return _merged(config, folder, weights)
-    return _whole(_converted(folder)) if weights else folder
+    if weights:
+        return _whole(_converted(folder))
+    return _text_described(folder) if _sees_more_than_text(folder) else folder
 
 
 class _Adapter(msgspec.Struct):
@@ -223,9 +231,12 @@ def _asking(name: str, revision: str) -> Iterator[None]:
 
 
 def _converted(folder: Path) -> Path:
-    """The folder itself, or where its weights are .bin files alone, one with safetensors."""
-    weights = sorted(folder.glob("pytorch_model*.bin"))
-    if not weights or any(folder.glob("*.safetensors")) or not (folder / "config.json").is_file():
+    """The folder itself, or where its weights are .bin files alone, or not of text alone, one with safetensors of that."""
+    weights, binary = sorted(folder.glob("*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
+    if weights and not _sees_more_than_text(folder):
+        return folder
+    weights = weights or binary
+    if not weights or not (folder / "config.json").is_file():
         return folder
     with _made(folder.name, weights) as (made, missing):
         if missing:
@@ -233,6 +244,26 @@ def _converted(folder: Path) -> Path:
                 model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             _save(model, tokenizer, missing)
+    return made
+
+
+def _sees_more_than_text(folder: Path) -> bool:
+    """Whether the folder's model has a text model that is a causal LM of its own, as Qwen3.5's has."""
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError):
+        return False  # said where the configuration is read
+    text = config.get_text_config()
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return text is not config and causal is not None and causal.config_class is type(text)
+
+
+def _text_described(folder: Path) -> Path:
+    """A folder with what describes the text model of `folder`; gone at the exit."""
+    made = _until_the_exit()
+    for file in folder.glob("*.json"):
+        shutil.copyfile(file, made / file.name)
+    AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().save_pretrained(made)
     return made
 
 

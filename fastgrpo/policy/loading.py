@@ -22,6 +22,7 @@ from fastgrpo.policy.fused_layers import recompute_mlps, ungroup_odd_experts
 from fastgrpo.policy.model import Policy, packed_inputs
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.policy.placement import policy_device, policy_dtype
+from fastgrpo.policy.recurrent import is_recurrent, recur_within_runs
 from fastgrpo.types import Runs
 
 
@@ -49,7 +50,10 @@ def load_policy(
     Raises UserError if the folder is not a causal LM with its tokenizer and all of its weights, or one whose attention
     or head is not known here.
     """
-    load_config(path)
+    recurrent = is_recurrent(load_config(path))
+    if recurrent and (sharded or compile_layers):
+        key = "model.compile" if compile_layers else "engine.tensor_parallel"
+        raise UserError(f"model folder {path} has recurrent layers, for which {key} is not made: leave it unset")
     tokenizer = load_tokenizer(path)
     model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
     ungroup_odd_experts(model, dtype)
@@ -57,6 +61,8 @@ def load_policy(
         # vLLM has none: what is trained would not be what sampled.
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    if recurrent:
+        recur_within_runs(model.base_model)
     policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
     vocabulary = len(policy.head_weight)
     if tokenizer.eos_token_id >= vocabulary:
@@ -123,7 +129,7 @@ def _check_head(path: Path, policy: Policy) -> None:
     bounds = torch.tensor([0, 2], dtype=torch.int32, device=policy.device), 2
     ids = torch.arange(2, device=policy.device)
     runs = Runs(*bounds, *bounds)
-    theirs = policy.model(**packed_inputs(ids, ids, runs)).logits.squeeze(0).float()
+    theirs = policy.model(**packed_inputs(policy.model.config, ids, ids, runs)).logits.squeeze(0).float()
     ours = policy.logits(policy.forward(ids, ids, runs))
     if not bool((theirs - ours).abs().max() <= 0.02 * theirs.abs().max()):
         kind = type(policy.model).__name__

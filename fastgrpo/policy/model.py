@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import logit_transform
@@ -21,6 +21,7 @@ from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.host_copy import host_copy
 from fastgrpo.policy.lora import adapter_state, adapters_off, add_adapters, merged_weights, save_adapters
+from fastgrpo.policy.recurrent import is_recurrent, rows_of
 from fastgrpo.ranks.collectives import STEP_WAIT_S, is_first_rank
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.types import Batch, Runs
@@ -94,7 +95,8 @@ class Policy:
 
     def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
         """`hidden` from what describes the packing."""
-        return self.model.base_model(**packed_inputs(input_ids_T, position_ids_T, runs)).last_hidden_state.squeeze(0)
+        inputs = packed_inputs(self.model.config, input_ids_T, position_ids_T, runs)
+        return self.model.base_model(**inputs).last_hidden_state.squeeze(0)
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[Sequence[int]], *, fp8_cache: bool = False) -> list[Tensor]:
@@ -216,8 +218,11 @@ class BasePolicy(Policy):
             return Policy.forward(self, input_ids_T, position_ids_T, runs)
 
 
-def packed_inputs(input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> dict[str, Any]:
-    """The arguments of a transformers model for one packed row."""
+def packed_inputs(
+    config: PretrainedConfig, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs
+) -> dict[str, Any]:
+    """The arguments of a transformers model of this configuration for one packed row."""
+    recurrent = {"rows": rows_of(runs)} if is_recurrent(config) else {}
     return {
         "input_ids": input_ids_T[None],
         "position_ids": position_ids_T[None],
@@ -228,7 +233,7 @@ def packed_inputs(input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> di
         "max_length_k": runs.max_keys,
         "key_index_U": runs.key_index_U,
         "fp8_cache": runs.fp8_cache,
-    }
+    } | recurrent
 
 
 def save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None = None) -> None:

@@ -74,7 +74,7 @@ def packed_attention(
     if fp8_cache:
         key_UGD, value_UGD = _kept_in_fp8(key_UGD), _kept_in_fp8(value_UGD)
     if key_index_U is not None:
-        key_UGD, value_UGD = _Repeated.apply(key_UGD, key_index_U), _Repeated.apply(value_UGD, key_index_U)
+        key_UGD, value_UGD = Repeated.apply(key_UGD, key_index_U), Repeated.apply(value_UGD, key_index_U)
     heads, boundaries = (query_THD, key_UGD, value_UGD), (cu_seq_lens_q, cu_seq_lens_k)
     scores = Scores(scaling or query_THD.shape[-1] ** -0.5, sliding_window, softcap)
     if not query_BHTD.is_cuda or query_BHTD.dtype == torch.float32:
@@ -143,7 +143,7 @@ def _refuse(others: dict[str, Any]) -> None:
         )
 
 
-class _Repeated(torch.autograd.Function):
+class Repeated(torch.autograd.Function):
     """rows[index], whose gradient adds up in fp32 what the copies of a row receive."""
 
     @staticmethod

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from fastgrpo.policy.experts import is_of_experts
 from fastgrpo.ranks.collectives import rank_and_world
-from fastgrpo.training.memory import head_width
+from fastgrpo.training.memory import attention_layers, head_width
 from fastgrpo.types import Batch
 
 # Dense bf16 FLOP/s of the datasheets; the first name found as whole words in the device's name counts.
@@ -56,7 +56,7 @@ def training_flops(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     layers += sum(_cost(parameter) for parameter in inner if not is_of_experts(parameter))
     tokens = sum(len(batch.input_ids_T) for batch in batches)
     loss_tokens = sum(len(batch.targets_N) for batch in batches)
-    attention = 12 * model.config.num_hidden_layers * head_width(model.config) * sum(map(_pairs, batches))
+    attention = 12 * attention_layers(model.config) * head_width(model.config) * sum(map(_pairs, batches))
     return layers * tokens + _cost(head) * loss_tokens + attention
 
 

@@ -18,6 +18,7 @@ from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
 from fastgrpo.policy.lora import adapted_layers
+from fastgrpo.policy.recurrent import KEYED_LAYERS, SIMILAR, layer_kinds, recurrent_layers, widths
 from fastgrpo.training.host_memory import host_memory_free
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
 
@@ -34,6 +35,8 @@ CPU_OVERHEAD = 2 * GIB
 # A second process with torch and vLLM: on a GPU its CUDA context, on a CPU its modules.
 PROCESS_OVERHEAD = GIB
 TOKEN_STEP = 1024
+# Tokens before its own that a recurrent layer's convolution reads.
+CONVOLVED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +193,7 @@ def _kv_cache_size(config: PretrainedConfig, workload: Workload, left: int) -> i
     if workload.kv_cache_gib is not None:
         return int(workload.kv_cache_gib * GIB)
     token = kv_bytes_per_token(config, workload.kv_dtype or workload.dtype, workload.tensor_parallel)
-    sequence = workload.max_model_len * token
+    sequence = workload.max_model_len * token + state_bytes(config)
     return max(min(workload.max_num_seqs * sequence, left), sequence)
 
 
@@ -211,7 +214,19 @@ def count_adapters(config: PretrainedConfig, rank: int) -> int:
 def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, tensor_parallel: int = 1) -> int:
     """Keys and values of one token in all layers, on one of `tensor_parallel` ranks; each has a whole head at least."""
     width = max(_kv_width(config) // tensor_parallel, _head_dim(config))
-    return 2 * config.num_hidden_layers * width * dtype.itemsize
+    return 2 * attention_layers(config) * width * dtype.itemsize
+
+
+def attention_layers(config: PretrainedConfig) -> int:
+    """Layers that have keys and values."""
+    kinds = layer_kinds(config)
+    return sum(kind in KEYED_LAYERS for kind in kinds) if kinds else config.num_hidden_layers
+
+
+def state_bytes(config: PretrainedConfig) -> int:
+    """What the recurrent layers keep of one sequence, in fp32 as vLLM's largest states."""
+    layer = widths(config)
+    return 0 if layer is None else 4 * recurrent_layers(config) * (layer.state + CONVOLVED * layer.convolved)
 
 
 def activation_bytes_per_token(
@@ -222,7 +237,7 @@ def activation_bytes_per_token(
     recompute_mlp: bool,
     key_copies: float = 1.0,
 ) -> int:
-    """What one decoder layer keeps of a token for its backward, in bytes.
+    """What one decoder layer keeps of a token for its backward, in bytes; of a hybrid the mean of its layers.
 
     Plain: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
     attention's output; gate, its activation, up and their product. Compiled, norms keep their input and output, and
@@ -236,6 +251,8 @@ def activation_bytes_per_token(
     if config.model_type in ("qwen3", "qwen3_moe", "olmoe", "gemma3_text"):
         normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
         attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
+    attention = attention * attention_layers(config) // config.num_hidden_layers
+    attention += int(key_copies * _recurrent_bytes(config, b)) * recurrent_layers(config) // config.num_hidden_layers
     norms = {"plain": 2 * (4 + 2 * b) * hidden, "compiled": 4 * b * hidden, "fused": 2 * b * hidden + 2 * 4}
     products = {"plain": 4, "compiled": 3, "fused": 2}
     mlp = products[layers] * b * inner
@@ -243,6 +260,19 @@ def activation_bytes_per_token(
         mlp += choices * (2 * b * hidden + 3 * 8) + config.num_experts * 4
     routing = choices * (4 + 8) if layers == "fused" else 0
     return norms[layers] + attention + routing + (0 if recompute_mlp else mlp)
+
+
+def _recurrent_bytes(config: PretrainedConfig, itemsize: int) -> int:
+    """What a recurrent layer keeps of a token of its rows, padding included, with flash-linear-attention's kernels.
+
+    The layer's input, what is convolved before and after it, queries, keys and values for each head, before and after
+    their norms, gate and output; the gated norm in fp32.
+    """
+    of = widths(config)
+    if of is None:
+        return 0
+    token = itemsize * (config.hidden_size + 2 * of.convolved + 9 * of.values) + 3 * 4 * of.values
+    return int(token / SIMILAR)
 
 
 def device_capacity(device: torch.device) -> int:

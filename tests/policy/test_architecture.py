@@ -12,19 +12,24 @@ from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
     DeepseekV3Config,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeConfig,
+    GraniteMoeHybridConfig,
+    JambaConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    NemotronHConfig,
     OlmoeConfig,
     PhiConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
@@ -44,7 +49,36 @@ from tests.helpers.tiny_model import save_tiny_model
 GEMMA = {"head_dim": 32, "sliding_window": 9, "final_logit_softcapping": 2.0}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
 QWEN3_MOE = {"num_experts": 6, "head_dim": 48, "num_hidden_layers": 3, "mlp_only_layers": [1]}
-KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 32,
+}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 64, "mamba_d_state": 16, "mamba_n_groups": 1}
+RECURRENT: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "qwen3_5": (Qwen3_5TextConfig, DELTA),
+    "qwen3_next": (Qwen3NextConfig, DELTA | EXPERTS | {"num_experts": 6, "tie_word_embeddings": False}),
+    "granitemoehybrid": (
+        GraniteMoeHybridConfig,
+        MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 256, "layer_types": ["mamba", "attention"]},
+    ),
+    "falcon_h1": (FalconH1Config, MAMBA | {"mamba_d_ssm": 256}),
+    "nemotron_h": (
+        NemotronHConfig,
+        {
+            "layers_block_type": ["mamba", "attention", "mlp"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = RECURRENT | {
     "gemma2": (Gemma2Config, GEMMA | {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),
     "gemma3": (Gemma3TextConfig, GEMMA | {"num_hidden_layers": 6, "sliding_window_pattern": 2}),
     "mistral": (MistralConfig, {"sliding_window": 9}),
@@ -123,7 +157,7 @@ def test_the_cases_use_what_they_are_for() -> None:
     ("kind", "changes", "message"),
     [
         (GptOssConfig, {"num_local_experts": 2, "head_dim": 32}, r"\(gpt_oss\) has attention sinks"),
-        (Qwen3NextConfig, {"num_experts": 2, "num_hidden_layers": 4}, "layers of the kind linear_attention"),
+        (JambaConfig, {"num_experts": 2, "use_mamba_kernels": False}, "layers of the kind"),
         (MixtralConfig, {"num_local_experts": 4}, r"\(mixtral\) is a mixture of experts"),
         (DeepseekV3Config, DEEPSEEK, r"\(deepseek_v3\) is a mixture of experts"),
         (GraniteMoeConfig, {"num_local_experts": 4}, r"\(granitemoe\) is a mixture of experts"),
