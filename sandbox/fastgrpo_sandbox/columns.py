@@ -130,10 +130,16 @@ def _func_name(value: Mapping[str, Any]) -> Any:
 
 def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
     """Tests of one text, by the columns beside it."""
-    entry_point, prompt = row.get("entry_point") or "", row.get("prompt")
-    if not isinstance(entry_point, str):
-        raise ValueError(f"entry_point {entry_point!r:.40} is not the name of a function")
+    entry_point, prompt = entry_point_of(row), row.get("prompt")
     return _script(source, _setup(row), entry_point, prompt if entry_point and isinstance(prompt, str) else "")
+
+
+def entry_point_of(row: Mapping[str, Any]) -> str:
+    """The name of the function or class that is tested; "" where the row has none. Raises ValueError."""
+    name = row.get("entry_point")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"entry_point {name!r:.40} is not the name of a function")
+    return name or ""
 
 
 @memo

@@ -8,13 +8,14 @@ best through one server. A failure of the jails is never a score.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from fastgrpo_sandbox.calls import with_imports
-from fastgrpo_sandbox.columns import COLUMNS, read_tests
+from fastgrpo_sandbox.columns import COLUMNS, entry_point_of, read_tests
 from fastgrpo_sandbox.extract import defined_names, extract_code
 from fastgrpo_sandbox.given import require_text
 from fastgrpo_sandbox.shared import jails
@@ -23,6 +24,7 @@ from fastgrpo_sandbox.types import NoTestError, Outcome, SandboxUnavailable, Std
 
 log = logging.getLogger("fastgrpo_sandbox")
 STDIO_BYTES = 4 << 20  # of output: what contests ask for does not fit the usual limit
+UNREADABLE_ROWS = 16  # of a source of which nothing was ever read: that is how its rows are given, and not a bad row
 Completion = str | Sequence[Mapping[str, Any]]  # text, or chat messages of which the last has it
 
 
@@ -55,7 +57,7 @@ def code_reward(
     for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         try:
             prompt = prompts[i] if prompts else ""
-            code = _program(completion, prompt, row.get("entry_point") or "")
+            code = _program(completion, prompt, entry_point_of(row))
             jobs[i] = _job(code, read_tests({"prompt": prompt, **row}, code))
         except ValueError as error:
             faults[i] = str(error)
@@ -78,13 +80,49 @@ def compute_score(
     ground_truth: the tests in any of the forms of columns.read_tests, as JSON or as they are; verl's own sets have
     `{"inputs": [...], "outputs": [...]}`, with `fn_name` for calls, or `{"assert_case": [...]}`. extra_info: columns
     beside them, such as `entry_point` and `setup`. data_source and what else verl passes decide nothing here.
-    Returns the fraction of tests passed. Raises ValueError for tests that cannot be read and SandboxUnavailable where
-    the jails fail, since a float could not say so.
+    Returns the fraction of tests passed. verl ends at what is no number, so a row whose tests cannot be read, or would
+    be passed by any program, has 0 for every solution (a group's advantages are then 0, too) and a warning. Raises
+    ValueError where no row of a data_source could be read, and that is known of UNREADABLE_ROWS, and SandboxUnavailable
+    where the jails fail, since a float could not say so.
     """
     require_text("solution_str", solution_str)
-    code = extract_code(solution_str, (extra_info or {}).get("entry_point") or "")
-    tests = read_tests({**(extra_info or {}), "tests": ground_truth}, code)
-    return _known(jails.run_all([_job(code, tests)])[0]).pass_rate
+    extra = extra_info or {}
+    source = _sources.setdefault(str(data_source), _Source())
+    try:
+        code = extract_code(solution_str, entry_point_of(extra))
+        job = _job(code, read_tests({**extra, "tests": ground_truth}, code))
+    except ValueError as error:
+        source.refused(str(data_source), f"{ground_truth} {extra}", error)
+        return 0.0
+    source.is_read = True
+    return _known(jails.run_all([job])[0]).pass_rate
+
+
+class _Source:
+    """What compute_score has seen of the rows of one data_source."""
+
+    def __init__(self) -> None:
+        self.is_read = False
+        self._unreadable: set[int] = set()  # each row once, of which there are as many solutions as a group has
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def refused(self, name: str, row: str, error: ValueError) -> None:
+        """Warns of a row, given as text, at the first, second, fourth ... solution. Raises ValueError where none of the
+        source's rows can be read."""
+        with self._lock:
+            self._count += 1
+            self.is_read = self.is_read or isinstance(error, NoTestError)
+            if not self.is_read:
+                self._unreadable.add(hash(row))
+            count, rows = self._count, len(self._unreadable)
+        if not self.is_read and rows >= UNREADABLE_ROWS:
+            raise ValueError(f"compute_score can score none of {rows} rows of {name!r}: {error}")
+        if count & (count - 1) == 0:
+            log.warning("no tests, so a score of 0: data_source=%r solutions=%d reason=%r", name, count, str(error))
+
+
+_sources: dict[str, _Source] = {}
 
 
 def code_exec(code: str, stdin: str | None = None, timeout: float = 10.0) -> tuple[bool, str]:
