@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import wanted_names
@@ -19,8 +19,10 @@ OF_SOLUTION = ("solution", "__main__", "importlib", "sys.modules")  # by which a
 SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
 SET_UP_ALL = ("setup_module", "setup_function")
 UNUSED = "import pytest"  # once its marks and its start are gone
-FIXTURES = ("pytest.fixture", "fixture")
-LEFT_OUT = ("pytest.mark.skip", "pytest.mark.xfail")
+FIXTURES = ("fixture",)
+LEFT_OUT = ("mark.skip", "mark.xfail", "unittest.skip")
+# An expression that skips a test.
+SKIPPED = "(_ for _ in ()).throw(__import__('unittest').SkipTest())"
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -33,6 +35,7 @@ class _Around(NamedTuple):
     fixtures: _Fixtures
     lists: Mapping[str, ast.expr]
     before: str
+    marks: tuple[ast.expr, ...]  # of all tests
 
 
 class Script(NamedTuple):
@@ -96,7 +99,8 @@ def _around(body: list[ast.stmt], run: set[str]) -> _Around:
     lists = {ast.unparse(node.targets[0]): node.value for node in given}
     functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     first = [_set_up(name, functions[name], 0) for name in SET_UP_ALL if name in functions and name not in run]
-    return _Around(_fixtures(body), lists, "".join(f"{line}\n" for line in first))
+    marks = lists.get("pytestmark", ast.Tuple([], ast.Load()))
+    return _Around(_fixtures(body), lists, "".join(f"{line}\n" for line in first), tuple(_items(marks)))
 
 
 def _set_up(called: str, function: _Function, own: int) -> str:
@@ -109,6 +113,7 @@ def _calls_of(node: ast.stmt, run: set[str], around: _Around) -> Iterator[str]:
     if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and node.name not in run:
         yield from (around.before + call for call in _calls(node, node.name, around))
     if isinstance(node, ast.ClassDef) and node.name.startswith("Test") and node.name not in run:
+        around = around._replace(marks=(*around.marks, *node.decorator_list))
         methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS)}
         set_up = [f"    {_set_up(f'test.{name}', methods[name], 1)}\n" for name in SET_UP if name in methods]
         for method in methods.values():
@@ -124,8 +129,10 @@ def _calls_of(node: ast.stmt, run: set[str], around: _Around) -> Iterator[str]:
 def _calls(function: _Function, called: str, around: _Around) -> list[str]:
     """The calls of a test, none of one that pytest leaves out. Raises ValueError for one that wants arguments which are
     not in the text."""
-    if any(_named(each) in LEFT_OUT for each in function.decorator_list):
+    marks = [*around.marks, *function.decorator_list]
+    if any(_named(each) in LEFT_OUT for each in marks):
         return []
+    skips = [ast.unparse(each.args[0]) for each in marks if _is_condition(each) and _named(each) == "mark.skipif"]
     rows, wanted = _parameters(function, around.lists), _arguments(function)
     is_bound = "." in called and not any(ast.unparse(each) == "staticmethod" for each in function.decorator_list)
     missing = [name for name in wanted[1 if is_bound else 0 :] if name not in rows[0]]
@@ -133,8 +140,16 @@ def _calls(function: _Function, called: str, around: _Around) -> list[str]:
         raise ValueError(f"{function.name} takes arguments, which only pytest gives it: write a call of it with each")
     given = {name: _made(name, around.fixtures) for name in missing}
     calls = [f"{called}({', '.join(map('='.join, (row | given).items()))})" for row in rows]
-    is_async = isinstance(function, ast.AsyncFunctionDef)
-    return [f"__import__('asyncio').run({call})" for call in calls] if is_async else calls
+    if isinstance(function, ast.AsyncFunctionDef):
+        calls = [f"__import__('asyncio').run({call})" for call in calls]
+    return (
+        [f"{SKIPPED} if {' or '.join(f'({each})' for each in skips)} else {call}" for call in calls] if skips else calls
+    )
+
+
+def _is_condition(mark: ast.expr) -> TypeGuard[ast.Call]:
+    """Whether the mark has a condition in its text, which is not itself a text."""
+    return isinstance(mark, ast.Call) and bool(mark.args) and not isinstance(getattr(mark.args[0], "value", None), str)
 
 
 def _arguments(function: _Function) -> list[str]:
@@ -169,8 +184,13 @@ def _made(name: str, fixtures: _Fixtures, within: tuple[str, ...] = ()) -> str:
     return f"next(made_{name} := {call})" if yields else call
 
 
+def _items(marks: ast.expr) -> list[ast.expr]:
+    return marks.elts if isinstance(marks, ast.List | ast.Tuple) else [marks]
+
+
 def _named(decorator: ast.AST) -> str:
-    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+    """The name of a decorator or mark, by which it is known to those who import pytest and to those who import mark."""
+    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator).removeprefix("pytest.")
 
 
 def _parameters(function: _Function, lists: Mapping[str, ast.expr]) -> list[dict[str, str]]:
@@ -202,7 +222,7 @@ def _rows(decorator: ast.expr, lists: Mapping[str, ast.expr]) -> list[dict[str, 
 
 
 def _cells(row: ast.expr, is_one: bool) -> list[ast.expr]:
-    if isinstance(row, ast.Call) and _named(row) == "pytest.param":
+    if isinstance(row, ast.Call) and _named(row) == "param":
         marks = [part for each in row.keywords for part in ast.walk(each.value) if isinstance(part, ast.expr)]
         return [] if any(_named(part) in LEFT_OUT for part in marks) else list(row.args)
     return [row] if is_one else list(getattr(row, "elts", ()))
@@ -218,9 +238,13 @@ def _check_asserts(body: list[ast.stmt]) -> None:
         return
     asserting = [node for node in body if any(isinstance(part, ast.Assert) for part in ast.walk(node))]
     defined = [node for node in asserting if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name not in run]
-    dead = [node for node in defined if all(_named(each).startswith("pytest.") for each in node.decorator_list)]
+    dead = [node for node in defined if all(map(_is_mark, node.decorator_list))]
     if dead and len(dead) == len(asserting):
         raise NoTestError(f"{dead[0].name} asserts, and nothing runs it: any solution would pass")
+
+
+def _is_mark(decorator: ast.expr) -> bool:
+    return _named(decorator).startswith(("mark.", "fixture"))
 
 
 def check_asks(tree: ast.Module) -> None:
