@@ -17,6 +17,7 @@ from fastgrpo_sandbox.guest.guarded import Guarded
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.paired import Paired
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.printing import refuse_prints
 from fastgrpo_sandbox.scripts import as_run, check_asks
 from fastgrpo_sandbox.source_text import is_empty, preamble, statement_text, with_stand_ins
 from fastgrpo_sandbox.stdio import SILENT, wants_nothing
@@ -150,6 +151,7 @@ def _script(source: str, setup: str, entry_point: str, prompt: str) -> Tests:
         tree, names = parse(source), unittest_names(source)
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"the tests do not parse: {error}") from None
+    refuse_prints(tree)
     if names:
         return UnittestTests(source=with_stand_ins(source, tree) if "pytest" in source else source, setup=setup)
     if entry_point and any(isinstance(node, DEFINITIONS) and node.name == "check" for node in tree.body):

@@ -10,6 +10,7 @@ import pytest
 from fastgrpo_sandbox import AssertTests, CheckTests, UnittestTests, pytest_stand_in
 from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.scripts import as_run
+from fastgrpo_sandbox.types import NoTestError
 
 RIGHT = "def f(x): return x + 1\n"
 WRONG = ("def f(x): return 0\n", "def f(x): raise ValueError\n", "x = 1\n")
@@ -269,7 +270,7 @@ def test_a_coroutine_that_a_decorator_does_not_run_passes_nothing(pool):
         ),
         ("def verify():\n    if f(1) != 2: raise ValueError\n", "asks the solution nothing"),
         ("def f(x): return 2\nif f(1) != 2: raise ValueError\n", "asks the solution nothing"),
-        ("print('fine')\n", "asks the solution nothing"),
+        ("print('fine')\n", "only print what they find"),
         (
             "import unittest\nclass T(unittest.TestCase):\n    async def test_a(self): self.assertEqual(f(1), 2)\n",
             "asks the solution nothing",
@@ -296,6 +297,62 @@ def test_an_object_that_equals_everything_passes_no_program_without_an_assertion
         tests = read_tests({"test": line})
         assert pool.run(RIGHT, tests=tests).tests == (True,)
         assert pool.run(anything, tests=tests).tests == (False,)
+
+
+PRINTS = {
+    "a branch": "if f(1) == 2:\n    print('PASS')\nelse:\n    print('FAIL')\n",
+    "a comparison": "print('f(1) is', f(1), f(1) == 2)\n",
+    "a helper": "def check(got, wanted):\n    print('PASS' if got == wanted else 'FAIL')\ncheck(f(1), 2)\ncheck(f(2), 3)\n",
+    "a count": (
+        "import time\nstart = time.time()\ncases = [(1, 2), (2, 3)]\npassed = 0\nfor i, (x, y) in enumerate(cases):\n"
+        "    try:\n        if f(x) == y: passed += 1\n        else: print(f'{i}: {x!r:>4} failed', cases[i][0])\n"
+        "    except Exception as error:\n        print('error', error)\nprint(f'{passed}/{len(cases)}, {passed / len(cases):.0%}')\n"
+    ),
+    "a program": "def main():\n    results = []\n    results.append(f(1) == 2)\n    print(all(results))\nif __name__ == '__main__':\n    main()\n",
+    "pytest's functions": "from solution import f\ndef test_a():\n    print(f(1) == 2)\n",
+    "unittest's methods": (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        print('OK' if f(1) == 2 else 'no')\n"
+        "if __name__ == '__main__':\n    unittest.main()\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", PRINTS.values(), ids=PRINTS)
+def test_tests_that_only_print_what_they_find_are_refused(source):
+    with pytest.raises(NoTestError, match="only print what they find"):
+        read_tests({"test": source})
+
+
+FAILS = {
+    "an assertion": "try:\n    assert f(1) == 2\n    print('PASS')\nexcept AssertionError:\n    print('FAIL')\n    raise\n",
+    "an exit": "import sys\nprint(f(1))\nif f(1) != 2: sys.exit('no')\n",
+    "quit": "print(f(1))\nif f(1) != 2: quit(1)\n",
+    "a key": "names = {2: 'two'}\nprint(names[f(1)])\n",
+    "an index": "print([2, 3].index(f(1)))\n",
+    "a division": "print(1 / (f(1) == 2))\n",
+    "a function of the library's": "import operator\nprint(['no', 'no', 'yes'].pop(f(1)))\n",
+    "a number of items": "a, b = [0] * f(1)\nprint(a)\n",
+    "a function by another name": (
+        "from unittest import TestCase\nsame = TestCase().assertEqual\nprint('test')\nfor each in [same]: each(f(1), 2)\n"
+    ),
+    "a method of unittest's": (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        print(f(1))\n        self.assertEqual(f(1), 2)\n"
+    ),
+    "a mock": "from unittest.mock import Mock\nm = Mock(return_value=2)\nm(f(1))\nprint('called')\nm.assert_called_with(2)\n",
+}
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("source", FAILS.values(), ids=FAILS)
+def test_tests_that_print_and_may_fail_are_run(pool, source):
+    tests = read_tests({"test": source})
+    assert [pool.run(code, tests=tests).pass_rate for code in (RIGHT, "def f(x): return x + 4")] == [1.0, 0.0]
+
+
+@pytest.mark.jail
+def test_a_program_that_only_calls_the_solution_tests_that_it_runs(pool):
+    tests = read_tests({"test": "for x in range(3):\n    f(x)\n"})
+    assert [pool.run(code, tests=tests).pass_rate for code in (RIGHT, "def f(x): return 1 / x", "x = 1")] == [1, 0, 0]
 
 
 def test_a_script_that_runs_by_itself_is_left_as_it_is():
