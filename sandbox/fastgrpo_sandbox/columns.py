@@ -217,7 +217,7 @@ def _calls(fn_name: Any, inputs: Sequence[Any], outputs: Sequence[Any], code: st
     """APPS' and LiveCodeBench's calls, of a method where the solution is LeetCode's `class Solution`."""
     if not (isinstance(fn_name, str) and fn_name.isidentifier()):
         raise ValueError(f"fn_name {fn_name!r:.40} is not the name of a function")
-    names = defined_names(code)
+    names = defined_names(code) if "Solution" in code else ()
     target = f"Solution().{fn_name}" if "Solution" in names and fn_name not in names else fn_name
     try:
         return call_tests(target, [arguments_and_results(*pair) for pair in zip(inputs, outputs, strict=True)])
