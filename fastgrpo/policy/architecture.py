@@ -14,6 +14,8 @@ from fastgrpo.kernels.reference import LogitTransform
 
 # Kinds of layers that keep the sequences of a packed row apart; others (linear attention, convolutions) run on through.
 PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
+# Kinds of models to which vLLM gives a head of its own, whatever their configuration says of it.
+UNTIED = frozenset({"olmoe"})
 # Mixtures of experts whose routing and weights are known, here and in vLLM.
 MIXTURES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe"})
 
@@ -35,6 +37,11 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
         method = config.quantization_config.get("quant_method", "unknown")
         raise UserError(f"model folder {path} is quantized ({method}): train the model that it was made from")
     text = config.get_text_config()
+    if text.tie_word_embeddings and text.model_type in UNTIED:
+        raise UserError(
+            f"model folder {path} ({config.model_type}) has its embedding as its head, where vLLM has another one that "
+            "nothing fills: write the head as lm_head.weight, and tie_word_embeddings false into config.json"
+        )
     odd = sorted(set(getattr(text, "layer_types", None) or ()) - PACKABLE_LAYERS)
     if odd:
         raise UserError(f"model folder {path} has layers of the kind {', '.join(odd)}, which cannot be trained packed")

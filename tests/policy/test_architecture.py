@@ -44,6 +44,7 @@ from tests.helpers.tiny_model import save_tiny_model
 GEMMA = {"head_dim": 32, "sliding_window": 9, "final_logit_softcapping": 2.0}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
 QWEN3_MOE = {"num_experts": 6, "head_dim": 48, "num_hidden_layers": 3, "mlp_only_layers": [1]}
+OLMOE = {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64}
 KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "gemma2": (Gemma2Config, GEMMA | {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),
     "gemma3": (Gemma3TextConfig, GEMMA | {"num_hidden_layers": 6, "sliding_window_pattern": 2}),
@@ -56,7 +57,7 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     # Rows of 72 bytes, which grouped products do not take.
     "qwen3_moe of odd width": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"moe_intermediate_size": 18}),
     "qwen2_moe": (Qwen2MoeConfig, EXPERTS | {"num_experts": 6}),
-    "olmoe": (OlmoeConfig, {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64}),
+    "olmoe": (OlmoeConfig, OLMOE | {"tie_word_embeddings": False}),
     "llama": (LlamaConfig, {"attention_bias": True}),
     "cohere": (CohereConfig, {"logit_scale": 0.25}),
     "granite": (GraniteConfig, {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
@@ -124,6 +125,7 @@ def test_the_cases_use_what_they_are_for() -> None:
     [
         (GptOssConfig, {"num_local_experts": 2, "head_dim": 32}, r"\(gpt_oss\) has attention sinks"),
         (Qwen3NextConfig, {"num_experts": 2, "num_hidden_layers": 4}, "layers of the kind linear_attention"),
+        (OlmoeConfig, OLMOE | {"tie_word_embeddings": True}, r"\(olmoe\) has its embedding as its head, where vLLM"),
         (MixtralConfig, {"num_local_experts": 4}, r"\(mixtral\) is a mixture of experts"),
         (DeepseekV3Config, DEEPSEEK, r"\(deepseek_v3\) is a mixture of experts"),
         (GraniteMoeConfig, {"num_local_experts": 4}, r"\(granitemoe\) is a mixture of experts"),
