@@ -85,6 +85,38 @@ def test_no_object_answers_for_its_equality(pool, name):
     assert pool.run(Y + ANSWERS[name], tests=EQUAL).tests == (False,) * 5
 
 
+META = (
+    "class M(type):\n    def __eq__(self, o): return True\n    __ne__ = lambda *_: False\n    __lt__ = __eq__\n    def __hash__(self): return hash(2)\n"
+    "class A(metaclass=M): pass\ndef f(x): return A\n"
+)
+HELD = suite(
+    *("self.assertEqual([f(1)], [2])", "self.assertEqual({'a': f(1)}, {'a': 2})", "self.assertEqual({f(1)}, {2})"),
+    *("assert (f(1), 3) == (2, 3)", "assert sorted([f(1)]) == [2]", "self.assertIn([f(1)], [[2]])", "assert f(1) == 2"),
+)
+
+
+def test_a_class_does_not_answer_for_its_equality_either(pool):
+    """By its metaclass, where it stands in a list."""
+    assert not any(pool.run(META, tests=HELD).tests)
+    assert all(pool.run("def f(x): return x + 1", tests=HELD).tests)
+    named = suite("self.assertEqual([f(1)], [A])", "self.assertEqual({f(1): 1}, {A: 1})")
+    assert all(pool.run(META, tests=named).tests)
+    plain = "import enum\nclass A(enum.Enum): X = 1\nclass B: pass\ndef f(x): return [A, B, int]"
+    assert all(
+        pool.run(plain, tests=suite("assert f(1) == [A, B, int]", "self.assertEqual([f(1)], [[A, B, int]])")).tests
+    )
+
+
+def test_no_object_is_in_order_by_not_being_out_of_it(pool):
+    lines = ("assert not f(1) < 2 and not f(1) > 2", "self.assertFalse(f(1) < 2 or f(1) > 2)", "assert not (f(1) <= 1)")
+    tests = suite(*lines, "if f(1) < 2 or f(1) > 2: self.fail()")
+    for answer in (f"{Y}def f(x): return KEPT", f"{Y}def f(x): return [KEPT]"):
+        assert not any(pool.run(answer, tests=tests).tests)
+    assert all(pool.run("def f(x): return x + 1", tests=tests).tests)
+    money = "class Money:\n    def __init__(self, n): self.n = n\n    def __lt__(self, o): return self.n < o.n\ndef f(x): return Money(x)"
+    assert all(pool.run(money, tests=suite("assert not f(2) < f(1)", "assert f(1) < Money(2)")).tests)
+
+
 def test_a_set_says_nothing_of_its_difference(pool):
     tests = suite("self.assertSetEqual(f(1), {1, 2})", "self.assertSetEqual({1, 2}, f(1))")
     wrong = (
