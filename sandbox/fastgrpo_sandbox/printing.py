@@ -6,6 +6,7 @@ import ast
 import builtins
 
 from fastgrpo_sandbox.guest.names import bound_name
+from fastgrpo_sandbox.source_text import starters
 from fastgrpo_sandbox.types import NoTestError
 
 # Builtins and methods that raise for no value of a solution's that could be looked at at all. Whatever is called beside
@@ -17,7 +18,6 @@ _BUILTINS = (
 )
 _RAISING = frozenset({"index", "remove", "pop", "popitem"})
 _MODULES = frozenset({"math", "time"})  # whose functions raise for what is no number at most
-_STARTERS = frozenset({"pytest.main", "unittest.main"})
 _MAY_FAIL = (ast.Assert, ast.Raise, ast.Delete, ast.With, ast.AsyncWith, ast.Await, ast.Match)
 _DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -40,6 +40,8 @@ def refuse_prints(tree: ast.Module) -> None:
     handed = {node.id for node in nodes if isinstance(node, ast.Name) and node not in asked}  # to who knows whom
     if any(isinstance(node, _MAY_FAIL) or _may_fail(node, counted) for node in nodes) or handed & foreign:
         return
+    started = starters(tree)
+    calls = [call for call in calls if ast.unparse(call.func) not in started]
     if all(_raises_nothing(call, bound, foreign) for call in calls):
         raise NoTestError("the tests only print what they find: whatever defines what they call would pass")
 
@@ -74,8 +76,6 @@ def _may_fail(node: ast.AST, counted: set[str]) -> bool:
 def _raises_nothing(call: ast.Call, defined: set[str], foreign: set[str]) -> bool:
     """Whether a call is of the solution, of the tests' own functions, or of a builtin that only looks."""
     function = call.func
-    if ast.unparse(function) in _STARTERS:
-        return True
     if isinstance(function, ast.Name):
         name = function.id
         return name in defined or name in _BUILTINS or not (hasattr(builtins, name) or name in foreign)

@@ -23,6 +23,11 @@ def importorskip(name, *given, **named):
     return importlib.import_module(name)
 
 
+def main(*given, **named):
+    """pytest.main, of tests that are run anyway."""
+    return 0
+
+
 class Mark:
     """pytest.mark, of which what says that tests are run or not is read from the text."""
 

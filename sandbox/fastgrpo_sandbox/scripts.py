@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import NamedTuple, TypeGuard
 
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import wanted_names
 from fastgrpo_sandbox.guest.syntax import parse
-from fastgrpo_sandbox.source_text import TO_THE_END, statement_text
+from fastgrpo_sandbox.source_text import TO_THE_END, starters, starts_tests, statement_text
 from fastgrpo_sandbox.types import AssertTests, NoTestError
 from fastgrpo_sandbox.unrolling import SHARED, names_read
 
-STARTERS = ("pytest.main", "unittest.main")
+EXITS = ("sys.exit", "exit", "quit", "SystemExit")
 BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
 OF_SOLUTION = ("solution", "__main__", "importlib", "sys.modules")  # by which a program may ask the solution by no name
 SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
@@ -21,6 +21,7 @@ SET_UP_ALL = ("setup_module", "setup_function")
 UNUSED = "import pytest"  # once its marks and its start are gone
 FIXTURES = ("fixture",)
 LEFT_OUT = ("mark.skip", "mark.xfail", "unittest.skip")
+EXIT = "__status__ = {}\nif not (__status__ is None or __status__ == 0): raise SystemExit(__status__)"
 # An expression that skips a test.
 SKIPPED = "(_ for _ in ()).throw(__import__('unittest').SkipTest())"
 
@@ -55,7 +56,8 @@ def as_run(source: str) -> Script:
     its assertions would be run: any solution would pass.
     """
     tree = parse(source)
-    body = [each for node in tree.body for each in _started(node)]
+    names = starters(tree)
+    body = _without_exit([each for node in tree.body for each in _started(node, names)])
     run = _names_run(body)
     around = _around(body, run)
     calls = [] if run & BY_ANY_NAME else [call for node in body for call in _calls_of(node, run, around)]
@@ -71,13 +73,27 @@ def as_run(source: str) -> Script:
     return Script(source, AssertTests(asserts=tuple(call + TO_THE_END for call in calls), setup=setup))
 
 
-def _started(node: ast.stmt) -> list[ast.stmt]:
+def _started(node: ast.stmt, names: Set[str]) -> list[ast.stmt]:
     """A statement of the module as a program that is started has it; one that would start the tests is none."""
     if isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__"):
-        return [each for inner in node.body for each in _started(inner)]
-    value = node.value if isinstance(node, ast.Expr) else None
-    calls = [each for each in ast.walk(value or ast.Pass()) if isinstance(each, ast.Call)]
-    return [] if any(ast.unparse(call.func) in STARTERS for call in calls) else [node]
+        return [each for inner in node.body for each in _started(inner, names)]
+    return [] if starts_tests(node, names) else [node]
+
+
+def _without_exit(body: list[ast.stmt]) -> list[ast.stmt]:
+    """A program that ends by an exit, in the last of its statements, as one that raises where its status is a failure.
+    The tests' own exit is the end that they come to; of any other nobody knows whether the solution asked for it."""
+    match body:
+        case [*first, ast.If() as last]:
+            inner, other = _without_exit(last.body), _without_exit(last.orelse)
+            is_same = inner == last.body and other == last.orelse
+            return body if is_same else [*first, ast.If(last.test, inner or [ast.Pass()], other)]
+        case [*first, ast.Expr(value=ast.Call() as call) | ast.Raise(exc=ast.Call() as call)] if (
+            ast.unparse(call.func) in EXITS and not call.keywords and len(call.args) < 2
+        ):
+            status = ast.unparse(call.args[0]) if call.args else "None"
+            return first if status in ("0", "None", "False") else [*first, *parse(EXIT.format(status)).body]
+    return body
 
 
 def _names_run(body: list[ast.stmt]) -> set[str]:

@@ -22,6 +22,26 @@ SCRIPTS = {
     "a function that a program calls": (f"{ONE.replace('test_a', 'main')}{STARTED}main()", 1),
     "functions that pytest is started for": (f"import pytest\n{ONE}{STARTED}pytest.main([__file__])", 1),
     "functions that end with pytest's status": (f"import pytest, sys\n{ONE}sys.exit(pytest.main())", 1),
+    "unittest's main by its own name": (
+        "from unittest import TestCase, main\nclass T(TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\nmain()",
+        1,
+    ),
+    "unittest's main by another": (
+        "import sys\nimport unittest as ut\nclass T(ut.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\nsys.exit(ut.main())",
+        1,
+    ),
+    "pytest's main by another": (f"import sys\nfrom pytest import main as start\n{ONE}sys.exit(start())", 1),
+    "an exit by a status": ("import sys\nok = f(1) == 2\nsys.exit(0 if ok else 1)", 1),
+    "an exit by what a function returns": (
+        f"import sys\ndef main():\n    if f(1) != 2: return 1\n    return 0{STARTED}sys.exit(main())",
+        1,
+    ),
+    "an exit in each branch": (
+        "import sys\nif f(1) == 2:\n    print('fine')\n    sys.exit(0)\nelse:\n    print('no')\n    sys.exit(1)",
+        1,
+    ),
+    "an exit raised": ("wrong = [x for x in (1, 2) if f(x) != x + 1]\nraise SystemExit(len(wrong))", 1),
+    "an exit behind assertions": ("assert f(1) == 2\nassert f(2) == 3\nquit()", 2),
     "a coroutine": (f"async {ONE}", 1),
     "methods": (
         "class TestF:\n    def test_a(self):\n        assert f(1) == 2\n    def test_b(self): self.test_a()\n",
@@ -355,10 +375,22 @@ def test_a_program_that_only_calls_the_solution_tests_that_it_runs(pool):
     assert [pool.run(code, tests=tests).pass_rate for code in (RIGHT, "def f(x): return 1 / x", "x = 1")] == [1, 0, 0]
 
 
+@pytest.mark.jail
+@pytest.mark.parametrize("exits", ["exit(0)", "raise SystemExit", "import sys; sys.exit(0)", "import os; os._exit(0)"])
+def test_an_exit_of_the_solutions_is_no_end_that_the_tests_came_to(pool, exits):
+    for source in (
+        "import sys\nok = f(1) == 2\nsys.exit(0 if ok else 1)",
+        "import sys\nif f(1) == 2: sys.exit(0)\nelse: sys.exit(1)",
+    ):
+        assert pool.run(f"def f(x): {exits}", tests=read_tests({"test": source})).tests == (False,)
+
+
 def test_a_script_that_runs_by_itself_is_left_as_it_is():
     source = (
         "def same(a, b):\n    assert a == b\ndef check_all():\n    same(f(1), 2)\n\ncheck_all()\nassert f(2) == 3\n"
     )
+    assert as_run(source) == (source, None)
+    source = "if f(1) != 2:\n    raise ValueError\nif f(2) != 3:  # the last\n    raise ValueError\n"
     assert as_run(source) == (source, None)
 
 
