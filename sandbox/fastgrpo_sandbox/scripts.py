@@ -27,7 +27,22 @@ SKIPPED = "(_ for _ in ()).throw(__import__('unittest').SkipTest())"
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
-_Fixtures = Mapping[str, ast.FunctionDef]
+
+
+class _Fixture(NamedTuple):
+    """A function that makes an argument of tests: how it is called, and whether it is for each test that has it."""
+
+    called: str
+    function: ast.FunctionDef
+    is_always: bool
+
+    @property
+    def wanted(self) -> list[str]:
+        """The names of its arguments; a method's first is its object."""
+        return _arguments(self.function)["." in self.called :]
+
+
+_Fixtures = Mapping[str, _Fixture]
 
 
 class _Around(NamedTuple):
@@ -116,7 +131,9 @@ def _around(body: list[ast.stmt], run: set[str]) -> _Around:
     functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     first = [_set_up(name, functions[name], 0) for name in SET_UP_ALL if name in functions and name not in run]
     marks = lists.get("pytestmark", ast.Tuple([], ast.Load()))
-    return _Around(_fixtures(body), lists, "".join(f"{line}\n" for line in first), tuple(_items(marks)))
+    fixtures = _fixtures(body)
+    first += [_made(name, fixtures) for name, each in fixtures.items() if each.is_always]
+    return _Around(fixtures, lists, "".join(f"{line}\n" for line in first), tuple(_items(marks)))
 
 
 def _set_up(called: str, function: _Function, own: int) -> str:
@@ -126,17 +143,22 @@ def _set_up(called: str, function: _Function, own: int) -> str:
 
 def _calls_of(node: ast.stmt, run: set[str], around: _Around) -> Iterator[str]:
     """The calls of the tests that a statement defines and that nothing runs."""
-    if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and node.name not in run:
+    is_made = getattr(node, "name", "") in around.fixtures
+    if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and node.name not in run and not is_made:
         yield from (around.before + call for call in _calls(node, node.name, around))
     if isinstance(node, ast.ClassDef) and node.name.startswith("Test") and node.name not in run:
-        around = around._replace(marks=(*around.marks, *node.decorator_list))
-        methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS)}
-        set_up = [f"    {_set_up(f'test.{name}', methods[name], 1)}\n" for name in SET_UP if name in methods]
+        own = _fixtures(node.body, "test.")
+        fixtures = {**around.fixtures, **own}
+        around = around._replace(marks=(*around.marks, *node.decorator_list), fixtures=fixtures)
+        methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS) and each.name not in own}
+        set_up = [_set_up(f"test.{name}", methods[name], 1) for name in SET_UP if name in methods]
+        set_up += [_made(name, fixtures) for name, each in own.items() if each.is_always]
         for method in methods.values():
             if not method.name.startswith("test"):
                 continue
-            if set_up:
-                first = f"{around.before}if True:\n    test = {node.name}()\n{''.join(set_up)}    "
+            if set_up or own:
+                lines = "".join(f"    {line}\n" for line in set_up)
+                first = f"{around.before}if True:\n    test = {node.name}()\n{lines}    "
                 yield from (first + call for call in _calls(method, f"test.{method.name}", around))
             else:
                 yield from (around.before + call for call in _calls(method, f"{node.name}().{method.name}", around))
@@ -152,10 +174,14 @@ def _calls(function: _Function, called: str, around: _Around) -> list[str]:
     rows, wanted = _parameters(function, around.lists), _arguments(function)
     is_bound = "." in called and not any(ast.unparse(each) == "staticmethod" for each in function.decorator_list)
     missing = [name for name in wanted[1 if is_bound else 0 :] if name not in rows[0]]
-    if not around.fixtures.keys() >= set(missing):
+    used = [each for mark in marks if _named(mark) == "mark.usefixtures" for each in _texts(mark, "args")]
+    if not around.fixtures.keys() >= {*missing, *used}:
         raise ValueError(f"{function.name} takes arguments, which only pytest gives it: write a call of it with each")
     given = {name: _made(name, around.fixtures) for name in missing}
     calls = [f"{called}({', '.join(map('='.join, (row | given).items()))})" for row in rows]
+    if used:
+        made = ", ".join(_made(name, around.fixtures) for name in used)
+        calls = [f"({made}, {call})[-1]" for call in calls]
     if isinstance(function, ast.AsyncFunctionDef):
         calls = [f"__import__('asyncio').run({call})" for call in calls]
     return (
@@ -176,27 +202,30 @@ def _arguments(function: _Function) -> list[str]:
     return wanted + [each.arg for each, value in zip(args.kwonlyargs, args.kw_defaults, strict=True) if value is None]
 
 
-def _fixtures(body: list[ast.stmt]) -> _Fixtures:
-    """The functions that make arguments of tests, whose decorators are taken off. Raises ValueError for one that every
-    test has without asking for it."""
+def _fixtures(body: list[ast.stmt], of: str = "") -> _Fixtures:
+    """The functions of a module or a class that make arguments of tests, whose decorators are taken off."""
     found = {}
     for node in body:
         marks = [each for each in getattr(node, "decorator_list", ()) if _named(each) in FIXTURES]
         if isinstance(node, ast.FunctionDef) and marks:
-            if any(each.arg == "autouse" for mark in marks for each in getattr(mark, "keywords", ())):
-                raise ValueError(f"{node.name} is to be made for each test, which only pytest does")
             node.decorator_list = [each for each in node.decorator_list if each not in marks]
-            found[node.name] = node
+            is_always = any(_is_always(each) for mark in marks for each in getattr(mark, "keywords", ()))
+            found[node.name] = _Fixture(f"{of}{node.name}", node, is_always)
     return found
+
+
+def _is_always(option: ast.keyword) -> bool:
+    return option.arg == "autouse" and ast.unparse(option.value) != "False"
 
 
 def _made(name: str, fixtures: _Fixtures, within: tuple[str, ...] = ()) -> str:
     """The expression for what a fixture makes, which lives for as long as the test."""
-    wanted = _arguments(fixtures[name])
+    called, function, _ = fixture = fixtures[name]
+    wanted = fixture.wanted
     if name in within or not fixtures.keys() >= set(wanted):
         raise ValueError(f"{name} takes arguments, which only pytest gives it: write what it is to have")
-    call = f"{name}({', '.join(f'{each}={_made(each, fixtures, (*within, name))}' for each in wanted)})"
-    yields = any(isinstance(node, ast.Yield) for node in ast.walk(fixtures[name]))
+    call = f"{called}({', '.join(f'{each}={_made(each, fixtures, (*within, name))}' for each in wanted)})"
+    yields = any(isinstance(node, ast.Yield) for node in ast.walk(function))
     return f"next(made_{name} := {call})" if yields else call
 
 
@@ -244,8 +273,8 @@ def _cells(row: ast.expr, is_one: bool) -> list[ast.expr]:
     return [row] if is_one else list(getattr(row, "elts", ()))
 
 
-def _texts(names: ast.expr) -> list[str]:
-    return [str(getattr(each, "value", "")) for each in getattr(names, "elts", ())]
+def _texts(names: ast.expr, within: str = "elts") -> list[str]:
+    return [str(getattr(each, "value", "")) for each in getattr(names, within, ())]
 
 
 def _check_asserts(body: list[ast.stmt]) -> None:

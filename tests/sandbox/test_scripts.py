@@ -188,6 +188,23 @@ SCRIPTS = {
         "class TestF:\n    @pytest.mark.parametrize('by', [0, 1])\n    def test_b(self, y, by):\n        assert f(y[0] + by) == 3 + by\n",
         3,
     ),
+    "what a class' own fixtures make": (
+        "import pytest\n@pytest.fixture\ndef one(): return 1\nclass TestF:\n    @pytest.fixture\n    def x(self, one): return one\n"
+        "    @pytest.fixture\n    def test_data(self, x):\n        yield [x, x + 1]\n"
+        "    def test_a(self, x): assert f(x) == 2\n    def test_b(self, test_data): assert f(test_data[0]) == test_data[1]\n",
+        2,
+    ),
+    "fixtures for each test": (
+        "import pytest\nmade = []\n@pytest.fixture(autouse=True)\ndef all_of():\n    made.append(1)\n    yield\n    made.clear()\n"
+        "def test_a(): assert [f(1)] == [2] and made\n"
+        "class TestF:\n    @pytest.fixture(autouse=True)\n    def prepare(self): self.x = 1\n    def test_b(self): assert f(self.x) == 2 and made\n",
+        2,
+    ),
+    "fixtures that are used": (
+        "import pytest\nmade = []\n@pytest.fixture\ndef x(): made.append(1)\n@pytest.mark.usefixtures('x')\ndef test_a(): assert f(1) == 2 and made\n"
+        "@pytest.mark.usefixtures('x')\nclass TestF:\n    async def test_b(self): assert f(1) == 2 and made\n",
+        2,
+    ),
     "marks that say nothing of what is run": (
         "import pytest\npytestmark = pytest.mark.unit\n@pytest.mark.slow\nclass TestF:\n    @pytest.mark.timeout(5)\n"
         "    def test_a(self):\n        assert f(1) == 2\n@pytest.mark.asyncio\nasync def test_b():\n    assert f(2) == 3\n",
@@ -277,8 +294,12 @@ def test_a_coroutine_that_a_decorator_does_not_run_passes_nothing(pool):
             "test_a takes arguments",
         ),
         (
-            "import pytest\n@pytest.fixture(autouse=True)\ndef x(): f(1)\ndef test_a():\n    assert f(1) == 2\n",
-            "x is to be made for each test",
+            "import pytest\n@pytest.fixture(autouse=True)\ndef x(tmp_path): f(1)\ndef test_a():\n    assert f(1) == 2\n",
+            "x takes arguments, which only pytest gives it",
+        ),
+        (
+            "import pytest\n@pytest.mark.usefixtures('tmp_path')\ndef test_a():\n    assert f(1) == 2\n",
+            "test_a takes arguments, which only pytest gives it",
         ),
         (
             "import pytest\n@pytest.fixture\ndef x(tmp_path): return 1\ndef test_a(x):\n    assert f(1) == 2\n",
