@@ -45,7 +45,8 @@ def code_reward(
     only such as any program would pass. A
     prompt that is the beginning of a Python program, as HumanEval's, is put before a completion that does not define
     the row's `entry_point`, and what it gives beside that before any other and the tests. Raises ValueError where no
-    row has tests of any kind, SandboxUnavailable where jails cannot run.
+    column has tests, or none of UNREADABLE_ROWS could be read and no other ever, SandboxUnavailable where jails cannot
+    run.
     """
     if isinstance(completions, str):
         raise ValueError("completions must be a list, got one text: put it into a list, and so its columns")
@@ -53,7 +54,6 @@ def code_reward(
     rows = [{name: values[i] for name, values in columns.items() if _is_column(values, count)} for i in range(count)]
     jobs: dict[int, dict[str, Any]] = {}
     faults: dict[int, str] = {}
-    are_read = False
     for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         try:
             prompt = prompts[i] if prompts else ""
@@ -61,10 +61,12 @@ def code_reward(
             jobs[i] = _job(code, read_tests({"prompt": prompt, **row}, code))
         except ValueError as error:
             faults[i] = str(error)
-            are_read = are_read or isinstance(error, NoTestError)
-    if faults and not jobs and not are_read:
-        reason = _no_column(columns, count) or next(iter(faults.values()))
-        raise ValueError(f"code_reward can score none of {count} rows: {reason}")
+            _all_rows.refuse(str(row), error)
+    _all_rows.is_read = _all_rows.is_read or bool(jobs)
+    if faults and not jobs:
+        reason = _no_column(columns, count)
+        if reason or not _may_have_tests(columns) or not any(map(_is_answer, completions)) or _all_rows.is_hopeless:
+            raise ValueError(f"code_reward can score none of {count} rows: {reason or next(iter(faults.values()))}")
     outcomes = dict(zip(jobs, jails.run_all(list(jobs.values())), strict=True))
     faults |= {i: outcome.error for i, outcome in outcomes.items() if outcome.status == "infrastructure"}
     if faults:
@@ -92,14 +94,19 @@ def compute_score(
         code = extract_code(solution_str, entry_point_of(extra))
         job = _job(code, read_tests({**extra, "tests": ground_truth}, code))
     except ValueError as error:
-        source.refused(str(data_source), f"{ground_truth} {extra}", error)
+        count = source.refuse(f"{ground_truth} {extra}", error)
+        if source.is_hopeless:
+            raise ValueError(f"compute_score can score no row of {str(data_source)!r}: {error}") from None
+        if count & (count - 1) == 0:  # the first, second, fourth ... time
+            log.warning("no tests, so a score of 0: source=%r solutions=%d reason=%r", data_source, count, str(error))
         return 0.0
     source.is_read = True
     return _known(jails.run_all([job])[0]).pass_rate
 
 
 class _Source:
-    """What compute_score has seen of the rows of one data_source."""
+    """What was seen of the rows of one source: a bad row is left out, and of a source of which none was ever read that
+    is how its rows are given."""
 
     def __init__(self) -> None:
         self.is_read = False
@@ -107,22 +114,23 @@ class _Source:
         self._count = 0
         self._lock = threading.Lock()
 
-    def refused(self, name: str, row: str, error: ValueError) -> None:
-        """Warns of a row, given as text, at the first, second, fourth ... solution. Raises ValueError where none of the
-        source's rows can be read."""
+    def refuse(self, row: str, error: ValueError) -> int:
+        """Notes a solution of a `row`, as text, whose tests were refused; returns how many there were."""
         with self._lock:
             self._count += 1
             self.is_read = self.is_read or isinstance(error, NoTestError)
-            if not self.is_read:
+            if len(self._unreadable) < UNREADABLE_ROWS:
                 self._unreadable.add(hash(row))
-            count, rows = self._count, len(self._unreadable)
-        if not self.is_read and rows >= UNREADABLE_ROWS:
-            raise ValueError(f"compute_score can score none of {rows} rows of {name!r}: {error}")
-        if count & (count - 1) == 0:
-            log.warning("no tests, so a score of 0: data_source=%r solutions=%d reason=%r", name, count, str(error))
+            return self._count
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether none of UNREADABLE_ROWS could be read, nor any other."""
+        return not self.is_read and len(self._unreadable) >= UNREADABLE_ROWS
 
 
-_sources: dict[str, _Source] = {}
+_sources: dict[str, _Source] = {}  # compute_score's, by data_source
+_all_rows = _Source()  # code_reward's
 
 
 def code_exec(code: str, stdin: str | None = None, timeout: float = 10.0) -> tuple[bool, str]:
@@ -151,6 +159,14 @@ def _known(outcome: Outcome) -> Outcome:
 def _is_column(values: Any, count: int) -> bool:
     """TRL passes its own state and loggers beside the data set's columns."""
     return isinstance(values, Sequence) and not isinstance(values, str) and len(values) == count
+
+
+def _may_have_tests(columns: Mapping[str, Any]) -> bool:
+    return not columns.keys().isdisjoint((*COLUMNS, "inputs"))
+
+
+def _is_answer(completion: Any) -> bool:
+    return isinstance(completion, str | Sequence | Mapping)
 
 
 def _no_column(columns: Mapping[str, Any], count: int) -> str:
