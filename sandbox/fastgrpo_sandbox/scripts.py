@@ -172,6 +172,9 @@ def _calls(function: _Function, called: str, around: _Around) -> list[str]:
         return []
     skips = [ast.unparse(each.args[0]) for each in marks if _is_condition(each) and _named(each) == "mark.skipif"]
     rows, wanted = _parameters(function, around.lists), _arguments(function)
+    computed = _computed(function)
+    for each in computed:
+        rows = [row | each.values for row in rows]
     is_bound = "." in called and not any(ast.unparse(each) == "staticmethod" for each in function.decorator_list)
     missing = [name for name in wanted[1 if is_bound else 0 :] if name not in rows[0]]
     used = [each for mark in marks if _named(mark) == "mark.usefixtures" for each in _texts(mark, "args")]
@@ -184,9 +187,12 @@ def _calls(function: _Function, called: str, around: _Around) -> list[str]:
         calls = [f"({made}, {call})[-1]" for call in calls]
     if isinstance(function, ast.AsyncFunctionDef):
         calls = [f"__import__('asyncio').run({call})" for call in calls]
-    return (
-        [f"{SKIPPED} if {' or '.join(f'({each})' for each in skips)} else {call}" for call in calls] if skips else calls
-    )
+    loops = "".join(f" for {each.row} in {each.table}" for each in computed)
+    calls = [f"[{call}{loops}]" for call in calls] if loops else calls
+    if skips:
+        condition = " or ".join(f"({each})" for each in skips)
+        calls = [f"({SKIPPED} if {condition} else {call})" for call in calls]
+    return [f"assert {call}" for call in calls] if loops else calls  # a table may be of the solution's, and empty
 
 
 def _is_condition(mark: ast.expr) -> TypeGuard[ast.Call]:
@@ -251,19 +257,50 @@ def _parameters(function: _Function, lists: Mapping[str, ast.expr]) -> list[dict
 
 def _rows(decorator: ast.expr, lists: Mapping[str, ast.expr]) -> list[dict[str, str]]:
     """Those of one decorator; none of what is not in the text."""
+    if (found := _parametrized(decorator)) is None:
+        return []
+    names, is_one, table = found
+    table = lists.get(table.id, table) if isinstance(table, ast.Name) else table
+    rows = table.elts if isinstance(table, ast.List | ast.Tuple) else []
+    cells = [_cells(row, is_one) for row in rows]
+    if not all(len(row) == len(names) for row in cells):
+        return []
+    return [dict(zip(names, map(ast.unparse, row), strict=True)) for row in cells]
+
+
+def _parametrized(decorator: ast.expr) -> tuple[list[str], bool, ast.expr] | None:
+    """The names of a `parametrize`, whether a row is the value of the one, and the table of rows."""
     match decorator:
         case ast.Call(func=ast.Attribute(attr="parametrize"), args=[names, table], keywords=keywords) if {
             each.arg for each in keywords
         } <= {"ids"}:
-            table = lists.get(table.id, table) if isinstance(table, ast.Name) else table
             is_text = isinstance(names, ast.Constant)
             parts = str(names.value).split(",") if isinstance(names, ast.Constant) else _texts(names)
             known = [part.strip() for part in parts if part.strip()]
-            rows = table.elts if isinstance(table, ast.List | ast.Tuple) else []
-            cells = [_cells(row, is_text and len(known) == 1) for row in rows]
-            if all(len(row) == len(known) for row in cells):
-                return [dict(zip(known, map(ast.unparse, row), strict=True)) for row in cells]
-    return []
+            return known, is_text and len(known) == 1, table
+    return None
+
+
+class _Computed(NamedTuple):
+    """A table that only a run makes: the name and the expression of its rows, and what each gives the arguments."""
+
+    row: str
+    table: str
+    values: dict[str, str]
+
+
+def _computed(function: _Function) -> list[_Computed]:
+    """The tables that are left, which are taken off; none of rows that pytest.param makes, with marks that nobody
+    knows."""
+    found: list[_Computed] = []
+    for decorator in list(function.decorator_list):
+        names, is_one, table = _parametrized(decorator) or ([], False, decorator)
+        if names and isinstance(table, ast.Call | ast.ListComp | ast.BinOp) and "param(" not in ast.unparse(table):
+            function.decorator_list.remove(decorator)
+            row = f"__row{len(found)}__"
+            values = {name: row if is_one else f"{row}[{i}]" for i, name in enumerate(names)}
+            found.append(_Computed(row, f"({ast.unparse(table)})", values))
+    return found
 
 
 def _cells(row: ast.expr, is_one: bool) -> list[ast.expr]:

@@ -188,6 +188,14 @@ SCRIPTS = {
         "class TestF:\n    @pytest.mark.parametrize('by', [0, 1])\n    def test_b(self, y, by):\n        assert f(y[0] + by) == 3 + by\n",
         3,
     ),
+    "tables that are computed": (
+        "import pytest\nCASES = {1: 2, 2: 3}\n@pytest.mark.parametrize('x', range(1, 4))\ndef test_a(x): assert f(x) == x + 1\n"
+        "@pytest.mark.parametrize('x, y', CASES.items())\ndef test_b(x, y): assert f(x) == y\n"
+        "@pytest.mark.parametrize('x', [2 * i for i in (1, 2)])\n@pytest.mark.parametrize('more', [0, 1])\ndef test_c(x, more): assert f(x + more) == x + more + 1\n"
+        "class TestF:\n    @pytest.mark.parametrize(('x', 'y'), list(zip([1], [2])), ids=str)\n    def test_d(self, x, y): assert f(x) == y\n"
+        "@pytest.mark.parametrize('y', [1] * 2)\n@pytest.mark.parametrize('x', range(2))\nasync def test_e(x, y): assert f(x + y) == x + y + 1\n",
+        6,
+    ),
     "what a class' own fixtures make": (
         "import pytest\n@pytest.fixture\ndef one(): return 1\nclass TestF:\n    @pytest.fixture\n    def x(self, one): return one\n"
         "    @pytest.fixture\n    def test_data(self, x):\n        yield [x, x + 1]\n"
@@ -261,6 +269,13 @@ def test_a_script_is_run(pool, name):
     assert pool.run(RIGHT, tests=tests).tests == (True,) * count
     for wrong in WRONG:
         assert pool.run(wrong, tests=tests).tests == (False,) * count
+
+
+@pytest.mark.jail
+def test_a_table_of_the_solutions_that_is_empty_passes_nothing(pool):
+    source = "import pytest\nfrom solution import f\n@pytest.mark.parametrize('x', range(f(1)))\ndef test_a(x): assert f(x) == x + 1\n"
+    tests = read_tests({"test": source})
+    assert [pool.run(code, tests=tests).tests for code in (RIGHT, "def f(x): return 0")] == [(True,), (False,)]
 
 
 @pytest.mark.jail
