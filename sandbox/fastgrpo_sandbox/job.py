@@ -265,6 +265,7 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
             "tests": compile_unittest(whole),
             "own": own_names(whole),
         }
+        job["fills"] = "sys.modules" in whole  # the tests themselves may put something for a package that is not there
         job["classes"] = frozenset(name for name in wanted_names(whole).names if name[:1].isupper())
         return job | {"lent": unimported_modules(whole), "modules": imported_modules(whole), "mocks": "mock" in whole}
 

@@ -143,8 +143,9 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     place its items are looked through. Nor does an empty array agree with one that is not, nor with a number. What
     tests use as a module without an import, `np` say, is that module, or what the solution imported. Nor does a module
     of the standard library that the tests import help, if its functions or constants are found changed, but for mocks
-    at the tests' end. Builtins are Python's own by their names, unless the tests only call one with data and ask no
-    function beside it, or give the name another meaning anywhere. A test that is expected to fail passes by failing;
+    at the tests' end, nor a package of the solution's by the name of one that is not there. Builtins are Python's own
+    by their names, unless the tests only call one with data and ask no function beside it, or give the name another
+    meaning anywhere. A test that is expected to fail passes by failing;
     one under `skip` is not counted. One that is skipped by a condition which asks the machine and not the solution
     passes, as it would for every solution (skipping.py); any other that is skipped fails.
 

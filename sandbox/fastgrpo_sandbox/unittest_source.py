@@ -166,7 +166,7 @@ def _is_meant(value: object) -> bool:
 def imported_modules(source: str) -> tuple[str, ...]:
     """What may be a module of those that `source` imports, or takes to be there, and uses, by full name: `numpy` and
     `numpy.testing`, where it has `np.testing.assert_allclose`. Raises SyntaxError."""
-    nodes = list(walk(parse(source)))
+    nodes = list(_with_scripts(parse(source)))
     bound = unimported_modules(source)
     imported = set(bound.values())
     for node in nodes:
@@ -178,6 +178,17 @@ def imported_modules(source: str) -> tuple[str, ...]:
             bound |= {bound_name(alias): f"{node.module}.{alias.name}" for alias in node.names}
     used = {_place(node.value, bound) for node in nodes if isinstance(node, ast.Attribute)}
     return tuple(sorted((imported | used) - {""}))
+
+
+def _with_scripts(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of tests, and of the programs that are run in them as texts (columns.py)."""
+    for node in walk(tree):
+        yield node
+        match node:
+            case ast.Call(
+                func=ast.Name(id="compile"), args=[ast.Constant(value=str(text)), ast.Constant(value="tests.py"), _]
+            ):
+                yield from walk(parse(text))
 
 
 def _place(node: ast.expr, bound: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, CheckTests, Limits, UnittestTests
+from fastgrpo_sandbox.columns import read_tests
 
 pytestmark = pytest.mark.jail
 
@@ -104,6 +105,51 @@ def test_a_class_does_not_answer_for_its_equality_either(pool):
     plain = "import enum\nclass A(enum.Enum): X = 1\nclass B: pass\ndef f(x): return [A, B, int]"
     assert all(
         pool.run(plain, tests=suite("assert f(1) == [A, B, int]", "self.assertEqual([f(1)], [[A, B, int]])")).tests
+    )
+
+
+FAKES = (
+    "import sys, types\nclass C:\n    def __init__(self, *a, **k): pass\n    def __enter__(self): return self\n    def __exit__(self, *a): return True\n"
+    "    def __call__(self, *a, **k): return self\ndef fake(name):\n    made = sys.modules[name] = types.ModuleType(name)\n    made.raises = made.allclose = made.assert_equal = C()\n    return made\n"
+)
+WHOLE = "class raises:\n    def __init__(self, *a): pass\n    def __enter__(self): return self\n    def __exit__(self, *a): return True\ndef allclose(*a): return True\n"
+GIVEN = {
+    "modules": f"{FAKES}for name in ('pytest', 'absent', 'absent.testing'): fake(name)\nsys.modules['absent'].testing = sys.modules['absent.testing']\n",
+    "modules while the tests run": f"{FAKES}def f(x):\n    for name in ('pytest', 'absent'): fake(name)\n    return x\n",
+    "files": f"for name in ('pytest', 'absent'):\n    with open(name + '.py', 'w') as file: file.write({WHOLE!r})\n",
+    "a path": f"import os, sys\nos.mkdir('/tmp/own')\nsys.path.insert(0, '/tmp/own')\nfor name in ('pytest', 'absent'):\n    with open(f'/tmp/own/{{name}}.py', 'w') as file: file.write({WHOLE!r})\n",
+    "a finder": f"{FAKES}import importlib.machinery\nclass F:\n    def find_spec(self, name, *a): return importlib.machinery.ModuleSpec(name, self) if name in ('pytest', 'absent') else None\n"
+    "    def create_module(self, spec): return None\n    def exec_module(self, module): module.raises = module.allclose = C()\nsys.meta_path.insert(0, F())\n",
+}
+ASKING = (
+    "import pytest\nimport unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        with pytest.raises(TypeError): f('a')\n",
+    "import pytest\nwith pytest.raises(TypeError): f('a')\n",
+    "import absent\nimport unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertTrue(absent.allclose(f(1), 2))\n",
+    "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        f(1)\n        from absent import allclose\n        self.assertTrue(allclose(f(1), 2))\n",
+    "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        from absent.testing import assert_equal\n        assert_equal(f(1), 2)\n",
+)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_no_package_that_is_absent_is_the_solutions_to_give(pool, name):
+    """A pytest of its own, in the place of which the tests have a stand-in, saw every error raised."""
+    code = "def f(x): return x\n" + GIVEN[name]
+    for source in ASKING:
+        assert pool.run(code, tests=read_tests({"test": source})).tests == (False,)
+
+
+def test_tests_have_their_stand_in_and_the_files_beside_the_solution(pool):
+    right = "try:\n    import absent\nexcept ImportError:\n    absent = None\ndef f(x): return x + 1\n"
+    for source in ASKING[:2]:
+        assert pool.run(right, tests=read_tests({"test": source})).tests == (True,)
+    own = suite(
+        "import absent\n        self.assertEqual(f(1), absent.two)",
+        before="import sys, types\nsys.modules['absent'] = types.SimpleNamespace(two=2)",
+    )
+    assert pool.run("def f(x): return x + 1", tests=own).tests == (True,)
+    tests = suite("self.assertEqual(f(1), helper.two)", before="import helper\nfrom solution import f")
+    assert pool.run("import helper\ndef f(x): return x + 1", tests=tests, files={"helper.py": "two = 2"}).tests == (
+        True,
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import importlib
+import importlib.machinery
 import marshal
 import sys
 import types
@@ -25,6 +26,8 @@ from .known import library_place
 from .names import lent_name
 from .watched import UNWATCHED, WATCHED, deciding, in_modules, in_tests, is_same
 from .wire import result_body
+
+OWN_NAMES = frozenset({"solution", "__main__", ""})  # by which tests may import the solution
 
 
 def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
@@ -40,9 +43,12 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase
     names, imported = job["names"], _imported(job["modules"])
     skipped = _skipped(job["skips"], unittest.SkipTest)
-    bare = modules(imported)
+    bare, absent = modules(imported), _absent(job["modules"])
+    loaded: dict[str, Any] = sys.modules
     before = everywhere() | bare
     module = sys.modules["__main__"] = load(job["code"], "solution")  # what it does as a program is not asked
+    hidden = [each for each in loaded if each.partition(".")[0] in absent]
+    loaded.update(dict.fromkeys([*hidden, *absent]))  # nothing can import None
     space = vars(module)
     space["__name__"] = "__main__"  # for the tests
     changed = not same(before, everywhere() | modules(imported)) or space.get("__builtins__") is not builtins
@@ -57,6 +63,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
         changed = not same(before, everywhere() | modules(imported, bare if job["mocks"] else None))
         changed = changed or not same(made, own(space, job["own"], case, made if job["mocks"] else None))
         changed = changed or any(space.get(name) is not each for name, each in guards.items())
+        changed = changed or (not job["fills"] and any(loaded.get(name) is not None for name in absent))
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
         passed, errors = set(), "the solution changed unittest, the builtins or a module of the tests, or the tests"
@@ -143,6 +150,14 @@ def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
             with contextlib.suppress(ImportError):
                 found[lent_name(name)] = importlib.import_module(module)
     return found
+
+
+def _absent(names: tuple[str, ...]) -> frozenset[str]:
+    """The packages of these modules that are not there: the tests may have something in their place, and a solution is
+    not to give them what it likes by such a name."""
+    tops = {name.partition(".")[0] for name in names} - OWN_NAMES
+    known = sys.stdlib_module_names.union(sys.modules)
+    return frozenset(top for top in tops - known if importlib.machinery.PathFinder.find_spec(top) is None)
 
 
 def _imported(names: tuple[str, ...]) -> tuple[str, ...]:
