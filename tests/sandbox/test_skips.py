@@ -175,6 +175,21 @@ def test_what_a_solution_answers_skips_no_test_of_pytests(pool, lines):
     assert pool.run(RIGHT, tests=tests).tests == (False, True)
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "import solution\nOFF = not hasattr(solution, 'g')",
+        "OFF = f(1) == 2",
+        "try:\n    g\n    OFF = False\nexcept NameError:\n    OFF = True",
+    ],
+)
+def test_what_the_setup_asks_of_a_solution_skips_no_test_of_pytests(pool, flag):
+    source = (
+        f"import pytest\n{flag}\n@pytest.mark.skipif(OFF, reason='no')\ndef test_a():\n    assert f(1) == 3\n{LAST}"
+    )
+    assert pool.run(RIGHT, tests=read_tests({"test": source})).tests[0] is False
+
+
 def test_a_package_of_pytests_that_is_there_is_imported(pool):
     tests = read_tests(
         {"test": f"import pytest\njson = pytest.importorskip('json')\n{LAST}    assert json.dumps(f(1)) == '2'\n"}

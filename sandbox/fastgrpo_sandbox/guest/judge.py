@@ -99,12 +99,14 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     for name in job["modules"]:
         with contextlib.suppress(ImportError):  # a package that is not there, nor asked for by each test
             namespace[name] = _module(name, solution)
+    asked = solution.asked
     exec(marshal.loads(job["setup"]), namespace)
+    may_skip = solution.asked == asked and given.keys() >= set(job["needed"])
     solution.own_names = namespace
     if job["lines"] is None:
         return _check_verdicts(job, solution, namespace)
     defined = {name for name, value in namespace.items() if name not in given or value is not given[name]}
-    setup = _Setup(namespace, defined, bool(given), noted)
+    setup = _Setup(namespace, defined, bool(given), noted, may_skip)
     return [_line_passes(code, Wanted(*wanted), setup, solution) for code, wanted in job["lines"]]
 
 
@@ -188,13 +190,14 @@ class _Noted:
 
 
 class _Setup(NamedTuple):
-    """What the setup has left: the namespace, the names that are its own, whether it took some of the solution; and
-    whether what its functions assert holds."""
+    """What the setup has left: the namespace, the names that are its own, whether it took some of the solution; whether
+    what its functions assert holds; and whether a test may be skipped, since no answer can be why."""
 
     namespace: dict[str, Any]
     defined: set[str]
     uses_solution: bool
     noted: _Noted
+    may_skip: bool
 
 
 def _line_passes(
@@ -228,7 +231,7 @@ def _line_passes(
         if not solution.is_gone:
             record.finish(unreached)
     except BaseException as error:
-        return solution.asked == asked and type(error).__name__ in SKIPS
+        return setup.may_skip and solution.asked == asked and type(error).__name__ in SKIPS
     return count > 0 and not setup.noted.failed and all(record.verdicts())
 
 
