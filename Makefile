@@ -40,7 +40,7 @@ test: lint
 VERIFIERS := build/verifiers
 
 verifiers: $(READY)
-	$(PY) -m venv $(VERIFIERS)
+	$(PY) -m venv --without-pip $(VERIFIERS)
 	$(PY) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	> "$$($(VERIFIERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/engine.pth"
 	$(VERIFIERS)/bin/python -m pip install -q $(shell grep verifiers== constraints.txt)

@@ -9,7 +9,6 @@ import torch
 
 from tests.helpers.random_heads import INTERPRETED
 
-
 if INTERPRETED:
     from triton import language
     from triton.runtime import interpreter
