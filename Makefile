@@ -91,7 +91,7 @@ $(READY): $(PACKAGES) setup.py $(wildcard csrc/*)
 
 $(PACKAGES): pyproject.toml constraints.txt
 	$(PYTHON) -m fastgrpo.doctor --before-install
-	test -x $(PY) || $(PYTHON) -m venv .venv
+	test -x $(PY) || $(PYTHON) -m venv --upgrade-deps .venv
 	rm -f .venv/packages-* .venv/ready-*
 	$(MAKE) --no-print-directory install-$(EXTRA)
 	touch $@
