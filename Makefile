@@ -30,8 +30,9 @@ real: $(READY)
 	$(PY) -m fastgrpo.train --config examples/real.toml --model runs/taught/sft $(ARGS); \
 	$(PY) -m fastgrpo.evaluate --baselines --model "$$(ls -d runs/real/checkpoints/step-* | tail -1)"'
 
-# Tests run in two processes, a file at a time in each; a GPU's memory holds one engine, so there in one.
-WORKERS ?= $(if $(filter gpu,$(EXTRA)),0,2)
+# Tests run in three processes, a file at a time in each: many wait, and two leave a quarter of two cores idle. A
+# GPU's memory holds one engine, so there in one.
+WORKERS ?= $(if $(filter gpu,$(EXTRA)),0,3)
 
 test: lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
