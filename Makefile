@@ -34,7 +34,7 @@ real: $(READY)
 # GPU's memory holds one engine, so there in one.
 WORKERS ?= $(if $(filter gpu,$(EXTRA)),0,3)
 
-test: lint
+test: lint $(READY)
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The tests with verifiers, which wants openai<3: in a virtual environment of its own before the other's packages.
