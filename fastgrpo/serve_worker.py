@@ -27,6 +27,7 @@ from fastgrpo.program import run_program
 
 NAME = "worker"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+ELSEWHERE = "VLLM_USE_MODELSCOPE"  # where it is set names are not the hub's
 START_S = 900.0
 STOP_S = 20.0
 # Without a GPU: one GiB of cache instead of most of the memory, and no prefill in pieces, during which a request with a
@@ -77,16 +78,19 @@ def refuse_unservable(model: str, max_model_len: int) -> None:
 
 
 def whole(model: str) -> str:
-    """The `model`, whose home is in it; where it is an adapter's folder that in which it is merged into its base.
+    """The `model`, whose home is in it; of an adapter, here or on the hub, the folder in which its base has it merged.
 
     Raises `UserError` where it cannot be.
     """
     folder = expanded(model)
-    if not (folder / "adapter_config.json").is_file() or find_spec("vllm") is None:
+    is_name = HUB_NAME.fullmatch(model) is not None and not folder.exists() and not os.environ.get(ELSEWHERE)
+    if not (is_name or (folder / "adapter_config.json").is_file()) or find_spec("vllm") is None:
         return str(folder)
     from fastgrpo.config_keys import resolve
-    from fastgrpo.policy.hub import with_local_model
+    from fastgrpo.policy.hub import is_adapter, with_local_model
 
+    if is_name and not is_adapter(model):
+        return model
     return with_local_model(resolve({"model.path": model})).model.path
 
 
@@ -150,7 +154,7 @@ def main() -> int:
     """Serve one model."""
     parser = argparse.ArgumentParser(prog="python -m fastgrpo.serve_worker", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--model", required=True, help="Hugging Face causal LM: its folder, an adapter's, or its name on the hub"
+        "--model", required=True, help="Hugging Face causal LM: its folder or name on the hub, or an adapter's"
     )
     parser.add_argument("--port", type=int, default=8000, help="port on this machine (8000)")
     parser.add_argument("--max-model-len", type=int, default=4096, help="tokens of prompt + answer (4096)")

@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file that starts an engine, then three of jails, and so on; after them the rest.
 
-    So one worker computes while the other's jails mostly wait, and none is left with a long file at the end.
+    So one worker computes while the others' jails mostly wait, and none is left with a long file at the end.
     """
     engines, jails, rest = [], [], []
     for path, tests in groupby(items, key=lambda item: item.path):

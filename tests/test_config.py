@@ -107,6 +107,41 @@ def test_mistake_on_the_command_line_is_one_sentence(arguments: str, message: st
     assert "\n" not in str(caught.value)
 
 
+MEANT = """
+grpo.step grpo.steps, grpo.grup_size grpo.group_size, grpo.groupsize grpo.group_size, grpo.temprature
+grpo.temperature, grpo.topp grpo.top_p, grpo.maxnewtokens grpo.max_new_tokens, grpo.max_tokens grpo.max_new_tokens,
+grpo.kl grpo.kl_weight, grpo.warmup grpo.warmup_steps, warmup grpo.warmup_steps, model.lora model.lora_rank,
+model.pth model.path, nam name, engine.memory engine.gpu_memory_utilization, engine.gpu_memory
+engine.gpu_memory_utilization, worker.model workers.model, engine.kv_cache engine.kv_cache_gib, engine.tp
+engine.tensor_parallel, engine.lr grpo.lr, sft.learning_rate sft.lr, workers.url workers.base_url, workers.api_key
+workers.api_key_env, sandbox.memory sandbox.memory_mb, eval.evry eval.every, sandbox.timeout sandbox.wall_s,
+data.path data.dataset, grpo.held_out data.held_out, group_sise grpo.group_size, output_path runs, max_length
+engine.max_model_len, checkpoint.keeps checkpoint.keep, model.checkpointing model.gradient_checkpointing
+"""
+
+
+@pytest.mark.parametrize("pair", MEANT.split(","))
+def test_a_key_that_is_likely_meant_is_named(pair: str) -> None:
+    given, meant = pair.split()
+    with pytest.raises(UserError, match=rf"unknown key '{given}'; (did you mean|here it is) '{meant}'"):
+        checked({given: 1}, source="here")
+
+
+UNLIKE = """
+grpo.max grpo.patience grpo.noise grpo.rank grpo.baseline grpo.critic_lr model.layers model.device model.hidden_size
+engine.model engine.max engine.block_size engine.swap_space engine.quantization data.columns data.streaming data.split
+sandbox.network sandbox.image sandbox.packages workers.proxy eval.metric checkpoint.format checkpoint.path reward.scale
+reward.weight record.level device debug metrics profile cache port n deterministic early_stopping log_level a.b.c x. .x
+"""
+
+
+@pytest.mark.parametrize("name", UNLIKE.split())
+def test_nothing_is_suggested_for_a_key_that_is_like_none(name: str) -> None:
+    """It was whatever was likest: retries for metrics, grpo.stop for engine.tp, grpo.lr for model.lora."""
+    with pytest.raises(UserError, match=rf"^here: unknown key '{re.escape(name)}'; --help lists all keys$"):
+        checked({name: 1}, source="here")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

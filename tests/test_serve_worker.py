@@ -8,13 +8,17 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import httpx
 import pytest
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from fastgrpo import serve_worker
 from fastgrpo.errors import UserError
+from fastgrpo.policy import hub
 from fastgrpo.serve_worker import command_line, environment, serve
-from tests.policy.test_hub import save_adapter
+from tests.policy.test_hub import COMMIT, save_adapter
 
 ANSWERS_ONCE = """
 import http.server, sys
@@ -86,13 +90,27 @@ def test_sigterm_stops_the_server_and_is_the_exit_status() -> None:
         socket.create_connection(("127.0.0.1", int(port)))
 
 
-def test_a_name_on_the_hub_is_left_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", [EntryNotFoundError, LocalEntryNotFoundError])
+def test_a_models_name_on_the_hub_is_left_to_the_server(monkeypatch: pytest.MonkeyPatch, said: type[Exception]) -> None:
+    """Also where the hub cannot be reached: the server may know better."""
     served: list[object] = []
+    monkeypatch.setattr(hub, "hf_hub_download", asked := Mock(side_effect=said("none")))
     monkeypatch.setattr(serve_worker, "serve", lambda *given: served.extend(given) or 0)
     monkeypatch.setattr(sys, "argv", ["serve_worker", "--model", "Qwen/Qwen2.5-Coder-0.5B", "--", "train", "--x", "1"])
     assert serve_worker.main() == 0
     assert "Qwen/Qwen2.5-Coder-0.5B" in str(served[0])
     assert served[3] == ["train", "--x", "1"]
+    asked.assert_called_once_with("Qwen/Qwen2.5-Coder-0.5B", "adapter_config.json")
+
+
+def test_a_name_that_the_hub_has_not_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    response = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+    unknown = RepositoryNotFoundError("no", response=response)
+    monkeypatch.setattr(hub, "hf_hub_download", Mock(side_effect=unknown))
+    with pytest.raises(UserError, match="org/typo is neither a folder here nor a model on the hub"):
+        serve_worker.whole("org/typo")
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    assert serve_worker.whole("org/typo") == "org/typo"
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("none", "does not exist"), ("model.gguf", "is a file")])
@@ -111,6 +129,22 @@ def test_an_adapter_is_served_merged_into_its_base(
     monkeypatch.setattr(serve_worker, "serve", lambda *given: served.extend(given) or 0)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["serve_worker", f"--model=~/{folder.name}"])
+    assert serve_worker.main() == 0
+    model = Path(served[0][served[0].index("--model") + 1])
+    assert model.parent == tmp_path / "cache/fastgrpo/models"
+    assert (model / "model.safetensors").is_file()
+
+
+def test_an_adapter_on_the_hub_is_served_merged_into_its_base(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = save_adapter(tmp_path / "models--org--adapter" / "snapshots" / COMMIT, str(tiny_folder))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda name, file: str(folder / file))
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: str(folder))
+    served: list[Any] = []
+    monkeypatch.setattr(serve_worker, "serve", lambda *given: served.extend(given) or 0)
+    monkeypatch.setattr(sys, "argv", ["serve_worker", "--model", "org/adapter"])
     assert serve_worker.main() == 0
     model = Path(served[0][served[0].index("--model") + 1])
     assert model.parent == tmp_path / "cache/fastgrpo/models"

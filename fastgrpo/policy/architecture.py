@@ -17,6 +17,8 @@ from fastgrpo.policy.recurrent import RECURRENT_LAYERS, layer_kinds
 PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "mlp"})
 # Models with recurrent layers that vLLM computes as transformers does.
 RECURRENT = frozenset({"falcon_h1", "granitemoehybrid", "nemotron_h", "qwen3_5_text", "qwen3_next"})
+# Kinds of models to which vLLM gives a head of its own, whatever their configuration says of it.
+UNTIED = frozenset({"nemotron_h", "olmoe", "qwen3_next"})
 # Mixtures of experts whose routing and weights are known, here and in vLLM.
 MIXTURES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"})
 
@@ -38,6 +40,11 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
         method = config.quantization_config.get("quant_method", "unknown")
         raise UserError(f"model folder {path} is quantized ({method}): train the model that it was made from")
     text = config.get_text_config()
+    if text.tie_word_embeddings and text.model_type in UNTIED:
+        raise UserError(
+            f"model folder {path} ({config.model_type}) has its embedding as its head, where vLLM has another one that "
+            "nothing fills: write the head as lm_head.weight, and tie_word_embeddings false into config.json"
+        )
     known = PACKABLE_LAYERS | (RECURRENT_LAYERS if text.model_type in RECURRENT else frozenset())
     odd = sorted(set(layer_kinds(text)) - known)
     if odd:

@@ -24,7 +24,13 @@ import torch
 import transformers
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -80,6 +86,19 @@ def with_local_model(config: Config, *, again: bool = False, weights: bool = Tru
         return _with(config, _from_gguf(file, weights), source=name, revision=_commit(file, found["repository"]))
     folder = _fetched(name, model.revision, weights)
     return _with(config, _loadable(config, folder, weights, adapters), source=name, revision=folder.name)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a name on the hub is an adapter's; False too where neither hub nor cache says so.
+
+    Raises UserError for a name that is unknown or gated.
+    """
+    with _asking(name, ""):
+        try:
+            hf_hub_download(name, ADAPTER_CONFIG)
+        except EntryNotFoundError:
+            return False
+    return True
 
 
 def _with(config: Config, folder: Path, **keys: str) -> Config:

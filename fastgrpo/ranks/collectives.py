@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -14,7 +15,7 @@ import torch
 from torch import distributed
 from torch.distributed import DistError, PrefixStore, ProcessGroup, Store, TCPStore
 
-from fastgrpo.errors import DISK_FULL, UserError, first_line, last_line, shown, this_rank
+from fastgrpo.errors import DISK_FULL, UserError, first_line, last_line, say_on_stderr, shown, this_rank
 from fastgrpo.ranks.deadlines import Peers, listening, told_failure, within
 
 # torch 2.13 renamed both and warns at the old names.
@@ -26,6 +27,9 @@ STEP_WAIT_S = 600.0
 STAGE_WAIT_S = 7200.0
 # For all ranks to come: imports from a slow disk, and what a script does before it trains.
 JOIN_WAIT_S = 600.0
+# After which it is said for whom is waited, and after twice as long again.
+SAY_S = 30.0
+LOOK_S = 0.1
 # For connections among ranks that have all come.
 CONNECT_WAIT_S = 60.0
 # How long a rank that fails before it has joined the others tries to tell them.
@@ -106,22 +110,30 @@ def _of_this_time(store: Store) -> Store:
 
 
 def _all_come(store: Store, rank: int, world: int) -> list[str]:
-    """The ranks' names, once all have come."""
+    """The ranks' names, once all have come. Which are missing is said meanwhile, by the first of those that have."""
     keys = [f"name/{number}" for number in range(world)]
+    began, say_s = time.monotonic(), SAY_S
     try:
         store.set(keys[rank], this_rank())
-        store.wait(keys, timedelta(seconds=JOIN_WAIT_S))
+        while not store.check(keys):  # no wait of the store's own, which no signal ends
+            if (waited := time.monotonic() - began) > min(say_s, JOIN_WAIT_S):
+                say_s *= 2
+                _tell_missing(
+                    [number for number, key in enumerate(keys) if not store.check([key])], rank, world, waited
+                )
+            time.sleep(LOOK_S)
         return [store.get(key).decode() for key in keys]
     except DistError as error:
-        if failure := told_failure():
-            raise RankError(failure) from None
-        with suppress(DistError):
-            missing = [str(number) for number, key in enumerate(keys) if not store.check([key])]
-            raise RankError(
-                f"of {world} ranks {', '.join(missing)} did not come within {JOIN_WAIT_S:.0f} s: look at what torchrun "
-                "printed on their host"
-            ) from error
-        raise RankError(f"the store of rank 0 is gone: {first_line(error)}") from error
+        raise RankError(told_failure() or f"the store of rank 0 is gone: {first_line(error)}") from error
+
+
+def _tell_missing(missing: list[int], rank: int, world: int, waited: float) -> None:
+    """Say who is missing, once for all that wait. Raises RankError where they were waited for long enough."""
+    who, where = f"of {world} ranks {', '.join(map(str, missing))}", "what torchrun printed on their host"
+    if waited > JOIN_WAIT_S:
+        raise RankError(told_failure() or f"{who} did not come within {JOIN_WAIT_S:.0f} s: look at {where}")
+    if missing and missing[:rank] == list(range(rank)):
+        say_on_stderr(f"{who} did not come yet, within {waited:.0f} s: they import still, or look at {where}")
 
 
 def _connect(backend: str, store: Store, rank: int, world: int) -> None:

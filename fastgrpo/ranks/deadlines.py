@@ -23,6 +23,8 @@ from fastgrpo.errors import USER_ERROR, say_error
 POLL_S = 1.0
 # Long enough for a rank that is busy with something that never lets a second thread run.
 SILENT_POLLS = 25
+# Ranks behind one's own of which each is looked for until one has come.
+LOOKED_AT = 16
 # Time for a failed rank and torchrun to end by themselves, so that the first error seen is that rank's own.
 GRACE_S = 3.0
 
@@ -65,7 +67,7 @@ def _watch_the_clock() -> None:
 
 
 class Peers(threading.Thread):
-    """Signs of life among ranks, over a `store` that all of them reach. Each rank listens to the next, if it has come.
+    """Signs of life among ranks, over a `store` that all of them reach. Each rank listens to the next that has come.
 
     `names`: what the ranks are called, with their hosts where these are several.
     """
@@ -73,14 +75,15 @@ class Peers(threading.Thread):
     def __init__(self, store: Store, rank: int, world: int) -> None:
         super().__init__(name="peers", daemon=True)
         self.names = [f"rank {number}" for number in range(world)]
-        self._store, self._rank, self._next = store, rank, (rank + 1) % world
+        self._store, self._rank = store, rank
+        self._others = [(rank + step) % world for step in range(1, min(world, 1 + LOOKED_AT))]
         self._over = threading.Event()
         # Polls that the store has answered; as many as the clock had seen; how often it has seen no more of them.
         self._answered, self._seen, self._unanswered = 0, 0, 0
 
     def run(self) -> None:
         """End the process when any rank has failed or the next one is silent."""
-        heard, silent = 0, 0
+        heard, silent = (self._rank, 0), 0
         # Without a store the clock ends this process, if nobody else does.
         with suppress(DistError):
             while not self._over.wait(POLL_S):
@@ -88,12 +91,19 @@ class Peers(threading.Thread):
                 if failure := self.failure():
                     time.sleep(GRACE_S)
                     _end(failure)
-                sign = self._store.add(f"alive/{self._next}", 0)
-                silent = silent + 1 if 0 < sign == heard and sign < _LEFT else 0
-                heard = sign
+                number, sign = self._next()
+                silent = silent + 1 if (number, sign) == heard and 0 < sign < _LEFT else 0
+                heard = number, sign
                 if silent > SILENT_POLLS:
-                    self._post(f"{self.names[self._next]} is gone: {_silence()}")
+                    self._post(f"{self.names[number]} is gone: {_silence()}")
                 self._answered += 1
+
+    def _next(self) -> tuple[int, int]:
+        """The next rank that has come, and its signs so far: the one before it may be killed before it comes."""
+        for number in self._others:
+            if sign := self._store.add(f"alive/{number}", 0):
+                return number, sign
+        return self._rank, 0
 
     def unanswered(self) -> str:
         """What to end with, once the store has answered nothing between many calls of this, a poll apart.

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
+from fastgrpo.policy.architecture import MIXTURES
 from fastgrpo.policy.lora import adapted_layers
 from fastgrpo.policy.recurrent import KEYED_LAYERS, SIMILAR, layer_kinds, recurrent_layers, widths
 from fastgrpo.training.host_memory import host_memory_free
@@ -429,7 +430,8 @@ def _expert_width(config: PretrainedConfig) -> int:
 
 def _choices(config: PretrainedConfig) -> int:
     """Experts that a token chooses in a layer; 0 where there are none."""
-    return getattr(config, "num_experts_per_tok", None) or 0
+    # Some dense models' configurations have a number for it, too.
+    return config.num_experts_per_tok if config.model_type in MIXTURES else 0
 
 
 def _head_dim(config: PretrainedConfig) -> int:

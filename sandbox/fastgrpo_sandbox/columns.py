@@ -17,6 +17,7 @@ from fastgrpo_sandbox.guest.guarded import Guarded
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.paired import Paired
 from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.printing import refuse_prints
 from fastgrpo_sandbox.scripts import as_run, check_asks
 from fastgrpo_sandbox.source_text import is_empty, preamble, statement_text, with_stand_ins
 from fastgrpo_sandbox.stdio import SILENT, wants_nothing
@@ -130,10 +131,16 @@ def _func_name(value: Mapping[str, Any]) -> Any:
 
 def _read_source(source: str, row: Mapping[str, Any]) -> Tests:
     """Tests of one text, by the columns beside it."""
-    entry_point, prompt = row.get("entry_point") or "", row.get("prompt")
-    if not isinstance(entry_point, str):
-        raise ValueError(f"entry_point {entry_point!r:.40} is not the name of a function")
+    entry_point, prompt = entry_point_of(row), row.get("prompt")
     return _script(source, _setup(row), entry_point, prompt if entry_point and isinstance(prompt, str) else "")
+
+
+def entry_point_of(row: Mapping[str, Any]) -> str:
+    """The name of the function or class that is tested; "" where the row has none. Raises ValueError."""
+    name = row.get("entry_point")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"entry_point {name!r:.40} is not the name of a function")
+    return name or ""
 
 
 @memo
@@ -144,6 +151,7 @@ def _script(source: str, setup: str, entry_point: str, prompt: str) -> Tests:
         tree, names = parse(source), unittest_names(source)
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"the tests do not parse: {error}") from None
+    refuse_prints(tree)
     if names:
         return UnittestTests(source=with_stand_ins(source, tree) if "pytest" in source else source, setup=setup)
     if entry_point and any(isinstance(node, DEFINITIONS) and node.name == "check" for node in tree.body):
@@ -209,7 +217,7 @@ def _calls(fn_name: Any, inputs: Sequence[Any], outputs: Sequence[Any], code: st
     """APPS' and LiveCodeBench's calls, of a method where the solution is LeetCode's `class Solution`."""
     if not (isinstance(fn_name, str) and fn_name.isidentifier()):
         raise ValueError(f"fn_name {fn_name!r:.40} is not the name of a function")
-    names = defined_names(code)
+    names = defined_names(code) if "Solution" in code else ()
     target = f"Solution().{fn_name}" if "Solution" in names and fn_name not in names else fn_name
     try:
         return call_tests(target, [arguments_and_results(*pair) for pair in zip(inputs, outputs, strict=True)])

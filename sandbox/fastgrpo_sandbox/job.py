@@ -19,6 +19,7 @@ from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.asserts import compile_asserts, compile_setup, special_words
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import solution_imports, unimported_modules, wanted_names
+from fastgrpo_sandbox.skipping import skip_probes
 from fastgrpo_sandbox.stdio import MOST_OUTPUT, SILENT, wants_nothing
 from fastgrpo_sandbox.types import (
     AssertTests,
@@ -260,9 +261,11 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
         job: dict[str, Any] = {
             "role": "unittest",
             "names": unittest_names(tests.source),
+            "skips": skip_probes(whole, unittest_names(tests.source)),
             "tests": compile_unittest(whole),
             "own": own_names(whole),
         }
+        job["fills"] = "sys.modules" in whole  # the tests themselves may put something for a package that is not there
         job["classes"] = frozenset(name for name in wanted_names(whole).names if name[:1].isupper())
         return job | {"lent": unimported_modules(whole), "modules": imported_modules(whole), "mocks": "mock" in whole}
 

@@ -8,13 +8,14 @@ best through one server. A failure of the jails is never a score.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from fastgrpo_sandbox.calls import with_imports
-from fastgrpo_sandbox.columns import COLUMNS, read_tests
+from fastgrpo_sandbox.columns import COLUMNS, entry_point_of, read_tests
 from fastgrpo_sandbox.extract import defined_names, extract_code
 from fastgrpo_sandbox.given import require_text
 from fastgrpo_sandbox.shared import jails
@@ -23,6 +24,7 @@ from fastgrpo_sandbox.types import NoTestError, Outcome, SandboxUnavailable, Std
 
 log = logging.getLogger("fastgrpo_sandbox")
 STDIO_BYTES = 4 << 20  # of output: what contests ask for does not fit the usual limit
+UNREADABLE_ROWS = 16  # of a source of which nothing was ever read: that is how its rows are given, and not a bad row
 Completion = str | Sequence[Mapping[str, Any]]  # text, or chat messages of which the last has it
 
 
@@ -43,7 +45,8 @@ def code_reward(
     only such as any program would pass. A
     prompt that is the beginning of a Python program, as HumanEval's, is put before a completion that does not define
     the row's `entry_point`, and what it gives beside that before any other and the tests. Raises ValueError where no
-    row has tests of any kind, SandboxUnavailable where jails cannot run.
+    column has tests, or none of UNREADABLE_ROWS could be read and no other ever, SandboxUnavailable where jails cannot
+    run.
     """
     if isinstance(completions, str):
         raise ValueError("completions must be a list, got one text: put it into a list, and so its columns")
@@ -51,18 +54,19 @@ def code_reward(
     rows = [{name: values[i] for name, values in columns.items() if _is_column(values, count)} for i in range(count)]
     jobs: dict[int, dict[str, Any]] = {}
     faults: dict[int, str] = {}
-    are_read = False
     for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
         try:
             prompt = prompts[i] if prompts else ""
-            code = _program(completion, prompt, row.get("entry_point") or "")
+            code = _program(completion, prompt, entry_point_of(row))
             jobs[i] = _job(code, read_tests({"prompt": prompt, **row}, code))
         except ValueError as error:
             faults[i] = str(error)
-            are_read = are_read or isinstance(error, NoTestError)
-    if faults and not jobs and not are_read:
-        reason = _no_column(columns, count) or next(iter(faults.values()))
-        raise ValueError(f"code_reward can score none of {count} rows: {reason}")
+            _all_rows.refuse(str(row), error)
+    _all_rows.is_read = _all_rows.is_read or bool(jobs)
+    if faults and not jobs:
+        reason = _no_column(columns, count)
+        if reason or not _may_have_tests(columns) or not any(map(_is_answer, completions)) or _all_rows.is_hopeless:
+            raise ValueError(f"code_reward can score none of {count} rows: {reason or next(iter(faults.values()))}")
     outcomes = dict(zip(jobs, jails.run_all(list(jobs.values())), strict=True))
     faults |= {i: outcome.error for i, outcome in outcomes.items() if outcome.status == "infrastructure"}
     if faults:
@@ -78,13 +82,55 @@ def compute_score(
     ground_truth: the tests in any of the forms of columns.read_tests, as JSON or as they are; verl's own sets have
     `{"inputs": [...], "outputs": [...]}`, with `fn_name` for calls, or `{"assert_case": [...]}`. extra_info: columns
     beside them, such as `entry_point` and `setup`. data_source and what else verl passes decide nothing here.
-    Returns the fraction of tests passed. Raises ValueError for tests that cannot be read and SandboxUnavailable where
-    the jails fail, since a float could not say so.
+    Returns the fraction of tests passed. verl ends at what is no number, so a row whose tests cannot be read, or would
+    be passed by any program, has 0 for every solution (a group's advantages are then 0, too) and a warning. Raises
+    ValueError where no row of a data_source could be read, and that is known of UNREADABLE_ROWS, and SandboxUnavailable
+    where the jails fail, since a float could not say so.
     """
     require_text("solution_str", solution_str)
-    code = extract_code(solution_str, (extra_info or {}).get("entry_point") or "")
-    tests = read_tests({**(extra_info or {}), "tests": ground_truth}, code)
-    return _known(jails.run_all([_job(code, tests)])[0]).pass_rate
+    extra = extra_info or {}
+    source = _sources.setdefault(str(data_source), _Source())
+    try:
+        code = extract_code(solution_str, entry_point_of(extra))
+        job = _job(code, read_tests({**extra, "tests": ground_truth}, code))
+    except ValueError as error:
+        count = source.refuse(f"{ground_truth} {extra}", error)
+        if source.is_hopeless:
+            raise ValueError(f"compute_score can score no row of {str(data_source)!r}: {error}") from None
+        if count & (count - 1) == 0:  # the first, second, fourth ... time
+            log.warning("no tests, so a score of 0: source=%r solutions=%d reason=%r", data_source, count, str(error))
+        return 0.0
+    source.is_read = True
+    return _known(jails.run_all([job])[0]).pass_rate
+
+
+class _Source:
+    """What was seen of the rows of one source: a bad row is left out, and of a source of which none was ever read that
+    is how its rows are given."""
+
+    def __init__(self) -> None:
+        self.is_read = False
+        self._unreadable: set[int] = set()  # each row once, of which there are as many solutions as a group has
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def refuse(self, row: str, error: ValueError) -> int:
+        """Notes a solution of a `row`, as text, whose tests were refused; returns how many there were."""
+        with self._lock:
+            self._count += 1
+            self.is_read = self.is_read or isinstance(error, NoTestError)
+            if len(self._unreadable) < UNREADABLE_ROWS:
+                self._unreadable.add(hash(row))
+            return self._count
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether none of UNREADABLE_ROWS could be read, nor any other."""
+        return not self.is_read and len(self._unreadable) >= UNREADABLE_ROWS
+
+
+_sources: dict[str, _Source] = {}  # compute_score's, by data_source
+_all_rows = _Source()  # code_reward's
 
 
 def code_exec(code: str, stdin: str | None = None, timeout: float = 10.0) -> tuple[bool, str]:
@@ -113,6 +159,14 @@ def _known(outcome: Outcome) -> Outcome:
 def _is_column(values: Any, count: int) -> bool:
     """TRL passes its own state and loggers beside the data set's columns."""
     return isinstance(values, Sequence) and not isinstance(values, str) and len(values) == count
+
+
+def _may_have_tests(columns: Mapping[str, Any]) -> bool:
+    return not columns.keys().isdisjoint((*COLUMNS, "inputs"))
+
+
+def _is_answer(completion: Any) -> bool:
+    return isinstance(completion, str | Sequence | Mapping)
 
 
 def _no_column(columns: Mapping[str, Any], count: int) -> str:

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Set
+from typing import NamedTuple, TypeGuard
 
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import wanted_names
 from fastgrpo_sandbox.guest.syntax import parse
-from fastgrpo_sandbox.source_text import TO_THE_END, statement_text
+from fastgrpo_sandbox.source_text import TO_THE_END, starters, starts_tests, statement_text
 from fastgrpo_sandbox.types import AssertTests, NoTestError
 from fastgrpo_sandbox.unrolling import SHARED, names_read
 
-STARTERS = ("pytest.main", "unittest.main")
+EXITS = ("sys.exit", "exit", "quit", "SystemExit")
 BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
 OF_SOLUTION = ("solution", "__main__", "importlib", "sys.modules")  # by which a program may ask the solution by no name
 SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
 SET_UP_ALL = ("setup_module", "setup_function")
 UNUSED = "import pytest"  # once its marks and its start are gone
-FIXTURES = ("pytest.fixture", "fixture")
-LEFT_OUT = ("pytest.mark.skip", "pytest.mark.xfail")
+FIXTURES = ("fixture",)
+LEFT_OUT = ("mark.skip", "mark.xfail", "unittest.skip")
+EXIT = "__status__ = {}\nif not (__status__ is None or __status__ == 0): raise SystemExit(__status__)"
+# An expression that skips a test.
+SKIPPED = "(_ for _ in ()).throw(__import__('unittest').SkipTest())"
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
-_Fixtures = Mapping[str, ast.FunctionDef]
+
+
+class _Fixture(NamedTuple):
+    """A function that makes an argument of tests: how it is called, and whether it is for each test that has it."""
+
+    called: str
+    function: ast.FunctionDef
+    is_always: bool
+
+    @property
+    def wanted(self) -> list[str]:
+        """The names of its arguments; a method's first is its object."""
+        return _arguments(self.function)["." in self.called :]
+
+
+_Fixtures = Mapping[str, _Fixture]
 
 
 class _Around(NamedTuple):
@@ -33,6 +51,7 @@ class _Around(NamedTuple):
     fixtures: _Fixtures
     lists: Mapping[str, ast.expr]
     before: str
+    marks: tuple[ast.expr, ...]  # of all tests
 
 
 class Script(NamedTuple):
@@ -52,7 +71,8 @@ def as_run(source: str) -> Script:
     its assertions would be run: any solution would pass.
     """
     tree = parse(source)
-    body = [each for node in tree.body for each in _started(node)]
+    names = starters(tree)
+    body = _without_exit([each for node in tree.body for each in _started(node, names)])
     run = _names_run(body)
     around = _around(body, run)
     calls = [] if run & BY_ANY_NAME else [call for node in body for call in _calls_of(node, run, around)]
@@ -68,13 +88,27 @@ def as_run(source: str) -> Script:
     return Script(source, AssertTests(asserts=tuple(call + TO_THE_END for call in calls), setup=setup))
 
 
-def _started(node: ast.stmt) -> list[ast.stmt]:
+def _started(node: ast.stmt, names: Set[str]) -> list[ast.stmt]:
     """A statement of the module as a program that is started has it; one that would start the tests is none."""
     if isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__"):
-        return [each for inner in node.body for each in _started(inner)]
-    value = node.value if isinstance(node, ast.Expr) else None
-    calls = [each for each in ast.walk(value or ast.Pass()) if isinstance(each, ast.Call)]
-    return [] if any(ast.unparse(call.func) in STARTERS for call in calls) else [node]
+        return [each for inner in node.body for each in _started(inner, names)]
+    return [] if starts_tests(node, names) else [node]
+
+
+def _without_exit(body: list[ast.stmt]) -> list[ast.stmt]:
+    """A program that ends by an exit, in the last of its statements, as one that raises where its status is a failure.
+    The tests' own exit is the end that they come to; of any other nobody knows whether the solution asked for it."""
+    match body:
+        case [*first, ast.If() as last]:
+            inner, other = _without_exit(last.body), _without_exit(last.orelse)
+            is_same = inner == last.body and other == last.orelse
+            return body if is_same else [*first, ast.If(last.test, inner or [ast.Pass()], other)]
+        case [*first, ast.Expr(value=ast.Call() as call) | ast.Raise(exc=ast.Call() as call)] if (
+            ast.unparse(call.func) in EXITS and not call.keywords and len(call.args) < 2
+        ):
+            status = ast.unparse(call.args[0]) if call.args else "None"
+            return first if status in ("0", "None", "False") else [*first, *parse(EXIT.format(status)).body]
+    return body
 
 
 def _names_run(body: list[ast.stmt]) -> set[str]:
@@ -96,7 +130,10 @@ def _around(body: list[ast.stmt], run: set[str]) -> _Around:
     lists = {ast.unparse(node.targets[0]): node.value for node in given}
     functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     first = [_set_up(name, functions[name], 0) for name in SET_UP_ALL if name in functions and name not in run]
-    return _Around(_fixtures(body), lists, "".join(f"{line}\n" for line in first))
+    marks = lists.get("pytestmark", ast.Tuple([], ast.Load()))
+    fixtures = _fixtures(body)
+    first += [_made(name, fixtures) for name, each in fixtures.items() if each.is_always]
+    return _Around(fixtures, lists, "".join(f"{line}\n" for line in first), tuple(_items(marks)))
 
 
 def _set_up(called: str, function: _Function, own: int) -> str:
@@ -106,16 +143,22 @@ def _set_up(called: str, function: _Function, own: int) -> str:
 
 def _calls_of(node: ast.stmt, run: set[str], around: _Around) -> Iterator[str]:
     """The calls of the tests that a statement defines and that nothing runs."""
-    if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and node.name not in run:
+    is_made = getattr(node, "name", "") in around.fixtures
+    if isinstance(node, _FUNCTIONS) and node.name.startswith("test") and node.name not in run and not is_made:
         yield from (around.before + call for call in _calls(node, node.name, around))
     if isinstance(node, ast.ClassDef) and node.name.startswith("Test") and node.name not in run:
-        methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS)}
-        set_up = [f"    {_set_up(f'test.{name}', methods[name], 1)}\n" for name in SET_UP if name in methods]
+        own = _fixtures(node.body, "test.")
+        fixtures = {**around.fixtures, **own}
+        around = around._replace(marks=(*around.marks, *node.decorator_list), fixtures=fixtures)
+        methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS) and each.name not in own}
+        set_up = [_set_up(f"test.{name}", methods[name], 1) for name in SET_UP if name in methods]
+        set_up += [_made(name, fixtures) for name, each in own.items() if each.is_always]
         for method in methods.values():
             if not method.name.startswith("test"):
                 continue
-            if set_up:
-                first = f"{around.before}if True:\n    test = {node.name}()\n{''.join(set_up)}    "
+            if set_up or own:
+                lines = "".join(f"    {line}\n" for line in set_up)
+                first = f"{around.before}if True:\n    test = {node.name}()\n{lines}    "
                 yield from (first + call for call in _calls(method, f"test.{method.name}", around))
             else:
                 yield from (around.before + call for call in _calls(method, f"{node.name}().{method.name}", around))
@@ -124,17 +167,37 @@ def _calls_of(node: ast.stmt, run: set[str], around: _Around) -> Iterator[str]:
 def _calls(function: _Function, called: str, around: _Around) -> list[str]:
     """The calls of a test, none of one that pytest leaves out. Raises ValueError for one that wants arguments which are
     not in the text."""
-    if any(_named(each) in LEFT_OUT for each in function.decorator_list):
+    marks = [*around.marks, *function.decorator_list]
+    if any(_named(each) in LEFT_OUT for each in marks):
         return []
+    skips = [ast.unparse(each.args[0]) for each in marks if _is_condition(each) and _named(each) == "mark.skipif"]
     rows, wanted = _parameters(function, around.lists), _arguments(function)
+    computed = _computed(function)
+    for each in computed:
+        rows = [row | each.values for row in rows]
     is_bound = "." in called and not any(ast.unparse(each) == "staticmethod" for each in function.decorator_list)
     missing = [name for name in wanted[1 if is_bound else 0 :] if name not in rows[0]]
-    if not around.fixtures.keys() >= set(missing):
+    used = [each for mark in marks if _named(mark) == "mark.usefixtures" for each in _texts(mark, "args")]
+    if not around.fixtures.keys() >= {*missing, *used}:
         raise ValueError(f"{function.name} takes arguments, which only pytest gives it: write a call of it with each")
     given = {name: _made(name, around.fixtures) for name in missing}
     calls = [f"{called}({', '.join(map('='.join, (row | given).items()))})" for row in rows]
-    is_async = isinstance(function, ast.AsyncFunctionDef)
-    return [f"__import__('asyncio').run({call})" for call in calls] if is_async else calls
+    if used:
+        made = ", ".join(_made(name, around.fixtures) for name in used)
+        calls = [f"({made}, {call})[-1]" for call in calls]
+    if isinstance(function, ast.AsyncFunctionDef):
+        calls = [f"__import__('asyncio').run({call})" for call in calls]
+    loops = "".join(f" for {each.row} in {each.table}" for each in computed)
+    calls = [f"[{call}{loops}]" for call in calls] if loops else calls
+    if skips:
+        condition = " or ".join(f"({each})" for each in skips)
+        calls = [f"({SKIPPED} if {condition} else {call})" for call in calls]
+    return [f"assert {call}" for call in calls] if loops else calls  # a table may be of the solution's, and empty
+
+
+def _is_condition(mark: ast.expr) -> TypeGuard[ast.Call]:
+    """Whether the mark has a condition in its text, which is not itself a text."""
+    return isinstance(mark, ast.Call) and bool(mark.args) and not isinstance(getattr(mark.args[0], "value", None), str)
 
 
 def _arguments(function: _Function) -> list[str]:
@@ -145,32 +208,40 @@ def _arguments(function: _Function) -> list[str]:
     return wanted + [each.arg for each, value in zip(args.kwonlyargs, args.kw_defaults, strict=True) if value is None]
 
 
-def _fixtures(body: list[ast.stmt]) -> _Fixtures:
-    """The functions that make arguments of tests, whose decorators are taken off. Raises ValueError for one that every
-    test has without asking for it."""
+def _fixtures(body: list[ast.stmt], of: str = "") -> _Fixtures:
+    """The functions of a module or a class that make arguments of tests, whose decorators are taken off."""
     found = {}
     for node in body:
         marks = [each for each in getattr(node, "decorator_list", ()) if _named(each) in FIXTURES]
         if isinstance(node, ast.FunctionDef) and marks:
-            if any(each.arg == "autouse" for mark in marks for each in getattr(mark, "keywords", ())):
-                raise ValueError(f"{node.name} is to be made for each test, which only pytest does")
             node.decorator_list = [each for each in node.decorator_list if each not in marks]
-            found[node.name] = node
+            is_always = any(_is_always(each) for mark in marks for each in getattr(mark, "keywords", ()))
+            found[node.name] = _Fixture(f"{of}{node.name}", node, is_always)
     return found
+
+
+def _is_always(option: ast.keyword) -> bool:
+    return option.arg == "autouse" and ast.unparse(option.value) != "False"
 
 
 def _made(name: str, fixtures: _Fixtures, within: tuple[str, ...] = ()) -> str:
     """The expression for what a fixture makes, which lives for as long as the test."""
-    wanted = _arguments(fixtures[name])
+    called, function, _ = fixture = fixtures[name]
+    wanted = fixture.wanted
     if name in within or not fixtures.keys() >= set(wanted):
         raise ValueError(f"{name} takes arguments, which only pytest gives it: write what it is to have")
-    call = f"{name}({', '.join(f'{each}={_made(each, fixtures, (*within, name))}' for each in wanted)})"
-    yields = any(isinstance(node, ast.Yield) for node in ast.walk(fixtures[name]))
+    call = f"{called}({', '.join(f'{each}={_made(each, fixtures, (*within, name))}' for each in wanted)})"
+    yields = any(isinstance(node, ast.Yield) for node in ast.walk(function))
     return f"next(made_{name} := {call})" if yields else call
 
 
+def _items(marks: ast.expr) -> list[ast.expr]:
+    return marks.elts if isinstance(marks, ast.List | ast.Tuple) else [marks]
+
+
 def _named(decorator: ast.AST) -> str:
-    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+    """The name of a decorator or mark, by which it is known to those who import pytest and to those who import mark."""
+    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator).removeprefix("pytest.")
 
 
 def _parameters(function: _Function, lists: Mapping[str, ast.expr]) -> list[dict[str, str]]:
@@ -186,30 +257,61 @@ def _parameters(function: _Function, lists: Mapping[str, ast.expr]) -> list[dict
 
 def _rows(decorator: ast.expr, lists: Mapping[str, ast.expr]) -> list[dict[str, str]]:
     """Those of one decorator; none of what is not in the text."""
+    if (found := _parametrized(decorator)) is None:
+        return []
+    names, is_one, table = found
+    table = lists.get(table.id, table) if isinstance(table, ast.Name) else table
+    rows = table.elts if isinstance(table, ast.List | ast.Tuple) else []
+    cells = [_cells(row, is_one) for row in rows]
+    if not all(len(row) == len(names) for row in cells):
+        return []
+    return [dict(zip(names, map(ast.unparse, row), strict=True)) for row in cells]
+
+
+def _parametrized(decorator: ast.expr) -> tuple[list[str], bool, ast.expr] | None:
+    """The names of a `parametrize`, whether a row is the value of the one, and the table of rows."""
     match decorator:
         case ast.Call(func=ast.Attribute(attr="parametrize"), args=[names, table], keywords=keywords) if {
             each.arg for each in keywords
         } <= {"ids"}:
-            table = lists.get(table.id, table) if isinstance(table, ast.Name) else table
             is_text = isinstance(names, ast.Constant)
             parts = str(names.value).split(",") if isinstance(names, ast.Constant) else _texts(names)
             known = [part.strip() for part in parts if part.strip()]
-            rows = table.elts if isinstance(table, ast.List | ast.Tuple) else []
-            cells = [_cells(row, is_text and len(known) == 1) for row in rows]
-            if all(len(row) == len(known) for row in cells):
-                return [dict(zip(known, map(ast.unparse, row), strict=True)) for row in cells]
-    return []
+            return known, is_text and len(known) == 1, table
+    return None
+
+
+class _Computed(NamedTuple):
+    """A table that only a run makes: the name and the expression of its rows, and what each gives the arguments."""
+
+    row: str
+    table: str
+    values: dict[str, str]
+
+
+def _computed(function: _Function) -> list[_Computed]:
+    """The tables that are left, which are taken off; none of rows that pytest.param makes, with marks that nobody
+    knows."""
+    found: list[_Computed] = []
+    for decorator in list(function.decorator_list):
+        names, is_one, table = _parametrized(decorator) or ([], False, decorator)
+        if names and isinstance(table, ast.Call | ast.ListComp | ast.BinOp) and "param(" not in ast.unparse(table):
+            function.decorator_list.remove(decorator)
+            row = f"__row{len(found)}__"
+            values = {name: row if is_one else f"{row}[{i}]" for i, name in enumerate(names)}
+            found.append(_Computed(row, f"({ast.unparse(table)})", values))
+    return found
 
 
 def _cells(row: ast.expr, is_one: bool) -> list[ast.expr]:
-    if isinstance(row, ast.Call) and _named(row) == "pytest.param":
+    if isinstance(row, ast.Call) and _named(row) == "param":
         marks = [part for each in row.keywords for part in ast.walk(each.value) if isinstance(part, ast.expr)]
         return [] if any(_named(part) in LEFT_OUT for part in marks) else list(row.args)
     return [row] if is_one else list(getattr(row, "elts", ()))
 
 
-def _texts(names: ast.expr) -> list[str]:
-    return [str(getattr(each, "value", "")) for each in getattr(names, "elts", ())]
+def _texts(names: ast.expr, within: str = "elts") -> list[str]:
+    return [str(getattr(each, "value", "")) for each in getattr(names, within, ())]
 
 
 def _check_asserts(body: list[ast.stmt]) -> None:
@@ -218,9 +320,13 @@ def _check_asserts(body: list[ast.stmt]) -> None:
         return
     asserting = [node for node in body if any(isinstance(part, ast.Assert) for part in ast.walk(node))]
     defined = [node for node in asserting if isinstance(node, (*_FUNCTIONS, ast.ClassDef)) and node.name not in run]
-    dead = [node for node in defined if all(_named(each).startswith("pytest.") for each in node.decorator_list)]
+    dead = [node for node in defined if all(map(_is_mark, node.decorator_list))]
     if dead and len(dead) == len(asserting):
         raise NoTestError(f"{dead[0].name} asserts, and nothing runs it: any solution would pass")
+
+
+def _is_mark(decorator: ast.expr) -> bool:
+    return _named(decorator).startswith(("mark.", "fixture"))
 
 
 def check_asks(tree: ast.Module) -> None:

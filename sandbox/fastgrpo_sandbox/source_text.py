@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Set
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +13,27 @@ from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression
 
 LONG_CHARS = 300
+RUNNERS = ("unittest", "pytest")
 # Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
 TO_THE_END = "\nassert True"
+
+
+def starts_tests(node: ast.stmt, names: Set[str]) -> bool:
+    """Whether a statement of a program would have the tests found and run, by one of the names of `starters`."""
+    value = node.value if isinstance(node, ast.Expr) else None
+    calls = [each.func for each in ast.walk(value or ast.Pass()) if isinstance(each, ast.Call)]
+    return not names.isdisjoint(map(ast.unparse, calls))
+
+
+def starters(tree: ast.Module) -> set[str]:
+    """The names by which a program has unittest's and pytest's `main`."""
+    found = {f"{module}.main" for module in RUNNERS}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in RUNNERS:
+            found |= {each.asname or each.name for each in node.names if each.name == "main"}
+        elif isinstance(node, ast.Import):
+            found |= {f"{each.asname}.main" for each in node.names if each.name in RUNNERS and each.asname}
+    return found
 
 
 def is_empty(node: ast.Assert) -> bool:

@@ -143,9 +143,11 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     place its items are looked through. Nor does an empty array agree with one that is not, nor with a number. What
     tests use as a module without an import, `np` say, is that module, or what the solution imported. Nor does a module
     of the standard library that the tests import help, if its functions or constants are found changed, but for mocks
-    at the tests' end. Builtins are Python's own by their names, unless the tests only call one with data and ask no
-    function beside it, or give the name another meaning anywhere. A test that is expected to fail passes by failing;
-    one under `skip` is not counted, and one that is skipped by a condition passes.
+    at the tests' end, nor a package of the solution's by the name of one that is not there. Builtins are Python's own
+    by their names, unless the tests only call one with data and ask no function beside it, or give the name another
+    meaning anywhere. A test that is expected to fail passes by failing;
+    one under `skip` is not counted. One that is skipped by a condition which asks the machine and not the solution
+    passes, as it would for every solution (skipping.py); any other that is skipped fails.
 
     Not guaranteed, since the solution's code runs beside the tests. It can still forge a verdict by reaching the
     running tests or this project's code through frames, the garbage collector, tracing, threads or native memory;

@@ -13,6 +13,7 @@ from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import bound_name, lent_name, read_names, unimported_modules, wanted_names
 from fastgrpo_sandbox.guest.paired import Paired
 from fastgrpo_sandbox.guest.syntax import Transformer, hoisted, last_name, load, parse, walk
+from fastgrpo_sandbox.source_text import starters, starts_tests
 
 AWAITING = "IsolatedAsyncioTestCase"
 TEST_BASES = ("TestCase", AWAITING)
@@ -119,18 +120,18 @@ def compile_unittest(source: str) -> bytes:
     """A program of unittest tests, its comparisons guarded, marshalled for the jail's interpreter, which is this one.
     Raises SyntaxError."""
     tree = hoisted(parse(source))
-    tree.body = [node for node in tree.body if not _starts_tests(node)]
+    started = starters(tree)
+    tree.body = [node for node in tree.body if not (_is_started(node) or starts_tests(node, started))]
     tree = Guarded().visit(Paired(loops=True).visit(tree))
     tree = _Meant(_meant_builtins(source), unimported_modules(source)).visit(tree)
     return marshal.dumps(compile(ast.fix_missing_locations(tree), "tests.py", "exec", dont_inherit=True))
 
 
-def _starts_tests(node: ast.stmt) -> bool:
-    """Whether a statement of the module is what would run it as a program: unittest.main(), or the block around it."""
+def _is_started(node: ast.stmt) -> bool:
+    """Whether a statement of the module is run where that is started as a program."""
     if isinstance(node, ast.If) and isinstance(node.test, ast.Compare):
         return "__name__" in (last_name(node.test.left), last_name(node.test.comparators[0]))
-    call = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(call, ast.Call) and ast.unparse(call.func) == "unittest.main"
+    return False
 
 
 class _Meant(Transformer):
@@ -165,7 +166,7 @@ def _is_meant(value: object) -> bool:
 def imported_modules(source: str) -> tuple[str, ...]:
     """What may be a module of those that `source` imports, or takes to be there, and uses, by full name: `numpy` and
     `numpy.testing`, where it has `np.testing.assert_allclose`. Raises SyntaxError."""
-    nodes = list(walk(parse(source)))
+    nodes = list(_with_scripts(parse(source)))
     bound = unimported_modules(source)
     imported = set(bound.values())
     for node in nodes:
@@ -177,6 +178,17 @@ def imported_modules(source: str) -> tuple[str, ...]:
             bound |= {bound_name(alias): f"{node.module}.{alias.name}" for alias in node.names}
     used = {_place(node.value, bound) for node in nodes if isinstance(node, ast.Attribute)}
     return tuple(sorted((imported | used) - {""}))
+
+
+def _with_scripts(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of tests, and of the programs that are run in them as texts (columns.py)."""
+    for node in walk(tree):
+        yield node
+        match node:
+            case ast.Call(
+                func=ast.Name(id="compile"), args=[ast.Constant(value=str(text)), ast.Constant(value="tests.py"), _]
+            ):
+                yield from walk(parse(text))
 
 
 def _place(node: ast.expr, bound: dict[str, str]) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.helpers.random_heads import INTERPRETED
+
+if INTERPRETED:
+    from triton import language
+    from triton.runtime import interpreter
+
+    # Once for all: Triton looks through its whole language at each call of a function, a third of these tests' time.
+    interpreter._patch_lang(SimpleNamespace(__globals__={"language": language, "core": language.core}))
+    interpreter._patch_lang = lambda _: interpreter._LangPatchScope()
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ from tests.helpers.tiny_model import save_tiny_model
 GEMMA = {"head_dim": 32, "sliding_window": 9, "final_logit_softcapping": 2.0}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
 QWEN3_MOE = {"num_experts": 6, "head_dim": 48, "num_hidden_layers": 3, "mlp_only_layers": [1]}
+OLMOE = {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64}
 DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -90,7 +91,7 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = RECURRENT | {
     # Rows of 72 bytes, which grouped products do not take.
     "qwen3_moe of odd width": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"moe_intermediate_size": 18}),
     "qwen2_moe": (Qwen2MoeConfig, EXPERTS | {"num_experts": 6}),
-    "olmoe": (OlmoeConfig, {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64}),
+    "olmoe": (OlmoeConfig, OLMOE | {"tie_word_embeddings": False}),
     "llama": (LlamaConfig, {"attention_bias": True}),
     "cohere": (CohereConfig, {"logit_scale": 0.25}),
     "granite": (GraniteConfig, {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
@@ -158,6 +159,7 @@ def test_the_cases_use_what_they_are_for() -> None:
     [
         (GptOssConfig, {"num_local_experts": 2, "head_dim": 32}, r"\(gpt_oss\) has attention sinks"),
         (JambaConfig, {"num_experts": 2, "use_mamba_kernels": False}, "layers of the kind"),
+        (OlmoeConfig, OLMOE | {"tie_word_embeddings": True}, r"\(olmoe\) has its embedding as its head, where vLLM"),
         (MixtralConfig, {"num_local_experts": 4}, r"\(mixtral\) is a mixture of experts"),
         (DeepseekV3Config, DEEPSEEK, r"\(deepseek_v3\) is a mixture of experts"),
         (GraniteMoeConfig, {"num_local_experts": 4}, r"\(granitemoe\) is a mixture of experts"),

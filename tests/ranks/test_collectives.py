@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import threading
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -17,6 +19,7 @@ from fastgrpo.errors import UserError, this_rank
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.ranks import collectives
 from fastgrpo.ranks.collectives import RankError, awaiting, joined_ranks, over_ranks, telling_ranks
+from fastgrpo.signals import signals_handled
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Runs
 from tests.helpers.marks import exact
@@ -209,6 +212,21 @@ def test_ranks_that_do_not_come_are_named(store: TCPStore, monkeypatch: pytest.M
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     with pytest.raises(RankError, match="of 2 ranks 0 did not come within 0 s: look at what torchrun printed"):
         joined_ranks().__enter__()
+
+
+def test_who_is_waited_for_is_said_and_an_interrupt_ends_the_wait(
+    store: TCPStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The wait was one call into torch of ten minutes, which no signal ended."""
+    monkeypatch.setattr(collectives, "SAY_S", 0.5)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    interrupt = threading.Timer(4, signal.raise_signal, (signal.SIGINT,))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt), signals_handled():
+        joined_ranks().__enter__()
+    said = capfd.readouterr().err.splitlines()
+    assert 1 < len(said) < 4  # after 0.5, 1, 2 s
+    assert all(line.startswith("of 2 ranks 0 did not come yet, within ") for line in said)
 
 
 def test_ranks_that_cannot_be_connected_are_told_of_the_interface(

@@ -74,6 +74,17 @@ def test_a_rank_ends_when_it_must_and_says_why(
     assert ended(store, tmp_path, block) == (code, said)
 
 
+def test_a_rank_that_has_come_is_missed_by_one_before_it_whose_next_never_comes() -> None:
+    """As where a rank is killed before it comes: torchrun then ends the others of its host, and nobody listens."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    store.add("alive/2", 3)
+    assert Peers(store, 0, 4)._next() == (2, 3)
+    assert Peers(store, 1, 4)._next() == (2, 3)
+    assert Peers(store, 2, 4)._next() == (2, 0)
+    store.add("alive/1", 1)
+    assert Peers(store, 0, 4)._next() == (1, 1)
+
+
 def serve_store(port: Connection) -> None:
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     port.send(store.port)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -178,15 +179,17 @@ def test_a_function_that_hangs_ends_before_the_rollouts_own_deadline() -> None:
 
 def test_a_function_that_fails_ends_the_others() -> None:
     """Each may cost money; the group has no reward either way."""
-    ended: list[str] = []
+    asked, ended = threading.Event(), list[str]()
 
     async def asks(completions, **_) -> list[float]:
         try:
+            asked.set()
             await asyncio.sleep(60)
         finally:
             ended.append("asks")
 
     def fails(completions, **_) -> list[float]:
+        assert asked.wait(20)
         raise ZeroDivisionError
 
     async def main() -> None:

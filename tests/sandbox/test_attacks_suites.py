@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from fastgrpo_sandbox import AssertTests, BlockingSandboxPool, CheckTests, Limits, UnittestTests
+from fastgrpo_sandbox.columns import read_tests
 
 pytestmark = pytest.mark.jail
 
@@ -83,6 +84,83 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_no_object_answers_for_its_equality(pool, name):
     assert pool.run(Y + ANSWERS[name], tests=EQUAL).tests == (False,) * 5
+
+
+META = (
+    "class M(type):\n    def __eq__(self, o): return True\n    __ne__ = lambda *_: False\n    __lt__ = __eq__\n    def __hash__(self): return hash(2)\n"
+    "class A(metaclass=M): pass\ndef f(x): return A\n"
+)
+HELD = suite(
+    *("self.assertEqual([f(1)], [2])", "self.assertEqual({'a': f(1)}, {'a': 2})", "self.assertEqual({f(1)}, {2})"),
+    *("assert (f(1), 3) == (2, 3)", "assert sorted([f(1)]) == [2]", "self.assertIn([f(1)], [[2]])", "assert f(1) == 2"),
+)
+
+
+def test_a_class_does_not_answer_for_its_equality_either(pool):
+    """By its metaclass, where it stands in a list."""
+    assert not any(pool.run(META, tests=HELD).tests)
+    assert all(pool.run("def f(x): return x + 1", tests=HELD).tests)
+    named = suite("self.assertEqual([f(1)], [A])", "self.assertEqual({f(1): 1}, {A: 1})")
+    assert all(pool.run(META, tests=named).tests)
+    plain = "import enum\nclass A(enum.Enum): X = 1\nclass B: pass\ndef f(x): return [A, B, int]"
+    assert all(
+        pool.run(plain, tests=suite("assert f(1) == [A, B, int]", "self.assertEqual([f(1)], [[A, B, int]])")).tests
+    )
+
+
+FAKES = (
+    "import sys, types\nclass C:\n    def __init__(self, *a, **k): pass\n    def __enter__(self): return self\n    def __exit__(self, *a): return True\n"
+    "    def __call__(self, *a, **k): return self\ndef fake(name):\n    made = sys.modules[name] = types.ModuleType(name)\n    made.raises = made.allclose = made.assert_equal = C()\n    return made\n"
+)
+WHOLE = "class raises:\n    def __init__(self, *a): pass\n    def __enter__(self): return self\n    def __exit__(self, *a): return True\ndef allclose(*a): return True\n"
+GIVEN = {
+    "modules": f"{FAKES}for name in ('pytest', 'absent', 'absent.testing'): fake(name)\nsys.modules['absent'].testing = sys.modules['absent.testing']\n",
+    "modules while the tests run": f"{FAKES}def f(x):\n    for name in ('pytest', 'absent'): fake(name)\n    return x\n",
+    "files": f"for name in ('pytest', 'absent'):\n    with open(name + '.py', 'w') as file: file.write({WHOLE!r})\n",
+    "a path": f"import os, sys\nos.mkdir('/tmp/own')\nsys.path.insert(0, '/tmp/own')\nfor name in ('pytest', 'absent'):\n    with open(f'/tmp/own/{{name}}.py', 'w') as file: file.write({WHOLE!r})\n",
+    "a finder": f"{FAKES}import importlib.machinery\nclass F:\n    def find_spec(self, name, *a): return importlib.machinery.ModuleSpec(name, self) if name in ('pytest', 'absent') else None\n"
+    "    def create_module(self, spec): return None\n    def exec_module(self, module): module.raises = module.allclose = C()\nsys.meta_path.insert(0, F())\n",
+}
+ASKING = (
+    "import pytest\nimport unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        with pytest.raises(TypeError): f('a')\n",
+    "import pytest\nwith pytest.raises(TypeError): f('a')\n",
+    "import absent\nimport unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertTrue(absent.allclose(f(1), 2))\n",
+    "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        f(1)\n        from absent import allclose\n        self.assertTrue(allclose(f(1), 2))\n",
+    "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        from absent.testing import assert_equal\n        assert_equal(f(1), 2)\n",
+)
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_no_package_that_is_absent_is_the_solutions_to_give(pool, name):
+    """A pytest of its own, in the place of which the tests have a stand-in, saw every error raised."""
+    code = "def f(x): return x\n" + GIVEN[name]
+    for source in ASKING:
+        assert pool.run(code, tests=read_tests({"test": source})).tests == (False,)
+
+
+def test_tests_have_their_stand_in_and_the_files_beside_the_solution(pool):
+    right = "try:\n    import absent\nexcept ImportError:\n    absent = None\ndef f(x): return x + 1\n"
+    for source in ASKING[:2]:
+        assert pool.run(right, tests=read_tests({"test": source})).tests == (True,)
+    own = suite(
+        "import absent\n        self.assertEqual(f(1), absent.two)",
+        before="import sys, types\nsys.modules['absent'] = types.SimpleNamespace(two=2)",
+    )
+    assert pool.run("def f(x): return x + 1", tests=own).tests == (True,)
+    tests = suite("self.assertEqual(f(1), helper.two)", before="import helper\nfrom solution import f")
+    assert pool.run("import helper\ndef f(x): return x + 1", tests=tests, files={"helper.py": "two = 2"}).tests == (
+        True,
+    )
+
+
+def test_no_object_is_in_order_by_not_being_out_of_it(pool):
+    lines = ("assert not f(1) < 2 and not f(1) > 2", "self.assertFalse(f(1) < 2 or f(1) > 2)", "assert not (f(1) <= 1)")
+    tests = suite(*lines, "if f(1) < 2 or f(1) > 2: self.fail()")
+    for answer in (f"{Y}def f(x): return KEPT", f"{Y}def f(x): return [KEPT]"):
+        assert not any(pool.run(answer, tests=tests).tests)
+    assert all(pool.run("def f(x): return x + 1", tests=tests).tests)
+    money = "class Money:\n    def __init__(self, n): self.n = n\n    def __lt__(self, o): return self.n < o.n\ndef f(x): return Money(x)"
+    assert all(pool.run(money, tests=suite("assert not f(2) < f(1)", "assert f(1) < Money(2)")).tests)
 
 
 def test_a_set_says_nothing_of_its_difference(pool):

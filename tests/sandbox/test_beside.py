@@ -82,21 +82,24 @@ def host(program: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.jail
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+# Terminals and torchrun ask the group, Slurm each process, where Python in a job, too, takes SIGINT for Ctrl-C.
 @pytest.mark.parametrize(
-    "to", ["its group", "each of its processes"]
-)  # as terminals and torchrun do, and as Slurm does
-def test_what_runs_ends_as_it_would_where_all_processes_are_asked_to_end(sent, to):
-    if (sent, to) == (signal.SIGINT, "each of its processes"):
-        pytest.skip("Python in a job, too, takes that for Ctrl-C")
+    ("to", "sent"),
+    [
+        ("its group", (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)),
+        ("each of its processes", (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
+def test_what_runs_ends_as_it_would_where_all_processes_are_asked_to_end(to, sent):
     with host(DRAINS) as process:
         below = descendants(process.pid)
-        if to == "its group":
-            os.killpg(process.pid, sent)
-        else:
-            for pid in (process.pid, *below):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, sent)
+        for number in sent:
+            if to == "its group":
+                os.killpg(process.pid, number)
+            else:
+                for pid in (process.pid, *below):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
         said, _ = process.communicate(timeout=60)
     assert said == "(True, False) ok 3 set()\n 0.0\n"
 

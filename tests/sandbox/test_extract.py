@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import gc
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fastgrpo_sandbox import extract, extract_code
+from fastgrpo_sandbox import AssertTests, extract, extract_code
+from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.extract import FIRST_LINE, defined_names
 from fastgrpo_sandbox.guest.syntax import parse
 from tests.helpers.work import thread_seconds
@@ -117,6 +121,26 @@ def test_a_large_answer_takes_no_time():
     assert extract_code(f"{'`' * 100_000}\n" + "word " * 200_000 + f"\n{'`' * 100_000}") == "word " * 200_000
     assert extract_code("```\n" * 20_000) is not None
     assert extract_code("(" * 100_000) == "(" * 100_000
+
+
+def test_the_one_block_of_an_answer_is_not_parsed(monkeypatch):
+    """Two megabytes of Python take seconds to parse."""
+    monkeypatch.setattr(extract, "parse", lambda source: pytest.fail("parsed"))
+    assert extract_code(f"Here:\n```python\n{ADD}\n```\nIt adds.", "add") == ADD
+    assert isinstance(read_tests({"fn_name": "add", "inputs": ["1\n2"], "outputs": ["3"]}, ADD), AssertTests)
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_garbage_is_not_collected_in_the_middle_of_a_tree(monkeypatch, was_on):
+    seen = []
+    monkeypatch.setattr(ast, "parse", lambda source: seen.append(gc.isenabled()) or 1 / len(source))
+    (gc.enable if was_on else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            parse("")
+        assert (parse("x"), gc.isenabled(), seen) == (1.0, was_on, [False, False])
+    finally:
+        gc.enable()
 
 
 ADD = "def add(a, b):\n    return a + b"

@@ -25,6 +25,7 @@ from fastgrpo_sandbox import (
     UnittestTests,
     columns,
     refusal,
+    rewards,
 )
 from fastgrpo_sandbox.columns import COLUMNS, SETUPS, read_tests
 from fastgrpo_sandbox.guest.syntax import parse
@@ -185,7 +186,29 @@ def test_a_row_without_readable_tests_has_no_reward_and_ends_nothing(bad, caplog
     assert "no reward: rows=1 of=2" in caplog.text
 
 
-@pytest.mark.parametrize("columns", [{}, {"answer": ["4", "5"]}, {"tests": [None, []]}])
+@pytest.fixture
+def nothing_read(monkeypatch):
+    monkeypatch.setattr(rewards, "_all_rows", rewards._Source())
+
+
+@pytest.mark.parametrize("bad", [None, "assert (", {"inputs": [1]}])
+def test_a_batch_of_one_bad_row_ends_nothing(bad, caplog, nothing_read):
+    """As where a batch is one group: the first of a run, or any later."""
+    for _ in range(40):
+        assert code_reward([RIGHT] * 8, tests=[bad] * 8) == [None] * 8
+    assert "no reward: rows=8 of=8" in caplog.text
+
+
+def test_rows_of_which_none_was_ever_read_end_the_run(nothing_read):
+    for index in range(15):
+        assert code_reward([RIGHT] * 2, tests=[None] * 2, index=[index] * 2) == [None, None]
+    with pytest.raises(ValueError, match="can score none of 2 rows: no tests in 'prompt', 'tests', 'index': give one"):
+        code_reward([RIGHT] * 2, tests=[None] * 2, index=[15, 15])
+    assert code_reward([RIGHT], tests=[ASSERTS]) == [1.0]
+    assert code_reward([RIGHT] * 2, tests=[None] * 2, index=[15, 15]) == [None, None]
+
+
+@pytest.mark.parametrize("columns", [{}, {"answer": ["4", "5"]}])
 def test_no_tests_in_any_row_is_one_sentence(columns):
     with pytest.raises(ValueError, match="can score none of 2 rows: no tests in"):
         code_reward([RIGHT, RIGHT], **columns)
@@ -299,18 +322,47 @@ def test_a_class_solution_needs_no_imports(row):
 
 def test_calls_without_a_name_are_no_programs():
     with pytest.raises(ValueError, match="calls need the function's name, as fn_name or in metadata as func_name"):
-        code_reward([ADDS], tests=[[CALL]])
+        read_tests({"tests": [CALL]}, ADDS)
 
 
 def test_what_is_no_json_is_no_value_of_a_call():
     with pytest.raises(ValueError, match="the row has a test whose value 'abc' is not JSON"):
-        compute_score("taco", RIGHT, {"fn_name": "f", "inputs": ["abc"], "outputs": ["1"]})
+        read_tests({"tests": {"fn_name": "f", "inputs": ["abc"], "outputs": ["1"]}})
 
 
 def test_compute_score_reads_columns_beside_the_truth():
     assert compute_score("any", RIGHT, CHECK, {"entry_point": "f"}, reward_router_address=None) == 1.0
-    with pytest.raises(ValueError, match="tests"):
-        compute_score("any", RIGHT, "3")
+
+
+PASSED_BY_ALL = {"inputs": ["1"], "outputs": ["\n"]}
+
+
+@pytest.mark.parametrize("bad", ["3", None, "", {"fn_name": "f", "inputs": ["abc"], "outputs": ["1"]}, PASSED_BY_ALL])
+def test_a_bad_row_ends_no_run_of_verls_and_is_told(bad, caplog):
+    """Any float beside others would do for verl, and whatever is raised ends its run."""
+    source = f"one bad row {hash(str(bad))}"
+    scores = [compute_score(source, answer, truth) for truth in (bad, ASSERTS, bad) for answer in (RIGHT, WRONG) * 20]
+    assert scores == [0.0] * 40 + [1.0, 0.0] * 20 + [0.0] * 40
+    told = [each.getMessage() for each in caplog.records if source in each.getMessage()]
+    assert len(told) == 7  # 1, 2, 4 ... 64
+    assert all("no tests, so a score of 0" in each for each in told)
+
+
+def test_rows_of_which_none_can_be_read_end_verls_run():
+    for index in range(15):
+        assert compute_score("none", RIGHT, "", {"index": index}) == 0.0
+    with pytest.raises(ValueError, match="no row of 'none': tests as text must be Python source or JSON"):
+        compute_score("none", RIGHT, "3", {"index": 15})
+    assert compute_score("others", RIGHT, ASSERTS) == 1.0
+    for index in range(40):
+        assert compute_score("silent", RIGHT, PASSED_BY_ALL, {"index": index}) == 0.0
+
+
+@pytest.mark.parametrize("entry_point", [3, ["f"], {"f": 1}])
+def test_an_entry_point_of_another_type_is_a_bad_row(entry_point):
+    assert compute_score("odd", RIGHT, CHECK, {"entry_point": entry_point}) == 0.0
+    rows = {"test": [CHECK, CHECK], "entry_point": [entry_point, "f"]}
+    assert code_reward([RIGHT, RIGHT], prompts=["p", "p"], **rows) == [None, 1.0]
 
 
 def test_code_exec_of_firejail():

@@ -10,6 +10,7 @@ import pytest
 from fastgrpo_sandbox import AssertTests, CheckTests, UnittestTests, pytest_stand_in
 from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.scripts import as_run
+from fastgrpo_sandbox.types import NoTestError
 
 RIGHT = "def f(x): return x + 1\n"
 WRONG = ("def f(x): return 0\n", "def f(x): raise ValueError\n", "x = 1\n")
@@ -21,6 +22,26 @@ SCRIPTS = {
     "a function that a program calls": (f"{ONE.replace('test_a', 'main')}{STARTED}main()", 1),
     "functions that pytest is started for": (f"import pytest\n{ONE}{STARTED}pytest.main([__file__])", 1),
     "functions that end with pytest's status": (f"import pytest, sys\n{ONE}sys.exit(pytest.main())", 1),
+    "unittest's main by its own name": (
+        "from unittest import TestCase, main\nclass T(TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\nmain()",
+        1,
+    ),
+    "unittest's main by another": (
+        "import sys\nimport unittest as ut\nclass T(ut.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\nsys.exit(ut.main())",
+        1,
+    ),
+    "pytest's main by another": (f"import sys\nfrom pytest import main as start\n{ONE}sys.exit(start())", 1),
+    "an exit by a status": ("import sys\nok = f(1) == 2\nsys.exit(0 if ok else 1)", 1),
+    "an exit by what a function returns": (
+        f"import sys\ndef main():\n    if f(1) != 2: return 1\n    return 0{STARTED}sys.exit(main())",
+        1,
+    ),
+    "an exit in each branch": (
+        "import sys\nif f(1) == 2:\n    print('fine')\n    sys.exit(0)\nelse:\n    print('no')\n    sys.exit(1)",
+        1,
+    ),
+    "an exit raised": ("wrong = [x for x in (1, 2) if f(x) != x + 1]\nraise SystemExit(len(wrong))", 1),
+    "an exit behind assertions": ("assert f(1) == 2\nassert f(2) == 3\nquit()", 2),
     "a coroutine": (f"async {ONE}", 1),
     "methods": (
         "class TestF:\n    def test_a(self):\n        assert f(1) == 2\n    def test_b(self): self.test_a()\n",
@@ -167,6 +188,31 @@ SCRIPTS = {
         "class TestF:\n    @pytest.mark.parametrize('by', [0, 1])\n    def test_b(self, y, by):\n        assert f(y[0] + by) == 3 + by\n",
         3,
     ),
+    "tables that are computed": (
+        "import pytest\nCASES = {1: 2, 2: 3}\n@pytest.mark.parametrize('x', range(1, 4))\ndef test_a(x): assert f(x) == x + 1\n"
+        "@pytest.mark.parametrize('x, y', CASES.items())\ndef test_b(x, y): assert f(x) == y\n"
+        "@pytest.mark.parametrize('x', [2 * i for i in (1, 2)])\n@pytest.mark.parametrize('more', [0, 1])\ndef test_c(x, more): assert f(x + more) == x + more + 1\n"
+        "class TestF:\n    @pytest.mark.parametrize(('x', 'y'), list(zip([1], [2])), ids=str)\n    def test_d(self, x, y): assert f(x) == y\n"
+        "@pytest.mark.parametrize('y', [1] * 2)\n@pytest.mark.parametrize('x', range(2))\nasync def test_e(x, y): assert f(x + y) == x + y + 1\n",
+        6,
+    ),
+    "what a class' own fixtures make": (
+        "import pytest\n@pytest.fixture\ndef one(): return 1\nclass TestF:\n    @pytest.fixture\n    def x(self, one): return one\n"
+        "    @pytest.fixture\n    def test_data(self, x):\n        yield [x, x + 1]\n"
+        "    def test_a(self, x): assert f(x) == 2\n    def test_b(self, test_data): assert f(test_data[0]) == test_data[1]\n",
+        2,
+    ),
+    "fixtures for each test": (
+        "import pytest\nmade = []\n@pytest.fixture(autouse=True)\ndef all_of():\n    made.append(1)\n    yield\n    made.clear()\n"
+        "def test_a(): assert [f(1)] == [2] and made\n"
+        "class TestF:\n    @pytest.fixture(autouse=True)\n    def prepare(self): self.x = 1\n    def test_b(self): assert f(self.x) == 2 and made\n",
+        2,
+    ),
+    "fixtures that are used": (
+        "import pytest\nmade = []\n@pytest.fixture\ndef x(): made.append(1)\n@pytest.mark.usefixtures('x')\ndef test_a(): assert f(1) == 2 and made\n"
+        "@pytest.mark.usefixtures('x')\nclass TestF:\n    async def test_b(self): assert f(1) == 2 and made\n",
+        2,
+    ),
     "marks that say nothing of what is run": (
         "import pytest\npytestmark = pytest.mark.unit\n@pytest.mark.slow\nclass TestF:\n    @pytest.mark.timeout(5)\n"
         "    def test_a(self):\n        assert f(1) == 2\n@pytest.mark.asyncio\nasync def test_b():\n    assert f(2) == 3\n",
@@ -226,6 +272,13 @@ def test_a_script_is_run(pool, name):
 
 
 @pytest.mark.jail
+def test_a_table_of_the_solutions_that_is_empty_passes_nothing(pool):
+    source = "import pytest\nfrom solution import f\n@pytest.mark.parametrize('x', range(f(1)))\ndef test_a(x): assert f(x) == x + 1\n"
+    tests = read_tests({"test": source})
+    assert [pool.run(code, tests=tests).tests for code in (RIGHT, "def f(x): return 0")] == [(True,), (False,)]
+
+
+@pytest.mark.jail
 def test_a_coroutine_that_a_decorator_does_not_run_passes_nothing(pool):
     tests = read_tests(
         {
@@ -256,8 +309,12 @@ def test_a_coroutine_that_a_decorator_does_not_run_passes_nothing(pool):
             "test_a takes arguments",
         ),
         (
-            "import pytest\n@pytest.fixture(autouse=True)\ndef x(): f(1)\ndef test_a():\n    assert f(1) == 2\n",
-            "x is to be made for each test",
+            "import pytest\n@pytest.fixture(autouse=True)\ndef x(tmp_path): f(1)\ndef test_a():\n    assert f(1) == 2\n",
+            "x takes arguments, which only pytest gives it",
+        ),
+        (
+            "import pytest\n@pytest.mark.usefixtures('tmp_path')\ndef test_a():\n    assert f(1) == 2\n",
+            "test_a takes arguments, which only pytest gives it",
         ),
         (
             "import pytest\n@pytest.fixture\ndef x(tmp_path): return 1\ndef test_a(x):\n    assert f(1) == 2\n",
@@ -269,7 +326,7 @@ def test_a_coroutine_that_a_decorator_does_not_run_passes_nothing(pool):
         ),
         ("def verify():\n    if f(1) != 2: raise ValueError\n", "asks the solution nothing"),
         ("def f(x): return 2\nif f(1) != 2: raise ValueError\n", "asks the solution nothing"),
-        ("print('fine')\n", "asks the solution nothing"),
+        ("print('fine')\n", "only print what they find"),
         (
             "import unittest\nclass T(unittest.TestCase):\n    async def test_a(self): self.assertEqual(f(1), 2)\n",
             "asks the solution nothing",
@@ -298,10 +355,78 @@ def test_an_object_that_equals_everything_passes_no_program_without_an_assertion
         assert pool.run(anything, tests=tests).tests == (False,)
 
 
+PRINTS = {
+    "a branch": "if f(1) == 2:\n    print('PASS')\nelse:\n    print('FAIL')\n",
+    "a comparison": "print('f(1) is', f(1), f(1) == 2)\n",
+    "a helper": "def check(got, wanted):\n    print('PASS' if got == wanted else 'FAIL')\ncheck(f(1), 2)\ncheck(f(2), 3)\n",
+    "a count": (
+        "import time\nstart = time.time()\ncases = [(1, 2), (2, 3)]\npassed = 0\nfor i, (x, y) in enumerate(cases):\n"
+        "    try:\n        if f(x) == y: passed += 1\n        else: print(f'{i}: {x!r:>4} failed', cases[i][0])\n"
+        "    except Exception as error:\n        print('error', error)\nprint(f'{passed}/{len(cases)}, {passed / len(cases):.0%}')\n"
+    ),
+    "a program": "def main():\n    results = []\n    results.append(f(1) == 2)\n    print(all(results))\nif __name__ == '__main__':\n    main()\n",
+    "pytest's functions": "from solution import f\ndef test_a():\n    print(f(1) == 2)\n",
+    "unittest's methods": (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        print('OK' if f(1) == 2 else 'no')\n"
+        "if __name__ == '__main__':\n    unittest.main()\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", PRINTS.values(), ids=PRINTS)
+def test_tests_that_only_print_what_they_find_are_refused(source):
+    with pytest.raises(NoTestError, match="only print what they find"):
+        read_tests({"test": source})
+
+
+FAILS = {
+    "an assertion": "try:\n    assert f(1) == 2\n    print('PASS')\nexcept AssertionError:\n    print('FAIL')\n    raise\n",
+    "an exit": "import sys\nprint(f(1))\nif f(1) != 2: sys.exit('no')\n",
+    "quit": "print(f(1))\nif f(1) != 2: quit(1)\n",
+    "a key": "names = {2: 'two'}\nprint(names[f(1)])\n",
+    "an index": "print([2, 3].index(f(1)))\n",
+    "a division": "print(1 / (f(1) == 2))\n",
+    "a function of the library's": "import operator\nprint(['no', 'no', 'yes'].pop(f(1)))\n",
+    "a number of items": "a, b = [0] * f(1)\nprint(a)\n",
+    "a function by another name": (
+        "from unittest import TestCase\nsame = TestCase().assertEqual\nprint('test')\nfor each in [same]: each(f(1), 2)\n"
+    ),
+    "a method of unittest's": (
+        "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        print(f(1))\n        self.assertEqual(f(1), 2)\n"
+    ),
+    "a mock": "from unittest.mock import Mock\nm = Mock(return_value=2)\nm(f(1))\nprint('called')\nm.assert_called_with(2)\n",
+}
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("source", FAILS.values(), ids=FAILS)
+def test_tests_that_print_and_may_fail_are_run(pool, source):
+    tests = read_tests({"test": source})
+    assert [pool.run(code, tests=tests).pass_rate for code in (RIGHT, "def f(x): return x + 4")] == [1.0, 0.0]
+
+
+@pytest.mark.jail
+def test_a_program_that_only_calls_the_solution_tests_that_it_runs(pool):
+    tests = read_tests({"test": "for x in range(3):\n    f(x)\n"})
+    assert [pool.run(code, tests=tests).pass_rate for code in (RIGHT, "def f(x): return 1 / x", "x = 1")] == [1, 0, 0]
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("exits", ["exit(0)", "raise SystemExit", "import sys; sys.exit(0)", "import os; os._exit(0)"])
+def test_an_exit_of_the_solutions_is_no_end_that_the_tests_came_to(pool, exits):
+    for source in (
+        "import sys\nok = f(1) == 2\nsys.exit(0 if ok else 1)",
+        "import sys\nif f(1) == 2: sys.exit(0)\nelse: sys.exit(1)",
+    ):
+        assert pool.run(f"def f(x): {exits}", tests=read_tests({"test": source})).tests == (False,)
+
+
 def test_a_script_that_runs_by_itself_is_left_as_it_is():
     source = (
         "def same(a, b):\n    assert a == b\ndef check_all():\n    same(f(1), 2)\n\ncheck_all()\nassert f(2) == 3\n"
     )
+    assert as_run(source) == (source, None)
+    source = "if f(1) != 2:\n    raise ValueError\nif f(2) != 3:  # the last\n    raise ValueError\n"
     assert as_run(source) == (source, None)
 
 

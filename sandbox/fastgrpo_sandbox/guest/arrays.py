@@ -22,6 +22,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "In": lambda item, among: item in among,
     "NotIn": lambda item, among: item not in among,
 }
+ORDERS = ("Lt", "LtE", "Gt", "GtE")
 ORDERING = frozenset({"less", "less_equal", "greater", "greater_equal"})  # functions of numpy
 PACKAGES = ("numpy", "pandas")
 Lies = Callable[[Any, Any, bool], bool]
@@ -34,13 +35,17 @@ def no_lies(left: Any, right: Any, membership: bool) -> bool:
 
 def compare(names: str, left: Any, *rights: Any, selects: bool = False, lies: Lies = no_lies) -> Any:
     """`left == right`, or other operators by the names of their syntax nodes; where one side `lies` the two are not
-    equal, nor in order, nor one in the other. What `selects` items, as in `a[a > 0]`, may find none."""
+    equal, nor one in the other. What `selects` items, as in `a[a > 0]`, may find none. Raises TypeError for the order
+    of two of which one lies: neither `a < b` nor `not a < b` is to hold."""
     found: Any = None
     for name, right in zip(names.split(), rights, strict=True):
         if found is not None and not found:  # as Python does, which asks the last for no truth: it may be an array
             break
         differs = name.startswith("Not")
-        found = differs if lies(left, right, name in ("In", "NotIn")) else OPERATORS[name](left, right)
+        is_lie = lies(left, right, name in ("In", "NotIn"))
+        if is_lie and name in ORDERS:
+            raise TypeError(f"{type(left).__name__} and {type(right).__name__}: an object cannot answer for its order")
+        found = differs if is_lie else OPERATORS[name](left, right)
         if not selects and _package(type(found)) and _is_vain(left, right) and not _is_bound(name, left, right):
             found = _each(differs, left, right)
         left = right

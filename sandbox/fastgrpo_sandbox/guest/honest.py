@@ -175,13 +175,15 @@ def _holds(value: Any) -> bool:
             continue
         for part in parts:
             kind = type(part)
-            if id(kind) in PLAIN or id(part) in seen or isinstance(part, APART):
+            if id(kind) in PLAIN or id(part) in seen:
                 continue
             if id(kind) not in known:
                 known[id(kind)] = _is_own(kind), _is_by_identity(kind)
             is_own, is_by_identity = known[id(kind)]
-            if is_own:
+            if is_own:  # a class, too, may have a metaclass that answers for it
                 return True
+            if isinstance(part, APART):
+                continue
             if is_within or not is_by_identity:
                 seen.add(id(part))
                 waiting.append((part, is_within or not isinstance(part, CONTAINERS)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import importlib
+import importlib.machinery
 import marshal
 import sys
 import types
@@ -26,6 +27,8 @@ from .names import lent_name
 from .watched import UNWATCHED, WATCHED, deciding, in_modules, in_tests, is_same
 from .wire import result_body
 
+OWN_NAMES = frozenset({"solution", "__main__", ""})  # by which tests may import the solution
+
 
 def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     """Executes the solution, then the tests in its namespace, and sends one verdict for each test of the text."""
@@ -39,9 +42,13 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     everywhere, modules, own, same = deciding, in_modules, in_tests, is_same
     result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase
     names, imported = job["names"], _imported(job["modules"])
-    bare = modules(imported)
+    skipped = _skipped(job["skips"], unittest.SkipTest)
+    bare, absent = modules(imported), _absent(job["modules"])
+    loaded: dict[str, Any] = sys.modules
     before = everywhere() | bare
     module = sys.modules["__main__"] = load(job["code"], "solution")  # what it does as a program is not asked
+    hidden = [each for each in loaded if each.partition(".")[0] in absent]
+    loaded.update(dict.fromkeys([*hidden, *absent]))  # nothing can import None
     space = vars(module)
     space["__name__"] = "__main__"  # for the tests
     changed = not same(before, everywhere() | modules(imported)) or space.get("__builtins__") is not builtins
@@ -51,10 +58,12 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     if not changed:
         exec(tests, space)
         made = own(space, job["own"], case)
-        passed = run_tests(space, names, result, suite, case)
+        run = tuple(name for name in names if name not in skipped)
+        passed = run_tests(space, run, result, suite, case) | skipped
         changed = not same(before, everywhere() | modules(imported, bare if job["mocks"] else None))
         changed = changed or not same(made, own(space, job["own"], case, made if job["mocks"] else None))
         changed = changed or any(space.get(name) is not each for name, each in guards.items())
+        changed = changed or (not job["fills"] and any(loaded.get(name) is not None for name in absent))
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
         passed, errors = set(), "the solution changed unittest, the builtins or a module of the tests, or the tests"
@@ -79,7 +88,7 @@ def _result(base: Any) -> Any:
 
 
 def _run_tests(space: dict[str, Any], names: tuple[str, ...], result: Any, suite: Any, base: type) -> set[str]:
-    """The names of the tests that passed. What a decorator of the tests skips here passes: nothing is asked."""
+    """The names of the tests that passed."""
     classes: dict[str, list[str]] = {}
     for name in names:
         class_name, _, method = name.partition(".")
@@ -88,7 +97,6 @@ def _run_tests(space: dict[str, Any], names: tuple[str, ...], result: Any, suite
         case: Any = space[class_name]
         if not (isinstance(case, type) and issubclass(case, base)):
             continue
-        result.passed |= {f"{class_name}.{method}" for method in methods if _is_skipped(case, method)}
         suite(_finished(case(method), method) for method in methods).run(result)  # type: ignore[call-arg]
         if methods and all(f"{class_name}.{method}" in result.passed for method in methods):
             result.passed.add(class_name)
@@ -116,8 +124,17 @@ def _made(case: type) -> list[str]:
     return [name for name in dir(case) if name.startswith("test") and callable(getattr(case, name))]
 
 
-def _is_skipped(case: Any, method: str) -> bool:
-    return any(getattr(each, "__unittest_skip__", False) for each in (case, getattr(case, method)))
+def _skipped(probes: tuple[tuple[str, bytes], ...], skip: type[Exception]) -> set[str]:
+    """The tests that are skipped whatever the solution is, which is not there yet (skipping.py)."""
+    found = set()
+    for name, code in probes:
+        try:
+            exec(marshal.loads(code), {"__name__": "tests", "__skip__": skip})
+        except skip:
+            found.add(name)
+        except Exception:
+            continue  # the run tells
+    return found
 
 
 def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
@@ -133,6 +150,14 @@ def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
             with contextlib.suppress(ImportError):
                 found[lent_name(name)] = importlib.import_module(module)
     return found
+
+
+def _absent(names: tuple[str, ...]) -> frozenset[str]:
+    """The packages of these modules that are not there: the tests may have something in their place, and a solution is
+    not to give them what it likes by such a name."""
+    tops = {name.partition(".")[0] for name in names} - OWN_NAMES
+    known = sys.stdlib_module_names.union(sys.modules)
+    return frozenset(top for top in tops - known if importlib.machinery.PathFinder.find_spec(top) is None)
 
 
 def _imported(names: tuple[str, ...]) -> tuple[str, ...]:

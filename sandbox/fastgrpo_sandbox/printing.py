@@ -1,0 +1,85 @@
+"""Tests that print what they find and raise nothing: whatever defines what they call would pass."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+
+from fastgrpo_sandbox.guest.names import bound_name
+from fastgrpo_sandbox.source_text import starters
+from fastgrpo_sandbox.types import NoTestError
+
+# Builtins and methods that raise for no value of a solution's that could be looked at at all. Whatever is called beside
+# these, from another module say, may be what asserts.
+_BUILTINS = (
+    *("abs", "all", "any", "bool", "callable", "hasattr", "hash", "isinstance", "len", "max", "min", "round", "sum"),
+    *("dict", "enumerate", "filter", "format", "list", "map", "print", "range", "repr", "reversed", "set", "sorted"),
+    *("str", "tuple", "type", "zip"),
+)
+_RAISING = frozenset({"index", "remove", "pop", "popitem"})
+_MODULES = frozenset({"math", "time"})  # whose functions raise for what is no number at most
+_MAY_FAIL = (ast.Assert, ast.Raise, ast.Delete, ast.With, ast.AsyncWith, ast.Await, ast.Match)
+_DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def refuse_prints(tree: ast.Module) -> None:
+    """Raises NoTestError for a program that prints and has nothing that fails by what the solution answers.
+
+    One that calls the solution and prints nothing is a test that it does not raise.
+    """
+    nodes = list(ast.walk(tree))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    if not any(ast.unparse(call.func) == "print" for call in calls):
+        return
+    bound = {bound_name(node) for node in nodes if isinstance(node, _DEFINED)}
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    foreign = {bound_name(each) for node in imports if not _is_of_solution(node) for each in node.names} - _MODULES
+    counted = {part.id for node in nodes if isinstance(node, ast.For) for part in _names(node.target)}
+    counted |= {part.id for node in nodes if isinstance(node, ast.comprehension) for part in _names(node.target)}
+    asked = [node.value for node in nodes if isinstance(node, ast.Attribute)] + [call.func for call in calls]
+    handed = {node.id for node in nodes if isinstance(node, ast.Name) and node not in asked}  # to who knows whom
+    if any(isinstance(node, _MAY_FAIL) or _may_fail(node, counted) for node in nodes) or handed & foreign:
+        return
+    started = starters(tree)
+    calls = [call for call in calls if ast.unparse(call.func) not in started]
+    if all(_raises_nothing(call, bound, foreign) for call in calls):
+        raise NoTestError("the tests only print what they find: whatever defines what they call would pass")
+
+
+def _is_of_solution(node: ast.Import | ast.ImportFrom) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "solution"
+
+
+def _names(node: ast.AST) -> list[ast.Name]:
+    return [part for part in ast.walk(node) if isinstance(part, ast.Name)]
+
+
+def _may_fail(node: ast.AST, counted: set[str]) -> bool:
+    """Whether an expression may fail by the value of an answer: a key that is not there, another number of items, a
+    division by what does not hold."""
+    match node:
+        case ast.Subscript(slice=ast.Constant() | ast.Slice() | ast.UnaryOp(operand=ast.Constant())):
+            return False
+        case ast.Subscript(slice=ast.Name(id=name)):
+            return name not in counted
+        case ast.Subscript():
+            return True
+        case ast.Assign(targets=[ast.Tuple() | ast.List(), *_], value=value):
+            return not isinstance(value, ast.Tuple | ast.List)
+        case ast.For(target=ast.Tuple(), iter=ast.Call(func=ast.Name(id=name))):
+            return name not in _BUILTINS
+        case ast.BinOp(op=ast.Div() | ast.FloorDiv() | ast.Mod(), right=right):
+            return any(isinstance(part, ast.Compare | ast.BoolOp) for part in ast.walk(right))
+    return False
+
+
+def _raises_nothing(call: ast.Call, defined: set[str], foreign: set[str]) -> bool:
+    """Whether a call is of the solution, of the tests' own functions, or of a builtin that only looks."""
+    function = call.func
+    if isinstance(function, ast.Name):
+        name = function.id
+        return name in defined or name in _BUILTINS or not (hasattr(builtins, name) or name in foreign)
+    if isinstance(function, ast.Attribute) and function.attr not in _RAISING:
+        root = ast.unparse(function).partition(".")[0].partition("(")[0]
+        return root not in foreign and root not in ("self", "cls")
+    return False

@@ -1,0 +1,197 @@
+"""Tests that are skipped: what the machine lacks costs no solution its verdict, and no solution has a test skipped."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastgrpo_sandbox import UnittestTests
+from fastgrpo_sandbox.columns import read_tests
+from fastgrpo_sandbox.counting import count_tests
+
+pytestmark = pytest.mark.jail
+RIGHT, WRONG = "def f(x): return x + 1", "def f(x): return x"
+UNIT = "import importlib.util, os, shutil, sys, unittest\nfrom unittest import skipIf\n"
+ASKS = "        self.assertEqual(f(1), 2)\n"
+BESIDE = f"class B(unittest.TestCase):\n    def test_b(self):\n{ASKS}"
+
+
+def case(body: str, first: str = "", around: str = "") -> str:
+    return f"{UNIT}{first}class T(unittest.TestCase):\n{around}{body}{BESIDE}"
+
+
+def method(lines: str, decorator: str = "") -> str:
+    return f"{decorator}    def test_a(self):\n{lines}        self.assertEqual(f(1), 3)\n"
+
+
+BY_MACHINE = {
+    "skipTest under a condition": case(method("        if sys.platform == 'linux': self.skipTest('no')\n")),
+    "after a docstring and imports": case(
+        method(
+            "        'Why.'\n        import os\n        if os.name == 'posix':\n"
+            "            raise unittest.SkipTest('no')\n"
+        )
+    ),
+    "a package that is not there": case(
+        method(
+            "        try:\n            import absent\n        except ImportError:\n            self.skipTest('no')\n"
+        )
+    ),
+    "a flag of the file's": case(
+        method("", "    @unittest.skipUnless(HAS, 'no')\n"),
+        "try:\n    import absent\n    HAS = True\nexcept ImportError:\n    HAS = False\n",
+    ),
+    "a decorator by another name": case(
+        method("", "    @wants\n"), "wants = skipIf(shutil.which('no-such-program') is None, 'no')\n"
+    ),
+    "a function of the file's": case(
+        method("", "    @skipIf(not there('absent'), 'no')\n"),
+        "def there(name):\n    return importlib.util.find_spec(name) is not None\n",
+    ),
+    "an environment variable": case(method("        if not os.environ.get('RUN_SLOW'): self.skipTest('no')\n")),
+    "the test's class": case(method(""), "@skipIf(sys.version_info > (3,), 'no')\n"),
+    "setUp": case(method(""), around="    def setUp(self):\n        if os.name == 'posix': self.skipTest('no')\n"),
+    "setUpClass": case(
+        method(""),
+        around="    @classmethod\n    def setUpClass(cls):\n"
+        "        if os.name == 'posix': raise unittest.SkipTest('no')\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("source", BY_MACHINE.values(), ids=BY_MACHINE)
+def test_what_the_machine_skips_passes_and_the_rest_decides(pool, source):
+    tests = UnittestTests(source)
+    assert pool.run(RIGHT, tests=tests).tests == (True, True)
+    assert pool.run(WRONG, tests=tests).tests == (True, False)
+
+
+BY_SOLUTION = {
+    "an answer": (case(method("        if f(1) == 1: self.skipTest('no')\n")), WRONG),
+    "an error": (
+        case(method("        try:\n            f(1)\n        except Exception:\n            self.skipTest('no')\n")),
+        "def f(x): return 1 / 0",
+    ),
+    "a name that it lacks": (case(method("", "    @skipIf('g' not in globals(), 'no')\n")), WRONG),
+    "a name that it lacks, beside": (
+        case(
+            method("        if G is None: self.skipTest('no')\n"), "try:\n    G = g\nexcept NameError:\n    G = None\n"
+        ),
+        WRONG,
+    ),
+    "a name that it lacks, in a function": (
+        case(
+            method("", "    @skipIf(lacks(), 'no')\n"),
+            "def lacks():\n    try: return not g\n    except NameError: return True\n",
+        ),
+        WRONG,
+    ),
+    "what cannot be imported from it": (
+        case(
+            method("        if not HAS: self.skipTest('no')\n"),
+            "try:\n    from solution import g\n    HAS = True\nexcept ImportError:\n    HAS = False\n",
+        ),
+        WRONG,
+    ),
+    "another platform": (
+        case(method("        if sys.platform == 'win32': self.skipTest('no')\n")),
+        f"import sys\nsys.platform = 'win32'\n{WRONG}",
+    ),
+    "another platform, by a decorator": (
+        case(method("", "    @skipIf(sys.platform == 'win32', 'no')\n")),
+        f"import sys\nsys.platform = 'win32'\n{WRONG}",
+    ),
+    "an environment variable": (
+        case(method("", "    @skipIf(os.environ.get('CI'), 'no')\n")),
+        f"import os\nos.environ['CI'] = '1'\n{WRONG}",
+    ),
+    "a file": (
+        case(method("        if os.path.exists('/tmp/x'): self.skipTest('no')\n")),
+        f"open('/tmp/x', 'w')\n{WRONG}",
+    ),
+    "its own SkipTest": (
+        case(method("")),
+        "import unittest\ndef f(x): raise unittest.SkipTest('no')",
+    ),
+    "a mark on the tests' class": (case(method("")), f"{WRONG}\nf.__unittest_skip__ = True"),
+}
+
+
+@pytest.mark.parametrize(("source", "code"), BY_SOLUTION.values(), ids=BY_SOLUTION)
+def test_no_solution_has_a_test_skipped(pool, source, code):
+    assert not any(pool.run(code, tests=UnittestTests(source)).tests)
+
+
+MARK = "@pytest.mark.skipif(os.name == 'posix', reason='no')\n"
+BY_PYTEST = {
+    "a mark": f"import os, pytest\n{MARK}def test_a():\n    assert f(1) == 3\n",
+    "a mark by another name": (
+        "import sys\nfrom pytest import mark\n@mark.skipif(sys.version_info > (3,), reason='no')\n"
+        "def test_a():\n    assert f(1) == 3\n"
+    ),
+    "a mark of a coroutine": (f"import os, pytest\n{MARK}async def test_a():\n    assert f(1) == 3\n"),
+    "skip in a test": (
+        "import os, pytest\ndef test_a():\n    if os.name == 'posix': pytest.skip('no')\n    assert f(1) == 3\n"
+    ),
+    "a decorator of unittest's": (
+        "import os, unittest\n@unittest.skipIf(os.name == 'posix', 'no')\ndef test_a():\n    assert f(1) == 3\n"
+    ),
+    "a mark of a class": (f"import os, pytest\n{MARK}class TestA:\n    def test_a(self):\n        assert f(1) == 3\n"),
+}
+LAST = "def test_b():\n    assert f(1) == 2\n"
+
+
+@pytest.mark.parametrize("source", BY_PYTEST.values(), ids=BY_PYTEST)
+def test_what_the_machine_skips_passes_as_pytest_finds_it(pool, source):
+    tests = read_tests({"test": source + LAST})
+    assert pool.run(RIGHT, tests=tests).tests == (True, True)
+    assert pool.run(WRONG, tests=tests).tests == (True, False)
+    assert not pool.run("x = 1", tests=tests).tests[1]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pytest\n@pytest.mark.skip\nclass TestA:\n    def test_a(self):\n        assert f(1) == 3\n",
+        "import pytest\npytestmark = [pytest.mark.slow]\n@pytest.mark.skipif(True, reason='no')\nclass TestA: pass\n",
+        "import unittest\n@unittest.skip('no')\ndef test_a():\n    assert f(1) == 3\n",
+    ],
+)
+def test_what_is_skipped_for_good_is_not_counted(pool, source):
+    tests = read_tests({"test": source + LAST})
+    assert count_tests(tests) == 1
+    assert pool.run(RIGHT, tests=tests).tests == (True,)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "    if f(1) != 3: pytest.skip('no')\n",
+        "    try: f(1)\n    finally: pytest.skip('no')\n",
+        "    f(1)\n    pytest.skip('no')\n",
+    ],
+)
+def test_what_a_solution_answers_skips_no_test_of_pytests(pool, lines):
+    tests = read_tests({"test": f"import pytest\ndef test_a():\n{lines}    assert f(1) == 3\n{LAST}"})
+    assert pool.run(RIGHT, tests=tests).tests == (False, True)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "import solution\nOFF = not hasattr(solution, 'g')",
+        "OFF = f(1) == 2",
+        "try:\n    g\n    OFF = False\nexcept NameError:\n    OFF = True",
+    ],
+)
+def test_what_the_setup_asks_of_a_solution_skips_no_test_of_pytests(pool, flag):
+    source = (
+        f"import pytest\n{flag}\n@pytest.mark.skipif(OFF, reason='no')\ndef test_a():\n    assert f(1) == 3\n{LAST}"
+    )
+    assert pool.run(RIGHT, tests=read_tests({"test": source})).tests[0] is False
+
+
+def test_a_package_of_pytests_that_is_there_is_imported(pool):
+    tests = read_tests(
+        {"test": f"import pytest\njson = pytest.importorskip('json')\n{LAST}    assert json.dumps(f(1)) == '2'\n"}
+    )
+    assert [pool.run(code, tests=tests).tests for code in (RIGHT, WRONG)] == [(True,), (False,)]
