@@ -24,13 +24,15 @@ MIXTURES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"})
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
-    """What the model does to its head's products: Gemma's soft cap; Cohere's and Granite's scale, as a temperature."""
+    """What the model does to its head's products: Gemma's soft cap; Cohere's, Granite's and Falcon-H1's scale, as a temperature."""
     config = config.get_text_config()
     temperature = 1.0
     if config.model_type.startswith("cohere"):
         temperature = 1.0 / config.logit_scale
     elif config.model_type.startswith("granite"):
         temperature = config.logits_scaling
+    elif config.model_type == "falcon_h1":
+        temperature = 1.0 / config.lm_head_multiplier
     return LogitTransform(temperature, getattr(config, "final_logit_softcapping", None))
 
 

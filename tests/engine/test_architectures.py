@@ -9,8 +9,10 @@ import pytest
 import torch
 from transformers import (
     CohereConfig,
+    FalconH1Config,
     Gemma2Config,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     MistralConfig,
     OlmoeConfig,
@@ -18,6 +20,7 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from fastgrpo.engine.engine import Engine
@@ -53,6 +56,7 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
 }
 
 
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 64, "mamba_d_state": 16, "mamba_n_groups": 1}
 # Soft caps, a sliding window and scaled logits, with bounds that a random model feels; their weights are copied.
 COPIED: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "Gemma2ForCausalLM": (
@@ -61,6 +65,34 @@ COPIED: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     ),
     "CohereForCausalLM": (CohereConfig, {"logit_scale": 0.25}),
     "GraniteForCausalLM": (GraniteConfig, {"logits_scaling": 3.0}),
+    "FalconH1ForCausalLM": (FalconH1Config, MAMBA | {"mamba_d_ssm": 256, "lm_head_multiplier": 0.5}),
+    "GraniteMoeHybridForCausalLM": (
+        GraniteMoeHybridConfig,
+        MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 256, "layer_types": ["mamba", "attention"]},
+    ),
+}
+# Both kinds of recurrent layers, and the nats that vLLM may differ by: on a CPU it has the delta rule in bfloat16 alone.
+RECURRENT: dict[str, tuple[type[PretrainedConfig], dict[str, Any], float]] = {
+    "float32": (FalconH1Config, MAMBA | {"mamba_d_ssm": 256}, 1e-4),
+    "bfloat16": (
+        Qwen3NextConfig,
+        {
+            "linear_num_key_heads": 1,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128,
+            "layer_types": ["linear_attention", "full_attention"],
+            "head_dim": 32,
+            # One layer must have experts, of which each token has all: a choice would turn at a rounding.
+            "mlp_only_layers": [0],
+            "num_experts": 2,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+            "tie_word_embeddings": False,
+        },
+        0.05,
+    ),
 }
 
 
@@ -108,5 +140,33 @@ def test_what_a_model_does_to_its_logits_is_alike_in_vllm_and_in_the_trainer(nam
             policy.head_weight.mul_(1.5)
         assert engine.sync(policy).parity_max < 1e-3
         assert policy.copies_weights
+    finally:
+        engine.close()
+
+
+@pytest.mark.engine
+@exact
+@pytest.mark.parametrize("dtype", RECURRENT)
+def test_states_of_recurrent_layers_go_on_from_token_to_token(dtype: str, tmp_path: Path) -> None:
+    kind, changes, nats = RECURRENT[dtype]
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes), dtype=getattr(torch, dtype))
+    engine = Engine(tmp_path, max_model_len=256, max_num_seqs=4, kv_cache_gib=0.2, dtype=dtype)
+    try:
+        with torch.no_grad():
+            for parameter in policy.model.parameters():
+                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+        engine.sync(policy)
+        # Two of one prompt, and more than run at once.
+        prompts = [list(range(40, 40 + length)) for length in (5, 70, 70, 100, 33, 7)]
+        for key, prompt in enumerate(prompts):
+            engine.submit(key, prompt, max_tokens=100, seed=key)
+        completions = []
+        while engine.busy:
+            completions += engine.step()
+        for done in completions:
+            prompt = prompts[done.key]
+            (ours,) = policy.logprobs([prompt + done.token_ids])
+            difference = (ours[len(prompt) - 1 :] - torch.tensor(done.logprobs)).abs()
+            assert difference.mean() < nats
     finally:
         engine.close()

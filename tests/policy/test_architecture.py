@@ -66,7 +66,7 @@ RECURRENT: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
         GraniteMoeHybridConfig,
         MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 256, "layer_types": ["mamba", "attention"]},
     ),
-    "falcon_h1": (FalconH1Config, MAMBA | {"mamba_d_ssm": 256}),
+    "falcon_h1": (FalconH1Config, MAMBA | {"mamba_d_ssm": 256, "lm_head_multiplier": 0.5}),
     "nemotron_h": (
         NemotronHConfig,
         {
@@ -148,10 +148,12 @@ def test_logprobs_and_gradients_are_those_of_transformers(name: str, tmp_path: P
 
 
 def test_the_cases_use_what_they_are_for() -> None:
-    transforms = {name: logit_transform(kind(**changes)) for name, (kind, changes) in KINDS.items()}
+    cases = ((name, *KINDS[name]) for name in ("gemma2", "gemma3", "cohere", "granite", "falcon_h1"))
+    transforms = {name: logit_transform(kind(**changes)) for name, kind, changes in cases}
     assert transforms["gemma2"].softcap == transforms["gemma3"].softcap == 2.0
     assert transforms["cohere"].temperature == 4.0
     assert transforms["granite"].temperature == 3.0
+    assert transforms["falcon_h1"].temperature == 2.0
 
 
 @pytest.mark.parametrize(
