@@ -21,6 +21,7 @@ from fastgrpo.engine.completion import Completion, OpenRequest
 from fastgrpo.engine.guards import interrupt_deferred, replaced
 from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
 from fastgrpo.engine.vllm_patches import (
+    check_recurrent,
     forget_prefixes,
     has_steps,
     nothing_scheduled,
@@ -94,7 +95,8 @@ class Engine:
         self._open: dict[str, OpenRequest] = {}
         self._version, self._seed, self._fp8_cache = 0, seed, kv_cache_dtype == "fp8"
         self._sync: WeightSync | None = None
-        recurrent = is_recurrent(AutoConfig.from_pretrained(self._path, trust_remote_code=False))
+        model = AutoConfig.from_pretrained(self._path, trust_remote_code=False)
+        recurrent = is_recurrent(model)
         kv_gib = kv_cache_gib if kv_cache_gib is not None or on_gpu else 1.0
         options: dict[str, Any] = {
             "model": str(model_path),
@@ -125,6 +127,8 @@ class Engine:
         options |= _device_options(max_model_len, max_num_seqs, free_share)
         # A worker's process keeps this one's output, and must not keep what is thrown away once the engine has started.
         with patched_vllm(quiet=not worker_process, recurrent=recurrent):
+            if recurrent:
+                check_recurrent(model, options["dtype"])
             self._llm: Any = start_vllm(options)
 
     @property

@@ -18,15 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PretrainedConfig
 
 from fastgrpo.engine.guards import output_kept_back, replaced
 from fastgrpo.engine.one_pass_sampling import sample_in_one_pass
 from fastgrpo.engine.shared_prefix import share_prefixes
 from fastgrpo.engine.steady_decoding import spare_steady_steps
-
-
-# Models that vLLM 0.25.1 has and knows as parts of others alone.
-TEXT_MODELS = frozenset({"Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"})
 
 
 @contextmanager
@@ -163,12 +160,8 @@ def _plain_experts(
 
 def start_vllm(options: dict[str, Any]) -> Any:
     """vLLM's LLMEngine; `options` are those of its EngineArgs."""
-    from vllm import ModelRegistry
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
-
-    for name in TEXT_MODELS - set(ModelRegistry.get_supported_archs()):
-        ModelRegistry.register_model(name, f"vllm.model_executor.models.qwen3_5:{name}")
 
     # vLLM collects garbage five times as it starts. Of all that is imported by now nothing is garbage.
     gc.collect()
@@ -177,6 +170,18 @@ def start_vllm(options: dict[str, Any]) -> Any:
     idle_inside_blocks(llm)
     spare_steady_steps(llm)
     return llm
+
+
+def check_recurrent(config: PretrainedConfig, dtype: str) -> None:
+    """Raise ValueError where this vLLM does not have the recurrent model of this configuration, or not in `dtype`."""
+    import vllm
+
+    (architecture,) = config.architectures or ("model of this kind",)
+    # It would run others on transformers' code, without their states.
+    if architecture not in vllm.ModelRegistry.get_supported_archs():
+        raise ValueError(f"vLLM {vllm.__version__} has no {architecture}; install a newer one")
+    if not torch.cuda.is_available() and hasattr(config, "linear_num_value_heads") and dtype != "bfloat16":
+        raise ValueError(f"on a CPU vLLM has {architecture} in bfloat16 alone; set engine.dtype to bfloat16")
 
 
 @cache
