@@ -48,7 +48,7 @@ _SPELLED = {
     "grpo.loss_function": "a text module:function, also of a file in the present folder",
     "data.reward": "a text module:function; a function itself is passed to fastgrpo.train as reward=",
 }
-MOST_ROLLOUTS = 2**20  # of a step, each a coroutine
+MOST_ROLLOUTS = 2**20  # at once, each a coroutine
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
 
 
@@ -202,10 +202,11 @@ def _check_model(config: Config) -> None:
 
 def _check_grpo(grpo: Grpo) -> None:
     rollouts = grpo.prompts_per_step * grpo.group_size
-    if rollouts > MOST_ROLLOUTS:
+    if (under_way := rollouts * (1 + grpo.max_lag)) > MOST_ROLLOUTS:
+        ahead = " x (1 + grpo.max_lag)" if grpo.max_lag else ""
         raise UserError(
-            f"grpo.prompts_per_step x grpo.group_size are {rollouts:,} rollouts at once, more than {MOST_ROLLOUTS:,}: "
-            "lower one of them"
+            f"grpo.prompts_per_step x grpo.group_size{ahead} are {under_way:,} rollouts at once, more than "
+            f"{MOST_ROLLOUTS:,}: lower one of them"
         )
     if grpo.mini_batches > rollouts:
         raise UserError(

@@ -103,6 +103,7 @@ def config(*arguments: str) -> Config:
         ("--grpo.micro_batch_tokens 1000000000", "grpo.micro_batch_tokens must be int <= 4194304, got '1000000000'"),
         ("--engine.step_timeout_s 1e300", "engine.step_timeout_s must be float <= 1000000.0, got '1e300'"),
         ("--sandbox.output_bytes 8388608", "sandbox.output_bytes must be int <= 4194304, got '8388608'"),
+        ("--grpo.max_lag 9999", "x (1 + grpo.max_lag) are 1,280,000 rollouts at once, more than 1,048,576"),
         ("--grpo.max_lag 1 --grpo.refill 2", "grpo.max_lag and grpo.refill above 0 exclude each other"),
         ("--grpo.in_flight true", "set grpo.max_lag to 1 or more"),
         ("--grpo.top_p 0", "grpo.top_p must be float > 0.0"),
