@@ -150,7 +150,7 @@ class Engine(Section, frozen=True):
             description="most tokens of a prompt with its completions; problems without room for one are left out",
         ),
     ] = 4096
-    max_num_seqs: Annotated[int, Meta(ge=1, description="sequences decoded together")] = 256
+    max_num_seqs: Annotated[int, Meta(ge=1, le=2**16, description="sequences decoded together")] = 256
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0, le=1, description="share of the GPU's memory that the run's plan may fill")
     ] = 0.9

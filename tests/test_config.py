@@ -101,6 +101,7 @@ def config(*arguments: str) -> Config:
         ("--reward.judge large --data.reward m:f", "reward.judge goes with task flow and its own reward"),
         ("--engine.kv_cache_gib 1e300", "engine.kv_cache_gib must be float <= 1048576.0, got '1e300'"),
         ("--grpo.micro_batch_tokens 1000000000", "grpo.micro_batch_tokens must be int <= 4194304, got '1000000000'"),
+        ("--engine.max_num_seqs 100000", "engine.max_num_seqs must be int <= 65536, got '100000'"),
         ("--engine.step_timeout_s 1e300", "engine.step_timeout_s must be float <= 1000000.0, got '1e300'"),
         ("--sandbox.output_bytes 8388608", "sandbox.output_bytes must be int <= 4194304, got '8388608'"),
         ("--grpo.max_lag 9999", "x (1 + grpo.max_lag) are 1,280,000 rollouts at once, more than 1,048,576"),

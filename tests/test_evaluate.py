@@ -168,7 +168,8 @@ def test_a_policy_that_wrote_no_workflow_is_an_error(collected: list[Rollout]) -
 def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ValueError(
-            "1 validation error for ModelConfig\n  Value error, max_model_len (8192) is too long\n  For more"
+            "1 validation error for ModelConfig\n  Value error, max_model_len (8192) is too long [type=value_error, "
+            "input_value=ArgsKwargs((), {}), input_type=ArgsKwargs]\n  For more"
         )
 
     monkeypatch.setattr(opening, "Engine", refuse)

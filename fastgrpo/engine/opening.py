@@ -38,11 +38,10 @@ def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = Non
         with interruptible(), without_wildcards(model) as folder:
             engine = _open(config, folder, kv_cache_gib)
     except (ValueError, NotImplementedError) as error:
-        # pydantic's errors begin with a line of their own.
+        # pydantic's errors begin with a line of their own, and end with the input that they are of.
         said = str(error).rpartition("Value error, ")[2].strip() or type(error).__name__
-        raise UserError(
-            f"vLLM does not start with {model} and the [engine] settings: {said.splitlines()[0]}"
-        ) from error
+        said = said.splitlines()[0].partition(" [type=")[0]
+        raise UserError(f"vLLM does not start with {model} and the [engine] settings: {said}") from error
     try:
         yield engine
     finally:

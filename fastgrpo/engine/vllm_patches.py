@@ -164,7 +164,12 @@ def start_vllm(options: dict[str, Any]) -> Any:
     # vLLM collects garbage five times as it starts. Of all that is imported by now nothing is garbage.
     gc.collect()
     gc.freeze()
-    llm = LLMEngine.from_engine_args(EngineArgs(**options))
+    try:
+        llm = LLMEngine.from_engine_args(EngineArgs(**options))
+    except BaseException:
+        # Kernels of Triton's that are never garbage are told as leaks at the process's end, 25 lines after the error.
+        gc.unfreeze()
+        raise
     idle_inside_blocks(llm)
     spare_steady_steps(llm)
     return llm
