@@ -179,17 +179,23 @@ def _plain_experts(
 
 def start_vllm(options: dict[str, Any]) -> Any:
     """vLLM's LLMEngine; `options` are those of its EngineArgs."""
+    from vllm.distributed import parallel_state
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     # vLLM collects garbage five times as it starts. Of all that is imported by now nothing is garbage.
     gc.collect()
     gc.freeze()
+    grouped = torch.distributed.is_initialized()  # the trainer's ranks, or another engine
     try:
         llm = LLMEngine.from_engine_args(EngineArgs(**options))
     except BaseException:
         # Kernels of Triton's that are never garbage are told as leaks at the process's end, 25 lines after the error.
         gc.unfreeze()
+        if not grouped:
+            # Its own group's file lies among the temporary ones until then.
+            parallel_state.destroy_model_parallel()
+            parallel_state.destroy_distributed_environment()
         raise
     idle_inside_blocks(llm)
     spare_steady_steps(llm)

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -172,3 +173,14 @@ def test_what_was_there_can_be_garbage_again_where_vllm_does_not_start() -> None
     with pytest.raises(TypeError):
         start_vllm({"no_such_setting": 1})
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.engine
+def test_an_engine_that_does_not_start_leaves_no_file_behind(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match="cache blocks"):
+        in_process.Engine(tiny_folder, max_model_len=64, kv_cache_gib=1e-6)
+    assert not list(tmp_path.glob("vllm_dist_*"))
