@@ -18,6 +18,7 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 from fastgrpo.engine.engine import Engine
@@ -61,6 +62,8 @@ COPIED: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     ),
     "CohereForCausalLM": (CohereConfig, {"logit_scale": 0.25}),
     "GraniteForCausalLM": (GraniteConfig, {"logits_scaling": 3.0}),
+    # vLLM runs it by transformers' code.
+    "SmolLM3ForCausalLM": (SmolLM3Config, {}),
 }
 
 
@@ -108,5 +111,6 @@ def test_what_a_model_does_to_its_logits_is_alike_in_vllm_and_in_the_trainer(nam
             policy.head_weight.mul_(1.5)
         assert engine.sync(policy).parity_max < 1e-3
         assert policy.copies_weights
+        assert type(load_policy(tmp_path).model).__name__ == name  # again, beside vLLM
     finally:
         engine.close()
