@@ -22,6 +22,8 @@ Advantage = Literal["grpo", "dr_grpo", "rloo"]
 KlEstimator = Literal["k1", "k2", "k3", "unbiased", "k1_reward"]
 RewardScale = Literal["advantage", "group", "batch", "none", "terms"]
 ImportanceCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+# Eleven days: in milliseconds the system's waits count it, with what is added to it, in 32 bits.
+LONGEST_S = 10**6
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 EfficiencyBy = Literal["tokens", "calls", "dollars", "seconds"]
@@ -148,11 +150,11 @@ class Engine(Section, frozen=True):
             description="most tokens of a prompt with its completions; problems without room for one are left out",
         ),
     ] = 4096
-    max_num_seqs: Annotated[int, Meta(ge=1, description="sequences decoded together")] = 256
+    max_num_seqs: Annotated[int, Meta(ge=1, le=2**16, description="sequences decoded together")] = 256
     gpu_memory_utilization: Annotated[
         float, Meta(gt=0, le=1, description="share of the GPU's memory that the run's plan may fill")
     ] = 0.9
-    kv_cache_gib: Annotated[float, Meta(gt=0, description="KV cache without a GPU, GiB")] = 1.0
+    kv_cache_gib: Annotated[float, Meta(gt=0, le=2**20, description="KV cache without a GPU, GiB")] = 1.0
     kv_cache_dtype: Annotated[
         Literal["auto", "fp8"],
         Meta(description="fp8 halves the KV cache; parity grows, which grpo.importance_correction weighs"),
@@ -163,10 +165,18 @@ class Engine(Section, frozen=True):
         Meta(gt=0, description="stop above this mean |logprob difference| vLLM - trainer, nats; 4 times it with fp8"),
     ] = 0.15
     step_timeout_s: Annotated[
-        float, Meta(gt=0, description="stop, for vLLM hangs, when a decoding step takes longer than this, seconds")
+        float,
+        Meta(
+            gt=0, le=LONGEST_S, description="stop, for vLLM hangs, when a decoding step takes longer than this, seconds"
+        ),
     ] = 40.0
     completion_timeout_s: Annotated[
-        float, Meta(gt=0, description="stop where a completion, its wait for others included, takes longer, seconds")
+        float,
+        Meta(
+            gt=0,
+            le=LONGEST_S,
+            description="stop where a completion, its wait for others included, takes longer, seconds",
+        ),
     ] = 1800.0
     process: Annotated[
         Literal["auto", "own", "shared"],
@@ -190,7 +200,7 @@ class Workers(Section, frozen=True):
         "OPENAI_API_KEY"
     )
     concurrency: Annotated[int, Meta(ge=1, description="requests in flight at once")] = 64
-    timeout_s: Annotated[float, Meta(gt=0, description="deadline of one request, seconds")] = 60.0
+    timeout_s: Annotated[float, Meta(gt=0, le=LONGEST_S, description="deadline of one request, seconds")] = 60.0
     retries: Annotated[int, Meta(ge=0, description="further attempts after a failed request")] = 4
     temperature: Annotated[float, Meta(ge=0, description="sampling temperature of the workers")] = 0.7
     max_tokens: Annotated[int, Meta(ge=1, description="longest answer of a worker, tokens")] = 2048
@@ -229,17 +239,24 @@ class Sandbox(Section, frozen=True):
     ] = ""
     cells: Annotated[int, Meta(ge=0, description="jails at once; 0 = chosen from the CPU count")] = 0
     workflows: Annotated[int, Meta(ge=1, description="workflows running at once, each in a jail of its own")] = 1024
-    workflow_s: Annotated[float, Meta(gt=0, description="deadline of one workflow with its worker calls, seconds")] = (
-        60.0
-    )
+    # As the jails' own limits have it: a solution that was slow once is tried with six times wall_s.
+    workflow_s: Annotated[
+        float, Meta(gt=0, le=14400, description="deadline of one workflow with its worker calls, seconds")
+    ] = 60.0
     wall_s: Annotated[
         float,
-        Meta(gt=0, description="deadline of one execution of a solution, seconds; waits for a processor left out"),
+        Meta(
+            gt=0,
+            le=14400,
+            description="deadline of one execution of a solution, seconds; waits for a processor left out",
+        ),
     ] = 10.0
-    cpu_s: Annotated[float, Meta(gt=0, description="CPU seconds of one execution")] = 10.0
-    memory_mb: Annotated[int, Meta(ge=32, description="memory of one jail, MiB")] = 512
+    cpu_s: Annotated[float, Meta(gt=0, le=14400, description="CPU seconds of one execution")] = 10.0
+    memory_mb: Annotated[int, Meta(ge=32, le=2**20, description="memory of one jail, MiB")] = 512
     processes: Annotated[int, Meta(ge=1, le=256, description="processes and threads of one jail")] = 32
-    output_bytes: Annotated[int, Meta(ge=1024, description="stdout + stderr kept before the jail is stopped")] = 65536
+    output_bytes: Annotated[
+        int, Meta(ge=1024, le=2**22, description="stdout + stderr kept before the jail is stopped")
+    ] = 65536
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -303,10 +320,19 @@ class Grpo(Section, frozen=True):
     max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
     execute_s: Annotated[
         float,
-        Meta(gt=0, description="deadline of the environment for one completion, seconds; beyond it there is no reward"),
+        Meta(
+            gt=0,
+            le=LONGEST_S,
+            description="deadline of the environment for one completion, seconds; beyond it there is no reward",
+        ),
     ] = 600.0
     straggler_s: Annotated[
-        float, Meta(ge=0, description="seconds for what still executes after a step's last completion; 0 = execute_s")
+        float,
+        Meta(
+            ge=0,
+            le=LONGEST_S,
+            description="seconds for what still executes after a step's last completion; 0 = execute_s",
+        ),
     ] = 0.0
     max_infrastructure: Annotated[
         float, Meta(ge=0, le=1, description="stop where a larger share of a step's rollouts fail in the environment")
@@ -389,7 +415,7 @@ class Grpo(Section, frozen=True):
     tis_cap: Annotated[
         float, Meta(ge=0, description="cap of the importance weight trainer / vLLM; 0 = no correction")
     ] = 2.0
-    micro_batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one forward and backward")] = 16384
+    micro_batch_tokens: Annotated[int, Meta(ge=16, le=2**22, description="tokens of one forward and backward")] = 16384
     mini_batches: Annotated[
         int, Meta(ge=1, description="parts of a step's rollouts, each for an optimizer step of its own")
     ] = 1

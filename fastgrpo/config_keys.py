@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from fastgrpo.config import LOSS_PRESETS, Config, Grpo, Section, Workers
+from fastgrpo.config import LOSS_PRESETS, Config, Grpo, Model, Section, Workers
 from fastgrpo.config_elsewhere import elsewhere
 from fastgrpo.errors import UserError, expanded, shown
 
@@ -51,7 +51,7 @@ _SPELLED = {
 _LEAVES = {known: known.rpartition(".")[2] for known in KEYS}
 # From which likeness on a name is a key with a slip of the pen, and how many keys a word may stand in to mean one.
 SLIP, MOST_FULLER = 0.8, 3
-MOST_ROLLOUTS = 2**20  # of a step, each a coroutine
+MOST_ROLLOUTS = 2**20  # at once, each a coroutine
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
 
 
@@ -171,8 +171,11 @@ def resolve(values: dict[str, Any]) -> Config:
 def _check_task(config: Config) -> None:
     if config.sft.teacher == "openai" and config.workers.kind != "openai":
         raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
-    if config.task == "code" and config.reward.judge:
-        raise UserError("reward.judge goes with task flow, which has workers: leave it out")
+    flow = config.task == "flow" and not (config.data.reward or config.data.environment)
+    if config.reward.judge and not flow:
+        raise UserError("reward.judge goes with task flow and its own reward: leave it out")
+    if config.data.environment_args and not config.data.environment:
+        raise UserError("data.environment_args are those of data.environment: name it, or leave them out")
     if config.workers.cache_dir and config.reward.efficiency_by in ("dollars", "seconds"):
         by = config.reward.efficiency_by
         raise UserError(f"workers.cache_dir gives answers for no {by}, and reward.efficiency_by is {by}: leave one out")
@@ -200,6 +203,11 @@ def _check_model(config: Config) -> None:
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "
             f"{config.engine.max_model_len}: lower the one or raise the other"
         )
+    if config.model.lora_alpha != Model().lora_alpha and not config.model.lora_rank:
+        raise UserError(
+            "model.lora_alpha scales the adapters of model.lora_rank, which is 0, and all weights would be trained: "
+            "set the rank, as to 16, or leave alpha out"
+        )
     for key in ("system_prompt", "chat_template_kwargs"):
         if not config.model.chat_template and getattr(config.model, key):
             raise UserError(
@@ -213,10 +221,11 @@ def _check_model(config: Config) -> None:
 
 def _check_grpo(grpo: Grpo) -> None:
     rollouts = grpo.prompts_per_step * grpo.group_size
-    if rollouts > MOST_ROLLOUTS:
+    if (under_way := rollouts * (1 + grpo.max_lag)) > MOST_ROLLOUTS:
+        ahead = " x (1 + grpo.max_lag)" if grpo.max_lag else ""
         raise UserError(
-            f"grpo.prompts_per_step x grpo.group_size are {rollouts:,} rollouts at once, more than {MOST_ROLLOUTS:,}: "
-            "lower one of them"
+            f"grpo.prompts_per_step x grpo.group_size{ahead} are {under_way:,} rollouts at once, more than "
+            f"{MOST_ROLLOUTS:,}: lower one of them"
         )
     if grpo.mini_batches > rollouts:
         raise UserError(
@@ -226,6 +235,11 @@ def _check_grpo(grpo: Grpo) -> None:
         raise UserError("grpo.max_lag and grpo.refill above 0 exclude each other: set one of them back")
     if grpo.in_flight and not grpo.max_lag:
         raise UserError("grpo.in_flight changes weights under rollouts that began early: set grpo.max_lag to 1 or more")
+    if grpo.curriculum and not round(grpo.curriculum * grpo.prompts_per_step):
+        raise UserError(
+            f"grpo.curriculum = {grpo.curriculum:g} of grpo.prompts_per_step = {grpo.prompts_per_step} is no problem "
+            "at all: raise one of them"
+        )
     if grpo.advantage == "rloo" and grpo.reward_scale in ("group", "terms"):
         scale = grpo.reward_scale
         raise UserError(f"grpo.advantage rloo and grpo.reward_scale {scale} exclude each other: set one of them back")
@@ -242,6 +256,11 @@ def _check_grpo(grpo: Grpo) -> None:
     if 0 < grpo.clip_dual <= 1:
         raise UserError(
             f"grpo.clip_dual = {grpo.clip_dual:g} would clip a ratio of 1: set it above 1, as 3, or 0 for none"
+        )
+    if grpo.clip_dual and grpo.ratio == "cispo":
+        raise UserError(
+            "grpo.clip_dual bounds ratios that grpo.clip_high does not, and cispo's is bounded by it whatever the "
+            "advantage: leave clip_dual out"
         )
     if grpo.overlong_penalty_tokens > grpo.max_new_tokens:
         raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")

@@ -27,7 +27,7 @@ from fastgrpo.record.trackers import tracker_module
 from fastgrpo.rollouts.rollouts import prompts_fit
 from fastgrpo.run_folder import model_digest, tokenizer_digests
 from fastgrpo.signals import interruptible
-from fastgrpo.tasks import Problems, Task, problems_of, require_model, task_of
+from fastgrpo.tasks import Problems, Task, problems_of, refuse_no_evaluation, require_model, task_of
 from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Sampling
@@ -99,11 +99,17 @@ def trainable(config: Config) -> MemoryPlan:
     """The memory plan of the training on the ranks that torchrun started, else on the fewest that can hold it.
 
     Raises UserError for a loss function, a missing package, lengths or memory that would end the training once its
-    folder is open.
+    folder is open, and for steps of a learning rate of 0.
     """
+    grpo = config.grpo
+    if 0 < grpo.decay_steps < grpo.steps and not grpo.min_lr_ratio:
+        raise UserError(
+            f"grpo.lr would be 0 from step {grpo.decay_steps + 1} of {grpo.steps} on, by grpo.decay_steps = "
+            f"{grpo.decay_steps}: raise that to grpo.steps, set grpo.min_lr_ratio, as to 0.1, or train fewer steps"
+        )
     if config.model.lora_rank:
         peft_module("model.lora_rank")
-    if name := config.grpo.loss_function:
+    if name := grpo.loss_function:
         function = find_function(name, "grpo.loss_function")
         try:
             inspect.signature(function).bind("tokens")
@@ -134,6 +140,7 @@ def print_plan(
     config = with_local_model(config, weights=False)
     problems, held_out = found = problems_of(task, config, tried=False)
     refuse_problems(found)
+    refuse_no_evaluation(config, found)
     grpo = config.grpo
     rollouts = grpo.prompts_per_step * grpo.group_size
     memory = trainable(config)

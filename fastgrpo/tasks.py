@@ -38,6 +38,7 @@ from fastgrpo.run_folder import file_digest
 
 # A trial of all solutions of a large data set takes hours.
 LOAD_S = 6 * 3600.0
+BY_ITS_CODE = "an agent's own code says how often it asks, at most grpo.max_turns times"
 Problems = tuple[list[Any], list[Any]]
 Prompt = str | list[dict[str, str]]
 
@@ -122,6 +123,15 @@ def refuse_none_to_train_on(problems: Problems) -> None:
         raise UserError("the task has no problem to train on: lower data.held_out, or name more data")
 
 
+def refuse_no_evaluation(config: Config, problems: Problems) -> None:
+    """Raises UserError where `eval.every` asks for evaluations, and the second of (training, held-out) is empty."""
+    if config.eval.every and not problems[1]:
+        raise UserError(
+            f"eval.every = {config.eval.every} would evaluate nothing, as no problem is held out: raise data.held_out, "
+            "name an evaluation's own data, or leave eval.every out"
+        )
+
+
 def refuse_none_held_out(problems: Problems) -> None:
     """Raises UserError where the second of (training, held-out) problems is empty."""
     if not problems[1]:
@@ -129,7 +139,10 @@ def refuse_none_held_out(problems: Problems) -> None:
 
 
 def task_of(config: Config) -> Task:
-    """The task that the configuration names. Raises UserError where a reward function cannot be found, or must be."""
+    """The task that the configuration names.
+
+    Raises UserError where a reward function or a judge cannot be found, or must be.
+    """
     if config.data.environment and config.data.reward:
         raise UserError("data.environment has rewards of its own: leave data.reward out, or data.environment")
     if config.grpo.reward_scale == "terms" and not config.data.reward:
@@ -144,6 +157,7 @@ def task_of(config: Config) -> Task:
     if config.task == "code":
         prompt = ProgramEnvironment.prompt
         return Task(load_problems, task.open_programs, False, untried, lambda _, each: prompt(each), _sets_of)
+    task.require_judge(config)
     return Task(load_problems, task.open_environment, True, untried, task.prompt, _sets_of)
 
 
@@ -174,6 +188,7 @@ def reward_task(
     def load(config: Config) -> Problems:
         if dataset is None and config.data.dataset == Data().dataset:
             raise UserError("a reward function needs rows with a prompt: name them with --dataset, or pass dataset=")
+        _refuse_rounds(config, "a reward function says nothing between two completions, as an environment does")
         sets = _used_sets(config.data.dataset if dataset is None else dataset, config)
         often = of_each(config.data.weights, sets, "data.weights")
         separate = config.data.eval_dataset if eval_dataset is None else eval_dataset
@@ -219,6 +234,7 @@ def _verifiers_task(made: Callable[[], VerifiersEnvironment]) -> Task:
 
     def load(config: Config) -> Problems:
         _refuse_sets(config, "an environment of verifiers has its own rows, drawn by data.problems")
+        _refuse_rounds(config, BY_ITS_CODE)
         rows = used(loaded().problems(config.data.problems), config.data.problems, config.data.seed)
         [count] = of_each(config.data.held_out, ["the environment"], "data.held_out")
         return hold_out(rows, count, config.data.seed)
@@ -256,6 +272,8 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
 
     def load(config: Config) -> Problems:
         _refuse_sets(config, "an environment gets its problems by train's dataset= and eval_dataset=")
+        if isinstance(environment, Agent):
+            _refuse_rounds(config, BY_ITS_CODE)
         parts = []
         for name, given in (("dataset", problems), ("eval_dataset", held_out)):
             if isinstance(given, str) or not isinstance(given, Iterable):
@@ -282,6 +300,12 @@ def _refuse_sets(config: Config, instead: str) -> None:
     named = {key: getattr(config.data, key) for key in ("dataset", "eval_dataset")}
     if odd := [key for key, value in named.items() if value != getattr(Data(), key)]:
         raise UserError(f"data.{odd[0]} = {shown(named[odd[0]])} would not be read: {instead}; leave it out")
+
+
+def _refuse_rounds(config: Config, why: str) -> None:
+    """Raises UserError where rollouts of several rounds are wanted, and this task has none."""
+    if config.grpo.rounds > 1:
+        raise UserError(f"grpo.rounds = {config.grpo.rounds} would be one: {why}; leave it out")
 
 
 def _used_sets(dataset: Any, config: Config, split: str = "train") -> list[list[Example]]:

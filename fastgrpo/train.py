@@ -41,6 +41,7 @@ from fastgrpo.tasks import (
     digests_of,
     environment_task,
     problems_of,
+    refuse_no_evaluation,
     refuse_none_to_train_on,
     require_model,
     reward_task,
@@ -176,6 +177,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     trainable(config)
     problems, held_out = found = problems_of(task, config)
     refuse_none_to_train_on(found)
+    refuse_no_evaluation(config, found)
     data = digests_of(task, config, found) if is_first_rank() else {}
     with open_log(config, resume=resume, data=data) as log:
         if log.folder is not None and not named:

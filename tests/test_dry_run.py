@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,6 +156,36 @@ def test_a_tracker_that_is_not_installed_is_refused_where_the_program_has_use_fo
 def test_terms_of_what_is_no_function_are_refused(keys: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"grpo\.reward_scale terms divides reward functions"):
         print_plan(resolve({"grpo.reward_scale": "terms"} | keys))
+
+
+def test_a_judge_that_is_no_worker_is_told_before_anything_starts(model: Path) -> None:
+    keys = {"model.path": str(model), "reward.judge": "huge"}
+    with pytest.raises(UserError, match=r"reward\.judge = 'huge' is no worker: choose one of large, small"):
+        print_plan(resolve(keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (
+            {"grpo.steps": 6, "grpo.decay_steps": 4},
+            r"grpo\.lr would be 0 from step 5 of 6 on, by grpo\.decay_steps = 4",
+        ),
+        ({"grpo.steps": 4, "grpo.decay_steps": 4}, ""),
+        ({"grpo.steps": 6, "grpo.decay_steps": 4, "grpo.min_lr_ratio": 0.1}, ""),
+        ({"eval.every": 2}, r"eval\.every = 2 would evaluate nothing, as no problem is held out"),
+        ({"eval.every": 2, "data.held_out": 1}, ""),
+        ({"grpo.rounds": 2}, r"grpo\.rounds = 2 would be one: a reward function says nothing between two completions"),
+    ],
+)
+def test_what_would_have_no_effect_is_told_before_anything_starts(
+    model: Path, capsys: pytest.CaptureFixture[str], keys: dict[str, object], sentence: str
+) -> None:
+    config = resolve({"model.path": str(model), "data.held_out": 0} | keys)
+    task = reward_task([anything], dataset=[{"prompt": "a"}, {"prompt": "b"}])
+    with pytest.raises(UserError, match=sentence) if sentence else nullcontext():
+        print_plan(config, task)
+    assert bool(capsys.readouterr().out) == (not sentence)
 
 
 def test_a_task_without_a_model_is_refused_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import multiprocessing
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from msgspec.structs import replace
@@ -168,7 +169,8 @@ def test_a_policy_that_wrote_no_workflow_is_an_error(collected: list[Rollout]) -
 def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise ValueError(
-            "1 validation error for ModelConfig\n  Value error, max_model_len (8192) is too long\n  For more"
+            "1 validation error for ModelConfig\n  Value error, max_model_len (8192) is too long [type=value_error, "
+            "input_value=ArgsKwargs((), {}), input_type=ArgsKwargs]\n  For more"
         )
 
     monkeypatch.setattr(opening, "Engine", refuse)
@@ -176,6 +178,26 @@ def test_an_engine_that_refuses_its_settings_is_one_sentence(monkeypatch: pytest
         pytest.raises(UserError, match=r"^vLLM does not start with folder .*: max_model_len \(8192\) is too long$"),
         opening.open_engine(CONFIG, Path("folder")),
     ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "No available memory for the cache blocks. Try increasing `gpu_memory_utilization`",
+        "To serve at least one request (0.1 GiB KV cache is needed). Try increasing `gpu_memory_utilization`",
+    ],
+)
+@pytest.mark.parametrize(
+    ("on_gpu", "fix"), [(False, r"raise engine\.kv_cache_gib, or lower that"), (True, "lower that")]
+)
+def test_a_cache_without_room_for_a_sequence_is_told_by_its_own_key(
+    monkeypatch: pytest.MonkeyPatch, said: str, on_gpu: bool, fix: str
+) -> None:
+    monkeypatch.setattr(opening, "_open", Mock(side_effect=ValueError(said)))
+    monkeypatch.setattr(opening.torch.cuda, "is_available", lambda: on_gpu)
+    wanted = rf": the KV cache has no room for a sequence of engine\.max_model_len = \d+ tokens: {fix}$"
+    with pytest.raises(UserError, match=wanted), opening.open_engine(CONFIG, Path("folder")):
         pass
 
 

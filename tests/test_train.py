@@ -674,6 +674,24 @@ def test_steps_from_which_nothing_is_learned_are_told_once(
     assert "nothing is learned" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("filtered", [True, False])
+def test_steps_of_which_the_overlong_filter_leaves_nothing_are_told_once(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_vllm: None,
+    capsys: pytest.CaptureFixture[str],
+    filtered: bool,
+) -> None:
+    """This engine's completions all end at their length."""
+    monkeypatch.setattr(Vowels, "execute", checksum)
+    keys = {"problems": NOT_HELD_OUT, "grpo__steps": 4, "grpo__overlong_filter": filtered}
+    folder = run(model, tmp_path, "cut", **keys)
+    assert [row["loss_tokens"] == 0 for row in metrics(folder)] == [filtered] * 4
+    said = "in the last 3 steps every completion was cut off, and grpo.overlong_filter leaves such out: nothing is"
+    assert " ".join(capsys.readouterr().out.split()).count(said) == filtered
+
+
 def test_a_run_that_loses_many_stragglers_says_once_that_the_quick_ones_are_left(
     model: Path, tmp_path: Path, no_vllm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

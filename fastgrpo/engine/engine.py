@@ -349,7 +349,8 @@ def _device_options(max_model_len: int, max_num_seqs: int, free_share: float | N
     """What vLLM is told that only a GPU, or only a CPU, needs."""
     if not torch.cuda.is_available():
         # A partial (chunked) prefill rewinds the request's seeded generator, which CPU generators cannot do.
-        return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(STEP_TOKENS, max_model_len)}
+        most = max(STEP_TOKENS, max_model_len, max_num_seqs)
+        return {"enable_chunked_prefill": False, "max_num_batched_tokens": most}
     # vLLM refuses a GPU that others use too unless it is told to expect less than nearly all of it.
     share = free_memory_share() if free_share is None else free_share
     # A sync forgets every cached block one by one: with vLLM's blocks of 16 tokens that takes milliseconds.

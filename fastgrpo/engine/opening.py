@@ -38,15 +38,25 @@ def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = Non
         with interruptible(), without_wildcards(model) as folder:
             engine = _open(config, folder, kv_cache_gib)
     except (ValueError, NotImplementedError) as error:
-        # pydantic's errors begin with a line of their own.
-        said = str(error).rpartition("Value error, ")[2].strip() or type(error).__name__
-        raise UserError(
-            f"vLLM does not start with {model} and the [engine] settings: {said.splitlines()[0]}"
-        ) from error
+        said = _reason(error, config)
+        raise UserError(f"vLLM does not start with {model} and the [engine] settings: {said}") from error
     try:
         yield engine
     finally:
         engine.close()
+
+
+def _reason(error: Exception, config: Config) -> str:
+    """Why vLLM does not start, of its `error` the sentence that says so."""
+    # pydantic's errors begin with a line of their own, and end with the input that they are of.
+    said = str(error).rpartition("Value error, ")[2].strip() or type(error).__name__
+    said = said.splitlines()[0].partition(" [type=")[0]
+    if "cache blocks" in said or "KV cache is needed" in said:
+        # It would have a share of the memory raised, by which nothing is given to it here.
+        raised = "" if torch.cuda.is_available() else "raise engine.kv_cache_gib, or "
+        length = config.engine.max_model_len
+        return f"the KV cache has no room for a sequence of engine.max_model_len = {length} tokens: {raised}lower that"
+    return said
 
 
 def require_scratch() -> None:

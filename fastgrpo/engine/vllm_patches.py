@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fastgrpo.engine.guards import output_kept_back, replaced
 from fastgrpo.engine.one_pass_sampling import sample_in_one_pass
@@ -42,6 +42,8 @@ def patched_vllm(*, quiet: bool = True, recurrent: bool = False) -> Iterator[Non
       `recurrent` layers.
       Tokens are drawn in one read of the logits, and keys of a prompt read once for all its completions.
     - Of a sampled token only its own logprob is kept, not the lists that say where it ranks.
+    - Models that vLLM runs by transformers' code, as SmolLM3's: their classes stay as they are. vLLM would have them
+      compiled by themselves, and in the same process the trainer could make none of them any more.
     - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -56,6 +58,7 @@ def patched_vllm(*, quiet: bool = True, recurrent: bool = False) -> Iterator[Non
             if quiet:
                 stack.enter_context(output_kept_back())
             keep_own_logprobs_only()
+            stack.enter_context(plain_transformers())
             stack.enter_context(patched_worker())
             yield
     finally:
@@ -64,6 +67,23 @@ def patched_vllm(*, quiet: bool = True, recurrent: bool = False) -> Iterator[Non
             os.environ.pop("LD_PRELOAD", None)
         else:
             os.environ["LD_PRELOAD"] = preload
+
+
+@contextmanager
+def plain_transformers() -> Iterator[None]:
+    """In the block vLLM decorates its own classes of models alone."""
+    from vllm.compilation import decorators
+
+    own = getattr(decorators, "_support_torch_compile", None)
+    if own is None:
+        yield
+        return
+
+    def decorated(kind: Any, *given: Any, **options: Any) -> Any:
+        return kind if issubclass(kind, PreTrainedModel) else own(kind, *given, **options)
+
+    with replaced(decorators, "_support_torch_compile", decorated):
+        yield
 
 
 @contextmanager
@@ -160,13 +180,24 @@ def _plain_experts(
 
 def start_vllm(options: dict[str, Any]) -> Any:
     """vLLM's LLMEngine; `options` are those of its EngineArgs."""
+    from vllm.distributed import parallel_state
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     # vLLM collects garbage five times as it starts. Of all that is imported by now nothing is garbage.
     gc.collect()
     gc.freeze()
-    llm = LLMEngine.from_engine_args(EngineArgs(**options))
+    grouped = torch.distributed.is_initialized()  # the trainer's ranks, or another engine
+    try:
+        llm = LLMEngine.from_engine_args(EngineArgs(**options))
+    except BaseException:
+        # Kernels of Triton's that are never garbage are told as leaks at the process's end, 25 lines after the error.
+        gc.unfreeze()
+        if not grouped:
+            # Its own group's file lies among the temporary ones until then.
+            parallel_state.destroy_model_parallel()
+            parallel_state.destroy_distributed_environment()
+        raise
     idle_inside_blocks(llm)
     spare_steady_steps(llm)
     return llm

@@ -15,7 +15,7 @@ from fastgrpo.flow.programs import ProgramEnvironment
 from fastgrpo.flow.prompt import query_prompt
 from fastgrpo.flow.types import Problem, Worker, WorkflowLimits
 from fastgrpo.flow.workers.openai import OpenAIWorker
-from fastgrpo.flow.workers.simulated import SimulatedWorker
+from fastgrpo.flow.workers.simulated import SKILLS, SimulatedWorker
 from fastgrpo.record.log import RunLog
 from fastgrpo_sandbox import SandboxPool
 
@@ -26,13 +26,11 @@ async def open_environment(config: Config, log: RunLog | None = None) -> AsyncIt
 
     Raises UserError where jails or workers cannot be had, or no worker is called `reward.judge`.
     """
+    require_judge(config)
     sandbox = config.sandbox
     async with open_pool(sandbox, log) as pool:
         worker = open_worker(config.workers, pool, seed=config.seed)
         try:
-            if config.reward.judge and config.reward.judge not in worker.names:
-                known = ", ".join(worker.names)
-                raise UserError(f"reward.judge = {config.reward.judge!r} is no worker: choose one of {known}")
             yield WorkflowEnvironment(
                 pool,
                 worker,
@@ -58,7 +56,19 @@ async def open_programs(config: Config, log: RunLog | None = None) -> AsyncItera
 
 def prompt(config: Config, problem: Problem) -> str:
     """What the policy reads of `problem`, by the configuration alone."""
-    return query_prompt(problem, config.data.instruction, tuple(config.workers.by_name()))
+    return query_prompt(problem, config.data.instruction, worker_names(config.workers))
+
+
+def require_judge(config: Config) -> None:
+    """Raise UserError where no worker is called `reward.judge`."""
+    names = worker_names(config.workers)
+    if config.reward.judge and config.reward.judge not in names:
+        raise UserError(f"reward.judge = {config.reward.judge!r} is no worker: choose one of {', '.join(names)}")
+
+
+def worker_names(config: Workers) -> tuple[str, ...]:
+    """What workflows call the workers, as configured."""
+    return tuple(SKILLS if config.kind == "simulated" else config.by_name())
 
 
 def open_worker(config: Workers, pool: SandboxPool, *, seed: int) -> Worker:

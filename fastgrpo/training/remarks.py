@@ -17,13 +17,16 @@ class Remarks:
 
     def __init__(self, grpo: Grpo, say: Callable[[str], object]) -> None:
         self._grpo, self._say = grpo, say
-        self._alike, self._told_late, self._told_failed = 0, False, False
+        self._alike, self._cut, self._told_late, self._told_failed = 0, 0, False, False
 
     def step(self, values: Mapping[str, float], failure: str) -> None:
         """Look at a step's metrics `values`; `failure`: why the task failed one of its rollouts, empty for none."""
         self._alike = self._alike + 1 if values.get("groups_without_variance") == 1.0 else 0
         if self._alike == ALIKE_STEPS:
             self._say(nothing_to_learn(values))
+        self._cut = self._cut + 1 if self._grpo.overlong_filter and values.get("truncated") == 1.0 else 0
+        if self._cut == ALIKE_STEPS:
+            self._say(nothing_whole(self._grpo))
         late, rollouts = values.get("stragglers", 0.0), values["rollouts"]
         failed = values["infrastructure"] - late
         if not self._told_late and late > LOST * rollouts:
@@ -41,6 +44,14 @@ def nothing_to_learn(values: Mapping[str, float]) -> str:
         f"in the last {ALIKE_STEPS} steps no group had two rewards that differ ({', '.join(terms)}): nothing is "
         "learned from it. Is --model the policy that is meant, did its warm start teach enough, and are the problems "
         "neither too hard nor too easy for it?"
+    )
+
+
+def nothing_whole(grpo: Grpo) -> str:
+    """What is said after `ALIKE_STEPS` steps in a row of which `grpo.overlong_filter` left nothing."""
+    return (
+        f"in the last {ALIKE_STEPS} steps every completion was cut off, and grpo.overlong_filter leaves such out: "
+        f"nothing is learned. Raise grpo.max_new_tokens = {grpo.max_new_tokens}, or unset the filter"
     )
 
 

@@ -21,6 +21,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
+    SmolLM3Config,
 )
 
 from fastgrpo.engine.engine import Engine
@@ -65,6 +66,8 @@ COPIED: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     ),
     "CohereForCausalLM": (CohereConfig, {"logit_scale": 0.25}),
     "GraniteForCausalLM": (GraniteConfig, {"logits_scaling": 3.0}),
+    # vLLM runs it by transformers' code.
+    "SmolLM3ForCausalLM": (SmolLM3Config, {}),
     "FalconH1ForCausalLM": (FalconH1Config, MAMBA | {"mamba_d_ssm": 256, "lm_head_multiplier": 0.5}),
     "GraniteMoeHybridForCausalLM": (
         GraniteMoeHybridConfig,
@@ -140,6 +143,7 @@ def test_what_a_model_does_to_its_logits_is_alike_in_vllm_and_in_the_trainer(nam
             policy.head_weight.mul_(1.5)
         assert engine.sync(policy).parity_max < 1e-3
         assert policy.copies_weights
+        assert type(load_policy(tmp_path).model).__name__ == name  # again, beside vLLM
     finally:
         engine.close()
 

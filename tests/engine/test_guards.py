@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -14,13 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fastgrpo.engine import child, opening
 from fastgrpo.engine import engine as in_process
+from fastgrpo.engine.choices import STEP_TOKENS
+from fastgrpo.engine.engine import _device_options
 from fastgrpo.engine.guards import output_kept_back, source_digest
 from fastgrpo.engine.one_pass_sampling import KNOWN_SAMPLER, sampler_shape
 from fastgrpo.engine.opening import require_scratch, without_wildcards
 from fastgrpo.engine.shared_prefix import KNOWN_ATTENTION, attention_shape
+from fastgrpo.engine.vllm_patches import start_vllm
 from fastgrpo.errors import UserError
 from tests.helpers.full_disk import full_disk
 
@@ -153,3 +159,28 @@ def test_a_place_where_nothing_can_be_written_is_named(
     with pytest.raises(UserError) as raised:
         require_scratch()
     assert str(raised.value).startswith(said.replace("NONE", none))
+
+
+def test_more_sequences_than_a_step_has_tokens_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for length, sequences, most in ((64, 16, STEP_TOKENS), (64, 10_000, 10_000), (9_000, 16, 9_000)):
+        assert _device_options(length, sequences, None)["max_num_batched_tokens"] == most
+
+
+@pytest.mark.engine
+def test_what_was_there_can_be_garbage_again_where_vllm_does_not_start() -> None:
+    """Else nanobind tells Triton's kernels as leaks at the process's end, below the error."""
+    with pytest.raises(TypeError):
+        start_vllm({"no_such_setting": 1})
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.engine
+def test_an_engine_that_does_not_start_leaves_no_file_behind(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match="cache blocks"):
+        in_process.Engine(tiny_folder, max_model_len=64, kv_cache_gib=1e-6)
+    assert not list(tmp_path.glob("vllm_dist_*"))

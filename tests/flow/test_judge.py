@@ -11,7 +11,6 @@ from msgspec.json import encode
 from msgspec.structs import replace
 
 from fastgrpo.config import Config, Data, RewardWeights, Workers
-from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.flow import messages, task
 from fastgrpo.flow.baselines import WORKFLOWS, completion
@@ -234,5 +233,3 @@ def test_a_judge_that_is_no_worker_is_named() -> None:
 
     with pytest.raises(UserError, match=r"reward\.judge = 'huge' is no worker: choose one of large, small"):
         asyncio.run(main())
-    with pytest.raises(UserError, match=r"reward\.judge goes with task flow"):
-        resolve({"task": "code", "reward.judge": "large"})

@@ -309,6 +309,15 @@ def test_sets_that_an_environment_would_not_read_are_refused() -> None:
     assert environment_task(environment, problems).load_problems(resolve({})) == (problems, [])
 
 
+def test_rounds_of_an_agent_which_has_none_are_refused() -> None:
+    agent: Any = SimpleNamespace(prompt=str, act=str, results=str)
+    environment: Any = SimpleNamespace(prompt=str, execute=str, feedback_text=str, results=str)
+    problems, rounds = [SimpleNamespace(id=1)], resolve({"grpo.rounds": 2})
+    with pytest.raises(UserError, match=r"grpo\.rounds = 2 would be one: an agent's own code says how often it asks"):
+        environment_task(agent, problems).load_problems(rounds)
+    assert environment_task(environment, problems).load_problems(rounds) == (problems, [])
+
+
 def test_training_and_evaluation_sets_of_their_own(fake_hub: list[dict[str, Any]], tmp_path: Path) -> None:
     config = resolve({"data.dataset": "org/sums", "data.eval_dataset": "org/sums", "data.held_out": 3})
     train, held_out = reward_task([anything]).load_problems(config)

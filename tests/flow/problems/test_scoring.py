@@ -9,14 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import Meta
+from msgspec.structs import replace
 
 from fastgrpo.config import Config
-from fastgrpo.config_keys import resolve
+from fastgrpo.config_keys import KEYS, resolve
 from fastgrpo.errors import UserError
+from fastgrpo.flow.jails import run_limits
 from fastgrpo.flow.problems import scoring
 from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.problems.scoring import Trial, solvable
-from fastgrpo.flow.types import Problem
+from fastgrpo.flow.types import Problem, WorkflowLimits
 from fastgrpo_sandbox import Limits, Outcome, Tests
 from tests.flow.problems.conftest import Load
 from tests.helpers.full_disk import full_disk
@@ -31,6 +34,17 @@ OWN = {
 WRONG = OWN | {"id": "wrong", "solution": "def add(a, b):\n    return a - b\n"}
 HANGS = OWN | {"id": "hangs", "solution": "def add(a, b):\n    while True: pass\n"}
 UNSOLVED = {key: value for key, value in OWN.items() if key != "solution"} | {"id": "unsolved"}
+
+
+def test_the_jails_take_what_a_configuration_may_ask_of_them() -> None:
+    keys = [name for name in KEYS if name.startswith("sandbox.")]
+    most = {name: m.le for name in keys for m in KEYS[name].type.__metadata__ if isinstance(m, Meta) and m.le}
+    assert len(most) == 6
+    sandbox = resolve(most).sandbox
+    limits = run_limits(sandbox)
+    assert replace(limits, wall_s=scoring._PATIENCE * limits.wall_s).wall_s == 86400
+    session = replace(WorkflowLimits().session, wall_s=sandbox.workflow_s)
+    assert WorkflowLimits(session=session).jail.wall_s > sandbox.workflow_s
 
 
 @pytest.fixture(autouse=True)
