@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from machine import cpu_model
-from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3_5TextConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3MoeConfig
+from transformers.models.qwen3_5 import Qwen3_5TextConfig
 
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.training import flops

@@ -24,7 +24,7 @@ MIXTURES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"})
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
-    """What the model does to its head's products: Gemma's soft cap; Cohere's, Granite's and Falcon-H1's scale, as a temperature."""
+    """What the model does to its head's products: Gemma's soft cap; Cohere's, Granite's, Falcon-H1's scale inverted."""
     config = config.get_text_config()
     temperature = 1.0
     if config.model_type.startswith("cohere"):

@@ -250,7 +250,7 @@ def _asking(name: str, revision: str) -> Iterator[None]:
 
 
 def _converted(folder: Path) -> Path:
-    """The folder itself, or where its weights are .bin files alone, or not of text alone, one with safetensors of that."""
+    """The folder itself, or one with safetensors of its text model: of .bin files, or of a model that sees images."""
     weights, binary = sorted(folder.glob("*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
     if weights and not _sees_more_than_text(folder):
         return folder
@@ -262,8 +262,18 @@ def _converted(folder: Path) -> Path:
             with _readable(f"the weights of {folder}"):
                 model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            _save(model, tokenizer, missing)
+            _save(_with_names_of_its_own(model), tokenizer, missing)
     return made
+
+
+def _with_names_of_its_own(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as one that was never part of another: transformers saves weights under the names it read."""
+    with torch.device("meta"):
+        own = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    own.load_state_dict(model.state_dict(), assign=True)
+    own.tie_weights()
+    own.generation_config = model.generation_config
+    return own
 
 
 def _sees_more_than_text(folder: Path) -> bool:
@@ -273,8 +283,8 @@ def _sees_more_than_text(folder: Path) -> bool:
     except (ValueError, OSError, KeyError):
         return False  # said where the configuration is read
     text = config.get_text_config()
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return text is not config and causal is not None and causal.config_class is type(text)
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return text is not config and getattr(causal, "config_class", None) is type(text)
 
 
 def _text_described(folder: Path) -> Path:

@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import logit_transform
@@ -218,9 +224,7 @@ class BasePolicy(Policy):
             return Policy.forward(self, input_ids_T, position_ids_T, runs)
 
 
-def packed_inputs(
-    config: PretrainedConfig, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs
-) -> dict[str, Any]:
+def packed_inputs(config: PretrainedConfig, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> dict[str, Any]:
     """The arguments of a transformers model of this configuration for one packed row."""
     recurrent = {"rows": rows_of(runs)} if is_recurrent(config) else {}
     return {

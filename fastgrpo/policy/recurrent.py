@@ -29,44 +29,42 @@ SIMILAR = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A packed row as rows of its runs, each with its keys: a group of `rows` is one call of a layer.
+    """A packed row of T tokens as rows of its runs, each with all of its keys.
 
-    rows_SL: for each group the positions in the packed row, padding repeating a run's last. back_T: where each token of
-    the packed row lies in the groups' rows, one after another.
+    groups: of each call of a layer the positions of its rows' tokens in the packed row, [S, L]; a row shorter than L
+    repeats its last one. back_T: where each token of the packed row is in all those rows, one after another.
     """
 
-    rows_SL: list[Tensor]
+    groups: list[Tensor]
     back_T: Tensor
 
 
 def rows_of(runs: Runs) -> Rows:
-    """How the runs of a packed row are laid out; reads their boundaries from the device once."""
+    """How the runs of a packed row are laid out; their boundaries are read from the device once."""
     device = runs.cu_queries_S.device
     queries, keys = runs.cu_queries_S.diff().tolist(), runs.cu_keys_S.diff().tolist()
-    starts = [0, *accumulate(keys)]
-    ends = list(accumulate(queries))
-    order = sorted(range(len(keys)), key=lambda run: -keys[run])
-    rows_SL, backs, placed = [], torch.empty(ends[-1], dtype=torch.int64), 0
-    while order:
-        longest = keys[order[0]]
-        group = [run for run in order if keys[run] >= SIMILAR * longest]
-        order = order[len(group) :]
-        column_L = torch.arange(longest)
-        last_S1 = torch.tensor([keys[run] for run in group])[:, None] - 1
-        first_S1 = torch.tensor([starts[run] for run in group])[:, None]
-        rows_SL.append((first_S1 + torch.minimum(column_L, last_S1)).to(device))
-        for row, run in enumerate(group):
-            end = placed + row * longest + keys[run]
-            backs[ends[run] - queries[run] : ends[run]] = torch.arange(end - queries[run], end)
-        placed += len(group) * longest
+    first_query, first_key = [0, *accumulate(queries)], [0, *accumulate(keys)]
+    groups, back_T, laid = [], torch.empty(first_query[-1], dtype=torch.int64), 0
+    left = sorted(range(len(keys)), key=lambda run: -keys[run])
+    while left:
+        longest = keys[left[0]]
+        group = [run for run in left if keys[run] >= SIMILAR * longest]
+        left = left[len(group) :]
+        first_S1, last_S1 = (torch.tensor([at[run] for run in group])[:, None] for at in (first_key, keys))
+        groups.append((first_S1 + torch.minimum(torch.arange(longest), last_S1 - 1)).to(device))
+        for run in group:
+            # A run's own tokens are the last of its keys.
+            end = laid + keys[run]
+            back_T[first_query[run] : first_query[run + 1]] = torch.arange(end - queries[run], end)
+            laid += longest
     if runs.key_index_U is not None:
-        rows_SL = [runs.key_index_U[index_SL] for index_SL in rows_SL]
-    return Rows(rows_SL, backs.to(device))
+        groups = [runs.key_index_U[index_SL] for index_SL in groups]
+    return Rows(groups, back_T.to(device))
 
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """What a recurrent layer has of each token: columns of its values, columns that are convolved; and its state's size."""
+    """Columns of a recurrent layer: those of its values, those that are convolved; and the elements of its state."""
 
     values: int
     convolved: int
@@ -121,5 +119,5 @@ def recur_within_runs(decoder: nn.Module) -> None:
 def _forward(own: Callable[..., Tensor], hidden_states: Tensor, *, rows: Rows, **_: Any) -> Tensor:
     """The layer over one packed row, hidden_states [1, T, H]."""
     x_TH = hidden_states.squeeze(0)
-    outputs = [own(Repeated.apply(x_TH, index_SL.flatten()).unflatten(0, index_SL.shape)) for index_SL in rows.rows_SL]
+    outputs = [own(Repeated.apply(x_TH, index_SL.flatten()).unflatten(0, index_SL.shape)) for index_SL in rows.groups]
     return torch.cat([output_SLH.flatten(0, 1) for output_SLH in outputs]).index_select(0, rows.back_T)[None]

@@ -24,6 +24,8 @@ from fastgrpo.training.host_memory import host_memory_free
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
 
 GIB = 2**30
+# Models whose queries and keys are normed head by head.
+NORMED_HEADS = frozenset({"gemma3_text", "olmoe", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next"})
 Layers = Literal["plain", "compiled", "fused"]
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
 GPU_OVERHEAD = 4 * GIB
@@ -38,7 +40,7 @@ PROCESS_OVERHEAD = GIB
 TOKEN_STEP = 1024
 # Tokens before its own that a recurrent layer's convolution reads.
 CONVOLVED = 3
-# What transformers' own functions keep for each column of a recurrent layer's values: 98 to 163 bytes, by kind and type.
+# What transformers' own functions keep for a column of a recurrent layer's values: 98 to 163 bytes, by kind and type.
 RECURRENT_BYTES = 160
 
 
@@ -251,7 +253,7 @@ def activation_bytes_per_token(
     """
     b, hidden, inner, choices = dtype.itemsize, config.hidden_size, _mlp_width(config), _choices(config)
     attention = int(b * 2 * (head_width(config) + key_copies * _kv_width(config)))
-    if config.model_type in ("qwen3", "qwen3_moe", "olmoe", "gemma3_text"):
+    if config.model_type in NORMED_HEADS:
         normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
         attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
     attention = attention * attention_layers(config) // config.num_hidden_layers

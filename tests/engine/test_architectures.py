@@ -28,7 +28,7 @@ from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
 from fastgrpo.policy.loading import load_policy
 from tests.helpers.marks import exact
-from tests.helpers.tiny_model import save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, save_tiny_model
 
 KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     # Qwen3 has norms on q and k and a head size of its own; untied heads are separate tensors in vLLM.
@@ -57,7 +57,6 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
 }
 
 
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 64, "mamba_d_state": 16, "mamba_n_groups": 1}
 # Soft caps, a sliding window and scaled logits, with bounds that a random model feels; their weights are copied.
 COPIED: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "Gemma2ForCausalLM": (
@@ -68,24 +67,19 @@ COPIED: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "GraniteForCausalLM": (GraniteConfig, {"logits_scaling": 3.0}),
     # vLLM runs it by transformers' code.
     "SmolLM3ForCausalLM": (SmolLM3Config, {}),
-    "FalconH1ForCausalLM": (FalconH1Config, MAMBA | {"mamba_d_ssm": 256, "lm_head_multiplier": 0.5}),
-    "GraniteMoeHybridForCausalLM": (
-        GraniteMoeHybridConfig,
-        MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 256, "layer_types": ["mamba", "attention"]},
-    ),
+    "FalconH1ForCausalLM": (FalconH1Config, FALCON_H1 | {"lm_head_multiplier": 0.5}),
+    "GraniteMoeHybridForCausalLM": (GraniteMoeHybridConfig, GRANITE_H),
 }
-# Both kinds of recurrent layers, and the nats that vLLM may differ by: on a CPU it has the delta rule in bfloat16 alone.
+# Two kinds of recurrent layers, and the nats that vLLM may differ by: a CPU's has the delta rule in bfloat16 alone.
 RECURRENT: dict[str, tuple[type[PretrainedConfig], dict[str, Any], float]] = {
-    "float32": (FalconH1Config, MAMBA | {"mamba_d_ssm": 256}, 1e-4),
+    "float32": (FalconH1Config, FALCON_H1, 1e-4),
     "bfloat16": (
         Qwen3NextConfig,
-        {
-            "linear_num_key_heads": 1,
-            "linear_num_value_heads": 2,
+        DELTA_RULE
+        | {
+            # Of the sizes that its kernels know.
             "linear_key_head_dim": 128,
             "linear_value_head_dim": 128,
-            "layer_types": ["linear_attention", "full_attention"],
-            "head_dim": 32,
             # One layer must have experts, of which each token has all: a choice would turn at a rounding.
             "mlp_only_layers": [0],
             "num_experts": 2,

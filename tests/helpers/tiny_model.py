@@ -8,6 +8,19 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
+# Changes that make hybrids of recurrent layers and attention: Qwen3.5's and Qwen3-Next's, Falcon-H1's and Granite's.
+DELTA_RULE = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+    "head_dim": 32,
+}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 64, "mamba_d_state": 16, "mamba_n_groups": 1}
+FALCON_H1 = MAMBA | {"mamba_d_ssm": 256}
+GRANITE_H = MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 256, "layer_types": ["mamba", "attention"]}
+
 
 def save_tiny_model(
     folder: Path, *, kind: type[PretrainedConfig] = Qwen2Config, seed: int = 0, **changes: object

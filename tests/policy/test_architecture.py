@@ -43,30 +43,18 @@ from fastgrpo.policy.loading import load_policy
 from fastgrpo.training.loss import policy_loss, token_logprobs
 from fastgrpo.training.packing import pack
 from fastgrpo.types import Sample
-from tests.helpers.tiny_model import save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, save_tiny_model
 
 # Small bounds, so that a few tokens of a random model feel them.
 GEMMA = {"head_dim": 32, "sliding_window": 9, "final_logit_softcapping": 2.0}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
 QWEN3_MOE = {"num_experts": 6, "head_dim": 48, "num_hidden_layers": 3, "mlp_only_layers": [1]}
 OLMOE = {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64}
-DELTA = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16,
-    "layer_types": ["linear_attention", "full_attention"],
-    "head_dim": 32,
-}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 64, "mamba_d_state": 16, "mamba_n_groups": 1}
 RECURRENT: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
-    "qwen3_5": (Qwen3_5TextConfig, DELTA),
-    "qwen3_next": (Qwen3NextConfig, DELTA | EXPERTS | {"num_experts": 6, "tie_word_embeddings": False}),
-    "granitemoehybrid": (
-        GraniteMoeHybridConfig,
-        MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 256, "layer_types": ["mamba", "attention"]},
-    ),
-    "falcon_h1": (FalconH1Config, MAMBA | {"mamba_d_ssm": 256, "lm_head_multiplier": 0.5}),
+    "qwen3_5": (Qwen3_5TextConfig, DELTA_RULE),
+    "qwen3_next": (Qwen3NextConfig, DELTA_RULE | EXPERTS | {"num_experts": 6, "tie_word_embeddings": False}),
+    "granitemoehybrid": (GraniteMoeHybridConfig, GRANITE_H),
+    "falcon_h1": (FalconH1Config, FALCON_H1 | {"lm_head_multiplier": 0.5}),
     "nemotron_h": (
         NemotronHConfig,
         {

@@ -24,16 +24,18 @@ from huggingface_hub.errors import (
 )
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.qwen3_5 import Qwen3_5Config, Qwen3_5TextConfig
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.policy import hub
+from fastgrpo.policy.folder import load_config, load_tokenizer
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.run_folder import open_folder
-from tests.helpers.tiny_model import save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, save_tiny_model
 
 COMMIT = "a" * 40
 
@@ -144,6 +146,29 @@ def test_a_folder_of_bin_files_and_one_behind_links(tiny_folder: Path, tmp_path:
     (tmp_path / "link").symlink_to(tiny_folder)
     assert with_local_model(configuration(tmp_path / "link")).model.path == str(tmp_path / "link")
     assert same_weights(tmp_path / "link", tiny_folder)
+
+
+def test_of_a_model_that_sees_images_the_text_model_is_taken(tiny_folder: Path, tmp_path: Path) -> None:
+    seeing = shutil.copytree(tiny_folder, tmp_path / "seeing")
+    text = {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "eos_token_id": 0}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+    sizes = {"num_hidden_layers": 2, "num_key_value_heads": 1}
+    model = AutoModelForImageTextToText.from_config(
+        Qwen3_5Config(text_config=DELTA_RULE | text | sizes, vision_config=vision)
+    )
+    model.save_pretrained(seeing)
+    folder = with_local_model(configuration(seeing)).model.path
+    taken = load_file(Path(folder, "model.safetensors"))
+    expected = {
+        name.replace(".language_model.", "."): weight
+        for name, weight in model.state_dict().items()
+        if "visual" not in name
+    }
+    torch.testing.assert_close(taken, expected)
+    described = with_local_model(configuration(seeing), weights=False).model.path
+    for made in (folder, described):
+        assert type(load_config(made)) is Qwen3_5TextConfig
+        load_tokenizer(made)
 
 
 def save_adapter(folder: Path, base: str, **told: object) -> Path:

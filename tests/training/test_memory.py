@@ -7,7 +7,16 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from transformers import LlamaConfig, OlmoeConfig, Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    GraniteMoeHybridConfig,
+    LlamaConfig,
+    OlmoeConfig,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3_5TextConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
@@ -25,9 +34,10 @@ from fastgrpo.training.memory import (
     head_width,
     kv_bytes_per_token,
     plan_memory,
+    state_bytes,
 )
 from fastgrpo.types import Runs
-from tests.helpers.tiny_model import save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, GRANITE_H, save_tiny_model
 
 QWEN_7B = Qwen2Config(
     vocab_size=152064,
@@ -322,6 +332,28 @@ def test_activations_are_what_autograd_keeps(tmp_path: Path, kept: str, kind, la
     expected = config.num_hidden_layers * (4 * config.hidden_size if kept == "hidden states" else layer + twice)
     last_norm = 2 * 4 * config.hidden_size
     assert kept_bytes(policy, tokens, 64) / tokens == pytest.approx(expected + last_norm, rel=0.1)
+
+
+@pytest.mark.parametrize(("kind", "changes"), [(Qwen3_5TextConfig, DELTA_RULE), (GraniteMoeHybridConfig, GRANITE_H)])
+def test_recurrent_layers_keep_no_more_than_is_planned(tmp_path: Path, kind, changes: dict[str, Any]) -> None:
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
+    config = policy.model.config
+    layer = activation_bytes_per_token(config, torch.float32, layers="plain", recompute_mlp=False)
+    # transformers computes Mamba in chunks of 256 tokens.
+    kept = kept_bytes(policy, 512, 256) / 512
+    # As above a CPU's attention keeps its output twice; and there is the last norm.
+    planned = config.num_hidden_layers * layer + 4 * head_width(config) + 2 * 4 * config.hidden_size
+    # The plan has room for padding, which sequences of one length have none of.
+    assert 0.6 < kept / planned < 1.0
+
+
+def test_the_kv_cache_of_a_hybrid_is_that_of_its_attention_and_a_state_of_each_sequence() -> None:
+    layers = {"num_hidden_layers": 4, "layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+    config = Qwen3_5TextConfig(**DELTA_RULE | layers, num_key_value_heads=2)
+    assert kv_bytes_per_token(config, torch.bfloat16) == 2 * 2 * 32 * 2
+    # Four heads of 16 x 16, and three tokens of what is convolved: values, keys and queries.
+    assert state_bytes(config) == 3 * 4 * (4 * 16 * 16 + 3 * (64 + 2 * 32))
+    assert state_bytes(QWEN_7B) == 0
 
 
 def test_capacity_of_this_machine() -> None:

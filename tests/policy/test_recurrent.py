@@ -1,0 +1,95 @@
+"""A layer with a state sees each run of a packed row, after its prompt, and nothing else."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import FalconH1Config
+
+from fastgrpo.errors import UserError
+from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.recurrent import SIMILAR, recur_within_runs, rows_of
+from fastgrpo.types import Runs
+from tests.helpers.tiny_model import FALCON_H1, save_tiny_model
+
+
+class Sums(nn.Module):
+    """The simplest recurrent layer: each token's output is the sum of all until then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.zeros(()))
+        self.rows: list[tuple[int, ...]] = []
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        self.rows.append(tuple(hidden_states.shape[:2]))
+        return hidden_states.cumsum(1)
+
+
+def packed(groups: list[tuple[int, list[int]]]) -> Runs:
+    """Prompts of so many tokens (0 = none is shared), each with continuations of so many."""
+    queries, keys, index, at = [], [], [], 0
+    for prompt, continuations in groups:
+        before, shared = torch.arange(0), torch.arange(at, at + prompt)
+        for length in ([prompt] if prompt else []) + continuations:
+            index.append(torch.cat([before, torch.arange(at, at + length)]))
+            before = shared
+            queries.append(length)
+            keys.append(len(index[-1]))
+            at += length
+    cu_queries, cu_keys = (torch.tensor([0, *lengths]).cumsum(0).int() for lengths in (queries, keys))
+    index_U = torch.cat(index) if any(prompt for prompt, _ in groups) else None
+    return Runs(cu_queries, max(queries), cu_keys, max(keys), index_U)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12), st.lists(st.integers(1, 40), min_size=1, max_size=5)), min_size=1, max_size=4
+    )
+)
+def test_states_stay_within_runs_and_begin_with_the_prompt(groups: list[tuple[int, list[int]]]) -> None:
+    runs, layer = packed(groups), Sums()
+    recur_within_runs(layer)
+    tokens = int(runs.cu_queries_S[-1])
+    x = torch.randn(1, tokens, 3, dtype=torch.float64, requires_grad=True)
+    rows = rows_of(runs)
+    found = layer(x, rows=rows, attention_mask=None)
+    index = torch.arange(tokens) if runs.key_index_U is None else runs.key_index_U
+    expected = [
+        x[0, index[first:last]].cumsum(0)[-(own[1] - own[0]) :]
+        for (first, last), own in zip(pairwise(runs.cu_keys_S), pairwise(runs.cu_queries_S), strict=True)
+    ]
+    torch.testing.assert_close(found[0], torch.cat(expected))
+    weights = torch.randn_like(found)
+    (ours,) = torch.autograd.grad((found * weights).sum(), x, retain_graph=True)
+    (theirs,) = torch.autograd.grad((torch.cat(expected)[None] * weights).sum(), x)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    laid_out = sum(rows * length for rows, length in layer.rows)
+    assert laid_out * SIMILAR <= len(index)
+
+
+def test_a_model_trains_the_same_with_and_without_checkpointing(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, kind=FalconH1Config, **FALCON_H1)
+    runs = packed([(5, [3, 9])])
+    ids, positions = torch.arange(17) + 40, torch.tensor([*range(5), *range(5, 8), *range(5, 14)])
+    gradients = []
+    for checkpointing in (False, True):
+        policy = load_policy(tmp_path, gradient_checkpointing=checkpointing)
+        policy.forward(ids, positions, runs).sin().sum().backward()
+        gradients.append([parameter.grad for parameter in policy.model.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("key", ["compile_layers", "sharded"])
+def test_what_is_not_made_for_recurrent_layers_is_refused(key: str, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path, kind=FalconH1Config, **FALCON_H1)
+    options: dict[str, Any] = {key: True}
+    with pytest.raises(UserError, match=r"recurrent layers, for which (model.compile|engine.tensor_parallel) is not"):
+        load_policy(tmp_path, **options)
