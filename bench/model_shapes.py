@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from machine import cpu_model
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3MoeConfig
-from transformers.models.qwen3_5 import Qwen3_5TextConfig
 
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.training import flops
@@ -54,24 +53,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
     }
 }
-# Of Qwen3.5's kind: three layers of linear attention (gated delta rule), then one of attention, and so on.
-HYBRIDS: dict[str, dict[str, Any]] = {
-    "2b-hybrid": {
-        "vocab_size": 151936,
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 256,
-        "linear_num_key_heads": 16,
-        "linear_num_value_heads": 16,
-        "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128,
-        "tie_word_embeddings": True,
-    }
-}
-SHAPES = DENSE | MIXTURES | HYBRIDS
+SHAPES = DENSE | MIXTURES
 PEAK_FLOPS = flops.PEAK_FLOPS["H200"]
 GIB = 2**30
 CUDA = torch.cuda.is_available()
@@ -82,9 +64,6 @@ def shape(size: str) -> PretrainedConfig:
     rotation = {"rope_type": "default", "rope_theta": 1e6}
     if size in MIXTURES:
         return Qwen3MoeConfig(max_position_embeddings=32768, rope_parameters=rotation, **MIXTURES[size])
-    if size in HYBRIDS:
-        kinds = ["full_attention" if layer % 4 == 3 else "linear_attention" for layer in range(24)]
-        return Qwen3_5TextConfig(max_position_embeddings=32768, layer_types=kinds, **HYBRIDS[size])
     return Qwen2Config(
         vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
         num_key_value_heads=4 if size == "7b" else 2,
@@ -97,8 +76,7 @@ def shape(size: str) -> PretrainedConfig:
 
 def named(size: str) -> str:
     """What tables say of it."""
-    kind = "Qwen3 mixture" if size in MIXTURES else "Qwen3.5" if size in HYBRIDS else "Qwen2.5"
-    return f"{kind} {size} shape"
+    return f"{'Qwen3 mixture' if size in MIXTURES else 'Qwen2.5'} {size} shape"
 
 
 def random_model(size: str, device: str) -> Any:
