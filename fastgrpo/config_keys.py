@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from fastgrpo.config import LOSS_PRESETS, Config, Grpo, Model, Section, Workers
+from fastgrpo.config import LOSS_PRESETS, Config, Grpo, Section, Workers
 from fastgrpo.config_elsewhere import elsewhere
 from fastgrpo.errors import UserError, expanded, shown
 
@@ -160,6 +160,11 @@ def resolve(values: dict[str, Any]) -> Config:
             table = table.setdefault(part, {})
         table[key] = value
     config = msgspec.convert(nested, Config)
+    if "model.lora_alpha" in values and "model.lora_rank" not in values:
+        raise UserError(
+            "model.lora_alpha scales the adapters of model.lora_rank, which is not set, and all weights would be "
+            "trained: set the rank, as to 16, or 0 where that is meant"
+        )
     _check_workers(config.workers)
     _check_task(config)
     _check_machines(config)
@@ -173,9 +178,9 @@ def _check_task(config: Config) -> None:
         raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
     flow = config.task == "flow" and not (config.data.reward or config.data.environment)
     if config.reward.judge and not flow:
-        raise UserError("reward.judge goes with task flow and its own reward: leave it out")
+        raise UserError("reward.judge goes with task flow and its own reward: leave it out, or empty")
     if config.data.environment_args and not config.data.environment:
-        raise UserError("data.environment_args are those of data.environment: name it, or leave them out")
+        raise UserError("data.environment_args are those of data.environment: name it, or leave them out, or empty")
     if config.workers.cache_dir and config.reward.efficiency_by in ("dollars", "seconds"):
         by = config.reward.efficiency_by
         raise UserError(f"workers.cache_dir gives answers for no {by}, and reward.efficiency_by is {by}: leave one out")
@@ -202,11 +207,6 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "
             f"{config.engine.max_model_len}: lower the one or raise the other"
-        )
-    if config.model.lora_alpha != Model().lora_alpha and not config.model.lora_rank:
-        raise UserError(
-            "model.lora_alpha scales the adapters of model.lora_rank, which is 0, and all weights would be trained: "
-            "set the rank, as to 16, or leave alpha out"
         )
     for key in ("system_prompt", "chat_template_kwargs"):
         if not config.model.chat_template and getattr(config.model, key):
@@ -260,7 +260,7 @@ def _check_grpo(grpo: Grpo) -> None:
     if grpo.clip_dual and grpo.ratio == "cispo":
         raise UserError(
             "grpo.clip_dual bounds ratios that grpo.clip_high does not, and cispo's is bounded by it whatever the "
-            "advantage: leave clip_dual out"
+            "advantage: set clip_dual to 0"
         )
     if grpo.overlong_penalty_tokens > grpo.max_new_tokens:
         raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")
