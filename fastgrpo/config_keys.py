@@ -49,7 +49,7 @@ _SPELLED = {
     "data.reward": "a text module:function; a function itself is passed to fastgrpo.train as reward=",
 }
 _LEAVES = {known: known.rpartition(".")[2] for known in KEYS}
-# From which likeness on a name is a key with a slip of the pen, and how many keys a word may stand in to mean one.
+# A name as like a key as this is one with a slip of the pen; a word that stands in more keys than this means none.
 SLIP, MOST_FULLER = 0.8, 3
 MOST_ROLLOUTS = 2**20  # at once, each a coroutine
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
@@ -126,15 +126,17 @@ def _unknown(name: str) -> str:
 def _alike(name: str) -> str | None:
     """The key that a name is likely to mean; None where none is likely.
 
-    Of a section that we have it is one there by a slip of the pen or in fewer words, or to the letter one of [grpo] or
-    a long one of another section; of other names, one of any section by a slip, or of [grpo] in fewer words.
+    A name in a section of ours, whose own name may have a slip, too, means a key of that section, where it is one with
+    a slip or some of one's words; else the key of another section that ends alike, in [grpo] or of several words. A
+    name in none means any key with a slip, or one of [grpo] by some of its words.
     """
     table, _, leaf = name.rpartition(".")
     section = next(iter(difflib.get_close_matches(table.partition(".")[0], SECTIONS, n=1, cutoff=0.7)), "")
     own = {known: last for known, last in _LEAVES.items() if known.startswith(f"{section or 'grpo'}.")}
     others = sorted(_LEAVES.items(), key=lambda item: not item[0].startswith("grpo."))
     slips = {known: _likeness(leaf, last) for known, last in (own.items() if section else others)}
-    if (best := max(slips, key=lambda known: slips[known])) and slips[best] >= SLIP:
+    best = max(slips, key=lambda known: slips[known])
+    if slips[best] >= SLIP:
         return best
     words = set(leaf.split("_"))
     fuller = [known for known, last in own.items() if words < set(last.split("_")) and 2 * len(words) > last.count("_")]

@@ -302,7 +302,10 @@ def _refuse_sets(config: Config, instead: str) -> None:
 def _refuse_rounds(config: Config, why: str) -> None:
     """Raises UserError where rollouts of several rounds are wanted, and this task has none."""
     if config.grpo.rounds > 1:
-        raise UserError(f"grpo.rounds = {config.grpo.rounds} would be one: {why}; set it to 1")
+        raise UserError(
+            f"grpo.rounds = {config.grpo.rounds} would be one: {why}; set it to 1, for a run that is resumed in its "
+            "config.toml"
+        )
 
 
 def _used_sets(dataset: Any, config: Config, split: str = "train") -> list[list[Example]]:
