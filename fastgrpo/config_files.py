@@ -36,7 +36,10 @@ def read_saved(folder: Path) -> dict[str, Any]:
     try:
         resolve(values)
     except UserError as error:
-        raise UserError(f"{saved} is no configuration of a run, as where it was cut: {error}") from None
+        raise UserError(
+            f"{saved} is no configuration of a run: {error}; mend it in that file, which was cut, or which an older "
+            "version passed"
+        ) from None
     return values
 
 

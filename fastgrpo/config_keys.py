@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from fastgrpo.config import LOSS_PRESETS, Config, Grpo, Model, Section, Workers
+from fastgrpo.config import LOSS_PRESETS, Config, Grpo, Section, Workers
 from fastgrpo.config_elsewhere import elsewhere
 from fastgrpo.errors import UserError, expanded, shown
 
@@ -49,7 +49,7 @@ _SPELLED = {
     "data.reward": "a text module:function; a function itself is passed to fastgrpo.train as reward=",
 }
 _LEAVES = {known: known.rpartition(".")[2] for known in KEYS}
-# From which likeness on a name is a key with a slip of the pen, and how many keys a word may stand in to mean one.
+# A name as like a key as this is one with a slip of the pen; a word that stands in more keys than this means none.
 SLIP, MOST_FULLER = 0.8, 3
 MOST_ROLLOUTS = 2**20  # at once, each a coroutine
 SECTIONS: tuple[str, ...] = tuple(dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name))
@@ -126,15 +126,17 @@ def _unknown(name: str) -> str:
 def _alike(name: str) -> str | None:
     """The key that a name is likely to mean; None where none is likely.
 
-    Of a section that we have it is one there by a slip of the pen or in fewer words, or to the letter one of [grpo] or
-    a long one of another section; of other names, one of any section by a slip, or of [grpo] in fewer words.
+    A name in a section of ours, whose own name may have a slip, too, means a key of that section, where it is one with
+    a slip or some of one's words; else the key of another section that ends alike, in [grpo] or of several words. A
+    name in none means any key with a slip, or one of [grpo] by some of its words.
     """
     table, _, leaf = name.rpartition(".")
     section = next(iter(difflib.get_close_matches(table.partition(".")[0], SECTIONS, n=1, cutoff=0.7)), "")
     own = {known: last for known, last in _LEAVES.items() if known.startswith(f"{section or 'grpo'}.")}
     others = sorted(_LEAVES.items(), key=lambda item: not item[0].startswith("grpo."))
     slips = {known: _likeness(leaf, last) for known, last in (own.items() if section else others)}
-    if (best := max(slips, key=lambda known: slips[known])) and slips[best] >= SLIP:
+    best = max(slips, key=lambda known: slips[known])
+    if slips[best] >= SLIP:
         return best
     words = set(leaf.split("_"))
     fuller = [known for known, last in own.items() if words < set(last.split("_")) and 2 * len(words) > last.count("_")]
@@ -160,6 +162,11 @@ def resolve(values: dict[str, Any]) -> Config:
             table = table.setdefault(part, {})
         table[key] = value
     config = msgspec.convert(nested, Config)
+    if "model.lora_alpha" in values and "model.lora_rank" not in values:
+        raise UserError(
+            "model.lora_alpha scales the adapters of model.lora_rank, which is not set, and all weights would be "
+            "trained: set the rank, as to 16, or 0 where that is meant"
+        )
     _check_workers(config.workers)
     _check_task(config)
     _check_machines(config)
@@ -173,9 +180,9 @@ def _check_task(config: Config) -> None:
         raise UserError("sft.teacher is openai: set workers.kind to openai and its endpoint too")
     flow = config.task == "flow" and not (config.data.reward or config.data.environment)
     if config.reward.judge and not flow:
-        raise UserError("reward.judge goes with task flow and its own reward: leave it out")
+        raise UserError("reward.judge goes with task flow and its own reward: leave it out, or empty")
     if config.data.environment_args and not config.data.environment:
-        raise UserError("data.environment_args are those of data.environment: name it, or leave them out")
+        raise UserError("data.environment_args are those of data.environment: name it, or leave them out, or empty")
     if config.workers.cache_dir and config.reward.efficiency_by in ("dollars", "seconds"):
         by = config.reward.efficiency_by
         raise UserError(f"workers.cache_dir gives answers for no {by}, and reward.efficiency_by is {by}: leave one out")
@@ -202,11 +209,6 @@ def _check_model(config: Config) -> None:
         raise UserError(
             f"grpo.max_new_tokens = {config.grpo.max_new_tokens} leaves no room for a prompt in engine.max_model_len = "
             f"{config.engine.max_model_len}: lower the one or raise the other"
-        )
-    if config.model.lora_alpha != Model().lora_alpha and not config.model.lora_rank:
-        raise UserError(
-            "model.lora_alpha scales the adapters of model.lora_rank, which is 0, and all weights would be trained: "
-            "set the rank, as to 16, or leave alpha out"
         )
     for key in ("system_prompt", "chat_template_kwargs"):
         if not config.model.chat_template and getattr(config.model, key):
@@ -260,7 +262,7 @@ def _check_grpo(grpo: Grpo) -> None:
     if grpo.clip_dual and grpo.ratio == "cispo":
         raise UserError(
             "grpo.clip_dual bounds ratios that grpo.clip_high does not, and cispo's is bounded by it whatever the "
-            "advantage: leave clip_dual out"
+            "advantage: set clip_dual to 0"
         )
     if grpo.overlong_penalty_tokens > grpo.max_new_tokens:
         raise UserError("grpo.overlong_penalty_tokens is above grpo.max_new_tokens: lower it, or raise the limit")

@@ -55,7 +55,9 @@ async def beside_baselines(config: Config) -> None:
 def main() -> None:
     """Evaluate `--model PATH` on the held-out problems, or with `--baselines` compare it with fixed workflows."""
     flag = {BASELINES: "compare with fixed workflows; --model may be left out"}
-    command = command_to_run("fastgrpo.evaluate", refuse_problems=refuse_none_held_out, of_run=True, flags=flag)
+    command = command_to_run(
+        "fastgrpo.evaluate", refuse_problems=lambda _, found: refuse_none_held_out(found), of_run=True, flags=flag
+    )
     if command is not None:
         program = beside_baselines if BASELINES in command.flags else policy_alone
         run_on_ranks(command.config, lambda: program(command.config))

@@ -27,7 +27,7 @@ from fastgrpo.record.trackers import tracker_module
 from fastgrpo.rollouts.rollouts import prompts_fit
 from fastgrpo.run_folder import model_digest, tokenizer_digests
 from fastgrpo.signals import interruptible
-from fastgrpo.tasks import Problems, Task, problems_of, refuse_no_evaluation, require_model, task_of
+from fastgrpo.tasks import Problems, Task, problems_of, require_model, task_of
 from fastgrpo.training.memory import MemoryPlan
 from fastgrpo.training.workload import memory_plan
 from fastgrpo.types import Sampling
@@ -36,7 +36,7 @@ from fastgrpo.types import Sampling
 def command_to_run(
     program: str,
     refuse: Callable[[CommandLine], object] = lambda _: None,
-    refuse_problems: Callable[[Problems], object] = lambda _: None,
+    refuse_problems: Callable[[Config, Problems], object] = lambda *_: None,
     tracked: bool = False,
     **options: Any,
 ) -> CommandLine | None:
@@ -104,8 +104,9 @@ def trainable(config: Config) -> MemoryPlan:
     grpo = config.grpo
     if 0 < grpo.decay_steps < grpo.steps and not grpo.min_lr_ratio:
         raise UserError(
-            f"grpo.lr would be 0 from step {grpo.decay_steps + 1} of {grpo.steps} on, by grpo.decay_steps = "
-            f"{grpo.decay_steps}: raise that to grpo.steps, set grpo.min_lr_ratio, as to 0.1, or train fewer steps"
+            f"grpo.lr would be 0 from step {grpo.decay_steps + 1} of {grpo.steps} on, by grpo.decay_steps: set "
+            f"grpo.steps to {grpo.decay_steps}, or in a new run grpo.decay_steps to {grpo.steps} or grpo.min_lr_ratio "
+            "to 0.1"
         )
     if config.model.lora_rank:
         peft_module("model.lora_rank")
@@ -125,7 +126,7 @@ def print_plan(
     config: Config,
     task: Task | None = None,
     *,
-    refuse_problems: Callable[[Problems], object] = lambda _: None,
+    refuse_problems: Callable[[Config, Problems], object] = lambda *_: None,
     tracked: bool = False,
 ) -> None:
     """The resolved configuration, the sizes of both stages and the memory plan; starts and writes nothing.
@@ -139,8 +140,7 @@ def print_plan(
         tracker_module(config.record.tracker)
     config = with_local_model(config, weights=False)
     problems, held_out = found = problems_of(task, config, tried=False)
-    refuse_problems(found)
-    refuse_no_evaluation(config, found)
+    refuse_problems(config, found)
     grpo = config.grpo
     rollouts = grpo.prompts_per_step * grpo.group_size
     memory = trainable(config)

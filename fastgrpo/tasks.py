@@ -117,18 +117,15 @@ def _digest(told: list[tuple[str, Any]]) -> str:
     return hashlib.blake2b(repr(told).encode(errors="replace"), digest_size=16).hexdigest()
 
 
-def refuse_none_to_train_on(problems: Problems) -> None:
-    """Raises UserError where the first of (training, held-out) problems is empty."""
-    if not problems[0]:
+def refuse_untrainable(config: Config, problems: Problems) -> None:
+    """Raises UserError where of (training, held-out) problems the first is empty, or the second with `eval.every`."""
+    train, held_out = problems
+    if not train:
         raise UserError("the task has no problem to train on: lower data.held_out, or name more data")
-
-
-def refuse_no_evaluation(config: Config, problems: Problems) -> None:
-    """Raises UserError where `eval.every` asks for evaluations, and the second of (training, held-out) is empty."""
-    if config.eval.every and not problems[1]:
+    if config.eval.every and not held_out:
         raise UserError(
             f"eval.every = {config.eval.every} would evaluate nothing, as no problem is held out: raise data.held_out, "
-            "name an evaluation's own data, or leave eval.every out"
+            "name an evaluation's own data, or set eval.every to 0"
         )
 
 
@@ -305,7 +302,10 @@ def _refuse_sets(config: Config, instead: str) -> None:
 def _refuse_rounds(config: Config, why: str) -> None:
     """Raises UserError where rollouts of several rounds are wanted, and this task has none."""
     if config.grpo.rounds > 1:
-        raise UserError(f"grpo.rounds = {config.grpo.rounds} would be one: {why}; leave it out")
+        raise UserError(
+            f"grpo.rounds = {config.grpo.rounds} would be one: {why}; set it to 1, for a run that is resumed in its "
+            "config.toml"
+        )
 
 
 def _used_sets(dataset: Any, config: Config, split: str = "train") -> list[list[Example]]:

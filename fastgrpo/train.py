@@ -41,8 +41,7 @@ from fastgrpo.tasks import (
     digests_of,
     environment_task,
     problems_of,
-    refuse_no_evaluation,
-    refuse_none_to_train_on,
+    refuse_untrainable,
     require_model,
     reward_task,
     task_of,
@@ -86,7 +85,7 @@ def train(
     config = _configured(config, str(model) if isinstance(model, Path) else model or "")
     task = _given_task(task, environment, reward, reward_weights, dataset, eval_dataset)
     if dry_run:
-        print_plan(config, task, refuse_problems=refuse_none_to_train_on, tracked=True)
+        print_plan(config, task, refuse_problems=refuse_untrainable, tracked=True)
         return config.folder
     if not _under_way.acquire(blocking=False):
         raise UserError(
@@ -176,8 +175,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
     config = with_readable_model(config, again=resume)
     trainable(config)
     problems, held_out = found = problems_of(task, config)
-    refuse_none_to_train_on(found)
-    refuse_no_evaluation(config, found)
+    refuse_untrainable(config, found)
     data = digests_of(task, config, found) if is_first_rank() else {}
     with open_log(config, resume=resume, data=data) as log:
         if log.folder is not None and not named:
@@ -315,7 +313,7 @@ def refuse_idle_ranks(config: Config) -> None:
 
 def main() -> None:
     """Train as the command line says, or print the plan."""
-    if command := command_to_run("fastgrpo.train", refuse_problems=refuse_none_to_train_on, tracked=True):
+    if command := command_to_run("fastgrpo.train", refuse_problems=refuse_untrainable, tracked=True):
         run_on_ranks(command.config, lambda: run(command.config, resume=command.resume))
 
 

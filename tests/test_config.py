@@ -94,8 +94,8 @@ def config(*arguments: str) -> Config:
         ("--grpo.advantage rloo --grpo.reward_scale terms", "advantage rloo and grpo.reward_scale terms exclude"),
         ("--grpo.group_size 10000000", "160,000,000 rollouts at once, more than 1,048,576: lower one of them"),
         ("--grpo.curriculum 0.1 --grpo.prompts_per_step 5", "0.1 of grpo.prompts_per_step = 5 is no problem at all"),
-        ("--grpo.loss cispo --grpo.clip_dual 3", "cispo's is bounded by it whatever the advantage: leave clip_dual"),
-        ("--model.lora_alpha 16", "model.lora_alpha scales the adapters of model.lora_rank, which is 0"),
+        ("--grpo.loss cispo --grpo.clip_dual 3", "cispo's is bounded by it whatever the advantage: set clip_dual"),
+        ("--model.lora_alpha 16", "model.lora_alpha scales the adapters of model.lora_rank, which is not set"),
         ("--data.environment_args {}", "data.environment_args are those of data.environment: name it"),
         ("--task code --reward.judge large", "reward.judge goes with task flow and its own reward: leave it out"),
         ("--reward.judge large --data.reward m:f", "reward.judge goes with task flow and its own reward"),
@@ -286,6 +286,24 @@ def test_resume_reads_the_runs_own_configuration(tmp_path: Path) -> None:
     assert line.config.grpo.steps == 99
     with pytest.raises(UserError, match="nothing to resume"):
         config("--runs", str(tmp_path), "--name", "other", "--resume")
+
+
+def test_a_run_with_a_key_that_is_refused_by_now_goes_on_once_that_is_mended(tmp_path: Path) -> None:
+    """The command line cannot mend it: what it says must be what the run began with."""
+    runs = ("--runs", str(tmp_path))
+    saved = open_folder(config(*runs, "--grpo.loss", "cispo", "--model.lora_rank", "0"), resume=False) / "config.toml"
+    text = saved.read_text()
+    saved.write_text(text.replace("clip_dual = 0.0", "clip_dual = 3.0"))
+    with pytest.raises(UserError, match=rf"^{saved} is no .* set clip_dual to 0; mend it in that file, which was cut"):
+        config(*runs, "--resume", "--grpo.clip_dual", "0")
+    saved.write_text(text)
+    open_folder(config(*runs, "--resume"), resume=True)
+
+
+def test_adapters_scale_is_passed_where_their_rank_is_said_to_be_none() -> None:
+    """As on the command line over a file with both, and in a run's own file, which has all keys."""
+    assert config("--model.lora_alpha", "16", "--model.lora_rank", "0").model.lora_rank == 0
+    assert resolve(flat(config("--model.lora_alpha", "16", "--model.lora_rank", "8"))).model.lora_alpha == 16
 
 
 def test_a_runs_model_is_judged_by_that_runs_configuration(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.plan import print_plan
 from fastgrpo.policy.demo_policy import create_policy
-from fastgrpo.tasks import Task, reward_task
+from fastgrpo.tasks import Task, refuse_untrainable, reward_task
 from fastgrpo.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -169,7 +169,7 @@ def test_a_judge_that_is_no_worker_is_told_before_anything_starts(model: Path) -
     [
         (
             {"grpo.steps": 6, "grpo.decay_steps": 4},
-            r"grpo\.lr would be 0 from step 5 of 6 on, by grpo\.decay_steps = 4",
+            r"grpo\.lr would be 0 from step 5 of 6 on, by grpo\.decay_steps: set grpo\.steps to 4, or in a new run",
         ),
         ({"grpo.steps": 4, "grpo.decay_steps": 4}, ""),
         ({"grpo.steps": 6, "grpo.decay_steps": 4, "grpo.min_lr_ratio": 0.1}, ""),
@@ -184,8 +184,14 @@ def test_what_would_have_no_effect_is_told_before_anything_starts(
     config = resolve({"model.path": str(model), "data.held_out": 0} | keys)
     task = reward_task([anything], dataset=[{"prompt": "a"}, {"prompt": "b"}])
     with pytest.raises(UserError, match=sentence) if sentence else nullcontext():
-        print_plan(config, task)
+        print_plan(config, task, refuse_problems=refuse_untrainable)
     assert bool(capsys.readouterr().out) == (not sentence)
+
+
+def test_evaluations_under_way_are_asked_of_no_program_but_training(model: Path) -> None:
+    """`solve` and `sft` make none."""
+    task = reward_task([anything], dataset=[{"prompt": "a"}, {"prompt": "b"}])
+    print_plan(resolve({"model.path": str(model), "data.held_out": 0, "eval.every": 2}), task)
 
 
 def test_a_task_without_a_model_is_refused_as_the_run_would(capsys: pytest.CaptureFixture[str]) -> None:

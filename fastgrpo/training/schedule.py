@@ -300,7 +300,8 @@ async def update_beside(engine_free: Callable[[], Awaitable[None]], learner: Lea
             metrics = await asyncio.shield(update)
             # An update of no sample at all waits for nobody.
             asked.set()
-            await asyncio.shield(waiting)
+            with log.phase("generate"):
+                await asyncio.shield(waiting)
             return metrics
         except BaseException as error:
             waiting.cancel()

@@ -713,6 +713,28 @@ def test_an_update_of_no_sample_is_told_before_an_interrupt_goes_on_and_the_engi
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_what_an_update_waits_for_the_engine_is_generation(empty: bool) -> None:
+    """Of one of no sample it was training."""
+    log, begun = RunLog(None), threading.Event()
+
+    class Learner(FakeLearner):
+        def update(self, timer, before_step) -> dict[str, float]:
+            begun.set()
+            return {} if empty else super().update(timer, before_step)
+
+    async def free() -> None:
+        assert begun.is_set()
+        await asyncio.sleep(0.2)
+
+    async def main() -> None:
+        with log.phase("train"):
+            await update_beside(free, Learner(SimpleNamespace(busy=False)), log)
+
+    asyncio.run(main())
+    assert log.timer.spent("generate") > 0.1
+
+
 def test_an_engine_failure_during_the_update_is_the_error_that_ends_it() -> None:
     async def main() -> None:
         def fail() -> None:
