@@ -24,6 +24,7 @@ import _jail
 from . import arrays, honest
 from .known import library_place
 from .names import lent_name
+from .skips import skipped
 from .watched import UNWATCHED, WATCHED, deciding, in_modules, in_tests, is_same
 from .wire import result_body
 
@@ -42,7 +43,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     everywhere, modules, own, same = deciding, in_modules, in_tests, is_same
     result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase
     names, imported = job["names"], _imported(job["modules"])
-    skipped = _skipped(job["skips"], unittest.SkipTest)
+    left_out = skipped(job["skips"])
     bare, absent = modules(imported), _absent(job["modules"])
     loaded: dict[str, Any] = sys.modules
     before = everywhere() | bare
@@ -58,8 +59,9 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     if not changed:
         exec(tests, space)
         made = own(space, job["own"], case)
-        run = tuple(name for name in names if name not in skipped)
-        passed = run_tests(space, run, result, suite, case) | skipped
+        run = tuple(name for i, name in enumerate(names) if i not in left_out)
+        passed = run_tests(space, run, result, suite, case)
+        passed |= set(names).difference(run) if run else set()
         changed = not same(before, everywhere() | modules(imported, bare if job["mocks"] else None))
         changed = changed or not same(made, own(space, job["own"], case, made if job["mocks"] else None))
         changed = changed or any(space.get(name) is not each for name, each in guards.items())
@@ -122,19 +124,6 @@ def _finished(test: Any, method: str) -> Any:
 
 def _made(case: type) -> list[str]:
     return [name for name in dir(case) if name.startswith("test") and callable(getattr(case, name))]
-
-
-def _skipped(probes: tuple[tuple[str, bytes], ...], skip: type[Exception]) -> set[str]:
-    """The tests that are skipped whatever the solution is, which is not there yet (skipping.py)."""
-    found = set()
-    for name, code in probes:
-        try:
-            exec(marshal.loads(code), {"__name__": "tests", "__skip__": skip})
-        except skip:
-            found.add(name)
-        except Exception:
-            continue  # the run tells
-    return found
 
 
 def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
