@@ -42,12 +42,12 @@ def skip_probes(source: str, names: tuple[str, ...]) -> tuple[tuple[int, bytes],
     if "skip" not in source.lower():
         return ()
     tests = _Tests(source)
-    return _programs((tests.program(list(tests.asked_of(tests.parts(name)))) for name in names))
+    return _programs(tests.program(list(tests.asked_of(tests.parts(name)))) for name in names)
 
 
 @memo
 def line_probes(setup: str, lines: tuple[str, ...]) -> tuple[tuple[int, bytes], ...]:
-    """The same of lines that call tests as pytest finds them, which `setup` defines (scripts.py). Raises SyntaxError."""
+    """The same of lines that call tests as pytest finds them, which `setup` defines. Raises SyntaxError."""
     if "skip" not in setup.lower() and not any("SkipTest" in line for line in lines):
         return ()
     tests = _Tests(setup)
@@ -99,8 +99,8 @@ class _Tests:
             if isinstance(node, ast.IfExp) and ast.dump(node.body) == _SKIPPED and self._asks_none(node.test):
                 yield ast.If(node.test, [_RAISED], [])
         called = [last_name(node.func) for node in ast.walk(line) if isinstance(node, ast.Call)]
-        found = [self._functions.get(name) or methods.get(name) for name in called]
-        yield from self.asked_of([*classes, *filter(None, found)])
+        functions = {**methods, **self._functions}
+        yield from self.asked_of([*classes, *(functions[name] for name in called if name in functions)])
 
     def asked_of(self, parts: Iterable[_Test]) -> Iterator[ast.stmt]:
         """What is asked by decorators, and by functions up to a skip."""
@@ -143,6 +143,12 @@ class _Tests:
                 return _RAISED
             case ast.If(test=test) if self._asks_none(test, own):
                 return ast.If(test, self._first(node.body, own) or [ast.Pass()], self._first(node.orelse, own))
+            case ast.Expr(value=ast.Call(func=ast.Name(id=name), args=[], keywords=[])) if (
+                name in self._functions and f"{name}()" not in own
+            ):
+                called = self._functions[name]
+                own |= {*_locals(called), f"{name}()"}
+                return ast.If(ast.Constant(True), self._first(called.body, own) or [ast.Pass()], [])
             case ast.Try(body=body, handlers=handlers, orelse=[], finalbody=[]):
                 tried = self._first(body, own)
                 caught = [self._handler(each, own) for each in handlers]

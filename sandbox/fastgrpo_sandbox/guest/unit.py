@@ -16,7 +16,7 @@ import importlib.machinery
 import marshal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import _jail
@@ -44,7 +44,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase
     names, imported = job["names"], _imported(job["modules"])
     left_out = skipped(job["skips"])
-    bare, absent = modules(imported), _absent(job["modules"])
+    bare, absent = modules(imported), _absent(job["modules"], job["files"])
     loaded: dict[str, Any] = sys.modules
     before = everywhere() | bare
     module = sys.modules["__main__"] = load(job["code"], "solution")  # what it does as a program is not asked
@@ -141,10 +141,12 @@ def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _absent(names: tuple[str, ...]) -> frozenset[str]:
+def _absent(names: tuple[str, ...], files: Iterable[str]) -> frozenset[str]:
     """The packages of these modules that are not there: the tests may have something in their place, and a solution is
-    not to give them what it likes by such a name."""
-    tops = {name.partition(".")[0] for name in names} - OWN_NAMES
+    not to give them what it likes by such a name. Of the job's files the tests or the solution may find any, by a path
+    of their own."""
+    beside = {part.removesuffix(".py") for path in files for part in path.split("/")}
+    tops = {name.partition(".")[0] for name in names} - OWN_NAMES - beside
     known = sys.stdlib_module_names.union(sys.modules)
     return frozenset(top for top in tops - known if importlib.machinery.PathFinder.find_spec(top) is None)
 
