@@ -158,13 +158,10 @@ class _Tests:
                     if known and not any(_has(each, ast.Return) for each in tried)
                     else ast.Return()
                 )
-            case ast.Assign(
-                targets=[ast.Name() as target], value=ast.Call(func=function, args=[ast.Constant(str(name))])
-            ) if last_name(function) == "importorskip":
-                imported = ast.Import([ast.alias(name, target.id if "." not in name else None)])
-                return ast.Try(
-                    [imported], [ast.ExceptHandler(ast.Name("ImportError", ast.Load()), None, [_RAISED])], [], []
-                )
+            case ast.Assign(value=ast.Call(func=function, args=[ast.Constant(str(name))])) if (
+                last_name(function) == "importorskip"
+            ):
+                return _import_or_skip(name)
             case (
                 ast.Import()
                 | ast.ImportFrom()
@@ -208,6 +205,12 @@ def _called(body: list[ast.stmt]) -> list[ast.stmt]:
     return lines
 
 
+def _import_or_skip(name: str) -> ast.Try:
+    """pytest.importorskip; a condition that looks at what it gave finds no such name, and is left to the run."""
+    handler = ast.ExceptHandler(ast.Name("ImportError", ast.Load()), None, [_RAISED])
+    return ast.Try([ast.Import([ast.alias(name)])], [handler], [], [])
+
+
 def _wants(node: ast.AST) -> frozenset[str]:
     """The names that a statement or expression needs from elsewhere."""
     text = ast.unparse(node)
@@ -218,9 +221,15 @@ def _wants(node: ast.AST) -> frozenset[str]:
 
 
 def _bound(node: ast.stmt) -> set[str]:
-    """The names that a statement gives at the top of the tests."""
-    if isinstance(node, _FUNCTIONS):
-        return {node.name}
+    """The names that a statement gives at the top of the tests, or of modules in which it changes something: what is in
+    `os.environ`, as by `os.environ["CI"] = ""` or `os.environ.update(CI="")`."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return {name}
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Attribute(value=ast.Name(id=name))))):
+            return {name}
+        case ast.Assign(targets=[ast.Subscript(value=ast.Attribute(value=ast.Name(id=name)))]):
+            return {name}
     return set(map(bound_name, ast.walk(node))) - {""} if isinstance(node, _GIVING) else set()
 
 

@@ -165,6 +165,14 @@ BY_SOLUTION = {
 }
 
 
+@pytest.mark.parametrize("given", ["os.environ['RUN'] = '1'", "os.environ.update(RUN='1')"])
+def test_what_the_tests_set_themselves_skips_none(pool, given):
+    skips = "        if not os.environ.get('RUN'): self.skipTest('no')\n"
+    tests = UnittestTests(case(f"    def test_a(self):\n{skips}{ASKS}", f"{given}\n"))
+    assert pool.run(RIGHT, tests=tests).tests == (True, True)
+    assert pool.run(WRONG, tests=tests).tests == (False, False)
+
+
 @pytest.mark.parametrize(("source", "code"), BY_SOLUTION.values(), ids=BY_SOLUTION)
 def test_no_solution_has_a_test_skipped(pool, source, code):
     assert not any(pool.run(code, tests=UnittestTests(source)).tests)
