@@ -307,7 +307,7 @@ def test_where_all_tests_are_skipped_none_passes(pool, source):
 
 
 def test_the_conditions_of_many_tests_take_moments():
-    """Each looked through the whole text: two minutes for these."""
+    """Each looked through the whole text."""
     methods = "".join(
         f"    @skipIf(os.name == 'nt', '')\n    def test_{i}(self): assert f({i}) == TABLE[{i}]\n" for i in range(200)
     )
