@@ -118,9 +118,8 @@ def _all_come(store: Store, rank: int, world: int) -> list[str]:
         while not store.check(keys):  # no wait of the store's own, which no signal ends
             if (waited := time.monotonic() - began) > min(say_s, JOIN_WAIT_S):
                 say_s *= 2
-                _tell_missing(
-                    [number for number, key in enumerate(keys) if not store.check([key])], rank, world, waited
-                )
+                missing = [number for number, key in enumerate(keys) if not store.check([key])]
+                _tell_missing(missing, rank, world, waited)
             time.sleep(LOOK_S)
         return [store.get(key).decode() for key in keys]
     except DistError as error:
@@ -130,7 +129,7 @@ def _all_come(store: Store, rank: int, world: int) -> list[str]:
 def _tell_missing(missing: list[int], rank: int, world: int, waited: float) -> None:
     """Say who is missing, once for all that wait. Raises RankError where they were waited for long enough."""
     who, where = f"of {world} ranks {', '.join(map(str, missing))}", "what torchrun printed on their host"
-    if waited > JOIN_WAIT_S:
+    if missing and waited > JOIN_WAIT_S:
         raise RankError(told_failure() or f"{who} did not come within {JOIN_WAIT_S:.0f} s: look at {where}")
     if missing and missing[:rank] == list(range(rank)):
         say_on_stderr(f"{who} did not come yet, within {waited:.0f} s: they import still, or look at {where}")

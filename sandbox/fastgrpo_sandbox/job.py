@@ -19,7 +19,7 @@ from fastgrpo_sandbox.counting import count_tests
 from fastgrpo_sandbox.guest.asserts import compile_asserts, compile_setup, special_words
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import solution_imports, unimported_modules, wanted_names
-from fastgrpo_sandbox.skipping import skip_probes
+from fastgrpo_sandbox.skipping import line_probes, skip_probes
 from fastgrpo_sandbox.stdio import MOST_OUTPUT, SILENT, wants_nothing
 from fastgrpo_sandbox.types import (
     AssertTests,
@@ -207,12 +207,12 @@ def _judge_job(tests: CheckTests | AssertTests) -> dict[str, Any]:
     """The tests, compiled here once for all the solutions that they judge. Raises Rejected."""
     with _compiling():
         tests = _after_imports(tests)
-    job: dict[str, Any] = {"role": "judge", "lines": None, "needed": _needed(tests)}
+    job: dict[str, Any] = {"role": "judge", "lines": None, "skips": (), "needed": _needed(tests)}
     job["special"] = special_words(tests.setup, *(tests.asserts if isinstance(tests, AssertTests) else (tests.source,)))
     with _compiling():
         job["setup"], job["modules"] = compile_setup(tests.setup), wanted_names(tests.setup).modules
         if isinstance(tests, AssertTests):
-            return job | {"lines": _lines(tests.asserts)}
+            return job | {"lines": _lines(tests.asserts), "skips": line_probes(tests.setup, tests.asserts)}
         code, wanted = compile_asserts(tests.source), tuple(wanted_names(tests.source))
     return job | {"code": code, "wanted": wanted, "entry_point": tests.entry_point}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+from collections.abc import Iterator
 
 from fastgrpo_sandbox.guest.names import bound_name
 from fastgrpo_sandbox.source_text import starters
@@ -17,7 +18,10 @@ _BUILTINS = (
     *("str", "tuple", "type", "zip"),
 )
 _RAISING = frozenset({"index", "remove", "pop", "popitem"})
-_MODULES = frozenset({"math", "time"})  # whose functions raise for what is no number at most
+# Whose functions raise for what is no number, or no container, at most.
+_MODULES = frozenset({"collections", "logging", "math", "pprint", "random", "time", "traceback", "typing"})
+_PRINTS = frozenset({"print", "pprint", "pprint.pprint", "sys.stdout.write", "sys.stderr.write"})
+_PRINTS |= {f"logging.{level}" for level in ("debug", "info", "warning", "error", "critical", "exception")}
 _MAY_FAIL = (ast.Assert, ast.Raise, ast.Delete, ast.With, ast.AsyncWith, ast.Await, ast.Match)
 _DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -27,27 +31,44 @@ def refuse_prints(tree: ast.Module) -> None:
 
     One that calls the solution and prints nothing is a test that it does not raise.
     """
-    nodes = list(ast.walk(tree))
-    calls = [node for node in nodes if isinstance(node, ast.Call)]
-    if not any(ast.unparse(call.func) == "print" for call in calls):
+    nodes = list(_evaluated(tree))
+    if any(isinstance(node, _MAY_FAIL) for node in nodes):
+        return
+    calls = {id(node.func): node for node in nodes if isinstance(node, ast.Call)}
+    called = {place: ast.unparse(call.func) for place, call in calls.items()}
+    if _PRINTS.isdisjoint(called.values()):
         return
     bound = {bound_name(node) for node in nodes if isinstance(node, _DEFINED)}
     imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
-    foreign = {bound_name(each) for node in imports if not _is_of_solution(node) for each in node.names} - _MODULES
+    foreign = {bound_name(each) for node in imports for each in node.names if not _is_known(node, each)}
     counted = {part.id for node in nodes if isinstance(node, ast.For) for part in _names(node.target)}
     counted |= {part.id for node in nodes if isinstance(node, ast.comprehension) for part in _names(node.target)}
-    asked = [node.value for node in nodes if isinstance(node, ast.Attribute)] + [call.func for call in calls]
-    handed = {node.id for node in nodes if isinstance(node, ast.Name) and node not in asked}  # to who knows whom
-    if any(isinstance(node, _MAY_FAIL) or _may_fail(node, counted) for node in nodes) or handed & foreign:
+    asked = calls.keys() | {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    handed = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in asked}  # to who knows whom
+    if any(_may_fail(node, counted) for node in nodes) or handed & foreign:
         return
-    started = starters(tree)
-    calls = [call for call in calls if ast.unparse(call.func) not in started]
-    if all(_raises_nothing(call, bound, foreign) for call in calls):
+    harmless = starters(tree) | _PRINTS
+    others = [call for place, call in calls.items() if called[place] not in harmless]
+    if all(_raises_nothing(call, bound, foreign) for call in others):
         raise NoTestError("the tests only print what they find: whatever defines what they call would pass")
 
 
-def _is_of_solution(node: ast.Import | ast.ImportFrom) -> bool:
-    return isinstance(node, ast.ImportFrom) and node.module == "solution"
+def _evaluated(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes but those of annotations."""
+    waiting = [tree]
+    while waiting:
+        yield (node := waiting.pop())
+        for field, value in ast.iter_fields(node):
+            if field not in ("annotation", "returns"):
+                waiting += [
+                    each for each in (value if isinstance(value, list) else [value]) if isinstance(each, ast.AST)
+                ]
+
+
+def _is_known(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> bool:
+    """Whether something imported is the solution's, or of a module that only looks."""
+    module = alias.name if isinstance(node, ast.Import) else node.module
+    return module == "solution" or module in _MODULES
 
 
 def _names(node: ast.AST) -> list[ast.Name]:

@@ -25,6 +25,8 @@ from fastgrpo_sandbox.types import NoTestError, Outcome, SandboxUnavailable, Std
 log = logging.getLogger("fastgrpo_sandbox")
 STDIO_BYTES = 4 << 20  # of output: what contests ask for does not fit the usual limit
 UNREADABLE_ROWS = 16  # of a source of which nothing was ever read: that is how its rows are given, and not a bad row
+# What trainers give beside a row's own columns, which differs by its completions.
+OF_COMPLETIONS = frozenset({"completion_ids", "num_turns", "rollout_reward_scores"})
 Completion = str | Sequence[Mapping[str, Any]]  # text, or chat messages of which the last has it
 
 
@@ -61,7 +63,7 @@ def code_reward(
             jobs[i] = _job(code, read_tests({"prompt": prompt, **row}, code))
         except ValueError as error:
             faults[i] = str(error)
-            _all_rows.refuse(str(row), error)
+            _all_rows.refuse(_row_text(row), error)
     _all_rows.is_read = _all_rows.is_read or bool(jobs)
     if faults and not jobs:
         reason = _no_column(columns, count)
@@ -94,7 +96,7 @@ def compute_score(
         code = extract_code(solution_str, entry_point_of(extra))
         job = _job(code, read_tests({**extra, "tests": ground_truth}, code))
     except ValueError as error:
-        count = source.refuse(f"{ground_truth} {extra}", error)
+        count = source.refuse(f"{ground_truth} {_row_text(extra)}", error)
         if source.is_hopeless:
             raise ValueError(f"compute_score can score no row of {str(data_source)!r}: {error}") from None
         if count & (count - 1) == 0:  # the first, second, fourth ... time
@@ -154,6 +156,11 @@ def _known(outcome: Outcome) -> Outcome:
     if outcome.status == "infrastructure":
         raise SandboxUnavailable(f"the jails lost a job, which says nothing of its code: {outcome.error}")
     return outcome
+
+
+def _row_text(row: Mapping[str, Any]) -> str:
+    """By which a row is known again, whatever its completion."""
+    return str({name: value for name, value in row.items() if name not in OF_COMPLETIONS})
 
 
 def _is_column(values: Any, count: int) -> bool:

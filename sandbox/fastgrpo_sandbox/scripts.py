@@ -52,6 +52,7 @@ class _Around(NamedTuple):
     lists: Mapping[str, ast.expr]
     before: str
     marks: tuple[ast.expr, ...]  # of all tests
+    made: frozenset[str]  # the fixtures that these lines make
 
 
 class Script(NamedTuple):
@@ -132,8 +133,9 @@ def _around(body: list[ast.stmt], run: set[str]) -> _Around:
     first = [_set_up(name, functions[name], 0) for name in SET_UP_ALL if name in functions and name not in run]
     marks = lists.get("pytestmark", ast.Tuple([], ast.Load()))
     fixtures = _fixtures(body)
-    first += [_made(name, fixtures) for name, each in fixtures.items() if each.is_always]
-    return _Around(fixtures, lists, "".join(f"{line}\n" for line in first), tuple(_items(marks)))
+    made: set[str] = set()
+    first += [_made(name, fixtures, made) for name, each in fixtures.items() if each.is_always]
+    return _Around(fixtures, lists, "".join(f"{line}\n" for line in first), tuple(_items(marks)), frozenset(made))
 
 
 def _set_up(called: str, function: _Function, own: int) -> str:
@@ -149,10 +151,12 @@ def _calls_of(node: ast.stmt, run: set[str], around: _Around) -> Iterator[str]:
     if isinstance(node, ast.ClassDef) and node.name.startswith("Test") and node.name not in run:
         own = _fixtures(node.body, "test.")
         fixtures = {**around.fixtures, **own}
-        around = around._replace(marks=(*around.marks, *node.decorator_list), fixtures=fixtures)
+        made = set(around.made - own.keys())
         methods = {each.name: each for each in node.body if isinstance(each, _FUNCTIONS) and each.name not in own}
         set_up = [_set_up(f"test.{name}", methods[name], 1) for name in SET_UP if name in methods]
-        set_up += [_made(name, fixtures) for name, each in own.items() if each.is_always]
+        set_up += [_made(name, fixtures, made) for name, each in own.items() if each.is_always]
+        marks = (*around.marks, *node.decorator_list)
+        around = around._replace(marks=marks, fixtures=fixtures, made=frozenset(made))
         for method in methods.values():
             if not method.name.startswith("test"):
                 continue
@@ -167,12 +171,12 @@ def _calls_of(node: ast.stmt, run: set[str], around: _Around) -> Iterator[str]:
 def _calls(function: _Function, called: str, around: _Around) -> list[str]:
     """The calls of a test, none of one that pytest leaves out. Raises ValueError for one that wants arguments which are
     not in the text."""
-    marks = [*around.marks, *function.decorator_list]
+    marks = [around.lists.get(ast.unparse(each), each) for each in (*around.marks, *function.decorator_list)]
     if any(_named(each) in LEFT_OUT for each in marks):
         return []
     skips = [ast.unparse(each.args[0]) for each in marks if _is_condition(each) and _named(each) == "mark.skipif"]
     rows, wanted = _parameters(function, around.lists), _arguments(function)
-    computed = _computed(function)
+    computed = _computed(function, around.lists)
     for each in computed:
         rows = [row | each.values for row in rows]
     is_bound = "." in called and not any(ast.unparse(each) == "staticmethod" for each in function.decorator_list)
@@ -180,11 +184,12 @@ def _calls(function: _Function, called: str, around: _Around) -> list[str]:
     used = [each for mark in marks if _named(mark) == "mark.usefixtures" for each in _texts(mark, "args")]
     if not around.fixtures.keys() >= {*missing, *used}:
         raise ValueError(f"{function.name} takes arguments, which only pytest gives it: write a call of it with each")
-    given = {name: _made(name, around.fixtures) for name in missing}
+    made = set(around.made)
+    first = ", ".join(_made(name, around.fixtures, made) for name in used)
+    given = {name: _made(name, around.fixtures, made) for name in missing}
     calls = [f"{called}({', '.join(map('='.join, (row | given).items()))})" for row in rows]
     if used:
-        made = ", ".join(_made(name, around.fixtures) for name in used)
-        calls = [f"({made}, {call})[-1]" for call in calls]
+        calls = [f"({first}, {call})[-1]" for call in calls]
     if isinstance(function, ast.AsyncFunctionDef):
         calls = [f"__import__('asyncio').run({call})" for call in calls]
     loops = "".join(f" for {each.row} in {each.table}" for each in computed)
@@ -224,15 +229,19 @@ def _is_always(option: ast.keyword) -> bool:
     return option.arg == "autouse" and ast.unparse(option.value) != "False"
 
 
-def _made(name: str, fixtures: _Fixtures, within: tuple[str, ...] = ()) -> str:
-    """The expression for what a fixture makes, which lives for as long as the test."""
+def _made(name: str, fixtures: _Fixtures, made: set[str], within: tuple[str, ...] = ()) -> str:
+    """The expression for what a fixture makes, once for a test and those of its fixtures that ask for it: it lives for
+    as long as the test. What is `made` has been before this expression is evaluated."""
+    if name in made:
+        return f"made_{name}"
     called, function, _ = fixture = fixtures[name]
     wanted = fixture.wanted
     if name in within or not fixtures.keys() >= set(wanted):
         raise ValueError(f"{name} takes arguments, which only pytest gives it: write what it is to have")
-    call = f"{called}({', '.join(f'{each}={_made(each, fixtures, (*within, name))}' for each in wanted)})"
+    call = f"{called}({', '.join(f'{each}={_made(each, fixtures, made, (*within, name))}' for each in wanted)})"
+    made.add(name)
     yields = any(isinstance(node, ast.Yield) for node in ast.walk(function))
-    return f"next(made_{name} := {call})" if yields else call
+    return f"(made_{name} := {f'next(kept_{name} := {call})' if yields else call})"
 
 
 def _items(marks: ast.expr) -> list[ast.expr]:
@@ -262,7 +271,7 @@ def _rows(decorator: ast.expr, lists: Mapping[str, ast.expr]) -> list[dict[str, 
     names, is_one, table = found
     table = lists.get(table.id, table) if isinstance(table, ast.Name) else table
     rows = table.elts if isinstance(table, ast.List | ast.Tuple) else []
-    cells = [_cells(row, is_one) for row in rows]
+    cells = [_cells(row, is_one) for row in rows if not _is_left_out(row)]
     if not all(len(row) == len(names) for row in cells):
         return []
     return [dict(zip(names, map(ast.unparse, row), strict=True)) for row in cells]
@@ -289,13 +298,14 @@ class _Computed(NamedTuple):
     values: dict[str, str]
 
 
-def _computed(function: _Function) -> list[_Computed]:
+def _computed(function: _Function, lists: Mapping[str, ast.expr]) -> list[_Computed]:
     """The tables that are left, which are taken off; none of rows that pytest.param makes, with marks that nobody
     knows."""
     found: list[_Computed] = []
     for decorator in list(function.decorator_list):
         names, is_one, table = _parametrized(decorator) or ([], False, decorator)
-        if names and isinstance(table, ast.Call | ast.ListComp | ast.BinOp) and "param(" not in ast.unparse(table):
+        made = lists.get(table.id, table) if isinstance(table, ast.Name) else table
+        if names and isinstance(made, ast.Call | ast.ListComp | ast.BinOp) and "param(" not in ast.unparse(made):
             function.decorator_list.remove(decorator)
             row = f"__row{len(found)}__"
             values = {name: row if is_one else f"{row}[{i}]" for i, name in enumerate(names)}
@@ -303,10 +313,19 @@ def _computed(function: _Function) -> list[_Computed]:
     return found
 
 
+def _is_param(row: ast.expr) -> TypeGuard[ast.Call]:
+    return isinstance(row, ast.Call) and _named(row) == "param"
+
+
+def _is_left_out(row: ast.expr) -> bool:
+    """Whether a mark of the row's own says that it may not be run."""
+    marks = (part for each in getattr(row, "keywords", ()) for part in ast.walk(each.value))
+    return _is_param(row) and any(_named(part) in (*LEFT_OUT, "mark.skipif") for part in marks)
+
+
 def _cells(row: ast.expr, is_one: bool) -> list[ast.expr]:
-    if isinstance(row, ast.Call) and _named(row) == "param":
-        marks = [part for each in row.keywords for part in ast.walk(each.value) if isinstance(part, ast.expr)]
-        return [] if any(_named(part) in LEFT_OUT for part in marks) else list(row.args)
+    if _is_param(row):
+        return list(row.args)
     return [row] if is_one else list(getattr(row, "elts", ()))
 
 

@@ -147,7 +147,7 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     by their names, unless the tests only call one with data and ask no function beside it, or give the name another
     meaning anywhere. A test that is expected to fail passes by failing;
     one under `skip` is not counted. One that is skipped by a condition which asks the machine and not the solution
-    passes, as it would for every solution (skipping.py); any other that is skipped fails.
+    passes, as it would for every solution, if not all are (skipping.py); any other that is skipped fails.
 
     Not guaranteed, since the solution's code runs beside the tests. It can still forge a verdict by reaching the
     running tests or this project's code through frames, the garbage collector, tracing, threads or native memory;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -215,17 +214,24 @@ def test_ranks_that_do_not_come_are_named(store: TCPStore, monkeypatch: pytest.M
 
 
 def test_who_is_waited_for_is_said_and_an_interrupt_ends_the_wait(
-    store: TCPStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    store: TCPStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wait was one call into torch of ten minutes, which no signal ended."""
-    monkeypatch.setattr(collectives, "SAY_S", 0.5)
+    said: list[str] = []
+    times: list[float] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        times.append(time.monotonic())
+        if len(said) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(collectives, "say_on_stderr", say)
+    monkeypatch.setattr(collectives, "SAY_S", 0.2)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    interrupt = threading.Timer(4, signal.raise_signal, (signal.SIGINT,))
-    interrupt.start()
     with pytest.raises(KeyboardInterrupt), signals_handled():
         joined_ranks().__enter__()
-    said = capfd.readouterr().err.splitlines()
-    assert 1 < len(said) < 4  # after 0.5, 1, 2 s
+    assert times[2] - times[1] >= 0.3  # after 0.2, 0.4 and 0.8 s
     assert all(line.startswith("of 2 ranks 0 did not come yet, within ") for line in said)
 
 

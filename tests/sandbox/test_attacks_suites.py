@@ -153,6 +153,12 @@ def test_tests_have_their_stand_in_and_the_files_beside_the_solution(pool):
     )
 
 
+def test_a_file_beside_is_found_by_the_tests_own_path(pool):
+    tests = suite("self.assertEqual(f(1), helper.two)", before="import sys\nsys.path.insert(0, 'lib')\nimport helper")
+    found = pool.run("def f(x): return x + 1", tests=tests, files={"lib/helper.py": "two = 2"})
+    assert found.tests == (True,), found.error
+
+
 def test_no_object_is_in_order_by_not_being_out_of_it(pool):
     lines = ("assert not f(1) < 2 and not f(1) > 2", "self.assertFalse(f(1) < 2 or f(1) > 2)", "assert not (f(1) <= 1)")
     tests = suite(*lines, "if f(1) < 2 or f(1) > 2: self.fail()")

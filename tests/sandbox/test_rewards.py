@@ -199,6 +199,13 @@ def test_a_batch_of_one_bad_row_ends_nothing(bad, caplog, nothing_read):
     assert "no reward: rows=8 of=8" in caplog.text
 
 
+def test_what_trainers_give_beside_a_row_makes_no_other_row_of_it(nothing_read):
+    """TRL gives the tokens of each completion, verl the turns of each conversation."""
+    for index in range(40):
+        assert code_reward([RIGHT] * 2, tests=[None] * 2, completion_ids=[[index], [index, 1]]) == [None, None]
+        assert compute_score("one row, many turns", RIGHT, "assert (", {"index": 1, "num_turns": index}) == 0.0
+
+
 def test_rows_of_which_none_was_ever_read_end_the_run(nothing_read):
     for index in range(15):
         assert code_reward([RIGHT] * 2, tests=[None] * 2, index=[index] * 2) == [None, None]

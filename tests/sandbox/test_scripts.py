@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
 from fastgrpo_sandbox import AssertTests, CheckTests, UnittestTests, pytest_stand_in
 from fastgrpo_sandbox.columns import read_tests
+from fastgrpo_sandbox.guest.syntax import parse
+from fastgrpo_sandbox.printing import refuse_prints
 from fastgrpo_sandbox.scripts import as_run
 from fastgrpo_sandbox.types import NoTestError
 
@@ -213,6 +216,32 @@ SCRIPTS = {
         "@pytest.mark.usefixtures('x')\nclass TestF:\n    async def test_b(self): assert f(1) == 2 and made\n",
         2,
     ),
+    "fixtures that fixtures share with the test": (
+        "import pytest\n@pytest.fixture\ndef made(): return []\n@pytest.fixture\ndef filled(made): made.append(f(1))\n"
+        "@pytest.fixture\ndef kept(made):\n    yield made\n"
+        "def test_a(made, filled, kept): assert made == [2] and kept is made\n"
+        "@pytest.mark.usefixtures('filled')\ndef test_b(made): assert made == [2]\n"
+        "@pytest.mark.parametrize('x', [1, 2])\ndef test_c(x, filled, made): assert made == [2] and f(x) == x + 1\n"
+        "@pytest.mark.parametrize('x', range(1, 3))\ndef test_d(x, filled, made): assert made == [2] and f(x) == x + 1\n",
+        5,
+    ),
+    "fixtures for each test that the test shares": (
+        "import pytest\n@pytest.fixture\ndef made(): return []\n@pytest.fixture(autouse=True)\ndef filled(made): made.append(f(1))\n"
+        "def test_a(made): assert made == [2]\n"
+        "class TestF:\n    @pytest.fixture(autouse=True)\n    def more(self, made): made.append(f(2))\n"
+        "    def test_b(self, made): assert made == [2, 3]\n"
+        "class TestG:\n    @pytest.fixture\n    def made(self): return [f(1)]\n    def test_c(self, made): assert made == [2]\n",
+        3,
+    ),
+    "a computed table by its name": (
+        "import pytest\nROWS = [(x, x + 1) for x in range(3)]\n@pytest.mark.parametrize('x, y', ROWS)\ndef test_a(x, y): assert f(x) == y\n",
+        1,
+    ),
+    "rows with a mark that may leave them out": (
+        "import pytest\n@pytest.mark.parametrize('x', [1, pytest.param(5, marks=pytest.mark.skip), pytest.param(6, marks=[pytest.mark.skipif(True, reason='no')])])\n"
+        "def test_a(x): assert f(x) == 2\n",
+        1,
+    ),
     "marks that say nothing of what is run": (
         "import pytest\npytestmark = pytest.mark.unit\n@pytest.mark.slow\nclass TestF:\n    @pytest.mark.timeout(5)\n"
         "    def test_a(self):\n        assert f(1) == 2\n@pytest.mark.asyncio\nasync def test_b():\n    assert f(2) == 3\n",
@@ -364,6 +393,14 @@ PRINTS = {
         "    try:\n        if f(x) == y: passed += 1\n        else: print(f'{i}: {x!r:>4} failed', cases[i][0])\n"
         "    except Exception as error:\n        print('error', error)\nprint(f'{passed}/{len(cases)}, {passed / len(cases):.0%}')\n"
     ),
+    "the solution as a module": "import solution as s\nprint(s.f(1) == 2)\n",
+    "with annotations": (
+        "from typing import List\ndef check(xs: List[int]) -> List[bool]:\n    return [f(x) == x + 1 for x in xs]\nprint(check([1]))\n"
+    ),
+    "of inputs by chance": "import random\nn = random.randint(1, 5)\nprint(f(n) == n + 1)\n",
+    "errors": "import traceback\ntry:\n    print(f(1) == 2)\nexcept Exception:\n    traceback.print_exc()\n",
+    "a stream": "import sys\nsys.stdout.write('PASS' if f(1) == 2 else 'FAIL')\n",
+    "a log": "import logging\nlogging.basicConfig(level=logging.INFO)\nlogging.info('%s', f(1) == 2)\n",
     "a program": "def main():\n    results = []\n    results.append(f(1) == 2)\n    print(all(results))\nif __name__ == '__main__':\n    main()\n",
     "pytest's functions": "from solution import f\ndef test_a():\n    print(f(1) == 2)\n",
     "unittest's methods": (
@@ -377,6 +414,15 @@ PRINTS = {
 def test_tests_that_only_print_what_they_find_are_refused(source):
     with pytest.raises(NoTestError, match="only print what they find"):
         read_tests({"test": source})
+
+
+def test_whether_a_long_program_only_prints_is_told_at_once():
+    """Each of its names was looked for among all its calls: nine seconds for 5,000 lines."""
+    tree = parse("import absent\n" + "".join(f"print(f({i}, a{i}), b{i}.c == g({i}))\n" for i in range(4000)))
+    began = time.process_time()
+    with pytest.raises(NoTestError):
+        refuse_prints(tree)
+    assert time.process_time() - began < 2
 
 
 FAILS = {

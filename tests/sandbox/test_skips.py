@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from fastgrpo_sandbox import UnittestTests
 from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.counting import count_tests
+from fastgrpo_sandbox.skipping import skip_probes
 
 pytestmark = pytest.mark.jail
 RIGHT, WRONG = "def f(x): return x + 1", "def f(x): return x"
@@ -55,6 +58,35 @@ BY_MACHINE = {
         around="    @classmethod\n    def setUpClass(cls):\n"
         "        if os.name == 'posix': raise unittest.SkipTest('no')\n",
     ),
+    "an exception that is not called": case(method("        if os.name == 'posix': raise unittest.SkipTest\n")),
+    "a return": case(method("        if os.name == 'posix': return self.skipTest('no')\n")),
+    "more than a skip": case(
+        method("        if os.name == 'posix':\n            print('no')\n            self.skipTest('no')\n")
+    ),
+    "either it or a test": case(
+        method("        if os.name == 'posix': self.skipTest('no')\n        else: self.assertEqual(f(1), 3)\n")
+    ),
+    "what is looked up first": case(
+        method("        wanted = os.environ.get('RUN_SLOW')\n        if not wanted: self.skipTest('no')\n")
+    ),
+    "a function that skips": case(
+        method("        need()\n"),
+        "def need():\n    try:\n        import absent\n    except ImportError:\n"
+        "        raise unittest.SkipTest('no')\n",
+    ),
+    "a flag that is chosen": case(
+        method("", "    @skipIf(OFF, 'no')\n"), "if os.name == 'posix':\n    OFF: bool = True\nelse:\n    OFF = False\n"
+    ),
+    "a comprehension, and a reason that names the solution": case(
+        method("", "    @skipIf(any(each in os.name for each in ('posix',)), 'not for this solution')\n")
+    ),
+    "a class that it has from": case(
+        method(""),
+        "class Base(unittest.TestCase):\n    def setUp(self):\n        if os.name == 'posix': self.skipTest('no')\n",
+    ).replace("class T(unittest.TestCase)", "class T(Base)"),
+    "a class beside its own": case(
+        "    pass\n", f"class Mixin:\n{method(chr(32) * 8 + 'if os.name: self.skipTest(1)' + chr(10))}"
+    ).replace("class T(unittest.TestCase)", "class T(Mixin, unittest.TestCase)"),
 }
 
 
@@ -113,7 +145,32 @@ BY_SOLUTION = {
         "import unittest\ndef f(x): raise unittest.SkipTest('no')",
     ),
     "a mark on the tests' class": (case(method("")), f"{WRONG}\nf.__unittest_skip__ = True"),
+    "what a test of it has not noted": (
+        case(
+            "    def test_0(self):\n        self.assertEqual(f(1), 3)\n        DONE.append(1)\n"
+            + method("        if not DONE: self.skipTest('no')\n"),
+            "DONE = []\n",
+        ),
+        WRONG,
+    ),
+    "an object of the test's": (
+        case(
+            method(
+                "        try:\n            self.made.x\n        except Exception:\n            self.skipTest('no')\n"
+            ),
+            around="    def setUp(self): self.made = f(1)\n",
+        ),
+        WRONG,
+    ),
 }
+
+
+@pytest.mark.parametrize("given", ["os.environ['RUN'] = '1'", "os.environ.update(RUN='1')"])
+def test_what_the_tests_set_themselves_skips_none(pool, given):
+    skips = "        if not os.environ.get('RUN'): self.skipTest('no')\n"
+    tests = UnittestTests(case(f"    def test_a(self):\n{skips}{ASKS}", f"{given}\n"))
+    assert pool.run(RIGHT, tests=tests).tests == (True, True)
+    assert pool.run(WRONG, tests=tests).tests == (False, False)
 
 
 @pytest.mark.parametrize(("source", "code"), BY_SOLUTION.values(), ids=BY_SOLUTION)
@@ -134,6 +191,20 @@ BY_PYTEST = {
     ),
     "a decorator of unittest's": (
         "import os, unittest\n@unittest.skipIf(os.name == 'posix', 'no')\ndef test_a():\n    assert f(1) == 3\n"
+    ),
+    "a mark by a name of the file's": (
+        f"import os, pytest\nnever = {MARK[1:]}@never\ndef test_a():\n    assert f(1) == 3\n"
+    ),
+    "a package that is asked for": (
+        "import pytest\ndef test_a():\n    absent = pytest.importorskip('absent')\n    assert absent.f(f(1)) == 3\n"
+    ),
+    "a fixture": (
+        "import os, pytest\n@pytest.fixture\ndef x():\n    if os.name == 'posix': pytest.skip('no')\n    yield 1\n"
+        "def test_a(x):\n    assert f(x) == 3\n"
+    ),
+    "a function that skips": (
+        "import os, pytest\ndef need():\n    if os.name == 'posix': pytest.skip('no')\n"
+        "class TestA:\n    def test_a(self):\n        need()\n        assert f(1) == 3\n"
     ),
     "a mark of a class": (f"import os, pytest\n{MARK}class TestA:\n    def test_a(self):\n        assert f(1) == 3\n"),
 }
@@ -188,6 +259,62 @@ def test_what_the_setup_asks_of_a_solution_skips_no_test_of_pytests(pool, flag):
         f"import pytest\n{flag}\n@pytest.mark.skipif(OFF, reason='no')\ndef test_a():\n    assert f(1) == 3\n{LAST}"
     )
     assert pool.run(RIGHT, tests=read_tests({"test": source})).tests[0] is False
+
+
+ENV = "import os, pytest\n"
+BY_PYTESTS_SOLUTION = {
+    "the environment": (
+        f"{ENV}def test_a():\n    if os.environ.get('CI'): pytest.skip('no')\n    assert f(1) == 2\n",
+        f"import os\nos.environ['CI'] = '1'\n{WRONG}",
+    ),
+    "the environment, by a mark": (
+        f"{ENV}@pytest.mark.skipif('CI' in os.environ, reason='no')\ndef test_a():\n    assert f(1) == 2\n",
+        f"import os\nos.environ['CI'] = '1'\n{WRONG}",
+    ),
+    "the environment, in another test": (
+        f"{ENV}{LAST}def test_a():\n    if os.environ.get('CI'): pytest.skip('no')\n    assert f(1) == 2\n",
+        "import os\ndef f(x): os.environ['CI'] = '1'",
+    ),
+    "what another test has not noted": (
+        f"import pytest\nDONE = []\n{LAST}    DONE.append(1)\n"
+        "def test_a():\n    if not DONE: pytest.skip('no')\n    assert f(1) == 2\n",
+        WRONG,
+    ),
+    "an argument, in another test": (
+        "import pytest\nDATA = [1]\ndef test_b():\n    assert f(DATA) == 2\n"
+        "def test_a():\n    if not DATA: pytest.skip('no')\n    assert f([1]) == 2\n",
+        "def f(x): x.clear()",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "code"), BY_PYTESTS_SOLUTION.values(), ids=BY_PYTESTS_SOLUTION)
+def test_no_solution_has_a_test_of_pytests_skipped(pool, source, code):
+    """What it makes of the environment is heard in the process of the tests, with its first answer."""
+    assert not any(pool.run(code, tests=read_tests({"test": source})).tests)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"import os, pytest\n{MARK}def test_a():\n    assert f(1) == 2\n",
+        UNIT + f"@skipIf(os.name == 'posix', 'no')\n{BESIDE}",
+    ],
+)
+def test_where_all_tests_are_skipped_none_passes(pool, source):
+    """Any program would."""
+    assert pool.run(WRONG, tests=read_tests({"test": source})).tests == (False,)
+
+
+def test_the_conditions_of_many_tests_take_moments():
+    """Each looked through the whole text."""
+    methods = "".join(
+        f"    @skipIf(os.name == 'nt', '')\n    def test_{i}(self): assert f({i}) == TABLE[{i}]\n" for i in range(200)
+    )
+    source = f"{UNIT}TABLE = {list(range(20_000))}\nclass T(unittest.TestCase):\n{methods}"
+    began = time.process_time()
+    assert len(skip_probes(source, tuple(f"T.test_{i}" for i in range(200)))) == 200
+    assert time.process_time() - began < 5
 
 
 def test_a_package_of_pytests_that_is_there_is_imported(pool):

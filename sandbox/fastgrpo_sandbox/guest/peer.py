@@ -48,7 +48,6 @@ class Peer:
         self.own_names: Mapping[str, Any] = vars(module) if module else NOTHING  # where this side's classes are found
         self.is_guarded = module is None  # the judge's end: what is wanted is not for the other side
         self.is_gone = False
-        self.asked = 0  # requests
         self.before_asking: Callable[[], None] | None = None
         self.after_answer: Callable[[], None] | None = None
         self._objects = Objects(self, self._named if module else None)
@@ -78,7 +77,6 @@ class Peer:
         """The first half of a request."""
         if self.is_gone:
             raise Gone
-        self.asked += 1
         if self.before_asking is not None:
             self.before_asking()
         if self.is_guarded:

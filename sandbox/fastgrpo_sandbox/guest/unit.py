@@ -16,7 +16,7 @@ import importlib.machinery
 import marshal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import _jail
@@ -24,6 +24,7 @@ import _jail
 from . import arrays, honest
 from .known import library_place
 from .names import lent_name
+from .skips import skipped
 from .watched import UNWATCHED, WATCHED, deciding, in_modules, in_tests, is_same
 from .wire import result_body
 
@@ -42,8 +43,8 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     everywhere, modules, own, same = deciding, in_modules, in_tests, is_same
     result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase
     names, imported = job["names"], _imported(job["modules"])
-    skipped = _skipped(job["skips"], unittest.SkipTest)
-    bare, absent = modules(imported), _absent(job["modules"])
+    left_out = skipped(job["skips"])
+    bare, absent = modules(imported), _absent(job["modules"], job["files"])
     loaded: dict[str, Any] = sys.modules
     before = everywhere() | bare
     module = sys.modules["__main__"] = load(job["code"], "solution")  # what it does as a program is not asked
@@ -58,8 +59,9 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     if not changed:
         exec(tests, space)
         made = own(space, job["own"], case)
-        run = tuple(name for name in names if name not in skipped)
-        passed = run_tests(space, run, result, suite, case) | skipped
+        run = tuple(name for i, name in enumerate(names) if i not in left_out)
+        passed = run_tests(space, run, result, suite, case)
+        passed |= set(names).difference(run) if run else set()
         changed = not same(before, everywhere() | modules(imported, bare if job["mocks"] else None))
         changed = changed or not same(made, own(space, job["own"], case, made if job["mocks"] else None))
         changed = changed or any(space.get(name) is not each for name, each in guards.items())
@@ -124,19 +126,6 @@ def _made(case: type) -> list[str]:
     return [name for name in dir(case) if name.startswith("test") and callable(getattr(case, name))]
 
 
-def _skipped(probes: tuple[tuple[str, bytes], ...], skip: type[Exception]) -> set[str]:
-    """The tests that are skipped whatever the solution is, which is not there yet (skipping.py)."""
-    found = set()
-    for name, code in probes:
-        try:
-            exec(marshal.loads(code), {"__name__": "tests", "__skip__": skip})
-        except skip:
-            found.add(name)
-        except Exception:
-            continue  # the run tells
-    return found
-
-
 def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
     """The modules that the tests use without an import, by the names that they have there (names.py): what the
     solution has imported by its name, or else the module, since a class `np` of its own would answer for numpy."""
@@ -152,10 +141,12 @@ def _lent(space: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _absent(names: tuple[str, ...]) -> frozenset[str]:
+def _absent(names: tuple[str, ...], files: Iterable[str]) -> frozenset[str]:
     """The packages of these modules that are not there: the tests may have something in their place, and a solution is
-    not to give them what it likes by such a name."""
-    tops = {name.partition(".")[0] for name in names} - OWN_NAMES
+    not to give them what it likes by such a name. Of the job's files the tests or the solution may find any, by a path
+    of their own."""
+    beside = {part.removesuffix(".py") for path in files for part in path.split("/")}
+    tops = {name.partition(".")[0] for name in names} - OWN_NAMES - beside
     known = sys.stdlib_module_names.union(sys.modules)
     return frozenset(top for top in tops - known if importlib.machinery.PathFinder.find_spec(top) is None)
 
