@@ -490,7 +490,7 @@ def test_one_step_ahead_the_clip_is_around_the_policy_that_sampled(
 DEMO = shlex.split(
     "--name e2e --sft.teacher_samples 1 --sft.epochs 2 --data.problems 22 --data.held_out 8 --eval.samples 1"
     " --grpo.rounds 2 --grpo.prompts_per_step 2 --grpo.group_size 4 --grpo.max_new_tokens 48 --engine.kv_cache_gib 0.2"
-    " --checkpoint.every 100"
+    " --checkpoint.every 100 --grpo.decay_steps 1000"
 )
 
 
