@@ -13,12 +13,17 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
+    FalconH1Config,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
+    NemotronHConfig,
     OlmoeConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from fastgrpo.config import Config
@@ -38,7 +43,7 @@ from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate
 from tests.helpers.marks import exact
-from tests.helpers.tiny_model import save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, NEMOTRON_H, save_tiny_model
 
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
@@ -135,6 +140,14 @@ def test_the_saved_model_is_plain_and_merged(tiny_folder: Path, tmp_path: Path) 
         (Qwen3MoeConfig, MIXTURE | {"mlp_only_layers": [1]}),
         (Qwen2MoeConfig, MIXTURE | {"shared_expert_intermediate_size": 32}),
         (OlmoeConfig, MIXTURE | {"tie_word_embeddings": False}),
+        (FalconH1Config, FALCON_H1),
+        (GraniteMoeHybridConfig, GRANITE_H),
+        (NemotronHConfig, NEMOTRON_H),
+        (Qwen3_5TextConfig, DELTA_RULE),
+        (
+            Qwen3NextConfig,
+            DELTA_RULE | MIXTURE | {"shared_expert_intermediate_size": 32, "tie_word_embeddings": False},
+        ),
     ],
 )
 def test_peft_loads_the_saved_adapter_over_the_base(
@@ -160,6 +173,18 @@ def test_peft_loads_the_saved_adapter_over_the_base(
     torch.testing.assert_close(found, merged, atol=1e-5, rtol=0)
     again = load_policy(with_local_model(resolve({"model.path": str(tmp_path / "saved/adapter")})).model.path)
     torch.testing.assert_close(again.logprobs(PROMPTS), policy.logprobs(PROMPTS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "last"), [(GraniteMoeHybridConfig, GRANITE_H, False), (Qwen3_5TextConfig, DELTA_RULE, True)]
+)
+def test_what_mamba_multiplies_by_itself_has_no_adapter(
+    kind: type[PretrainedConfig], changes: dict[str, Any], last: bool, tmp_path: Path
+) -> None:
+    policy = adapted(save_tiny_model(tmp_path, kind=kind, **changes))
+    names = {name.split(".lora_")[0].rpartition(".")[2] for name in lora.adapter_state(policy.model)}
+    assert ("out_proj" in names) == last
+    assert any(name.startswith("in_proj") for name in names)
 
 
 @pytest.mark.parametrize(
