@@ -381,7 +381,7 @@ def test_the_mlp_of_a_granite_hybrid_is_the_one_beside_its_experts() -> None:
 @pytest.mark.parametrize("key", [{"model.compile": True}, {"engine.tensor_parallel": 2}])
 def test_what_is_not_made_for_recurrent_layers_is_refused_by_the_plan(key: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"recurrent layers, for which (model.compile|engine.tensor_parallel) is not"):
-        workload.memory_plan(resolve(key), Qwen3_5TextConfig(**DELTA_RULE))
+        workload.memory_plan(resolve(key), Qwen3_5TextConfig(**DELTA_RULE, num_hidden_layers=2))
 
 
 def test_the_kv_cache_of_a_hybrid_is_that_of_its_attention_and_a_state_of_each_sequence() -> None:
