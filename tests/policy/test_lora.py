@@ -101,6 +101,20 @@ def test_a_mixture_has_adapters_in_its_attention_and_vllm_samples_from_all_of_it
     assert all("self_attn" in name for name in trained)
 
 
+@pytest.mark.engine
+@exact
+def test_vllm_samples_from_a_hybrids_merged_weights(tmp_path: Path) -> None:
+    policy = adapted(save_tiny_model(tmp_path, kind=FalconH1Config, **FALCON_H1))
+    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
+    try:
+        before = policy.logprobs(PROMPTS)
+        update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
+        assert not torch.allclose(torch.cat(before), torch.cat(policy.logprobs(PROMPTS)), atol=1e-2)
+        assert engine.sync(policy).parity_max < 1e-4
+    finally:
+        engine.close()
+
+
 def test_the_base_is_the_reference_and_the_adapters_train_on(tiny_folder: Path) -> None:
     policy, plain = adapted(tiny_folder), load_policy(tiny_folder)
     optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
