@@ -148,7 +148,8 @@ def print_plan(
     untried = ", before their own solutions are tried" if task.list_problems else ""
     print(f"problems        {len(problems)} for training, {len(held_out)} held out{untried}")
     if config.model.path:
-        print(f"policy          {config.model.path}")
+        # As it was named: the folder that was made of it to plan by is gone at the exit.
+        print(f"policy          {config.model.source or config.model.path}")
         if left_out := _too_long(config, task, [*problems, *held_out]):
             print(f"too long        {left_out} of these problems, which are left out")
     else:

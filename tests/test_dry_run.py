@@ -67,6 +67,13 @@ def test_a_plan_tells_of_evaluations_under_way(model: Path, capsys: pytest.Captu
     assert "evaluation      2 rollouts before and after, and after every 5 steps\n" in capsys.readouterr().out
 
 
+def test_a_plan_tells_the_model_as_it_was_named(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in ({}, {"model.source": "owner/name"}):
+        keys = {"model.path": str(model), "data.held_out": 1} | source
+        print_plan(resolve(keys), reward_task([anything], dataset=[{"prompt": "a"}, {"prompt": "b"}]))
+        assert f"policy          {source.get('model.source', model)}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("rank", "printed"), [("0", 1), ("1", 0)])
 def test_under_torchrun_one_rank_prints_the_plan_for_all(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, printed: int

@@ -201,6 +201,16 @@ def test_a_cache_without_room_for_a_sequence_is_told_by_its_own_key(
         pass
 
 
+def test_too_few_states_of_recurrent_layers_are_told_by_the_key_that_asks_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = "max_num_seqs (256) exceeds available Mamba cache blocks (33). Each decode sequence requires one"
+    monkeypatch.setattr(opening, "_open", Mock(side_effect=ValueError(said)))
+    wanted = r": it has states for 33 sequences at once: lower engine\.max_num_seqs = \d+ to 33$"
+    with pytest.raises(UserError, match=wanted), opening.open_engine(CONFIG, Path("folder")):
+        pass
+
+
 def write_thirty(path: Path, who: str) -> None:
     for n in range(30):
         row = EvalRow(stage=f"{who}{n}", problem_id="p", status="ok", reward=1.0, metrics={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from fastgrpo.signals import interruptible
 AnyEngine = Engine | EngineProcess
 SHARED_MEMORY = "/dev/shm"
 SCRATCH_BYTES = 2**14
+# What vLLM says where its recurrent layers have fewer states than it may decode sequences together.
+STATES = re.compile(r"available Mamba cache blocks \((\d+)\)")
 
 
 @contextmanager
@@ -51,6 +54,9 @@ def _reason(error: Exception, config: Config) -> str:
     # pydantic's errors begin with a line of their own, and end with the input that they are of.
     said = str(error).rpartition("Value error, ")[2].strip() or type(error).__name__
     said = said.splitlines()[0].partition(" [type=")[0]
+    if states := STATES.search(said):
+        asked = config.engine.max_num_seqs
+        return f"it has states for {states[1]} sequences at once: lower engine.max_num_seqs = {asked} to {states[1]}"
     if "cache blocks" in said or "KV cache is needed" in said:
         # It would have a share of the memory raised, by which nothing is given to it here.
         raised = "" if torch.cuda.is_available() else "raise engine.kv_cache_gib, or "

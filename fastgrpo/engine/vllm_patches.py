@@ -204,13 +204,19 @@ def start_vllm(options: dict[str, Any]) -> Any:
 
 
 def check_recurrent(config: PretrainedConfig, dtype: str) -> None:
-    """Raise ValueError where this vLLM does not have the recurrent model of this configuration, or not in `dtype`."""
+    """Raise ValueError where this vLLM does not have the recurrent model of this configuration, or not in `dtype`.
+
+    Also where the package is missing that it imports for one.
+    """
     import vllm
 
     (architecture,) = config.architectures or ("model of this kind",)
     # It would run others on transformers' code, without their states.
     if architecture not in vllm.ModelRegistry.get_supported_archs():
         raise ValueError(f"vLLM {vllm.__version__} has no {architecture}; install a newer one")
+    # For the images that the larger model sees; vLLM would print a traceback, and say nothing of it in its error.
+    if config.model_type == "qwen3_5_text" and importlib.util.find_spec("torchvision") is None:
+        raise ValueError(f"its {architecture} needs torchvision, which is not installed: pip install torchvision")
     if not torch.cuda.is_available() and hasattr(config, "linear_num_value_heads") and dtype != "bfloat16":
         raise ValueError(f"on a CPU vLLM has {architecture} in bfloat16 alone; set engine.dtype to bfloat16")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.reference import LogitTransform
-from fastgrpo.policy.recurrent import RECURRENT_LAYERS, layer_kinds
+from fastgrpo.policy.recurrent import RECURRENT_LAYERS, is_recurrent, layer_kinds
 
 # Kinds of layers that keep the sequences of a packed row apart by themselves.
 PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "mlp"})
@@ -60,6 +61,15 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
             f"model folder {path} ({config.model_type}) is a mixture of experts of a kind that is not known here: take "
             f"a dense model, or a mixture of {', '.join(sorted(MIXTURES))}"
         )
+
+
+def check_recurrent_options(
+    path: str | os.PathLike[str], config: PretrainedConfig, *, compiled: bool, sharded: bool
+) -> None:
+    """Raise UserError where the model in `path` has recurrent layers, which are neither compiled nor sharded here."""
+    if is_recurrent(config) and (compiled or sharded):
+        key = "model.compile" if compiled else "engine.tensor_parallel"
+        raise UserError(f"model folder {path} has recurrent layers, for which {key} is not made: leave it unset")
 
 
 def check_weights(path: Path, model: nn.Module, missing: Collection[str], misshapen: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError, first_line
-from fastgrpo.policy.architecture import check_weights
+from fastgrpo.policy.architecture import check_recurrent_options, check_weights
 from fastgrpo.policy.folder import load_config, load_tokenizer
 from fastgrpo.policy.fsdp import load_sharded
 from fastgrpo.policy.fused_layers import recompute_mlps, ungroup_odd_experts
@@ -50,10 +50,8 @@ def load_policy(
     Raises UserError if the folder is not a causal LM with its tokenizer and all of its weights, or one whose attention
     or head is not known here.
     """
-    recurrent = is_recurrent(load_config(path))
-    if recurrent and (sharded or compile_layers):
-        key = "model.compile" if compile_layers else "engine.tensor_parallel"
-        raise UserError(f"model folder {path} has recurrent layers, for which {key} is not made: leave it unset")
+    described = load_config(path)
+    check_recurrent_options(path, described, compiled=compile_layers, sharded=sharded)
     tokenizer = load_tokenizer(path)
     model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
     ungroup_odd_experts(model, dtype)
@@ -61,7 +59,7 @@ def load_policy(
         # vLLM has none: what is trained would not be what sampled.
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    if recurrent:
+    if is_recurrent(described):
         recur_within_runs(model.base_model)
     policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
     vocabulary = len(policy.head_weight)

@@ -51,15 +51,19 @@ def add_adapters(
 
 
 def adapted_layers(decoder: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of `decoder`, by name: all, but in a mixture of experts those of attention alone.
+    """The linear layers of `decoder`, by name: all but a Mamba layer's last, and but the MLPs where some have experts.
 
-    What other MLPs it has peft takes by their names for its experts.
+    What other MLPs a mixture has peft takes by their names for its experts. Kernels of Mamba multiply by the last one's
+    weight themselves, past an adapter.
     """
     mixture = any(map(is_of_experts, decoder.parameters()))
+    past_adapters = {
+        module.out_proj for module in decoder.modules() if hasattr(module, "A_log") and hasattr(module, "D")
+    }
     return {
         name: layer
         for name, layer in decoder.named_modules()
-        if isinstance(layer, nn.Linear) and not (mixture and ".mlp." in name)
+        if isinstance(layer, nn.Linear) and layer not in past_adapters and not (mixture and ".mlp." in name)
     }
 
 

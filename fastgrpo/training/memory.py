@@ -241,8 +241,11 @@ def activation_bytes_per_token(
     layers: Layers,
     recompute_mlp: bool,
     key_copies: float = 1.0,
+    widest: bool = False,
 ) -> int:
     """What one decoder layer keeps of a token for its backward, in bytes; of a hybrid the mean of its layers.
+
+    `widest`: of a hybrid what any layer keeps at most.
 
     Plain: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
     attention's output; gate, its activation, up and their product. Compiled, norms keep their input and output, and
@@ -256,15 +259,17 @@ def activation_bytes_per_token(
     if config.model_type in NORMED_HEADS:
         normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
         attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
-    attention = attention * attention_layers(config) // config.num_hidden_layers
-    attention += int(key_copies * _recurrent_bytes(config)) * recurrent_layers(config) // config.num_hidden_layers
+    recurrent = int(key_copies * _recurrent_bytes(config))
+    if not widest:
+        attention = attention * attention_layers(config) // config.num_hidden_layers
+        recurrent = recurrent * recurrent_layers(config) // config.num_hidden_layers
     norms = {"plain": 2 * (4 + 2 * b) * hidden, "compiled": 4 * b * hidden, "fused": 2 * b * hidden + 2 * 4}
     products = {"plain": 4, "compiled": 3, "fused": 2}
     mlp = products[layers] * b * inner
     if choices and layers != "fused":
         mlp += choices * (2 * b * hidden + 3 * 8) + config.num_experts * 4
     routing = choices * (4 + 8) if layers == "fused" else 0
-    return norms[layers] + attention + routing + (0 if recompute_mlp else mlp)
+    return norms[layers] + attention + recurrent + routing + (0 if recompute_mlp else mlp)
 
 
 def _recurrent_bytes(config: PretrainedConfig) -> int:
@@ -374,6 +379,7 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
         layers=workload.layers,
         recompute_mlp=workload.recompute_mlp,
         key_copies=workload.key_copies,
+        widest=workload.gradient_checkpointing,
     )
     chunk = CHUNK_BYTES["cuda" if workload.on_gpu else "cpu"]
     head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
@@ -409,7 +415,8 @@ def _mlp_width(config: PretrainedConfig) -> int:
     """Columns of a token's MLP; of a mixture those of its experts together, or of a wider layer that has none."""
     choices = _choices(config)
     if not choices:
-        return config.intermediate_size
+        # Granite's hybrids have a number for experts, too.
+        return getattr(config, "shared_intermediate_size", config.intermediate_size)
     mixture = choices * _expert_width(config)
     mixture += getattr(config, "shared_expert_intermediate_size", 0)
     return max(mixture, config.intermediate_size) if has_mlps(config) else mixture

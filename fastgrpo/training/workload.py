@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 from fastgrpo.config import Config
 from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.errors import UserError
+from fastgrpo.policy.architecture import check_recurrent_options
 from fastgrpo.policy.fused_layers import may_fuse
 from fastgrpo.policy.placement import policy_device, policy_dtype
 from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capacity, has_mlps, plan_memory
@@ -17,12 +18,14 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
     """The memory of this device under `config`.
 
     Raises UserError naming the largest item where it does not fit, why the model cannot be cut into the ranks of
-    `engine.tensor_parallel`, that sequences of `engine.max_model_len` have positions that the model does not know, or
-    that this CPU has no FP8 KV cache.
+    `engine.tensor_parallel`, what is not made for its recurrent layers, that sequences of `engine.max_model_len` have
+    positions that the model does not know, or that this CPU has no FP8 KV cache.
     """
     check_kv_cache(config)
+    tensor_parallel = config.engine.tensor_parallel
+    check_recurrent_options(config.model.path, model, compiled=config.model.compile, sharded=tensor_parallel > 1)
     _check_positions(model, config.engine.max_model_len)
-    _check_divisible(model, config.engine.tensor_parallel)
+    _check_divisible(model, tensor_parallel)
     device = policy_device()
     workload = Workload(
         micro_batch_tokens=config.grpo.micro_batch_tokens,
@@ -41,7 +44,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
         group_tokens=_group_tokens(config),
         key_copies=_key_copies(config),
         ranks=ranks,
-        tensor_parallel=config.engine.tensor_parallel,
+        tensor_parallel=tensor_parallel,
         own_process=own_process(config),
         on_gpu=device.type == "cuda",
     )

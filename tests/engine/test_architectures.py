@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ from transformers import (
     OlmoeConfig,
     PretrainedConfig,
     Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
@@ -26,6 +31,7 @@ from transformers import (
 
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
+from fastgrpo.engine.vllm_patches import check_recurrent
 from fastgrpo.policy.loading import load_policy
 from tests.helpers.marks import exact
 from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, save_tiny_model
@@ -168,3 +174,27 @@ def test_states_of_recurrent_layers_go_on_from_token_to_token(dtype: str, tmp_pa
             assert difference.mean() < nats
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize(
+    ("known", "torchvision", "dtype", "sentence"),
+    [
+        ("Qwen3NextForCausalLM", True, "bfloat16", r"^vLLM 0\.25\.1 has no Qwen3_5ForCausalLM; install a newer one$"),
+        ("Qwen3_5ForCausalLM", False, "bfloat16", "Qwen3_5ForCausalLM needs torchvision.*: pip install torchvision$"),
+        ("Qwen3_5ForCausalLM", True, "float32", r"in bfloat16 alone; set engine\.dtype to bfloat16$"),
+        ("Qwen3_5ForCausalLM", True, "bfloat16", ""),
+    ],
+)
+def test_what_a_vllm_lacks_of_a_recurrent_model_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, known: str, torchvision: bool, dtype: str, sentence: str
+) -> None:
+    registry = SimpleNamespace(get_supported_archs=lambda: {known})
+    monkeypatch.setitem(sys.modules, "vllm", Mock(__version__="0.25.1", ModelRegistry=registry))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: torchvision or None)
+    config = Qwen3_5TextConfig(**DELTA_RULE, num_hidden_layers=2, architectures=["Qwen3_5ForCausalLM"])
+    if not sentence:
+        check_recurrent(config, dtype)
+        return
+    with pytest.raises(ValueError, match=sentence):
+        check_recurrent(config, dtype)

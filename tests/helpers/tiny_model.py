@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
-# Changes that make hybrids of recurrent layers and attention: Qwen3.5's and Qwen3-Next's, Falcon-H1's and Granite's.
+# Changes that make hybrids of recurrent layers and attention: Qwen3.5's and Qwen3-Next's, Falcon-H1's, Granite's,
+# Nemotron-H's.
 DELTA_RULE = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -20,6 +21,14 @@ DELTA_RULE = {
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 64, "mamba_d_state": 16, "mamba_n_groups": 1}
 FALCON_H1 = MAMBA | {"mamba_d_ssm": 256}
 GRANITE_H = MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 256, "layer_types": ["mamba", "attention"]}
+NEMOTRON_H = {
+    "layers_block_type": ["mamba", "attention", "mlp"],
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 64,
+    "ssm_state_size": 16,
+    "n_groups": 1,
+    "tie_word_embeddings": False,
+}
 
 
 def save_tiny_model(

@@ -43,7 +43,7 @@ from fastgrpo.policy.loading import load_policy
 from fastgrpo.training.loss import policy_loss, token_logprobs
 from fastgrpo.training.packing import pack
 from fastgrpo.types import Sample
-from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, NEMOTRON_H, save_tiny_model
 
 # Small bounds, so that a few tokens of a random model feel them.
 GEMMA = {"head_dim": 32, "sliding_window": 9, "final_logit_softcapping": 2.0}
@@ -55,17 +55,7 @@ RECURRENT: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "qwen3_next": (Qwen3NextConfig, DELTA_RULE | EXPERTS | {"num_experts": 6, "tie_word_embeddings": False}),
     "granitemoehybrid": (GraniteMoeHybridConfig, GRANITE_H),
     "falcon_h1": (FalconH1Config, FALCON_H1 | {"lm_head_multiplier": 0.5}),
-    "nemotron_h": (
-        NemotronHConfig,
-        {
-            "layers_block_type": ["mamba", "attention", "mlp"],
-            "mamba_num_heads": 4,
-            "mamba_head_dim": 16,
-            "ssm_state_size": 16,
-            "n_groups": 1,
-            "tie_word_embeddings": False,
-        },
-    ),
+    "nemotron_h": (NemotronHConfig, NEMOTRON_H),
 }
 KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = RECURRENT | {
     "gemma2": (Gemma2Config, GEMMA | {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),

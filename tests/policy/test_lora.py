@@ -13,12 +13,17 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
+    FalconH1Config,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
+    NemotronHConfig,
     OlmoeConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from fastgrpo.config import Config
@@ -38,7 +43,7 @@ from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate
 from tests.helpers.marks import exact
-from tests.helpers.tiny_model import save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, NEMOTRON_H, save_tiny_model
 
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
@@ -96,6 +101,20 @@ def test_a_mixture_has_adapters_in_its_attention_and_vllm_samples_from_all_of_it
     assert all("self_attn" in name for name in trained)
 
 
+@pytest.mark.engine
+@exact
+def test_vllm_samples_from_a_hybrids_merged_weights(tmp_path: Path) -> None:
+    policy = adapted(save_tiny_model(tmp_path, kind=FalconH1Config, **FALCON_H1))
+    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
+    try:
+        before = policy.logprobs(PROMPTS)
+        update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
+        assert not torch.allclose(torch.cat(before), torch.cat(policy.logprobs(PROMPTS)), atol=1e-2)
+        assert engine.sync(policy).parity_max < 1e-4
+    finally:
+        engine.close()
+
+
 def test_the_base_is_the_reference_and_the_adapters_train_on(tiny_folder: Path) -> None:
     policy, plain = adapted(tiny_folder), load_policy(tiny_folder)
     optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
@@ -135,6 +154,14 @@ def test_the_saved_model_is_plain_and_merged(tiny_folder: Path, tmp_path: Path) 
         (Qwen3MoeConfig, MIXTURE | {"mlp_only_layers": [1]}),
         (Qwen2MoeConfig, MIXTURE | {"shared_expert_intermediate_size": 32}),
         (OlmoeConfig, MIXTURE | {"tie_word_embeddings": False}),
+        (FalconH1Config, FALCON_H1),
+        (GraniteMoeHybridConfig, GRANITE_H),
+        (NemotronHConfig, NEMOTRON_H),
+        (Qwen3_5TextConfig, DELTA_RULE),
+        (
+            Qwen3NextConfig,
+            DELTA_RULE | MIXTURE | {"shared_expert_intermediate_size": 32, "tie_word_embeddings": False},
+        ),
     ],
 )
 def test_peft_loads_the_saved_adapter_over_the_base(
@@ -160,6 +187,18 @@ def test_peft_loads_the_saved_adapter_over_the_base(
     torch.testing.assert_close(found, merged, atol=1e-5, rtol=0)
     again = load_policy(with_local_model(resolve({"model.path": str(tmp_path / "saved/adapter")})).model.path)
     torch.testing.assert_close(again.logprobs(PROMPTS), policy.logprobs(PROMPTS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "last"), [(GraniteMoeHybridConfig, GRANITE_H, False), (Qwen3_5TextConfig, DELTA_RULE, True)]
+)
+def test_what_mamba_multiplies_by_itself_has_no_adapter(
+    kind: type[PretrainedConfig], changes: dict[str, Any], last: bool, tmp_path: Path
+) -> None:
+    policy = adapted(save_tiny_model(tmp_path, kind=kind, **changes))
+    names = {name.split(".lora_")[0].rpartition(".")[2] for name in lora.adapter_state(policy.model)}
+    assert ("out_proj" in names) == last
+    assert any(name.startswith("in_proj") for name in names)
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,43 @@ def test_recurrent_layers_keep_no_more_than_is_planned(tmp_path: Path, kind, cha
     assert 0.6 < kept / planned < 1.0
 
 
+def test_one_layer_recomputed_is_a_hybrids_widest() -> None:
+    def recomputed(layer_types: list[str]) -> int:
+        config = Qwen3_5TextConfig(**DELTA_RULE | {"num_hidden_layers": len(layer_types), "layer_types": layer_types})
+        workload = replace(WORKLOAD, on_gpu=False, micro_batch_tokens=2**20, max_model_len=2**20)
+        items = plan_memory(config, workload, 2**60).items
+        return next(item.size for item in items if item.name == "loss head, or one layer recomputed")
+
+    assert recomputed(["full_attention"] * 7 + ["linear_attention"]) == recomputed(["linear_attention"] * 8)
+
+
+def test_the_mlp_of_a_granite_hybrid_is_the_one_beside_its_experts() -> None:
+    narrow, wide = (
+        activation_bytes_per_token(
+            GraniteMoeHybridConfig(
+                **GRANITE_H
+                | {
+                    "hidden_size": 128,
+                    "num_hidden_layers": 2,
+                    "intermediate_size": 64,
+                    "shared_intermediate_size": size,
+                }
+            ),
+            torch.bfloat16,
+            layers="plain",
+            recompute_mlp=False,
+        )
+        for size in (64, 256)
+    )
+    assert wide - narrow == 4 * 2 * (256 - 64)
+
+
+@pytest.mark.parametrize("key", [{"model.compile": True}, {"engine.tensor_parallel": 2}])
+def test_what_is_not_made_for_recurrent_layers_is_refused_by_the_plan(key: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"recurrent layers, for which (model.compile|engine.tensor_parallel) is not"):
+        workload.memory_plan(resolve(key), Qwen3_5TextConfig(**DELTA_RULE, num_hidden_layers=2))
+
+
 def test_the_kv_cache_of_a_hybrid_is_that_of_its_attention_and_a_state_of_each_sequence() -> None:
     layers = {"num_hidden_layers": 4, "layer_types": ["linear_attention"] * 3 + ["full_attention"]}
     config = Qwen3_5TextConfig(**DELTA_RULE | layers, num_key_value_heads=2)
