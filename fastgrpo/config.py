@@ -24,6 +24,8 @@ RewardScale = Literal["advantage", "group", "batch", "none", "terms"]
 ImportanceCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 # Eleven days: in milliseconds the system's waits count it, with what is added to it, in 32 bits.
 LONGEST_S = 10**6
+# As the jails' own limits have it: a solution that was slow once is tried with six times wall_s.
+LONGEST_JAIL_S = 14400
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 EfficiencyBy = Literal["tokens", "calls", "dollars", "seconds"]
@@ -239,19 +241,18 @@ class Sandbox(Section, frozen=True):
     ] = ""
     cells: Annotated[int, Meta(ge=0, description="jails at once; 0 = chosen from the CPU count")] = 0
     workflows: Annotated[int, Meta(ge=1, description="workflows running at once, each in a jail of its own")] = 1024
-    # As the jails' own limits have it: a solution that was slow once is tried with six times wall_s.
     workflow_s: Annotated[
-        float, Meta(gt=0, le=14400, description="deadline of one workflow with its worker calls, seconds")
+        float, Meta(gt=0, le=LONGEST_JAIL_S, description="deadline of one workflow with its worker calls, seconds")
     ] = 60.0
     wall_s: Annotated[
         float,
         Meta(
             gt=0,
-            le=14400,
+            le=LONGEST_JAIL_S,
             description="deadline of one execution of a solution, seconds; waits for a processor left out",
         ),
     ] = 10.0
-    cpu_s: Annotated[float, Meta(gt=0, le=14400, description="CPU seconds of one execution")] = 10.0
+    cpu_s: Annotated[float, Meta(gt=0, le=LONGEST_JAIL_S, description="CPU seconds of one execution")] = 10.0
     memory_mb: Annotated[int, Meta(ge=32, le=2**20, description="memory of one jail, MiB")] = 512
     processes: Annotated[int, Meta(ge=1, le=256, description="processes and threads of one jail")] = 32
     output_bytes: Annotated[

@@ -37,6 +37,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
@@ -44,7 +45,7 @@ from fastgrpo.config import Config
 from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, cache_folder, expanded, first_line, last_line, writing
 from fastgrpo.policy.folder import load_config, no_folder
 from fastgrpo.policy.lora import peft_module
-from fastgrpo.policy.model import save_model
+from fastgrpo.policy.model import save_model, without_memory
 
 # owner/name, and of a repository of GGUF files owner/name/file.gguf.
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w./-]+\.gguf))?")
@@ -113,7 +114,11 @@ def _loadable(config: Config, folder: Path, weights: bool, adapters: bool) -> Pa
         return _merged(config, folder, weights)
     if weights:
         return _whole(_converted(folder))
-    return _text_described(folder) if _sees_more_than_text(folder) else folder
+    if (text := _text_part(folder)) is None:
+        return folder
+    described = _described(folder)
+    text.save_pretrained(described)
+    return described
 
 
 class _Adapter(msgspec.Struct):
@@ -139,7 +144,12 @@ def _merged(config: Config, folder: Path, weights: bool) -> Path:
     except UserError as error:
         raise UserError(f"the adapter {folder} has no base to be merged into: {error}") from error
     if not weights:
-        return _described(base, folder) if (folder / TOKENIZER_CONFIG).is_file() else base
+        if not (folder / TOKENIZER_CONFIG).is_file():
+            return base
+        described = _described(base)
+        with _readable(f"the tokenizer of the adapter {folder}"):
+            AutoTokenizer.from_pretrained(folder, trust_remote_code=False).save_pretrained(described)
+        return described
     if not files:
         raise UserError(f"the adapter {folder} has no weights: put its adapter_model.safetensors there")
     peft = peft_module(f"the adapter {folder}")
@@ -164,13 +174,11 @@ def _with_adapter(base: Path, folder: Path, peft: ModuleType) -> tuple[Any, Any]
         raise UserError(f"the adapter {folder} cannot be merged into {base}, is it of that model? {reason}") from error
 
 
-def _described(base: Path, adapter: Path) -> Path:
-    """A folder with what describes the `base`, and the adapter's own tokenizer; gone at the exit."""
+def _described(model: Path) -> Path:
+    """A folder with what describes the model in a folder, for changes of that; gone at the exit."""
     folder = _until_the_exit()
-    for file in base.glob("*.json"):
+    for file in model.glob("*.json"):
         shutil.copyfile(file, folder / file.name)
-    with _readable(f"the tokenizer of the adapter {adapter}"):
-        AutoTokenizer.from_pretrained(adapter, trust_remote_code=False).save_pretrained(folder)
     return folder
 
 
@@ -252,7 +260,7 @@ def _asking(name: str, revision: str) -> Iterator[None]:
 def _converted(folder: Path) -> Path:
     """The folder itself, or one with safetensors of its text model: of .bin files, or of a model that sees images."""
     weights, binary = sorted(folder.glob("*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
-    if weights and not _sees_more_than_text(folder):
+    if weights and _text_part(folder) is None:
         return folder
     weights = weights or binary
     if not weights or not (folder / "config.json").is_file():
@@ -268,32 +276,21 @@ def _converted(folder: Path) -> Path:
 
 def _with_names_of_its_own(model: PreTrainedModel) -> PreTrainedModel:
     """The model as one that was never part of another: transformers saves weights under the names it read."""
-    with torch.device("meta"):
-        own = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    own = without_memory(model, model.dtype)
     own.load_state_dict(model.state_dict(), assign=True)
     own.tie_weights()
-    own.generation_config = model.generation_config
     return own
 
 
-def _sees_more_than_text(folder: Path) -> bool:
-    """Whether the folder's model has a text model that is a causal LM of its own, as Qwen3.5's has."""
+def _text_part(folder: Path) -> PretrainedConfig | None:
+    """The text model of a model that sees more, where that is a causal LM of its own, as Qwen3.5's; None of others."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError):
-        return False  # said where the configuration is read
+        return None  # said where the configuration is read
     text = config.get_text_config()
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return text is not config and getattr(causal, "config_class", None) is type(text)
-
-
-def _text_described(folder: Path) -> Path:
-    """A folder with what describes the text model of `folder`; gone at the exit."""
-    made = _until_the_exit()
-    for file in folder.glob("*.json"):
-        shutil.copyfile(file, made / file.name)
-    AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().save_pretrained(made)
-    return made
+    return text if text is not config and getattr(causal, "config_class", None) is type(text) else None
 
 
 def _from_gguf(file: Path, weights: bool) -> Path:

@@ -210,10 +210,7 @@ class Policy:
         """What Hugging Face saves: the model, or one without memory of the class and dtype of a sharded one."""
         if self.sharded_as is None:
             return self.model
-        with torch.device("meta"):
-            whole = AutoModelForCausalLM.from_config(self.model.config, dtype=self.sharded_as)
-        whole.generation_config = self.model.generation_config
-        return whole
+        return without_memory(self.model, self.sharded_as)
 
 
 class BasePolicy(Policy):
@@ -238,6 +235,14 @@ def packed_inputs(config: PretrainedConfig, input_ids_T: Tensor, position_ids_T:
         "key_index_U": runs.key_index_U,
         "fp8_cache": runs.fp8_cache,
     } | recurrent
+
+
+def without_memory(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of the class and the settings of `model`, in `dtype`, whose weights have no memory."""
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    bare.generation_config = model.generation_config
+    return bare
 
 
 def save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None = None) -> None:

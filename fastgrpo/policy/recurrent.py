@@ -110,7 +110,7 @@ def recurrent_layers(config: PretrainedConfig) -> int:
 
 def recur_within_runs(decoder: nn.Module) -> None:
     """Let recurrent layers of `decoder` keep to the runs of a packed row, given as `rows` with the other arguments."""
-    for module in list(decoder.modules()):
+    for module in decoder.modules():
         # The logarithm of how fast a state fades.
         if hasattr(module, "A_log"):
             module.forward = partial(_forward, module.forward)

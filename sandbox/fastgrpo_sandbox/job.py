@@ -257,11 +257,11 @@ def _needed(tests: CheckTests | AssertTests) -> tuple[str, ...]:
 def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
     """The tests of a unittest job, compiled once like a judge's. Raises Rejected."""
     with _compiling():
-        whole = f"{tests.setup}\n{tests.source}"
+        whole, names = f"{tests.setup}\n{tests.source}", unittest_names(tests.source)
         job: dict[str, Any] = {
             "role": "unittest",
-            "names": unittest_names(tests.source),
-            "skips": skip_probes(whole, unittest_names(tests.source)),
+            "names": names,
+            "skips": skip_probes(whole, names),
             "tests": compile_unittest(whole),
             "own": own_names(whole),
         }

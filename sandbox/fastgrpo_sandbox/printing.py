@@ -41,8 +41,8 @@ def refuse_prints(tree: ast.Module) -> None:
     bound = {bound_name(node) for node in nodes if isinstance(node, _DEFINED)}
     imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
     foreign = {bound_name(each) for node in imports for each in node.names if not _is_known(node, each)}
-    counted = {part.id for node in nodes if isinstance(node, ast.For) for part in _names(node.target)}
-    counted |= {part.id for node in nodes if isinstance(node, ast.comprehension) for part in _names(node.target)}
+    loops = [node for node in nodes if isinstance(node, ast.For | ast.comprehension)]
+    counted = {part.id for loop in loops for part in ast.walk(loop.target) if isinstance(part, ast.Name)}
     asked = calls.keys() | {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
     handed = {node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in asked}  # to who knows whom
     if any(_may_fail(node, counted) for node in nodes) or handed & foreign:
@@ -69,10 +69,6 @@ def _is_known(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> bool:
     """Whether something imported is the solution's, or of a module that only looks."""
     module = alias.name if isinstance(node, ast.Import) else node.module
     return module == "solution" or module in _MODULES
-
-
-def _names(node: ast.AST) -> list[ast.Name]:
-    return [part for part in ast.walk(node) if isinstance(part, ast.Name)]
 
 
 def _may_fail(node: ast.AST, counted: set[str]) -> bool:

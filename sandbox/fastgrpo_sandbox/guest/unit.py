@@ -59,9 +59,9 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     if not changed:
         exec(tests, space)
         made = own(space, job["own"], case)
-        run = tuple(name for i, name in enumerate(names) if i not in left_out)
-        passed = run_tests(space, run, result, suite, case)
-        passed |= set(names).difference(run) if run else set()
+        asked = tuple(name for i, name in enumerate(names) if i not in left_out)
+        passed = run_tests(space, asked, result, suite, case)
+        passed |= set(names).difference(asked) if asked else set()
         changed = not same(before, everywhere() | modules(imported, bare if job["mocks"] else None))
         changed = changed or not same(made, own(space, job["own"], case, made if job["mocks"] else None))
         changed = changed or any(space.get(name) is not each for name, each in guards.items())
