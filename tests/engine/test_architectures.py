@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,8 +111,7 @@ def test_vllm_samples_from_the_trainers_memory(name: str, tmp_path: Path) -> Non
     kind, changes = KINDS[name]
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
     assert type(policy.model).__name__ == name
-    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
-    try:
+    with closing(Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)) as engine:
         with torch.no_grad():
             # Not the weights that vLLM read from the folder.
             for parameter in policy.model.parameters():
@@ -125,8 +125,6 @@ def test_vllm_samples_from_the_trainers_memory(name: str, tmp_path: Path) -> Non
         report = engine.sync(policy)
         assert report.bytes_copied == 0
         assert report.parity_max < 1e-4
-    finally:
-        engine.close()
 
 
 @pytest.mark.engine
@@ -136,16 +134,13 @@ def test_what_a_model_does_to_its_logits_is_alike_in_vllm_and_in_the_trainer(nam
     kind, changes = COPIED[name]
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
     assert type(policy.model).__name__ == name
-    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
-    try:
+    with closing(Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)) as engine:
         assert engine.sync(policy).parity_max < 1e-3
         with torch.no_grad():
             policy.head_weight.mul_(1.5)
         assert engine.sync(policy).parity_max < 1e-3
         assert policy.copies_weights
         assert type(load_policy(tmp_path).model).__name__ == name  # again, beside vLLM
-    finally:
-        engine.close()
 
 
 @pytest.mark.engine
@@ -154,8 +149,7 @@ def test_what_a_model_does_to_its_logits_is_alike_in_vllm_and_in_the_trainer(nam
 def test_states_of_recurrent_layers_go_on_from_token_to_token(dtype: str, tmp_path: Path) -> None:
     kind, changes, nats = RECURRENT[dtype]
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes), dtype=getattr(torch, dtype))
-    engine = Engine(tmp_path, max_model_len=256, max_num_seqs=4, kv_cache_gib=0.2, dtype=dtype)
-    try:
+    with closing(Engine(tmp_path, max_model_len=256, max_num_seqs=4, kv_cache_gib=0.2, dtype=dtype)) as engine:
         with torch.no_grad():
             for parameter in policy.model.parameters():
                 parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
@@ -172,8 +166,6 @@ def test_states_of_recurrent_layers_go_on_from_token_to_token(dtype: str, tmp_pa
             (ours,) = policy.logprobs([prompt + done.token_ids])
             difference = (ours[len(prompt) - 1 :] - torch.tensor(done.logprobs)).abs()
             assert difference.mean() < nats
-    finally:
-        engine.close()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,11 @@ def adapted(folder: Path) -> Policy:
     return load_policy(folder, lora_rank=4, lora_alpha=16.0)
 
 
+def update_once(policy: Policy) -> None:
+    optimizer = AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2))
+    update(policy, optimizer, samples(0), Config().grpo, budget=64)
+
+
 @pytest.mark.engine
 @exact
 def test_vllm_samples_from_the_merged_weights(engine: Engine, tiny_folder: Path) -> None:
@@ -85,17 +91,14 @@ def test_vllm_samples_from_the_merged_weights(engine: Engine, tiny_folder: Path)
 @exact
 def test_a_mixture_has_adapters_in_its_attention_and_vllm_samples_from_all_of_it(tmp_path: Path) -> None:
     policy = adapted(save_tiny_model(tmp_path, kind=Qwen3MoeConfig, **MIXTURE))
-    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
-    try:
-        update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
+    with closing(Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)) as engine:
+        update_once(policy)
         with torch.no_grad():
             for experts in (layer.mlp.experts for layer in policy.model.base_model.layers):
                 experts.down_proj.mul_(1.1)
                 experts.gate_up_proj.mul_(0.9)
         assert engine.sync(policy).parity_max < 1e-4
         assert policy.copies_weights
-    finally:
-        engine.close()
     trained = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
     assert len(trained) == 2 * 4 * policy.model.config.num_hidden_layers
     assert all("self_attn" in name for name in trained)
@@ -105,14 +108,11 @@ def test_a_mixture_has_adapters_in_its_attention_and_vllm_samples_from_all_of_it
 @exact
 def test_vllm_samples_from_a_hybrids_merged_weights(tmp_path: Path) -> None:
     policy = adapted(save_tiny_model(tmp_path, kind=FalconH1Config, **FALCON_H1))
-    engine = Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)
-    try:
+    with closing(Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)) as engine:
         before = policy.logprobs(PROMPTS)
-        update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
+        update_once(policy)
         assert not torch.allclose(torch.cat(before), torch.cat(policy.logprobs(PROMPTS)), atol=1e-2)
         assert engine.sync(policy).parity_max < 1e-4
-    finally:
-        engine.close()
 
 
 def test_the_base_is_the_reference_and_the_adapters_train_on(tiny_folder: Path) -> None:
@@ -138,7 +138,7 @@ def test_only_adapters_of_the_decoder_have_gradients(tiny_folder: Path, checkpoi
 
 def test_the_saved_model_is_plain_and_merged(tiny_folder: Path, tmp_path: Path) -> None:
     policy = adapted(tiny_folder)
-    update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
+    update_once(policy)
     policy.save_hf(tmp_path)
     merged = load_policy(tmp_path)
     assert not any(lora.is_adapter(name) for name in AutoModelForCausalLM.from_pretrained(tmp_path).state_dict())
@@ -174,7 +174,7 @@ def test_peft_loads_the_saved_adapter_over_the_base(
     trained = [parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad]
     assert sum(trained) == count_adapters(policy.model.config, 4)
     assert len(trained) == 2 * len(lora.adapted_layers(load_policy(folder).model.base_model))
-    update(policy, AdamW(policy.model.parameters(), AdamWOptions(lr=1e-2)), samples(0), Config().grpo, budget=64)
+    update_once(policy)
     policy.save_hf(tmp_path / "saved")
     told = json.loads((tmp_path / "saved/adapter/adapter_config.json").read_text())
     assert (told["r"], told["lora_alpha"], told["task_type"]) == (4, 16.0, "CAUSAL_LM")
