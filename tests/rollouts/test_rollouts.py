@@ -691,10 +691,10 @@ def test_an_update_of_no_sample_is_told_before_an_interrupt_goes_on_and_the_engi
             updated.set()
             return {"samples": 0.0}
 
-    updated, told = threading.Event(), list[tuple[dict[str, float], bool]]()
+    updated, go, told = threading.Event(), threading.Event(), list[tuple[dict[str, float], bool]]()
 
     async def main() -> None:
-        engine = ScriptedEngine(lambda: time.sleep(0.05))
+        engine = ScriptedEngine(lambda: go.wait(10))
         async with under_way(engine, ScriptedEnvironment()) as rollouts:
 
             async def step() -> None:
@@ -706,6 +706,7 @@ def test_an_update_of_no_sample_is_told_before_an_interrupt_goes_on_and_the_engi
             while not (updated.is_set() and engine.busy):
                 await asyncio.sleep(0.001)
             task.cancel()
+            go.set()
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(task, 10)
         assert told == [({"samples": 0.0}, False)]

@@ -22,32 +22,38 @@ DRAINS = """
 import asyncio, signal
 from fastgrpo_sandbox import AssertTests, SandboxPool
 
-SLOW = "import time\\ndef f(x):\\n    time.sleep(0.5)\\n    return x"
-SESSION = "async def main(call):\\n    import asyncio\\n    await asyncio.sleep(0.5)\\n    return await call('three')"
+SLOW = "import time\\ndef f(x):\\n    time.sleep(1)\\n    return x"
+QUICK = "def f(x):\\n    return x"
+SESSION = "async def main(call):\\n    return await call('three')"
 TESTS = AssertTests(("assert f(1) == 1", "assert f(2) == 3"))
 LONG = AssertTests(tuple(f"assert f({[number] * 60}) == {[number] * 60}" for number in range(1000)))
-
-async def three(method, params):
-    return 3
-
-async def ask(pool):
-    async with pool.session(SESSION, three) as opened:
-        return (await opened.outcome()).value
 
 async def main():
     asked = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
+
+    async def three(method, params):
+        await asked.wait()
+        return 3
+
+    async def ask(pool):
+        async with pool.session(SESSION, three) as opened:
+            return (await opened.outcome()).value
+
     async with SandboxPool(cells=1) as pool:
-        work = [pool.run(SLOW, tests=TESTS), pool.run(SLOW.replace("0.5", "0"), tests=LONG), ask(pool)]
-        jobs = [asyncio.ensure_future(one) for one in work]
-        while pool.readers._busy == set() or pool.stats()["running"] < 2:
+        slow, session = asyncio.ensure_future(pool.run(SLOW, tests=TESTS)), asyncio.ensure_future(ask(pool))
+        while pool.stats()["running"] < 2 and not slow.done():
+            await asyncio.sleep(0.01)
+        # Their reading begins while the others run: all three are under way at once on a busy machine, too.
+        long = asyncio.ensure_future(pool.run(QUICK, tests=LONG))
+        while not pool.readers._busy and not long.done():
             await asyncio.sleep(0.01)
         print("ready", flush=True)
         await asked.wait()
-        judged, long, value = await asyncio.gather(*jobs)
+        judged, read, value = await asyncio.gather(slow, long, session)
         late = await pool.run("import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))")
-        print(judged.tests, long.status, value, late.stdout, pool.stats()["cells_lost"])
+        print(judged.tests, read.status, value, late.stdout, pool.stats()["cells_lost"])
 
 asyncio.run(main())
 """
@@ -106,7 +112,7 @@ def test_what_runs_ends_as_it_would_where_all_processes_are_asked_to_end(to, sen
 
 @pytest.mark.jail
 def test_a_server_drains_where_its_whole_group_is_asked_to_end():
-    job = {"code": "import time; time.sleep(1); print('done')"}
+    job = {"code": "import time; time.sleep(3); print('done')"}
     with running_server("--cells", "1") as server, ThreadPoolExecutor(1) as threads:
         answer = threads.submit(server.post, "/run", job)
         while not server.metric("sandbox_running"):

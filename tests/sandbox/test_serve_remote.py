@@ -440,7 +440,7 @@ def test_jobs_that_wait_for_their_turn_are_not_encoded_yet():
 def test_a_host_that_is_killed_costs_no_job():
     async def work(first: Server, second: Server) -> list[Outcome]:
         async with RemotePool([first.url, second.url]) as pool:
-            code = "import time; time.sleep(0.5); print({})"
+            code = "import time; time.sleep(2); print({})"
             jobs = [asyncio.ensure_future(pool.run(code.format(i))) for i in range(8)]
             while await asyncio.to_thread(first.metric, "sandbox_running") < 2:
                 await asyncio.sleep(0.02)
