@@ -19,6 +19,7 @@ from fastgrpo_sandbox.guest.paired import Paired
 from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.printing import refuse_prints
 from fastgrpo_sandbox.scripts import as_run, check_asks
+from fastgrpo_sandbox.skipping import check_skips
 from fastgrpo_sandbox.source_text import is_empty, preamble, statement_text, with_stand_ins
 from fastgrpo_sandbox.stdio import SILENT, wants_nothing
 from fastgrpo_sandbox.types import AssertTests, CheckTests, NoTestError, StdioTests, Tests, UnittestTests
@@ -53,6 +54,7 @@ def read_tests(row: Mapping[str, Any], code: str = "") -> Tests:
         if isinstance(tests, StdioTests) and wants_nothing(tests):
             raise NoTestError(SILENT)
         asserts = tests.asserts if isinstance(tests, AssertTests) else ()
+        check_skips(tests)
         if count_tests(tests) > 0 and all(count_tests(CheckTests(text, "")) > 0 for text in asserts):
             return tests
     except (SyntaxError, IndexError, RecursionError) as error:

@@ -28,6 +28,7 @@ from fastgrpo_sandbox.types import (
     EndSession,
     ErrorBy,
     Limits,
+    NoTestError,
     Outcome,
     Status,
     StdioTests,
@@ -199,6 +200,8 @@ def _compiling() -> Iterator[None]:
         yield
     except Rejected:
         raise
+    except NoTestError as error:
+        raise Rejected(str(error)) from None
     except (SyntaxError, ValueError, RecursionError) as error:
         raise Rejected(f"the tests cannot be compiled: {error}") from None
 

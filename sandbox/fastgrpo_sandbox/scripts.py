@@ -9,21 +9,26 @@ from typing import NamedTuple, TypeGuard
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import wanted_names
 from fastgrpo_sandbox.guest.syntax import parse
-from fastgrpo_sandbox.source_text import TO_THE_END, starters, starts_tests, statement_text
+from fastgrpo_sandbox.source_text import (
+    BY_ANY_NAME,
+    OF_SOLUTION,
+    SKIPPED,
+    TO_THE_END,
+    names_read,
+    starters,
+    starts_tests,
+    statement_text,
+)
 from fastgrpo_sandbox.types import AssertTests, NoTestError
-from fastgrpo_sandbox.unrolling import SHARED, names_read
+from fastgrpo_sandbox.unrolling import SHARED
 
 EXITS = ("sys.exit", "exit", "quit", "SystemExit")
-BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
-OF_SOLUTION = ("solution", "__main__", "importlib", "sys.modules")  # by which a program may ask the solution by no name
 SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
 SET_UP_ALL = ("setup_module", "setup_function")
 UNUSED = "import pytest"  # once its marks and its start are gone
 FIXTURES = ("fixture",)
 LEFT_OUT = ("mark.skip", "mark.xfail", "unittest.skip")
 EXIT = "__status__ = {}\nif not (__status__ is None or __status__ == 0): raise SystemExit(__status__)"
-# An expression that skips a test.
-SKIPPED = "(_ for _ in ()).throw(__import__('unittest').SkipTest())"
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef

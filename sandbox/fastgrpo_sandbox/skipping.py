@@ -10,27 +10,26 @@ from __future__ import annotations
 import ast
 import marshal
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import bound_name, wanted_names
 from fastgrpo_sandbox.guest.syntax import last_name, parse, parse_expression
-from fastgrpo_sandbox.scripts import BY_ANY_NAME, SKIPPED
-from fastgrpo_sandbox.unrolling import names_read
+from fastgrpo_sandbox.members import CHANGING, SELF, SET_UPS, as_names
+from fastgrpo_sandbox.source_text import BY_ANY_NAME, OF_SOLUTION, SKIPPED, names_read
+from fastgrpo_sandbox.types import AssertTests, NoTestError, Tests, UnittestTests
+from fastgrpo_sandbox.unittest_source import unittest_names
 
 BY_CONDITION = ("skipIf", "skipUnless")
 SKIPS = ("skipTest", "SkipTest", "skip")
-OF_SOLUTION = ("solution", "__main__", "import_module", "__import__", "sys.modules")  # by which it is asked by no name
-# Methods by which lists, dictionaries and sets are changed.
-CHANGING = frozenset(name for kind in (list, dict, set) for name in vars(kind) if not name.startswith("__"))
-CHANGING -= {"copy", "count", "fromkeys", "get", "index", "items", "keys", "values", "isdisjoint", "issubset"}
-CHANGING -= {"difference", "intersection", "issuperset", "symmetric_difference", "union"}
-SET_UPS = ("setUpClass", "setUp")
+FIRST = ("setUpClass", "setUp")
+UNDECIDED = "a test may be skipped, and whether it is cannot be told before a solution is there: {}"
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _GIVING = (*_FUNCTIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Try, ast.If)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Test = ast.ClassDef | _Function
-_RAISED = ast.parse("raise __skip__").body[0]
+_RAISED, _STOPPED = ast.parse("raise __skip__\nraise __stop__").body
+_OWN = frozenset({"__skip__", "__stop__"})
 _SKIPPED = ast.dump(parse_expression(SKIPPED))
 _OPEN = frozenset({""})  # the name of what may be anything of the solution's, which no tests give
 
@@ -38,20 +37,30 @@ _OPEN = frozenset({""})  # the name of what may be anything of the solution's, w
 @memo
 def skip_probes(source: str, names: tuple[str, ...]) -> tuple[tuple[int, bytes], ...]:
     """The unittest tests of these names that may be skipped by a condition which can be asked without a solution: the
-    number of each, and a program that raises `__skip__` where it is skipped, marshalled. Raises SyntaxError."""
+    number of each, and a program that raises `__skip__` where it is skipped, marshalled. Raises SyntaxError, and
+    NoTestError where one may be skipped by what asks no solution and stands where it cannot be asked before one is."""
     if "skip" not in source.lower():
         return ()
-    tests = _Tests(source)
-    return _programs(tests.program(list(tests.asked_of(tests.parts(name)))) for name in names)
+    text = _Text(parse(source).body)
+    return _programs(text.of(name.partition(".")[0]).asked_in(name) for name in names)
 
 
 @memo
 def line_probes(setup: str, lines: tuple[str, ...]) -> tuple[tuple[int, bytes], ...]:
-    """The same of lines that call tests as pytest finds them, which `setup` defines. Raises SyntaxError."""
+    """The same of lines that call tests as pytest finds them, which `setup` defines. Raises likewise."""
     if "skip" not in setup.lower() and not any("SkipTest" in line for line in lines):
         return ()
-    tests = _Tests(setup)
-    return _programs(tests.program(list(tests.asked_by(parse(line)))) for line in lines)
+    text = _Text(parse(setup).body)
+    trees = map(parse, lines)
+    return _programs(text.of(*sorted(names_read(tree) & text.classes)).asked_by(tree) for tree in trees)
+
+
+def check_skips(tests: Tests) -> None:
+    """Raises NoTestError where a test may be skipped and nobody can tell whether (`skip_probes`), and SyntaxError."""
+    if isinstance(tests, AssertTests):
+        line_probes(tests.setup, tests.asserts)
+    elif isinstance(tests, UnittestTests):
+        skip_probes(f"{tests.setup}\n{tests.source}", unittest_names(tests.source))
 
 
 def _programs(texts: Iterable[str]) -> tuple[tuple[int, bytes], ...]:
@@ -59,31 +68,27 @@ def _programs(texts: Iterable[str]) -> tuple[tuple[int, bytes], ...]:
     return tuple((i, marshal.dumps(code)) for i, code in coded)
 
 
-class _Tests:
-    """The text of tests, of which statements are taken that ask no solution anything: their names are all the tests'
-    own, given by such statements, or builtins."""
+class _Text:
+    """The classes of tests, and what can be asked of each without a solution."""
 
-    def __init__(self, source: str) -> None:
-        self._body = parse(source).body
-        self._classes = {node.name: node for node in self._body if isinstance(node, ast.ClassDef)}
-        self._functions = {node.name: node for node in self._body if isinstance(node, _FUNCTIONS)}
-        given = [node for node in self._body if isinstance(node, ast.Assign)]
-        self._values = {node.targets[0].id: node.value for node in given if isinstance(node.targets[0], ast.Name)}
-        self._givers: dict[str, set[int]] = defaultdict(set)
-        changed = _changed(self._body)
-        for number, node in enumerate(self._body):
-            for name in _bound(node) - changed:
-                self._givers[name].add(number)
-        self._wanted: dict[int, frozenset[str]] = {}
+    def __init__(self, body: list[ast.stmt]) -> None:
+        self._body = body
+        self._classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+        self._known: dict[str, _Tests] = {}
 
-    def parts(self, name: str) -> Iterator[_Test]:
-        """The classes of a test, what sets it up, and itself."""
-        class_name, _, method = name.partition(".")
-        classes = list(dict.fromkeys(self._bases(class_name)))
-        yield from classes
-        for wanted in (*SET_UPS, method):
-            own = (each for cls in classes for each in cls.body if isinstance(each, _FUNCTIONS) and each.name == wanted)
-            yield from [*own][:1]
+    @property
+    def classes(self) -> set[str]:
+        """Their names."""
+        return set(self._classes)
+
+    def of(self, *names: str) -> _Tests:
+        """The tests with what the class of that name has; of the last of several."""
+        name = names[-1] if names else ""
+        if name not in self._known:
+            classes = list(dict.fromkeys(self._bases(name)))
+            given, methods = as_names(self._body, classes) if classes else ([], {})
+            self._known[name] = _Tests([*self._body, *given], classes, methods)
+        return self._known[name]
 
     def _bases(self, name: str, depth: int = 8) -> Iterator[ast.ClassDef]:
         if depth and name in self._classes:
@@ -91,85 +96,158 @@ class _Tests:
             for base in self._classes[name].bases:
                 yield from self._bases(last_name(base), depth - 1)
 
-    def asked_by(self, line: ast.Module) -> Iterator[ast.stmt]:
-        """What is asked where a line has conditions of marks and calls functions, or methods of classes in it."""
-        classes = [self._classes[name] for name in names_read(line) & self._classes.keys()]
-        methods = {each.name: each for cls in classes for each in cls.body if isinstance(each, _FUNCTIONS)}
-        for node in ast.walk(line):
-            if isinstance(node, ast.IfExp) and ast.dump(node.body) == _SKIPPED and self._asks_none(node.test):
-                yield ast.If(node.test, [_RAISED], [])
-        called = [last_name(node.func) for node in ast.walk(line) if isinstance(node, ast.Call)]
-        functions = {**methods, **self._functions}
-        yield from self.asked_of([*classes, *(functions[name] for name in called if name in functions)])
 
-    def asked_of(self, parts: Iterable[_Test]) -> Iterator[ast.stmt]:
-        """What is asked by decorators, and by functions up to a skip."""
+class _Tests:
+    """The text of tests, of which statements are taken that ask no solution anything: their names are all the tests'
+    own, given by such statements, or builtins."""
+
+    def __init__(self, body: list[ast.stmt], classes: Sequence[ast.ClassDef], methods: dict[str, _Function]) -> None:
+        self._body, self._classes, self._methods = body, classes, methods
+        self._functions = {node.name: node for node in body if isinstance(node, _FUNCTIONS)}
+        given = [node for node in body if isinstance(node, ast.Assign)]
+        self._values = {node.targets[0].id: node.value for node in given if isinstance(node.targets[0], ast.Name)}
+        self._givers: dict[str, set[int]] = defaultdict(set)
+        changed = _changed(body)
+        for number, node in enumerate(body):
+            for name in _bound(node) - changed:
+                self._givers[name].add(number)
+        self._wanted: dict[int, frozenset[str]] = {}
+
+    def asked_in(self, name: str) -> str:
+        """What is asked where unittest runs the test of that name; empty where that is nothing."""
+        wanted = (*FIRST, name.partition(".")[2])
+        parts = [self._methods[each] for each in wanted if each in self._methods]
+        return self._program(self._asked_of([*self._classes, *parts]))
+
+    def asked_by(self, line: ast.Module) -> str:
+        """What is asked where a line has conditions of marks and calls functions, or methods of a class."""
+        asked: list[ast.stmt] = [
+            ast.If(node.test, [_RAISED], [])
+            for node in ast.walk(line)
+            if isinstance(node, ast.IfExp) and ast.dump(node.body) == _SKIPPED and self._asks_none(node.test)
+        ]
+        called = {last_name(node.func): None for node in ast.walk(line) if isinstance(node, ast.Call)}
+        functions = {**self._functions, **self._methods}
+        parts = [functions[name] for name in sorted(called, key=lambda name: name not in SET_UPS) if name in functions]
+        return self._program([*asked, *self._asked_of([*self._classes, *parts])])
+
+    def _asked_of(self, parts: Iterable[_Test]) -> list[ast.stmt]:
+        """What is asked by decorators, and by functions up to a skip; of what sets up, also what this reads."""
+        asked: list[ast.stmt] = []
+        bodies: list[list[ast.stmt]] = []
+        made: frozenset[str] = frozenset()
         for node in parts:
-            yield from (each for decorator in node.decorator_list for each in self._condition(decorator))
+            asked += [each for decorator in node.decorator_list for each in self._condition(decorator)]
             if isinstance(node, _FUNCTIONS):
-                body = self._until_skip(node.body, _locals(node))
-                if body:
-                    yield from _called(body)
+                bodies.append(self._first(node.body, _locals(node) | made))
+                made |= self._made_by([part for body in bodies for part in body])
+        wanted: set[str] = set()
+        called: list[ast.stmt] = []
+        for body in reversed(bodies):
+            while body and not (_raises(body[-1], _RAISED) or wanted & _bound_within(body[-1])):
+                body.pop()
+            wanted |= names_read(ast.Module(body, []))
+            called = [*(_called(body) if body else ()), *called]
+        return [*asked, *called]
+
+    def _made_by(self, body: list[ast.stmt]) -> frozenset[str]:
+        """What the test has by statements that set it up, if these are all that may give it."""
+        told = set(map(id, _set(body)))
+        others = {node.id for node in _set(self._functions.values()) if id(node) not in told}
+        return frozenset(node.id for node in _set(body)) - others
 
     def _condition(self, decorator: ast.expr) -> Iterator[ast.stmt]:
-        """That of unittest's decorators, also by a name of the tests'."""
-        match self._values.get(last_name(decorator), decorator):
-            case ast.Call(func=function, args=[test, *_]) if last_name(function) in BY_CONDITION:
-                test = test if last_name(function) == "skipIf" else ast.UnaryOp(ast.Not(), test)
-                if self._asks_none(test):
-                    yield ast.If(test, [_RAISED], [])
-
-    def _until_skip(self, body: list[ast.stmt], own: frozenset[str]) -> list[ast.stmt]:
-        """The statements of a function up to the last that may skip; it returns where the solution may be asked."""
-        found = self._first(body, own)
-        while found and not _has(found[-1], ast.Raise):
-            found.pop()
-        return found
+        """That of unittest's decorators, also by a name of the tests', or made by a function of theirs."""
+        decorator = self._values.get(last_name(decorator), decorator)
+        name = last_name(decorator.func if isinstance(decorator, ast.Call) else decorator)
+        test: ast.expr = ast.Constant(False)
+        match decorator:
+            case ast.Call(args=[condition, *_]) if name in BY_CONDITION:
+                test = condition if name == "skipIf" else ast.UnaryOp(ast.Not(), condition)
+            case _ if name in self._functions and self._asks_none(decorator):
+                own = list(ast.walk(self._functions[name]))
+                if any(isinstance(each, ast.Raise | ast.Expr) and _is_skip(each) for each in own):
+                    raise NoTestError(UNDECIDED.format(f"@{ast.unparse(decorator):.80}"))
+                if not {*BY_CONDITION, "skip"}.isdisjoint(map(last_name, own)):
+                    test = parse_expression(f"hasattr(({ast.unparse(decorator)})(lambda: 0), '__unittest_skip__')")
+        if not isinstance(test, ast.Constant) and self._asks_none(test):
+            yield ast.If(test, [_RAISED], [])
 
     def _first(self, body: list[ast.stmt], own: frozenset[str]) -> list[ast.stmt]:
+        """The statements of a function that only import, look and skip; it stops where one does more.
+
+        Raises NoTestError where one that asks no solution does, and a skip that asks none either is in it or behind it.
+        """
         found: list[ast.stmt] = []
-        for node in body:
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        for number, node in enumerate(body):
+            made, rest = self._one(node, own), body[number + 1 :]
+            if made is None and self._asks_none(node, own) and self._may_skip([node, *rest], own):
+                if self._may_skip([node], own) or not _is_apart(node, rest):
+                    raise NoTestError(UNDECIDED.format(ast.unparse(node).partition("\n")[0][:80]))
                 continue
-            found.append(self._one(node, own))
+            if made is None and _is_unittests(node) and self._asks_none(node, own):
+                continue
+            found.append(made or _STOPPED)
             if isinstance(found[-1], ast.Return | ast.Raise):
                 break
         return found
 
-    def _one(self, node: ast.stmt, own: frozenset[str]) -> ast.stmt:
-        """A statement, if it only imports, looks and skips, with a `return` in the place of what does more."""
+    def _may_skip(self, body: list[ast.stmt], own: frozenset[str]) -> bool:
+        """Whether one of these statements may skip before one asks the solution."""
+        for node in body:
+            if not self._asks_none(node, own):
+                return False
+            called = [last_name(part.func) for part in ast.walk(node) if isinstance(part, ast.Call)]
+            within = [node, *(self._functions[name] for name in called if name in self._functions)]
+            if any(_is_skip(part) for each in within for part in ast.walk(each) if isinstance(part, ast.stmt)):
+                return True
+        return False
+
+    def _one(self, node: ast.stmt, own: frozenset[str]) -> ast.stmt | None:
+        """A statement, if it only imports, looks and skips, with a stop in the place of what does more within it."""
         match node:
             case _ if _is_skip(node):
                 return _RAISED
             case ast.If(test=test) if self._asks_none(test, own):
                 return ast.If(test, self._first(node.body, own) or [ast.Pass()], self._first(node.orelse, own))
-            case ast.Expr(value=ast.Call(func=ast.Name(id=name), args=[], keywords=[])) if (
-                name in self._functions and f"{name}()" not in own
+            case ast.For(orelse=[]) if self._asks_none(node.iter, own):
+                return ast.For(node.target, node.iter, self._first(node.body, own) or [ast.Pass()], [])
+            case ast.Expr(value=ast.Call(func=ast.Name(id=name))) if (
+                name in self._functions and f"{name}()" not in own and self._asks_none(_arguments(node), own)
             ):
-                called = self._functions[name]
-                own |= {*_locals(called), f"{name}()"}
-                return ast.If(ast.Constant(True), self._first(called.body, own) or [ast.Pass()], [])
-            case ast.Try(body=body, handlers=handlers, orelse=[], finalbody=[]):
-                tried = self._first(body, own)
+                return self._inlined(self._functions[name], node, own)
+            case ast.Try(body=body, handlers=handlers, orelse=orelse, finalbody=[]):
+                tried, otherwise = self._first(body, own), self._first(orelse, own)
                 caught = [self._handler(each, own) for each in handlers]
                 known = all(each.type is None or self._asks_none(each.type) for each in handlers)
-                return (
-                    ast.Try(tried, caught, [], [])
-                    if known and not any(_has(each, ast.Return) for each in tried)
-                    else ast.Return()
-                )
+                known = known and not any(_raises(each, _STOPPED) for each in tried)
+                return ast.Try(tried, caught, otherwise, []) if known else None
             case ast.Assign(value=ast.Call(func=function, args=[ast.Constant(str(name))])) if (
                 last_name(function) == "importorskip"
             ):
                 return _import_or_skip(name)
+            case ast.Expr(value=ast.Constant()) | ast.Pass() | ast.Break() | ast.Continue() | ast.Global():
+                return node
             case (
                 ast.Import()
                 | ast.ImportFrom()
-                | ast.Assign(targets=[ast.Name()])
-                | ast.Expr(value=ast.Call(func=ast.Name("print")))
+                | ast.Return()
+                | ast.Assign(targets=[ast.Name() | ast.Tuple()])
+                | ast.AnnAssign(target=ast.Name())
+                | ast.AugAssign(target=ast.Name())
+                | ast.Expr(value=ast.Call(func=ast.Name("print" | "import_module" | "__import__")))
+                | ast.Expr(value=ast.Call(func=ast.Attribute(attr="import_module")))
             ) if self._asks_none(node, own):
                 return node
-        return ast.Return()
+        return None
+
+    def _inlined(self, function: _Function, call: ast.Expr, own: frozenset[str]) -> ast.stmt:
+        """A call of the tests' own function, which may skip."""
+        arguments = {each.arg for each in ast.walk(function.args) if isinstance(each, ast.arg)}
+        own |= {*_locals(function), *arguments, f"{function.name}()"}
+        body = self._first(function.body, own) or [ast.Pass()]
+        made = ast.FunctionDef(function.name, function.args, body, [])
+        return ast.If(ast.Constant(True), [made, call], [])
 
     def _handler(self, node: ast.ExceptHandler, own: frozenset[str]) -> ast.ExceptHandler:
         return ast.ExceptHandler(node.type, node.name, self._first(node.body, own) or [ast.Pass()])
@@ -192,15 +270,15 @@ class _Tests:
             found |= givers
         return [self._body[number] for number in sorted(found)]
 
-    def program(self, asked: list[ast.stmt]) -> str:
+    def _program(self, asked: list[ast.stmt]) -> str:
         """What is asked, after what it reads; empty where that is nothing."""
         body = ast.Module(asked, [])
-        given = self._given(_wants(body) - {"__skip__"}) if asked else None
+        given = self._given(_wants(body) - _OWN) if asked else None
         return "" if given is None else ast.unparse(ast.fix_missing_locations(ast.Module([*given, *asked], [])))
 
 
 def _called(body: list[ast.stmt]) -> list[ast.stmt]:
-    lines = parse("def __asked__(): pass\n__asked__()").body
+    lines = parse("def __asked__(): pass\ntry: __asked__()\nexcept __stop__: pass").body
     lines[0].body = body  # type: ignore[attr-defined]
     return lines
 
@@ -213,7 +291,7 @@ def _import_or_skip(name: str) -> ast.Try:
 
 def _wants(node: ast.AST) -> frozenset[str]:
     """The names that a statement or expression needs from elsewhere."""
-    text = ast.unparse(node)
+    text = ast.unparse(ast.fix_missing_locations(node))
     if names_read(node) & BY_ANY_NAME or any(word in text for word in OF_SOLUTION):
         return _OPEN
     wanted = wanted_names(text)
@@ -256,8 +334,38 @@ def _locals(function: _Function) -> frozenset[str]:
     }
 
 
-def _has(node: ast.AST, kind: type[ast.AST]) -> bool:
-    return any(isinstance(part, kind) for part in ast.walk(node))
+def _raises(node: ast.stmt, what: ast.stmt) -> bool:
+    return any(part is what for part in ast.walk(node))
+
+
+def _bound_within(node: ast.stmt) -> set[str]:
+    return set(map(bound_name, ast.walk(node)))
+
+
+def _set(body: Iterable[ast.stmt]) -> Iterator[ast.Name]:
+    """Where the test is given what it has."""
+    parts = (part for node in body for part in ast.walk(node) if isinstance(part, ast.Name))
+    return (part for part in parts if isinstance(part.ctx, ast.Store) and part.id.startswith(SELF))
+
+
+def _arguments(node: ast.Expr) -> ast.Tuple:
+    """What the call that a statement is is given."""
+    call = node.value
+    assert isinstance(call, ast.Call)
+    return ast.Tuple([*call.args, *(each.value for each in call.keywords)], ast.Load())
+
+
+def _is_unittests(node: ast.stmt) -> bool:
+    """Whether a statement is a call of what unittest has to set up any test, which skips none."""
+    match node:
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attr))) if name == SELF:
+            return attr in (*FIRST, "addCleanup", "addClassCleanup")
+    return False
+
+
+def _is_apart(node: ast.stmt, rest: list[ast.stmt]) -> bool:
+    """Whether a statement is a call of something that nothing behind it reads, as `random.seed(0)` is."""
+    return isinstance(node, ast.Expr) and not (names_read(node) & names_read(ast.Module(rest, [])) - {SELF})
 
 
 def _is_skip(node: ast.stmt) -> bool:

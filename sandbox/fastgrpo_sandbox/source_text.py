@@ -14,8 +14,17 @@ from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression
 
 LONG_CHARS = 300
 RUNNERS = ("unittest", "pytest")
+BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
+# Texts one of which a program has that asks the solution by none of its names.
+OF_SOLUTION = ("solution", "__main__", "sys.modules")
+# An expression that skips a test.
+SKIPPED = "(_ for _ in ()).throw(__import__('unittest').SkipTest())"
 # Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
 TO_THE_END = "\nassert True"
+
+
+def names_read(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
 
 
 def starts_tests(node: ast.stmt, names: Set[str]) -> bool:

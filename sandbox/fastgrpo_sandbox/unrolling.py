@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression
-from fastgrpo_sandbox.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, statement_text
+from fastgrpo_sandbox.source_text import LONG_CHARS, TO_THE_END, SourceText, is_empty, names_read, statement_text
 from fastgrpo_sandbox.types import AssertTests, CheckTests
 
 # Of a table with hundreds of rows the first are tests of their own, which a reader of feedback understands; the rest
@@ -286,10 +286,6 @@ def _bound(target: ast.expr, cell: Cell) -> dict[str, Cell] | None:
         return None
     found = [_bound(one, part) for one, part in zip(target.elts, parts, strict=True)]
     return None if None in found else {name: value for one in found for name, value in (one or {}).items()}
-
-
-def names_read(node: ast.AST) -> set[str]:
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
 
 
 def _names_stored(body: Iterable[ast.stmt]) -> set[str]:

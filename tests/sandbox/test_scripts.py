@@ -355,6 +355,10 @@ def test_a_coroutine_that_a_decorator_does_not_run_passes_nothing(pool):
         ),
         ("def verify():\n    if f(1) != 2: raise ValueError\n", "asks the solution nothing"),
         ("def f(x): return 2\nif f(1) != 2: raise ValueError\n", "asks the solution nothing"),
+        (
+            "import importlib.util\nif not importlib.util.find_spec('json'): raise ValueError\n",
+            "asks the solution nothing",
+        ),
         ("print('fine')\n", "only print what they find"),
         (
             "import unittest\nclass T(unittest.TestCase):\n    async def test_a(self): self.assertEqual(f(1), 2)\n",

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs for the jail are strings, one statement a line
 """Tests that are skipped: what the machine lacks costs no solution its verdict, and no solution has a test skipped."""
 
 from __future__ import annotations
@@ -6,15 +7,18 @@ import time
 
 import pytest
 
-from fastgrpo_sandbox import UnittestTests
+from fastgrpo_sandbox import AssertTests, UnittestTests
 from fastgrpo_sandbox.columns import read_tests
 from fastgrpo_sandbox.counting import count_tests
+from fastgrpo_sandbox.job import refusal
 from fastgrpo_sandbox.skipping import skip_probes
+from fastgrpo_sandbox.types import NoTestError
 
 pytestmark = pytest.mark.jail
 RIGHT, WRONG = "def f(x): return x + 1", "def f(x): return x"
 UNIT = "import importlib.util, os, shutil, sys, unittest\nfrom unittest import skipIf\n"
 ASKS = "        self.assertEqual(f(1), 2)\n"
+PLAIN = "import os, pytest\ndef test_a():\n{}"
 BESIDE = f"class B(unittest.TestCase):\n    def test_b(self):\n{ASKS}"
 
 
@@ -84,6 +88,66 @@ BY_MACHINE = {
         method(""),
         "class Base(unittest.TestCase):\n    def setUp(self):\n        if os.name == 'posix': self.skipTest('no')\n",
     ).replace("class T(unittest.TestCase)", "class T(Base)"),
+    "a loop": case(
+        method(
+            "        for name in ('json', 'absent'):\n            if importlib.util.find_spec(name) is None:\n"
+            "                self.skipTest('no')\n"
+        )
+    ),
+    "a loop that imports": case(
+        method(
+            "        for name in NAMES:\n            try:\n                importlib.import_module(name)\n"
+            "            except ImportError:\n                self.skipTest(name)\n            else:\n                continue\n"
+        ),
+        "NAMES = ['json', 'absent']\n",
+    ),
+    "an attribute of setUp's": case(
+        method("        if not self.has: self.skipTest('no')\n"),
+        around="    def setUp(self):\n        super().setUp()\n        self.x = 1\n        self.has = shutil.which('absent')\n        self.made = f(1)\n",
+    ),
+    "an attribute of setUpClass'": case(
+        method("        if self.missing or cls_lacks(): self.skipTest('no')\n"),
+        "def cls_lacks(): return False\n",
+        "    @classmethod\n    def setUpClass(cls):\n        cls.missing = [name for name in ('absent',) if not importlib.util.find_spec(name)]\n",
+    ),
+    "an attribute of the class": case(
+        method("        if self.OFF: self.skipTest('no')\n"), around="    NAME = 'posix'\n    OFF = os.name == NAME\n"
+    ),
+    "an attribute of the class, by a decorator": case(
+        method("", "    @unittest.skipIf(OFF, 'no')\n"), around="    OFF = os.name == 'posix'\n"
+    ),
+    "a method that skips": case(
+        method("        self.need('json', 'absent')\n"),
+        around="    def need(self, *names, first=None):\n        if not names: return\n        for name in names:\n"
+        "            if importlib.util.find_spec(name) is None: self.skipTest(name)\n",
+    ),
+    "a method that tells": case(
+        method("        if not self.has('absent'): self.skipTest('no')\n"),
+        around="    @staticmethod\n    def has(name):\n        return importlib.util.find_spec(name) is not None\n",
+    ),
+    "a property": case(
+        method("        if self.off: self.skipTest('no')\n"),
+        around="    @property\n    def off(self):\n        return os.name == 'posix'\n",
+    ),
+    "a set-up of the class that it has from": case(
+        method(
+            "        self.need()\n",
+        ),
+        "class Base(unittest.TestCase):\n    def setUp(self): self.name = os.name\n"
+        "    def need(self):\n        if self.name == 'posix': self.skipTest('no')\n",
+        "    def setUp(self):\n        super().setUp()\n        self.other = 1\n",
+    ).replace("class T(unittest.TestCase)", "class T(Base)"),
+    "a function that makes a decorator": case(
+        method("", "    @needs('absent')\n"),
+        "def needs(name):\n    return unittest.skipUnless(importlib.util.find_spec(name), name)\n",
+    ),
+    "a function with an argument": case(
+        method("        need('json')\n        need(name='absent')\n"),
+        "def need(name):\n    if importlib.util.find_spec(name): return\n    raise unittest.SkipTest('no')\n",
+    ),
+    "behind what has nothing to do with it": case(
+        method("        import random\n        random.seed(0)\n        if os.name == 'posix': self.skipTest('no')\n")
+    ),
     "a class beside its own": case(
         "    pass\n", f"class Mixin:\n{method(chr(32) * 8 + 'if os.name: self.skipTest(1)' + chr(10))}"
     ).replace("class T(unittest.TestCase)", "class T(Mixin, unittest.TestCase)"),
@@ -153,6 +217,49 @@ BY_SOLUTION = {
         ),
         WRONG,
     ),
+    "an attribute that another test gives": (
+        case(
+            "    def test_0(self):\n        self.assertEqual(f(1), 3)\n        type(self).done = True\n"
+            + method("        if not self.done: self.skipTest('no')\n"),
+            around="    done = False\n",
+        ),
+        WRONG,
+    ),
+    "an attribute that another test fills": (
+        case(
+            "    def test_0(self):\n        self.assertEqual(f(1), 3)\n        self.done.append(1)\n"
+            + method("        if not self.done: self.skipTest('no')\n"),
+            around="    done = []\n",
+        ),
+        WRONG,
+    ),
+    "an attribute that it is asked for in the end": (
+        case(
+            method("        if self.made is None: self.skipTest('no')\n"),
+            around="    made = None\n    def setUp(self):\n        self.made = None\n"
+            "        try: self.made = f(1)\n        except ValueError: pass\n",
+        ),
+        "def f(x): raise ValueError",
+    ),
+    "a method that asks it": (
+        case(
+            method("        self.need()\n"),
+            around="    def need(self):\n        if f(1) == 1: self.skipTest('no')\n",
+        ),
+        WRONG,
+    ),
+    "a loop that asks it": (
+        case(method("        for x in range(2):\n            if f(x) == x: self.skipTest('no')\n")),
+        WRONG,
+    ),
+    "behind a folder": (
+        case(
+            method(
+                "        os.makedirs('x', exist_ok=True)\n        made = f(1)\n        if made == 1: self.skipTest('no')\n"
+            )
+        ),
+        WRONG,
+    ),
     "an object of the test's": (
         case(
             method(
@@ -176,6 +283,25 @@ def test_what_the_tests_set_themselves_skips_none(pool, given):
 @pytest.mark.parametrize(("source", "code"), BY_SOLUTION.values(), ids=BY_SOLUTION)
 def test_no_solution_has_a_test_skipped(pool, source, code):
     assert not any(pool.run(code, tests=UnittestTests(source)).tests)
+
+
+UNDECIDED = {
+    "a statement that writes": (
+        "        os.makedirs('x', exist_ok=True)\n        if os.path.exists('x'): self.skipTest('no')\n"
+    ),
+    "a while": "        while True:\n            if os.name == 'posix': self.skipTest('no')\n            break\n",
+    "a with": "        with self.subTest(1):\n            if os.name == 'posix': self.skipTest('no')\n",
+    "an error of what writes": ("        try: os.mkdir('/x')\n        except OSError: self.skipTest('no')\n"),
+}
+
+
+@pytest.mark.parametrize("lines", UNDECIDED.values(), ids=UNDECIDED)
+def test_a_test_of_which_nobody_knows_whether_it_is_skipped_is_refused(lines):
+    plain = lines.replace("self.skipTest", "pytest.skip").replace("self.subTest(1)", "open('x')")
+    for tests in (UnittestTests(case(method(lines))), AssertTests(("test_a()",), PLAIN.format(plain))):
+        assert "may be skipped, and whether it is cannot be told" in refusal(tests)
+        with pytest.raises(NoTestError, match="may be skipped"):
+            read_tests({"test": tests})
 
 
 MARK = "@pytest.mark.skipif(os.name == 'posix', reason='no')\n"
@@ -205,6 +331,11 @@ BY_PYTEST = {
     "a function that skips": (
         "import os, pytest\ndef need():\n    if os.name == 'posix': pytest.skip('no')\n"
         "class TestA:\n    def test_a(self):\n        need()\n        assert f(1) == 3\n"
+    ),
+    "an object that a method sets up": (
+        "import os, pytest\nclass TestA:\n    def setup_method(self):\n        self.x = os.name\n"
+        "    def need(self, name):\n        if self.x == name: pytest.skip('no')\n"
+        "    def test_a(self):\n        self.need('posix')\n        assert f(1) == 3\n"
     ),
     "a mark of a class": (f"import os, pytest\n{MARK}class TestA:\n    def test_a(self):\n        assert f(1) == 3\n"),
 }

@@ -9,14 +9,18 @@ class Skip(Exception):
     """Raised by the programs where a test is skipped."""
 
 
+class Stop(BaseException):
+    """Raised where what is behind is the run's to tell."""
+
+
 def skipped(probes: tuple[tuple[int, bytes], ...]) -> set[int]:
     """The numbers of the tests that are skipped."""
     found = set()
     for number, code in probes:
         try:
-            exec(marshal.loads(code), {"__name__": "tests", "__skip__": Skip})
+            exec(marshal.loads(code), {"__name__": "tests", "__skip__": Skip, "__stop__": Stop})
         except Skip:
             found.add(number)
-        except Exception:
+        except (Exception, Stop):
             continue  # the run tells
     return found
