@@ -407,6 +407,29 @@ PRINTS = {
     "a log": "import logging\nlogging.basicConfig(level=logging.INFO)\nlogging.info('%s', f(1) == 2)\n",
     "a program": "def main():\n    results = []\n    results.append(f(1) == 2)\n    print(all(results))\nif __name__ == '__main__':\n    main()\n",
     "pytest's functions": "from solution import f\ndef test_a():\n    print(f(1) == 2)\n",
+    "JSON": "import json\nprint(json.dumps(f(1)))\n",
+    "a module by another name": "import json as j\nprint(j.dumps(f(1), indent=2))\n",
+    "a function of a module": "from json import dumps\nprint(dumps(f(1)))\n",
+    "JSON into a stream": "import json, sys\njson.dump(f(1), sys.stdout)\n",
+    "pprint by another name": "from pprint import pprint as show\nshow(f(1))\n",
+    "a printer": "import pprint\npprint.PrettyPrinter(indent=2).pprint(f(1))\n",
+    "a stream by another name": "import sys\nout = sys.stdout\nout.write(str(f(1)))\n",
+    "lines of a stream": "import sys\nsys.stdout.writelines([str(f(1))])\n",
+    "a logger by a name": "import logging\nlog = logging.getLogger(__name__)\nlog.info('%s', f(1))\n",
+    "a logger": "import logging\nlogging.basicConfig()\nlogging.getLogger('a').warning(f(1))\n",
+    "a notebook's display": "from IPython.display import display\ndisplay(f(1))\n",
+    "a captured stream": "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n    r = f(1)\nprint(r, out.getvalue())\n",
+    "suppressed errors": "from contextlib import suppress\nwith suppress(Exception):\n    print(f(1) == 2)\n",
+    "a coroutine": "import asyncio\nasync def main():\n    print(await f(1))\nasyncio.run(main())\n",
+    "a match": "match f(1):\n    case 2: print('PASS')\n    case _: print('FAIL')\n",
+    "copies": "import copy\nx=[1]\nprint(f(copy.deepcopy(x)) == [2])\n",
+    "numpy's comparison": "import numpy as np\nprint(np.allclose(f(1), 2))\n",
+    "print handed on": "list(map(print, [f(1)]))\n",
+    "print by another name": "p = print\np(f(1))\n",
+    "JSON of unittest's methods": "import unittest, json\nclass T(unittest.TestCase):\n    def test_a(self):\n        print(json.dumps(f(1)))\n",
+    "a subtest": "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        with self.subTest(1):\n            print(f(1) == 2)\n",
+    "a method of the class": "import unittest\nclass T(unittest.TestCase):\n    def help(self): return 1\n    def test_a(self):\n        print(f(self.help()) == 2)\n",
+    "JSON of pytest's functions": "import pytest, json\ndef test_a():\n    print(json.dumps(f(1)))\n",
     "unittest's methods": (
         "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        print('OK' if f(1) == 2 else 'no')\n"
         "if __name__ == '__main__':\n    unittest.main()\n"
@@ -441,6 +464,7 @@ FAILS = {
     "a function by another name": (
         "from unittest import TestCase\nsame = TestCase().assertEqual\nprint('test')\nfor each in [same]: each(f(1), 2)\n"
     ),
+    "time that is up": "import asyncio\nasync def main():\n    print(await asyncio.wait_for(asyncio.sleep(f(1) - 2), 0.5))\nasyncio.run(main())\n",
     "a method of unittest's": (
         "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        print(f(1))\n        self.assertEqual(f(1), 2)\n"
     ),
