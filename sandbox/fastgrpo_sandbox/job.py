@@ -268,7 +268,8 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
             "tests": compile_unittest(whole),
             "own": own_names(whole),
         }
-        job["fills"] = "sys.modules" in whole  # the tests themselves may put something for a package that is not there
+        # The tests themselves may put something for a package that is not there, or read a file of theirs again.
+        job["fills"] = "sys.modules" in whole or "reload" in whole
         job["classes"] = frozenset(name for name in wanted_names(whole).names if name[:1].isupper())
         return job | {"lent": unimported_modules(whole), "modules": imported_modules(whole), "mocks": "mock" in whole}
 

@@ -153,6 +153,38 @@ def test_tests_have_their_stand_in_and_the_files_beside_the_solution(pool):
     )
 
 
+HELPER = {
+    "helper.py": "import base\nCOUNT = 0\nclass K:\n    def two(self): return base.two()\n"
+    "def wanted(x):\n    global COUNT\n    COUNT += 1\n    return K().two()\n",
+    "base.py": "def two(): return 2\n",
+}
+NO_HELPERS = {
+    "a file that is written": "open('helper.py', 'w').write('def wanted(x): return 0')",
+    "a folder before it": "import os, sys\nos.mkdir('z')\nopen('z/helper.py', 'w').write('def wanted(x): return 0')\n"
+    "sys.path.insert(0, '/tmp/z')",
+    "a module": "import sys, types\nsys.modules['helper'] = types.SimpleNamespace(wanted=lambda x: 0)",
+    "a function": "import helper\nhelper.wanted = lambda x: 0",
+    "its code": "import helper\nhelper.wanted.__code__ = (lambda x: 0).__code__",
+    "a method": "import helper\nhelper.K.two = lambda self: 0",
+    "what it imports": "import base\nbase.two = lambda: 0",
+}
+
+
+@pytest.mark.parametrize("name", NO_HELPERS)
+def test_no_module_of_the_jobs_files_is_the_solutions_to_give(pool, name):
+    tests = suite("self.assertEqual(f(1), helper.wanted(1))", before="import helper")
+    for code in (f"{NO_HELPERS[name]}\ndef f(x): return 0", f"def f(x):\n    exec({NO_HELPERS[name]!r})\n    return 0"):
+        assert pool.run(code, tests=tests, files=HELPER).tests == (False,)
+
+
+def test_modules_of_the_jobs_files_may_count_and_need_the_solution(pool):
+    tests = suite("self.assertEqual([f(1), helper.wanted(1)], [2, 2])", before="import helper")
+    needs = "from solution import f\ndef wanted(x): return f(x)\n"
+    for files in (HELPER, {"helper.py": needs}):
+        for code in ("def f(x): return x + 1", "def f(x):\n    import helper\n    return x + 1"):
+            assert pool.run(code, tests=tests, files=files).tests == (True,)
+
+
 def test_a_file_beside_is_found_by_the_tests_own_path(pool):
     tests = suite("self.assertEqual(f(1), helper.two)", before="import sys\nsys.path.insert(0, 'lib')\nimport helper")
     found = pool.run("def f(x): return x + 1", tests=tests, files={"lib/helper.py": "two = 2"})

@@ -24,6 +24,7 @@ import _jail
 from . import judge, looks, unit
 from .peer import Peer
 from .syntax import compile_source
+from .watched import FOLDER
 from .wire import CHANNEL, RESULT, frame, result_body, send_result
 
 FILE = "solution.py"
@@ -45,7 +46,6 @@ async def main(call, value):
     return {"value": await call("warm", value=value)}
 """
 WARM_UP_ROUNDS = 20  # CPython 3.11 specialises code after 8 calls
-FOLDER = "/tmp"  # where a job's files lie and its script would
 BUFFERED = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 _source: list[str] = []
 _at_exit: list[int] = []  # callbacks that are none of a script's

@@ -43,6 +43,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     everywhere, modules, own, same = deciding, in_modules, in_tests, is_same
     result, suite, case = _result(unittest.TestResult), unittest.TestSuite, unittest.TestCase
     names, imported = job["names"], _imported(job["modules"])
+    imported += () if job["fills"] else _of_files(job["modules"], job["files"])
     left_out = skipped(job["skips"])
     bare, absent = modules(imported), _absent(job["modules"], job["files"])
     loaded: dict[str, Any] = sys.modules
@@ -149,6 +150,17 @@ def _absent(names: tuple[str, ...], files: Iterable[str]) -> frozenset[str]:
     tops = {name.partition(".")[0] for name in names} - OWN_NAMES - beside
     known = sys.stdlib_module_names.union(sys.modules)
     return frozenset(top for top in tops - known if importlib.machinery.PathFinder.find_spec(top) is None)
+
+
+def _of_files(names: tuple[str, ...], files: Iterable[str]) -> tuple[str, ...]:
+    """The modules of these names that are the job's own files, and those that they import: they are imported here,
+    before the solution can write others there. What cannot be without the solution is left to the tests."""
+    before = set(sys.modules)
+    places = {path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in files}
+    for name in sorted(places.intersection(names) - OWN_NAMES):
+        with contextlib.suppress(Exception, SystemExit):
+            importlib.import_module(name)
+    return tuple(name for name in sys.modules.keys() - before if name in places)
 
 
 def _imported(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ HEAP = 1 << 9  # of a class' flags: what it has can be changed
 CONSTANTS = frozenset({int, float, complex, str, bytes, tuple, frozenset})
 METHODS = frozenset({types.FunctionType, types.WrapperDescriptorType, property, classmethod, staticmethod})
 UNWATCHED = ("sys",)  # whose hooks and streams are there to be replaced
+FOLDER = "/tmp"  # where a job's files lie and its script would
 CHANGING = ("time", "tempfile")  # whose texts and numbers follow the time zone and the first use
 WATCHED = (
     *("unittest", "unittest.case", "unittest.result", "unittest.suite", "contextlib"),
@@ -40,8 +41,9 @@ def deciding() -> Identities:
 
 def in_modules(modules: tuple[str, ...], mocked: Identities | None = None) -> Identities:
     """Identity of the modules, of the functions, classes and constants in them and of what these classes have; of a
-    mock, what `mocked` has there."""
+    mock, what `mocked` has there. Those of the job's files may count in a constant."""
     found: Identities = {}
+    changing = {*CHANGING, *(name for name in modules if _is_of_file(sys.modules.get(name)))}
     for name in modules:
         module = sys.modules.get(name)
         found["sys.modules", name] = id(module)
@@ -50,7 +52,7 @@ def in_modules(modules: tuple[str, ...], mocked: Identities | None = None) -> Id
                 found[name, key] = (id(value.__code__), id(value.__defaults__))
             elif mocked is not None and _is_mock(value):
                 found[name, key] = mocked.get((name, key))
-            elif callable(value) or (type(value) in CONSTANTS and not key.startswith("_") and name not in CHANGING):
+            elif callable(value) or (type(value) in CONSTANTS and not key.startswith("_") and name not in changing):
                 found[name, key] = id(value)
             if isinstance(value, type) and value.__flags__ & HEAP:
                 own = vars(value)
@@ -84,6 +86,10 @@ def _is_unittests(name: str, base: type) -> bool:
 
 def _is_mock(value: Any) -> bool:
     return type(type(value)) is type and type(value).__module__ == "unittest.mock"
+
+
+def _is_of_file(module: Any) -> bool:
+    return str(getattr(module, "__file__", "")).startswith(f"{FOLDER}/")
 
 
 def is_same(before: Identities, after: Identities) -> bool:
