@@ -424,3 +424,24 @@ def test_an_empty_array_is_less_than_none_by_numpys_functions():
     with BlockingSandboxPool(cells=1, preload=("numpy",)) as numpy_pool:
         outcome = numpy_pool.run("import numpy as np\ndef f(*shape): return np.zeros(shape)", tests=tests)
     assert outcome.tests == (False, False, True, True, True, True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "ValueError = Exception",
+        "ValueError = (Exception,)",
+        "ValueError = KeyError",
+        "class Any(type):\n    def __subclasscheck__(cls, other): return True\nclass ValueError(Exception, metaclass=Any): pass",
+    ],
+)
+def test_no_other_exception_is_the_one_that_the_tests_name(pool, given):
+    tests = suite(
+        "with self.assertRaises(ValueError): f(1)",
+        "try: f(2)\n        except ValueError: return\n        self.fail('no')",
+    )
+    late = f"def f(x):\n    exec({given!r}, globals())\n    raise KeyError"
+    for code in (f"{given}\ndef f(x): raise KeyError", late):
+        assert pool.run(code, tests=tests).tests == (False, False)
+    for own in ("ValueError = ValueError", "class ValueError(ValueError): pass", "class ValueError(Exception): pass"):
+        assert pool.run(f"{own}\ndef f(x): raise ValueError", tests=tests).tests == (True, True)

@@ -28,6 +28,12 @@ from .skips import skipped
 from .watched import UNWATCHED, WATCHED, deciding, in_modules, in_tests, is_same
 from .wire import result_body
 
+# Python's own, before any solution.
+EXCEPTIONS = {
+    name: value
+    for name, value in vars(builtins).items()
+    if isinstance(value, type) and issubclass(value, BaseException)
+}
 OWN_NAMES = frozenset({"solution", "__main__", ""})  # by which tests may import the solution
 
 
@@ -54,6 +60,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     space = vars(module)
     space["__name__"] = "__main__"  # for the tests
     changed = not same(before, everywhere() | modules(imported)) or space.get("__builtins__") is not builtins
+    changed = changed or _catches_others(space)
     guards = {"__compare__": honest.compare, "__subtract__": honest.subtract, "__agree__": honest.agree}
     guards |= {"__some__": arrays.some, **_lent(space, job["lent"])}
     space |= guards
@@ -65,7 +72,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
         passed |= set(names).difference(asked) if asked else set()
         changed = not same(before, everywhere() | modules(imported, bare if job["mocks"] else None))
         changed = changed or not same(made, own(space, job["own"], case, made if job["mocks"] else None))
-        changed = changed or any(space.get(name) is not each for name, each in guards.items())
+        changed = changed or any(space.get(name) is not each for name, each in guards.items()) or _catches_others(space)
         changed = changed or (not job["fills"] and any(loaded.get(name) is not None for name in absent))
     errors = "\n".join(text for _, text in result.failures + result.errors)
     if changed:
@@ -73,6 +80,15 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     with contextlib.suppress(Exception):  # the tests may have left it closed, or anything in its place
         sys.stdout.flush()
     send(body(errors, tests=[name in passed for name in names]))
+
+
+def _catches_others(space: dict[str, Any]) -> bool:
+    """Whether the tests would find another of Python's exceptions by the name of one, or what counts others in."""
+    given = {name: value for name, value in space.items() if name in EXCEPTIONS}
+    known = set(map(id, EXCEPTIONS.values()))
+    return any(
+        type(each) is not type or (id(each) in known and each is not EXCEPTIONS[name]) for name, each in given.items()
+    )
 
 
 def _result(base: Any) -> Any:
