@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
@@ -31,8 +31,9 @@ def patched_vllm(*, quiet: bool = True, recurrent: bool = False) -> Iterator[Non
     """Import and start vLLM as this project needs it, and give back what vLLM changes in the process.
 
     - Its scheduler is in this process; `quiet`: what it prints at start is shown only where it fails.
-    - CPU: linear weights and experts' stay plain. vLLM would prepack them for oneDNN and its own products and empty the
-      parameters; in float32 the plain path decodes as fast, and leaves tensors that the trainer can share. Ranks of
+    - CPU: weights of linear layers, experts and convolutions stay plain. vLLM would prepack them for oneDNN and its own
+      products and empty the parameters; in float32 the plain path decodes as fast, and leaves tensors that the trainer
+      can share. The bias of a mixture's router counts: vLLM leaves it out where experts are in no groups. Ranks of
       sampled tokens, which nobody reads here, are not counted: vLLM would compile a kernel for that, half a minute on a
       fresh machine. Ranks speak through gloo, not through shared memory whose name all runs on a machine would have in
       common.
@@ -117,6 +118,7 @@ def patched_worker() -> Iterator[None]:
             sampler.batched_count_greater_than = _no_ranks  # type: ignore[assignment]
             stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
             keep_experts_plain()
+            keep_convolutions_plain()
             own_groups = parallel_state.initialize_model_parallel
 
             def with_experts_group(*sizes: Any, **options: Any) -> None:
@@ -146,18 +148,52 @@ def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
 
 
 @cache
+def keep_convolutions_plain() -> None:
+    """On a CPU that multiplies in bfloat16 a convolution of linear attention takes its weight as it is loaded.
+
+    vLLM has it packed by what `_plain_linear` is in place of, and then could not load it again.
+    """
+    from vllm import _custom_ops as kernels
+
+    for name in ("causal_conv1d_fwd_cpu", "causal_conv1d_update_cpu"):
+        if hasattr(kernels, name):  # not in older versions
+            setattr(kernels, name, partial(_plain_convolution, getattr(kernels, name)))
+
+
+def _plain_convolution(own: Callable[..., Tensor], *, weight: Tensor, is_weight_packed: bool, **inputs: Any) -> Tensor:
+    return own(weight=weight.flatten(1), is_weight_packed=False, **inputs)
+
+
+@cache
 def keep_experts_plain() -> None:
-    """On a CPU a mixture's experts stay as they are loaded."""
+    """On a CPU a mixture's experts stay as they are loaded, and a router's bias counts."""
     folder = "vllm.model_executor.layers.fused_moe"
     if importlib.util.find_spec(f"{folder}.cpu_fused_moe"):  # vLLM 0.25.1
-        kernel = importlib.import_module(f"{folder}.cpu_fused_moe").CPUFusedMOE
+        module: Any = importlib.import_module(f"{folder}.cpu_fused_moe")
         # It then goes through the experts one after another.
-        kernel.check_grouped_gemm = lambda self, layer: (False, "none")
+        module.CPUFusedMOE.check_grouped_gemm = lambda self, layer: (False, "none")
+        own_choice = module.select_experts
+        module.select_experts = lambda **options: own_choice(**options | _one_group(options))
         return
+    router = importlib.import_module(f"{folder}.router.cpu_router").CPURouter
+    own_routing = router._compute_routing
+
+    def in_one_group(self: Any, *inputs: Any, **options: Any) -> Any:
+        vars(self).update(_one_group(vars(self)))
+        return own_routing(self, *inputs, **options)
+
+    router._compute_routing = in_one_group
     kernel = importlib.import_module(f"{folder}.experts.cpu_moe").CPUUnquantizedExperts
     kernel._supports_grouped_gemm = classmethod(lambda cls, config: (True, None))
     kernel.process_weights_after_loading = lambda self, layer: None
     kernel.apply = _plain_experts
+
+
+def _one_group(router: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `router` of vLLM's on a CPU lacks to heed its bias, which it does over groups of experts: one group."""
+    biased = router["e_score_correction_bias"] is not None and router["scoring_func"] in ("softmax", "sigmoid")
+    alone = {"use_grouped_topk": True, "num_expert_group": 1, "topk_group": 1}
+    return alone if biased and not router["use_grouped_topk"] else {}
 
 
 def _plain_experts(
@@ -215,7 +251,7 @@ def check_recurrent(config: PretrainedConfig, dtype: str) -> None:
     if architecture not in vllm.ModelRegistry.get_supported_archs():
         raise ValueError(f"vLLM {vllm.__version__} has no {architecture}; install a newer one")
     # For the images that the larger model sees; vLLM would print a traceback, and say nothing of it in its error.
-    if config.model_type == "qwen3_5_text" and importlib.util.find_spec("torchvision") is None:
+    if config.model_type.startswith("qwen3_5_") and importlib.util.find_spec("torchvision") is None:
         raise ValueError(f"its {architecture} needs torchvision, which is not installed: pip install torchvision")
     if not torch.cuda.is_available() and hasattr(config, "linear_num_value_heads") and dtype != "bfloat16":
         raise ValueError(f"on a CPU vLLM has {architecture} in bfloat16 alone; set engine.dtype to bfloat16")

@@ -12,16 +12,15 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.reference import LogitTransform
+from fastgrpo.policy.experts import MIXTURES
 from fastgrpo.policy.recurrent import RECURRENT_LAYERS, is_recurrent, layer_kinds
 
 # Kinds of layers that keep the sequences of a packed row apart by themselves.
-PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "mlp"})
+PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "mlp", "moe"})
 # Models with recurrent layers that vLLM computes as transformers does.
-RECURRENT = frozenset({"falcon_h1", "granitemoehybrid", "nemotron_h", "qwen3_5_text", "qwen3_next"})
+RECURRENT = frozenset({"falcon_h1", "granitemoehybrid", "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"})
 # Kinds of models to which vLLM gives a head of its own, whatever their configuration says of it.
-UNTIED = frozenset({"nemotron_h", "olmoe", "qwen3_next"})
-# Mixtures of experts whose routing and weights are known, here and in vLLM.
-MIXTURES = frozenset({"olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"})
+UNTIED = frozenset({"glm4_moe", "minimax_m2", "nemotron_h", "olmoe", "qwen3_next"})
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from fastgrpo.errors import UserError
 from fastgrpo.policy.architecture import of_two_models
-from fastgrpo.policy.experts import names_in_files
+from fastgrpo.policy.experts import Parts, parts_in_files, read_parts, router_biases, router_biases_as_buffers
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.ranks.collectives import awaiting, rank_and_world
 
@@ -41,9 +41,13 @@ def load_sharded(path: Path, device: torch.device, dtype: torch.dtype, *, traine
         model: Any = AutoModelForCausalLM.from_config(config, dtype=stored, attn_implementation=PACKED)
     if (path / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(path)
-    _rebuild_buffers(model, device)
+    router_biases_as_buffers(model)
     names = {module: name for name, module in model.named_modules()}
-    read = _reader(path)
+    read = _reader(path, parts_in_files(model))
+    for name, bias in list(router_biases(model)):
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, read(name, bias.shape).to(device, torch.float32))
+    _rebuild_buffers(model, device)
     mesh = DeviceMesh(device.type, range(rank_and_world()[1]))
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in (*model.base_model.layers, model):
@@ -71,7 +75,7 @@ def gathered(model: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, Tensor
         yield name, whole
 
 
-def _reader(path: Path) -> Callable[[str, torch.Size], Tensor]:
+def _reader(path: Path, parts: Parts) -> Callable[[str, torch.Size], Tensor]:
     """Reads one tensor by name, of the shape that is expected, from the folder's safetensors files."""
     index = path / "model.safetensors.index.json"
     files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
@@ -88,11 +92,7 @@ def _reader(path: Path) -> Callable[[str, torch.Size], Tensor]:
         return where[name].get_tensor(name)
 
     def read(name: str, shape: torch.Size) -> Tensor:
-        experts = names_in_files(name, shape[0])
-        if experts:
-            tensor = torch.stack([torch.cat([stored(part) for part in parts]) for parts in experts])
-        else:
-            tensor = stored(name)
+        tensor = read_parts(parts, name, shape, stored)
         if tensor.shape != shape:
             raise of_two_models(path, [name])
         return tensor
@@ -112,7 +112,7 @@ def _fill(part: nn.Module, name: str, read: Callable[[str, torch.Size], Tensor],
 
 
 def _rebuild_buffers(model: nn.Module, device: torch.device) -> None:
-    """Buffers are not in the files: the modules that have some, the rotary embedding, are made anew on `device`."""
+    """Buffers that are not in files: the modules that have some, the rotary embedding, are made anew on `device`."""
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             kind: Any = type(module)

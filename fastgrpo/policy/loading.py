@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError, first_line
 from fastgrpo.policy.architecture import check_recurrent_options, check_weights
+from fastgrpo.policy.experts import keep_router_biases, router_biases_as_buffers
 from fastgrpo.policy.folder import load_config, load_tokenizer
 from fastgrpo.policy.fsdp import load_sharded
 from fastgrpo.policy.fused_layers import recompute_mlps, ungroup_odd_experts
@@ -53,12 +54,16 @@ def load_policy(
     described = load_config(path)
     check_recurrent_options(path, described, compiled=compile_layers, sharded=sharded)
     tokenizer = load_tokenizer(path)
+    keep_router_biases(described)
     model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
     ungroup_odd_experts(model, dtype)
     for module in model.modules():
         # vLLM has none: what is trained would not be what sampled.
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        # A mixture's, of what its router reads.
+        if hasattr(module, "jitter_noise"):
+            module.jitter_noise = 0.0
     if is_recurrent(described):
         recur_within_runs(model.base_model)
     policy = Policy(model.train(), tokenizer, sharded_as=dtype if sharded else None)
@@ -116,7 +121,7 @@ def _load_model(path: Path, device: torch.device, dtype: torch.dtype, *, sharded
         reason = first_line(error)
         raise UserError(f"model folder {path} does not load as a Hugging Face causal LM: {reason}") from error
     model, found = loaded
-    model.to(device)
+    router_biases_as_buffers(model.to(device))
     check_weights(path, model, found["missing_keys"], [name for name, *_ in found["mismatched_keys"]])
     return model
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from transformers import (
 
 from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import logit_transform
-from fastgrpo.policy.experts import of_each_expert
+from fastgrpo.policy.experts import parts_in_files, router_biases
 from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.host_copy import host_copy
@@ -122,8 +123,11 @@ class Policy:
         return [part[:-1] for part in logprobs_T.split(lengths)]
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Hugging Face's name and the value of each weight, tied ones once; merged or gathered one at a time."""
-        return merged_weights(self.model) if self.sharded_as is None else gathered(self.model, self.sharded_as)
+        """The name and value that files have of each weight, tied ones once; merged or gathered one at a time."""
+        whole = merged_weights(self.model) if self.sharded_as is None else gathered(self.model, self.sharded_as)
+        parts = parts_in_files(self.model)
+        for name, weight in chain(whole, router_biases(self.model)):
+            yield from parts(name, weight)
 
     def add_lora(self, rank: int, alpha: float, **base: str) -> None:
         """Train adapters of `rank` on the decoder's linear layers, scaled by `alpha` / `rank`, and nothing else.
@@ -185,8 +189,7 @@ class Policy:
             return lambda folder: None
         # A view of vLLM's stacked tensors would be saved with its whole storage, and what transformers cuts or finds in
         # one storage it copies once more.
-        weights = (part for weight in self.weights() if first for part in of_each_expert(*weight))
-        state = {name: host_copy(tensor) for name, tensor in weights}
+        state = {name: host_copy(tensor) for name, tensor in self.weights() if first}
         adapters = {name: host_copy(tensor) for name, tensor in adapter_state(self.model).items() if first}
         # Here: transformers makes a model under another default type of torch, which all threads have in common.
         whole = self._whole_model() if first else None
@@ -203,8 +206,10 @@ class Policy:
     @property
     def copied_bytes(self) -> int:
         """What `copied` takes of this rank's host memory."""
-        itemsize = (self.sharded_as or self.head_weight.dtype).itemsize
-        return sum(each.numel() for each in self.model.parameters()) * itemsize if is_first_rank() else 0
+        if not is_first_rank():
+            return 0
+        weights = sum(each.numel() * (self.sharded_as or each.dtype).itemsize for each in self.model.parameters())
+        return weights + sum(bias.nbytes for _, bias in router_biases(self.model))
 
     def _whole_model(self) -> PreTrainedModel:
         """What Hugging Face saves: the model, or one without memory of the class and dtype of a sharded one."""
@@ -248,11 +253,11 @@ def without_memory(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMode
 def save_model(model: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None = None) -> None:
     """Write model and generation settings as they came: transformers refuses to save some of those that it loads.
 
-    `state`: the weights, where they are not the model's own.
+    `state`: the weights as files have them, where they are not the model's own.
     """
     settings, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        model.save_pretrained(folder, state_dict=state)
+        model.save_pretrained(folder, state_dict=state, save_original_format=state is None)
     finally:
         model.generation_config = settings
     if settings is not None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
-from fastgrpo.policy.architecture import MIXTURES
+from fastgrpo.policy.experts import mixture
 from fastgrpo.policy.lora import adapted_layers
 from fastgrpo.policy.recurrent import KEYED_LAYERS, SIMILAR, layer_kinds, recurrent_layers, widths
 from fastgrpo.training.host_memory import host_memory_free
@@ -25,7 +25,19 @@ from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_E
 
 GIB = 2**30
 # Models whose queries and keys are normed head by head.
-NORMED_HEADS = frozenset({"gemma3_text", "olmoe", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next"})
+NORMED_HEADS = frozenset(
+    {
+        "gemma3_text",
+        "glm4_moe",
+        "minimax_m2",
+        "olmoe",
+        "qwen3",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen3_moe",
+        "qwen3_next",
+    }
+)
 Layers = Literal["plain", "compiled", "fused"]
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
 GPU_OVERHEAD = 4 * GIB
@@ -254,7 +266,7 @@ def activation_bytes_per_token(
     each choice of a token: fused with its weight and its expert, else with the hidden states and the results of each
     choice and the router's numbers besides. Of a shared prompt's keys and values each of its sequences has a copy.
     """
-    b, hidden, inner, choices = dtype.itemsize, config.hidden_size, _mlp_width(config), _choices(config)
+    b, hidden, inner, experts = dtype.itemsize, config.hidden_size, _mlp_width(config), mixture(config)
     attention = int(b * 2 * (head_width(config) + key_copies * _kv_width(config)))
     if config.model_type in NORMED_HEADS:
         normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
@@ -266,9 +278,11 @@ def activation_bytes_per_token(
     norms = {"plain": 2 * (4 + 2 * b) * hidden, "compiled": 4 * b * hidden, "fused": 2 * b * hidden + 2 * 4}
     products = {"plain": 4, "compiled": 3, "fused": 2}
     mlp = products[layers] * b * inner
-    if choices and layers != "fused":
-        mlp += choices * (2 * b * hidden + 3 * 8) + config.num_experts * 4
-    routing = choices * (4 + 8) if layers == "fused" else 0
+    routing = 0
+    if experts is not None and layers == "fused":
+        routing = experts.choices * (4 + 8)
+    elif experts is not None:
+        mlp += experts.choices * (2 * b * hidden + 3 * 8) + experts.experts * 4
     return norms[layers] + attention + recurrent + routing + (0 if recompute_mlp else mlp)
 
 
@@ -407,35 +421,30 @@ def _kv_width(config: PretrainedConfig) -> int:
 
 def has_mlps(config: PretrainedConfig) -> bool:
     """Whether layers have an MLP of `intermediate_size`: all of a dense model's, and of a mixture's some or none."""
-    some = getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) > 1
-    return bool(some or not _choices(config))
+    experts = mixture(config)
+    return experts is None or experts.dense
 
 
 def _mlp_width(config: PretrainedConfig) -> int:
     """Columns of a token's MLP; of a mixture those of its experts together, or of a wider layer that has none."""
-    choices = _choices(config)
-    if not choices:
+    experts = mixture(config)
+    if experts is None:
         # Granite's hybrids have a number for experts, too.
         return getattr(config, "shared_intermediate_size", config.intermediate_size)
-    mixture = choices * _expert_width(config)
-    mixture += getattr(config, "shared_expert_intermediate_size", 0)
-    return max(mixture, config.intermediate_size) if has_mlps(config) else mixture
+    together = experts.choices * experts.columns + experts.shared
+    return max(together, config.intermediate_size) if experts.dense else together
 
 
 def _largest_experts(config: PretrainedConfig) -> int:
     """Elements of gate and up of all experts of a layer; 0 where there are none."""
-    return getattr(config, "num_experts", 0) * 2 * _expert_width(config) * config.hidden_size
-
-
-def _expert_width(config: PretrainedConfig) -> int:
-    """Columns of one expert; some configurations have no name of their own for it."""
-    return getattr(config, "moe_intermediate_size", config.intermediate_size)
+    experts = mixture(config)
+    return 0 if experts is None else experts.experts * 2 * experts.columns * config.hidden_size
 
 
 def _choices(config: PretrainedConfig) -> int:
     """Experts that a token chooses in a layer; 0 where there are none."""
-    # Some dense models' configurations have a number for it, too.
-    return config.num_experts_per_tok if config.model_type in MIXTURES else 0
+    experts = mixture(config)
+    return 0 if experts is None else experts.choices
 
 
 def _head_dim(config: PretrainedConfig) -> int:

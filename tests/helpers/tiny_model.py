@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from fastgrpo.policy.experts import router_biases, router_biases_as_buffers
 
 # Changes that make hybrids of recurrent layers and attention: Qwen3.5's and Qwen3-Next's, Falcon-H1's, Granite's,
 # Nemotron-H's.
@@ -28,6 +37,46 @@ NEMOTRON_H = {
     "ssm_state_size": 16,
     "n_groups": 1,
     "tie_word_embeddings": False,
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+# Mixtures of experts of each kind of router, of files and of experts that all tokens have. Ernie's has a bias and a
+# softmax; MiniMax's a bias and a sigmoid; GLM's the same over groups, scaled, after a first layer that is dense.
+MIXTURES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "ernie4_5_moe": (
+        CONFIG_MAPPING["ernie4_5_moe"],
+        {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 64, "moe_num_shared_experts": 2},
+    ),
+    "glm4_moe": (
+        CONFIG_MAPPING["glm4_moe"],
+        EXPERTS
+        | {"n_routed_experts": 8, "n_shared_experts": 2, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5}
+        | {"first_k_dense_replace": 1, "head_dim": 48, "use_qk_norm": True, "tie_word_embeddings": False},
+    ),
+    "granitemoe": (
+        CONFIG_MAPPING["granitemoe"],
+        {"num_local_experts": 6, "intermediate_size": 64, "logits_scaling": 3.0, "residual_multiplier": 0.5},
+    ),
+    "granitemoeshared": (
+        CONFIG_MAPPING["granitemoeshared"],
+        {"num_local_experts": 6, "intermediate_size": 64, "shared_intermediate_size": 96},
+    ),
+    "granitemoehybrid of experts": (
+        CONFIG_MAPPING["granitemoehybrid"],
+        GRANITE_H
+        | {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64, "shared_intermediate_size": 96},
+    ),
+    "minimax_m2": (
+        CONFIG_MAPPING["minimax_m2"],
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64, "head_dim": 32, "rotary_dim": 16}
+        # What files say to vLLM alone.
+        | {"scoring_func": "sigmoid", "use_routing_bias": True, "tie_word_embeddings": False, "bos_token_id": None},
+    ),
+    # Noise before the router in training, which vLLM has not.
+    "mixtral": (CONFIG_MAPPING["mixtral"], {"num_local_experts": 6, "router_jitter_noise": 0.3}),
+    "qwen3_5_moe": (
+        CONFIG_MAPPING["qwen3_5_moe_text"],
+        DELTA_RULE | EXPERTS | {"num_experts": 6, "shared_expert_intermediate_size": 64, "tie_word_embeddings": False},
+    ),
 }
 
 
@@ -54,12 +103,15 @@ def save_tiny_model(
     }
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(kind(**(shape | changes)))
+    router_biases_as_buffers(model)
     for parameter in model.parameters():
         # Initial biases are 0 and norms 1: random ones show a mistake in either.
         if parameter.ndim == 1:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
         else:
             parameter.data.mul_(2.0)
+    for _, bias in router_biases(model):
+        bias.add_(0.1 * torch.randn_like(bias))
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder

@@ -17,12 +17,10 @@ from transformers import (
     Gemma3TextConfig,
     GptOssConfig,
     GraniteConfig,
-    GraniteMoeConfig,
     GraniteMoeHybridConfig,
     JambaConfig,
     LlamaConfig,
     MistralConfig,
-    MixtralConfig,
     NemotronHConfig,
     OlmoeConfig,
     PhiConfig,
@@ -38,12 +36,13 @@ from transformers import (
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
 from fastgrpo.policy.architecture import logit_transform
+from fastgrpo.policy.experts import Mixture, mixture, router_biases
 from fastgrpo.policy.folder import load_config
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.training.loss import policy_loss, token_logprobs
 from fastgrpo.training.packing import pack
 from fastgrpo.types import Sample
-from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, NEMOTRON_H, save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, MIXTURES, NEMOTRON_H, save_tiny_model
 
 # Small bounds, so that a few tokens of a random model feel them.
 GEMMA = {"head_dim": 32, "sliding_window": 9, "final_logit_softcapping": 2.0}
@@ -57,25 +56,29 @@ RECURRENT: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "falcon_h1": (FalconH1Config, FALCON_H1 | {"lm_head_multiplier": 0.5}),
     "nemotron_h": (NemotronHConfig, NEMOTRON_H),
 }
-KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = RECURRENT | {
-    "gemma2": (Gemma2Config, GEMMA | {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),
-    "gemma3": (Gemma3TextConfig, GEMMA | {"num_hidden_layers": 6, "sliding_window_pattern": 2}),
-    "mistral": (MistralConfig, {"sliding_window": 9}),
-    "qwen2": (Qwen2Config, {}),
-    "qwen3": (Qwen3Config, {"head_dim": 48}),
-    # Of three layers one is dense; an expert's weight is divided by the sum or not.
-    "qwen3_moe": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"norm_topk_prob": True}),
-    "qwen3_moe undivided": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"norm_topk_prob": False}),
-    # Rows of 72 bytes, which grouped products do not take.
-    "qwen3_moe of odd width": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"moe_intermediate_size": 18}),
-    "qwen2_moe": (Qwen2MoeConfig, EXPERTS | {"num_experts": 6}),
-    "olmoe": (OlmoeConfig, OLMOE | {"tie_word_embeddings": False}),
-    "llama": (LlamaConfig, {"attention_bias": True}),
-    "cohere": (CohereConfig, {"logit_scale": 0.25}),
-    "granite": (GraniteConfig, {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
-    # A bias in the head, and a dropout that vLLM has not.
-    "phi": (PhiConfig, {"tie_word_embeddings": False, "num_key_value_heads": 4, "resid_pdrop": 0.3}),
-}
+KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = (
+    RECURRENT
+    | MIXTURES
+    | {
+        "gemma2": (Gemma2Config, GEMMA | {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 8}),
+        "gemma3": (Gemma3TextConfig, GEMMA | {"num_hidden_layers": 6, "sliding_window_pattern": 2}),
+        "mistral": (MistralConfig, {"sliding_window": 9}),
+        "qwen2": (Qwen2Config, {}),
+        "qwen3": (Qwen3Config, {"head_dim": 48}),
+        # Of three layers one is dense; an expert's weight is divided by the sum or not.
+        "qwen3_moe": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"norm_topk_prob": True}),
+        "qwen3_moe undivided": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"norm_topk_prob": False}),
+        # Rows of 72 bytes, which grouped products do not take.
+        "qwen3_moe of odd width": (Qwen3MoeConfig, EXPERTS | QWEN3_MOE | {"moe_intermediate_size": 18}),
+        "qwen2_moe": (Qwen2MoeConfig, EXPERTS | {"num_experts": 6}),
+        "olmoe": (OlmoeConfig, OLMOE | {"tie_word_embeddings": False}),
+        "llama": (LlamaConfig, {"attention_bias": True}),
+        "cohere": (CohereConfig, {"logit_scale": 0.25}),
+        "granite": (GraniteConfig, {"logits_scaling": 3.0, "residual_multiplier": 0.5}),
+        # A bias in the head, and a dropout that vLLM has not.
+        "phi": (PhiConfig, {"tie_word_embeddings": False, "num_key_value_heads": 4, "resid_pdrop": 0.3}),
+    }
+)
 DEEPSEEK = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
@@ -125,6 +128,31 @@ def test_logprobs_and_gradients_are_those_of_transformers(name: str, tmp_path: P
         assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6, parameter_name
 
 
+def test_sizes_of_a_mixture_are_found_by_whatever_name() -> None:
+    shape = {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256}
+    sizes = {name: mixture(kind(**shape | changes)) for name, (kind, changes) in MIXTURES.items()}
+    assert sizes["ernie4_5_moe"] == Mixture(experts=6, choices=2, columns=64, shared=128, dense=True)
+    assert sizes["glm4_moe"] == Mixture(experts=8, choices=2, columns=64, shared=128, dense=True)
+    assert (
+        sizes["granitemoe"] == sizes["minimax_m2"] == Mixture(experts=6, choices=2, columns=64, shared=0, dense=False)
+    )
+    assert sizes["granitemoeshared"] == sizes["granitemoehybrid of experts"]
+    assert sizes["granitemoeshared"] == Mixture(experts=6, choices=2, columns=64, shared=96, dense=False)
+    assert sizes["qwen3_5_moe"] == Mixture(experts=6, choices=2, columns=64, shared=64, dense=False)
+    assert mixture(GraniteMoeHybridConfig(**shape | GRANITE_H)) is None
+
+
+def test_a_routers_bias_is_fp32_whatever_the_weights_are(tmp_path: Path) -> None:
+    for name in ("ernie4_5_moe", "glm4_moe", "minimax_m2"):
+        kind, changes = MIXTURES[name]
+        folder = save_tiny_model(tmp_path / name, kind=kind, **changes)
+        rounded, whole = (
+            dict(router_biases(load_policy(folder, dtype=d).model)) for d in (torch.bfloat16, torch.float32)
+        )
+        assert whole
+        assert all(torch.equal(bias, whole[key]) and bool(bias.any()) for key, bias in rounded.items())
+
+
 def test_the_cases_use_what_they_are_for() -> None:
     cases = ((name, *KINDS[name]) for name in ("gemma2", "gemma3", "cohere", "granite", "falcon_h1"))
     transforms = {name: logit_transform(kind(**changes)) for name, kind, changes in cases}
@@ -140,9 +168,12 @@ def test_the_cases_use_what_they_are_for() -> None:
         (GptOssConfig, {"num_local_experts": 2, "head_dim": 32}, r"\(gpt_oss\) has attention sinks"),
         (JambaConfig, {"num_experts": 2, "use_mamba_kernels": False}, "layers of the kind"),
         (OlmoeConfig, OLMOE | {"tie_word_embeddings": True}, r"\(olmoe\) has its embedding as its head, where vLLM"),
-        (MixtralConfig, {"num_local_experts": 4}, r"\(mixtral\) is a mixture of experts"),
         (DeepseekV3Config, DEEPSEEK, r"\(deepseek_v3\) is a mixture of experts"),
-        (GraniteMoeConfig, {"num_local_experts": 4}, r"\(granitemoe\) is a mixture of experts"),
+        (
+            NemotronHConfig,
+            NEMOTRON_H | {"layers_block_type": ["mamba", "attention", "moe"], "moe_intermediate_size": 64},
+            r"\(nemotron_h\) is a mixture of experts",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(

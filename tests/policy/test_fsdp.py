@@ -22,7 +22,7 @@ from fastgrpo.training.tensor_files import save_parts
 from fastgrpo.types import Sample
 from tests.helpers.marks import two_gpus_or_none
 from tests.helpers.ranks import run_two_ranks
-from tests.helpers.tiny_model import save_tiny_model
+from tests.helpers.tiny_model import MIXTURES, save_tiny_model
 
 BUDGET, STEPS = 24, 3
 # AdamW divides by the size of a gradient: with this eps rounding stays rounding where a gradient is next to nothing.
@@ -95,7 +95,7 @@ def resumed_alone(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same(found: dict[str, torch.Tensor], policy: Policy) -> None:
-    weights = {name: parameter.detach().cpu() for name, parameter in policy.model.named_parameters()}
+    weights = {name: weight.cpu() for name, weight in policy.weights()}
     assert found.keys() == weights.keys()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=5e-6)
@@ -106,7 +106,7 @@ MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 
 @two_gpus_or_none
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("kind", "changes"), [(Qwen2Config, {}), (Qwen3MoeConfig, MIXTURE)])
+@pytest.mark.parametrize(("kind", "changes"), [(Qwen2Config, {}), (Qwen3MoeConfig, MIXTURE), MIXTURES["ernie4_5_moe"]])
 def test_sharded_steps_are_those_of_one_rank_and_resume_on_another_number(
     kind: type[PretrainedConfig], changes: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -121,5 +121,5 @@ def test_sharded_steps_are_those_of_one_rank_and_resume_on_another_number(
             for name in ("loss", "grad_norm", "skipped", "sft_norm"):
                 assert found[name] == pytest.approx(report[name], rel=1e-4, abs=1e-6, nan_ok=True), name
     saved = load_policy(tmp_path / "saved")
-    assert_same({name: weight.detach() for name, weight in saved.model.named_parameters()}, whole[0])
+    assert_same(dict(saved.weights()), whole[0])
     assert_same(resumed_alone(tmp_path), whole[0])

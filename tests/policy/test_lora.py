@@ -44,7 +44,7 @@ from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate
 from tests.helpers.marks import exact
-from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, NEMOTRON_H, save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, MIXTURES, NEMOTRON_H, save_tiny_model
 
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
@@ -162,6 +162,7 @@ def test_the_saved_model_is_plain_and_merged(tiny_folder: Path, tmp_path: Path) 
             Qwen3NextConfig,
             DELTA_RULE | MIXTURE | {"shared_expert_intermediate_size": 32, "tie_word_embeddings": False},
         ),
+        *MIXTURES.values(),
     ],
 )
 def test_peft_loads_the_saved_adapter_over_the_base(

@@ -22,7 +22,7 @@ from fastgrpo.policy.model import Policy
 from fastgrpo.training.loss import policy_loss
 from fastgrpo.training.packing import pack
 from fastgrpo.types import Batch, Runs, Sample
-from tests.helpers.tiny_model import save_tiny_model
+from tests.helpers.tiny_model import MIXTURES, save_tiny_model
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -125,19 +125,22 @@ def test_saved_model_loads_back(tmp_path: Path, changes: dict[str, object]) -> N
         assert torch.equal(ours, theirs)
 
 
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3}
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        (Qwen3MoeConfig, {"mlp_only_layers": [1]}),
-        (Qwen2MoeConfig, {"shared_expert_intermediate_size": 48}),
-        (OlmoeConfig, {"tie_word_embeddings": False}),
+        (Qwen3MoeConfig, MIXTURE | {"mlp_only_layers": [1]}),
+        (Qwen2MoeConfig, MIXTURE | {"shared_expert_intermediate_size": 48}),
+        (OlmoeConfig, MIXTURE | {"tie_word_embeddings": False}),
+        *MIXTURES.values(),
     ],
 )
 def test_a_mixture_is_copied_in_the_parts_that_files_have_and_once_alone(
     kind: type[PretrainedConfig], changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mixture = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_hidden_layers": 3}
-    policy = load_policy(save_tiny_model(tmp_path / "first", kind=kind, **mixture | changes))
+    policy = load_policy(save_tiny_model(tmp_path / "first", kind=kind, **changes))
     copy, save, copies, written = models.host_copy, modeling_utils.safe_save_file, [], list[int]()
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,7 +158,6 @@ def test_a_mixture_is_copied_in_the_parts_that_files_have_and_once_alone(
     assert sum(held.nbytes for held in copies) == policy.copied_bytes
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert first.keys() == second.keys()
-    assert any("experts.3.up_proj.weight" in name for name in first)
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
 
 

@@ -37,7 +37,7 @@ from fastgrpo.training.memory import (
     state_bytes,
 )
 from fastgrpo.types import Runs
-from tests.helpers.tiny_model import DELTA_RULE, GRANITE_H, save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, GRANITE_H, MIXTURES, save_tiny_model
 
 QWEN_7B = Qwen2Config(
     vocab_size=152064,
@@ -302,6 +302,10 @@ def test_table_names_every_item_and_the_sums() -> None:
     assert f"{plan.training / GIB:.2f}" in lines[-2]
 
 
+# Mixtures whose configurations have names of their own for their sizes.
+SIZED = {MIXTURES[name][0]: MIXTURES[name][1] for name in ("ernie4_5_moe", "minimax_m2", "mixtral")}
+
+
 @pytest.mark.parametrize("kept", ["everything", "no mlp", "hidden states"])
 @pytest.mark.parametrize(
     ("kind", "layers"),
@@ -309,6 +313,7 @@ def test_table_names_every_item_and_the_sums() -> None:
         *((kind, layers) for kind in (Qwen2Config, Qwen3Config, Qwen3MoeConfig) for layers in ("fused", "plain")),
         (Qwen2MoeConfig, "plain"),
         (OlmoeConfig, "plain"),
+        *((kind, "plain") for kind in SIZED),
     ],
 )
 def test_activations_are_what_autograd_keeps(tmp_path: Path, kept: str, kind, layers: Layers) -> None:
@@ -319,8 +324,9 @@ def test_activations_are_what_autograd_keeps(tmp_path: Path, kept: str, kind, la
         Qwen3MoeConfig: experts,
         Qwen2MoeConfig: experts | {"shared_expert_intermediate_size": 96},
         OlmoeConfig: experts | {"intermediate_size": 64, "tie_word_embeddings": False},
+        **SIZED,
     }.get(kind, {})
-    policy = load_policy(save_tiny_model(tmp_path, kind=kind, head_dim=32, **changes), **options)
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, **{"head_dim": 32} | changes), **options)
     if layers == "plain":
         restore_layers(policy.model.base_model)
         if kept == "no mlp":
