@@ -22,11 +22,12 @@ import msgspec
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import checked, resolve
-from fastgrpo.errors import UserError, shown, writing
+from fastgrpo.errors import UserError, say_on_stderr, shown, writing
 from fastgrpo.evaluation import NothingMeasured, evaluate, leave_out_long, read_rows, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
 from fastgrpo.ranks.collectives import gather_all, is_first_rank, of_replica, rank_and_world
+from fastgrpo.ranks.deadlines import met
 from fastgrpo.record.gpu import GpuMonitor
 from fastgrpo.record.log import RunLog, open_log, refuse_unshared
 from fastgrpo.report import write_report
@@ -252,7 +253,7 @@ async def improve(
     log: RunLog,
     measure: Callable[[Generator], Awaitable[dict[str, float]]] | None = None,
 ) -> None:
-    """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one.
+    """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one, where several ranks are at one step then.
 
     After every `eval.every` steps but the last `measure` gives the means of an evaluation: they are logged with the
     next step, which begins with the weights that they are of, and the reward's is the score of a checkpoint of those.
@@ -297,8 +298,11 @@ async def improve(
                             await schedule.save()
             await schedule.settle()
         except asyncio.CancelledError:
-            await schedule.settle()
-            learner.save()
+            if met(f"the checkpoint of step {learner.step}"):
+                await schedule.settle()
+                learner.save()
+            else:
+                say_on_stderr("interrupted while the ranks were apart: the last periodic checkpoint is kept")
             raise
 
 

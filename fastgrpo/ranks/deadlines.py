@@ -27,6 +27,9 @@ SILENT_POLLS = 25
 LOOKED_AT = 16
 # Time for a failed rank and torchrun to end by themselves, so that the first error seen is that rank's own.
 GRACE_S = 3.0
+# For interrupted ranks to come to one place, of the half minute after which torchrun kills what it has interrupted.
+MEET_S = 10.0
+LOOK_S = 0.1
 
 _FAILED, _LEFT = "failed", 2**40
 _waits: dict[int, tuple[float, str]] = {}
@@ -75,7 +78,7 @@ class Peers(threading.Thread):
     def __init__(self, store: Store, rank: int, world: int) -> None:
         super().__init__(name="peers", daemon=True)
         self.names = [f"rank {number}" for number in range(world)]
-        self._store, self._rank = store, rank
+        self._store, self._rank, self._world = store, rank, world
         self._others = [(rank + step) % world for step in range(1, min(world, 1 + LOOKED_AT))]
         self._over = threading.Event()
         # Polls that the store has answered; as many as the clock had seen; how often it has seen no more of them.
@@ -118,6 +121,16 @@ class Peers(threading.Thread):
         """What the first rank that failed has told; empty where none has. Raises DistError without a store."""
         return self._store.get(_FAILED).decode() if self._store.check([_FAILED]) else ""
 
+    def met(self, place: str) -> bool:
+        """As the function `met`; False where the store is gone."""
+        ends = time.monotonic() + MEET_S
+        with suppress(DistError):
+            self._store.add(f"met/{place}", 1)
+            while (come := self._store.add(f"met/{place}", 0)) < self._world and time.monotonic() < ends:
+                time.sleep(LOOK_S)
+            return come >= self._world
+        return False
+
     def tell(self, error: str) -> None:
         """Make every other rank end with this rank's `error`, and listen no more."""
         self._over.set()
@@ -159,6 +172,14 @@ def told_failure() -> str:
     return told[0] if told else ""
 
 
+def met(place: str) -> bool:
+    """Whether all ranks come to this `place` within `MEET_S`; True of one alone.
+
+    For ranks that are interrupted: one that waits for another inside native code hears no signal, and never comes.
+    """
+    return all(peers.met(place) for peers in tuple(_peers))
+
+
 @contextmanager
 def listening(store: Store, rank: int, world: int) -> Iterator[Peers]:
     """Ranks in this block end together: an exception that leaves it on one of them ends the others too."""
@@ -172,7 +193,8 @@ def listening(store: Store, rank: int, world: int) -> Iterator[Peers]:
     try:
         yield peers
     except BaseException as error:
-        peers.tell(str(error) or type(error).__name__)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        peers.tell("it was interrupted" if interrupted else str(error) or type(error).__name__)
         raise
     else:
         peers.leave()

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -125,3 +126,23 @@ def test_what_a_rank_raises_reaches_the_others(tmp_path: Path) -> None:
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     assert ended(store, tmp_path, fail)[0] == 1
     assert store.get("failed") == b"rank 0 failed: a reward of text"
+
+
+def test_interrupted_ranks_meet_at_one_step_and_wait_for_none_that_is_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where one is inside a wait for the other, which hears no signal: a checkpoint of both would wait for ever."""
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    ranks = [Peers(store, rank, 2) for rank in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda rank: rank.met("step 3"), ranks)) == [True, True]
+        monkeypatch.setattr(deadlines, "MEET_S", 0.2)
+        assert list(threads.map(Peers.met, ranks, ["step 4", "step 5"])) == [False, False]
+    assert deadlines.met("step 6")  # of one alone
+
+
+def test_others_are_told_that_a_rank_was_interrupted() -> None:
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    with pytest.raises(KeyboardInterrupt), deadlines.listening(store, 1, 2):
+        raise KeyboardInterrupt
+    assert store.get("failed") == b"rank 1 failed: it was interrupted"

@@ -388,7 +388,10 @@ def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resume
     asyncio.run(main())
 
 
-def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("together", [True, False])
+def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint_unless_ranks_are_apart(
+    monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
     saved: list[int] = []
     learner: Any = SimpleNamespace(step=0, curriculum=None, save=lambda: saved.append(learner.step))
     learner.checkpoints = SimpleNamespace(check=lambda: None)
@@ -417,6 +420,7 @@ def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint(monkey
         await asyncio.sleep(0)
 
     monkeypatch.setattr(programs, "open_schedule", opened)
+    monkeypatch.setattr(programs, "met", lambda place: together and place == "the checkpoint of step 1")
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(programs.improve(learner, Environment(set()), problems(4), configuration(steps=1), RunLog(None)))
-    assert saved == [1]
+    assert saved == [1] * together
