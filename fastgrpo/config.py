@@ -26,7 +26,9 @@ ImportanceCorrection = Literal["token_truncate", "token_mask", "sequence_truncat
 LONGEST_S = 10**6
 # As the jails' own limits have it: a solution that was slow once is tried with six times wall_s.
 LONGEST_JAIL_S = 14400
-Count = Annotated[int, Meta(ge=0)]
+# Beyond any use: steps and what else is counted one after the other; what is there at once; tokens of one text.
+MOST, MOST_AT_ONCE, LONGEST_TEXT = 10**9, 2**16, 2**24
+Count = Annotated[int, Meta(ge=0, le=MOST)]
 Positive = Annotated[float, Meta(gt=0)]
 EfficiencyBy = Literal["tokens", "calls", "dollars", "seconds"]
 
@@ -80,7 +82,10 @@ class Data(Section, frozen=True):
         str, Meta(description='the table [env] of verifiers as JSON, e.g. {"agent": {"max_turns": 4}}')
     ] = ""
     seed: Annotated[
-        int, Meta(ge=0, description="seed of the draw of used and held-out problems, alike for all runs' own seeds")
+        int,
+        Meta(
+            ge=0, lt=2**32, description="seed of the draw of used and held-out problems, alike for all runs' own seeds"
+        ),
     ] = 0
     problems: Annotated[Count, Meta(description="problems of each set that are used, drawn by data.seed; 0 = all")] = 0
     instruction: Annotated[
@@ -136,7 +141,8 @@ class Model(Section, frozen=True):
         bool, Meta(description="master weights and Adam moments live in the host's memory: less on the GPU")
     ] = False
     lora_rank: Annotated[
-        int, Meta(ge=0, description="rank of LoRA adapters, which alone are trained; 0 = all weights are")
+        int,
+        Meta(ge=0, le=MOST_AT_ONCE, description="rank of LoRA adapters, which alone are trained; 0 = all weights are"),
     ] = 0
     lora_alpha: Annotated[float, Meta(gt=0, description="adapters are scaled by this / lora_rank")] = 32.0
 
@@ -149,6 +155,7 @@ class Engine(Section, frozen=True):
         int,
         Meta(
             ge=16,
+            le=LONGEST_TEXT,
             description="most tokens of a prompt with its completions; problems without room for one are left out",
         ),
     ] = 4096
@@ -185,7 +192,12 @@ class Engine(Section, frozen=True):
         Meta(description="vLLM decodes in a process of its own, or in the trainer's; auto = own on a GPU"),
     ] = "auto"
     tensor_parallel: Annotated[
-        int, Meta(ge=1, description="ranks that hold one vLLM together; above 1 training is sharded over all ranks")
+        int,
+        Meta(
+            ge=1,
+            le=MOST_AT_ONCE,
+            description="ranks that hold one vLLM together; above 1 training is sharded over all ranks",
+        ),
     ] = 1
 
 
@@ -201,11 +213,11 @@ class Workers(Section, frozen=True):
     api_key_env: Annotated[str, Meta(description="environment variable that holds the endpoint's key")] = (
         "OPENAI_API_KEY"
     )
-    concurrency: Annotated[int, Meta(ge=1, description="requests in flight at once")] = 64
+    concurrency: Annotated[int, Meta(ge=1, le=MOST_AT_ONCE, description="requests in flight at once")] = 64
     timeout_s: Annotated[float, Meta(gt=0, le=LONGEST_S, description="deadline of one request, seconds")] = 60.0
-    retries: Annotated[int, Meta(ge=0, description="further attempts after a failed request")] = 4
+    retries: Annotated[int, Meta(ge=0, le=MOST_AT_ONCE, description="further attempts after a failed request")] = 4
     temperature: Annotated[float, Meta(ge=0, description="sampling temperature of the workers")] = 0.7
-    max_tokens: Annotated[int, Meta(ge=1, description="longest answer of a worker, tokens")] = 2048
+    max_tokens: Annotated[int, Meta(ge=1, le=LONGEST_TEXT, description="longest answer of a worker, tokens")] = 2048
     prompt_price: Annotated[float, Meta(ge=0, description="US dollars for a million prompt tokens")] = 0.0
     completion_price: Annotated[float, Meta(ge=0, description="US dollars for a million completion tokens")] = 0.0
     cache_dir: Annotated[str, Meta(description="folder of cached answers; empty = no cache")] = ""
@@ -239,8 +251,10 @@ class Sandbox(Section, frozen=True):
         str | tuple[str, ...],
         Meta(description="servers that run solutions, as http://HOST:PORT, several: a list; or ray; empty = none"),
     ] = ""
-    cells: Annotated[int, Meta(ge=0, description="jails at once; 0 = chosen from the CPU count")] = 0
-    workflows: Annotated[int, Meta(ge=1, description="workflows running at once, each in a jail of its own")] = 1024
+    cells: Annotated[int, Meta(ge=0, le=MOST_AT_ONCE, description="jails at once; 0 = chosen from the CPU count")] = 0
+    workflows: Annotated[
+        int, Meta(ge=1, le=MOST_AT_ONCE, description="workflows running at once, each in a jail of its own")
+    ] = 1024
     workflow_s: Annotated[
         float, Meta(gt=0, le=LONGEST_JAIL_S, description="deadline of one workflow with its worker calls, seconds")
     ] = 60.0
@@ -277,7 +291,11 @@ class RewardWeights(Section, frozen=True):
     efficiency_by: Annotated[EfficiencyBy, Meta(description="what is counted as spent")] = "tokens"
     warmup_steps: Annotated[
         int,
-        Meta(ge=0, description="complexity and efficiency grow from 0 to their weights over so many training steps"),
+        Meta(
+            ge=0,
+            le=MOST,
+            description="complexity and efficiency grow from 0 to their weights over so many training steps",
+        ),
     ] = 0
     diversity: Annotated[float, Meta(ge=0, description="distinctness within the group")] = 0.05
     format: Annotated[float, Meta(ge=0, description="penalty of a completion without a valid workflow")] = 0.5
@@ -287,8 +305,10 @@ class Sft(Section, frozen=True):
     """Stage 1: distillation of a teacher, then supervised fine-tuning."""
 
     teacher: Annotated[Literal["scripted", "openai"], Meta(description="openai = the workers' endpoint")] = "scripted"
-    teacher_samples: Annotated[int, Meta(ge=1, description="trajectories for each problem")] = 8
-    rounds: Annotated[int, Meta(ge=1, description="workflows a trajectory: each sees the last one's feedback")] = 3
+    teacher_samples: Annotated[int, Meta(ge=1, le=MOST_AT_ONCE, description="trajectories for each problem")] = 8
+    rounds: Annotated[
+        int, Meta(ge=1, le=MOST_AT_ONCE, description="workflows a trajectory: each sees the last one's feedback")
+    ] = 3
     keep: Annotated[
         Literal["best", "all"], Meta(description="best = each problem's trajectory of the highest reward alone")
     ] = "best"
@@ -296,29 +316,40 @@ class Sft(Section, frozen=True):
         float,
         Meta(ge=0, le=1, description="share of the hidden tests that a trajectory's solution must pass to be learned"),
     ] = 0.5
-    epochs: Annotated[int, Meta(ge=0, description="passes over the trajectories; 0 = no warm start")] = 3
+    epochs: Annotated[int, Meta(ge=0, le=MOST, description="passes over the trajectories; 0 = no warm start")] = 3
     lr: Annotated[float, Meta(gt=0, description="peak learning rate")] = 1e-5
-    batch_tokens: Annotated[int, Meta(ge=16, description="tokens of one optimizer step")] = 65536
+    batch_tokens: Annotated[int, Meta(ge=16, le=MOST, description="tokens of one optimizer step")] = 65536
 
 
 class Grpo(Section, frozen=True):
     """Stage 2: reinforcement learning."""
 
-    steps: Annotated[int, Meta(ge=0, description="training steps in all, each on fresh rollouts")] = 200
-    prompts_per_step: Annotated[int, Meta(ge=1, description="problems (groups) a step")] = 64
-    group_size: Annotated[int, Meta(ge=2, description="rollouts of each problem")] = 8
+    steps: Annotated[int, Meta(ge=0, le=MOST, description="training steps in all, each on fresh rollouts")] = 200
+    prompts_per_step: Annotated[int, Meta(ge=1, le=MOST, description="problems (groups) a step")] = 64
+    group_size: Annotated[int, Meta(ge=2, le=MOST_AT_ONCE, description="rollouts of each problem")] = 8
     refill: Annotated[
         int,
-        Meta(ge=0, description="at most so many further batches replace a step's groups without variance; 0 = none"),
+        Meta(
+            ge=0,
+            le=MOST_AT_ONCE,
+            description="at most so many further batches replace a step's groups without variance; 0 = none",
+        ),
     ] = 0
     curriculum: Annotated[
         float, Meta(ge=0, le=1, description="share of a step's problems drawn by p (1 - p) of the pass rate p so far")
     ] = 0.0
-    rounds: Annotated[int, Meta(ge=1, description="completions a rollout: each sees the feedback on the last one")] = 1
+    rounds: Annotated[
+        int, Meta(ge=1, le=MOST_AT_ONCE, description="completions a rollout: each sees the feedback on the last one")
+    ] = 1
     max_turns: Annotated[
-        int, Meta(ge=1, description="completions of an agent's rollout, at most: further requests are refused")
+        int,
+        Meta(
+            ge=1,
+            le=MOST_AT_ONCE,
+            description="completions of an agent's rollout, at most: further requests are refused",
+        ),
     ] = 64
-    max_new_tokens: Annotated[int, Meta(ge=1, description="longest completion, tokens")] = 2048
+    max_new_tokens: Annotated[int, Meta(ge=1, le=LONGEST_TEXT, description="longest completion, tokens")] = 2048
     execute_s: Annotated[
         float,
         Meta(
@@ -343,7 +374,7 @@ class Grpo(Section, frozen=True):
     top_p: Annotated[
         float, Meta(gt=0, le=1, description="sample the likeliest tokens that have this mass; 1 = all")
     ] = 1.0
-    top_k: Annotated[int, Meta(ge=0, description="sample this many likeliest tokens; 0 = all")] = 0
+    top_k: Annotated[int, Meta(ge=0, le=MOST, description="sample this many likeliest tokens; 0 = all")] = 0
     min_p: Annotated[
         float, Meta(ge=0, le=1, description="sample tokens at least this times as likely as the likeliest; 0 = all")
     ] = 0.0
@@ -354,10 +385,12 @@ class Grpo(Section, frozen=True):
         ),
     ] = ""
     lr: Annotated[float, Meta(gt=0, description="learning rate of AdamW")] = 1e-6
-    warmup_steps: Annotated[int, Meta(ge=0, description="steps over which the learning rate rises to lr")] = 4
+    warmup_steps: Annotated[int, Meta(ge=0, le=MOST, description="steps over which the learning rate rises to lr")] = 4
     decay_steps: Annotated[
         int,
-        Meta(ge=0, description="steps, from the first, over which lr falls to lr x min_lr_ratio; 0 = constant"),
+        Meta(
+            ge=0, le=MOST, description="steps, from the first, over which lr falls to lr x min_lr_ratio; 0 = constant"
+        ),
     ] = 0
     decay: Annotated[Literal["linear", "cosine"], Meta(description="how lr falls over decay_steps")] = "linear"
     min_lr_ratio: Annotated[
@@ -367,7 +400,7 @@ class Grpo(Section, frozen=True):
     beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW's decay of the variance")] = 0.95
     weight_decay: Annotated[float, Meta(ge=0, description="decoupled weight decay")] = 0.0
     skip_grad_norm: Annotated[float, Meta(gt=0, description="a step with a larger gradient norm is skipped")] = 1e3
-    max_skipped: Annotated[int, Meta(ge=1, description="stop after this many skipped steps in a row")] = 5
+    max_skipped: Annotated[int, Meta(ge=1, le=MOST, description="stop after this many skipped steps in a row")] = 5
     max_grad_norm: Annotated[float, Meta(gt=0, description="clip the gradient's global norm")] = 1.0
     loss: Annotated[LossName, Meta(description="sets the next six where they are not set themselves")] = "dapo"
     ratio: Annotated[Ratio, Meta(description="importance ratio: of a token, a sequence, or CISPO's weight")] = "token"
@@ -411,18 +444,28 @@ class Grpo(Section, frozen=True):
         bool, Meta(description="truncated completions leave the loss, but not their group's baseline")
     ] = False
     overlong_penalty_tokens: Annotated[
-        int, Meta(ge=0, description="the reward falls by up to 1 over the last tokens before max_new_tokens; 0 = off")
+        int,
+        Meta(
+            ge=0,
+            le=LONGEST_TEXT,
+            description="the reward falls by up to 1 over the last tokens before max_new_tokens; 0 = off",
+        ),
     ] = 0
     tis_cap: Annotated[
         float, Meta(ge=0, description="cap of the importance weight trainer / vLLM; 0 = no correction")
     ] = 2.0
     micro_batch_tokens: Annotated[int, Meta(ge=16, le=2**22, description="tokens of one forward and backward")] = 16384
     mini_batches: Annotated[
-        int, Meta(ge=1, description="parts of a step's rollouts, each for an optimizer step of its own")
+        int, Meta(ge=1, le=MOST, description="parts of a step's rollouts, each for an optimizer step of its own")
     ] = 1
-    epochs_per_batch: Annotated[int, Meta(ge=1, description="passes over the same rollouts")] = 1
+    epochs_per_batch: Annotated[int, Meta(ge=1, le=MOST, description="passes over the same rollouts")] = 1
     max_lag: Annotated[
-        int, Meta(ge=0, description="updates by which a step's rollouts begin early, beside the training; 0 = none")
+        int,
+        Meta(
+            ge=0,
+            le=MOST_AT_ONCE,
+            description="updates by which a step's rollouts begin early, beside the training; 0 = none",
+        ),
     ] = 0
     in_flight: Annotated[
         bool, Meta(description="weights change between two decoding steps, under rollouts that go on; needs max_lag")
@@ -443,9 +486,9 @@ class Eval(Section, frozen=True):
     """Evaluation on the held-out problems."""
 
     every: Annotated[
-        int, Meta(ge=0, description="steps between evaluations while it trains; 0 = before and after it alone")
+        int, Meta(ge=0, le=MOST, description="steps between evaluations while it trains; 0 = before and after it alone")
     ] = 0
-    samples: Annotated[int, Meta(ge=1, description="rollouts of each problem")] = 4
+    samples: Annotated[int, Meta(ge=1, le=MOST_AT_ONCE, description="rollouts of each problem")] = 4
     temperature: Annotated[float, Meta(ge=0, le=2, description="sampling temperature; 0 = greedy")] = 1.0
     drafts: Annotated[int, Meta(ge=2, le=8, description="drafts of the fixed workflows that draw several")] = 4
 
@@ -453,8 +496,8 @@ class Eval(Section, frozen=True):
 class Checkpoint(Section, frozen=True):
     """Resumable checkpoints in Hugging Face format."""
 
-    every: Annotated[int, Meta(ge=1, description="steps between checkpoints")] = 10
-    keep: Annotated[int, Meta(ge=1, description="latest checkpoints kept, besides the best")] = 2
+    every: Annotated[int, Meta(ge=1, le=MOST, description="steps between checkpoints")] = 10
+    keep: Annotated[int, Meta(ge=1, le=MOST, description="latest checkpoints kept, besides the best")] = 2
 
 
 class Record(Section, frozen=True):
@@ -464,7 +507,8 @@ class Record(Section, frozen=True):
         Literal["none", "wandb", "trackio"], Meta(description="where curves and samples go beside TensorBoard")
     ] = "none"
     samples_mib: Annotated[
-        int, Meta(ge=0, description="MiB of samples.jsonl with its older parts, the oldest are dropped; 0 = any")
+        int,
+        Meta(ge=0, le=MOST, description="MiB of samples.jsonl with its older parts, the oldest are dropped; 0 = any"),
     ] = 1024
 
 

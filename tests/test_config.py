@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fastgrpo import doctor, errors, report, run_folder
 from fastgrpo.cli import configuration_of, parse, usage
 from fastgrpo.config import LOSS_PRESETS, Config
+from fastgrpo.config_doc import type_of
 from fastgrpo.config_elsewhere import ELSEWHERE, NO_KEY
 from fastgrpo.config_files import flat, read_toml, to_toml
 from fastgrpo.config_keys import KEYS, checked, resolve
@@ -92,7 +93,10 @@ def config(*arguments: str) -> Config:
         ("--grpo.max_new_tokens 8 --grpo.overlong_penalty_tokens 9", "overlong_penalty_tokens is above grpo.max_new_t"),
         ("--grpo.advantage rloo --grpo.reward_scale group", "advantage rloo and grpo.reward_scale group exclude"),
         ("--grpo.advantage rloo --grpo.reward_scale terms", "advantage rloo and grpo.reward_scale terms exclude"),
-        ("--grpo.group_size 10000000", "160,000,000 rollouts at once, more than 1,048,576: lower one of them"),
+        (
+            "--grpo.group_size 65536 --grpo.prompts_per_step 10000",
+            "655,360,000 rollouts at once, more than 1,048,576: lower one of them",
+        ),
         ("--grpo.curriculum 0.1 --grpo.prompts_per_step 5", "0.1 of grpo.prompts_per_step = 5 is no problem at all"),
         ("--grpo.loss cispo --grpo.clip_dual 3", "cispo's is bounded by it whatever the advantage: set clip_dual"),
         ("--model.lora_alpha 16", "model.lora_alpha scales the adapters of model.lora_rank, which is not set"),
@@ -245,7 +249,7 @@ def test_the_home_folder_may_be_written_short(monkeypatch: pytest.MonkeyPatch, t
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])),
     lr=st.floats(min_value=1e-300, max_value=1e300),
-    steps=st.integers(0, 2**62),
+    steps=st.integers(0, 10**9),
     checkpointing=st.booleans(),
 )
 def test_toml_round_trip(
@@ -565,6 +569,16 @@ def test_help_says_how_a_program_is_called(
     monkeypatch.setattr(sys, "argv", ["program", "--help"])
     assert not main()
     assert capsys.readouterr().out.startswith(f"usage: python -m {main.__module__} ")
+
+
+def test_every_whole_number_has_both_bounds() -> None:
+    """A slip of the keyboard is one sentence, and not memory that runs out in the middle of a run."""
+    numbers = [name for name, key in KEYS.items() if type_of(key.type).startswith("int")]
+    assert {"eval.samples", "data.held_out", "grpo.steps"} <= set(numbers)
+    for name in numbers:
+        for value in (-1, 10**12):
+            with pytest.raises(UserError, match=f"{name} must be int [<>]=? [0-9]+"):
+                checked({name: value}, source="a test")
 
 
 def test_every_key_is_read_somewhere() -> None:
