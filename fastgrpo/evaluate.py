@@ -56,7 +56,11 @@ def main() -> None:
     """Evaluate `--model PATH` on the held-out problems, or with `--baselines` compare it with fixed workflows."""
     flag = {BASELINES: "compare with fixed workflows; --model may be left out"}
     command = command_to_run(
-        "fastgrpo.evaluate", refuse_problems=lambda _, found: refuse_none_held_out(found), of_run=True, flags=flag
+        "fastgrpo.evaluate",
+        refuse_problems=lambda _, found: refuse_none_held_out(found),
+        parts=["evaluation"],
+        of_run=True,
+        flags=flag,
     )
     if command is not None:
         program = beside_baselines if BASELINES in command.flags else policy_alone

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastgrpo.cli import CommandLine, parse
 from fastgrpo.config import Config
@@ -27,22 +27,25 @@ from fastgrpo.record.trackers import tracker_module
 from fastgrpo.rollouts.rollouts import prompts_fit
 from fastgrpo.run_folder import model_digest, tokenizer_digests
 from fastgrpo.signals import interruptible
-from fastgrpo.tasks import Problems, Task, problems_of, require_model, task_of
+from fastgrpo.tasks import Problems, Task, problems_of, refuse_unfit, require_model, task_of
 from fastgrpo.training.memory import MemoryPlan
-from fastgrpo.training.workload import memory_plan
+from fastgrpo.training.workload import check_sampled, memory_plan
 from fastgrpo.types import Sampling
+
+# What a program does, which `--dry-run` prints and checks; both stages send their curves to the run's tracker.
+Part = Literal["stage 1", "stage 2", "evaluation"]
+TRAINING: tuple[Part, ...] = ("stage 1", "stage 2", "evaluation")
 
 
 def command_to_run(
     program: str,
     refuse: Callable[[CommandLine], object] = lambda _: None,
     refuse_problems: Callable[[Config, Problems], object] = lambda *_: None,
-    tracked: bool = False,
+    parts: Sequence[Part] = TRAINING,
     **options: Any,
 ) -> CommandLine | None:
     """The program's command line, with the `options` of `cli.parse`; None where `--dry-run` had the plan printed.
 
-    `tracked`: the program sends its curves to the run's tracker.
     Raises UserError where the command line is wrong, `refuse` says that the program cannot do it, a dry run finds
     problems that `refuse_problems` says the program would not take, or this machine is not ready.
     """
@@ -52,7 +55,7 @@ def command_to_run(
         if command.dry_run:
             # Under torchrun one rank prints what holds for all.
             if os.environ.get("RANK", "0") == "0":
-                print_plan(command.config, refuse_problems=refuse_problems, tracked=tracked)
+                print_plan(command.config, refuse_problems=refuse_problems, parts=parts)
             return None
         require_ready()
         return command
@@ -108,8 +111,7 @@ def trainable(config: Config) -> MemoryPlan:
             f"grpo.steps to {grpo.decay_steps}, or in a new run grpo.decay_steps to {grpo.steps} or grpo.min_lr_ratio "
             "to 0.1"
         )
-    if config.model.lora_rank:
-        peft_module("model.lora_rank")
+    _require_adapters(config)
     if name := grpo.loss_function:
         function = find_function(name, "grpo.loss_function")
         try:
@@ -122,28 +124,39 @@ def trainable(config: Config) -> MemoryPlan:
     return memory_plan(config, model, ranks=max(world_started(), config.engine.tensor_parallel))
 
 
+def _require_adapters(config: Config) -> None:
+    if config.model.lora_rank:
+        peft_module("model.lora_rank")
+
+
 def print_plan(
     config: Config,
     task: Task | None = None,
     *,
     refuse_problems: Callable[[Config, Problems], object] = lambda *_: None,
-    tracked: bool = False,
+    parts: Sequence[Part] = TRAINING,
 ) -> None:
-    """The resolved configuration, the sizes of both stages and the memory plan; starts and writes nothing.
+    """The resolved configuration, the sizes of the program's `parts` and, of stage 2, the memory plan.
 
-    `task` None is the one that the configuration names, `tracked` as in `command_to_run`. Raises UserError where a run
-    would before it starts.
+    Starts and writes nothing. `task` None is the one that the configuration names. Raises UserError where a run would
+    before it starts.
     """
     task = task or task_of(config)
     require_model(config, task)
-    if tracked:
+    trains, reinforces = "stage 1" in parts, "stage 2" in parts
+    if trains:
         tracker_module(config.record.tracker)
+        _require_adapters(config)
+    if reinforces:
+        refuse_unfit(config, task)
     config = with_local_model(config, weights=False)
     problems, held_out = found = problems_of(task, config, tried=False)
     refuse_problems(config, found)
     grpo = config.grpo
     rollouts = grpo.prompts_per_step * grpo.group_size
-    memory = trainable(config)
+    memory = trainable(config) if reinforces else None
+    if config.model.path and not trains:
+        check_sampled(config, load_config(config.model.path))
     print(to_toml(config, logins=False))
     untried = ", before their own solutions are tried" if task.list_problems else ""
     print(f"problems        {len(problems)} for training, {len(held_out)} held out{untried}")
@@ -152,12 +165,18 @@ def print_plan(
         print(f"policy          {config.model.source or config.model.path}")
         if left_out := _too_long(config, task, [*problems, *held_out]):
             print(f"too long        {left_out} of these problems, which are left out")
-    else:
+    if trains and not (reinforces and config.model.path):
         print(f"stage 1         {len(problems) * config.sft.teacher_samples} traces, {config.sft.epochs} epochs")
-    print(f"stage 2         {grpo.steps} steps of {rollouts} rollouts, {grpo.steps * rollouts} in all")
-    between = f", and after every {config.eval.every} steps" if config.eval.every else ""
-    print(f"evaluation      {len(held_out) * config.eval.samples} rollouts before and after{between}")
-    print(memory.table())
+    if reinforces:
+        print(
+            f"stage 2         {config.grpo.steps} steps of {rollouts} rollouts, {config.grpo.steps * rollouts} in all"
+        )
+    if "evaluation" in parts:
+        between = f", and after every {config.eval.every} steps" if config.eval.every else ""
+        when = f" before and after{between}" if reinforces else ""
+        print(f"evaluation      {len(held_out) * config.eval.samples} rollouts{when}")
+    if memory is not None:
+        print(memory.table())
 
 
 def _too_long(config: Config, task: Task, problems: Sequence[Any]) -> int:

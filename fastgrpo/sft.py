@@ -212,7 +212,7 @@ def refuse_other_task(config: Config) -> None:
 
 def main() -> None:
     """Run stage 1 alone."""
-    if command := command_to_run("fastgrpo.sft", lambda command: refuse_other_task(command.config), tracked=True):
+    if command := command_to_run("fastgrpo.sft", lambda each: refuse_other_task(each.config), parts=["stage 1"]):
         run_on_ranks(command.config, lambda: teach(command.config, resume=command.resume))
 
 

@@ -74,6 +74,7 @@ def main() -> None:
     command = command_to_run(
         "fastgrpo.solve",
         lambda command: refuse(command.config, command.arguments),
+        parts=[],
         positional="PROBLEM_ID",
         of_run=True,
     )

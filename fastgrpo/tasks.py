@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastgrpo.config import Config, Data
+from fastgrpo.config_files import flat
 from fastgrpo.errors import UserError, expanded, shown
 from fastgrpo.flow import task
 from fastgrpo.flow.problems.files import HUMANEVAL
@@ -39,6 +40,12 @@ from fastgrpo.run_folder import file_digest
 # A trial of all solutions of a large data set takes hours.
 LOAD_S = 6 * 3600.0
 BY_ITS_CODE = "an agent's own code says how often it asks, at most grpo.max_turns times"
+# Keys, or whole sections, that only the tasks of `flow/` read. Where a task is given from Python, the caller's own code
+# may read those of jails and workers.
+OF_FLOW = ("reward", "sft", "data.instruction", "data.keep_unsolved", "data.deadline_factor", "task")
+SERVICES = ("workers", "sandbox")
+NAMED = ("data.reward", "data.environment", "data.environment_args")
+OF_AGENTS, NOT_OF_AGENTS = "grpo.max_turns", "grpo.straggler_s"
 Problems = tuple[list[Any], list[Any]]
 Prompt = str | list[dict[str, str]]
 
@@ -48,7 +55,8 @@ class Task(NamedTuple):
 
     `distilled`: stage 1 can teach the task to a policy that knows nothing, so that no model need be named. A dry run,
     which starts nothing, reads `list_problems`, where `load_problems` does more than read, and the `prompt` of each.
-    `sets`: the data sets that are read, by their names, if they have some.
+    `sets`: the data sets that are read, by their names, if they have some. `unread`: keys of the configuration, or
+    sections, that do nothing here. `weighs_terms`: False where no reward has weights for `grpo.reward_scale` terms.
     """
 
     load_problems: Callable[[Config], Problems]
@@ -57,6 +65,8 @@ class Task(NamedTuple):
     list_problems: Callable[[Config], Problems] | None = None
     prompt: Callable[[Config, Any], Prompt] | None = None
     sets: Callable[[Config], Sequence[Any]] = lambda _: ()
+    unread: tuple[str, ...] = ()
+    weighs_terms: bool = True
 
 
 def problems_of(task: Task, config: Config, *, tried: bool = True) -> Problems:
@@ -129,6 +139,24 @@ def refuse_untrainable(config: Config, problems: Problems) -> None:
         )
 
 
+def refuse_unfit(config: Config, task: Task) -> None:
+    """Raises UserError where a training is asked for what its task does not read, or does not have."""
+    if config.grpo.reward_scale == "terms" and not task.weighs_terms:
+        raise UserError(
+            "grpo.reward_scale terms divides reward functions by their own deviations: name them, or unset it"
+        )
+    default = flat(Config())
+    # What is 0, false or empty asks for nothing.
+    asked = {name: value for name, value in flat(config, logins=False).items() if value and value != default.get(name)}
+    unread = [name for name in asked for key in task.unread if name == key or name.startswith(f"{key}.")]
+    if unread:
+        others = f", nor {', '.join(unread[1:])}" if unread[1:] else ""
+        raise UserError(
+            f"{unread[0]} = {shown(asked[unread[0]])} would not be read by what is trained on here{others}: leave "
+            f"{'them' if others else 'it'} out"
+        )
+
+
 def refuse_none_held_out(problems: Problems) -> None:
     """Raises UserError where the second of (training, held-out) problems is empty."""
     if not problems[1]:
@@ -142,20 +170,19 @@ def task_of(config: Config) -> Task:
     """
     if config.data.environment and config.data.reward:
         raise UserError("data.environment has rewards of its own: leave data.reward out, or data.environment")
-    if config.grpo.reward_scale == "terms" and not config.data.reward:
-        raise UserError(
-            "grpo.reward_scale terms divides reward functions by their own deviations: name them, or unset it"
-        )
     if config.data.environment:
         return verifiers_task(config.data.environment, config.data.environment_args)
     if config.data.reward:
-        return reward_task([find_function(name, "data.reward") for name in config.data.reward.split(",")])
+        functions = [find_function(name, "data.reward") for name in config.data.reward.split(",")]
+        return reward_task(functions)._replace(unread=(*OF_FLOW, *SERVICES, OF_AGENTS))
     untried = partial(load_problems, tried=False)
     if config.task == "code":
         prompt = ProgramEnvironment.prompt
-        return Task(load_problems, task.open_programs, False, untried, lambda _, each: prompt(each), _sets_of)
+        unread = ("reward", "sft", "workers", "sandbox.workflows", "sandbox.workflow_s", "data.instruction", OF_AGENTS)
+        opened = task.open_programs
+        return Task(load_problems, opened, False, untried, lambda _, each: prompt(each), _sets_of, unread, False)
     task.require_judge(config)
-    return Task(load_problems, task.open_environment, True, untried, task.prompt, _sets_of)
+    return Task(load_problems, task.open_environment, True, untried, task.prompt, _sets_of, (OF_AGENTS,), False)
 
 
 def writes_workflows(config: Config) -> bool:
@@ -212,7 +239,9 @@ def reward_task(
         given = zip((dataset, eval_dataset), _sets_of(config), strict=True)
         return [configured if each is None else each for each, configured in given]
 
-    return Task(load, open_environment, prompt=lambda _, example: example.prompt, sets=sets)
+    given = (("data.dataset", dataset), ("data.eval_dataset", eval_dataset))
+    unread = (*OF_FLOW, *NAMED, OF_AGENTS, *(key for key, value in given if value is not None))
+    return Task(load, open_environment, prompt=lambda _, example: example.prompt, sets=sets, unread=unread)
 
 
 def verifiers_task(environment: str, arguments: str) -> Task:
@@ -223,11 +252,11 @@ def verifiers_task(environment: str, arguments: str) -> Task:
     package, _, name = environment.partition(":")
     if package != "verifiers" or not name:
         raise UserError(f"data.environment must be verifiers:NAME, got {environment!r}")
-    return _verifiers_task(partial(load_verifiers, name, arguments))
+    return _verifiers_task(partial(load_verifiers, name, arguments), ("data.reward", *SERVICES))
 
 
-def _verifiers_task(made: Callable[[], VerifiersEnvironment]) -> Task:
-    loaded = cache(made)
+def _verifiers_task(made: Callable[[], VerifiersEnvironment], unread: Sequence[str]) -> Task:
+    loaded, unread = cache(made), (*OF_FLOW, *unread, "data.weights", NOT_OF_AGENTS)
 
     def load(config: Config) -> Problems:
         _refuse_sets(config, "an environment of verifiers has its own rows, drawn by data.problems")
@@ -241,7 +270,10 @@ def _verifiers_task(made: Callable[[], VerifiersEnvironment]) -> Task:
         async with loaded().serving():
             yield loaded()
 
-    return Task(load, open_environment, prompt=lambda _, problem: loaded().prompt(problem))
+    def prompt(config: Config, problem: Any) -> Prompt:
+        return loaded().prompt(problem)
+
+    return Task(load, open_environment, prompt=prompt, unread=unread, weighs_terms=False)
 
 
 def environment_task(environment: Environment | Agent, problems: Iterable[Any], held_out: Iterable[Any] = ()) -> Task:
@@ -256,7 +288,7 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
     if is_verifiers(environment):
         if problems or held_out:
             raise UserError("an environment of verifiers has its own rows: leave dataset and eval_dataset out")
-        return _verifiers_task(partial(VerifiersEnvironment, environment))
+        return _verifiers_task(partial(VerifiersEnvironment, environment), NAMED)
     if missing := lacking(environment):
         kind = type(environment).__name__
         raise UserError(f"environment {kind} has no {' and no '.join(missing)}: docs/own-task.md shows its methods")
@@ -285,7 +317,10 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
             raise UserError("an environment has nothing to train on: pass its problems as dataset=")
         return parts[0], parts[1]
 
-    return Task(load, open_environment, prompt=lambda _, problem: environment.prompt(problem))
+    # Whoever divides the problems by `data.held_out` gives both parts.
+    drawn = ("data.weights",) if held_out else ("data.weights", "data.held_out")
+    unread = (*OF_FLOW, *NAMED, *drawn, NOT_OF_AGENTS if isinstance(environment, Agent) else OF_AGENTS)
+    return Task(load, open_environment, prompt=lambda _, problem: environment.prompt(problem), unread=unread)
 
 
 def _sets_of(config: Config) -> list[Any]:

@@ -42,6 +42,7 @@ from fastgrpo.tasks import (
     digests_of,
     environment_task,
     problems_of,
+    refuse_unfit,
     refuse_untrainable,
     require_model,
     reward_task,
@@ -86,7 +87,7 @@ def train(
     config = _configured(config, str(model) if isinstance(model, Path) else model or "")
     task = _given_task(task, environment, reward, reward_weights, dataset, eval_dataset)
     if dry_run:
-        print_plan(config, task, refuse_problems=refuse_untrainable, tracked=True)
+        print_plan(config, task, refuse_problems=refuse_untrainable)
         return config.folder
     if not _under_way.acquire(blocking=False):
         raise UserError(
@@ -173,6 +174,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
         refuse_task_from_python(config.folder, "continue from there, with resume=True")
     task = task or task_of(config)
     require_model(config, task)
+    if not resume:
+        refuse_unfit(config, task)
     config = with_readable_model(config, again=resume)
     trainable(config)
     problems, held_out = found = problems_of(task, config)
@@ -317,7 +320,7 @@ def refuse_idle_ranks(config: Config) -> None:
 
 def main() -> None:
     """Train as the command line says, or print the plan."""
-    if command := command_to_run("fastgrpo.train", refuse_problems=refuse_untrainable, tracked=True):
+    if command := command_to_run("fastgrpo.train", refuse_problems=refuse_untrainable):
         run_on_ranks(command.config, lambda: run(command.config, resume=command.resume))
 
 

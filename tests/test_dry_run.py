@@ -54,9 +54,11 @@ def test_a_dry_run_prints_the_plan_alone(
     (example.get("main") or import_module(program).main)()
     out, error = capsys.readouterr()
     assert error == ""
-    assert " rollouts before and after\n" in out
-    for part in ("[grpo]", "problems  ", "stage 2  ", "memory of one device"):
+    trains = ("stage 2  ", " rollouts before and after\n", "memory of one device")
+    parts = {"fastgrpo.sft": ("stage 1  ",), "fastgrpo.evaluate": (" rollouts\n",), "fastgrpo.solve": ()}
+    for part in ("[grpo]", "problems  ", *parts.get(program, trains)):
         assert part in out
+    assert ("memory of one device" in out) == (program not in parts)
     assert list(Path.cwd().iterdir()) == []
     assert not (tmp_path / "cache" / "fastgrpo").exists()
 
@@ -146,7 +148,7 @@ def test_a_tracker_that_is_not_installed_is_refused_where_the_program_has_use_fo
     main = import_module(f"fastgrpo.{program}").main
     if program == "evaluate":
         main()
-        assert "stage 2" in capsys.readouterr().out
+        assert "evaluation  " in capsys.readouterr().out
         return
     with pytest.raises(
         UserError, match=r"record\.tracker wandb cannot be imported .*: pip install 'fastgrpo\[wandb\]'"
@@ -159,10 +161,93 @@ def test_a_tracker_that_is_not_installed_is_refused_where_the_program_has_use_fo
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("program", ["sft", "evaluate", "solve"])
+def test_a_program_is_planned_by_what_it_does_and_not_by_what_a_training_would(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: str
+) -> None:
+    monkeypatch.setattr(plan, "memory_plan", lambda *_, **__: pytest.fail("planned the memory of a training"))
+    training = ["--grpo.steps", "6", "--grpo.decay_steps", "4", "--grpo.loss_function", "operator:nothing"]
+    problem = ["HumanEval/0"] if program == "solve" else []
+    monkeypatch.setattr(sys, "argv", [program, *problem, "--model", str(model), *training, "--dry-run"])
+    main = import_module(f"fastgrpo.{program}").main
+    main()
+    assert "stage 2" not in capsys.readouterr().out
+    sys.argv += ["--engine.max_model_len", "9999"]
+    with nullcontext() if program == "sft" else pytest.raises(UserError, match=r"positions of the model: lower it"):
+        main()
+
+
 @pytest.mark.parametrize("keys", [{}, {"task": "code"}, {"data.environment": "verifiers:any"}])
-def test_terms_of_what_is_no_function_are_refused(keys: dict[str, object]) -> None:
+def test_terms_of_what_is_no_function_are_refused(model: Path, keys: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"grpo\.reward_scale terms divides reward functions"):
-        print_plan(resolve({"grpo.reward_scale": "terms"} | keys))
+        print_plan(resolve({"grpo.reward_scale": "terms", "model.path": str(model)} | keys))
+
+
+class Own:
+    """An environment of one's own."""
+
+    def prompt(self, problem: object) -> str:
+        return "count"
+
+    def execute(self, problem: object, completion: str, seed: int) -> float:
+        raise NotImplementedError
+
+    def feedback_text(self, execution: float) -> None:
+        raise NotImplementedError
+
+    def results(self, problem: object, rollouts: list[object]) -> list[object]:
+        raise NotImplementedError
+
+
+class OwnAgent(Own):
+    def act(self, problem: object, access: object, seed: int) -> None:
+        raise NotImplementedError
+
+    execute = feedback_text = None  # type: ignore[assignment]
+
+
+ROWS = {"reward": anything, "dataset": [{"prompt": "count"}]}
+OWN, AGENT = ({"environment": each, "dataset": [SimpleNamespace(id=1)]} for each in (Own(), OwnAgent()))
+JUDGE = {"workers.kind": "openai", "workers.base_url": "http://w", "workers.model": "w", "reward.judge": "worker"}
+
+
+@pytest.mark.parametrize(
+    ("given", "keys", "unread"),
+    [
+        (ROWS, JUDGE, "reward.judge = 'worker' would not be read by what is trained on here: leave it out"),
+        (ROWS, {"reward.judge": "large"}, "reward.judge = 'large' would not be read by what is trained on here: leave"),
+        (
+            ROWS,
+            {"reward.format": 1.0, "sft.lr": 1.0},
+            "reward.format = 1.0 would not be .*, nor sft.lr: leave them out",
+        ),
+        (ROWS, {"sandbox.memory_mb": 64}, ""),
+        (ROWS, {"data.reward": "m:f"}, "data.reward"),
+        (ROWS, {"data.dataset": "rows.jsonl"}, "data.dataset"),
+        (ROWS, {"grpo.max_turns": 3}, "grpo.max_turns"),
+        (ROWS, {"reward.complexity": 0.0, "sft.epochs": 0}, ""),
+        (OWN, {"data.held_out": 5}, "data.held_out"),
+        (OWN | {"eval_dataset": [SimpleNamespace(id=2)]}, {"data.held_out": 1}, ""),
+        (OWN, {"data.dataset": "rows.jsonl"}, "data.dataset"),
+        (OWN, {"grpo.straggler_s": 5.0}, ""),
+        (AGENT, {"grpo.straggler_s": 5.0}, "grpo.straggler_s"),
+        (AGENT, {"grpo.max_turns": 3}, ""),
+        (
+            {},
+            {"data.reward": "operator:add", "data.dataset": "rows.jsonl", "sandbox.memory_mb": 64},
+            "sandbox.memory_mb",
+        ),
+        ({}, {"task": "code", "sandbox.memory_mb": 64}, ""),
+        ({}, {"task": "code", "sandbox.workflow_s": 5.0}, "sandbox.workflow_s"),
+        ({}, {"task": "code", "sft.epochs": 1}, "sft.epochs"),
+        ({}, {"workers.others.small.model": "s", **JUDGE}, ""),
+    ],
+)
+def test_a_key_that_the_task_does_not_read_is_named(
+    model: Path, given: dict[str, object], keys: dict[str, object], unread: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{unread}") if unread else nullcontext():
+        train({"data.held_out": 0, **keys}, model=model, dry_run=True, **given)
 
 
 def test_a_judge_that_is_no_worker_is_told_before_anything_starts(model: Path) -> None:
@@ -234,7 +319,9 @@ def test_what_leaves_nothing_to_evaluate_on_is_refused_as_the_run_would(
 
 def test_a_plan_shows_no_login(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = {"model.path": str(model), "data.held_out": 0, "workers.base_url": "http://otto:geheim@host/v1"}
-    print_plan(resolve(keys), reward_task([anything], dataset=[{"prompt": "count"}]))
+    with pytest.raises(UserError, match=r"^workers\.base_url = 'http://host/v1' would not be read"):
+        print_plan(resolve(keys | {"task": "code"}))
+    print_plan(resolve(keys))
     out = capsys.readouterr().out
     assert 'base_url = "http://host/v1"' in out
     assert "geheim" not in out

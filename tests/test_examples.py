@@ -192,7 +192,7 @@ def test_an_openrlhf_agent_trains_as_the_docs_wrap_it(tmp_path: Path, monkeypatc
 
     problems = [SimpleNamespace(id=n, prompt=f"Count to {n}.", label=0.25) for n in range(4)]
     keys = dict(zip((name.removeprefix("--") for name in SMALL[::2]), SMALL[1::2], strict=True))
-    settings = checked(keys, source="test", strict=False) | {"engine.max_model_len": 600}
+    settings = checked(keys, source="test", strict=False) | {"engine.max_model_len": 600, "data.held_out": 0}
     fastgrpo.train(
         settings, model=save_chat_model(tmp_path / "policy"), environment=made["Stepping"](Agent), dataset=problems
     )

@@ -17,15 +17,12 @@ from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capaci
 def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:
     """The memory of this device under `config`.
 
-    Raises UserError naming the largest item where it does not fit, why the model cannot be cut into the ranks of
-    `engine.tensor_parallel`, what is not made for its recurrent layers, that sequences of `engine.max_model_len` have
-    positions that the model does not know, or that this CPU has no FP8 KV cache.
+    Raises UserError naming the largest item where it does not fit, what is not made for its recurrent layers, and as
+    `check_sampled` does.
     """
-    check_kv_cache(config)
     tensor_parallel = config.engine.tensor_parallel
     check_recurrent_options(config.model.path, model, compiled=config.model.compile, sharded=tensor_parallel > 1)
-    _check_positions(model, config.engine.max_model_len)
-    _check_divisible(model, tensor_parallel)
+    check_sampled(config, model)
     device = policy_device()
     workload = Workload(
         micro_batch_tokens=config.grpo.micro_batch_tokens,
@@ -54,6 +51,17 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
     plan = plan_memory(model, workload, capacity)
     plan.check()
     return plan
+
+
+def check_sampled(config: Config, model: PretrainedConfig) -> None:
+    """Raise UserError where vLLM would not sample from the model as `config` has it.
+
+    It says why the model cannot be cut into the ranks of `engine.tensor_parallel`, that sequences of
+    `engine.max_model_len` have positions that the model does not know, or that this CPU has no FP8 KV cache.
+    """
+    check_kv_cache(config)
+    _check_positions(model, config.engine.max_model_len)
+    _check_divisible(model, config.engine.tensor_parallel)
 
 
 def _check_positions(model: PretrainedConfig, length: int) -> None:
