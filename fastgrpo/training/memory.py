@@ -275,6 +275,9 @@ def activation_bytes_per_token(
     if not widest:
         attention = attention * attention_layers(config) // config.num_hidden_layers
         recurrent = recurrent * recurrent_layers(config) // config.num_hidden_layers
+    if mlps := layer_kinds(config).count("mlp"):
+        # Nemotron-H's are layers by themselves and have no gate: of four products they keep two.
+        inner = inner // 2 if widest else inner * mlps // (2 * config.num_hidden_layers)
     norms = {"plain": 2 * (4 + 2 * b) * hidden, "compiled": 4 * b * hidden, "fused": 2 * b * hidden + 2 * 4}
     products = {"plain": 4, "compiled": 3, "fused": 2}
     mlp = products[layers] * b * inner

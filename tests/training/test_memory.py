@@ -10,6 +10,7 @@ import torch
 from transformers import (
     GraniteMoeHybridConfig,
     LlamaConfig,
+    NemotronHConfig,
     OlmoeConfig,
     Qwen2Config,
     Qwen2MoeConfig,
@@ -37,7 +38,7 @@ from fastgrpo.training.memory import (
     state_bytes,
 )
 from fastgrpo.types import Runs
-from tests.helpers.tiny_model import DELTA_RULE, GRANITE_H, MIXTURES, save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, GRANITE_H, MIXTURES, NEMOTRON_H, save_tiny_model
 
 QWEN_7B = Qwen2Config(
     vocab_size=152064,
@@ -351,6 +352,20 @@ def test_recurrent_layers_keep_no_more_than_is_planned(tmp_path: Path, kind, cha
     planned = config.num_hidden_layers * layer + 4 * head_width(config) + 2 * 4 * config.hidden_size
     # The plan has room for padding, which sequences of one length have none of.
     assert 0.6 < kept / planned < 1.0
+
+
+@pytest.mark.parametrize("mlps", [1, 3])
+def test_layers_that_are_an_mlp_alone_count_as_one(tmp_path: Path, mlps: int) -> None:
+    """As Nemotron-H's, of which each layer is an MLP, attention or recurrent, after one norm."""
+    kinds = ["mlp"] * mlps + ["attention"]
+    changes = NEMOTRON_H | {"layers_block_type": kinds, "num_hidden_layers": len(kinds), "intermediate_size": 1024}
+    policy = load_policy(save_tiny_model(tmp_path, kind=NemotronHConfig, **changes))
+    config = policy.model.config
+    layer = activation_bytes_per_token(config, torch.float32, layers="plain", recompute_mlp=False)
+    # The plan has two norms for each layer. A CPU's attention keeps its output twice; and there is the last norm.
+    norm = (4 + 2 * 4) * config.hidden_size
+    planned = len(kinds) * (layer - norm) + 4 * head_width(config) + 2 * 4 * config.hidden_size
+    assert kept_bytes(policy, 512, 256) / 512 == pytest.approx(planned, rel=0.1)
 
 
 def test_one_layer_recomputed_is_a_hybrids_widest() -> None:
