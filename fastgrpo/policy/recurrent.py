@@ -3,20 +3,27 @@
 transformers runs them over rows [S, L] of whole sequences. What a layer gets of a packed row is laid out so, each run
 after the prompt that it continues and before padding, which comes too late to change anything; what the layer returns
 is packed again. Runs of similar lengths are laid out together: padding costs time.
+
+The gated delta rule is that of `delta_rule.py`, unless flash-linear-attention is there and computes its gradients.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from fastgrpo.policy.delta_rule import gated_delta_rule
 from fastgrpo.policy.packed_attention import Repeated
 from fastgrpo.types import Runs
 
@@ -25,6 +32,8 @@ RECURRENT_LAYERS = frozenset({"linear_attention", "mamba", "hybrid"})
 KEYED_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "hybrid"})
 # A row is at least as long as this share of the longest that it is laid out with.
 SIMILAR = 0.75
+# transformers' function of the gated delta rule, as its layers call it: flash-linear-attention's where that is there.
+DELTA_RULE = "torch_chunk_gated_delta_rule"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,7 @@ def recur_within_runs(decoder: nn.Module) -> None:
     for module in decoder.modules():
         # The logarithm of how fast a state fades.
         if hasattr(module, "A_log"):
-            module.forward = partial(_forward, module.forward)
+            module.forward = partial(_forward, _with_delta_rule(module))
 
 
 def _forward(own: Callable[..., Tensor], hidden_states: Tensor, *, rows: Rows, **_: Any) -> Tensor:
@@ -121,3 +130,44 @@ def _forward(own: Callable[..., Tensor], hidden_states: Tensor, *, rows: Rows, *
     x_TH = hidden_states.squeeze(0)
     outputs = [own(Repeated.apply(x_TH, index_SL.flatten()).unflatten(0, index_SL.shape)) for index_SL in rows.groups]
     return torch.cat([output_SLH.flatten(0, 1) for output_SLH in outputs]).index_select(0, rows.back_T)[None]
+
+
+def _with_delta_rule(layer: nn.Module) -> Callable[..., Tensor]:
+    """The layer's own forward, for which `_delta_rule` is what its module calls `DELTA_RULE`.
+
+    Other models of the process, which may generate with it, keep transformers'.
+    """
+    own = inspect.unwrap(type(layer).forward)
+    if DELTA_RULE not in own.__globals__:
+        return layer.forward
+    names = own.__globals__ | {DELTA_RULE: partial(_delta_rule, own.__globals__[DELTA_RULE])}
+    return MethodType(FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__), layer)
+
+
+def _delta_rule(
+    theirs: Callable[..., tuple[Tensor, None]], query: Tensor, key: Tensor, value: Tensor, **others: Any
+) -> tuple[Tensor, None]:
+    """The rule as a layer without a cache calls it: from a state of zeros, the last one forgotten, lengths 1."""
+    if query.is_cuda and fla_has_gradients():
+        return theirs(query, key, value, **others)
+    return gated_delta_rule(query, key, value, others["g"], others["beta"]), None
+
+
+@cache
+def fla_has_gradients() -> bool:
+    """Whether flash-linear-attention is there and does not refuse gradients of the gated delta rule on this GPU.
+
+    On Hopper it does with Triton 3.4.0 to 3.7.0, whose results are wrong, unless tilelang is there.
+    """
+    if _version("fla-core") is None:
+        return False
+    triton = _version("triton")
+    refused = triton is not None and Version("3.4.0") <= triton < Version("3.7.1") and _version("tilelang") is None
+    return not (refused and torch.cuda.get_device_capability()[0] == 9)
+
+
+def _version(package: str) -> Version | None:
+    try:
+        return Version(version(package))
+    except PackageNotFoundError:
+        return None
