@@ -160,8 +160,9 @@ def keep_convolutions_plain() -> None:
             setattr(kernels, name, partial(_plain_convolution, getattr(kernels, name)))
 
 
-def _plain_convolution(own: Callable[..., Tensor], *, weight: Tensor, is_weight_packed: bool, **inputs: Any) -> Tensor:
-    return own(weight=weight.flatten(1), is_weight_packed=False, **inputs)
+def _plain_convolution(own: Callable[..., Tensor], *, weight: Tensor, **inputs: Any) -> Tensor:
+    packed = "is_vnni" if "is_vnni" in inputs else "is_weight_packed"  # the first in vLLM 0.25.1
+    return own(weight=weight.flatten(1), **inputs | {packed: False})
 
 
 @cache
