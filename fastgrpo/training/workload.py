@@ -80,7 +80,7 @@ def _layers(config: Config, model: PretrainedConfig) -> Layers:
 
 def _check_divisible(model: PretrainedConfig, tensor_parallel: int) -> None:
     heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
-    names = ["moe_intermediate_size", "shared_expert_intermediate_size"]
+    names = ["moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"]
     # A mixture may have it for no layer.
     if has_mlps(model) or not hasattr(model, "moe_intermediate_size"):
         names.append("intermediate_size")

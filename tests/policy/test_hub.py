@@ -24,8 +24,15 @@ from huggingface_hub.errors import (
 )
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
-from transformers.models.qwen3_5 import Qwen3_5Config, Qwen3_5TextConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+)
+from transformers.models.qwen3_5 import Qwen3_5Config
+from transformers.models.qwen3_5_moe import Qwen3_5MoeConfig
 
 from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
@@ -148,17 +155,23 @@ def test_a_folder_of_bin_files_and_one_behind_links(tiny_folder: Path, tmp_path:
     assert same_weights(tmp_path / "link", tiny_folder)
 
 
-def test_of_a_model_that_sees_images_the_text_model_is_taken(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Qwen3_5Config, Qwen3_5MoeConfig])
+def test_of_a_model_that_sees_images_the_text_model_is_taken(
+    kind: type[PretrainedConfig], tiny_folder: Path, tmp_path: Path
+) -> None:
     seeing = shutil.copytree(tiny_folder, tmp_path / "seeing")
     text = {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "eos_token_id": 0}
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
     sizes = {"num_hidden_layers": 2, "num_key_value_heads": 1}
+    if kind is Qwen3_5MoeConfig:
+        sizes |= {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     model = AutoModelForImageTextToText.from_config(
-        Qwen3_5Config(text_config=DELTA_RULE | text | sizes, vision_config=vision)
+        kind(text_config=DELTA_RULE | text | sizes, vision_config=vision), dtype=torch.float32
     )
     model.save_pretrained(seeing)
     folder = with_local_model(configuration(seeing)).model.path
-    taken = load_file(Path(folder, "model.safetensors"))
+    assert not any("language_model" in name for name in load_file(Path(folder, "model.safetensors")))
+    taken = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     expected = {
         name.replace(".language_model.", "."): weight
         for name, weight in model.state_dict().items()
@@ -167,7 +180,7 @@ def test_of_a_model_that_sees_images_the_text_model_is_taken(tiny_folder: Path, 
     torch.testing.assert_close(taken, expected)
     described = with_local_model(configuration(seeing), weights=False).model.path
     for made in (folder, described):
-        assert type(load_config(made)) is Qwen3_5TextConfig
+        assert type(load_config(made)) is type(model.config.text_config)
         load_tokenizer(made)
 
 
