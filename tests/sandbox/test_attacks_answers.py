@@ -427,6 +427,30 @@ FORGED = [
         Y + "def f(x): return Y()",
         A("import pickle\nassert pickle.loads(pickle.dumps(f(1))) == 2", "import copy\nassert copy.copy(f(1)) == 2"),
     ),
+    *(
+        (
+            f"a comparison by a method: {name}",
+            code,
+            tests,
+        )
+        for name, code in (("object", Y + "def f(x): return Y()"), ("none", "def f(x): pass"))
+        for tests in (
+            A(
+                "assert f(1).__eq__(2)",
+                "assert f(1) and f(1).__eq__(2) or f(1).__lt__(2)",
+                "assert not f(1).__ne__(2)",
+                "assert (2).__eq__(f(1))",
+                "assert [2].__contains__(f(1))",
+                "import operator\nassert operator.eq(f(1), 2) or operator.eq(2, f(1))",
+                "import operator\nassert not operator.ne(f(1), 2)",
+            ),
+            UnittestTests(
+                "import operator, unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertTrue(f(1).__eq__(2))\n"
+                "    def test_b(self): self.assertFalse(f(1).__ne__(2))\n    def test_c(self): assert f(1).__eq__(2)\n"
+                "    def test_d(self): self.assertTrue(operator.eq(f(1), 2))\n"
+            ),
+        )
+    ),
 ]
 
 

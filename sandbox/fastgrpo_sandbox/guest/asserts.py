@@ -6,7 +6,7 @@ import ast
 import marshal
 from typing import TypeGuard
 
-from .guarded import AskedTypes, Guarded
+from .guarded import AskedTypes, Guarded, by_operator
 from .memo import memo
 from .names import bound_name, parse_tests, read_names
 from .paired import Paired
@@ -91,7 +91,7 @@ class _Noted(Transformer):
         return node if "AssertionError" in read_names(expected) else self.generic_visit(node)
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        node.test = call("__noted__", _meant(node), at=node.test)
+        node.test = call("__noted__", by_operator(_meant(node)), at=node.test)
         return node
 
 
@@ -183,7 +183,7 @@ class _Split(Transformer):
         if isinstance(node.test, ast.Constant) and not node.test.value:
             self.never.append(index)
             return failed
-        body = _note(holds, index, _meant(node), at=node)
+        body = _note(holds, index, by_operator(_meant(node)), at=node)
         fails = ast.ExceptHandler(type=load("__Exception__", at=node), name=None, body=[failed])
         ends = ast.ExceptHandler(type=None, name=None, body=[failed, ast.Raise()])
         return ast.fix_missing_locations(ast.copy_location(ast.Try([body], [fails, ends], [], []), node))

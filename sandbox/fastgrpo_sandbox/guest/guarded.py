@@ -13,6 +13,10 @@ CLOSE = ("equal", "almost_equal", "array_equal", "array_almost_equal", "array_al
 AGREEING = frozenset({"allclose", "isclose", "array_equal", "array_equiv", "equal"}) | ORDERING
 AGREEING |= {f"assert_{each}" for each in ("allclose", "approx_equal", *CLOSE)}
 
+# The methods of comparisons, and the functions of `operator` that are named like them.
+METHODS = {"__eq__": ast.Eq, "__ne__": ast.NotEq, "__lt__": ast.Lt, "__le__": ast.LtE, "__gt__": ast.Gt}
+METHODS |= {"__ge__": ast.GtE, "__contains__": ast.In}
+
 
 class Guarded(Transformer):
     """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership; of a chain, `a < b < c`, where what is
@@ -57,11 +61,41 @@ class Guarded(Transformer):
         self.generic_visit(node)
         return call("__subtract__", node.left, node.right, at=node) if isinstance(node.op, ast.Sub) else node
 
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        node.test = by_operator(node.test)
+        self.generic_visit(node)
+        return node
+
     def visit_Call(self, node: ast.Call) -> ast.AST:
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="operator"), attr=name), args=[left, right]) if (
+                f"__{name}__" in METHODS
+            ):
+                return self.visit(_compared(f"__{name}__", left, right, at=node))
+            case ast.Call(func=ast.Attribute(attr="assertTrue" | "assertFalse"), args=[answer, *_]):
+                node.args[0] = by_operator(answer)
         self.generic_visit(node)
         if last_name(node.func) in AGREEING:
             node.func, node.args = load("__agree__", at=node.func), [node.func, *node.args]
         return node
+
+
+def by_operator(node: ast.expr) -> ast.expr:
+    """What is asked to hold, where it is a comparison by a method: `a.__eq__(b)` is NotImplemented for most, which is
+    true. Elsewhere a test may look at just that."""
+    match node:
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return ast.copy_location(ast.UnaryOp(ast.Not(), by_operator(operand)), node)
+        case ast.BoolOp(op=op, values=values):
+            return ast.copy_location(ast.BoolOp(op, [*map(by_operator, values)]), node)
+        case ast.Call(func=ast.Attribute(value=left, attr=name), args=[right], keywords=[]) if name in METHODS:
+            return _compared(name, left, right, at=node)
+    return node
+
+
+def _compared(method: str, left: ast.expr, right: ast.expr, *, at: ast.AST) -> ast.expr:
+    sides = (right, left) if method == "__contains__" else (left, right)
+    return ast.copy_location(ast.Compare(sides[0], [METHODS[method]()], [sides[1]]), at)
 
 
 def _is_text(node: ast.expr) -> bool:
