@@ -151,9 +151,10 @@ def refuse_unfit(config: Config, task: Task) -> None:
     unread = [name for name in asked for key in task.unread if name == key or name.startswith(f"{key}.")]
     if unread:
         others = f", nor {', '.join(unread[1:])}" if unread[1:] else ""
+        instead = ", and pass what is held out as eval_dataset=" if "data.held_out" in unread else ""
         raise UserError(
             f"{unread[0]} = {shown(asked[unread[0]])} would not be read by what is trained on here{others}: leave "
-            f"{'them' if others else 'it'} out"
+            f"{'them' if others else 'it'} out{instead}"
         )
 
 

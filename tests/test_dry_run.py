@@ -226,7 +226,7 @@ JUDGE = {"workers.kind": "openai", "workers.base_url": "http://w", "workers.mode
         (ROWS, {"data.dataset": "rows.jsonl"}, "data.dataset"),
         (ROWS, {"grpo.max_turns": 3}, "grpo.max_turns"),
         (ROWS, {"reward.complexity": 0.0, "sft.epochs": 0}, ""),
-        (OWN, {"data.held_out": 5}, "data.held_out"),
+        (OWN, {"data.held_out": 5}, "data.held_out = 5 .* leave it out, and pass what is held out as eval_dataset="),
         (OWN | {"eval_dataset": [SimpleNamespace(id=2)]}, {"data.held_out": 1}, ""),
         (OWN, {"data.dataset": "rows.jsonl"}, "data.dataset"),
         (OWN, {"grpo.straggler_s": 5.0}, ""),
