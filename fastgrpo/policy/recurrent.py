@@ -73,11 +73,15 @@ def rows_of(runs: Runs) -> Rows:
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Columns of a recurrent layer: those of its values, those that are convolved; and the elements of its state."""
+    """Columns of a recurrent layer: those of its values, those that are convolved; and the elements of its state.
+
+    delta_rule: whether its rule is that of `delta_rule.py`, else Mamba-2's by transformers.
+    """
 
     values: int
     convolved: int
     state: int
+    delta_rule: bool
 
 
 def widths(config: PretrainedConfig) -> Widths | None:
@@ -88,7 +92,7 @@ def widths(config: PretrainedConfig) -> Widths | None:
     if hasattr(text, "linear_num_value_heads"):
         keys = text.linear_num_key_heads * text.linear_key_head_dim
         values = text.linear_num_value_heads * text.linear_value_head_dim
-        return Widths(values, values + 2 * keys, values * text.linear_key_head_dim)
+        return Widths(values, values + 2 * keys, values * text.linear_key_head_dim, delta_rule=True)
     heads, size, state, groups = (
         next(value for name in names if (value := getattr(text, name, None)))
         for names in (
@@ -98,7 +102,7 @@ def widths(config: PretrainedConfig) -> Widths | None:
             ("mamba_n_groups", "n_groups"),
         )
     )
-    return Widths(heads * size, heads * size + 2 * groups * state, heads * size * state)
+    return Widths(heads * size, heads * size + 2 * groups * state, heads * size * state, delta_rule=False)
 
 
 def is_recurrent(config: PretrainedConfig) -> bool:

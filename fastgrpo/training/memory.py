@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
+from fastgrpo.policy.delta_rule import TOGETHER
 from fastgrpo.policy.experts import mixture
 from fastgrpo.policy.lora import adapted_layers
 from fastgrpo.policy.recurrent import KEYED_LAYERS, SIMILAR, layer_kinds, recurrent_layers, widths
@@ -52,8 +53,12 @@ PROCESS_OVERHEAD = GIB
 TOKEN_STEP = 1024
 # Tokens before its own that a recurrent layer's convolution reads.
 CONVOLVED = 3
-# What transformers' own functions keep for a column of a recurrent layer's values: 98 to 163 bytes, by kind and type.
-RECURRENT_BYTES = 160
+# What a recurrent layer keeps for a column of its values, by the bytes of a number: with the delta rule 46 to 56 in
+# bf16 and 69 to 78 in fp32; with transformers' Mamba-2 98 to 163, by kind and type.
+DELTA_RULE_BYTES = {2: 56, 4: 80}
+MAMBA_BYTES = 160
+# What the backward of the delta rule works with besides, for a column of the heads that are computed together.
+DELTA_RULE_WORKING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +276,7 @@ def activation_bytes_per_token(
     if config.model_type in NORMED_HEADS:
         normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
         attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
-    recurrent = int(key_copies * _recurrent_bytes(config))
+    recurrent = int(key_copies * _recurrent_bytes(config, dtype))
     if not widest:
         attention = attention * attention_layers(config) // config.num_hidden_layers
         recurrent = recurrent * recurrent_layers(config) // config.num_hidden_layers
@@ -289,10 +294,21 @@ def activation_bytes_per_token(
     return norms[layers] + attention + recurrent + routing + (0 if recompute_mlp else mlp)
 
 
-def _recurrent_bytes(config: PretrainedConfig) -> int:
+def _recurrent_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     """What a recurrent layer keeps of a token of its rows, padding included."""
     layer = widths(config)
-    return 0 if layer is None else int(RECURRENT_BYTES * layer.values / SIMILAR)
+    if layer is None:
+        return 0
+    column = DELTA_RULE_BYTES[dtype.itemsize] if layer.delta_rule else MAMBA_BYTES
+    return int(column * layer.values / SIMILAR)
+
+
+def _recurrent_working(config: PretrainedConfig, tokens: float) -> int:
+    """The most that one recurrent layer's backward works with, beyond what is kept."""
+    layer = widths(config)
+    if layer is None or not layer.delta_rule:
+        return 0
+    return int(DELTA_RULE_WORKING * min(tokens * layer.values / SIMILAR, TOGETHER))
 
 
 def device_capacity(device: torch.device) -> int:
@@ -403,6 +419,7 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
     # The gradients of an MLP's products, its own product in place of one; of a mixture beside what enters and what
     # leaves each choice.
     working = max(head, tokens * b * (3 * _mlp_width(config) + 2 * _choices(config) * hidden))
+    working = max(working, _recurrent_working(config, workload.key_copies * tokens))
     if not workload.gradient_checkpointing:
         return tokens * layers * layer, working
     # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.

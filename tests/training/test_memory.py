@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import (
+    AutoModelForCausalLM,
     GraniteMoeHybridConfig,
     LlamaConfig,
     NemotronHConfig,
@@ -21,11 +24,15 @@ from transformers import (
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
+from fastgrpo.policy.delta_rule import gated_delta_rule
 from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy
+from fastgrpo.policy.recurrent import recur_within_runs, rows_of
 from fastgrpo.training import memory, workload
 from fastgrpo.training.memory import (
+    DELTA_RULE_BYTES,
+    DELTA_RULE_WORKING,
     GIB,
     Layers,
     Workload,
@@ -366,6 +373,36 @@ def test_layers_that_are_an_mlp_alone_count_as_one(tmp_path: Path, mlps: int) ->
     norm = (4 + 2 * 4) * config.hidden_size
     planned = len(kinds) * (layer - norm) + 4 * head_width(config) + 2 * 4 * config.hidden_size
     assert kept_bytes(policy, 512, 256) / 512 == pytest.approx(planned, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_delta_rule_keeps_and_works_with_no_more_than_is_planned(dtype: torch.dtype) -> None:
+    """Of a layer with heads of 128 columns, as Qwen's: all that autograd saves, and the peak of the rule's backward."""
+    shape = {"linear_num_key_heads": 2, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "hidden_size": 128}
+    config = Qwen3_5TextConfig(**DELTA_RULE | shape | {"layer_types": ["linear_attention"], "num_hidden_layers": 1})
+    layer = AutoModelForCausalLM.from_config(config, dtype=dtype).model.layers[0].linear_attn
+    recur_within_runs(layer)
+    x_TH, cu_S = torch.randn(1, 256, 128, dtype=dtype).requires_grad_(), torch.tensor([0, 256])
+    rows, known = rows_of(Runs(cu_S, 256, cu_S, 256)), {weight.data_ptr() for weight in layer.parameters()}
+    kept: dict[int, int] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        layer(x_TH, rows=rows)
+    planned = DELTA_RULE_BYTES[dtype.itemsize] * 256 * 4 * 128
+    assert 0.7 < sum(kept.values()) / planned < 1.0
+    arguments = [torch.randn(1, 256, 4, 128, dtype=dtype, requires_grad=True) for _ in range(3)]
+    arguments += [torch.rand(1, 256, 4).neg_().requires_grad_(), torch.rand(1, 256, 4, dtype=dtype, requires_grad=True)]
+    output = gated_delta_rule(*arguments)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        torch.autograd.grad(output, arguments, torch.ones_like(output))
+    sizes = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = max(accumulate(sizes)) / output.numel()
+    assert 0.7 * DELTA_RULE_WORKING < peak <= DELTA_RULE_WORKING + 1
 
 
 def test_one_layer_recomputed_is_a_hybrids_widest() -> None:

@@ -1,0 +1,204 @@
+"""A recurrent layer's function, forward and backward, beside transformers' own, fla's and its matrix products alone.
+
+    python bench/bench_recurrent.py [--size qwen3-next] [--rows 1] [--length 1024] [--heads 8] [--dtype bfloat16]
+        [--save FILE]
+
+Random queries, keys, values and decays of so many rows. Ours and transformers' take turns, so that both meet the same
+machine. The floor of the gated delta rule is its products forward and backward, of all chunks at once, in fp32 and
+without what goes from chunk to chunk; Mamba-2, which transformers computes, has a row and no floor. Memory is what
+forward leaves for backward, inputs included, and the most that is there in either. Operations are those that the
+dispatcher sees, views aside: on a GPU about as many launches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from engine_setup import report, save
+from model_shapes import CUDA, device_name, timed
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers.models.granitemoehybrid.modeling_granitemoehybrid import mamba2_chunk_scan
+from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+from fastgrpo.policy.delta_rule import CHUNK, gated_delta_rule
+from fastgrpo.policy.recurrent import fla_has_gradients
+
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+MIB = 2**20
+# Heads of values, columns of a key or of Mamba's state, columns of a value; Granite 4's Mamba-2 is of its tiny model.
+DELTA = {"qwen3-next": (32, 128, 128), "qwen3.5-0.8b": (16, 128, 128), "tiny": (4, 16, 16)}
+MAMBA = {"granite-4-tiny": (48, 128, 64)}
+TURNS = 5
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of what operations make and take, now and at most, and how many operations there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.operations = 0
+        self._known = set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations += not func.is_view
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, known: int, size: int) -> None:
+        self._known.discard(known)
+        self.now -= size
+
+
+def delta_inputs(rows: int, length: int, shape: tuple[int, int, int], dtype: torch.dtype) -> list[Tensor]:
+    """Query, key, value, g and beta of a layer."""
+    heads, key, value = shape
+    columns = [torch.randn(rows, length, heads, width, dtype=dtype, device=DEVICE) for width in (key, key, value)]
+    g, beta = torch.rand(2, rows, length, heads, device=DEVICE)
+    return [each.requires_grad_() for each in (*columns, -g, beta.to(dtype))]
+
+
+def mamba_inputs(rows: int, length: int, shape: tuple[int, int, int], dtype: torch.dtype) -> list[Tensor]:
+    """Values, dt, A, B and C of a layer, its B and C shared by all heads."""
+    heads, state, value = shape
+    x = torch.randn(rows, length, heads, value, dtype=dtype, device=DEVICE)
+    dt = torch.rand(rows, length, heads, dtype=dtype, device=DEVICE)
+    b, c = torch.randn(2, rows, length, 1, state, dtype=dtype, device=DEVICE)
+    return [each.requires_grad_() for each in (x, dt, -torch.rand(heads, device=DEVICE), b, c)]
+
+
+def theirs(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    """transformers' delta rule, which is fla's where that is installed."""
+    return torch_chunk_gated_delta_rule(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=True)[0]
+
+
+def in_torch(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    """transformers' own delta rule, also where fla is installed."""
+    own: Any = torch_chunk_gated_delta_rule
+    while hasattr(own, "__wrapped__"):
+        own = own.__wrapped__
+    return own(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=True)[0]
+
+
+def mamba(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """transformers' Mamba-2 in chunks of 256 tokens, as its models have them."""
+    own: Any = mamba2_chunk_scan
+    while hasattr(own, "__wrapped__"):
+        own = own.__wrapped__
+    return own(x, dt, a, b, c, chunk_size=256, dt_softplus=True)
+
+
+def products(rows: int, length: int, shape: tuple[int, int, int]) -> Callable[[], None]:
+    """The products of the rule and of its gradients, each once, of random numbers in fp32."""
+    heads, key, value = shape
+    chunks = rows * heads * -(-length // CHUNK)
+    square = torch.randn(chunks, CHUNK, CHUNK, device=DEVICE)
+    keys, values = (torch.randn(chunks, CHUNK, width, device=DEVICE) for width in (key, value))
+    state = torch.randn(chunks, key, value, device=DEVICE)
+
+    def run() -> None:
+        # By what a product is of, as often as it is needed forward and backward.
+        for times, left, right in (
+            (2, keys, keys.mT),
+            (1, square, keys),
+            (2, square, values),
+            (2, keys, state),
+            (1, keys.mT, values),
+            # Backward: of scores, of what is within a chunk, of the inverse, of states.
+            (2, values, values.mT),
+            (4, square, keys),
+            (2, square.mT, values),
+            (1, keys, state),
+            (2, keys.mT, values),
+            (3, values, state.mT),
+        ):
+            for _ in range(times):
+                left @ right
+
+    return run
+
+
+def both(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[float, float]:
+    """Seconds forward and backward."""
+    output, ahead = timed(lambda: function(*inputs))
+    _, back = timed(lambda: torch.autograd.grad(output.sum(), inputs))
+    return ahead, back
+
+
+def memory(function: Callable[..., Tensor], inputs: list[Tensor]) -> str:
+    """What forward leaves, the peak above nothing, and operations, in words."""
+    with Memory() as counted:
+        output = function(*inputs)
+        kept, ahead = counted.now - output.untyped_storage().nbytes(), counted.operations
+        torch.autograd.grad(output.sum(), inputs)
+    columns = output.numel()
+    return (
+        f"keeps {kept / MIB:.1f} MiB ({kept / columns:.1f} bytes a column of values), peak {counted.peak / MIB:.1f} "
+        f"({counted.peak / columns:.1f}); {ahead} + {counted.operations - ahead} operations"
+    )
+
+
+def measured(functions: dict[str, Callable[..., Tensor]], inputs: list[Tensor], floor: float | None) -> None:
+    """A row for each function; they take turns."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
+    for function in functions.values():
+        both(function, inputs)
+    for _ in range(TURNS):
+        for name, function in functions.items():
+            seconds[name].append(both(function, inputs))
+    for name, function in functions.items():
+        ahead, back = (1e3 * median(each) for each in zip(*seconds[name], strict=True))
+        over = f", {(ahead + back) / 1e3 / floor:.2f} of the floor" if floor else ""
+        times = f"{ahead:.1f} + {back:.1f} = {ahead + back:.1f} ms{over}"
+        report(name, f"{times}; {memory(function, inputs)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=[*DELTA, *MAMBA], default="qwen3-next")
+    parser.add_argument("--rows", type=int, default=4 if CUDA else 1)
+    parser.add_argument("--length", type=int, default=4096 if CUDA else 1024)
+    parser.add_argument("--heads", type=int, help="of values, in place of the size's own; a CPU takes 8")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--save", type=Path)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    heads, key, value = (DELTA | MAMBA)[options.size]
+    heads = options.heads or (heads if CUDA else min(heads, 8))
+    workload = options.rows, options.length, (heads, key, value)
+    title = (
+        f"{options.size}'s recurrent function, {heads} heads, {options.rows} rows of {options.length} tokens, "
+        f"{options.dtype}"
+    )
+    print(f"{title}; {device_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    dtype = getattr(torch, options.dtype)
+    if options.size in MAMBA:
+        measured({"Mamba-2 by transformers": mamba}, mamba_inputs(*workload, dtype), None)
+    else:
+        run = products(*workload)
+        run()
+        floor = median(timed(run)[1] for _ in range(TURNS))
+        report("its products alone (the floor)", f"{1e3 * floor:.1f} ms")
+        functions = {"ours": gated_delta_rule, "transformers' own": in_torch}
+        if CUDA and fla_has_gradients():
+            functions["flash-linear-attention"] = theirs
+        measured(functions, delta_inputs(*workload, dtype), floor)
+    if options.save:
+        save(options.save, title)
+
+
+if __name__ == "__main__":
+    main()
