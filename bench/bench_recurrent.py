@@ -5,9 +5,9 @@
 
 Random queries, keys, values and decays of so many rows. Ours and transformers' take turns, so that both meet the same
 machine. The floor of the gated delta rule is its products forward and backward, of all chunks at once, in fp32 and
-without what goes from chunk to chunk; Mamba-2, which transformers computes, has a row and no floor. Memory is what
-forward leaves for backward, inputs included, and the most that is there in either. Operations are those that the
-dispatcher sees, views aside: on a GPU about as many launches.
+without what goes from chunk to chunk; Mamba-2 is transformers' in chunks of ours and of its models, without a floor.
+Memory is what forward leaves for backward, inputs included, and the most that is there in either. Operations are those
+that the dispatcher sees, views aside: on a GPU about as many launches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +30,7 @@ from transformers.models.granitemoehybrid.modeling_granitemoehybrid import mamba
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
 from fastgrpo.policy.delta_rule import CHUNK, gated_delta_rule
-from fastgrpo.policy.recurrent import fla_has_gradients
+from fastgrpo.policy.recurrent import MAMBA_CHUNK, fla_has_gradients
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 MIB = 2**20
@@ -93,12 +94,12 @@ def in_torch(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor)
     return own(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=True)[0]
 
 
-def mamba(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """transformers' Mamba-2 in chunks of 256 tokens, as its models have them."""
+def mamba(chunk_size: int) -> Callable[..., Tensor]:
+    """transformers' own Mamba-2 in chunks of so many tokens."""
     own: Any = mamba2_chunk_scan
     while hasattr(own, "__wrapped__"):
         own = own.__wrapped__
-    return own(x, dt, a, b, c, chunk_size=256, dt_softplus=True)
+    return partial(own, chunk_size=chunk_size, dt_softplus=True)
 
 
 def products(rows: int, length: int, shape: tuple[int, int, int]) -> Callable[[], None]:
@@ -151,17 +152,26 @@ def memory(function: Callable[..., Tensor], inputs: list[Tensor]) -> str:
     )
 
 
-def measured(functions: dict[str, Callable[..., Tensor]], inputs: list[Tensor], floor: float | None) -> None:
-    """A row for each function; they take turns."""
+def measured(
+    functions: dict[str, Callable[..., Tensor]], inputs: list[Tensor], products: Callable[[], None] | None
+) -> None:
+    """A row for each function, after one for the floor; all take turns."""
+    floors: list[float] = []
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for function in functions.values():
         both(function, inputs)
+    if products:
+        products()
     for _ in range(TURNS):
+        if products:
+            floors.append(timed(products)[1])
         for name, function in functions.items():
             seconds[name].append(both(function, inputs))
+    if floors:
+        report("its products alone (the floor)", f"{1e3 * median(floors):.1f} ms")
     for name, function in functions.items():
         ahead, back = (1e3 * median(each) for each in zip(*seconds[name], strict=True))
-        over = f", {(ahead + back) / 1e3 / floor:.2f} of the floor" if floor else ""
+        over = f", {(ahead + back) / 1e3 / median(floors):.2f} of the floor" if floors else ""
         times = f"{ahead:.1f} + {back:.1f} = {ahead + back:.1f} ms{over}"
         report(name, f"{times}; {memory(function, inputs)}")
 
@@ -186,16 +196,17 @@ def main() -> None:
     print(f"{title}; {device_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     dtype = getattr(torch, options.dtype)
     if options.size in MAMBA:
-        measured({"Mamba-2 by transformers": mamba}, mamba_inputs(*workload, dtype), None)
+        chunks = (MAMBA_CHUNK, 256)
+        measured(
+            {f"transformers' Mamba-2 in chunks of {each}": mamba(each) for each in chunks},
+            mamba_inputs(*workload, dtype),
+            None,
+        )
     else:
-        run = products(*workload)
-        run()
-        floor = median(timed(run)[1] for _ in range(TURNS))
-        report("its products alone (the floor)", f"{1e3 * floor:.1f} ms")
         functions = {"ours": gated_delta_rule, "transformers' own": in_torch}
         if CUDA and fla_has_gradients():
             functions["flash-linear-attention"] = theirs
-        measured(functions, delta_inputs(*workload, dtype), floor)
+        measured(functions, delta_inputs(*workload, dtype), products(*workload))
     if options.save:
         save(options.save, title)
 

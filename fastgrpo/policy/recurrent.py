@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import accumulate
 from types import FunctionType, MethodType
 from typing import Any
@@ -32,6 +33,8 @@ RECURRENT_LAYERS = frozenset({"linear_attention", "mamba", "hybrid"})
 KEYED_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "hybrid"})
 # A row is at least as long as this share of the longest that it is laid out with.
 SIMILAR = 0.75
+# Tokens that transformers' own function of Mamba-2 takes together; models say 256 for the kernels of mamba_ssm.
+MAMBA_CHUNK = 128
 # transformers' function of the gated delta rule, as its layers call it: flash-linear-attention's where that is there.
 DELTA_RULE = "torch_chunk_gated_delta_rule"
 
@@ -127,6 +130,8 @@ def recur_within_runs(decoder: nn.Module) -> None:
         # The logarithm of how fast a state fades.
         if hasattr(module, "A_log"):
             module.forward = partial(_forward, _with_delta_rule(module))
+            if isinstance(own := getattr(module, "chunk_size", None), int) and find_spec("mamba_ssm") is None:
+                module.__dict__["chunk_size"] = min(own, MAMBA_CHUNK)
 
 
 def _forward(own: Callable[..., Tensor], hidden_states: Tensor, *, rows: Rows, **_: Any) -> Tensor:

@@ -54,9 +54,9 @@ TOKEN_STEP = 1024
 # Tokens before its own that a recurrent layer's convolution reads.
 CONVOLVED = 3
 # What a recurrent layer keeps for a column of its values, by the bytes of a number: with the delta rule 46 to 56 in
-# bf16 and 69 to 78 in fp32; with transformers' Mamba-2 98 to 163, by kind and type.
+# bf16 and 69 to 78 in fp32; with transformers' Mamba-2 at most 132, by kind and type.
 DELTA_RULE_BYTES = {2: 56, 4: 80}
-MAMBA_BYTES = 160
+MAMBA_BYTES = 135
 # What the backward of the delta rule works with besides, for a column of the heads that are computed together.
 DELTA_RULE_WORKING = 64
 
