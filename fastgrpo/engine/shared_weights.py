@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from fastgrpo.policy.lora import is_adapter
 
@@ -41,6 +42,12 @@ STACKED = {
 # vLLM's names of a mixture's experts: gate and up of each [E, 2 I, H], down of each [E, H, I].
 EXPERTS = {"gate_up_proj": "routed_experts.w13_weight", "down_proj": "routed_experts.w2_weight"}
 STACKED_IN = {part: whole for whole, parts in STACKED.items() for part in parts}
+
+
+def can_share(config: PretrainedConfig) -> bool:
+    """Whether models of this kind have one copy of their weights with vLLM, and not one each."""
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return kind.__name__ in SHARED_ARCHITECTURES
 
 
 def adopt_weights(policy: Policy, vllm_model: Any) -> int:

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from fastgrpo.engine.choices import STEP_TOKENS
+from fastgrpo.engine.shared_weights import can_share
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.tuning import CHUNK_BYTES
 from fastgrpo.policy.delta_rule import TOGETHER
@@ -170,7 +171,7 @@ def plan_memory(config: PretrainedConfig, workload: Workload, capacity: int) -> 
 def _plan(config: PretrainedConfig, workload: Workload, capacity: int, parameters: int, trained: int) -> MemoryPlan:
     """The plan in which gradients are summed, and the engine sleeps, as `workload` says."""
     awake = workload.awake or workload.overlapped
-    fixed = _state_items(parameters, trained, workload, _largest_experts(config))
+    fixed = _state_items(config, parameters, trained, workload)
     if workload.tensor_parallel > 1:
         fixed = _sharded_items(config, parameters, workload)
     if workload.on_gpu:
@@ -318,11 +319,8 @@ def device_capacity(device: torch.device) -> int:
     return host_memory_free()
 
 
-def _state_items(parameters: int, trained: int, workload: Workload, experts: int) -> tuple[Item, ...]:
-    """Weights, optimizer state and gradients: what depends on the model's size only.
-
-    `experts`: elements of the largest tensor of a layer's experts.
-    """
+def _state_items(config: PretrainedConfig, parameters: int, trained: int, workload: Workload) -> tuple[Item, ...]:
+    """Weights, optimizer state and gradients: what depends on the model alone."""
     b = workload.dtype.itemsize
     share = math.ceil(trained / workload.ranks)
     summed, of_what = (trained, "whole gradients") if workload.whole_gradients else (share, "gradients")
@@ -331,15 +329,17 @@ def _state_items(parameters: int, trained: int, workload: Workload, experts: int
     shrink = more_gpus if workload.offload_optimizer else f"set model.offload_optimizer, or {more_gpus}"
     if workload.offload_optimizer and workload.on_gpu:
         state = min(state, 12 * PIECE_ELEMENTS)
-    weights = "vLLM's merged weights" if workload.lora_rank else "weights (vLLM's and the trainer's)"
+    weights = [("weights (vLLM's and the trainer's)", parameters * b)]
+    if workload.lora_rank:
+        weights = [("vLLM's merged weights", parameters * b), ("the trainer's frozen base", parameters * b)]
+    elif not can_share(config):
+        weights = [("vLLM's weights", parameters * b), ("the trainer's weights", parameters * b)]
     items = [
-        Item(weights, parameters * b, "use a smaller model"),
+        *(Item(name, size, "use a smaller model") for name, size in weights),
         Item("master weights, Adam moments", state, shrink),
-        Item(of_what, summed * 4 + _largest_gradient(trained, b, workload, experts), more_gpus, generating=False),
+        Item(of_what, summed * 4 + _largest_gradient(config, trained, workload), more_gpus, generating=False),
         Item("runtime and workspaces", _overhead(workload), ""),
     ]
-    if workload.lora_rank:
-        items.append(Item("the trainer's frozen base", parameters * b, "use a smaller model"))
     if workload.reference:
         items.append(Item("reference policy", parameters * b, "set grpo.kl_weight to 0"))
     return tuple(items)
@@ -386,14 +386,14 @@ def _whole_group(workload: Workload) -> int:
     return min(max(workload.group_tokens, workload.max_model_len), workload.micro_batch_tokens)
 
 
-def _largest_gradient(parameters: int, itemsize: int, workload: Workload, experts: int) -> int:
+def _largest_gradient(config: PretrainedConfig, parameters: int, workload: Workload) -> int:
     """Gradients beside their sums: of one rank, or of whole sums, only the newest, here a tenth.
 
     Else one bucket fills while others travel, in fp32; those of whole sums leave after backward, for which they count.
     The experts of a layer, which are one tensor, fill one.
     """
-    newest = parameters * itemsize // 10
-    buckets = min(parameters, (BUCKETS_IN_FLIGHT + 1) * max(BUCKET_ELEMENTS, experts)) * 4
+    newest = parameters * workload.dtype.itemsize // 10
+    buckets = min(parameters, (BUCKETS_IN_FLIGHT + 1) * max(BUCKET_ELEMENTS, _largest_experts(config))) * 4
     if workload.ranks == 1:
         return newest
     return max(newest, buckets) if workload.whole_gradients else buckets

@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GraniteMoeHybridConfig,
     LlamaConfig,
     NemotronHConfig,
@@ -181,6 +182,13 @@ def test_lora_needs_state_for_its_adapters_alone() -> None:
     per_layer = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
     assert sizes["master weights, Adam moments"] == 28 * 16 * per_layer * 12
     assert sizes["the trainer's frozen base"] == sizes["vLLM's merged weights"] == 2 * count_parameters(QWEN_7B)
+
+
+def test_a_model_whose_weights_vllm_has_otherwise_is_there_twice() -> None:
+    model = Gemma2Config()
+    sizes = {item.name: item.size for item in plan_memory(model, WORKLOAD, 140 * GIB).items}
+    assert sizes["the trainer's weights"] == sizes["vLLM's weights"] == 2 * count_parameters(model)
+    assert "weights (vLLM's and the trainer's)" not in sizes
 
 
 QWEN_30B_A3B = Qwen3MoeConfig(
