@@ -39,7 +39,7 @@ UNSOLVED = {key: value for key, value in OWN.items() if key != "solution"} | {"i
 def test_the_jails_take_what_a_configuration_may_ask_of_them() -> None:
     keys = [name for name in KEYS if name.startswith("sandbox.")]
     most = {name: m.le for name in keys for m in KEYS[name].type.__metadata__ if isinstance(m, Meta) and m.le}
-    assert len(most) == 6
+    assert len(most) == 8
     sandbox = resolve(most).sandbox
     limits = run_limits(sandbox)
     assert replace(limits, wall_s=scoring._PATIENCE * limits.wall_s).wall_s == 86400
