@@ -55,7 +55,7 @@ def command_to_run(
         if command.dry_run:
             # Under torchrun one rank prints what holds for all.
             if os.environ.get("RANK", "0") == "0":
-                print_plan(command.config, refuse_problems=refuse_problems, parts=parts)
+                print_plan(command.config, refuse_problems=refuse_problems, parts=parts, resume=command.resume)
             return None
         require_ready()
         return command
@@ -111,7 +111,7 @@ def trainable(config: Config) -> MemoryPlan:
             f"grpo.steps to {grpo.decay_steps}, or in a new run grpo.decay_steps to {grpo.steps} or grpo.min_lr_ratio "
             "to 0.1"
         )
-    _require_adapters(config)
+    require_adapters(config)
     if name := grpo.loss_function:
         function = find_function(name, "grpo.loss_function")
         try:
@@ -124,7 +124,8 @@ def trainable(config: Config) -> MemoryPlan:
     return memory_plan(config, model, ranks=max(world_started(), config.engine.tensor_parallel))
 
 
-def _require_adapters(config: Config) -> None:
+def require_adapters(config: Config) -> None:
+    """Raises UserError where adapters are to be trained and peft is missing: before what takes hours, as a teacher."""
     if config.model.lora_rank:
         peft_module("model.lora_rank")
 
@@ -135,20 +136,21 @@ def print_plan(
     *,
     refuse_problems: Callable[[Config, Problems], object] = lambda *_: None,
     parts: Sequence[Part] = TRAINING,
+    resume: bool = False,
 ) -> None:
     """The resolved configuration, the sizes of the program's `parts` and, of stage 2, the memory plan.
 
-    Starts and writes nothing. `task` None is the one that the configuration names. Raises UserError where a run would
-    before it starts.
+    Starts and writes nothing. `task` None is the one that the configuration names; `resume`: of a run that goes on.
+    Raises UserError where a run would before it starts.
     """
     task = task or task_of(config)
     require_model(config, task)
     trains, reinforces = "stage 1" in parts, "stage 2" in parts
     if trains:
         tracker_module(config.record.tracker)
-        _require_adapters(config)
+        require_adapters(config)
     if reinforces:
-        refuse_unfit(config, task)
+        refuse_unfit(config, task, resume=resume)
     config = with_local_model(config, weights=False)
     problems, held_out = found = problems_of(task, config, tried=False)
     refuse_problems(config, found)

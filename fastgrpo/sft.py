@@ -22,7 +22,7 @@ from fastgrpo.flow.problems.loading import load_problems
 from fastgrpo.flow.task import open_environment
 from fastgrpo.flow.teachers import ModelTeacher, ScriptedTeacher, Teacher
 from fastgrpo.flow.types import Problem
-from fastgrpo.plan import command_to_run, run_on_ranks, with_readable_model
+from fastgrpo.plan import command_to_run, require_adapters, run_on_ranks, with_readable_model
 from fastgrpo.policy.chat import Chat, load_chat
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.loading import load_configured
@@ -193,6 +193,7 @@ def _decay(step: int, steps: int) -> float:
 async def teach(config: Config, *, resume: bool) -> Path:
     """Stage 1 as the run `config` has it, begun or gone on with: the folder of the fine-tuned policy."""
     refuse_other_task(config)
+    require_adapters(config)
     refuse_unshared(config.folder)
     config = with_readable_model(config, again=resume)
     problems, _ = found = load_problems(config)

@@ -139,12 +139,14 @@ def refuse_untrainable(config: Config, problems: Problems) -> None:
         )
 
 
-def refuse_unfit(config: Config, task: Task) -> None:
-    """Raises UserError where a training is asked for what its task does not read, or does not have."""
+def refuse_unfit(config: Config, task: Task, *, resume: bool = False) -> None:
+    """Raises UserError where a training is asked for what its task does not have or, if begun anew, does not read."""
     if config.grpo.reward_scale == "terms" and not task.weighs_terms:
         raise UserError(
             "grpo.reward_scale terms divides reward functions by their own deviations: name them, or unset it"
         )
+    if resume:  # an older version began runs with such keys
+        return
     default = flat(Config())
     # What is 0, false or empty asks for nothing.
     asked = {name: value for name, value in flat(config, logins=False).items() if value and value != default.get(name)}
@@ -222,7 +224,7 @@ def reward_task(
             parts = [hold_out(rows, count, config.data.seed) for rows, count in zip(sets, held_out, strict=True)]
             sets, held = [train for train, _ in parts], [row for _, rows in parts for row in rows]
         else:
-            if isinstance(separate, Sized) and len(separate) == 0:
+            if _is_empty(separate):
                 raise UserError("eval_dataset has no rows: leave it out, then data.held_out rows are evaluated")
             held = [row for rows in _used_sets(separate, config, "test") for row in rows]
         train = mixed(sets, often, config.data.seed)
@@ -287,7 +289,7 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
     if isinstance(environment, str):
         raise UserError(f"environment is an object: the name {shown(environment)} belongs in the key data.environment")
     if is_verifiers(environment):
-        if problems or held_out:
+        if not (_is_empty(problems) and _is_empty(held_out)):
             raise UserError("an environment of verifiers has its own rows: leave dataset and eval_dataset out")
         return _verifiers_task(partial(VerifiersEnvironment, environment), NAMED)
     if missing := lacking(environment):
@@ -319,9 +321,14 @@ def environment_task(environment: Environment | Agent, problems: Iterable[Any], 
         return parts[0], parts[1]
 
     # Whoever divides the problems by `data.held_out` gives both parts.
-    drawn = ("data.weights",) if held_out else ("data.weights", "data.held_out")
+    drawn = ("data.weights", "data.held_out") if _is_empty(held_out) else ("data.weights",)
     unread = (*OF_FLOW, *NAMED, *drawn, NOT_OF_AGENTS if isinstance(environment, Agent) else OF_AGENTS)
     return Task(load, open_environment, prompt=lambda _, problem: environment.prompt(problem), unread=unread)
+
+
+def _is_empty(given: Any) -> bool:
+    """Whether it is known to have no item; an array or a table has no truth of its own."""
+    return isinstance(given, Sized) and len(given) == 0
 
 
 def _sets_of(config: Config) -> list[Any]:

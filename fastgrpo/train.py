@@ -87,7 +87,7 @@ def train(
     config = _configured(config, str(model) if isinstance(model, Path) else model or "")
     task = _given_task(task, environment, reward, reward_weights, dataset, eval_dataset)
     if dry_run:
-        print_plan(config, task, refuse_problems=refuse_untrainable)
+        print_plan(config, task, refuse_problems=refuse_untrainable, resume=resume)
         return config.folder
     if not _under_way.acquire(blocking=False):
         raise UserError(
@@ -174,8 +174,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
         refuse_task_from_python(config.folder, "continue from there, with resume=True")
     task = task or task_of(config)
     require_model(config, task)
-    if not resume:
-        refuse_unfit(config, task)
+    refuse_unfit(config, task, resume=resume)
     config = with_readable_model(config, again=resume)
     trainable(config)
     problems, held_out = found = problems_of(task, config)
@@ -305,7 +304,10 @@ async def improve(
                 await schedule.settle()
                 learner.save()
             else:
-                say_on_stderr("interrupted while the ranks were apart: the last periodic checkpoint is kept")
+                say_on_stderr(
+                    f"interrupted while the ranks were apart, which leaves no checkpoint of step {learner.step}: a "
+                    "resumed run goes on from the last periodic one, or starts over where there is none"
+                )
             raise
 
 

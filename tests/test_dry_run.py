@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from fastgrpo import plan
@@ -228,6 +229,8 @@ JUDGE = {"workers.kind": "openai", "workers.base_url": "http://w", "workers.mode
         (ROWS, {"reward.complexity": 0.0, "sft.epochs": 0}, ""),
         (OWN, {"data.held_out": 5}, "data.held_out = 5 .* leave it out, and pass what is held out as eval_dataset="),
         (OWN | {"eval_dataset": [SimpleNamespace(id=2)]}, {"data.held_out": 1}, ""),
+        (OWN | {"eval_dataset": np.array([SimpleNamespace(id=n) for n in range(2)])}, {"data.held_out": 1}, ""),
+        (OWN | {"eval_dataset": []}, {"data.held_out": 1}, "data.held_out = 1 "),
         (OWN, {"data.dataset": "rows.jsonl"}, "data.dataset"),
         (OWN, {"grpo.straggler_s": 5.0}, ""),
         (AGENT, {"grpo.straggler_s": 5.0}, "grpo.straggler_s"),
@@ -248,6 +251,13 @@ def test_a_key_that_the_task_does_not_read_is_named(
 ) -> None:
     with pytest.raises(UserError, match=f"^{unread}") if unread else nullcontext():
         train({"data.held_out": 0, **keys}, model=model, dry_run=True, **given)
+
+
+def test_a_run_that_goes_on_is_planned_with_keys_that_an_older_version_did_not_refuse(model: Path) -> None:
+    train({"data.held_out": 0, "reward.format": 1.0}, model=model, dry_run=True, resume=True, **ROWS)
+    keys = {"data.held_out": 0, "grpo.reward_scale": "terms"}
+    with pytest.raises(UserError, match=r"grpo\.reward_scale terms divides reward functions"):
+        train(keys | {"task": "code"}, model=model, dry_run=True, resume=True)
 
 
 def test_a_judge_that_is_no_worker_is_told_before_anything_starts(model: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastgrpo import sft
-from fastgrpo.config import Config, Data, Sft
+from fastgrpo.config import Config, Data, Model, Sft
 from fastgrpo.errors import CannotWrite, UserError
 from fastgrpo.flow.distill import read_traces
 from fastgrpo.flow.types import Execution, Problem
@@ -72,6 +73,17 @@ def test_a_dead_endpoint_is_a_users_error_and_what_was_made_is_kept(tmp_path: Pa
 def test_a_task_without_workflows_is_refused(other: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="sft teaches workflows: leave out task"):
         asyncio.run(sft.teach(Config(**other), resume=False))
+
+
+def test_adapters_without_peft_are_refused_before_a_teacher_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr(sft, "load_problems", lambda _: pytest.fail("began"))
+    settings = Config(runs=str(tmp_path), name="run", model=Model(lora_rank=4))
+    with pytest.raises(UserError, match=r"model\.lora_rank needs peft, .*: pip install 'fastgrpo\[lora\]'"):
+        asyncio.run(sft.teach(settings, resume=False))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_few_failures_are_said_and_passed_over(tmp_path: Path) -> None:

@@ -390,7 +390,7 @@ def test_rollouts_that_the_environment_failed_are_in_no_checkpoint_that_a_resume
 
 @pytest.mark.parametrize("together", [True, False])
 def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint_unless_ranks_are_apart(
-    monkeypatch: pytest.MonkeyPatch, together: bool
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], together: bool
 ) -> None:
     saved: list[int] = []
     learner: Any = SimpleNamespace(step=0, curriculum=None, save=lambda: saved.append(learner.step))
@@ -424,3 +424,4 @@ def test_an_interrupt_that_comes_with_the_last_update_leaves_a_checkpoint_unless
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(programs.improve(learner, Environment(set()), problems(4), configuration(steps=1), RunLog(None)))
     assert saved == [1] * together
+    assert ("no checkpoint of step 1: a resumed run" in capsys.readouterr().err) != together
