@@ -6,7 +6,8 @@ from __future__ import annotations
 import ast
 import copy
 import unittest
-from collections.abc import Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from fastgrpo_sandbox.guest.syntax import Transformer, last_name, load, parse
 
@@ -23,19 +24,20 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def as_names(body: Sequence[ast.stmt], classes: Sequence[ast.ClassDef]) -> tuple[list[ast.stmt], dict[str, _Function]]:
+def as_names(stored: Mapping[str, int], classes: Sequence[ast.ClassDef]) -> tuple[list[ast.stmt], dict[str, _Function]]:
     """The statements that give what an object of the first of `classes` has, which are in the order in which they are
-    looked through; and its methods, as functions without the object, by the methods' names."""
+    looked through; and its methods, as functions without the object, by the methods' names. `stored` is what all the
+    tests store in attributes (`stored_in`)."""
     methods = [(i, each) for i, cls in enumerate(classes) for each in cls.body if isinstance(each, _FUNCTIONS)]
     set_ups = [each for _, each in methods if each.name in SET_UPS]
-    changed = set(_stored(body, set(map(id, set_ups))))  # by anything else
-    made = set(_stored(set_ups))  # given by these alone
+    made = stored_in(set_ups)
+    changed = set(Counter(stored) - made)  # by anything else
     given = list(parse(f"{SELF} = __import__('unittest').TestCase()").body)
     found: dict[str, _Function] = {}
     for number, cls in reversed([*enumerate(classes)]):
         values = dict(pair for node in cls.body for pair in _values(node))
         within = _Names(classes, methods, changed, values.keys())
-        known = [name for name in values if "" not in changed and name not in changed | made]
+        known = [name for name in values if "" not in changed and name not in changed and name not in made]
         given += [ast.Assign([ast.Name(SELF + name, ast.Store())], within.value(values[name])) for name in known]
         own = {method.name: within.function(number, method) for i, method in methods if i == number}
         given += own.values()
@@ -51,21 +53,21 @@ def _values(node: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
             yield name, value
 
 
-def _stored(nodes: Sequence[ast.AST], apart: Set[int] = frozenset()) -> Iterator[str]:
-    """The attributes that any object is given, or has changed, but in the nodes of these id(); "" for any."""
-    waiting = [*nodes]
-    while waiting:
-        node = waiting.pop()
-        match node:
-            case ast.Attribute(attr=name) if not isinstance(node.ctx, ast.Load):
-                yield name
-            case ast.Subscript(value=ast.Attribute(attr=name)) if not isinstance(node.ctx, ast.Load):
-                yield name
-            case ast.Call(func=ast.Attribute(value=ast.Attribute(attr=name), attr=method)) if method in CHANGING:
-                yield name
-            case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[_, name, *_]):
-                yield str(name.value) if isinstance(name, ast.Constant) else ""
-        waiting += [each for each in ast.iter_child_nodes(node) if id(each) not in apart]
+def stored_in(nodes: Sequence[ast.AST]) -> Counter[str]:
+    """The attributes that any object is given, or has changed, with how often; "" for any."""
+    return Counter(name for node in nodes for part in ast.walk(node) for name in _stored(part))
+
+
+def _stored(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Attribute(attr=name) if not isinstance(node.ctx, ast.Load):
+            yield name
+        case ast.Subscript(value=ast.Attribute(attr=name)) if not isinstance(node.ctx, ast.Load):
+            yield name
+        case ast.Call(func=ast.Attribute(value=ast.Attribute(attr=name), attr=method)) if method in CHANGING:
+            yield name
+        case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[_, name, *_]):
+            yield str(name.value) if isinstance(name, ast.Constant) else ""
 
 
 def _is_given(node: ast.Name) -> bool:

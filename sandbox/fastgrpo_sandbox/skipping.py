@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ast
 import marshal
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import bound_name, wanted_names
 from fastgrpo_sandbox.guest.syntax import last_name, parse, parse_expression
-from fastgrpo_sandbox.members import CHANGING, SELF, SET_UPS, as_names
+from fastgrpo_sandbox.members import CHANGING, SELF, SET_UPS, as_names, stored_in
 from fastgrpo_sandbox.source_text import BY_ANY_NAME, OF_SOLUTION, SKIPPED, names_read
 from fastgrpo_sandbox.types import AssertTests, NoTestError, Tests, UnittestTests
 from fastgrpo_sandbox.unittest_source import unittest_names
@@ -23,6 +24,7 @@ from fastgrpo_sandbox.unittest_source import unittest_names
 BY_CONDITION = ("skipIf", "skipUnless")
 SKIPS = ("skipTest", "SkipTest", "skip")
 FIRST = ("setUpClass", "setUp")
+MOST_CALLS = 30  # of the tests' own functions, within one another too, that are read for one test
 UNDECIDED = "a test may be skipped, and whether it is cannot be told before a solution is there: {}"
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _GIVING = (*_FUNCTIONS, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Try, ast.If)
@@ -74,6 +76,7 @@ class _Text:
     def __init__(self, body: list[ast.stmt]) -> None:
         self._body = body
         self._classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+        self._stored, self._changed = stored_in(body), _changed(body)
         self._known: dict[str, _Tests] = {}
 
     @property
@@ -86,8 +89,9 @@ class _Text:
         name = names[-1] if names else ""
         if name not in self._known:
             classes = list(dict.fromkeys(self._bases(name)))
-            given, methods = as_names(self._body, classes) if classes else ([], {})
-            self._known[name] = _Tests([*self._body, *given], classes, methods)
+            given, methods = as_names(self._stored, classes) if classes else ([], {})
+            changed = self._changed | _changed(given)
+            self._known[name] = _Tests([*self._body, *given], classes, methods, changed)
         return self._known[name]
 
     def _bases(self, name: str, depth: int = 8) -> Iterator[ast.ClassDef]:
@@ -101,17 +105,20 @@ class _Tests:
     """The text of tests, of which statements are taken that ask no solution anything: their names are all the tests'
     own, given by such statements, or builtins."""
 
-    def __init__(self, body: list[ast.stmt], classes: Sequence[ast.ClassDef], methods: dict[str, _Function]) -> None:
+    def __init__(
+        self, body: list[ast.stmt], classes: Sequence[ast.ClassDef], methods: dict[str, _Function], changed: set[str]
+    ) -> None:
         self._body, self._classes, self._methods = body, classes, methods
         self._functions = {node.name: node for node in body if isinstance(node, _FUNCTIONS)}
         given = [node for node in body if isinstance(node, ast.Assign)]
         self._values = {node.targets[0].id: node.value for node in given if isinstance(node.targets[0], ast.Name)}
         self._givers: dict[str, set[int]] = defaultdict(set)
-        changed = _changed(body)
         for number, node in enumerate(body):
             for name in _bound(node) - changed:
                 self._givers[name].add(number)
         self._wanted: dict[int, frozenset[str]] = {}
+        self._sets = [*_set(self._functions.values())]
+        self._calls_left = MOST_CALLS
 
     def asked_in(self, name: str) -> str:
         """What is asked where unittest runs the test of that name; empty where that is nothing."""
@@ -133,6 +140,7 @@ class _Tests:
 
     def _asked_of(self, parts: Iterable[_Test]) -> list[ast.stmt]:
         """What is asked by decorators, and by functions up to a skip; of what sets up, also what this reads."""
+        self._calls_left = MOST_CALLS
         asked: list[ast.stmt] = []
         bodies: list[list[ast.stmt]] = []
         made: frozenset[str] = frozenset()
@@ -153,7 +161,7 @@ class _Tests:
     def _made_by(self, body: list[ast.stmt]) -> frozenset[str]:
         """What the test has by statements that set it up, if these are all that may give it."""
         told = set(map(id, _set(body)))
-        others = {node.id for node in _set(self._functions.values()) if id(node) not in told}
+        others = {node.id for node in self._sets if id(node) not in told}
         return frozenset(node.id for node in _set(body)) - others
 
     def _condition(self, decorator: ast.expr) -> Iterator[ast.stmt]:
@@ -179,29 +187,37 @@ class _Tests:
         Raises NoTestError where one that asks no solution does, and a skip that asks none either is in it or behind it.
         """
         found: list[ast.stmt] = []
+        reached, skipping = -1, -1  # up to where it is known, and the last statement that may skip
         for number, node in enumerate(body):
-            made, rest = self._one(node, own), body[number + 1 :]
-            if made is None and self._asks_none(node, own) and self._may_skip([node, *rest], own):
-                if self._may_skip([node], own) or not _is_apart(node, rest):
-                    raise NoTestError(UNDECIDED.format(ast.unparse(node).partition("\n")[0][:80]))
-                continue
+            made = self._one(node, own)
             if made is None and _is_unittests(node) and self._asks_none(node, own):
+                continue
+            if made is None and number > reached:
+                reached, skipping = self._last_skip(body, number, own)
+            if made is None and number <= skipping:
+                if self._may_skip(node) or not _is_apart(node, body[number + 1 : skipping + 1]):
+                    raise NoTestError(UNDECIDED.format(_shown(node)))
                 continue
             found.append(made or _STOPPED)
             if isinstance(found[-1], ast.Return | ast.Raise):
                 break
         return found
 
-    def _may_skip(self, body: list[ast.stmt], own: frozenset[str]) -> bool:
-        """Whether one of these statements may skip before one asks the solution."""
-        for node in body:
+    def _last_skip(self, body: list[ast.stmt], number: int, own: frozenset[str]) -> tuple[int, int]:
+        """Of the statements from this number on: the first that asks the solution, and before it the last that may
+        skip, or -1."""
+        found = -1
+        for place, node in enumerate(body[number:], number):
             if not self._asks_none(node, own):
-                return False
-            called = [last_name(part.func) for part in ast.walk(node) if isinstance(part, ast.Call)]
-            within = [node, *(self._functions[name] for name in called if name in self._functions)]
-            if any(_is_skip(part) for each in within for part in ast.walk(each) if isinstance(part, ast.stmt)):
-                return True
-        return False
+                return place, found
+            found = place if self._may_skip(node) else found
+        return len(body), found
+
+    def _may_skip(self, node: ast.stmt) -> bool:
+        """Whether a statement, or a function of the tests' that it calls, may skip."""
+        called = [last_name(part.func) for part in ast.walk(node) if isinstance(part, ast.Call)]
+        within = [node, *(self._functions[name] for name in called if name in self._functions)]
+        return any(_is_skip(part) for each in within for part in ast.walk(each) if isinstance(part, ast.stmt))
 
     def _one(self, node: ast.stmt, own: frozenset[str]) -> ast.stmt | None:
         """A statement, if it only imports, looks and skips, with a stop in the place of what does more within it."""
@@ -213,7 +229,10 @@ class _Tests:
             case ast.For(orelse=[]) if self._asks_none(node.iter, own):
                 return ast.For(node.target, node.iter, self._first(node.body, own) or [ast.Pass()], [])
             case ast.Expr(value=ast.Call(func=ast.Name(id=name))) if (
-                name in self._functions and f"{name}()" not in own and self._asks_none(_arguments(node), own)
+                name in self._functions
+                and self._calls_left
+                and f"{name}()" not in own
+                and self._asks_none(_arguments(node), own)
             ):
                 return self._inlined(self._functions[name], node, own)
             case ast.Try(body=body, handlers=handlers, orelse=orelse, finalbody=[]):
@@ -243,6 +262,7 @@ class _Tests:
 
     def _inlined(self, function: _Function, call: ast.Expr, own: frozenset[str]) -> ast.stmt:
         """A call of the tests' own function, which may skip."""
+        self._calls_left -= 1
         arguments = {each.arg for each in ast.walk(function.args) if isinstance(each, ast.arg)}
         own |= {*_locals(function), *arguments, f"{function.name}()"}
         body = self._first(function.body, own) or [ast.Pass()]
@@ -334,6 +354,12 @@ def _locals(function: _Function) -> frozenset[str]:
     }
 
 
+def _shown(node: ast.stmt) -> str:
+    """The first line of a statement as the tests have it, or nearly."""
+    line = ast.unparse(node).partition("\n")[0]
+    return re.sub(rf"{SELF}\d*(?=\w)", "self.", line).replace(SELF, "self")[:80]
+
+
 def _raises(node: ast.stmt, what: ast.stmt) -> bool:
     return any(part is what for part in ast.walk(node))
 
@@ -365,7 +391,8 @@ def _is_unittests(node: ast.stmt) -> bool:
 
 def _is_apart(node: ast.stmt, rest: list[ast.stmt]) -> bool:
     """Whether a statement is a call of something that nothing behind it reads, as `random.seed(0)` is."""
-    return isinstance(node, ast.Expr) and not (names_read(node) & names_read(ast.Module(rest, [])) - {SELF})
+    others = ast.Module([each for each in rest if not _is_unittests(each)], [])
+    return isinstance(node, ast.Expr) and not (names_read(node) & names_read(others) - {SELF})
 
 
 def _is_skip(node: ast.stmt) -> bool:

@@ -148,6 +148,13 @@ BY_MACHINE = {
     "behind what has nothing to do with it": case(
         method("        import random\n        random.seed(0)\n        if os.name == 'posix': self.skipTest('no')\n")
     ),
+    "behind what unittest undoes in the end": case(
+        method("        if os.name == 'posix': self.skipTest('no')\n"),
+        "import tempfile\nfrom unittest.mock import patch\n",
+        "    def setUp(self):\n        self.tmp = tempfile.TemporaryDirectory()\n        self.addCleanup(self.tmp.cleanup)\n"
+        "        self.path = os.path.join(self.tmp.name, 'x')\n        self.sleep = patch('time.sleep')\n"
+        "        self.sleep.start()\n        self.addCleanup(self.sleep.stop)\n",
+    ),
     "a class beside its own": case(
         "    pass\n", f"class Mixin:\n{method(chr(32) * 8 + 'if os.name: self.skipTest(1)' + chr(10))}"
     ).replace("class T(unittest.TestCase)", "class T(Mixin, unittest.TestCase)"),
@@ -293,6 +300,13 @@ UNDECIDED = {
     "a with": "        with self.subTest(1):\n            if os.name == 'posix': self.skipTest('no')\n",
     "an error of what writes": ("        try: os.mkdir('/x')\n        except OSError: self.skipTest('no')\n"),
 }
+
+
+def test_functions_that_call_one_another_without_end_are_read_in_no_time():
+    calls = "".join(f"    def h{i}(self):\n        self.h{i - 1}()\n        self.h{i - 1}()\n" for i in range(1, 25))
+    first = "    def h0(self):\n        if os.name == 'posix': self.skipTest('no')\n"
+    source = case(method("        self.h24()\n"), around=first + calls)
+    assert skip_probes(source, ("T.test_a",)) and not refusal(UnittestTests(source))
 
 
 @pytest.mark.parametrize("lines", UNDECIDED.values(), ids=UNDECIDED)
