@@ -440,6 +440,8 @@ FORGED = [
                 "assert f(1) and f(1).__eq__(2) or f(1).__lt__(2)",
                 "assert not f(1).__ne__(2)",
                 "assert (2).__eq__(f(1))",
+                "assert bool(f(1).__eq__(2))",
+                "assert f(1).__eq__(2) if 1 else 0",
                 "assert [2].__contains__(f(1))",
                 "import operator\nassert operator.eq(f(1), 2) or operator.eq(2, f(1))",
                 "import operator\nassert not operator.ne(f(1), 2)",

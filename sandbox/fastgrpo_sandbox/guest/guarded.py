@@ -88,6 +88,10 @@ def by_operator(node: ast.expr) -> ast.expr:
             return ast.copy_location(ast.UnaryOp(ast.Not(), by_operator(operand)), node)
         case ast.BoolOp(op=op, values=values):
             return ast.copy_location(ast.BoolOp(op, [*map(by_operator, values)]), node)
+        case ast.Call(func=ast.Name(id="bool"), args=[asked], keywords=[]):
+            return by_operator(asked)
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            return ast.copy_location(ast.IfExp(test, by_operator(body), by_operator(orelse)), node)
         case ast.Call(func=ast.Attribute(value=left, attr=name), args=[right], keywords=[]) if name in METHODS:
             return _compared(name, left, right, at=node)
     return node
