@@ -28,8 +28,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     show_any_text()
     try:
         with signals_handled():
-            code = main() or 0
-            sys.stdout.flush()
+            code = _or_interrupted(main)
     except UserError as error:
         say_error(str(error))
         code = USER_ERROR
@@ -44,11 +43,18 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         fix = "shorten it" if error.errno == errno.ENAMETOOLONG else "check the disk's space and the owner"
         say_error(f"cannot use {str(error.filename or 'a file')[:300]}: {error.strerror}; {fix}")
         code = USER_ERROR
+    bound_exit(code)
+    sys.exit(code)
+
+
+def _or_interrupted(main: Callable[[], int | None]) -> int:
+    try:
+        code = main() or 0
+        sys.stdout.flush()
     except KeyboardInterrupt:
         say_on_stderr("interrupted")
         code = 128 + (stopped_by() or signal.SIGINT)
-    bound_exit(code)
-    sys.exit(code)
+    return code
 
 
 def run_async(main: Callable[[], Coroutine[Any, Any, Value]]) -> Value:

@@ -51,6 +51,9 @@ def signals_handled(numbers: Sequence[signal.Signals] = STOPPING) -> Iterator[No
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+        # What comes after the outermost block was asked nothing.
+        if not _reactions:
+            _received.clear()
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def test_rlimits_hold_processes_and_descriptors(opened):
 
 def test_polling_holds_memory_and_always_what_epolls_watch(opened):
     """As where a cgroup counts the memory: the watches of all jobs are together bounded for their one user."""
-    code = "import time\nfor _ in range(6):\n    if os.fork() == 0: held = bytearray(60 << 20); time.sleep(0.5); os._exit(0)\ntime.sleep(0.4); print(1)"
+    code = "import time\nfor _ in range(6):\n    if os.fork() == 0: held = bytearray(60 << 20); time.sleep(1); os._exit(0)\nfor _ in range(6): os.wait()\nprint(1)"
     limits = Limits(memory_mb=100, wall_s=20, files=256)
     assert opened("").run(PRELUDE + code, limits=limits).status == "memory"
     pool = opened("polling")
