@@ -170,9 +170,7 @@ def print_plan(
     if trains and not (reinforces and config.model.path):
         print(f"stage 1         {len(problems) * config.sft.teacher_samples} traces, {config.sft.epochs} epochs")
     if reinforces:
-        print(
-            f"stage 2         {config.grpo.steps} steps of {rollouts} rollouts, {config.grpo.steps * rollouts} in all"
-        )
+        print(f"stage 2         {grpo.steps} steps of {rollouts} rollouts, {grpo.steps * rollouts} in all")
     if "evaluation" in parts:
         between = f", and after every {config.eval.every} steps" if config.eval.every else ""
         when = f" before and after{between}" if reinforces else ""

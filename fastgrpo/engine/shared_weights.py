@@ -109,9 +109,8 @@ def vllm_views(model: nn.Module, vllm_model: nn.Module) -> Iterator[tuple[str, T
 def _why_not_shared(policy: Policy, vllm_model: nn.Module) -> str | None:
     if policy.adapted:
         return "LoRA's adapters are merged into them"
-    architecture = type(policy.model).__name__
-    if architecture not in SHARED_ARCHITECTURES:
-        return f"{architecture} is not in fastgrpo.engine.shared_weights.SHARED_ARCHITECTURES"
+    if not can_share(policy.model.config):
+        return f"{type(policy.model).__name__} is not in fastgrpo.engine.shared_weights.SHARED_ARCHITECTURES"
     parameters = dict(policy.model.named_parameters())
     for name, view in vllm_views(policy.model, vllm_model):
         ours = parameters[name]

@@ -61,14 +61,14 @@ def mixture(config: PretrainedConfig) -> Mixture | None:
     columns = _first(text, "moe_intermediate_size", "intermediate_size")
     shared = _first(text, "shared_expert_intermediate_size", "shared_intermediate_size")
     shared = shared or columns * _first(text, "n_shared_experts", "moe_num_shared_experts")
-    layers = range(text.num_hidden_layers)
+    last = text.num_hidden_layers - 1
     dense = (
         bool(_first(text, "mlp_only_layers", "first_k_dense_replace"))
         or getattr(text, "decoder_sparse_step", 1) > 1
         or "dense" in (getattr(text, "mlp_layer_types", None) or ())
         or getattr(text, "moe_layer_interval", 1) > 1
         or getattr(text, "moe_layer_start_index", 0) > 0
-        or getattr(text, "moe_layer_end_index", layers[-1]) < layers[-1]
+        or getattr(text, "moe_layer_end_index", last) < last
     )
     return Mixture(experts, text.num_experts_per_tok, columns, shared, dense)
 

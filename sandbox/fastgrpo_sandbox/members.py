@@ -7,13 +7,15 @@ import ast
 import copy
 import unittest
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from fastgrpo_sandbox.guest.syntax import Transformer, last_name, load, parse
+from fastgrpo_sandbox.source_text import SET_UP
 
 SELF = "__self__"  # the test's object, and what begins the names of what it has
 CHANGED = "__changed__"  # begins those of what tests may change; nothing gives them
-SET_UPS = ("setUpClass", "setUp", "setup_class", "setup_method", "setup")
+FIRST = ("setUpClass", "setUp")  # of what unittest runs
+SET_UPS = (*FIRST, *SET_UP)
 # Methods by which lists, dictionaries and sets are changed.
 CHANGING = frozenset(name for kind in (list, dict, set) for name in vars(kind) if not name.startswith("__"))
 CHANGING -= {"copy", "count", "fromkeys", "get", "index", "items", "keys", "values", "isdisjoint", "issubset"}
@@ -70,8 +72,10 @@ def _stored(node: ast.AST) -> Iterator[str]:
             yield str(name.value) if isinstance(name, ast.Constant) else ""
 
 
-def _is_given(node: ast.Name) -> bool:
-    return isinstance(node.ctx, ast.Store) and node.id.startswith(SELF)
+def given_in(nodes: Iterable[ast.AST]) -> Iterator[ast.Name]:
+    """Where the test's object is given what it has, once that has a name."""
+    parts = (part for node in nodes for part in ast.walk(node) if isinstance(part, ast.Name))
+    return (part for part in parts if isinstance(part.ctx, ast.Store) and part.id.startswith(SELF))
 
 
 class _Names(Transformer):
@@ -106,7 +110,7 @@ class _Names(Transformer):
             self._object = first[0].arg
             (made.args.posonlyargs or made.args.args).pop(0)
         body = [self.visit(node) for node in made.body]
-        stored = {node.id for each in body for node in ast.walk(each) if isinstance(node, ast.Name) and _is_given(node)}
+        stored = {node.id for node in given_in(body)}
         made.body = [*([ast.Global(sorted(stored))] if stored else []), *body]
         return made
 

@@ -12,6 +12,7 @@ from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.source_text import (
     BY_ANY_NAME,
     OF_SOLUTION,
+    SET_UP,
     SKIPPED,
     TO_THE_END,
     names_read,
@@ -23,7 +24,6 @@ from fastgrpo_sandbox.types import AssertTests, NoTestError
 from fastgrpo_sandbox.unrolling import SHARED
 
 EXITS = ("sys.exit", "exit", "quit", "SystemExit")
-SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
 SET_UP_ALL = ("setup_module", "setup_function")
 UNUSED = "import pytest"  # once its marks and its start are gone
 FIXTURES = ("fixture",)

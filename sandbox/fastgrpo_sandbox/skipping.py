@@ -16,14 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from fastgrpo_sandbox.guest.memo import memo
 from fastgrpo_sandbox.guest.names import bound_name, wanted_names
 from fastgrpo_sandbox.guest.syntax import last_name, parse, parse_expression
-from fastgrpo_sandbox.members import CHANGING, SELF, SET_UPS, as_names, stored_in
+from fastgrpo_sandbox.members import CHANGING, FIRST, SELF, SET_UPS, as_names, given_in, stored_in
 from fastgrpo_sandbox.source_text import BY_ANY_NAME, OF_SOLUTION, SKIPPED, names_read
 from fastgrpo_sandbox.types import AssertTests, NoTestError, Tests, UnittestTests
 from fastgrpo_sandbox.unittest_source import unittest_names
 
 BY_CONDITION = ("skipIf", "skipUnless")
 SKIPS = ("skipTest", "SkipTest", "skip")
-FIRST = ("setUpClass", "setUp")
 MOST_CALLS = 30  # of the tests' own functions, within one another too, that are read for one test
 UNDECIDED = "a test may be skipped, and whether it is cannot be told before a solution is there: {}"
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -117,7 +116,7 @@ class _Tests:
             for name in _bound(node) - changed:
                 self._givers[name].add(number)
         self._wanted: dict[int, frozenset[str]] = {}
-        self._sets = [*_set(self._functions.values())]
+        self._sets = [*given_in(self._functions.values())]
         self._calls_left = MOST_CALLS
 
     def asked_in(self, name: str) -> str:
@@ -160,9 +159,9 @@ class _Tests:
 
     def _made_by(self, body: list[ast.stmt]) -> frozenset[str]:
         """What the test has by statements that set it up, if these are all that may give it."""
-        told = set(map(id, _set(body)))
+        told = set(map(id, given_in(body)))
         others = {node.id for node in self._sets if id(node) not in told}
-        return frozenset(node.id for node in _set(body)) - others
+        return frozenset(node.id for node in given_in(body)) - others
 
     def _condition(self, decorator: ast.expr) -> Iterator[ast.stmt]:
         """That of unittest's decorators, also by a name of the tests', or made by a function of theirs."""
@@ -366,12 +365,6 @@ def _raises(node: ast.stmt, what: ast.stmt) -> bool:
 
 def _bound_within(node: ast.stmt) -> set[str]:
     return set(map(bound_name, ast.walk(node)))
-
-
-def _set(body: Iterable[ast.stmt]) -> Iterator[ast.Name]:
-    """Where the test is given what it has."""
-    parts = (part for node in body for part in ast.walk(node) if isinstance(part, ast.Name))
-    return (part for part in parts if isinstance(part.ctx, ast.Store) and part.id.startswith(SELF))
 
 
 def _arguments(node: ast.Expr) -> ast.Tuple:

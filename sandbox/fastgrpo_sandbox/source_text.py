@@ -17,6 +17,7 @@ RUNNERS = ("unittest", "pytest")
 BY_ANY_NAME = frozenset({"globals", "locals", "vars", "dir", "eval", "exec"})  # whoever reads these may call all
 # Texts one of which a program has that asks the solution by none of its names.
 OF_SOLUTION = ("solution", "__main__", "sys.modules")
+SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
 # An expression that skips a test.
 SKIPPED = "(_ for _ in ()).throw(__import__('unittest').SkipTest())"
 # Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
