@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import cpu_model
-from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.training import flops
@@ -53,7 +53,76 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
     }
 }
-SHAPES = DENSE | MIXTURES
+# Models of other kinds at their own widths, with a few of their layers and experts: some 1 B parameters each.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    # Three layers of the gated delta rule, then one of attention; 512 experts in the whole model.
+    "qwen3-next/8": (
+        "qwen3_next",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 2048,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "head_dim": 256,
+            "num_experts": 32,
+            "num_experts_per_tok": 10,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512,
+        },
+    ),
+    # Router of sigmoids with a bias, one dense layer first, one expert that all tokens have; 128 in the whole model.
+    "glm-4.5-air/3": (
+        "glm4_moe",
+        {
+            "vocab_size": 32768,
+            "hidden_size": 4096,
+            "intermediate_size": 10944,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 96,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "n_routed_experts": 16,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 1408,
+            "first_k_dense_replace": 1,
+            "attention_bias": True,
+        },
+    ),
+    # A router of the same kind; 256 experts in the whole model.
+    "minimax-m2/3": (
+        "minimax_m2",
+        {
+            "vocab_size": 32768,
+            "hidden_size": 3072,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 48,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "rotary_dim": 64,
+            "num_local_experts": 16,
+            "num_experts_per_tok": 8,
+            "scoring_func": "sigmoid",
+            "use_routing_bias": True,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    ),
+    "mixtral-8x7b/1": (
+        "mixtral",
+        {
+            "vocab_size": 32000,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+        },
+    ),
+}
+SHAPES = DENSE | MIXTURES | OTHERS
 PEAK_FLOPS = flops.PEAK_FLOPS["H200"]
 GIB = 2**30
 CUDA = torch.cuda.is_available()
@@ -64,6 +133,10 @@ def shape(size: str) -> PretrainedConfig:
     rotation = {"rope_type": "default", "rope_theta": 1e6}
     if size in MIXTURES:
         return Qwen3MoeConfig(max_position_embeddings=32768, rope_parameters=rotation, **MIXTURES[size])
+    if size in OTHERS:
+        kind, sizes = OTHERS[size]
+        other: Any = CONFIG_MAPPING[kind]
+        return other(max_position_embeddings=32768, tie_word_embeddings=False, **sizes)
     return Qwen2Config(
         vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
         num_key_value_heads=4 if size == "7b" else 2,
@@ -76,7 +149,7 @@ def shape(size: str) -> PretrainedConfig:
 
 def named(size: str) -> str:
     """What tables say of it."""
-    return f"{'Qwen3 mixture' if size in MIXTURES else 'Qwen2.5'} {size} shape"
+    return f"{size} shape" if size in OTHERS else f"{'Qwen3 mixture' if size in MIXTURES else 'Qwen2.5'} {size} shape"
 
 
 def random_model(size: str, device: str) -> Any:
