@@ -5,7 +5,7 @@
 
 Random queries, keys, values and decays of so many rows. Ours and transformers' take turns, so that both meet the same
 machine. The floor of the gated delta rule is its products forward and backward, of all chunks at once, in fp32 and
-without what goes from chunk to chunk; Mamba-2 is transformers' in chunks of ours and of its models, without a floor.
+without what goes from chunk to chunk; Mamba-2 has none here.
 Memory is what forward leaves for backward, inputs included, and the most that is there in either. Operations are those
 that the dispatcher sees, views aside: on a GPU about as many launches.
 """
@@ -29,8 +29,9 @@ from torch.utils._pytree import tree_leaves
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import mamba2_chunk_scan
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
+from fastgrpo.kernels.mamba2 import mamba2
 from fastgrpo.policy.delta_rule import CHUNK, gated_delta_rule
-from fastgrpo.policy.recurrent import MAMBA_CHUNK, fla_has_gradients
+from fastgrpo.policy.recurrent import fla_has_gradients
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 MIB = 2**20
@@ -73,12 +74,13 @@ def delta_inputs(rows: int, length: int, shape: tuple[int, int, int], dtype: tor
 
 
 def mamba_inputs(rows: int, length: int, shape: tuple[int, int, int], dtype: torch.dtype) -> list[Tensor]:
-    """Values, dt, A, B and C of a layer, its B and C shared by all heads."""
+    """Values, dt, A, B, C, D and dt's bias of a layer, its B and C shared by all heads."""
     heads, state, value = shape
     x = torch.randn(rows, length, heads, value, dtype=dtype, device=DEVICE)
     dt = torch.rand(rows, length, heads, dtype=dtype, device=DEVICE)
     b, c = torch.randn(2, rows, length, 1, state, dtype=dtype, device=DEVICE)
-    return [each.requires_grad_() for each in (x, dt, -torch.rand(heads, device=DEVICE), b, c)]
+    a, d, bias = torch.rand(3, heads, device=DEVICE)
+    return [each.requires_grad_() for each in (x, dt, -a, b, c, d, bias)]
 
 
 def theirs(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
@@ -94,12 +96,14 @@ def in_torch(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor)
     return own(query, key, value, g=g, beta=beta, use_qk_l2norm_in_kernel=True)[0]
 
 
-def mamba(chunk_size: int) -> Callable[..., Tensor]:
-    """transformers' own Mamba-2 in chunks of so many tokens."""
+def mamba_in_torch(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, dt_bias: Tensor, *, chunk_size: int
+) -> Tensor:
+    """transformers' own Mamba-2."""
     own: Any = mamba2_chunk_scan
     while hasattr(own, "__wrapped__"):
         own = own.__wrapped__
-    return partial(own, chunk_size=chunk_size, dt_softplus=True)
+    return own(x, dt, a, b, c, chunk_size=chunk_size, D=d, dt_bias=dt_bias, dt_softplus=True)
 
 
 def products(rows: int, length: int, shape: tuple[int, int, int]) -> Callable[[], None]:
@@ -196,12 +200,8 @@ def main() -> None:
     print(f"{title}; {device_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     dtype = getattr(torch, options.dtype)
     if options.size in MAMBA:
-        chunks = (MAMBA_CHUNK, 256)
-        measured(
-            {f"transformers' Mamba-2 in chunks of {each}": mamba(each) for each in chunks},
-            mamba_inputs(*workload, dtype),
-            None,
-        )
+        theirs_256 = partial(mamba_in_torch, chunk_size=256)
+        measured({"ours": mamba2, "transformers' own": theirs_256}, mamba_inputs(*workload, dtype), None)
     else:
         functions = {"ours": gated_delta_rule, "transformers' own": in_torch}
         if CUDA and fla_has_gradients():

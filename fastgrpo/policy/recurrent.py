@@ -4,7 +4,8 @@ transformers runs them over rows [S, L] of whole sequences. What a layer gets of
 after the prompt that it continues and before padding, which comes too late to change anything; what the layer returns
 is packed again. Runs of similar lengths are laid out together: padding costs time.
 
-The gated delta rule is that of `delta_rule.py`, unless flash-linear-attention is there and computes its gradients.
+The gated delta rule is that of `delta_rule.py`, unless flash-linear-attention is there and computes its gradients;
+Mamba-2 is that of `kernels/mamba2.py`, unless mamba_ssm is there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from fastgrpo.kernels.mamba2 import mamba2
 from fastgrpo.policy.delta_rule import gated_delta_rule
 from fastgrpo.policy.packed_attention import Repeated
 from fastgrpo.types import Runs
@@ -33,10 +35,9 @@ RECURRENT_LAYERS = frozenset({"linear_attention", "mamba", "hybrid"})
 KEYED_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "hybrid"})
 # A row is at least as long as this share of the longest that it is laid out with.
 SIMILAR = 0.75
-# Tokens that transformers' own function of Mamba-2 takes together; models say 256 for the kernels of mamba_ssm.
-MAMBA_CHUNK = 128
-# transformers' function of the gated delta rule, as its layers call it: flash-linear-attention's where that is there.
-DELTA_RULE = "torch_chunk_gated_delta_rule"
+# transformers' functions of the gated delta rule and of Mamba-2, as its layers call them: those of
+# flash-linear-attention and of mamba_ssm where these are there.
+DELTA_RULE, MAMBA2 = "torch_chunk_gated_delta_rule", "mamba2_chunk_scan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +130,7 @@ def recur_within_runs(decoder: nn.Module) -> None:
     for module in decoder.modules():
         # The logarithm of how fast a state fades.
         if hasattr(module, "A_log"):
-            module.forward = partial(_forward, _with_delta_rule(module))
-            if isinstance(own := getattr(module, "chunk_size", None), int) and find_spec("mamba_ssm") is None:
-                module.__dict__["chunk_size"] = min(own, MAMBA_CHUNK)
+            module.forward = partial(_forward, _with_our_function(module))
 
 
 def _forward(own: Callable[..., Tensor], hidden_states: Tensor, *, rows: Rows, **_: Any) -> Tensor:
@@ -141,15 +140,19 @@ def _forward(own: Callable[..., Tensor], hidden_states: Tensor, *, rows: Rows, *
     return torch.cat([output_SLH.flatten(0, 1) for output_SLH in outputs]).index_select(0, rows.back_T)[None]
 
 
-def _with_delta_rule(layer: nn.Module) -> Callable[..., Tensor]:
-    """The layer's own forward, for which `_delta_rule` is what its module calls `DELTA_RULE`.
+def _with_our_function(layer: nn.Module) -> Callable[..., Tensor]:
+    """The layer's own forward, for which `_delta_rule` or `_mamba2` is what its module calls `DELTA_RULE` or `MAMBA2`.
 
     Other models of the process, which may generate with it, keep transformers'.
     """
     own = inspect.unwrap(type(layer).forward)
-    if DELTA_RULE not in own.__globals__:
+    names = dict(own.__globals__)
+    if DELTA_RULE in names:
+        names[DELTA_RULE] = partial(_delta_rule, names[DELTA_RULE])
+    elif MAMBA2 in names and find_spec("mamba_ssm") is None:
+        names[MAMBA2] = _mamba2
+    else:
         return layer.forward
-    names = own.__globals__ | {DELTA_RULE: partial(_delta_rule, own.__globals__[DELTA_RULE])}
     return MethodType(FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__), layer)
 
 
@@ -160,6 +163,11 @@ def _delta_rule(
     if query.is_cuda and fla_has_gradients():
         return theirs(query, key, value, **others)
     return gated_delta_rule(query, key, value, others["g"], others["beta"]), None
+
+
+def _mamba2(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, **others: Any) -> Tensor:
+    """Mamba-2 as a layer without a cache calls it: from a state of zeros, the last one forgotten, steps by softplus."""
+    return mamba2(x, dt, a, b, c, others["D"], others["dt_bias"], others["dt_limit"])
 
 
 @cache

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, FalconH1Config, GraniteMoeHybridConfig
+from transformers import FalconH1Config
 
 from fastgrpo.errors import UserError
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.recurrent import SIMILAR, recur_within_runs, rows_of
 from fastgrpo.types import Runs
-from tests.helpers.tiny_model import FALCON_H1, GRANITE_H, save_tiny_model
+from tests.helpers.tiny_model import FALCON_H1, save_tiny_model
 
 
 class Sums(nn.Module):
@@ -73,18 +73,6 @@ def test_states_stay_within_runs_and_begin_with_the_prompt(groups: list[tuple[in
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     laid_out = sum(rows * length for rows, length in layer.rows)
     assert laid_out * SIMILAR <= len(index)
-
-
-def test_mamba_in_shorter_chunks_is_the_same() -> None:
-    torch.manual_seed(0)
-    shape: dict[str, Any] = GRANITE_H | {"layer_types": ["mamba"], "num_hidden_layers": 1, "hidden_size": 128}
-    layer = AutoModelForCausalLM.from_config(GraniteMoeHybridConfig(**shape)).model.layers[0].mamba
-    x, runs = torch.randn(1, 300, 128), packed([(0, [300])])
-    assert layer.chunk_size == 256
-    expected = layer(x)
-    recur_within_runs(layer)
-    assert layer.chunk_size == 128
-    torch.testing.assert_close(layer(x, rows=rows_of(runs)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_trains_the_same_with_and_without_checkpointing(tmp_path: Path) -> None:

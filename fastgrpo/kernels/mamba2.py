@@ -1,0 +1,97 @@
+"""The recurrence of Mamba-2 (arXiv 2405.21060) in chunks, computed again for its gradients, so that it keeps its inputs
+alone.
+
+With a step d_t > 0 and A < 0 of each head, state S [N, P] and the token's x [P], b and c [N] (section 6, algorithm 1):
+
+    S_t = exp(d_t A) S_{t-1} + d_t b_t x_t^T        y_t = S_t^T c_t + D x_t
+
+In a chunk that begins with S, with G = cumsum(d A) and F_ij = exp(G_i - G_j) for j <= i:
+
+    y = (c b^T * F * d) x + exp(G) c S + D x        and it adds (exp(G_C - G) d b)^T x to exp(G_C) S
+
+The state before each chunk is the sum of what those before it add, faded: one product for all chunks.
+
+Shapes: B rows of J chunks of C tokens; G groups of R heads that have b and c in common; P columns of a head, N of a
+state.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, softplus
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 128
+# Elements of the rows that are computed together, in fp32: what their backward works with is bounded so.
+TOGETHER = 2**25
+
+
+def mamba2(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    dt_bias: Tensor,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+) -> Tensor:
+    """Outputs [B, L, H, P], fp32, of rows whose first state is zeros; computed in fp32.
+
+    x: [B, L, H, P]; dt: [B, L, H], whose softplus after adding dt_bias [H] is the step, kept within dt_limit;
+    a: [H], below 0; b, c: [B, L, G, N], heads in G groups; d: [H].
+    """
+    rows = max(1, TOGETHER // x[0].numel())
+    given = (each.split(rows) for each in (x, dt, b, c))
+    parts = [
+        checkpoint(_rows, *part, a, d, dt_bias, dt_limit, use_reentrant=False, preserve_rng_state=False)
+        for part in zip(*given, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _rows(
+    x: Tensor, dt: Tensor, b: Tensor, c: Tensor, a: Tensor, d: Tensor, dt_bias: Tensor, dt_limit: tuple[float, float]
+) -> Tensor:
+    """The outputs of rows that are computed together; arguments and result as those of `mamba2`."""
+    length, heads, groups = *x.shape[1:3], b.shape[2]
+    step_BLH = softplus(dt.float() + dt_bias.float()).clamp(*dt_limit)
+    x_BJGRCP = _in_chunks(x.float()).unflatten(2, (groups, -1))
+    step_BJGRC = _in_chunks(step_BLH).unflatten(2, (groups, -1))
+    b_BJGCN, c_BJGCN = _in_chunks(b.float()), _in_chunks(c.float())
+    # In fp32 a difference of two long sums, where states fade fast, keeps few digits.
+    g_BJGRC = (step_BJGRC * a.float().unflatten(0, (groups, -1))[..., None]).cumsum(-1, dtype=torch.float64)
+    within_BJGRCC = (
+        (c_BJGCN @ b_BJGCN.mT)[:, :, :, None] * _fading(g_BJGRC, g_BJGRC, own=True) * step_BJGRC[..., None, :]
+    )
+    output_BJGRCP = within_BJGRCC @ x_BJGRCP
+    until_end_BJGRC = (g_BJGRC[..., -1:] - g_BJGRC).float().exp()
+    added_BJGRNP = b_BJGCN.mT[:, :, :, None] @ (x_BJGRCP * (step_BJGRC * until_end_BJGRC)[..., None])
+    states_BJGRNP = _before_each(added_BJGRNP, g_BJGRC[..., -1])
+    output_BJGRCP = output_BJGRCP + (c_BJGCN[:, :, :, None] @ states_BJGRNP) * g_BJGRC.float().exp()[..., None]
+    output_BLHP = output_BJGRCP.movedim(4, 2).reshape(len(x), -1, heads, x.shape[-1])
+    return output_BLHP[:, :length] + x.float() * d.float()[:, None]
+
+
+def _before_each(added_BJGRNP: Tensor, fades_BJGR: Tensor) -> Tensor:
+    """The state before each chunk, of what each adds and the logarithm of how much of a state each leaves."""
+    faded_BGRJ = fades_BJGR.movedim(1, -1).cumsum(-1)
+    before_BGRJ = faded_BGRJ - fades_BJGR.movedim(1, -1)
+    of_earlier_BGRJJ = _fading(before_BGRJ, faded_BGRJ, own=False)
+    states_BGRJx = of_earlier_BGRJJ @ added_BJGRNP.movedim(1, 3).flatten(-2)
+    return states_BGRJx.unflatten(-1, added_BJGRNP.shape[-2:]).movedim(3, 1)
+
+
+def _fading(at: Tensor, since: Tensor, *, own: bool) -> Tensor:
+    """exp(at_i - since_j) for j < i, and its `own` j = i, else 0: [..., I] and [..., I] to [..., I, I], fp32."""
+    later = torch.ones(at.shape[-1], at.shape[-1], dtype=torch.bool, device=at.device).triu_(int(own))
+    # Masked before exp, which would overflow.
+    return (at[..., :, None] - since[..., None, :]).float().masked_fill(later, -torch.inf).exp()
+
+
+def _in_chunks(given: Tensor) -> Tensor:
+    """[B, L, X, ...] as chunks [B, J, X, C, ...], zeros after the last token."""
+    if beyond := -given.shape[1] % CHUNK:
+        given = pad(given, (0, 0) * (given.ndim - 2) + (0, beyond))
+    return given.unflatten(1, (-1, CHUNK)).movedim(2, 3)
