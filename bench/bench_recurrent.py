@@ -3,11 +3,12 @@
     python bench/bench_recurrent.py [--size qwen3-next] [--rows 1] [--length 1024] [--heads 8] [--dtype bfloat16]
         [--save FILE]
 
-Random queries, keys, values and decays of so many rows. Ours and transformers' take turns, so that both meet the same
-machine. The floor of the gated delta rule is its products forward and backward, of all chunks at once, in fp32 and
-without what goes from chunk to chunk; Mamba-2 has none here.
+Random queries, keys, values and decays of so many rows. Functions take turns, so that all meet the same machine; on a
+GPU ours is there with its kernels and in plain torch. The floor of the gated delta rule is its products forward and
+backward, of all chunks at once, in fp32 and without what goes from chunk to chunk (kernels that multiply halves of
+bfloat16 can be below it); Mamba-2 has none here.
 Memory is what forward leaves for backward, inputs included, and the most that is there in either. Operations are those
-that the dispatcher sees, views aside: on a GPU about as many launches.
+that the dispatcher sees, views aside: on a GPU about as many launches, besides the eight of our own kernels.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from engine_setup import report, save
@@ -29,8 +31,10 @@ from torch.utils._pytree import tree_leaves
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import mamba2_chunk_scan
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
+from fastgrpo.kernels import delta_rule
+from fastgrpo.kernels.delta_rule import gated_delta_rule
+from fastgrpo.kernels.delta_rule_torch import CHUNK
 from fastgrpo.kernels.mamba2 import mamba2
-from fastgrpo.policy.delta_rule import CHUNK, gated_delta_rule
 from fastgrpo.policy.recurrent import fla_has_gradients
 
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -81,6 +85,12 @@ def mamba_inputs(rows: int, length: int, shape: tuple[int, int, int], dtype: tor
     b, c = torch.randn(2, rows, length, 1, state, dtype=dtype, device=DEVICE)
     a, d, bias = torch.rand(3, heads, device=DEVICE)
     return [each.requires_grad_() for each in (x, dt, -a, b, c, d, bias)]
+
+
+def ours_in_torch(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    """Our delta rule, forward and backward, without its kernels."""
+    with mock.patch.object(delta_rule, "triton_runs", return_value=False):
+        return gated_delta_rule(query, key, value, g, beta)
 
 
 def theirs(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
@@ -204,6 +214,8 @@ def main() -> None:
         measured({"ours": mamba2, "transformers' own": theirs_256}, mamba_inputs(*workload, dtype), None)
     else:
         functions = {"ours": gated_delta_rule, "transformers' own": in_torch}
+        if CUDA:
+            functions["ours, in plain torch"] = ours_in_torch
         if CUDA and fla_has_gradients():
             functions["flash-linear-attention"] = theirs
         measured(functions, delta_inputs(*workload, dtype), products(*workload))

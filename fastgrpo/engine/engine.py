@@ -32,7 +32,7 @@ from fastgrpo.engine.vllm_patches import (
     vllm_model,
 )
 from fastgrpo.engine.weight_sync import SyncReport, WeightSync
-from fastgrpo.policy.recurrent import is_recurrent
+from fastgrpo.policy.layer_kinds import is_recurrent
 from fastgrpo.ranks.collectives import check_world
 from fastgrpo.ranks.deadlines import within
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.reference import LogitTransform
 from fastgrpo.policy.experts import MIXTURES
-from fastgrpo.policy.recurrent import RECURRENT_LAYERS, is_recurrent, layer_kinds
+from fastgrpo.policy.layer_kinds import RECURRENT_LAYERS, is_recurrent, layer_kinds
 
 # Kinds of layers that keep the sequences of a packed row apart by themselves.
 PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "mlp", "moe"})

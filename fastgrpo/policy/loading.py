@@ -20,10 +20,11 @@ from fastgrpo.policy.experts import keep_router_biases, router_biases_as_buffers
 from fastgrpo.policy.folder import load_config, load_tokenizer
 from fastgrpo.policy.fsdp import load_sharded
 from fastgrpo.policy.fused_layers import recompute_mlps, ungroup_odd_experts
+from fastgrpo.policy.layer_kinds import is_recurrent
 from fastgrpo.policy.model import Policy, packed_inputs
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.policy.placement import policy_device, policy_dtype
-from fastgrpo.policy.recurrent import is_recurrent, recur_within_runs
+from fastgrpo.policy.recurrent import recur_within_runs
 from fastgrpo.types import Runs
 
 

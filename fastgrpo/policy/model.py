@@ -27,8 +27,9 @@ from fastgrpo.policy.experts import parts_in_files, router_biases
 from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.host_copy import host_copy
+from fastgrpo.policy.layer_kinds import is_recurrent
 from fastgrpo.policy.lora import adapter_state, adapters_off, add_adapters, merged_weights, save_adapters
-from fastgrpo.policy.recurrent import is_recurrent, rows_of
+from fastgrpo.policy.recurrent import rows_of
 from fastgrpo.ranks.collectives import STEP_WAIT_S, is_first_rank
 from fastgrpo.ranks.deadlines import within
 from fastgrpo.types import Batch, Runs

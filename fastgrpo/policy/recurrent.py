@@ -4,14 +4,14 @@ transformers runs them over rows [S, L] of whole sequences. What a layer gets of
 after the prompt that it continues and before padding, which comes too late to change anything; what the layer returns
 is packed again. Runs of similar lengths are laid out together: padding costs time.
 
-The gated delta rule is that of `delta_rule.py`, unless flash-linear-attention is there and computes its gradients;
-Mamba-2 is that of `kernels/mamba2.py`, unless mamba_ssm is there.
+The gated delta rule and Mamba-2 are those of `kernels/`, unless flash-linear-attention is there and computes gradients,
+or mamba_ssm.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,18 +23,13 @@ from typing import Any
 import torch
 from packaging.version import Version
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
+from fastgrpo.kernels.delta_rule import gated_delta_rule
 from fastgrpo.kernels.mamba2 import mamba2
-from fastgrpo.policy.delta_rule import gated_delta_rule
+from fastgrpo.policy.layer_kinds import SIMILAR
 from fastgrpo.policy.packed_attention import Repeated
 from fastgrpo.types import Runs
 
-# Kinds of `layer_types` whose layers have such a state, and those that have keys and values; "hybrid" has both.
-RECURRENT_LAYERS = frozenset({"linear_attention", "mamba", "hybrid"})
-KEYED_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "hybrid"})
-# A row is at least as long as this share of the longest that it is laid out with.
-SIMILAR = 0.75
 # transformers' functions of the gated delta rule and of Mamba-2, as its layers call them: those of
 # flash-linear-attention and of mamba_ssm where these are there.
 DELTA_RULE, MAMBA2 = "torch_chunk_gated_delta_rule", "mamba2_chunk_scan"
@@ -73,56 +68,6 @@ def rows_of(runs: Runs) -> Rows:
     if runs.key_index_U is not None:
         groups = [runs.key_index_U[index_SL] for index_SL in groups]
     return Rows(groups, back_T.to(device))
-
-
-@dataclass(frozen=True, slots=True)
-class Widths:
-    """Columns of a recurrent layer: those of its values, those that are convolved; and the elements of its state.
-
-    delta_rule: whether its rule is that of `delta_rule.py`, else Mamba-2's by transformers.
-    """
-
-    values: int
-    convolved: int
-    state: int
-    delta_rule: bool
-
-
-def widths(config: PretrainedConfig) -> Widths | None:
-    """Those of the model's recurrent layers, None where it has none."""
-    text = config.get_text_config()
-    if not is_recurrent(text):
-        return None
-    if hasattr(text, "linear_num_value_heads"):
-        keys = text.linear_num_key_heads * text.linear_key_head_dim
-        values = text.linear_num_value_heads * text.linear_value_head_dim
-        return Widths(values, values + 2 * keys, values * text.linear_key_head_dim, delta_rule=True)
-    heads, size, state, groups = (
-        next(value for name in names if (value := getattr(text, name, None)))
-        for names in (
-            ("mamba_n_heads", "mamba_num_heads"),
-            ("mamba_d_head", "mamba_head_dim"),
-            ("mamba_d_state", "ssm_state_size"),
-            ("mamba_n_groups", "n_groups"),
-        )
-    )
-    return Widths(heads * size, heads * size + 2 * groups * state, heads * size * state, delta_rule=False)
-
-
-def is_recurrent(config: PretrainedConfig) -> bool:
-    """Whether some layers of the model have a state that each token changes."""
-    return recurrent_layers(config) > 0
-
-
-def layer_kinds(config: PretrainedConfig) -> Sequence[str]:
-    """The kind of each layer, in transformers' words; none where all are attention."""
-    text = config.get_text_config()
-    return getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
-
-
-def recurrent_layers(config: PretrainedConfig) -> int:
-    """Layers with such a state."""
-    return sum(kind in RECURRENT_LAYERS for kind in layer_kinds(config))
 
 
 def recur_within_runs(decoder: nn.Module) -> None:

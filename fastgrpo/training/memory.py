@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.engine.shared_weights import can_share
 from fastgrpo.errors import UserError
+from fastgrpo.kernels.delta_rule import TOGETHER
 from fastgrpo.kernels.tuning import CHUNK_BYTES
-from fastgrpo.policy.delta_rule import TOGETHER
 from fastgrpo.policy.experts import mixture
+from fastgrpo.policy.layer_kinds import KEYED_LAYERS, SIMILAR, layer_kinds, recurrent_layers, widths
 from fastgrpo.policy.lora import adapted_layers
-from fastgrpo.policy.recurrent import KEYED_LAYERS, SIMILAR, layer_kinds, recurrent_layers, widths
 from fastgrpo.training.host_memory import host_memory_free
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
 

@@ -16,6 +16,8 @@ from triton.runtime import JITFunction, driver
 from fastgrpo.kernels import (
     advantage_triton,
     decoding_triton,
+    delta_rule_backward_triton,
+    delta_rule_forward_triton,
     forward_triton,
     layer_triton,
     rows_triton,
@@ -96,6 +98,14 @@ def decoding(sequences: int, block: int, counts: tuple[int, int], dim: int) -> N
     decoding_triton.attend(query_BHD, cache[:, 0], cache[:, 1], table_BM, length_B, groups, 0.1, out_BHD)
 
 
+def delta_rule(rows: int, length: int, heads: int, keys: int, values: int) -> None:
+    """The gated delta rule of such rows, forward and backward."""
+    columns = [torch.zeros(rows, length, heads, width).bfloat16() for width in (keys, keys, values)]
+    inputs = [*columns, torch.zeros(rows, length, heads), torch.zeros(rows, length, heads).bfloat16()]
+    output, kept = delta_rule_forward_triton.forward(*inputs)
+    delta_rule_backward_triton.backward(output, inputs, kept)
+
+
 def main() -> None:
     driver.set_active(Hopper())
     # What a launch is given compiles, and is not launched.
@@ -107,6 +117,8 @@ def main() -> None:
         layers(rows, width)
     for sequences, block, counts, dim in ((512, 64, (12, 2), 128), (300, 16, (14, 2), 64), (264, 32, (16, 1), 128)):
         decoding(sequences, block, counts, dim)
+    for shape in ((1, 1, 1, 16, 16), (1, 70, 3, 128, 128), (2, 64, 2, 24, 200)):
+        delta_rule(*shape)
     for mode in ("grpo", "dr_grpo", "rloo"):
         advantage_triton.group_advantages(torch.ones(9), torch.zeros(9, dtype=torch.int64), mode)
     print("compiled")

@@ -28,6 +28,7 @@ def test_kernels_in_the_interpreter():
         "test_layer.py",
         "test_sampling.py",
         "test_decoding.py",
+        "test_delta_rule.py",
     )
     files = [str(HERE / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers import FalconH1Config
 
 from fastgrpo.errors import UserError
+from fastgrpo.policy import recurrent
+from fastgrpo.policy.layer_kinds import SIMILAR
 from fastgrpo.policy.loading import load_policy
-from fastgrpo.policy.recurrent import SIMILAR, recur_within_runs, rows_of
+from fastgrpo.policy.recurrent import recur_within_runs, rows_of
 from fastgrpo.types import Runs
 from tests.helpers.tiny_model import FALCON_H1, save_tiny_model
 
@@ -93,3 +95,27 @@ def test_what_is_not_made_for_recurrent_layers_is_refused(key: str, tmp_path: Pa
     options: dict[str, Any] = {key: True}
     with pytest.raises(UserError, match=r"recurrent layers, for which (model.compile|engine.tensor_parallel) is not"):
         load_policy(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("installed", "hopper", "has"),
+    [
+        ({}, True, False),
+        ({"fla-core": "0.6.0", "triton": "3.7.0"}, True, False),
+        ({"fla-core": "0.6.0", "triton": "3.7.0"}, False, True),
+        ({"fla-core": "0.6.0", "triton": "3.7.0", "tilelang": "0.1"}, True, True),
+        ({"fla-core": "0.6.0", "triton": "3.7.1"}, True, True),
+        ({"fla-core": "0.6.0", "triton": "3.3.1"}, True, True),
+    ],
+)
+def test_flash_linear_attention_stays_where_it_has_gradients(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], hopper: bool, has: bool
+) -> None:
+    def version(package: str) -> str:
+        if package not in installed:
+            raise recurrent.PackageNotFoundError(package)
+        return installed[package]
+
+    monkeypatch.setattr(recurrent, "version", version)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0) if hopper else (8, 0))
+    assert recurrent.fla_has_gradients.__wrapped__() is has

@@ -25,7 +25,7 @@ from transformers import (
 
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
-from fastgrpo.policy.delta_rule import gated_delta_rule
+from fastgrpo.kernels.delta_rule import gated_delta_rule
 from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy

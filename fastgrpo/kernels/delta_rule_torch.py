@@ -1,48 +1,22 @@
-"""The gated delta rule of linear attention (Qwen3-Next, Qwen3.5), chunk by chunk, with a backward that keeps little.
+"""The gated delta rule in plain torch, for a CPU, and the oracle of its kernels; `delta_rule.py` has the formulas.
 
-Gated DeltaNet (arXiv 2412.06464, equation 10), with keys and queries of length 1 and queries divided by sqrt(K):
+Three operations go from chunk to chunk forward, and as many backward; all else is products of all chunks at once.
 
-    S_t = exp(g_t) (I - b_t k_t k_t^T) S_{t-1} + b_t k_t v_t^T        o_t = S_t^T q_t
-
-In a chunk of C tokens that begins with the state S, with G = cumsum(g) and D_ij = exp(G_i - G_j) for j <= i, the WY
-form (arXiv 2406.06484, section 3.2) has
-
-    T = (I + tril(b k k^T * D, -1))^-1      N = T (b v - exp(G) b k S)
-    o = exp(G) q S + (q k^T * D) N          S' = exp(G_C) S + (exp(G_C - G) k)^T N
-
-Only N and S' go from chunk to chunk: three operations a chunk, and as many backward. All else is products of all chunks
-at once. Backward keeps the inputs, T and each chunk's S, and computes the rest from them again, all chunks at once.
-
-Shapes: N chunks of C tokens, X = B H heads of all rows; K columns of a key, V of a value.
+Shapes: N chunks of C tokens, X = B H heads of all rows; K columns of a key, V of a value. M = N + 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 CHUNK = 64
 # Added to the squared length of a key or a query, as flash-linear-attention and transformers do.
 EPS = 1e-6
-# Elements of the keys or values of the heads that are computed together: what their backward works with is bounded so.
-TOGETHER = 2**25
-
-
-def gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-    """Outputs [B, L, H, V] of rows whose first state is zeros, in the type of `query`; computed in fp32.
-
-    query, key: [B, L, H, K]; value: [B, L, H, V]; g: [B, L, H], the logarithm of what remains of a state, at most 0;
-    beta: [B, L, H], the share of a key's old value that its new one replaces.
-    """
-    elements_of_head = query.shape[:2].numel() * max(query.shape[-1], value.shape[-1])
-    heads = max(1, TOGETHER // elements_of_head)
-    parts = zip(*(given.split(heads, 2) for given in (query, key, value, g, beta)), strict=True)
-    return torch.cat([_GatedDeltaRule.apply(*part) for part in parts], 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +51,30 @@ class _Chunks:
         return ((self.key_NXCK * self.beta_NXC1) @ self.key_NXCK.mT).mul_(self.fade_NXCC)
 
 
-class _GatedDeltaRule(torch.autograd.Function):
-    """The rule for heads that are computed together; arguments and result as those of `gated_delta_rule`."""
+def forward(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output of `gated_delta_rule`, computed in fp32, and what `backward` needs besides: T and the states."""
+    chunks = _chunks(query, key, value, g, beta)
+    inverse_NXCC = _inverse(chunks)
+    written_NXCV, states_MXKV = _states(chunks, inverse_NXCC)
+    output_NXCV = chunks.attention() @ written_NXCV
+    output_NXCV += (chunks.query_NXCK * chunks.since_start_NXC1) @ states_MXKV[:-1]
+    return _in_rows(output_NXCV, query), (inverse_NXCC, states_MXKV)
 
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-        chunks = _chunks(query, key, value, g, beta)
-        inverse_NXCC = _inverse(chunks)
-        written_NXCV, states_MXKV = _states(chunks, inverse_NXCC)
-        ctx.save_for_backward(query, key, value, g, beta, inverse_NXCC, states_MXKV)
-        output_NXCV = chunks.attention() @ written_NXCV
-        output_NXCV += (chunks.query_NXCK * chunks.since_start_NXC1) @ states_MXKV[:-1]
-        return _in_rows(output_NXCV, query)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, ...]:
-        *inputs, inverse_NXCC, states_MXKV = ctx.saved_tensors
-        chunks, d_output_NXCV = _chunks(*inputs), _in_chunks(d_output)
-        reading_NXCK = chunks.reading_keys()
-        written_NXCV = (chunks.value_NXCV * chunks.beta_NXC1).sub_(reading_NXCK @ states_MXKV[:-1])
-        written_NXCV = inverse_NXCC @ written_NXCV
-        d_written_NXCV, d_states_MXKV = _d_states(chunks, inverse_NXCC @ reading_NXCK, d_output_NXCV)
-        del reading_NXCK
-        d_betas_value_NXCV = inverse_NXCC.mT @ d_written_NXCV
-        del d_written_NXCV
-        gradients = _d_inputs(chunks, states_MXKV, d_states_MXKV, written_NXCV, d_betas_value_NXCV, d_output_NXCV)
-        return tuple(_in_rows(gradient, given) for gradient, given in zip(gradients, inputs, strict=True))
+def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of `inputs`, the arguments of `forward`, in their types; `kept` is what it returned with the output."""
+    inverse_NXCC, states_MXKV = kept
+    query, key, value, g, beta = inputs
+    chunks, d_output_NXCV = _chunks(query, key, value, g, beta), _in_chunks(d_output)
+    reading_NXCK = chunks.reading_keys()
+    written_NXCV = (chunks.value_NXCV * chunks.beta_NXC1).sub_(reading_NXCK @ states_MXKV[:-1])
+    written_NXCV = inverse_NXCC @ written_NXCV
+    d_written_NXCV, d_states_MXKV = _d_states(chunks, inverse_NXCC @ reading_NXCK, d_output_NXCV)
+    del reading_NXCK
+    d_betas_value_NXCV = inverse_NXCC.mT @ d_written_NXCV
+    del d_written_NXCV
+    gradients = _d_inputs(chunks, states_MXKV, d_states_MXKV, written_NXCV, d_betas_value_NXCV, d_output_NXCV)
+    return tuple(_in_rows(gradient, given) for gradient, given in zip(gradients, inputs, strict=True))
 
 
 def _in_chunks(given: Tensor) -> Tensor:

@@ -1,0 +1,252 @@
+"""The gated delta rule backward in Triton, in four launches; `delta_rule_tiles_triton` says how."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgrpo.kernels.delta_rule_tiles_triton import (
+    VARIED,
+    Block,
+    Sizes,
+    dot,
+    dot_both,
+    dot_halves,
+    faded,
+    halves_of,
+    launch_for,
+    load_halves,
+    load_rows,
+    load_stack,
+    load_tokens,
+    of_rows,
+    of_stack,
+    store_halves,
+    transposed,
+)
+from fastgrpo.kernels.delta_rule_torch import CHUNK
+
+# Chosen by registers and shared memory; not measured yet.
+D_WITHIN = Block(values=64, warps=4, stages=1)
+D_STATES = Block(values=32, warps=4, stages=2)
+D_READS = Block(values=32, warps=8, stages=2)
+D_WRITES = Block(values=32, warps=8, stages=2)
+
+
+@triton.jit(do_not_specialize=VARIED)
+def _d_within_kernel(
+    query_ptr, key_ptr, value_ptr, beta_ptr, d_output_ptr, sum_ptr, query_scale_ptr, key_scale_ptr,
+    inverse_ptr, states_ptr, written_ptr, d_written_ptr,
+    length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """N again, in halves, and its gradient by way of its own chunk's outputs, in fp32."""
+    blocks, i_C, row_K = tl.cdiv(values, V), tl.arange(0, C), tl.arange(0, K)
+    place, column_V = tl.program_id(0) // blocks, tl.program_id(0) % blocks * V + tl.arange(0, V)
+    x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
+    sum_C, beta_C = tl.load(sum_ptr + at_C), load_tokens(beta_ptr, x, chunk, length, heads, C)
+    query_scale_C, key_scale_C = tl.load(query_scale_ptr + at_C), tl.load(key_scale_ptr + at_C)
+    key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
+    value_CV = load_rows(value_ptr, x, chunk, length, heads, values, column_V, C)
+    state = load_halves(states_ptr, place, keys, values, row_K, column_V)
+    inverse = load_halves(inverse_ptr, place, C, C, i_C, i_C)
+    read_CV = dot_halves(key_CK, state, tl.zeros([C, V], tl.float32))
+    read_C = tl.exp(sum_C.to(tl.float32)) * key_scale_C
+    new_CV = (value_CV.to(tl.float32) - read_CV * read_C[:, None]) * beta_C[:, None]
+    written_CV = dot_both(inverse, halves_of(new_CV), tl.zeros([C, V], tl.float32))
+    store_halves(written_ptr, place, C, values, i_C, column_V, halves_of(written_CV))
+    query_CK = load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C)
+    d_output_CV = load_rows(d_output_ptr, x, chunk, length, heads, values, column_V, C)
+    attention_CC = dot(query_CK, tl.trans(key_CK), tl.zeros([C, C], tl.float32)) * query_scale_C[:, None]
+    attention_CC *= faded(sum_C[:, None] - sum_C[None, :], i_C[:, None] >= i_C[None, :])
+    d_written_VC = dot_halves(tl.trans(d_output_CV), halves_of(attention_CC), tl.zeros([V, C], tl.float32))
+    to_CV, inside_CV = of_stack(d_written_ptr, place, C, values, i_C, column_V)
+    tl.store(to_CV, tl.trans(d_written_VC * key_scale_C[None, :]), mask=inside_CV)
+
+
+@triton.jit(do_not_specialize=VARIED)
+def _d_states_kernel(
+    query_ptr, key_ptr, beta_ptr, d_output_ptr, sum_ptr, query_scale_ptr, key_scale_ptr, inverse_ptr,
+    d_written_ptr, d_new_ptr, d_states_ptr,
+    length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """Gradients, in halves, of the state after each chunk and of what its T is multiplied with, b v - exp(G) b k S."""
+    blocks, i_C, row_K = tl.cdiv(values, V), tl.arange(0, C), tl.arange(0, K)
+    x, column_V = tl.program_id(0) // blocks, tl.program_id(0) % blocks * V + tl.arange(0, V)
+    d_state_KV = tl.zeros([K, V], tl.float32)
+    for back in range(chunks):
+        chunk = chunks - 1 - back
+        place = x * chunks + chunk
+        first = place.to(tl.int64) * C
+        sum_C, last = tl.load(sum_ptr + first + i_C), tl.load(sum_ptr + first + C - 1)
+        query_scale_C, key_scale_C = tl.load(query_scale_ptr + first + i_C), tl.load(key_scale_ptr + first + i_C)
+        beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
+        query_CK = load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C)
+        key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
+        d_output_CV = load_rows(d_output_ptr, x, chunk, length, heads, values, column_V, C)
+        d_written_CV = load_stack(d_written_ptr, place, C, values, i_C, column_V)
+        inverse = load_halves(inverse_ptr, place, C, C, i_C, i_C)
+        d_state = halves_of(d_state_KV)
+        store_halves(d_states_ptr, place, keys, values, row_K, column_V, d_state)
+        write_C = tl.exp((last - sum_C).to(tl.float32)) * key_scale_C
+        d_written_CV += dot_halves(key_CK, d_state, tl.zeros([C, V], tl.float32)) * write_C[:, None]
+        d_new_CV = dot_both(transposed(inverse), halves_of(d_written_CV), tl.zeros([C, V], tl.float32))
+        store_halves(d_new_ptr, place, C, values, i_C, column_V, halves_of(d_new_CV))
+        since_C = tl.exp(sum_C.to(tl.float32))
+        d_read_CV = d_output_CV.to(tl.float32) * (since_C * query_scale_C)[:, None]
+        d_reading_CV = d_new_CV * (-since_C * beta_C * key_scale_C)[:, None]
+        d_state_KV *= tl.exp(last.to(tl.float32))
+        d_state_KV = dot_halves(tl.trans(query_CK), halves_of(d_read_CV), d_state_KV)
+        d_state_KV = dot_halves(tl.trans(key_CK), halves_of(d_reading_CV), d_state_KV)
+
+
+@triton.jit(do_not_specialize=VARIED)
+def _d_reads_kernel(
+    query_ptr, key_ptr, value_ptr, beta_ptr, d_output_ptr, sum_ptr, query_scale_ptr, key_scale_ptr,
+    states_ptr, written_ptr, d_new_ptr, d_query_ptr, d_value_ptr, d_beta_ptr, d_g_ptr, d_reading_ptr,
+    length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """Gradients of queries, values and beta; and of keys and g as far as they go by way of what tokens read.
+
+    The gradient of T^-1 is -T^T dT T^T, and with dT = dN (b v - exp(G) b k S)^T that is -d(b v) N^T.
+    """
+    place, row_K, i_C = tl.program_id(0), tl.arange(0, K), tl.arange(0, C)
+    x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
+    beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
+    # [j, i] is of what token i takes of token j.
+    d_taken_CC, d_products_CC = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
+    d_query_KC, d_betas_key_KC = tl.zeros([K, C], tl.float32), tl.zeros([K, C], tl.float32)
+    d_beta_C = tl.zeros([C], tl.float32)
+    for first in range(0, values, V):
+        column_V = first + tl.arange(0, V)
+        d_output_VC = tl.trans(load_rows(d_output_ptr, x, chunk, length, heads, values, column_V, C))
+        d_new = load_halves(d_new_ptr, place, C, values, i_C, column_V)
+        written = load_halves(written_ptr, place, C, values, i_C, column_V)
+        state = load_halves(states_ptr, place, keys, values, row_K, column_V)
+        d_taken_CC = dot(written[0], d_output_VC, dot(written[1], d_output_VC, d_taken_CC))
+        d_query_KC = dot(state[0], d_output_VC, dot(state[1], d_output_VC, d_query_KC))
+        d_products_CC = dot_both(written, transposed(d_new), d_products_CC)
+        d_betas_key_KC = dot_both(state, transposed(d_new), d_betas_key_KC)
+        d_new_CV = d_new[0].to(tl.float32) + d_new[1].to(tl.float32)
+        value_CV = load_rows(value_ptr, x, chunk, length, heads, values, column_V, C).to(tl.float32)
+        d_beta_C += tl.sum(d_new_CV * value_CV, axis=1)
+        to_CV, inside_CV = of_rows(d_value_ptr, x, chunk, length, heads, values, column_V, C)
+        tl.store(to_CV, (d_new_CV * beta_C[:, None]).to(d_value_ptr.dtype.element_ty), mask=inside_CV)
+    sum_C = tl.load(sum_ptr + at_C)
+    query_scale_C, key_scale_C = tl.load(query_scale_ptr + at_C), tl.load(key_scale_ptr + at_C)
+    query_KC = tl.trans(load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C))
+    key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
+    key_KC = tl.trans(key_CK)
+    since_C = tl.exp(sum_C.to(tl.float32))
+    d_query_KC *= since_C[None, :]
+    d_betas_key_KC *= -since_C[None, :]
+    reads_C = tl.sum(d_query_KC * query_KC.to(tl.float32), axis=0) * query_scale_C
+    reads_C += tl.sum(d_betas_key_KC * key_KC.to(tl.float32), axis=0) * key_scale_C * beta_C
+    j_C1, i_1C = i_C[:, None], i_C[None, :]
+    fade_CC = faded(sum_C[None, :] - sum_C[:, None], j_C1 <= i_1C) * key_scale_C[:, None]
+    d_taken_CC *= fade_CC
+    d_products_CC *= tl.where(j_C1 < i_1C, -fade_CC, 0.0)
+    zeros_CC = tl.zeros([C, C], tl.float32)
+    faded_CC = d_taken_CC * dot(key_CK, query_KC, zeros_CC) * query_scale_C[None, :]
+    faded_CC += d_products_CC * dot(key_CK, key_KC, zeros_CC) * (beta_C * key_scale_C)[None, :]
+    # A token's g fades all that is from before it and used from it on.
+    used_CC = tl.cumsum(tl.where(j_C1 < i_1C, faded_CC, 0.0), axis=1, reverse=True)
+    d_g_C = tl.sum(tl.where(j_C1 < i_1C, used_CC, 0.0), axis=0)
+    d_g_C += tl.sum(tl.where(j_C1 >= i_1C, reads_C[:, None], 0.0), axis=0)
+    tl.store(d_g_ptr + at_C, d_g_C)
+    d_query_KC = dot_halves(key_KC, halves_of(d_taken_CC), d_query_KC)
+    d_betas_key_KC = dot_halves(key_KC, halves_of(d_products_CC), d_betas_key_KC)
+    d_beta_C += tl.sum(d_betas_key_KC * key_KC.to(tl.float32), axis=0) * key_scale_C
+    tl.store(d_beta_ptr + at_C, d_beta_C)
+    to_KC, inside_KC = of_stack(d_reading_ptr, place, keys, C, row_K, i_C)
+    tl.store(to_KC, d_betas_key_KC * beta_C[None, :], mask=inside_KC)
+    # Of a vector that is divided by its length only the part across it has a gradient.
+    along_C = tl.sum(d_query_KC * query_KC.to(tl.float32), axis=0) * query_scale_C * query_scale_C * keys
+    d_query_KC = (d_query_KC - query_KC.to(tl.float32) * along_C[None, :]) * query_scale_C[None, :]
+    to_CK, inside_CK = of_rows(d_query_ptr, x, chunk, length, heads, keys, row_K, C)
+    tl.store(to_CK, tl.trans(d_query_KC).to(d_query_ptr.dtype.element_ty), mask=inside_CK)
+
+
+@triton.jit(do_not_specialize=VARIED)
+def _d_writes_kernel(
+    query_ptr, key_ptr, beta_ptr, d_output_ptr, sum_ptr, query_scale_ptr, key_scale_ptr,
+    states_ptr, d_states_ptr, written_ptr, d_new_ptr, d_reading_ptr, d_key_ptr, d_g_ptr,
+    length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """Gradients of keys, with those of what they read; and the rest of that of g, added to what is there."""
+    place, row_K, i_C = tl.program_id(0), tl.arange(0, K), tl.arange(0, C)
+    x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
+    # [i, j] is of what token i takes of token j.
+    d_attention_CC, d_products_CC = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
+    d_key_KC, both_K = tl.zeros([K, C], tl.float32), tl.zeros([K], tl.float32)
+    for first in range(0, values, V):
+        column_V = first + tl.arange(0, V)
+        d_output_CV = load_rows(d_output_ptr, x, chunk, length, heads, values, column_V, C)
+        d_new = load_halves(d_new_ptr, place, C, values, i_C, column_V)
+        written = transposed(load_halves(written_ptr, place, C, values, i_C, column_V))
+        d_state = load_halves(d_states_ptr, place, keys, values, row_K, column_V)
+        d_key_KC = dot_both(d_state, written, d_key_KC)
+        d_attention_CC = dot_halves(d_output_CV, written, d_attention_CC)
+        d_products_CC = dot_both(d_new, written, d_products_CC)
+        state = load_halves(states_ptr, place, keys, values, row_K, column_V)
+        state_KV = state[0].to(tl.float32) + state[1].to(tl.float32)
+        both_K += tl.sum(state_KV * (d_state[0].to(tl.float32) + d_state[1].to(tl.float32)), axis=1)
+    sum_C, last = tl.load(sum_ptr + at_C), tl.load(sum_ptr + place.to(tl.int64) * C + C - 1)
+    query_scale_C, key_scale_C = tl.load(query_scale_ptr + at_C), tl.load(key_scale_ptr + at_C)
+    beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
+    query_KC = tl.trans(load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C))
+    key_KC = tl.trans(load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C))
+    d_key_KC *= tl.exp((last - sum_C).to(tl.float32))[None, :]
+    writes_C = tl.sum(d_key_KC * key_KC.to(tl.float32), axis=0) * key_scale_C
+    i_C1, j_1C = i_C[:, None], i_C[None, :]
+    d_g_C = tl.sum(tl.where(i_C1 < j_1C, writes_C[:, None], 0.0), axis=0)
+    d_g_C += tl.sum(both_K, axis=0) * tl.exp(last.to(tl.float32))
+    tl.store(d_g_ptr + at_C, tl.load(d_g_ptr + at_C) + d_g_C)
+    fade_CC = faded(sum_C[:, None] - sum_C[None, :], i_C1 >= j_1C)
+    d_attention_CC *= fade_CC * query_scale_C[:, None]
+    d_products_CC *= tl.where(i_C1 > j_1C, -fade_CC * (beta_C * key_scale_C)[:, None], 0.0)
+    d_key_KC = dot_halves(query_KC, halves_of(d_attention_CC), d_key_KC)
+    d_key_KC = dot_halves(key_KC, halves_of(d_products_CC), d_key_KC)
+    d_key_KC += load_stack(d_reading_ptr, place, keys, C, row_K, i_C)
+    along_C = tl.sum(d_key_KC * key_KC.to(tl.float32), axis=0) * key_scale_C * key_scale_C
+    d_key_KC = (d_key_KC - key_KC.to(tl.float32) * along_C[None, :]) * key_scale_C[None, :]
+    to_CK, inside_CK = of_rows(d_key_ptr, x, chunk, length, heads, keys, row_K, C)
+    tl.store(to_CK, tl.trans(d_key_KC).to(d_key_ptr.dtype.element_ty), mask=inside_CK)
+
+
+def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of `inputs`, the arguments of `forward`, in their types; `kept` is what it returned with the output."""
+    *scales, inverse_X2CC, states_X2KV = kept
+    sizes = Sizes.of(inputs[0], inputs[2])
+    query, key, value, g, beta, d_output = (given.contiguous() for given in (*inputs, d_output))
+    d_query, d_key, d_value = (torch.empty_like(given) for given in (query, key, value))
+    written_X2CV, d_new_X2CV = (sizes.halves(g, CHUNK, sizes.values) for _ in range(2))
+    d_written_XCV, d_states_X2KV = sizes.tokens(g, sizes.values), sizes.halves(g, sizes.keys, sizes.values)
+    launch_for(
+        _d_within_kernel, D_WITHIN, sizes, sizes.places * sizes.blocks(D_WITHIN),
+        query, key, value, beta, d_output, *scales, inverse_X2CC, states_X2KV, written_X2CV, d_written_XCV,
+    )  # fmt: skip
+    launch_for(
+        _d_states_kernel, D_STATES, sizes, sizes.rows * sizes.heads * sizes.blocks(D_STATES),
+        query, key, beta, d_output, *scales, inverse_X2CC, d_written_XCV, d_new_X2CV, d_states_X2KV,
+    )  # fmt: skip
+    del d_written_XCV
+    d_g_XC, d_beta_XC, d_reading_XKC = sizes.tokens(g), sizes.tokens(g), sizes.tokens(g, sizes.keys)
+    launch_for(
+        _d_reads_kernel, D_READS, sizes, sizes.places,
+        query, key, value, beta, d_output, *scales, states_X2KV, written_X2CV, d_new_X2CV,
+        d_query, d_value, d_beta_XC, d_g_XC, d_reading_XKC,
+    )  # fmt: skip
+    launch_for(
+        _d_writes_kernel, D_WRITES, sizes, sizes.places,
+        query, key, beta, d_output, *scales, states_X2KV, d_states_X2KV, written_X2CV, d_new_X2CV,
+        d_reading_XKC, d_key, d_g_XC,
+    )  # fmt: skip
+    d_g, d_beta = (
+        d_XC.view(sizes.rows, sizes.heads, -1)[..., : sizes.length].mT.to(given.dtype)
+        for d_XC, given in ((d_g_XC, g), (d_beta_XC, beta))
+    )
+    return d_query, d_key, d_value, d_g, d_beta

@@ -1,0 +1,151 @@
+"""The gated delta rule forward in Triton, in four launches; `delta_rule_tiles_triton` says how."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgrpo.kernels.backend import launch
+from fastgrpo.kernels.delta_rule_tiles_triton import (
+    VARIED,
+    Block,
+    Sizes,
+    dot,
+    dot_both,
+    dot_halves,
+    faded,
+    halves_of,
+    launch_for,
+    load_halves,
+    load_rows,
+    load_tokens,
+    of_rows,
+    of_stack,
+    store_halves,
+    transposed,
+)
+from fastgrpo.kernels.delta_rule_torch import CHUNK, EPS
+
+SMALL = tl.constexpr(EPS)
+# Chosen by registers and shared memory; not measured yet.
+WITHIN = Block(values=64, warps=4, stages=1)
+INVERSE_WARPS = 4
+STATES = Block(values=32, warps=4, stages=2)
+OUTPUTS = Block(values=64, warps=4, stages=1)
+
+
+@triton.jit(do_not_specialize=VARIED)
+def _within_kernel(
+    query_ptr, key_ptr, g_ptr, beta_ptr, sum_ptr, query_scale_ptr, key_scale_ptr, products_ptr,
+    length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """G, 1 / the lengths of queries (and of sqrt(keys)) and keys, and T^-1 below its diagonal, with zeros elsewhere."""
+    place, column_K, i_C = tl.program_id(0), tl.arange(0, K), tl.arange(0, C)
+    x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
+    query_CK = load_rows(query_ptr, x, chunk, length, heads, keys, column_K, C).to(tl.float32)
+    tl.store(query_scale_ptr + at_C, 1.0 / tl.sqrt((tl.sum(query_CK * query_CK, axis=1) + SMALL) * keys))
+    key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, column_K, C)
+    square_CK = key_CK.to(tl.float32) * key_CK.to(tl.float32)
+    scale_C = 1.0 / tl.sqrt(tl.sum(square_CK, axis=1) + SMALL)
+    tl.store(key_scale_ptr + at_C, scale_C)
+    # In fp32 a difference of two long sums, where states fade fast, keeps few digits.
+    sum_C = tl.cumsum(load_tokens(g_ptr, x, chunk, length, heads, C).to(tl.float64), axis=0)
+    tl.store(sum_ptr + at_C, sum_C)
+    beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
+    fade_CC = faded(sum_C[:, None] - sum_C[None, :], i_C[:, None] > i_C[None, :])
+    products_CC = dot(key_CK, tl.trans(key_CK), tl.zeros([C, C], tl.float32))
+    products_CC *= fade_CC * (beta_C * scale_C)[:, None] * scale_C[None, :]
+    tl.store(of_stack(products_ptr, place, C, C, i_C, i_C)[0], products_CC)
+
+
+@triton.jit
+def _inverse_kernel(products_ptr, inverse_ptr, C: tl.constexpr):
+    """T in halves, a row after the other: no other way is as exact."""
+    place, i_C = tl.program_id(0), tl.arange(0, C)
+    inverse_CC = tl.where(i_C[:, None] == i_C[None, :], 1.0, 0.0)
+    row_ptr = products_ptr + place.to(tl.int64) * C * C + i_C
+    for row in range(1, C):
+        row_C = tl.load(row_ptr + row * C)
+        taken_C = tl.sum(row_C[:, None] * inverse_CC, axis=0)
+        inverse_CC -= tl.where(i_C[:, None] == row, taken_C[None, :], 0.0)
+    store_halves(inverse_ptr, place, C, C, i_C, i_C, halves_of(inverse_CC))
+
+
+@triton.jit(do_not_specialize=VARIED)
+def _states_kernel(
+    key_ptr, value_ptr, beta_ptr, sum_ptr, scale_ptr, inverse_ptr, written_ptr, states_ptr,
+    length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """N of each chunk and the state before it, in halves."""
+    blocks, i_C, row_K = tl.cdiv(values, V), tl.arange(0, C), tl.arange(0, K)
+    x, column_V = tl.program_id(0) // blocks, tl.program_id(0) % blocks * V + tl.arange(0, V)
+    state_KV = tl.zeros([K, V], tl.float32)
+    for chunk in range(chunks):
+        place = x * chunks + chunk
+        first = place.to(tl.int64) * C
+        sum_C, last = tl.load(sum_ptr + first + i_C), tl.load(sum_ptr + first + C - 1)
+        scale_C = tl.load(scale_ptr + first + i_C)
+        beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
+        key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
+        value_CV = load_rows(value_ptr, x, chunk, length, heads, values, column_V, C)
+        inverse = load_halves(inverse_ptr, place, C, C, i_C, i_C)
+        state = halves_of(state_KV)
+        store_halves(states_ptr, place, keys, values, row_K, column_V, state)
+        read_CV = dot_halves(key_CK, state, tl.zeros([C, V], tl.float32))
+        read_C = tl.exp(sum_C.to(tl.float32)) * scale_C
+        new_CV = (value_CV.to(tl.float32) - read_CV * read_C[:, None]) * beta_C[:, None]
+        written_CV = dot_both(inverse, halves_of(new_CV), tl.zeros([C, V], tl.float32))
+        store_halves(written_ptr, place, C, values, i_C, column_V, halves_of(written_CV))
+        write_C = tl.exp((last - sum_C).to(tl.float32)) * scale_C
+        state_KV *= tl.exp(last.to(tl.float32))
+        state_KV = dot_halves(tl.trans(key_CK), halves_of(written_CV * write_C[:, None]), state_KV)
+
+
+@triton.jit(do_not_specialize=VARIED)
+def _outputs_kernel(
+    query_ptr, key_ptr, sum_ptr, query_scale_ptr, key_scale_ptr, written_ptr, states_ptr, output_ptr,
+    length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """What each token's query finds in the state before its chunk, and in what was written since."""
+    blocks, i_C, row_K = tl.cdiv(values, V), tl.arange(0, C), tl.arange(0, K)
+    place, column_V = tl.program_id(0) // blocks, tl.program_id(0) % blocks * V + tl.arange(0, V)
+    x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
+    sum_C = tl.load(sum_ptr + at_C)
+    query_scale_C, key_scale_C = tl.load(query_scale_ptr + at_C), tl.load(key_scale_ptr + at_C)
+    query_KC = tl.trans(load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C))
+    key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
+    state = load_halves(states_ptr, place, keys, values, row_K, column_V)
+    written = load_halves(written_ptr, place, C, values, i_C, column_V)
+    # [j, i] is what token i's output takes of token j.
+    taken_CC = dot(key_CK, query_KC, tl.zeros([C, C], tl.float32)) * key_scale_C[:, None]
+    taken_CC *= faded(sum_C[None, :] - sum_C[:, None], i_C[:, None] <= i_C[None, :])
+    output_VC = dot(tl.trans(state[0]), query_KC, tl.zeros([V, C], tl.float32))
+    output_VC = dot(tl.trans(state[1]), query_KC, output_VC) * tl.exp(sum_C.to(tl.float32))[None, :]
+    output_VC = dot_both(transposed(written), halves_of(taken_CC), output_VC) * query_scale_C[None, :]
+    to_CV, inside_CV = of_rows(output_ptr, x, chunk, length, heads, values, column_V, C)
+    tl.store(to_CV, tl.trans(output_VC).to(output_ptr.dtype.element_ty), mask=inside_CV)
+
+
+def forward(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output of `gated_delta_rule`, and what `backward` needs besides: G, scales of queries and keys, T, states."""
+    sizes = Sizes.of(query, value)
+    query, key, value, g, beta = (given.contiguous() for given in (query, key, value, g, beta))
+    scales = sizes.tokens(g, dtype=torch.float64), sizes.tokens(g), sizes.tokens(g)
+    sum_XC, _, key_scale_XC = scales
+    products_XCC, inverse_X2CC = sizes.tokens(g, CHUNK), sizes.halves(g, CHUNK, CHUNK)
+    launch_for(_within_kernel, WITHIN, sizes, sizes.places, query, key, g, beta, *scales, products_XCC)
+    launch(_inverse_kernel, sizes.places, products_XCC, inverse_X2CC, C=CHUNK, num_warps=INVERSE_WARPS)
+    del products_XCC
+    written_X2CV, states_X2KV = (sizes.halves(g, height, sizes.values) for height in (CHUNK, sizes.keys))
+    launch_for(
+        _states_kernel, STATES, sizes, sizes.rows * sizes.heads * sizes.blocks(STATES),
+        key, value, beta, sum_XC, key_scale_XC, inverse_X2CC, written_X2CV, states_X2KV,
+    )  # fmt: skip
+    output = torch.empty_like(value)
+    launch_for(
+        _outputs_kernel, OUTPUTS, sizes, sizes.places * sizes.blocks(OUTPUTS),
+        query, key, *scales, written_X2CV, states_X2KV, output,
+    )  # fmt: skip
+    return output, (*scales, inverse_X2CC, states_X2KV)

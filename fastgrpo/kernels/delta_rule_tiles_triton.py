@@ -1,0 +1,177 @@
+"""The gated delta rule of bfloat16 in Triton: `delta_rule_torch` in four launches forward and four backward.
+
+Forward: what is within a chunk (scales, sums of g, T^-1); its inverse; the states, from chunk to chunk; the outputs.
+Backward: what is within a chunk again; the gradients of the states, from the last chunk to the first; those of what
+reads states and chunks; those of what writes. Only the states' two kernels walk over chunks, a program for each head
+and block of its values' columns; the others have programs for each chunk.
+
+Sums are fp32. Keys, queries, values and gradients of outputs come into a product as they are, for scales and decays of
+tokens are multiplied after it, or into its other factor. A factor in fp32 is halves, two numbers of bfloat16 that
+together have 16 bits: high and low, one after the other in memory. So the left factor of a product always comes from
+memory as it is, and some products are of transposed matrices: on Hopper a left factor that was computed would be read
+from registers, and ptxas before CUDA 13.3, which Triton 3.6 brings, reuses those before they are read (Triton's pull
+request 11781; flash-linear-attention's issue 640).
+
+Shapes: X chunks of all heads of all rows, C tokens of a chunk, K columns of a key, V of a block of values.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastgrpo.kernels.backend import launch
+from fastgrpo.kernels.delta_rule_torch import CHUNK
+
+# Triton's interpreter multiplies no bfloat16.
+FACTOR = tl.constexpr(tl.float32 if os.environ.get("TRITON_INTERPRET") == "1" else tl.bfloat16)
+# What changes from batch to batch compiles nothing again.
+VARIED = ("length", "heads", "chunks")
+
+
+class Block(NamedTuple):
+    """Columns of a value that a program takes at once, its warps, and the stages of its loop's loads."""
+
+    values: int
+    warps: int
+    stages: int
+
+
+class Sizes(NamedTuple):
+    """Of the arguments of `gated_delta_rule`: B, L, H, K and V."""
+
+    rows: int
+    length: int
+    heads: int
+    keys: int
+    values: int
+
+    @classmethod
+    def of(cls, query: Tensor, value: Tensor) -> Sizes:
+        """Of queries [B, L, H, K] and values [B, L, H, V]."""
+        rows, length, heads, keys = query.shape
+        return cls(rows, length, heads, keys, value.shape[-1])
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a row, the last one perhaps not full."""
+        return triton.cdiv(self.length, CHUNK)
+
+    @property
+    def places(self) -> int:
+        """Chunks of all heads of all rows, a head's one after another."""
+        return self.rows * self.heads * self.chunks
+
+    def blocks(self, block: Block) -> int:
+        """Blocks of a value's columns."""
+        return triton.cdiv(self.values, block.values)
+
+    def tokens(self, like: Tensor, *width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """So many numbers for each token, [X, C, width]."""
+        return like.new_empty(self.places, CHUNK, *width, dtype=dtype)
+
+    def halves(self, like: Tensor, height: int, width: int) -> Tensor:
+        """A matrix in halves for each chunk, [X, 2, height, width]."""
+        return like.new_empty(self.places, 2, height, width, dtype=torch.bfloat16)
+
+
+def launch_for(kernel: Any, block: Block, sizes: Sizes, programs: int, *tensors: Tensor) -> None:
+    """So many programs of a kernel, which takes all sizes after its tensors."""
+    launch(
+        kernel, programs, *tensors, sizes.length, sizes.heads, sizes.keys, sizes.values, sizes.chunks,
+        C=CHUNK, K=max(triton.next_power_of_2(sizes.keys), 16), V=block.values,
+        num_warps=block.warps, num_stages=block.stages,
+    )  # fmt: skip
+
+
+@triton.jit
+def halves_of(x):
+    """(high, low) of fp32."""
+    high = x.to(tl.bfloat16)
+    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def dot(a, b, sums):
+    """a b + sums."""
+    return tl.dot(a.to(FACTOR), b.to(FACTOR), sums)
+
+
+@triton.jit
+def dot_halves(a, b, sums):
+    """a b + sums with b in halves."""
+    return dot(a, b[0], dot(a, b[1], sums))
+
+
+@triton.jit
+def dot_both(a, b, sums):
+    """a b + sums with both in halves; what both low ones would add is below the 16 bits."""
+    return dot(a[0], b[0], dot(a[1], b[0], dot(a[0], b[1], sums)))
+
+
+@triton.jit
+def of_rows(ptr, x, chunk, length, heads, width, column_D, C: tl.constexpr):
+    """(pointers, mask) of a head's tokens in a chunk and some of their columns, in rows [B, L, H, width]."""
+    token_C = chunk * C + tl.arange(0, C)
+    row_C = (x // heads).to(tl.int64) * length + token_C
+    offset_CD = (row_C * heads + x % heads)[:, None] * width + column_D[None, :]
+    return ptr + offset_CD, (token_C < length)[:, None] & (column_D < width)[None, :]
+
+
+@triton.jit
+def load_rows(ptr, x, chunk, length, heads, width, column_D, C: tl.constexpr):
+    at_CD, inside_CD = of_rows(ptr, x, chunk, length, heads, width, column_D, C)
+    return tl.load(at_CD, mask=inside_CD, other=0.0)
+
+
+@triton.jit
+def load_tokens(ptr, x, chunk, length, heads, C: tl.constexpr):
+    """A number for each token of a head in a chunk, of [B, L, H], in fp32."""
+    token_C = chunk * C + tl.arange(0, C)
+    row_C = (x // heads).to(tl.int64) * length + token_C
+    return tl.load(ptr + row_C * heads + x % heads, mask=token_C < length, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def of_stack(ptr, number, height, width, row_R, column_D):
+    """(pointers, mask) of some rows and columns of matrix `number` of a stack [., height, width]."""
+    offset_RD = row_R[:, None] * width + column_D[None, :]
+    inside_RD = (row_R < height)[:, None] & (column_D < width)[None, :]
+    return ptr + number.to(tl.int64) * height * width + offset_RD, inside_RD
+
+
+@triton.jit
+def load_stack(ptr, number, height, width, row_R, column_D):
+    at_RD, inside_RD = of_stack(ptr, number, height, width, row_R, column_D)
+    return tl.load(at_RD, mask=inside_RD, other=0.0)
+
+
+@triton.jit
+def load_halves(ptr, number, height, width, row_R, column_D):
+    """(high, low) of matrix `number` of a stack [., 2, height, width]."""
+    high_RD = load_stack(ptr, 2 * number, height, width, row_R, column_D)
+    return high_RD, load_stack(ptr, 2 * number + 1, height, width, row_R, column_D)
+
+
+@triton.jit
+def store_halves(ptr, number, height, width, row_R, column_D, halves):
+    at_RD, inside_RD = of_stack(ptr, 2 * number, height, width, row_R, column_D)
+    tl.store(at_RD, halves[0], mask=inside_RD)
+    at_RD, inside_RD = of_stack(ptr, 2 * number + 1, height, width, row_R, column_D)
+    tl.store(at_RD, halves[1], mask=inside_RD)
+
+
+@triton.jit
+def transposed(halves):
+    return tl.trans(halves[0]), tl.trans(halves[1])
+
+
+@triton.jit
+def faded(difference_CC, inside_CC):
+    """exp of what is inside, else 0: masked before exp, which would overflow."""
+    return tl.exp(tl.where(inside_CC, difference_CC.to(tl.float32), -float("inf")))
