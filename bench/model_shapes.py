@@ -121,6 +121,38 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_key_value_heads": 8,
         },
     ),
+    # Latent attention with keys of 192 columns and values of 128, one dense layer first; 64 experts in the whole model.
+    "deepseek-v2-lite/4": (
+        "deepseek_v2",
+        {
+            "vocab_size": 102400,
+            "hidden_size": 2048,
+            "intermediate_size": 10944,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "q_lora_rank": None,
+            "n_routed_experts": 16,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 6,
+            "moe_intermediate_size": 1408,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    # Latent attention with keys and values of 256 columns, GLM-4.5's router; 64 experts in the whole model.
+    "glm-4.7-flash/4": (
+        "glm4_moe_lite",
+        {
+            "vocab_size": 32768,
+            "num_hidden_layers": 4,
+            "n_routed_experts": 16,
+            "first_k_dense_replace": 1,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    ),
 }
 SHAPES = DENSE | MIXTURES | OTHERS
 PEAK_FLOPS = flops.PEAK_FLOPS["H200"]

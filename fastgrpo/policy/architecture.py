@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.reference import LogitTransform
 from fastgrpo.policy.experts import MIXTURES
+from fastgrpo.policy.latent_attention import LATENT, check_latent
 from fastgrpo.policy.layer_kinds import RECURRENT_LAYERS, is_recurrent, layer_kinds
 
 # Kinds of layers that keep the sequences of a packed row apart by themselves.
@@ -20,7 +21,7 @@ PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention",
 # Models with recurrent layers that vLLM computes as transformers does.
 RECURRENT = frozenset({"falcon_h1", "granitemoehybrid", "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"})
 # Kinds of models to which vLLM gives a head of its own, whatever their configuration says of it.
-UNTIED = frozenset({"glm4_moe", "minimax_m2", "nemotron_h", "olmoe", "qwen3_next"})
+UNTIED = LATENT | {"glm4_moe", "minimax_m2", "nemotron_h", "olmoe", "qwen3_next"}
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
@@ -51,6 +52,7 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
     odd = sorted(set(layer_kinds(text)) - known)
     if odd:
         raise UserError(f"model folder {path} has layers of the kind {', '.join(odd)}, which cannot be trained packed")
+    check_latent(path, text)
     with torch.device("meta"):
         names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
     if any(name.endswith("sinks") for name in names):

@@ -20,8 +20,11 @@ from transformers.core_model_loading import revert_weight_conversion
 # Mixtures whose routing and weights are known to be alike here, in transformers' files and in vLLM.
 MIXTURES = frozenset(
     {
+        "deepseek_v2",
+        "deepseek_v3",
         "ernie4_5_moe",
         "glm4_moe",
+        "glm4_moe_lite",
         "granitemoe",
         "granitemoehybrid",
         "granitemoeshared",

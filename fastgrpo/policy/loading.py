@@ -20,6 +20,7 @@ from fastgrpo.policy.experts import keep_router_biases, router_biases_as_buffers
 from fastgrpo.policy.folder import load_config, load_tokenizer
 from fastgrpo.policy.fsdp import load_sharded
 from fastgrpo.policy.fused_layers import recompute_mlps, ungroup_odd_experts
+from fastgrpo.policy.latent_attention import norm_latents_as_vllm
 from fastgrpo.policy.layer_kinds import is_recurrent
 from fastgrpo.policy.model import Policy, packed_inputs
 from fastgrpo.policy.packed_attention import PACKED
@@ -58,6 +59,7 @@ def load_policy(
     keep_router_biases(described)
     model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
     ungroup_odd_experts(model, dtype)
+    norm_latents_as_vllm(model, described)
     for module in model.modules():
         # vLLM has none: what is trained would not be what sampled.
         if isinstance(module, nn.Dropout):

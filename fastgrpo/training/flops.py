@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from fastgrpo.policy.experts import is_of_experts
 from fastgrpo.ranks.collectives import rank_and_world
-from fastgrpo.training.memory import attention_layers, head_width
+from fastgrpo.training.memory import attention_layers, head_width, value_width
 from fastgrpo.types import Batch
 
 # Dense bf16 FLOP/s of the datasheets; the first name found as whole words in the device's name counts.
@@ -45,8 +45,8 @@ def training_flops(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     """Floating-point operations of forward and backward of packed `batches`, a shared prompt once, nothing recomputed.
 
     6 a token and parameter (2 forward, 2 for each gradient; 4 where the parameter is frozen), of a mixture's experts
-    those chosen, the head's for loss tokens only, and causal attention: 12 x layers x width for each pair of a query
-    and a key at or before it.
+    those chosen, the head's for loss tokens only, and causal attention: 6 x layers x (width of the keys + width of the
+    values) for each pair of a query and a key at or before it.
     """
     head = model.get_output_embeddings().weight
     apart = {id(head), id(model.get_input_embeddings().weight)}
@@ -56,7 +56,8 @@ def training_flops(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     layers += sum(_cost(parameter) for parameter in inner if not is_of_experts(parameter))
     tokens = sum(len(batch.input_ids_T) for batch in batches)
     loss_tokens = sum(len(batch.targets_N) for batch in batches)
-    attention = 12 * attention_layers(model.config) * head_width(model.config) * sum(map(_pairs, batches))
+    widths = head_width(model.config) + value_width(model.config)
+    attention = 6 * attention_layers(model.config) * widths * sum(map(_pairs, batches))
     return layers * tokens + _cost(head) * loss_tokens + attention
 
 

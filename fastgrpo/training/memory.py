@@ -20,6 +20,7 @@ from fastgrpo.errors import UserError
 from fastgrpo.kernels.delta_rule import TOGETHER
 from fastgrpo.kernels.tuning import CHUNK_BYTES
 from fastgrpo.policy.experts import mixture
+from fastgrpo.policy.latent_attention import latent_widths
 from fastgrpo.policy.layer_kinds import KEYED_LAYERS, SIMILAR, layer_kinds, recurrent_layers, widths
 from fastgrpo.policy.lora import adapted_layers
 from fastgrpo.training.host_memory import host_memory_free
@@ -235,7 +236,12 @@ def count_adapters(config: PretrainedConfig, rank: int) -> int:
 
 
 def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, tensor_parallel: int = 1) -> int:
-    """Keys and values of one token in all layers, on one of `tensor_parallel` ranks; each has a whole head at least."""
+    """Keys and values of one token in all layers, on one of `tensor_parallel` ranks; each has a whole head at least.
+
+    Of latent attention each has the vector that they are made of, and the key's rotated part.
+    """
+    if latent := latent_widths(config):
+        return attention_layers(config) * (latent.latent + latent.rotated) * dtype.itemsize
     width = max(_kv_width(config) // tensor_parallel, _head_dim(config))
     return 2 * attention_layers(config) * width * dtype.itemsize
 
@@ -271,9 +277,13 @@ def activation_bytes_per_token(
     Qwen3's, keep what they are of. With `recompute_mlp` none of the MLP's products is kept. Of a mixture that is for
     each choice of a token: fused with its weight and its expert, else with the hidden states and the results of each
     choice and the router's numbers besides. Of a shared prompt's keys and values each of its sequences has a copy.
+    Of latent attention the values are as wide as the keys until the output is cut to them, and its vectors are normed.
     """
     b, hidden, inner, experts = dtype.itemsize, config.hidden_size, _mlp_width(config), mixture(config)
     attention = int(b * 2 * (head_width(config) + key_copies * _kv_width(config)))
+    if latent := latent_widths(config):
+        normed = latent.latent + latent.query_latent
+        attention += b * (value_width(config) + latent.rotated) + (4 + 2 * b) * normed
     if config.model_type in NORMED_HEADS:
         normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
         attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
@@ -435,6 +445,12 @@ def head_width(config: PretrainedConfig) -> int:
     return config.num_attention_heads * _head_dim(config)
 
 
+def value_width(config: PretrainedConfig) -> int:
+    """Width of the values that all query heads of a layer get together."""
+    latent = latent_widths(config)
+    return head_width(config) if latent is None else config.num_attention_heads * latent.value
+
+
 def _kv_width(config: PretrainedConfig) -> int:
     return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_dim(config)
 
@@ -468,6 +484,8 @@ def _choices(config: PretrainedConfig) -> int:
 
 
 def _head_dim(config: PretrainedConfig) -> int:
+    if latent := latent_widths(config):
+        return latent.key
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 

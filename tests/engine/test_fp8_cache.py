@@ -24,6 +24,7 @@ from fastgrpo.policy.model import Policy
 from fastgrpo.policy.placement import policy_device, policy_dtype
 from fastgrpo.training import learner
 from fastgrpo.training.workload import memory_plan
+from tests.helpers.tiny_model import MIXTURES
 from tests.test_train import metrics
 from tests.training.test_lag import model, settings, train
 
@@ -56,6 +57,13 @@ def test_the_engine_is_opened_with_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
     opening._open(resolve(keys | {"engine.process": process}), "folder", None)
     assert opened[0]["kv_cache_dtype"] == dtype
+
+
+def test_latent_attention_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
+    kind, changes = MIXTURES["deepseek_v3"]
+    with pytest.raises(UserError, match="fp8 is not made for latent attention: set it to auto"):
+        memory_plan(resolve(FP8), kind(num_hidden_layers=2, **changes))
 
 
 def test_a_cpu_without_it_refuses_it_at_the_start(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

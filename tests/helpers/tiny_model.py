@@ -39,9 +39,57 @@ NEMOTRON_H = {
     "tie_word_embeddings": False,
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+# Multi-head latent attention: of the widths that vLLM's kernel for a CPU takes, with values narrower than keys.
+LATENT = {
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 48,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+    "tie_word_embeddings": False,
+    # As transformers has it in some of its norms whatever is said.
+    "rms_norm_eps": 1e-6,
+}
+YARN = {
+    "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 256}
+    | {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.7}
+}
 # Mixtures of experts of each kind of router, of files and of experts that all tokens have. Ernie's has a bias and a
 # softmax; MiniMax's a bias and a sigmoid; GLM's the same over groups, scaled, after a first layer that is dense.
 MIXTURES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "deepseek_v2": (
+        CONFIG_MAPPING["deepseek_v2"],
+        EXPERTS
+        | LATENT
+        | YARN
+        | {"q_lora_rank": None, "first_k_dense_replace": 1, "topk_method": "greedy", "n_group": 1, "topk_group": 1},
+    ),
+    "deepseek_v2 in groups": (
+        CONFIG_MAPPING["deepseek_v2"],
+        EXPERTS
+        | LATENT
+        | {"q_lora_rank": 96, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
+        | {"num_experts_per_tok": 3},
+    ),
+    # What files say to vLLM alone.
+    "deepseek_v3": (
+        CONFIG_MAPPING["deepseek_v3"],
+        EXPERTS
+        | LATENT
+        | YARN
+        | {"q_lora_rank": 96, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3}
+        | {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    ),
+    "glm4_moe_lite": (
+        CONFIG_MAPPING["glm4_moe_lite"],
+        EXPERTS
+        | LATENT
+        | {"q_lora_rank": 96, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+        | {"scoring_func": "sigmoid", "topk_method": "noaux_tc"},
+    ),
     "ernie4_5_moe": (
         CONFIG_MAPPING["ernie4_5_moe"],
         {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 64, "moe_num_shared_experts": 2},

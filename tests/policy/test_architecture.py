@@ -11,10 +11,12 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    DeepseekV2Config,
     DeepseekV3Config,
     FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4MoeLiteConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
@@ -82,16 +84,7 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = (
         "phi": (PhiConfig, {"tie_word_embeddings": False, "num_key_value_heads": 4, "resid_pdrop": 0.3}),
     }
 )
-DEEPSEEK = {
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 64,
-    "first_k_dense_replace": 0,
-    "q_lora_rank": 32,
-    "kv_lora_rank": 32,
-}
+V2, V3, LITE = (MIXTURES[name][1] for name in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"))
 PROMPT, ANSWERS = list(range(40, 53)), ([3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8])
 
 
@@ -140,6 +133,7 @@ def test_logprobs_and_gradients_are_those_of_transformers(
 def test_sizes_of_a_mixture_are_found_by_whatever_name() -> None:
     shape = {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256}
     sizes = {name: mixture(kind(**shape | changes)) for name, (kind, changes) in MIXTURES.items()}
+    assert sizes["deepseek_v3"] == Mixture(experts=8, choices=3, columns=64, shared=128, dense=True)
     assert sizes["ernie4_5_moe"] == Mixture(experts=6, choices=2, columns=64, shared=128, dense=True)
     assert sizes["glm4_moe"] == Mixture(experts=8, choices=2, columns=64, shared=128, dense=True)
     assert (
@@ -152,7 +146,7 @@ def test_sizes_of_a_mixture_are_found_by_whatever_name() -> None:
 
 
 def test_a_routers_bias_is_fp32_whatever_the_weights_are(tmp_path: Path) -> None:
-    for name in ("ernie4_5_moe", "glm4_moe", "minimax_m2"):
+    for name in ("deepseek_v3", "ernie4_5_moe", "glm4_moe", "minimax_m2"):
         kind, changes = MIXTURES[name]
         folder = save_tiny_model(tmp_path / name, kind=kind, **changes)
         rounded, whole = (
@@ -177,7 +171,20 @@ def test_the_cases_use_what_they_are_for() -> None:
         (GptOssConfig, {"num_local_experts": 2, "head_dim": 32}, r"\(gpt_oss\) has attention sinks"),
         (JambaConfig, {"num_experts": 2, "use_mamba_kernels": False}, "layers of the kind"),
         (OlmoeConfig, OLMOE | {"tie_word_embeddings": True}, r"\(olmoe\) has its embedding as its head, where vLLM"),
-        (DeepseekV3Config, DEEPSEEK, r"\(deepseek_v3\) is a mixture of experts"),
+        (
+            DeepseekV2Config,
+            V2 | {"norm_topk_prob": True},
+            r"\(deepseek_v2\) has norm_topk_prob True .* does with False",
+        ),
+        (DeepseekV2Config, V2 | {"n_group": 4}, "has n_group 4 in config.json, where vLLM computes what"),
+        (DeepseekV3Config, V3 | {"topk_method": None}, "topk_method None .* with 'noaux_tc' alone"),
+        (DeepseekV3Config, V3 | {"tie_word_embeddings": True}, "has its embedding as its head"),
+        (Glm4MoeLiteConfig, LITE | {"first_k_dense_replace": 0}, "first_k_dense_replace 0 .* with 1 alone"),
+        (
+            DeepseekV3Config,
+            V3 | {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "has rope_type 'linear'",
+        ),
         (
             NemotronHConfig,
             NEMOTRON_H | {"layers_block_type": ["mamba", "attention", "moe"], "moe_intermediate_size": 64},

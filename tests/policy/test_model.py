@@ -101,6 +101,28 @@ def test_flash_attn_3_is_taken_on_hopper_alone(monkeypatch, three, two, capabili
     assert packed_attention._flash_attention(torch.device("cuda")) == chosen
 
 
+def test_no_function_of_attention_gets_values_narrower_than_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a GPU take them."""
+    torch.manual_seed(0)
+    query_BHTD, key_BHTD, value_BHTD = (torch.randn(1, 4, 7, width) for width in (24, 24, 16))
+    bounds, widths = torch.tensor([0, 4, 7], dtype=torch.int32), []
+    by_run = packed_attention._run_by_run
+
+    def watched(*tensors: Any) -> torch.Tensor:
+        widths.append([tensor.shape[-1] for tensor in tensors[:3]])
+        return by_run(*tensors)
+
+    monkeypatch.setattr(packed_attention, "_run_by_run", watched)
+    packing = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 4, "max_length_k": 4}
+    inputs = (query_BHTD, key_BHTD, value_BHTD)
+    found_BTHD, _ = packed_attention.packed_attention(torch.nn.Module(), *inputs, None, scaling=0.3, **packing)
+    assert widths == [[24, 24, 24]]
+    runs = [[x.squeeze(0)[:, part] for x in inputs] for part in (slice(0, 4), slice(4, 7))]
+    scores = packed_attention.Scores(0.3, None, None)
+    expected_HTD = torch.cat([packed_attention._one_run(*run, scores) for run in runs], dim=1)
+    torch.testing.assert_close(found_BTHD.squeeze(0).transpose(0, 1), expected_HTD)
+
+
 def test_packed_is_transformers_own_forward(tiny_folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 

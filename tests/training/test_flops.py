@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from fastgrpo.training import flops
 from fastgrpo.training.flops import peak_flops, throughput, training_flops
@@ -53,6 +60,18 @@ def test_of_a_mixture_the_chosen_experts_count() -> None:
     batches = pack(SAMPLES, [1.0, 1.0], 10, "cpu")
     expected = 6 * (others + 2 * 2 * 3 * 8 * 16) * 13 + 6 * 50 * 8 * (4 + 2) + 6 * 2 * 8 * (10**2 + 3**2)
     assert training_flops(model, batches) == expected
+
+
+def test_latent_attention_has_keys_and_values_of_widths_of_their_own() -> None:
+    shape = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "q_lora_rank": None}
+    widths = {"kv_lora_rank": 6, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 4}
+    dense = {"first_k_dense_replace": 2, "num_experts_per_tok": 1, "intermediate_size": 12}
+    model = DeepseekV2ForCausalLM(DeepseekV2Config(**shape, **widths, **dense, tie_word_embeddings=True))
+    layers = sum(parameter.numel() for name, parameter in model.named_parameters() if "layers" in name) + 8
+    batches = pack(SAMPLES, [1.0, 1.0], 10, "cpu")
+    # Halves of the squares: a query sees the keys before it.
+    attention = 6 * 2 * 2 * (5 + 4) * (10**2 + 3**2) / 2
+    assert training_flops(model, batches) == 6 * layers * 13 + 6 * 50 * 8 * (4 + 2) + attention
 
 
 def sample_of(token: int) -> Sample:

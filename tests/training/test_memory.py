@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
     Gemma2Config,
     GraniteMoeHybridConfig,
     LlamaConfig,
@@ -38,12 +39,14 @@ from fastgrpo.training.memory import (
     Layers,
     Workload,
     activation_bytes_per_token,
+    attention_layers,
     count_parameters,
     device_capacity,
     head_width,
     kv_bytes_per_token,
     plan_memory,
     state_bytes,
+    value_width,
 )
 from fastgrpo.types import Runs
 from tests.helpers.tiny_model import DELTA_RULE, GRANITE_H, MIXTURES, NEMOTRON_H, save_tiny_model
@@ -356,15 +359,24 @@ def test_activations_are_what_autograd_keeps(tmp_path: Path, kept: str, kind, la
     assert kept_bytes(policy, tokens, 64) / tokens == pytest.approx(expected + last_norm, rel=0.1)
 
 
-@pytest.mark.parametrize(("kind", "changes"), [(Qwen3_5TextConfig, DELTA_RULE), (GraniteMoeHybridConfig, GRANITE_H)])
-def test_recurrent_layers_keep_no_more_than_is_planned(tmp_path: Path, kind, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (Qwen3_5TextConfig, DELTA_RULE),
+        (GraniteMoeHybridConfig, GRANITE_H),
+        MIXTURES["deepseek_v2"],
+        MIXTURES["deepseek_v3"],
+    ],
+)
+def test_other_layers_keep_no_more_than_is_planned(tmp_path: Path, kind, changes: dict[str, Any]) -> None:
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
     config = policy.model.config
     layer = activation_bytes_per_token(config, torch.float32, layers="plain", recompute_mlp=False)
     # transformers computes Mamba in chunks of 256 tokens.
     kept = kept_bytes(policy, 512, 256) / 512
     # As above a CPU's attention keeps its output twice; and there is the last norm.
-    planned = config.num_hidden_layers * layer + 4 * head_width(config) + 2 * 4 * config.hidden_size
+    twice = attention_layers(config) * 4 * head_width(config)
+    planned = config.num_hidden_layers * layer + twice + 2 * 4 * config.hidden_size
     # The plan has room for padding, which sequences of one length have none of.
     assert 0.6 < kept / planned < 1.0
 
@@ -457,6 +469,12 @@ def test_the_kv_cache_of_a_hybrid_is_that_of_its_attention_and_a_state_of_each_s
     # Four heads of 16 x 16, and three tokens of what is convolved: values, keys and queries.
     assert state_bytes(config) == 3 * 4 * (4 * 16 * 16 + 3 * (64 + 2 * 32))
     assert state_bytes(QWEN_7B) == 0
+
+
+def test_of_latent_attention_the_kv_cache_has_one_vector_a_token_on_each_rank() -> None:
+    config = DeepseekV2Config(num_hidden_layers=27, num_attention_heads=16, kv_lora_rank=512, q_lora_rank=None)
+    assert kv_bytes_per_token(config, torch.bfloat16) == kv_bytes_per_token(config, torch.bfloat16, 8) == 27 * 576 * 2
+    assert (head_width(config), value_width(config)) == (16 * 192, 16 * 128)
 
 
 def test_capacity_of_this_machine() -> None:
