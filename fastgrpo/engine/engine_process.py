@@ -40,6 +40,9 @@ STEP_S = 0.005
 # What a step may take beyond its deadline before this process says so, when the other one has not.
 GRACE_S = 5.0
 CLOSE_S = 20.0
+# Weights that are copied travel in batches of so many bytes, and the last tensor more: a mixture has thousands of them,
+# and a message takes milliseconds. Merged ones are in memory so long.
+BATCH_BYTES = 2**28
 
 
 class EngineDied(UserError):
@@ -304,11 +307,23 @@ class _Model:
         return self._parameters.items()
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        for name, tensor in weights:
-            lent = Lent({name: tensor.detach()})
-            if tensor.is_cuda:
+        for batch in _batches(weights):
+            lent = Lent(batch)
+            if torch.cuda.is_available():
                 torch.cuda.current_stream().synchronize()
             try:
                 self._load(lent.handles)
             finally:
                 lent.close()
+
+
+def _batches(weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    batch: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in weights:
+        batch[name], size = tensor.detach(), size + tensor.nbytes
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = {}, 0
+    if batch:
+        yield batch

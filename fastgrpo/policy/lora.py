@@ -1,6 +1,6 @@
 """LoRA (arXiv 2106.09685) through peft: adapters on linear layers of the decoder are trained, all else is frozen.
 
-vLLM samples from merged weights, W + alpha / rank B A, written into its tensors one matrix at a time; the trainer keeps
+vLLM samples from merged weights, W + alpha / rank B A, written into its tensors a few at a time; the trainer keeps
 the base. The head has no adapter: the loss reads its weight as one matrix.
 """
 

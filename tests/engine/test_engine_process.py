@@ -206,6 +206,7 @@ def test_an_unknown_architecture_is_copied_and_a_lost_one_found(
     synced: EngineProcess, tiny_folder: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastgrpo.engine.shared_weights.SHARED_ARCHITECTURES", frozenset())
+    monkeypatch.setattr(engine_process, "BATCH_BYTES", 100_000)
     other = load_policy(tiny_folder)
     for _ in range(2):
         optimizer_steps(other, 1)
