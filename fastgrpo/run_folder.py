@@ -22,7 +22,7 @@ import msgspec
 from fastgrpo.config import Config
 from fastgrpo.config_files import flat, read_saved, to_toml
 from fastgrpo.config_keys import KEYS, resolve
-from fastgrpo.errors import UserError, replace_file, writing
+from fastgrpo.errors import UserError, replace_file, say_on_stderr, writing
 
 MODEL, TOKENIZER, DATA = "model.digest", "tokenizer.digest", "data.digest"
 TASK = "task.txt"
@@ -67,8 +67,9 @@ def open_folder(config: Config, *, resume: bool, data: Mapping[str, str] = Mappi
     fix = "free space, then continue with --resume" if resume else "free space or set --runs"
     with writing(f"the run's folder {folder}", fix):
         if not resume and (folder / "config.toml").exists():
-            taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
-            folder.rename(next(path for path in taken if not path.exists()))
+            places = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+            aside = folder.rename(next(path for path in places if not path.exists()))
+            say_on_stderr(f"an earlier run of this name is kept as {aside}; this one begins anew, without --resume")
         folder.mkdir(parents=True, exist_ok=True)
     model, named = Path(config.model.path), bool(config.model.path)
     replace_file(folder / MODEL, (model_digest(model) if named else "").encode(), fix)

@@ -324,11 +324,14 @@ def test_a_runs_model_is_judged_by_that_runs_configuration(tmp_path: Path) -> No
     assert parse(words, program="fastgrpo.evaluate", of_run=True).config.seed == 0
 
 
-def test_what_is_found_out_about_a_run_that_was_set_aside_is_not_the_next_one_s(tmp_path: Path) -> None:
+def test_what_is_found_out_about_a_run_that_was_set_aside_is_not_the_next_one_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(2):
         folder = open_folder(config("--runs", str(tmp_path), "--grpo.steps", "7"), resume=False)
         (folder / "metrics.jsonl").touch()
         (folder / "checkpoints/step-000001").mkdir(parents=True)
+    assert f"an earlier run of this name is kept as {tmp_path / 'demo.1'};" in capsys.readouterr().err
 
     def asked(*more: str) -> Config:
         words = ["--model", str(tmp_path / "demo.1/checkpoints/step-000001"), *more]

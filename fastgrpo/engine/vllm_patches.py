@@ -9,6 +9,7 @@ import gc
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -48,6 +49,7 @@ def patched_vllm(*, quiet: bool = True, recurrent: bool = False) -> Iterator[Non
     - Models that vLLM runs by transformers' code, as SmolLM3's: their classes stay as they are. vLLM would have them
       compiled by themselves, and in the same process the trainer could make none of them any more.
     - vLLM replaces `torch.set_num_threads` by a no-op and adds libraries to LD_PRELOAD, which every jail would inherit.
+      Its process group has torch write "[rank0]: " before each line of an uncaught error, of the caller's own, too.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -55,7 +57,7 @@ def patched_vllm(*, quiet: bool = True, recurrent: bool = False) -> Iterator[Non
     os.environ.setdefault("GLOO_LOG_LEVEL", "ERROR")
     if torch.cuda.is_available():
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0" if recurrent else "1"
-    preload, set_num_threads = os.environ.get("LD_PRELOAD"), torch.set_num_threads
+    preload, set_num_threads, hook = os.environ.get("LD_PRELOAD"), torch.set_num_threads, sys.excepthook
     try:
         with ExitStack() as stack:
             if quiet:
@@ -65,7 +67,7 @@ def patched_vllm(*, quiet: bool = True, recurrent: bool = False) -> Iterator[Non
             stack.enter_context(patched_worker())
             yield
     finally:
-        torch.set_num_threads = set_num_threads
+        torch.set_num_threads, sys.excepthook = set_num_threads, hook
         if preload is None:
             os.environ.pop("LD_PRELOAD", None)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
@@ -74,9 +75,12 @@ def joined_ranks(tensor_parallel: int = 1) -> Iterator[tuple[int, int]]:
     with listening(own, rank, world) as peers:
         store = _of_this_time(store)
         peers.names = _all_come(store, rank, world)
+        hook = sys.excepthook
         _connect(backend, store, rank, world)
         yield rank, world
     distributed.destroy_process_group()
+    # With the group torch wrote "[rank0]: " before each line of an uncaught error, once more for each group.
+    sys.excepthook = hook
     _over.append((rank, world))
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -254,6 +255,7 @@ def test_sync_raises_when_vllm_has_other_weights(
 
 def test_the_process_is_as_before(engine: Engine) -> None:
     assert "libgomp" not in os.environ.get("LD_PRELOAD", "")
+    assert "distributed" not in sys.excepthook.__qualname__
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     assert torch.get_num_threads() == threads + 1
