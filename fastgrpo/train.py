@@ -51,7 +51,7 @@ from fastgrpo.tasks import (
 from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.curriculum import draw_problems
 from fastgrpo.training.learner import Learner, open_learner
-from fastgrpo.training.remarks import Remarks
+from fastgrpo.training.remarks import Remarks, seldom_kept
 from fastgrpo.training.schedule import Schedule, open_schedule
 from fastgrpo.types import EvalRow
 
@@ -215,6 +215,9 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                 learner.checkpoints.wait()
                 measured = await measure("grpo")
                 learner.save(score=measured.get("reward"))
+                best = learner.checkpoints.best()
+                if config.eval.every and best is not None:
+                    log.say(f"the best of the evaluated checkpoints that are kept: {best}")
         if log.folder is not None:
             log.say(f"report: {write_report(log.folder)}")
 
@@ -263,6 +266,8 @@ async def improve(
     log.stage("grpo", config.grpo.steps, done=learner.step)
     draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)
     remarks = Remarks(config.grpo, log.say)
+    if measure is not None and config.eval.every % config.checkpoint.every:
+        log.say(seldom_kept(config))
 
     async def held_out(schedule: Schedule) -> dict[str, float]:
         done, every = learner.step, config.eval.every

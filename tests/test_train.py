@@ -258,7 +258,7 @@ def test_held_out_problems_are_measured_while_it_trains_and_change_nothing(
 
 
 def test_the_best_of_the_measured_checkpoints_is_kept(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_vllm: None
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_vllm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rewards = iter([0.1, 0.2, 0.9, 0.3, 0.4])
     monkeypatch.setattr(programs, "summary", lambda rows: {"reward": next(rewards)})
@@ -266,6 +266,9 @@ def test_the_best_of_the_measured_checkpoints_is_kept(
     folder = run(model, tmp_path, "best", grpo__steps=4, **keys)
     assert [row.get("held_out/reward") for row in metrics(folder)] == [None, 0.2, 0.9, 0.3]
     assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-000002", "step-000004"]
+    said = "".join(capsys.readouterr().out.split())
+    assert f"checkpointsthatarekept:{folder}/checkpoints/step-000002" in said
+    assert "nomultiple" not in said
 
 
 def test_an_evaluation_of_which_all_failed_ends_no_training(
@@ -277,9 +280,12 @@ def test_an_evaluation_of_which_all_failed_ends_no_training(
         if problem.id in ("p6", "p7") and 4 <= next(held_out) < 8:
             raise OSError("no worker answers")
 
-    folder = run(model, tmp_path, "failing", grpo__steps=3, eval__every=1, environment=opened(Vowels(fail)))
+    keys = {"grpo__steps": 3, "eval__every": 1, "checkpoint__every": 2}
+    folder = run(model, tmp_path, "failing", environment=opened(Vowels(fail)), **keys)
     assert ["held_out/reward" in row for row in metrics(folder)] == [False, False, True]
-    assert "step 1: nothing was evaluated: all 4 rollouts failed" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "step 1: nothing was evaluated: all 4 rollouts failed" in said
+    assert "eval.every = 1 is no multiple of checkpoint.every = 2: only the evaluations every 2 steps" in said
 
 
 def test_every_problem_comes_once_in_an_epoch_whatever_the_step_size() -> None:

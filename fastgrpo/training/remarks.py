@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import lcm
 
-from fastgrpo.config import Grpo
+from fastgrpo.config import Config, Grpo
 
 # After so many steps in a row from which nothing can be learned, a run says so.
 ALIKE_STEPS = 3
@@ -35,6 +36,15 @@ class Remarks:
         if not self._told_failed and failure and failed > LOST * rollouts:
             self._told_failed = True
             self._say(why_failed(failed, rollouts, failure))
+
+
+def seldom_kept(config: Config) -> str:
+    """What is said at the start where evaluations come at steps that have no checkpoint."""
+    evaluated, saved = config.eval.every, config.checkpoint.every
+    return (
+        f"eval.every = {evaluated} is no multiple of checkpoint.every = {saved}: only the evaluations every "
+        f"{lcm(evaluated, saved)} steps, and the last one, are of a checkpoint that can be kept as the best"
+    )
 
 
 def nothing_to_learn(values: Mapping[str, float]) -> str:
