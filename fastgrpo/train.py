@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import msgspec
@@ -207,9 +207,8 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
 
                 problems = leave_out_long(problems, environment, learner.chat, config, log.say)
                 held_out = leave_out_long(held_out, environment, learner.chat, config, log.say)
-                if learner.step == 0:
-                    await measure("sft")
-                await improve(learner, environment, problems, config, log, measure_beside)
+                before = {} if learner.step else await measure("sft")
+                await improve(learner, environment, problems, config, log, measure_beside, before)
                 # Before the evaluation: whatever ends that, the steps are kept.
                 learner.save()
                 learner.checkpoints.wait()
@@ -257,11 +256,13 @@ async def improve(
     config: Config,
     log: RunLog,
     measure: Callable[[Generator], Awaitable[dict[str, float]]] | None = None,
+    before: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """GRPO to step `grpo.steps`, with checkpoints; cancelled, it leaves one, where several ranks are at one step then.
 
     After every `eval.every` steps but the last `measure` gives the means of an evaluation: they are logged with the
     next step, which begins with the weights that they are of, and the reward's is the score of a checkpoint of those.
+    `before`: such means of the weights that the first step begins with.
     """
     log.stage("grpo", config.grpo.steps, done=learner.step)
     draw = partial(draw_problems, problems, config, curriculum=learner.curriculum)
@@ -271,12 +272,14 @@ async def improve(
 
     async def held_out(schedule: Schedule) -> dict[str, float]:
         done, every = learner.step, config.eval.every
-        if measure is None or not (done and every) or done % every:
+        if measure is None or not every or done % every:
             return {}
-        with log.phase("evaluate"):
-            means = await measure(schedule.generator)
-        if done % config.checkpoint.every == 0:
-            learner.save(score=means.get("reward"))
+        means = before
+        if done:
+            with log.phase("evaluate"):
+                means = await measure(schedule.generator)
+            if done % config.checkpoint.every == 0:
+                learner.save(score=means.get("reward"))
         return {f"held_out/{name}": value for name, value in means.items()}
 
     async with open_schedule(learner, environment, draw, config) as schedule:

@@ -248,9 +248,9 @@ def test_held_out_problems_are_measured_while_it_trains_and_change_nothing(
     plain = run(model, tmp_path, "plain", **keys)
     measured = run(model, tmp_path, "measured", eval__every=2, **keys)
     found = {row["step"]: row["held_out/reward"] for row in metrics(measured) if "held_out/reward" in row}
-    assert found.keys() == {3, 5}  # after steps 2 and 4, by the weights that these begin with
+    assert found.keys() == {1, 3, 5}  # before the first step, after steps 2 and 4, by the weights that these begin with
     ended = [row.reward for row in read_rows(measured / "evaluation.json") if row.stage == "grpo"]
-    assert list(found.values()) == [pytest.approx(sum(ended) / len(ended))] * 2  # one draw, by this engine's seeds
+    assert list(found.values()) == [pytest.approx(sum(ended) / len(ended))] * 3  # one draw, by this engine's seeds
     assert all(row["grad_norm"] > 0 for row in metrics(plain))
     for name in ("step", "loss", "grad_norm", "reward/total"):
         assert [row.get(name) for row in metrics(plain)] == [row.get(name) for row in metrics(measured)]
@@ -264,7 +264,7 @@ def test_the_best_of_the_measured_checkpoints_is_kept(
     monkeypatch.setattr(programs, "summary", lambda rows: {"reward": next(rewards)})
     keys = {"checkpoint__every": 1, "checkpoint__keep": 1, "eval__every": 1}
     folder = run(model, tmp_path, "best", grpo__steps=4, **keys)
-    assert [row.get("held_out/reward") for row in metrics(folder)] == [None, 0.2, 0.9, 0.3]
+    assert [row.get("held_out/reward") for row in metrics(folder)] == [0.1, 0.2, 0.9, 0.3]
     assert sorted(path.name for path in (folder / "checkpoints").glob("step-*")) == ["step-000002", "step-000004"]
     said = "".join(capsys.readouterr().out.split())
     assert f"checkpointsthatarekept:{folder}/checkpoints/step-000002" in said
@@ -282,7 +282,7 @@ def test_an_evaluation_of_which_all_failed_ends_no_training(
 
     keys = {"grpo__steps": 3, "eval__every": 1, "checkpoint__every": 2}
     folder = run(model, tmp_path, "failing", environment=opened(Vowels(fail)), **keys)
-    assert ["held_out/reward" in row for row in metrics(folder)] == [False, False, True]
+    assert ["held_out/reward" in row for row in metrics(folder)] == [True, False, True]
     said = " ".join(capsys.readouterr().out.split())
     assert "step 1: nothing was evaluated: all 4 rollouts failed" in said
     assert "eval.every = 1 is no multiple of checkpoint.every = 2: only the evaluations every 2 steps" in said
