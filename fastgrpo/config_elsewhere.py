@@ -64,7 +64,7 @@ ELSEWHERE = {
         "eval.samples": "num_generations_eval eval.n_samples_per_prompt val_kwargs.n n_samples_per_eval_prompt",
         "eval.temperature": "val_kwargs.temperature eval_temperature",
         "eval.every": "eval_steps eval_strategy test_freq eval.steps eval.interval eval_interval",
-        "engine.dtype": "bf16 fp16 param_dtype torch_dtype tf32 bf16_full_eval fp16_full_eval",
+        "engine.dtype": "dtype bf16 fp16 param_dtype torch_dtype tf32 bf16_full_eval fp16_full_eval",
         "engine.gpu_memory_utilization": "vllm_gpu_memory_utilization sglang_mem_fraction_static engine.memory",
         "engine.max_model_len": "vllm_max_model_length max_prompt_length prompt_max_len seq_len max_len max_length "
         "rollout_max_context_len rollout_max_prompt_len",

@@ -132,7 +132,8 @@ engine.gpu_memory_utilization, worker.model workers.model, engine.kv_cache engin
 engine.tensor_parallel, engine.lr grpo.lr, sft.learning_rate sft.lr, workers.url workers.base_url, workers.api_key
 workers.api_key_env, sandbox.memory sandbox.memory_mb, eval.evry eval.every, sandbox.timeout sandbox.wall_s,
 data.path data.dataset, grpo.held_out data.held_out, group_sise grpo.group_size, output_path runs, max_length
-engine.max_model_len, checkpoint.keeps checkpoint.keep, model.checkpointing model.gradient_checkpointing
+engine.max_model_len, checkpoint.keeps checkpoint.keep, model.checkpointing model.gradient_checkpointing,
+model.dtype engine.dtype
 """
 
 
