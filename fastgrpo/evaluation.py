@@ -22,7 +22,8 @@ from fastgrpo.record.problem_statistics import thirds
 from fastgrpo.rollouts.environment import Agent, Environment, name_of
 from fastgrpo.rollouts.experience import first_failure
 from fastgrpo.rollouts.generator import Generator
-from fastgrpo.rollouts.rollouts import collect, prompts_fit
+from fastgrpo.rollouts.prompts import prompts_fit
+from fastgrpo.rollouts.rollouts import collect
 from fastgrpo.run_folder import only_writer
 from fastgrpo.types import EvalRow, Group, Rollout, Sampling
 

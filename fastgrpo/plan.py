@@ -24,7 +24,7 @@ from fastgrpo.policy.lora import peft_module
 from fastgrpo.program import run_async
 from fastgrpo.ranks.collectives import joined_ranks, refuse_differences, telling_ranks, world_started
 from fastgrpo.record.trackers import tracker_module
-from fastgrpo.rollouts.rollouts import prompts_fit
+from fastgrpo.rollouts.prompts import prompts_fit
 from fastgrpo.run_folder import model_digest, tokenizer_digests
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import Problems, Task, problems_of, refuse_unfit, require_model, task_of

@@ -33,9 +33,9 @@ from fastgrpo.record.log import RunLog, open_log, refuse_unshared
 from fastgrpo.rollouts.asking import opened
 from fastgrpo.signals import interruptible
 from fastgrpo.tasks import digests_of, task_of, writes_workflows
-from fastgrpo.training.checkpoint import flush
 from fastgrpo.training.fsdp_optimizer import optimizer_of
 from fastgrpo.training.loss import sft_loss
+from fastgrpo.training.manifest import flush
 from fastgrpo.training.optimizer import AdamWOptions
 from fastgrpo.training.packing import rank_batches
 from fastgrpo.types import Sample

@@ -8,7 +8,6 @@ executes while the engine goes on decoding the others. A batch tells when its la
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -30,14 +29,13 @@ from fastgrpo.rollouts.environment import (
     prompt_of,
 )
 from fastgrpo.rollouts.generator import Generator, open_generator
+from fastgrpo.rollouts.prompts import room_for_prompts
 from fastgrpo.rollouts.session import FirstPrompts, Session
 from fastgrpo.types import UNENDED, Group, Rollout, Sampling
 
 if TYPE_CHECKING:
     from fastgrpo.engine.completion import Completion
     from fastgrpo.engine.opening import AnyEngine
-
-log = logging.getLogger(__name__)
 
 
 class Rollouts:
@@ -142,7 +140,7 @@ class Rollouts:
         except UserError as error:
             raise EnvironmentFailure(str(error)) from error
         if not 0 < len(ids) <= self._sampling.prompt_tokens:
-            raise EnvironmentFailure(f"its prompt has {len(ids)} tokens, and {_room(self._sampling)}")
+            raise EnvironmentFailure(f"its prompt has {len(ids)} tokens, and {room_for_prompts(self._sampling)}")
         return prompt, ids
 
     def _note_end(self, problem: Any, rollouts: list[Rollout]) -> None:
@@ -316,46 +314,3 @@ async def collect(
             return await rollouts.groups()
         finally:
             await rollouts.cancel()
-
-
-def prompts_fit(problems: Sequence[Any], prompt: Callable[[Any], Any], chat: Chat, sampling: Sampling) -> list[bool]:
-    """For each problem, whether its `prompt` leaves room for a completion.
-
-    Raises UserError where none does, and naming the problem whose prompt is none, empty or refused by the `chat`.
-
-    A warning tells of texts to which the chat template has been applied already.
-    """
-    prompts = [prompt_of(prompt, problem) for problem in problems]
-    if rendered := sum(map(chat.is_rendered, prompts)):
-        log.warning(
-            "%d of %d prompts are texts with the chat template's marks in them, and become the user's turn of another "
-            "conversation: give them as messages, or set model.chat_template to false",
-            rendered,
-            len(prompts),
-        )
-    lengths = [_length(chat, problem, prompt) for problem, prompt in zip(problems, prompts, strict=True)]
-    if 0 in lengths:
-        empty = name_of(problems[lengths.index(0)])
-        raise UserError(
-            f"the prompt of the problem {empty} is empty, and the model's tokenizer begins no text with a token: give "
-            "it some text, or leave the problem out"
-        )
-    fits = [length <= sampling.prompt_tokens for length in lengths]
-    if lengths and not any(fits):
-        raise UserError(
-            f"no prompt fits: the shortest has {min(lengths)} tokens, and {_room(sampling)}; raise engine.max_model_len"
-        )
-    return fits
-
-
-def _length(chat: Chat, problem: Any, prompt: Any) -> int:
-    try:
-        return len(chat.prompt_ids(prompt))
-    except UserError as error:
-        raise UserError(f"problem {name_of(problem)}: {error}") from error
-
-
-def _room(sampling: Sampling) -> str:
-    """How long a prompt may be, in words."""
-    total, written = sampling.max_model_len, sampling.max_new_tokens
-    return f"engine.max_model_len = {total} less grpo.max_new_tokens = {written} leaves {sampling.prompt_tokens}"

@@ -1,43 +1,35 @@
 """Atomic, resumable checkpoints: each is a Hugging Face model folder with the trainer's state beside the weights.
 
 The state is copied into host memory, for which training waits, and written behind what comes (`behind.py`), under a
-hidden name, flushed to the disk, then renamed: `step-000123` either is whole or is not there. Its manifest lists every
-file's size, so that a folder copied in part is not taken for a checkpoint, and its checksum, which is compared where a
-run is resumed. Every rank writes its part of the state, the first one the rest: they must see one file system.
+hidden name, flushed to the disk, then renamed: `step-000123` either is whole or is not there. Its manifest
+(`manifest.py`) tells a folder that was copied in part, or whose files have changed since. Every rank writes its part of
+the state, the first one the rest: they must see one file system.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import shutil
 import socket
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import msgspec
-import numpy as np
 from torch.distributed.checkpoint.api import CheckpointException
 
 from fastgrpo.config import Config
-from fastgrpo.config_files import flat
-from fastgrpo.errors import UserError, last_line, replace_file, writing
+from fastgrpo.errors import UserError, last_line, writing
 from fastgrpo.ranks.collectives import gather_all, is_first_rank
 from fastgrpo.run_folder import refuse_changes
 from fastgrpo.training.behind import Behind
 from fastgrpo.training.host_memory import host_memory_free
+from fastgrpo.training.manifest import MANIFEST, add_file, amend, fsync, read_manifest, unchanged, write_manifest
 
 log = logging.getLogger(__name__)
-STATE, MANIFEST, EARLIER = "state", "manifest.json", ".earlier"
+STATE, EARLIER = "state", ".earlier"
 # What a checkpoint whose files have changed has instead of its manifest.
 DAMAGED = "manifest.damaged.json"
-SUMMED_BYTES = 2**20
-READERS = 8
 # Of the host's memory, for all that grows while a copy is there.
 ROOM_LEFT = 2**30
 
@@ -46,19 +38,6 @@ class _Entry(NamedTuple):
     step: int
     score: float | None
     path: Path
-
-
-class _Manifest(msgspec.Struct):
-    """`files`: the size of each in bytes; `config`: of the run, by dotted names; `sums`: each file's `checksum`.
-
-    An older version wrote no sums.
-    """
-
-    step: int
-    config: dict[str, Any]
-    files: dict[str, int]
-    score: float | None = None
-    sums: dict[str, int] = {}
 
 
 class Checkpoints:
@@ -113,7 +92,7 @@ class Checkpoints:
         A process that is killed meanwhile leaves the checkpoint whole, with the file or without. Collective.
         """
         folder = self.folder / f"step-{step:06d}"
-        self._begin(folder, lambda: _add(folder, f"{STATE}/{name}", data))
+        self._begin(folder, lambda: add_file(folder, f"{STATE}/{name}", data))
 
     def check(self) -> None:
         """Raise `CannotWrite` where something that was begun has failed; collective."""
@@ -180,9 +159,9 @@ class Checkpoints:
             (partial / STATE).mkdir(parents=True)
 
         def end() -> None:
-            earlier = _read_manifest(final)
+            earlier = read_manifest(final)
             kept = earlier.score if earlier and score is None else score
-            _write_manifest(partial, step, kept, config)
+            write_manifest(partial, step, kept, config)
             _replace(partial, final)
             self._remove_old()
 
@@ -196,9 +175,9 @@ class Checkpoints:
             raise
 
     def _score(self, folder: Path, score: float | None) -> None:
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         if manifest is not None and score is not None:
-            _amend(folder, manifest, score=score)
+            amend(folder, manifest, score=score)
             self._remove_old()
 
     def latest(self) -> Path | None:
@@ -213,7 +192,7 @@ class Checkpoints:
         All files of the newest ones are read for it, back to the first that is as it was. Raises OSError.
         """
         for entry in reversed(self._entries()):
-            if _unchanged(entry.path):
+            if unchanged(entry.path):
                 return
             (entry.path / MANIFEST).replace(entry.path / DAMAGED)
 
@@ -222,7 +201,7 @@ class Checkpoints:
         latest = self.latest()
         after = latest.name.removeprefix(".") if latest else ""
         steps = sorted(path for path in self.folder.glob("step-[0-9]*") if path.is_dir() and path.name > after)
-        return [path for path in steps if _read_manifest(path) is None]
+        return [path for path in steps if read_manifest(path) is None]
 
     def best(self) -> Path | None:
         """The whole checkpoint with the highest score, the newest among equals; None where none has a score."""
@@ -236,7 +215,7 @@ class Checkpoints:
     def _entries(self) -> list[_Entry]:
         found = []
         for path in (*self.folder.glob("step-*"), *self._set_aside()):
-            manifest = _read_manifest(path)
+            manifest = read_manifest(path)
             if manifest is not None:
                 found.append(_Entry(manifest.step, manifest.score, path))
         return sorted(found, key=lambda entry: entry.step)
@@ -264,7 +243,7 @@ def load(path: Path, config: Config, load_state: Callable[[Path], object]) -> in
 
     Raises `UserError` where the checkpoint is damaged, or `config` differs in something that would change the numbers.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     if manifest is None:
         raise UserError(f"the checkpoint {path} is not whole: resume from an older one")
     refuse_changes(manifest.config, config, source=path)
@@ -279,102 +258,13 @@ def _nothing() -> None:
     """A part in what the first rank does."""
 
 
-def _amend(folder: Path, manifest: _Manifest, **changes: Any) -> None:
-    """Change the `manifest` of a whole checkpoint."""
-    replace_file(folder / MANIFEST, msgspec.json.encode(msgspec.structs.replace(manifest, **changes)))
-    _fsync(folder)
-
-
-def _add(folder: Path, name: str, data: bytes) -> None:
-    """Add a file to a checkpoint if it is there and whole."""
-    manifest = _read_manifest(folder)
-    if manifest is None:
-        return
-    files, sums = ({k: v for k, v in each.items() if k != name} for each in (manifest.files, manifest.sums))
-    if name in manifest.files:
-        _amend(folder, manifest, files=files, sums=sums)
-    replace_file(folder / name, data)
-    _fsync((folder / name).parent)
-    _amend(folder, manifest, files=files | {name: len(data)}, sums=sums | {name: checksum(folder / name)})
-
-
-def _write_manifest(folder: Path, step: int, score: float | None, config: Config) -> None:
-    """The manifest, once all files of the folder are on the disk; sums are made of them while that is waited for."""
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
-    with ThreadPoolExecutor(READERS) as readers:
-        sums = readers.map(checksum, (folder / name for name in files))
-        flush(folder)
-    manifest = _Manifest(step, flat(config, logins=False), files, score, dict(zip(files, sums, strict=True)))
-    (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
-    _fsync(folder / MANIFEST)
-    _fsync(folder)
-
-
-def checksum(path: Path) -> int:
-    """A sum of the file's 64-bit words for each `SUMMED_BYTES`, and the CRC-32 of these sums.
-
-    A bit, a page of zeros or pages in another order change it. It takes a quarter of the time of a CRC-32 of all bytes,
-    3 % of that of the checkpoint on a disk.
-    """
-    words, crc = np.empty(SUMMED_BYTES // 8, np.uint64), 0
-    octets = words.view(np.uint8)
-    with path.open("rb") as file:  # buffered: one that is not may read less than it could
-        while count := file.readinto(octets.data):
-            octets[count : -(-count // 8) * 8] = 0
-            crc = zlib.crc32(words[: -(-count // 8)].sum().tobytes(), crc)
-    return crc
-
-
-def _unchanged(folder: Path) -> bool:
-    """Whether each file of a whole checkpoint is as it was written, as far as its manifest has sums."""
-    manifest = _read_manifest(folder)
-    try:
-        with ThreadPoolExecutor(READERS) as readers:
-            sums = manifest.sums if manifest else {}
-            found = readers.map(checksum, (folder / name for name in sums))
-            return manifest is not None and list(found) == list(sums.values())
-    except OSError as error:
-        # Of what may not be read, nobody knows.
-        if error.errno != errno.EIO:
-            raise
-        return False
-
-
-def _read_manifest(folder: Path) -> _Manifest | None:
-    """The manifest of a whole checkpoint, None where a file is missing, has another size or cannot be read."""
-    try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_Manifest)
-        whole = all((folder / name).stat().st_size == size for name, size in manifest.files.items())
-    except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
-        return None
-    return manifest if whole else None
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
-
-
-def flush(folder: Path) -> None:
-    """Wait until the folder, its files and the folders in it are on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        _fsync(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _replace(partial: Path, final: Path) -> None:
     """Rename, with an earlier checkpoint of the same step moved out of the way, and make the rename durable."""
     earlier = final.with_name(f".{final.name}{EARLIER}")
     if final.exists():
         final.rename(earlier)
     partial.rename(final)
-    _fsync(final.parent)
+    fsync(final.parent)
     shutil.rmtree(earlier, ignore_errors=True)
 
 

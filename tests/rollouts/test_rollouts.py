@@ -25,7 +25,8 @@ from fastgrpo.record.log import RunLog
 from fastgrpo.rollouts.asking import ask
 from fastgrpo.rollouts.environment import checked_results
 from fastgrpo.rollouts.generator import open_generator
-from fastgrpo.rollouts.rollouts import Rollouts, collect, prompts_fit
+from fastgrpo.rollouts.prompts import prompts_fit
+from fastgrpo.rollouts.rollouts import Rollouts, collect
 from fastgrpo.training.schedule import update_beside
 from fastgrpo.types import Result, Reward, Sampling
 from tests.helpers.chat_model import chat_tokenizer

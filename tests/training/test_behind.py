@@ -50,14 +50,14 @@ Held = Callable[[], bool]
 @contextmanager
 def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Checkpoints' manifests, which are written last, are not written before the event is set, as it is at the end."""
-    go_on, write = threading.Event(), checkpoint._write_manifest
+    go_on, write = threading.Event(), checkpoint.write_manifest
 
     def waiting(*arguments: Any) -> None:
         assert go_on.wait(WAIT_S)
         write(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_manifest", waiting)
+        patch.setattr(checkpoint, "write_manifest", waiting)
         try:
             yield go_on
         finally:
@@ -258,7 +258,7 @@ def test_a_run_ends_and_is_interrupted_with_all_its_checkpoints(
     no_vllm: None,  # noqa: F811
 ) -> None:
     """The manifest of each is written late: an update or an interrupt comes before it."""
-    write, updated = checkpoint._write_manifest, threading.Event()
+    write, updated = checkpoint.write_manifest, threading.Event()
     update, early = Learner.update, list[bool]()
 
     def late(*arguments: Any) -> None:
@@ -271,7 +271,7 @@ def test_a_run_ends_and_is_interrupted_with_all_its_checkpoints(
         updated.set()
         return metrics
 
-    monkeypatch.setattr(checkpoint, "_write_manifest", late)
+    monkeypatch.setattr(checkpoint, "write_manifest", late)
     monkeypatch.setattr(Learner, "update", noted)
     folder = run(model, tmp_path, "whole", grpo__steps=4)
     assert Checkpoints(folder / "checkpoints").latest() == folder / "checkpoints/step-000004"

@@ -21,6 +21,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import CannotWrite, UserError
 from fastgrpo.training import checkpoint
 from fastgrpo.training.checkpoint import Checkpoints, load
+from fastgrpo.training.manifest import MANIFEST, SUMMED_BYTES, checksum
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.tensor_files import save_parts
 from tests.helpers.full_disk import full_disk
@@ -172,12 +173,12 @@ def test_latest_ignores_incomplete_checkpoints(tmp_path: Path, damage: str) -> N
     elif damage == "short":
         (newer / "weights.bin").write_bytes(b"x")
     elif damage == "no manifest":
-        (newer / checkpoint.MANIFEST).unlink()
+        (newer / MANIFEST).unlink()
     elif damage == "another manifest":
-        (newer / checkpoint.MANIFEST).write_text("[]")
+        (newer / MANIFEST).write_text("[]")
     elif damage == "a flipped bit":
-        manifest = (newer / checkpoint.MANIFEST).read_bytes()
-        (newer / checkpoint.MANIFEST).write_bytes(manifest.replace(b"weights", b"w\xe5ights"))
+        manifest = (newer / MANIFEST).read_bytes()
+        (newer / MANIFEST).write_bytes(manifest.replace(b"weights", b"w\xe5ights"))
     else:
         newer.rename(tmp_path / ".step-000002.partial")
     assert checkpoints.latest() == tmp_path / "step-000001"
@@ -213,7 +214,7 @@ def test_a_checkpoint_that_a_disk_does_not_read_is_set_aside_and_one_of_another_
     def unreadable(file: Path) -> int:
         raise OSError(number, "cannot be read")
 
-    monkeypatch.setattr(checkpoint, "checksum", unreadable)
+    monkeypatch.setattr("fastgrpo.training.manifest.checksum", unreadable)
     with nullcontext() if aside else pytest.raises(OSError, match="cannot be read"):
         Checkpoints(tmp_path).set_damaged_aside()
     assert Checkpoints(tmp_path).latest() == (None if aside else path)
@@ -221,15 +222,15 @@ def test_a_checkpoint_that_a_disk_does_not_read_is_set_aside_and_one_of_another_
 
 def test_a_checkpoint_of_an_older_version_has_no_sums(tmp_path: Path) -> None:
     path = save(Checkpoints(tmp_path), 1)
-    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((path / MANIFEST).read_text())
     del manifest["sums"]
-    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    (path / MANIFEST).write_text(json.dumps(manifest))
     Checkpoints(tmp_path).set_damaged_aside()
     assert Checkpoints(tmp_path).latest() == path
 
 
 def test_a_checksum_tells_bits_zeros_and_the_order(tmp_path: Path) -> None:
-    size = checkpoint.SUMMED_BYTES
+    size = SUMMED_BYTES
     data = random.Random(0).randbytes(3 * size + 5)
     changed = [
         data,
@@ -243,8 +244,8 @@ def test_a_checksum_tells_bits_zeros_and_the_order(tmp_path: Path) -> None:
     sums = []
     for content in changed:
         (tmp_path / "file").write_bytes(content)
-        sums.append(checkpoint.checksum(tmp_path / "file"))
-        assert sums[-1] == checkpoint.checksum(tmp_path / "file")
+        sums.append(checksum(tmp_path / "file"))
+        assert sums[-1] == checksum(tmp_path / "file")
     assert len(set(sums)) == len(changed)
 
 
@@ -319,7 +320,7 @@ def test_a_manifest_holds_no_login_and_none_is_missed(tmp_path: Path) -> None:
     """Checkpoints are passed on; the login is in the run's config.toml."""
     config = resolve({"workers.base_url": "http://otto:geheim@host/v1", "sandbox.hosts": ("http://otto:geheim@jails",)})
     path = save(Checkpoints(tmp_path), 1, config=config)
-    manifest = (path / checkpoint.MANIFEST).read_text()
+    manifest = (path / MANIFEST).read_text()
     assert "geheim" not in manifest
     assert '"http://host/v1"' in manifest
     assert '"http://jails"' in manifest
@@ -328,9 +329,9 @@ def test_a_manifest_holds_no_login_and_none_is_missed(tmp_path: Path) -> None:
 
 def test_a_key_younger_than_the_checkpoint_had_its_default(tmp_path: Path) -> None:
     path = save(Checkpoints(tmp_path), 1)
-    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+    manifest = json.loads((path / MANIFEST).read_text())
     del manifest["config"]["grpo.max_lag"]
-    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    (path / MANIFEST).write_text(json.dumps(manifest))
     assert load(path, Config(), lambda folder: None) == 1
     with pytest.raises(UserError, match=r"grpo.max_lag was 0 and is now 1"):
         load(path, resolve({"grpo.max_lag": 1}), lambda folder: None)
