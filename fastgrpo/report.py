@@ -98,6 +98,11 @@ def write_report(folder: Path) -> Path:
     return path
 
 
+def are_workflows(rows: Sequence[Row]) -> bool:
+    """Whether the policy that was evaluated writes workflows: of the valid ones the complexity is measured."""
+    return any(row.get("complexity") is not None for row in rows)
+
+
 def _section(title: str, text: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2><p>{escape(text)}</p>{content}</section>"
 
@@ -111,7 +116,7 @@ def _tiles(tiles: Sequence[tuple[str, str]]) -> str:
 
 
 def _headline(metrics: Sequence[Row], evaluation: Sequence[Row]) -> str:
-    """What changed from SFT to GRPO on held-out problems, paired by problem, or how far the run is."""
+    """What GRPO changed on held-out problems, paired by problem, or how far the run is."""
     steps = Counter(row["stage"] for row in metrics)
     seconds = sum(row.get("seconds/step") or 0.0 for row in metrics)
     progress = ", ".join(f"{count} {stage} steps" for stage, count in steps.items()) or "no steps yet"
@@ -124,10 +129,10 @@ def _headline(metrics: Sequence[Row], evaluation: Sequence[Row]) -> str:
         both = before.keys() & after.keys()
         if both:
             gain, low, high = interval([(after[p] - before[p]) * scale for p in sorted(both)])
-            spread = f"{name}, GRPO over SFT; 95% interval {low:+.2g} to {high:+.2g} over {len(both)} problems"
+            spread = f"{name}, after GRPO over before; 95% interval {low:+.2g} to {high:+.2g} over {len(both)} problems"
             tiles.append((spread, f"{gain:+.3g}{unit}"))
     final = [row for row in evaluation if row["stage"] == "grpo"]
-    if final:
+    if final and are_workflows(evaluation):
         invalid = sum(row["status"] == "invalid" for row in final) / len(final)
         tiles.append((f"invalid workflows after GRPO, of {len(final)}", f"{invalid:.1%}"))
     return _tiles(tiles)
@@ -176,10 +181,10 @@ def _evaluation(rows: Sequence[Row]) -> Iterator[str]:
         yield _section("How the workflows follow the query", text, _table(adapts))
     counts = Counter((row["stage"], row["status"]) for row in rows)
     stages, statuses = (sorted({key[i] for key in counts}, reverse=i == 0) for i in (0, 1))
-    table = _table(
-        [["stage", *statuses], *([stage, *(counts[stage, status] for status in statuses)] for stage in stages)]
-    )
-    yield _section("Outcomes", "How the sampled workflows ended.", table)
+    names = {stage: name for stage, (name, _) in figures.STAGES.items()}
+    lines = ([names.get(stage, stage), *(counts[stage, status] for status in statuses)] for stage in stages)
+    text = f"How the sampled {'workflows' if are_workflows(rows) else 'completions'} ended."
+    yield _section("Outcomes", text, _table([["", *statuses], *lines]))
 
 
 def _spending(rows: Sequence[Row]) -> Iterator[str]:
@@ -195,12 +200,13 @@ def _spending(rows: Sequence[Row]) -> Iterator[str]:
 
 def _workflows(evaluation: Sequence[Row], folder: Path) -> Iterator[str]:
     chosen = choose(evaluation) if evaluation else list(_from_samples(folder / "samples.jsonl"))
+    kind = "completion" if evaluation and not are_workflows(evaluation) else "workflow"
     for why, row in chosen:
         numbers = [(name, row.get(name)) for name in ("pass_rate", "reward", "complexity")]
         shown = [(name, value) for name, value in numbers if isinstance(value, float | int)]
         words = [str(row[name]) for name in ("problem_id", "status") if name in row]
         text = ", ".join([*words, *(f"{name.replace('_', ' ')} {value:.2f}" for name, value in shown)])
-        yield _section(f"A workflow to read: {why}", text, f"<pre>{escape(str(row['workflow']))}</pre>")
+        yield _section(f"A {kind} to read: {why}", text, f"<pre>{escape(str(row['workflow']))}</pre>")
 
 
 def choose(evaluation: Sequence[Row]) -> list[tuple[str, Row]]:

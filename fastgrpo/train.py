@@ -194,7 +194,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                 async def measure(stage: str) -> dict[str, float]:
                     rows = await evaluate(learner.engine, environment, learner.chat, held_out, config, stage)
                     save_rows(config.folder / "evaluation.json", rows)
-                    return told(stage, rows, log)
+                    return told(learner.step, rows, log)
 
                 async def measure_beside(generator: Generator) -> dict[str, float]:
                     stage = f"step {learner.step}"
@@ -203,7 +203,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                     except NothingMeasured as error:  # the next steps fail likewise, and leave a checkpoint
                         log.say(f"{stage}: {error}")
                         return {}
-                    return told(stage, rows, log)
+                    return told(learner.step, rows, log)
 
                 problems = leave_out_long(problems, environment, learner.chat, config, log.say)
                 held_out = leave_out_long(held_out, environment, learner.chat, config, log.say)
@@ -221,10 +221,10 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
             log.say(f"report: {write_report(log.folder)}")
 
 
-def told(stage: str, rows: Sequence[EvalRow], log: RunLog) -> dict[str, float]:
-    """The means of an evaluation, which are said."""
+def told(step: int, rows: Sequence[EvalRow], log: RunLog) -> dict[str, float]:
+    """The means of an evaluation after `step` updates, which are said."""
     if means := summary(rows):
-        log.say(f"held out, {stage}: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
+        log.say(f"held out, step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
     return means
 
 

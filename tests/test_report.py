@@ -87,6 +87,18 @@ def test_whole_run(tmp_path: Path) -> None:
         assert title in page.text
 
 
+def test_the_page_of_a_reward_function_speaks_of_completions(tmp_path: Path) -> None:
+    """It told of 0.0 % invalid workflows, and of an SFT, where there was neither."""
+    write_metrics(tmp_path, 3)
+    rows = [row | {"metrics": {}, "difficulty": None} for row in evaluation()]
+    (tmp_path / "evaluation.json").write_text(json.dumps(rows))
+    text = Page(write_report(tmp_path)).text
+    assert "SFT" not in text
+    assert "invalid" not in text
+    for part in ("reward, after GRPO over before", "How the sampled completions ended.", "A completion to read"):
+        assert part in text
+
+
 def test_page_runs_nothing_and_loads_nothing(tmp_path: Path) -> None:
     write_metrics(tmp_path, 3)
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))

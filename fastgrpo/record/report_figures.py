@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from fastgrpo.record.problem_statistics import by_problem, interval, thirds
 
 Row = Mapping[str, Any]
-STAGES = {"sft": ("after SFT", "#9aa5b1"), "grpo": ("after GRPO", "#0b7285")}
+STAGES = {"sft": ("before GRPO", "#9aa5b1"), "grpo": ("after GRPO", "#0b7285")}
 WIDTH = 9.0
 THIRDS = ("easiest third", "middle third", "hardest third")
 TERM_COLORS = ("#2b8a3e", "#e67700", "#5f3dc4", "#c92a2a", "#1864ab", "#5c940d")
