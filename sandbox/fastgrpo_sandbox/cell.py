@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastgrpo_sandbox import cgroup
-from fastgrpo_sandbox.beside import started
+from fastgrpo_sandbox.beside import end, started
 from fastgrpo_sandbox.bwrap import HERE, Kind, bwrap_spec
 from fastgrpo_sandbox.types import Limits, SandboxUnavailable
 
@@ -119,7 +119,7 @@ class Cell(asyncio.Protocol):
     async def stop(self) -> None:
         """Ends the jail and everything in it; returns when it is gone, or logs that it is not after STOP_DEADLINE_S."""
         self._transport.close()
-        self._process.kill()
+        end(self._process)
         try:
             async with asyncio.timeout(STOP_DEADLINE_S):
                 while self._process.poll() is None:

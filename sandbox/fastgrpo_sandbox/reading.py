@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastgrpo_sandbox.beside import end_with, started
+from fastgrpo_sandbox.beside import end, end_with, started
 from fastgrpo_sandbox.guest import memo
 from fastgrpo_sandbox.turns import Turns
 
@@ -158,7 +158,7 @@ class _Reader:
             self._socket.close()
         else:
             self._ends[1].transport.abort()
-        self._process.kill()
+        end(self._process)
         asyncio.get_running_loop().run_in_executor(None, self._process.wait)
 
 

@@ -92,7 +92,7 @@ def host(program: str) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     ("to", "sent"),
     [
-        ("its group", (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)),
+        ("their groups", (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)),
         ("each of its processes", (signal.SIGTERM, signal.SIGHUP)),
     ],
 )
@@ -100,12 +100,12 @@ def test_what_runs_ends_as_it_would_where_all_processes_are_asked_to_end(to, sen
     with host(DRAINS) as process:
         below = descendants(process.pid)
         for number in sent:
-            if to == "its group":
-                os.killpg(process.pid, number)
-            else:
-                for pid in (process.pid, *below):
-                    with suppress(ProcessLookupError):
+            for pid in (process.pid, *below):
+                with suppress(ProcessLookupError):
+                    if to == "each of its processes":
                         os.kill(pid, number)
+                    elif os.getpgid(pid) == pid and os.getsid(pid) == process.pid:  # a jail's session is its own
+                        os.killpg(pid, number)
         said, _ = process.communicate(timeout=60)
     assert said == "(True, False) ok 3 set()\n 0.0\n"
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -196,6 +197,47 @@ def test_a_pool_whose_opening_is_interrupted_leaves_nothing(monkeypatch):
     assert None not in [one._process.poll() for one in made]
     assert [one._process.returncode for one in made] == [-signal.SIGKILL] * len(made)
     assert pool._loop.is_closed()
+
+
+# As bubblewrap begins: its child waits for its parent's word, and the kernel does not yet end it with its parent.
+WAITS = """
+import os, signal
+if (child := os.fork()) == 0:
+    signal.pause()
+with open("{said}.new", "w") as file:
+    file.write(str(child))
+os.rename("{said}.new", "{said}")
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+def test_a_jail_that_is_ended_as_it_starts_leaves_no_process(by_another, monkeypatch, tmp_path):
+    said = tmp_path / "child"
+    (tmp_path / "launch.py").write_text(WAITS.format(said=said))
+    monkeypatch.setattr(cell, "HERE", tmp_path)
+
+    async def work():
+        one = cell.Cell(1, "run", (), 0, None, lambda cell: None)
+        starting = asyncio.ensure_future(one.start())
+        while not said.exists():
+            await asyncio.sleep(0.01)
+        if by_another:
+            os.kill(one._process.pid, signal.SIGKILL)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        while not _has_ended(int(said.read_text())):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def _has_ended(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 def test_cells_that_start_and_end_no_job_are_not_started_without_pause(monkeypatch):
