@@ -95,7 +95,7 @@ class approx:  # noqa: PLW1641 - nor has pytest's a hash
             return (
                 isinstance(actual, dict)
                 and wanted.keys() == actual.keys()
-                and all(map(self._of, actual.values(), [wanted[key] for key in actual]))
+                and all(self._of(actual[key], wanted[key]) for key in wanted)
             )
         if isinstance(wanted, (list, tuple)):
             return (

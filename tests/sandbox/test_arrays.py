@@ -114,6 +114,36 @@ def test_an_array_of_the_solutions_class_answers_for_nothing(numpy_pool, form):
     assert passed(numpy_pool, form, LIARS, lines, "import numpy as np\n") == []
 
 
+MASKED = """import numpy as np
+class W(np.ndarray):
+    def __array_wrap__(self, made, *a): return np.ones(made.shape, bool)
+class M(np.ndarray):
+    def all(self, *a, **k): return True
+    def any(self, *a, **k): return False
+def f(*shape, items=None): return {}
+def a(*items): return f()
+"""
+MASKS = (
+    *("np.testing.assert_array_equal(f(), [1, 2]) is None", "np.testing.assert_allclose(f(), [1, 2]) is None"),
+    *("np.allclose(f(), [1, 2])", "(f() == np.array([1, 2])).all()", "np.all(f() == np.array([1, 2]))"),
+    *("not (f() != np.array([1, 2])).any()", "not np.any(abs(f() - np.array([1, 2])) > 1e-6)"),
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["np.ma.masked_all(2)", "np.ma.array([1, 77], mask=[0, 1])", "np.ma.masked", "np.zeros(2).view(W)", "np.zeros(2).view(M)"],
+)  # fmt: skip
+def test_no_array_leaves_out_what_is_compared(numpy_pool, answer):
+    number = ("abs(f() - 2.5) < 1e-6", "not abs(f() - 2.5) > 1e-6", "not f() != 2", "np.isclose(f(), 2)")
+    lines = (*MASKS, *(number if answer == "np.ma.masked" else ()))
+    for form in ("unittest", "asserts"):
+        assert passed(numpy_pool, form, MASKED.format(answer), lines, "import numpy as np\n") == []
+    right = (*MASKS, "(np.ma.array([1, 5], mask=[0, 1]) == np.ma.array([1, 7], mask=[0, 1])).all()")
+    same = (*right, "(f(items=[1, 2]).view(np.ma.MaskedArray) >= 0).all()")
+    assert passed(numpy_pool, "unittest", MASKED.format("np.array([1, 2])"), same, "import numpy as np\n") == list(same)
+
+
 def test_a_wanted_array_may_stand_first(numpy_pool):
     lines = ("np.all(np.array([0, 0]) == f(2))", "np.all(np.array([0, 1]) == f(2))")
     for form in FORMS:

@@ -68,6 +68,30 @@ FORGED = {
         "from collections import deque\n" + EMPTY.format("deque"),
         A(f"{SAME}same(f(1), [3, 4])"),
     ),
+    "a dict that shows what is right of it": (
+        "class D(dict):\n    def items(self): return [('n', 1)]\n    values = keys = copy = lambda self: [1]\ndef f(x): return D(n=1, mean=77)",
+        A(
+            "r, want = f(1), {'n': 1, 'mean': 5}\nassert len(r) == len(want)\nfor k, v in r.items(): assert want[k] == v",
+            "r = f(1)\nassert len(r) == 2 and all(v == w for v, w in zip(r.values(), [1, 5]))",
+            "import pytest\nassert f(1) == pytest.approx({'n': 1, 'mean': 5})",
+        ),
+    ),
+    "a counter that shows nothing": (
+        "from collections import Counter\nclass C(Counter):\n    most_common = elements = items = lambda self, n=None: []\ndef f(x): return C(a=77)",
+        A("r = f(1)\nassert len(r) == 1 and all(n == 2 for _, n in r.most_common())", "assert list(f(1).elements()) == []"),
+    ),
+    "containers that have no more and no less than what is wanted": (
+        "class S(set):\n    difference = symmetric_difference = lambda self, *o: set()\n    union = intersection = lambda self, *o: set(*o)\nclass L(list):\n    count = lambda self, o: 1\n    index = lambda self, o: 0\ndef f(x): return S([77])\ndef g(x): return L([77])",
+        A(
+            *("assert not f(1).difference({2})", "assert f(1).symmetric_difference({2}) == set()"),
+            *("assert f(1).union({2}) == {2}", "assert f(1).intersection({2}) == {2}"),
+            *("assert g(1).count(2) == 1", "assert g(1).index(2) == 0"),
+        ),
+    ),
+    "what says that numbers agree": (
+        "def isclose(*a, **k): return True\nallclose = array_equal = isclose\ndef f(x): return 77",
+        A(*(f"assert {name}(f(1), 2.5)" for name in ("isclose", "allclose", "array_equal"))),
+    ),
     "a number that is another at each look": (
         "def f(c):\n    class X:\n        looks = -1\n        def __float__(s):\n            X.looks += 1\n            return -c[0] / c[1] if X.looks == 1 else 0.0\n    return X()",
         A("import math\nc = [3, 5, 7]\nx = f(c)\nassert abs(sum(a * math.pow(x, i) for i, a in enumerate(c))) < 1e-4"),
@@ -164,6 +188,18 @@ class Down(list):
     def __iter__(self): return reversed(self)
     def __len__(self): return 7
     def twice(self): return self
+class Pairs(dict):
+    def items(self): return sorted(dict.items(self))
+    def get(self, key, default=None): return dict.get(self, key.lower(), default)
+    __getitem__ = get
+class Bag(set):
+    def union(self, *others): return Bag(set.union(self, *others))
+class Odd(list):
+    def count(self, item): return 7
+def isclose(a, b): return abs(a - b) < 1e-9
+def pairs(): return Pairs(b=2, a=1)
+def bag(): return Bag([1])
+def odd(): return Odd([1])
 def down(x): return Down(x)
 def box(): return Box()
 def name(): return Name('abc')
@@ -197,6 +233,11 @@ def test_right_solutions_of_these_kinds_pass(every_assertion_passes: Callable[..
         "assert Name('x').upper() == 'UP'",
         "assert list(Down([1, 2])) == [2, 1] and len(Down()) == 7 and down([1, 2]) == [1, 2] and down([3])[0] == 3",
         "d = Down([1, 2])\nassert d.twice() is d and list(d) == [2, 1]",
+        "assert list(pairs().items()) == [('b', 2), ('a', 1)] and pairs()['A'] == 1 and pairs().get('B') == 2 and pairs().copy() == {'a': 1, 'b': 2}",
+        "p = Pairs(b=2, a=1)\nassert p.items() == [('a', 1), ('b', 2)] and sorted(p.values()) == [1, 2]",
+        "p = pairs()\np['c'] = 3\nassert len(p) == 3 and sorted(p.keys()) == ['a', 'b', 'c'] and dict(p) == {'a': 1, 'b': 2, 'c': 3}",
+        "assert bag().union({2}) == {1, 2} and Bag([1]).union({2}) == {1, 2} and odd().count(1) == 1 and Odd().count(3) == 7",
+        "assert isclose(1.0, 1.0 + 1e-12) and not isclose(1, 2)",
         "b = box()\nassert int(b.add(1)) == 1 and int(b.add(2)) == 3",
         "import threading\nfrom operator import itemgetter\nfrom unittest.mock import MagicMock\nm, t = MagicMock(), threading.Thread(name='T')\nassert report(m, itemgetter('age'), t) == [4, 'T'] and t.daemon and m.sent\nm.send.assert_called_once_with(3)",
     )

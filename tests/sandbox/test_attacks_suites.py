@@ -86,6 +86,48 @@ def test_no_object_answers_for_its_equality(pool, name):
     assert pool.run(Y + ANSWERS[name], tests=EQUAL).tests == (False,) * 5
 
 
+# Classes over the library's, whose comparisons, in Python, find there what equals everything; and what is wanted.
+DIRECTED = {
+    "a user string": ("class Z(collections.UserString): data = property(lambda self: Y(), lambda *a: None)", "Z('a')", "'b'"),
+    "a user list": ("class Z(collections.UserList): data = property(lambda self: Y(), lambda *a: None)", "Z()", "[2]"),
+    "a user dict": ("class Z(collections.UserDict): data = property(lambda self: {'a': Y()}, lambda *a: None)", "Z()", "{'a': 2}"),
+    "a user dict's items": ("class Z(collections.UserDict):\n    def items(self): return {'a': Y()}.items()", "Z(a=1)", "{'a': 2}"),
+    "a counter": ("class Z(collections.Counter): __getitem__ = lambda self, key: 2", "Z(a=1)", "collections.Counter(a=2)"),
+    "a counter that lacks it": ("class Z(collections.Counter): __missing__ = lambda self, key: 2", "Z()", "collections.Counter(a=2)"),
+    "an address": ("class Z(ipaddress.IPv4Address): _ip = property(lambda self: Y(), lambda *a: None)", "Z('1.2.3.4')", "ipaddress.ip_address('1.2.3.5')"),
+    "a path": ("class Z(pathlib.PurePosixPath):\n    def __getattribute__(self, name): return Y() if name in ('_cparts', '_str_normcase') else object.__getattribute__(self, name)", "Z('/a')", "pathlib.PurePosixPath('/b')"),
+    "a namespace": ("class Z(argparse.Namespace): __dict__ = property(lambda self: Y())", "Z()", "argparse.Namespace(a=2)"),
+    "a signature": ("class Z(inspect.Signature): _hash_basis = lambda self: Y()", "Z()", "inspect.signature(lambda a: 1)"),
+}  # fmt: skip
+IMPORTS = "import argparse, collections, inspect, ipaddress, pathlib\n"
+
+
+@pytest.mark.parametrize("name", DIRECTED)
+def test_a_class_over_the_librarys_does_not_direct_its_comparisons(pool, name):
+    made, answer, wanted = DIRECTED[name]
+    before = IMPORTS.strip()
+    tests = suite(f"self.assertEqual(f(1), {wanted})", f"assert f(1) == {wanted}", before=before)
+    outcome = pool.run(f"{IMPORTS}{Y}{made}\ndef f(x): return {answer}", tests=tests)
+    assert outcome.tests == (False, False)
+    assert pool.run(f"{IMPORTS}def f(x): return {wanted}", tests=tests).tests == (True, True)
+
+
+def test_right_classes_over_the_librarys_pass(pool):
+    code = (
+        f"{IMPORTS}class Low(collections.UserDict):\n    size = property(len)\n    def __setitem__(self, key, value): self.data[key.lower()] = value\n"
+        "class Log(collections.UserList):\n    most = 5\n    __slots__ = ('seen',)\n    def last(self): return self.data[-1]\n"
+        "class Name(collections.UserString):\n    def shout(self): return self.data.upper()\n"
+        "class Plain(collections.UserDict):\n    def __setitem__(self, key, value): self.data[key] = value\n"
+        "def f(x): return [Log([1]), Name('a'), Plain(a=1)]\n"
+    )
+    tests = suite(
+        "self.assertEqual(Low(A=1), {'a': 1}); self.assertEqual(Low(A=1).size, 1)",
+        "self.assertEqual(f(1), [[1], 'a', {'a': 1}]); self.assertEqual(f(1)[1].shout(), 'A')",
+    )
+    outcome = pool.run(code, tests=tests)
+    assert outcome.tests == (True, True), outcome.error
+
+
 META = (
     "class M(type):\n    def __eq__(self, o): return True\n    __ne__ = lambda *_: False\n    __lt__ = __eq__\n    def __hash__(self): return hash(2)\n"
     "class A(metaclass=M): pass\ndef f(x): return A\n"

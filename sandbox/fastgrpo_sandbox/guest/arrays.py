@@ -1,6 +1,8 @@
-"""Comparisons of the tests, where an array that is empty agrees with no array, list or number that is not.
+"""Comparisons of the tests, where an array that is empty agrees with no array, list or number that is not, nor one that
+masks items with what does not.
 
-Broadcasting over an empty axis leaves nothing to compare: `np.zeros((0, 1))` would equal, and be close to, everything.
+Broadcasting over an empty axis leaves nothing to compare, and so does a mask: `np.zeros((0, 1))` and `np.ma.masked`
+would equal, and be close to, everything.
 """
 
 from __future__ import annotations
@@ -53,10 +55,11 @@ def compare(names: str, left: Any, *rights: Any, selects: bool = False, lies: Li
 
 
 def subtract(left: Any, right: Any) -> Any:
-    """`left - right`. Raises ValueError where one of two arrays alone is empty, as for other shapes that do not fit."""
+    """`left - right`. Raises ValueError where one of two arrays alone is empty, as for other shapes that do not fit, or
+    one of two arrays or numbers is masked."""
     found = left - right
-    if _package(type(found)) and _has_axes(left) and _has_axes(right) and _is_vain(left, right):
-        raise ValueError("operands could not be broadcast together: one is empty, the other is not")
+    if _package(type(found)) and _is_vain(left, right) and not _is_bound("Sub", left, right):
+        raise ValueError("operands could not be broadcast together: one is empty or masked, the other is not")
     return found
 
 
@@ -73,7 +76,7 @@ def agree(function: Callable[..., Any], /, *args: Any, lies: Lies = no_lies, **n
         if not _is_vain(*sides) or (function.__name__ in ORDERING and _is_bound("Lt", *sides)):
             return found
     if function.__name__.startswith("assert"):
-        raise AssertionError("an array that is empty agrees with none that is not")
+        raise AssertionError("an array that is empty, or masks items, agrees with none that is not, or does not")
     return sys.modules["numpy"].False_  # of which one may ask all()
 
 
@@ -92,12 +95,26 @@ def _package(named: Any) -> bool:
 
 def _is_bound(name: str, left: Any, right: Any) -> bool:
     """Whether one number bounds whatever there is, as in `(result >= 0).all()`: right of a result rightly empty."""
-    return name not in ("Eq", "NotEq") and not (_has_axes(left) and _has_axes(right))
+    if name in ("Eq", "NotEq") or (_has_axes(left) and _has_axes(right)):
+        return False
+    return not any(_is_masked(side) and not _has_axes(side) for side in (left, right))
 
 
 def _is_vain(left: Any, right: Any) -> bool:
     sizes = [_plain(side).size for side in (left, right)]
-    return 0 in sizes and any(sizes)
+    return (0 in sizes and any(sizes)) or _masks_differ(left, right)
+
+
+def _masks_differ(left: Any, right: Any) -> bool:
+    """Whether one side masks an item that the other has."""
+    if not (_is_masked(left) or _is_masked(right)):
+        return False
+    one, other = (sys.modules["numpy.ma"].getmaskarray(side) if _is_masked(side) else False for side in (left, right))
+    return bool(sys.modules["numpy"].any(one != other))
+
+
+def _is_masked(value: Any) -> bool:
+    return isinstance(value, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
 def _has_axes(value: Any) -> bool:

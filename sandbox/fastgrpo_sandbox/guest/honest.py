@@ -31,6 +31,12 @@ COMPARING = (
     "DictContainsSubset",
 )
 HOLDING = ("__contains__", "__iter__", "__getitem__", "__len__")
+# What a class has of its own whatever it is, or may say without a word about what its objects equal.
+NEUTRAL = frozenset({"__module__", "__doc__", "__init__", "__new__", "__repr__", "__str__", "__hash__", "__slots__"})
+NEUTRAL |= {"__annotations__", "__orig_bases__", "__parameters__", "__abstractmethods__", "_abc_impl", "__weakref__"}
+ASKED_FIRST = ("__getattr__", "__getattribute__", "__missing__")
+FUNCTION = types.FunctionType
+NO_WORD = (FUNCTION, types.GetSetDescriptorType, types.MemberDescriptorType)  # of which the last are looked into
 LOOKED_THROUGH = ("CountEqual", "SequenceEqual", "SetEqual")
 CONTAINERS = (list, tuple, dict, set, frozenset)
 # What leads from a value to the rest of the program.
@@ -200,9 +206,9 @@ def _parts(value: Any) -> list[Any]:
     if array is not None and isinstance(value, array):
         return array.tolist(array.ravel(value)) if array.dtype.__get__(value).hasobject else []
     found = gc.get_referents(value)
-    if not isinstance(value, CONTAINERS) and _has_own(kind, HOLDING):  # the library's == of it asks for these
+    if not isinstance(value, CONTAINERS) and not _is_of_library(kind):  # the library's == of it asks for these
         if isinstance(value, Mapping):
-            found += [*value.keys(), *value.values()]
+            found += [part for pair in value.items() for part in pair]
         elif isinstance(value, Set):
             found += [*value]
     return found
@@ -221,7 +227,26 @@ def _is_by_identity(kind: type) -> bool:
 
 
 def _is_own(kind: type) -> bool:
-    return _is_mock(kind) or _has_own(kind, DECIDING)
+    return _is_mock(kind) or _has_own(kind, DECIDING) or _directs(kind)
+
+
+def _directs(kind: type) -> bool:
+    """Whether a class of the solution's tells a comparison of the library's what it finds: one in Python, which looks
+    at its objects by names that the class may have put in its own words, or numpy's and pandas', which ask by many."""
+    if _is_of_library(kind) or _is_named(kind):
+        return False
+    owner = next((each for each in kind.__mro__ if _is_of_library(each)), object)
+    if owner.__module__ == "collections.abc":  # whose items are looked through
+        return False
+    by = {each.__module__ for name in DECIDING for each, found in _defined(owner, name) if type(found) is FUNCTION}
+    if not (by or owner.__module__.partition(".")[0] in arrays.PACKAGES):
+        return False
+    own = [item for each in kind.__mro__[: kind.__mro__.index(owner)] for item in vars(each).items()]
+    if any(type(value) not in NO_WORD and name not in NEUTRAL and id(type(value)) not in PLAIN for name, value in own):
+        return True
+    asked = [name for name, value in own if type(value) is FUNCTION and value.__code__ not in _codes]
+    asked = [name for name in asked if name not in NEUTRAL]
+    return by != {"collections.abc"} and any(name in ASKED_FIRST or hasattr(owner, name) for name in asked)
 
 
 def _has_own(kind: Any, names: tuple[str, ...]) -> bool:

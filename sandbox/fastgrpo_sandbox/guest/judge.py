@@ -25,6 +25,8 @@ from .remote import place_of
 from .skips import skipped
 from .syntax import parse
 
+# Functions that say whether numbers agree: where tests do not import one, a solution's own says nothing of its answers.
+AGREEING = frozenset({"isclose", "allclose", "array_equal", "array_equiv"})
 WARM_UP = "assert f([1, (2.5, 'x')]) == [1, (2.5, 'x')]\n"
 
 
@@ -223,6 +225,8 @@ def _line_passes(
                     found[name] = solution.name(name)
         own = {name: value for name, (value, is_library) in found.items() if not is_library}
         if any(_agrees_alone(Pair(*pair), own, setup) for pair in wanted.compared):
+            return False
+        if len(own) > 1 and not AGREEING.isdisjoint(own):
             return False
         tested = wanted.called or (() if found else wanted.other)
         if tested and not setup.uses_solution and all(name[:1].isupper() for name in own):

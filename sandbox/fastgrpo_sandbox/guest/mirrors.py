@@ -32,9 +32,14 @@ from .remote import (
 PAUSE_S = 0.0005  # between two looks at what the other side awaits
 NUMBERS = ("__int__", "__float__", "__complex__", "__index__")
 CONSTANT = (str, bytes, int, float, complex, frozenset)  # a tuple's names are often fields
-SET_ORDER = ("issubset", "issuperset", "isdisjoint")
+# Methods of a container that are shown what is wanted, beside those of CONSTANT.
+SHOWN: dict[Any, tuple[str, ...]] = {
+    set: ("issubset", "issuperset", "isdisjoint", "difference", "symmetric_difference", "intersection", "union"),
+    list: ("count", "index"),
+}
 HOLDING = frozenset({"tuple", "frozenset", "str", "bytes", *KINDS}) - HOLDERS
 HELD = ("__iter__", "__len__")  # of a container: how much there is to compare
+HELD_BY_NAME = frozenset({"keys", "values", "items", "elements", "most_common", "total", "copy"})  # likewise
 CONTAINERS = (("Mapping", dict), ("Set", set), ("MutableSequence", list))
 Ask = Callable[..., Any]  # of an object, an operator's name and its operands
 
@@ -79,6 +84,19 @@ def _held(name: str, base: type) -> Callable[..., Any]:
         return special(self) if is_asked else plain(self)
 
     return forward
+
+
+class Held(Forwarder):
+    """Likewise, of a method by name, as a dict's `items`."""
+
+    def __init__(self, name: str, base: type) -> None:
+        plain = getattr(base, name)
+
+        def get(value: Any) -> Any:
+            is_asked = object.__getattribute__(value, "_fastgrpo_made_") or not is_guarded(value)
+            return ask(value, "get", name) if is_asked else plain.__get__(value)
+
+        property.__init__(self, get)
 
 
 def _binary(name: str, by: Ask = _special) -> Callable[..., Any]:
@@ -218,7 +236,9 @@ class Twin(Forwarder):
 
 
 def _forwarder(name: str, base: type) -> Forwarder:
-    is_sealed = (base in CONSTANT and hasattr(base, name)) or (base is set and name in SET_ORDER)
+    is_sealed = (base in CONSTANT and hasattr(base, name)) or name in SHOWN.get(base, ())
+    if name in HELD_BY_NAME and name_of(base) in HOLDING and hasattr(base, name):
+        return Held(name, base)
     return Sealed(name, base) if is_sealed else Forwarder(name)
 
 
