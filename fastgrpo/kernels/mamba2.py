@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad, softplus
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 128
+CHUNK = 64
 # Elements of the rows that are computed together, in fp32: what their backward works with is bounded so.
 TOGETHER = 2**25
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -53,6 +54,12 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
     if odd:
         raise UserError(f"model folder {path} has layers of the kind {', '.join(odd)}, which cannot be trained packed")
     check_latent(path, text)
+    rotated, rotation = getattr(text, "rotary_dim", None), getattr(text, "rope_parameters", None) or {}
+    if rotated and "partial_rotary_factor" not in rotation:
+        raise UserError(
+            f"model folder {path} ({config.model_type}) rotates {rotated} columns of each head, where transformers "
+            f"{transformers.__version__} rotates all: install transformers 5.18 or newer"
+        )
     with torch.device("meta"):
         names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
     if any(name.endswith("sinks") for name in names):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.engine.shared_weights import can_share
 from fastgrpo.errors import UserError
-from fastgrpo.kernels.delta_rule import TOGETHER
+from fastgrpo.kernels import delta_rule, mamba2
 from fastgrpo.kernels.tuning import CHUNK_BYTES
 from fastgrpo.policy.experts import mixture
 from fastgrpo.policy.latent_attention import latent_widths
@@ -55,12 +55,21 @@ PROCESS_OVERHEAD = GIB
 TOKEN_STEP = 1024
 # Tokens before its own that a recurrent layer's convolution reads.
 CONVOLVED = 3
-# What a recurrent layer keeps for a column of its values, by the bytes of a number: with the delta rule 46 to 56 in
-# bf16 and 69 to 78 in fp32; with transformers' Mamba-2 at most 132, by kind and type.
-DELTA_RULE_BYTES = {2: 56, 4: 80}
-MAMBA_BYTES = 135
-# What the backward of the delta rule works with besides, for a column of the heads that are computed together.
-DELTA_RULE_WORKING = 64
+
+
+class Recurrent(NamedTuple):
+    """Bytes for a column of a recurrent layer's values: what it keeps, by the bytes of a number, and what
+    the backward of its function works with besides, of those that are computed together.
+    """
+
+    kept: dict[int, int]
+    working: int
+
+
+# Measured are 46 to 56 in bf16 and 69 to 78 in fp32; the kernels work with less.
+DELTA_RULE = Recurrent({2: 56, 4: 80}, 64)
+# 20 to 34 and 35 to 43; 87 with states of 128 rows, 121 where groups of heads have b and c of their own, 135 with 256.
+MAMBA2 = Recurrent({2: 36, 4: 46}, 135)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,16 +319,19 @@ def _recurrent_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     layer = widths(config)
     if layer is None:
         return 0
-    column = DELTA_RULE_BYTES[dtype.itemsize] if layer.delta_rule else MAMBA_BYTES
-    return int(column * layer.values / SIMILAR)
+    function = DELTA_RULE if layer.delta_rule else MAMBA2
+    return int(function.kept[dtype.itemsize] * layer.values / SIMILAR)
 
 
-def _recurrent_working(config: PretrainedConfig, tokens: float) -> int:
-    """The most that one recurrent layer's backward works with, beyond what is kept."""
+def _recurrent_working(config: PretrainedConfig, tokens: float, longest: int) -> int:
+    """The most that one recurrent layer's backward works with, beyond what is kept; Mamba-2's takes rows whole."""
     layer = widths(config)
-    if layer is None or not layer.delta_rule:
+    if layer is None:
         return 0
-    return int(DELTA_RULE_WORKING * min(tokens * layer.values / SIMILAR, TOGETHER))
+    elements = tokens * layer.values / SIMILAR
+    if layer.delta_rule:
+        return int(DELTA_RULE.working * min(elements, delta_rule.TOGETHER))
+    return int(MAMBA2.working * min(elements, max(mamba2.TOGETHER, longest * layer.values)))
 
 
 def device_capacity(device: torch.device) -> int:
@@ -429,7 +441,7 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
     # The gradients of an MLP's products, its own product in place of one; of a mixture beside what enters and what
     # leaves each choice.
     working = max(head, tokens * b * (3 * _mlp_width(config) + 2 * _choices(config) * hidden))
-    working = max(working, _recurrent_working(config, workload.key_copies * tokens))
+    working = max(working, _recurrent_working(config, workload.key_copies * tokens, workload.max_model_len))
     if not workload.gradient_checkpointing:
         return tokens * layers * layer, working
     # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.

@@ -39,7 +39,7 @@ from transformers.models.qwen3_next import modeling_qwen3_next
 
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
-from fastgrpo.policy.architecture import logit_transform
+from fastgrpo.policy.architecture import check_architecture, logit_transform
 from fastgrpo.policy.experts import Mixture, mixture, router_biases
 from fastgrpo.policy.folder import load_config
 from fastgrpo.policy.loading import load_policy
@@ -163,6 +163,16 @@ def test_the_cases_use_what_they_are_for() -> None:
     assert transforms["cohere"].temperature == 4.0
     assert transforms["granite"].temperature == 3.0
     assert transforms["falcon_h1"].temperature == 2.0
+
+
+def test_a_part_of_heads_that_an_older_transformers_would_not_rotate_alone_is_refused(tmp_path: Path) -> None:
+    kind, changes = MIXTURES["minimax_m2"]
+    config = kind(**changes)
+    check_architecture(tmp_path, config)
+    # As 5.16 and 5.17 read it.
+    del config.rope_parameters["partial_rotary_factor"]
+    with pytest.raises(UserError, match=r"\(minimax_m2\) rotates 16 columns of each head, where transformers"):
+        check_architecture(tmp_path, config)
 
 
 @pytest.mark.parametrize(

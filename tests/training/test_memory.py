@@ -27,14 +27,13 @@ from transformers import (
 from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.delta_rule import gated_delta_rule
+from fastgrpo.kernels.mamba2 import mamba2
 from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.recurrent import recur_within_runs, rows_of
 from fastgrpo.training import memory, workload
 from fastgrpo.training.memory import (
-    DELTA_RULE_BYTES,
-    DELTA_RULE_WORKING,
     GIB,
     Layers,
     Workload,
@@ -372,7 +371,6 @@ def test_other_layers_keep_no_more_than_is_planned(tmp_path: Path, kind, changes
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
     config = policy.model.config
     layer = activation_bytes_per_token(config, torch.float32, layers="plain", recompute_mlp=False)
-    # transformers computes Mamba in chunks of 256 tokens.
     kept = kept_bytes(policy, 512, 256) / 512
     # As above a CPU's attention keeps its output twice; and there is the last norm.
     twice = attention_layers(config) * 4 * head_width(config)
@@ -395,12 +393,32 @@ def test_layers_that_are_an_mlp_alone_count_as_one(tmp_path: Path, mlps: int) ->
     assert kept_bytes(policy, 512, 256) / 512 == pytest.approx(planned, rel=0.1)
 
 
+ONE_LAYER = {"num_hidden_layers": 1, "hidden_size": 128}
+HEADS_OF_128 = (
+    ONE_LAYER
+    | {"layer_types": ["linear_attention"]}
+    | {"linear_num_key_heads": 2, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
+)
+STATES_OF_128 = (
+    ONE_LAYER
+    | {"layer_types": ["mamba"]}
+    | {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_groups": 1, "mamba_expand": 4}
+)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_delta_rule_keeps_and_works_with_no_more_than_is_planned(dtype: torch.dtype) -> None:
-    """Of a layer with heads of 128 columns, as Qwen's: all that autograd saves, and the peak of the rule's backward."""
-    shape = {"linear_num_key_heads": 2, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "hidden_size": 128}
-    config = Qwen3_5TextConfig(**DELTA_RULE | shape | {"layer_types": ["linear_attention"], "num_hidden_layers": 1})
-    layer = AutoModelForCausalLM.from_config(config, dtype=dtype).model.layers[0].linear_attn
+@pytest.mark.parametrize(
+    ("config", "planned"),
+    [
+        (Qwen3_5TextConfig(**DELTA_RULE | HEADS_OF_128), memory.DELTA_RULE),
+        (GraniteMoeHybridConfig(**GRANITE_H | STATES_OF_128), memory.MAMBA2),
+    ],
+    ids=["delta rule", "Mamba-2"],
+)
+def test_a_recurrent_layer_keeps_no_more_than_is_planned(config, planned: memory.Recurrent, dtype: torch.dtype) -> None:
+    """Of layers with heads as Qwen's and states as Granite's: all that autograd saves."""
+    layer = AutoModelForCausalLM.from_config(config, dtype=dtype).model.layers[0]
+    layer = layer.linear_attn if planned is memory.DELTA_RULE else layer.mamba
     recur_within_runs(layer)
     x_TH, cu_S = torch.randn(1, 256, 128, dtype=dtype).requires_grad_(), torch.tensor([0, 256])
     rows, known = rows_of(Runs(cu_S, 256, cu_S, 256)), {weight.data_ptr() for weight in layer.parameters()}
@@ -413,16 +431,32 @@ def test_the_delta_rule_keeps_and_works_with_no_more_than_is_planned(dtype: torc
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         layer(x_TH, rows=rows)
-    planned = DELTA_RULE_BYTES[dtype.itemsize] * 256 * 4 * 128
-    assert 0.7 < sum(kept.values()) / planned < 1.0
-    arguments = [torch.randn(1, 256, 4, 128, dtype=dtype, requires_grad=True) for _ in range(3)]
-    arguments += [torch.rand(1, 256, 4).neg_().requires_grad_(), torch.rand(1, 256, 4, dtype=dtype, requires_grad=True)]
-    output = gated_delta_rule(*arguments)
+    columns = 256 * 4 * 128
+    assert 0.7 * planned.kept[dtype.itemsize] < sum(kept.values()) / columns < planned.kept[dtype.itemsize]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows_of_state", [128, 256])
+def test_a_recurrent_layer_works_with_no_more_than_is_planned(rows_of_state: int, dtype: torch.dtype) -> None:
+    """The peaks of both functions' backward: Mamba-2's is larger with larger states."""
+    rule = [torch.randn(1, 256, 4, 128, dtype=dtype) for _ in range(3)]
+    rule += [torch.rand(1, 256, 4).neg_(), torch.rand(1, 256, 4, dtype=dtype)]
+    x, dt = torch.randn(1, 256, 8, 64, dtype=dtype), torch.randn(1, 256, 8, dtype=dtype)
+    b, c = torch.randn(2, 1, 256, 1, rows_of_state, dtype=dtype)
+    a, d, bias = torch.rand(3, 8)
+    delta, mamba = peak_of(gated_delta_rule, rule), peak_of(mamba2, [x, dt, -a, b, c, d, bias])
+    assert 0.7 * memory.DELTA_RULE.working < delta <= memory.DELTA_RULE.working + 1
+    assert 0.6 * memory.MAMBA2.working < mamba <= memory.MAMBA2.working
+
+
+def peak_of(function, arguments: list[torch.Tensor]) -> float:  # type: ignore[no-untyped-def]
+    """The most that backward works with, in bytes for a column of the output."""
+    leaves = [argument.requires_grad_() for argument in arguments]
+    output = function(*leaves)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        torch.autograd.grad(output, arguments, torch.ones_like(output))
+        torch.autograd.grad(output, leaves, torch.ones_like(output))
     sizes = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    peak = max(accumulate(sizes)) / output.numel()
-    assert 0.7 * DELTA_RULE_WORKING < peak <= DELTA_RULE_WORKING + 1
+    return max(accumulate(sizes)) / output.numel()
 
 
 def test_one_layer_recomputed_is_a_hybrids_widest() -> None:
