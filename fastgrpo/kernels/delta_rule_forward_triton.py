@@ -66,10 +66,13 @@ def _inverse_kernel(products_ptr, inverse_ptr, C: tl.constexpr):
     place, i_C = tl.program_id(0), tl.arange(0, C)
     inverse_CC = tl.where(i_C[:, None] == i_C[None, :], 1.0, 0.0)
     row_ptr = products_ptr + place.to(tl.int64) * C * C + i_C
+    row_C = tl.load(row_ptr + C)
     for row in range(1, C):
-        row_C = tl.load(row_ptr + row * C)
+        # The next row is on its way meanwhile.
+        next_C = tl.load(row_ptr + tl.minimum(row + 1, C - 1) * C)
         taken_C = tl.sum(row_C[:, None] * inverse_CC, axis=0)
         inverse_CC -= tl.where(i_C[:, None] == row, taken_C[None, :], 0.0)
+        row_C = next_C
     store_halves(inverse_ptr, place, C, C, i_C, i_C, halves_of(inverse_CC))
 
 

@@ -6,7 +6,6 @@ what Triton specialises, such as a size of 1, which becomes a constant.
 
 from __future__ import annotations
 
-from functools import partialmethod
 from typing import Any, get_args
 
 import torch
@@ -108,16 +107,24 @@ def delta_rule(rows: int, length: int, heads: int, keys: int, values: int) -> No
 
 def main() -> None:
     driver.set_active(Hopper())
-    # What a launch is given compiles, and is not launched.
     launched: Any = JITFunction.run
-    JITFunction.run = partialmethod(lambda self, *given, **named: launched(self, *given, **named | {"warmup": True}))
+
+    def compiled(self: Any, *given: Any, **named: Any) -> None:
+        """What a launch is given compiles, and is not launched."""
+        kernel = launched(self, *given, **named | {"warmup": True})
+        if ".delta_rule_" in self.fn.__module__:
+            # `delta_rule_tiles_triton` says why a product of Hopper's must have no left factor in registers.
+            products = [line for line in kernel.asm["ttgir"].splitlines() if "warp_group_dot " in line]
+            assert not [line for line in products if ": tensor<" in line], self.fn.__name__
+
+    JITFunction.run = compiled
     for rows, vocabulary in ((1, 128), (300, 1000)):
         heads(rows, vocabulary)
     for rows, width in ((1, 64), (33, 1536)):
         layers(rows, width)
     for sequences, block, counts, dim in ((512, 64, (12, 2), 128), (300, 16, (14, 2), 64), (264, 32, (16, 1), 128)):
         decoding(sequences, block, counts, dim)
-    for shape in ((1, 1, 1, 16, 16), (1, 70, 3, 128, 128), (2, 64, 2, 24, 200)):
+    for shape in ((1, 1, 1, 16, 16), (2, 70, 3, 128, 128)):
         delta_rule(*shape)
     for mode in ("grpo", "dr_grpo", "rloo"):
         advantage_triton.group_advantages(torch.ones(9), torch.zeros(9, dtype=torch.int64), mode)

@@ -71,7 +71,7 @@ def compare(arguments: list[Tensor], g_bar: float | None = None) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("decay", [0.0, 0.1, 10.0])
+@pytest.mark.parametrize("decay", [0.0, 10.0] if INTERPRETED else [0.0, 0.1, 10.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_outputs_and_gradients_are_those_of_one_token_after_the_other(
     device: torch.device, shape: Shape, decay: float, dtype: torch.dtype
