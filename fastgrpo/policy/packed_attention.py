@@ -77,8 +77,8 @@ def packed_attention(
         key_UGD, value_UGD = Repeated.apply(key_UGD, key_index_U), Repeated.apply(value_UGD, key_index_U)
     narrow = value_UGD.shape[-1]
     if narrow < key_UGD.shape[-1]:
-        # Columns of zeros come out as such. A GPU's functions take one width alone, and torch on a CPU has another one
-        # for two, which keeps all scores: 1.3 to 3 times slower.
+        # Columns of zeros come out as such. A GPU's functions take one width alone, and torch on a CPU has for two
+        # another function, which keeps all scores.
         value_UGD = functional.pad(value_UGD, (0, key_UGD.shape[-1] - narrow))
     heads, boundaries = (query_THD, key_UGD, value_UGD), (cu_seq_lens_q, cu_seq_lens_k)
     scores = Scores(scaling or query_THD.shape[-1] ** -0.5, sliding_window, softcap)
