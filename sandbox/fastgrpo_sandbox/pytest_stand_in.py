@@ -6,6 +6,7 @@ Its text goes into the tests' setup, where `import pytest` takes this in the pla
 import importlib
 import math
 import re
+import warnings
 
 
 def fail(reason=""):
@@ -80,6 +81,55 @@ class Raises:
     def match(self, pattern):
         """Asserts that the error's text has the pattern in it."""
         return re.search(pattern, str(self.value)) is not None or fail(f"{pattern!r} is not in it")
+
+    typename = property(lambda self: self.type.__name__)
+
+
+def warns(kinds=Warning, *args, match=None, **named):
+    """pytest.warns as a context, or of a function and its arguments."""
+    context = Warns(kinds, match)
+    if not args:
+        return context
+    with context:
+        return args[0](*args[1:], **named)
+
+
+def deprecated_call(*, match=None):
+    """pytest.deprecated_call as a context."""
+    return Warns((DeprecationWarning, PendingDeprecationWarning, FutureWarning), match)
+
+
+class Warns:
+    """A context in which there is a warning; it is a row of all that came."""
+
+    def __init__(self, kinds, pattern):
+        self.kinds, self.pattern = kinds, pattern
+        self.caught = warnings.catch_warnings(record=True)
+
+    def __enter__(self):
+        self.list = self.caught.__enter__()
+        warnings.simplefilter("always")
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.caught.__exit__(kind, error, trace)
+        if kind is None and not any(map(self.is_meant, self.list)):
+            fail(f"no {self.kinds} was warned of")
+
+    def is_meant(self, warning):
+        """Whether a warning is of the kinds, and its text has the pattern in it."""
+        return issubclass(warning.category, self.kinds) and (
+            self.pattern is None or re.search(self.pattern, str(warning.message)) is not None
+        )
+
+    def __len__(self):
+        return len(self.list)
+
+    def __iter__(self):
+        return iter(self.list)
+
+    def __getitem__(self, index):
+        return self.list[index]
 
 
 class approx:  # noqa: PLW1641 - nor has pytest's a hash

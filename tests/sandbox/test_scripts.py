@@ -629,6 +629,23 @@ def test_a_check_may_import_its_entry_point(pool):
     assert pool.run("x = 1\n", tests=tests).tests == (False, False)
 
 
+WARNS = (
+    "def test_a():\n    with pytest.warns(UserWarning, match='zero') as seen: f(0)\n    assert len(seen) == 1 and 'ze' in str(seen[0].message)\n",
+    "def test_a():\n    pytest.warns(UserWarning, f, 0)\n",
+    "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        with pytest.warns(UserWarning): f(0)\n",
+)
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("source", WARNS)
+def test_the_stand_in_hears_warnings(pool, source):
+    tests = read_tests({"test": f"import pytest\nfrom solution import f\n{source}"})
+    code = "import warnings\ndef f(x): warnings.warn('zero', UserWarning)\n"
+    assert pool.run(code, tests=tests).tests == (True,)
+    for wrong in ("pass", "warnings.warn('one', DeprecationWarning)", "raise UserWarning('zero')"):
+        assert pool.run(f"import warnings\ndef f(x): {wrong}\n", tests=tests).tests == (False,)
+
+
 NUMBERS = (0, 1, 1 + 1e-7, 1 + 1e-5, 1e-13, 1e-9, 1e9, 1e9 + 1, -1.0, math.inf, -math.inf, math.nan, True, 1j)
 
 

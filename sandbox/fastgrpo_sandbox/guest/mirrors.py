@@ -33,9 +33,11 @@ PAUSE_S = 0.0005  # between two looks at what the other side awaits
 NUMBERS = ("__int__", "__float__", "__complex__", "__index__")
 CONSTANT = (str, bytes, int, float, complex, frozenset)  # a tuple's names are often fields
 # Methods of a container that are shown what is wanted, beside those of CONSTANT.
-SHOWN: dict[Any, tuple[str, ...]] = {
-    set: ("issubset", "issuperset", "isdisjoint", "difference", "symmetric_difference", "intersection", "union"),
-    list: ("count", "index"),
+SHOWN = {
+    "set": ("issubset", "issuperset", "isdisjoint", "difference", "symmetric_difference", "intersection", "union"),
+    "bytearray": ("startswith", "endswith", "find", "rfind", "count", "index", "rindex"),
+    "list": ("count", "index"),
+    "collections.deque": ("count", "index"),
 }
 HOLDING = frozenset({"tuple", "frozenset", "str", "bytes", *KINDS}) - HOLDERS
 HELD = ("__iter__", "__len__")  # of a container: how much there is to compare
@@ -236,7 +238,7 @@ class Twin(Forwarder):
 
 
 def _forwarder(name: str, base: type) -> Forwarder:
-    is_sealed = (base in CONSTANT and hasattr(base, name)) or name in SHOWN.get(base, ())
+    is_sealed = (base in CONSTANT and hasattr(base, name)) or name in SHOWN.get(name_of(base), ())
     if name in HELD_BY_NAME and name_of(base) in HOLDING and hasattr(base, name):
         return Held(name, base)
     return Sealed(name, base) if is_sealed else Forwarder(name)
