@@ -11,8 +11,8 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 import asyncio
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -57,6 +57,9 @@ from fastgrpo.types import EvalRow
 
 # Two trainings in one process would share what PyTorch, vLLM and the ranks have once a process.
 _under_way = threading.Lock()
+# Set once that one is to stop; its task and the loop that it runs in, once there is one.
+_stopping = threading.Event()
+_running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
 
 def train(
@@ -82,6 +85,7 @@ def train(
     `task` is all of that in one (`fastgrpo.tasks`). Without any of them the task is the one that the configuration
     names. `resume` goes on from the run's last checkpoint; `dry_run` prints the plan and starts nothing.
     Raises UserError; KeyboardInterrupt, with a checkpoint left, after Ctrl-C and in the main thread SIGTERM and SIGHUP.
+    After `fastgrpo.stop()` it returns, with a checkpoint left.
     """
     _refuse_running_loop()
     config = _configured(config, str(model) if isinstance(model, Path) else model or "")
@@ -91,16 +95,49 @@ def train(
         return config.folder
     if not _under_way.acquire(blocking=False):
         raise UserError(
-            "another training is under way in this process, maybe one whose notebook cell was stopped: wait"
+            "another training is under way in this process, maybe one whose notebook cell was stopped: wait for its "
+            "end, or call fastgrpo.stop()"
         )
+    _stopping.clear()
     # Python's own Ctrl-C ends in order, too; handlers of signals belong to the main thread.
     main = threading.current_thread() is threading.main_thread()
     try:
         with signals_handled(TERMINATING) if main else nullcontext():
-            run_on_ranks(config, lambda: run(config, resume=resume, task=task))
+            run_on_ranks(config, lambda: _stoppable(run(config, resume=resume, task=task)))
+    except asyncio.CancelledError:
+        if not _stopping.is_set():
+            raise
     finally:
         _under_way.release()
     return config.folder
+
+
+def stop() -> None:
+    """End the training that `train` has under way in this process, if any: it leaves a checkpoint and returns.
+
+    `fastgrpo.stop()` is this function. From any thread, a reward function's too; it does not wait. Of several ranks
+    each must call it at the same step.
+    """
+    if not _under_way.locked() or _stopping.is_set():
+        return
+    _stopping.set()
+    say_on_stderr("stopping in order")
+    for loop, task in tuple(_running):
+        with suppress(RuntimeError):  # it has just ended
+            loop.call_soon_threadsafe(task.cancel)
+
+
+async def _stoppable(training: Coroutine[Any, Any, None]) -> None:
+    """The `training`, which `stop` may end."""
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
+    _running.append((asyncio.get_running_loop(), task))
+    try:
+        if _stopping.is_set():
+            task.cancel()
+        await training
+    finally:
+        _running.clear()
 
 
 def _configured(config: Config | Mapping[str, Any] | None, model: Any) -> Config:

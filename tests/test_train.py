@@ -942,6 +942,30 @@ def test_a_second_training_in_the_process_is_refused_and_the_first_goes_on(
         fastgrpo.train(keys | {"name": "other"}, model=model, reward=second, dataset=rows, resume=True)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_training_is_stopped_from_a_reward_and_resumed(
+    model: Path, tmp_path: Path, no_vllm: None, late: bool
+) -> None:
+    """As where a notebook's cell was interrupted, whose training goes on in its thread: all of a step's groups ask."""
+
+    def stopping(completions: list[str], factor: list[float], trainer_state: Any, **_: Any) -> list[float]:
+        if trainer_state.global_step == 2:
+            fastgrpo.stop()
+            time.sleep(0.2 * late)  # after which nobody waits for it any more
+        return vowels(completions, factor)
+
+    stopping.__name__ = "vowels"  # by which its values are logged
+    fastgrpo.stop()  # nothing is under way
+    rows = [{"prompt": f"count {number}", "factor": 1.0} for number in range(6)]
+    keys = SMALL | {"runs": str(tmp_path), "grpo.steps": 4, "data.held_out": 0, "grpo.max_lag": int(late)}
+    whole = fastgrpo.train(keys | {"name": "whole"}, model=model, reward=vowels, dataset=rows)
+    folder = fastgrpo.train(keys | {"name": "halves"}, model=model, reward=stopping, dataset=rows)
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    assert checkpoint.name == f"step-{len(metrics(folder)):06d}" != "step-000004"
+    fastgrpo.train(keys | {"name": "halves"}, model=model, reward=vowels, dataset=rows, resume=True)
+    assert [row["reward/total"] for row in metrics(folder)] == [row["reward/total"] for row in metrics(whole)]
+
+
 def test_a_running_loop_is_told_how_to_train() -> None:
     async def notebook() -> None:
         fastgrpo.train({}, model="m", reward=len, dataset=[])
