@@ -33,8 +33,8 @@ from fastgrpo.kernels.delta_rule_torch import CHUNK
 # Chosen by registers and shared memory; not measured yet.
 D_WITHIN = Block(values=64, warps=4, stages=1)
 D_STATES = Block(values=32, warps=4, stages=2)
-D_READS = Block(values=32, warps=8, stages=2)
-D_WRITES = Block(values=32, warps=8, stages=2)
+D_READS = Block(values=64, warps=8, stages=1)
+D_WRITES = Block(values=64, warps=8, stages=1)
 
 
 @triton.jit(do_not_specialize=VARIED)

@@ -62,7 +62,7 @@ def _within_kernel(
 
 @triton.jit
 def _inverse_kernel(products_ptr, inverse_ptr, C: tl.constexpr):
-    """T in halves, a row after the other: no other way is as exact."""
+    """T in halves, by forward substitution in fp32, a row after the other."""
     place, i_C = tl.program_id(0), tl.arange(0, C)
     inverse_CC = tl.where(i_C[:, None] == i_C[None, :], 1.0, 0.0)
     row_ptr = products_ptr + place.to(tl.int64) * C * C + i_C
