@@ -90,9 +90,9 @@ def _d_states_kernel(
         d_written_CV = load_stack(d_written_ptr, place, C, values, i_C, column_V)
         inverse = load_halves(inverse_ptr, place, C, C, i_C, i_C)
         d_state = halves_of(d_state_KV)
-        store_halves(d_states_ptr, place, keys, values, row_K, column_V, d_state)
         write_C = tl.exp((last - sum_C).to(tl.float32)) * key_scale_C
         d_written_CV += dot_halves(key_CK, d_state, tl.zeros([C, V], tl.float32)) * write_C[:, None]
+        store_halves(d_states_ptr, place, keys, values, row_K, column_V, d_state)
         d_new_CV = dot_both(transposed(inverse), halves_of(d_written_CV), tl.zeros([C, V], tl.float32))
         store_halves(d_new_ptr, place, C, values, i_C, column_V, halves_of(d_new_CV))
         since_C = tl.exp(sum_C.to(tl.float32))

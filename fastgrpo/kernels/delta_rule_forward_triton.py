@@ -95,8 +95,8 @@ def _states_kernel(
         value_CV = load_rows(value_ptr, x, chunk, length, heads, values, column_V, C)
         inverse = load_halves(inverse_ptr, place, C, C, i_C, i_C)
         state = halves_of(state_KV)
-        store_halves(states_ptr, place, keys, values, row_K, column_V, state)
         read_CV = dot_halves(key_CK, state, tl.zeros([C, V], tl.float32))
+        store_halves(states_ptr, place, keys, values, row_K, column_V, state)
         read_C = tl.exp(sum_C.to(tl.float32)) * scale_C
         new_CV = (value_CV.to(tl.float32) - read_CV * read_C[:, None]) * beta_C[:, None]
         written_CV = dot_both(inverse, halves_of(new_CV), tl.zeros([C, V], tl.float32))
