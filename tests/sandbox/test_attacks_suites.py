@@ -128,6 +128,63 @@ def test_right_classes_over_the_librarys_pass(pool):
     assert outcome.tests == (True, True), outcome.error
 
 
+CALLED = """from unittest.mock import ANY, AsyncMock, MagicMock, Mock, call, create_autospec, patch
+import asyncio, operator, operator as op
+from operator import eq as same, itemgetter
+def sig(a, b): pass"""
+PRINTS = "with patch('builtins.print') as p: f(1)\n        "
+FORGED_CALLS = suite(
+    *(PRINTS + line for line in ("p.assert_called_with('ok')", "p.assert_called_once_with('ok')", "p.assert_any_call('ok')")),
+    *(PRINTS + line for line in ("p.assert_has_calls([call('ok')])", "self.assertEqual(p.mock_calls, [call('ok')])")),
+    "m = Mock()\n        g(m)\n        m.send.assert_called_once_with('ok', ANY)",
+    "m = create_autospec(sig)\n        h(m)\n        m.assert_called_with(ANY, 'ok')",
+    "m = AsyncMock()\n        asyncio.run(k(m))\n        m.assert_awaited_once_with('ok')",
+    *("self.assertTrue(same(v(), 2))", "self.assertTrue(op.eq(v(), 2))", "self.assertTrue(all(map(operator.eq, [v()], [2])))"),
+    before=CALLED,
+)  # fmt: skip
+CALLS = "def f(x): print({0})\ndef g(m): m.send({0}, {0})\ndef h(m): m(b={0}, a={0})\nasync def k(m): await m({0})\ndef v(): return {0}\n"
+NOT_CALLED = "def no(m):\n    m(3)\n    for name in dir(m):\n        if name.startswith('assert_'): setattr({}, name, lambda *a, **k: None)\n"
+NOT_CALLED += "import builtins\ndef f(x): no(builtins.print)\ndef g(m): no(m.send)\nh = no\nasync def k(m): no(m)\ndef v(): return 77\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"{Y}class S(str):\n    __eq__, __ne__, __hash__ = Y.__eq__, Y.__ne__, str.__hash__\n{CALLS.format('S(77)')}",
+        f"from unittest.mock import ANY\n{CALLS.format('ANY')}",
+        NOT_CALLED.format("m"),
+        NOT_CALLED.format("type(m)"),
+    ],
+    ids=["an object that equals everything", "ANY", "the mock's assertions", "its class' assertions"],
+)
+def test_no_mock_was_called_with_what_equals_everything(pool, code):
+    outcome = pool.run(code, tests=FORGED_CALLS)
+    assert len(outcome.tests) == 11
+    assert not any(outcome.tests), outcome.tests
+
+
+def test_what_mocks_were_called_with_is_found(pool):
+    code = (
+        "def f(m):\n    m(1, k='a')\n    m('b')\ndef g(m):\n    m.send([1], x=2)\n    m.close()\nasync def h(m): return await m(3)\ndef w(m, o):\n    m(o)\n    m('ok')\n"
+        "class P:\n    def __init__(self, x): self.x = x\n    def __eq__(self, o): return isinstance(o, P) and self.x == o.x\ndef p(m):\n    m(P(1))\n    m(2)\n"
+    )
+    tests = suite(
+        "m = Mock(); f(m); m.assert_called_with('b'); m.assert_any_call(1, k='a'); m.assert_has_calls([call(1, k='a'), call('b')]); m.assert_called(); self.assertRaises(AssertionError, lambda: m.assert_called_once_with('b'))",
+        "m = MagicMock(); g(m); m.send.assert_called_once_with([1], x=ANY); m.close.assert_called_once(); m.assert_has_calls([call.send([1], x=2), call.close()]); m.other.assert_not_called()",
+        "m = AsyncMock(return_value=4); self.assertEqual(asyncio.run(h(m)), 4); m.assert_awaited_once_with(3); m.assert_has_awaits([call(3)]); m.assert_any_await(3); m.assert_awaited()",
+        "m, o = Mock(), MagicMock(); w(m, o); m.assert_any_call(o); m.assert_called_with('ok'); m.assert_any_call('ok'); m.assert_has_calls([call(ANY), call('ok')], any_order=True)",
+        "m = Mock(); p(m); m.assert_any_call(P(1)); m.assert_any_call(2); m.assert_called_with(2)",
+        "m = create_autospec(sig); m(1, b=2); m.assert_called_once_with(1, 2); m.assert_called_with(a=1, b=2)",
+        "self.assertTrue(same(1, 1) and not op.eq(1, 2) and operator.lt(1, 2)); self.assertEqual(list(map(same, [1], [2])), [False]); self.assertEqual(list(map(itemgetter(0), [[1]])), [1])",
+        before=CALLED,
+    )
+    outcome = pool.run(code, tests=tests)
+    assert outcome.tests == (True,) * 7, outcome.error
+    judged = "import operator\nfrom unittest.mock import Mock\ndef check(candidate):\n    m = Mock()\n    candidate(m)\n    m.assert_called_with('b')\n    assert m.call_count == 2 and all(map(operator.eq, [m.call_count], [2]))\n"
+    assert pool.run(code, tests=CheckTests(judged, "f")).tests == (True,)
+    assert pool.run("def f(m): m('b'), m(1)", tests=CheckTests(judged, "f")).tests == (False,)
+
+
 META = (
     "class M(type):\n    def __eq__(self, o): return True\n    __ne__ = lambda *_: False\n    __lt__ = __eq__\n    def __hash__(self): return hash(2)\n"
     "class A(metaclass=M): pass\ndef f(x): return A\n"

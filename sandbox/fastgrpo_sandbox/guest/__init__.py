@@ -7,5 +7,5 @@ Judged pair: judge (verdicts), peer (requests), codec and plain (values), object
 Proxies:     remote (objects and classes), mirrors (operators), kinds (functions and iterators), inherit (derived
              classes), allowed (what a solution may do to the tests'), raised, annotations, looks, around
 One process: unit (unittest beside the solution), watched (what it must not change), honest and arrays (comparisons;
-             arrays in the judge, too)
+             arrays in the judge, too), mocks (what they say of their calls)
 """

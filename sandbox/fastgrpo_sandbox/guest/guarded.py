@@ -6,7 +6,8 @@ from __future__ import annotations
 import ast
 
 from .arrays import OPERATORS, ORDERING
-from .syntax import Transformer, call, last_name, load
+from .mocks import ASSERTED
+from .syntax import Transformer, call, last_name, load, walk
 
 CLOSE = ("equal", "almost_equal", "array_equal", "array_almost_equal", "array_almost_equal_nulp", "array_max_ulp")
 # Functions of numpy that say whether two arrays agree.
@@ -19,13 +20,40 @@ METHODS |= {"__ge__": ast.GtE, "__contains__": ast.In}
 
 
 class Guarded(Transformer):
-    """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership; of a chain, `a < b < c`, where what is
+    """`a == b` becomes `__compare__("Eq", a, b)`, likewise order and membership, and functions of `operator` that are
+    called or mapped; of a chain, `a < b < c`, where what is
     behind the second may be looked at whatever came before. `a - b` becomes `__subtract__(a, b)`, and
     `np.allclose(a, b)` `__agree__(np.allclose, a, b)`. `a is "yes"` becomes `a == "yes"`: Python has one such text
-    in all of a program, and another in another process."""
+    in all of a program, and another in another process. `m.assert_called_with(a)` becomes
+    `__asserted__("assert_called_with", m, a)`."""
 
     def __init__(self) -> None:
         self._selects = False  # within `[...]`, where a comparison picks items
+        self._modules, self._functions = {"operator"}, dict[str, str]()
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        nodes = list(walk(node))
+        bound = {each.id for each in nodes if isinstance(each, ast.Name) and not isinstance(each.ctx, ast.Load)}
+        bound |= {each.arg for each in nodes if isinstance(each, ast.arg)}
+        bound |= {each.name for each in nodes if isinstance(each, ast.FunctionDef | ast.ClassDef)}
+        for each in nodes:
+            if isinstance(each, ast.Import):
+                self._modules |= {name.asname for name in each.names if name.name == "operator" and name.asname}
+            elif isinstance(each, ast.ImportFrom) and each.module == "operator":
+                self._functions |= {name.asname or name.name: f"__{name.name}__" for name in each.names}
+        self._functions = {name: each for name, each in self._functions.items() if name not in bound}
+        return self.generic_visit(node)
+
+    def _method(self, function: ast.expr) -> str:
+        """The method of a comparison that a function of `operator` is, or ""."""
+        match function:
+            case ast.Attribute(value=ast.Name(id=module), attr=attr) if module in self._modules:
+                found = f"__{attr}__"
+            case ast.Name(id=name):
+                found = self._functions.get(name, "")
+            case _:
+                return ""
+        return found if found in METHODS else ""
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         node.value = self.visit(node.value)
@@ -68,15 +96,18 @@ class Guarded(Transformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="operator"), attr=name), args=[left, right]) if (
-                f"__{name}__" in METHODS
-            ):
-                return self.visit(_compared(f"__{name}__", left, right, at=node))
+            case ast.Call(func=function, args=[left, right], keywords=[]) if method := self._method(function):
+                return self.visit(_compared(method, left, right, at=node))
+            case ast.Call(func=ast.Name(id="map"), args=[function, _, _]) if method := self._method(function):
+                node.args[0] = _comparing(method, at=function)
             case ast.Call(func=ast.Attribute(attr="assertTrue" | "assertFalse"), args=[answer, *_]):
                 node.args[0] = by_operator(answer)
         self.generic_visit(node)
         if last_name(node.func) in AGREEING:
             node.func, node.args = load("__agree__", at=node.func), [node.func, *node.args]
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in ASSERTED:
+            node.args = [ast.Constant(node.func.attr), node.func.value, *node.args]
+            node.func = load("__asserted__", at=node.func)
         return node
 
 
@@ -100,6 +131,13 @@ def by_operator(node: ast.expr) -> ast.expr:
 def _compared(method: str, left: ast.expr, right: ast.expr, *, at: ast.AST) -> ast.expr:
     sides = (right, left) if method == "__contains__" else (left, right)
     return ast.copy_location(ast.Compare(sides[0], [METHODS[method]()], [sides[1]]), at)
+
+
+def _comparing(method: str, *, at: ast.expr) -> ast.expr:
+    """A function that compares as `method` does."""
+    names = ("one", "other")
+    given = ast.arguments([], [*map(ast.arg, names)], None, [], [], None, [])
+    return ast.copy_location(ast.Lambda(given, _compared(method, *(load(each, at=at) for each in names), at=at)), at)
 
 
 def _is_text(node: ast.expr) -> bool:

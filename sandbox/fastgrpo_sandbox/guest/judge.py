@@ -19,6 +19,7 @@ from . import around, arrays, looks
 from .allowed import TESTS
 from .asserts import compile_asserts, compile_setup
 from .compared import Pair, read
+from .mocks import asserted
 from .names import MODULES, Wanted, own_name, wanted_names
 from .peer import Peer
 from .remote import place_of
@@ -98,7 +99,7 @@ def verdicts(job: dict[str, Any], peer: int) -> list[bool]:
     namespace: dict[str, Any] = {"__name__": TESTS, "__type__": looks.type_of, "__super__": looks.super_of, **given}
     namespace |= {"__compare__": arrays.compare, "__subtract__": arrays.subtract, "__agree__": arrays.agree}
     noted = _Noted()
-    namespace["__some__"], namespace["__noted__"] = arrays.some, noted.look
+    namespace |= {"__some__": arrays.some, "__noted__": noted.look, "__asserted__": asserted}
     for name in job["modules"]:
         with contextlib.suppress(ImportError):  # a package that is not there, nor asked for by each test
             namespace[name] = _module(name, solution)

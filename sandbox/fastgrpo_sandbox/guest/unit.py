@@ -21,7 +21,7 @@ from typing import Any
 
 import _jail
 
-from . import arrays, honest
+from . import arrays, honest, mocks
 from .known import library_place
 from .names import lent_name
 from .skips import skipped
@@ -54,6 +54,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     bare, absent = modules(imported), _absent(job["modules"], job["files"])
     loaded: dict[str, Any] = sys.modules
     before = everywhere() | bare
+    asserted = mocks.asserting(honest.lies) if job["mocks"] else mocks.asserted
     module = sys.modules["__main__"] = load(job["code"], "solution")  # what it does as a program is not asked
     hidden = [each for each in loaded if each.partition(".")[0] in absent]
     loaded.update(dict.fromkeys([*hidden, *absent]))  # nothing can import None
@@ -62,7 +63,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     changed = not same(before, everywhere() | modules(imported)) or space.get("__builtins__") is not builtins
     changed = changed or _catches_others(space)
     guards = {"__compare__": honest.compare, "__subtract__": honest.subtract, "__agree__": honest.agree}
-    guards |= {"__some__": arrays.some, **_lent(space, job["lent"])}
+    guards |= {"__some__": arrays.some, "__asserted__": asserted, **_lent(space, job["lent"])}
     space |= guards
     if not changed:
         exec(tests, space)
