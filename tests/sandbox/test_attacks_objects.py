@@ -69,7 +69,7 @@ FORGED = {
         A(f"{SAME}same(f(1), [3, 4])"),
     ),
     "a dict that shows what is right of it": (
-        "class D(dict):\n    def items(self): return [('n', 1)]\n    values = keys = copy = lambda self: [1]\ndef f(x): return D(n=1, mean=77)",
+        "class D(dict):\n    def items(self): return [('n', 1)]\n    values = keys = lambda self: [1]\ndef f(x): return D(n=1, mean=77)",
         A(
             "r, want = f(1), {'n': 1, 'mean': 5}\nassert len(r) == len(want)\nfor k, v in r.items(): assert want[k] == v",
             "r = f(1)\nassert len(r) == 2 and all(v == w for v, w in zip(r.values(), [1, 5]))",
@@ -81,10 +81,10 @@ FORGED = {
         A("r = f(1)\nassert len(r) == 1 and all(n == 2 for _, n in r.most_common())", "assert list(f(1).elements()) == []"),
     ),
     "containers that have no more and no less than what is wanted": (
-        "class S(set):\n    difference = symmetric_difference = lambda self, *o: set()\n    union = intersection = lambda self, *o: set(*o)\nclass L(list):\n    count = lambda self, o: 1\n    index = lambda self, o: 0\ndef f(x): return S([77])\ndef g(x): return L([77])",
+        "class S(set):\n    difference = symmetric_difference = lambda self, *o: set()\n    intersection = lambda self, *o: set(*o)\nclass L(list):\n    count = lambda self, o: 1\n    index = lambda self, o: 0\ndef f(x): return S([77])\ndef g(x): return L([77])",
         A(
             *("assert not f(1).difference({2})", "assert f(1).symmetric_difference({2}) == set()"),
-            *("assert f(1).union({2}) == {2}", "assert f(1).intersection({2}) == {2}"),
+            "assert f(1).intersection({2}) == {2}",
             *("assert g(1).count(2) == 1", "assert g(1).index(2) == 0"),
         ),
     ),
@@ -194,6 +194,8 @@ class Pairs(dict):
     __getitem__ = get
 class Bag(set):
     def union(self, *others): return Bag(set.union(self, *others))
+    def copy(self): return Bag(self)
+    def more(self): return self.copy().union([9])
 class Odd(list):
     def count(self, item): return 7
 def isclose(a, b): return abs(a - b) < 1e-9
@@ -236,6 +238,7 @@ def test_right_solutions_of_these_kinds_pass(every_assertion_passes: Callable[..
         "assert list(pairs().items()) == [('b', 2), ('a', 1)] and pairs()['A'] == 1 and pairs().get('B') == 2 and pairs().copy() == {'a': 1, 'b': 2}",
         "p = Pairs(b=2, a=1)\nassert p.items() == [('a', 1), ('b', 2)] and sorted(p.values()) == [1, 2]",
         "p = pairs()\np['c'] = 3\nassert len(p) == 3 and sorted(p.keys()) == ['a', 'b', 'c'] and dict(p) == {'a': 1, 'b': 2, 'c': 3}",
+        "assert bag().copy().more() == {1, 9} and bag().union({2}).more() == {1, 2, 9}",
         "assert bag().union({2}) == {1, 2} and Bag([1]).union({2}) == {1, 2} and odd().count(1) == 1 and Odd().count(3) == 7",
         "assert isclose(1.0, 1.0 + 1e-12) and not isclose(1, 2)",
         "b = box()\nassert int(b.add(1)) == 1 and int(b.add(2)) == 3",

@@ -25,7 +25,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "NotIn": lambda item, among: item not in among,
 }
 ORDERS = ("Lt", "LtE", "Gt", "GtE")
-ORDERING = frozenset({"less", "less_equal", "greater", "greater_equal"})  # functions of numpy
+ORDERING = frozenset({"less", "less_equal", "greater", "greater_equal", "assert_array_less"})  # functions of numpy
 PACKAGES = ("numpy", "pandas")
 Lies = Callable[[Any, Any, bool], bool]
 

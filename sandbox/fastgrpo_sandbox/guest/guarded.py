@@ -9,7 +9,15 @@ from .arrays import OPERATORS, ORDERING
 from .mocks import ASSERTED
 from .syntax import Transformer, call, last_name, load, walk
 
-CLOSE = ("equal", "almost_equal", "array_equal", "array_almost_equal", "array_almost_equal_nulp", "array_max_ulp")
+CLOSE = (
+    "equal",
+    "string_equal",
+    "almost_equal",
+    "array_equal",
+    "array_almost_equal",
+    "array_almost_equal_nulp",
+    "array_max_ulp",
+)
 # Functions of numpy that say whether two arrays agree.
 AGREEING = frozenset({"allclose", "isclose", "array_equal", "array_equiv", "equal"}) | ORDERING
 AGREEING |= {f"assert_{each}" for each in ("allclose", "approx_equal", *CLOSE)}

@@ -34,14 +34,14 @@ NUMBERS = ("__int__", "__float__", "__complex__", "__index__")
 CONSTANT = (str, bytes, int, float, complex, frozenset)  # a tuple's names are often fields
 # Methods of a container that are shown what is wanted, beside those of CONSTANT.
 SHOWN = {
-    "set": ("issubset", "issuperset", "isdisjoint", "difference", "symmetric_difference", "intersection", "union"),
+    "set": ("issubset", "issuperset", "isdisjoint", "difference", "symmetric_difference", "intersection"),
     "bytearray": ("startswith", "endswith", "find", "rfind", "count", "index", "rindex"),
     "list": ("count", "index"),
     "collections.deque": ("count", "index"),
 }
 HOLDING = frozenset({"tuple", "frozenset", "str", "bytes", *KINDS}) - HOLDERS
 HELD = ("__iter__", "__len__")  # of a container: how much there is to compare
-HELD_BY_NAME = frozenset({"keys", "values", "items", "elements", "most_common", "total", "copy"})  # likewise
+HELD_BY_NAME = frozenset({"keys", "values", "items", "elements", "most_common", "total"})  # likewise
 CONTAINERS = (("Mapping", dict), ("Set", set), ("MutableSequence", list))
 Ask = Callable[..., Any]  # of an object, an operator's name and its operands
 
