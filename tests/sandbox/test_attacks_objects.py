@@ -36,6 +36,15 @@ FORGED = {
         Y.replace("Y", "Circle") + "    area = property(lambda self: Circle)",
         A("assert abs(Circle(1).area() - 2.5) < 1e-6"),
     ),
+    "a property is the object that the tests made, or another": (
+        Y.replace("Y", "Circle").replace("pass", "self.all.append(self)", 1) + "    all = []\n    area = property(lambda self: self)\n    first = property(lambda self: self.all[0])\n    given = None",
+        A(
+            "assert abs(Circle(1).area - 2.5) < 1e-6",
+            "c = Circle(1)\nd = Circle(2)\nassert abs(d.first - 2.5) < 1e-6",
+            "c = Circle(1)\nc.given = 3\nassert abs(c.area - 2.5) < 1e-6",
+            *(f"assert abs({asked} - 2.5) < 1e-6" for asked in ("Circle(1)[0]", "next(iter(Circle(1)))", "abs(Circle(1))")),
+        ),
+    ),
     "a method is a type of that class": (
         Y.replace("Y", "Circle") + "    area = property(lambda self: Circle[int])\n    __class_getitem__ = __import__('types').GenericAlias",
         A("assert abs(Circle(1).area() - 2.5) < 1e-6"),
@@ -227,6 +236,7 @@ def test_right_solutions_of_these_kinds_pass(every_assertion_passes: Callable[..
         "assert list(map(Vec, [1])) == [Vec(1)] and 2 * Vec(2) == Vec(4) and Vec.Unit() + 3 == 3",
         "assert 2 * Vec[int](2) == Vec(4)",
         "class Sub(Vec): pass\nassert 2 * Sub(2) == Vec(4)",
+        "v = Vec(1)\nv.next = Vec(2)\nassert 2 * v.next == Vec(4) and v.next is v.next and v.next.x == 2 and 2 * v == Vec(2)",
         "with Ends(ZeroDivisionError) as e: 1 / 0\nassert e.seen == [ZeroDivisionError] and Ends().__exit__(None, None, None) is False",
         "with Ends(AssertionError): asserts(0)\nassert Ends(KeyError).__exit__(KeyError, KeyError(), None) is True",
         "import asyncio\nasync def main():\n    async with Ends(AssertionError, KeyError) as e: asserts(0)\n    async with e: {}[1]\n    return e.seen\nassert asyncio.run(main()) == [AssertionError, KeyError]",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from .annotations import signature
@@ -25,6 +26,7 @@ UNARY = (
     *("__aiter__", "__anext__", "__aenter__", "__aexit__", "__fspath__", "__length_hint__", "__missing__"),
     *("__get__", "__set__", "__delete__", "__set_name__"),
 )
+FINDING = frozenset({"__getitem__", "__next__", "__anext__", "__reversed__", "__missing__", "__abs__", "__round__"})
 ORDER = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
 ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul")
 BITS = ("lshift", "rshift", "and", "or", "xor")
@@ -33,6 +35,7 @@ BINARY += ("__divmod__", "__rdivmod__")
 OWN = ("__call__", "__contains__", "__exit__", "__await__")  # each with a forwarder of its own
 SPECIALS = (*UNARY, *ORDER, *BINARY, *OWN)
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 Place = tuple[Any, Any]  # the peer, and the number or name of the object there
 
 
@@ -59,8 +62,14 @@ def mro_of(kind: type) -> tuple[type, ...]:
 
 
 def ask(value: Any, operation: str, name: str = "", *args: Any) -> Any:
+    """What the other side answers. An object that this side made, and that is found in another or in itself, is no
+    longer sure to be what is meant there, unless this side put it there."""
     peer, target = place_of(value)  # type: ignore[misc]
-    return peer.request(operation, target, name, args)
+    found = peer.request(operation, target, name, args)
+    if (operation == "get" or name in FINDING) and issubclass(type(found), Remote) and is_trusted(found):
+        given = object.__getattribute__(value, "_fastgrpo_given_") if issubclass(type(value), Remote) else NOTHING
+        trust(found, given.get(name) is found)
+    return found
 
 
 def invoke(value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -243,6 +252,7 @@ class Remote:
     _fastgrpo_trusted_ = False
     _fastgrpo_made_ = False  # by this side, whatever returned it since
     _fastgrpo_base_: type = object
+    _fastgrpo_given_: Mapping[str, Any] = NOTHING  # attributes that this side has set, for its objects
     _fastgrpo_numbers_: dict[str, Any] | None = None  # what it said to be worth
     _fastgrpo_like_: type | str | None = None  # of a mock, a class of this side; or one of the library's, by name
 
@@ -281,6 +291,8 @@ class Remote:
             object.__setattr__(self, name, value)
         else:
             ask(self, "set", name, value)
+            given = object.__getattribute__(self, "_fastgrpo_given_")
+            object.__setattr__(self, "_fastgrpo_given_", {**given, name: value})
 
     def __delattr__(self, name: str) -> None:
         ask(self, "del", name)
