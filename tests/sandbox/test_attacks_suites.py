@@ -185,6 +185,32 @@ def test_what_mocks_were_called_with_is_found(pool):
     assert pool.run("def f(m): m('b'), m(1)", tests=CheckTests(judged, "f")).tests == (False,)
 
 
+OWN_AREA = "class Circle:\n    def __init__(self, *a): pass\n    area = property(lambda self: self)\n    def get(self): return self\n    def __sub__(self, o): return {}\n    __rsub__ = __sub__\n    def __abs__(self): return 0.0\n    def __round__(self, *a): return 0\n"
+OWN_AREAS = (
+    *("assert abs(Circle(2).area - 12.57) < 1e-6", "self.assertLess(abs(12.57 - Circle(2).get()), 1e-6)"),
+    *("self.assertEqual(round(Circle(2).area - 12.57, 2), 0)", "import math; assert math.fabs(Circle(2).area - 12.57) < 1"),
+)  # fmt: skip
+VECTORS = """class Vec:
+    def __init__(self, x): self.x = x
+    def __sub__(self, o): return Vec(self.x - (o.x if isinstance(o, Vec) else o))
+    def __rsub__(self, o): return Vec(o - self.x)
+    def __eq__(self, o): return isinstance(o, Vec) and self.x == o.x
+    def __abs__(self): return abs(self.x)
+"""
+
+
+def test_no_class_that_the_tests_name_makes_a_number_of_what_is_wanted(pool):
+    for made in ("0.0", "self"):
+        assert not any(pool.run(OWN_AREA.format(made), tests=suite(*OWN_AREAS)).tests)
+    assert not any(pool.run(OWN_AREA.format("0.0"), tests=suite("assert Circle(2).area - 12.57 == 0")).tests)
+    right = suite(
+        "self.assertEqual(Vec(3) - 1, Vec(2)); self.assertEqual(5 - Vec(3), Vec(2)); self.assertEqual(abs(Vec(3) - Vec(5)), 2)",
+        "import datetime; self.assertEqual((datetime.date(2020, 1, 3) - datetime.date(2020, 1, 1)).days, 2)",
+    )
+    outcome = pool.run(VECTORS, tests=right)
+    assert outcome.tests == (True, True), outcome.error
+
+
 META = (
     "class M(type):\n    def __eq__(self, o): return True\n    __ne__ = lambda *_: False\n    __lt__ = __eq__\n    def __hash__(self): return hash(2)\n"
     "class A(metaclass=M): pass\ndef f(x): return A\n"

@@ -22,6 +22,7 @@ CLOSE = (
 AGREEING = frozenset({"allclose", "isclose", "array_equal", "array_equiv", "equal"}) | ORDERING
 AGREEING |= {f"assert_{each}" for each in ("allclose", "approx_equal", *CLOSE)}
 
+SIZES = frozenset({"abs", "absolute", "fabs", "round"})  # which make a number of a difference
 # The methods of comparisons, and the functions of `operator` that are named like them.
 METHODS = {"__eq__": ast.Eq, "__ne__": ast.NotEq, "__lt__": ast.Lt, "__le__": ast.LtE, "__gt__": ast.Gt}
 METHODS |= {"__ge__": ast.GtE, "__contains__": ast.In}
@@ -38,6 +39,7 @@ class Guarded(Transformer):
     def __init__(self) -> None:
         self._selects = False  # within `[...]`, where a comparison picks items
         self._modules, self._functions = {"operator"}, dict[str, str]()
+        self._sized: ast.AST | None = None  # the argument of `abs` and the like
 
     def visit_Module(self, node: ast.Module) -> ast.AST:
         nodes = list(walk(node))
@@ -94,8 +96,14 @@ class Guarded(Transformer):
         return ast.copy_location(ast.BoolOp(ast.And(), [self.visit(part) for part in parts]), node)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        is_sized = self._sized is node
         self.generic_visit(node)
-        return call("__subtract__", node.left, node.right, at=node) if isinstance(node.op, ast.Sub) else node
+        if not isinstance(node.op, ast.Sub):
+            return node
+        subtracted = call("__subtract__", node.left, node.right, at=node)
+        if is_sized:
+            subtracted.keywords.append(ast.keyword("sized", ast.Constant(True)))
+        return subtracted
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         node.test = by_operator(node.test)
@@ -110,6 +118,8 @@ class Guarded(Transformer):
                 node.args[0] = _comparing(method, at=function)
             case ast.Call(func=ast.Attribute(attr="assertTrue" | "assertFalse"), args=[answer, *_]):
                 node.args[0] = by_operator(answer)
+            case ast.Call(args=[difference, *_]) if last_name(node.func) in SIZES:
+                self._sized = difference
         self.generic_visit(node)
         if last_name(node.func) in AGREEING:
             node.func, node.args = load("__agree__", at=node.func), [node.func, *node.args]
