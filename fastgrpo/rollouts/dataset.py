@@ -159,7 +159,10 @@ def _rows(source: str, split: str) -> Iterable[Mapping[str, Any]]:
         load_dataset, kind = _library(source), FORMATS[path.suffix]
         return _loaded(source, lambda: load_dataset(kind, data_files=str(path), split="train"), "check the file")
     if not path.exists() and (path.suffix in FORMATS or source.startswith(("/", "~", "."))):
-        raise UserError(f"the data set {source} does not exist: give a file, or a name on the hub as OWNER/NAME")
+        where = (
+            "" if path.is_absolute() else f" in {Path.cwd()}"
+        )  # a run's own configuration may name it from elsewhere
+        raise UserError(f"the data set {source} does not exist{where}: give a file, or a name on the hub as OWNER/NAME")
     if path.is_file():
         raise UserError(f"the data set {source} is a file of another kind than {', '.join(FORMATS)}: write it as one")
     return hub_rows(source, split)

@@ -190,8 +190,8 @@ def test_no_rows_and_no_such_set() -> None:
         read_examples([])
     with pytest.raises(UserError, match=r"no/such-set"):
         read_examples("no/such-set")
-    for path in ("/no/such/rows.jsonl", "rows.parquet", "./rows"):
-        with pytest.raises(UserError, match=f"the data set {path} does not exist"):
+    for path, where in (("/no/such/rows.jsonl", ""), ("rows.parquet", f" in {Path.cwd()}"), ("./rows", " in ")):
+        with pytest.raises(UserError, match=f"the data set {path} does not exist{where}"):
             read_examples(path)
     for named in ("", " , ", [""]):
         with pytest.raises(UserError, match=r"data\.dataset names no data set"):
