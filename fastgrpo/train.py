@@ -244,6 +244,7 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
 
                 problems = leave_out_long(problems, environment, learner.chat, config, log.say)
                 held_out = leave_out_long(held_out, environment, learner.chat, config, log.say)
+                log.say(how_many(len(problems), len(held_out), config.grpo.prompts_per_step))
                 before = {} if learner.step else await measure("sft")
                 await improve(learner, environment, problems, config, log, measure_beside, before)
                 # Before the evaluation: whatever ends that, the steps are kept.
@@ -256,6 +257,12 @@ async def run(config: Config, *, resume: bool = False, task: Task | None = None)
                     log.say(f"the best of the evaluated checkpoints that are kept: {best}")
         if log.folder is not None:
             log.say(f"report: {write_report(log.folder)}")
+
+
+def how_many(problems: int, held_out: int, step: int) -> str:
+    """What a run says of its problems: by default some of a data set are held out, which another trainer would take."""
+    drawn = f"; a step draws {step}, some of them more than once" if step > problems else ""
+    return f"problems: {problems} to train on{drawn}; {held_out} held out to evaluate on"
 
 
 def told(step: int, rows: Sequence[EvalRow], log: RunLog) -> dict[str, float]:

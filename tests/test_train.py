@@ -269,6 +269,8 @@ def test_the_best_of_the_measured_checkpoints_is_kept(
     said = "".join(capsys.readouterr().out.split())
     assert f"checkpointsthatarekept:{folder}/checkpoints/step-000002" in said
     assert "nomultiple" not in said
+    assert "problems:6totrainon;2heldouttoevaluateon" in said
+    assert "36 to train on; a step draws 64, some of them more than once; 44 held" in programs.how_many(36, 44, 64)
 
 
 def test_an_evaluation_of_which_all_failed_ends_no_training(
@@ -764,7 +766,7 @@ def test_resuming_before_the_first_checkpoint_says_that_it_starts_over(
     run(model, tmp_path, "new", resume=True, grpo__steps=1, problems=NOT_HELD_OUT)
     out = capsys.readouterr().out
     assert "no checkpoint" not in out
-    assert "held out" not in out
+    assert "held out, step" not in out
 
 
 def test_a_checkpoint_that_is_not_whole_is_named_and_without_another_nothing_starts_over(
