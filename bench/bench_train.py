@@ -45,7 +45,8 @@ from fastgrpo.policy import fused_layers, packed_attention
 from fastgrpo.policy.model import Policy
 from fastgrpo.training.flops import training_flops
 from fastgrpo.training.loss import policy_loss
-from fastgrpo.training.memory import Workload, activation_bytes_per_token, plan_memory
+from fastgrpo.training.memory import Workload, plan_memory
+from fastgrpo.training.model_sizes import activation_bytes_per_token
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.training.packing import pack
 from fastgrpo.types import Batch

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from fastgrpo.policy.experts import is_of_experts
 from fastgrpo.ranks.collectives import rank_and_world
-from fastgrpo.training.memory import attention_layers, head_width, value_width
+from fastgrpo.training.model_sizes import attention_layers, head_width, value_width
 from fastgrpo.types import Batch
 
 # Dense bf16 FLOP/s of the datasheets; the first name found as whole words in the device's name counts.

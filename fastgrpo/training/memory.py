@@ -9,39 +9,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.engine.shared_weights import can_share
 from fastgrpo.errors import UserError
-from fastgrpo.kernels import delta_rule, mamba2
 from fastgrpo.kernels.tuning import CHUNK_BYTES
-from fastgrpo.policy.experts import mixture
-from fastgrpo.policy.latent_attention import latent_widths
-from fastgrpo.policy.layer_kinds import KEYED_LAYERS, SIMILAR, layer_kinds, recurrent_layers, widths
-from fastgrpo.policy.lora import adapted_layers
 from fastgrpo.training.host_memory import host_memory_free
+from fastgrpo.training.model_sizes import (
+    Layers,
+    activation_bytes_per_token,
+    count_adapters,
+    count_parameters,
+    expert_choices,
+    kv_bytes_per_token,
+    largest_experts,
+    mlp_width,
+    recurrent_working,
+    state_bytes,
+)
 from fastgrpo.training.pieces import BUCKET_ELEMENTS, BUCKETS_IN_FLIGHT, PIECE_ELEMENTS
 
 GIB = 2**30
-# Models whose queries and keys are normed head by head.
-NORMED_HEADS = frozenset(
-    {
-        "gemma3_text",
-        "glm4_moe",
-        "minimax_m2",
-        "olmoe",
-        "qwen3",
-        "qwen3_5_moe_text",
-        "qwen3_5_text",
-        "qwen3_moe",
-        "qwen3_next",
-    }
-)
-Layers = Literal["plain", "compiled", "fused"]
 # CUDA context, CUDA graphs, workspaces of vLLM and of the matrix libraries, fragmentation.
 GPU_OVERHEAD = 4 * GIB
 # NCCL's buffers; two GPUs held 2.8 GiB more than the rest of the plan.
@@ -53,23 +44,6 @@ CPU_OVERHEAD = 2 * GIB
 # A second process with torch and vLLM: on a GPU its CUDA context, on a CPU its modules.
 PROCESS_OVERHEAD = GIB
 TOKEN_STEP = 1024
-# Tokens before its own that a recurrent layer's convolution reads.
-CONVOLVED = 3
-
-
-class Recurrent(NamedTuple):
-    """Bytes for a column of a recurrent layer's values: what it keeps, by the bytes of a number, and what
-    the backward of its function works with besides, of those that are computed together.
-    """
-
-    kept: dict[int, int]
-    working: int
-
-
-# Measured are 46 to 56 in bf16 and 69 to 78 in fp32; the kernels work with less.
-DELTA_RULE = Recurrent({2: 56, 4: 80}, 64)
-# 20 to 34 and 35 to 43; 87 with states of 128 rows, 121 where groups of heads have b and c of their own, 135 with 256.
-MAMBA2 = Recurrent({2: 36, 4: 46}, 135)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +162,8 @@ def _plan(config: PretrainedConfig, workload: Workload, capacity: int, parameter
         logits = LOGIT_ROWS * workload.max_num_seqs * config.vocab_size * 4
         # The widest moment of a layer: gate, up and their product, beside hidden states before and after norms; of a
         # mixture for each choice, whose result takes the place of gate and up.
-        inner = 3 * _mlp_width(config) // workload.tensor_parallel
-        widest = max(inner, _choices(config) * config.hidden_size + inner // 3) + 4 * config.hidden_size
+        inner = 3 * mlp_width(config) // workload.tensor_parallel
+        widest = max(inner, expert_choices(config) * config.hidden_size + inner // 3) + 4 * config.hidden_size
         size = logits + STEP_TOKENS * widest * workload.dtype.itemsize
         fixed = (*fixed, Item("vLLM's logits and activations", size, "lower engine.max_num_seqs", training=awake))
     room = capacity - sum(item.size for item in fixed if item.training)
@@ -228,110 +202,6 @@ def _kv_cache_size(config: PretrainedConfig, workload: Workload, left: int) -> i
     token = kv_bytes_per_token(config, workload.kv_dtype or workload.dtype, workload.tensor_parallel)
     sequence = workload.max_model_len * token + state_bytes(config)
     return max(min(workload.max_num_seqs * sequence, left), sequence)
-
-
-def count_parameters(config: PretrainedConfig) -> int:
-    """Parameters of the model, tied ones once; nothing is allocated."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_adapters(config: PretrainedConfig, rank: int) -> int:
-    """Parameters of LoRA adapters of `rank`, as `policy.lora` adds them."""
-    with torch.device("meta"):
-        layers = adapted_layers(AutoModelForCausalLM.from_config(config).base_model).values()
-    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
-
-
-def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, tensor_parallel: int = 1) -> int:
-    """Keys and values of one token in all layers, on one of `tensor_parallel` ranks; each has a whole head at least.
-
-    Of latent attention each has the vector that they are made of, and the key's rotated part.
-    """
-    if latent := latent_widths(config):
-        return attention_layers(config) * (latent.latent + latent.rotated) * dtype.itemsize
-    width = max(_kv_width(config) // tensor_parallel, _head_dim(config))
-    return 2 * attention_layers(config) * width * dtype.itemsize
-
-
-def attention_layers(config: PretrainedConfig) -> int:
-    """Layers that have keys and values."""
-    kinds = layer_kinds(config)
-    return sum(kind in KEYED_LAYERS for kind in kinds) if kinds else config.num_hidden_layers
-
-
-def state_bytes(config: PretrainedConfig) -> int:
-    """What the recurrent layers keep of one sequence, in fp32 as vLLM's largest states."""
-    layer = widths(config)
-    return 0 if layer is None else 4 * recurrent_layers(config) * (layer.state + CONVOLVED * layer.convolved)
-
-
-def activation_bytes_per_token(
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    *,
-    layers: Layers,
-    recompute_mlp: bool,
-    key_copies: float = 1.0,
-    widest: bool = False,
-) -> int:
-    """What one decoder layer keeps of a token for its backward, in bytes; of a hybrid the mean of its layers.
-
-    `widest`: of a hybrid what any layer keeps at most.
-
-    Plain: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
-    attention's output; gate, its activation, up and their product. Compiled, norms keep their input and output, and
-    silu is recomputed. Fused, norms keep their input, and the product of the MLP is recomputed too. Norms of heads, as
-    Qwen3's, keep what they are of. With `recompute_mlp` none of the MLP's products is kept. Of a mixture that is for
-    each choice of a token: fused with its weight and its expert, else with the hidden states and the results of each
-    choice and the router's numbers besides. Of a shared prompt's keys and values each of its sequences has a copy.
-    Of latent attention the values are as wide as the keys until the output is cut to them, and its vectors are normed.
-    """
-    b, hidden, inner, experts = dtype.itemsize, config.hidden_size, _mlp_width(config), mixture(config)
-    attention = int(b * 2 * (head_width(config) + key_copies * _kv_width(config)))
-    if latent := latent_widths(config):
-        normed = latent.latent + latent.query_latent
-        attention += b * (value_width(config) + latent.rotated) + (4 + 2 * b) * normed
-    if config.model_type in NORMED_HEADS:
-        normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
-        attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
-    recurrent = int(key_copies * _recurrent_bytes(config, dtype))
-    if not widest:
-        attention = attention * attention_layers(config) // config.num_hidden_layers
-        recurrent = recurrent * recurrent_layers(config) // config.num_hidden_layers
-    if mlps := layer_kinds(config).count("mlp"):
-        # Nemotron-H's are layers by themselves and have no gate: of four products they keep two.
-        inner = inner // 2 if widest else inner * mlps // (2 * config.num_hidden_layers)
-    norms = {"plain": 2 * (4 + 2 * b) * hidden, "compiled": 4 * b * hidden, "fused": 2 * b * hidden + 2 * 4}
-    products = {"plain": 4, "compiled": 3, "fused": 2}
-    mlp = products[layers] * b * inner
-    routing = 0
-    if experts is not None and layers == "fused":
-        routing = experts.choices * (4 + 8)
-    elif experts is not None:
-        mlp += experts.choices * (2 * b * hidden + 3 * 8) + experts.experts * 4
-    return norms[layers] + attention + recurrent + routing + (0 if recompute_mlp else mlp)
-
-
-def _recurrent_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """What a recurrent layer keeps of a token of its rows, padding included."""
-    layer = widths(config)
-    if layer is None:
-        return 0
-    function = DELTA_RULE if layer.delta_rule else MAMBA2
-    return int(function.kept[dtype.itemsize] * layer.values / SIMILAR)
-
-
-def _recurrent_working(config: PretrainedConfig, tokens: float, longest: int) -> int:
-    """The most that one recurrent layer's backward works with, beyond what is kept; Mamba-2's takes rows whole."""
-    layer = widths(config)
-    if layer is None:
-        return 0
-    elements = tokens * layer.values / SIMILAR
-    if layer.delta_rule:
-        return int(DELTA_RULE.working * min(elements, delta_rule.TOGETHER))
-    return int(MAMBA2.working * min(elements, max(mamba2.TOGETHER, longest * layer.values)))
 
 
 def device_capacity(device: torch.device) -> int:
@@ -415,7 +285,7 @@ def _largest_gradient(config: PretrainedConfig, parameters: int, workload: Workl
     The experts of a layer, which are one tensor, fill one.
     """
     newest = parameters * workload.dtype.itemsize // 10
-    buckets = min(parameters, (BUCKETS_IN_FLIGHT + 1) * max(BUCKET_ELEMENTS, _largest_experts(config))) * 4
+    buckets = min(parameters, (BUCKETS_IN_FLIGHT + 1) * max(BUCKET_ELEMENTS, largest_experts(config))) * 4
     if workload.ranks == 1:
         return newest
     return max(newest, buckets) if workload.whole_gradients else buckets
@@ -440,8 +310,8 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
     head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
     # The gradients of an MLP's products, its own product in place of one; of a mixture beside what enters and what
     # leaves each choice.
-    working = max(head, tokens * b * (3 * _mlp_width(config) + 2 * _choices(config) * hidden))
-    working = max(working, _recurrent_working(config, workload.key_copies * tokens, workload.max_model_len))
+    working = max(head, tokens * b * (3 * mlp_width(config) + 2 * expert_choices(config) * hidden))
+    working = max(working, recurrent_working(config, workload.key_copies * tokens, workload.max_model_len))
     if not workload.gradient_checkpointing:
         return tokens * layers * layer, working
     # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.
@@ -450,55 +320,6 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
 
 def _transient_name(workload: Workload) -> str:
     return "loss head, or one layer recomputed" if workload.gradient_checkpointing else "loss head, or one MLP"
-
-
-def head_width(config: PretrainedConfig) -> int:
-    """Width of all query heads of a layer together."""
-    return config.num_attention_heads * _head_dim(config)
-
-
-def value_width(config: PretrainedConfig) -> int:
-    """Width of the values that all query heads of a layer get together."""
-    latent = latent_widths(config)
-    return head_width(config) if latent is None else config.num_attention_heads * latent.value
-
-
-def _kv_width(config: PretrainedConfig) -> int:
-    return (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * _head_dim(config)
-
-
-def has_mlps(config: PretrainedConfig) -> bool:
-    """Whether layers have an MLP of `intermediate_size`: all of a dense model's, and of a mixture's some or none."""
-    experts = mixture(config)
-    return experts is None or experts.dense
-
-
-def _mlp_width(config: PretrainedConfig) -> int:
-    """Columns of a token's MLP; of a mixture those of its experts together, or of a wider layer that has none."""
-    experts = mixture(config)
-    if experts is None:
-        # Granite's hybrids have a number for experts, too.
-        return getattr(config, "shared_intermediate_size", config.intermediate_size)
-    together = experts.choices * experts.columns + experts.shared
-    return max(together, config.intermediate_size) if experts.dense else together
-
-
-def _largest_experts(config: PretrainedConfig) -> int:
-    """Elements of gate and up of all experts of a layer; 0 where there are none."""
-    experts = mixture(config)
-    return 0 if experts is None else experts.experts * 2 * experts.columns * config.hidden_size
-
-
-def _choices(config: PretrainedConfig) -> int:
-    """Experts that a token chooses in a layer; 0 where there are none."""
-    experts = mixture(config)
-    return 0 if experts is None else experts.choices
-
-
-def _head_dim(config: PretrainedConfig) -> int:
-    if latent := latent_widths(config):
-        return latent.key
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _gib(size: int, present: bool = True) -> str:

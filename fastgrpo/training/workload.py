@@ -12,7 +12,8 @@ from fastgrpo.policy.architecture import check_recurrent_options
 from fastgrpo.policy.fused_layers import may_fuse
 from fastgrpo.policy.latent_attention import latent_widths
 from fastgrpo.policy.placement import policy_device, policy_dtype
-from fastgrpo.training.memory import Layers, MemoryPlan, Workload, device_capacity, has_mlps, plan_memory
+from fastgrpo.training.memory import MemoryPlan, Workload, device_capacity, plan_memory
+from fastgrpo.training.model_sizes import Layers, has_mlps
 
 
 def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:

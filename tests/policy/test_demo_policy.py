@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastgrpo.policy.demo_policy import create_policy, policy_config, train_tokenizer
 from fastgrpo.policy.loading import load_policy
-from fastgrpo.training.memory import count_parameters
+from fastgrpo.training.model_sizes import count_parameters
 
 CORPUS = ["async def workflow(problem):\n    return await generate(problem)\n", "Problem:\ndef add(a, b):\n"] * 3
 TOKENIZER = train_tokenizer(CORPUS, 400)

@@ -39,7 +39,8 @@ from fastgrpo.policy.model import BasePolicy, Policy
 from fastgrpo.record.phases import PhaseTimer
 from fastgrpo.rollouts.experience import Experience
 from fastgrpo.training.learner import Learner, update
-from fastgrpo.training.memory import MemoryPlan, count_adapters
+from fastgrpo.training.memory import MemoryPlan
+from fastgrpo.training.model_sizes import count_adapters
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.engine.test_engine import PROMPTS, generate

@@ -32,18 +32,16 @@ from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.recurrent import recur_within_runs, rows_of
-from fastgrpo.training import memory, workload
-from fastgrpo.training.memory import (
-    GIB,
+from fastgrpo.training import memory, model_sizes, workload
+from fastgrpo.training.memory import GIB, Workload, device_capacity, plan_memory
+from fastgrpo.training.model_sizes import (
     Layers,
-    Workload,
+    Recurrent,
     activation_bytes_per_token,
     attention_layers,
     count_parameters,
-    device_capacity,
     head_width,
     kv_bytes_per_token,
-    plan_memory,
     state_bytes,
     value_width,
 )
@@ -410,15 +408,15 @@ STATES_OF_128 = (
 @pytest.mark.parametrize(
     ("config", "planned"),
     [
-        (Qwen3_5TextConfig(**DELTA_RULE | HEADS_OF_128), memory.DELTA_RULE),
-        (GraniteMoeHybridConfig(**GRANITE_H | STATES_OF_128), memory.MAMBA2),
+        (Qwen3_5TextConfig(**DELTA_RULE | HEADS_OF_128), model_sizes.DELTA_RULE),
+        (GraniteMoeHybridConfig(**GRANITE_H | STATES_OF_128), model_sizes.MAMBA2),
     ],
     ids=["delta rule", "Mamba-2"],
 )
-def test_a_recurrent_layer_keeps_no_more_than_is_planned(config, planned: memory.Recurrent, dtype: torch.dtype) -> None:
+def test_a_recurrent_layer_keeps_no_more_than_is_planned(config, planned: Recurrent, dtype: torch.dtype) -> None:
     """Of layers with heads as Qwen's and states as Granite's: all that autograd saves."""
     layer = AutoModelForCausalLM.from_config(config, dtype=dtype).model.layers[0]
-    layer = layer.linear_attn if planned is memory.DELTA_RULE else layer.mamba
+    layer = layer.linear_attn if planned is model_sizes.DELTA_RULE else layer.mamba
     recur_within_runs(layer)
     x_TH, cu_S = torch.randn(1, 256, 128, dtype=dtype).requires_grad_(), torch.tensor([0, 256])
     rows, known = rows_of(Runs(cu_S, 256, cu_S, 256)), {weight.data_ptr() for weight in layer.parameters()}
@@ -445,8 +443,8 @@ def test_a_recurrent_layer_works_with_no_more_than_is_planned(rows_of_state: int
     b, c = torch.randn(2, 1, 256, 1, rows_of_state, dtype=dtype)
     a, d, bias = torch.rand(3, 8)
     delta, mamba = peak_of(gated_delta_rule, rule), peak_of(mamba2, [x, dt, -a, b, c, d, bias])
-    assert 0.7 * memory.DELTA_RULE.working < delta <= memory.DELTA_RULE.working + 1
-    assert 0.6 * memory.MAMBA2.working < mamba <= memory.MAMBA2.working
+    assert 0.7 * model_sizes.DELTA_RULE.working < delta <= model_sizes.DELTA_RULE.working + 1
+    assert 0.6 * model_sizes.MAMBA2.working < mamba <= model_sizes.MAMBA2.working
 
 
 def peak_of(function, arguments: list[torch.Tensor]) -> float:  # type: ignore[no-untyped-def]
