@@ -18,11 +18,9 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-import msgspec
-
+from fastgrpo.arguments import configured, given_task, refuse_running_loop
 from fastgrpo.config import Config
-from fastgrpo.config_keys import checked, resolve
-from fastgrpo.errors import UserError, say_on_stderr, shown, writing
+from fastgrpo.errors import UserError, say_on_stderr, writing
 from fastgrpo.evaluation import NothingMeasured, evaluate, leave_out_long, read_rows, save_rows, summary
 from fastgrpo.plan import command_to_run, print_plan, run_on_ranks, trainable, with_readable_model
 from fastgrpo.program import run_program
@@ -40,12 +38,10 @@ from fastgrpo.signals import TERMINATING, signals_handled
 from fastgrpo.tasks import (
     Task,
     digests_of,
-    environment_task,
     problems_of,
     refuse_unfit,
     refuse_untrainable,
     require_model,
-    reward_task,
     task_of,
 )
 from fastgrpo.training.checkpoint import Checkpoints
@@ -87,9 +83,9 @@ def train(
     Raises UserError; KeyboardInterrupt, with a checkpoint left, after Ctrl-C and in the main thread SIGTERM and SIGHUP.
     After `fastgrpo.stop()` it returns, with a checkpoint left.
     """
-    _refuse_running_loop()
-    config = _configured(config, str(model) if isinstance(model, Path) else model or "")
-    task = _given_task(task, environment, reward, reward_weights, dataset, eval_dataset)
+    refuse_running_loop()
+    config = configured(config, str(model) if isinstance(model, Path) else model or "")
+    task = given_task(task, environment, reward, reward_weights, dataset, eval_dataset)
     if dry_run:
         print_plan(config, task, refuse_problems=refuse_untrainable, resume=resume)
         return config.folder
@@ -138,65 +134,6 @@ async def _stoppable(training: Coroutine[Any, Any, None]) -> None:
         await training
     finally:
         _running.clear()
-
-
-def _configured(config: Config | Mapping[str, Any] | None, model: Any) -> Config:
-    """`train`'s configuration with the model's path. Raises UserError."""
-    if not isinstance(model, str):
-        raise UserError(
-            f"model is a folder, a name on the hub or a GGUF file, got {type(model).__name__}: write a model that is "
-            "loaded to a folder by its save_pretrained, its tokenizer too"
-        )
-    if not isinstance(config, Config):
-        if config is not None and not isinstance(config, Mapping):
-            raise UserError(
-                f"train(config) takes a dict of keys by their dotted names, or a Config, got {shown(config)}: a file "
-                "is read by fastgrpo.config_files.read_toml"
-            )
-        keys = dict(config or {}) | ({"model.path": model} if model else {})
-        return resolve(checked(keys, source="train(config)"))
-    if model:
-        return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=model))
-    return config
-
-
-def _given_task(
-    task: Task | None,
-    environment: Environment | Agent | None,
-    reward: Callable[..., Any] | Sequence[Callable[..., Any]],
-    reward_weights: Sequence[float] | None,
-    dataset: Any,
-    eval_dataset: Any,
-) -> Task | None:
-    """What `train` was given to train on; None where the configuration is to say. Raises UserError."""
-    sources = {"task": task, "environment": environment, "reward": reward or None}
-    given = [name for name, source in sources.items() if source is not None]
-    if len(given) > 1:
-        raise UserError(f"train takes one of task, environment and reward, got {' and '.join(given)}: leave one out")
-    if not given and (dataset is not None or eval_dataset is not None):
-        raise UserError("train's dataset needs a reward or an environment; the run's own task reads data.dataset")
-    if reward_weights is not None and not reward:
-        raise UserError("reward_weights goes with reward: pass the functions too, or leave it out")
-    if task is not None:
-        if not isinstance(task, Task):
-            raise UserError(f"task must be a fastgrpo.tasks.Task, got {shown(task)}: docs/own-task.md has other ways")
-        return task
-    if environment is not None:
-        given_sets = (() if each is None else each for each in (dataset, eval_dataset))
-        return environment_task(environment, *given_sets)
-    if reward:
-        functions: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
-        return reward_task(functions, reward_weights, dataset, eval_dataset)
-    return None
-
-
-def _refuse_running_loop() -> None:
-    """Raises UserError where an event loop runs in this thread, as in a notebook: training has one of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise UserError("an event loop is running here: write `await asyncio.to_thread(fastgrpo.train, ...)`")
 
 
 async def run(config: Config, *, resume: bool = False, task: Task | None = None) -> None:
