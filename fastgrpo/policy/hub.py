@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import torch
 import transformers
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -57,6 +57,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # Above this cosine of the two matrices a GGUF's head is its embedding, quantised once more finely.
 TIED_COSINE = 0.98
+# For another process that makes the same folder: what it reads and writes are the weights once.
+MADE_WAIT_S = 7200.0
 
 
 def with_local_model(config: Config, *, again: bool = False, weights: bool = True, adapters: bool = True) -> Config:
@@ -351,13 +353,21 @@ def _made(name: str, files: list[Path]) -> Iterator[tuple[Path, Path | None]]:
     made, partial = root / f"{name}-{digest}", root / f".{name}-{digest}.partial"
     with writing(f"the converted model {made}", "free space, or set XDG_CACHE_HOME to another disk"):
         root.mkdir(parents=True, exist_ok=True)
-    with FileLock(partial.with_suffix(".lock")):
-        try:
-            yield made, None if made.exists() else partial
-            if not made.exists():
-                partial.rename(made)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    lock = FileLock(partial.with_suffix(".lock"), timeout=MADE_WAIT_S)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process has been making {made} for {MADE_WAIT_S:g} s: end it, as where it is stopped, and start "
+            "this one again"
+        ) from None
+    try:
+        yield made, None if made.exists() else partial
+        if not made.exists():
+            partial.rename(made)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from filelock import FileLock
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -142,6 +143,22 @@ def test_a_model_of_bin_files_on_the_hub_is_converted_once(
     assert fake_hub[-1]["revision"] == COMMIT
     monkeypatch.setattr(hub, "_save", lambda *_: pytest.fail("converted twice"))
     assert with_local_model(configuration("org/tiny")) == config
+
+
+def test_another_process_that_makes_the_folder_is_not_waited_for_without_end(
+    tiny_folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be stopped. Once it has ended, its lock is free and what it left half made is made anew."""
+    old = Path(shutil.copytree(tiny_folder, tmp_path / "old"))
+    as_bin(old)
+    made = Path(with_local_model(configuration(old)).model.path)
+    monkeypatch.setattr(hub, "MADE_WAIT_S", 0.1)
+    with (
+        FileLock(cache / f".{made.name}.lock"),
+        pytest.raises(UserError, match=rf"another process has been making {made} for 0\.1 s: end it"),
+    ):
+        with_local_model(configuration(old))
+    assert Path(with_local_model(configuration(old)).model.path) == made
 
 
 def test_a_folder_of_bin_files_and_one_behind_links(tiny_folder: Path, tmp_path: Path) -> None:
