@@ -10,7 +10,7 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 
 from fastgrpo.config import Config
 from fastgrpo.controls import compare, policies, write_rows
-from fastgrpo.errors import UserError
+from fastgrpo.errors import UserError, say_on_stderr
 from fastgrpo.evaluation import evaluate_model, save_rows, summary
 from fastgrpo.plan import command_to_run, run_on_ranks, with_readable_model
 from fastgrpo.program import run_program
@@ -34,8 +34,10 @@ async def policy_alone(config: Config) -> None:
     refuse_none_held_out(found)
     async with of_replica(opened(task.open_environment(config, None)), config.engine.tensor_parallel) as environment:
         rows = await evaluate_model(config.model.path, environment, held_out, config, "evaluate")
-    save_rows(config.folder / "evaluation.json", rows)
+    kept = config.folder / "evaluation.json"
+    save_rows(kept, rows)
     if is_first_rank():
+        say_on_stderr(f"the rollouts are rows of {kept}, in the place of those of an earlier evaluation")
         means = summary(rows)
         width = max(map(len, means), default=0)
         for name, value in means.items():
