@@ -44,13 +44,19 @@ def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str =
     """The rows of `source` with a `prompt`: a list of dicts, a `datasets.Dataset`, a file or a name on the hub.
 
     `split` is what is taken of a name that says none (see `hub_rows`). `prompt` is text or a list of messages with
-    `role` and `content`; a row's `id`, where it has none, is its number.
+    `role` and `content`. A row without an `id` has its number as one, and after an `id` that an earlier row has, too,
+    the number is added: statistics over problems, and the curriculum, would take both rows for one problem.
     Raises UserError naming the row that has no usable prompt, or why there are no rows.
     """
     rows = _listed(_rows(str(source), split) if isinstance(source, str | Path) else source)
     if not rows:
         raise UserError(f"{source if isinstance(source, str | Path) else 'the data set'} has no rows")
-    return [_example(number, row) for number, row in enumerate(rows)]
+    examples, known = [], set[str]()
+    for number, row in enumerate(rows):
+        example = _example(number, row)
+        examples.append(replace(example, id=f"{example.id}#{number}") if example.id in known else example)
+        known.add(example.id)
+    return examples
 
 
 def _listed(rows: Any) -> list[Mapping[str, Any]]:

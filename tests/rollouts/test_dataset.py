@@ -185,6 +185,13 @@ def test_an_environment_is_an_object() -> None:
         environment_task(Table, [])  # type: ignore[arg-type]
 
 
+def test_each_row_has_an_id_of_its_own() -> None:
+    """As where a column `id` says which source a row is from; the column stays what it is."""
+    rows = read_examples([{"prompt": "a", "id": "gsm8k"}, {"prompt": "b"}, {"prompt": "c", "id": "gsm8k"}])
+    assert [row.id for row in rows] == ["gsm8k", "1", "gsm8k#2"]
+    assert [row.columns.get("id") for row in rows] == ["gsm8k", None, "gsm8k"]
+
+
 def test_no_rows_and_no_such_set() -> None:
     with pytest.raises(UserError, match="has no rows"):
         read_examples([])
