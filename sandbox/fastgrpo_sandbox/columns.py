@@ -20,7 +20,7 @@ from fastgrpo_sandbox.guest.syntax import parse
 from fastgrpo_sandbox.printing import refuse_prints
 from fastgrpo_sandbox.scripts import as_run, check_asks
 from fastgrpo_sandbox.skipping import check_skips
-from fastgrpo_sandbox.source_text import is_empty, preamble, statement_text, with_stand_ins
+from fastgrpo_sandbox.source_text import constants, is_empty, preamble, statement_text, with_stand_ins
 from fastgrpo_sandbox.stdio import SILENT, wants_nothing
 from fastgrpo_sandbox.types import AssertTests, CheckTests, NoTestError, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.unittest_source import unittest_names
@@ -155,6 +155,7 @@ def _script(source: str, setup: str, entry_point: str, prompt: str) -> Tests:
         raise ValueError(f"the tests do not parse: {error}") from None
     refuse_prints(tree)
     if names:
+        setup = "\n".join(filter(None, (setup, constants(prompt, source))))
         return UnittestTests(source=with_stand_ins(source, tree) if "pytest" in source else source, setup=setup)
     if entry_point and any(isinstance(node, DEFINITIONS) and node.name == "check" for node in tree.body):
         given = "\n".join(filter(None, (preamble(prompt, entry_point), setup)))

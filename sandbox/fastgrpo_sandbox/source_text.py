@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from fastgrpo_sandbox.guest.memo import memo
+from fastgrpo_sandbox.guest.names import wanted_names
 from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression
 
 LONG_CHARS = 300
@@ -60,6 +61,33 @@ def preamble(prompt: str, entry_point: str) -> str:
         return ast.unparse(ast.Module(given, [])) if len(given) < len(body) else ""
     except (SyntaxError, ValueError, RecursionError):
         return ""
+
+
+@memo
+def constants(prompt: str, tests: str) -> str:
+    """A prompt's names for plain data, as `USERS = ["Ann"]`, that the tests read and do not define: a solution that has
+    others, or an empty list, is not to say what is wanted. Empty for a prompt that is prose."""
+    try:
+        wanted = set(wanted_names(tests).names)
+        return "\n".join(ast.unparse(node) for node in parse(prompt).body if not wanted.isdisjoint(_data_names(node)))
+    except (SyntaxError, ValueError, RecursionError):
+        return ""
+
+
+def _data_names(node: ast.stmt) -> list[str]:
+    """The names that a statement gives plain data."""
+    match node:
+        case ast.Assign(targets=targets, value=value) if all(isinstance(each, ast.Name) for each in targets):
+            names = [each.id for each in targets if isinstance(each, ast.Name)]
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+            names = [name]
+        case _:
+            return []
+    try:
+        ast.literal_eval(value)
+        return names
+    except (ValueError, TypeError):
+        return []
 
 
 class SourceText:

@@ -629,6 +629,30 @@ def test_a_check_may_import_its_entry_point(pool):
     assert pool.run("x = 1\n", tests=tests).tests == (False, False)
 
 
+ROSTER = """import random
+USERS = ["Ann", "Bob"]
+LIMIT: int = 3
+DRAWN = random.random()
+def task_func(x):
+    \"\"\"Greets everybody.\"\"\"
+"""
+GREETED = """import unittest
+class T(unittest.TestCase):
+    def test_a(self):
+        for user in USERS: self.assertIn(user, task_func(1))
+    def test_b(self): self.assertEqual(task_func(LIMIT)[-1], DRAWN)
+"""
+
+
+@pytest.mark.jail
+def test_what_a_prompt_gives_is_not_the_solutions_to_change(pool):
+    tests = read_tests({"prompt": ROSTER, "test": GREETED, "entry_point": "task_func"})
+    assert tests.setup == "USERS = ['Ann', 'Bob']\nLIMIT: int = 3"  # not what is another at each run
+    assert pool.run(f"{ROSTER}    return [*USERS, DRAWN]\n", tests=tests).tests == (True, True)
+    wrong = "USERS = []\nLIMIT = DRAWN = 0\ndef task_func(x): return [x]\n"
+    assert pool.run(wrong, tests=tests).tests == (False, False)
+
+
 WARNS = (
     "def test_a():\n    with pytest.warns(UserWarning, match='zero') as seen: f(0)\n    assert len(seen) == 1 and 'ze' in str(seen[0].message)\n",
     "def test_a():\n    pytest.warns(UserWarning, f, 0)\n",

@@ -16,7 +16,7 @@ from fastgrpo.flow.problems.tested import bound, made
 from fastgrpo.flow.types import NO_TESTS, Problem
 from fastgrpo_sandbox import AssertTests, StdioTests, Tests, UnittestTests
 from fastgrpo_sandbox.guest.syntax import parse
-from fastgrpo_sandbox.source_text import TO_THE_END, preamble
+from fastgrpo_sandbox.source_text import TO_THE_END, constants, preamble
 from fastgrpo_sandbox.unrolling import check_tests, one_by_one
 
 
@@ -137,7 +137,8 @@ class BigCodeBench(msgspec.Struct, frozen=True):
     def problem(self, name: str) -> Problem:
         """The problem in the engine's form."""
         solution = self.complete_prompt + self.canonical_solution
-        return made(self.task_id, self.complete_prompt, self.entry_point, solution, UnittestTests(source=self.test))
+        tests = UnittestTests(source=self.test, setup=constants(self.complete_prompt, self.test))
+        return made(self.task_id, self.complete_prompt, self.entry_point, solution, tests)
 
 
 class ClassEval(msgspec.Struct, frozen=True):
