@@ -235,6 +235,21 @@ class Engine:
                 scores[self._open.pop(output.request_id).key] = list(output.prompt_logprobs.logprobs)
         return [scores[key][-(len(ids) - 1) :] for key, ids in enumerate(sequences)]
 
+    def complete(
+        self, prompts: Sequence[Sequence[int] | np.ndarray], *, max_tokens: int, seed: int
+    ) -> list[Completion]:
+        """A completion of each prompt, in their order, of `max_tokens` sampled at temperature 1. Must not be busy.
+
+        It says nothing of how long a step may take: kernels of larger batches may be compiled yet.
+        """
+        require_idle(self.busy, "complete")
+        for key, prompt_ids in enumerate(prompts):
+            self.submit(key, prompt_ids, max_tokens=max_tokens, seed=seed + key)
+        finished: list[Completion] = []
+        while self._open:
+            finished += [self._completion(output) for output in self._advance() if output.finished]
+        return sorted(finished, key=lambda one: one.key)
+
     def sync(self, policy: Policy, *, version: int = 0, in_flight: bool = False) -> SyncReport:
         """Make vLLM sample from `policy`'s present weights, forget cached prefixes, and check parity on the canary.
 
@@ -247,14 +262,14 @@ class Engine:
         `shared_weights.SHARED_ARCHITECTURES` is copied in place each time instead, and so is a sharded policy, by all
         ranks together. A policy synced before gets its own memory back. Must be awake, and idle but for `in_flight`.
 
-        Raises ParityError above `parity_threshold`.
+        Raises ParityError above `parity_threshold`, or where vLLM reads by these weights and does not decode by them.
         """
         require_idle(self.busy and not in_flight, "sync")
         if self._sync is None:
             vocab = self._llm.model_config.get_vocab_size()
             model, limits = vllm_model(self._llm), (self.max_model_len, self.parity_threshold)
             self._sync = WeightSync(model, vocab, *limits, self._seed, fp8_cache=self._fp8_cache)
-        return self._sync(policy, partial(self.renew, version), None if self.busy else self.score)
+        return self._sync(policy, partial(self.renew, version), None if self.busy else self)
 
     def renew(self, version: int) -> None:
         """The weights have changed and have the number `version`: what is cached of earlier ones serves no request.

@@ -152,6 +152,13 @@ class EngineProcess:
         require_idle(self.busy, "score")
         return self._call("score", sequences)
 
+    def complete(
+        self, prompts: Sequence[Sequence[int] | np.ndarray], *, max_tokens: int, seed: int
+    ) -> list[Completion]:
+        """A completion of each prompt, as `Engine.complete` makes them. Must not be busy."""
+        require_idle(self.busy, "complete")
+        return self._call("complete", prompts, max_tokens, seed)
+
     def sync(self, policy: Policy, *, version: int = 0, in_flight: bool = False) -> SyncReport:
         """Make vLLM sample from `policy`'s present weights and check parity, as `Engine.sync` does."""
         require_idle(self.busy and not in_flight, "sync")
@@ -162,7 +169,7 @@ class EngineProcess:
                 torch.cuda.synchronize()
             self._call("renew", version)
 
-        return self._weights(policy, renew, None if self.busy else self.score)
+        return self._weights(policy, renew, None if self.busy else self)
 
     def sleep(self) -> None:
         """Free the KV cache's memory for training (GPU; on CPU nothing). Weights stay: the trainer lives in them."""

@@ -53,6 +53,7 @@ class Host:
         self._replies: dict[str, Callable[..., Any]] = {
             "settle": self._settle,
             "score": engine.score,
+            "complete": lambda prompts, tokens, seed: engine.complete(prompts, max_tokens=tokens, seed=seed),
             "renew": engine.renew,
             "load": engine.load_weights,
             "sleep": engine.sleep,

@@ -31,10 +31,12 @@ from transformers import (
     SmolLM3Config,
 )
 
+from fastgrpo.engine import engine as in_process
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
 from fastgrpo.engine.vllm_patches import check_latent_widths, check_recurrent, keep_experts_plain
+from fastgrpo.engine.weight_sync import ParityError
 from fastgrpo.policy.experts import router_biases
 from fastgrpo.policy.latent_attention import LatentWidths
 from fastgrpo.policy.loading import load_policy
@@ -197,6 +199,33 @@ def test_latent_attention_decodes_with_the_weights_of_the_last_sync(tmp_path: Pa
         change(policy)
         engine.sync(policy)
         assert max(sampled_parity(engine, policy, (20, 5), 8)) < 1e-5
+
+
+@pytest.mark.engine
+@exact
+def test_a_sync_finds_what_only_decoding_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if what latent attention decodes with were not made again."""
+    kind, changes = MIXTURES["deepseek_v3"]
+    policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
+    with closing(Engine(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)) as engine:
+        engine.sync(policy)
+        with monkeypatch.context() as patch:
+            patch.setattr(in_process, "absorb_again", lambda model: None)
+            engine._llm.apply_model(absorbed_apart)
+            assert engine.sync(policy).parity_max < 1e-5
+            change(policy)
+            with pytest.raises(
+                ParityError, match=r"while decoding on the canary \(limit 0\.01\): vLLM reads prompts by"
+            ):
+                engine.sync(policy)
+        assert engine.sync(policy).parity_max < 1e-5
+
+
+def absorbed_apart(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "W_UK_T"):
+            for absorbed in (module.W_UK_T, module.W_UV):
+                absorbed.data = absorbed.data.clone()
 
 
 @pytest.mark.engine

@@ -176,6 +176,13 @@ def test_score_is_the_trainers_logprob(synced: Engine, policy: Policy) -> None:
 
 
 @exact
+def test_complete_samples_as_rollouts_do(synced: Engine) -> None:
+    expected = [(one.key, one.token_ids, one.logprobs) for one in generate(synced, max_tokens=5)]
+    found = synced.complete(PROMPTS, max_tokens=5, seed=100)
+    assert [(one.key, one.token_ids, one.logprobs) for one in found] == expected
+
+
+@exact
 def test_interrupt_during_a_step_leaves_the_engine_usable(synced: Engine) -> None:
     expected = generate(synced)
     inner = synced._llm.step
@@ -204,6 +211,8 @@ def test_a_busy_engine_refuses_sync_score_and_a_second_key(synced: Engine, polic
         synced.sync(policy)
     with pytest.raises(RuntimeError, match="idle"):
         synced.score(PROMPTS)
+    with pytest.raises(RuntimeError, match=r"Engine\.complete needs an idle"):
+        synced.complete(PROMPTS, max_tokens=1, seed=0)
     with pytest.raises(ValueError, match="already"):
         synced.submit(1, PROMPTS[1], max_tokens=4)
 

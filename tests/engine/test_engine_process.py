@@ -195,6 +195,8 @@ def test_a_busy_engine_refuses_what_the_other_does(synced: EngineProcess, policy
         synced.sync(policy)
     with pytest.raises(RuntimeError, match="idle"):
         synced.score(PROMPTS)
+    with pytest.raises(RuntimeError, match=r"Engine\.complete needs an idle"):
+        synced.complete(PROMPTS, max_tokens=1, seed=0)
     with pytest.raises(ValueError, match="already"):
         synced.submit(1, PROMPTS[1], max_tokens=4)
     with pytest.raises(ValueError, match="a prompt of 256 tokens does not fit 256 in all"):

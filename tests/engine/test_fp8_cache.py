@@ -15,6 +15,7 @@ from fastgrpo.config import Config
 from fastgrpo.config_keys import resolve
 from fastgrpo.engine import engine as in_process
 from fastgrpo.engine import opening, weight_sync
+from fastgrpo.engine.completion import Completion
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.weight_sync import ParityError, WeightSync
 from fastgrpo.errors import UserError
@@ -140,41 +141,66 @@ def test_the_trainer_knows_what_the_cache_keeps(engine: Engine, model: Path) -> 
 
 
 class Scripted:
-    """A policy of three canary logprobs, and what it says them to be with an FP8 cache."""
+    """A policy, what it says with an FP8 cache, and a vLLM that is off by so much in tokens that it read or decoded."""
 
     shares_weights, sharded_as, adapted = True, None, False
 
-    def __init__(self, exact: list[float], kept: list[float]) -> None:
-        self.said = {False: torch.tensor(exact), True: torch.tensor(kept)}
+    def __init__(self, read: float, decoded: list[float], token: int = 5) -> None:
+        exact_ST = torch.tensor([-1.0, -3.0] * 24)[:47].expand(4, 47)
+        self.said = {False: exact_ST, True: exact_ST - 1.0}
+        self.theirs, self.token = exact_ST + torch.tensor([read] * 44 + decoded), token
 
-    def logprobs(self, sequences: object, *, fp8_cache: bool = False) -> list[torch.Tensor]:
-        return [self.said[fp8_cache]]
+    def logprobs(self, sequences: list[list[int]], *, fp8_cache: bool = False) -> list[torch.Tensor]:
+        assert [len(each) for each in sequences] == [48] * 4
+        return list(self.said[fp8_cache])
+
+    def score(self, prompts: list[list[int]]) -> list[list[float]]:
+        return self.theirs[:, :43].tolist()
+
+    def complete(self, prompts: list[list[int]], *, max_tokens: int, seed: int) -> list[Completion]:
+        # A GPU's vLLM fails where it samples of others.
+        assert self.theirs[:, :43].isfinite().all()
+        return [Completion(0, [self.token] * max_tokens, row, "length", []) for row in self.theirs[:, 43:].tolist()]
+
+
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("theirs", "fp8_cache", "sentence"),
+    ("read", "decoded", "fp8_cache", "sentence"),
     [
-        ([-1.0, -2.0, -3.0], False, None),
-        ([-1.1, -2.1, -3.2], False, None),
-        ([-1.2, -2.2, -3.2], False, r"0\.2 nats .* \(limit 0\.15\): vLLM is not sampling"),
-        (
-            [-2.0, -3.0, -4.0],
-            True,
-            r"1 nats .* \(limit 0\.6\): an FP8 KV cache is too coarse for this model's keys: set",
-        ),
-        ([-1.5, -2.5, -3.5], True, None),
-        ([-1.0, -2.0, -3.0], True, r"1 nats .* \(limit 0\.5\): vLLM is not sampling from the policy's weights$"),
-        ([float("nan")] * 3, True, r"nan nats .*: vLLM is not sampling"),
+        (0.0, [0.0] * 3, False, None),
+        (0.14, [0.5] * 3, False, None),
+        (0.2, [0.2] * 3, False, r"0\.2 nats a token on the canary \(limit 0\.15\): vLLM is not sampling"),
+        (-1.0, [-1.0] * 3, True, r"1 nats .* \(limit 0\.6\): an FP8 KV cache is too coarse for this model's keys: set"),
+        (-0.5, [-0.5] * 3, True, None),
+        (0.0, [0.0] * 3, True, r"1 nats .* \(limit 0\.501\): vLLM is not sampling from the policy's weights$"),
+        (NAN, [NAN] * 3, True, "vLLM's logprobs on the canary are not finite: vLLM is not"),
+        # As it decodes.
+        (0.0, [0.05] * 3, False, r"0\.05 nats a token while decoding on the canary \(limit 0\.015\): vLLM reads"),
+        (0.02, [0.07] * 3, False, None),
+        (0.02, [0.09] * 3, False, r"while decoding .* \(limit 0\.08\): .*: set engine\.enforce_eager to true, or"),
+        (0.0, [0.0, 0.0, 9.0], False, None),
+        (0.0, [0.0, NAN, 0.0], False, "nan nats a token while decoding"),
+        (-0.6, [-0.5] * 3, True, None),
+        (-0.6, [0.7] * 3, True, r"1\.7 nats a token while decoding .* \(limit 1\.6\)"),
     ],
 )
-def test_which_of_two_bounds_is_passed(
-    monkeypatch: pytest.MonkeyPatch, theirs: list[float], fp8_cache: bool, sentence: str | None
+def test_which_of_the_bounds_is_passed(
+    monkeypatch: pytest.MonkeyPatch, read: float, decoded: list[float], fp8_cache: bool, sentence: str | None
 ) -> None:
     monkeypatch.setattr(weight_sync, "adopt_weights", lambda *_: 0)
-    sync = WeightSync(None, 100, 48, 0.15, 0, fp8_cache=fp8_cache)
-    policy: Any = Scripted([-1.0, -2.0, -3.0], [-2.0, -3.0, -4.0])
+    sync = WeightSync(None, 100, 64, 0.15, 0, fp8_cache=fp8_cache)
+    both: Any = Scripted(read, decoded)
     with nullcontext() if sentence is None else pytest.raises(ParityError, match=sentence):
-        sync(policy, lambda: None, lambda _: [theirs])
+        sync(both, lambda: None, both)
+
+
+def test_a_token_of_no_vocabulary_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_sync, "adopt_weights", lambda *_: 0)
+    both: Any = Scripted(0.0, [0.0] * 3, token=100)
+    with pytest.raises(ParityError, match="vLLM samples the token 100 on the canary, of a vocabulary of 100: vLLM is"):
+        WeightSync(None, 100, 64, 0.15, 0, fp8_cache=False)(both, lambda: None, both)
 
 
 @has_fp8

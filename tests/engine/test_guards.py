@@ -60,7 +60,7 @@ def test_an_interrupted_start_shows_nothing_and_a_failed_one_all(
 def test_the_longer_deadline_is_for_what_compiles_whatever_was_stepped_before(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request that is dropped at once, or scored, is not yet one that was decoded."""
+    """A request that is dropped at once, or scored, or a few that a sync decodes, are not yet what a step may bring."""
     limits: list[float] = []
     logprobs = SimpleNamespace(logprobs=[-1.0])
     done = SimpleNamespace(
@@ -69,7 +69,7 @@ def test_the_longer_deadline_is_for_what_compiles_whatever_was_stepped_before(
         prompt_logprobs=logprobs,
         outputs=[SimpleNamespace(token_ids=[1], logprobs=logprobs, finish_reason="stop")],
     )
-    steps, flying = iter([[], [], [done], [], [done], [done]]), iter([True, True, False])
+    steps, flying = iter([[], [], [done], [done], [], [done], [done]]), iter([True, True, False])
     llm = SimpleNamespace(
         step=lambda: next(steps), add_request=lambda *_: None, abort_request=lambda _: None, output_processor=None
     )
@@ -80,12 +80,13 @@ def test_the_longer_deadline_is_for_what_compiles_whatever_was_stepped_before(
     engine.submit(0, [1], max_tokens=4)
     engine.abort([0])
     engine.score([[1, 2]])
+    assert [one.token_ids for one in engine.complete([[1]], max_tokens=1, seed=0)] == [[1]]
     engine.submit(0, [1], max_tokens=4)
     assert not engine.step()
     assert engine.step()
     engine.submit(0, [1], max_tokens=4)
     engine.step()
-    assert limits == [10.0] * 5 + [1.0]
+    assert limits == [10.0] * 6 + [1.0]
 
 
 def test_the_engines_process_is_no_rank_of_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
