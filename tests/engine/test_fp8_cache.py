@@ -123,7 +123,7 @@ def test_other_weights_are_told_from_a_coarse_cache_however_small_the_logits(eng
     attention = policy.model.base_model.layers[0].self_attn
     kept = attention.o_proj.weight.data
     attention.o_proj.weight.data = kept.flip(0)
-    with pytest.raises(ParityError, match=r"on the canary \(limit 0\.12.*\): vLLM is not sampling"):
+    with pytest.raises(ParityError, match=r"on the canary \(limit 0\.1[12].*\): vLLM is not sampling"):
         engine.sync(policy)
     attention.o_proj.weight.data = kept
     assert engine.sync(policy).parity_mean == report.parity_mean
