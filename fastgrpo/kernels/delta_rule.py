@@ -17,7 +17,8 @@ passes for bfloat16 on a GPU, `delta_rule_torch` for all else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -39,28 +40,39 @@ def gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta:
     query, key: [B, L, H, K]; value: [B, L, H, V]; g: [B, L, H], the logarithm of what remains of a state, at most 0;
     beta: [B, L, H], the share of a key's old value that its new one replaces.
     """
-    elements_of_head = query.shape[:2].numel() * max(query.shape[-1], value.shape[-1])
-    heads = max(1, TOGETHER // elements_of_head)
-    parts = zip(*(given.split(heads, 2) for given in (query, key, value, g, beta)), strict=True)
-    return torch.cat([_GatedDeltaRule.apply(*part) for part in parts], 2)
+    out: Tensor = _GatedDeltaRule.apply(query, key, value, g, beta)
+    return out
 
 
 class _GatedDeltaRule(torch.autograd.Function):
-    """The rule for heads that are computed together; arguments and result as those of `gated_delta_rule`."""
+    """Both passes, some heads after the others; arguments and result as those of `gated_delta_rule`."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        query, key, value, *_ = inputs
         forward, ctx.backward = _passes_for(query, key, value)
-        output, kept = forward(query, key, value, g, beta)
-        ctx.save_for_backward(query, key, value, g, beta, *kept)
-        out: Tensor = output
-        return out
+        elements_of_head = query.shape[:2].numel() * max(query.shape[-1], value.shape[-1])
+        ctx.heads = max(1, TOGETHER // elements_of_head)
+        output = query.new_empty(*query.shape[:3], value.shape[-1])
+        kept = [forward(part, into) for *part, into in _parts(ctx.heads, *inputs, output)]
+        ctx.save_for_backward(*inputs, *chain.from_iterable(kept))
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, ...]:
-        gradients: tuple[Tensor, ...] = ctx.backward(d_output, ctx.saved_tensors[:5], ctx.saved_tensors[5:])
+        inputs, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        gradients = tuple(torch.empty_like(given, memory_format=torch.contiguous_format) for given in inputs)
+        parts = list(_parts(ctx.heads, d_output, *inputs, *gradients))
+        count = len(kept) // len(parts)
+        for number, (d_part, *both) in enumerate(parts):
+            ctx.backward(d_part, both[:5], kept[count * number : count * (number + 1)], both[5:])
         return gradients
+
+
+def _parts(heads: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of so many heads of each [B, L, H, ...]."""
+    return zip(*(tensor.split(heads, 2) for tensor in tensors), strict=True)
 
 
 def _passes_for(query: Tensor, key: Tensor, value: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastgrpo.kernels.delta_rule_tiles_triton import (
+    UNALIGNED,
     VARIED,
     Block,
     Sizes,
@@ -25,7 +25,9 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
     load_tokens,
     of_rows,
     of_stack,
+    rows_of,
     store_halves,
+    store_tokens,
     transposed,
 )
 from fastgrpo.kernels.delta_rule_torch import CHUNK
@@ -37,9 +39,9 @@ D_READS = Block(values=64, warps=8, stages=1)
 D_WRITES = Block(values=64, warps=8, stages=1)
 
 
-@triton.jit(do_not_specialize=VARIED)
+@triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
 def _d_within_kernel(
-    query_ptr, key_ptr, value_ptr, beta_ptr, d_output_ptr, sum_ptr, query_scale_ptr, key_scale_ptr,
+    sum_ptr, query_scale_ptr, key_scale_ptr, query, key, value, beta, d_output,
     inverse_ptr, states_ptr, written_ptr, d_written_ptr,
     length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
@@ -47,10 +49,10 @@ def _d_within_kernel(
     blocks, i_C, row_K = tl.cdiv(values, V), tl.arange(0, C), tl.arange(0, K)
     place, column_V = tl.program_id(0) // blocks, tl.program_id(0) % blocks * V + tl.arange(0, V)
     x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
-    sum_C, beta_C = tl.load(sum_ptr + at_C), load_tokens(beta_ptr, x, chunk, length, heads, C)
+    sum_C, beta_C = tl.load(sum_ptr + at_C), load_tokens(beta, x, chunk, length, heads, C)
     query_scale_C, key_scale_C = tl.load(query_scale_ptr + at_C), tl.load(key_scale_ptr + at_C)
-    key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
-    value_CV = load_rows(value_ptr, x, chunk, length, heads, values, column_V, C)
+    key_CK = load_rows(key, x, chunk, length, heads, keys, row_K, C)
+    value_CV = load_rows(value, x, chunk, length, heads, values, column_V, C)
     state = load_halves(states_ptr, place, keys, values, row_K, column_V)
     inverse = load_halves(inverse_ptr, place, C, C, i_C, i_C)
     read_CV = dot_halves(key_CK, state, tl.zeros([C, V], tl.float32))
@@ -58,8 +60,8 @@ def _d_within_kernel(
     new_CV = (value_CV.to(tl.float32) - read_CV * read_C[:, None]) * beta_C[:, None]
     written_CV = dot_both(inverse, halves_of(new_CV), tl.zeros([C, V], tl.float32))
     store_halves(written_ptr, place, C, values, i_C, column_V, halves_of(written_CV))
-    query_CK = load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C)
-    d_output_CV = load_rows(d_output_ptr, x, chunk, length, heads, values, column_V, C)
+    query_CK = load_rows(query, x, chunk, length, heads, keys, row_K, C)
+    d_output_CV = load_rows(d_output, x, chunk, length, heads, values, column_V, C)
     attention_CC = dot(query_CK, tl.trans(key_CK), tl.zeros([C, C], tl.float32)) * query_scale_C[:, None]
     attention_CC *= faded(sum_C[:, None] - sum_C[None, :], i_C[:, None] >= i_C[None, :])
     d_written_VC = dot_halves(tl.trans(d_output_CV), halves_of(attention_CC), tl.zeros([V, C], tl.float32))
@@ -67,9 +69,9 @@ def _d_within_kernel(
     tl.store(to_CV, tl.trans(d_written_VC * key_scale_C[None, :]), mask=inside_CV)
 
 
-@triton.jit(do_not_specialize=VARIED)
+@triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
 def _d_states_kernel(
-    query_ptr, key_ptr, beta_ptr, d_output_ptr, sum_ptr, query_scale_ptr, key_scale_ptr, inverse_ptr,
+    sum_ptr, query_scale_ptr, key_scale_ptr, query, key, beta, d_output, inverse_ptr,
     d_written_ptr, d_new_ptr, d_states_ptr,
     length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
@@ -83,10 +85,10 @@ def _d_states_kernel(
         first = place.to(tl.int64) * C
         sum_C, last = tl.load(sum_ptr + first + i_C), tl.load(sum_ptr + first + C - 1)
         query_scale_C, key_scale_C = tl.load(query_scale_ptr + first + i_C), tl.load(key_scale_ptr + first + i_C)
-        beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
-        query_CK = load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C)
-        key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
-        d_output_CV = load_rows(d_output_ptr, x, chunk, length, heads, values, column_V, C)
+        beta_C = load_tokens(beta, x, chunk, length, heads, C)
+        query_CK = load_rows(query, x, chunk, length, heads, keys, row_K, C)
+        key_CK = load_rows(key, x, chunk, length, heads, keys, row_K, C)
+        d_output_CV = load_rows(d_output, x, chunk, length, heads, values, column_V, C)
         d_written_CV = load_stack(d_written_ptr, place, C, values, i_C, column_V)
         inverse = load_halves(inverse_ptr, place, C, C, i_C, i_C)
         d_state = halves_of(d_state_KV)
@@ -103,10 +105,10 @@ def _d_states_kernel(
         d_state_KV = dot_halves(tl.trans(key_CK), halves_of(d_reading_CV), d_state_KV)
 
 
-@triton.jit(do_not_specialize=VARIED)
+@triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
 def _d_reads_kernel(
-    query_ptr, key_ptr, value_ptr, beta_ptr, d_output_ptr, sum_ptr, query_scale_ptr, key_scale_ptr,
-    states_ptr, written_ptr, d_new_ptr, d_query_ptr, d_value_ptr, d_beta_ptr, d_g_ptr, d_reading_ptr,
+    sum_ptr, query_scale_ptr, key_scale_ptr, query, key, value, beta, d_output,
+    states_ptr, written_ptr, d_new_ptr, d_query, d_value, d_beta, d_g_ptr, d_reading_ptr,
     length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """Gradients of queries, values and beta; and of keys and g as far as they go by way of what tokens read.
@@ -115,14 +117,14 @@ def _d_reads_kernel(
     """
     place, row_K, i_C = tl.program_id(0), tl.arange(0, K), tl.arange(0, C)
     x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
-    beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
+    beta_C = load_tokens(beta, x, chunk, length, heads, C)
     # [j, i] is of what token i takes of token j.
     d_taken_CC, d_products_CC = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
     d_query_KC, d_betas_key_KC = tl.zeros([K, C], tl.float32), tl.zeros([K, C], tl.float32)
     d_beta_C = tl.zeros([C], tl.float32)
     for first in range(0, values, V):
         column_V = first + tl.arange(0, V)
-        d_output_VC = tl.trans(load_rows(d_output_ptr, x, chunk, length, heads, values, column_V, C))
+        d_output_VC = tl.trans(load_rows(d_output, x, chunk, length, heads, values, column_V, C))
         d_new = load_halves(d_new_ptr, place, C, values, i_C, column_V)
         written = load_halves(written_ptr, place, C, values, i_C, column_V)
         state = load_halves(states_ptr, place, keys, values, row_K, column_V)
@@ -131,14 +133,14 @@ def _d_reads_kernel(
         d_products_CC = dot_both(written, transposed(d_new), d_products_CC)
         d_betas_key_KC = dot_both(state, transposed(d_new), d_betas_key_KC)
         d_new_CV = d_new[0].to(tl.float32) + d_new[1].to(tl.float32)
-        value_CV = load_rows(value_ptr, x, chunk, length, heads, values, column_V, C).to(tl.float32)
+        value_CV = load_rows(value, x, chunk, length, heads, values, column_V, C).to(tl.float32)
         d_beta_C += tl.sum(d_new_CV * value_CV, axis=1)
-        to_CV, inside_CV = of_rows(d_value_ptr, x, chunk, length, heads, values, column_V, C)
-        tl.store(to_CV, (d_new_CV * beta_C[:, None]).to(d_value_ptr.dtype.element_ty), mask=inside_CV)
+        to_CV, inside_CV = of_rows(d_value, x, chunk, length, heads, values, column_V, C)
+        tl.store(to_CV, (d_new_CV * beta_C[:, None]).to(d_value[0].dtype.element_ty), mask=inside_CV)
     sum_C = tl.load(sum_ptr + at_C)
     query_scale_C, key_scale_C = tl.load(query_scale_ptr + at_C), tl.load(key_scale_ptr + at_C)
-    query_KC = tl.trans(load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C))
-    key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
+    query_KC = tl.trans(load_rows(query, x, chunk, length, heads, keys, row_K, C))
+    key_CK = load_rows(key, x, chunk, length, heads, keys, row_K, C)
     key_KC = tl.trans(key_CK)
     since_C = tl.exp(sum_C.to(tl.float32))
     d_query_KC *= since_C[None, :]
@@ -160,23 +162,23 @@ def _d_reads_kernel(
     d_query_KC = dot_halves(key_KC, halves_of(d_taken_CC), d_query_KC)
     d_betas_key_KC = dot_halves(key_KC, halves_of(d_products_CC), d_betas_key_KC)
     d_beta_C += tl.sum(d_betas_key_KC * key_KC.to(tl.float32), axis=0) * key_scale_C
-    tl.store(d_beta_ptr + at_C, d_beta_C)
+    store_tokens(d_beta, x, chunk, length, heads, d_beta_C, C)
     to_KC, inside_KC = of_stack(d_reading_ptr, place, keys, C, row_K, i_C)
     tl.store(to_KC, d_betas_key_KC * beta_C[None, :], mask=inside_KC)
     # Of a vector that is divided by its length only the part across it has a gradient.
     along_C = tl.sum(d_query_KC * query_KC.to(tl.float32), axis=0) * query_scale_C * query_scale_C * keys
     d_query_KC = (d_query_KC - query_KC.to(tl.float32) * along_C[None, :]) * query_scale_C[None, :]
-    to_CK, inside_CK = of_rows(d_query_ptr, x, chunk, length, heads, keys, row_K, C)
-    tl.store(to_CK, tl.trans(d_query_KC).to(d_query_ptr.dtype.element_ty), mask=inside_CK)
+    to_CK, inside_CK = of_rows(d_query, x, chunk, length, heads, keys, row_K, C)
+    tl.store(to_CK, tl.trans(d_query_KC).to(d_query[0].dtype.element_ty), mask=inside_CK)
 
 
-@triton.jit(do_not_specialize=VARIED)
+@triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
 def _d_writes_kernel(
-    query_ptr, key_ptr, beta_ptr, d_output_ptr, sum_ptr, query_scale_ptr, key_scale_ptr,
-    states_ptr, d_states_ptr, written_ptr, d_new_ptr, d_reading_ptr, d_key_ptr, d_g_ptr,
+    sum_ptr, query_scale_ptr, key_scale_ptr, query, key, beta, d_output,
+    states_ptr, d_states_ptr, written_ptr, d_new_ptr, d_g_ptr, d_reading_ptr, d_key, d_g,
     length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of keys, with those of what they read; and the rest of that of g, added to what is there."""
+    """Gradients of keys, with those of what they read; and that of g, of which a part is there."""
     place, row_K, i_C = tl.program_id(0), tl.arange(0, K), tl.arange(0, C)
     x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
     # [i, j] is of what token i takes of token j.
@@ -184,7 +186,7 @@ def _d_writes_kernel(
     d_key_KC, both_K = tl.zeros([K, C], tl.float32), tl.zeros([K], tl.float32)
     for first in range(0, values, V):
         column_V = first + tl.arange(0, V)
-        d_output_CV = load_rows(d_output_ptr, x, chunk, length, heads, values, column_V, C)
+        d_output_CV = load_rows(d_output, x, chunk, length, heads, values, column_V, C)
         d_new = load_halves(d_new_ptr, place, C, values, i_C, column_V)
         written = transposed(load_halves(written_ptr, place, C, values, i_C, column_V))
         d_state = load_halves(d_states_ptr, place, keys, values, row_K, column_V)
@@ -196,15 +198,15 @@ def _d_writes_kernel(
         both_K += tl.sum(state_KV * (d_state[0].to(tl.float32) + d_state[1].to(tl.float32)), axis=1)
     sum_C, last = tl.load(sum_ptr + at_C), tl.load(sum_ptr + place.to(tl.int64) * C + C - 1)
     query_scale_C, key_scale_C = tl.load(query_scale_ptr + at_C), tl.load(key_scale_ptr + at_C)
-    beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
-    query_KC = tl.trans(load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C))
-    key_KC = tl.trans(load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C))
+    beta_C = load_tokens(beta, x, chunk, length, heads, C)
+    query_KC = tl.trans(load_rows(query, x, chunk, length, heads, keys, row_K, C))
+    key_KC = tl.trans(load_rows(key, x, chunk, length, heads, keys, row_K, C))
     d_key_KC *= tl.exp((last - sum_C).to(tl.float32))[None, :]
     writes_C = tl.sum(d_key_KC * key_KC.to(tl.float32), axis=0) * key_scale_C
     i_C1, j_1C = i_C[:, None], i_C[None, :]
     d_g_C = tl.sum(tl.where(i_C1 < j_1C, writes_C[:, None], 0.0), axis=0)
     d_g_C += tl.sum(both_K, axis=0) * tl.exp(last.to(tl.float32))
-    tl.store(d_g_ptr + at_C, tl.load(d_g_ptr + at_C) + d_g_C)
+    store_tokens(d_g, x, chunk, length, heads, tl.load(d_g_ptr + at_C) + d_g_C, C)
     fade_CC = faded(sum_C[:, None] - sum_C[None, :], i_C1 >= j_1C)
     d_attention_CC *= fade_CC * query_scale_C[:, None]
     d_products_CC *= tl.where(i_C1 > j_1C, -fade_CC * (beta_C * key_scale_C)[:, None], 0.0)
@@ -213,40 +215,38 @@ def _d_writes_kernel(
     d_key_KC += load_stack(d_reading_ptr, place, keys, C, row_K, i_C)
     along_C = tl.sum(d_key_KC * key_KC.to(tl.float32), axis=0) * key_scale_C * key_scale_C
     d_key_KC = (d_key_KC - key_KC.to(tl.float32) * along_C[None, :]) * key_scale_C[None, :]
-    to_CK, inside_CK = of_rows(d_key_ptr, x, chunk, length, heads, keys, row_K, C)
-    tl.store(to_CK, tl.trans(d_key_KC).to(d_key_ptr.dtype.element_ty), mask=inside_CK)
+    to_CK, inside_CK = of_rows(d_key, x, chunk, length, heads, keys, row_K, C)
+    tl.store(to_CK, tl.trans(d_key_KC).to(d_key[0].dtype.element_ty), mask=inside_CK)
 
 
-def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of `inputs`, the arguments of `forward`, in their types; `kept` is what it returned with the output."""
+def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Writes the `gradients` of `inputs`, the arguments of `forward`, which returned `kept`."""
     *scales, inverse_X2CC, states_X2KV = kept
+    sum_XC = scales[0]
     sizes = Sizes.of(inputs[0], inputs[2])
-    query, key, value, g, beta, d_output = (given.contiguous() for given in (*inputs, d_output))
-    d_query, d_key, d_value = (torch.empty_like(given) for given in (query, key, value))
-    written_X2CV, d_new_X2CV = (sizes.halves(g, CHUNK, sizes.values) for _ in range(2))
-    d_written_XCV, d_states_X2KV = sizes.tokens(g, sizes.values), sizes.halves(g, sizes.keys, sizes.values)
+    query, key, value, _, beta = (rows_of(given) for given in inputs)
+    d_out = rows_of(d_output)
+    d_query, d_key, d_value, d_g, d_beta = ((gradient, gradient.stride(1)) for gradient in gradients)
+    written_X2CV, d_new_X2CV = (sizes.halves(sum_XC, CHUNK, sizes.values) for _ in range(2))
+    d_written_XCV = sizes.tokens(sum_XC, sizes.values)
     launch_for(
         _d_within_kernel, D_WITHIN, sizes, sizes.places * sizes.blocks(D_WITHIN),
-        query, key, value, beta, d_output, *scales, inverse_X2CC, states_X2KV, written_X2CV, d_written_XCV,
+        *scales, query, key, value, beta, d_out, inverse_X2CC, states_X2KV, written_X2CV, d_written_XCV,
     )  # fmt: skip
+    d_states_X2KV = sizes.halves(sum_XC, sizes.keys, sizes.values)
     launch_for(
         _d_states_kernel, D_STATES, sizes, sizes.rows * sizes.heads * sizes.blocks(D_STATES),
-        query, key, beta, d_output, *scales, inverse_X2CC, d_written_XCV, d_new_X2CV, d_states_X2KV,
+        *scales, query, key, beta, d_out, inverse_X2CC, d_written_XCV, d_new_X2CV, d_states_X2KV,
     )  # fmt: skip
     del d_written_XCV
-    d_g_XC, d_beta_XC, d_reading_XKC = sizes.tokens(g), sizes.tokens(g), sizes.tokens(g, sizes.keys)
+    d_g_XC, d_reading_XKC = sizes.tokens(sum_XC), sizes.tokens(sum_XC, sizes.keys)
     launch_for(
         _d_reads_kernel, D_READS, sizes, sizes.places,
-        query, key, value, beta, d_output, *scales, states_X2KV, written_X2CV, d_new_X2CV,
-        d_query, d_value, d_beta_XC, d_g_XC, d_reading_XKC,
+        *scales, query, key, value, beta, d_out, states_X2KV, written_X2CV, d_new_X2CV,
+        d_query, d_value, d_beta, d_g_XC, d_reading_XKC,
     )  # fmt: skip
     launch_for(
         _d_writes_kernel, D_WRITES, sizes, sizes.places,
-        query, key, beta, d_output, *scales, states_X2KV, d_states_X2KV, written_X2CV, d_new_X2CV,
-        d_reading_XKC, d_key, d_g_XC,
+        *scales, query, key, beta, d_out, states_X2KV, d_states_X2KV, written_X2CV, d_new_X2CV,
+        d_g_XC, d_reading_XKC, d_key, d_g,
     )  # fmt: skip
-    d_g, d_beta = (
-        d_XC.view(sizes.rows, sizes.heads, -1)[..., : sizes.length].mT.to(given.dtype)
-        for d_XC, given in ((d_g_XC, g), (d_beta_XC, beta))
-    )
-    return d_query, d_key, d_value, d_g, d_beta

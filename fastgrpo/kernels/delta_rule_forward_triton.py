@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from fastgrpo.kernels.backend import launch
 from fastgrpo.kernels.delta_rule_tiles_triton import (
+    UNALIGNED,
     VARIED,
     Block,
     Sizes,
@@ -23,6 +26,7 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
     load_tokens,
     of_rows,
     of_stack,
+    rows_of,
     store_halves,
     transposed,
 )
@@ -36,24 +40,24 @@ STATES = Block(values=32, warps=4, stages=2)
 OUTPUTS = Block(values=64, warps=4, stages=1)
 
 
-@triton.jit(do_not_specialize=VARIED)
+@triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
 def _within_kernel(
-    query_ptr, key_ptr, g_ptr, beta_ptr, sum_ptr, query_scale_ptr, key_scale_ptr, products_ptr,
+    sum_ptr, query_scale_ptr, key_scale_ptr, query, key, g, beta, products_ptr,
     length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """G, 1 / the lengths of queries (and of sqrt(keys)) and keys, and T^-1 below its diagonal, with zeros elsewhere."""
     place, column_K, i_C = tl.program_id(0), tl.arange(0, K), tl.arange(0, C)
     x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
-    query_CK = load_rows(query_ptr, x, chunk, length, heads, keys, column_K, C).to(tl.float32)
+    query_CK = load_rows(query, x, chunk, length, heads, keys, column_K, C).to(tl.float32)
     tl.store(query_scale_ptr + at_C, 1.0 / tl.sqrt((tl.sum(query_CK * query_CK, axis=1) + SMALL) * keys))
-    key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, column_K, C)
+    key_CK = load_rows(key, x, chunk, length, heads, keys, column_K, C)
     square_CK = key_CK.to(tl.float32) * key_CK.to(tl.float32)
     scale_C = 1.0 / tl.sqrt(tl.sum(square_CK, axis=1) + SMALL)
     tl.store(key_scale_ptr + at_C, scale_C)
     # In fp32 a difference of two long sums, where states fade fast, keeps few digits.
-    sum_C = tl.cumsum(load_tokens(g_ptr, x, chunk, length, heads, C).to(tl.float64), axis=0)
+    sum_C = tl.cumsum(load_tokens(g, x, chunk, length, heads, C).to(tl.float64), axis=0)
     tl.store(sum_ptr + at_C, sum_C)
-    beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
+    beta_C = load_tokens(beta, x, chunk, length, heads, C)
     fade_CC = faded(sum_C[:, None] - sum_C[None, :], i_C[:, None] > i_C[None, :])
     products_CC = dot(key_CK, tl.trans(key_CK), tl.zeros([C, C], tl.float32))
     products_CC *= fade_CC * (beta_C * scale_C)[:, None] * scale_C[None, :]
@@ -76,9 +80,9 @@ def _inverse_kernel(products_ptr, inverse_ptr, C: tl.constexpr):
     store_halves(inverse_ptr, place, C, C, i_C, i_C, halves_of(inverse_CC))
 
 
-@triton.jit(do_not_specialize=VARIED)
+@triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
 def _states_kernel(
-    key_ptr, value_ptr, beta_ptr, sum_ptr, scale_ptr, inverse_ptr, written_ptr, states_ptr,
+    sum_ptr, scale_ptr, key, value, beta, inverse_ptr, written_ptr, states_ptr,
     length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """N of each chunk and the state before it, in halves."""
@@ -90,9 +94,9 @@ def _states_kernel(
         first = place.to(tl.int64) * C
         sum_C, last = tl.load(sum_ptr + first + i_C), tl.load(sum_ptr + first + C - 1)
         scale_C = tl.load(scale_ptr + first + i_C)
-        beta_C = load_tokens(beta_ptr, x, chunk, length, heads, C)
-        key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
-        value_CV = load_rows(value_ptr, x, chunk, length, heads, values, column_V, C)
+        beta_C = load_tokens(beta, x, chunk, length, heads, C)
+        key_CK = load_rows(key, x, chunk, length, heads, keys, row_K, C)
+        value_CV = load_rows(value, x, chunk, length, heads, values, column_V, C)
         inverse = load_halves(inverse_ptr, place, C, C, i_C, i_C)
         state = halves_of(state_KV)
         read_CV = dot_halves(key_CK, state, tl.zeros([C, V], tl.float32))
@@ -106,9 +110,9 @@ def _states_kernel(
         state_KV = dot_halves(tl.trans(key_CK), halves_of(written_CV * write_C[:, None]), state_KV)
 
 
-@triton.jit(do_not_specialize=VARIED)
+@triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
 def _outputs_kernel(
-    query_ptr, key_ptr, sum_ptr, query_scale_ptr, key_scale_ptr, written_ptr, states_ptr, output_ptr,
+    sum_ptr, query_scale_ptr, key_scale_ptr, query, key, written_ptr, states_ptr, output,
     length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """What each token's query finds in the state before its chunk, and in what was written since."""
@@ -117,8 +121,8 @@ def _outputs_kernel(
     x, chunk, at_C = place // chunks, place % chunks, place.to(tl.int64) * C + i_C
     sum_C = tl.load(sum_ptr + at_C)
     query_scale_C, key_scale_C = tl.load(query_scale_ptr + at_C), tl.load(key_scale_ptr + at_C)
-    query_KC = tl.trans(load_rows(query_ptr, x, chunk, length, heads, keys, row_K, C))
-    key_CK = load_rows(key_ptr, x, chunk, length, heads, keys, row_K, C)
+    query_KC = tl.trans(load_rows(query, x, chunk, length, heads, keys, row_K, C))
+    key_CK = load_rows(key, x, chunk, length, heads, keys, row_K, C)
     state = load_halves(states_ptr, place, keys, values, row_K, column_V)
     written = load_halves(written_ptr, place, C, values, i_C, column_V)
     # [j, i] is what token i's output takes of token j.
@@ -127,28 +131,29 @@ def _outputs_kernel(
     output_VC = dot(tl.trans(state[0]), query_KC, tl.zeros([V, C], tl.float32))
     output_VC = dot(tl.trans(state[1]), query_KC, output_VC) * tl.exp(sum_C.to(tl.float32))[None, :]
     output_VC = dot_both(transposed(written), halves_of(taken_CC), output_VC) * query_scale_C[None, :]
-    to_CV, inside_CV = of_rows(output_ptr, x, chunk, length, heads, values, column_V, C)
-    tl.store(to_CV, tl.trans(output_VC).to(output_ptr.dtype.element_ty), mask=inside_CV)
+    to_CV, inside_CV = of_rows(output, x, chunk, length, heads, values, column_V, C)
+    tl.store(to_CV, tl.trans(output_VC).to(output[0].dtype.element_ty), mask=inside_CV)
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The output of `gated_delta_rule`, and what `backward` needs besides: G, scales of queries and keys, T, states."""
-    sizes = Sizes.of(query, value)
-    query, key, value, g, beta = (given.contiguous() for given in (query, key, value, g, beta))
-    scales = sizes.tokens(g, dtype=torch.float64), sizes.tokens(g), sizes.tokens(g)
-    sum_XC, _, key_scale_XC = scales
-    products_XCC, inverse_X2CC = sizes.tokens(g, CHUNK), sizes.halves(g, CHUNK, CHUNK)
-    launch_for(_within_kernel, WITHIN, sizes, sizes.places, query, key, g, beta, *scales, products_XCC)
+def forward(inputs: Sequence[Tensor], output: Tensor) -> tuple[Tensor, ...]:
+    """Writes the output of `gated_delta_rule`, of which `inputs` are the arguments, all bfloat16 but g and beta.
+
+    What `backward` needs besides comes back: G, scales of queries and keys, T, states.
+    """
+    sizes = Sizes.of(inputs[0], inputs[2])
+    query, key, value, g, beta = (rows_of(given) for given in inputs)
+    scales = sizes.tokens(output, dtype=torch.float64), sizes.tokens(output), sizes.tokens(output)
+    products_XCC, inverse_X2CC = sizes.tokens(output, CHUNK), sizes.halves(output, CHUNK, CHUNK)
+    launch_for(_within_kernel, WITHIN, sizes, sizes.places, *scales, query, key, g, beta, products_XCC)
     launch(_inverse_kernel, sizes.places, products_XCC, inverse_X2CC, C=CHUNK, num_warps=INVERSE_WARPS)
     del products_XCC
-    written_X2CV, states_X2KV = (sizes.halves(g, height, sizes.values) for height in (CHUNK, sizes.keys))
+    written_X2CV, states_X2KV = (sizes.halves(output, height, sizes.values) for height in (CHUNK, sizes.keys))
     launch_for(
         _states_kernel, STATES, sizes, sizes.rows * sizes.heads * sizes.blocks(STATES),
-        key, value, beta, sum_XC, key_scale_XC, inverse_X2CC, written_X2CV, states_X2KV,
+        scales[0], scales[2], key, value, beta, inverse_X2CC, written_X2CV, states_X2KV,
     )  # fmt: skip
-    output = torch.empty_like(value)
     launch_for(
         _outputs_kernel, OUTPUTS, sizes, sizes.places * sizes.blocks(OUTPUTS),
-        query, key, *scales, written_X2CV, states_X2KV, output,
+        *scales, query, key, written_X2CV, states_X2KV, (output, output.stride(1)),
     )  # fmt: skip
-    return output, (*scales, inverse_X2CC, states_X2KV)
+    return *scales, inverse_X2CC, states_X2KV

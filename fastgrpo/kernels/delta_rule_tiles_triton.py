@@ -12,6 +12,9 @@ memory as it is, and some products are of transposed matrices: on Hopper a left 
 from registers, and ptxas before CUDA 13.3, which Triton 3.6 brings, reuses those before they are read (Triton's pull
 request 11781; flash-linear-attention's issue 640).
 
+Rows [B, L, H, .] come as (tensor, stride of a token): a launch takes heads that are one after another, those of a token
+together, of rows that have more of them.
+
 Shapes: X chunks of all heads of all rows, C tokens of a chunk, K columns of a key, V of a block of values.
 """
 
@@ -30,8 +33,11 @@ from fastgrpo.kernels.delta_rule_torch import CHUNK
 
 # Triton's interpreter multiplies no bfloat16.
 FACTOR = tl.constexpr(tl.float32 if os.environ.get("TRITON_INTERPRET") == "1" else tl.bfloat16)
-# What changes from batch to batch compiles nothing again.
+# What changes from batch to batch, or from a launch's heads to the next ones, compiles nothing again.
 VARIED = ("length", "heads", "chunks")
+UNALIGNED = ("g", "beta", "d_g", "d_beta")
+# As kernels take them.
+Rows = tuple[Tensor, int]
 
 
 class Block(NamedTuple):
@@ -43,7 +49,7 @@ class Block(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of the arguments of `gated_delta_rule`: B, L, H, K and V."""
+    """B, L, H, K and V of the heads that are computed together."""
 
     rows: int
     length: int
@@ -80,10 +86,18 @@ class Sizes(NamedTuple):
         return like.new_empty(self.places, 2, height, width, dtype=torch.bfloat16)
 
 
-def launch_for(kernel: Any, block: Block, sizes: Sizes, programs: int, *tensors: Tensor) -> None:
+def rows_of(given: Tensor) -> Rows:
+    """`given` [B, L, H, ...], or a copy where a token's numbers are not together, or tokens not evenly apart."""
+    row, token, *inner = given.stride()
+    if inner != [*given.shape[3:], 1] or row != given.shape[1] * token:
+        given = given.contiguous()
+    return given, given.stride(1)
+
+
+def launch_for(kernel: Any, block: Block, sizes: Sizes, programs: int, first: Tensor, *others: Tensor | Rows) -> None:
     """So many programs of a kernel, which takes all sizes after its tensors."""
     launch(
-        kernel, programs, *tensors, sizes.length, sizes.heads, sizes.keys, sizes.values, sizes.chunks,
+        kernel, programs, first, *others, sizes.length, sizes.heads, sizes.keys, sizes.values, sizes.chunks,
         C=CHUNK, K=max(triton.next_power_of_2(sizes.keys), 16), V=block.values,
         num_warps=block.warps, num_stages=block.stages,
     )  # fmt: skip
@@ -115,26 +129,38 @@ def dot_both(a, b, sums):
 
 
 @triton.jit
-def of_rows(ptr, x, chunk, length, heads, width, column_D, C: tl.constexpr):
+def of_rows(rows, x, chunk, length, heads, width, column_D, C: tl.constexpr):
     """(pointers, mask) of a head's tokens in a chunk and some of their columns, in rows [B, L, H, width]."""
     token_C = chunk * C + tl.arange(0, C)
     row_C = (x // heads).to(tl.int64) * length + token_C
-    offset_CD = (row_C * heads + x % heads)[:, None] * width + column_D[None, :]
-    return ptr + offset_CD, (token_C < length)[:, None] & (column_D < width)[None, :]
+    offset_CD = (row_C * rows[1])[:, None] + (x % heads * width + column_D)[None, :]
+    return rows[0] + offset_CD, (token_C < length)[:, None] & (column_D < width)[None, :]
 
 
 @triton.jit
-def load_rows(ptr, x, chunk, length, heads, width, column_D, C: tl.constexpr):
-    at_CD, inside_CD = of_rows(ptr, x, chunk, length, heads, width, column_D, C)
+def load_rows(rows, x, chunk, length, heads, width, column_D, C: tl.constexpr):
+    at_CD, inside_CD = of_rows(rows, x, chunk, length, heads, width, column_D, C)
     return tl.load(at_CD, mask=inside_CD, other=0.0)
 
 
 @triton.jit
-def load_tokens(ptr, x, chunk, length, heads, C: tl.constexpr):
-    """A number for each token of a head in a chunk, of [B, L, H], in fp32."""
+def of_tokens(rows, x, chunk, length, heads, C: tl.constexpr):
+    """(pointers, mask) of a number for each token of a head in a chunk, in rows [B, L, H]."""
     token_C = chunk * C + tl.arange(0, C)
     row_C = (x // heads).to(tl.int64) * length + token_C
-    return tl.load(ptr + row_C * heads + x % heads, mask=token_C < length, other=0.0).to(tl.float32)
+    return rows[0] + row_C * rows[1] + x % heads, token_C < length
+
+
+@triton.jit
+def load_tokens(rows, x, chunk, length, heads, C: tl.constexpr):
+    at_C, inside_C = of_tokens(rows, x, chunk, length, heads, C)
+    return tl.load(at_C, mask=inside_C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_tokens(rows, x, chunk, length, heads, number_C, C: tl.constexpr):
+    at_C, inside_C = of_tokens(rows, x, chunk, length, heads, C)
+    tl.store(at_C, number_C.to(rows[0].dtype.element_ty), mask=inside_C)
 
 
 @triton.jit

@@ -51,21 +51,24 @@ class _Chunks:
         return ((self.key_NXCK * self.beta_NXC1) @ self.key_NXCK.mT).mul_(self.fade_NXCC)
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The output of `gated_delta_rule`, computed in fp32, and what `backward` needs besides: T and the states."""
-    chunks = _chunks(query, key, value, g, beta)
+def forward(inputs: Sequence[Tensor], output: Tensor) -> tuple[Tensor, ...]:
+    """Writes the output of `gated_delta_rule`, of which `inputs` are the arguments; computed in fp32.
+
+    What `backward` needs besides comes back: T and the states.
+    """
+    chunks = _chunks(*inputs)
     inverse_NXCC = _inverse(chunks)
     written_NXCV, states_MXKV = _states(chunks, inverse_NXCC)
     output_NXCV = chunks.attention() @ written_NXCV
     output_NXCV += (chunks.query_NXCK * chunks.since_start_NXC1) @ states_MXKV[:-1]
-    return _in_rows(output_NXCV, query), (inverse_NXCC, states_MXKV)
+    _write_rows(output_NXCV, output)
+    return inverse_NXCC, states_MXKV
 
 
-def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of `inputs`, the arguments of `forward`, in their types; `kept` is what it returned with the output."""
+def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Writes the `gradients` of `inputs`, the arguments of `forward`, which returned `kept`."""
     inverse_NXCC, states_MXKV = kept
-    query, key, value, g, beta = inputs
-    chunks, d_output_NXCV = _chunks(query, key, value, g, beta), _in_chunks(d_output)
+    chunks, d_output_NXCV = _chunks(*inputs), _in_chunks(d_output)
     reading_NXCK = chunks.reading_keys()
     written_NXCV = (chunks.value_NXCV * chunks.beta_NXC1).sub_(reading_NXCK @ states_MXKV[:-1])
     written_NXCV = inverse_NXCC @ written_NXCV
@@ -73,8 +76,9 @@ def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor])
     del reading_NXCK
     d_betas_value_NXCV = inverse_NXCC.mT @ d_written_NXCV
     del d_written_NXCV
-    gradients = _d_inputs(chunks, states_MXKV, d_states_MXKV, written_NXCV, d_betas_value_NXCV, d_output_NXCV)
-    return tuple(_in_rows(gradient, given) for gradient, given in zip(gradients, inputs, strict=True))
+    found = _d_inputs(chunks, states_MXKV, d_states_MXKV, written_NXCV, d_betas_value_NXCV, d_output_NXCV)
+    for chunked, gradient in zip(found, gradients, strict=True):
+        _write_rows(chunked, gradient)
 
 
 def _in_chunks(given: Tensor) -> Tensor:
@@ -85,14 +89,17 @@ def _in_chunks(given: Tensor) -> Tensor:
     return chunks.to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
 
 
-def _in_rows(chunks: Tensor, like: Tensor) -> Tensor:
-    """Chunks as rows again, in the shape and the type of `like` but for the columns of each token."""
-    rows = chunks.to(like.dtype).unflatten(1, (like.shape[0], -1)).movedim(2, 3).movedim(0, 1).flatten(1, 2)
-    return rows[:, : like.shape[1]]
+def _write_rows(chunks: Tensor, rows: Tensor) -> None:
+    """Chunks into rows [B, L, H, ...], in the type of these."""
+    given = chunks.unflatten(1, (rows.shape[0], -1)).movedim(2, 3).movedim(0, 1)
+    whole, rest = divmod(rows.shape[1], CHUNK)
+    rows[:, : whole * CHUNK].unflatten(1, (whole, CHUNK)).copy_(given[:, :whole])
+    if rest:
+        rows[:, whole * CHUNK :].copy_(given[:, whole, :rest])
 
 
-def _chunks(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> _Chunks:
-    query, key, value, g, beta = (_in_chunks(given) for given in (query, key, value, g, beta))
+def _chunks(*inputs: Tensor) -> _Chunks:
+    query, key, value, g, beta = (_in_chunks(given) for given in inputs)
     query_scale, key_scale = (x.square().sum(-1, keepdim=True).add_(EPS).rsqrt_() for x in (query, key))
     query_scale *= query.shape[-1] ** -0.5
     # In fp32 a difference of two long sums, where states fade fast, keeps few digits.

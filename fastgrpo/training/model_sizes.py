@@ -140,14 +140,17 @@ def _recurrent_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     return int(function.kept[dtype.itemsize] * layer.values / SIMILAR)
 
 
-def recurrent_working(config: PretrainedConfig, tokens: float, longest: int) -> int:
-    """The most that one recurrent layer's backward works with, beyond what is kept; Mamba-2's takes rows whole."""
+def recurrent_working(config: PretrainedConfig, dtype: torch.dtype, tokens: float, longest: int) -> int:
+    """The most that one recurrent layer's backward works with, beyond what is kept; Mamba-2's takes rows whole.
+
+    The delta rule's has beside its part the gradients of all queries, keys and values.
+    """
     layer = widths(config)
     if layer is None:
         return 0
     elements = tokens * layer.values / SIMILAR
     if layer.delta_rule:
-        return int(DELTA_RULE.working * min(elements, delta_rule.TOGETHER))
+        return int(DELTA_RULE.working * min(elements, delta_rule.TOGETHER) + 3 * dtype.itemsize * elements)
     return int(MAMBA2.working * min(elements, max(mamba2.TOGETHER, longest * layer.values)))
 
 
