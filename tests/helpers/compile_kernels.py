@@ -6,9 +6,14 @@ what Triton specialises, such as a size of 1, which becomes a constant.
 
 from __future__ import annotations
 
+import re
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
@@ -105,6 +110,35 @@ def delta_rule(rows: int, length: int, heads: int, keys: int, values: int) -> No
     delta_rule_backward_triton.backward(columns[2], inputs, kept, inputs)
 
 
+def unwritten(cubin: bytes) -> list[str]:
+    """Instructions that read a register before any has written it.
+
+    ptxas 12.8, which Triton 3.6 brings, moves sums of descriptors of `wgmma` before what they are sums of: products
+    then read where no shared memory is. ptxas 12.9 and 13.0 do not, of the same PTX.
+    """
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(cubin)
+        disassembler = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+        text = subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    written, found = set[str](), []
+    for line in re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z].*?) *;", text):
+        operation, _, rest = line.partition(" ")
+        operands = [operand.strip() for operand in rest.split(",")]
+        if operation.startswith("SHFL"):
+            operands = operands[1:]
+        to = re.fullmatch(r"(U?R)(\d+)", operands[0])
+        read = {name for operand in operands[1 if to else 0 :] for name in re.findall(r"\bU?R\d+\b", operand)}
+        # These keep a part of what they change, which may be all that is ever used of it.
+        if to and operation.startswith(("PRMT", "LOP3")):
+            read.discard(operands[0])
+        if read - written:
+            found.append(line)
+        if to:
+            wide = 128 if "MMA" in operation else 4 if re.search(r"64|128|WIDE|CS2R|LDSM|^D", operation) else 1
+            written |= {f"{to[1]}{int(to[2]) + number}" for number in range(wide)}
+    return found
+
+
 def main() -> None:
     driver.set_active(Hopper())
     launched: Any = JITFunction.run
@@ -116,6 +150,7 @@ def main() -> None:
             # `delta_rule_tiles_triton` says why a product of Hopper's must have no left factor in registers.
             products = [line for line in kernel.asm["ttgir"].splitlines() if "warp_group_dot " in line]
             assert not [line for line in products if ": tensor<" in line], self.fn.__name__
+            assert not unwritten(kernel.asm["cubin"]), self.fn.__name__
 
     JITFunction.run = compiled
     for rows, vocabulary in ((1, 128), (300, 1000)):
