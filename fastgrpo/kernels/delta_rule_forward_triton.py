@@ -66,18 +66,26 @@ def _within_kernel(
 
 @triton.jit
 def _inverse_kernel(products_ptr, inverse_ptr, C: tl.constexpr):
-    """T in halves, by forward substitution in fp32, a row after the other."""
-    place, i_C = tl.program_id(0), tl.arange(0, C)
-    inverse_CC = tl.where(i_C[:, None] == i_C[None, :], 1.0, 0.0)
-    row_ptr = products_ptr + place.to(tl.int64) * C * C + i_C
-    row_C = tl.load(row_ptr + C)
-    for row in range(1, C):
+    """T in halves: of both blocks on the diagonal a row after the other, in fp32; of that below them by products."""
+    S: tl.constexpr = C // 2
+    place, i_S = tl.program_id(0), tl.arange(0, S)
+    products_ptr += place.to(tl.int64) * C * C
+    inverse_2SS = tl.zeros([2, S, S], tl.float32) + tl.where(i_S[:, None] == i_S[None, :], 1.0, 0.0)[None, :, :]
+    row_ptr = products_ptr + (tl.arange(0, 2) * (S * C + S))[:, None] + i_S[None, :]
+    row_2S = tl.load(row_ptr + C)
+    for row in range(1, S):
         # The next row is on its way meanwhile.
-        next_C = tl.load(row_ptr + tl.minimum(row + 1, C - 1) * C)
-        taken_C = tl.sum(row_C[:, None] * inverse_CC, axis=0)
-        inverse_CC -= tl.where(i_C[:, None] == row, taken_C[None, :], 0.0)
-        row_C = next_C
-    store_halves(inverse_ptr, place, C, C, i_C, i_C, halves_of(inverse_CC))
+        next_2S = tl.load(row_ptr + tl.minimum(row + 1, S - 1) * C)
+        taken_2S = tl.sum(row_2S[:, :, None] * inverse_2SS, axis=1)
+        inverse_2SS -= tl.where(i_S[None, :, None] == row, taken_2S[:, None, :], 0.0)
+        row_2S = next_2S
+    first_SS, last_SS = tl.split(tl.permute(inverse_2SS, (1, 2, 0)))
+    below_SS = tl.load(products_ptr + (S + i_S)[:, None] * C + i_S[None, :])
+    below_SS = -tl.dot(last_SS, tl.dot(below_SS, first_SS, input_precision="ieee"), input_precision="ieee")
+    store_halves(inverse_ptr, place, C, C, i_S, i_S, halves_of(first_SS))
+    store_halves(inverse_ptr, place, C, C, i_S, S + i_S, halves_of(tl.zeros([S, S], tl.float32)))
+    store_halves(inverse_ptr, place, C, C, S + i_S, i_S, halves_of(below_SS))
+    store_halves(inverse_ptr, place, C, C, S + i_S, S + i_S, halves_of(last_SS))
 
 
 @triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)

@@ -124,7 +124,8 @@ def unwritten(cubin: bytes) -> list[str]:
     for line in re.findall(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z].*?) *;", text):
         operation, _, rest = line.partition(" ")
         operands = [operand.strip() for operand in rest.split(",")]
-        if operation.startswith("SHFL"):
+        # A predicate that is written beside a register comes first.
+        if operation.startswith(("SHFL", "LOP3")) and re.match(r"!?U?P", operands[0]):
             operands = operands[1:]
         to = re.fullmatch(r"(U?R)(\d+)", operands[0])
         read = {name for operand in operands[1 if to else 0 :] for name in re.findall(r"\bU?R\d+\b", operand)}
