@@ -35,7 +35,7 @@ from fastgrpo_sandbox.types import (
     Tests,
     UnittestTests,
 )
-from fastgrpo_sandbox.unittest_source import compile_unittest, imported_modules, own_names, unittest_names
+from fastgrpo_sandbox.unittest_source import compile_unittest, given_data, imported_modules, own_names, unittest_names
 from fastgrpo_sandbox.verdict import Done, Expected, Result, SessionResult, outcome_of, parse_done
 from fastgrpo_sandbox.weight import count_values
 
@@ -261,12 +261,14 @@ def _unittest_job(tests: UnittestTests) -> dict[str, Any]:
     """The tests of a unittest job, compiled once like a judge's. Raises Rejected."""
     with _compiling():
         whole, names = f"{tests.setup}\n{tests.source}", unittest_names(tests.source)
+        given = dict(given_data(tests.setup, tests.source))
         job: dict[str, Any] = {
             "role": "unittest",
             "names": names,
             "skips": skip_probes(whole, names),
-            "tests": compile_unittest(whole),
-            "own": own_names(whole),
+            "tests": compile_unittest(whole, frozenset(given)),
+            "given": given,
+            "own": tuple(name for name in own_names(whole) if name not in given),
         }
         # The tests themselves may put something for a package that is not there, or read a file of theirs again.
         job["fills"] = "sys.modules" in whole or "reload" in whole

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Set
+import types
+from collections import Counter
+from collections.abc import Set, Sized
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fastgrpo_sandbox.guest.memo import memo
-from fastgrpo_sandbox.guest.names import wanted_names
-from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression
+from fastgrpo_sandbox.guest.names import bound_name, wanted_names
+from fastgrpo_sandbox.guest.syntax import Transformer, parse, parse_expression, walk
 
 LONG_CHARS = 300
 RUNNERS = ("unittest", "pytest")
@@ -21,6 +24,8 @@ OF_SOLUTION = ("solution", "__main__", "sys.modules")
 SET_UP = ("setup_class", "setup_method", "setup")  # of a class, called for each of its tests
 # An expression that skips a test.
 SKIPPED = "(_ for _ in ()).throw(__import__('unittest').SkipTest())"
+# Methods that change a list, a set or a dict: those that their constant kinds lack.
+CHANGING = {*dir(list), *dir(set), *dir(dict)} - {*dir(tuple), *dir(frozenset), *dir(types.MappingProxyType)}
 # Ends a test that is passed by running to its end, as one that calls a helper with the assertions in it.
 TO_THE_END = "\nassert True"
 
@@ -65,29 +70,51 @@ def preamble(prompt: str, entry_point: str) -> str:
 
 @memo
 def constants(prompt: str, tests: str) -> str:
-    """A prompt's names for plain data, as `USERS = ["Ann"]`, that the tests read and do not define: a solution that has
-    others, or an empty list, is not to say what is wanted. Empty for a prompt that is prose."""
+    """The statements by which a prompt gives names plain data, as `USERS = ["Ann"]`, that the tests read and do not
+    define: a solution that has other data, or an empty list, is not to say what is wanted. Left out is what a solution
+    is to fill in, as `WORDS = []`, and what the prompt itself changes. Empty for a prompt that is prose."""
     try:
-        wanted = set(wanted_names(tests).names)
-        return "\n".join(ast.unparse(node) for node in parse(prompt).body if not wanted.isdisjoint(_data_names(node)))
+        tree = parse(prompt)
+        wanted = set(wanted_names(tests).names) - _changed_names(tree)
+        return "\n".join(ast.unparse(node) for node in tree.body if _gives(node, wanted))
     except (SyntaxError, ValueError, RecursionError):
         return ""
 
 
-def _data_names(node: ast.stmt) -> list[str]:
-    """The names that a statement gives plain data."""
+def _gives(node: ast.stmt, names: Set[str]) -> bool:
+    """Whether a statement gives one of `names` plain data that is more than a blank."""
+    given = {name: value for name, value in plain_data(node).items() if name in names}
+    return any(not (value in (None, ...) or (isinstance(value, Sized) and not value)) for value in given.values())
+
+
+def plain_data(node: ast.stmt) -> dict[str, Any]:
+    """What a statement gives names, where that is plain data; else nothing."""
     match node:
         case ast.Assign(targets=targets, value=value) if all(isinstance(each, ast.Name) for each in targets):
             names = [each.id for each in targets if isinstance(each, ast.Name)]
         case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
             names = [name]
         case _:
-            return []
+            return {}
     try:
-        ast.literal_eval(value)
-        return names
+        return dict.fromkeys(names, ast.literal_eval(value))
     except (ValueError, TypeError):
-        return []
+        return {}
+
+
+def _changed_names(tree: ast.Module) -> set[str]:
+    """The names that a program gives a value more than once, or whose value it may change in place."""
+    nodes = list(walk(tree))
+    changed = {name for name, count in Counter(map(bound_name, nodes)).items() if count > 1}
+    for node in nodes:
+        match node:
+            case ast.Global(names=names):
+                changed.update(names)
+            case ast.Subscript(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+                changed.add(name)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=method)) if method in CHANGING:
+                changed.add(name)
+    return changed
 
 
 class SourceText:

@@ -145,7 +145,8 @@ class UnittestTests(msgspec.Struct, frozen=True, tag="unittest"):
     of the standard library that the tests import help, if its functions or constants are found changed, but for mocks
     at the tests' end, nor a package of the solution's by the name of one that is not there. Builtins are Python's own
     by their names, unless the tests only call one with data and ask no function beside it, or give the name another
-    meaning anywhere. A test that is expected to fail passes by failing;
+    meaning anywhere. Plain data that `setup` gives a name is what the tests read by it, while the solution keeps its
+    own; where that is the same it is one object. A test that is expected to fail passes by failing;
     one under `skip` is not counted. One that is skipped by a condition which asks the machine and not the solution
     passes, as it would for every solution, if not all are (skipping.py); any other that is skipped fails.
 

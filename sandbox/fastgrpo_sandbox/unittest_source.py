@@ -6,19 +6,28 @@ import ast
 import builtins
 import marshal
 import symtable
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from fastgrpo_sandbox.guest.guarded import Guarded
 from fastgrpo_sandbox.guest.memo import memo
-from fastgrpo_sandbox.guest.names import bound_name, lent_name, read_names, unimported_modules, wanted_names
+from fastgrpo_sandbox.guest.names import (
+    bound_name,
+    lent_name,
+    parse_tests,
+    read_names,
+    unimported_modules,
+    wanted_names,
+)
 from fastgrpo_sandbox.guest.paired import Paired
-from fastgrpo_sandbox.guest.syntax import Transformer, hoisted, last_name, load, parse, walk
-from fastgrpo_sandbox.source_text import starters, starts_tests
+from fastgrpo_sandbox.guest.syntax import Transformer, call, hoisted, last_name, load, parse, walk
+from fastgrpo_sandbox.source_text import plain_data, starters, starts_tests
 
 AWAITING = "IsolatedAsyncioTestCase"
 TEST_BASES = ("TestCase", AWAITING)
 # Decorators, by their last names, of which a coroutine is still one: unittest's, and mock's patch and its forms.
 LEAVING = ("expectedFailure", "skipIf", "skipUnless", "patch", "object", "dict", "multiple")
+MARSHAL = 0  # the format that writes equal data alike, but for sets
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -116,14 +125,28 @@ def _decorators(node: ast.ClassDef | _Function) -> list[ast.expr]:
 
 
 @memo
-def compile_unittest(source: str) -> bytes:
+def given_data(setup: str, source: str) -> tuple[tuple[str, bytes], ...]:
+    """The names that the setup of unittest tests gives plain data, and that nothing else of setup and tests gives a
+    value, each with that data, marshalled. Raises SyntaxError."""
+    tree = parse(setup)
+    bound = Counter(bound_name(node) for text in (tree, parse_tests(source)) for node in walk(text))
+    found = [data for data in map(plain_data, tree.body) if all(bound[name] == 1 for name in data)]
+    return tuple((name, marshal.dumps(value, MARSHAL)) for data in found for name, value in data.items())
+
+
+@memo
+def compile_unittest(source: str, given: frozenset[str] = frozenset()) -> bytes:
     """A program of unittest tests, its comparisons guarded, marshalled for the jail's interpreter, which is this one.
-    Raises SyntaxError."""
+    What the names `given` are, is asked of `__given__` where they are read. Raises SyntaxError."""
     tree = hoisted(parse(source))
     started = starters(tree)
-    tree.body = [node for node in tree.body if not (_is_started(node) or starts_tests(node, started))]
+    tree.body = [
+        node
+        for node in tree.body
+        if not (_is_started(node) or starts_tests(node, started) or not given.isdisjoint(plain_data(node)))
+    ]
     tree = Guarded().visit(Paired(loops=True).visit(tree))
-    tree = _Meant(_meant_builtins(source), unimported_modules(source)).visit(tree)
+    tree = _Meant(_meant_builtins(source), unimported_modules(source), given).visit(tree)
     return marshal.dumps(compile(ast.fix_missing_locations(tree), "tests.py", "exec", dont_inherit=True))
 
 
@@ -136,12 +159,15 @@ def _is_started(node: ast.stmt) -> bool:
 
 class _Meant(Transformer):
     """`len` becomes `__builtins__.len`, and `math`, which the tests do not import, `__lent_math__`: the tests run in
-    the solution's namespace, where either may be another, and where it is no import of the solution's."""
+    the solution's namespace, where either may be another, and where it is no import of the solution's. `USERS`, of
+    the setup's data, becomes `__given__("USERS")`."""
 
-    def __init__(self, builtin: set[str], lent: Iterable[str]) -> None:
-        self._builtin, self._lent = builtin, frozenset(lent)
+    def __init__(self, builtin: set[str], lent: Iterable[str], given: frozenset[str]) -> None:
+        self._builtin, self._lent, self._given = builtin, frozenset(lent), given
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
+        if node.id in self._given and isinstance(node.ctx, ast.Load):
+            return call("__given__", ast.Constant(node.id), at=node)
         if node.id in self._lent:
             return load(lent_name(node.id), at=node)
         if node.id not in self._builtin:

@@ -653,6 +653,31 @@ def test_what_a_prompt_gives_is_not_the_solutions_to_change(pool):
     assert pool.run(wrong, tests=tests).tests == (False, False)
 
 
+# Of right solutions: what the prompt says, what a solution has, "" for the same, and what the tests say.
+OF_THEIR_OWN = {
+    "another kind": ("OF = ['a', 'b']", "OF = ('a', 'b')", "x.startswith(OF)", "self.assertEqual([task_func(x) for x in [*OF, 'c']], [True, True, False])"),
+    "a pattern": ("OF = 'a+'", "import re\nOF = re.compile('a+')", "bool(OF.match(x))", "self.assertTrue(task_func('aa'), OF.upper())"),
+    "none": ("OF = 3", "pass", "x > 3", "self.assertTrue(task_func(OF + 1))"),
+    "to be filled in": ("OF, WORDS, KEY = [], None, ...\nOF = []\nKEY = ...", "OF, KEY = ['a'], 'k'", "x in OF", "self.assertTrue(task_func(OF[0]) and KEY)"),
+    "a registry": ("OF = {'a': 1}\ndef add(f):\n    OF[f.__name__] = f\n    return f", "OF = {'a': 1}\nOF['b'] = 2", "OF[x]", "self.assertEqual(task_func('b'), OF['b'])"),
+    "changed in the prompt": ("OF = ['a']\nOF.append('b')\nN = 1\nN += 1", "", "(OF, N)", "self.assertEqual(task_func(1), (['a', 'b'], 2)); self.assertEqual(OF, ['a', 'b']); self.assertEqual(N, 2)"),
+    "a stock": ("OF = {'a': 3}", "", "OF.update(a=x)", "task_func(2); self.assertEqual(OF, {'a': 2})"),
+    "a count": ("OF = 0", "", "globals().update(OF=OF + x)", "task_func(2); task_func(3); self.assertEqual(OF, 5)"),
+    "a default": ("OF = ['a']", "OF = ['a']\nX = OF", "X", "OF.append('b'); self.assertIs(task_func(1), OF)"),
+    "patched": ("OF = 3", "", "x > OF", "with unittest.mock.patch('__main__.OF', 9): self.assertFalse(task_func(5))"),
+}  # fmt: skip
+
+
+@pytest.mark.jail
+@pytest.mark.parametrize("name", OF_THEIR_OWN)
+def test_a_solution_may_have_what_a_prompt_gives_in_its_own_way(pool, name):
+    given, own, answer, line = OF_THEIR_OWN[name]
+    test = f"import unittest, unittest.mock\nclass T(unittest.TestCase):\n    def test_a(self):\n        {line}\n"
+    tests = read_tests({"prompt": f"{given}\ndef task_func(x): ...\n", "test": test, "entry_point": "task_func"})
+    outcome = pool.run(f"{own or given}\ndef task_func(x): return {answer}\n", tests=tests)
+    assert outcome.tests == (True,), (tests.setup, outcome.error)
+
+
 WARNS = (
     "def test_a():\n    with pytest.warns(UserWarning, match='zero') as seen: f(0)\n    assert len(seen) == 1 and 'ze' in str(seen[0].message)\n",
     "def test_a():\n    pytest.warns(UserWarning, f, 0)\n",

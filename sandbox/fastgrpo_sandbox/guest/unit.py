@@ -51,6 +51,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     names, imported = job["names"], _imported(job["modules"])
     imported += () if job["fills"] else _of_files(job["modules"], job["files"])
     left_out = skipped(job["skips"])
+    given = _given(job["given"], marshal.dumps)
     bare, absent = modules(imported), _absent(job["modules"], job["files"])
     loaded: dict[str, Any] = sys.modules
     before = everywhere() | bare
@@ -63,7 +64,8 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     changed = not same(before, everywhere() | modules(imported)) or space.get("__builtins__") is not builtins
     changed = changed or _catches_others(space)
     guards = {"__compare__": honest.compare, "__subtract__": honest.subtract, "__agree__": honest.agree}
-    guards |= {"__some__": arrays.some, "__asserted__": asserted, **_lent(space, job["lent"])}
+    guards |= {"__some__": arrays.some, "__asserted__": asserted, "__given__": given(space)}
+    guards |= _lent(space, job["lent"])
     space |= guards
     if not changed:
         exec(tests, space)
@@ -81,6 +83,26 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     with contextlib.suppress(Exception):  # the tests may have left it closed, or anything in its place
         sys.stdout.flush()
     send(body(errors, tests=[name in passed for name in names]))
+
+
+def _given(data: dict[str, bytes], dumps: Callable[..., bytes]) -> Callable[..., Callable[[str], Any]]:
+    """What tests read by the names of their setup's data, in a solution's namespace: what the solution has there, which
+    its functions may change, where that is the same; else the data, whatever the solution has made of the name."""
+    values = {name: marshal.loads(each) for name, each in data.items()}
+
+    def bound(space: dict[str, Any]) -> Callable[[str], Any]:
+        other = {name: value for name, value in values.items() if not is_data(space.get(name), data[name])}
+        for name, value in other.items():
+            space.setdefault(name, value)
+        return lambda name: other[name] if name in other else space[name]
+
+    def is_data(value: Any, wanted: bytes) -> bool:
+        try:
+            return dumps(value, 0) == wanted  # of plain data alone, whatever its classes say
+        except ValueError:
+            return False
+
+    return bound
 
 
 def _catches_others(space: dict[str, Any]) -> bool:
