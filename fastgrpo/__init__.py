@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # to a reader of types `train` is the function, which the module of that name may be called as
-    from fastgrpo.train import stop as stop
+    from fastgrpo.stopping import stop as stop
     from fastgrpo.train import train as train
 
 
@@ -13,5 +13,5 @@ def __getattr__(name: str) -> Any:
     if name == "train":
         return import_module("fastgrpo.train")
     if name == "stop":
-        return import_module("fastgrpo.train").stop
+        return import_module("fastgrpo.stopping").stop
     raise AttributeError(f"module 'fastgrpo' has no attribute {name!r}")

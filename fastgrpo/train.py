@@ -11,8 +11,8 @@ import fastgrpo.engine_extra  # isort: skip # noqa: F401
 import asyncio
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -35,6 +35,7 @@ from fastgrpo.rollouts.generator import Generator
 from fastgrpo.run_folder import note_task_from_python, refuse_task_from_python
 from fastgrpo.sft import warm_start
 from fastgrpo.signals import TERMINATING, signals_handled
+from fastgrpo.stopping import stop_if_asked, under_way
 from fastgrpo.tasks import (
     Task,
     digests_of,
@@ -50,12 +51,6 @@ from fastgrpo.training.learner import Learner, open_learner
 from fastgrpo.training.remarks import Remarks, seldom_kept
 from fastgrpo.training.schedule import Schedule, open_schedule
 from fastgrpo.types import EvalRow
-
-# Two trainings in one process would share what PyTorch, vLLM and the ranks have once a process.
-_under_way = threading.Lock()
-# Set once that one is to stop; its task and the loop that it runs in, once there is one.
-_stopping = threading.Event()
-_running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
 
 def train(
@@ -89,51 +84,17 @@ def train(
     if dry_run:
         print_plan(config, task, refuse_problems=refuse_untrainable, resume=resume)
         return config.folder
-    if not _under_way.acquire(blocking=False):
-        raise UserError(
-            "another training is under way in this process, maybe one whose notebook cell was stopped: wait for its "
-            "end, or call fastgrpo.stop()"
-        )
-    _stopping.clear()
     # Python's own Ctrl-C ends in order, too; handlers of signals belong to the main thread.
     main = threading.current_thread() is threading.main_thread()
-    try:
-        with signals_handled(TERMINATING) if main else nullcontext():
-            run_on_ranks(config, lambda: _stoppable(run(config, resume=resume, task=task)))
-    except asyncio.CancelledError:
-        if not _stopping.is_set():
-            raise
-    finally:
-        _under_way.release()
+    with signals_handled(TERMINATING) if main else nullcontext():
+        run_here(config, resume=resume, task=task)
     return config.folder
 
 
-def stop() -> None:
-    """End the training that `train` has under way in this process, if any: it leaves a checkpoint and returns.
-
-    `fastgrpo.stop()` is this function. From any thread, a reward function's too; it does not wait. Of several ranks
-    each must call it at the same step.
-    """
-    if not _under_way.locked() or _stopping.is_set():
-        return
-    _stopping.set()
-    say_on_stderr("stopping in order")
-    for loop, task in tuple(_running):
-        with suppress(RuntimeError):  # it has just ended
-            loop.call_soon_threadsafe(task.cancel)
-
-
-async def _stoppable(training: Coroutine[Any, Any, None]) -> None:
-    """The `training`, which `stop` may end."""
-    task = asyncio.current_task()
-    assert task is not None, "a coroutine runs in a task"
-    _running.append((asyncio.get_running_loop(), task))
-    try:
-        if _stopping.is_set():
-            task.cancel()
-        await training
-    finally:
-        _running.clear()
+def run_here(config: Config, *, resume: bool, task: Task | None = None) -> None:
+    """`run` as the one training of this process, on its rank."""
+    with under_way() as training:
+        run_on_ranks(config, lambda: training.run(run(config, resume=resume, task=task)))
 
 
 async def run(config: Config, *, resume: bool = False, task: Task | None = None) -> None:
@@ -267,6 +228,7 @@ async def improve(
         try:
             with GpuMonitor() as gpu:
                 while learner.step < config.grpo.steps:
+                    stop_if_asked()
                     evaluated = await held_out(schedule)
                     with log.phase("generate"):
                         await schedule.generated()
@@ -312,7 +274,7 @@ def refuse_idle_ranks(config: Config) -> None:
 def main() -> None:
     """Train as the command line says, or print the plan."""
     if command := command_to_run("fastgrpo.train", refuse_problems=refuse_untrainable):
-        run_on_ranks(command.config, lambda: run(command.config, resume=command.resume))
+        run_here(command.config, resume=command.resume)
 
 
 class _Program(ModuleType):

@@ -1,20 +1,25 @@
 """A GRPO step over two ranks is the step of one: same samples, same gradient, same weights."""
 
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import distributed
 
+import fastgrpo
 from fastgrpo.config_keys import resolve
 from fastgrpo.policy.demo_policy import create_policy
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.ranks.collectives import RankError, gather_all, joined_ranks
-from fastgrpo.training import tensor_files
+from fastgrpo.training import learner, tensor_files
+from fastgrpo.training.checkpoint import Checkpoints
 from fastgrpo.training.learner import update
 from fastgrpo.training.optimizer import AdamW, AdamWOptions
 from fastgrpo.types import Sample
 from tests.helpers.marks import two_gpus_or_none
+from tests.helpers.random_engine import random_engine
 from tests.helpers.ranks import run_two_ranks
 
 BUDGET = 24
@@ -70,6 +75,32 @@ def test_two_ranks_take_the_same_step_as_one(tmp_path: Path) -> None:
             assert both["loss_tokens"] == one["loss_tokens"]
             for name in ("entropy", "clip_fraction", "importance_capped", "sampler_parity", "sampler_parity_max"):
                 assert both[name] == pytest.approx(one[name], rel=1e-3), name
+
+
+def stopped_rank_main(rank: int, model: str, runs: str) -> None:
+    """Rank 1 alone asks for the end."""
+
+    def lengths(completions: list[str], trainer_state: Any, **_: Any) -> list[float]:
+        if rank == 1 and trainer_state.global_step == 1:
+            fastgrpo.stop()
+        return [float(len(completion)) for completion in completions]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner, "open_engine", random_engine)
+        sizes = {"engine.max_model_len": 64, "engine.kv_cache_gib": 0.05, "grpo.max_new_tokens": 16}
+        counts = {"grpo.prompts_per_step": 2, "grpo.group_size": 2, "grpo.steps": 4, "data.held_out": 0}
+        settings, rows = sizes | counts | {"runs": runs}, [{"prompt": str(number)} for number in range(4)]
+        folder = fastgrpo.train(settings, model=model, reward=lengths, dataset=rows)
+    # Parted in order: else the other rank would be ended in a moment, and no training could follow.
+    assert not distributed.is_initialized()
+    assert Checkpoints(folder / "checkpoints").latest() == folder / "checkpoints/step-000002"
+
+
+@two_gpus_or_none
+@pytest.mark.timeout(300)
+def test_ranks_of_which_one_is_asked_to_stop_end_together(tmp_path: Path) -> None:
+    create_policy(["some text to learn from"] * 3, tmp_path / "model", seed=0, vocab_size=300)
+    run_two_ranks(stopped_rank_main, str(tmp_path / "model"), str(tmp_path / "runs"))
 
 
 def test_a_rank_that_goes_while_a_checkpoint_is_written_is_named_and_a_full_disk_is_not_its_doing(
