@@ -33,7 +33,7 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
 from fastgrpo.kernels.delta_rule_torch import CHUNK, EPS
 
 SMALL = tl.constexpr(EPS)
-# Chosen by registers and shared memory; not measured yet.
+# Chosen by registers and shared memory; what an H200 took of others is in bench/results/recurrent.md.
 WITHIN = Block(values=64, warps=4, stages=1)
 INVERSE_WARPS = 4
 STATES = Block(values=32, warps=4, stages=2)
