@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -21,6 +22,8 @@ from fastgrpo.policy.layer_kinds import RECURRENT_LAYERS, is_recurrent, layer_ki
 PACKABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "attention", "mlp", "moe"})
 # Models with recurrent layers that vLLM computes as transformers does.
 RECURRENT = frozenset({"falcon_h1", "granitemoehybrid", "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"})
+# Of these the ones whose layers hand no arguments of the caller's on, before transformers 5.17.
+TOLD_NOTHING_BY_5_16 = frozenset({"falcon_h1", "nemotron_h"})
 # Kinds of models to which vLLM gives a head of its own, whatever their configuration says of it.
 UNTIED = LATENT | {"glm4_moe", "minimax_m2", "nemotron_h", "olmoe", "qwen3_next"}
 
@@ -54,12 +57,7 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
     if odd:
         raise UserError(f"model folder {path} has layers of the kind {', '.join(odd)}, which cannot be trained packed")
     check_latent(path, text)
-    rotated, rotation = getattr(text, "rotary_dim", None), getattr(text, "rope_parameters", None) or {}
-    if rotated and "partial_rotary_factor" not in rotation:
-        raise UserError(
-            f"model folder {path} ({config.model_type}) rotates {rotated} columns of each head, where transformers "
-            f"{transformers.__version__} rotates all: install transformers 5.18 or newer"
-        )
+    _check_transformers(path, text)
     with torch.device("meta"):
         names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
     if any(name.endswith("sinks") for name in names):
@@ -69,6 +67,18 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
             f"model folder {path} ({config.model_type}) is a mixture of experts of a kind that is not known here: take "
             f"a dense model, or a mixture of {', '.join(sorted(MIXTURES))}"
         )
+
+
+def _check_transformers(path: Path, text: PretrainedConfig) -> None:
+    """Raise UserError where transformers, which is 5.16 at least, is too old for the model in `path`."""
+    rotated, newer = getattr(text, "rotary_dim", None), ""
+    if text.model_type == "minimax_m2" and rotated and "partial_rotary_factor" not in (text.rope_parameters or {}):
+        newer = f"rotates all columns of each head and not {rotated}: install 5.18"
+    elif text.model_type in TOLD_NOTHING_BY_5_16 and Version(transformers.__version__) < Version("5.17"):
+        newer = "does not tell recurrent layers which tokens are one sequence: install 5.17"
+    if newer:
+        here = f"transformers {transformers.__version__}"
+        raise UserError(f"for model folder {path} ({text.model_type}) {here} {newer} or newer")
 
 
 def check_recurrent_options(

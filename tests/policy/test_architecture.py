@@ -17,6 +17,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     Glm4MoeLiteConfig,
+    GPTJConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeHybridConfig,
@@ -165,14 +166,19 @@ def test_the_cases_use_what_they_are_for() -> None:
     assert transforms["falcon_h1"].temperature == 2.0
 
 
-def test_a_part_of_heads_that_an_older_transformers_would_not_rotate_alone_is_refused(tmp_path: Path) -> None:
+def test_a_model_for_which_transformers_is_too_old_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, changes = MIXTURES["minimax_m2"]
     config = kind(**changes)
     check_architecture(tmp_path, config)
     # As 5.16 and 5.17 read it.
     del config.rope_parameters["partial_rotary_factor"]
-    with pytest.raises(UserError, match=r"\(minimax_m2\) rotates 16 columns of each head, where transformers"):
+    with pytest.raises(UserError, match=r"\(minimax_m2\) transformers .* rotates all columns .* not 16: install"):
         check_architecture(tmp_path, config)
+    # These read it by themselves.
+    check_architecture(tmp_path, GPTJConfig(n_layer=1, n_embd=64, n_head=4, rotary_dim=8))
+    monkeypatch.setattr("transformers.__version__", "5.16.1")
+    with pytest.raises(UserError, match=r"\(falcon_h1\) transformers 5\.16\.1 does not .*: install 5\.17 or newer$"):
+        check_architecture(tmp_path, FalconH1Config(**FALCON_H1))
 
 
 @pytest.mark.parametrize(
