@@ -358,8 +358,8 @@ def _made(name: str, files: list[Path]) -> Iterator[tuple[Path, Path | None]]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"another process has been making {made} for {MADE_WAIT_S:g} s: end it, as where it is stopped, and start "
-            "this one again"
+            f"another process has been making {made} for {MADE_WAIT_S:g} s: it may hang, or be stopped (Ctrl-Z); end "
+            "it, and start this one again"
         ) from None
     try:
         yield made, None if made.exists() else partial

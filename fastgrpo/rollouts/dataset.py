@@ -54,7 +54,9 @@ def read_examples(source: str | Path | Iterable[Mapping[str, Any]], split: str =
     examples, known = [], set[str]()
     for number, row in enumerate(rows):
         example = _example(number, row)
-        examples.append(replace(example, id=f"{example.id}#{number}") if example.id in known else example)
+        while example.id in known:
+            example = replace(example, id=f"{example.id}#{number}")
+        examples.append(example)
         known.add(example.id)
     return examples
 
@@ -165,9 +167,8 @@ def _rows(source: str, split: str) -> Iterable[Mapping[str, Any]]:
         load_dataset, kind = _library(source), FORMATS[path.suffix]
         return _loaded(source, lambda: load_dataset(kind, data_files=str(path), split="train"), "check the file")
     if not path.exists() and (path.suffix in FORMATS or source.startswith(("/", "~", "."))):
-        where = (
-            "" if path.is_absolute() else f" in {Path.cwd()}"
-        )  # a run's own configuration may name it from elsewhere
+        # A run's own configuration may name it from elsewhere.
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise UserError(f"the data set {source} does not exist{where}: give a file, or a name on the hub as OWNER/NAME")
     if path.is_file():
         raise UserError(f"the data set {source} is a file of another kind than {', '.join(FORMATS)}: write it as one")

@@ -155,7 +155,7 @@ def test_another_process_that_makes_the_folder_is_not_waited_for_without_end(
     monkeypatch.setattr(hub, "MADE_WAIT_S", 0.1)
     with (
         FileLock(cache / f".{made.name}.lock"),
-        pytest.raises(UserError, match=rf"another process has been making {made} for 0\.1 s: end it"),
+        pytest.raises(UserError, match=rf"another process has been making {made} for 0\.1 s: it may hang"),
     ):
         with_local_model(configuration(old))
     assert Path(with_local_model(configuration(old)).model.path) == made

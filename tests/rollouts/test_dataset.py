@@ -190,6 +190,7 @@ def test_each_row_has_an_id_of_its_own() -> None:
     rows = read_examples([{"prompt": "a", "id": "gsm8k"}, {"prompt": "b"}, {"prompt": "c", "id": "gsm8k"}])
     assert [row.id for row in rows] == ["gsm8k", "1", "gsm8k#2"]
     assert [row.columns.get("id") for row in rows] == ["gsm8k", None, "gsm8k"]
+    assert [row.id for row in read_examples([{"prompt": "a", "id": name} for name in ("a", "a#2", "a")])][2] == "a#2#2"
 
 
 def test_no_rows_and_no_such_set() -> None:
