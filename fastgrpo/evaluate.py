@@ -37,7 +37,7 @@ async def policy_alone(config: Config) -> None:
     kept = config.folder / "evaluation.json"
     save_rows(kept, rows)
     if is_first_rank():
-        say_on_stderr(f"the rollouts are rows of {kept}, in the place of those of an earlier evaluation")
+        say_on_stderr(f"the rollouts are in {kept}, rows of the stage evaluate, and replace those of an earlier one")
         means = summary(rows)
         width = max(map(len, means), default=0)
         for name, value in means.items():

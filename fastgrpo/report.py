@@ -99,8 +99,8 @@ def write_report(folder: Path) -> Path:
 
 
 def are_workflows(rows: Sequence[Row]) -> bool:
-    """Whether the policy that was evaluated writes workflows: of the valid ones the complexity is measured."""
-    return any(row.get("complexity") is not None for row in rows)
+    """Whether the policy that was evaluated writes workflows: of valid ones the complexity is measured."""
+    return any(row.get("complexity") is not None or row["status"] == "invalid" for row in rows)
 
 
 def _section(title: str, text: str, content: str) -> str:

@@ -99,6 +99,15 @@ def test_the_page_of_a_reward_function_speaks_of_completions(tmp_path: Path) -> 
         assert part in text
 
 
+def test_a_policy_of_whose_workflows_none_is_valid_is_told_so(tmp_path: Path) -> None:
+    write_metrics(tmp_path, 3)
+    rows = [row | {"metrics": {}, "status": "invalid"} for row in evaluation()]
+    (tmp_path / "evaluation.json").write_text(json.dumps(rows))
+    text = Page(write_report(tmp_path)).text
+    assert "100.0%" in text
+    assert "invalid workflows after GRPO" in text
+
+
 def test_page_runs_nothing_and_loads_nothing(tmp_path: Path) -> None:
     write_metrics(tmp_path, 3)
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation()))
