@@ -163,9 +163,7 @@ NO_KEY = {
         "advantages are those of a group, without a critic": (
             "gamma lam lambd value_clip critic_warmup freezing_actor_steps critic"
         ),
-        "metrics.jsonl, samples.jsonl and a reward's trainer_state tell what callbacks would; fastgrpo.stop() ends": (
-            "callbacks"
-        ),
+        "files and a reward's trainer_state tell what callbacks would, and fastgrpo.stop() ends a run": "callbacks",
         "the tokenizer is the one in the model's folder": "processing_class tokenizer",
         "the model's own configuration, engine.dtype and model.revision say how it is loaded": "model_init_kwargs",
         "weights are trained as they are, not quantised": "quantization_config load_in_4bit load_in_8bit",
