@@ -40,6 +40,7 @@ from transformers.models.qwen3_next import modeling_qwen3_next
 
 from fastgrpo.config import Grpo
 from fastgrpo.errors import UserError
+from fastgrpo.policy import architecture
 from fastgrpo.policy.architecture import check_architecture, logit_transform
 from fastgrpo.policy.experts import Mixture, mixture, router_biases
 from fastgrpo.policy.folder import load_config
@@ -176,7 +177,7 @@ def test_a_model_for_which_transformers_is_too_old_is_refused(tmp_path: Path, mo
         check_architecture(tmp_path, config)
     # These read it by themselves.
     check_architecture(tmp_path, GPTJConfig(n_layer=1, n_embd=64, n_head=4, rotary_dim=8))
-    monkeypatch.setattr("transformers.__version__", "5.16.1")
+    monkeypatch.setattr(architecture.transformers, "__version__", "5.16.1")
     with pytest.raises(UserError, match=r"\(falcon_h1\) transformers 5\.16\.1 does not .*: install 5\.17 or newer$"):
         check_architecture(tmp_path, FalconH1Config(**FALCON_H1))
 
