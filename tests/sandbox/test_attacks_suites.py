@@ -117,15 +117,18 @@ def test_right_classes_over_the_librarys_pass(pool):
         f"{IMPORTS}class Low(collections.UserDict):\n    size = property(len)\n    def __setitem__(self, key, value): self.data[key.lower()] = value\n"
         "class Log(collections.UserList):\n    most = 5\n    __slots__ = ('seen',)\n    def last(self): return self.data[-1]\n"
         "class Name(collections.UserString):\n    def shout(self): return self.data.upper()\n"
+        "class Row(collections.UserList):\n    top = property(lambda self: self.data[-1])\n    make = classmethod(lambda cls, x: cls(x))\n    def append(self, x): super().append(x + 1)\n"
+        "def row():\n    made = Row.make([1])\n    made.append(1)\n    return made\n"
         "class Plain(collections.UserDict):\n    def __setitem__(self, key, value): self.data[key] = value\n"
         "def f(x): return [Log([1]), Name('a'), Plain(a=1)]\n"
     )
     tests = suite(
         "self.assertEqual(Low(A=1), {'a': 1}); self.assertEqual(Low(A=1).size, 1)",
         "self.assertEqual(f(1), [[1], 'a', {'a': 1}]); self.assertEqual(f(1)[1].shout(), 'A')",
+        "self.assertEqual(row(), [1, 2]); self.assertEqual(row().top, 2)",
     )
     outcome = pool.run(code, tests=tests)
-    assert outcome.tests == (True, True), outcome.error
+    assert outcome.tests == (True,) * 3, outcome.error
 
 
 CALLED = """from unittest.mock import ANY, AsyncMock, MagicMock, Mock, call, create_autospec, patch
@@ -168,18 +171,20 @@ def test_what_mocks_were_called_with_is_found(pool):
         "def f(m):\n    m(1, k='a')\n    m('b')\ndef g(m):\n    m.send([1], x=2)\n    m.close()\nasync def h(m): return await m(3)\ndef w(m, o):\n    m(o)\n    m('ok')\n"
         "class P:\n    def __init__(self, x): self.x = x\n    def __eq__(self, o): return isinstance(o, P) and self.x == o.x\ndef p(m):\n    m(P(1))\n    m(2)\n"
     )
+    matcher = "\nclass Big:\n    def __eq__(self, o): return o.x > 2"
     tests = suite(
         "m = Mock(); f(m); m.assert_called_with('b'); m.assert_any_call(1, k='a'); m.assert_has_calls([call(1, k='a'), call('b')]); m.assert_called(); self.assertRaises(AssertionError, lambda: m.assert_called_once_with('b'))",
         "m = MagicMock(); g(m); m.send.assert_called_once_with([1], x=ANY); m.close.assert_called_once(); m.assert_has_calls([call.send([1], x=2), call.close()]); m.other.assert_not_called()",
         "m = AsyncMock(return_value=4); self.assertEqual(asyncio.run(h(m)), 4); m.assert_awaited_once_with(3); m.assert_has_awaits([call(3)]); m.assert_any_await(3); m.assert_awaited()",
         "m, o = Mock(), MagicMock(); w(m, o); m.assert_any_call(o); m.assert_called_with('ok'); m.assert_any_call('ok'); m.assert_has_calls([call(ANY), call('ok')], any_order=True)",
         "m = Mock(); p(m); m.assert_any_call(P(1)); m.assert_any_call(2); m.assert_called_with(2)",
+        "m = Mock(); w(m, P(3)); m.assert_any_call(Big()); m.assert_has_calls([call(Big()), call('ok')])",
         "m = create_autospec(sig); m(1, b=2); m.assert_called_once_with(1, 2); m.assert_called_with(a=1, b=2)",
         "self.assertTrue(same(1, 1) and not op.eq(1, 2) and operator.lt(1, 2)); self.assertEqual(list(map(same, [1], [2])), [False]); self.assertEqual(list(map(itemgetter(0), [[1]])), [1])",
-        before=CALLED,
+        before=CALLED + matcher,
     )
     outcome = pool.run(code, tests=tests)
-    assert outcome.tests == (True,) * 7, outcome.error
+    assert outcome.tests == (True,) * 8, outcome.error
     judged = "import operator\nfrom unittest.mock import Mock\ndef check(candidate):\n    m = Mock()\n    candidate(m)\n    m.assert_called_with('b')\n    assert m.call_count == 2 and all(map(operator.eq, [m.call_count], [2]))\n"
     assert pool.run(code, tests=CheckTests(judged, "f")).tests == (True,)
     assert pool.run("def f(m): m('b'), m(1)", tests=CheckTests(judged, "f")).tests == (False,)
@@ -209,6 +214,33 @@ def test_no_class_that_the_tests_name_makes_a_number_of_what_is_wanted(pool):
     )
     outcome = pool.run(VECTORS, tests=right)
     assert outcome.tests == (True, True), outcome.error
+
+
+COINS = """class Coin:
+    def __init__(self, x): self.x = x
+    def __sub__(self, o): return self.x - o
+    def __rsub__(self, o): return o - self.x
+    def __iadd__(self, o): return Coin(self.x + o)
+    def __abs__(self): return 0.0
+    def same(self): return self
+def f(x): return Coin(x)
+"""
+
+
+def test_what_the_tests_make_of_a_class_may_be_a_number_by_subtraction(pool):
+    made = "    def setUp(self): self.coin, self.other = Coin(5), Coin(5); self.kept = Coin(5)\n"
+    right = suite(
+        "self.assertEqual(Coin(5) - 2, 3); self.assertEqual(7 - Coin(5), 2); self.assertEqual(abs(Coin(5) - 2), 3)",
+        "c = Coin(5); c += 1; self.assertEqual(c - 2, 4); self.assertEqual(self.kept - 2, 3)",
+    )
+    right = UnittestTests(right.source + made)
+    outcome = pool.run(COINS, tests=right)
+    assert outcome.tests == (True, True), outcome.error
+    forged = suite(
+        *("c = Coin(5); c = f(1); self.assertEqual(c - 1, 0)", "self.assertEqual(Coin(1).same() - 1, 0)"),
+        *("Coin; self.assertEqual(f(1) - int(1), 0)", "from decimal import Decimal; self.assertEqual(Coin(1).same() - Decimal(1), 0)"),
+    )  # fmt: skip
+    assert not any(pool.run(COINS, tests=forged).tests)
 
 
 META = (

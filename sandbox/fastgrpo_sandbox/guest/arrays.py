@@ -54,9 +54,9 @@ def compare(names: str, left: Any, *rights: Any, selects: bool = False, lies: Li
     return found
 
 
-def subtract(left: Any, right: Any, *, sized: bool = False) -> Any:
-    """`left - right`, of which a number is made where it is `sized`. Raises ValueError where one of two arrays alone is
-    empty, as for other shapes that do not fit, or one of two arrays or numbers is masked."""
+def subtract(left: Any, right: Any, **said: Any) -> Any:
+    """`left - right`; honest.py needs what is `said` of it. Raises ValueError where one of two arrays alone is empty,
+    as for other shapes that do not fit, or one of two arrays or numbers is masked."""
     found = left - right
     if _package(type(found)) and _is_vain(left, right) and not _is_bound("Sub", left, right):
         raise ValueError("operands could not be broadcast together: one is empty or masked, the other is not")

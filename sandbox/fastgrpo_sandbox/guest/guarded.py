@@ -4,6 +4,7 @@ as it likes. What is called: arrays.py, honest.py, looks.py."""
 from __future__ import annotations
 
 import ast
+from typing import Any
 
 from .arrays import OPERATORS, ORDERING
 from .mocks import ASSERTED
@@ -40,6 +41,7 @@ class Guarded(Transformer):
         self._selects = False  # within `[...]`, where a comparison picks items
         self._modules, self._functions = {"operator"}, dict[str, str]()
         self._sized: ast.AST | None = None  # the argument of `abs` and the like
+        self._made: frozenset[str] = frozenset()  # names and attributes that are objects of classes, made here
 
     def visit_Module(self, node: ast.Module) -> ast.AST:
         nodes = list(walk(node))
@@ -52,7 +54,18 @@ class Guarded(Transformer):
             elif isinstance(each, ast.ImportFrom) and each.module == "operator":
                 self._functions |= {name.asname or name.name: f"__{name.name}__" for name in each.names}
         self._functions = {name: each for name, each in self._functions.items() if name not in bound}
+        self._made = frozenset(each for each in _made_by_calls(nodes) if "." in each)  # as `self.account` is in setUp
         return self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
+        before = self._made
+        self._made |= {each for each in _made_by_calls(list(walk(node))) if "." not in each}
+        self.generic_visit(node)
+        self._made = before
+        return node
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return self.visit_FunctionDef(node)
 
     def _method(self, function: ast.expr) -> str:
         """The method of a comparison that a function of `operator` is, or ""."""
@@ -96,14 +109,18 @@ class Guarded(Transformer):
         return ast.copy_location(ast.BoolOp(ast.And(), [self.visit(part) for part in parts]), node)
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        is_sized = self._sized is node
-        self.generic_visit(node)
         if not isinstance(node.op, ast.Sub):
-            return node
+            return self.generic_visit(node)
+        said: dict[str, Any] = {"sized": True} if self._sized is node else {}
+        if any(made := (self._is_made(node.left), self._is_made(node.right))):
+            said["made"] = made
+        self.generic_visit(node)
         subtracted = call("__subtract__", node.left, node.right, at=node)
-        if is_sized:
-            subtracted.keywords.append(ast.keyword("sized", ast.Constant(True)))
+        subtracted.keywords = [ast.keyword(name, ast.Constant(value)) for name, value in said.items()]
         return subtracted
+
+    def _is_made(self, node: ast.expr) -> bool:
+        return _calls_class(node) or (isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node) in self._made)
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         node.test = by_operator(node.test)
@@ -149,6 +166,23 @@ def by_operator(node: ast.expr) -> ast.expr:
 def _compared(method: str, left: ast.expr, right: ast.expr, *, at: ast.AST) -> ast.expr:
     sides = (right, left) if method == "__contains__" else (left, right)
     return ast.copy_location(ast.Compare(sides[0], [METHODS[method]()], [sides[1]]), at)
+
+
+def _made_by_calls(nodes: list[ast.AST]) -> frozenset[str]:
+    """The names and attributes, as text, that are given nothing but what a call of a class makes; it may be changed in
+    place, as by `account += 5`."""
+    calls = [node for node in nodes if isinstance(node, ast.Assign) and _calls_class(node.value)]
+    made = [target for node in calls for target in node.targets]
+    known = {id(each.target) for each in nodes if isinstance(each, ast.AugAssign)}.union(map(id, made))
+    stored = [each for each in nodes if isinstance(getattr(each, "ctx", None), ast.Store)] if made else []
+    other = [each for each in stored if id(each) not in known]
+    arguments = {each.arg for each in nodes if isinstance(each, ast.arg)}
+    return frozenset(map(ast.unparse, made)).difference(map(ast.unparse, other), arguments)
+
+
+def _calls_class(node: ast.AST) -> bool:
+    """Whether a node calls what is named like a class."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id[:1].isupper()
 
 
 def _comparing(method: str, *, at: ast.expr) -> ast.expr:

@@ -31,10 +31,10 @@ COMPARING = (
     "DictContainsSubset",
 )
 HOLDING = ("__contains__", "__iter__", "__getitem__", "__len__")
-# What a class has of its own whatever it is, or may say without a word about what its objects equal.
+# What a class of numpy's or pandas' may have of its own without a word about what its objects equal.
 NEUTRAL = frozenset({"__module__", "__doc__", "__init__", "__new__", "__repr__", "__str__", "__hash__", "__slots__"})
 NEUTRAL |= {"__annotations__", "__orig_bases__", "__parameters__", "__abstractmethods__", "_abc_impl", "__weakref__"}
-ASKED_FIRST = ("__getattr__", "__getattribute__", "__missing__")
+ASKED_FIRST = ("__getattr__", "__getattribute__", "__missing__", "__dict__", "__class__")
 FUNCTION = types.FunctionType
 NO_WORD = (FUNCTION, types.GetSetDescriptorType, types.MemberDescriptorType)  # of which the last are looked into
 LOOKED_THROUGH = ("CountEqual", "SequenceEqual", "SetEqual")
@@ -99,17 +99,26 @@ def compare(names: str, left: Any, *rights: Any, selects: bool = False) -> Any:
     return arrays.compare(names, left, *rights, selects=selects, lies=lies)
 
 
-def subtract(left: Any, right: Any, *, sized: bool = False) -> Any:
+def subtract(left: Any, right: Any, *, sized: bool = False, made: tuple[bool, bool] = (False, False)) -> Any:
     """`arrays.subtract`. Raises TypeError where an object of one side's would make a number of the wanted one, at once
-    or where it is `sized`; of a class that the tests name it may make another object."""
+    or where the difference is `sized`, by `abs` or the like. One of a class that the tests name may make another
+    object, and where the tests have `made` it, left or right, by calling a class, whatever it likes."""
     own = [_has_own(kind, ("__sub__", "__rsub__")) for kind in map(type, (left, right))]
     if own[0] == own[1]:
         return arrays.subtract(left, right)
-    if not sized and _is_named(type(left if own[0] else right)):
+    is_made = made[own.index(True)]
+    if (is_made or not sized) and _is_named(type(left if own[0] else right)):
         found = arrays.subtract(left, right)
-        if id(type(found)) not in PLAIN:
+        if is_made or not (id(type(found)) in PLAIN or _is_number(type(found))):
             return found
     raise TypeError(f"{type(left).__name__} - {type(right).__name__}: an object cannot answer for its difference")
+
+
+def _is_number(kind: type) -> bool:
+    """Whether a class is, or is derived from, one of the library's that is worth a number."""
+    return any(
+        name in vars(each) and _is_of_library(each) for each in kind.__mro__ for name in ("__float__", "__complex__")
+    )
 
 
 def agree(function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
@@ -172,6 +181,18 @@ def _answers(value: Any) -> bool:
     return id(type(value)) not in PLAIN and (
         _is_own(type(value)) or (not _is_by_identity(type(value)) and _holds(value))
     )
+
+
+def is_lie(given: Any, wanted: Any) -> bool:
+    """Whether an argument of a mock's call answers for itself where what is wanted there does not, nor is an object of
+    a class of the tests' whose `==` says that it is this."""
+    if not lies(given, wanted, True):
+        return False
+    equal: Any = getattr(type(wanted), "__eq__", None)
+    try:
+        return getattr(equal, "__code__", None) not in _codes or equal(wanted, given) is not True
+    except Exception:  # as of what is no such object
+        return True
 
 
 def _holds(value: Any) -> bool:
@@ -244,14 +265,30 @@ def _directs(kind: type) -> bool:
     if owner.__module__ == "collections.abc":  # whose items are looked through
         return False
     by = {each.__module__ for name in DECIDING for each, found in _defined(owner, name) if type(found) is FUNCTION}
-    if not (by or owner.__module__.partition(".")[0] in arrays.PACKAGES):
+    is_package = owner.__module__.partition(".")[0] in arrays.PACKAGES
+    if not (by or is_package):
         return False
-    own = [item for each in kind.__mro__[: kind.__mro__.index(owner)] for item in vars(each).items()]
-    if any(type(value) not in NO_WORD and name not in NEUTRAL and id(type(value)) not in PLAIN for name, value in own):
+    asked = (_asked_by(owner) if not is_package else {*dir(owner)}).union(ASKED_FIRST) - NEUTRAL
+    parts = [item for each in kind.__mro__[: kind.__mro__.index(owner)] for item in vars(each).items()]
+    own = [value for name, value in parts if name in asked and id(type(value)) not in PLAIN]
+    if any(type(value) not in NO_WORD for value in own):
         return True
-    asked = [name for name, value in own if type(value) is FUNCTION and value.__code__ not in _codes]
-    asked = [name for name in asked if name not in NEUTRAL]
-    return by != {"collections.abc"} and any(name in ASKED_FIRST or hasattr(owner, name) for name in asked)
+    functions = [value for value in own if type(value) is FUNCTION and value.__code__ not in _codes]
+    return by != {"collections.abc"} and bool(functions)
+
+
+def _asked_by(kind: type) -> set[str]:
+    """The names by which the comparisons of a class of the library's, in Python, ask its objects: those that its
+    methods read, and the methods of these names in turn."""
+    found, waiting = set[str](), [*DECIDING, *HOLDING]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            methods = [getattr(each, "fget", each) for _, each in _defined(kind, name)]
+            codes = [code for each in methods if type(each) is FUNCTION for code in _codes_in(each.__code__)]
+            waiting += [read for code in codes for read in code.co_names]
+    return found
 
 
 def _has_own(kind: Any, names: tuple[str, ...]) -> bool:

@@ -12,7 +12,7 @@ ASSERTED = frozenset(f"assert_{each}" for each in ("any_call", "called_with", "c
 ASSERTED |= {f"assert_{each}" for each in ("any_await", "awaited_with", "awaited_once_with", "has_awaits")}
 ASSERTED |= {f"assert_{each}{once}" for each in ("called", "awaited") for once in ("", "_once")}
 ASSERTED |= {"assert_not_called", "assert_not_awaited"}
-Lies = Callable[[Any, Any, bool], bool]
+IsLie = Callable[[Any, Any], bool]  # of an argument of a call and what the tests want there
 
 
 def asserted(name: str, mock: Any, /, *args: Any, **named: Any) -> Any:
@@ -20,8 +20,8 @@ def asserted(name: str, mock: Any, /, *args: Any, **named: Any) -> Any:
     return getattr(mock, name)(*args, **named)
 
 
-def asserting(lies: Lies) -> Callable[..., Any]:
-    """`asserted`, by the library's assertions as they are now; a call of which one side `lies` is no other."""
+def asserting(is_lie: IsLie) -> Callable[..., Any]:
+    """`asserted`, by the library's assertions as they are now; a call with an argument that `is_lie` is no other."""
     module = importlib.import_module("unittest.mock")
     kinds: tuple[type, ...] = (module.NonCallableMock, module.AsyncMockMixin)
     own = {name: each for kind in kinds for name, each in vars(kind).items() if name in ASSERTED}
@@ -46,7 +46,7 @@ def asserting(lies: Lies) -> Callable[..., Any]:
             name = name.replace("_once", "")
         own[name](mock, *args, **named)
         for wanted in _wanted(name, args, named):
-            if _is_forged(calls(name, mock), wanted, lies):
+            if _is_forged(calls(name, mock), wanted, is_lie):
                 raise AssertionError(f"{name}: an object cannot answer for what a mock was called with")
         return None
 
@@ -62,31 +62,31 @@ def _wanted(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Iterable
     return [each for each in parts if list(map(type, each)) == [tuple, dict]]  # a call may be written as another tuple
 
 
-def _is_forged(calls: list[tuple[Any, ...]], wanted: tuple[Any, ...], lies: Lies) -> bool:
+def _is_forged(calls: list[tuple[Any, ...]], wanted: tuple[Any, ...], is_lie: IsLie) -> bool:
     """Whether no call is the wanted one but by its own word; where a signature orders arguments, whether one may be."""
     same = [each for each in calls if _is_same(each, wanted)]
     if same:
-        return all(_is_lie(each, wanted, lies) for each in same)
-    return any(_is_lie(each, wanted, lies) for each in calls)
+        return all(_lies(each, wanted, is_lie) for each in same)
+    return any(_lies(each, wanted, is_lie) for each in calls)
 
 
 def _is_same(made: tuple[Any, ...], wanted: tuple[Any, ...]) -> bool:
     try:
-        return made == wanted
+        return wanted == made or made == wanted
     except Exception:  # arrays have no truth
         return False
 
 
-def _is_lie(made: tuple[Any, ...], wanted: tuple[Any, ...], lies: Lies) -> bool:
+def _lies(made: tuple[Any, ...], wanted: tuple[Any, ...], is_lie: IsLie) -> bool:
     """Whether something that a mock was called with answers for itself where the tests want what does not."""
     (args, named), (wanted_args, wanted_named) = made, wanted
     if len(args) != len(wanted_args) or named.keys() != wanted_named.keys():
-        return _answering(made, lies) > _answering(wanted, lies)
+        return _answering(made, is_lie) > _answering(wanted, is_lie)
     pairs = [*zip(args, wanted_args, strict=True), *((named[name], wanted_named[name]) for name in named)]
-    return any(lies(one, other, True) for one, other in pairs)
+    return any(is_lie(one, other) for one, other in pairs)
 
 
-def _answering(call: tuple[Any, ...], lies: Lies) -> int:
+def _answering(call: tuple[Any, ...], is_lie: IsLie) -> int:
     """How many of a call's arguments answer for themselves."""
     args, named = call
-    return sum(lies(each, None, True) for each in (*args, *named.values()))
+    return sum(is_lie(each, None) for each in (*args, *named.values()))

@@ -55,7 +55,7 @@ def run(job: dict[str, Any], load: Callable[[str, str], Any]) -> None:
     bare, absent = modules(imported), _absent(job["modules"], job["files"])
     loaded: dict[str, Any] = sys.modules
     before = everywhere() | bare
-    asserted = mocks.asserting(honest.lies) if job["mocks"] else mocks.asserted
+    asserted = mocks.asserting(honest.is_lie) if job["mocks"] else mocks.asserted
     module = sys.modules["__main__"] = load(job["code"], "solution")  # what it does as a program is not asked
     hidden = [each for each in loaded if each.partition(".")[0] in absent]
     loaded.update(dict.fromkeys([*hidden, *absent]))  # nothing can import None
