@@ -231,7 +231,8 @@ def test_what_the_tests_make_of_a_class_may_be_a_number_by_subtraction(pool):
     made = "    def setUp(self): self.coin, self.other = Coin(5), Coin(5); self.kept = Coin(5)\n"
     right = suite(
         "self.assertEqual(Coin(5) - 2, 3); self.assertEqual(7 - Coin(5), 2); self.assertEqual(abs(Coin(5) - 2), 3)",
-        "c = Coin(5); c += 1; self.assertEqual(c - 2, 4); self.assertEqual(self.kept - 2, 3)",
+        "c = Coin(5); c += 1; self.assertEqual(c - 2, 4); self.assertEqual(self.kept - 2, 3); self.assertEqual(KEPT - 2, 3)",
+        before="KEPT = Coin(5)",
     )
     right = UnittestTests(right.source + made)
     outcome = pool.run(COINS, tests=right)

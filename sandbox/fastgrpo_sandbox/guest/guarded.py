@@ -54,12 +54,12 @@ class Guarded(Transformer):
             elif isinstance(each, ast.ImportFrom) and each.module == "operator":
                 self._functions |= {name.asname or name.name: f"__{name.name}__" for name in each.names}
         self._functions = {name: each for name, each in self._functions.items() if name not in bound}
-        self._made = frozenset(each for each in _made_by_calls(nodes) if "." in each)  # as `self.account` is in setUp
+        self._made = _made_by_calls(nodes)
         return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         before = self._made
-        self._made |= {each for each in _made_by_calls(list(walk(node))) if "." not in each}
+        self._made |= {each for each in _made_by_calls(list(walk(node))) if "." not in each}  # its own variables
         self.generic_visit(node)
         self._made = before
         return node

@@ -82,23 +82,26 @@ def _held(name: str, base: type) -> Callable[..., Any]:
     plain, special = getattr(base, name), FORWARDERS[name]
 
     def forward(self: Any) -> Any:
-        is_asked = object.__getattribute__(self, "_fastgrpo_made_") or not is_guarded(self)
-        return special(self) if is_asked else plain(self)
+        return special(self) if _says_what_it_holds(self) else plain(self)
 
     return forward
 
 
-class Held(Forwarder):
-    """Likewise, of a method by name, as a dict's `items`."""
+class Contents(Forwarder):
+    """A method of such a container that shows what it holds, as a dict's `items`: `_held`, by name."""
 
     def __init__(self, name: str, base: type) -> None:
         plain = getattr(base, name)
 
         def get(value: Any) -> Any:
-            is_asked = object.__getattribute__(value, "_fastgrpo_made_") or not is_guarded(value)
-            return ask(value, "get", name) if is_asked else plain.__get__(value)
+            return ask(value, "get", name) if _says_what_it_holds(value) else plain.__get__(value)
 
         property.__init__(self, get)
+
+
+def _says_what_it_holds(value: Any) -> bool:
+    """Whether a container's own class is asked: where this side made the object, or has nothing to keep from it."""
+    return object.__getattribute__(value, "_fastgrpo_made_") or not is_guarded(value)
 
 
 def _binary(name: str, by: Ask = _special) -> Callable[..., Any]:
@@ -240,7 +243,7 @@ class Twin(Forwarder):
 def _forwarder(name: str, base: type) -> Forwarder:
     is_sealed = (base in CONSTANT and hasattr(base, name)) or name in SHOWN.get(name_of(base), ())
     if name in HELD_BY_NAME and name_of(base) in HOLDING and hasattr(base, name):
-        return Held(name, base)
+        return Contents(name, base)
     return Sealed(name, base) if is_sealed else Forwarder(name)
 
 

@@ -23,23 +23,23 @@ def asserted(name: str, mock: Any, /, *args: Any, **named: Any) -> Any:
 def asserting(is_lie: IsLie) -> Callable[..., Any]:
     """`asserted`, by the library's assertions as they are now; a call with an argument that `is_lie` is no other."""
     module = importlib.import_module("unittest.mock")
-    kinds: tuple[type, ...] = (module.NonCallableMock, module.AsyncMockMixin)
-    own = {name: each for kind in kinds for name, each in vars(kind).items() if name in ASSERTED}
-    accounts = {name: vars(kinds[0])[name].fget for name in ("call_args_list", "mock_calls")}
+    any_mock, awaited = module.NonCallableMock, module.AsyncMockMixin
+    own = {name: each for kind in (any_mock, awaited) for name, each in vars(kind).items() if name in ASSERTED}
+    call_args_list, mock_calls = (vars(any_mock)[name].fget for name in ("call_args_list", "mock_calls"))
 
     def calls(name: str, mock: Any) -> list[tuple[Any, ...]]:
+        """The arguments of the calls that an assertion looks at."""
         if "await" in name:
             found = mock.await_args_list
-        elif "has" in name:
-            found = [*accounts["mock_calls"](mock), *accounts["call_args_list"](mock)]
+        elif name == "assert_has_calls":
+            found = [*mock_calls(mock), *call_args_list(mock)]
         else:
-            found = accounts["call_args_list"](mock)
-        last = found[-1:] if "with" in name else found
-        return [tuple.__getitem__(each, slice(-2, None)) for each in last]
+            found = call_args_list(mock)
+        return list(map(_arguments, found[-1:] if name.endswith("_with") else found))
 
     def asked(name: str, mock: Any, /, *args: Any, **named: Any) -> Any:
         mock = vars(mock).get("mock", mock) if isinstance(mock, types.FunctionType) else mock  # of create_autospec
-        if kinds[0] not in type(mock).__mro__ or name not in own:
+        if any_mock not in type(mock).__mro__ or name not in own:
             return asserted(name, mock, *args, **named)
         if name.endswith("_once_with"):  # which asks the mock itself for the other
             own[name.removesuffix("_with")](mock)
@@ -53,12 +53,17 @@ def asserting(is_lie: IsLie) -> Callable[..., Any]:
     return asked
 
 
+def _arguments(call: Any) -> tuple[Any, ...]:
+    """Those by place and those by name of a `call`, a tuple that its name may begin, whatever its class says."""
+    return tuple.__getitem__(call, slice(-2, None))
+
+
 def _wanted(name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Iterable[tuple[Any, ...]]:
     """The arguments, by place and by name, of each call that an assertion says there was."""
     if name.endswith(("_with", "_any_call", "_any_await")):
         return [(args, named)]
-    given = [*args, *named.values()][:1] if "has" in name else []
-    parts = [tuple.__getitem__(each, slice(-2, None)) for each in (given[0] if given else ())]
+    given = [*args, *named.values()][:1] if name in ("assert_has_calls", "assert_has_awaits") else []
+    parts = list(map(_arguments, given[0] if given else ()))
     return [each for each in parts if list(map(type, each)) == [tuple, dict]]  # a call may be written as another tuple
 
 
