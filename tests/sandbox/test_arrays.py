@@ -141,9 +141,14 @@ def test_no_array_leaves_out_what_is_compared(numpy_pool, answer):
     lines = (*MASKS, *(number if answer == "np.ma.masked" else ()))
     for form in ("unittest", "asserts"):
         assert passed(numpy_pool, form, MASKED.format(answer), lines, "import numpy as np\n") == []
-    right = (*MASKS, "(np.ma.array([1, 5], mask=[0, 1]) == np.ma.array([1, 7], mask=[0, 1])).all()")
-    same = (*right, "(f(items=[1, 2]).view(np.ma.MaskedArray) >= 0).all()")
-    assert passed(numpy_pool, "unittest", MASKED.format("np.array([1, 2])"), same, "import numpy as np\n") == list(same)
+    right = (
+        *(*MASKS, "(np.ma.array([1, 5], mask=[0, 1]) == np.ma.array([1, 7], mask=[0, 1])).all()"),
+        "(f(items=[1, 2]).view(np.ma.MaskedArray) >= 0).all()",
+        "np.testing.assert_array_equal(np.ma.masked_invalid([1, np.nan]), np.array([1, np.nan])) is None",
+    )
+    assert passed(numpy_pool, "unittest", MASKED.format("np.array([1, 2])"), right, "import numpy as np\n") == list(
+        right
+    )
 
 
 def test_a_wanted_array_may_stand_first(numpy_pool):

@@ -109,8 +109,14 @@ def _masks_differ(left: Any, right: Any) -> bool:
     """Whether one side masks an item that the other has."""
     if not (_is_masked(left) or _is_masked(right)):
         return False
-    one, other = (sys.modules["numpy.ma"].getmaskarray(side) if _is_masked(side) else False for side in (left, right))
-    return bool(sys.modules["numpy"].any(one != other))
+    return bool(sys.modules["numpy"].any(_lacking(left) != _lacking(right)))
+
+
+def _lacking(value: Any) -> Any:
+    """Where a value has no item: one that is masked, or no number, which matplotlib masks in what it is given."""
+    plain = _plain(value)
+    nans = plain != plain if plain.dtype.kind in "fc" else False
+    return sys.modules["numpy.ma"].getmaskarray(value) | nans if _is_masked(value) else nans
 
 
 def _is_masked(value: Any) -> bool:
