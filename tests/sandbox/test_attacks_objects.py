@@ -185,6 +185,11 @@ class Vec:
     class Unit:
         def __add__(self, n): return n
     __class_getitem__ = classmethod(lambda cls, item: cls)
+class Pair:
+    def __init__(self, both): self.both = both
+    first = property(lambda self: self.both[0])
+    def __getitem__(self, i): return self.both[i]
+    def __iter__(self): return iter(self.both)
 class Name(str):
     def upper(self): return 'UP'
 class Box:
@@ -236,6 +241,8 @@ def test_right_solutions_of_these_kinds_pass(every_assertion_passes: Callable[..
         "assert list(map(Vec, [1])) == [Vec(1)] and 2 * Vec(2) == Vec(4) and Vec.Unit() + 3 == 3",
         "assert 2 * Vec[int](2) == Vec(4)",
         "class Sub(Vec): pass\nassert 2 * Sub(2) == Vec(4)",
+        "a, b = Vec(1), Vec(2)\np = Pair([a, b])\nassert p.first is a and 2 * p.first == Vec(2) and p[1] is b and 2 * p[1] == Vec(4) and 2 * a == Vec(2)",
+        "assert [2 * v for v in Pair([Vec(1), Vec(2)])] == [Vec(2), Vec(4)]",
         "v = Vec(1)\nv.next = Vec(2)\nassert 2 * v.next == Vec(4) and v.next is v.next and v.next.x == 2 and 2 * v == Vec(2)",
         "with Ends(ZeroDivisionError) as e: 1 / 0\nassert e.seen == [ZeroDivisionError] and Ends().__exit__(None, None, None) is False",
         "with Ends(AssertionError): asserts(0)\nassert Ends(KeyError).__exit__(KeyError, KeyError(), None) is True",

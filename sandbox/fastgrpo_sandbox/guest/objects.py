@@ -105,6 +105,7 @@ class Objects:
         """The JSON of a value that is no plain data. Raises TypeError for what stays in its process."""
         place = remote.place_of(value)
         if place is not None:
+            remote.hand_over(value)
             return {"yours": place[1]}
         parts = alias_parts(value)
         if parts is not None:

@@ -28,10 +28,10 @@ from .known import is_library, library_place
 from .looks import inspected
 from .objects import Held, Objects
 from .raised import chained, link
-from .remote import NOTHING
 from .tasks import Tasks
 from .wire import MAX_PEER_FRAME, read_peer, send_peer
 
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError, ImportError)
 
 

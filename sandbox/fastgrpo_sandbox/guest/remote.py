@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import types
-from collections.abc import Mapping
 from typing import Any
 
 from .annotations import signature
@@ -35,7 +34,6 @@ BINARY += ("__divmod__", "__rdivmod__")
 OWN = ("__call__", "__contains__", "__exit__", "__await__")  # each with a forwarder of its own
 SPECIALS = (*UNARY, *ORDER, *BINARY, *OWN)
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType)
-NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 Place = tuple[Any, Any]  # the peer, and the number or name of the object there
 
 
@@ -63,12 +61,11 @@ def mro_of(kind: type) -> tuple[type, ...]:
 
 def ask(value: Any, operation: str, name: str = "", *args: Any) -> Any:
     """What the other side answers. An object that this side made, and that is found in another or in itself, is no
-    longer sure to be what is meant there, unless this side put it there."""
+    longer sure to be what is meant there, unless this side handed it over: as an argument, an attribute or an item."""
     peer, target = place_of(value)  # type: ignore[misc]
     found = peer.request(operation, target, name, args)
-    if (operation == "get" or name in FINDING) and issubclass(type(found), Remote) and is_trusted(found):
-        given = object.__getattribute__(value, "_fastgrpo_given_") if issubclass(type(value), Remote) else NOTHING
-        trust(found, given.get(name) is found)
+    if (operation == "get" or name in FINDING) and issubclass(type(found), Remote):
+        trust(found, is_trusted(found) and object.__getattribute__(found, "_fastgrpo_handed_"))
     return found
 
 
@@ -252,7 +249,7 @@ class Remote:
     _fastgrpo_trusted_ = False
     _fastgrpo_made_ = False  # by this side, whatever returned it since
     _fastgrpo_base_: type = object
-    _fastgrpo_given_: Mapping[str, Any] = NOTHING  # attributes that this side has set, for its objects
+    _fastgrpo_handed_ = False  # to the other side, which may have kept it in another
     _fastgrpo_numbers_: dict[str, Any] | None = None  # what it said to be worth
     _fastgrpo_like_: type | str | None = None  # of a mock, a class of this side; or one of the library's, by name
 
@@ -291,8 +288,6 @@ class Remote:
             object.__setattr__(self, name, value)
         else:
             ask(self, "set", name, value)
-            given = object.__getattribute__(self, "_fastgrpo_given_")
-            object.__setattr__(self, "_fastgrpo_given_", {**given, name: value})
 
     def __delattr__(self, name: str) -> None:
         ask(self, "del", name)
@@ -337,6 +332,12 @@ def itself(value: Any) -> Any:
 
 
 copyreg.pickle(Mirror, itself)
+
+
+def hand_over(value: Any) -> None:
+    """Notes that the other side is given a proxy's object again."""
+    if issubclass(type(value), Remote):
+        object.__setattr__(value, "_fastgrpo_handed_", True)
 
 
 def trust(value: Any, trusted: bool) -> Any:
