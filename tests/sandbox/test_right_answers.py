@@ -399,6 +399,15 @@ RIGHT = [
         A("d = f()\nassert d['q'] == 0", "assert f().default_factory is int"),
     ),
     (
+        "a tree of defaultdicts, which share what makes them",
+        "from collections import defaultdict\ndef tree(): return defaultdict(tree)\ndef f():\n    made = tree()\n    made['a']['b'] = 1\n    return made\ndef g(): return 1",
+        A(
+            "assert f() == {'a': {'b': 1}}",
+            "d = f()\nd['c']['d'] = 2\nassert d == {'a': {'b': 1}, 'c': {'d': 2}}",
+            "assert g() == 1",
+        ),
+    ),
+    (
         "dict views",
         "def f(d): return d.keys()\ndef g(d): return d.values()",
         A("assert f({'a': 1}) == {'a'}", "assert list(g({'a': 1})) == [1]", "assert 'a' in f({'a': 1})"),

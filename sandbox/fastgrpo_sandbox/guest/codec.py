@@ -164,8 +164,12 @@ class Codec:
         kind = KINDS[name]
         number = self.shared.add(value, kind)
         content = self.shared.contents[number] = kind.items(value)
-        items = self._items(content)
-        return items if name == "list" else {name: [self.tag(kind.extra(value)), *items]}
+        if name == "list":
+            return self._items(content)
+        extra = self.tag(
+            kind.extra(value)
+        )  # first, as it is read: an item may have the same, as a tree of defaultdicts
+        return {name: [extra, *self._items(content)]}
 
     def _items(self, items: Sequence[Any]) -> Sequence[Any]:
         kinds = set(map(type, items))
