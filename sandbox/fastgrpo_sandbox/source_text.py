@@ -75,7 +75,8 @@ def constants(prompt: str, tests: str) -> str:
     is to fill in, as `WORDS = []`, and what the prompt itself changes. Empty for a prompt that is prose."""
     try:
         tree = parse(prompt)
-        wanted = set(wanted_names(tests).names) - _changed_names(tree)
+        given = {name for node in tree.body for name in plain_data(node) if name in tests}
+        wanted = given.intersection(wanted_names(tests).names) - _changed_names(tree) if given else given
         return "\n".join(ast.unparse(node) for node in tree.body if _gives(node, wanted))
     except (SyntaxError, ValueError, RecursionError):
         return ""

@@ -129,8 +129,10 @@ def given_data(setup: str, source: str) -> tuple[tuple[str, bytes], ...]:
     """The names that the setup of unittest tests gives plain data, and that nothing else of setup and tests gives a
     value, each with that data, marshalled. Raises SyntaxError."""
     tree = parse(setup)
-    bound = Counter(bound_name(node) for text in (tree, parse_tests(source)) for node in walk(text))
-    found = [data for data in map(plain_data, tree.body) if all(bound[name] == 1 for name in data)]
+    given = list(filter(None, map(plain_data, tree.body)))
+    texts = (tree, parse_tests(source)) if given else ()
+    bound = Counter(bound_name(node) for text in texts for node in walk(text))
+    found = [data for data in given if all(bound[name] == 1 for name in data)]
     return tuple((name, marshal.dumps(value, MARSHAL)) for data in found for name, value in data.items())
 
 
