@@ -33,6 +33,15 @@ def test_a_suite_with_mocks_passes_however_it_would_be_started(pool, end):
     assert (outcome.status, outcome.tests) == ("ok", (True, True)), outcome
 
 
+@pytest.mark.parametrize("name", ["__main__", "solution"])
+def test_tests_may_import_the_solution_by_a_name(pool, name):
+    lines = (f"from {name} import LIMIT; self.assertEqual(f(1), LIMIT)", "with patch.object(m, 'LIMIT', 5): self.assertEqual(m.f(1), 5)")  # fmt: skip
+    methods = "".join(f"    def test_{i}(self):\n        {line}\n" for i, line in enumerate(lines))
+    source = f"import unittest, {name} as m\nfrom unittest.mock import patch\nclass T(unittest.TestCase):\n{methods}"
+    outcome = pool.run("LIMIT = 3\ndef f(x): return x * LIMIT", tests=UnittestTests(source))
+    assert outcome.tests == (True, True), outcome.error
+
+
 @pytest.mark.parametrize("form", ["unittest", "assert"])
 @pytest.mark.parametrize(
     "program",

@@ -203,11 +203,12 @@ def _of_files(names: tuple[str, ...], files: Iterable[str]) -> tuple[str, ...]:
 
 
 def _imported(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of these names that are modules, of the library or of a package that is there already, without those that
-    are watched or left alone anyway."""
+    """Those of these names that are modules, of the library or of a package that is there already, without the solution
+    and those that are watched or left alone anyway."""
+    known = (*WATCHED, *UNWATCHED, *OWN_NAMES)
     for name in names:
         top = name.partition(".")[0]
         if name not in sys.modules and (top in sys.stdlib_module_names or top in sys.modules):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-    return tuple(name for name in names if name in sys.modules and name not in (*WATCHED, *UNWATCHED))
+    return tuple(name for name in names if name in sys.modules and name not in known)
