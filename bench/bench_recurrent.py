@@ -32,8 +32,8 @@ from transformers.models.granitemoehybrid.modeling_granitemoehybrid import mamba
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
 from fastgrpo.kernels import delta_rule
+from fastgrpo.kernels.chunks import CHUNK
 from fastgrpo.kernels.delta_rule import gated_delta_rule
-from fastgrpo.kernels.delta_rule_torch import CHUNK
 from fastgrpo.kernels.mamba2 import mamba2
 from fastgrpo.policy.recurrent import fla_has_gradients
 

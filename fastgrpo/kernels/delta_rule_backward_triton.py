@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastgrpo.kernels.chunks import CHUNK
 from fastgrpo.kernels.delta_rule_tiles_triton import (
     UNALIGNED,
     VARIED,
@@ -30,7 +31,6 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
     store_tokens,
     transposed,
 )
-from fastgrpo.kernels.delta_rule_torch import CHUNK
 
 # Chosen by registers and shared memory; what an H200 took of others is in bench/results/recurrent.md.
 D_WITHIN = Block(values=64, warps=4, stages=1)

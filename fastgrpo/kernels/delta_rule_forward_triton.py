@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgrpo.kernels.backend import launch
+from fastgrpo.kernels.chunks import CHUNK
 from fastgrpo.kernels.delta_rule_tiles_triton import (
     UNALIGNED,
     VARIED,
@@ -30,7 +31,7 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
     store_halves,
     transposed,
 )
-from fastgrpo.kernels.delta_rule_torch import CHUNK, EPS
+from fastgrpo.kernels.delta_rule_torch import EPS
 
 SMALL = tl.constexpr(EPS)
 # Chosen by registers and shared memory; what an H200 took of others is in bench/results/recurrent.md.

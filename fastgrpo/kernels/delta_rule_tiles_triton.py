@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastgrpo.kernels.backend import launch
-from fastgrpo.kernels.delta_rule_torch import CHUNK
+from fastgrpo.kernels.chunks import CHUNK
 
 # Triton's interpreter multiplies no bfloat16.
 FACTOR = tl.constexpr(tl.float32 if os.environ.get("TRITON_INTERPRET") == "1" else tl.bfloat16)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-CHUNK = 64
+from fastgrpo.kernels.chunks import CHUNK, fading, in_chunks
+
 # Added to the squared length of a key or a query, as flash-linear-attention and transformers do.
 EPS = 1e-6
 
@@ -83,10 +83,7 @@ def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor],
 
 def _in_chunks(given: Tensor) -> Tensor:
     """[B, L, H, ...] as chunks in fp32, [N, B H, C, ...], zeros after the last token."""
-    if beyond := -given.shape[1] % CHUNK:
-        given = pad(given, (0, 0) * (given.ndim - 2) + (0, beyond))
-    chunks = given.unflatten(1, (-1, CHUNK)).movedim(1, 0).movedim(3, 2)
-    return chunks.to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
+    return in_chunks(given).movedim(1, 0).to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
 
 
 def _write_rows(chunks: Tensor, rows: Tensor) -> None:
@@ -104,9 +101,7 @@ def _chunks(*inputs: Tensor) -> _Chunks:
     query_scale *= query.shape[-1] ** -0.5
     # In fp32 a difference of two long sums, where states fade fast, keeps few digits.
     g_NXC = g.cumsum(-1, dtype=torch.float64)
-    later_CC = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=g.device).triu_(1)
-    # Masked before exp, which would overflow.
-    fade_NXCC = (g_NXC[..., :, None] - g_NXC[..., None, :]).float().masked_fill_(later_CC, -torch.inf).exp_()
+    fade_NXCC = fading(g_NXC, g_NXC)
     columns = g_NXC.float().exp_()[..., None], fade_NXCC[..., -1, :, None]
     scaled = query * query_scale, key * key_scale
     return _Chunks(*scaled, value, beta[..., None], query_scale, key_scale, fade_NXCC, *columns)

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 64
+from fastgrpo.kernels.chunks import fading, in_chunks
+
 # Elements of the rows that are computed together, in fp32: what their backward works with is bounded so.
 TOGETHER = 2**25
 
@@ -57,14 +58,12 @@ def _rows(
     """The outputs of rows that are computed together; arguments and result as those of `mamba2`."""
     length, heads, groups = *x.shape[1:3], b.shape[2]
     step_BLH = softplus(dt.float() + dt_bias.float()).clamp(*dt_limit)
-    x_BJGRCP = _in_chunks(x.float()).unflatten(2, (groups, -1))
-    step_BJGRC = _in_chunks(step_BLH).unflatten(2, (groups, -1))
-    b_BJGCN, c_BJGCN = _in_chunks(b.float()), _in_chunks(c.float())
+    x_BJGRCP = in_chunks(x.float()).unflatten(2, (groups, -1))
+    step_BJGRC = in_chunks(step_BLH).unflatten(2, (groups, -1))
+    b_BJGCN, c_BJGCN = in_chunks(b.float()), in_chunks(c.float())
     # In fp32 a difference of two long sums, where states fade fast, keeps few digits.
     g_BJGRC = (step_BJGRC * a.float().unflatten(0, (groups, -1))[..., None]).cumsum(-1, dtype=torch.float64)
-    within_BJGRCC = (
-        (c_BJGCN @ b_BJGCN.mT)[:, :, :, None] * _fading(g_BJGRC, g_BJGRC, own=True) * step_BJGRC[..., None, :]
-    )
+    within_BJGRCC = (c_BJGCN @ b_BJGCN.mT)[:, :, :, None] * fading(g_BJGRC, g_BJGRC) * step_BJGRC[..., None, :]
     output_BJGRCP = within_BJGRCC @ x_BJGRCP
     until_end_BJGRC = (g_BJGRC[..., -1:] - g_BJGRC).float().exp()
     added_BJGRNP = b_BJGCN.mT[:, :, :, None] @ (x_BJGRCP * (step_BJGRC * until_end_BJGRC)[..., None])
@@ -78,20 +77,6 @@ def _before_each(added_BJGRNP: Tensor, fades_BJGR: Tensor) -> Tensor:
     """The state before each chunk, of what each adds and the logarithm of how much of a state each leaves."""
     faded_BGRJ = fades_BJGR.movedim(1, -1).cumsum(-1)
     before_BGRJ = faded_BGRJ - fades_BJGR.movedim(1, -1)
-    of_earlier_BGRJJ = _fading(before_BGRJ, faded_BGRJ, own=False)
+    of_earlier_BGRJJ = fading(before_BGRJ, faded_BGRJ, own=False)
     states_BGRJx = of_earlier_BGRJJ @ added_BJGRNP.movedim(1, 3).flatten(-2)
     return states_BGRJx.unflatten(-1, added_BJGRNP.shape[-2:]).movedim(3, 1)
-
-
-def _fading(at: Tensor, since: Tensor, *, own: bool) -> Tensor:
-    """exp(at_i - since_j) for j < i, and its `own` j = i, else 0: [..., I] and [..., I] to [..., I, I], fp32."""
-    later = torch.ones(at.shape[-1], at.shape[-1], dtype=torch.bool, device=at.device).triu_(int(own))
-    # Masked before exp, which would overflow.
-    return (at[..., :, None] - since[..., None, :]).float().masked_fill(later, -torch.inf).exp()
-
-
-def _in_chunks(given: Tensor) -> Tensor:
-    """[B, L, X, ...] as chunks [B, J, X, C, ...], zeros after the last token."""
-    if beyond := -given.shape[1] % CHUNK:
-        given = pad(given, (0, 0) * (given.ndim - 2) + (0, beyond))
-    return given.unflatten(1, (-1, CHUNK)).movedim(2, 3)

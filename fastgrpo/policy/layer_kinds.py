@@ -18,8 +18,7 @@ SIMILAR = 0.75
 class Widths:
     """Columns of a recurrent layer: those of its values, those that are convolved; and the elements of its state.
 
-    delta_rule: whether its rule is that of `kernels/delta_rule.py`, else that of
-    `kernels/mamba2.py`.
+    delta_rule: whether its rule is that of `kernels/delta_rule.py`, else that of `kernels/mamba2.py`.
     """
 
     values: int
