@@ -153,6 +153,29 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
             "eos_token_id": None,
         },
     ),
+    # Nine layers of Mamba-2 and one of attention, where the whole model has its first; 64 experts in that.
+    "granite-4-tiny/10": (
+        "granitemoehybrid",
+        {
+            "vocab_size": 100352,
+            "hidden_size": 1536,
+            "intermediate_size": 512,
+            "num_hidden_layers": 10,
+            "layer_types": ["mamba"] * 5 + ["attention"] + ["mamba"] * 4,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 4,
+            "num_local_experts": 16,
+            "num_experts_per_tok": 6,
+            "shared_intermediate_size": 1024,
+            "mamba_n_heads": 48,
+            "mamba_d_state": 128,
+            "attention_multiplier": 0.0078125,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 6.0,
+            "position_embedding_type": "nope",
+        },
+    ),
 }
 SHAPES = DENSE | MIXTURES | OTHERS
 PEAK_FLOPS = flops.PEAK_FLOPS["H200"]

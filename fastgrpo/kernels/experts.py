@@ -1,6 +1,7 @@
-"""A decoder layer's mixture of experts, differentiable: x + the weighted sum of each token's `top_k` experts.
+"""A decoder layer's mixture of experts, differentiable: the weighted sum of each token's experts.
 
     x = norm_experts(x, norm, router, gate_up, down, ...)   keeps x, the choices, and gate(x) and up(x) of each choice
+    y = routed_experts(h, weight, expert, gate_up, down)    the same of choices that a router of any kind has made
 
 Tokens are sorted by expert, so that the products of all experts are one grouped product (`torch.nn.functional`'s). An
 expert's weight is multiplied with silu(gate) * up, before the last product, so that backward needs none of its results.
@@ -49,6 +50,15 @@ def norm_experts(
     return out
 
 
+def routed_experts(h_TH: Tensor, weight_TK: Tensor, expert_TK: Tensor, gate_up_EFH: Tensor, down_EHI: Tensor) -> Tensor:
+    """sum_k w_k down_e(silu(gate_e(h)) * up_e(h)) over the experts e of each token, `expert_TK`, and their weights w.
+
+    gate_e is the first half of `gate_up_EFH`'s rows. `h_TH` is kept, and gate(h) and up(h) of each choice.
+    """
+    out: Tensor = _RoutedExperts.apply(h_TH, weight_TK, expert_TK, gate_up_EFH, down_EHI)
+    return out
+
+
 def routes_of(expert_TK: Tensor, experts: int) -> Routes:
     """The routes of tokens that chose `expert_TK`; nothing waits for the device."""
     sorted_S, choice_S = expert_TK.flatten().sort(stable=True)
@@ -56,6 +66,72 @@ def routes_of(expert_TK: Tensor, experts: int) -> Routes:
     row_S[choice_S] = torch.arange(len(choice_S), device=choice_S.device)
     end_E = torch.searchsorted(sorted_S, torch.arange(experts, device=choice_S.device), right=True)
     return Routes(choice_S // expert_TK.shape[1], choice_S, row_S.view(expert_TK.shape), end_E.int())
+
+
+def _gate_up(h_TH: Tensor, routes: Routes, gate_up_EFH: Tensor) -> Tensor:
+    """gate and up of each choice, [S, F]."""
+    return grouped_mm(h_TH[routes.token_S], gate_up_EFH.mT, offs=routes.end_E)
+
+
+def _down(gate_up_SF: Tensor, weight_TK: Tensor, routes: Routes, down_EHI: Tensor) -> Tensor:
+    """What each choice adds to its token, [S, H]."""
+    product_SI = passes_on(gate_up_SF.device).swiglu(gate_up_SF, weight_TK.flatten()[routes.choice_S])
+    return grouped_mm(product_SI, down_EHI.mT, offs=routes.end_E)
+
+
+def _choices_backward(
+    h_TH: Tensor,
+    dy_TH: Tensor,
+    gate_up_SF: Tensor | None,
+    weight_TK: Tensor,
+    routes: Routes,
+    gate_up_EFH: Tensor,
+    down_EHI: Tensor,
+    trained: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of what enters each choice, [S, H], of `weight_TK`, and of both weights where these are `trained`.
+
+    Without `gate_up_SF` it is computed again.
+    """
+    h_SH, dy_SH, recomputed = h_TH[routes.token_S], dy_TH[routes.token_S], gate_up_SF is None
+    if gate_up_SF is None:
+        gate_up_SF = grouped_mm(h_SH, gate_up_EFH.mT, offs=routes.end_E)
+    dgate_up_SF, product_SI, dweight_S = passes_on(h_TH.device).swiglu_backward(
+        gate_up_SF,
+        grouped_mm(dy_SH, down_EHI, offs=routes.end_E),
+        weight_TK.flatten()[routes.choice_S],
+        reuse=recomputed,
+    )
+    del gate_up_SF
+    ddown_EHI = grouped_mm(dy_SH.mT, product_SI, offs=routes.end_E) if trained else None
+    del dy_SH, product_SI
+    dgate_up_EFH = grouped_mm(dgate_up_SF.mT, h_SH, offs=routes.end_E) if trained else None
+    del h_SH
+    dh_SH = grouped_mm(dgate_up_SF, gate_up_EFH, offs=routes.end_E)
+    return dh_SH, dweight_S[routes.row_TK], dgate_up_EFH, ddown_EHI
+
+
+class _RoutedExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, h_TH: Tensor, weight_TK: Tensor, expert_TK: Tensor, gate_up_EFH: Tensor, down_EHI: Tensor
+    ) -> Tensor:
+        routes = routes_of(expert_TK, len(gate_up_EFH))
+        gate_up_SF = _gate_up(h_TH, routes, gate_up_EFH)
+        ctx.save_for_backward(h_TH, weight_TK, expert_TK, gate_up_EFH, down_EHI, gate_up_SF)
+        y_SH = _down(gate_up_SF, weight_TK.float(), routes, down_EHI)
+        return passes_on(h_TH.device).sum_rows(torch.zeros_like(h_TH), y_SH, routes.row_TK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TH: Tensor) -> tuple[Tensor | None, ...]:
+        h_TH, weight_TK, expert_TK, gate_up_EFH, down_EHI, gate_up_SF = ctx.saved_tensors
+        routes, trained = routes_of(expert_TK, len(gate_up_EFH)), ctx.needs_input_grad[3]
+        dh_SH, dweight_TK, dgate_up_EFH, ddown_EHI = _choices_backward(
+            h_TH, dy_TH.contiguous(), gate_up_SF, weight_TK.float(), routes, gate_up_EFH, down_EHI, trained
+        )
+        dh_TH = passes_on(h_TH.device).sum_rows(torch.zeros_like(h_TH), dh_SH, routes.row_TK)
+        return dh_TH, dweight_TK.to(weight_TK.dtype), None, dgate_up_EFH, ddown_EHI
 
 
 class _NormExperts(torch.autograd.Function):
@@ -78,37 +154,23 @@ class _NormExperts(torch.autograd.Function):
         if renormalise:
             weight_TK /= weight_TK.sum(-1, keepdim=True)
         routes = routes_of(expert_TK, len(router_EH))
-        gate_up_SF = grouped_mm(h_TH[routes.token_S], gate_up_EFH.mT, offs=routes.end_E)
+        gate_up_SF = _gate_up(h_TH, routes, gate_up_EFH)
         del h_TH
         ctx.eps, ctx.renormalise = eps, renormalise
         kept = None if recompute else gate_up_SF
         ctx.save_for_backward(x_TH, scale_T, norm_H, router_EH, gate_up_EFH, down_EHI, weight_TK, expert_TK, kept)
-        product_SI = passes.swiglu(gate_up_SF, weight_TK.flatten()[routes.choice_S])
-        return passes.sum_rows(x_TH, grouped_mm(product_SI, down_EHI.mT, offs=routes.end_E), routes.row_TK)
+        return passes.sum_rows(x_TH, _down(gate_up_SF, weight_TK, routes, down_EHI), routes.row_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TH: Tensor) -> tuple[Tensor | None, ...]:
         x_TH, scale_T, norm_H, router_EH, gate_up_EFH, down_EHI, weight_TK, expert_TK, gate_up_SF = ctx.saved_tensors
-        passes, routes, recomputed = passes_on(x_TH.device), routes_of(expert_TK, len(router_EH)), gate_up_SF is None
+        passes, routes = passes_on(x_TH.device), routes_of(expert_TK, len(router_EH))
         h_TH, _ = passes.rms_norm(x_TH, norm_H, ctx.eps)
-        h_SH = h_TH[routes.token_S]
-        if recomputed:
-            gate_up_SF = grouped_mm(h_SH, gate_up_EFH.mT, offs=routes.end_E)
-        dy_SH = dy_TH[routes.token_S]
-        dgate_up_SF, product_SI, dweight_S = passes.swiglu_backward(
-            gate_up_SF,
-            grouped_mm(dy_SH, down_EHI, offs=routes.end_E),
-            weight_TK.flatten()[routes.choice_S],
-            reuse=recomputed,
+        dh_SH, dweight_TK, dgate_up_EFH, ddown_EHI = _choices_backward(
+            h_TH, dy_TH, gate_up_SF, weight_TK, routes, gate_up_EFH, down_EHI, trained=True
         )
-        ddown_EHI = grouped_mm(dy_SH.mT, product_SI, offs=routes.end_E)
-        del gate_up_SF, dy_SH, product_SI
-        dgate_up_EFH = grouped_mm(dgate_up_SF.mT, h_SH, offs=routes.end_E)
-        del h_SH
-        dh_SH = grouped_mm(dgate_up_SF, gate_up_EFH, offs=routes.end_E)
-        del dgate_up_SF
-        dlogits_TE = _router_backward(h_TH, router_EH, weight_TK, expert_TK, dweight_S[routes.row_TK], ctx.renormalise)
+        dlogits_TE = _router_backward(h_TH, router_EH, weight_TK, expert_TK, dweight_TK, ctx.renormalise)
         dh_TH = passes.sum_rows(dlogits_TE @ router_EH, dh_SH, routes.row_TK)
         del dh_SH
         dx_TH, h_TH, dnorm_H = passes.rms_norm_backward(dh_TH, x_TH, norm_H, scale_T, dy_TH)

@@ -1,8 +1,8 @@
 """Decoder layers that run on the passes of `kernels.layer`: faster than transformers' own, with half as much to keep.
 
 They compute what transformers' layers compute, to bf16's rounding; experts' weights stay fp32, as in vLLM. Layers of
-other kinds, or with adapters, stay as they are: Gemma (norms of 1 + w, four a layer), Granite, Cohere and Phi among
-them.
+other kinds, or with adapters, stay as they are, but for the products of their experts: Gemma (norms of 1 + w, four a
+layer), Granite, Cohere and Phi among them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from fastgrpo.errors import UserError
-from fastgrpo.kernels.experts import norm_experts
+from fastgrpo.kernels.experts import norm_experts, routed_experts
 from fastgrpo.kernels.layer import norm_linear, norm_mlp, rotated
 from fastgrpo.policy.experts import is_of_experts
 from fastgrpo.policy.packed_attention import packed_attention
@@ -46,11 +46,20 @@ def fuse_layers(decoder: nn.Module, *, recompute_mlp: bool = False) -> bool:
     return True
 
 
+def fuse_experts(decoder: nn.Module) -> None:
+    """Let the experts of `decoder` run on `routed_experts`, where that computes what theirs would.
+
+    Their routers and what all tokens have besides stay as they are.
+    """
+    for module in filter(_has_experts_of_silu, decoder.modules()):
+        module.forward = MethodType(_experts, module)
+
+
 def restore_layers(decoder: nn.Module) -> None:
     """Let the layers of `decoder` run as transformers has them."""
     layers: Any = decoder.layers
-    for layer in layers:
-        vars(layer).pop("forward", None)
+    for module in (*layers, *filter(_has_experts_of_silu, decoder.modules())):
+        vars(module).pop("forward", None)
 
 
 def may_fuse(config: PretrainedConfig) -> bool:
@@ -97,6 +106,21 @@ def _adjoin(parameters: list[nn.Parameter]) -> None:
     whole = torch.cat([parameter.data for parameter in parameters])
     for parameter, rows in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):
         parameter.data = rows
+
+
+def _has_experts_of_silu(module: Any) -> bool:
+    """Whether it holds experts of silu(gate) * up without biases, and transformers would compute them all at once."""
+    return (
+        getattr(module, "has_gate", False)
+        and not module.has_bias
+        and module.config.hidden_act == "silu"
+        and module.config._experts_implementation == GROUPED
+    )
+
+
+def _experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """transformers' experts over tokens [T, H] with their choices and weights of these, [T, k]."""
+    return routed_experts(hidden_states, top_k_weights, top_k_index, self.gate_up_proj, self.down_proj)
 
 
 def _known(layer: Any) -> bool:

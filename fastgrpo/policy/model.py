@@ -25,7 +25,7 @@ from fastgrpo.kernels.reference import scaled_logits
 from fastgrpo.policy.architecture import logit_transform
 from fastgrpo.policy.experts import parts_in_files, router_biases
 from fastgrpo.policy.fsdp import gathered
-from fastgrpo.policy.fused_layers import fuse_layers, recompute_mlps, restore_layers, stack_weights
+from fastgrpo.policy.fused_layers import fuse_experts, fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.host_copy import host_copy
 from fastgrpo.policy.layer_kinds import is_recurrent
 from fastgrpo.policy.lora import adapter_state, adapters_off, add_adapters, merged_weights, save_adapters
@@ -146,7 +146,7 @@ class Policy:
             self.model.gradient_checkpointing_disable()
 
     def fuse_layers(self, *, recompute_mlp: bool = False) -> None:
-        """Run the decoder's layers on the kernels of `kernels.layer` where their kind is known, else as they are.
+        """Run the decoder's layers on the kernels of `kernels.layer` where their kind is known, else experts on theirs.
 
         `recompute_mlp` keeps attention's products and computes those of gate and up once more in backward.
         """
@@ -154,7 +154,9 @@ class Policy:
         if fuse_layers(decoder, recompute_mlp=recompute_mlp):
             if self.sharded_as is None:
                 stack_weights(decoder)
-        elif recompute_mlp:
+            return
+        fuse_experts(decoder)
+        if recompute_mlp:
             recompute_mlps(decoder)
 
     def compile_layers(self) -> None:

@@ -100,9 +100,9 @@ def activation_bytes_per_token(
     Plain: two norms keep fp32 and rounded hidden states (2 x (4 + 2b) H); q, k before and after rotation, v and the
     attention's output; gate, its activation, up and their product. Compiled, norms keep their input and output, and
     silu is recomputed. Fused, norms keep their input, and the product of the MLP is recomputed too. Norms of heads, as
-    Qwen3's, keep what they are of. With `recompute_mlp` none of the MLP's products is kept. Of a mixture that is for
-    each choice of a token: fused with its weight and its expert, else with the hidden states and the results of each
-    choice and the router's numbers besides. Of a shared prompt's keys and values each of its sequences has a copy.
+    Qwen3's, keep what they are of. With `recompute_mlp` none of the MLP's products is kept. Of a mixture gate and up
+    are kept of each choice of a token, with its weight and its expert, plain with the router's numbers; compiled the
+    hidden states and the results of each choice, too. Of a shared prompt's keys and values each sequence has a copy.
     Of latent attention the values are as wide as the keys until the output is cut to them, and its vectors are normed.
     """
     b, hidden, inner, experts = dtype.itemsize, config.hidden_size, mlp_width(config), mixture(config)
@@ -124,10 +124,15 @@ def activation_bytes_per_token(
     products = {"plain": 4, "compiled": 3, "fused": 2}
     mlp = products[layers] * b * inner
     routing = 0
-    if experts is not None and layers == "fused":
-        routing = experts.choices * (4 + 8)
-    elif experts is not None:
+    if experts is not None and layers == "compiled":
         mlp += experts.choices * (2 * b * hidden + 3 * 8) + experts.experts * 4
+    elif experts is not None:
+        routing = experts.choices * (4 + 8)
+    if experts is not None and layers == "plain":
+        # Of the chosen experts two products of four; layers without experts may keep more.
+        dense = config.intermediate_size if experts.dense else 0
+        mlp = b * max(4 * dense, 2 * experts.choices * experts.columns + 4 * experts.shared)
+        routing += experts.experts * 4
     return norms[layers] + attention + recurrent + routing + (0 if recompute_mlp else mlp)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgrpo.kernels.experts import norm_experts
+from fastgrpo.kernels.experts import norm_experts, routed_experts
 from fastgrpo.kernels.layer import norm_linear, norm_mlp, rotated, stacked
 from tests.helpers.random_heads import INTERPRETED
 
@@ -148,6 +148,30 @@ def test_norm_and_experts(
         return [norm_experts(10 * x, norm, EPS, router, gate_up, down, **options)]
 
     compare(ours, exact, [x, norm, router, 3 * gate_up, down])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(("tokens", "width", "inner", "experts", "k"), [(23, 48, 64, 6, 2), (2, 1032, 16, 9, 4)])
+def test_experts_of_a_routers_choices(
+    device, dtype: torch.dtype, trained: bool, tokens: int, width: int, inner: int, experts: int, k: int
+) -> None:
+    h, weight, gate_up, down = drawn(
+        device, dtype, (tokens, width), (tokens, k), (experts, 2 * inner, width), (experts, width, inner)
+    )
+    # The last expert is chosen by nobody.
+    chosen = torch.stack([torch.randperm(experts - 1)[:k] for _ in range(tokens)]).to(device)
+    if not trained:  # a frozen mixture beside adapters: neither weight has a gradient
+        ours = routed_experts(h.requires_grad_(), weight.requires_grad_(), chosen, gate_up, down)
+        ours.sum().backward()
+        assert h.grad.abs().sum() > 0 < weight.grad.abs().sum()
+        assert gate_up.grad is down.grad is None
+        return
+
+    def exact(h, weight, gate_up, down):
+        return [exact_experts(h, weight, chosen, gate_up, down)]
+
+    compare(lambda h, w, g, d: [routed_experts(h, w, chosen, g, d)], exact, [h, weight, 3 * gate_up, down])
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -28,7 +28,7 @@ from fastgrpo.config_keys import resolve
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.delta_rule import gated_delta_rule
 from fastgrpo.kernels.mamba2 import mamba2
-from fastgrpo.policy.fused_layers import recompute_mlps, restore_layers
+from fastgrpo.policy.fused_layers import fuse_experts, recompute_mlps, restore_layers
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.model import Policy
 from fastgrpo.policy.recurrent import recur_within_runs, rows_of
@@ -345,6 +345,7 @@ def test_activations_are_what_autograd_keeps(tmp_path: Path, kept: str, kind, la
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **{"head_dim": 32} | changes), **options)
     if layers == "plain":
         restore_layers(policy.model.base_model)
+        fuse_experts(policy.model.base_model)
         if kept == "no mlp":
             recompute_mlps(policy.model.base_model)
     tokens, config = 512, policy.model.config
