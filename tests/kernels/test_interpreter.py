@@ -29,6 +29,7 @@ def test_kernels_in_the_interpreter():
         "test_sampling.py",
         "test_decoding.py",
         "test_delta_rule.py",
+        "test_convolution.py",
     )
     files = [str(HERE / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
