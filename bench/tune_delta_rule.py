@@ -83,7 +83,7 @@ def main() -> None:
         mock.patch.object(forward, "launch_for", time_blocks),
         mock.patch.object(backward, "launch_for", time_blocks),
     ):
-        torch.autograd.grad(gated_delta_rule(*inputs).sum(), inputs)
+        torch.autograd.grad(gated_delta_rule(*inputs)[0].sum(), inputs)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def in_chunks(given: Tensor) -> Tensor:
 
 
 def fading(at: Tensor, since: Tensor, *, own: bool = True) -> Tensor:
-    """exp(at_i - since_j) for j < i, and its `own` j = i, else 0: [..., I] and [..., I] to [..., I, I], fp32."""
-    later = torch.ones(at.shape[-1], at.shape[-1], dtype=torch.bool, device=at.device).triu_(int(own))
+    """exp(at_i - since_j) for j < i, and its `own` j = i, else 0: [..., I] and [..., J] to [..., I, J], fp32."""
+    later = torch.ones(at.shape[-1], since.shape[-1], dtype=torch.bool, device=at.device).triu_(int(own))
     # Masked before exp, which would overflow.
     return (at[..., :, None] - since[..., None, :]).float().masked_fill_(later, -torch.inf).exp_()

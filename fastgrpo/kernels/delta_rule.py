@@ -34,45 +34,57 @@ TOGETHER = 2**25
 KERNEL_KEYS = 128
 
 
-def gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-    """Outputs [B, L, H, V] of rows whose first state is zeros, in the type of `query`; computed in fp32.
+def gated_delta_rule(
+    query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Outputs [B, L, H, V] of rows, in the type of `query`, and the state [B, H, K, V] after each, fp32, as computed.
 
     query, key: [B, L, H, K]; value: [B, L, H, V]; g: [B, L, H], the logarithm of what remains of a state, at most 0;
-    beta: [B, L, H], the share of a key's old value that its new one replaces.
+    beta: [B, L, H], the share of a key's old value that its new one replaces. Where both are 0, as after the end of a
+    row shorter than L, the state stays as it is. initial_state: [B, H, K, V], fp32, zeros if None.
     """
-    out: Tensor = _GatedDeltaRule.apply(query, key, value, g, beta)
+    if initial_state is None:
+        rows, _, heads, keys = key.shape
+        initial_state = key.new_zeros(rows, heads, keys, value.shape[-1], dtype=torch.float32)
+    out: tuple[Tensor, Tensor] = _GatedDeltaRule.apply(query, key, value, g, beta, initial_state)
     return out
 
 
 class _GatedDeltaRule(torch.autograd.Function):
-    """Both passes, some heads after the others; arguments and result as those of `gated_delta_rule`."""
+    """Both passes, some heads after the others; arguments and results as those of `gated_delta_rule`."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
+        *inputs, initial_state = given
         query, key, value, *_ = inputs
         forward, ctx.backward = _passes_for(query, key, value)
         elements_of_head = query.shape[:2].numel() * max(query.shape[-1], value.shape[-1])
         ctx.heads = max(1, TOGETHER // elements_of_head)
         output = query.new_empty(*query.shape[:3], value.shape[-1])
-        kept = [forward(part, into) for *part, into in _parts(ctx.heads, *inputs, output)]
+        final_state = torch.empty_like(initial_state, memory_format=torch.contiguous_format)
+        parts = _parts(ctx.heads, *inputs, output), _parts(ctx.heads, initial_state, final_state, dim=1)
+        kept = [forward(part, into, *states) for (*part, into), states in zip(*parts, strict=True)]
         ctx.save_for_backward(*inputs, *chain.from_iterable(kept))
-        return output
+        return output, final_state
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, d_output: Tensor, d_final: Tensor) -> tuple[Tensor, ...]:
         inputs, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
         gradients = tuple(torch.empty_like(given, memory_format=torch.contiguous_format) for given in inputs)
+        d_initial = torch.empty_like(d_final, memory_format=torch.contiguous_format)
         parts = list(_parts(ctx.heads, d_output, *inputs, *gradients))
         count = len(kept) // len(parts)
-        for number, (d_part, *both) in enumerate(parts):
-            ctx.backward(d_part, both[:5], kept[count * number : count * (number + 1)], both[5:])
-        return gradients
+        of_states = _parts(ctx.heads, d_final, d_initial, dim=1)
+        for number, ((d_part, *both), states) in enumerate(zip(parts, of_states, strict=True)):
+            of_part = kept[count * number : count * (number + 1)]
+            ctx.backward(d_part, both[:5], of_part, both[5:], *states)
+        return *gradients, d_initial
 
 
-def _parts(heads: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of so many heads of each [B, L, H, ...]."""
-    return zip(*(tensor.split(heads, 2) for tensor in tensors), strict=True)
+def _parts(heads: int, *tensors: Tensor, dim: int = 2) -> Iterator[tuple[Tensor, ...]]:
+    """Views of so many heads of each tensor, which has them in `dim`."""
+    return zip(*(tensor.split(heads, dim) for tensor in tensors), strict=True)
 
 
 def _passes_for(query: Tensor, key: Tensor, value: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]]:

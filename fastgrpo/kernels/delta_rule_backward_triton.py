@@ -26,7 +26,9 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
     load_tokens,
     of_rows,
     of_stack,
+    of_states,
     rows_of,
+    states_of,
     store_halves,
     store_tokens,
     transposed,
@@ -71,14 +73,16 @@ def _d_within_kernel(
 
 @triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
 def _d_states_kernel(
-    sum_ptr, query_scale_ptr, key_scale_ptr, query, key, beta, d_output, inverse_ptr,
-    d_written_ptr, d_new_ptr, d_states_ptr,
+    sum_ptr, query_scale_ptr, key_scale_ptr, query, key, beta, d_output, inverse_ptr, d_final,
+    d_written_ptr, d_new_ptr, d_states_ptr, d_initial,
     length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """Gradients, in halves, of the state after each chunk and of what its T is multiplied with, b v - exp(G) b k S."""
+    """Gradients, in halves, of the state after each chunk and of what its T is multiplied with, b v - exp(G) b k S;
+    and that of the first state."""
     blocks, i_C, row_K = tl.cdiv(values, V), tl.arange(0, C), tl.arange(0, K)
     x, column_V = tl.program_id(0) // blocks, tl.program_id(0) % blocks * V + tl.arange(0, V)
-    d_state_KV = tl.zeros([K, V], tl.float32)
+    from_KV, inside_KV = of_states(d_final, x, heads, keys, values, row_K, column_V)
+    d_state_KV = tl.load(from_KV, mask=inside_KV, other=0.0)
     for back in range(chunks):
         chunk = chunks - 1 - back
         place = x * chunks + chunk
@@ -103,6 +107,8 @@ def _d_states_kernel(
         d_state_KV *= tl.exp(last.to(tl.float32))
         d_state_KV = dot_halves(tl.trans(query_CK), halves_of(d_read_CV), d_state_KV)
         d_state_KV = dot_halves(tl.trans(key_CK), halves_of(d_reading_CV), d_state_KV)
+    to_KV, inside_KV = of_states(d_initial, x, heads, keys, values, row_K, column_V)
+    tl.store(to_KV, d_state_KV, mask=inside_KV)
 
 
 @triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
@@ -219,8 +225,18 @@ def _d_writes_kernel(
     tl.store(to_CK, tl.trans(d_key_KC).to(d_key[0].dtype.element_ty), mask=inside_CK)
 
 
-def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Writes the `gradients` of `inputs`, the arguments of `forward`, which returned `kept`."""
+def backward(
+    d_output: Tensor,
+    inputs: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    d_final: Tensor,
+    d_initial: Tensor,
+) -> None:
+    """Writes the `gradients` of `inputs` and that of the initial state, arguments of `forward`, which gave `kept`.
+
+    d_output, d_final: the gradients of what it wrote.
+    """
     *scales, inverse_X2CC, states_X2KV = kept
     sum_XC = scales[0]
     sizes = Sizes.of(inputs[0], inputs[2])
@@ -236,7 +252,8 @@ def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor],
     d_states_X2KV = sizes.halves(sum_XC, sizes.keys, sizes.values)
     launch_for(
         _d_states_kernel, D_STATES, sizes, sizes.rows * sizes.heads * sizes.blocks(D_STATES),
-        *scales, query, key, beta, d_out, inverse_X2CC, d_written_XCV, d_new_X2CV, d_states_X2KV,
+        *scales, query, key, beta, d_out, inverse_X2CC, states_of(d_final), d_written_XCV, d_new_X2CV, d_states_X2KV,
+        states_of(d_initial),
     )  # fmt: skip
     del d_written_XCV
     d_g_XC, d_reading_XKC = sizes.tokens(sum_XC), sizes.tokens(sum_XC, sizes.keys)

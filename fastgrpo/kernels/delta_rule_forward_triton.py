@@ -27,7 +27,9 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
     load_tokens,
     of_rows,
     of_stack,
+    of_states,
     rows_of,
+    states_of,
     store_halves,
     transposed,
 )
@@ -91,13 +93,14 @@ def _inverse_kernel(products_ptr, inverse_ptr, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
 def _states_kernel(
-    sum_ptr, scale_ptr, key, value, beta, inverse_ptr, written_ptr, states_ptr,
+    sum_ptr, scale_ptr, key, value, beta, inverse_ptr, initial_state, written_ptr, states_ptr, final_state,
     length, heads, keys, values, chunks, C: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
-    """N of each chunk and the state before it, in halves."""
+    """N of each chunk and the state before it, in halves, and the state after the last one."""
     blocks, i_C, row_K = tl.cdiv(values, V), tl.arange(0, C), tl.arange(0, K)
     x, column_V = tl.program_id(0) // blocks, tl.program_id(0) % blocks * V + tl.arange(0, V)
-    state_KV = tl.zeros([K, V], tl.float32)
+    from_KV, inside_KV = of_states(initial_state, x, heads, keys, values, row_K, column_V)
+    state_KV = tl.load(from_KV, mask=inside_KV, other=0.0)
     for chunk in range(chunks):
         place = x * chunks + chunk
         first = place.to(tl.int64) * C
@@ -117,6 +120,8 @@ def _states_kernel(
         write_C = tl.exp((last - sum_C).to(tl.float32)) * scale_C
         state_KV *= tl.exp(last.to(tl.float32))
         state_KV = dot_halves(tl.trans(key_CK), halves_of(written_CV * write_C[:, None]), state_KV)
+    to_KV, inside_KV = of_states(final_state, x, heads, keys, values, row_K, column_V)
+    tl.store(to_KV, state_KV, mask=inside_KV)
 
 
 @triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)
@@ -144,8 +149,8 @@ def _outputs_kernel(
     tl.store(to_CV, tl.trans(output_VC).to(output[0].dtype.element_ty), mask=inside_CV)
 
 
-def forward(inputs: Sequence[Tensor], output: Tensor) -> tuple[Tensor, ...]:
-    """Writes the output of `gated_delta_rule`, of which `inputs` are the arguments, all bfloat16 but g and beta.
+def forward(inputs: Sequence[Tensor], output: Tensor, initial_state: Tensor, final_state: Tensor) -> tuple[Tensor, ...]:
+    """Writes the results of `gated_delta_rule`, of which `inputs`, all bfloat16 but g and beta, are the arguments.
 
     What `backward` needs besides comes back: G, scales of queries and keys, T, states.
     """
@@ -159,7 +164,8 @@ def forward(inputs: Sequence[Tensor], output: Tensor) -> tuple[Tensor, ...]:
     written_X2CV, states_X2KV = (sizes.halves(output, height, sizes.values) for height in (CHUNK, sizes.keys))
     launch_for(
         _states_kernel, STATES, sizes, sizes.rows * sizes.heads * sizes.blocks(STATES),
-        scales[0], scales[2], key, value, beta, inverse_X2CC, written_X2CV, states_X2KV,
+        scales[0], scales[2], key, value, beta, inverse_X2CC, states_of(initial_state), written_X2CV, states_X2KV,
+        states_of(final_state),
     )  # fmt: skip
     launch_for(
         _outputs_kernel, OUTPUTS, sizes, sizes.places * sizes.blocks(OUTPUTS),

@@ -13,7 +13,7 @@ from registers, and ptxas before CUDA 13.3, which Triton 3.6 brings, reuses thos
 request 11781; flash-linear-attention's issue 640).
 
 Rows [B, L, H, .] come as (tensor, stride of a token): a launch takes heads that are one after another, those of a token
-together, of rows that have more of them.
+together, of rows that have more of them; states [B, H, K, V] likewise as (tensor, stride of a row).
 
 Shapes: X chunks of all heads of all rows, C tokens of a chunk, K columns of a key, V of a block of values.
 """
@@ -36,7 +36,7 @@ FACTOR = tl.constexpr(tl.float32 if os.environ.get("TRITON_INTERPRET") == "1" el
 # What changes from batch to batch, or from a launch's heads to the next ones, compiles nothing again.
 VARIED = ("length", "heads", "chunks")
 UNALIGNED = ("g", "beta", "d_g", "d_beta")
-# As kernels take them.
+# As kernels take them: a tensor and the stride of a token, or of states the stride of a row.
 Rows = tuple[Tensor, int]
 
 
@@ -92,6 +92,13 @@ def rows_of(given: Tensor) -> Rows:
     if inner != [*given.shape[3:], 1] or row != given.shape[1] * token:
         given = given.contiguous()
     return given, given.stride(1)
+
+
+def states_of(given: Tensor) -> Rows:
+    """`given` [B, H, K, V] of heads that are one after another, with the stride of a row."""
+    if given[0].is_contiguous():
+        return given, given.stride(0)
+    return given.contiguous(), given[0].numel()
 
 
 def launch_for(kernel: Any, block: Block, sizes: Sizes, programs: int, first: Tensor, *others: Tensor | Rows) -> None:
@@ -175,6 +182,15 @@ def of_stack(ptr, number, height, width, row_R, column_D):
 def load_stack(ptr, number, height, width, row_R, column_D):
     at_RD, inside_RD = of_stack(ptr, number, height, width, row_R, column_D)
     return tl.load(at_RD, mask=inside_RD, other=0.0)
+
+
+@triton.jit
+def of_states(states, x, heads, keys, values, row_K, column_V):
+    """(pointers, mask) of some columns of a head's state, in states [B, H, K, V]."""
+    offset_KV = row_K[:, None] * values + column_V[None, :]
+    inside_KV = (row_K < keys)[:, None] & (column_V < values)[None, :]
+    first = (x // heads).to(tl.int64) * states[1] + x % heads * keys * values
+    return states[0] + first + offset_KV, inside_KV
 
 
 @triton.jit

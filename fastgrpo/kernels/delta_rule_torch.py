@@ -51,29 +51,42 @@ class _Chunks:
         return ((self.key_NXCK * self.beta_NXC1) @ self.key_NXCK.mT).mul_(self.fade_NXCC)
 
 
-def forward(inputs: Sequence[Tensor], output: Tensor) -> tuple[Tensor, ...]:
-    """Writes the output of `gated_delta_rule`, of which `inputs` are the arguments; computed in fp32.
+def forward(inputs: Sequence[Tensor], output: Tensor, initial_state: Tensor, final_state: Tensor) -> tuple[Tensor, ...]:
+    """Writes the results of `gated_delta_rule`, of which `inputs` and `initial_state` are the arguments, in fp32.
 
     What `backward` needs besides comes back: T and the states.
     """
     chunks = _chunks(*inputs)
     inverse_NXCC = _inverse(chunks)
-    written_NXCV, states_MXKV = _states(chunks, inverse_NXCC)
+    written_NXCV, states_MXKV = _states(chunks, inverse_NXCC, initial_state.flatten(0, 1))
     output_NXCV = chunks.attention() @ written_NXCV
     output_NXCV += (chunks.query_NXCK * chunks.since_start_NXC1) @ states_MXKV[:-1]
     _write_rows(output_NXCV, output)
+    final_state.copy_(states_MXKV[-1].view(final_state.shape))
     return inverse_NXCC, states_MXKV
 
 
-def backward(d_output: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """Writes the `gradients` of `inputs`, the arguments of `forward`, which returned `kept`."""
+def backward(
+    d_output: Tensor,
+    inputs: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    d_final: Tensor,
+    d_initial: Tensor,
+) -> None:
+    """Writes the `gradients` of `inputs` and that of the initial state, arguments of `forward`, which gave `kept`.
+
+    d_output, d_final: the gradients of what it wrote.
+    """
     inverse_NXCC, states_MXKV = kept
     chunks, d_output_NXCV = _chunks(*inputs), _in_chunks(d_output)
     reading_NXCK = chunks.reading_keys()
     written_NXCV = (chunks.value_NXCV * chunks.beta_NXC1).sub_(reading_NXCK @ states_MXKV[:-1])
     written_NXCV = inverse_NXCC @ written_NXCV
-    d_written_NXCV, d_states_MXKV = _d_states(chunks, inverse_NXCC @ reading_NXCK, d_output_NXCV)
+    reading_NXCK = inverse_NXCC @ reading_NXCK
+    d_written_NXCV, d_states_MXKV = _d_states(chunks, reading_NXCK, d_output_NXCV, d_final.flatten(0, 1))
     del reading_NXCK
+    d_initial.copy_(d_states_MXKV[0].view(d_initial.shape))
     d_betas_value_NXCV = inverse_NXCC.mT @ d_written_NXCV
     del d_written_NXCV
     found = _d_inputs(chunks, states_MXKV, d_states_MXKV, written_NXCV, d_betas_value_NXCV, d_output_NXCV)
@@ -115,14 +128,14 @@ def _inverse(chunks: _Chunks) -> Tensor:
     return torch.linalg.solve_triangular(products_NXCC, identity, upper=False, unitriangular=True)
 
 
-def _states(chunks: _Chunks, inverse_NXCC: Tensor) -> tuple[Tensor, Tensor]:
+def _states(chunks: _Chunks, inverse_NXCC: Tensor, initial_XKV: Tensor) -> tuple[Tensor, Tensor]:
     """What each token writes, [N, X, C, V]; and the state before each chunk and after the last, [N + 1, X, K, V]."""
     reading_NXCK = inverse_NXCC @ chunks.reading_keys()
     written_NXCV = inverse_NXCC @ (chunks.value_NXCV * chunks.beta_NXC1)
     writing_NXCK = chunks.key_NXCK * chunks.until_end_NXC1
     count, heads, _, columns = reading_NXCK.shape
     states_MXKV = reading_NXCK.new_empty(count + 1, heads, columns, written_NXCV.shape[-1])
-    states_MXKV[0] = 0
+    states_MXKV[0] = initial_XKV
     for chunk, whole_X11 in enumerate(chunks.whole_NX11):
         written_NXCV[chunk].baddbmm_(reading_NXCK[chunk], states_MXKV[chunk], alpha=-1)
         torch.mul(states_MXKV[chunk], whole_X11, out=states_MXKV[chunk + 1])
@@ -130,12 +143,14 @@ def _states(chunks: _Chunks, inverse_NXCC: Tensor) -> tuple[Tensor, Tensor]:
     return written_NXCV, states_MXKV
 
 
-def _d_states(chunks: _Chunks, reading_NXCK: Tensor, d_output_NXCV: Tensor) -> tuple[Tensor, Tensor]:
+def _d_states(
+    chunks: _Chunks, reading_NXCK: Tensor, d_output_NXCV: Tensor, d_final_XKV: Tensor
+) -> tuple[Tensor, Tensor]:
     """Gradients of what `_states` returns, by way of outputs and of later chunks; `reading_NXCK` as there."""
     d_written_NXCV = chunks.attention().mT @ d_output_NXCV
     count, heads, _, columns = reading_NXCK.shape
     d_states_MXKV = reading_NXCK.new_empty(count + 1, heads, columns, d_output_NXCV.shape[-1])
-    d_states_MXKV[-1] = 0
+    d_states_MXKV[-1] = d_final_XKV
     faded_NXCK = chunks.query_NXCK * chunks.since_start_NXC1
     torch.matmul(faded_NXCK.mT, d_output_NXCV, out=d_states_MXKV[:-1])
     writing_NXCK = torch.mul(chunks.key_NXCK, chunks.until_end_NXC1, out=faded_NXCK)

@@ -107,12 +107,12 @@ def _delta_rule(
     """The rule as a layer without a cache calls it: from a state of zeros, the last one forgotten, lengths 1."""
     if query.is_cuda and fla_has_gradients():
         return theirs(query, key, value, **others)
-    return gated_delta_rule(query, key, value, others["g"], others["beta"]), None
+    return gated_delta_rule(query, key, value, others["g"], others["beta"])[0], None
 
 
 def _mamba2(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, **others: Any) -> Tensor:
     """Mamba-2 as a layer without a cache calls it: from a state of zeros, the last one forgotten, steps by softplus."""
-    return mamba2(x, dt, a, b, c, others["D"], others["dt_bias"], others["dt_limit"])
+    return mamba2(x, dt, a, b, c, others["D"], others["dt_bias"], others["dt_limit"])[0]
 
 
 @cache

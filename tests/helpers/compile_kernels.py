@@ -106,8 +106,9 @@ def delta_rule(rows: int, length: int, heads: int, keys: int, values: int) -> No
     """The gated delta rule of such rows, forward and backward."""
     columns = [torch.zeros(rows, length, heads, width).bfloat16() for width in (keys, keys, values)]
     inputs = [*columns, torch.zeros(rows, length, heads), torch.zeros(rows, length, heads).bfloat16()]
-    kept = delta_rule_forward_triton.forward(inputs, columns[2])
-    delta_rule_backward_triton.backward(columns[2], inputs, kept, inputs)
+    state = torch.zeros(rows, heads, keys, values)
+    kept = delta_rule_forward_triton.forward(inputs, columns[2], state, state)
+    delta_rule_backward_triton.backward(columns[2], inputs, kept, inputs, state, state)
 
 
 def unwritten(cubin: bytes) -> list[str]:

@@ -453,7 +453,7 @@ def test_a_recurrent_layer_works_with_no_more_than_is_planned(rows_of_state: int
 def peak_of(function, arguments: list[torch.Tensor]) -> float:  # type: ignore[no-untyped-def]
     """The most that backward works with, in bytes for a column of the output."""
     leaves = [argument.requires_grad_() for argument in arguments]
-    output = function(*leaves)
+    output = function(*leaves)[0]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         torch.autograd.grad(output, leaves, torch.ones_like(output))
     sizes = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
