@@ -18,12 +18,14 @@ SIMILAR = 0.75
 class Widths:
     """Columns of a recurrent layer: those of its values, those that are convolved; and the elements of its state.
 
+    before: tokens before its own that the convolution reads.
     delta_rule: whether its rule is that of `kernels/delta_rule.py`, else that of `kernels/mamba2.py`.
     """
 
     values: int
     convolved: int
     state: int
+    before: int
     delta_rule: bool
 
 
@@ -32,10 +34,12 @@ def widths(config: PretrainedConfig) -> Widths | None:
     text = config.get_text_config()
     if not is_recurrent(text):
         return None
+    names = ("linear_conv_kernel_dim", "mamba_d_conv", "conv_kernel")
+    before = next(value for name in names if (value := getattr(text, name, None))) - 1
     if hasattr(text, "linear_num_value_heads"):
         keys = text.linear_num_key_heads * text.linear_key_head_dim
         values = text.linear_num_value_heads * text.linear_value_head_dim
-        return Widths(values, values + 2 * keys, values * text.linear_key_head_dim, delta_rule=True)
+        return Widths(values, values + 2 * keys, values * text.linear_key_head_dim, before, delta_rule=True)
     heads, size, state, groups = (
         next(value for name in names if (value := getattr(text, name, None)))
         for names in (
@@ -45,7 +49,7 @@ def widths(config: PretrainedConfig) -> Widths | None:
             ("mamba_n_groups", "n_groups"),
         )
     )
-    return Widths(heads * size, heads * size + 2 * groups * state, heads * size * state, delta_rule=False)
+    return Widths(heads * size, heads * size + 2 * groups * state, heads * size * state, before, delta_rule=False)
 
 
 def is_recurrent(config: PretrainedConfig) -> bool:

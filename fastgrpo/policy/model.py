@@ -27,7 +27,7 @@ from fastgrpo.policy.experts import parts_in_files, router_biases
 from fastgrpo.policy.fsdp import gathered
 from fastgrpo.policy.fused_layers import fuse_experts, fuse_layers, recompute_mlps, restore_layers, stack_weights
 from fastgrpo.policy.host_copy import host_copy
-from fastgrpo.policy.layer_kinds import is_recurrent
+from fastgrpo.policy.layer_kinds import widths
 from fastgrpo.policy.lora import adapter_state, adapters_off, add_adapters, merged_weights, save_adapters
 from fastgrpo.policy.recurrent import rows_of
 from fastgrpo.ranks.collectives import STEP_WAIT_S, is_first_rank
@@ -231,7 +231,8 @@ class BasePolicy(Policy):
 
 def packed_inputs(config: PretrainedConfig, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> dict[str, Any]:
     """The arguments of a transformers model of this configuration for one packed row."""
-    recurrent = {"rows": rows_of(runs)} if is_recurrent(config) else {}
+    layer = widths(config)
+    recurrent = {} if layer is None else {"rows": rows_of(runs, layer.before)}
     return {
         "input_ids": input_ids_T[None],
         "position_ids": position_ids_T[None],

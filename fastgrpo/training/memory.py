@@ -311,8 +311,7 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
     # The gradients of an MLP's products, its own product in place of one; of a mixture beside what enters and what
     # leaves each choice.
     working = max(head, tokens * b * (3 * mlp_width(config) + 2 * expert_choices(config) * hidden))
-    gathered = workload.key_copies * tokens
-    working = max(working, recurrent_working(config, workload.dtype, gathered, workload.max_model_len))
+    working = max(working, recurrent_working(config, workload.dtype, tokens, workload.max_model_len))
     if not workload.gradient_checkpointing:
         return tokens * layers * layer, working
     # One hidden state a layer is kept; a layer is recomputed and held with the gradients that pass through it.

@@ -28,8 +28,6 @@ NORMED_HEADS = frozenset(
     }
 )
 Layers = Literal["plain", "compiled", "fused"]
-# Tokens before its own that a recurrent layer's convolution reads.
-CONVOLVED = 3
 
 
 class Recurrent(NamedTuple):
@@ -82,7 +80,7 @@ def attention_layers(config: PretrainedConfig) -> int:
 def state_bytes(config: PretrainedConfig) -> int:
     """What the recurrent layers keep of one sequence, in fp32 as vLLM's largest states."""
     layer = widths(config)
-    return 0 if layer is None else 4 * recurrent_layers(config) * (layer.state + CONVOLVED * layer.convolved)
+    return 0 if layer is None else 4 * recurrent_layers(config) * (layer.state + layer.before * layer.convolved)
 
 
 def activation_bytes_per_token(
@@ -114,7 +112,7 @@ def activation_bytes_per_token(
     if config.model_type in NORMED_HEADS:
         normed, stacked = head_width(config) + _kv_width(config), head_width(config) + 2 * _kv_width(config)
         attention += {"plain": (4 + b) * normed, "compiled": b * normed, "fused": b * stacked}[layers]
-    recurrent = int(key_copies * _recurrent_bytes(config, dtype))
+    recurrent = _recurrent_bytes(config, dtype)
     if not widest:
         attention = attention * attention_layers(config) // config.num_hidden_layers
         recurrent = recurrent * recurrent_layers(config) // config.num_hidden_layers
@@ -138,7 +136,11 @@ def activation_bytes_per_token(
 
 
 def _recurrent_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """What a recurrent layer keeps of a token of its rows, padding included."""
+    """What a recurrent layer keeps of a token of its rows, padding included.
+
+    Rows that continue a prompt keep a state each and are longer by what a convolution reads, which is less than the
+    most padding, unless they are much shorter than a chunk.
+    """
     layer = widths(config)
     if layer is None:
         return 0
