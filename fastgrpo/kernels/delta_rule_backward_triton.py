@@ -36,9 +36,9 @@ from fastgrpo.kernels.delta_rule_tiles_triton import (
 
 # Chosen by registers and shared memory; what an H200 took of others is in bench/results/recurrent.md.
 D_WITHIN = Block(values=64, warps=4, stages=1)
-D_STATES = Block(values=32, warps=4, stages=2)
-D_READS = Block(values=64, warps=8, stages=1)
-D_WRITES = Block(values=64, warps=8, stages=1)
+D_STATES = Block(values=32, warps=4, stages=3)
+D_READS = Block(values=64, warps=8, stages=2)
+D_WRITES = Block(values=32, warps=4, stages=2)
 
 
 @triton.jit(do_not_specialize=VARIED, do_not_specialize_on_alignment=UNALIGNED)

@@ -38,7 +38,7 @@ from fastgrpo.kernels.delta_rule_torch import EPS
 SMALL = tl.constexpr(EPS)
 # Chosen by registers and shared memory; what an H200 took of others is in bench/results/recurrent.md.
 WITHIN = Block(values=64, warps=4, stages=1)
-INVERSE_WARPS = 4
+INVERSE_WARPS = 1
 STATES = Block(values=32, warps=4, stages=2)
 OUTPUTS = Block(values=64, warps=4, stages=1)
 

@@ -7,8 +7,8 @@ First come prompts and whole sequences, then what continues a prompt, from the s
 once. The convolution before the state reads some tokens more, so that the prompt's last ones are laid out before each
 continuation. They, and padding after a prompt, leave the state as it is.
 
-The gated delta rule and Mamba-2 are those of `kernels/`; the rule is flash-linear-attention's where that is there and
-computes gradients.
+The convolution, the gated delta rule and Mamba-2 are those of `kernels/`; the rule is flash-linear-attention's where
+that is there and computes gradients.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ import torch
 from packaging.version import Version
 from torch import Tensor, nn
 
+from fastgrpo.kernels.convolution import convolved
 from fastgrpo.kernels.delta_rule import gated_delta_rule
 from fastgrpo.kernels.mamba2 import mamba2
 from fastgrpo.policy.layer_kinds import SIMILAR
 from fastgrpo.policy.packed_attention import Repeated
 from fastgrpo.types import Runs
 
-# transformers' functions of the gated delta rule and of Mamba-2, as its layers call them, and mamba_ssm's for a whole
-# layer of Mamba-2, which begins with zeros; None, as transformers' own returns, lets the layer call the others.
-DELTA_RULE, MAMBA2, WHOLE_MAMBA2 = (
+# transformers' functions of the convolution, the gated delta rule and Mamba-2, as its layers call them, and mamba_ssm's
+# for a whole layer of Mamba-2, which begins with zeros; None, as transformers' own returns, lets it call the others.
+CONVOLUTION, DELTA_RULE, MAMBA2, WHOLE_MAMBA2 = (
+    "causal_conv1d_fn",
     "torch_chunk_gated_delta_rule",
     "mamba2_chunk_scan",
     "mamba2_split_conv1d_scan_combined",
@@ -156,17 +158,27 @@ def _forward(own: Callable[..., Tensor], states: _States, hidden_states: Tensor,
 
 
 def _with_our_function(layer: nn.Module, states: _States) -> Callable[..., Tensor]:
-    """The layer's own forward, for which `_delta_rule` or `_mamba2` is what its module calls `DELTA_RULE` or `MAMBA2`.
+    """The layer's own forward, for which functions of this module are what its own calls by the names above.
 
     Other models of the process, which may generate with it, keep transformers'.
     """
     own = inspect.unwrap(type(layer).forward)
     names = dict(own.__globals__)
+    if CONVOLUTION in names:
+        names[CONVOLUTION] = partial(_convolution, names[CONVOLUTION])
     if DELTA_RULE in names:
         names[DELTA_RULE] = partial(_delta_rule, states, names[DELTA_RULE])
     else:
         names[MAMBA2], names[WHOLE_MAMBA2] = partial(_mamba2, states), _nothing
     return MethodType(FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__), layer)
+
+
+def _convolution(
+    theirs: Callable[..., Tensor], x_SCL: Tensor, weight_CW: Tensor, bias_C: Tensor | None, **others: Any
+) -> Tensor:
+    """The convolution as a layer calls it, with silu in all models known."""
+    silu = others["activation"] in ("silu", "swish")
+    return convolved(x_SCL, weight_CW, bias_C) if silu else theirs(x_SCL, weight_CW, bias_C, **others)
 
 
 def _delta_rule(

@@ -19,6 +19,7 @@ from triton.runtime import JITFunction, driver
 
 from fastgrpo.kernels import (
     advantage_triton,
+    convolution_triton,
     decoding_triton,
     delta_rule_backward_triton,
     delta_rule_forward_triton,
@@ -111,6 +112,14 @@ def delta_rule(rows: int, length: int, heads: int, keys: int, values: int) -> No
     delta_rule_backward_triton.backward(columns[2], inputs, kept, inputs, state, state)
 
 
+def convolution(rows: int, length: int, channels: int) -> None:
+    """The short convolution of such rows, with a bias and without."""
+    x_SLC, weight_CW = torch.zeros(rows, length, channels).bfloat16(), torch.zeros(channels, 4).bfloat16()
+    for bias_C in (None, weight_CW[:, 0].contiguous()):
+        convolution_triton.forward(x_SLC, weight_CW, bias_C)
+        convolution_triton.backward(x_SLC, x_SLC, weight_CW, bias_C)
+
+
 def unwritten(cubin: bytes) -> list[str]:
     """Instructions that read a register before any has written it.
 
@@ -163,6 +172,8 @@ def main() -> None:
         decoding(sequences, block, counts, dim)
     for shape in ((1, 1, 1, 16, 16), (2, 70, 3, 128, 128)):
         delta_rule(*shape)
+    for rows, length, channels in ((1, 1, 1), (2, 70, 8192)):
+        convolution(rows, length, channels)
     for mode in ("grpo", "dr_grpo", "rloo"):
         advantage_triton.group_advantages(torch.ones(9), torch.zeros(9, dtype=torch.int64), mode)
     print("compiled")
