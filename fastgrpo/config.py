@@ -454,6 +454,10 @@ class Grpo(Section, frozen=True):
     tis_cap: Annotated[
         float, Meta(ge=0, description="cap of the importance weight trainer / vLLM; 0 = no correction")
     ] = 2.0
+    routing_replay: Annotated[
+        bool,
+        Meta(description="a mixture's tokens are trained with the experts that vLLM chose as it sampled them (R3)"),
+    ] = False
     micro_batch_tokens: Annotated[int, Meta(ge=16, le=2**22, description="tokens of one forward and backward")] = 16384
     mini_batches: Annotated[
         int, Meta(ge=1, le=MOST, description="parts of a step's rollouts, each for an optimizer step of its own")

@@ -45,6 +45,9 @@ ELSEWHERE = {
             "vllm_importance_sampling_correction vllm_importance_sampling_cap vllm_importance_sampling_clip_max "
             "rollout_is_threshold tis_clip use_tis is_correction_enable is_correction_threshold"
         ),
+        "grpo.routing_replay": (
+            "use_rollout_routing_replay enable_rollout_routing_replay router_replay.mode enable_router_replay"
+        ),
         "grpo.clip_low": "clip_ratio_low",
         "grpo.clip_high": "epsilon_high clip_ratio_high eps_clip_high",
         "grpo.clip_dual": "delta clip_ratio_c dual_clip eps_clip_c",

@@ -53,13 +53,15 @@ class Trace:
     """One sequence as it was sampled: an entry for each token in each of the lists.
 
     `loss_mask` is 1 where the policy wrote the token, `logprobs` is vLLM's logprob there and `versions` counts the
-    updates behind the weights that it was sampled from; both are 0 elsewhere.
+    updates behind the weights that it was sampled from; both are 0 elsewhere. `routes`: the experts that vLLM chose for
+    the first tokens, [tokens, layers, k], where it tells them.
     """
 
     token_ids: list[int]
     loss_mask: list[int]
     logprobs: list[float]
     versions: list[int] = field(default_factory=list, kw_only=True)
+    routes: np.ndarray | None = field(default=None, kw_only=True)
 
     def extend(
         self, token_ids: Sequence[int], mask: int, logprobs: Sequence[float] = (), versions: Sequence[int] = ()
@@ -69,6 +71,12 @@ class Trace:
         self.loss_mask.extend([mask] * len(token_ids))
         self.logprobs.extend(logprobs or [0.0] * len(token_ids))
         self.versions.extend(versions or [0] * len(token_ids))
+
+    def add_routes(self, routes: np.ndarray | None) -> None:
+        """The experts of a completion's tokens and of all before it: each token keeps those it had first."""
+        if routes is not None and self.routes is not None:
+            routes = np.concatenate([self.routes, routes[len(self.routes) :]])
+        self.routes = routes
 
 
 @dataclass(slots=True)
@@ -120,18 +128,22 @@ class Sample:
     """What the optimizer sees of one sequence: `Rollout`'s three lists and one advantage for all its loss tokens.
 
     token_ids: int32, loss_mask: bool, logprobs: float32; made from any sequences. As arrays, because ranks exchange
-    all samples of a step.
+    all samples of a step. routes: `Trace`'s, an entry for each token, -1 where vLLM told none; None where it tells none
+    at all.
     """
 
     token_ids: np.ndarray
     loss_mask: np.ndarray
     logprobs: np.ndarray
     advantage: float = 1.0
+    routes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.token_ids = np.asarray(self.token_ids, np.int32)
         self.loss_mask = np.asarray(self.loss_mask, np.bool_)
         self.logprobs = np.asarray(self.logprobs, np.float32)
+        if self.routes is not None and (missing := len(self.token_ids) - len(self.routes)):
+            self.routes = np.pad(self.routes, [(0, missing), (0, 0), (0, 0)], constant_values=-1)
 
     @classmethod
     def empty(cls) -> Self:
@@ -163,13 +175,25 @@ class Runs:
 
 
 @dataclass(slots=True)
+class RoutingReplay:
+    """Experts that the T tokens of a packed row are to have in each of L mixtures, [T, L, K]; -1 where not known.
+
+    counts_2: int64; what the policy's passes over it have counted: pairs of a token and a layer with known experts, and
+    those of them for which the policy's own choice would be another.
+    """
+
+    experts_TLK: torch.Tensor
+    counts_2: torch.Tensor
+
+
+@dataclass(slots=True)
 class Batch:
     """Sequences packed without padding into one row of T tokens, of which N are predicted in the loss.
 
     input_ids_T, position_ids_T: int64. loss_index_N: positions whose hidden state predicts a loss token (the last of a
     shared prompt predicts several); targets_N: that token; sequence_N: index of the token's sequence in the whole step;
     the rest are fp32 [N]: advantage, normaliser weight, and logprobs under the sampling policy (vLLM), the old policy
-    (trainer) and the reference.
+    (trainer) and the reference. replay: the experts that vLLM chose, None where each layer chooses for itself.
     """
 
     input_ids_T: torch.Tensor
@@ -183,6 +207,7 @@ class Batch:
     sampled_logprobs_N: torch.Tensor
     old_logprobs_N: torch.Tensor | None = None
     ref_logprobs_N: torch.Tensor | None = None
+    replay: RoutingReplay | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

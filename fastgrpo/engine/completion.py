@@ -14,7 +14,8 @@ import numpy as np
 class Completion:
     """One finished request. `logprobs[i]` is that of `token_ids[i]` under the distribution it was sampled from.
 
-    `versions[i]` is the number, by `Engine.sync`, of the weights that sampled it.
+    `versions[i]` is the number, by `Engine.sync`, of the weights that sampled it. `routes`, where they are recorded:
+    the experts that the prompt's tokens and all but the last of `token_ids` had, [tokens, layers, k].
     """
 
     key: int
@@ -22,14 +23,19 @@ class Completion:
     logprobs: list[float]
     finish_reason: str
     versions: list[int]
+    routes: np.ndarray | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenRequest:
-    """An open request. `spans`: from which of its tokens on, counted from 0, weights of which version sample."""
+    """An open request. `spans`: from which of its tokens on, counted from 0, weights of which version sample.
+
+    `routes`: `Completion`'s, at its end.
+    """
 
     key: int
     spans: list[tuple[int, int]]
+    routes: np.ndarray | None = None
 
     def versions(self, tokens: int) -> list[int]:
         """The version of each of its `tokens`."""
@@ -47,10 +53,11 @@ class Packed(NamedTuple):
     token_ids: np.ndarray
     logprobs: np.ndarray
     versions: np.ndarray
+    routes: list[np.ndarray | None]
 
 
 def packed(completions: Sequence[Completion]) -> Packed:
-    """The `completions` in arrays: int32, and float32, which vLLM's logprobs are."""
+    """The `completions` in arrays: int32, and float32, which vLLM's logprobs are; routes as they are."""
     return Packed(
         [completion.key for completion in completions],
         [completion.finish_reason for completion in completions],
@@ -58,6 +65,7 @@ def packed(completions: Sequence[Completion]) -> Packed:
         np.fromiter(chain.from_iterable(completion.token_ids for completion in completions), np.int32),
         np.fromiter(chain.from_iterable(completion.logprobs for completion in completions), np.float32),
         np.fromiter(chain.from_iterable(completion.versions for completion in completions), np.int32),
+        [completion.routes for completion in completions],
     )
 
 
@@ -71,6 +79,9 @@ def unpacked(sent: Packed) -> list[Completion]:
             sent.logprobs[start:end].tolist(),
             reason,
             sent.versions[start:end].tolist(),
+            routes,
         )
-        for key, reason, start, end in zip(sent.keys, sent.reasons, ends - sent.lengths, ends, strict=True)
+        for key, reason, routes, start, end in zip(
+            sent.keys, sent.reasons, sent.routes, ends - sent.lengths, ends, strict=True
+        )
     ]

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 from fastgrpo.engine.choices import STEP_TOKENS
 from fastgrpo.engine.completion import Completion, OpenRequest
 from fastgrpo.engine.guards import interrupt_deferred, replaced
+from fastgrpo.engine.routes import RouteKeeper, asked_options, told_routes
 from fastgrpo.engine.shared_memory import Handles, export_parameters, load_lent
 from fastgrpo.engine.vllm_patches import (
     absorb_again,
@@ -71,6 +72,7 @@ class Engine:
         tensor_parallel: int = 1,
         free_share: float | None = None,
         worker_process: bool = False,
+        routes: bool = False,
     ) -> None:
         """`kv_cache_gib` (GiB) fixes the KV cache; without it a GPU gives what is free, a CPU 1 GiB. `kv_cache_dtype`
         "fp8" is e4m3 at scale 1, "auto" the weights'.
@@ -84,7 +86,7 @@ class Engine:
         `tensor_parallel` ranks in a row hold one engine together: each must submit the same requests, with a seed where
         they are sampled, and step, score and sync as the others do (`fastgrpo.engine.tensor_parallel`).
         `worker_process`: vLLM launches the kernels in a further process, beside its scheduler. `free_share` of the
-        GPU's memory is free; None = it is looked up.
+        GPU's memory is free; None = it is looked up. `routes`: completions tell the experts of a mixture's tokens.
         vLLM seeds Python's, numpy's and torch's global generators with `seed`.
         """
         on_gpu = torch.cuda.is_available()
@@ -127,7 +129,7 @@ class Engine:
             options["tensor_parallel_size"] = tensor_parallel
         if worker_process:
             options |= {"distributed_executor_backend": "mp", "worker_extension_cls": "fastgrpo.engine.worker.Worker"}
-        options |= _device_options(max_model_len, max_num_seqs, free_share)
+        options |= _device_options(max_model_len, max_num_seqs, free_share) | (asked_options() if routes else {})
         self._latent = latent_widths(model)
         if self._latent is not None and not on_gpu:
             # Where a CPU multiplies tiles, vLLM would take another one, which packs weights and throws them away.
@@ -139,6 +141,9 @@ class Engine:
             if self._latent is not None and not on_gpu:
                 check_latent_widths(self._latent)
             self._llm: Any = start_vllm(options)
+        self._records_routes = routes
+        if routes:
+            RouteKeeper(self._llm, self._open)
 
     @property
     def busy(self) -> bool:
@@ -351,12 +356,16 @@ class Engine:
 
     def _completion(self, output: Any) -> Completion:
         sample, request = output.outputs[0], self._open.pop(output.request_id)
+        routes = None
+        if self._records_routes:
+            routes = told_routes(request.routes, len(output.prompt_token_ids) + len(sample.token_ids) - 1)
         return Completion(
             key=request.key,
             token_ids=list(sample.token_ids),
             logprobs=list(sample.logprobs.logprobs),
             finish_reason=str(sample.finish_reason),
             versions=request.versions(len(sample.token_ids)),
+            routes=routes,
         )
 
 

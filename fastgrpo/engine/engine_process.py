@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -277,11 +278,7 @@ class EngineProcess:
         if message[0] != "finished":
             return []
         completions = unpacked(message[1])
-        return [
-            Completion(self._keys.pop(one.key), one.token_ids, one.logprobs, one.finish_reason, one.versions)
-            for one in completions
-            if one.key in self._keys
-        ]
+        return [replace(one, key=self._keys.pop(one.key)) for one in completions if one.key in self._keys]
 
     def _hangs(self, limit: float) -> Exception:
         return self._lose(EngineDied(hangs_after(limit)))

@@ -29,8 +29,12 @@ STATES = re.compile(r"available Mamba cache blocks \((\d+)\)")
 
 
 @contextmanager
-def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = None) -> Iterator[AnyEngine]:
+def open_engine(
+    config: Config, model: Path, *, kv_cache_gib: float | None = None, routes: bool = False
+) -> Iterator[AnyEngine]:
     """vLLM, in this process or its own, with `model`'s weights; `kv_cache_gib` as planned, None = the configuration's.
+
+    `routes`: its completions tell the experts of their tokens.
 
     Raises UserError with vLLM's reason where it refuses model or settings, as a length that the model does not have,
     and where it has no place for files of its own.
@@ -39,7 +43,7 @@ def open_engine(config: Config, model: Path, *, kv_cache_gib: float | None = Non
     require_scratch()
     try:
         with interruptible(), without_wildcards(model) as folder:
-            engine = _open(config, folder, kv_cache_gib)
+            engine = _open(config, folder, kv_cache_gib, routes)
     except (ValueError, NotImplementedError) as error:
         said = _reason(error, config)
         raise UserError(f"vLLM does not start with {model} and the [engine] settings: {said}") from error
@@ -78,7 +82,7 @@ def _try_in(folder: str) -> None:
         file.write(b"\0" * SCRATCH_BYTES)
 
 
-def _open(config: Config, folder: str, kv_cache_gib: float | None) -> AnyEngine:
+def _open(config: Config, folder: str, kv_cache_gib: float | None, routes: bool) -> AnyEngine:
     options: dict[str, Any] = {
         "dtype": str(policy_dtype(config)).removeprefix("torch."),
         "max_model_len": config.engine.max_model_len,
@@ -89,6 +93,7 @@ def _open(config: Config, folder: str, kv_cache_gib: float | None) -> AnyEngine:
         "seed": config.seed,
         "parity_threshold": config.engine.parity_threshold,
         "step_timeout_s": config.engine.step_timeout_s,
+        "routes": routes,
     }
     if own_process(config):
         return EngineProcess(folder, **options)

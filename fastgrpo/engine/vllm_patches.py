@@ -1,6 +1,6 @@
 """Monkey-patches applied to vLLM: what is private of vLLM is reached here, for `engine.py` and `worker.py`.
 
-Three patches are files of their own: `steady_decoding.py`, `one_pass_sampling.py` and `shared_prefix.py`.
+Four patches are files of their own: `steady_decoding.py`, `one_pass_sampling.py`, `shared_prefix.py` and `routes.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from fastgrpo.engine.guards import output_kept_back, replaced
 from fastgrpo.engine.one_pass_sampling import sample_in_one_pass
+from fastgrpo.engine.routes import record_routes
 from fastgrpo.engine.shared_prefix import share_prefixes
 from fastgrpo.engine.steady_decoding import spare_steady_steps
 from fastgrpo.policy.latent_attention import LatentWidths
@@ -94,6 +95,7 @@ def plain_transformers() -> Iterator[None]:
 @contextmanager
 def patched_worker() -> Iterator[None]:
     """`patched_vllm`'s part in the process that has vLLM's worker, which loads the model in the block."""
+    record_routes()
     with ExitStack() as stack:
         if torch.cuda.is_available():
             from vllm.config import VllmConfig
@@ -192,6 +194,14 @@ def keep_experts_plain() -> None:
         module.CPUFusedMOE.check_grouped_gemm = lambda self, layer: (False, "none")
         own_choice = module.select_experts
         module.select_experts = lambda **options: own_choice(**options | _one_group(options))
+        own_experts = module.CPUFusedMOE.forward_torch
+
+        def forward_torch(self: Any, layer: Any, tokens: Tensor, weight_TK: Tensor, chosen_TK: Tensor, *_: Any) -> Any:
+            if hasattr(layer, "capture_routes"):
+                layer.capture_routes(chosen_TK)
+            return own_experts(self, layer, tokens, weight_TK, chosen_TK, *_)
+
+        module.CPUFusedMOE.forward_torch = forward_torch
         return
     kernel: Any = importlib.import_module(f"{folder}.experts.cpu_moe").CPUUnquantizedExperts
     if not importlib.util.find_spec(f"{folder}.router.cpu_router"):  # vLLM 0.28.0; experts choose and pack in one class

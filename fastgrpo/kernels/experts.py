@@ -20,6 +20,16 @@ from torch.nn.functional import grouped_mm, linear
 from fastgrpo.kernels.layer import passes_on
 
 
+class Replay(NamedTuple):
+    """Experts that T tokens are to have in one layer, [T, K] of any signed integers, -1 where nothing is known.
+
+    counts_2: int64, to which each use adds the tokens with known experts, and those of them whose own would be others.
+    """
+
+    expert_TK: Tensor
+    counts_2: Tensor
+
+
 class Routes(NamedTuple):
     """Where the S = T k choices of T tokens go: one row each, sorted by expert."""
 
@@ -40,13 +50,16 @@ def norm_experts(
     top_k: int,
     renormalise: bool,
     recompute: bool,
+    replay: Replay | None = None,
 ) -> Tensor:
     """x + sum_e p_e down_e(silu(gate_e(h)) * up_e(h)) over the `top_k` experts of the largest p, h the RMSNorm of x.
 
     p = softmax(h router^T) in fp32; with `renormalise` those of a token's experts are divided by their sum. gate_e is
-    the first half of `gate_up_EFH`'s rows. `recompute` keeps no product for backward.
+    the first half of `gate_up_EFH`'s rows. `recompute` keeps no product for backward. With `replay` a token's experts
+    are those that it names, weighted by p all the same.
     """
-    out: Tensor = _NormExperts.apply(x_TH, norm_H, eps, router_EH, gate_up_EFH, down_EHI, top_k, renormalise, recompute)
+    weights = (x_TH, norm_H, eps, router_EH, gate_up_EFH, down_EHI)
+    out: Tensor = _NormExperts.apply(*weights, top_k, renormalise, recompute, replay)
     return out
 
 
@@ -57,6 +70,15 @@ def routed_experts(h_TH: Tensor, weight_TK: Tensor, expert_TK: Tensor, gate_up_E
     """
     out: Tensor = _RoutedExperts.apply(h_TH, weight_TK, expert_TK, gate_up_EFH, down_EHI)
     return out
+
+
+def replayed(own_TK: Tensor, replay: Replay) -> Tensor:
+    """int64 [T, K]: the experts that `replay` names, and a token's `own_TK` where it names none; counts both."""
+    known_T1 = replay.expert_TK[:, :1] >= 0
+    chosen_TK = torch.where(known_T1, replay.expert_TK, own_TK)
+    other_T = (chosen_TK.sort(-1).values != own_TK.sort(-1).values).any(-1)
+    replay.counts_2.add_(torch.stack([known_T1.sum(), other_T.sum()]))
+    return chosen_TK
 
 
 def routes_of(expert_TK: Tensor, experts: int) -> Routes:
@@ -147,10 +169,16 @@ class _NormExperts(torch.autograd.Function):
         top_k: int,
         renormalise: bool,
         recompute: bool,
+        replay: Replay | None,
     ) -> Tensor:
         passes = passes_on(x_TH.device)
         h_TH, scale_T = passes.rms_norm(x_TH, norm_H, eps)
-        weight_TK, expert_TK = linear(h_TH, router_EH).float().softmax(-1).topk(top_k)
+        weight_TE = linear(h_TH, router_EH).float().softmax(-1)
+        weight_TK, expert_TK = weight_TE.topk(top_k)
+        if replay is not None:
+            expert_TK = replayed(expert_TK, replay)
+            weight_TK = weight_TE.gather(1, expert_TK)
+        del weight_TE
         if renormalise:
             weight_TK /= weight_TK.sum(-1, keepdim=True)
         routes = routes_of(expert_TK, len(router_EH))
@@ -174,7 +202,7 @@ class _NormExperts(torch.autograd.Function):
         dh_TH = passes.sum_rows(dlogits_TE @ router_EH, dh_SH, routes.row_TK)
         del dh_SH
         dx_TH, h_TH, dnorm_H = passes.rms_norm_backward(dh_TH, x_TH, norm_H, scale_T, dy_TH)
-        return dx_TH, dnorm_H, None, dlogits_TE.mT @ h_TH, dgate_up_EFH, ddown_EHI, None, None, None
+        return dx_TH, dnorm_H, None, dlogits_TE.mT @ h_TH, dgate_up_EFH, ddown_EHI, None, None, None, None
 
 
 def _router_backward(

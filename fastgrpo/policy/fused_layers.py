@@ -167,6 +167,7 @@ def _forward(
             top_k=gate.top_k,
             renormalise=gate.norm_topk_prob,
             recompute=self.recompute_mlp,
+            replay=getattr(mlp, "replay", None),
         )[None]
     weights = (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
     return norm_mlp(x_TH, norm.weight, norm.variance_epsilon, *weights, recompute=self.recompute_mlp)[None]

@@ -26,6 +26,7 @@ from fastgrpo.policy.model import Policy, packed_inputs
 from fastgrpo.policy.packed_attention import PACKED
 from fastgrpo.policy.placement import policy_device, policy_dtype
 from fastgrpo.policy.recurrent import recur_within_runs
+from fastgrpo.policy.routing_replay import let_replay
 from fastgrpo.types import Runs
 
 
@@ -60,6 +61,7 @@ def load_policy(
     model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)
     ungroup_odd_experts(model, dtype)
     norm_latents_as_vllm(model, described)
+    let_replay(model)
     for module in model.modules():
         # vLLM has none: what is trained would not be what sampled.
         if isinstance(module, nn.Dropout):

@@ -30,9 +30,10 @@ from fastgrpo.policy.host_copy import host_copy
 from fastgrpo.policy.layer_kinds import widths
 from fastgrpo.policy.lora import adapter_state, adapters_off, add_adapters, merged_weights, save_adapters
 from fastgrpo.policy.recurrent import rows_of
+from fastgrpo.policy.routing_replay import replay
 from fastgrpo.ranks.collectives import STEP_WAIT_S, is_first_rank
 from fastgrpo.ranks.deadlines import within
-from fastgrpo.types import Batch, Runs
+from fastgrpo.types import Batch, RoutingReplay, Runs
 
 Result = TypeVar("Result")
 LATE = f"waited for the other ranks' parts of the model longer than {STEP_WAIT_S:.0f} s"
@@ -99,10 +100,13 @@ class Policy:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states hidden_TH of a packed batch, after the last norm and before the head. No logits."""
-        return self.forward(batch.input_ids_T, batch.position_ids_T, batch.runs)
+        return self.forward(batch.input_ids_T, batch.position_ids_T, batch.runs, batch.replay)
 
-    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
+    def forward(
+        self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs, routes: RoutingReplay | None = None
+    ) -> Tensor:
         """`hidden` from what describes the packing."""
+        replay(self.model, routes)
         inputs = packed_inputs(self.model.config, input_ids_T, position_ids_T, runs)
         return self.model.base_model(**inputs).last_hidden_state.squeeze(0)
 
@@ -224,9 +228,11 @@ class Policy:
 class BasePolicy(Policy):
     """A policy with LoRA as it is without its adapters, in the same memory."""
 
-    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> Tensor:
+    def forward(
+        self, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs, routes: RoutingReplay | None = None
+    ) -> Tensor:
         with adapters_off(self.model):
-            return Policy.forward(self, input_ids_T, position_ids_T, runs)
+            return Policy.forward(self, input_ids_T, position_ids_T, runs, routes)
 
 
 def packed_inputs(config: PretrainedConfig, input_ids_T: Tensor, position_ids_T: Tensor, runs: Runs) -> dict[str, Any]:

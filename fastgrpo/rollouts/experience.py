@@ -18,6 +18,7 @@ OWN_METRICS = frozenset({
     "rollouts", "infrastructure", "completion_tokens", "truncated", "groups_without_variance", "groups_refilled",
     "stragglers", "lag", "lag_max", "tokens_per_s", "tail_s", "tail_after_answers_s", "waited_for", "loss", "samples",
     "loss_tokens", "entropy", "kl", "clip_fraction", "importance_capped", "sampler_parity", "sampler_parity_max",
+    "rerouted",
     "grad_norm", "lr", "skipped", "flop", "train_tokens_per_s", "mfu", "parity", "parity_max", "sync_seconds",
     "stage", "step", "time",
 })  # fmt: skip
@@ -82,21 +83,30 @@ class Experience(msgspec.Struct):
 
 
 def to_bytes(experiences: list[Experience]) -> bytes:
-    """The rollouts of consecutive steps as MessagePack, arrays as lists."""
+    """The rollouts of consecutive steps as MessagePack; arrays as lists, routes as their bytes."""
     return msgspec.msgpack.encode(experiences, enc_hook=plain_array)
 
 
 def from_bytes(data: bytes) -> list[Experience]:
     """What `to_bytes` wrote, or one step's rollouts as older checkpoints have them."""
-    found = msgspec.msgpack.decode(data, type=list[Experience] | Experience, dec_hook=lambda _, plain: np.array(plain))
+    found = msgspec.msgpack.decode(data, type=list[Experience] | Experience, dec_hook=lambda _, plain: _array(plain))
     return found if isinstance(found, list) else [found]
 
 
-def plain_array(value: Any) -> list[Any]:
+def plain_array(value: Any) -> list[Any] | dict[str, Any]:
     """msgspec's hook for the arrays of a `Sample`."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise NotImplementedError(f"{type(value).__name__} is no plain data")
+    if not isinstance(value, np.ndarray):
+        raise NotImplementedError(f"{type(value).__name__} is no plain data")
+    # A step's routes are a hundred million numbers.
+    return (
+        value.tolist() if value.ndim == 1 else {"kind": value.dtype.str, "shape": value.shape, "data": value.tobytes()}
+    )
+
+
+def _array(plain: Any) -> np.ndarray:
+    if isinstance(plain, dict):
+        return np.frombuffer(plain["data"], plain["kind"]).reshape(plain["shape"])
+    return np.array(plain)
 
 
 def tally_of(

@@ -252,6 +252,7 @@ class Rollouts:
         most = min(sampling.max_new_tokens, sampling.max_model_len - len(rollout.token_ids))
         completion = await self._complete(rollout.token_ids, most, seed)
         rollout.extend(completion.token_ids, 1, completion.logprobs, completion.versions)
+        rollout.add_routes(completion.routes)
         rollout.writing_s += time.perf_counter() - begun
         rollout.truncated = completion.finish_reason == "length"
         rollout.completions.append(self._chat.text(completion.token_ids))

@@ -121,6 +121,7 @@ class Session:
             first.logprobs,
             self._texts,
             versions=first.versions,
+            routes=first.routes,
             truncated=self._truncated,
             writing_s=self._writing_s,
             branches=traces[1:],
@@ -204,6 +205,7 @@ class Session:
         trace = before.trace
         trace.extend(ids[len(trace.token_ids) :], 0)
         trace.extend(completion.token_ids, 1, completion.logprobs, completion.versions)
+        trace.add_routes(completion.routes)
         before.messages = [*request.messages, message]
 
 

@@ -151,7 +151,7 @@ def to_samples(groups: Sequence[Group], config: Grpo) -> list[Sample]:
     moving = everyone if config.kl_weight > 0.0 or config.entropy_weight > 0.0 else varied
     counted = varied if config.refill or config.normaliser == "token" else everyone
     return [
-        Sample(np.array(trace.token_ids), np.array(trace.loss_mask), np.array(trace.logprobs), advantage)
+        Sample(np.array(trace.token_ids), np.array(trace.loss_mask), np.array(trace.logprobs), advantage, trace.routes)
         if number in moving and not (config.overlong_filter and rollout.truncated)
         else Sample.empty()
         for (number, rollout), advantage in zip(rollouts, advantages_R, strict=True)

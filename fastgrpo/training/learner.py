@@ -221,7 +221,8 @@ def open_learner(config: Config, model: Path, *, resume: bool) -> Iterator[Learn
         reference = BasePolicy(policy.model, policy.tokenizer)
     elif config.grpo.kl_weight > 0:
         reference = load_configured(model, config, trained=False)
-    with open_engine(config, weights, kv_cache_gib=plan.kv_cache_gib) as engine:
+    opened = open_engine(config, weights, kv_cache_gib=plan.kv_cache_gib, routes=config.grpo.routing_replay)
+    with opened as engine:
         learner = Learner(config, engine, policy, load_chat(weights, config.model), reference, plan)
         if checkpoint is not None:
             learner.restore(checkpoint)

@@ -14,7 +14,7 @@ import torch
 from fastgrpo.config import Normaliser
 from fastgrpo.ranks.collectives import rank_and_world
 from fastgrpo.training.pieces import partition
-from fastgrpo.types import Batch, Runs, Sample
+from fastgrpo.types import Batch, RoutingReplay, Runs, Sample
 
 
 def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
@@ -35,11 +35,12 @@ def balance(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Samples laid end to end, as they travel: thousands of small arrays take far longer to pickle than three."""
+    """Samples laid end to end, as they travel: thousands of small arrays take far longer to pickle than four."""
 
     lengths: list[int]
     advantages: list[float]
     arrays: tuple[np.ndarray, np.ndarray, np.ndarray]
+    routes: np.ndarray | None
 
 
 def joined(samples: Sequence[Sample]) -> Joined:
@@ -47,7 +48,7 @@ def joined(samples: Sequence[Sample]) -> Joined:
     columns = [(sample.token_ids, sample.loss_mask, sample.logprobs) for sample in samples or [Sample.empty()]]
     ids, mask, logprobs = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     lengths, advantages = [len(s.token_ids) for s in samples], [s.advantage for s in samples]
-    return Joined(lengths, advantages, (ids, mask, logprobs))
+    return Joined(lengths, advantages, (ids, mask, logprobs), _routes([(each, slice(None)) for each in samples]))
 
 
 def apart(whole: Joined) -> list[Sample]:
@@ -56,7 +57,22 @@ def apart(whole: Joined) -> list[Sample]:
         return []
     ends = np.cumsum(whole.lengths)[:-1]
     ids, masks, logprobs = (np.split(array, ends) for array in whole.arrays)
-    return [Sample(*parts) for parts in zip(ids, masks, logprobs, whole.advantages, strict=True)]
+    routes = [None] * len(ids) if whole.routes is None else np.split(whole.routes, ends)
+    return [Sample(*parts) for parts in zip(ids, masks, logprobs, whole.advantages, routes, strict=True)]
+
+
+def _routes(parts: Sequence[tuple[Sample, slice]]) -> np.ndarray | None:
+    """The routes of parts of samples, end to end, -1 for those without any; None where none has any."""
+    known = next((sample.routes for sample, _ in parts if sample.routes is not None), None)
+    if known is None:
+        return None
+    none = np.full((1, *known.shape[1:]), -1, known.dtype)
+    return np.concatenate(
+        [
+            none.repeat(len(sample.token_ids[part]), 0) if sample.routes is None else sample.routes[part]
+            for sample, part in parts
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +177,12 @@ def _row(
 ) -> Batch:
     """One packed row. A prompt that samples share is a run of its own; what follows it in each of them is a run whose
     keys are the prompt's positions, then its own."""
-    size, token_ids, positions, keys, loss = 0, [], [], [], []
+    size, token_ids, positions, keys, loss, parts = 0, [], [], [], [], list[tuple[Sample, slice]]()
 
-    def add_run(ids: np.ndarray, first: int, seen: np.ndarray) -> None:
+    def add_run(sample: Sample, part: slice, seen: np.ndarray) -> None:
         nonlocal size
+        ids, first = sample.token_ids[part], part.start
+        parts.append((sample, part))
         token_ids.append(ids)
         positions.append(np.arange(first, first + len(ids)))
         keys.append(seen)
@@ -173,11 +191,11 @@ def _row(
     for unit in units:
         prompt = np.arange(size, size + unit.shared)
         if unit.shared:
-            add_run(samples[unit.members[0]].token_ids[: unit.shared], 0, prompt)
+            add_run(samples[unit.members[0]], slice(0, unit.shared), prompt)
         for i in unit.members:
             sample, ids = samples[i], samples[i].token_ids
             where = np.concatenate([prompt, np.arange(size, size + len(ids) - unit.shared)])  # of the sample's tokens
-            add_run(ids[unit.shared :], unit.shared, where)
+            add_run(sample, slice(unit.shared, None), where)
             predicted = np.flatnonzero(sample.loss_mask[1:]) + 1
             alike = np.full((3, len(predicted)), [[i], [sample.advantage], [weights[i]]])
             loss.append((where[predicted - 1], ids[predicted], *alike, sample.logprobs[predicted]))
@@ -193,4 +211,8 @@ def _row(
     columns = [tensor(parts, dtype) for parts, dtype in zip(zip(*loss, strict=True), dtypes, strict=True)]
     shared = tensor(keys, torch.int64) if any(unit.shared for unit in units) else None
     runs = Runs(*bounds(token_ids), *bounds(keys), shared)
-    return Batch(tensor(token_ids, torch.int64), tensor(positions, torch.int64), runs, *columns)
+    batch = Batch(tensor(token_ids, torch.int64), tensor(positions, torch.int64), runs, *columns)
+    if (routes := _routes(parts)) is not None:
+        experts_TLK = torch.from_numpy(routes).to(device, non_blocking=True)
+        batch.replay = RoutingReplay(experts_TLK, torch.zeros(2, dtype=torch.int64, device=device))
+    return batch

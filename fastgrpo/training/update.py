@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,9 @@ def update(
     min(ratio, `tis_cap`) alone; with one step a batch nothing is clipped then, and the demo's rewards fell. All
     steps on a batch have that old policy; the first of them waits for the engine, which then waits until the last.
 
+    Where samples have `routes`, the policy's experts are those (`policy.routing_replay`), in the old logprobs too, and
+    `rerouted` is the share of pairs of a token and a layer in which its own choice would be another.
+
     `sampler_parity` (mean and max, nats) compares vLLM's logprobs with the trainer's before the first step; with
     `max_lag` it includes what the updates since have moved, and only the sync's check speaks of the weights.
     """
@@ -66,7 +70,8 @@ def update(
         elif config.epochs_per_batch * len(parts) > 1 or in_reward:
             batch.old_logprobs_N = token_logprobs(policy, batch, config.temperature)
         if reference is not None:
-            batch.ref_logprobs_N = token_logprobs(reference, batch, config.temperature)
+            # The reference is another policy, whose experts are its own choice.
+            batch.ref_logprobs_N = token_logprobs(reference, replace(batch, replay=None), config.temperature)
             if in_reward:
                 batch.advantages_N = less_kl(batch, config.kl_weight)
     metrics = {"samples": float(len(samples)), "loss_tokens": float(sum(sample.loss_tokens for sample in samples))}
@@ -100,7 +105,11 @@ def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[
     Those of `TOKEN_MEANS` are sums over "tokens", so that ranks with unequal shares add up to one mean.
     """
     loss, statistics, gaps = torch.zeros((), dtype=torch.float32, device=policy.device), None, []
+    counts_2 = torch.zeros(2, dtype=torch.int64, device=policy.device)
     for batch in batches:
+        if batch.replay is not None:
+            # Of the passes with a gradient alone.
+            batch.replay.counts_2 = counts_2
         output = policy_loss(policy, batch, config)
         policy.backward(output.loss)
         loss += output.loss.detach()
@@ -119,9 +128,12 @@ def _accumulate(policy: Policy, batches: Sequence[Batch], config: Grpo) -> dict[
         "importance_capped": float(statistics.importance_capped),
         "sampler_parity": float(gap_N.sum()),
         "sampler_parity_max": float(gap_N.max()) if len(gap_N) else 0.0,
+        "replayed": float(counts_2[0]),
+        "rerouted": float(counts_2[1]),
     }
 
 
 def _token_means(sums: dict[str, float]) -> dict[str, float]:
-    tokens = max(sums["tokens"], 1.0)
-    return {name: total / tokens if name in TOKEN_MEANS else total for name, total in sums.items() if name != "tokens"}
+    tokens, replayed, rerouted = max(sums.pop("tokens"), 1.0), sums.pop("replayed"), sums.pop("rerouted")
+    means = {name: total / tokens if name in TOKEN_MEANS else total for name, total in sums.items()}
+    return means | ({"rerouted": rerouted / replayed} if replayed else {})

@@ -9,6 +9,7 @@ from fastgrpo.config import Config
 from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.errors import UserError
 from fastgrpo.policy.architecture import check_recurrent_options
+from fastgrpo.policy.experts import mixture
 from fastgrpo.policy.fused_layers import may_fuse
 from fastgrpo.policy.latent_attention import latent_widths
 from fastgrpo.policy.placement import policy_device, policy_dtype
@@ -19,12 +20,13 @@ from fastgrpo.training.model_sizes import Layers, has_mlps
 def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> MemoryPlan:
     """The memory of this device under `config`.
 
-    Raises UserError naming the largest item where it does not fit, what is not made for its recurrent layers, and as
-    `check_sampled` does.
+    Raises UserError naming the largest item where it does not fit, what is not made for its recurrent layers, why
+    there are no routes to replay, and as `check_sampled` does.
     """
     tensor_parallel = config.engine.tensor_parallel
     check_recurrent_options(config.model.path, model, compiled=config.model.compile, sharded=tensor_parallel > 1)
     check_sampled(config, model)
+    _check_replay(config, model)
     device = policy_device()
     workload = Workload(
         micro_batch_tokens=config.grpo.micro_batch_tokens,
@@ -67,6 +69,19 @@ def check_sampled(config: Config, model: PretrainedConfig) -> None:
         raise UserError("engine.kv_cache_dtype fp8 is not made for latent attention: set it to auto")
     _check_positions(model, config.engine.max_model_len)
     _check_divisible(model, config.engine.tensor_parallel)
+
+
+def _check_replay(config: Config, model: PretrainedConfig) -> None:
+    if not config.grpo.routing_replay:
+        return
+    if mixture(model) is None:
+        kind = model.get_text_config().model_type
+        raise UserError(
+            f"grpo.routing_replay trains with the experts that vLLM chose, and a model of the kind {kind} has none: set"
+            " it to false"
+        )
+    if config.model.compile:
+        raise UserError("model.compile compiles each layer's own choice of experts: unset it or grpo.routing_replay")
 
 
 def _check_positions(model: PretrainedConfig, length: int) -> None:

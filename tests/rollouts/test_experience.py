@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import msgspec
+import numpy as np
 import pytest
 
 from fastgrpo.config import Grpo
@@ -146,6 +147,17 @@ def test_records_of_any_kind_survive_a_checkpoint() -> None:
 def test_experience_survives_a_checkpoint() -> None:
     experience = Experience([], tally_of([group(rollout(1.0))], seconds=1.0), [{"step": 1}])
     assert from_bytes(to_bytes([experience] * 2)) == [experience] * 2
+    # The tokens of a second turn keep what they had as the first one's.
+    one = rollout(1.0)
+    one.add_routes(np.full((3, 2, 1), 4, np.int16))
+    one.add_routes(np.full((5, 2, 1), 300, np.int16))
+    samples = to_samples([group(one, rollout(0.0))], Grpo())
+    (again,) = from_bytes(to_bytes([Experience(samples, Tally(), [])]))
+    routes = again.samples[0].routes
+    assert routes is not None
+    assert routes.dtype == np.int16
+    assert routes[:, 1, 0].tolist() == [4, 4, 4, 300, 300, -1]
+    assert again.samples[1].routes is None
     # As checkpoints of one step's had it.
     assert from_bytes(msgspec.msgpack.encode(experience)) == [experience]
 

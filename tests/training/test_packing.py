@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,6 +110,37 @@ def test_samples_that_travel_come_apart_as_they_were(items: list[Sample]) -> Non
         assert one.advantage == other.advantage
         for name in ("token_ids", "loss_mask", "logprobs"):
             assert np.array_equal(getattr(one, name), getattr(other, name))
+        assert one.routes is None
+
+
+def routed(prompt: list[int], tokens: int, first: int) -> Sample:
+    """A sample of `tokens` after its prompt, all but the last with the experts `first` and on, [., 2, 1]."""
+    length = len(prompt) + tokens
+    routes = np.stack([np.arange(first, first + length - 1)] * 2, 1)[..., None].astype(np.int8)
+    mask = [0] * len(prompt) + [1] * tokens
+    return Sample(prompt + [9] * tokens, mask, [0.0] * length, routes=routes)
+
+
+def test_tokens_keep_their_routes_on_the_way_and_in_a_row() -> None:
+    items = [routed([1, 2, 3], 2, 10), routed([1, 2, 3], 4, 30), sample_of([5], [(6, True)]), Sample.empty()]
+    items = apart(pickle.loads(pickle.dumps(joined(items))))
+    (batch,) = pack(items, [1.0] * 4, 64, "cpu")
+    assert batch.replay is not None
+    # The prompt has those of the longest; the last token of each, and one that nothing was told of, have none.
+    by_run = dict[tuple[int, ...], list[int]](
+        {
+            (): [],
+            (1, 2, 3): [30, 31, 32],
+            (9,) * 4: [33, 34, 35, -1],
+            (9, 9): [13, -1],
+            (5, 6): [-1, -1],
+        }
+    )
+    ends = batch.runs.cu_queries_S.tolist()
+    expected = [by_run[tuple(batch.input_ids_T[start:end].tolist())] for start, end in pairwise(ends)]
+    assert batch.replay.experts_TLK.dtype == torch.int8
+    assert batch.replay.experts_TLK.tolist() == [[[expert], [expert]] for run in expected for expert in run]
+    assert pack([sample_of([5], [(6, True)])], [1.0], 64, "cpu")[0].replay is None
 
 
 def test_a_prompt_is_stored_once_for_all_its_sequences() -> None:
