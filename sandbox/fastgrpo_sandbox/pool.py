@@ -35,6 +35,7 @@ from fastgrpo_sandbox.stdio import Cases, passes, with_room
 from fastgrpo_sandbox.turns import Turns
 from fastgrpo_sandbox.types import (
     RUNS_PER_CELL,
+    AssertTests,
     JailedTests,
     Limits,
     Outcome,
@@ -42,6 +43,7 @@ from fastgrpo_sandbox.types import (
     Status,
     StdioTests,
     Tests,
+    UnittestTests,
     require_job,
     require_loop,
 )
@@ -51,6 +53,14 @@ HISTORY = 4096  # spawn times kept for the percentiles
 LOOKED_AT = 1 << 13  # letters of an output that the loop itself compares
 CHECKS_FIRST = 0.5  # less in order: what a case printed is held until its checker has seen it
 READ_FIRST = 0.5  # likewise, for whoever had a turn already when its tests were to be read
+# Of `double` the first is right and the second wrong, by each of the ways to judge.
+TRIED: tuple[JailedTests, ...] = (
+    AssertTests(asserts=("assert double(2) == 4", "assert double(2) == 5")),
+    UnittestTests(
+        source="import unittest\n\nclass TestDouble(unittest.TestCase):\n"
+        "    def test_1(self): self.assertEqual(double(2), 4)\n    def test_2(self): self.assertEqual(double(2), 5)\n"
+    ),
+)
 
 
 class Session:
@@ -93,7 +103,8 @@ class SandboxPool:
             require_whole(what, value, 0 if what == "armed" else 1)
         self.limits = limits or Limits()
         wanted = cells or os.cpu_count() or 1
-        self.cells = Cells(wanted, tuple(preload), armed, recycle_after)
+        self._preload = tuple(preload)
+        self.cells = Cells(wanted, self._preload, armed, recycle_after)
         self._at_once = RUNS_PER_CELL * wanted
         self._run_slots = Turns(self._at_once)
         self._long_cases = Turns(self._at_once)  # what these print is held until it was compared
@@ -117,9 +128,7 @@ class SandboxPool:
         await self._begin()
         try:
             await self.cells.start("run")
-            probe = await self.run("print(6 * 7)")
-            if probe.status != "ok" or probe.stdout != "42\n":
-                raise SandboxUnavailable(f"the jail does not work here: {probe.error or probe.status}")
+            await self._try()
         except SandboxUnavailable as error:
             await self.aclose()
             raise SandboxUnavailable(f"{error}; {explain(str(error))}") from None
@@ -128,6 +137,24 @@ class SandboxPool:
             raise
         self._counts.clear()
         return self
+
+    async def _try(self) -> None:
+        """Raises SandboxUnavailable where a job does not print what it must, or what judges says anything but one right
+        and one wrong: a module that is preloaded may end or change them all."""
+        said = await self.run("print(6 * 7)")
+        if said.status != "ok" or said.stdout != "42\n":
+            raise SandboxUnavailable(f"the jail does not work here: {said.error or said.status}")
+        for tests in TRIED:
+            judged = await self._tried(tests)
+            if judged.tests != (True, False):
+                why = (judged.error or judged.status).splitlines()[-1]
+                loaded = f" with {', '.join(self._preload)} preloaded" if self._preload else ""
+                raise SandboxUnavailable(f"{type(tests).__name__} are judged wrongly here{loaded}: {why}")
+
+    async def _tried(self, tests: JailedTests) -> Outcome:
+        # Read here: the process that reads tests starts with the first of others.
+        parcel = pack_job("double = lambda x: 2 * x", "", {}, prepare(tests), Limits())
+        return await self._run_packed(lambda _: parcel, 0)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -62,6 +62,8 @@ def explain(said: str) -> str:
         return "this process may open no more files: raise its limit with `ulimit -n`, a cell takes three."
     if "ModuleNotFoundError" in said:
         return "install that module beside fastgrpo_sandbox, or leave it out of `preload`."
+    if "preloaded" in said:
+        return "leave out of `preload` the module that changes Python for all jobs."
     return "run `python -m fastgrpo_sandbox` and send its output with a bug report."
 
 

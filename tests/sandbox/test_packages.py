@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgrpo_sandbox import BlockingSandboxPool
+from fastgrpo_sandbox import BlockingSandboxPool, SandboxUnavailable
 from fastgrpo_sandbox.packages import files_of
 
 
@@ -39,14 +39,28 @@ print(plt.get_backend(), os.path.getsize("plot.png") > 1000, [line.get_ydata().t
 """
 
 
+def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str) -> None:
+    """A package of one module, as pip would leave it."""
+    (folder / f"{name}.py").write_text(source)
+    facts = folder / f"{name}-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (facts / "RECORD").write_text(f"{name}.py,,\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.mark.jail
+def test_a_module_that_changes_all_verdicts_is_not_preloaded(tmp_path: Path, monkeypatch) -> None:
+    """Jobs without tests run, and every solution would be wrong."""
+    installed(tmp_path, monkeypatch, "shallow", "import sys\nsys.setrecursionlimit(60)\n")
+    said = r"UnittestTests are judged wrongly here with shallow preloaded: .*RecursionError.*; leave out of `preload`"
+    with pytest.raises(SandboxUnavailable, match=said), BlockingSandboxPool(cells=1, preload=("shallow",)):
+        pass
+
+
 @pytest.mark.jail
 def test_a_module_that_writes_files_as_it_is_imported_is_preloaded_and_no_job_sees_them(tmp_path: Path, monkeypatch):
-    (tmp_path / "writes_on_import.py").write_text(WRITES)
-    facts = tmp_path / "writes_on_import-1.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: writes-on-import\nVersion: 1\n")
-    (facts / "RECORD").write_text("writes_on_import.py,,\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    installed(tmp_path, monkeypatch, "writes_on_import", WRITES)
     with BlockingSandboxPool(cells=1, preload=("writes_on_import",)) as pool:
         outcome = pool.run(
             "import os, writes_on_import as w\nprint(w.made, os.listdir('/tmp'), os.path.exists(w.temporary))"
