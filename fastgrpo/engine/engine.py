@@ -112,7 +112,7 @@ class Engine:
             "enforce_eager": enforce_eager or not on_gpu,
             "kv_cache_memory_bytes": None if kv_gib is None else int(kv_gib * 2**30),
             "kv_cache_dtype": kv_cache_dtype,
-            # Of recurrent layers vLLM keeps states only where prompts are computed in pieces, and not for each model.
+            # Of recurrent layers vLLM keeps states only after whole large blocks (docs/architecture.md, "Hybrids").
             "enable_prefix_caching": not recurrent,
             "enable_sleep_mode": on_gpu,
             "skip_tokenizer_init": True,

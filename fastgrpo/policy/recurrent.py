@@ -193,7 +193,7 @@ def _delta_rule(
     g, beta = others["g"], others["beta"]
     if states.still_SL1 is not None:
         g, beta = g.masked_fill(states.still_SL1, 0), beta.masked_fill(states.still_SL1, 0)
-    if query.is_cuda and fla_has_gradients():
+    if _is_flas(query):
         options = others | {"g": g, "beta": beta, "initial_state": states.first, "output_final_state": True}
         output, states.last = theirs(query, key, value, **options)
     else:
@@ -212,6 +212,11 @@ def _mamba2(states: _States, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Ten
 
 def _nothing(*_: Any, **__: Any) -> None:
     return None
+
+
+def _is_flas(query: Tensor) -> bool:
+    """Whether the rule is that of flash-linear-attention."""
+    return query.is_cuda and fla_has_gradients()
 
 
 @cache

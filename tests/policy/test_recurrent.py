@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import FalconH1Config
+from transformers import FalconH1Config, Qwen3_5TextConfig
 
 from fastgrpo.errors import UserError
 from fastgrpo.policy import recurrent
@@ -20,7 +20,7 @@ from fastgrpo.policy.layer_kinds import SIMILAR
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.policy.recurrent import recur_within_runs, rows_of
 from fastgrpo.types import Runs
-from tests.helpers.tiny_model import FALCON_H1, save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, FALCON_H1, save_tiny_model
 
 REACH = 3
 
@@ -107,6 +107,21 @@ def test_a_model_trains_the_same_with_and_without_checkpointing(tmp_path: Path) 
         policy.forward(ids, positions, runs).sin().sum().backward()
         gradients.append([parameter.grad for parameter in policy.model.parameters() if parameter.grad is not None])
     torch.testing.assert_close(*gradients)
+
+
+def test_flash_linear_attention_gets_the_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers' own function, which takes what that takes."""
+    policy = load_policy(save_tiny_model(tmp_path, kind=Qwen3_5TextConfig, **DELTA_RULE))
+    runs = packed([(5, [3, 9]), (1, [2, 2]), (0, [4])])
+    ids, found = torch.arange(int(runs.cu_queries_S[-1])) + 40, []
+    for theirs in (False, True):
+        monkeypatch.setattr(recurrent, "_is_flas", lambda query, theirs=theirs: theirs)
+        hidden_TH = policy.forward(ids, ids % 7, runs)
+        found.append(
+            [hidden_TH, *torch.autograd.grad(hidden_TH.sin().sum(), list(policy.model.base_model.parameters()))]
+        )
+    for ours, other in zip(*found, strict=True):
+        assert (ours - other).norm() <= 1e-3 * other.norm() + 1e-6
 
 
 @pytest.mark.parametrize("key", ["compile_layers", "sharded"])
