@@ -1,24 +1,27 @@
 """A recurrent layer over groups that share their prompts: each prompt computed once, and again for each completion.
 
     python bench/bench_shared_prompt.py [--size qwen3-next] [--groups 4] [--members 8] [--prompt 512]
-        [--completion 512] [--dtype bfloat16] [--save FILE]
+        [--completion 512] [--uneven] [--dtype bfloat16] [--save FILE]
 
 The whole layer, forward and backward, with random weights: projections, convolution, the recurrent function, norm and
-output. Both layouts take turns. A layer whose rows and states cost nothing by themselves would take as much less time
-as there are fewer tokens in rows. Memory is what forward leaves for backward. A CPU has a quarter of the width.
+output. Both layouts take turns; each call of the layer takes rows of similar lengths. A layer whose calls, rows and
+states cost nothing by themselves would take as much less time as there are fewer tokens in rows. Memory is what forward
+leaves for backward. A CPU has a quarter of the width.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from functools import partial
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from bench_recurrent import DEVICE, MIB, Memory
 from engine_setup import report, save
-from model_shapes import CUDA, device_name, random_samples, timed
+from model_shapes import CUDA, device_name, timed
 from torch import Tensor, nn
 from transformers.models.granitemoehybrid.configuration_granitemoehybrid import GraniteMoeHybridConfig
 from transformers.models.granitemoehybrid.modeling_granitemoehybrid import GraniteMoeHybridMambaLayer
@@ -28,6 +31,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 from fastgrpo.policy.layer_kinds import widths
 from fastgrpo.policy.recurrent import Group, Rows, recur_within_runs, rows_of
 from fastgrpo.training.packing import pack
+from fastgrpo.types import Sample
 
 CUT = 1 if CUDA else 4
 CONFIGS = {
@@ -51,6 +55,22 @@ CONFIGS = {
     ),
 }
 TURNS = 5
+
+
+def samples_of(prompt: int, completion: int, groups: int, members: int, *, uneven: bool) -> list[Sample]:
+    """Samples of so many tokens, or of a quarter of them to all."""
+    draw = random.Random(0)
+
+    def tokens(most: int) -> int:
+        return draw.randint(most // 4, most) if uneven else most
+
+    samples = list[Sample]()
+    for _ in range(groups):
+        begun = np.full(tokens(prompt), len(samples))
+        for _ in range(members):
+            mask = np.repeat([False, True], [len(begun), tokens(completion)])
+            samples.append(Sample(np.concatenate([begun, np.zeros(mask.sum())]), mask, np.zeros(len(mask))))
+    return samples
 
 
 def layer_of(size: str, dtype: torch.dtype) -> nn.Module:
@@ -92,6 +112,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=512 if CUDA else 256)
     parser.add_argument("--completion", type=int, default=512 if CUDA else 256)
+    parser.add_argument("--uneven", action="store_true", help="lengths are from a quarter of these to all")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
@@ -100,11 +121,11 @@ def main() -> None:
     layer = widths(config)
     assert layer is not None
     sizes = options.prompt, options.completion, options.groups, options.members
-    samples = random_samples(1000, *sizes)
+    samples = samples_of(*sizes, uneven=options.uneven)
     (batch,) = pack(samples, [1.0] * len(samples), 2**40, DEVICE)
     title = (
         f"{options.size}'s recurrent layer, {options.groups} prompts of {options.prompt} tokens, each with "
-        f"{options.members} completions of {options.completion}, {options.dtype}"
+        f"{options.members} completions of {options.completion}{', or less' * options.uneven}, {options.dtype}"
     )
     print(f"{title}; {device_name()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     model = layer_of(options.size, dtype)
@@ -130,7 +151,8 @@ def main() -> None:
         report(
             name,
             f"{ahead:.1f} + {back:.1f} = {1e3 * totals[name]:.1f} ms, {totals[name] / totals[whole]:.2f} of the time; "
-            f"{laid[name]} tokens in rows, {laid[name] / laid[whole]:.2f}; keeps {kept(function, x) / MIB:.1f} MiB",
+            f"{laid[name]} tokens in rows, {laid[name] / laid[whole]:.2f}, of {len(layouts[name].groups)} calls; "
+            f"keeps {kept(function, x) / MIB:.1f} MiB",
         )
     with torch.no_grad():
         once, other = (function(x).float() for function in functions.values())
