@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial, partialmethod
@@ -192,6 +193,7 @@ def keep_experts_plain() -> None:
         module: Any = importlib.import_module(f"{folder}.cpu_fused_moe")
         # It then goes through the experts one after another.
         module.CPUFusedMOE.check_grouped_gemm = lambda self, layer: (False, "none")
+        module.CPUFusedMOE.init_moe_torch = partialmethod(_look_experts_up, module.CPUFusedMOE.init_moe_torch)
         own_choice = module.select_experts
         module.select_experts = lambda **options: own_choice(**options | _one_group(options))
         own_experts = module.CPUFusedMOE.forward_torch
@@ -218,6 +220,19 @@ def keep_experts_plain() -> None:
     kernel._supports_grouped_gemm = classmethod(lambda cls, config: (True, None))
     kernel.process_weights_after_loading = lambda self, layer: None
     kernel.apply = _plain_experts
+
+
+def _look_experts_up(self: Any, own: Callable[..., None], layer: Any) -> None:
+    """Multiply by an expert as it is then: vLLM keeps a view of where it lay before it moved into shared memory."""
+    own(self, layer)
+    experts, there = range(len(layer.w13_weight)), weakref.proxy(layer)  # vLLM does not hold the layer either
+    layer.gate_up_linear = [partial(_expert, there, "w13", expert) for expert in experts]
+    layer.down_linear = [partial(_expert, there, "w2", expert) for expert in experts]
+
+
+def _expert(layer: Any, name: str, expert: int, x_SH: Tensor) -> Tensor:
+    bias = getattr(layer, f"{name}_bias", None)
+    return functional.linear(x_SH, getattr(layer, f"{name}_weight")[expert], None if bias is None else bias[expert])
 
 
 def _refuse_experts(self: Any, layer: nn.Module) -> None:
