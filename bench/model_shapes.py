@@ -141,6 +141,23 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 1,
         },
     ),
+    # gpt-oss-20b with four of its 24 layers: sinks, windows in every other layer; 1.1 of 4.5 B compute.
+    "gpt-oss/4": (
+        "gpt_oss",
+        {
+            "vocab_size": 201088,
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+            "sliding_window": 128,
+            "max_position_embeddings": 131072,
+        },
+    ),
     # Latent attention with keys and values of 256 columns, GLM-4.5's router; 64 experts in the whole model.
     "glm-4.7-flash/4": (
         "glm4_moe_lite",
@@ -191,7 +208,7 @@ def shape(size: str) -> PretrainedConfig:
     if size in OTHERS:
         kind, sizes = OTHERS[size]
         other: Any = CONFIG_MAPPING[kind]
-        return other(max_position_embeddings=32768, tie_word_embeddings=False, **sizes)
+        return other(**{"max_position_embeddings": 32768, "tie_word_embeddings": False} | sizes)
     return Qwen2Config(
         vocab_size=2048 if size == "tiny" else 152064 if size == "7b" else 151936,
         num_key_value_heads=4 if size == "7b" else 2,

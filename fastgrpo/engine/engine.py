@@ -25,6 +25,7 @@ from fastgrpo.engine.vllm_patches import (
     absorb_again,
     check_latent_widths,
     check_recurrent,
+    check_sinks,
     forget_prefixes,
     has_steps,
     nothing_scheduled,
@@ -140,6 +141,8 @@ class Engine:
                 check_recurrent(model, options["dtype"])
             if self._latent is not None and not on_gpu:
                 check_latent_widths(self._latent)
+            if not on_gpu:
+                check_sinks(model, options["dtype"])
             self._llm: Any = start_vllm(options)
         self._records_routes = routes
         if routes:

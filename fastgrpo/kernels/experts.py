@@ -2,6 +2,7 @@
 
     x = norm_experts(x, norm, router, gate_up, down, ...)   keeps x, the choices, and gate(x) and up(x) of each choice
     y = routed_experts(h, weight, expert, gate_up, down)    the same of choices that a router of any kind has made
+    y = biased_experts(h, weight, expert, ...)              the same of gpt-oss's experts, with biases
 
 Tokens are sorted by expert, so that the products of all experts are one grouped product (`torch.nn.functional`'s). An
 expert's weight is multiplied with silu(gate) * up, before the last product, so that backward needs none of its results.
@@ -10,12 +11,13 @@ The norm's output and its copies, one for each choice, are made again in backwar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import grouped_mm, linear
+from torch.nn.functional import grouped_mm, linear, one_hot
 
 from fastgrpo.kernels.layer import passes_on
 
@@ -69,6 +71,27 @@ def routed_experts(h_TH: Tensor, weight_TK: Tensor, expert_TK: Tensor, gate_up_E
     gate_e is the first half of `gate_up_EFH`'s rows. `h_TH` is kept, and gate(h) and up(h) of each choice.
     """
     out: Tensor = _RoutedExperts.apply(h_TH, weight_TK, expert_TK, gate_up_EFH, down_EHI)
+    return out
+
+
+def biased_experts(
+    h_TH: Tensor,
+    weight_TK: Tensor,
+    expert_TK: Tensor,
+    gate_up_EHF: Tensor,
+    gate_up_bias_EF: Tensor,
+    down_EIH: Tensor,
+    down_bias_EH: Tensor,
+    *,
+    activation: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """sum_k w_k (activation(h gate_up_e + c_e) down_e + d_e), as `routed_experts`, with biases c and d (gpt-oss).
+
+    `activation` makes I columns of F = 2 I; it is computed again in backward. A bias has the gradients of thousands of
+    rows: they are summed in products, which add in fp32. Added one by one to a sum in bf16 they stop adding up.
+    """
+    weights = (gate_up_EHF, gate_up_bias_EF, down_EIH, down_bias_EH)
+    out: Tensor = _BiasedExperts.apply(h_TH, weight_TK, expert_TK, *weights, activation)
     return out
 
 
@@ -154,6 +177,66 @@ class _RoutedExperts(torch.autograd.Function):
         )
         dh_TH = passes_on(h_TH.device).sum_rows(torch.zeros_like(h_TH), dh_SH, routes.row_TK)
         return dh_TH, dweight_TK.to(weight_TK.dtype), None, dgate_up_EFH, ddown_EHI
+
+
+class _BiasedExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h_TH: Tensor,
+        weight_TK: Tensor,
+        expert_TK: Tensor,
+        gate_up_EHF: Tensor,
+        gate_up_bias_EF: Tensor,
+        down_EIH: Tensor,
+        down_bias_EH: Tensor,
+        activation: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        routes, ctx.activation = routes_of(expert_TK, len(gate_up_EHF)), activation
+        gate_up_SF = grouped_mm(h_TH[routes.token_S], gate_up_EHF, offs=routes.end_E)
+        gate_up_SF += gate_up_bias_EF[expert_TK.flatten()[routes.choice_S]]
+        ctx.save_for_backward(h_TH, weight_TK, expert_TK, gate_up_EHF, down_EIH, down_bias_EH, gate_up_SF)
+        product_SI = _weighted(activation, gate_up_SF, weight_TK.flatten()[routes.choice_S])
+        y_SH = grouped_mm(product_SI, down_EIH, offs=routes.end_E)
+        biases_TH = _dense(weight_TK, expert_TK, down_bias_EH) @ down_bias_EH
+        return passes_on(h_TH.device).sum_rows(biases_TH, y_SH, routes.row_TK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_TH: Tensor) -> tuple[Tensor | None, ...]:
+        h_TH, weight_TK, expert_TK, gate_up_EHF, down_EIH, down_bias_EH, gate_up_SF = ctx.saved_tensors
+        dy_TH, experts, trained = dy_TH.contiguous(), len(gate_up_EHF), ctx.needs_input_grad[3]
+        routes = routes_of(expert_TK, experts)
+        dy_SH = dy_TH[routes.token_S]
+        with torch.enable_grad():
+            leaves = gate_up_SF.detach().requires_grad_(), weight_TK.flatten()[routes.choice_S].requires_grad_()
+            product_SI = _weighted(ctx.activation, *leaves)
+        dproduct_SI = grouped_mm(dy_SH, down_EIH.mT, offs=routes.end_E)
+        dgate_up_SF, dweight_S = torch.autograd.grad(product_SI, leaves, dproduct_SI)
+        del dproduct_SI
+        dweight_TK = dweight_S[routes.row_TK] + (dy_TH @ down_bias_EH.mT).gather(1, expert_TK)
+        dweights: tuple[Tensor | None, ...] = (None,) * 4
+        if trained:
+            chosen_ES = one_hot(expert_TK.flatten()[routes.choice_S], experts).to(dy_TH.dtype).mT
+            dweights = (
+                grouped_mm(h_TH[routes.token_S].mT, dgate_up_SF, offs=routes.end_E),
+                chosen_ES @ dgate_up_SF,
+                grouped_mm(product_SI.detach().mT, dy_SH, offs=routes.end_E),
+                _dense(weight_TK, expert_TK, down_bias_EH).mT @ dy_TH,
+            )
+        del product_SI, leaves, dy_SH
+        dh_SH = grouped_mm(dgate_up_SF, gate_up_EHF.mT, offs=routes.end_E)
+        dh_TH = passes_on(h_TH.device).sum_rows(torch.zeros_like(h_TH), dh_SH, routes.row_TK)
+        return dh_TH, dweight_TK, None, *dweights, None
+
+
+def _weighted(activation: Callable[[Tensor], Tensor], gate_up_SF: Tensor, weight_S: Tensor) -> Tensor:
+    return activation(gate_up_SF) * weight_S[:, None].to(gate_up_SF.dtype)
+
+
+def _dense(weight_TK: Tensor, expert_TK: Tensor, like_EH: Tensor) -> Tensor:
+    """The weights of all experts, [T, E], in the dtype of `like_EH`."""
+    return like_EH.new_zeros(len(weight_TK), len(like_EH)).scatter_(1, expert_TK, weight_TK.to(like_EH.dtype))
 
 
 class _NormExperts(torch.autograd.Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from fastgrpo.errors import UserError
 from fastgrpo.kernels.reference import LogitTransform
 from fastgrpo.policy.experts import MIXTURES
-from fastgrpo.policy.latent_attention import LATENT, check_latent
+from fastgrpo.policy.latent_attention import LATENT, latent_settings
 from fastgrpo.policy.layer_kinds import RECURRENT_LAYERS, is_recurrent, layer_kinds
 
 # Kinds of layers that keep the sequences of a packed row apart by themselves.
@@ -25,7 +26,7 @@ RECURRENT = frozenset({"falcon_h1", "granitemoehybrid", "nemotron_h", "qwen3_5_m
 # Of these the ones whose layers hand no arguments of the caller's on, before transformers 5.17.
 TOLD_NOTHING_BY_5_16 = frozenset({"falcon_h1", "nemotron_h"})
 # Kinds of models to which vLLM gives a head of its own, whatever their configuration says of it.
-UNTIED = LATENT | {"glm4_moe", "minimax_m2", "nemotron_h", "olmoe", "qwen3_next"}
+UNTIED = LATENT | {"glm4_moe", "gpt_oss", "minimax_m2", "nemotron_h", "olmoe", "qwen3_next"}
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
@@ -56,17 +57,48 @@ def check_architecture(path: Path, config: PretrainedConfig) -> None:
     odd = sorted(set(layer_kinds(text)) - known)
     if odd:
         raise UserError(f"model folder {path} has layers of the kind {', '.join(odd)}, which cannot be trained packed")
-    check_latent(path, text)
+    _check_settings(path, text)
     _check_transformers(path, text)
     with torch.device("meta"):
         names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_parameters()]
-    if any(name.endswith("sinks") for name in names):
+    if any(name.endswith("sinks") for name in names) and text.model_type != "gpt_oss":
         raise UserError(f"model folder {path} ({config.model_type}) has attention sinks, which cannot be trained here")
     if any("expert" in name or "moe" in name for name in names) and text.model_type not in MIXTURES:
         raise UserError(
             f"model folder {path} ({config.model_type}) is a mixture of experts of a kind that is not known here: take "
             f"a dense model, or a mixture of {', '.join(sorted(MIXTURES))}"
         )
+
+
+def _check_settings(path: Path, text: Any) -> None:
+    """Raise UserError where vLLM would read the configuration of the model in `path` otherwise than transformers."""
+    settings: dict[str, tuple[Any, Any]] = {}
+    if text.model_type in LATENT:
+        settings = latent_settings(text)
+    elif text.model_type == "gpt_oss":
+        settings = _gpt_oss_settings(text)
+    for name, (found, value) in settings.items():
+        if found != value:
+            raise UserError(
+                f"model folder {path} ({text.model_type}) has {name} {found!r} in config.json, where vLLM "
+                f"computes what transformers does with {value!r} alone: set it so if the model was trained with that"
+            )
+
+
+def _gpt_oss_settings(text: Any) -> dict[str, tuple[Any, Any]]:
+    """What a gpt-oss has of what vLLM does not read, and what vLLM has there."""
+    kinds = "sliding_attention", "full_attention"
+    wanted: dict[str, Any] = {"rms_norm_eps": 1e-5, "attention_bias": True}
+    # Older versions of transformers have these in their code.
+    wanted |= {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
+    settings: dict[str, tuple[Any, Any]] = {name: (getattr(text, name, value), value) for name, value in wanted.items()}
+    settings["layer_types"] = text.layer_types, [kinds[layer % 2] for layer in range(text.num_hidden_layers)]
+    rotation = text.rope_parameters or {}
+    settings["rope_type"] = rotation.get("rope_type", "default"), "yarn"
+    for name in ("attention_factor", "mscale", "mscale_all_dim"):
+        settings[name] = rotation.get(name), None
+    settings["partial_rotary_factor"] = rotation.get("partial_rotary_factor") or 1.0, 1.0
+    return settings
 
 
 def _check_transformers(path: Path, text: PretrainedConfig) -> None:
@@ -81,10 +113,13 @@ def _check_transformers(path: Path, text: PretrainedConfig) -> None:
         raise UserError(f"for model folder {path} ({text.model_type}) {here} {newer} or newer")
 
 
-def check_recurrent_options(
-    path: str | os.PathLike[str], config: PretrainedConfig, *, compiled: bool, sharded: bool
-) -> None:
-    """Raise UserError where the model in `path` has recurrent layers, which are neither compiled nor sharded here."""
+def check_options(path: str | os.PathLike[str], config: PretrainedConfig, *, compiled: bool, sharded: bool) -> None:
+    """Raise UserError where the model in `path` has recurrent layers, which are neither compiled nor sharded here.
+
+    Or sinks, which are not compiled: what `packed_attention.Sunk` writes torch.compile would take for a copy.
+    """
+    if compiled and config.get_text_config().model_type == "gpt_oss":
+        raise UserError(f"model folder {path} has attention sinks, for which model.compile is not made: leave it unset")
     if is_recurrent(config) and (compiled or sharded):
         key = "model.compile" if compiled else "engine.tensor_parallel"
         raise UserError(f"model folder {path} has recurrent layers, for which {key} is not made: leave it unset")

@@ -25,6 +25,7 @@ MIXTURES = frozenset(
         "ernie4_5_moe",
         "glm4_moe",
         "glm4_moe_lite",
+        "gpt_oss",
         "granitemoe",
         "granitemoehybrid",
         "granitemoeshared",

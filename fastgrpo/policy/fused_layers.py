@@ -7,6 +7,7 @@ layer), Granite, Cohere and Phi among them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from fastgrpo.errors import UserError
-from fastgrpo.kernels.experts import norm_experts, routed_experts
+from fastgrpo.kernels.experts import biased_experts, norm_experts, routed_experts
 from fastgrpo.kernels.layer import norm_linear, norm_mlp, rotated
 from fastgrpo.policy.experts import is_of_experts
 from fastgrpo.policy.packed_attention import packed_attention
@@ -47,18 +48,19 @@ def fuse_layers(decoder: nn.Module, *, recompute_mlp: bool = False) -> bool:
 
 
 def fuse_experts(decoder: nn.Module) -> None:
-    """Let the experts of `decoder` run on `routed_experts`, where that computes what theirs would.
+    """Let the experts of `decoder` run on `kernels.experts`, where that computes what theirs would.
 
     Their routers and what all tokens have besides stay as they are.
     """
-    for module in filter(_has_experts_of_silu, decoder.modules()):
-        module.forward = MethodType(_experts, module)
+    for module in decoder.modules():
+        if (forward := _experts_of(module)) is not None:
+            module.forward = MethodType(forward, module)
 
 
 def restore_layers(decoder: nn.Module) -> None:
     """Let the layers of `decoder` run as transformers has them."""
     layers: Any = decoder.layers
-    for module in (*layers, *filter(_has_experts_of_silu, decoder.modules())):
+    for module in (*layers, *filter(_experts_of, decoder.modules())):
         vars(module).pop("forward", None)
 
 
@@ -69,7 +71,9 @@ def may_fuse(config: PretrainedConfig) -> bool:
 
 def ungroup_odd_experts(model: Any, dtype: torch.dtype) -> None:
     """Have experts computed one after another where rows of their weights, in `dtype`, are no grouped product's."""
-    if any(is_of_experts(weight) and weight.shape[-1] * dtype.itemsize % ALIGNMENT for weight in model.parameters()):
+    weights = filter(is_of_experts, model.parameters())
+    # gpt-oss's are transposed: what would be a row is a column.
+    if any(columns * dtype.itemsize % ALIGNMENT for weight in weights for columns in weight.shape[1:]):
         model.set_experts_implementation("eager")
 
 
@@ -108,19 +112,23 @@ def _adjoin(parameters: list[nn.Parameter]) -> None:
         parameter.data = rows
 
 
-def _has_experts_of_silu(module: Any) -> bool:
-    """Whether it holds experts of silu(gate) * up without biases, and transformers would compute them all at once."""
-    return (
-        getattr(module, "has_gate", False)
-        and not module.has_bias
-        and module.config.hidden_act == "silu"
-        and module.config._experts_implementation == GROUPED
-    )
+def _experts_of(module: Any) -> Callable[..., Tensor] | None:
+    """The `forward` of a module that holds experts of a kind that is known, which transformers computes all at once."""
+    if not getattr(module, "has_gate", False) or module.config._experts_implementation != GROUPED:
+        return None
+    if type(module).__name__ == "GptOssExperts":
+        return _gpt_oss_experts
+    return _experts if module.config.hidden_act == "silu" and not module.has_bias else None
 
 
 def _experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """transformers' experts over tokens [T, H] with their choices and weights of these, [T, k]."""
     return routed_experts(hidden_states, top_k_weights, top_k_index, self.gate_up_proj, self.down_proj)
+
+
+def _gpt_oss_experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    weights = self.gate_up_proj, self.gate_up_proj_bias, self.down_proj, self.down_proj_bias
+    return biased_experts(hidden_states, top_k_weights, top_k_index, *weights, activation=self._apply_gate)
 
 
 def _known(layer: Any) -> bool:

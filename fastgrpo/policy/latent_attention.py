@@ -6,13 +6,10 @@ and outputs by the parts of the matrix that would make them.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PretrainedConfig
-
-from fastgrpo.errors import UserError
 
 # The kinds that are known to be alike here and in vLLM.
 LATENT = frozenset({"deepseek_v2", "deepseek_v3", "glm4_moe_lite"})
@@ -42,11 +39,9 @@ def latent_widths(config: PretrainedConfig) -> LatentWidths | None:
     return LatentWidths(key, text.v_head_dim, text.q_lora_rank or 0, text.kv_lora_rank, text.qk_rope_head_dim)
 
 
-def check_latent(path: Path, config: PretrainedConfig) -> None:
-    """Raise UserError where vLLM would read the configuration of the model in `path` otherwise than transformers."""
+def latent_settings(config: PretrainedConfig) -> dict[str, tuple[Any, Any]]:
+    """What the configuration of latent attention has, and with what alone vLLM computes what transformers does."""
     text: Any = config.get_text_config()
-    if text.model_type not in LATENT:
-        return
     wanted: dict[str, Any] = {"attention_bias": False}
     if text.model_type == "deepseek_v2":
         wanted |= {"scoring_func": "softmax", "norm_topk_prob": False}
@@ -56,16 +51,11 @@ def check_latent(path: Path, config: PretrainedConfig) -> None:
         wanted |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_interleave": True}
     else:
         wanted |= {"first_k_dense_replace": text.mlp_layer_types.count("dense"), "rope_interleave": True}
-    found = {name: getattr(text, name, UNSAID.get(name)) for name in wanted}
+    settings = {name: (getattr(text, name, UNSAID.get(name)), value) for name, value in wanted.items()}
     rotation = (text.rope_parameters or {}).get("rope_type", "default")
     if rotation not in ("default", "yarn"):
-        wanted, found = wanted | {"rope_type": "yarn"}, found | {"rope_type": rotation}
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise UserError(
-                f"model folder {path} ({text.model_type}) has {name} {found[name]!r} in config.json, where vLLM "
-                f"computes what transformers does with {value!r} alone: set it so if the model was trained with that"
-            )
+        settings["rope_type"] = rotation, "yarn"
+    return settings
 
 
 def norm_latents_as_vllm(model: nn.Module, config: PretrainedConfig) -> None:

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from fastgrpo.config import Config
 from fastgrpo.errors import UserError, first_line
-from fastgrpo.policy.architecture import check_recurrent_options, check_weights
+from fastgrpo.policy.architecture import check_options, check_weights
 from fastgrpo.policy.experts import keep_router_biases, router_biases_as_buffers
 from fastgrpo.policy.folder import load_config, load_tokenizer
 from fastgrpo.policy.fsdp import load_sharded
@@ -55,7 +55,7 @@ def load_policy(
     or head is not known here.
     """
     described = load_config(path)
-    check_recurrent_options(path, described, compiled=compile_layers, sharded=sharded)
+    check_options(path, described, compiled=compile_layers, sharded=sharded)
     tokenizer = load_tokenizer(path)
     keep_router_biases(described)
     model = _load_model(Path(path), torch.device(device), dtype, sharded=sharded, trained=trained)

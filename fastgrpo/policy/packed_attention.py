@@ -26,7 +26,7 @@ try:
 except ImportError:
     flash_attn_3_varlen_func = None
 try:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)
 except ImportError:
@@ -35,7 +35,6 @@ except ImportError:
 PACKED = "fastgrpo_packed"
 # Arguments of attention layers that no implementation here knows.
 REFUSED = {
-    "s_aux": "sinks",
     "position_bias": "position biases",
     "indices": "sparse keys",
     "block_indices": "sparse keys",
@@ -58,15 +57,17 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each run over its keys, for B = 1 row, H query heads and G <= H key/value heads.
 
     The last query of a run sees all of its keys, the one before it all but one, and so on; with a `sliding_window` the
-    newest of these only. `softcap` bounds the scaled scores s to softcap * tanh(s / softcap). There is no dropout, as
-    there is none in vLLM. flash-attn on a GPU where installed (3 on Hopper, else 2), else torch's own varlen attention;
-    one call per run on CPU, and in fp32, which none of them knows. `fp8_cache`: keys and values as vLLM's
-    FP8 cache keeps them. Values may be narrower than keys (latent attention).
+    newest of these only. `softcap` bounds the scaled scores s to softcap * tanh(s / softcap). `s_aux` are the heads'
+    sinks (gpt-oss; arXiv 2309.17453), [H]: the score of one key more that each query sees, whose value is 0. There is
+    no dropout, as there is none in vLLM. flash-attn on a GPU where installed (3 on Hopper, else 2), else torch's own
+    varlen attention; one call per run on CPU, and in fp32, which none of them knows. `fp8_cache`: keys and values as
+    vLLM's FP8 cache keeps them. Values may be narrower than keys (latent attention).
     Returns (output_BTHD, None), as wide as the values. Raises UserError naming what a model asks for beyond that.
     """
     _refuse(others)
@@ -81,22 +82,11 @@ def packed_attention(
         # another function, which keeps all scores.
         value_UGD = functional.pad(value_UGD, (0, key_UGD.shape[-1] - narrow))
     heads, boundaries = (query_THD, key_UGD, value_UGD), (cu_seq_lens_q, cu_seq_lens_k)
-    scores = Scores(scaling or query_THD.shape[-1] ** -0.5, sliding_window, softcap)
+    scores = Scores(scaling or query_THD.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
     if not query_BHTD.is_cuda or query_BHTD.dtype == torch.float32:
         output_THD = _run_by_run(*heads, *boundaries, scores)
     elif (flash := _flash_attention(query_BHTD.device)) is not None:
-        output_THD = flash(
-            *heads,
-            *boundaries,
-            max_length_q,
-            max_length_k,
-            softmax_scale=scores.scale,
-            causal=True,
-            window_size=scores.window,
-            softcap=softcap or 0.0,
-        )
-        # flash-attn 3 returned the sums of exponentials, too, in its first versions.
-        output_THD = output_THD[0] if isinstance(output_THD, tuple) else output_THD
+        output_THD = _flash(flash, *heads, (*boundaries, max_length_q, max_length_k), scores)
     else:
         output_THD = _torch_varlen(*heads, (*boundaries, max_length_q, max_length_k), scores)
     return output_THD[..., :narrow].unsqueeze(0), None
@@ -118,6 +108,7 @@ class Scores(NamedTuple):
     scale: float
     sliding_window: int | None
     softcap: float | None
+    sinks_H: Tensor | None = None
 
     @property
     def window(self) -> tuple[int, int]:
@@ -180,8 +171,8 @@ def _run_by_run(
 
 def _one_run(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, scores: Scores) -> Tensor:
     queries, keys = query_HQD.shape[1], key_GKD.shape[1]
-    if scores.softcap is not None:
-        return _capped(query_HQD, key_GKD, value_GKD, scores)
+    if scores.softcap is not None or scores.sinks_H is not None:
+        return _by_scores(query_HQD, key_GKD, value_GKD, scores)
     windowed = scores.sliding_window is not None and keys > scores.sliding_window
     mask_QK = scores.mask(queries, keys, query_HQD.device) if windowed or queries < keys else None
     output_1HQD = functional.scaled_dot_product_attention(
@@ -196,15 +187,67 @@ def _one_run(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, scores: Scor
     return output_1HQD[0]
 
 
-def _capped(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, scores: Scores) -> Tensor:
-    """Gemma 2's attention, which torch's fused one does not know."""
-    assert scores.softcap is not None, "asked for by the caller"
+def _by_scores(query_HQD: Tensor, key_GKD: Tensor, value_GKD: Tensor, scores: Scores) -> Tensor:
+    """Attention with what torch's fused one does not know, Gemma 2's soft cap and gpt-oss's sinks; keeps all scores."""
     copies = len(query_HQD) // len(key_GKD)
     key_HKD, value_HKD = key_GKD.repeat_interleave(copies, 0), value_GKD.repeat_interleave(copies, 0)
     scores_HQK = (query_HQD @ key_HKD.mT).float() * scores.scale
-    capped_HQK = scores.softcap * torch.tanh(scores_HQK / scores.softcap)
+    if scores.softcap is not None:
+        scores_HQK = scores.softcap * torch.tanh(scores_HQK / scores.softcap)
     hidden_QK = ~scores.mask(query_HQD.shape[1], key_HKD.shape[1], query_HQD.device)
-    return capped_HQK.masked_fill(hidden_QK, -torch.inf).softmax(-1).to(value_HKD.dtype) @ value_HKD
+    scores_HQK = scores_HQK.masked_fill(hidden_QK, -torch.inf)
+    if scores.sinks_H is None:
+        share_HQK = scores_HQK.softmax(-1)
+    else:
+        sinks_HQ1 = scores.sinks_H.float()[:, None, None].expand(-1, scores_HQK.shape[1], 1)
+        share_HQK = torch.cat([scores_HQK, sinks_HQ1], -1).softmax(-1)[..., :-1]
+    return share_HQK.to(value_HKD.dtype) @ value_HKD
+
+
+class Sunk(torch.autograd.Function):
+    """Attention with sinks of the same without, `output_THD`, and of the logs of its sums of exponentials, `lse_HT`.
+
+    A sink adds exp(sink) to each query's sum: lse' = log(exp(lse) + exp(sink)), output' = output * exp(lse - lse'). The
+    backward of flash attention computes the shares of keys as exp(score - lse) of the lse that it kept, and subtracts
+    output . gradient of the output that it kept. Of lse' and output' these are the shares beside the sink, and exactly
+    their gradients. So both are written in place of what it kept, through `data`, of which autograd takes no note.
+    The sink itself gets what a key with the value 0 does: minus its share times output' . gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output_THD: Tensor, lse_HT: Tensor, sinks_H: Tensor) -> Tensor:
+        assert lse_HT.shape == output_THD.shape[1::-1], "of one row of sequences"
+        with_sink_HT = torch.logaddexp(lse_HT, sinks_H.to(lse_HT.dtype)[:, None])
+        output_THD.data.mul_((lse_HT - with_sink_HT).exp_().T[..., None])
+        lse_HT.data.copy_(with_sink_HT)
+        ctx.save_for_backward(output_THD, lse_HT, sinks_H)
+        return output_THD.view_as(output_THD)
+
+    @staticmethod
+    def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor, None, Tensor]:
+        output_THD, lse_HT, sinks_H = ctx.saved_tensors
+        share_HT = (sinks_H.to(lse_HT.dtype)[:, None] - lse_HT).exp_()
+        along_HT = (output_THD.float() * grad_THD.float()).sum(-1).T
+        return grad_THD, None, -(share_HT * along_HT).sum(-1).to(sinks_H.dtype)
+
+
+def _flash(
+    function: Any,
+    query_THD: Tensor,
+    key_UGD: Tensor,
+    value_UGD: Tensor,
+    boundaries: tuple[Tensor, Tensor, int, int],
+    scores: Scores,
+) -> Tensor:
+    """flash-attn's `function`, 2 or 3."""
+    options: dict[str, Any] = {"softmax_scale": scores.scale, "causal": True, "window_size": scores.window}
+    if scores.sinks_H is not None and "return_attn_probs" in inspect.signature(function).parameters:
+        options["return_attn_probs"] = True
+    found: Any = function(query_THD, key_UGD, value_UGD, *boundaries, softcap=scores.softcap or 0.0, **options)
+    if scores.sinks_H is not None:
+        return Sunk.apply(found[0], found[1], scores.sinks_H)
+    # flash-attn 3 returned the sums of exponentials, too, in its first versions.
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _torch_varlen(
@@ -224,6 +267,9 @@ def _torch_varlen(
         options["scale"] = scores.scale
     else:
         query_THD = query_THD * (scores.scale * query_THD.shape[-1] ** 0.5)
+    if scores.sinks_H is not None:
+        options["return_aux"] = AuxRequest(lse=True)
+        return Sunk.apply(*varlen_attn(query_THD, key_UGD, value_UGD, *boundaries, **options), scores.sinks_H)
     output_THD: Any = varlen_attn(query_THD, key_UGD, value_UGD, *boundaries, **options)
     return output_THD
 

@@ -27,6 +27,7 @@ from fastgrpo.training.model_sizes import (
     kv_bytes_per_token,
     largest_experts,
     mlp_width,
+    mlp_working,
     recurrent_working,
     state_bytes,
 )
@@ -308,9 +309,7 @@ def _step_sizes(config: PretrainedConfig, workload: Workload, tokens: int) -> tu
     )
     chunk = CHUNK_BYTES["cuda" if workload.on_gpu else "cpu"]
     head = chunk + 3 * tokens * b * hidden + config.vocab_size * hidden * b
-    # The gradients of an MLP's products, its own product in place of one; of a mixture beside what enters and what
-    # leaves each choice.
-    working = max(head, tokens * b * (3 * mlp_width(config) + 2 * expert_choices(config) * hidden))
+    working = max(head, tokens * b * mlp_working(config))
     working = max(working, recurrent_working(config, workload.dtype, tokens, workload.max_model_len))
     if not workload.gradient_checkpointing:
         return tokens * layers * layer, working

@@ -193,6 +193,14 @@ def mlp_width(config: PretrainedConfig) -> int:
     return max(together, config.intermediate_size) if experts.dense else together
 
 
+def mlp_working(config: PretrainedConfig) -> int:
+    """Elements of a token that the backward of an MLP works with: the gradients of its products, its own product in
+    place of one; of a mixture beside what enters and what leaves each choice; gpt-oss's makes its products again."""
+    if config.model_type == "gpt_oss":
+        return 9 * mlp_width(config) + (expert_choices(config) + 1) * config.hidden_size
+    return 3 * mlp_width(config) + 2 * expert_choices(config) * config.hidden_size
+
+
 def largest_experts(config: PretrainedConfig) -> int:
     """Elements of gate and up of all experts of a layer; 0 where there are none."""
     experts = mixture(config)

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 from fastgrpo.config import Config
 from fastgrpo.engine.choices import check_kv_cache, own_process
 from fastgrpo.errors import UserError
-from fastgrpo.policy.architecture import check_recurrent_options
+from fastgrpo.policy.architecture import check_options
 from fastgrpo.policy.experts import mixture
 from fastgrpo.policy.fused_layers import may_fuse
 from fastgrpo.policy.latent_attention import latent_widths
@@ -24,7 +24,7 @@ def memory_plan(config: Config, model: PretrainedConfig, ranks: int = 1) -> Memo
     there are no routes to replay, and as `check_sampled` does.
     """
     tensor_parallel = config.engine.tensor_parallel
-    check_recurrent_options(config.model.path, model, compiled=config.model.compile, sharded=tensor_parallel > 1)
+    check_options(config.model.path, model, compiled=config.model.compile, sharded=tensor_parallel > 1)
     check_sampled(config, model)
     _check_replay(config, model)
     device = policy_device()

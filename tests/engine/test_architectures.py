@@ -35,7 +35,7 @@ from fastgrpo.engine import engine as in_process
 from fastgrpo.engine.engine import Engine
 from fastgrpo.engine.engine_process import EngineProcess
 from fastgrpo.engine.shared_weights import SHARED_ARCHITECTURES
-from fastgrpo.engine.vllm_patches import check_latent_widths, check_recurrent, keep_experts_plain
+from fastgrpo.engine.vllm_patches import check_latent_widths, check_recurrent, check_sinks, keep_experts_plain
 from fastgrpo.engine.weight_sync import ParityError
 from fastgrpo.policy.experts import router_biases
 from fastgrpo.policy.latent_attention import LatentWidths
@@ -84,6 +84,7 @@ COPIED: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "FalconH1ForCausalLM": (FalconH1Config, FALCON_H1 | {"lm_head_multiplier": 0.5}),
     "MiniMaxM2ForCausalLM": MIXTURES["minimax_m2"],
     "Glm4MoeForCausalLM": MIXTURES["glm4_moe"],
+    "GptOssForCausalLM": MIXTURES["gpt_oss"],
     "Ernie4_5_MoeForCausalLM": MIXTURES["ernie4_5_moe"],
     "GraniteMoeForCausalLM": MIXTURES["granitemoe"],
     "GraniteMoeSharedForCausalLM": MIXTURES["granitemoeshared"],
@@ -191,9 +192,13 @@ def sampled_parity(
 
 @pytest.mark.engine
 @exact
-def test_latent_attention_decodes_with_the_weights_of_the_last_sync(tmp_path: Path) -> None:
-    """What it decodes with is made of a weight, which moves into the memory that the two processes have in common."""
-    kind, changes = MIXTURES["deepseek_v3"]
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
+def test_an_engine_in_another_process_decodes_with_the_weights_of_the_last_sync(name: str, tmp_path: Path) -> None:
+    """They move into the memory that the two processes have in common, away from what vLLM made of them or keeps.
+
+    Latent attention decodes with parts of a weight; layers of attention and experts keep sinks and biases.
+    """
+    kind, changes = MIXTURES[name]
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
     with closing(EngineProcess(tmp_path, max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05)) as engine:
         change(policy)
@@ -301,6 +306,16 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, version: str, known: str, *, gpu: 
     registry = SimpleNamespace(get_supported_archs=lambda: {known})
     monkeypatch.setitem(sys.modules, "vllm", Mock(__version__=version, ModelRegistry=registry))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+
+
+def test_a_cpus_older_vllm_has_sinks_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MIXTURES["gpt_oss"][0](num_hidden_layers=2)
+    _pretend(monkeypatch, "0.25.1+cpu", "GptOssForCausalLM", gpu=False)
+    check_sinks(config, "bfloat16")
+    with pytest.raises(ValueError, match=r"^on a CPU vLLM 0\.25\.1\+cpu has attention sinks in bfloat16 alone"):
+        check_sinks(config, "float32")
+    _pretend(monkeypatch, "0.32.0+cpu", "GptOssForCausalLM", gpu=False)
+    check_sinks(config, "float32")
 
 
 def test_a_cpus_vllm_says_which_latent_attention_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,16 @@ MIXTURES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
         | {"n_routed_experts": 8, "n_shared_experts": 2, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5}
         | {"first_k_dense_replace": 1, "head_dim": 48, "use_qk_norm": True, "tie_word_embeddings": False},
     ),
+    # Attention sinks, in every other layer a window of a few tokens; gate and up column by column, with biases.
+    "gpt_oss": (
+        CONFIG_MAPPING["gpt_oss"],
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 64, "head_dim": 32}
+        | {"sliding_window": 9, "tie_word_embeddings": False}
+        | {
+            "rope_parameters": {"rope_type": "yarn", "rope_theta": 15e4, "factor": 4.0}
+            | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 256}
+        },
+    ),
     "granitemoe": (
         CONFIG_MAPPING["granitemoe"],
         {"num_local_experts": 6, "intermediate_size": 64, "logits_scaling": 3.0, "residual_multiplier": 0.5},

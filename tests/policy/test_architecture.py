@@ -86,7 +86,7 @@ KINDS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = (
         "phi": (PhiConfig, {"tie_word_embeddings": False, "num_key_value_heads": 4, "resid_pdrop": 0.3}),
     }
 )
-V2, V3, LITE = (MIXTURES[name][1] for name in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"))
+V2, V3, LITE, GPT_OSS = (MIXTURES[name][1] for name in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "gpt_oss"))
 PROMPT, ANSWERS = list(range(40, 53)), ([3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8])
 
 
@@ -138,6 +138,7 @@ def test_sizes_of_a_mixture_are_found_by_whatever_name() -> None:
     assert sizes["deepseek_v3"] == Mixture(experts=8, choices=3, columns=64, shared=128, dense=True)
     assert sizes["ernie4_5_moe"] == Mixture(experts=6, choices=2, columns=64, shared=128, dense=True)
     assert sizes["glm4_moe"] == Mixture(experts=8, choices=2, columns=64, shared=128, dense=True)
+    assert sizes["gpt_oss"] == sizes["granitemoe"]
     assert (
         sizes["granitemoe"] == sizes["minimax_m2"] == Mixture(experts=6, choices=2, columns=64, shared=0, dense=False)
     )
@@ -185,7 +186,10 @@ def test_a_model_for_which_transformers_is_too_old_is_refused(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        (GptOssConfig, {"num_local_experts": 2, "head_dim": 32}, r"\(gpt_oss\) has attention sinks"),
+        (GptOssConfig, GPT_OSS | {"rms_norm_eps": 1e-6}, r"\(gpt_oss\) has rms_norm_eps 1e-06 in .* with 1e-05 alone"),
+        (GptOssConfig, GPT_OSS | {"layer_types": ["full_attention"] * 2}, r"has layer_types \['full_attention', 'full"),
+        (GptOssConfig, GPT_OSS | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "with 'yarn' alone"),
+        (GptOssConfig, GPT_OSS | {"tie_word_embeddings": True}, "has its embedding as its head"),
         (JambaConfig, {"num_experts": 2, "use_mamba_kernels": False}, "layers of the kind"),
         (OlmoeConfig, OLMOE | {"tie_word_embeddings": True}, r"\(olmoe\) has its embedding as its head, where vLLM"),
         (

@@ -43,6 +43,7 @@ from fastgrpo.training.model_sizes import (
     count_parameters,
     head_width,
     kv_bytes_per_token,
+    mlp_working,
     state_bytes,
     value_width,
 )
@@ -379,6 +380,33 @@ def test_other_layers_keep_no_more_than_is_planned(tmp_path: Path, kind, changes
     assert 0.6 < kept / planned < 1.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_experts_of_gpt_oss_keep_what_is_planned(dtype: torch.dtype) -> None:
+    """By themselves: on a CPU its attention keeps all scores."""
+    kind, changes = MIXTURES["gpt_oss"]
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = kind(**changes | sizes)
+    mlp = AutoModelForCausalLM.from_config(config, dtype=dtype).model.layers[0].mlp
+    fuse_experts(mlp)
+    x_TH = torch.randn(1, 512, 128, dtype=dtype).requires_grad_()
+    known, kept = {x.untyped_storage().data_ptr() for x in (x_TH, *mlp.parameters())}, dict[int, int]()
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        if (storage := tensor.untyped_storage()).data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        output_TH = mlp(x_TH)[0]
+    all_kept, less = (
+        activation_bytes_per_token(config, dtype, layers="plain", recompute_mlp=less) for less in (False, True)
+    )
+    assert sum(kept.values()) / 512 == pytest.approx(all_kept - less, rel=0.05)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        torch.autograd.grad(output_TH, x_TH, torch.ones_like(output_TH))
+    assert peak(profiled) / 512 == pytest.approx(mlp_working(config) * dtype.itemsize, rel=0.05)
+
+
 @pytest.mark.parametrize("mlps", [1, 3])
 def test_layers_that_are_an_mlp_alone_count_as_one(tmp_path: Path, mlps: int) -> None:
     """As Nemotron-H's, of which each layer is an MLP, attention or recurrent, after one norm."""
@@ -468,8 +496,13 @@ def peak_of(function, arguments: list[torch.Tensor]) -> float:  # type: ignore[n
     output = function(*leaves)[0]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         torch.autograd.grad(output, leaves, torch.ones_like(output))
+    return peak(profiled) / output.numel()
+
+
+def peak(profiled: profile) -> int:
+    """The most bytes that were allocated at once."""
     sizes = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(sizes)) / output.numel()
+    return max(accumulate(sizes))
 
 
 def test_one_layer_recomputed_is_a_hybrids_widest() -> None:
@@ -507,6 +540,12 @@ def test_the_mlp_of_a_granite_hybrid_is_the_one_beside_its_experts() -> None:
 def test_what_is_not_made_for_recurrent_layers_is_refused_by_the_plan(key: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"recurrent layers, for which (model.compile|engine.tensor_parallel) is not"):
         workload.memory_plan(resolve(key), Qwen3_5TextConfig(**DELTA_RULE, num_hidden_layers=2))
+
+
+def test_sinks_are_not_compiled() -> None:
+    kind, changes = MIXTURES["gpt_oss"]
+    with pytest.raises(UserError, match=r"attention sinks, for which model\.compile is not made: leave it unset$"):
+        workload.memory_plan(resolve({"model.compile": True}), kind(**changes, num_hidden_layers=2))
 
 
 def test_the_kv_cache_of_a_hybrid_is_that_of_its_attention_and_a_state_of_each_sequence() -> None:
