@@ -1,4 +1,6 @@
-"""Models as they travel: a folder, a name on the hub, .bin files, a GGUF file, an adapter; each becomes a folder here.
+"""Models as they travel: a folder, a name on the hub, .bin files, MXFP4, a GGUF file, an adapter.
+
+Each becomes a folder here.
 
 `huggingface_hub` keeps its own cache and honours HF_TOKEN, HF_HOME and HF_HUB_OFFLINE. What is converted lies under
 `~/.cache/fastgrpo/models` (`XDG_CACHE_HOME`).
@@ -40,6 +42,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils.quantization_config import Mxfp4Config
 
 from fastgrpo.config import Config
 from fastgrpo.errors import DISK_ERRORS, CannotWrite, UserError, cache_folder, expanded, first_line, last_line, writing
@@ -109,17 +112,17 @@ def _with(config: Config, folder: Path, **keys: str) -> Config:
 
 
 def _loadable(config: Config, folder: Path, weights: bool, adapters: bool) -> Path:
-    """The folder itself, or one made of it: of its .bin files, its text model, or an adapter and its base."""
+    """The folder itself, or one made of it: of its .bin files, its text model, MXFP4, or an adapter and its base."""
     if (folder / ADAPTER_CONFIG).is_file():
         if not adapters:  # they might name one another
             raise UserError(f"{folder} is an adapter itself: name the model of both as base_model_name_or_path")
         return _merged(config, folder, weights)
     if weights:
         return _whole(_converted(folder))
-    if (text := _text_part(folder)) is None:
+    if (made := _made_config(folder)) is None:
         return folder
     described = _described(folder)
-    text.save_pretrained(described)
+    made.save_pretrained(described)
     return described
 
 
@@ -260,9 +263,9 @@ def _asking(name: str, revision: str) -> Iterator[None]:
 
 
 def _converted(folder: Path) -> Path:
-    """The folder itself, or one with safetensors of its text model: of .bin files, or of a model that sees images."""
+    """The folder itself, or one with safetensors: of .bin files, a text model of one that sees, or MXFP4."""
     weights, binary = sorted(folder.glob("*.safetensors")), sorted(folder.glob("pytorch_model*.bin"))
-    if weights and _text_part(folder) is None:
+    if weights and _made_config(folder) is None:
         return folder
     weights = weights or binary
     if not weights or not (folder / "config.json").is_file():
@@ -270,10 +273,19 @@ def _converted(folder: Path) -> Path:
     with _made(folder.name, weights) as (made, missing):
         if missing:
             with _readable(f"the weights of {folder}"):
-                model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+                model = _whole_model(folder)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             _save(_with_names_of_its_own(model), tokenizer, missing)
     return made
+
+
+def _whole_model(folder: Path) -> Any:
+    """The model in the folder, of MXFP4 dequantised to bfloat16."""
+    if not _is_mxfp4(AutoConfig.from_pretrained(folder, trust_remote_code=False)):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+    quantised: Any = Mxfp4Config(dequantize=True)
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "quantization_config": quantised}
+    return _unquantised(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options))
 
 
 def _with_names_of_its_own(model: PreTrainedModel) -> PreTrainedModel:
@@ -284,15 +296,28 @@ def _with_names_of_its_own(model: PreTrainedModel) -> PreTrainedModel:
     return own
 
 
-def _text_part(folder: Path) -> PretrainedConfig | None:
-    """The text model of a model that sees more, where that is a causal LM of its own, as Qwen3.5's; None of others."""
+def _made_config(folder: Path) -> PretrainedConfig | None:
+    """The configuration of what a folder of safetensors is made into; None where it stays as it is.
+
+    Of a model that sees more its text model, where that is a causal LM of its own, as Qwen3.5's; of MXFP4, as gpt-oss
+    comes, the same model without.
+    """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError):
         return None  # said where the configuration is read
     text = config.get_text_config()
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return text if text is not config and getattr(causal, "config_class", None) is type(text) else None
+    if text is not config and getattr(causal, "config_class", None) is type(text):
+        return text
+    if _is_mxfp4(config):
+        del config.quantization_config
+        return config
+    return None
+
+
+def _is_mxfp4(config: PretrainedConfig) -> bool:
+    return (getattr(config, "quantization_config", None) or {}).get("quant_method") == "mxfp4"
 
 
 def _from_gguf(file: Path, weights: bool) -> Path:
@@ -318,10 +343,15 @@ def _dequantised(file: Path) -> PreTrainedModel:
         # Versions that have it keep the quantised blocks unless told otherwise.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
+    _tie(_unquantised(model))
+    return model
+
+
+def _unquantised(model: Any) -> Any:
+    """The model, whose weights are plain, as one that has never been quantised."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
-    _tie(model)
     return model
 
 

@@ -127,7 +127,7 @@ def test_a_second_turn_tells_of_the_token_that_ended_the_first(engine: Engine, p
 
 @pytest.mark.engine
 @exact
-@pytest.mark.parametrize("name", ["granitemoehybrid of experts", "glm4_moe"])
+@pytest.mark.parametrize("name", ["granitemoehybrid of experts", "glm4_moe", "gpt_oss"])
 def test_hybrids_and_routers_with_a_bias_tell_theirs(name: str, tmp_path: Path) -> None:
     kind, changes = MIXTURES[name]
     policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))

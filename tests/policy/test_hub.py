@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -43,7 +43,7 @@ from fastgrpo.policy.folder import load_config, load_tokenizer
 from fastgrpo.policy.hub import with_local_model
 from fastgrpo.policy.loading import load_policy
 from fastgrpo.run_folder import open_folder
-from tests.helpers.tiny_model import DELTA_RULE, save_tiny_model
+from tests.helpers.tiny_model import DELTA_RULE, MIXTURES, save_tiny_model
 
 COMMIT = "a" * 40
 
@@ -199,6 +199,43 @@ def test_of_a_model_that_sees_images_the_text_model_is_taken(
     for made in (folder, described):
         assert type(load_config(made)) is type(model.config.text_config)
         load_tokenizer(made)
+
+
+FP4 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
+
+
+def in_mxfp4(rows_EFG: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random experts [E, F, 32 G], as gpt-oss is published: two numbers a byte, the low half first; a scale for 32."""
+    codes, scales = torch.randint(16, (*rows_EFG, 32)), torch.randint(118, 124, rows_EFG)
+    value = torch.tensor(FP4)[codes] * 2.0 ** (scales - 127)[..., None]
+    blocks = codes[..., ::2] + 16 * codes[..., 1::2]
+    return value.flatten(2), blocks.to(torch.uint8), scales.to(torch.uint8)
+
+
+def test_a_model_in_mxfp4_becomes_one_in_bfloat16(tmp_path: Path, cache: Path) -> None:
+    kind, changes = MIXTURES["gpt_oss"]
+    folder = save_tiny_model(tmp_path / "quantised", kind=kind, **changes | {"hidden_size": 64})
+    weights, expected = load_file(folder / "model.safetensors"), {}
+    for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = weights.pop(name).shape
+        value, weights[f"{name}_blocks"], weights[f"{name}_scales"] = in_mxfp4((experts, rows, columns // 32))
+        expected[name] = value.mT
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    told = json.loads((folder / "config.json").read_text())
+    told["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head", "model.embed_tokens"]}
+    (folder / "config.json").write_text(json.dumps(told))
+    made = Path(with_local_model(configuration(folder)).model.path)
+    assert made.parent == cache
+    found = load_file(made / "model.safetensors")
+    assert found.keys() == {name for name in weights if "_blocks" not in name and "_scales" not in name} | set(expected)
+    for name, value in found.items():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, expected.get(name, weights.get(name)).bfloat16()), name
+    described = Path(with_local_model(configuration(folder), weights=False).model.path)
+    for path in (made, described):
+        assert load_config(path).model_type == "gpt_oss"
+        assert load_tokenizer(path).eos_token_id is not None
+    assert load_policy(made).model.config.model_type == "gpt_oss"
 
 
 def save_adapter(folder: Path, base: str, **told: object) -> Path:
