@@ -72,10 +72,7 @@ def described(rows: list[dict[str, float]], config: Config, world: int) -> None:
     report("MFU of forward and backward", f"{middle.get('mfu', float('nan')):.1%}")
     report("parity after the sync, nats; all sampled tokens", f"{middle['parity']:.4f}; {middle['sampler_parity']:.4f}")
     if "rerouted" in middle:
-        report(
-            "experts replayed; a token's in a layer, which the trainer would have chosen otherwise",
-            f"{middle['rerouted']:.2%}",
-        )
+        report("experts replayed that the trainer would have chosen otherwise", f"{middle['rerouted']:.2%}")
     report("sync, ms", f"{1e3 * middle['sync_seconds']:.2f}")
     if "gpu/memory_gib" in middle:
         report("peak memory by the driver after the first step, GiB", f"{max(r['gpu/memory_gib'] for r in rows):.1f}")

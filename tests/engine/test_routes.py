@@ -1,4 +1,4 @@
-"""The experts that vLLM tells of each token are those that it had: the trainer, in fp32, chooses the same."""
+"""The experts that vLLM tells of each token are those that it had: the trainer chooses the same, in fp32 all of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ from tests.helpers.tiny_model import MIXTURES, save_tiny_model
 
 QWEN3 = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "mlp_only_layers": [1]}
 OPTIONS: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 8, "routes": True}
+ON_GPU = torch.cuda.is_available()
+# Of two roundings of bfloat16 few choices are apart, of two tokens nearly all.
+APART = 0.2 if ON_GPU else 0.0
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +37,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(folder: Path) -> Policy:
-    return load_policy(folder)
+    return loaded(folder)
+
+
+def loaded(folder: Path) -> Policy:
+    return load_policy(folder, device="cuda", dtype=torch.bfloat16) if ON_GPU else load_policy(folder)
 
 
 @pytest.fixture(scope="module")
 def engine(folder: Path, policy: Policy) -> Iterator[Engine]:
-    # Blocks of 128 tokens, of which eight sequences of 400 have not all they need.
-    with closing(Engine(folder, kv_cache_gib=0.003, **OPTIONS)) as opened:
+    # Blocks of 128 tokens (64 of half the size on a GPU), of which eight sequences of 400 have not all they need.
+    with closing(Engine(folder, kv_cache_gib=0.001 if ON_GPU else 0.003, **OPTIONS)) as opened:
         opened.sync(policy)
         yield opened
 
@@ -65,7 +72,7 @@ def counts(policy: Policy, prompts: list[list[int]], done: list[Completion]) -> 
         samples.append(Sample(before + one.token_ids, mask, [0.0] * len(mask), routes=one.routes))
         assert one.routes is not None
         assert len(one.routes) == len(mask) - 1
-    (batch,) = pack(samples, [1.0] * len(samples), 10**6, "cpu")
+    (batch,) = pack(samples, [1.0] * len(samples), 10**6, policy.device)
     token_logprobs(policy, batch, 1.0)
     assert batch.replay is not None
     return batch.replay.counts_2.tolist()
@@ -74,11 +81,10 @@ def counts(policy: Policy, prompts: list[list[int]], done: list[Completion]) -> 
 def alike(policy: Policy, prompts: list[list[int]], done: list[Completion]) -> None:
     known, elsewhere = counts(policy, prompts, done)
     assert known > 0
-    assert elsewhere == 0
+    assert elsewhere <= APART * known
 
 
 @pytest.mark.engine
-@exact
 def test_cached_prompts_and_preempted_requests_have_their_experts(
     engine: Engine, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +115,6 @@ def test_cached_prompts_and_preempted_requests_have_their_experts(
 
 
 @pytest.mark.engine
-@exact
 def test_a_second_turn_tells_of_the_token_that_ended_the_first(engine: Engine, policy: Policy) -> None:
     rollout = Rollout(prompt(140), [0] * 140, [0.0] * 140, [])
     for turn in range(2):
@@ -130,7 +135,7 @@ def test_a_second_turn_tells_of_the_token_that_ended_the_first(engine: Engine, p
 @pytest.mark.parametrize("name", ["granitemoehybrid of experts", "glm4_moe", "gpt_oss"])
 def test_hybrids_and_routers_with_a_bias_tell_theirs(name: str, tmp_path: Path) -> None:
     kind, changes = MIXTURES[name]
-    policy = load_policy(save_tiny_model(tmp_path, kind=kind, **changes))
+    policy = loaded(save_tiny_model(tmp_path, kind=kind, **changes))
     prompts = [prompt(30, key) for key in range(2)]
     with closing(Engine(tmp_path, kv_cache_gib=0.05, **OPTIONS)) as engine:
         engine.sync(policy)
