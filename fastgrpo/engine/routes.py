@@ -40,10 +40,12 @@ class Recorder:
         self._chosen_TLK = torch.full((most, len(runners), choices), -1, dtype=dtype, device=device)
         for layer, runner in enumerate(runners):
             capture = partial(self._capture, layer)
-            if runner.routed_experts.quant_method.is_monolithic:  # the CPU's in vLLM 0.25.1; see `keep_experts_plain`
+            if not runner.routed_experts.quant_method.is_monolithic:
+                runner.router.set_capture_fn(capture)
+            elif device.type == "cpu":  # vLLM 0.25.1's; see `keep_experts_plain`
                 runner.routed_experts.capture_routes = capture
             else:
-                runner.router.set_capture_fn(capture)
+                raise ValueError("its kernel chooses experts and tells nobody: set grpo.routing_replay to false")
 
     def _capture(self, layer: int, chosen_TK: Tensor) -> None:
         self._chosen_TLK[: len(chosen_TK), layer].copy_(chosen_TK)

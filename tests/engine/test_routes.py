@@ -1,4 +1,4 @@
-"""The experts that vLLM tells of each token are those that it had: the trainer chooses the same, in fp32 all of them."""
+"""The experts that vLLM tells of each token are those that it had: the trainer, in fp32, chooses the same."""
 
 from __future__ import annotations
 
