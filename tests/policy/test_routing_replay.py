@@ -37,6 +37,7 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "qwen3_moe as it is": lambda logit, chosen: logit.softmax(-1).gather(1, chosen),
     "mixtral": lambda logit, chosen: shares(logit.softmax(-1).gather(1, chosen)),
     "granitemoe": lambda logit, chosen: logit.gather(1, chosen).softmax(-1),
+    "gpt_oss": lambda logit, chosen: logit.gather(1, chosen).softmax(-1),
     "deepseek_v2 in groups": lambda logit, chosen: 1.5 * logit.softmax(-1).gather(1, chosen),
     "deepseek_v3": lambda logit, chosen: 1.5 * shares(logit.sigmoid().gather(1, chosen)),
     "glm4_moe": lambda logit, chosen: 1.5 * shares(logit.sigmoid().gather(1, chosen)),
@@ -145,7 +146,7 @@ def forced_gate(
     """A router's `forward`; `first`: it returns the ids first, and not last."""
 
     def forward(self: Any, hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-        logit_TE = linear(hidden.reshape(-1, hidden.shape[-1]), self.weight).float()
+        logit_TE = linear(hidden.reshape(-1, hidden.shape[-1]), self.weight, getattr(self, "bias", None)).float()
         chosen = chosen_TK.long()
         weight_TK = weights(logit_TE, chosen)
         return (chosen, weight_TK, logit_TE) if first else (logit_TE, weight_TK, chosen)
